@@ -1,0 +1,161 @@
+"""The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+import sparring
+from sparring.config import load_recipe, to_yaml
+from sparring.console import set_up_logging
+from sparring.errors import UserError
+
+app = typer.Typer(
+    help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file; docs/recipe.md lists every key.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
+USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sparring {sparring.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    restart_from: Annotated[
+        str | None, typer.Option(help="Redo this stage and all after it, for example sft or iterations/001/train.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print warnings and the final tables only.")] = False,
+) -> None:
+    """Play the whole game. The same command goes on after any interruption."""
+    again = shlex.join(["sparring", "run", str(recipe), *(overrides or [])])
+    with _outcome(again):
+        set_up_logging(quiet)
+        checked = load_recipe(recipe, overrides or [])
+        from sparring.report.tables import print_summary
+        from sparring.selfplay import run as play
+
+        summary = play(checked, restart_from=restart_from)
+        print_summary(summary, Path(checked.run_dir), _stdout())
+
+
+@app.command()
+def sample(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Argument(help="A first user turn.", show_default=False)],
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature, 0 for greedy; the recipe's when not given.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the replies; the recipe's when not given.")] = None,
+) -> None:
+    """Answer one prompt with every iteration, side by side."""
+    with _outcome():
+        set_up_logging(quiet=True)
+        from sparring.samples import answers, print_answers
+
+        print_answers(prompt, answers(run, prompt, temperature, seed), _stdout())
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
+    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float16; float32, as trained, when not given.")] = None,
+) -> None:
+    """Write one player as a plain Hugging Face folder with a model card."""
+    with _outcome():
+        set_up_logging()
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise UserError(f"{dtype!r} is not one of float32, bfloat16, float16", where="--dtype")
+        from sparring.report.export import export as write
+
+        print(f"wrote {write(run, target, iteration, None if dtype == 'float32' else dtype)}")
+
+
+@app.command("recipe")
+def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the resolved recipe: every key with the value that a run would use."""
+    with _outcome():
+        print(to_yaml(load_recipe(recipe, overrides or [])), end="")
+
+
+def main() -> None:
+    """Entry point of the `sparring` command."""
+    app()
+
+
+@contextlib.contextmanager
+def _outcome(again: str | None = None) -> Iterator[None]:
+    """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
+    if again:
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    except UserError as error:
+        _stop(f"error: {error}", USER_ERROR)
+    except KeyboardInterrupt:
+        _stop("interrupted; nothing finished is lost" + (f". Go on with:\n  {again}" if again else ""), INTERRUPTED)
+    except Exception as error:
+        if _is_full_disk(error):
+            _stop(
+                f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost"
+                + (f". Go on with:\n  {again}" if again else ""),
+                USER_ERROR,
+            )
+        if not again or "SPARRING_DEBUG" in os.environ:
+            raise
+        _stop(
+            f"fault: {type(error).__name__}: {error}\n  -> the traceback is in run.log in the run directory; go on with:\n  {again}", FAULT
+        )
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Also for libraries that pass the system's message on as text."""
+    return (
+        (isinstance(error, OSError) and error.errno in NO_SPACE)
+        or "No space left on device" in str(error)
+        or "File too large" in str(error)
+    )
+
+
+def _stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def _stdout() -> Console:
+    """A pipe has no width of its own; 80 columns would break the tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console

@@ -1,0 +1,231 @@
+"""The only place where conversations become token ids: data, sampling, training, evaluation and export all come through here.
+
+A prompt is tokenised alone, because that is the prefix under which replies are sampled; a human reply is what the chat template
+adds to that very prefix, up to and including the token with which the model itself ends a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+
+from sparring.data.records import Conversation, Message, TokenIds
+from sparring.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a template can raise while it renders. Templates come with models, so none of it may look like a fault of ours.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
+
+# Stand-ins whose place in a rendering shows what the template puts around them.
+_ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
+_OPTION = "model.chat_template"
+
+
+def load_template(path: str | Path) -> str:
+    """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
+    where = f"{_OPTION}: {path}"
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError("no such file", where=where, remedy="give the path of a Jinja chat template") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}", where=where) from None
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror or error}", where=where) from None
+    if not text.strip():
+        raise UserError("the file is blank", where=where, remedy="give a Jinja chat template, or null for the model's own")
+    return text
+
+
+class Chat:
+    """A tokenizer with its chat template, probed once for how it treats system turns and ends a turn.
+
+    template: Jinja text that replaces the tokenizer's own; null keeps that.
+    end_of_turn_ids: further ids that end a reply, as the model's generation config lists them.
+
+    `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
+    tells, once each, what had to be decided for this template; it may grow while conversations come in.
+    Rendering happens in transformers' sandbox alone. Nothing here reads the pad token, which may equal the end of turn.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, end_of_turn_ids: Iterable[int] = ()) -> None:
+        self.tokenizer = tokenizer
+        self.notices: list[str] = []
+        self.template = template if template is not None else _own_template(tokenizer)
+        self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
+        self._takes_system = self._probe_system()
+        self._probe_start()
+        ends = {self.end_of_turn_id, tokenizer.eos_token_id, *end_of_turn_ids}
+        self.stop_ids: frozenset[int] = frozenset(token for token in ends if token is not None)
+
+    def prompt_ids(self, prompt: Sequence[Message], where: str | None = None) -> TokenIds:
+        """The prefix under which a reply is sampled and scored: the rendered turns and the header of the assistant's next.
+
+        Raises UserError, naming `where`, when the template refuses the turns.
+        """
+        return self._ids(self._render(self._folded(prompt), where, add_generation_prompt=True))
+
+    def encode(self, conversation: Conversation, where: str | None = None) -> tuple[TokenIds, TokenIds]:
+        """(prompt_ids, reply_ids) of an SFT row, the reply with its end-of-turn token.
+
+        Together they are the tokenizer's own rendering of the whole conversation, less what the template writes after the end
+        of the turn. Where a token would reach across the boundary, the prompt keeps its ids and the reply is tokenised alone.
+        """
+        prompt = self._folded(conversation.prompt)
+        prompt_text = self._render(prompt, where, add_generation_prompt=True)
+        full_text = self._render([*prompt, Message(role="assistant", content=conversation.reply)], where)
+        if not full_text.startswith(prompt_text):
+            raise _prefix_changes(prompt_text, full_text, where)
+        prompt_ids, full_ids = self._ids(prompt_text), self._ids(full_text)
+        if full_ids[: len(prompt_ids)] == prompt_ids:
+            reply_ids = full_ids[len(prompt_ids) :]
+        else:
+            reply_ids = self._reply_alone(full_text[len(prompt_text) :], prompt_ids, full_ids)
+        return prompt_ids, self._up_to_end_of_turn(reply_ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text for people to read, without special tokens. Never encode it again: the ids are the reply."""
+        return self._text(ids, skip_special_tokens=True)
+
+    def _ids(self, text: str) -> TokenIds:
+        # The template writes every special token itself; the tokenizer must not add them a second time.
+        return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _text(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
+        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    def _render(self, messages: Sequence[Message], where: str | None, add_generation_prompt: bool = False) -> str:
+        try:
+            return self._render_raw(messages, add_generation_prompt)
+        except TEMPLATE_ERRORS as error:
+            roles = ", ".join(message["role"] for message in messages) or "none"
+            what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
+            raise UserError(what, where=where, remedy=f"mend or drop the row, or set {_OPTION} to a template that takes it") from None
+
+    def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
+        return self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=self.template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+        )
+
+    def _folded(self, prompt: Sequence[Message]) -> list[Message]:
+        """The turns as the template can take them: where it has no system role, that text opens the first user turn."""
+        system = [message["content"] for message in prompt if message["role"] == "system"]
+        if self._takes_system or not system:
+            return list(prompt)
+        self._note("the chat template has no system role: system turns are put in front of the first user turn")
+        turns = [message for message in prompt if message["role"] != "system"]
+        first = next((n for n, turn in enumerate(turns) if turn["role"] == "user"), None)
+        if first is None:
+            return [Message(role="user", content="\n\n".join(system)), *turns]
+        turns[first] = Message(role="user", content="\n\n".join([*system, turns[first]["content"]]))
+        return turns
+
+    def _reply_alone(self, reply_text: str, prompt_ids: TokenIds, full_ids: TokenIds) -> TokenIds:
+        """Ids of the reply by itself, for a boundary that tokens would reach across.
+
+        Some tokenizers put a space before any text that they begin with. After an added token they may not, so both ways are
+        tried, and the one that reads like the rendering wins.
+        """
+        self._note("tokens would reach from the prompt into the reply: such replies are tokenised by themselves")
+        alone = self._ids(reply_text)
+        marker = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
+        candidates = [alone, self._ids(marker + reply_text)[len(self._ids(marker)) :]]
+        wanted = self._text(full_ids, skip_special_tokens=False)
+        return next((ids for ids in candidates if self._text(prompt_ids + ids, skip_special_tokens=False) == wanted), alone)
+
+    def _up_to_end_of_turn(self, ids: TokenIds) -> TokenIds:
+        """The reply up to the end of its turn. The last such token counts: the reply's own text may spell it too."""
+        end = self.end_of_turn_id
+        if not self._template_ends_turns or end not in ids:
+            return (*ids, end)
+        if ids.count(end) > 1:
+            self._note(f"some replies spell the end-of-turn token {self._name(end)} in their own text")
+        return ids[: len(ids) - ids[::-1].index(end)]
+
+    # --- probes: what this template does, found out once ---
+
+    def _probe_end_of_turn(self) -> tuple[int, bool]:
+        """(id of the token that ends an assistant turn, whether the template writes it)."""
+        messages = [Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)]
+        try:
+            text = self._render_raw(messages)
+        except TEMPLATE_ERRORS as error:
+            what = f"the chat template cannot render a question and its answer: {_reason(error)}"
+            raise UserError(what, where=_OPTION, remedy="correct the template") from None
+        if _ASKED not in text or _ANSWERED not in text:
+            what = "the chat template leaves out the text of a user or assistant turn"
+            raise UserError(what, where=_OPTION, remedy="correct the template")
+        end = self._first_marker(self._ids(text[text.rindex(_ANSWERED) + len(_ANSWERED) :]))
+        if end is not None:
+            return end, True
+        if self.tokenizer.eos_token_id is None:
+            what = "the chat template writes no token after a reply and the tokenizer has no end-of-sequence token: replies would never end"
+            raise UserError(what, where=_OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
+        self._note(f"the chat template writes no token after a reply: {self._name(self.tokenizer.eos_token_id)} is appended")
+        return self.tokenizer.eos_token_id, False
+
+    def _first_marker(self, ids: TokenIds) -> int | None:
+        """The first special token, else the first added one that is not blank (some models forget to mark theirs)."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
+        marked = {token for token, entry in added.items() if entry.content.strip()}
+        # What a tokenizer cannot spell, a line break for example, ends nothing.
+        known = [token for token in ids if token != self.tokenizer.unk_token_id]
+        return next((token for kind in (special, marked) for token in known if token in kind), None)
+
+    def _probe_system(self) -> bool:
+        """Whether a system turn reaches the rendering; some templates refuse it, some drop it without a word."""
+        try:
+            text = self._render_raw([Message(role="system", content=_SYSTEM), Message(role="user", content=_ASKED)], True)
+        except TEMPLATE_ERRORS:
+            return False
+        return _SYSTEM in text
+
+    def _probe_start(self) -> None:
+        """Say what a reader of the ids would trip over: a missing start token, a prompt that depends on the day."""
+        if "strftime_now" in self.template:
+            self._note("the chat template writes today's date into prompts: the rows keep the date on which they were prepared")
+        bos = self.tokenizer.bos_token_id
+        usual = self.tokenizer(_ASKED, verbose=False)["input_ids"]
+        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=_OPTION):
+            self._note(f"the tokenizer starts texts with {self._name(bos)}, but the chat template does not write it: prompts have none")
+
+    def _name(self, token: int) -> str:
+        return repr(self.tokenizer.convert_ids_to_tokens(token))
+
+    def _note(self, notice: str) -> None:
+        if notice not in self.notices:
+            self.notices.append(notice)
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        several = isinstance(tokenizer.chat_template, dict) and tokenizer.chat_template
+        what = _reason(error) if several else "the model has no chat template, so nothing says how turns are written"
+        raise UserError(what, where=_OPTION, remedy=f"set {_OPTION} to a Jinja file; a fine-tuned sibling of the model has one") from None
+
+
+def _reason(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return f"{text} (template line {error.lineno})" if isinstance(error, TemplateSyntaxError) else text
+
+
+def _prefix_changes(prompt_text: str, full_text: str, where: str | None) -> UserError:
+    at = next((n for n, (a, b) in enumerate(zip(prompt_text, full_text, strict=False)) if a != b), min(len(prompt_text), len(full_text)))
+    sampled, scored = prompt_text[max(0, at - 20) : at + 20], full_text[max(0, at - 20) : at + 20]
+    return UserError(
+        "the chat template writes the prompt differently once the reply is there, so a reply would be sampled under one prefix and "
+        f"scored under another: {sampled!r} without the reply, {scored!r} with it",
+        where=where or _OPTION,
+        remedy=f"set {_OPTION} to a template whose rendering with the reply begins with its rendering without",
+    )

@@ -1,0 +1,32 @@
+"""What the rows of a run depend on, by content: the source's bytes, the tokenizer, the chat template."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.config import DataSection
+from sparring.data.chat import Chat
+from sparring.errors import UserError
+from sparring.rundir import digest, file_hash
+
+
+def source_fingerprint(section: DataSection) -> str:
+    """sha256 of a local file; for built-in data and Hub ids the name (the revision stands beside it in the recipe)."""
+    path = Path(section.path).expanduser()
+    if section.path.startswith("builtin:") or not path.is_file():
+        return section.path
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror}", where=f"data.path ({section.path})") from None
+
+
+def chat_fingerprint(chat: Chat) -> str:
+    """Hash of everything that turns messages into token ids."""
+    return digest(
+        [
+            chat.template,
+            chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else repr(chat.tokenizer),
+            sorted(chat.stop_ids),
+        ]
+    )

@@ -1,0 +1,214 @@
+"""Rows to examples, once per run: drop, tokenise, take the subset, and split by a hash of the prompt.
+
+The outcome depends on the rows as a set and on the recipe, never on the order of the rows in the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import DataSection
+from sparring.data.chat import Chat
+from sparring.data.records import Conversation, Example, Message
+from sparring.data.sources import Loaded, is_empty, load_conversations
+from sparring.errors import UserError
+
+Located = tuple[str, Conversation]
+
+# What became of the rows; `read` is the sum of those that follow it here.
+ROW_COUNTS = (
+    "read",
+    "empty",
+    "duplicates",
+    "prompt_too_long",
+    "reply_too_long",
+    "not_in_subset",
+    "prompt_held_out",
+    "train",
+    "held_out",
+)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tokenised rows in the order of their ids. No prompt is in both lists, neither as text nor as token ids.
+
+    `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
+    ids; and of the kept rows' changes: reply_cut, trailing_turns_dropped, surrogates_replaced. With data.max_examples the rows
+    outside the subset are not tokenised, so those that are too long count as not_in_subset.
+    `notices`: what was decided on the way, one sentence each.
+    """
+
+    train: list[Example]
+    held_out: list[Example]
+    counts: dict[str, int]
+    notices: list[str]
+
+
+def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
+    """Read, drop empty rows and exact duplicates, apply the length rules, take the subset and split.
+
+    Raises UserError for data that cannot be read, when a rule leaves no row, and when the held-out part leaves none to train on.
+    """
+    loaded = load_conversations(section, seed)
+    counts = {**dict.fromkeys(ROW_COUNTS, 0), "reply_cut": 0, **loaded.counts}
+    rows = _distinct(loaded, counts)
+    examples = _subset(rows, section, chat, seed, counts)
+    if not examples:
+        raise _nothing_left(section, counts)
+    train, held_out = split_by_prompt(examples, section.held_out)
+    train = _without_prompts_of(held_out, train, counts)
+    counts["train"], counts["held_out"] = len(train), len(held_out)
+    if not train or not held_out:
+        raise _one_side_empty(section, len(examples), len(held_out))
+    return Prepared(train, held_out, counts, [*loaded.notices, *chat.notices])
+
+
+def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
+    rows: dict[str, Located] = {}
+    for where, conversation in loaded.rows:
+        if is_empty(conversation):
+            counts["empty"] += 1
+        elif conversation.row_id in rows:
+            counts["duplicates"] += 1
+        else:
+            rows[conversation.row_id] = (where, conversation)
+    return list(rows.values())
+
+
+def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int]) -> list[Example]:
+    """The first `max_examples` rows within the limits, in an order that only the seed and the row ids give.
+
+    Tokenises in that order and stops when it has enough: the same rows as tokenising all of them first, in a part of the time.
+    """
+    wanted = section.max_examples or len(rows)
+    examples: list[Example] = []
+    order = sorted(rows, key=lambda row: _draw(seed, row[1].row_id)) if wanted < len(rows) else rows
+    for done, (where, conversation) in enumerate(order):
+        if len(examples) == wanted:
+            counts["not_in_subset"] = len(rows) - done
+            break
+        example = _tokenised(where, conversation, section, chat, counts)
+        if example is not None:
+            examples.append(example)
+    return sorted(examples, key=lambda example: example.row_id)
+
+
+def _draw(seed: int, row_id: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
+
+
+def _tokenised(where: str, conversation: Conversation, section: DataSection, chat: Chat, counts: dict[str, int]) -> Example | None:
+    """The row as an example, or None (counted) when a length rule drops it."""
+    prompt_ids, reply_ids = chat.encode(conversation, where=where)
+    if len(prompt_ids) > section.max_prompt_tokens:
+        counts["prompt_too_long"] += 1
+        return None
+    if len(reply_ids) > section.max_reply_tokens:
+        if section.too_long == "drop":
+            counts["reply_too_long"] += 1
+            return None
+        counts["reply_cut"] += 1
+        # What is cut loses its end-of-turn token with the rest: nothing may teach that a reply ends in mid-sentence.
+        reply_ids = reply_ids[: section.max_reply_tokens]
+    return Example(conversation.row_id, conversation, prompt_ids, reply_ids)
+
+
+def split_by_prompt(examples: Sequence[Example], held_out: int | float) -> tuple[list[Example], list[Example]]:
+    """(train, held-out). All rows of a prompt are on the same side, which a hash of the prompt decides.
+
+    held_out: a fraction puts a prompt's hash against a fixed threshold, so its side is the same in any data set; a count holds
+    out the prompts with the lowest hashes until at least that many rows are held out.
+    """
+    keys = [example.conversation.prompt_key for example in examples]
+    chosen = _below(held_out, keys) if isinstance(held_out, float) else _lowest(held_out, keys)
+    sides: tuple[list[Example], list[Example]] = ([], [])
+    for key, example in zip(keys, examples, strict=True):
+        sides[key in chosen].append(example)
+    return sides
+
+
+def _below(fraction: float, keys: Iterable[str]) -> set[str]:
+    threshold = int(fraction * 2.0**256)  # exact: a power of two only moves the exponent
+    return {key for key in keys if int(key, 16) < threshold}
+
+
+def _lowest(count: int, keys: Sequence[str]) -> set[str]:
+    """With prompt hashes in rising order, as many as it takes for `count` rows; `keys` names a prompt once per row."""
+    ordered = sorted(keys)
+    return set(ordered[:count])
+
+
+def _without_prompts_of(held_out: list[Example], train: list[Example], counts: dict[str, int]) -> list[Example]:
+    """Different texts can render to the same ids (templates that trim blanks, folded system turns): held out stays unseen."""
+    unseen = {example.prompt_ids for example in held_out}
+    kept = [example for example in train if example.prompt_ids not in unseen]
+    counts["prompt_held_out"] = len(train) - len(kept)
+    return kept
+
+
+def _nothing_left(section: DataSection, counts: dict[str, int]) -> UserError:
+    rules = {
+        "empty": "an empty prompt or reply",
+        "prompt_too_long": f"a prompt over data.max_prompt_tokens ({section.max_prompt_tokens})",
+        "reply_too_long": f"a reply over data.max_reply_tokens ({section.max_reply_tokens})",
+    }
+    dropped = [f"{counts[key]} for {rule}" for key, rule in rules.items() if counts[key]]
+    if counts["duplicates"]:
+        dropped.append(f"{counts['duplicates']} as duplicates")
+    what = f"no row is left of {counts['read']}: dropped {', '.join(dropped)}"
+    return UserError(what, where=section.path, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
+
+
+def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
+    side = "nothing is left to train on" if held_out else "nothing is held out"
+    what = f"data.held_out is {section.held_out}, but {rows} rows are left after dropping and the subset: {side}"
+    return UserError(what, where=section.path, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
+
+
+def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
+    """Write examples as parquet, text and token ids alike; `read_examples` gives the equal list back."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    ids = pa.list_(pa.int32())
+    schema = pa.schema(
+        [("row_id", pa.string()), ("prompt", pa.list_(turn)), ("reply", pa.string()), ("prompt_ids", ids), ("reply_ids", ids)]
+    )
+    pq.write_table(pa.Table.from_pylist([_as_row(example) for example in examples], schema=schema), str(path))
+
+
+def read_examples(path: str | Path) -> list[Example]:
+    """What `write_examples` wrote. Raises UserError for a file that is missing or is something else."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with Path(path).open("rb") as file:
+            rows = pq.read_table(file).to_pylist()
+        return [_as_example(row) for row in rows]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        what = f"cannot read the prepared examples: {type(error).__name__}: {error}"
+        raise UserError(what, where=str(path), remedy="redo the data stage") from None
+
+
+def _as_row(example: Example) -> dict[str, Any]:
+    conversation = example.conversation
+    return {
+        "row_id": example.row_id,
+        "prompt": [dict(message) for message in conversation.prompt],
+        "reply": conversation.reply,
+        "prompt_ids": list(example.prompt_ids),
+        "reply_ids": list(example.reply_ids),
+    }
+
+
+def _as_example(row: dict[str, Any]) -> Example:
+    prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in row["prompt"])
+    conversation = Conversation(prompt, row["reply"])
+    return Example(row["row_id"], conversation, tuple(row["prompt_ids"]), tuple(row["reply_ids"]))

@@ -1,0 +1,78 @@
+"""What flows between the stages: typed records, joined by row id and never by position."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal, TypedDict
+
+TokenIds = tuple[int, ...]
+FinishReason = Literal["stop", "length"]
+
+
+class Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One SFT row before tokenisation: everything up to the last assistant turn, and that turn."""
+
+    prompt: tuple[Message, ...]
+    reply: str
+
+    @property
+    def prompt_key(self) -> str:
+        """Hash of the prompt alone: the train / held-out split goes by it."""
+        return _digest([[m["role"], m["content"]] for m in self.prompt])
+
+    @property
+    def row_id(self) -> str:
+        """Hash of prompt and reply: the same row has the same id in every subset and every run."""
+        return _digest([self.prompt_key, self.reply])[:16]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised SFT row. `prompt_ids` is exactly the prefix under which replies are sampled and scored."""
+
+    row_id: str
+    conversation: Conversation
+    prompt_ids: TokenIds
+    reply_ids: TokenIds
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One sampled reply. `finish_reason` is "length" when the limit cut it: then no end-of-turn token is in it."""
+
+    row_id: str
+    replica: int
+    token_ids: TokenIds
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True)
+class Duel:
+    """The human reply against the opponent's k replies to the same prompt (a tree with k + 1 branches)."""
+
+    row_id: str
+    source_iteration: int
+    prompt_ids: TokenIds
+    real_ids: TokenIds
+    generated_ids: tuple[TokenIds, ...]
+
+    @property
+    def duel_id(self) -> str:
+        return f"{self.row_id}@{self.source_iteration}"
+
+    @property
+    def is_all_identical(self) -> bool:
+        """Every reply equals the human one: the gradient is exactly zero."""
+        return all(ids == self.real_ids for ids in self.generated_ids)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

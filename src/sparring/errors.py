@@ -1,0 +1,27 @@
+"""The one error type that means: the person, not the program, can mend this."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The command line prints it without a traceback and exits with code 2.
+
+    `what` says what is wrong with its value and the rule, `where` names the file, row or recipe key,
+    `remedy` says what to do next.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        self.what, self.where, self.remedy = what, where, remedy
+        lines = [f"{where}: {what}" if where else what]
+        if remedy:
+            lines.append(f"  -> {remedy}")
+        super().__init__("\n".join(lines))
+
+
+def nearest(word: str, valid: Iterable[str]) -> str | None:
+    """The valid name closest in spelling to `word`, or None when nothing is close."""
+    matches = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return matches[0] if matches else None

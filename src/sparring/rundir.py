@@ -1,0 +1,277 @@
+"""The run directory is the state: stages with fingerprints, atomic commits, one writer, a manifest.
+
+A stage works in NAME.partial and is renamed to NAME when its `done.json`, written last, is on disk. So a folder without the suffix
+is complete, whatever was killed. A finished stage with equal inputs is skipped; one with other inputs is never touched silently.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sparring.errors import UserError
+
+DONE = "done.json"
+INPUTS = "inputs.json"
+PARTIAL = ".partial"
+LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """What a finished stage leaves: its folder, what it was made from, the hash of every file, and its own facts."""
+
+    name: str
+    path: Path
+    inputs: dict[str, Any]
+    outputs: dict[str, str]
+    facts: dict[str, Any]
+
+    @property
+    def digest(self) -> str:
+        """Content hash of all outputs: the input of the stages that build on this one."""
+        return digest(self.outputs)
+
+
+class RunDir:
+    """One run's folder. Only the holder of `lock()` writes; anybody may read."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run directory as its one writer; the system releases the lock when the process dies."""
+        self._make_root()
+        with open(self.root / ".lock", "a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
+                file.seek(0)
+                raise UserError(
+                    f"another process works in this run directory: {file.read().strip() or 'unknown holder'}",
+                    where=str(self.root),
+                    remedy="wait for it, stop it, or give this run its own run_dir",
+                ) from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now()}")
+            file.flush()
+            yield
+            file.truncate(0)
+
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+        """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
+
+        `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON).
+        Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished file was changed by hand.
+        """
+        inputs = json.loads(json.dumps(inputs))
+        if (found := self.finished(name)) is not None:
+            self._check_same(name, found.inputs, inputs)
+            self._check_untouched(found)
+            return found
+        final, partial = self.root / name, self.root / (name + PARTIAL)
+        if (partial / INPUTS).exists():
+            self._check_same(name, read_json(partial / INPUTS), inputs)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_json(partial / INPUTS, inputs)
+        began = time.monotonic()
+        facts = work(partial)
+        self._commit(partial, final, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+        return self._read_done(name)
+
+    def finished(self, name: str) -> StageRecord | None:
+        """The finished stage, or None. Reads `done.json` only."""
+        return self._read_done(name) if (self.root / name / DONE).exists() else None
+
+    def begun(self, name: str) -> bool:
+        return (self.root / name).exists() or (self.root / (name + PARTIAL)).exists()
+
+    def remove_stage(self, name: str) -> bool:
+        """Delete a stage, finished or begun; True when there was one. Its done.json goes first, so a kill leaves no half of it."""
+        removed = False
+        for folder in (self.root / name, self.root / (name + PARTIAL)):
+            if folder.exists():
+                (folder / DONE).unlink(missing_ok=True)
+                shutil.rmtree(folder)
+                removed = True
+        return removed
+
+    def _make_root(self) -> None:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the run directory: {error.strerror}", where=f"run_dir ({self.root})") from None
+
+    def _read_done(self, name: str) -> StageRecord:
+        path = self.root / name
+        done = read_json(path / DONE)
+        return StageRecord(name, path, done["inputs"], done["outputs"], done["facts"])
+
+    def _commit(self, partial: Path, final: Path, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
+        files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != INPUTS)
+        outputs = {path.relative_to(partial).as_posix(): file_hash(path) for path in files}
+        stamps = {name: _stamp(partial / name) for name in outputs}
+        for path in files:
+            _fsync(path)
+        write_json(partial / DONE, {"inputs": inputs, "outputs": outputs, "facts": facts, "finished": now(), "stamps": stamps})
+        (partial / INPUTS).unlink(missing_ok=True)
+        if final.exists():  # only leftovers of a removal that was killed: a finished stage never comes here
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _fsync(final.parent)
+
+    def _check_same(self, name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+        changes = list(differences(before, after))
+        if changes:
+            raise UserError(
+                f"stage {name} was made from other inputs\n  " + "\n  ".join(changes),
+                where=str(self.root),
+                remedy=f"either undo the change and run again, or redo from there on purpose with --restart-from {name} "
+                "(or keep this run and choose another run_dir)",
+            )
+
+    def _check_untouched(self, record: StageRecord) -> None:
+        stamps = read_json(record.path / DONE)["stamps"]
+        for name, expected in record.outputs.items():
+            path = record.path / name
+            if not path.exists():
+                raise self._touched(record, name, "is missing")
+            # the full hash is read only where size or time differ from the commit: a 70B model is not hashed at every start
+            if _stamp(path) != stamps[name] and file_hash(path) != expected:
+                raise self._touched(record, name, "was changed after the stage had finished (its hash differs)")
+
+    def _touched(self, record: StageRecord, name: str, what: str) -> UserError:
+        return UserError(
+            f"{name} {what}",
+            where=str(record.path),
+            remedy=f"put the file back, or redo from there with --restart-from {record.name}",
+        )
+
+
+class Manifest:
+    """manifest.json: code, libraries, hardware and every attempt at this run, each with its outcome."""
+
+    def __init__(self, run: RunDir) -> None:
+        self._path = run.root / "manifest.json"
+
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Record this attempt: started now, and how it ended."""
+        attempts = read_json(self._path)["attempts"] if self._path.exists() else []
+        attempt = {**environment(), "started": now(), "ended": None, "outcome": "running or killed"}
+        self._write([*attempts, attempt])
+        try:
+            yield
+            attempt["outcome"] = "done"
+        except KeyboardInterrupt:
+            attempt["outcome"] = "interrupted"
+            raise
+        except BaseException as error:
+            attempt["outcome"] = type(error).__name__
+            raise
+        finally:
+            attempt["ended"] = now()
+            with contextlib.suppress(OSError):  # a full disk is reported by what met it first
+                self._write([*attempts, attempt])
+
+    def _write(self, attempts: list[dict[str, Any]]) -> None:
+        write_json(self._path, {"attempts": attempts})
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, without names of people, hosts or folders."""
+    libraries = {}
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            libraries[name] = metadata.version(name)
+    return {
+        "sparring": metadata.version("sparring"),
+        "python": platform.python_version(),
+        "libraries": libraries,
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+    }
+
+
+def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """One line per leaf that differs: `key: old -> new`."""
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}: {_short(old)} -> {_short(new)}"
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"not valid JSON: {error}", where=str(path), remedy="it was changed by hand; restore it or restart from its stage"
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write atomically: readers see the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write atomically and durably."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,37 @@
+"""The names of the stages in a run directory, and their order."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.errors import UserError, nearest
+
+BASELINE = "baseline"
+CONTROL_TRAIN, CONTROL_EVALUATE = "continued-sft/train", "continued-sft/evaluate"
+OF_ITERATION = ("generate", "score", "train", "evaluate")
+
+
+def iteration_stage(t: int, part: str) -> str:
+    return f"iterations/{t:03d}/{part}"
+
+
+def stage_names(root: Path, iterations: int) -> list[str]:
+    """Every stage that the run has or may get, in the order in which they build on each other."""
+    on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
+    count = max([iterations, *on_disk])
+    played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
+    return ["base", "data", "sft", BASELINE, *played, CONTROL_TRAIN, CONTROL_EVALUATE]
+
+
+def stages_from(name: str, root: Path, iterations: int) -> list[str]:
+    """The stages to redo for --restart-from: `name`, which may be a whole iteration (iterations/001), and all after it."""
+    names = stage_names(root, iterations)
+    first = next((i for i, candidate in enumerate(names) if candidate == name or candidate.startswith(name.rstrip("/") + "/")), None)
+    if first is None:
+        guess = nearest(name, names)
+        raise UserError(
+            f"no stage named {name!r}" + (f"; did you mean {guess}?" if guess else ""),
+            where="--restart-from",
+            remedy=f"the stages are {', '.join(names)}; iterations/NNN means a whole iteration",
+        )
+    return names[first:]

@@ -1,0 +1,162 @@
+"""The training loop: exactly `batch_size` items per optimizer step, micro-batches by tokens, checkpoints, one line of metrics a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from sparring.config import OptimSection
+from sparring.console import log, progress
+from sparring.errors import UserError
+from sparring.policy.batches import micro_batches
+from sparring.policy.compute import accelerator_for
+from sparring.policy.load import load_model
+from sparring.policy.score import Scorer
+from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints, restore_optimizer, save_checkpoint
+from sparring.training.plan import TrainPlan
+from sparring.training.tasks import Task
+from sparring.training.watch import HumanLogpWatch
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class FitResult:
+    model: torch.nn.Module
+    facts: dict[str, Any]
+
+
+def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSection, *, phase: str, labels: dict[str, Any]) -> FitResult:
+    """Train the model in folder `start` on `task`, checkpointing into `stage`; goes on from a checkpoint found there.
+
+    `labels` are added to every line of metrics. Raises UserError on a non-finite loss or gradient, before the update.
+    """
+    step, folder = latest_checkpoint(stage) or (0, start)
+    trainer = _Trainer(folder, task, plan, settings)
+    if step:
+        log.info(f"{phase}: going on from step {step} of {plan.steps}")
+        restore_optimizer(folder, trainer.optimizer)
+    rows = _metrics_until(stage / METRICS, step)
+    watch = HumanLogpWatch(phase)
+    with progress(phase, plan.steps, "steps", step) as shown, open(stage / METRICS, "a", encoding="utf-8") as metrics:
+        for step in range(step, plan.steps):
+            row = {**labels, "step": step, **trainer.step(step)}
+            rows.append(row)
+            metrics.write(json.dumps(row) + "\n")
+            metrics.flush()
+            watch.see(row)
+            shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
+            if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
+                save_checkpoint(stage, step + 1, trainer.model, trainer.optimizer)
+    remove_checkpoints(stage)
+    facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
+    sums = {"trained_tokens": sum(row["tokens"] for row in rows), "train_seconds": round(sum(row["seconds"] for row in rows), 3)}
+    return FitResult(trainer.model, {**facts, **sums, **watch.facts()})
+
+
+class _Trainer:
+    """Model, optimizer and one step of it."""
+
+    def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
+        self.task, self.plan, self.settings = task, plan, settings
+        self.accelerator: Accelerator = accelerator_for(settings.precision)
+        # float32 master weights: at lr 5e-7 a bfloat16 parameter near 0.02 is too coarse to move
+        self.model = load_model(folder, torch.float32).to(self.accelerator.device)
+        self.scorer = Scorer(self.model)
+        self.scorer.choose_layout(self.task.branches(self._longest()))
+        if settings.gradient_checkpointing:
+            self.scorer.use_gradient_checkpointing()
+        optimizer = make_optimizer(self.model, settings)
+        self.prepared, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+
+    def step(self, step: int) -> dict[str, float]:
+        """One optimizer step; returns its metrics. Nothing is updated when the loss or the gradient is not finite."""
+        began = time.monotonic()
+        batch = self.plan.batch(step)
+        weight = self.task.weight(batch)
+        sums: dict[str, float] = defaultdict(float)
+        tokens = 0
+        # by place in the batch, as the opponent pass does: equal groups give equal rounding
+        for group in micro_batches(range(len(batch)), lambda place: self._size(batch[place]), self.settings.micro_batch_tokens):
+            tokens += self._accumulate([batch[place] for place in group], weight, sums, step)
+        norm = self._clip(step, batch)
+        lr = self.plan.learning_rate(step)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        seconds = time.monotonic() - began
+        loss = sums.pop("loss") * weight
+        means = {name: total / len(batch) for name, total in sums.items()}
+        return {
+            "loss": loss,
+            **means,
+            "grad_norm": norm,
+            "lr": lr,
+            "tokens": tokens,
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+        }
+
+    def _accumulate(self, group: Sequence[int], weight: float, sums: dict[str, float], step: int) -> int:
+        batch = self.scorer.collate([self.task.branches(index) for index in group])
+        with self.accelerator.autocast():
+            logps = self.prepared(batch)
+        losses = self.task.losses(group, logps)
+        bad = [self.task.name(index) for index, loss in zip(group, losses.loss_D.tolist(), strict=True) if not math.isfinite(loss)]
+        if bad:
+            raise _not_finite("loss", step, bad)
+        self.accelerator.backward(losses.loss_D.sum() * weight)
+        for name, value in {"loss": losses.loss_D, **losses.numbers}.items():
+            sums[name] += float(value.detach().sum())
+        return batch.tokens
+
+    def _clip(self, step: int, batch: Sequence[int]) -> float:
+        limit = self.settings.max_grad_norm
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit))
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", step, [self.task.name(index) for index in batch])
+        return norm
+
+    def _size(self, index: int) -> int:
+        return self.task.branches(index).tokens(self.scorer.row_layout)
+
+    def _longest(self) -> int:
+        return max(range(len(self.task)), key=lambda index: self.task.branches(index).tokens("tree"))
+
+
+def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
+    """RMSProp (the paper's) or AdamW over float32 weights; weight decay on matrices only, not on norms and biases."""
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=0.0)
+    return torch.optim.RMSprop(groups, lr=0.0)
+
+
+def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows of the steps that the checkpoint holds; later ones, of steps that will be done again, are cut from the file."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()[:step]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return [json.loads(line) for line in lines]
+
+
+def _not_finite(what: str, step: int, names: Sequence[str]) -> UserError:
+    shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return UserError(
+        f"the {what} is not finite at step {step} (rows {shown}); no update was made",
+        remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
+    )

@@ -1,0 +1,65 @@
+"""Opponent log-probs: constants of an iteration, computed once, in the very micro-batches that training will use first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring.config import OptimSection
+from sparring.console import progress
+from sparring.data.records import Duel
+from sparring.data.tables import read_rows, run_shards, shard_path
+from sparring.policy.batches import branches_of
+from sparring.policy.compute import accelerator_for
+from sparring.policy.load import load_model
+from sparring.policy.score import Scorer, score_trees
+from sparring.training.plan import TrainPlan
+
+STEPS_PER_SHARD = 8
+
+
+def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainPlan, settings: OptimSection, phase: str) -> dict[str, Any]:
+    """Write the opponent's log-probs of every duel that `plan` uses into shards under `stage`; finished shards are kept.
+
+    Same weights, same micro-batches, same arithmetic as the first pass of training: that makes the first-step margin exactly 0.
+    Returns the stage's facts.
+    """
+    steps = list(range(plan.first_pass_steps()))
+    starts = range(0, len(steps), STEPS_PER_SHARD)
+    done = sum(STEPS_PER_SHARD for start in starts if shard_path(stage, start // STEPS_PER_SHARD).exists())
+    if done < len(steps):
+        scoring = _Scoring(opponent, duels, settings)
+        with progress(phase, len(steps), "batches", done) as shown:
+
+            def work(part: Sequence[int]) -> dict[str, list[Any]]:
+                found: dict[str, list[float]] = {}
+                for step in part:
+                    found = {**scoring.logps(plan.batch(step)), **found}
+                    shown.advance()
+                return {"duel_id": list(found), "logps": list(found.values())}
+
+            run_shards(stage, steps, STEPS_PER_SHARD, work)
+    return {"scored_tokens": sum(branches_of(duel).tokens("tree") for duel in duels)}
+
+
+def read_logps(stage: Path) -> dict[str, list[float]]:
+    """duel id -> log-probs of its branches, human reply first; the earliest wins where an epoch's end met a duel twice."""
+    logps: dict[str, list[float]] = {}
+    for row in read_rows(stage):
+        logps.setdefault(row["duel_id"], row["logps"])
+    return logps
+
+
+class _Scoring:
+    def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection) -> None:
+        self.accelerator = accelerator_for(settings.precision)
+        self.trees = [branches_of(duel) for duel in duels]
+        self.names = [duel.duel_id for duel in duels]
+        self.scorer = Scorer(load_model(folder).to(self.accelerator.device))
+        self.scorer.choose_layout(max(self.trees, key=lambda tree: tree.tokens("tree")))
+        self.max_tokens = settings.micro_batch_tokens
+
+    def logps(self, batch: Sequence[int]) -> dict[str, list[float]]:
+        rows = score_trees(self.scorer, [self.trees[index] for index in batch], self.max_tokens, self.accelerator)
+        return {self.names[index]: row for index, row in zip(batch, rows, strict=True)}

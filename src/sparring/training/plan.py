@@ -1,0 +1,79 @@
+"""Which items every optimizer step takes, and at which learning rate. A function of the settings: nothing to save or restore."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparring.config import OptimSection
+from sparring.console import log
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Steps, order and schedule of one training stage over `items` items."""
+
+    items: int
+    steps: int
+    horizon_steps: int
+    warmup_steps: int
+    batch_size: int
+    lr: float
+    schedule: str
+    seed: int
+
+    def batch(self, step: int) -> list[int]:
+        """The `batch_size` items of a step (from 0): the next ones of an endless row of permutations, one per epoch.
+
+        So every step is full, and after e epochs every item was seen e times, give or take the last batch.
+        """
+        start = step * self.batch_size
+        return [self._item(position) for position in range(start, start + self.batch_size)]
+
+    def first_pass_steps(self) -> int:
+        """Steps until every item that is used at all has been used once."""
+        return min(self.steps, math.ceil(self.items / self.batch_size))
+
+    def learning_rate(self, step: int) -> float:
+        """Rises over the warm-up (not from 0: a first step without effect is waste), then goes down to 0 at the horizon."""
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        share = (step - self.warmup_steps) / max(1, self.horizon_steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return self.lr * max(0.0, 1 - share)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        return self.lr
+
+    def _item(self, position: int) -> int:
+        epoch, place = divmod(position, self.items)
+        return int(_permutation(self.seed, epoch, self.items)[place])
+
+
+def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, seed: int, name: str) -> TrainPlan:
+    """The plan for `epochs` passes over `items`. Announces a batch that has to be smaller than the recipe's."""
+    batch_size = min(settings.batch_size, items)
+    if batch_size < settings.batch_size:
+        log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")
+    return steps_plan(settings, items, lr=lr, steps=max(1, round(epochs * items / batch_size)), epochs=epochs, seed=seed)
+
+
+def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, epochs: float, seed: int) -> TrainPlan:
+    """The plan for exactly `steps` steps, which are `epochs` passes."""
+    horizon = max(steps, round(steps * (settings.horizon_epochs or epochs) / epochs))
+    warmup = math.ceil(settings.warmup * horizon) if settings.warmup else 0
+    return TrainPlan(items, steps, horizon, warmup, min(settings.batch_size, items), lr, settings.schedule, seed)
+
+
+_cache: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _permutation(seed: int, epoch: int, items: int) -> np.ndarray:
+    key = (seed, epoch, items)
+    if key not in _cache:
+        if len(_cache) >= 4:  # a batch touches two epochs at most
+            _cache.clear()
+        _cache[key] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(items)
+    return _cache[key]

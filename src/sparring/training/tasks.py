@@ -1,0 +1,98 @@
+"""What a training step minimises: SPIN over duels, or the plain likelihood of the human replies. One loop serves both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparring.data.records import Duel, Example
+from sparring.policy.batches import Branches, branches_of
+from sparring.policy.objectives import DuelLogps, LossName, spin_loss
+
+
+@dataclass(frozen=True)
+class ItemLosses:
+    """Losses [D] of a micro-batch, with their gradient, and detached numbers [D] for the log."""
+
+    loss_D: Tensor
+    numbers: dict[str, Tensor]
+
+
+class Task(Protocol):
+    """Items are known by their index. `losses` gets the scorer's log-probs [D, R] of `branches(index)` for each index."""
+
+    def __len__(self) -> int: ...
+    def name(self, index: int) -> str: ...
+    def branches(self, index: int) -> Branches: ...
+    def weight(self, batch: Sequence[int]) -> float: ...
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses: ...
+
+
+class SpinTask:
+    """Equation 4.7 over the duels of an iteration, against opponent log-probs computed once."""
+
+    def __init__(self, duels: Sequence[Duel], opponent_logps: Mapping[str, Sequence[float]], beta: float, loss: LossName) -> None:
+        self.duels, self.opponent_logps, self.beta, self.loss = duels, opponent_logps, beta, loss
+
+    def __len__(self) -> int:
+        return len(self.duels)
+
+    def name(self, index: int) -> str:
+        return self.duels[index].duel_id
+
+    def branches(self, index: int) -> Branches:
+        return branches_of(self.duels[index])
+
+    def weight(self, batch: Sequence[int]) -> float:
+        """The loss of a step is the mean over its duels."""
+        return 1 / len(batch)
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        duels = [self.duels[index] for index in indices]
+        opponent_DR = torch.full_like(logps_DR, 0.0)
+        mask_DR = torch.zeros_like(logps_DR, dtype=torch.bool)
+        for row, duel in enumerate(duels):
+            stored = self.opponent_logps[duel.duel_id]
+            opponent_DR[row, : len(stored)] = torch.tensor(stored, dtype=logps_DR.dtype)
+            mask_DR[row, : len(stored)] = True
+        identical_D = torch.tensor([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels], device=logps_DR.device)
+        player, opponent = (DuelLogps(logps[:, 0], logps[:, 1:]) for logps in (logps_DR, opponent_DR))
+        result = spin_loss(player, opponent, mask_DR[:, 1:], identical_D, beta=self.beta, loss=self.loss)
+        replies_D = mask_DR[:, 1:].sum(1)
+        return ItemLosses(
+            result.loss_D,
+            {
+                "margin": result.margin_D,
+                "accuracy": result.accuracy_D,
+                "reward_real": result.reward_real_D,
+                "reward_generated": result.reward_generated_DK.sum(1) / replies_D,
+                "real_logp": player.real_D.detach(),
+                "generated_logp": (player.generated_DK.detach() * mask_DR[:, 1:]).sum(1) / replies_D,
+            },
+        )
+
+
+class SftTask:
+    """Negative log-likelihood of the human replies, mean over the reply tokens of a step, as SFT trainers do."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def name(self, index: int) -> str:
+        return self.examples[index].row_id
+
+    def branches(self, index: int) -> Branches:
+        return Branches(self.examples[index].prompt_ids, (self.examples[index].reply_ids,))
+
+    def weight(self, batch: Sequence[int]) -> float:
+        return 1 / sum(len(self.examples[index].reply_ids) for index in batch)
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        return ItemLosses(-logps_DR[:, 0], {"real_logp": logps_DR[:, 0].detach()})

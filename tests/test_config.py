@@ -1,0 +1,662 @@
+"""The recipe: what it takes, what it refuses and with which words, and that every option is documented and read."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import pickle
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "sparring"
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+FIELDS = dict(walk_fields())
+
+SMALLEST = "run_dir: runs/x\nmodel: {path: m}\ndata: {path: d}\n"
+
+
+def recipe_dict(**values: Any) -> dict[str, Any]:
+    return {"run_dir": "runs/x", "model": {"path": "m"}, "data": {"path": "d"}, **values}
+
+
+def with_value(key: str, value: Any) -> dict[str, Any]:
+    """The smallest recipe with one dotted key set."""
+    values = node = recipe_dict()
+    *sections, name = key.split(".")
+    for section in sections:
+        node = node.setdefault(section, {})
+    node[name] = value
+    return values
+
+
+def value_of(recipe: Recipe, key: str) -> Any:
+    value: Any = recipe
+    for name in key.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def refusal(source: Any, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        load_recipe(source, overrides)
+    return str(caught.value)
+
+
+def problems(source: Any, *overrides: str) -> list[str]:
+    """The lines of the refusal, one problem each."""
+    return [line[2:] for line in refusal(source, *overrides).splitlines() if line.startswith("  ") and not line.startswith("  ->")]
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Any:
+    def write(text: str) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+# ---------------------------------------------------------------------------------------------- what is taken
+
+
+def test_defaults_are_the_papers() -> None:
+    recipe = load_recipe(recipe_dict())
+    assert (recipe.train.lr, recipe.train.epochs, recipe.train.batch_size, recipe.train.optimizer) == (5e-7, 2.0, 64, "rmsprop")
+    assert (recipe.sampling.temperature, recipe.sampling.top_p, recipe.objective.window) == (1.0, 1.0, 2)
+    assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.baseline) == ("logistic", 1.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "loaded"),
+    [
+        ("train.lr", 1, 1.0),
+        ("train.lr", [1, 2e-7, 3], (1.0, 2e-7, 3.0)),
+        ("train.lr", (1.0, 2.0, 3.0), (1.0, 2.0, 3.0)),
+        ("train.epochs", [1, 2, 3], (1.0, 2.0, 3.0)),
+        ("objective.beta", [0.1, 0.1, 5], (0.1, 0.1, 5.0)),
+        ("objective.window", 99, 99),
+        ("train.warmup", 0, 0.0),
+        ("train.max_grad_norm", None, None),
+        ("train.horizon_epochs", 2, 2.0),
+        ("data.held_out", 7, 7),
+        ("data.held_out", 0.25, 0.25),
+        ("data.columns", {"prompt": "question"}, {"prompt": "question"}),
+        ("sampling.temperature", 0, 0.0),
+        ("showcase", [], ()),
+        ("showcase", ["a", "b"], ("a", "b")),
+        ("seed", 2**32 - 1, 2**32 - 1),
+        ("run_dir", Path("runs/y"), "runs/y"),
+        ("evaluate.answer_pattern", r"#### (-?\d+)", r"#### (-?\d+)"),
+    ],
+)
+def test_taken(key: str, value: Any, loaded: Any) -> None:
+    found = value_of(load_recipe(with_value(key, value)), key)
+    assert found == loaded
+    assert type(found) is type(loaded) or key == "data.columns"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("5e-7", 5e-7), ("5E-07", 5e-7), ("1", 1.0), ("1.5", 1.5), ("1.", 1.0), (".5", 0.5), ("+1e+0", 1.0), ("1e-6  # small", 1e-6)],
+)
+def test_numbers_of_a_file(recipe_file: Any, text: str, value: float) -> None:
+    assert load_recipe(recipe_file(f"{SMALLEST}train:\n  lr: {text}\n")).train.lr == value
+
+
+@pytest.mark.parametrize("text", ["no", "on", "1:30", "2026-01-01", "0x1F", "007", "1_000", "=", "'1e-6'", '"3"'])
+def test_texts_of_a_file_are_not_taken_for_something_else(recipe_file: Any, text: str) -> None:
+    """YAML 1.1 would make a boolean, a sexagesimal number, a date, a hexadecimal, an octal number or a fault of these."""
+    source = recipe_file(f"{SMALLEST}showcase: [{text}]\n")
+    assert load_recipe(source).showcase == (text.strip("'\""),)
+
+
+def test_anchors_and_merge_keys(recipe_file: Any) -> None:
+    recipe = load_recipe(recipe_file(f"{SMALLEST}sft: &one\n  lr: 1e-5\n  warmup: 0.2\ntrain:\n  <<: *one\n  lr: 1e-6\n"), ["sft.lr=3e-5"])
+    assert (recipe.sft.lr, recipe.sft.warmup, recipe.train.lr, recipe.train.warmup) == (3e-5, 0.2, 1e-6, 0.2)
+
+
+def test_an_override_below_an_alias_leaves_the_other_place_alone(recipe_file: Any) -> None:
+    recipe = load_recipe(recipe_file(f"{SMALLEST}sft: &one {{lr: 1e-5}}\ntrain: *one\n"), ["sft.lr=3e-5"])
+    assert (recipe.sft.lr, recipe.train.lr) == (3e-5, 1e-5)
+
+
+def test_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST, encoding="utf-8-sig")
+    assert load_recipe(path) == load_recipe(str(path)) == load_recipe({"run_dir": "runs/x", "model": {"path": "m"}, "data": {"path": "d"}})
+
+
+@pytest.mark.parametrize("baseline", ["continued-sft", {}, {"kind": "continued-sft"}])
+def test_baseline_shorthand(baseline: Any) -> None:
+    assert load_recipe(recipe_dict(baseline=baseline)).baseline == load_recipe(recipe_dict(baseline={"lr": None})).baseline
+
+
+def test_sections_and_recipes_are_taken_as_sources() -> None:
+    recipe = load_recipe(recipe_dict(train=TrainSection(lr=1e-6)), ["train.warmup=0.2"])
+    assert (recipe.train.lr, recipe.train.warmup) == (1e-6, 0.2)
+    assert load_recipe(recipe) == recipe
+    assert load_recipe(recipe, ["seed=5"]).seed == 5
+    assert "seed: -1 is refused" in refusal(recipe.model_copy(update={"seed": -1}))  # pydantic does not check an update
+
+
+def test_at_iteration() -> None:
+    assert [at_iteration((0.1, 0.1, 5.0), t) for t in range(3)] == [0.1, 0.1, 5.0]
+    assert at_iteration(1.0, 2) == 1.0
+    assert at_iteration([1, 2], 1) == 2
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "metric"),
+    [
+        ({}, "nll_per_token"),
+        ({"answer_pattern": "x"}, "exact_match"),
+        ({"answer_pattern": "x", "metric": "nll_per_reply"}, "nll_per_reply"),
+        ({"answer_pattern": "x", "greedy": True, "metric": "exact_match_greedy"}, "exact_match_greedy"),
+    ],
+)
+def test_chosen_metric(evaluate: dict[str, Any], metric: str) -> None:
+    assert load_recipe(recipe_dict(evaluate=evaluate)).evaluate.chosen_metric == metric
+
+
+# ---------------------------------------------------------------------------------------------- frozen, nothing shared
+
+
+def test_the_callers_dict_is_neither_changed_nor_shared() -> None:
+    values = recipe_dict(sft={"lr": 1e-5}, objective={"beta": [1.0, 2.0, 3.0]}, showcase=["a"], baseline="continued-sft")
+    values["data"]["columns"] = {"prompt": "q"}
+    before = copy.deepcopy(values)
+    recipe = load_recipe(values, ["sft.lr=2e-5", "data.columns.completion=a", "baseline.lr=1e-5"])
+    assert values == before
+    values["data"]["columns"]["prompt"] = "changed"
+    values["objective"]["beta"][0] = 9.0
+    values["showcase"].append("b")
+    assert (recipe.data.columns["prompt"], recipe.objective.beta, recipe.showcase) == ("q", (1.0, 2.0, 3.0), ("a",))
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = load_recipe(with_value("data.columns", {"prompt": "q"}))
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.seed = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.train.lr = 1.0
+    for change in (
+        lambda columns: columns.update(prompt="x"),
+        lambda columns: columns.__setitem__("prompt", "x"),
+        lambda columns: columns.pop("prompt"),
+        lambda columns: columns.clear(),
+    ):
+        with pytest.raises(TypeError, match="frozen"):
+            change(recipe.data.columns)
+    assert recipe.data.columns == {"prompt": "q"}
+
+
+def test_a_recipe_is_hashable_and_can_be_copied_and_pickled() -> None:
+    recipe = load_recipe(with_value("data.columns", {"prompt": "q"}))
+    for twin in (copy.deepcopy(recipe), pickle.loads(pickle.dumps(recipe)), recipe.model_copy(deep=True)):
+        assert twin == recipe
+        assert hash(twin) == hash(recipe)
+
+
+# ---------------------------------------------------------------------------------------------- what is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "rule"),
+    [
+        # types
+        ("iterations", "3", "'3' is refused; wanted: whole number above 0, but this is text"),
+        ("iterations", True, "true is refused; wanted: whole number above 0"),
+        ("iterations", 2.0, "2.0 is refused; wanted: whole number above 0"),
+        ("iterations", [3], "[3] is refused; wanted: whole number above 0"),
+        ("iterations", None, "null is refused; wanted: whole number above 0"),
+        ("train.lr", True, "true is refused; wanted: number above 0, or list of numbers above 0"),
+        ("train.lr", "1e-6", "but this is text"),
+        ("train.lr", {"a": 1}, "{'a': 1} is refused"),
+        ("sft.lr", [1e-5], "[1e-05] is refused; wanted: number above 0"),
+        ("train.warmup", [0.1], "[0.1] is refused; wanted: number at least 0 and at most 1"),
+        ("train.gradient_checkpointing", 1, "1 is refused; wanted: true or false"),
+        ("train.gradient_checkpointing", "yes", "'yes' is refused; wanted: true or false, but this is text"),
+        ("model.revision", 123, "123 is refused; wanted: text, or null; put it into quotes"),
+        ("data.held_out", True, "true is refused; wanted: whole number above 0, or number above 0 and below 1"),
+        ("showcase", "a prompt", "'a prompt' is refused; wanted: list of texts"),
+        ("data.columns", ["a"], "['a'] is refused; wanted: mapping from messages, prompt"),
+        ("train", 5, "5 is refused; wanted: a section, its keys indented below its name; leave it out for the defaults"),
+        ("train", None, "null is refused; wanted: a section"),
+        ("sft", [1], "[1] is refused; wanted: a section"),
+        ("model", "path", "'path' is refused; wanted: a section, its keys indented below its name"),
+        ("baseline", 5, "5 is refused; wanted: a section"),
+        # ranges
+        ("seed", -1, "-1 is refused; wanted: whole number at least 0 and below 4294967296"),
+        ("seed", 2**32, "4294967296 is refused"),
+        ("train.lr", 0, "0 is refused; wanted: number above 0"),
+        ("train.lr", float("nan"), "nan is refused; wanted: number above 0"),
+        ("train.lr", float("inf"), "inf is refused; wanted: number above 0"),
+        ("train.lr", 10**400, " is refused; wanted: number above 0"),
+        ("train.warmup", float("nan"), "nan is refused; wanted: number at least 0 and at most 1"),
+        ("train.warmup", 1.1, "1.1 is refused; wanted: number at least 0 and at most 1"),
+        ("sampling.temperature", float("inf"), "inf is refused; wanted: number at least 0"),
+        ("sampling.temperature", -0.1, "-0.1 is refused; wanted: number at least 0"),
+        ("sampling.top_p", 0, "0 is refused; wanted: number above 0 and at most 1"),
+        ("stop.confidence", 0.5, "0.5 is refused; wanted: number above 0.5 and below 1"),
+        ("data.held_out", 0, "0 is refused; wanted: whole number above 0, or number above 0 and below 1"),
+        ("data.held_out", 1.0, "1.0 is refused; wanted: whole number above 0, or number above 0 and below 1"),
+        ("objective.window", 0, "0 is refused; wanted: whole number above 0"),
+        # choices
+        ("train.schedule", "cosin", "'cosin' is refused; wanted: linear, cosine or constant; did you mean cosine?"),
+        ("baseline", "continued", "'continued' is refused; wanted: continued-sft"),
+        # blank texts
+        ("run_dir", "", "'': must not be blank"),
+        ("run_dir", " \n", r"' \n': must not be blank"),
+        ("data.split", "", "'': must not be blank"),
+        ("evaluate.answer_pattern", "", "'': must not be blank"),
+        ("evaluate.answer_pattern", "(a", "'(a': not a valid regular expression: missing ), unterminated subpattern at position 0"),
+        # contradictions
+        ("objective.beta", [0.1, 1], "[0.1, 1.0]: 2 values, but iterations is 3; give one value, or one per iteration"),
+        ("train.lr", [], "[]: 0 values, but iterations is 3"),
+        ("train.epochs", [1, 1, 1, 1], "[1.0, 1.0, 1.0, 1.0]: 4 values, but iterations is 3"),
+        ("evaluate.metric", "exact_match", "'exact_match': needs evaluate.answer_pattern"),
+        ("evaluate.greedy", True, "true: greedy replies are scored by exact match, which needs evaluate.answer_pattern"),
+    ],
+)
+def test_refused(key: str, value: Any, rule: str) -> None:
+    (problem,) = problems(with_value(key, value))
+    found, _, text = problem.partition(": ")
+    assert found == ("baseline.kind" if value == "continued" else key)
+    assert rule in text
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"train": {"horizon_epochs": 1}}, "train.epochs: 2.0: the stop at 2 epochs is after horizon_epochs, 1, where the schedule ends"),
+        ({"train": {"horizon_epochs": 1.5, "epochs": [1, 2, 1]}}, "train.epochs: [1, 2, 1]: the stop at 2 epochs is after"),
+        ({"sft": {"horizon_epochs": 0.5}}, "sft.epochs: 1.0: the stop at 1 epochs is after horizon_epochs, 0.5"),
+        ({"data": {"path": "d", "max_examples": 200}}, "data.held_out: 200: leaves no rows to train on, because max_examples is 200"),
+        ({"sampling": {"temperature": 0, "replies_per_prompt": 2}}, "sampling.replies_per_prompt: 2: at temperature 0 all replies"),
+        (
+            {"evaluate": {"answer_pattern": "x", "metric": "exact_match_greedy"}},
+            "evaluate.metric: 'exact_match_greedy': needs evaluate.greedy: true",
+        ),
+        ({"objective": {"beta": [1, -1, "x"]}}, "objective.beta[1]: -1 is refused; wanted: number above 0"),
+        ({"objective": {"beta": [1, 1, "x"]}}, "objective.beta[2]: 'x' is refused; wanted: number above 0, but this is text"),
+        ({"train": {"lr": [1, True, 1]}}, "train.lr[1]: true is refused; wanted: number above 0"),
+        ({"showcase": ["a", " "]}, "showcase[1]: ' ': must not be blank"),
+        ({"showcase": ["a", 3]}, "showcase[1]: 3 is refused; wanted: text; put it into quotes"),
+        ({"data": {"path": "d", "columns": {"prompt": 3}}}, "data.columns.prompt: 3 is refused; wanted: text; put it into quotes"),
+        ({"data": {"path": "d", "columns": {"prompt": ""}}}, "data.columns.prompt: '': must not be blank"),
+    ],
+)
+def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> None:
+    assert problems(recipe_dict(**values))[0].startswith(problem)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"itertions": 3}, "itertions: unknown key; did you mean iterations?"),
+        ({"train": {"leaning_rate": 1, "schedul": "linear"}}, "train.schedul: unknown key; did you mean train.schedule?"),
+        ({"sft": {"warm_up": 0.1}}, "sft.warm_up: unknown key; did you mean sft.warmup?"),
+        ({"baseline": {"batchsize": 1}}, "baseline.batchsize: unknown key; did you mean baseline.batch_size?"),
+        ({"beta": 1}, "beta: unknown key; did you mean objective.beta?"),
+        ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
+        ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
+        ({"train.lr": 1}, "train.lr: unknown key; in a recipe, keys of a section stand indented below its name"),
+        ({"stop": {"zzz": 1}}, "stop.zzz: unknown key; valid keys here: indistinguishable, confidence, patience"),
+        ({"data": {"path": "d", "columns": {"promt": "q"}}}, "data.columns.promt: unknown column; did you mean prompt?"),
+        ({"data": {"path": "d", "columns": {"zzz": "q"}}}, "data.columns.zzz: unknown column; standard columns: messages, prompt"),
+        ({1: 2}, "1: unknown key; valid keys here: run_dir"),
+        ({"launcher": "inline"}, "launcher: unknown key"),
+        ({"train": {"lora": {}}}, "train.lora: unknown key"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> None:
+    assert any(line.startswith(problem) for line in problems({**recipe_dict(), **values}))
+
+
+@pytest.mark.parametrize("key", sorted(FIELDS))
+def test_every_misspelt_key_is_led_back(key: str) -> None:
+    """Whatever the depth: the last letter dropped, the message names the right key."""
+    section, _, name = key.rpartition(".")
+    values = with_value(f"{section}.{name[:-1]}_".lstrip("."), 1)
+    unknown = [line for line in problems(values) if "unknown key" in line]
+    assert len(unknown) == 1
+    assert unknown[0].endswith(f"did you mean {key}?") or len(name) < 3
+
+
+@pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if not section_of(field.annotation)])
+def test_every_option_refuses_a_wrong_type_under_its_clean_name(key: str) -> None:
+    (problem,) = problems(with_value(key, {"wrong": object}))
+    assert problem.startswith((f"{key}: {{'wrong': ", f"{key}.wrong: unknown column"))
+    assert "[" not in problem.partition(":")[0]
+
+
+def test_missing_keys() -> None:
+    assert problems({}) == [
+        "run_dir: required key is missing. Folder of this run: all state lives there.",
+        "model: required key is missing. The model that plays.",
+        "data: required key is missing. Its SFT data.",
+    ]
+    assert problems({**recipe_dict(), "model": {}})[0].startswith("model.path: required key is missing. The SFT (or base) model")
+
+
+def test_all_problems_at_once() -> None:
+    """Also the contradictions, next to wrong types in the same section and elsewhere."""
+    values = recipe_dict(
+        seed=True,
+        trian={},
+        sft={"lr": "x", "foo": 1, "horizon_epochs": 0.5},
+        objective={"beta": [1.0], "loss": "hing"},
+        train={"lr": [1.0, 2.0], "epochs": [3.0], "horizon_epochs": 4},
+        evaluate={"metric": "exact_match", "greedy": 3},
+        baseline={"lr": -1},
+    )
+    message = refusal(values)
+    assert message.startswith("recipe: 11 problems in the recipe\n")
+    assert message.endswith("  -> every key is documented in docs/recipe.md")
+    keys = {line.partition(":")[0] for line in problems(values)}
+    assert keys == {
+        *("seed", "trian", "sft.lr", "sft.foo", "sft.epochs", "objective.loss", "train.lr", "train.epochs"),
+        *("evaluate.metric", "evaluate.greedy", "baseline.lr"),
+    }
+
+
+def test_a_wrong_section_hides_its_contradictions_only() -> None:
+    keys = [line.partition(":")[0] for line in problems(recipe_dict(iterations="3", train={"lr": [1.0]}, objective={"beta": [0.0]}))]
+    assert keys == ["iterations", "objective.beta[0]"]  # whether one lr is right cannot be known
+
+
+def test_long_values_are_cut() -> None:
+    assert len(problems(with_value("seed", "9" * 5000))[0]) < 250
+    assert problems(with_value("seed", 10**5000))[0].startswith("seed: an integer of thousands of digits is refused")
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nmodel:\n  path: a\n  path: b\n", ", line 4: not valid YAML: key 'path' stands already in line 3"),
+        ("seed: 1\n'seed': 2\n", ", line 2: not valid YAML: key 'seed' stands already in line 1"),
+        ("train: {lr: 1, lr: 2}\n", ", line 1: not valid YAML: key 'lr' stands already in line 1"),
+        ("seed: 1\n  x: [\n", ", line 2: not valid YAML: mapping values are not allowed here"),
+        ("seed: [1\n", "not valid YAML: expected ',' or ']'"),
+        ("seed: 1\n\tx: 1\n", ", line 2: not valid YAML: found character '\\t' that cannot start any token"),
+        ("seed: 1\n---\nseed: 2\n", "not valid YAML: but found another document"),
+        ("seed: !!int x\n", ", line 1: not valid YAML: the tag 'tag:yaml.org,2002:int' has no place in a recipe"),
+        ("a: !!python/object/apply:os.system [ls]\n", "has no place in a recipe"),
+        ("seed: *x\n", "not valid YAML: found undefined alias 'x'"),
+        ("seed: \x07\n", "not valid YAML: unacceptable character"),
+        ("[a]: 1\n", "not valid YAML: found unhashable key"),
+        (f"seed: {'9' * 5000}\n", "not valid YAML: Exceeds the limit"),
+        ("", "a recipe is a mapping of keys to values, this is nothing"),
+        ("- a\n", "a recipe is a mapping of keys to values, this is ['a']"),
+        ("hello\n", "a recipe is a mapping of keys to values, this is 'hello'"),
+    ],
+)
+def test_broken_files(recipe_file: Any, text: str, message: str) -> None:
+    path = recipe_file(text)
+    found = refusal(path)
+    assert found.startswith(str(path))
+    assert message in found
+
+
+def test_recursive_alias(recipe_file: Any) -> None:
+    assert "train.sub: unknown key" in refusal(recipe_file(f"{SMALLEST}train: &a {{sub: *a, lr: *a}}\n"))
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    assert "no such recipe file" in refusal(tmp_path / "none.yaml")
+    assert "cannot read the recipe: Is a directory" in refusal(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"run_dir: \xff\xe9\n")
+    assert "it is not UTF-8 text" in refusal(tmp_path / "latin.yaml")
+
+
+def test_the_file_is_named_with_its_problems(recipe_file: Any) -> None:
+    path = recipe_file(f"{SMALLEST}seed: x\n")
+    assert refusal(path).startswith(f"{path}: 1 problem in the recipe\n  seed: 'x' is refused")
+
+
+# ---------------------------------------------------------------------------------------------- overrides
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=1e-6", "train.lr", 1e-6),
+        ("train.lr = 1", "train.lr", 1.0),
+        ("objective.beta=[0.1,1,5e0]", "objective.beta", (0.1, 1.0, 5.0)),
+        ("sft=null", "sft", None),
+        ("sft=", "sft", None),
+        ("sft={}", "sft.lr", 2e-5),
+        ("sft={lr: 1e-5, warmup: 0}", "sft.lr", 1e-5),
+        ("sft.lr=1e-5", "sft.lr", 1e-5),
+        ("baseline=continued-sft", "baseline.kind", "continued-sft"),
+        ("baseline.lr=1e-5", "baseline.lr", 1e-5),
+        ("data.columns.prompt=question", "data.columns", {"prompt": "question"}),
+        ("model.path=a=b", "model.path", "a=b"),
+        ("model.path=a: b", "model.path", "a: b"),
+        ("model.revision='123'", "model.revision", "123"),
+        ("run_dir=runs/a #2", "run_dir", "runs/a #2"),
+        ("run_dir=<<", "run_dir", "<<"),
+        ("run_dir=*x", "run_dir", "*x"),
+        ("run_dir=!x", "run_dir", "!x"),
+        (r"evaluate.answer_pattern=#### (-?\d+)", "evaluate.answer_pattern", r"#### (-?\d+)"),
+        (r"evaluate.answer_pattern='[0-9]+'", "evaluate.answer_pattern", "[0-9]+"),
+        ("train.gradient_checkpointing=true", "train.gradient_checkpointing", True),
+        ("showcase=[one, 'two, three']", "showcase", ("one", "two, three")),
+        ("showcase=[]", "showcase", ()),
+    ],
+)
+def test_overrides(override: str, key: str, value: Any) -> None:
+    assert value_of(load_recipe(recipe_dict(), [override]), key) == value
+
+
+@pytest.mark.parametrize("baseline", [None, "continued-sft", {"batch_size": 4}])
+def test_overriding_below_every_form_of_baseline(baseline: Any) -> None:
+    recipe = load_recipe(recipe_dict(baseline=baseline), ["baseline.lr=1e-5"])
+    assert (recipe.baseline.kind, recipe.baseline.lr) == ("continued-sft", 1e-5)
+    assert recipe.baseline.batch_size == (4 if isinstance(baseline, dict) else None)
+
+
+def test_the_last_override_wins() -> None:
+    recipe = load_recipe(recipe_dict(sft={"lr": 1e-4}), ["sft=null", "sft.warmup=0.3", "seed=1", "seed=2"])
+    assert (recipe.sft.lr, recipe.sft.warmup, recipe.seed) == (2e-5, 0.3, 2)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.lr", "override 'train.lr' is not of the form section.key=value"),
+        ("", "override '' is not of the form section.key=value"),
+        ("=3", "override '=3' is not of the form section.key=value"),
+        ("train..lr=1", "override 'train..lr=1' is not of the form section.key=value"),
+        (".seed=1", "override '.seed=1' is not of the form section.key=value"),
+        ("run_dir.x=1", "override 'run_dir.x=1': run_dir is 'runs/x', which has no keys of its own"),
+        ("model.path.x.y=1", "override 'model.path.x.y=1': model.path is 'm', which has no keys of its own"),
+        (
+            "train.lr=abc",
+            "train.lr: 'abc' is refused; wanted: number above 0, or list of numbers above 0, but this is text (from the override",
+        ),
+        ('iterations="3"', "iterations: '3' is refused; wanted: whole number above 0, but this is text (from the override"),
+        ("train.lora=1", "train.lora: unknown key; did you mean train.lr? (from the override 'train.lora=1')"),
+        ("trian.lr=1", "trian: unknown key; did you mean train? (from the override 'trian.lr=1')"),
+        ("sft={lr: 1, foo: 2}", "sft.foo: unknown key; valid keys here: "),
+        ("sft={lr: x}", "sft.lr: 'x' is refused; wanted: number above 0, but this is text (from the override 'sft={lr: x}')"),
+        ("sft={lr: 1, lr: 2}", "override 'sft={lr: 1, lr: 2}': not valid YAML: key 'lr' stands already in line 1"),
+        ("evaluate.answer_pattern=[0-9]+", "override 'evaluate.answer_pattern=[0-9]+': not valid YAML"),
+        ("objective.beta=[0.1,1]", "objective.beta: [0.1, 1.0]: 2 values, but iterations is 3"),
+        ("run_dir=", "run_dir: null is refused; wanted: text (from the override 'run_dir=')"),
+    ],
+)
+def test_bad_overrides_name_themselves(override: str, message: str) -> None:
+    assert message in refusal(recipe_dict(), override)
+
+
+# ---------------------------------------------------------------------------------------------- properties
+
+TRICKY = ["1e-6", "5", "no", "null", "~", "true", "0x10", "1:30", "2026-01-01", "<<", "=", "a: b", "# x", "- a", "{x}", "*a", "!t"]
+TRICKY += ["1_000", "007", "  x  ", "\tx", "one\ntwo\n\n", "\rx", "é\u2028\x85\ufeffx", "'", '"', ".nan", "-.inf", "\x00\x07", "\U0001f600"]
+texts = st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30).filter(str.strip)
+positive = st.floats(1e-12, 1e12, exclude_min=True)
+counts = st.integers(1, 10**12)
+
+
+def any_section(**options: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=options)
+
+
+@st.composite
+def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
+    iterations = draw(st.integers(1, 5))
+    per_iteration = positive | st.lists(positive, min_size=iterations, max_size=iterations)
+    optim = {
+        "warmup": st.floats(0, 1),
+        "batch_size": counts,
+        "max_grad_norm": positive | st.none(),
+        "precision": st.sampled_from(["bf16", "fp32"]),
+    }
+    columns = st.dictionaries(st.sampled_from(get_args(Column)), texts)
+    held_out = st.integers(1, 999) | st.floats(0, 1, exclude_min=True, exclude_max=True)
+    sections = any_section(
+        sft=st.none() | any_section(lr=positive, **optim),
+        train=any_section(lr=per_iteration, epochs=per_iteration, gradient_checkpointing=st.booleans(), **optim),
+        objective=any_section(beta=per_iteration, window=counts),
+        sampling=any_section(temperature=positive, top_p=st.floats(0, 1, exclude_min=True), replies_per_prompt=counts),
+        stop=any_section(confidence=st.floats(0.5, 1, exclude_min=True, exclude_max=True), patience=counts | st.none()),
+        baseline=st.none() | st.just("continued-sft") | any_section(lr=positive | st.none()),
+        showcase=st.lists(texts, max_size=3),
+        seed=st.integers(0, 2**32 - 1),
+    )
+    data = {"path": draw(texts), **draw(any_section(columns=columns, held_out=held_out, name=texts, max_examples=st.integers(1000, 2000)))}
+    return {"run_dir": draw(texts), "model": {"path": draw(texts)}, "data": data, "iterations": iterations, **draw(sections)}
+
+
+@settings(max_examples=80, deadline=None)
+@given(recipe_values())
+def test_to_yaml_and_back_gives_the_same_recipe(tmp_path_factory: pytest.TempPathFactory, values: dict[str, Any]) -> None:
+    recipe = load_recipe(values)
+    path = tmp_path_factory.getbasetemp() / "round_trip.yaml"
+    path.write_text(to_yaml(recipe), encoding="utf-8")
+    again = load_recipe(path)
+    assert again == recipe
+    assert to_yaml(again) == to_yaml(recipe)
+    assert load_recipe(recipe) == recipe
+
+
+def test_to_yaml_is_plain_and_complete() -> None:
+    text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, sft={}, baseline="continued-sft")))
+    assert not set("!&") & set(text)  # neither tags nor anchors
+    loaded = yaml.safe_load(text)
+    assert loaded["objective"]["beta"] == [0.1, 1.0, 5.0]
+    for key in FIELDS:
+        node = loaded
+        for name in key.split("."):
+            assert name in node
+            node = node[name]
+
+
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["linear", "continued-sft", "(", "x"])
+)
+names = st.sampled_from(sorted({name for key in FIELDS for name in key.split(".")})) | st.text(max_size=5) | st.integers(0, 3)
+anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=5), max_leaves=12)
+
+
+def loads_or_refuses(source: Any, *overrides: str) -> None:
+    """Nothing but a Recipe or a UserError may come out, and no word of pydantic's own."""
+    message = ""
+    try:
+        load_recipe(source, overrides)
+    except UserError as error:
+        message = str(error)
+    assert not re.search(r"function-|constrained|Input should|Value error", message)
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(names, anything, max_size=6))
+def test_any_dict_loads_or_is_refused(values: dict[Any, Any]) -> None:
+    loads_or_refuses(values)
+    loads_or_refuses({**recipe_dict(), **values})
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.sampled_from(sorted(FIELDS)) | st.text(max_size=8), st.text(max_size=12) | st.sampled_from(TRICKY), st.sampled_from(["", "="]))
+def test_any_override_takes_or_is_refused(key: str, value: str, sign: str) -> None:
+    loads_or_refuses(recipe_dict(), f"{key}{sign}{value}")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.text(max_size=40) | st.text("abc:{}[]&*!#-?|>'\"\n 1.e,<", max_size=30))
+def test_any_file_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_text(text, encoding="utf-8", errors="replace")
+    loads_or_refuses(path)
+
+
+# ---------------------------------------------------------------------------------------------- shipped, documented, read
+
+
+def test_the_recipes_that_the_project_promises_exist() -> None:
+    assert {"tiny.yaml", "demo.yaml"} <= {path.name for path in RECIPES}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_parses(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert load_recipe(recipe) == recipe
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_option_is_documented(key: str) -> None:
+    field = FIELDS[key]
+    text = field.description or ""
+    assert len(text) >= 10
+    assert text[0].isupper() or text[0].isdigit() or text.split()[0] == key.rpartition(".")[2]
+    assert text.endswith((".", "`"))
+    assert text.count("`") % 2 == 0
+    assert in_words(field.annotation, field.metadata)
+
+
+def test_the_recipe_and_the_data_room_know_the_same_shapes_and_columns() -> None:
+    from sparring.data import sources
+
+    assert set(get_args(Shape)) == {"auto", *sources.SHAPES}
+    assert set(get_args(Column)) == sources.STANDARD_COLUMNS
+
+
+def attributes(tree: ast.AST) -> set[str]:
+    return {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+
+
+@pytest.fixture(scope="module")
+def attributes_read() -> set[str]:
+    """Names read as an attribute outside config.py, and what a property of a section reads when the property is read."""
+    files = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "config.py"]
+    read = set().union(*(attributes(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
+    for node in ast.walk(ast.parse((SOURCE / "config.py").read_text(encoding="utf-8"))):
+        is_property = isinstance(node, ast.FunctionDef) and any(
+            isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list
+        )
+        if is_property and node.name in read:
+            read |= attributes(node)
+    return read
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_option_is_read(key: str, attributes_read: set[str]) -> None:
+    """No knob without a reader."""
+    is_read = key.rpartition(".")[2] in attributes_read
+    assert is_read, f"nothing in src/sparring reads {key}"

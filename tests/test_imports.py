@@ -1,0 +1,152 @@
+"""Imports go one way, and what must start at once imports no torch. The table is section 2 of the design."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
+FILES = sorted((SOURCE / "sparring").rglob("*.py"))
+
+# What a room may import besides itself. A room is a module or a package directly below `sparring`.
+FLOOR = {"errors", "console", "config", "rundir"}
+STAGES = FLOOR | {"data", "policy", "opponent", "training", "evaluation"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "console": {"errors"},
+    "config": {"errors"},
+    "rundir": {"errors", "config"},
+    "data": FLOOR,
+    "policy": FLOOR | {"data"},
+    "opponent": FLOOR | {"data", "policy"},
+    "training": FLOOR | {"data", "policy"},
+    "evaluation": FLOOR | {"data", "policy", "opponent"},
+    "report": FLOOR | {"data.records"},  # the report only reads
+    "selfplay": STAGES,
+    "__init__": STAGES | {"selfplay", "report"},
+    "cli": STAGES | {"selfplay", "report", "__init__"},
+    "__main__": {"cli"},
+}
+HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
+STARTS_AT_ONCE = [
+    "sparring",
+    "sparring.errors",
+    "sparring.config",
+    "sparring.rundir",
+    "sparring.data.records",
+    "sparring.cli",
+    "sparring.report",
+]
+
+
+def module_of(path: Path) -> str:
+    """`src/sparring/data/chat.py` -> `sparring.data.chat`; a package is named by its `__init__`."""
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+
+
+def exists(module: str) -> bool:
+    path = SOURCE.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def imported(module: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, module) of every import of sparring's own, at the top or inside a function, relative ones resolved."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            package = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            base = ".".join(part for part in (package, node.module) if part)
+            # `from sparring.data import chat` names a module, `from sparring.data.chat import Chat` does not
+            names = [f"{base}.{alias.name}" if exists(f"{base}.{alias.name}") else base for alias in node.names]
+        else:
+            continue
+        yield from ((node.lineno, name) for name in names if name.split(".")[0] == "sparring")
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+def is_allowed(room: str, target: str) -> bool:
+    inside = target.removeprefix("sparring").removeprefix(".") or "__init__"
+    return any(f"{inside}.".startswith(f"{allowed}.") for allowed in MAY_IMPORT[room] | {room})
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_go_downwards(path: Path) -> None:
+    module = module_of(path)
+    room = room_of(module)
+    assert room in MAY_IMPORT, f"{module} is a new room: give it a line in MAY_IMPORT"
+    wrong = [f"line {line}: {name}" for line, name in imported(module, path.read_text(encoding="utf-8")) if not is_allowed(room, name)]
+    assert not wrong, f"{room} may import {sorted(MAY_IMPORT[room])}, but {module} imports {wrong}"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import sparring.config", ["sparring.config"]),
+        ("import sparring.config as c, os", ["sparring.config"]),
+        ("from sparring.config import Recipe", ["sparring.config"]),
+        ("from sparring import config, run", ["sparring.config", "sparring"]),
+        ("from . import records", ["sparring.data.records"]),
+        ("from .records import Duel", ["sparring.data.records"]),
+        ("from ..config import Recipe", ["sparring.config"]),
+        ("from .. import errors", ["sparring.errors"]),
+        ("def f():\n    if x:\n        from sparring.errors import UserError", ["sparring.errors"]),
+        ("import sparringly, torch\nfrom os import path", []),
+    ],
+)
+def test_the_import_finder(source: str, found: list[str]) -> None:
+    assert [name for _, name in imported("sparring.data.example", source)] == found
+
+
+@pytest.mark.parametrize(
+    ("room", "target", "allowed"),
+    [
+        ("data", "sparring.config", True),
+        ("data", "sparring.data.records", True),
+        ("config", "sparring.data.records", False),
+        ("opponent", "sparring.training.steps", False),
+        ("report", "sparring.data.records", True),
+        ("report", "sparring.data.chat", False),
+        ("report", "sparring.data", False),
+        ("data", "sparring", False),
+        ("data", "sparring.policy.load", False),
+    ],
+)
+def test_the_rule(room: str, target: str, allowed: bool) -> None:
+    assert is_allowed(room, target) is allowed
+
+
+def heavy_modules_after(code: str) -> set[str]:
+    """The heavy libraries that a fresh Python has loaded after running `code`."""
+    report = f"\nimport json, sys\nprint('LOADED', json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.rpartition("LOADED ")[2]))
+
+
+@pytest.mark.parametrize("module", [module for module in STARTS_AT_ONCE if exists(module)])
+def test_starts_without_torch(module: str) -> None:
+    assert heavy_modules_after(f"import {module}") == set()
+
+
+@pytest.mark.skipif(not exists("sparring.cli"), reason="the command line is not written yet")
+def test_help_starts_without_torch() -> None:
+    """Through the entry point of pyproject.toml, which is what the command `sparring` calls."""
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, function = scripts["sparring"].partition(":")
+    code = f"import sys\nsys.argv = ['sparring', '--help']\nfrom {module} import {function} as main\n"
+    code += "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code"
+    assert heavy_modules_after(code) == set()

@@ -1,0 +1,219 @@
+"""Loss and gradient against an implementation that is not ours: DPO of TRL, whose loss is equation 4.7 with one reply per pair.
+
+TRL's own trainer tokenises, collates, runs both models and computes the loss; our side is one unbatched forward per reply and
+`spin_loss`. Twice: as TRL runs, with its float32 head (rtol 1e-5); and in float64 with that head replaced (rtol 1e-12).
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import transformers
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
+
+pytest.importorskip("trl", reason="TRL, the independent DPO implementation, is not installed")
+
+from trl import DPOConfig, DPOTrainer
+from trl.trainer.utils import FusedCausalLMOutput
+
+TRL_LOSS: dict[LossName, str] = {"logistic": "sigmoid", "hinge": "hinge"}
+EOS = 63
+
+
+class Row(NamedTuple):
+    """A prompt, its human reply and two opponent replies, all of different lengths."""
+
+    prompt_ids: list[int]
+    real_ids: list[int]
+    generated_ids: list[list[int]]
+
+
+ROWS = [
+    Row([5, 9, 11], [3, 8, 2, EOS], [[3, 8, EOS], [40, 41, 42, 43, 44, 45, EOS]]),
+    Row([7], [20, EOS], [[21, 22, 23, EOS], [20, 20, EOS]]),
+    Row([1, 2, 4, 8, 16, 32], [50, 51, 52, 53, 54, EOS], [[6, EOS], [50, 51, 52, 53, 55, EOS]]),
+]
+
+
+def tiny_llama(seed: int) -> nn.Module:
+    """A random Llama of 2 layers whose weights are large enough for replies to differ by several nats."""
+    torch.manual_seed(seed)
+    config = transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=64,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def to_float64(model: nn.Module) -> nn.Module:
+    """In place. transformers' own RMSNorm computes in float32 even in a float64 model; torch's does not."""
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                setattr(parent, name, nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon))
+    return model.double()
+
+
+# --- TRL's side
+
+
+def word(token_id: int) -> str:
+    return f"w{token_id:02d}"
+
+
+def text(token_ids: list[int]) -> str:
+    return "".join(f" {word(i)}" for i in token_ids)
+
+
+def word_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """The word "w17" is token 17, so TRL's tokenisation gives back the ids we chose."""
+    tokenizer = Tokenizer(models.WordLevel({word(i): i for i in range(64)}, unk_token=word(0)))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=word(0), eos_token=word(EOS))
+
+
+def preference_rows() -> list[dict[str, str]]:
+    """One row per human reply and opponent reply: TRL knows pairs only."""
+    return [
+        {"prompt": text(row.prompt_ids), "chosen": text(row.real_ids), "rejected": text(generated_ids)}
+        for row in ROWS
+        for generated_ids in row.generated_ids
+    ]
+
+
+def trl_trainer(player: nn.Module, opponent: nn.Module, beta: float, loss: LossName, folder: Path) -> DPOTrainer:
+    arguments = DPOConfig(
+        output_dir=str(folder),
+        beta=beta,
+        loss_type=TRL_LOSS[loss],
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return DPOTrainer(
+        model=copy.deepcopy(player),  # TRL patches the models that it is given
+        ref_model=copy.deepcopy(opponent),
+        args=arguments,
+        train_dataset=Dataset.from_list(preference_rows()),
+        processing_class=word_tokenizer(),
+    )
+
+
+def trl_batch(trainer: DPOTrainer) -> dict[str, Tensor]:
+    """All pairs in one padded batch, after a check that TRL works on our token ids."""
+    rows = list(trainer.train_dataset)
+    ids = [(row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]) for row in rows]
+    assert ids == [(row.prompt_ids, row.real_ids, generated_ids) for row in ROWS for generated_ids in row.generated_ids]
+    return trainer.data_collator(rows)
+
+
+class Float64Head(nn.Module):
+    """Answers TRL's `fused_lm_head=True` call in the model's own precision; TRL's head computes in float32 whatever the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, **_: object) -> FusedCausalLMOutput:
+        logits = self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
+        labels = labels[:, 1:]
+        log_probs = logits.log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        unused = torch.zeros_like(log_probs)
+        return FusedCausalLMOutput(
+            log_probs=log_probs.masked_fill(labels == -100, 0.0), entropy=unused, mean_logits=unused, is_top1=unused.bool()
+        )
+
+
+# --- our side
+
+
+def plain_logps(model: nn.Module, prompt_ids: list[int], reply_ids: list[int]) -> Tensor:
+    """log p(reply | prompt), a scalar: one unbatched, unpadded forward, summed over the reply's tokens. The reference for any scorer."""
+    tokens = torch.tensor([prompt_ids + reply_ids])
+    log_probs = model(input_ids=tokens, use_cache=False).logits[0, :-1].log_softmax(-1)
+    of_tokens = log_probs.gather(1, tokens[0, 1:, None])[:, 0]
+    return of_tokens[len(prompt_ids) - 1 :].sum()
+
+
+def plain_duels(model: nn.Module) -> DuelLogps:
+    """Log-probs [3] and [3, 2] of ROWS. A faster scorer is tested by putting it here."""
+    real = [plain_logps(model, row.prompt_ids, row.real_ids) for row in ROWS]
+    generated = [torch.stack([plain_logps(model, row.prompt_ids, ids) for ids in row.generated_ids]) for row in ROWS]
+    return DuelLogps(torch.stack(real), torch.stack(generated))
+
+
+def our_loss(player: nn.Module, opponent: nn.Module, beta: float, loss: LossName) -> SpinLoss:
+    with torch.no_grad():
+        opponent_logps = plain_duels(opponent)
+    return spin_loss(plain_duels(player), opponent_logps, torch.ones(3, 2, dtype=torch.bool), beta=beta, loss=loss)
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def assert_same_gradients(ours: nn.Module, trls: nn.Module, tolerance: float) -> None:
+    """Every parameter's, against the size of that parameter's gradient."""
+    expected, found = gradients(trls), gradients(ours)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.norm() > 0, name
+        assert (found[name] - gradient).norm() <= tolerance * gradient.norm(), name
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("loss", list(TRL_LOSS))
+def test_loss_and_gradient_as_trl_runs(loss: LossName, beta: float, tmp_path: Path) -> None:
+    player, opponent = tiny_llama(0), tiny_llama(1)
+    trainer = trl_trainer(player, opponent, beta, loss, tmp_path)
+    trainer.model.train()
+    theirs = trainer.compute_loss(trainer.model, trl_batch(trainer))
+    theirs.backward()
+
+    ours = our_loss(player, opponent, beta, loss)
+    ours.loss_D.mean().backward()
+    assert ours.loss_D.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert_same_gradients(player, trainer.model, 1e-5)
+
+    logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert logged["rewards/margins"] == pytest.approx(beta * ours.margin_D.mean().item(), rel=1e-5)
+    assert logged["rewards/accuracies"] == pytest.approx(ours.accuracy_D.mean().item(), rel=1e-6)
+    assert logged["rewards/chosen"] == pytest.approx(ours.reward_real_D.mean().item(), rel=1e-5)
+    assert logged["rewards/rejected"] == pytest.approx(ours.reward_generated_DK.mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.0])
+@pytest.mark.parametrize("loss", list(TRL_LOSS))
+def test_loss_and_gradient_in_float64(loss: LossName, beta: float, tmp_path: Path) -> None:
+    player, opponent = tiny_llama(0), tiny_llama(1)
+    trainer = trl_trainer(player, opponent, beta, loss, tmp_path)
+    player, opponent = to_float64(player), to_float64(opponent)
+    theirs_player = copy.deepcopy(player)
+    trainer.ref_model = Float64Head(opponent)
+    theirs = trainer.compute_loss(Float64Head(theirs_player), trl_batch(trainer))
+    theirs.backward()
+    assert theirs.dtype == torch.float64
+
+    ours = our_loss(player, opponent, beta, loss).loss_D.mean()
+    ours.backward()
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
+    assert_same_gradients(player, theirs_player, 1e-12)
