@@ -18,23 +18,26 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "console", "config", "rundir"}
+FLOOR = {"errors", "console", "config", "rundir", "stage_names"}
 STAGES = FLOOR | {"data", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "console": {"errors"},
     "config": {"errors"},
     "rundir": {"errors", "config"},
+    "stage_names": {"errors"},
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},
     "training": FLOOR | {"data", "policy"},
     "evaluation": FLOOR | {"data", "policy", "opponent"},
     "report": FLOOR | {"data.records"},  # the report only reads
-    "selfplay": STAGES,
+    "stages": STAGES,
+    "selfplay": STAGES | {"stages", "report"},
+    "samples": STAGES | {"report"},
+    "export": FLOOR | {"policy", "report"},
     "__init__": STAGES | {"selfplay", "report"},
-    "cli": STAGES | {"selfplay", "report", "__init__"},
-    "__main__": {"cli"},
+    "cli": STAGES | {"selfplay", "samples", "export", "report", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [

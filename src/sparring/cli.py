@@ -97,7 +97,7 @@ def export(
         set_up_logging()
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError(f"{dtype!r} is not one of float32, bfloat16, float16", where="--dtype")
-        from sparring.report.export import export as write
+        from sparring.export import export as write
 
         print(f"wrote {write(run, target, iteration, None if dtype == 'float32' else dtype)}")
 

@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -31,10 +31,17 @@ def set_up_logging(quiet: bool = False) -> None:
     log.propagate = False
 
 
+class _QuietFileHandler(logging.FileHandler):
+    """A full disk is reported once, by what met it in the work itself, not by a traceback for every line of the log."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
     """Append every line, progress included, to the run's log file while the context lasts."""
-    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    handler = _QuietFileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)
@@ -42,7 +49,8 @@ def log_file(path: Path) -> Iterator[None]:
         yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        with suppress(OSError):
+            handler.close()
 
 
 class PhaseProgress:

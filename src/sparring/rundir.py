@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sparring.errors import UserError
 
@@ -33,13 +33,14 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a finished stage leaves: its folder, what it was made from, the hash of every file, and its own facts."""
+    """What a finished stage leaves: its folder, what it was made from, the hash (and size and time) of every file, its own facts."""
 
     name: str
     path: Path
     inputs: dict[str, Any]
     outputs: dict[str, str]
     facts: dict[str, Any]
+    stamps: dict[str, list[int]]
 
     @property
     def digest(self) -> str:
@@ -56,8 +57,7 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run directory as its one writer; the system releases the lock when the process dies."""
-        self._make_root()
-        with open(self.root / ".lock", "a+", encoding="utf-8") as file:
+        with self._open_lock() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -82,11 +82,13 @@ class RunDir:
         Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished file was changed by hand.
         """
         inputs = json.loads(json.dumps(inputs))
+        final, partial = self.root / name, self.root / (name + PARTIAL)
+        if (partial / DONE).exists():  # killed between the last two moves of a commit: the work is whole
+            self._publish(partial, final)
         if (found := self.finished(name)) is not None:
             self._check_same(name, found.inputs, inputs)
             self._check_untouched(found)
             return found
-        final, partial = self.root / name, self.root / (name + PARTIAL)
         if (partial / INPUTS).exists():
             self._check_same(name, read_json(partial / INPUTS), inputs)
         else:
@@ -102,42 +104,64 @@ class RunDir:
         """The finished stage, or None. Reads `done.json` only."""
         return self._read_done(name) if (self.root / name / DONE).exists() else None
 
-    def begun(self, name: str) -> bool:
-        return (self.root / name).exists() or (self.root / (name + PARTIAL)).exists()
+    def inputs_of(self, name: str) -> dict[str, Any] | None:
+        """What a stage, finished or begun, was or is being made from; None where there is none."""
+        if (found := self.finished(name)) is not None:
+            return found.inputs
+        begun = self.root / (name + PARTIAL) / INPUTS
+        return read_json(begun) if begun.exists() else None
 
     def remove_stage(self, name: str) -> bool:
-        """Delete a stage, finished or begun; True when there was one. Its done.json goes first, so a kill leaves no half of it."""
+        """Delete a stage, finished or begun; True when there was one. What says that there is work goes first: a kill leaves no half."""
         removed = False
         for folder in (self.root / name, self.root / (name + PARTIAL)):
             if folder.exists():
-                (folder / DONE).unlink(missing_ok=True)
+                for file in (DONE, INPUTS):
+                    (folder / file).unlink(missing_ok=True)
                 shutil.rmtree(folder)
                 removed = True
         return removed
 
-    def _make_root(self) -> None:
+    def _open_lock(self) -> TextIO:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            return open(self.root / ".lock", "a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"cannot make the run directory: {error.strerror}", where=f"run_dir ({self.root})") from None
+            raise UserError(
+                f"cannot make the run directory or write in it: {error.strerror}", where=f"run_dir ({self.root})", remedy="choose another"
+            ) from None
 
     def _read_done(self, name: str) -> StageRecord:
         path = self.root / name
         done = read_json(path / DONE)
-        return StageRecord(name, path, done["inputs"], done["outputs"], done["facts"])
+        try:
+            return StageRecord(name, path, done["inputs"], done["outputs"], done["facts"], done["stamps"])
+        except (KeyError, TypeError):
+            raise UserError(
+                "this is not what a finished stage leaves: it was changed by hand",
+                where=str(path / DONE),
+                remedy=f"put it back, or redo from there with --restart-from {name}",
+            ) from None
 
     def _commit(self, partial: Path, final: Path, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
-        files = sorted(path for path in partial.rglob("*") if path.is_file() and path.name != INPUTS)
+        for leftover in partial.rglob("*.tmp"):  # of a write that was killed before its rename
+            leftover.unlink()
+        files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / INPUTS)
         outputs = {path.relative_to(partial).as_posix(): file_hash(path) for path in files}
         stamps = {name: _stamp(partial / name) for name in outputs}
-        for path in files:
-            _fsync(path)
+        for path in (*files, *(path for path in partial.rglob("*") if path.is_dir())):
+            fsync(path)
         write_json(partial / DONE, {"inputs": inputs, "outputs": outputs, "facts": facts, "finished": now(), "stamps": stamps})
+        self._publish(partial, final)
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        """Give the finished work its name; from its done.json on, this may be repeated after a kill."""
         (partial / INPUTS).unlink(missing_ok=True)
         if final.exists():  # only leftovers of a removal that was killed: a finished stage never comes here
             shutil.rmtree(final)
+        fsync(partial)
         os.replace(partial, final)
-        _fsync(final.parent)
+        fsync(final.parent)
 
     def _check_same(self, name: str, before: dict[str, Any], after: dict[str, Any]) -> None:
         changes = list(differences(before, after))
@@ -150,21 +174,20 @@ class RunDir:
             )
 
     def _check_untouched(self, record: StageRecord) -> None:
-        stamps = read_json(record.path / DONE)["stamps"]
         for name, expected in record.outputs.items():
             path = record.path / name
             if not path.exists():
                 raise self._touched(record, name, "is missing")
             # the full hash is read only where size or time differ from the commit: a 70B model is not hashed at every start
-            if _stamp(path) != stamps[name] and file_hash(path) != expected:
+            if _stamp(path) != record.stamps.get(name) and file_hash(path) != expected:
                 raise self._touched(record, name, "was changed after the stage had finished (its hash differs)")
+        for path in record.path.rglob("*"):  # a stage reads all shards of a folder, so a file more is a change too
+            name = path.relative_to(record.path).as_posix()
+            if path.is_file() and not path.name.startswith(".") and name not in record.outputs and name != DONE:
+                raise self._touched(record, name, "was added after the stage had finished", "take it away")
 
-    def _touched(self, record: StageRecord, name: str, what: str) -> UserError:
-        return UserError(
-            f"{name} {what}",
-            where=str(record.path),
-            remedy=f"put the file back, or redo from there with --restart-from {record.name}",
-        )
+    def _touched(self, record: StageRecord, name: str, what: str, mend: str = "put the file back") -> UserError:
+        return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
 
 
 class Manifest:
@@ -264,7 +287,8 @@ def _stamp(path: Path) -> list[int]:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk itself before going on."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,10 +10,11 @@ from rich.text import Text
 
 from sparring.config import load_recipe
 from sparring.data.chat import Chat, load_template
+from sparring.data.records import Message
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import answer, make_engine
+from sparring.evaluation.evaluate import answer, load_sampler, make_engine
 from sparring.policy.load import find_model, load_tokenizer, model_facts
-from sparring.report.export import player_stages
+from sparring.report.players import player_stages
 from sparring.report.tables import printable
 
 
@@ -28,18 +29,31 @@ def answers(root: Path, prompt: str, temperature: float | None, seed: int | None
     folders = {name: root / stage / "model" for name, (stage, _) in player_stages(root).items()}
     if "baseline" not in folders:
         source = find_model(recipe.model, recipe.seed)
-        assert source.folder is not None, "a made model is in base/"
+        if source.folder is None:
+            raise UserError("this run has no player yet", where=str(root), remedy="run its recipe first")
         folders = {"baseline": source.folder, **folders}
     found = {}
     for name, folder in folders.items():
-        _, eos = model_facts(folder)
+        context, eos = model_facts(folder)
         template = recipe.model.chat_template
         chat = Chat(load_tokenizer(folder), load_template(template) if template and name == "baseline" else None, eos)
-        engine = make_engine(recipe, chat, folder, recipe.sampling.temperature if temperature is None else temperature)
-        found[name if not name.isdigit() else f"iteration {name}"] = answer(engine, chat, [prompt], recipe.seed if seed is None else seed)[
-            0
-        ]
+        _check_fits(chat, prompt, recipe.sampling.max_new_tokens, context)
+        engine = make_engine(
+            recipe, chat, load_sampler(recipe, folder), recipe.sampling.temperature if temperature is None else temperature
+        )
+        shown = f"iteration {name}" if name.isdigit() else name
+        found[shown] = answer(engine, chat, [prompt], recipe.seed if seed is None else seed)[0]
     return found
+
+
+def _check_fits(chat: Chat, prompt: str, max_new_tokens: int, context: int | None) -> None:
+    length = len(chat.prompt_ids([Message(role="user", content=prompt)]))
+    if context is not None and length + max_new_tokens > context:
+        raise UserError(
+            f"{length} prompt tokens and sampling.max_new_tokens ({max_new_tokens}) exceed the model's context of {context}",
+            where="prompt",
+            remedy="give a shorter prompt",
+        )
 
 
 def print_answers(prompt: str, found: dict[str, str], console: Console) -> None:

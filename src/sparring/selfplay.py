@@ -8,11 +8,13 @@ from typing import Any
 
 from sparring.config import Recipe, load_recipe, to_yaml
 from sparring.console import log, log_file
-from sparring.evaluation.stop import stop_reason
-from sparring.report.summary import publish
+from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.report.summary import SUMMARY, Best, publish, published_iterations
 from sparring.rundir import Manifest, RunDir, write_text
 from sparring.stage_names import stages_from
 from sparring.stages import Stages
+
+RECIPE = "recipe.yaml"
 
 
 def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = (), restart_from: str | None = None) -> dict[str, Any]:
@@ -28,7 +30,8 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] =
         try:
             if restart_from:
                 redo(checked, directory, restart_from)
-            write_text(directory.root / "recipe.yaml", to_yaml(checked))
+            if not (directory.root / RECIPE).exists():
+                write_text(directory.root / RECIPE, to_yaml(checked))
             return play(checked, directory)
         except Exception:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
@@ -40,7 +43,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     stages = Stages(recipe, directory)
     stages.check_context()
     start = player = stages.evaluate_baseline(stages.sft())
-    iterations: list[Any] = []
+    iterations: list[Scores] = []
     reason = None
     while reason is None:
         t, opponent = len(iterations), player
@@ -52,15 +55,31 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         player = stages.train(opponent, window, t)
         player = stages.evaluate(player, opponent, t)
         iterations.append(stages.scores(player))
-        publish(directory.root, recipe, stages.scores(start), iterations, None)
+        if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
+            _publish(directory, recipe, stages.scores(start), iterations, None)
         reason = stop_reason(recipe, stages.scores(start), iterations)
     log.info(f"the game ends - {reason}")
     stages.continued_sft(start, len(iterations))
-    return publish(directory.root, recipe, stages.scores(start), iterations, reason)
+    return _publish(directory, recipe, stages.scores(start), iterations, reason)
+
+
+def _publish(directory: RunDir, recipe: Recipe, baseline: Scores, iterations: Sequence[Scores], reason: str | None) -> dict[str, Any]:
+    """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
+    write_text(directory.root / RECIPE, to_yaml(recipe))
+    metric = recipe.evaluate.chosen_metric
+    best = None
+    if iterations:
+        t = best_iteration(iterations, metric)
+        ours, start = iterations[t][metric], baseline[metric]
+        best = Best(t, metric, ours["value"], start["value"], is_better(ours, start))
+    return publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, best, reason)
 
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
-    for stage in reversed(stages_from(name, directory.root, recipe.iterations)):
+    stages = stages_from(name, directory.root, recipe.iterations)
+    for derived in (SUMMARY, "best"):  # what they tell of is about to go
+        (directory.root / derived).unlink(missing_ok=True)
+    for stage in reversed(stages):
         if directory.remove_stage(stage):
             log.info(f"removed stage {stage}: it will be done again")

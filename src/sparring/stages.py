@@ -15,17 +15,18 @@ from sparring.data.prepare import prepare, read_examples, write_examples
 from sparring.data.records import Example, Message
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import Evaluator, Opponent, make_engine
+from sparring.evaluation.evaluate import Evaluator, Opponent, load_sampler, make_engine
 from sparring.evaluation.metrics import Score
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts
-from sparring.rundir import RunDir, StageRecord, digest, read_json, write_json
+from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, write_json
 from sparring.stage_names import BASELINE, CONTROL_EVALUATE, CONTROL_TRAIN, iteration_stage
+from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, make_plan, steps_plan
-from sparring.training.tasks import SftTask, SpinTask
+from sparring.training.tasks import SftTask, SpinTask, Task
 
 # these change speed, memory or what a kill costs, never a result
 NOT_FINGERPRINTED = {"checkpoint_every"}
@@ -80,6 +81,7 @@ class Stages:
         template = self.recipe.model.chat_template
         _, eos = model_facts(self.base.folder)
         chat = Chat(load_tokenizer(self.base.folder), load_template(template) if template else None, eos)
+        chat.tokenizer.chat_template = chat.template  # so that every saved player carries the template it was trained under
         for notice in chat.notices:
             log.info(f"chat: {notice}")
         return chat
@@ -95,6 +97,7 @@ class Stages:
                 log.info(f"data: {notice}")
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
+            log.info("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in prepared.counts.items()))
             return {"counts": prepared.counts}
 
         inputs = {
@@ -154,10 +157,12 @@ class Stages:
         sampling = self.recipe.sampling
 
         def work(stage: Path) -> dict[str, Any]:
+            rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+            log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {self.recipe.model.dtype})")
             replies = sample_examples(
                 stage,
                 self.train_examples,
-                lambda: make_engine(self.recipe, self.chat, opponent.folder, sampling.temperature),
+                lambda: make_engine(self.recipe, self.chat, load_sampler(self.recipe, opponent.folder), sampling.temperature),
                 Stream(self.recipe.seed, t),
                 sampling.replies_per_prompt,
                 sampling.shard_rows,
@@ -186,9 +191,8 @@ class Stages:
 
         def work(stage: Path) -> dict[str, Any]:
             task = SpinTask(window.duels, read_logps(score.path), beta, objective.loss)
-            result = fit(stage, opponent.folder, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
-            self._save(result, stage)
-            return {**result.facts, "counts": window.counts}
+            facts = self._fit(stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
+            return {**facts, "counts": window.counts}
 
         inputs = {
             "train": {**_dump(settings), "lr": lr, "epochs": epochs},
@@ -220,11 +224,20 @@ class Stages:
         budget = self._forward_token_cost(played) / 3
         steps = max(1, round(budget / tokens / min(settings.batch_size, len(self.train_examples))))
         epochs = steps * settings.batch_size / len(self.train_examples)
-        log.info(f"continued SFT at equal compute: {steps} steps, {epochs:.2f} epochs, lr {settings.lr:g}, batch {settings.batch_size}")
+        log.info(f"{section.kind} at equal compute: {steps} steps, {epochs:.2f} epochs, lr {settings.lr:g}, batch {settings.batch_size}")
         plan = steps_plan(settings, len(self.train_examples), lr=settings.lr, steps=steps, epochs=epochs, seed=self._order_seed(played))
-        inputs = {"baseline": section.model_dump(), "sft": _dump(settings), "steps": steps}
+        inputs = {"baseline": section.model_dump(), "sft": _dump(settings), "steps": steps, "iterations": played}
+        self._drop_stale_control(steps, played)
         player = self._sft_stage(CONTROL_TRAIN, start, plan, settings, inputs)
         self._evaluate(CONTROL_EVALUATE, player, start, round_index=played + 1)
+
+    def _drop_stale_control(self, steps: int, played: int) -> None:
+        """The budget follows from the iterations played: a control made for fewer or more of them compares with nothing any more."""
+        made_for = self.run.inputs_of(CONTROL_TRAIN)
+        if made_for is not None and (made_for.get("steps"), made_for.get("iterations")) != (steps, played):
+            for name in (CONTROL_EVALUATE, CONTROL_TRAIN):
+                self.run.remove_stage(name)
+            log.info(f"removed {CONTROL_TRAIN}: it had the cost of other iterations, and will be done again")
 
     def _control_settings(self) -> SftSection:
         section, sft, train = self.recipe.baseline, self.recipe.sft, self.recipe.train
@@ -264,9 +277,7 @@ class Stages:
 
     def _sft_stage(self, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Policy:
         def work(stage: Path) -> dict[str, Any]:
-            result = fit(stage, start.folder, SftTask(self.train_examples), plan, settings, phase=name, labels={"stage": name})
-            self._save(result, stage)
-            return result.facts
+            return self._fit(stage, start, SftTask(self.train_examples), plan, settings, phase=name, labels={"stage": name})
 
         inputs = {**inputs, "start": start.hash, "data": self.data.outputs["train.parquet"], "seed": self.recipe.seed}
         return Policy.of_stage(self.run.stage(name, inputs, work))
@@ -297,14 +308,25 @@ class Stages:
             "seed": self.recipe.seed,
         }
 
-    def _save(self, result: FitResult, stage: Path) -> None:
-        """Write the trained model as a folder that anything can load, with the chat template and end of turn that it was trained under."""
-        folder = stage / "model"
+    def _fit(self, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any) -> dict[str, Any]:
+        """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
+        fitted = stage / "fit.json"
+        if not fitted.exists():
+            result = fit(stage, start.folder, task, plan, settings, **shown)
+            self._save_model(result, stage / "model")
+            write_json(fitted, result.facts)
+        remove_checkpoints(stage)
+        return read_json(fitted)
+
+    def _save_model(self, result: FitResult, folder: Path) -> None:
+        """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under."""
         result.model.save_pretrained(folder)
         copy_extras(self.base.folder, folder)
         self.chat.tokenizer.save_pretrained(folder)
         generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
         write_json(folder / "generation_config.json", {**generation, "eos_token_id": sorted(self.chat.stop_ids)})
+        for file in folder.iterdir():  # on the disk before the checkpoints go
+            fsync(file)
 
     def _order_seed(self, t: int) -> int:
         """Another order of batches in every iteration."""

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from sparring.config import DataSection
 from sparring.data.chat import Chat
+from sparring.data.sources import local_file
 from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
 
 
 def source_fingerprint(section: DataSection) -> str:
     """sha256 of a local file; for built-in data and Hub ids the name (the revision stands beside it in the recipe)."""
-    path = Path(section.path).expanduser()
-    if section.path.startswith("builtin:") or not path.is_file():
+    path = local_file(section)
+    if path is None:
         return section.path
     try:
         return file_hash(path)

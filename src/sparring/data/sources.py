@@ -99,11 +99,26 @@ def read_rows(section: DataSection, seed: int) -> Rows:
     if section.path.startswith("builtin:"):
         _refuse_hub_options(section, "the built-in tasks")
         return _read_builtin(section.path, seed)
+    path = local_file(section)
+    if path is None:
+        return _read_hub(section)
+    _refuse_hub_options(section, "a local file")
+    return READERS[path.suffix.lower()](path, section)
+
+
+def local_file(section: DataSection) -> Path | None:
+    """The file that `data.path` names, None for a Hub id or built-in data. Raises UserError when it is missing or no data file."""
     path = Path(section.path).expanduser()
-    if _exists(path) or not _may_be_hub_id(section.path):
-        _refuse_hub_options(section, "a local file")
-        return _read_file(path, section)
-    return _read_hub(section)
+    if section.path.startswith("builtin:") or (not _exists(path) and _may_be_hub_id(section.path)):
+        return None
+    if not _exists(path):
+        raise UserError("no such data file", where=str(path), remedy=_other_files(path) or "check data.path")
+    if path.is_dir():
+        raise UserError("is a folder, not a data file", where=str(path), remedy=_other_files(path / "x") or "name one file")
+    if path.suffix.lower() not in READERS:
+        known = ", ".join(READERS)
+        raise UserError(f"unknown kind of file {path.suffix or '(no extension)'!r}; known: {known}", where=str(path), remedy="convert it")
+    return path
 
 
 def _read_builtin(path: str, seed: int) -> Rows:
@@ -133,18 +148,6 @@ _NOT_ON_HUB = (".txt", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml"
 def _may_be_hub_id(path: str) -> bool:
     has_form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)
     return bool(has_form) and not path.lower().endswith((*READERS, *_NOT_ON_HUB))
-
-
-def _read_file(path: Path, section: DataSection) -> Rows:
-    reader = READERS.get(path.suffix.lower())
-    if not _exists(path):
-        raise UserError("no such data file", where=str(path), remedy=_other_files(path) or "check data.path")
-    if path.is_dir():
-        raise UserError("is a folder, not a data file", where=str(path), remedy=_other_files(path / "x") or "name one file")
-    if reader is None:
-        known = ", ".join(READERS)
-        raise UserError(f"unknown kind of file {path.suffix or '(no extension)'!r}; known: {known}", where=str(path), remedy="convert it")
-    return reader(path, section)
 
 
 def _other_files(path: Path) -> str | None:

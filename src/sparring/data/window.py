@@ -29,6 +29,7 @@ def build_window(examples: Sequence[Example], replies_by_iteration: Mapping[int,
             by_row[reply.row_id].append(reply)
         for example in examples:
             own = sorted(by_row[example.row_id], key=lambda reply: reply.replica)
+            assert own, f"row {example.row_id} has no replies of iteration {iteration}"
             duels.append(Duel(example.row_id, iteration, example.prompt_ids, example.reply_ids, tuple(r.token_ids for r in own)))
     used = [duel for duel in duels if not duel.is_all_identical]
     everything = [reply for replies in replies_by_iteration.values() for reply in replies]

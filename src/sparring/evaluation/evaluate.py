@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedModel
 
 from sparring.config import Recipe
 from sparring.console import log
@@ -18,7 +21,7 @@ from sparring.evaluation.metrics import Score, accuracy_score, is_exact_match, l
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.opponent.replies import read_replies, sample_examples
-from sparring.policy.batches import Branches
+from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.load import DTYPES, load_model
 from sparring.policy.score import Scorer, score_trees
@@ -46,31 +49,30 @@ class Evaluator:
 
         `round_index` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
         """
-        replies = self._sample(stage / REPLIES, player, self.recipe.sampling.temperature, round_index, f"{phase}: replies")
-        greedy = None
-        if self.recipe.evaluate.greedy:
-            greedy = self._sample(stage / GREEDY, player, 0.0, round_index, f"{phase}: greedy replies")
-        self._showcase(stage, player, round_index)
+        replies, greedy = self._answers(stage, player, Stream(self.recipe.seed, round_index), phase)
         logps = self._logps(stage, player, opponent, replies)
         write_json(stage / "scores.json", self._scores(replies, greedy, logps))
         self._write_samples(stage, replies, greedy, logps)
         return {"rows": len(self.held_out)}
 
-    def engine(self, player: Path, temperature: float) -> Engine:
-        return make_engine(self.recipe, self.chat, player, temperature)
+    def _answers(self, stage: Path, player: Path, stream: Stream, phase: str) -> tuple[list[Reply], list[Reply] | None]:
+        """Sampled and (when the recipe asks) greedy replies to the held-out prompts, and the showcase; the weights are loaded once."""
+        load = cache(lambda: load_sampler(self.recipe, player))
+        temperature = self.recipe.sampling.temperature
+        replies = self._sample(stage / REPLIES, load, temperature, stream, f"{phase}: replies")
+        greedy = self._sample(stage / GREEDY, load, 0.0, stream, f"{phase}: greedy replies") if self.recipe.evaluate.greedy else None
+        texts, shown = self.recipe.showcase, stage / "showcase.json"
+        if texts and not shown.exists():
+            answers = answer(make_engine(self.recipe, self.chat, load(), temperature), self.chat, texts, self.recipe.seed)
+            write_json(shown, [{"prompt": text, "reply": reply} for text, reply in zip(texts, answers, strict=True)])
+        return replies, greedy
 
-    def _sample(self, folder: Path, player: Path, temperature: float, round_index: int, phase: str) -> list[Reply]:
+    def _sample(self, folder: Path, load: Callable[[], PreTrainedModel], temperature: float, stream: Stream, phase: str) -> list[Reply]:
         folder.mkdir(exist_ok=True)
-        stream = Stream(self.recipe.seed, round_index)
         rows = self.recipe.sampling.shard_rows
-        return sample_examples(folder, self.held_out, lambda: self.engine(player, temperature), stream, 1, rows, phase)
-
-    def _showcase(self, stage: Path, player: Path, round_index: int) -> None:
-        """Answers to the recipe's showcase prompts, under one random stream per prompt that is the same in every iteration."""
-        texts = self.recipe.showcase
-        if texts and not (stage / "showcase.json").exists():
-            answers = answer(self.engine(player, self.recipe.sampling.temperature), self.chat, texts, self.recipe.seed)
-            write_json(stage / "showcase.json", [{"prompt": text, "reply": reply} for text, reply in zip(texts, answers, strict=True)])
+        return sample_examples(
+            folder, self.held_out, lambda: make_engine(self.recipe, self.chat, load(), temperature), stream, 1, rows, phase
+        )
 
     def _logps(self, stage: Path, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> list[dict[str, Any]]:
         """One row per held-out row: the player's log-probs of the human and its own reply, and those of the duel under both models."""
@@ -96,7 +98,7 @@ class Evaluator:
     def _score(self, folder: Path, trees: Sequence[Branches]) -> list[list[float]]:
         accelerator = accelerator_for(self.recipe.train.precision)
         scorer = Scorer(load_model(folder).to(accelerator.device))
-        scorer.choose_layout(max(trees, key=lambda tree: tree.tokens("tree")))
+        scorer.choose_layout(*hardest(trees))
         return score_trees(scorer, trees, self.recipe.train.micro_batch_tokens, accelerator)
 
     def _scores(self, replies: Sequence[Reply], greedy: Sequence[Reply] | None, logps: Sequence[dict[str, Any]]) -> dict[str, Score]:
@@ -154,11 +156,14 @@ class Evaluator:
         write_table(stage / SAMPLES, columns)
 
 
-def make_engine(recipe: Recipe, chat: Chat, model: Path, temperature: float) -> Engine:
-    """The recipe's sampling engine with the weights of folder `model`, in the recipe's sampling dtype."""
-    accelerator = accelerator_for(recipe.train.precision)
-    loaded = load_model(model, DTYPES[recipe.model.dtype]).to(accelerator.device)
-    return TransformersEngine(loaded, recipe.sampling.model_copy(update={"temperature": temperature}), chat.stop_ids)
+def load_sampler(recipe: Recipe, folder: Path) -> PreTrainedModel:
+    """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device."""
+    return load_model(folder, DTYPES[recipe.model.dtype]).to(accelerator_for(recipe.train.precision).device)
+
+
+def make_engine(recipe: Recipe, chat: Chat, model: PreTrainedModel, temperature: float) -> Engine:
+    """The recipe's sampling engine around a loaded model."""
+    return TransformersEngine(model, recipe.sampling.model_copy(update={"temperature": temperature}), chat.stop_ids)
 
 
 def answer(engine: Engine, chat: Chat, texts: Sequence[str], seed: int) -> list[str]:

@@ -68,12 +68,12 @@ def length_auc(human: Sequence[int], generated: Sequence[int]) -> float:
 
 
 def find_answer(pattern: re.Pattern[str], text: str) -> str | None:
-    """The last match in a reply (its group 1 if the pattern has one), stripped; None without a match."""
-    matches = list(pattern.finditer(text))
-    if not matches:
-        return None
-    found = matches[-1].group(1) if pattern.groups else matches[-1].group(0)
-    return None if found is None else found.strip()
+    """The last match in a reply (its group 1 if the pattern has one), stripped; None without one.
+
+    Empty matches do not count: `.*` has one at the end of every text, and all replies would agree.
+    """
+    found = [(match.group(1 if pattern.groups else 0) or "").strip() for match in pattern.finditer(text)]
+    return next((answer for answer in reversed(found) if answer), None)
 
 
 def is_exact_match(pattern: re.Pattern[str], reply: str, human: str) -> bool:

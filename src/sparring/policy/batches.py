@@ -5,7 +5,7 @@ Dimensions in names: B rows, L positions of a row, N scored reply tokens of the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +28,15 @@ class Branches:
         """Positions that are computed; the last token of a reply is only predicted, never fed."""
         replies = sum(len(reply) - 1 for reply in self.replies)
         return replies + len(self.prompt_ids) * (1 if layout == "tree" else len(self.replies))
+
+    @property
+    def longest_path(self) -> int:
+        """Positions of the prompt and its longest reply: how far back a reply token may look."""
+        return len(self.prompt_ids) + max(len(reply) - 1 for reply in self.replies)
+
+    def shape(self, layout: Layout) -> tuple[int, int]:
+        """(rows, positions of the longest row) that the tree takes in a micro-batch."""
+        return (1, self.tokens("tree")) if layout == "tree" else (len(self.replies), self.longest_path)
 
 
 @dataclass(frozen=True)
@@ -91,14 +100,27 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
     )
 
 
-def micro_batches(items: Sequence[int], size: Callable[[int], int], max_tokens: int) -> Iterator[list[int]]:
-    """Split `items` into groups of similar size, each padded to at most `max_tokens` (a single larger item stands alone)."""
+def hardest(trees: Iterable[Branches]) -> list[Branches]:
+    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences)."""
+    trees = list(trees)
+    beside_first = max(trees, key=lambda tree: sum(len(reply) - 1 for reply in tree.replies[1:]))
+    return [max(trees, key=lambda tree: tree.longest_path), beside_first]
+
+
+def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int) -> Iterator[list[int]]:
+    """Split `items` into groups of similar length, each padded to at most `max_tokens` (a single larger item stands alone).
+
+    shape: item -> (rows, positions of its longest row).
+    """
     group: list[int] = []
-    for item in sorted(items, key=lambda item: (size(item), item)):
-        if group and size(item) * (len(group) + 1) > max_tokens:
+    group_rows = 0
+    for item in sorted(items, key=lambda item: (shape(item)[1], item)):
+        rows, length = shape(item)  # lengths rise: this item's is the group's
+        if group and (group_rows + rows) * length > max_tokens:
             yield group
-            group = []
+            group, group_rows = [], 0
         group.append(item)
+        group_rows += rows
     if group:
         yield group
 

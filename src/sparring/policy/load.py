@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,12 +102,6 @@ def weights_hash(folder: Path) -> str:
     return digest({file.name: file_hash(file) for file in _require_weights(folder)})
 
 
-def save_model(model: PreTrainedModel, folder: Path, extras_from: Path) -> None:
-    """Write the model as safetensors with the tokenizer, template and generation files of `extras_from` beside it."""
-    model.save_pretrained(folder)
-    copy_extras(extras_from, folder)
-
-
 def copy_extras(source: Path, target: Path) -> None:
     """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
     target.mkdir(parents=True, exist_ok=True)
@@ -176,8 +172,9 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file as float32 safetensors with its tokenizer: quantised weights cannot be trained."""
     log.info(f"unpacking {file.name} to float32 safetensors")
     try:
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar per tensor, whatever its settings say
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot load the GGUF file: {_first_line(error)}", where=str(file)) from error
     # the weights are plain tensors now; what is left of the quantiser would refuse to save them

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
+from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
 
 HEAD_CHUNK = 1024
@@ -49,34 +50,45 @@ class Scorer(nn.Module):
         return "tree" if self.layout == "tree" else "rows"
 
     def use_gradient_checkpointing(self) -> None:
-        """Recompute layers in the backward pass. Only the layers learn that training is on: dropout below them stays off."""
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        for module in self.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
-                module.training = True
+        """Recompute layers in the backward pass. A layer looks trained only while it decides that: dropout stays off inside it."""
+        where = "gradient_checkpointing"
+        try:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        except ValueError as error:
+            raise UserError(str(error), where=where, remedy=f"set {where} to false and lower micro_batch_tokens") from error
+        layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        if not layers:
+            log.warning(f"{where}: {type(self.model).__name__} has no layers that can be recomputed; it has no effect")
+        for layer in layers:
+            layer.training = True
+            layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
+            layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
-    def choose_layout(self, tree: Branches) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on one tree; keep the fastest that agrees.
+    def choose_layout(self, *trees: Branches) -> None:
+        """Compare the fast layouts with the model's own unbatched logits on some trees; keep the fastest that agrees.
 
         State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
         model's own forward knows: a wrong layout must never score silently.
         """
-        expected = plain_logps(self.model, tree)
+        expected = [plain_logps(self.model, tree) for tree in trees]
+        if not all(logps.isfinite().all() for logps in expected):
+            raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
         for layout in ("tree", "rows", "plain"):
             self.layout = layout
-            gap = self._gap(tree, expected)
+            gap = self._gap(trees, expected)
             if gap <= CHECK_TOLERANCE:
                 return
             log.info(f"scorer: this model cannot take the {layout} layout (log-probs differ by {gap:.2g} relative); trying the next")
         raise RuntimeError("the scorer does not agree with the model's own log-probs in any layout")
 
     @torch.no_grad()
-    def _gap(self, tree: Branches, expected: Tensor) -> float:
+    def _gap(self, trees: Sequence[Branches], expected: Sequence[Tensor]) -> float:
         try:
-            found = self(self.collate([tree, tree]))[1, : len(expected)]
+            found = self(self.collate([*trees, trees[0]]))
         except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # whatever foreign code raises, the next layout is tried
             return float("inf")
-        gap = ((found - expected).abs() / expected.abs().clamp(min=1)).max().item()
+        pairs = [(row[: len(logps)], logps) for row, logps in zip(found, [*expected, expected[0]], strict=True)]
+        gap = max(((row - logps).abs() / logps.abs().clamp(min=1)).max().item() for row, logps in pairs)
         return gap if gap == gap else float("inf")
 
     def _by_head(self, batch: TreeBatch) -> Tensor:
@@ -96,8 +108,7 @@ class Scorer(nn.Module):
         return torch.cat(parts)
 
     def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
-        logits = self._scaled(self.model.get_output_embeddings()(hidden_NH)).float()
-        return logits.gather(1, target_N[:, None])[:, 0] - logits.logsumexp(1)
+        return _of_targets(self._scaled(self.model.get_output_embeddings()(hidden_NH)), target_N)
 
     def _scaled(self, logits: Tensor) -> Tensor:
         """What Granite, Cohere and Gemma-2 do to their logits after the head."""
@@ -112,8 +123,13 @@ class Scorer(nn.Module):
 
     def _plain(self, batch: TreeBatch) -> Tensor:
         logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
-        chosen = logits.flatten(0, 1)[batch.source_N].float()
-        return chosen.gather(1, batch.target_N[:, None])[:, 0] - chosen.logsumexp(1)
+        return _of_targets(logits.flatten(0, 1)[batch.source_N], batch.target_N)
+
+
+def _of_targets(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """Log-probs [N] of the targets, in float32 at least."""
+    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(1)
 
 
 @torch.no_grad()
@@ -127,7 +143,7 @@ def score_group(scorer: Scorer, trees: Sequence[Branches], accelerator: Accelera
 def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int, accelerator: Accelerator) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
     found: dict[int, list[float]] = {}
-    for group in micro_batches(range(len(trees)), lambda index: trees[index].tokens(scorer.row_layout), max_tokens):
+    for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens):
         found.update(zip(group, score_group(scorer, [trees[index] for index in group], accelerator), strict=True))
     return [found[index] for index in range(len(trees))]
 
@@ -138,7 +154,6 @@ def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
     sums = []
     for reply in tree.replies:
         ids = torch.tensor([[*tree.prompt_ids, *reply]], device=model.device)
-        logps = model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
-        target = ids[0, len(tree.prompt_ids) :]
-        sums.append(logps[len(tree.prompt_ids) - 1 : -1].gather(1, target[:, None]).double().sum())
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt_ids) - 1 : -1]
+        sums.append(_of_targets(logits, ids[0, len(tree.prompt_ids) :]).double().sum())
     return torch.stack(sums)

@@ -4,51 +4,55 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
-from sparring.evaluation.stop import best_iteration, is_better
 from sparring.rundir import read_json, write_json, write_text
 from sparring.stage_names import CONTROL_EVALUATE, CONTROL_TRAIN, iteration_stage, stage_names
 
+Scores = Mapping[str, Any]
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best iteration by the recipe's metric, and whether it beats the start of the game."""
+
+    iteration: int
+    metric: str
+    value: float
+    baseline_value: float
+    beats_baseline: bool
+
+
 def publish(
-    root: Path, recipe: Recipe, baseline: Mapping[str, Any], iterations: Sequence[Mapping[str, Any]], reason: str | None
+    root: Path, start_name: str, baseline: Scores, iterations: Sequence[Scores], best: Best | None, reason: str | None
 ) -> dict[str, Any]:
-    """Write the run's summary, its joined metrics and `best`; returns the summary. `reason` is None while the game goes on."""
-    metric = recipe.evaluate.chosen_metric
-    best = best_iteration(iterations, metric) if iterations else None
+    """Write the run's summary, its joined metrics and the link `best`; returns the summary. `reason` is None while the game goes on."""
     control = root / CONTROL_EVALUATE / "scores.json"
     summary = {
-        "baseline": {"name": "SFT" if recipe.sft else "start", "scores": baseline},
+        "baseline": {"name": start_name, "scores": baseline},
         "iterations": [
             {"iteration": t, "scores": scores, "counts": _facts(root, iteration_stage(t, "train")).get("counts", {})}
             for t, scores in enumerate(iterations)
         ],
         "controls": [{"name": "continued SFT", "scores": read_json(control)}] if reason and control.exists() else [],
-        "best": None if best is None else _best(metric, best, baseline, iterations[best]),
+        "best": None if best is None else vars(best),
         "stop_reason": reason,
         "stages": {name: cost for name in stage_names(root, len(iterations)) if (cost := _cost(root, name))},
     }
     write_json(root / SUMMARY, summary)
     _join_metrics(root, len(iterations))
     if best is not None:
-        _link(root / "best", f"iterations/{best:03d}")
+        _link(root / "best", f"iterations/{best.iteration:03d}")
     return summary
 
 
-def _best(metric: str, best: int, baseline: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "iteration": best,
-        "metric": metric,
-        "value": scores[metric]["value"],
-        "baseline_value": baseline[metric]["value"],
-        "beats_baseline": is_better(scores[metric], baseline[metric]),
-    }
+def published_iterations(root: Path) -> int:
+    """How many iterations the summary tells of."""
+    return len(read_json(root / SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
 
 
 def _cost(root: Path, name: str) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def _quality_columns(scores: Scores) -> list[Column]:
         *columns,
         ("NLL / token", _with_error("nll_per_token", 4)),
         ("margin", _with_error("duel_margin", 2)),
-        ("accuracy [95%]", _accuracy),
+        ("accuracy [interval]", _accuracy),
         ("log p human", _with_error("real_logp", 2)),
         ("log p own reply", _with_error("generated_logp", 2)),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,11 +18,12 @@ from accelerate import Accelerator
 from sparring.config import OptimSection
 from sparring.console import log, progress
 from sparring.errors import UserError
-from sparring.policy.batches import micro_batches
+from sparring.policy.batches import hardest, micro_batches
 from sparring.policy.compute import accelerator_for
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer
-from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints, restore_optimizer, save_checkpoint
+from sparring.rundir import write_text
+from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
 from sparring.training.plan import TrainPlan
 from sparring.training.tasks import Task
 from sparring.training.watch import HumanLogpWatch
@@ -40,15 +42,17 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
 
     `labels` are added to every line of metrics. Raises UserError on a non-finite loss or gradient, before the update.
     """
-    step, folder = latest_checkpoint(stage) or (0, start)
+    first_step, folder = latest_checkpoint(stage) or (0, start)
     trainer = _Trainer(folder, task, plan, settings)
-    if step:
-        log.info(f"{phase}: going on from step {step} of {plan.steps}")
+    if first_step:
+        log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
         restore_optimizer(folder, trainer.optimizer)
-    rows = _metrics_until(stage / METRICS, step)
+    rows = _metrics_until(stage / METRICS, first_step)
     watch = HumanLogpWatch(phase)
-    with progress(phase, plan.steps, "steps", step) as shown, open(stage / METRICS, "a", encoding="utf-8") as metrics:
-        for step in range(step, plan.steps):
+    for row in rows:  # what it saw before the interruption
+        watch.see(row)
+    with progress(phase, plan.steps, "steps", first_step) as shown, open(stage / METRICS, "a", encoding="utf-8") as metrics:
+        for step in range(first_step, plan.steps):
             row = {**labels, "step": step, **trainer.step(step)}
             rows.append(row)
             metrics.write(json.dumps(row) + "\n")
@@ -56,8 +60,8 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
             watch.see(row)
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
+                os.fsync(metrics.fileno())
                 save_checkpoint(stage, step + 1, trainer.model, trainer.optimizer)
-    remove_checkpoints(stage)
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
     sums = {"trained_tokens": sum(row["tokens"] for row in rows), "train_seconds": round(sum(row["seconds"] for row in rows), 3)}
     return FitResult(trainer.model, {**facts, **sums, **watch.facts()})
@@ -72,7 +76,7 @@ class _Trainer:
         # float32 master weights: at lr 5e-7 a bfloat16 parameter near 0.02 is too coarse to move
         self.model = load_model(folder, torch.float32).to(self.accelerator.device)
         self.scorer = Scorer(self.model)
-        self.scorer.choose_layout(self.task.branches(self._longest()))
+        self.scorer.choose_layout(*hardest(task.branches(index) for index in range(len(task))))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         optimizer = make_optimizer(self.model, settings)
@@ -86,7 +90,7 @@ class _Trainer:
         sums: dict[str, float] = defaultdict(float)
         tokens = 0
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
-        for group in micro_batches(range(len(batch)), lambda place: self._size(batch[place]), self.settings.micro_batch_tokens):
+        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.settings.micro_batch_tokens):
             tokens += self._accumulate([batch[place] for place in group], weight, sums, step)
         norm = self._clip(step, batch)
         lr = self.plan.learning_rate(step)
@@ -97,15 +101,8 @@ class _Trainer:
         seconds = time.monotonic() - began
         loss = sums.pop("loss") * weight
         means = {name: total / len(batch) for name, total in sums.items()}
-        return {
-            "loss": loss,
-            **means,
-            "grad_norm": norm,
-            "lr": lr,
-            "tokens": tokens,
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-        }
+        speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
+        return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **speed}
 
     def _accumulate(self, group: Sequence[int], weight: float, sums: dict[str, float], step: int) -> int:
         batch = self.scorer.collate([self.task.branches(index) for index in group])
@@ -127,11 +124,8 @@ class _Trainer:
             raise _not_finite("gradient", step, [self.task.name(index) for index in batch])
         return norm
 
-    def _size(self, index: int) -> int:
-        return self.task.branches(index).tokens(self.scorer.row_layout)
-
-    def _longest(self) -> int:
-        return max(range(len(self.task)), key=lambda index: self.task.branches(index).tokens("tree"))
+    def _shape(self, index: int) -> tuple[int, int]:
+        return self.task.branches(index).shape(self.scorer.row_layout)
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
@@ -150,7 +144,7 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text(encoding="utf-8").splitlines()[:step]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(line + "\n" for line in lines))
     return [json.loads(line) for line in lines]
 
 

@@ -10,7 +10,7 @@ from sparring.config import OptimSection
 from sparring.console import progress
 from sparring.data.records import Duel
 from sparring.data.tables import read_rows, run_shards, shard_path
-from sparring.policy.batches import branches_of
+from sparring.policy.batches import branches_of, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
@@ -57,7 +57,7 @@ class _Scoring:
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
         self.scorer = Scorer(load_model(folder).to(self.accelerator.device))
-        self.scorer.choose_layout(max(self.trees, key=lambda tree: tree.tokens("tree")))
+        self.scorer.choose_layout(*hardest(self.trees))
         self.max_tokens = settings.micro_batch_tokens
 
     def logps(self, batch: Sequence[int]) -> dict[str, list[float]]:

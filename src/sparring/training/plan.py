@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -67,13 +68,6 @@ def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, epo
     return TrainPlan(items, steps, horizon, warmup, min(settings.batch_size, items), lr, settings.schedule, seed)
 
 
-_cache: dict[tuple[int, int, int], np.ndarray] = {}
-
-
+@lru_cache(maxsize=4)  # a batch touches two epochs at most
 def _permutation(seed: int, epoch: int, items: int) -> np.ndarray:
-    key = (seed, epoch, items)
-    if key not in _cache:
-        if len(_cache) >= 4:  # a batch touches two epochs at most
-            _cache.clear()
-        _cache[key] = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(items)
-    return _cache[key]
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(items)

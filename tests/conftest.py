@@ -1,0 +1,108 @@
+"""Shared pieces: a game of a few seconds, and commands in real processes."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from zygote import Result, Running, Zygote
+
+# Two iterations, with several shards, checkpoints and score shards in each: at every point there is something to go on from.
+TINY: dict[str, Any] = {
+    "run_dir": "run",
+    "model": {"path": "builtin:tiny", "dtype": "float32"},
+    "data": {"path": "rows.jsonl", "held_out": 8},
+    "sft": {"lr": 3e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2},
+    "iterations": 2,
+    "sampling": {"max_new_tokens": 10, "replies_per_prompt": 2, "shard_rows": 8, "batch_tokens": 300},
+    "objective": {"beta": 1.0, "window": 2},
+    "train": {"lr": 1e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2, "micro_batch_tokens": 120},
+    "evaluate": {"answer_pattern": "[a-z]+$", "metric": "nll_per_token"},
+    "stop": {"indistinguishable": False},
+    "baseline": {"kind": "continued-sft", "batch_size": 16},
+    "showcase": ["say ab"],
+}
+
+
+def rows(count: int = 32) -> list[dict[str, str]]:
+    """Short rows of the prompt/completion shape, each prompt its own."""
+    return [{"prompt": f"say {chr(97 + n % 26)}{chr(97 + n // 26)}", "completion": f"{chr(97 + n % 26)} {n}"} for n in range(count)]
+
+
+def write_rows(path: Path, found: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
+    return path
+
+
+class Game:
+    """A folder with recipe.yaml and rows.jsonl in it, and the commands that a person would type there."""
+
+    def __init__(self, folder: Path, zygote: Zygote, changes: dict[str, Any]) -> None:
+        self.folder, self.zygote = folder, zygote
+        folder.mkdir(parents=True, exist_ok=True)
+        write_rows(folder / "rows.jsonl", rows())
+        self.write(**changes)
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "run"
+
+    def write(self, **changes: Any) -> None:
+        """Write recipe.yaml: TINY with `section__key=value` or `key=value` replaced; None for a section removes it."""
+        recipe = copy.deepcopy(TINY)
+        for name, value in changes.items():
+            section, _, key = name.partition("__")
+            if key:
+                recipe.setdefault(section, {})[key] = value
+            else:
+                recipe[section] = value
+        (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+    def run(self, *args: str, **more: Any) -> Result:
+        return self.command("run", "recipe.yaml", *args, **more)
+
+    def start(self, *args: str, **more: Any) -> Running:
+        return self.zygote.start(["run", "recipe.yaml", *args], self.folder, **more)
+
+    def command(self, *args: str, **more: Any) -> Result:
+        return self.zygote.run(list(args), self.folder, **more)
+
+    def json(self, name: str) -> Any:
+        return json.loads((self.root / name).read_text(encoding="utf-8"))
+
+    def state(self) -> dict[str, tuple[str, int]]:
+        """name -> (content, inode) of every file of the finished stages."""
+        return {
+            file.relative_to(self.root).as_posix(): (file.read_bytes().hex(), file.stat().st_ino)
+            for done in self.root.rglob("done.json")
+            if ".partial" not in str(done)
+            for file in done.parent.rglob("*")
+            if file.is_file()
+        }
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    started = Zygote()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def game(tmp_path: Path, zygote: Zygote) -> Game:
+    """A game not yet played."""
+    return Game(tmp_path / "game", zygote, {})
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A finished game for tests that only read; `played_copy` is for those that change something."""
+    finished = Game(tmp_path_factory.mktemp("played") / "game", zygote, {})
+    result = finished.run()
+    assert result.code == 0, result.err
+    return finished

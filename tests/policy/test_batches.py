@@ -1,0 +1,101 @@
+"""The tree as tensors: what is fed, what is predicted from where, who sees whom, and how trees share a micro-batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparring.data.records import Duel
+from sparring.policy.batches import Branches, TreeBatch, branches_of, collate, hardest, micro_batches
+
+TREE = Branches((7, 8), ((1, 2, 3), (4,), (5, 6)))
+OTHER = Branches((9,), ((10, 11), (12, 13)))
+
+token_ids = st.lists(st.integers(0, 99), min_size=1, max_size=6).map(tuple)
+branches = st.builds(Branches, token_ids, st.lists(token_ids, min_size=1, max_size=4).map(tuple))
+
+
+def read_back(batch: TreeBatch) -> list[list[int]]:
+    """For every scored token: the tokens that its prediction sees, in order of position, and then the token."""
+    length = batch.input_ids_BL.shape[1]
+    ids = batch.input_ids_BL.flatten()
+    if batch.layout == "tree":
+        mask_BLL = batch.attention_mask[:, 0]
+    else:
+        mask_BLL = torch.ones(length, length).tril().bool() & batch.attention_mask.bool()[:, None, :]
+    found = []
+    for source, target in zip(batch.source_N.tolist(), batch.target_N.tolist(), strict=True):
+        row, query = divmod(source, length)
+        seen = [row * length + key for key in range(length) if mask_BLL[row, query, key]]
+        seen.sort(key=lambda flat: batch.position_ids_BL.flatten()[flat].item())
+        assert [batch.position_ids_BL.flatten()[flat].item() for flat in seen] == list(range(len(seen)))
+        found.append([*ids[seen].tolist(), target])
+    return found
+
+
+@pytest.mark.parametrize("layout", ["tree", "rows"])
+@given(trees=st.lists(branches, min_size=1, max_size=3))
+def test_every_reply_token_is_predicted_from_exactly_its_own_prefix(layout, trees) -> None:
+    batch = collate(trees, layout)
+    expected = [[*tree.prompt_ids, *reply[: i + 1]] for tree in trees for reply in tree.replies for i in range(len(reply))]
+    assert read_back(batch) == expected
+    columns = max(len(tree.replies) for tree in trees)
+    cells = [index * columns + r for index, tree in enumerate(trees) for r, reply in enumerate(tree.replies) for _ in reply]
+    assert batch.cell_N.tolist() == cells
+    assert batch.tokens == sum(tree.tokens(layout) for tree in trees)
+    assert batch.input_ids_BL.shape[1] == max(tree.shape(layout)[1] for tree in trees)
+    assert batch.input_ids_BL.shape[0] == sum(tree.shape(layout)[0] for tree in trees)
+
+
+def test_the_tree_by_hand() -> None:
+    batch = collate([TREE, OTHER], "tree")
+    assert batch.input_ids_BL.tolist() == [[7, 8, 1, 2, 5], [9, 10, 12, 0, 0]]
+    assert batch.position_ids_BL.tolist() == [[0, 1, 2, 3, 2], [0, 1, 1, 0, 0]]
+    assert batch.segment_BL.tolist() == [[0, 0, 1, 1, 3], [0, 1, 2, -1, -1]]
+    assert batch.source_N.tolist() == [1, 2, 3, 1, 1, 4, 5, 6, 5, 7]
+    assert batch.target_N.tolist() == [1, 2, 3, 4, 5, 6, 10, 11, 12, 13]
+    assert batch.cell_N.tolist() == [0, 0, 0, 1, 2, 2, 3, 3, 4, 4]
+    second_branch = batch.attention_mask[0, 0, 4].tolist()
+    assert second_branch == [True, True, False, False, True], "sees the prompt and itself, not the first branch"
+
+
+def test_no_query_has_an_empty_mask() -> None:
+    assert collate([TREE, OTHER], "tree").attention_mask.any(-1).all(), "the softmax of an empty row is NaN"
+
+
+def test_identical_replies_are_not_computed() -> None:
+    duel = Duel("a", 0, (7, 8), (1, 2), ((1, 2), (3, 4, 5), (1, 2)))
+    assert branches_of(duel) == Branches((7, 8), ((1, 2), (3, 4, 5)))
+
+
+shapes = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 30)), min_size=1, max_size=20)
+
+
+@given(shapes=shapes, max_tokens=st.integers(1, 120))
+def test_micro_batches_hold_every_item_once_within_the_budget(shapes, max_tokens) -> None:
+    groups = list(micro_batches(range(len(shapes)), shapes.__getitem__, max_tokens))
+    assert sorted(item for group in groups for item in group) == list(range(len(shapes)))
+    for group in groups:
+        padded = sum(shapes[item][0] for item in group) * max(shapes[item][1] for item in group)
+        assert padded <= max_tokens or len(group) == 1
+
+
+@given(trees=st.lists(branches, min_size=1, max_size=6), max_tokens=st.integers(1, 60), layout=st.sampled_from(["tree", "rows"]))
+def test_the_budget_bounds_the_padded_tensor(trees, max_tokens, layout) -> None:
+    for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(layout), max_tokens):
+        assert collate([trees[index] for index in group], layout).input_ids_BL.numel() <= max_tokens or len(group) == 1
+
+
+def test_equal_items_fall_into_equal_groups() -> None:
+    """The opponent pass and training must cut a step's duels alike."""
+    lengths = [5, 3, 5, 9, 3]
+    assert list(micro_batches(range(5), lambda i: (1, lengths[i]), 10)) == [[1, 4], [0, 2], [3]]
+
+
+def test_the_hardest_trees_have_the_longest_path_and_the_longest_second_branch() -> None:
+    many_replies = Branches((1,), ((1, 2, 3, 4),) * 5)
+    long_path = Branches(tuple(range(12)), ((1,), (2,)))
+    assert many_replies.tokens("tree") > long_path.tokens("tree")
+    assert hardest([OTHER, many_replies, long_path]) == [long_path, many_replies]

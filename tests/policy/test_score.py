@@ -1,0 +1,362 @@
+"""The scorer against plain transformers, over the ways in which models differ: masks, windows, positions, heads, recurrences."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from sparring.errors import UserError
+from sparring.policy import score
+from sparring.policy.batches import Branches, hardest
+from sparring.policy.compute import accelerator_for
+from sparring.policy.score import Scorer, score_trees
+
+VOCABULARY = 48
+COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,  # large enough for replies to differ by many nats
+    "bos_token_id": None,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_positions": 64,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+NEOX = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
+OPT = {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.3}
+MAMBA2 = {"num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8, "expand": 2}
+
+# architecture -> (config, the layout that it must end in)
+ZOO: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
+    "llama": (lambda: transformers.LlamaConfig(**COMMON), "tree"),
+    "llama, tied": (lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True), "tree"),
+    "mistral, long window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=60), "tree"),
+    "mistral, short window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=6), "rows"),
+    "qwen3": (lambda: transformers.Qwen3Config(**COMMON, head_dim=8), "tree"),
+    "gemma-2": (
+        lambda: transformers.Gemma2Config(
+            **COMMON, head_dim=8, query_pre_attn_scalar=8, sliding_window=60, final_logit_softcapping=2.0, attn_logit_softcapping=3.0
+        ),
+        "tree",
+    ),
+    "granite": (
+        lambda: transformers.GraniteConfig(
+            **COMMON, logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2
+        ),
+        "tree",
+    ),
+    "cohere": (lambda: transformers.CohereConfig(**COMMON, logit_scale=0.3), "tree"),
+    "gpt-2": (lambda: transformers.GPT2Config(**GPT2), "tree"),
+    "gpt-neox": (lambda: transformers.GPTNeoXConfig(**NEOX), "tree"),
+    "opt": (lambda: transformers.OPTConfig(**NEOX, **OPT), "tree"),
+    "bloom": (lambda: transformers.BloomConfig(**COMMON, n_head=2, n_layer=2), "rows"),  # its positions are in the mask
+    "mamba-2": (lambda: transformers.Mamba2Config(**COMMON, **MAMBA2), "rows"),
+    "mamba": (lambda: transformers.MambaConfig(**COMMON, state_size=4), "rows"),
+}
+# One to four replies, lengths from one token on, prompts of one token and of eleven; the longest path is 17 tokens.
+TREES = [
+    Branches((3, 4, 5, 6, 7), ((8, 9, 10, 11, 1), (12,), (13, 14, 15, 1), (8, 9, 10, 12, 1))),
+    Branches((20,), ((21, 1),)),
+    Branches((5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), ((30, 31, 32, 33, 34, 35, 1), (40, 1))),
+    Branches((9, 8), ((1,), (2,), (40, 41, 42, 43, 44, 45, 46, 47))),
+    Branches((33, 34, 35), ((36, 37, 38, 1), (36, 37, 39))),
+]
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+
+
+def make(name: str, seed: int = 0) -> PreTrainedModel:
+    return of_config(ZOO[name][0](), seed)
+
+
+def of_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def reference(model: nn.Module, prompt_ids: tuple[int, ...], reply_ids: tuple[int, ...]) -> Tensor:
+    """log p(reply | prompt) from the model's own logits: one unbatched, unpadded forward, no code of ours."""
+    ids = torch.tensor([prompt_ids + reply_ids])
+    logps = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0], dim=-1)
+    return sum(logps[len(prompt_ids) - 1 + i, token] for i, token in enumerate(reply_ids))
+
+
+def references(model: nn.Module, trees: list[Branches]) -> list[list[Tensor]]:
+    return [[reference(model, tree.prompt_ids, reply) for reply in tree.replies] for tree in trees]
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def flat(logps: list[list[Tensor]]) -> Tensor:
+    return torch.stack([logp for row in logps for logp in row])
+
+
+def weighted(logps: list[list[Tensor]]) -> Tensor:
+    """A sum over all replies with unequal weights of both signs, so that no gradient can hide behind another."""
+    return sum(logp.double() * (-1) ** i * (1 + i / 7) for i, logp in enumerate(flat(logps)))
+
+
+def rows_of(scored: Tensor, trees: list[Branches]) -> list[list[Tensor]]:
+    return [list(row[: len(tree.replies)]) for row, tree in zip(scored, trees, strict=True)]
+
+
+def scored_with_gradients(model: PreTrainedModel, layout: str, trees: list[Branches]) -> tuple[Tensor, dict[str, Tensor]]:
+    model = copy.deepcopy(model)
+    scorer = Scorer(model)
+    scorer.layout = layout
+    logps = scorer(scorer.collate(trees))
+    weighted(rows_of(logps, trees)).backward()
+    return logps.detach(), gradients(model)
+
+
+def assert_same_gradients(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    """Every parameter's, against its own size."""
+    assert found.keys() == expected.keys() and expected
+    scale = max(gradient.norm() for gradient in expected.values())
+    for name, gradient in expected.items():
+        # a key bias's exact gradient is 0: all that is left of it is rounding
+        assert (found[name] - gradient).norm() <= tolerance * gradient.norm() + torch.finfo(gradient.dtype).eps * scale, name
+
+
+LAYOUTS = [(name, layout) for name, (_, best) in ZOO.items() for layout in ("tree", "rows", "plain") if best == "tree" or layout != "tree"]
+
+
+# --- values and gradients
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_log_probs_and_gradients_are_those_of_a_plain_forward(name: str, layout: str) -> None:
+    model = make(name)
+    found, gradient = scored_with_gradients(model, layout, TREES)
+    assert found.dtype == torch.float64 and found.shape == (len(TREES), 4)
+    expected = references(model, TREES)
+    weighted(expected).backward()
+    for row, tree, logps in zip(found, TREES, expected, strict=True):
+        for column, logp in enumerate(logps):
+            assert row[column].item() == pytest.approx(logp.item(), rel=1e-5), (tree, column)
+        assert (row[len(logps) :] == 0).all(), "a tree with fewer replies"
+    assert_same_gradients(gradient, gradients(model), 1e-5)
+
+
+def test_in_float64_all_layouts_agree_to_the_last_digits() -> None:
+    """The float32 comparison cannot see an error below its rounding; this one can. GPT-2 computes in float64 throughout."""
+    model = make("gpt-2").double()
+    expected = references(model, TREES)
+    weighted(expected).backward()
+    for layout in ("tree", "rows", "plain"):
+        found, gradient = scored_with_gradients(model, layout, TREES)
+        torch.testing.assert_close(flat(rows_of(found, TREES)), flat(expected).detach(), rtol=1e-13, atol=0)
+        assert_same_gradients(gradient, gradients(model), 1e-12)
+
+
+def test_sums_are_taken_in_float64() -> None:
+    """4000 tokens of about 3.9 nats: a float32 sum would be off by its spacing, 2e-3, many times over."""
+    config = {**COMMON, "max_position_embeddings": 5000, "num_hidden_layers": 1}
+    model = of_config(transformers.LlamaConfig(**config))
+    reply = tuple(torch.randint(0, VOCABULARY, (4000,)).tolist())
+    scorer = Scorer(model)
+    with torch.no_grad():
+        (found,) = scorer(scorer.collate([Branches((3,), (reply,))])).flatten().tolist()
+        logps = model(input_ids=torch.tensor([[3, *reply]])).logits[0, :-1].log_softmax(-1)
+    of_tokens = logps.gather(1, torch.tensor(reply)[:, None]).double()
+    assert found == pytest.approx(of_tokens.sum().item(), abs=2e-4)
+    assert found != of_tokens.float().cumsum(0)[-1].item()
+
+
+# --- the layout
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_choose_layout_finds_the_fastest_that_is_right(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sparring")
+    scorer = Scorer(make(name))
+    scorer.choose_layout(*hardest(TREES))
+    assert scorer.layout == ZOO[name][1]
+    lines = [record.message for record in caplog.records if record.name == "sparring"]
+    assert len(lines) == (0 if scorer.layout == "tree" else 1)
+    assert all("cannot take the tree layout" in line for line in lines)
+    for tree, row in zip(TREES, score_trees(scorer, TREES, 64, accelerator_for("fp32")), strict=True):
+        expected = [reference(scorer.model, tree.prompt_ids, reply).item() for reply in tree.replies]
+        assert row == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_head_that_only_the_model_knows_is_left_to_the_model(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "sparring")
+    model = make("llama")
+    forward = model.forward
+
+    def shifted(*args: object, **options: object) -> object:
+        output = forward(*args, **options)
+        output.logits = output.logits * torch.linspace(0.5, 2, VOCABULARY)
+        return output
+
+    model.forward = shifted
+    scorer = Scorer(model)
+    scorer.choose_layout(*hardest(TREES))
+    assert scorer.layout == "plain"
+    assert [record.message.split(" layout")[0].split()[-1] for record in caplog.records] == ["tree", "rows"]
+    row = score_trees(scorer, TREES, 64, accelerator_for("fp32"))[0]
+    assert row == pytest.approx([reference(model, TREES[0].prompt_ids, reply).item() for reply in TREES[0].replies], rel=1e-5)
+
+
+def test_a_window_that_only_the_longest_path_exceeds_is_noticed() -> None:
+    """The tree with the most tokens may have short paths; the check must see the longest one."""
+    bushy = Branches((3, 4), tuple((token, token + 1, 1) for token in range(10, 30, 2)))
+    long_path = Branches(tuple(range(3, 14)), ((30, 1), (31, 1)))
+    assert bushy.tokens("tree") > long_path.tokens("tree")
+    scorer = Scorer(make("mistral, short window"))
+    scorer.choose_layout(*hardest([bushy, long_path]))
+    assert scorer.layout == "rows"
+
+
+def test_a_recurrence_is_noticed_though_the_longest_path_has_one_token_replies() -> None:
+    long_path = Branches(tuple(range(3, 20)), ((30,), (31,)))
+    scorer = Scorer(make("mamba-2"))
+    scorer.choose_layout(*hardest([long_path, TREES[0]]))
+    assert scorer.layout == "rows"
+
+
+def test_a_model_of_nans_is_the_persons_to_mend() -> None:
+    model = make("llama")
+    nn.init.constant_(model.lm_head.weight, float("nan"))
+    with pytest.raises(UserError, match="log-probs are not finite"):
+        Scorer(model).choose_layout(TREES[0])
+
+
+# --- batches, padding, chunks
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-2", "mistral, short window", "mamba-2"])
+def test_neighbours_and_padding_change_nothing(name: str) -> None:
+    scorer = Scorer(make(name))
+    scorer.layout = ZOO[name][1]
+    with torch.no_grad():
+        together = scorer(scorer.collate(TREES))
+        for index, tree in enumerate(TREES):
+            alone = scorer(scorer.collate([tree]))[0]
+            torch.testing.assert_close(alone, together[index, : len(tree.replies)], rtol=1e-6, atol=0)
+
+
+def test_the_padding_token_is_never_looked_at() -> None:
+    scorer = Scorer(make("llama"))
+    batch = scorer.collate(TREES)
+    expected = scorer(batch).detach()
+    batch.input_ids_BL[batch.segment_BL < 0] = 17
+    batch.position_ids_BL[batch.segment_BL < 0] = 40
+    assert torch.equal(scorer(batch), expected)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
+def test_scores_come_in_the_order_of_the_trees_for_any_budget(max_tokens: int) -> None:
+    scorer = Scorer(make("llama"))
+    found = score_trees(scorer, TREES, max_tokens, accelerator_for("fp32"))
+    assert [len(row) for row in found] == [len(tree.replies) for tree in TREES]
+    for row, tree in zip(found, TREES, strict=True):
+        assert row == pytest.approx([reference(scorer.model, tree.prompt_ids, reply).item() for reply in tree.replies], rel=1e-5)
+
+
+def test_head_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("gemma-2")
+    whole, whole_gradient = scored_with_gradients(model, "tree", TREES)
+    largest = []
+    plain_logps = Scorer._token_logps
+    monkeypatch.setattr(Scorer, "_token_logps", lambda self, h, t: (largest.append(len(t)), plain_logps(self, h, t))[1])
+    monkeypatch.setattr(score, "HEAD_CHUNK", 7)
+    chunked, chunked_gradient = scored_with_gradients(model, "tree", TREES)
+    assert max(largest) == 7 and len(largest) > 6
+    torch.testing.assert_close(chunked, whole, rtol=1e-6, atol=0)
+    assert_same_gradients(chunked_gradient, whole_gradient, 1e-5)
+
+
+# --- training: checkpointing and dropout
+
+
+def layer_forwards(model: nn.Module) -> list[str]:
+    """Grows by one with every layer forward that begins."""
+    begun: list[str] = []
+    for name, module in model.named_modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.register_forward_pre_hook(lambda *_, name=name: begun.append(name))
+    return begun
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt-2", "gpt-neox", "opt", "mamba-2"])
+def test_gradient_checkpointing_is_on_and_changes_nothing(name: str) -> None:
+    model = make(name)
+    expected, gradient = scored_with_gradients(model, ZOO[name][1], TREES)
+    scorer = Scorer(model)
+    scorer.layout = ZOO[name][1]
+    scorer.use_gradient_checkpointing()
+    begun = layer_forwards(model)
+    found = scorer(scorer.collate(TREES))
+    first, second = begun
+    weighted(rows_of(found, TREES)).backward()
+    assert begun == [first, second, second, first], "every layer computed again in the backward pass"
+    assert torch.equal(found, expected)
+    assert_same_gradients(gradients(model), gradient, 1e-6)
+
+
+WITH_DROPOUT = {
+    "gpt-2": lambda: transformers.GPT2Config(**GPT2, attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5),
+    "opt": lambda: transformers.OPTConfig(**NEOX, **OPT, dropout=0.5, attention_dropout=0.5),  # drops out in the layer itself
+    "llama": lambda: transformers.LlamaConfig(**COMMON, attention_dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", WITH_DROPOUT)
+def test_dropout_is_off_in_training(name: str, checkpointing: bool) -> None:
+    model = of_config(WITH_DROPOUT[name]())
+    expected = references(model, TREES)
+    weighted(expected).backward()
+    expected_gradients = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    model.zero_grad()
+
+    scorer = Scorer(model)
+    if checkpointing:
+        scorer.use_gradient_checkpointing()
+    found = scorer(scorer.collate(TREES))
+    assert torch.equal(found, scorer(scorer.collate(TREES))), "deterministic"
+    torch.testing.assert_close(flat(rows_of(found, TREES)).float(), flat(expected), rtol=1e-5, atol=0)
+    weighted(rows_of(found, TREES)).backward()
+    assert_same_gradients(gradients(model), expected_gradients, 1e-5)
+
+
+def test_dropout_would_be_seen() -> None:
+    """The control of the test above: the same models in training mode do drop out."""
+    for config in WITH_DROPOUT.values():
+        model = of_config(config()).train()
+        assert reference(model, (3, 4, 5), (6, 7, 1)).item() != reference(model, (3, 4, 5), (6, 7, 1)).item()
+
+
+def test_a_model_without_gradient_checkpointing_is_refused_with_a_remedy() -> None:
+    model = make("llama")
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(UserError, match=r"gradient_checkpointing: .*does not support(.|\n)*micro_batch_tokens"):
+        Scorer(model).use_gradient_checkpointing()

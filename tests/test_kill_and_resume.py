@@ -1,0 +1,234 @@
+"""A game killed anywhere and started again by the same command ends as one that was never killed, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import Game
+from zygote import Result, Sabotage, Zygote
+
+from sparring.rundir import digest
+
+TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
+STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
+SAMPLE_BATCH, WRITE_TABLE = "sparring.opponent.hf:TransformersEngine._sample_batch", "sparring.data.tables:write_table"
+
+# place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
+# Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
+KILLS: dict[str, tuple[str, list[Sabotage]]] = {
+    "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
+    "data half written": ("data", [Sabotage("sparring.stages:write_examples", nth=2)]),
+    "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
+    "sft after its second checkpoint": ("sft", [Sabotage(STEP, nth=6)]),
+    "baseline: replies drawn, not scored": ("baseline", [Sabotage("sparring.evaluation.evaluate:Evaluator._score")]),
+    "generation in its first shard": ("iterations/000/generate", [Sabotage(WRITE_TABLE, args="000/generate")]),
+    "generation in a batch of a later shard": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)")]),
+    "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
+    "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
+    "generation done, not committed": ("iterations/001/generate", [Sabotage(REPLACE, args=r"001/generate\.partial .*generate$")]),
+    "scoring in its first shard": ("iterations/000/score", [Sabotage("sparring.training.opponent_pass:_Scoring.logps", nth=4)]),
+    "scoring between two shards": ("iterations/001/score", [Sabotage(WRITE_TABLE, nth=2, args="001/score")]),
+    "training before its first checkpoint": ("iterations/000/train", [Sabotage(STEP, nth=6 + 2)]),
+    "training between two checkpoints": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4)]),
+    "training inside a step": ("iterations/001/train", [Sabotage("torch.optim.optimizer:Optimizer.zero_grad", nth=12 + 7)]),
+    "checkpoint half written": (
+        "iterations/000/train",
+        [Sabotage("sparring.training.checkpoint:save_file", nth=2, args="000/train")],
+    ),
+    "checkpoint written, old one still there": (
+        "iterations/001/train",
+        [Sabotage("sparring.training.checkpoint:write_json", nth=3, args="001/train", when="after")],
+    ),
+    "just after a checkpoint": ("iterations/001/train", [Sabotage("sparring.training.fit:save_checkpoint", 4, "001/train", when="after")]),
+    "metrics being cut on the way back": (
+        "iterations/001/train",
+        [Sabotage(STEP, nth=12 + 6), Sabotage(REPLACE, args=r"train\.partial/metrics")],
+    ),
+    "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages:copy_extras", args="000/train")]),
+    "trained, checkpoints not removed": ("iterations/001/train", [Sabotage("sparring.stages:remove_checkpoints", args="001/train")]),
+    "commit before done.json": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial/done\.json")]),
+    "commit between done.json and the rename": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial .*train$")]),
+    "commit after the rename": ("iterations/000/train", [Sabotage(REPLACE, args=r"000/train\.partial .*train$", when="after")]),
+    "evaluation between its two models": ("iterations/000/evaluate", [Sabotage("sparring.evaluation.evaluate:Evaluator._score", nth=3)]),
+    "evaluation, scores written": (
+        "iterations/001/evaluate",
+        [Sabotage("sparring.evaluation.evaluate:write_json", args="001/evaluate.*scores", when="after")],
+    ),
+    "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
+    "publishing before the link to the best": ("iterations/001/evaluate", [Sabotage(REPLACE, nth=2, args=r"best\.tmp")]),
+    "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
+    "control in evaluation": ("continued-sft/evaluate", [Sabotage(SAMPLE_BATCH, args=r"iteration=3\)")]),
+    "before the last summary": ("continued-sft/evaluate", [Sabotage("sparring.selfplay:_publish", nth=3)]),
+    "killed three times in one stage": (
+        "iterations/001/train",
+        [Sabotage(STEP, nth=12 + 4), Sabotage(STEP, nth=4), Sabotage(REPLACE, args=r"train\.partial/fit\.json")],
+    ),
+    "Ctrl-C in generation": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)", do="interrupt")]),
+    "SIGTERM in training": ("iterations/001/train", [Sabotage(STEP, nth=12 + 8, do="terminate")]),
+    "a crash in training": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4, do="crash")]),
+}
+EXIT = {"kill": -signal.SIGKILL, "interrupt": 130, "terminate": 130, "crash": 1}
+OUTCOME = {"kill": "running or killed", "interrupt": "interrupted", "terminate": "interrupted", "crash": "RuntimeError"}
+
+
+# ---------------------------------------------------------------------------------------------- what a game comes to
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """Everything that a run leaves except times: weights, replies, log-probs, scores, metrics, summary, fingerprints, file names."""
+    assert not [path for path in root.rglob("*") if path.name.endswith((".tmp", ".partial"))]
+    stages = {done.parent.relative_to(root).as_posix(): json.loads(done.read_text()) for done in root.rglob("done.json")}
+    files = [file.relative_to(root).as_posix() for name in stages for file in (root / name).rglob("*") if file.is_file()]
+    return {
+        "files": sorted(files),
+        "weights": {name: hash_of(root / name) for name in files if name.endswith(".safetensors")},
+        "tables": {name: pq.read_table(root / name).to_pylist() for name in files if name.endswith(".parquet")},
+        "scores": {name: (root / name).read_text() for name in files if name.endswith("scores.json")},
+        "showcase": {name: (root / name).read_text() for name in files if name.endswith("showcase.json")},
+        "stages": {name: without_times({**done, "outputs": None}) for name, done in stages.items()},
+        "metrics": [without_times(row) for row in metrics(root)],
+        "summary": without_times(json.loads((root / "summary.json").read_text())),
+        "best": os.readlink(root / "best"),
+        "recipe": (root / "recipe.yaml").read_text(),
+    }
+
+
+def hash_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def metrics(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_times(item) for key, item in value.items() if key not in TIMES}
+    return [without_times(item) for item in value] if isinstance(value, list) else value
+
+
+def assert_same_outcome(found: Path, expected: Path) -> None:
+    ours, theirs = outcome(found), outcome(expected)
+    for part in theirs:
+        assert ours[part] == theirs[part], part
+
+
+# ---------------------------------------------------------------------------------------------- the kills
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happened to one game: each attempt's result, and the finished stages before the last."""
+
+    game: Game
+    attempts: list[Result]
+    kept: dict[str, tuple[str, int]]
+    partial: list[str]
+
+
+def live_through(name: str, folder: Path, zygote: Zygote) -> Story:
+    game = Game(folder, zygote, {})
+    attempts = [game.run(sabotage=[one]) for one in KILLS[name][1]]
+    kept = game.state()
+    partial = [path.relative_to(game.root).as_posix().removesuffix(".partial") for path in game.root.rglob("*.partial")]
+    return Story(game, [*attempts, game.run()], kept, partial)
+
+
+@pytest.fixture(scope="module")
+def stories(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Iterator[dict[str, Future[Story]]]:
+    """The games of all selected places, two at a time."""
+    wanted = [item.callspec.params["place"] for item in request.session.items if "stories" in getattr(item, "fixturenames", ())]
+    folder = tmp_path_factory.mktemp("kills")
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: pool.submit(live_through, name, folder / re.sub(r"\W+", "-", name), zygote) for name in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_killed_and_resumed_is_as_if_never_killed(place: str, stories: dict[str, Future[Story]], played: Game) -> None:
+    story, (stage, sabotages) = stories[place].result(), KILLS[place]
+    root = story.game.root
+    assert [attempt.code for attempt in story.attempts] == [*(EXIT[one.do] for one in sabotages), 0], story.attempts[-1].err
+    # the kill came where it was meant to, and nothing finished was lost or done again
+    assert story.partial == [stage] or (not story.partial and (f"{stage}/done.json" in story.kept)), story.partial
+    assert story.kept.items() <= story.game.state().items()
+    assert all("Traceback" not in attempt.err for attempt in story.attempts)
+    assert_same_outcome(root, played.root)
+    assert_opponents_are_pinned(root)
+    steps = [(row.get("iteration", row.get("stage")), row["step"]) for row in metrics(root)]
+    assert len(steps) == len(set(steps))
+    assert steps[:24] == [(name, step) for name, count in (("sft", 6), (0, 6), (1, 12)) for step in range(count)]
+    attempts = story.game.json("manifest.json")["attempts"]
+    assert [attempt["outcome"] for attempt in attempts] == [*(OUTCOME[one.do] for one in sabotages), "done"]
+
+
+def test_there_are_enough_points() -> None:
+    reached = {stage.split("/")[-1] for stage, _ in KILLS.values()}
+    assert len(KILLS) >= 10 and {"sft", "generate", "score", "train", "evaluate"} <= reached
+
+
+def assert_opponents_are_pinned(root: Path) -> None:
+    """The opponent of iteration t has the hash of the player of iteration t - 1 (of the SFT stage for t = 0)."""
+
+    def done(stage: str) -> dict[str, Any]:
+        return json.loads((root / stage / "done.json").read_text())
+
+    weights = [hash_of(root / stage / "model" / "model.safetensors") for stage in ("sft", "iterations/000/train")]
+    players = [digest({"model.safetensors": one}) for one in weights]
+    for t, player in enumerate(players):
+        used = {done(f"iterations/{t:03d}/{part}")["inputs"].get("opponent") for part in ("score", "train", "evaluate")}
+        assert used == {player} and done(f"iterations/{t:03d}/generate")["inputs"]["model"] == player
+    assert len(set(players)) == 2
+
+
+def test_killed_again_and_again_it_still_arrives(game: Game, played: Game) -> None:
+    """Every attempt is killed at its ninth rename: each goes a little further, whatever it was doing."""
+    attempts = 0
+    while (result := game.run(sabotage=[Sabotage(REPLACE, nth=9)])).code == -signal.SIGKILL:
+        attempts += 1
+        assert attempts < 60
+    assert result.code == 0 and attempts >= 10
+    assert_same_outcome(game.root, played.root)
+
+
+# ---------------------------------------------------------------------------------------------- stopped by a person
+
+
+def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
+    game.write(sft__epochs=100, sft__checkpoint_every=20, iterations=1, baseline=None)
+    command = [str(Path(sys.executable).with_name("sparring")), "run", "recipe.yaml", "seed=3"]
+    process = subprocess.Popen(command, cwd=game.folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics_file = game.root / "sft.partial" / "metrics.jsonl"
+    end = time.monotonic() + 60
+    while not metrics_file.exists() or metrics_file.read_text().count("\n") < 50:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted; nothing finished is lost" in err and "Traceback" not in err
+    assert err.rstrip().endswith("sparring run recipe.yaml seed=3")
+    again = shlex.split(err.rstrip().splitlines()[-1])[1:]  # the command that it says goes on with the work
+    running = zygote.start(again, game.folder)
+    running.wait_for(lambda: "sft: going on from step" in running.err)
+    before = int(re.search(r"going on from step (\d+) of 600", running.err)[1])
+    assert before >= 40 and before % 20 == 0
+    os.kill(running.pid, signal.SIGTERM)  # as a batch system does it
+    stopped = running.wait()
+    assert stopped.code == 130 and "Go on with:\n  sparring run recipe.yaml seed=3" in stopped.err and "Traceback" not in stopped.err
+    assert [attempt["outcome"] for attempt in game.json("manifest.json")["attempts"]] == ["interrupted"] * 2

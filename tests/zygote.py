@@ -1,0 +1,265 @@
+"""Commands in real processes, without their start-up: one process imports everything, then forks a child per command.
+
+Starting Python with torch costs seconds, a fork milliseconds, so that a game can be killed at many points within a test run. The parent
+never computes anything; a child is the same as a fresh process that has just imported sparring. Run as a script: JSON lines in, JSON
+lines out. `Zygote` is the client.
+
+A child may be sabotaged: at the n-th call of a named function whose arguments match, it is killed, meets a full disk, and so on. That is
+how kills are deterministic without a hook in the product.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SRC = Path(__file__).parent.parent / "src"
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """At the `nth` call of `function` ("module:attribute") whose arguments match the pattern `args`, do something `before` or `after` it.
+
+    do: "kill" (SIGKILL), "interrupt" (SIGINT), "terminate" (SIGTERM), "full disk" (raises ENOSPC) or "crash" (raises RuntimeError).
+    `forever`: at every later call as well.
+    """
+
+    function: str
+    nth: int = 1
+    args: str = ""
+    do: str = "kill"
+    when: str = "before"
+    forever: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """`sparring ARGS`, or `python: ...` code to run instead."""
+
+    args: list[str]
+    cwd: str
+    out: str
+    python: str = ""
+    sabotage: list[Sabotage] = field(default_factory=list)
+    file_limit_bytes: int | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Exit code (negative: the signal that killed it) and what was printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Running:
+    """A command under way."""
+
+    def __init__(self, zygote: Zygote, pid: int, out: Path) -> None:
+        self._zygote, self.pid, self._out = zygote, pid, out
+
+    @property
+    def err(self) -> str:
+        return self._out.with_suffix(".err").read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait until `condition` holds; fails when the command ends first."""
+        end = time.monotonic() + seconds
+        while not condition():
+            status = self._zygote.poll(self.pid)
+            assert status is None, f"ended with {status} too early:\n{self.err}"
+            assert time.monotonic() < end, f"still waiting after {seconds} s:\n{self.err}"
+            time.sleep(0.005)
+
+    def wait(self, seconds: float = 120) -> Result:
+        end = time.monotonic() + seconds
+        while (status := self._zygote.poll(self.pid)) is None:
+            if time.monotonic() > end:
+                os.kill(self.pid, signal.SIGKILL)
+                raise AssertionError(f"still running after {seconds} s:\n{self.err}")
+            time.sleep(0.005)
+        return Result(status, self._out.read_text(encoding="utf-8", errors="replace"), self.err)
+
+
+class Zygote:
+    """Starts commands in forked processes; one per test session."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(SRC)}
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self._outputs = tempfile.TemporaryDirectory(prefix="sparring-tests-")
+        self._count = itertools.count()
+        self._lock = threading.Lock()
+        self._status: dict[int, int] = {}
+
+    def start(self, args: list[str], cwd: Path, **more: Any) -> Running:
+        out = Path(self._outputs.name) / f"{next(self._count):05d}.out"
+        command = Command([str(arg) for arg in args], str(cwd), str(out), **more)
+        return Running(self, self._ask(asdict(command))["pid"], out)
+
+    def run(self, args: list[str], cwd: Path, **more: Any) -> Result:
+        return self.start(args, cwd, **more).wait()
+
+    def poll(self, pid: int) -> int | None:
+        """The exit code, or None while it runs."""
+        if pid not in self._status:
+            code = self._ask({"poll": pid})["code"]
+            if code is None:
+                return None
+            self._status[pid] = code
+        return self._status[pid]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+        self._outputs.cleanup()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with self._lock:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return json.loads(self._process.stdout.readline())
+
+
+# ------------------------------------------------------------------------------------------------ the other side: parent and children
+
+
+def serve() -> None:
+    """Import, then fork a child per request until stdin closes."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever prints must not get between the answers
+    for module in ("sparring.cli", "sparring.samples", "sparring.export", "sparring.report.tables", "sparring.selfplay", "datasets"):
+        importlib.import_module(module)
+    # what transformers and others load on first use
+    for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):
+        importlib.import_module(module)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "poll" in request:
+            pid, status = os.waitpid(request["poll"], os.WNOHANG)
+            answer: dict[str, Any] = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                answers.close()
+                _child(request)
+            answer = {"pid": pid}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def _child(request: dict[str, Any]) -> None:
+    code = 1
+    try:
+        sabotage = [Sabotage(**one) for one in request.pop("sabotage")]
+        command = Command(**request)
+        _redirect(Path(command.out))
+        os.chdir(command.cwd)
+        os.environ.update(command.environment)
+        if command.file_limit_bytes is not None:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (command.file_limit_bytes, command.file_limit_bytes))
+        for one in sabotage:
+            _apply(one)
+        code = _call(command)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(out: Path) -> None:
+    for descriptor, path in ((1, out), (2, out.with_suffix(".err"))):
+        opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(opened, descriptor)
+        os.close(opened)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def _call(command: Command) -> int:
+    from sparring.cli import main
+
+    sys.argv = ["sparring", *command.args]
+    try:
+        if command.python:
+            exec(command.python, {"__name__": "__main__"})
+        else:
+            main()
+    except SystemExit as leaving:
+        if leaving.code is None or isinstance(leaving.code, int):
+            return leaving.code or 0
+        print(leaving.code, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _apply(sabotage: Sabotage) -> None:
+    module, _, path = sabotage.function.partition(":")
+    holder: Any = importlib.import_module(module)
+    *holders, name = path.split(".")
+    for part in holders:
+        holder = getattr(holder, part)
+    original = getattr(holder, name)
+    calls = 0
+
+    def sabotaged(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if not re.search(sabotage.args, " ".join(map(str, args))):
+            return original(*args, **kwargs)
+        calls += 1
+        if calls != sabotage.nth and not (sabotage.forever and calls > sabotage.nth):
+            return original(*args, **kwargs)
+        if sabotage.when == "before":
+            _strike(sabotage.do)
+            return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        _strike(sabotage.do)
+        return result
+
+    setattr(holder, name, sabotaged)
+
+
+def _strike(do: str) -> None:
+    if do == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif do == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    elif do == "terminate":
+        signal.raise_signal(signal.SIGTERM)
+    elif do == "full disk":
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif do == "crash":
+        raise RuntimeError("a crash made by a test")
+    else:
+        raise ValueError(do)
+
+
+if __name__ == "__main__":
+    serve()
