@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
     "data": {"path": "rows.jsonl", "held_out": 8},
     "sft": {"lr": 3e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2},
     "iterations": 2,
-    "sampling": {"max_new_tokens": 10, "replies_per_prompt": 2, "shard_rows": 8, "batch_tokens": 300},
+    "sampling": {"max_new_tokens": 6, "replies_per_prompt": 2, "shard_rows": 8, "batch_tokens": 300},
     "objective": {"beta": 1.0, "window": 2},
     "train": {"lr": 1e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2, "micro_batch_tokens": 120},
     "evaluate": {"answer_pattern": "[a-z]+$", "metric": "nll_per_token"},
@@ -76,13 +76,11 @@ class Game:
         return json.loads((self.root / name).read_text(encoding="utf-8"))
 
     def state(self) -> dict[str, tuple[str, int]]:
-        """name -> (content, inode) of every file of the finished stages."""
+        """name -> (content, time of writing) of every file that no later attempt may touch: those of finished stages, and finished shards."""
+        of_stages = [path for done in self.root.rglob("done.json") for path in done.parent.rglob("*") if path.is_file()]
         return {
-            file.relative_to(self.root).as_posix(): (file.read_bytes().hex(), file.stat().st_ino)
-            for done in self.root.rglob("done.json")
-            if ".partial" not in str(done)
-            for file in done.parent.rglob("*")
-            if file.is_file()
+            file.relative_to(self.root).as_posix().replace(".partial", ""): (file.read_bytes().hex(), file.stat().st_mtime_ns)
+            for file in (*of_stages, *self.root.rglob("shard-*.parquet"))
         }
 
 

@@ -34,9 +34,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
     "data half written": ("data", [Sabotage("sparring.stages:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
-    "sft after its second checkpoint": ("sft", [Sabotage(STEP, nth=6)]),
     "baseline: replies drawn, not scored": ("baseline", [Sabotage("sparring.evaluation.evaluate:Evaluator._score")]),
-    "generation in its first shard": ("iterations/000/generate", [Sabotage(WRITE_TABLE, args="000/generate")]),
     "generation in a batch of a later shard": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)")]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
@@ -63,14 +61,12 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "trained, checkpoints not removed": ("iterations/001/train", [Sabotage("sparring.stages:remove_checkpoints", args="001/train")]),
     "commit before done.json": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial/done\.json")]),
     "commit between done.json and the rename": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial .*train$")]),
-    "commit after the rename": ("iterations/000/train", [Sabotage(REPLACE, args=r"000/train\.partial .*train$", when="after")]),
     "evaluation between its two models": ("iterations/000/evaluate", [Sabotage("sparring.evaluation.evaluate:Evaluator._score", nth=3)]),
     "evaluation, scores written": (
         "iterations/001/evaluate",
         [Sabotage("sparring.evaluation.evaluate:write_json", args="001/evaluate.*scores", when="after")],
     ),
     "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
-    "publishing before the link to the best": ("iterations/001/evaluate", [Sabotage(REPLACE, nth=2, args=r"best\.tmp")]),
     "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
     "control in evaluation": ("continued-sft/evaluate", [Sabotage(SAMPLE_BATCH, args=r"iteration=3\)")]),
     "before the last summary": ("continued-sft/evaluate", [Sabotage("sparring.selfplay:_publish", nth=3)]),
@@ -100,7 +96,7 @@ def outcome(root: Path) -> dict[str, Any]:
         "tables": {name: pq.read_table(root / name).to_pylist() for name in files if name.endswith(".parquet")},
         "scores": {name: (root / name).read_text() for name in files if name.endswith("scores.json")},
         "showcase": {name: (root / name).read_text() for name in files if name.endswith("showcase.json")},
-        "stages": {name: without_times({**done, "outputs": None}) for name, done in stages.items()},
+        "stages": {name: without_times({**done, "outputs": sorted(done["outputs"])}) for name, done in stages.items()},
         "metrics": [without_times(row) for row in metrics(root)],
         "summary": without_times(json.loads((root / "summary.json").read_text())),
         "best": os.readlink(root / "best"),
@@ -133,7 +129,7 @@ def assert_same_outcome(found: Path, expected: Path) -> None:
 
 @dataclass(frozen=True)
 class Story:
-    """What happened to one game: each attempt's result, and the finished stages before the last."""
+    """What happened to one game: each attempt's result, and what was finished before the last."""
 
     game: Game
     attempts: list[Result]
@@ -179,7 +175,7 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, stories: dict[str,
 
 def test_there_are_enough_points() -> None:
     reached = {stage.split("/")[-1] for stage, _ in KILLS.values()}
-    assert len(KILLS) >= 10 and {"sft", "generate", "score", "train", "evaluate"} <= reached
+    assert len(KILLS) >= 30 and {"sft", "generate", "score", "train", "evaluate"} <= reached
 
 
 def assert_opponents_are_pinned(root: Path) -> None:

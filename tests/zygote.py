@@ -78,7 +78,8 @@ class Running:
 
     @property
     def err(self) -> str:
-        return self._out.with_suffix(".err").read_text(encoding="utf-8", errors="replace")
+        file = self._out.with_suffix(".err")
+        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
         """Wait until `condition` holds; fails when the command ends first."""

@@ -11,7 +11,7 @@ import yaml
 
 from sparring.errors import UserError
 from sparring.policy.load import convert
-from sparring.report.players import best_player, model_folder
+from sparring.report.players import model_folder, player_name
 from sparring.report.summary import SUMMARY
 from sparring.rundir import read_json
 
@@ -44,8 +44,10 @@ def model_card(root: Path, name: str) -> str:
     recipe_text = (root / "recipe.yaml").read_text(encoding="utf-8")
     recipe = yaml.safe_load(recipe_text)
     summary = read_json(root / SUMMARY)
-    chosen = best_player(root) if name == "best" else name
+    chosen = player_name(root, name)
     title = {"baseline": "the SFT start", "continued-sft": "the continued-SFT control"}.get(chosen, f"iteration {chosen}")
+    reason = summary["stop_reason"]
+    ended = "The game is not over yet" if reason is None else f"The game ended - {reason}"
     front = yaml.safe_dump(
         {
             "library_name": "transformers",
@@ -66,7 +68,7 @@ from those of its own previous iteration. This is {title}, started from `{recipe
 
 {_score_table(summary)}
 
-Value and standard error on held-out prompts that no iteration was trained on. The game ended - {summary["stop_reason"]}.
+Value and standard error on held-out prompts that no iteration was trained on. {ended}.
 
 ## Recipe
 

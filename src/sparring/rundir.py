@@ -89,7 +89,7 @@ class RunDir:
             self._check_same(name, found.inputs, inputs)
             self._check_untouched(found)
             return found
-        if (partial / INPUTS).exists():
+        if (partial / INPUTS).exists() and _holds_work(partial):
             self._check_same(name, read_json(partial / INPUTS), inputs)
         else:
             shutil.rmtree(partial, ignore_errors=True)
@@ -280,6 +280,12 @@ def write_text(path: Path, text: str) -> None:
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _holds_work(partial: Path) -> bool:
+    """Whether an attempt got as far as a file of its own: one that met bad data leaves nothing that mended data could not replace."""
+    files = (path for path in partial.rglob("*") if path.is_file() and path != partial / INPUTS and not path.name.endswith(".tmp"))
+    return any(path.stat().st_size for path in files)
 
 
 def _stamp(path: Path) -> list[int]:

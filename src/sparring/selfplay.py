@@ -28,7 +28,7 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] =
     directory = RunDir(Path(checked.run_dir))
     with directory.lock(), log_file(directory.root / "run.log"), Manifest(directory).attempt():
         try:
-            if restart_from:
+            if restart_from is not None:
                 redo(checked, directory, restart_from)
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(checked))

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.errors import UserError
-from sparring.policy import score
+from sparring.policy import compute, score
 from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.score import Scorer, score_trees
@@ -150,7 +150,15 @@ LAYOUTS = [(name, layout) for name, (_, best) in ZOO.items() for layout in ("tre
 # --- values and gradients
 
 
+@pytest.fixture(params=["plain kernel", "torch's choice"])
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both attention kernels; our trees are so short that the scorer would always take the first."""
+    positions = {"plain kernel": 128, "torch's choice": 0}[request.param]
+    monkeypatch.setattr(compute, "CPU_PLAIN_ATTENTION_POSITIONS", positions)
+
+
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+@pytest.mark.usefixtures("kernel")
 def test_log_probs_and_gradients_are_those_of_a_plain_forward(name: str, layout: str) -> None:
     model = make(name)
     found, gradient = scored_with_gradients(model, layout, TREES)
@@ -307,6 +315,7 @@ def layer_forwards(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt-2", "gpt-neox", "opt", "mamba-2"])
+@pytest.mark.usefixtures("kernel")
 def test_gradient_checkpointing_is_on_and_changes_nothing(name: str) -> None:
     model = make(name)
     expected, gradient = scored_with_gradients(model, ZOO[name][1], TREES)

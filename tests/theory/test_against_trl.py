@@ -1,12 +1,15 @@
 """Loss and gradient against an implementation that is not ours: DPO of TRL, whose loss is equation 4.7 with one reply per pair.
 
-TRL's own trainer tokenises, collates, runs both models and computes the loss; our side is one unbatched forward per reply and
-`spin_loss`. Twice: as TRL runs, with its float32 head (rtol 1e-5); and in float64 with that head replaced (rtol 1e-12).
+TRL's own trainer tokenises, collates, runs both models and computes the loss; our side is `spin_loss` over log-probs found in two ways:
+one unbatched forward per reply, and our scorer on trees of one prompt and three replies, all in one micro-batch. Both twice: as TRL
+runs, with its float32 head (rtol 1e-5); and in float64 with that head replaced (rtol 1e-12).
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +21,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from sparring.policy.batches import Branches
 from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
+from sparring.policy.score import Scorer
 
 pytest.importorskip("trl", reason="TRL, the independent DPO implementation, is not installed")
 
@@ -155,16 +160,32 @@ def plain_logps(model: nn.Module, prompt_ids: list[int], reply_ids: list[int]) -
 
 
 def plain_duels(model: nn.Module) -> DuelLogps:
-    """Log-probs [3] and [3, 2] of ROWS. A faster scorer is tested by putting it here."""
+    """Log-probs [3] and [3, 2] of ROWS."""
     real = [plain_logps(model, row.prompt_ids, row.real_ids) for row in ROWS]
     generated = [torch.stack([plain_logps(model, row.prompt_ids, ids) for ids in row.generated_ids]) for row in ROWS]
     return DuelLogps(torch.stack(real), torch.stack(generated))
 
 
-def our_loss(player: nn.Module, opponent: nn.Module, beta: float, loss: LossName) -> SpinLoss:
+def scored_duels(model: nn.Module, layout: str = "tree") -> DuelLogps:
+    """The same by our scorer. A faster one is tested by putting it here."""
+    scorer = Scorer(model)
+    scorer.layout = layout
+    trees = [Branches(tuple(row.prompt_ids), tuple(map(tuple, (row.real_ids, *row.generated_ids)))) for row in ROWS]
+    logps_DR = scorer(scorer.collate(trees))
+    return DuelLogps(logps_DR[:, 0], logps_DR[:, 1:])
+
+
+SCORERS: dict[str, Callable[[nn.Module], DuelLogps]] = {
+    "plain forwards": plain_duels,
+    "scorer, tree": scored_duels,
+    "scorer, rows": partial(scored_duels, layout="rows"),
+}
+
+
+def our_loss(player: nn.Module, opponent: nn.Module, beta: float, loss: LossName, duels: Callable[[nn.Module], DuelLogps]) -> SpinLoss:
     with torch.no_grad():
-        opponent_logps = plain_duels(opponent)
-    return spin_loss(plain_duels(player), opponent_logps, torch.ones(3, 2, dtype=torch.bool), beta=beta, loss=loss)
+        opponent_logps = duels(opponent)
+    return spin_loss(duels(player), opponent_logps, torch.ones(3, 2, dtype=torch.bool), beta=beta, loss=loss)
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
@@ -182,14 +203,15 @@ def assert_same_gradients(ours: nn.Module, trls: nn.Module, tolerance: float) ->
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("loss", list(TRL_LOSS))
-def test_loss_and_gradient_as_trl_runs(loss: LossName, beta: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("duels", SCORERS.values(), ids=SCORERS)
+def test_loss_and_gradient_as_trl_runs(duels: Callable[[nn.Module], DuelLogps], loss: LossName, beta: float, tmp_path: Path) -> None:
     player, opponent = tiny_llama(0), tiny_llama(1)
     trainer = trl_trainer(player, opponent, beta, loss, tmp_path)
     trainer.model.train()
     theirs = trainer.compute_loss(trainer.model, trl_batch(trainer))
     theirs.backward()
 
-    ours = our_loss(player, opponent, beta, loss)
+    ours = our_loss(player, opponent, beta, loss, duels)
     ours.loss_D.mean().backward()
     assert ours.loss_D.mean().item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_same_gradients(player, trainer.model, 1e-5)
@@ -203,7 +225,8 @@ def test_loss_and_gradient_as_trl_runs(loss: LossName, beta: float, tmp_path: Pa
 
 @pytest.mark.parametrize("beta", [0.1, 1.0])
 @pytest.mark.parametrize("loss", list(TRL_LOSS))
-def test_loss_and_gradient_in_float64(loss: LossName, beta: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("duels", SCORERS.values(), ids=SCORERS)
+def test_loss_and_gradient_in_float64(duels: Callable[[nn.Module], DuelLogps], loss: LossName, beta: float, tmp_path: Path) -> None:
     player, opponent = tiny_llama(0), tiny_llama(1)
     trainer = trl_trainer(player, opponent, beta, loss, tmp_path)
     player, opponent = to_float64(player), to_float64(opponent)
@@ -213,7 +236,7 @@ def test_loss_and_gradient_in_float64(loss: LossName, beta: float, tmp_path: Pat
     theirs.backward()
     assert theirs.dtype == torch.float64
 
-    ours = our_loss(player, opponent, beta, loss).loss_D.mean()
+    ours = our_loss(player, opponent, beta, loss, duels).loss_D.mean()
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
     assert_same_gradients(player, theirs_player, 1e-12)

@@ -27,26 +27,26 @@ from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import ItemLosses, SftTask, SpinTask, Task
 
 VOCABULARY, EOS = 64, 63
+SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+}
 AT_ZERO = {"logistic": math.log(2), "hinge": 1.0, "exponential": 1.0, "correlation": 1.0}
 
 
 def llama(folder: Path, seed: int, **changes: Any) -> Path:
-    config = dict(  # noqa: C408
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-        tie_word_embeddings=False,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=0,
-    )
     torch.manual_seed(seed)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**config, **changes})).save_pretrained(folder)
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SHAPE, **changes})).save_pretrained(folder)
     return folder
 
 
@@ -159,6 +159,21 @@ def test_the_first_pass_has_margin_exactly_0(loss: LossName, checkpointing: bool
         assert row["reward_real"] == row["reward_generated"] == 0.0
 
 
+@pytest.mark.parametrize("plain_kernel_positions", [0, 15])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_first_pass_under_either_attention_kernel(
+    precision: str, checkpointing: bool, plain_kernel_positions: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 15 positions some micro-batches take one kernel and some the other."""
+    monkeypatch.setattr("sparring.policy.compute.CPU_PLAIN_ATTENTION_POSITIONS", plain_kernel_positions)
+    section = settings(precision=precision, gradient_checkpointing=checkpointing)
+    plan = plan_of(section, len(DUELS), lr=0.0)
+    task = Recorder(DUELS, opponent_logps(start, tmp_path / "score", plan, section), 0.5, "logistic")
+    run_fit(tmp_path / "train", start, task, plan, section)
+    assert set(task.margins) == {0.0}
+
+
 def test_the_first_step_in_bf16(start: Path, tmp_path: Path) -> None:
     section = settings(precision="bf16")
     plan = plan_of(section, len(DUELS), lr=0.0)
@@ -172,10 +187,7 @@ def test_the_first_step_in_bf16(start: Path, tmp_path: Path) -> None:
 
 def test_the_first_step_of_a_model_that_cannot_take_the_tree(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    shape = transformers.LlamaConfig.from_pretrained(llama(tmp_path / "shape", 0)).to_dict()
-    names = [name for name in shape if name.startswith(("num_", "vocab", "hidden_size", "intermediate", "max_position", "initializer"))]
-    config = transformers.MistralConfig(**{name: shape[name] for name in names}, sliding_window=5)
-    transformers.MistralForCausalLM(config).save_pretrained(tmp_path / "start")
+    transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=5)).save_pretrained(tmp_path / "start")
     section = settings()
     plan = plan_of(section, len(DUELS), lr=0.0)
     task = Recorder(DUELS, opponent_logps(tmp_path / "start", tmp_path / "score", plan, section), 0.5, "logistic")
@@ -213,7 +225,10 @@ def test_loss_by_hand_with_identical_replies_in_the_mean(loss: LossName, start: 
     assert first["tokens"] == computed, "identical replies are not computed"
 
 
-def gradient_of_step(start: Path, task: Task, plan: TrainPlan, section: TrainSection, monkeypatch: pytest.MonkeyPatch, step: int = 0):
+def gradient_of_step(
+    start: Path, task: Task, plan: TrainPlan, section: TrainSection, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The gradient before clipping, and the metrics, of step 0."""
     trainer = _Trainer(start, task, plan, section)
     found: dict[str, Tensor] = {}
     clip = trainer._clip
@@ -223,7 +238,7 @@ def gradient_of_step(start: Path, task: Task, plan: TrainPlan, section: TrainSec
         return clip(step, batch)
 
     monkeypatch.setattr(trainer, "_clip", keep)
-    return found, trainer.step(step)
+    return found, trainer.step(0)
 
 
 @pytest.mark.parametrize("kind", ["spin", "sft"])
@@ -258,7 +273,7 @@ def test_every_step_takes_exactly_batch_size_duels(start: Path, tmp_path: Path, 
         updates.append(sorted(next(seen) for _ in range(4)))
         assert updates[-1] == sorted(plan.batch(step))
     assert next(seen, None) is None and plan.steps == 7
-    assert sorted(sum(updates, [])) == sorted(list(range(14)) * 2), "two epochs"  # noqa: RUF017
+    assert sorted(index for update in updates for index in update) == sorted(list(range(14)) * 2), "two epochs"
 
 
 def test_the_learning_rate_of_the_plan_is_the_optimizers(start: Path, tmp_path: Path, other: Path) -> None:
@@ -270,19 +285,17 @@ def test_the_learning_rate_of_the_plan_is_the_optimizers(start: Path, tmp_path: 
 
 def test_the_gradient_is_clipped_to_its_norm(start: Path, other: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = SpinTask(DUELS, plain_opponent(other), 5.0, "logistic")
-    steps: list[float] = []
+    used, logged = [], []
     for limit in (None, 0.01):
         section = settings(max_grad_norm=limit)
         trainer = _Trainer(start, task, plan_of(section, len(DUELS)), section)
-        step = trainer.optimizer.step
+        parameters = list(trainer.model.parameters())
         monkeypatch.setattr(
-            trainer.optimizer,
-            "step",
-            lambda trainer=trainer, step=step: (steps.append(float(torch.stack([p.grad.norm() for p in trainer.model.parameters()]).norm())), step()),
+            trainer.optimizer, "step", lambda of=parameters: used.append(torch.cat([p.grad.flatten() for p in of]).norm().item())
         )
-        row = trainer.step(0)
-        assert row["grad_norm"] == pytest.approx(steps[0], rel=1e-5), "the logged norm is the one before clipping"
-    assert steps[0] > 0.1 and steps[1] == pytest.approx(0.01, rel=1e-3)
+        logged.append(trainer.step(0)["grad_norm"])
+    assert logged == pytest.approx([used[0]] * 2, rel=1e-5), "the logged norm is the one before clipping"
+    assert used[0] > 0.1 and used[1] == pytest.approx(0.01, rel=1e-3)
 
 
 # --- SFT
@@ -348,7 +361,7 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
     trainer = _Trainer(start, SpinTask(DUELS, plain_opponent(other), 1.0, "logistic"), plan, section)
     plain = load_model(start, torch.bfloat16)
     plain_optimizer = fitting.make_optimizer(plain, section)
-    before_step = trainer.optimizer.step
+    own_step = trainer.optimizer.step
 
     def step_both() -> None:
         for parameter, twin in zip(trainer.model.parameters(), plain.parameters(), strict=True):
@@ -356,7 +369,7 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
         for group in plain_optimizer.param_groups:
             group["lr"] = trainer.optimizer.param_groups[0]["lr"]
         plain_optimizer.step()
-        before_step()
+        own_step()
 
     trainer.optimizer.step = step_both
     for step in range(3):
@@ -365,7 +378,7 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
     for name, parameter in trainer.model.named_parameters():
         assert parameter.dtype == torch.float32
         moved = (parameter != before[name]).float().mean()
-        assert moved == 1.0 or (moved > 0.2 and "embed_tokens" in name), (name, moved)  # tokens that do not occur stay
+        assert moved > (0.2 if "embed_tokens" in name else 0.95), (name, moved)  # the embeddings of tokens that do not occur stay
         assert (parameter - before[name]).abs().max() < 1e-4
     for name, parameter in plain.named_parameters():
         assert torch.equal(parameter.float(), before[name]), f"{name}: a bf16 weight of this size cannot move"
@@ -455,7 +468,9 @@ def kill_before_step(monkeypatch: pytest.MonkeyPatch, victim: int) -> None:
 
 @pytest.mark.parametrize("victims", [(1,), (5,), (4, 5)], ids=str)
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adamw"])
-def test_an_interrupted_fit_ends_in_the_same_bits(optimizer: str, victims: tuple[int, ...], start: Path, other: Path, tmp_path: Path) -> None:
+def test_an_interrupted_fit_ends_in_the_same_bits(
+    optimizer: str, victims: tuple[int, ...], start: Path, other: Path, tmp_path: Path
+) -> None:
     section = settings(optimizer=optimizer, max_grad_norm=0.1, warmup=0.2, weight_decay=0.01)
     plan = plan_of(section, len(DUELS), epochs=2.0)
     task = SpinTask(DUELS, plain_opponent(other), 1.0, "logistic")

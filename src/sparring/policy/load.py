@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -59,12 +60,40 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
     """Load a causal language model in evaluation mode: dropout stays off, so that player and opponent score alike."""
     _require_weights(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,  # for our own message below
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+    if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
+        raise UserError(
+            f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
+            "transformers would make them up at random",
+            where=str(folder),
+            remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
+        )
+    _make_saveable(model)
     return model.eval()
+
+
+def _make_saveable(model: PreTrainedModel) -> None:
+    """Replace an inconsistent generation config: released models have them, and transformers loads but refuses to save them.
+
+    Nothing here samples by it, and the model's own file is copied beside what we save.
+    """
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig(
+            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
+        )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
+from sparring.policy.compute import attention_kernel, same_kernel_again
 
 HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
@@ -37,7 +38,8 @@ class Scorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
-        logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
+        with attention_kernel(batch.input_ids_BL):
+            logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
         sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
         return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies)
 
@@ -53,7 +55,9 @@ class Scorer(nn.Module):
         """Recompute layers in the backward pass. A layer looks trained only while it decides that: dropout stays off inside it."""
         where = "gradient_checkpointing"
         try:
-            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            self.model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": same_kernel_again}
+            )
         except ValueError as error:
             raise UserError(str(error), where=where, remedy=f"set {where} to false and lower micro_batch_tokens") from error
         layers = [module for module in self.model.modules() if isinstance(module, GradientCheckpointingLayer)]

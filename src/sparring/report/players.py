@@ -25,9 +25,7 @@ def player_stages(root: Path) -> dict[str, tuple[str, str]]:
 def model_folder(root: Path, name: str) -> Path:
     """The model folder of a player: "best", an iteration's number, "baseline" or "continued-sft"."""
     players = player_stages(root)
-    if name == "best":
-        name = best_player(root)
-    name = name.lstrip("0") or "0" if name.isdigit() else name
+    name = player_name(root, name)
     if name not in players:
         raise UserError(
             f"this run has no player {name!r}",
@@ -36,6 +34,13 @@ def model_folder(root: Path, name: str) -> Path:
             + ("" if "baseline" in players else "; its baseline is the model that the recipe names, which is not copied"),
         )
     return root / players[name][0] / "model"
+
+
+def player_name(root: Path, name: str) -> str:
+    """The one name of a player: "best" and numbers with leading zeros resolved."""
+    if name == "best":
+        return best_player(root)
+    return name.lstrip("0") or "0" if name.isdigit() else name
 
 
 def best_player(root: Path) -> str:

@@ -1,0 +1,146 @@
+"""Scores and their errors against scipy, against the bootstrap and by hand."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from sparring.evaluation.metrics import (
+    accuracy_score,
+    find_answer,
+    is_exact_match,
+    length_auc,
+    mean_score,
+    ratio_score,
+    wilson_interval,
+)
+
+# --- means and ratios
+
+
+def test_mean_by_hand() -> None:
+    score = mean_score([1.0, 2.0, 6.0], True)
+    assert score["value"] == 3.0 and score["n"] == 3 and score["higher_is_better"] is True
+    assert score["stderr"] == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert mean_score([1.0])["higher_is_better"] is None and math.isnan(mean_score([1.0])["stderr"])
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=30))
+def test_standard_error_of_the_mean_is_scipys(values: list[float]) -> None:
+    assert mean_score(values)["stderr"] == pytest.approx(stats.sem(values), rel=1e-9, abs=1e-12)
+
+
+def test_ratio_by_hand() -> None:
+    assert ratio_score([6.0, 3.0], [2.0, 1.0])["value"] == 3.0
+    assert ratio_score([6.0, 3.0], [2.0, 1.0])["stderr"] == 0.0, "every row has the ratio: no error"
+    score = ratio_score([8.0, 1.0], [3.0, 1.0], False)
+    assert score["value"] == 9 / 4 and score["n"] == 2 and score["higher_is_better"] is False
+    assert score["stderr"] == pytest.approx(math.sqrt(2 * 1.25**2 / 2) / 2), "residuals 8 - 6.75 and 1 - 2.25, mean length 2"
+
+
+def test_ratio_error_is_that_of_the_bootstrap() -> None:
+    draw = np.random.default_rng(0)
+    tokens = draw.integers(2, 80, size=300)
+    nats = tokens * draw.gamma(4, 0.3, size=300) + draw.normal(0, 2, size=300)
+    rows = draw.integers(0, 300, size=(4000, 300))
+    bootstrap = (nats[rows].sum(1) / tokens[rows].sum(1)).std()
+    assert ratio_score(nats, tokens)["stderr"] == pytest.approx(bootstrap, rel=0.04)
+
+
+def test_a_constant_length_makes_the_ratio_a_mean() -> None:
+    nats = [3.0, 5.0, 1.0, 8.0]
+    ratio, mean = ratio_score(nats, [4] * 4), mean_score([value / 4 for value in nats])
+    assert ratio["value"] == pytest.approx(mean["value"]) and ratio["stderr"] == pytest.approx(mean["stderr"])
+
+
+# --- Wilson, accuracy, length
+
+
+@given(n=st.integers(1, 500), share=st.floats(0, 1), confidence=st.sampled_from([0.8, 0.9, 0.95, 0.99]))
+def test_wilson_is_scipys(n: int, share: float, confidence: float) -> None:
+    wins = round(share * n)
+    expected = stats.binomtest(wins, n).proportion_ci(confidence, method="wilson")
+    assert wilson_interval(wins / n, n, confidence) == pytest.approx((expected.low, expected.high), abs=1e-9)
+
+
+def test_accuracy_by_hand_with_a_tie() -> None:
+    score = accuracy_score([2.0, -1.0, 0.0, 0.5], 0.95)
+    assert score["value"] == (1 + 0 + 0.5 + 1) / 4 and score["n"] == 4 and score["higher_is_better"] is True
+    assert score["stderr"] == pytest.approx(stats.sem([1, 0, 0.5, 1]))
+    assert (score["low"], score["high"]) == wilson_interval(0.625, 4, 0.95)
+    assert score["low"] < 0.5 < score["high"]
+
+
+def test_equal_models_score_one_half() -> None:
+    assert accuracy_score([0.0] * 50, 0.95)["value"] == 0.5
+
+
+lengths = st.lists(st.integers(1, 12), min_size=1, max_size=25)
+
+
+@given(human=lengths, generated=lengths)
+def test_length_auc_is_mann_whitneys(human: list[int], generated: list[int]) -> None:
+    area = stats.mannwhitneyu(human, generated).statistic / (len(human) * len(generated))
+    assert length_auc(human, generated) == pytest.approx(max(area, 1 - area))
+    assert length_auc(human, generated) == pytest.approx(length_auc(generated, human))
+
+
+def test_length_auc_by_hand() -> None:
+    assert length_auc([1, 2, 3], [4, 5]) == 1.0
+    assert length_auc([4, 4], [4, 4, 4]) == 0.5
+    assert length_auc([1, 3], [2, 3]) == pytest.approx(1 - (0 + 0 + 1 + 0.5) / 4)
+
+
+# --- answers
+
+AFTER_EQUALS = re.compile("[^=]+$")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "text", "answer"),
+    [
+        (r"[^=]+$", "35 - 17 = 18", "18"),
+        (r"[^=]+$", "35 - 17 = 18\n", "18"),
+        (r"[^=]+$", "apple, bread", "apple, bread"),
+        (r"[^=]+$", "", None),
+        (r"[^=]+$", "1 + 1 =", None),
+        (r"#### (-?\d+)", "so #### 3, no: #### -4 in all", "-4"),
+        (r"#### (-?\d+)", "four", None),
+        (r"\d+", "2 and 30", "30"),
+        (r"(?:(yes)|no)", "yes, no", "yes"),  # group 1 did not take part in the last match
+        (r".*", "text", "text"),  # an empty match follows at the end of every text
+        (r"\d*", "12 apples", "12"),
+        (r"\d*", "apples", None),
+        (r"answer:(.*)", "answer: 5\nanswer:  ", "5"),
+    ],
+)
+def test_answers_by_hand(pattern: str, text: str, answer: str | None) -> None:
+    assert find_answer(re.compile(pattern), text) == answer
+
+
+def test_exact_match_compares_answers_not_texts() -> None:
+    assert is_exact_match(AFTER_EQUALS, "3 + 4 = 7", "4 + 3 = 7")
+    assert is_exact_match(AFTER_EQUALS, "7", "4 + 3 = 7")
+    assert not is_exact_match(AFTER_EQUALS, "4 + 3 = 8", "4 + 3 = 7")
+    assert not is_exact_match(AFTER_EQUALS, "", "4 + 3 = 7")
+
+
+@pytest.mark.parametrize("pattern", [r"#### (\d+)", r"\d*", r"^(\s*)$"])
+def test_two_replies_without_an_answer_do_not_agree(pattern: str) -> None:
+    assert not is_exact_match(re.compile(pattern), "no number", "none either")
+
+
+def test_scores_are_plain_numbers() -> None:
+    """They go into JSON."""
+    draw = random.Random(0)
+    margins = [draw.gauss(0, 1) for _ in range(20)]
+    for score in (mean_score(margins), ratio_score(margins, [2] * 20), accuracy_score(margins, 0.95)):
+        assert all(type(value) in (float, int, bool, type(None)) for value in score.values())
+    assert type(length_auc([1, 2], [2, 3])) is float

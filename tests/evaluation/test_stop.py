@@ -1,0 +1,135 @@
+"""When the game ends, and which iteration is the best: cases by hand."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from sparring.config import Recipe, load_recipe
+from sparring.evaluation.metrics import Score, accuracy_score, wilson_interval
+from sparring.evaluation.stop import best_iteration, is_better, stop_reason
+
+
+def recipe(iterations: int = 4, metric: str = "exact_match", **stop: Any) -> Recipe:
+    return load_recipe(
+        {
+            "run_dir": "run",
+            "model": {"path": "builtin:tiny"},
+            "data": {"path": "builtin:tasks"},
+            "iterations": iterations,
+            "evaluate": {"answer_pattern": ".+", "metric": metric},
+            "stop": stop,
+        }
+    )
+
+
+def scores(exact_match: float = 0.5, nll: float = 1.0, wins: int = 80, duels: int = 100) -> dict[str, Score]:
+    low, high = wilson_interval(wins / duels, duels, 0.95)
+    return {
+        "exact_match": Score(value=exact_match, n=duels, stderr=0.01, higher_is_better=True),
+        "nll_per_token": Score(value=nll, n=duels, stderr=0.01, higher_is_better=False),
+        "duel_accuracy": Score(value=wins / duels, n=duels, stderr=0.05, higher_is_better=True, low=low, high=high),
+    }
+
+
+def baseline(exact_match: float = 0.4, nll: float = 1.5) -> dict[str, Score]:
+    found = scores(exact_match, nll)
+    del found["duel_accuracy"]
+    return found
+
+
+# --- the best
+
+
+def test_the_best_is_the_highest_or_the_lowest_as_the_metric_has_it() -> None:
+    played = [scores(0.5, 1.2), scores(0.7, 1.1), scores(0.6, 0.9)]
+    assert best_iteration(played, "exact_match") == 1
+    assert best_iteration(played, "nll_per_token") == 2
+
+
+def test_the_earliest_of_equals() -> None:
+    assert best_iteration([scores(0.5), scores(0.7), scores(0.7)], "exact_match") == 1
+
+
+def test_a_number_that_is_none_is_never_the_best() -> None:
+    assert best_iteration([scores(nll=math.nan), scores(nll=3.0)], "nll_per_token") == 1
+    assert best_iteration([scores(exact_match=math.nan), scores(exact_match=0.0)], "exact_match") == 1
+    assert best_iteration([scores(nll=math.nan), scores(nll=math.nan)], "nll_per_token") == 0
+    assert best_iteration([scores(nll=math.inf), scores(nll=2.0)], "nll_per_token") == 1
+
+
+def test_better_is_strict() -> None:
+    higher, lower = scores(0.6, 1.0), scores(0.5, 0.8)
+    assert is_better(higher["exact_match"], lower["exact_match"]) and not is_better(lower["exact_match"], higher["exact_match"])
+    assert is_better(lower["nll_per_token"], higher["nll_per_token"])
+    assert not is_better(higher["exact_match"], higher["exact_match"])
+
+
+# --- the end
+
+
+def test_the_game_begins_and_goes_on() -> None:
+    assert stop_reason(recipe(), baseline(), []) is None
+    assert stop_reason(recipe(), baseline(), [scores()] * 3) is None
+
+
+def test_it_ends_at_the_number_of_iterations() -> None:
+    assert stop_reason(recipe(iterations=2), baseline(), [scores(), scores()]) == "iterations: all 2 are played"
+
+
+@pytest.mark.parametrize(("wins", "ends"), [(50, True), (59, True), (60, False), (40, True), (0, True), (100, False)])
+def test_it_ends_when_the_interval_contains_one_half(wins: int, ends: bool) -> None:
+    """95% Wilson of 100 duels: 59 wins reach down to 0.492, 60 only to 0.502. Below one half the player tells even less."""
+    reason = stop_reason(recipe(), baseline(), [scores(wins=80), scores(wins=wins)])
+    assert (reason is not None) == ends
+    if reason:
+        assert reason.startswith(f"indistinguishable: duel accuracy {wins / 100:.3f}, 95% interval ")
+        assert f"{wilson_interval(wins / 100, 100, 0.95)[0]:.3f} to" in reason
+
+
+def test_the_interval_is_the_last_iterations() -> None:
+    assert stop_reason(recipe(), baseline(), [scores(wins=50), scores(wins=90)]) is None
+
+
+def test_more_duels_tell_a_smaller_difference() -> None:
+    assert stop_reason(recipe(), baseline(), [scores(wins=55, duels=100)]) is not None
+    assert stop_reason(recipe(), baseline(), [scores(wins=550, duels=1000)]) is None
+
+
+def test_ties_are_indistinguishable() -> None:
+    tied = {**scores(), "duel_accuracy": accuracy_score([0.0] * 200, 0.95)}
+    assert stop_reason(recipe(), baseline(), [tied]).startswith("indistinguishable")
+
+
+def test_the_rule_can_be_switched_off() -> None:
+    assert stop_reason(recipe(indistinguishable=False), baseline(), [scores(wins=50)]) is None
+
+
+def test_patience_counts_iterations_without_a_new_best() -> None:
+    patient = recipe(iterations=9, patience=2)
+    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5)]) is None
+    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.6)]) == (
+        "patience: exact_match has not improved for 2 iterations"
+    ), "an equal value is no improvement"
+    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7)]) is None
+    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7), scores(0.6)]) is None
+
+
+def test_patience_measures_against_the_baseline_too() -> None:
+    impatient = recipe(patience=1)
+    assert stop_reason(impatient, baseline(0.9), [scores(0.6)]) == "patience: exact_match has not improved for 1 iterations"
+    assert stop_reason(recipe(patience=2), baseline(0.9), [scores(0.6)]) is None
+    assert stop_reason(recipe(patience=2), baseline(0.9), [scores(0.6), scores(0.8)]) is not None, "better than before, not than the start"
+    assert stop_reason(impatient, baseline(0.5), [scores(0.6)]) is None
+
+
+def test_patience_follows_the_chosen_metric() -> None:
+    played = [scores(0.6, 1.0), scores(0.5, 0.9)]
+    assert stop_reason(recipe(patience=1), baseline(), played) is not None
+    assert stop_reason(recipe(patience=1, metric="nll_per_token"), baseline(), played) is None
+
+
+def test_without_patience_it_waits() -> None:
+    assert stop_reason(recipe(iterations=9), baseline(0.9), [scores(0.5)] * 8) is None

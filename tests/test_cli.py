@@ -1,0 +1,368 @@
+"""The commands: what they take and print, redoing from a stage, going on with more iterations, sampling, exporting."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+from conftest import Game
+from test_kill_and_resume import assert_same_outcome, metrics, outcome
+from zygote import Sabotage, Zygote
+
+import sparring
+from sparring.cli import app
+from sparring.config import load_recipe
+
+ROOT = Path(__file__).parent.parent
+COMMAND = typer.main.get_command(app)
+COMMANDS = ["run", "sample", "export", "recipe"]
+
+
+# ---------------------------------------------------------------------------------------------- help
+
+
+def test_version_in_the_real_command() -> None:
+    command = str(Path(sys.executable).with_name("sparring"))
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"sparring {sparring.__version__}\n" and done.stderr == ""
+
+
+def test_every_command_and_every_option_has_a_help_text() -> None:
+    assert set(COMMANDS) <= set(COMMAND.commands) and COMMAND.help
+    for name, command in {"": COMMAND, **COMMAND.commands}.items():
+        assert command.help or not name, name
+        for parameter in command.params:
+            assert parameter.help, (name, parameter.name)
+
+
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_is_printed(game: Game, name: str) -> None:
+    result = game.command(*([name] if name else []), "--help")
+    assert result.code == 0 and "Usage: sparring" in result.out and result.err == ""
+    command = COMMAND.commands[name] if name else COMMAND
+    words = re.sub(r"\W+", " ", result.out)
+    assert re.sub(r"\W+", " ", command.help).strip() in words
+    assert not [option for parameter in command.params for option in parameter.opts if option.startswith("--") and option not in result.out]
+
+
+def test_no_command_prints_the_help_and_completion_is_there(game: Game) -> None:
+    result = game.command()
+    assert "Usage: sparring" in result.out + result.err and "--install-completion" in result.out + result.err
+
+
+# ---------------------------------------------------------------------------------------------- recipe
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
+def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
+    overrides = ["train.lr=3e-7", "objective.beta=2", "showcase=[]"]
+    result = game.command("recipe", str(path), *overrides)
+    assert result.code == 0 and result.err == ""
+    resolved = game.folder / "resolved.yaml"
+    resolved.write_text(result.out)
+    assert load_recipe(resolved) == load_recipe(path, overrides)
+    assert game.command("recipe", "resolved.yaml").out == result.out
+
+
+# ---------------------------------------------------------------------------------------------- run
+
+
+@pytest.fixture
+def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
+    """A finished game that may be changed."""
+    game = Game(tmp_path / "game", zygote, {})
+    shutil.copytree(played.root, game.root, symlinks=True)
+    return game
+
+
+def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
+    result = copy.run("--quiet")
+    assert result.code == 0 and result.err == ""
+    assert all(len(line) <= 160 for line in result.out.splitlines()) and "…" not in result.out
+    for row in ("baseline (SFT)", "iteration 0", "iteration 1", "continued SFT"):
+        assert row in result.out
+    for column in ("exact match", "NLL / token", "margin", "accuracy", "log p human", "reply tokens", "truncated", "identical", "empty"):
+        assert column in result.out
+    assert "Prompt: say ab" in result.out and "Best: iteration 1 (nll_per_token" in result.out
+    assert "The game ended - iterations: all 2 are played." in result.out
+    again = copy.run()
+    assert again.out == result.out, "the finished game is told again, word for word"
+
+
+RESTARTS = {
+    "data": ["data", "sft", "baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "sft": ["sft", "baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "baseline": ["baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "iterations/000/score": [
+        "iterations/000/score",
+        "iterations/000/train",
+        "iterations/000/evaluate",
+        "iterations/001/",
+        "continued-sft/",
+    ],
+    "iterations/001": ["iterations/001/", "continued-sft/"],
+    "iterations/001/": ["iterations/001/", "continued-sft/"],
+    "iterations/001/train": ["iterations/001/train", "iterations/001/evaluate", "continued-sft/"],
+    "continued-sft": ["continued-sft/"],
+    "continued-sft/evaluate": ["continued-sft/evaluate"],
+}
+
+
+@pytest.mark.parametrize("name", RESTARTS)
+def test_restart_from_redoes_that_stage_and_the_later_ones_only(copy: Game, played: Game, name: str) -> None:
+    before = copy.state()
+    result = copy.run("--restart-from", name)
+    assert result.code == 0, result.err
+    after = copy.state()
+    redone = {file for file in after if after[file][1] != before[file][1]}
+    assert redone == {file for file in after if file.startswith(tuple(f"{stage.rstrip('/')}/" for stage in RESTARTS[name]))}
+    assert f"removed stage {RESTARTS[name][-1].rstrip('/')}" in result.err
+    assert_same_outcome(copy.root, played.root)
+
+
+def test_a_restart_that_was_killed_goes_on_without_the_option(copy: Game, played: Game) -> None:
+    killed = copy.run("--restart-from", "iterations/000", sabotage=[Sabotage("shutil:rmtree", nth=3)])
+    assert killed.code == -9
+    assert copy.run().code == 0
+    assert_same_outcome(copy.root, played.root)
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """Three iterations from the start."""
+    game = Game(tmp_path_factory.mktemp("longer") / "game", zygote, {"iterations": 3})
+    assert game.run().code == 0
+    return game
+
+
+def test_a_finished_game_goes_on_with_more_iterations(copy: Game, longer: Game) -> None:
+    before = copy.state()
+    result = copy.run("iterations=3")
+    assert result.code == 0, result.err
+    assert result.err.count("removed continued-sft/train: it had the cost of other iterations") == 1
+    after = copy.state()
+    kept = {file for file in before if not file.startswith("continued-sft")}
+    assert all(before[file] == after[file] for file in kept)
+    assert_same_outcome(copy.root, longer.root)
+
+
+def test_going_on_and_killed_on_the_way(copy: Game, longer: Game) -> None:
+    for one in (Sabotage("sparring.stages:Stages.evaluate", nth=3), Sabotage("shutil:rmtree", args="continued-sft/train")):
+        assert copy.run("iterations=3", sabotage=[one]).code == -9
+    assert copy.json("summary.json")["stop_reason"] is None and len(copy.json("summary.json")["iterations"]) == 3
+    assert copy.run("iterations=3").code == 0
+    assert_same_outcome(copy.root, longer.root)
+
+
+def test_fewer_iterations_than_played(copy: Game, played: Game) -> None:
+    before = outcome(copy.root)
+    assert copy.run("iterations=1").code == 0
+    summary = copy.json("summary.json")
+    assert len(summary["iterations"]) == 1 and os.readlink(copy.root / "best") == "iterations/000"
+    assert {row.get("iteration") for row in metrics(copy.root)} == {None, 0}
+    assert copy.run().code == 0, "and back"
+    assert outcome(copy.root)["weights"] == before["weights"]
+    assert_same_outcome(copy.root, played.root)
+
+
+def test_a_game_that_ends_early_says_why(game: Game) -> None:
+    game.write(stop={"indistinguishable": False, "patience": 1}, train__lr=1e-9, baseline=None, sft=None)
+    result = game.run()
+    assert result.code == 0
+    summary = game.json("summary.json")
+    if summary["best"]["beats_baseline"]:  # so small a step may go either way
+        assert summary["stop_reason"].startswith("iterations")
+    else:
+        assert summary["stop_reason"] == "patience: nll_per_token has not improved for 1 iterations" and len(summary["iterations"]) == 1
+    assert summary["baseline"]["name"] == "start" and summary["controls"] == []
+
+
+# ---------------------------------------------------------------------------------------------- what scripts read
+
+SCORES = {
+    "exact_match",
+    "nll_per_token",
+    "nll_per_reply",
+    "real_logp",
+    "generated_logp",
+    "reply_tokens",
+    "human_reply_tokens",
+    "truncated",
+    "identical",
+    "empty",
+    "length_auc",
+}
+STEP = {"step", "loss", "real_logp", "grad_norm", "lr", "tokens", "seconds", "tokens_per_second"}
+DUEL_STEP = {"iteration", "margin", "accuracy", "reward_real", "reward_generated", "generated_logp"}
+
+
+def test_scores_hold_value_n_error_and_direction(played: Game) -> None:
+    for stage in ("baseline", "iterations/000/evaluate", "iterations/001/evaluate", "continued-sft/evaluate"):
+        scores = played.json(f"{stage}/scores.json")
+        assert SCORES | ({"duel_margin", "duel_accuracy"} if stage != "baseline" else set()) <= scores.keys()
+        for name, score in scores.items():
+            assert {"value", "n", "higher_is_better"} <= score.keys() and (name == "length_auc" or score["stderr"] >= 0), name
+            assert score["n"] == 8 and score["higher_is_better"] in (True, False, None)
+    assert {"low", "high"} <= scores["duel_accuracy"].keys()
+
+
+def test_metrics_hold_one_object_per_step(played: Game) -> None:
+    found = metrics(played.root)
+    assert all(row.keys() >= STEP for row in found)
+    duels = [row for row in found if "iteration" in row]
+    assert all(row.keys() >= DUEL_STEP for row in duels) and {row["iteration"] for row in duels} == {0, 1}
+    assert {row["stage"] for row in found if "iteration" not in row} == {"sft", "continued-sft/train"}
+    for t in (0, 1):  # equation 4.7 at the start: no margin, ln 2
+        first = next(row for row in duels if (row["iteration"], row["step"]) == (t, 0))
+        assert first["margin"] == 0 and first["accuracy"] == 0.5 and first["loss"] == pytest.approx(0.6931471805599453, abs=1e-12)
+
+
+def test_the_summary_holds_everything_in_one_file(played: Game) -> None:
+    summary = played.json("summary.json")
+    assert summary["baseline"] == {"name": "SFT", "scores": played.json("baseline/scores.json")}
+    for t, entry in enumerate(summary["iterations"]):
+        assert entry["iteration"] == t and entry["scores"] == played.json(f"iterations/{t:03d}/evaluate/scores.json")
+        assert {"duels", "replies", "replies_identical", "replies_truncated", "replies_empty"} <= entry["counts"].keys()
+    assert [control["scores"] for control in summary["controls"]] == [played.json("continued-sft/evaluate/scores.json")]
+    assert summary["stop_reason"] == "iterations: all 2 are played"
+    stages = summary["stages"]
+    assert all(cost["wall_seconds"] >= 0 for cost in stages.values()) and len(stages) == 14
+    assert stages["sft"]["trained_tokens"] and stages["iterations/000/generate"]["sampled_tokens"]
+    assert stages["iterations/001/score"]["scored_tokens"] and stages["iterations/001/train"]["trained_tokens"]
+
+
+def test_best_points_at_the_best_iteration(played: Game) -> None:
+    summary = played.json("summary.json")
+    values = [entry["scores"]["nll_per_token"]["value"] for entry in summary["iterations"]]
+    best = summary["best"]
+    assert best["iteration"] == values.index(min(values)) and best["value"] == min(values) and best["metric"] == "nll_per_token"
+    assert os.readlink(played.root / "best") == f"iterations/{best['iteration']:03d}"
+    assert (played.root / "best" / "train" / "model" / "model.safetensors").exists()
+    baseline = summary["baseline"]["scores"]["nll_per_token"]["value"]
+    assert best["baseline_value"] == baseline and best["beats_baseline"] == (min(values) < baseline)
+
+
+def test_a_moved_run_keeps_its_best(copy: Game) -> None:
+    moved = copy.root.rename(copy.folder / "moved")
+    assert (moved / "best").resolve().parent == (moved / "iterations").resolve()
+
+
+# ---------------------------------------------------------------------------------------------- sample
+
+
+def test_sample_answers_with_every_player(played: Game) -> None:
+    result = played.command("sample", "run", "say ab")
+    assert result.code == 0 and result.err == ""
+    for name in ("baseline", "iteration 0", "iteration 1", "continued-sft"):
+        assert name in result.out
+    # the run's own showcase asked the same under the same random stream
+    for stage in ("baseline", "iterations/000/evaluate", "iterations/001/evaluate"):
+        (shown,) = played.json(f"{stage}/showcase.json")
+        words = "".join(char if char.isprintable() else "�" for char in shown["reply"]).split()
+        assert all(word in result.out for word in words), (stage, shown)
+    assert played.command("sample", "run", "say ab").out == result.out
+    assert played.command("sample", "run", "say ab", "--seed", "5").out != result.out
+    greedy = played.command("sample", "run", "say ab", "--temperature", "0")
+    assert greedy.code == 0 and greedy.out == played.command("sample", "run", "say ab", "--temperature", "0", "--seed", "9").out
+
+
+def test_sample_prints_no_control_characters(played: Game) -> None:
+    result = played.command("sample", "run", "say\x1b[31m ab")
+    assert result.code == 0 and "\x1b" not in result.out and "say�[31m ab" in result.out
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+@pytest.fixture(scope="module")
+def exports(played: Game) -> Iterator[dict[str, Path]]:
+    found = {}
+    for name in ("best", "0", "001", "baseline", "continued-sft"):
+        target = played.folder / "exports" / f"of-{name}"
+        result = played.command("export", "run", str(target), "--iteration", name)
+        assert result.code == 0 and result.out == f"wrote {target}\n", result.err
+        found[name] = target
+    yield found
+    shutil.rmtree(played.folder / "exports")
+
+
+STAGE_OF = {
+    "best": "best/train",
+    "0": "iterations/000/train",
+    "001": "iterations/001/train",
+    "baseline": "sft",
+    "continued-sft": "continued-sft/train",
+}
+
+
+@pytest.mark.parametrize("name", STAGE_OF)
+def test_an_exported_folder_is_that_player(exports: dict[str, Path], played: Game, name: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    folder = exports[name]
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    mine = AutoModelForCausalLM.from_pretrained(played.root / STAGE_OF[name] / "model")
+    turns = [{"role": "user", "content": "say ab"}]
+    ids = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, mine(ids).logits)
+    assert model.dtype == torch.float32
+    stop = GenerationConfig.from_pretrained(folder).eos_token_id
+    assert stop == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
+    assert not list(folder.parent.glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    "name, title",
+    [("best", "iteration 1"), ("0", "iteration 0"), ("001", "iteration 1"), ("baseline", "SFT"), ("continued-sft", "control")],
+)
+def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, name: str, title: str) -> None:
+    card = (exports[name] / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front)["base_model"] == "builtin:tiny" and "spin" in yaml.safe_load(front)["tags"]
+    heading = re.search(r"^# (.*)", body, re.MULTILINE)[1]
+    assert title in heading
+    assert "`builtin:tiny`" in body and "`rows.jsonl`" in body and "arXiv 2401.01335" in body
+    summary = played.json("summary.json")
+    for scores in (summary["baseline"]["scores"], *(entry["scores"] for entry in summary["iterations"]), summary["controls"][0]["scores"]):
+        for metric in ("nll_per_token", "reply_tokens"):
+            assert f"{scores[metric]['value']:.4f} ± {scores[metric]['stderr']:.4f}" in body
+    recipe = re.search(r"```yaml\n(.*?)\n```", body, re.DOTALL)[1]
+    assert yaml.safe_load(recipe) == yaml.safe_load((played.root / "recipe.yaml").read_text())
+    assert summary["stop_reason"] in body
+
+
+def test_export_in_another_number_format(played: Game, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    result = played.command("export", "run", str(tmp_path / "half"), "--dtype", "bfloat16")
+    assert result.code == 0, result.err
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
+    full = AutoModelForCausalLM.from_pretrained(played.root / "best" / "train" / "model")
+    assert model.dtype == torch.bfloat16
+    rounded = {name: tensor.bfloat16() for name, tensor in full.state_dict().items()}
+    assert all(torch.equal(tensor, rounded[name]) for name, tensor in model.state_dict().items())
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoTokenizer.from_pretrained(tmp_path / "half").chat_template
+    assert (
+        GenerationConfig.from_pretrained(tmp_path / "half").eos_token_id
+        == GenerationConfig.from_pretrained(played.root / "best" / "train" / "model").eos_token_id
+    )
+
+
+def test_export_into_an_empty_folder(played: Game, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    result = played.zygote.run(["export", str(played.root), "."], tmp_path / "empty")
+    assert result.code == 0 and (tmp_path / "empty" / "model.safetensors").exists(), result.err
