@@ -76,7 +76,7 @@ class Game:
         return json.loads((self.root / name).read_text(encoding="utf-8"))
 
     def state(self) -> dict[str, tuple[str, int]]:
-        """name -> (content, time of writing) of every file that no later attempt may touch: those of finished stages, and finished shards."""
+        """name -> (content, time of writing) of every file that no later attempt may touch: finished stages and shards."""
         of_stages = [path for done in self.root.rglob("done.json") for path in done.parent.rglob("*") if path.is_file()]
         return {
             file.relative_to(self.root).as_posix().replace(".partial", ""): (file.read_bytes().hex(), file.stat().st_mtime_ns)

@@ -45,7 +45,8 @@ def model_card(root: Path, name: str) -> str:
     recipe = yaml.safe_load(recipe_text)
     summary = read_json(root / SUMMARY)
     chosen = player_name(root, name)
-    title = {"baseline": "the SFT start", "continued-sft": "the continued-SFT control"}.get(chosen, f"iteration {chosen}")
+    start = f"the start ({summary['baseline']['name']})"
+    title = {"baseline": start, "continued-sft": "the continued-SFT control"}.get(chosen, f"iteration {chosen}")
     reason = summary["stop_reason"]
     ended = "The game is not over yet" if reason is None else f"The game ended - {reason}"
     front = yaml.safe_dump(
@@ -97,5 +98,5 @@ def _score_table(summary: Mapping[str, Any]) -> str:
 def _cell(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return "-"
-    error = f" ± {score['stderr']:.4f}" if "stderr" in score else ""
+    error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
     return f"{score['value']:.4f}{error}"

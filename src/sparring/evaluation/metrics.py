@@ -12,11 +12,11 @@ import numpy as np
 
 
 class Score(TypedDict, total=False):
-    """One measured number: its sample size and standard error. `higher_is_better` is None where neither direction is."""
+    """One measured number: its sample size and standard error (None for one sample). `higher_is_better` is None where neither is."""
 
     value: float
     n: int
-    stderr: float
+    stderr: float | None
     higher_is_better: bool | None
     low: float
     high: float
@@ -25,7 +25,7 @@ class Score(TypedDict, total=False):
 def mean_score(values: Sequence[float], higher_is_better: bool | None = None) -> Score:
     """Mean with the standard error of the mean (sample standard deviation over the root of n)."""
     array = np.asarray(values, dtype=float)
-    stderr = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else math.nan
+    stderr = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
     return Score(value=float(array.mean()), n=len(array), stderr=stderr, higher_is_better=higher_is_better)
 
 
@@ -35,8 +35,8 @@ def ratio_score(numerators: Sequence[float], denominators: Sequence[float], high
     value = top.sum() / bottom.sum()
     residual = top - value * bottom
     n = len(top)
-    stderr = math.sqrt(residual.var(ddof=1) / n) / bottom.mean() if n > 1 else math.nan
-    return Score(value=float(value), n=n, stderr=float(stderr), higher_is_better=higher_is_better)
+    stderr = float(math.sqrt(residual.var(ddof=1) / n) / bottom.mean()) if n > 1 else None
+    return Score(value=float(value), n=n, stderr=stderr, higher_is_better=higher_is_better)
 
 
 def accuracy_score(margins: Sequence[float], confidence: float) -> Score:

@@ -77,7 +77,10 @@ def _table(title: str, columns: list[Column], rows: list[tuple[str, Scores]]) ->
 def _with_error(name: str, digits: int) -> Callable[[Scores], str]:
     def cell(scores: Scores) -> str:
         score = scores.get(name)
-        return "-" if score is None else f"{score['value']:.{digits}f} +- {score['stderr']:.{digits}f}"
+        if score is None:
+            return "-"
+        error = "" if score["stderr"] is None else f" +- {score['stderr']:.{digits}f}"
+        return f"{score['value']:.{digits}f}{error}"
 
     return cell
 

@@ -40,7 +40,8 @@ def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainP
                 return {"duel_id": list(found), "logps": list(found.values())}
 
             run_shards(stage, steps, STEPS_PER_SHARD, work)
-    return {"scored_tokens": sum(branches_of(duel).tokens("tree") for duel in duels)}
+    used = {index for step in steps for index in plan.batch(step)}
+    return {"scored_tokens": sum(branches_of(duels[index]).tokens("tree") for index in used)}
 
 
 def read_logps(stage: Path) -> dict[str, list[float]]:

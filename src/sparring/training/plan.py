@@ -28,7 +28,7 @@ class TrainPlan:
     def batch(self, step: int) -> list[int]:
         """The `batch_size` items of a step (from 0): the next ones of an endless row of permutations, one per epoch.
 
-        So every step is full, and after e epochs every item was seen e times, give or take the last batch.
+        So every step is full, no item is missed, and what the last batch lacks comes from the next permutation.
         """
         start = step * self.batch_size
         return [self._item(position) for position in range(start, start + self.batch_size)]
@@ -58,14 +58,19 @@ def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, s
     batch_size = min(settings.batch_size, items)
     if batch_size < settings.batch_size:
         log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")
-    return steps_plan(settings, items, lr=lr, steps=max(1, round(epochs * items / batch_size)), epochs=epochs, seed=seed)
+    return steps_plan(settings, items, lr=lr, steps=_whole(epochs * items / batch_size), epochs=epochs, seed=seed)
 
 
 def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, epochs: float, seed: int) -> TrainPlan:
     """The plan for exactly `steps` steps, which are `epochs` passes."""
     horizon = max(steps, round(steps * (settings.horizon_epochs or epochs) / epochs))
-    warmup = math.ceil(settings.warmup * horizon) if settings.warmup else 0
+    warmup = _whole(settings.warmup * horizon) if settings.warmup else 0
     return TrainPlan(items, steps, horizon, warmup, min(settings.batch_size, items), lr, settings.schedule, seed)
+
+
+def _whole(steps: float) -> int:
+    """Rounded up, so that an epoch misses no item; but 0.1 * 70 is 7 steps and not 8."""
+    return math.ceil(round(steps, 6))
 
 
 @lru_cache(maxsize=4)  # a batch touches two epochs at most
