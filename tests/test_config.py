@@ -643,10 +643,10 @@ def attributes(tree: ast.AST) -> set[str]:
 
 @pytest.fixture(scope="module")
 def attributes_read() -> set[str]:
-    """Names read as an attribute outside config.py, and what a property of a section reads when the property is read."""
-    files = [path for path in SOURCE.rglob("*.py") if path != SOURCE / "config.py"]
+    """Names read as an attribute outside sparring.config, and what a property of a section reads when the property is read."""
+    files = [path for path in SOURCE.rglob("*.py") if SOURCE / "config" not in path.parents]
     read = set().union(*(attributes(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
-    for node in ast.walk(ast.parse((SOURCE / "config.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse((SOURCE / "config" / "schema.py").read_text(encoding="utf-8"))):
         is_property = isinstance(node, ast.FunctionDef) and any(
             isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list
         )

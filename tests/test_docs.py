@@ -13,7 +13,8 @@ import yaml
 from conftest import write_rows
 from zygote import Zygote
 
-from sparring.config import _markdown, load_recipe, recipe_reference, section_of, walk_fields
+from sparring.config import load_recipe, recipe_reference, section_of, walk_fields
+from sparring.config.reference import markdown
 
 ROOT = Path(__file__).parent.parent
 RECIPE_PAGE = ROOT / "docs" / "recipe.md"
@@ -61,7 +62,7 @@ def test_the_example_of_the_recipe_page_loads(tmp_path: Path) -> None:
 
 
 def test_markdown_cells_are_escaped() -> None:
-    assert _markdown("a|b `c|d` <b> *x* [y](z)\n  w") == r"a\|b `c\|d` \<b> \*x\* \[y\](z) w"
+    assert markdown("a|b `c|d` <b> *x* [y](z)\n  w") == r"a\|b `c\|d` \<b> \*x\* \[y\](z) w"
 
 
 # ---------------------------------------------------------------------------------------------- README.md

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,14 @@ def test_imports_go_downwards(path: Path) -> None:
     assert room in MAY_IMPORT, f"{module} is a new room: give it a line in MAY_IMPORT"
     wrong = [f"line {line}: {name}" for line, name in imported(module, path.read_text(encoding="utf-8")) if not is_allowed(room, name)]
     assert not wrong, f"{room} may import {sorted(MAY_IMPORT[room])}, but {module} imports {wrong}"
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    """Rooms of several modules go one way inside too."""
+    graph = {}
+    for module, path in zip(map(module_of, FILES), FILES, strict=True):
+        graph[module.removesuffix(".__init__")] = {name for _, name in imported(module, path.read_text(encoding="utf-8"))}
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
 @pytest.mark.parametrize(

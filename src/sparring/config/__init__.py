@@ -1,0 +1,55 @@
+"""The recipe: every option, typed, frozen, documented here and checked before anything loads.
+
+option_types.py  the types of the options, and what every section has in common
+schema.py        the sections and the Recipe: the options themselves
+fields.py        walking the options; their types and values in plain words
+yaml_dialect.py  YAML as a recipe understands it
+overrides.py     `section.key=value` on the command line
+messages.py      what is wrong with a recipe, told to the person who wrote it
+load.py          reading and writing a recipe
+reference.py     the page docs/recipe.md, which `python -m sparring.config` prints
+"""
+
+from sparring.config.fields import in_words, section_of, walk_fields
+from sparring.config.load import load_recipe, to_yaml
+from sparring.config.option_types import Column, Metric, Section, Shape
+from sparring.config.reference import recipe_reference
+from sparring.config.schema import (
+    BaselineSection,
+    DataSection,
+    EvaluateSection,
+    ModelSection,
+    ObjectiveSection,
+    OptimSection,
+    Recipe,
+    SamplingSection,
+    SftSection,
+    StopSection,
+    TrainSection,
+    at_iteration,
+)
+
+__all__ = [
+    "BaselineSection",
+    "Column",
+    "DataSection",
+    "EvaluateSection",
+    "Metric",
+    "ModelSection",
+    "ObjectiveSection",
+    "OptimSection",
+    "Recipe",
+    "SamplingSection",
+    "Section",
+    "SftSection",
+    "Shape",
+    "StopSection",
+    "TrainSection",
+    "at_iteration",
+    "in_words",
+    "load_recipe",
+    "recipe_reference",
+    "section_of",
+    "to_yaml",
+    "walk_fields",
+]

@@ -1,0 +1,66 @@
+"""Reading and writing a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from sparring.config.fields import show
+from sparring.config.messages import as_user_error
+from sparring.config.option_types import Section
+from sparring.config.overrides import apply_override
+from sparring.config.schema import Recipe
+from sparring.config.yaml_dialect import dump_yaml, parse_yaml
+from sparring.errors import UserError
+
+
+def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
+    """Read and check a recipe: a YAML file, a dict or a Recipe, with `section.key=value` overrides on top.
+
+    Raises one UserError that lists every problem: the key, its value, the rule and the nearest valid key.
+    """
+    from_file = isinstance(source, (str, Path))
+    values = _read_yaml(Path(source)) if from_file else _plain(source)
+    overrides = list(overrides)
+    for override in overrides:
+        values = apply_override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise as_user_error(error, str(source) if from_file else "recipe", overrides) from None
+
+
+def to_yaml(recipe: Recipe) -> str:
+    """The resolved recipe: every key with the value that the run will use."""
+    return dump_yaml(recipe.model_dump())
+
+
+def _plain(value: Any) -> Any:
+    """A private copy in plain dicts and lists, so that nothing of the caller's is shared; paths become text."""
+    if isinstance(value, Section):
+        value = value.model_dump(warnings=False)
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError("no such recipe file", where=str(path), remedy="check the path; recipes/tiny.yaml is a working example") from None
+    except OSError as error:
+        raise UserError(f"cannot read the recipe: {error.strerror}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read the recipe: it is not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
+    values = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        found = "nothing" if values is None else show(values)
+        raise UserError(f"a recipe is a mapping of keys to values, this is {found}", where=str(path), remedy="see docs/recipe.md")
+    return values

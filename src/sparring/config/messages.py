@@ -1,0 +1,133 @@
+"""What is wrong with a recipe: pydantic's errors told in the words of the recipe, one line per problem."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
+from sparring.config.option_types import Column, Section
+from sparring.config.overrides import override_path
+from sparring.config.schema import Recipe
+from sparring.errors import UserError, nearest
+
+
+class _Place(NamedTuple):
+    """Where in a recipe pydantic found a fault."""
+
+    key: str
+    field: FieldInfo | None  # None for an unknown key
+    rest: tuple[str | int, ...] = ()  # what pydantic says beyond the key: union branches, list positions
+
+    @property
+    def positions(self) -> list[int]:
+        return [part for part in self.rest if isinstance(part, int)]
+
+
+def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> UserError:
+    grouped: dict[str, list[tuple[Any, _Place]]] = {}
+    for item in error.errors(include_url=False):
+        place = _locate(item["loc"])
+        grouped.setdefault(place.key, []).append((item, place))
+    lines = []
+    for key, problems in grouped.items():
+        # A union (scalar or list) gives one error per branch: the wrong elements say more than "not a number".
+        in_elements = [(item, place) for item, place in problems if place.positions]
+        lines += [_describe(item, place) + _culprit(key, overrides) for item, place in in_elements or problems[:1]]
+    count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
+    text = "\n  ".join(lines)
+    return UserError(f"{count} in the recipe\n  {text}", where=where, remedy="every key is documented in docs/recipe.md")
+
+
+def _culprit(key: str, overrides: list[str]) -> str:
+    """Names the last override that touched the key, so that nobody searches for it in the file."""
+    for override in reversed(overrides):
+        path = override_path(override)
+        if f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}."):
+            return f" (from the override {show(override)})"
+    return ""
+
+
+def _locate(loc: tuple[str | int, ...]) -> _Place:
+    names: list[str] = []
+    section: type[Section] | None = Recipe
+    field: FieldInfo | None = None
+    for depth, part in enumerate(loc):
+        if section is None:  # inside a plain option
+            if get_origin(field.annotation) is dict:
+                names.append(str(part))
+            return _Place(".".join(names), field, loc[depth:])
+        names.append(str(part))
+        field = section.model_fields.get(str(part))
+        if field is None:
+            break
+        section = section_of(field.annotation)
+    return _Place(".".join(names), field)
+
+
+def _describe(item: Any, place: _Place) -> str:
+    key, field, rest = place
+    if field is None:
+        return _describe_unknown(key)
+    if item["type"] == "missing":
+        return f"{key}: required key is missing. {field.description}"
+    if rest[-1:] == ("[key]",):
+        return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], list(get_args(Column)), 'standard columns')}"
+    key += "".join(f"[{position}]" for position in place.positions)
+    value = show(item["input"])
+    if item["type"] == "value_error":
+        return f"{key}: {value}: {item['ctx']['error']}"
+    if item["type"] == "contradiction":
+        return f"{key}: {value}: {item['msg']}"
+    return f"{key}: {value} is refused; wanted: {_wanted(item, place)}"
+
+
+def _wanted(item: Any, place: _Place) -> str:
+    """The rule in plain words, with a hint for the usual slips."""
+    field, value = place.field, item["input"]
+    if section_of(field.annotation) is not None:
+        return "a section, its keys indented below its name" + ("" if field.is_required() else "; leave it out for the defaults")
+    words = _words_at(place).replace("`", "")
+    if item["type"] == "literal_error" and isinstance(value, str):
+        guess = nearest(value, _choices(field.annotation))
+        return f"{words}; did you mean {guess}?" if guess else words
+    if item["type"] == "string_type" and isinstance(value, (bool, int, float)):
+        return f"{words}; put it into quotes"
+    if isinstance(value, str) and item["type"] in ("int_type", "float_type", "bool_type"):
+        return f"{words}, but this is text"
+    return words
+
+
+def _choices(annotation: Any) -> list[str]:
+    """The values of every Literal inside an annotation."""
+    return [str(choice) for part in types_inside(annotation) if get_origin(part) is Literal for choice in get_args(part)]
+
+
+def _words_at(place: _Place) -> str:
+    """The words for a whole option, or for one element where the place is inside its list or mapping."""
+    for part in types_inside(place.field.annotation):
+        if get_origin(part) is dict and place.rest:
+            return in_words(get_args(part)[1])
+        if get_origin(part) is tuple and place.positions:
+            return in_words(get_args(part)[0])
+    return in_words(place.field.annotation, place.field.metadata)
+
+
+def _describe_unknown(key: str) -> str:
+    parent, _, name = key.rpartition(".")
+    everywhere = [path for path, _ in walk_fields()]
+    if key in everywhere:  # a top-level `train.lr: 1e-6`: fine as an override, not in a file
+        return f"{key}: unknown key; in a recipe, keys of a section stand indented below its name"
+    elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
+    if elsewhere:
+        return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
+    prefix = f"{parent}." if parent else ""
+    here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
+    return f"{key}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
+
+
+def _suggest(name: str, valid: list[str], title: str, prefix: str = "") -> str:
+    guess = nearest(name, valid)
+    return f"did you mean {prefix}{guess}?" if guess else f"{title}: {', '.join(valid)}"

@@ -1,0 +1,66 @@
+"""The types of the options, and what every section of a recipe has in common."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _regular_expression(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"not a valid regular expression: {error}") from None
+    return pattern
+
+
+def _list_to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class FrozenDict(dict[Any, Any]):
+    """A dict that cannot be changed, so that a recipe can be hashed and shared."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a recipe is frozen; load a new one with the changed value")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(frozenset(self.items()))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # the default way to copy and unpickle would set item by item
+        return FrozenDict, (dict(self),)
+
+
+Text = Annotated[str, AfterValidator(_not_blank)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
+Regex = Annotated[Text, AfterValidator(_regular_expression)]
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+PerIteration = PositiveFloat | Annotated[tuple[PositiveFloat, ...], BeforeValidator(_list_to_tuple)]
+
+Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
+Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
+Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated"]
+Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
+
+
+class Section(BaseModel):
+    """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity.
+
+    Rules between options are validators of the later field: they see the earlier fields in `info.data` (those that are
+    valid), so every problem is reported at once. Defaults are validated for that reason.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=())

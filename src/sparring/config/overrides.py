@@ -1,0 +1,45 @@
+"""Overrides: `section.key=value` on top of what the file says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparring.config.fields import show
+from sparring.config.yaml_dialect import parse_scalar, parse_yaml
+from sparring.errors import UserError
+
+
+def override_path(override: str) -> str:
+    """The dotted key that an override sets."""
+    return override.partition("=")[0].strip()
+
+
+def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """`values` with one key set; sections on the way are copied or made, never changed in place."""
+    keys = override_path(override).split(".")
+    if "=" not in override or not all(keys):
+        raise UserError(f"override {override!r} is not of the form section.key=value")
+    result = node = dict(values)
+    for depth, key in enumerate(keys[:-1], 1):
+        child = node.get(key)
+        if isinstance(child, str) and keys[:depth] == ["baseline"]:
+            child = {"kind": child}
+        if child is not None and not isinstance(child, dict):
+            raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")
+        node[key] = dict(child or {})
+        node = node[key]
+    node[keys[-1]] = _override_value(override)
+    return result
+
+
+def _override_value(override: str) -> Any:
+    """The typed value: a quoted text, [list] or {mapping} is YAML, anything else a plain scalar."""
+    text = override.partition("=")[2].strip()
+    if text[:1] not in ("[", "{", "'", '"'):
+        return parse_scalar(text)
+    try:
+        return parse_yaml(text, f"override {override!r}")
+    except UserError as error:
+        raise UserError(
+            error.what, where=f"override {override!r}", remedy="a text that begins with [ { or a quote must itself stand in quotes"
+        ) from None

@@ -1,0 +1,265 @@
+"""The options: every section of a recipe, its keys, their defaults and the rules between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sparring.config.option_types import (
+    Columns,
+    Fraction,
+    FrozenDict,
+    Metric,
+    NonNegativeFloat,
+    PerIteration,
+    PositiveFloat,
+    PositiveInt,
+    Regex,
+    Section,
+    Shape,
+    Text,
+    Texts,
+)
+
+T = TypeVar("T")
+
+
+class ModelSection(Section):
+    path: Text = Field(
+        description="The SFT (or base) model: a local folder, a Hub id, a .gguf file, `package:NAME/FILE.gguf` for a file "
+        "inside an installed Python package, or `builtin:tiny` for a toy model made on the spot."
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    dtype: Literal["bfloat16", "float32"] = Field(
+        "bfloat16",
+        description="Number format of the frozen model while it samples; bfloat16 halves its memory. Training and the saved "
+        "weights do not depend on it.",
+    )
+    chat_template: Text | None = Field(
+        None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
+    )
+
+
+class DataSection(Section):
+    path: Text = Field(
+        description="SFT rows: a .jsonl, .json, .csv or .parquet file, a Hub id, or `builtin:tasks` for the generated task family."
+    )
+    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
+    split: Text = Field("train", description="Split of a Hub data set.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
+    columns: Columns = Field(
+        default_factory=FrozenDict,
+        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer}`.",
+    )
+    max_examples: PositiveInt | None = Field(
+        None, description="Random subset of this many rows, held-out rows included; all rows when null."
+    )
+    held_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
+        200,
+        description="Rows kept from training for evaluation, chosen by a hash of the prompt: a count, or a fraction between 0 and 1. "
+        "A fraction keeps every prompt on the same side in every data set.",
+    )
+    max_prompt_tokens: PositiveInt = Field(512, description="Rows with a longer prompt are dropped and counted.")
+    max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
+    too_long: Literal["drop", "cut"] = Field(
+        "drop",
+        description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token. Prompts are never cut.",
+    )
+
+    @field_validator("held_out")
+    @classmethod
+    def _leaves_training_rows(cls, held_out: int | float, info: ValidationInfo) -> int | float:
+        rows = info.data.get("max_examples")
+        if rows is not None and held_out >= rows:
+            raise ValueError(f"leaves no rows to train on, because max_examples is {rows}")
+        return held_out
+
+
+class OptimSection(Section):
+    """What the SFT stage and the self-play stage share."""
+
+    optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="The paper trains with rmsprop.")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
+    warmup: Fraction = Field(0.1, description="Share of the schedule's horizon over which the learning rate rises from 0.")
+    horizon_epochs: PositiveFloat | None = Field(
+        None,
+        description="Epochs after which the schedule would reach its end, when that is later than the stop at `epochs` "
+        "(the published scripts schedule 6 and stop early); equal to `epochs` when null.",
+    )
+    batch_size: PositiveInt = Field(64, description="Duels (or SFT rows) per optimizer step, whatever the micro-batches.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay of adamw, L2 term of rmsprop; the paper uses none.")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="The gradient is scaled down to this norm; null never scales it.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Number format of the computation. The weights and the optimizer stay in float32 either way."
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
+    micro_batch_tokens: PositiveInt = Field(4096, description="Tokens, padding included, computed at once; bounds the memory.")
+    checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
+
+    @field_validator("epochs", check_fields=False)  # the subclasses define epochs, each in its own type
+    @classmethod
+    def _stops_within_horizon(cls, epochs: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
+        horizon = info.data.get("horizon_epochs")
+        last = max(epochs, default=0) if isinstance(epochs, tuple) else epochs
+        if horizon is not None and last > horizon:
+            raise ValueError(f"the stop at {last:g} epochs is after horizon_epochs, {horizon:g}, where the schedule ends")
+        return epochs
+
+
+class TrainSection(OptimSection):
+    lr: PerIteration = Field(5e-7, description="Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7.")
+    epochs: PerIteration = Field(2.0, description="Passes over the duels after which an iteration stops, one value or one per iteration.")
+
+
+class SftSection(OptimSection):
+    lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
+    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows.")
+    optimizer: Literal["rmsprop", "adamw"] = Field("adamw", description="The usual choice for SFT is adamw.")
+
+
+class BaselineSection(Section):
+    kind: Literal["continued-sft"] = Field(
+        "continued-sft",
+        description="The control at equal cost: the start model trained further on the human replies, with as many floating-point "
+        "operations as all self-play iterations together.",
+    )
+    lr: PositiveFloat | None = Field(None, description="Peak learning rate; the SFT stage's (or 1e-5 without one) when null.")
+    batch_size: PositiveInt | None = Field(None, description="Rows per optimizer step; the SFT stage's (or train's) when null.")
+
+
+class SamplingSection(Section):
+    engine: Literal["transformers"] = Field("transformers", description="What runs the opponent while it samples.")
+    temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
+    max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
+    replies_per_prompt: PositiveInt = Field(
+        1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy."
+    )
+    batch_tokens: PositiveInt = Field(16384, description="Prompt and new tokens of the rows that are sampled together.")
+    shard_rows: PositiveInt = Field(256, description="Prompts per committed file; a kill loses at most one.")
+
+    @field_validator("replies_per_prompt")
+    @classmethod
+    def _replies_can_differ(cls, replies: int, info: ValidationInfo) -> int:
+        if replies > 1 and info.data.get("temperature") == 0:
+            raise ValueError("at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0")
+        return replies
+
+
+class ObjectiveSection(Section):
+    loss: Literal["logistic", "hinge", "exponential", "correlation"] = Field(
+        "logistic", description="The decreasing convex function ell of equation 4.7."
+    )
+    beta: PerIteration = Field(
+        1.0,
+        description="The lambda of equation 4.7, one value or one per iteration. The paper uses 0.1, then 5.0 in its last iteration; "
+        "1.0 is the default because smaller values overshoot (docs/theory.md).",
+    )
+    window: PositiveInt = Field(2, description="Iterations whose replies are trained on, the newest first; the paper uses 2.")
+
+
+class EvaluateSection(Section):
+    answer_pattern: Regex | None = Field(
+        None,
+        description="Regular expression that finds the answer in a reply (its last match; group 1 if it has one). Exact match compares "
+        "it with the human reply's. No exact match when null.",
+    )
+    greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
+    metric: Metric | None = Field(
+        None, description="Picks the best iteration and feeds `patience`; exact_match where there is a pattern, else nll_per_token."
+    )
+
+    @field_validator("greedy")
+    @classmethod
+    def _greedy_is_scored(cls, greedy: bool, info: ValidationInfo) -> bool:
+        if greedy and info.data.get("answer_pattern", "invalid") is None:
+            raise ValueError("greedy replies are scored by exact match, which needs evaluate.answer_pattern")
+        return greedy
+
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_measured(cls, metric: str | None, info: ValidationInfo) -> str | None:
+        if metric in ("exact_match", "exact_match_greedy") and info.data.get("answer_pattern", "invalid") is None:
+            raise ValueError("needs evaluate.answer_pattern")
+        if metric == "exact_match_greedy" and info.data.get("greedy") is False:
+            raise ValueError("needs evaluate.greedy: true")
+        return metric
+
+    @property
+    def chosen_metric(self) -> str:
+        return self.metric or ("exact_match" if self.answer_pattern is not None else "nll_per_token")
+
+
+class StopSection(Section):
+    indistinguishable: bool = Field(
+        True,
+        description="End the game when the player cannot tell held-out human replies from the opponent's: the confidence interval "
+        "of its duel accuracy reaches down to one half.",
+    )
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of that two-sided interval (Wilson).")
+    patience: PositiveInt | None = Field(
+        None, description="End the game after this many iterations in a row without a new best value of `evaluate.metric`; never when null."
+    )
+
+
+class Recipe(Section):
+    """A whole game. The fields are the top-level keys of the YAML file."""
+
+    run_dir: Text = Field(description="Folder of this run: all state lives there.")
+    # Below 2**32, because NumPy takes no larger seed.
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seeds the data subset, the order of batches and every reply.")
+    model: ModelSection = Field(description="The model that plays.")
+    data: DataSection = Field(description="Its SFT data.")
+    sft: SftSection | None = Field(
+        None,
+        description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
+        "model as it is.",
+    )
+    iterations: PositiveInt = Field(3, description="Self-play iterations at most; the paper plays 4.")
+    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
+    train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
+    stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
+    baseline: BaselineSection | None = Field(
+        None, description="A control to show beside the game; `baseline: continued-sft` is short for its defaults, null plays without."
+    )
+    showcase: Texts = Field(
+        ("List the popular forms of transportation in Southampton.",),
+        description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
+    )
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _baseline_shorthand(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("objective", "train")
+    @classmethod
+    def _one_value_per_iteration(cls, section: T, info: ValidationInfo) -> T:
+        iterations = info.data.get("iterations")
+        wrong = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and len(value) != iterations]
+        if iterations is None or not wrong:
+            return section
+        # One error per option, each under its own key; a ValueError could carry one only.
+        rule = "{count} values, but iterations is {iterations}; give one value, or one per iteration"
+        raise ValidationError.from_exception_data(
+            cls.__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError("contradiction", rule, {"count": len(value), "iterations": iterations}),
+                    loc=(key,),
+                    input=value,
+                )
+                for key, value in wrong
+            ],
+        )
+
+
+def at_iteration(value: T | Sequence[T], iteration: int) -> T:
+    """The value for iteration t (from 0) of an option that is a scalar or one value per iteration."""
+    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]
