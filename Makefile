@@ -1,10 +1,10 @@
-# make demo | make test | make setup; VENV= puts the environment elsewhere
+# make demo | make test | make bench | make setup; VENV= puts the environment elsewhere
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test bench lint clean
 
 setup: $(READY)
 
@@ -24,6 +24,10 @@ demo: setup
 test: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/python -m pytest
+
+# the study behind docs/results.md: three seeds of the demo's game; about 40 minutes on two cores
+bench: setup
+	$(BIN)/python benchmarks/demo_study.py test 0 1 2
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks

@@ -15,7 +15,7 @@ import re
 import shutil
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "demo.yaml"
 RUNS = ROOT / "runs" / "study"
 VALIDATION_SEED = 100
-SHARED = ("base", "data", "sft", "baseline")  # stages that no tuned value touches
+SHARED = ("base", "data", "sft", "baseline")  # what no tuned value touches
+NOT_LINKED = shutil.ignore_patterns(".lock", "run.log", "manifest.json")  # files that a run changes in place
 SPIN_GRID = {"lr 5e-6": ["train.lr=5e-6"], "lr 1e-5": ["train.lr=1e-5"], "lr 2e-5": ["train.lr=2e-5"]}
 CONTROL_GRID = {"lr 1e-5": ["baseline.lr=1e-5"], "lr 3e-5": ["baseline.lr=3e-5"]}
 METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
@@ -59,7 +60,7 @@ def tune() -> None:
         spin = ["train.lr=" + SPIN_GRID["lr 1e-5"][0].rpartition("=")[2]]
         directory = f"tune-control-{overrides[0].rpartition('=')[2]}"
         if not (RUNS / directory).exists():  # the game is the same: only the control is trained anew
-            shutil.copytree(RUNS / "tune-spin-1e-5", RUNS / directory, copy_function=os.link, symlinks=True)
+            shutil.copytree(RUNS / "tune-spin-1e-5", RUNS / directory, copy_function=os.link, symlinks=True, ignore=NOT_LINKED)
         summary = play(directory, VALIDATION_SEED, [*spin, *overrides])
         show(f"continued SFT {name}", summary["controls"][0]["scores"])
 
@@ -110,7 +111,7 @@ def paired_difference(seeds: list[int], first: str, second: str, column: str) ->
 
 
 def correct(seed: int, model: str, column: str) -> list[float]:
-    stages = {"start": "baseline", "continued SFT": "continued-sft/evaluate"}
+    stages = {"start": "baseline/evaluate", "continued SFT": "continued-sft/evaluate"}
     stage = stages.get(model) or f"iterations/{int(model.split()[1]):03d}/evaluate"
     rows = pq.read_table(RUNS / f"seed-{seed}" / stage / "samples.parquet").sort_by("row_id").to_pylist()
     pattern = re.compile(sparring.load_recipe(RECIPE).evaluate.answer_pattern or "")
@@ -118,14 +119,16 @@ def correct(seed: int, model: str, column: str) -> list[float]:
 
 
 def check_disjoint(seeds: list[int]) -> None:
-    """No prompt of any test part was seen in the tuning run: neither to train on nor to choose by."""
-    prompts: Callable[[Path], set[str]] = lambda file: {e.conversation.prompt_key for e in read_examples(file)}  # noqa: E731
-    tuned = next(iter(sorted(RUNS.glob("tune-spin-*"))), None)
-    if tuned is None:
-        return
-    validation = prompts(tuned / "data" / "held_out.parquet")
-    shared = [len(validation & prompts(RUNS / f"seed-{seed}" / "data" / "held_out.parquet")) for seed in seeds]
-    print(f"prompts that the validation part shares with the test part of each seed: {shared}")
+    """Stop when a prompt of any test part was seen in tuning: neither trained on nor chosen by."""
+    tuned = set().union(*(prompts(file) for file in RUNS.glob("tune-*/data/*.parquet")))
+    for seed in seeds:
+        shared = tuned & prompts(RUNS / f"seed-{seed}" / "data" / "held_out.parquet")
+        if shared:
+            sys.exit(f"seed {seed}: {len(shared)} of its test prompts were seen in tuning; choose another seed")
+
+
+def prompts(file: Path) -> set[str]:
+    return {example.conversation.prompt_key for example in read_examples(file)}
 
 
 def seconds(summary: dict[str, Any]) -> float:

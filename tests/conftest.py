@@ -22,7 +22,7 @@ TINY: dict[str, Any] = {
     "sampling": {"max_new_tokens": 6, "replies_per_prompt": 2, "shard_rows": 8, "batch_tokens": 300},
     "objective": {"beta": 1.0, "window": 2},
     "train": {"lr": 1e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2, "micro_batch_tokens": 120},
-    "evaluate": {"answer_pattern": "[a-z]+$", "metric": "nll_per_token"},
+    "evaluate": {"answer_pattern": "[0-9]+$", "metric": "nll_per_token"},
     "stop": {"indistinguishable": False},
     "baseline": {"kind": "continued-sft", "batch_size": 16},
     "showcase": ["say ab"],

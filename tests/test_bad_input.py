@@ -241,7 +241,7 @@ def test_a_prompt_longer_than_the_context(game: Game) -> None:
     assert not (game.root / "sft.partial").exists()
     game.write(showcase=["x" * 600])
     shutil.rmtree(game.root)
-    refused(game.run(), "row showcase", "exceed the model's context of 512")
+    refused(game.run(), "a showcase prompt: ", "exceed the model's context of 512")
 
 
 def test_more_new_tokens_than_the_context(game: Game) -> None:
@@ -268,12 +268,16 @@ def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
         ("seed=1", "base", "builtin:tiny, seed 0"),
         ("data.max_examples=30", "data", "data.max_examples: null -> 30"),
         ("sft.lr=1e-3", "sft", "sft.lr: 0.003 -> 0.001"),
-        ("sampling.temperature=0.9", "baseline", "sampling.temperature: 1.0 -> 0.9"),
+        ("sampling.temperature=0.9", "baseline/measure", "sampling.temperature: 1.0 -> 0.9"),
+        ("sampling.max_new_tokens=7", "baseline/measure", "sampling.max_new_tokens: 6 -> 7"),
+        ("sampling.replies_per_prompt=3", "iterations/000/generate", "replies_per_prompt: 2 -> 3"),
+        ("model.dtype=bfloat16", "baseline/measure", 'dtype: "float32" -> "bfloat16"'),
+        ("train.precision=bf16", "baseline/measure", 'precision: "fp32" -> "bf16"'),
+        ("evaluate.greedy=true", "baseline/measure", "greedy: false -> true"),
         ("train.lr=[1e-3,1e-4]", "iterations/001/train", "train.lr: 0.001 -> 0.0001"),
         ("objective.loss=hinge", "iterations/000/train", 'objective.loss: "logistic" -> "hinge"'),
         ("train.batch_size=6", "iterations/000/score", "batches.batch_size: 4 -> 6"),
-        ("showcase=[other]", "baseline", 'showcase: ["say ab"] -> ["other"]'),
-        ("baseline.lr=1e-4", "continued-sft/train", "baseline.lr: null -> 0.0001"),
+        ("train.weight_decay=0.1", "iterations/000/train", "train.weight_decay: 0.0 -> 0.1"),
     ],
 )
 def test_a_recipe_changed_under_a_finished_run(copy: Game, override: str, stage: str, difference: str) -> None:
@@ -302,7 +306,20 @@ def test_data_changed_under_a_finished_run(copy: Game) -> None:
 
 
 @pytest.mark.parametrize(
-    "override", ["train.checkpoint_every=7", "stop.patience=5", "evaluate.metric=nll_per_reply", "sft.checkpoint_every=1"]
+    "override",
+    [
+        "train.checkpoint_every=7",
+        "sft.checkpoint_every=1",
+        "train.micro_batch_tokens=400",
+        "sft.micro_batch_tokens=50",
+        "train.gradient_checkpointing=true",
+        "sft.gradient_checkpointing=true",
+        "sampling.batch_tokens=100",
+        "sampling.shard_rows=3",
+        "model.dtype=null",  # as train.precision, which is fp32
+        "stop.patience=5",
+        "evaluate.metric=nll_per_reply",
+    ],
 )
 def test_what_changes_no_stage_may_be_changed(copy: Game, override: str) -> None:
     before = copy.state()
@@ -358,10 +375,13 @@ def test_a_file_edited_by_hand(copy: Game, name: str) -> None:
 
 
 def test_a_file_more_or_a_stage_less(copy: Game, played: Game) -> None:
-    shard = copy.root / "iterations/000/generate/shard-00009.parquet"
-    shutil.copy(shard.with_name("shard-00000.parquet"), shard)
-    refused(copy.run(), "shard-00009.parquet was added after the stage had finished", "take it away")
+    shard = copy.root / "iterations/000/generate/shard-00000048-00000064.parquet"
+    shutil.copy(shard.with_name("shard-00000000-00000016.parquet"), shard)
+    refused(copy.run(), "shard-00000048-00000064.parquet was added after the stage had finished", "take it away")
     shard.unlink()
+    shutil.rmtree(copy.root / "iterations/001/measure")
+    assert copy.run().code == 0
+    assert_same_outcome(copy.root, played.root)
     shutil.rmtree(copy.root / "iterations/001/evaluate")
     assert copy.run().code == 0
     assert_same_outcome(copy.root, played.root)
@@ -493,7 +513,7 @@ def test_export_in_the_middle_of_a_game(game: Game) -> None:
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0
-    game.run(sabotage=[Sabotage("sparring.stages:Stages.continued_sft")])
+    game.run(sabotage=[Sabotage("sparring.selfplay:continued_sft")])
     assert game.command("export", "run", "out").code == 0
     assert "The game is not over yet" in (game.folder / "out" / "README.md").read_text()
 
@@ -501,7 +521,8 @@ def test_export_in_the_middle_of_a_game(game: Game) -> None:
 def test_export_of_what_does_not_exist(copy: Game) -> None:
     refused(copy.command("export", "run", "out", "--iteration", "7"), "no player '7'", "it has baseline, 0, 1, continued-sft")
     refused(copy.command("export", "run", "out", "--iteration", "last"), "no player 'last'")
-    refused(copy.command("export", "run", "out", "--dtype", "int8"), "--dtype", "'int8' is not one of float32, bfloat16, float16")
+    result = copy.command("export", "run", "out", "--dtype", "int8")
+    assert result.code == 2 and "'int8' is not one of 'float32', 'bfloat16', 'float16'" in result.err
     assert not (copy.folder / "out").exists()
 
 

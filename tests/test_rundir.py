@@ -19,7 +19,7 @@ from conftest import Game
 
 from sparring import rundir
 from sparring.errors import UserError
-from sparring.rundir import DONE, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
+from sparring.rundir import DONE, INPUTS, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
 from sparring.stage_names import stage_names, stages_from
 
 NAME = "iterations/000/train"
@@ -143,6 +143,33 @@ def test_a_stage_is_redone_after_its_removal(finished: RunDir) -> None:
     assert work.calls == 1
 
 
+def test_the_changes_since_a_stage_was_made(run: RunDir) -> None:
+    other = {"opponent": "abc", "train": {"lr": 5e-7, "epochs": 2}}
+    assert run.changes(NAME, other) == [], "there is no stage"
+    half_finished(run)
+    assert run.changes(NAME, other) == ["train.lr: 1e-06 -> 5e-07"] and run.changes(NAME, INPUT) == []
+    run.stage(NAME, INPUT, Work())
+    assert run.changes(NAME, other) == ["train.lr: 1e-06 -> 5e-07"] and run.changes(NAME, INPUT) == []
+    assert run.changes(NAME, {**INPUT, "train": {"lr": 1e-6, "epochs": 2}, "showcase": ("a",)}) == ['showcase: null -> ["a"]']
+    assert run.changes(NAME, {**INPUT, "opponent": "abc"}) == []
+
+
+def test_what_was_finished_but_has_no_name_yet_has_inputs_too(run: RunDir) -> None:
+    """Killed between the last two moves of a commit: a stage to be made anew must be seen as other, not refused."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RunDir, "_publish", interrupted)
+        run.stage(NAME, INPUT, Work())
+    (run.root / (NAME + PARTIAL) / INPUTS).unlink()
+    assert run.finished(NAME) is None and run.inputs_of(NAME) == INPUT
+    assert run.changes(NAME, {**INPUT, "opponent": "xyz"}) == ['opponent: "abc" -> "xyz"']
+    assert run.remove_stage(NAME) and run.inputs_of(NAME) is None
+    assert run.stage(NAME, {"other": 1}, Work()).inputs == {"other": 1}
+
+
+def interrupted(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 # ---------------------------------------------------------------------------------------------- changed by hand
 
 
@@ -163,6 +190,8 @@ def test_a_stage_changed_by_hand_is_noticed(finished: RunDir, change: Callable[[
     with pytest.raises(UserError, match=message) as caught:
         finished.stage(NAME, INPUT, work)
     assert NAME in caught.value.where and "restart" in caught.value.remedy and work.calls == 0
+    with pytest.raises(UserError, match=message):  # readers that do no work notice it too
+        finished.verified(NAME)
 
 
 def test_the_same_content_at_another_time_is_fine(finished: RunDir) -> None:
@@ -364,7 +393,10 @@ def test_the_digest_is_of_the_content() -> None:
 
 def test_where_a_restart_begins(tmp_path: Path) -> None:
     names = stage_names(tmp_path, 2)
-    assert names[:4] == ["base", "data", "sft", "baseline"] and names[-2:] == ["continued-sft/train", "continued-sft/evaluate"]
+    assert names[:5] == ["base", "data", "sft", "baseline/measure", "baseline/evaluate"]
+    assert names[5:10] == [f"iterations/000/{part}" for part in ("generate", "score", "train", "measure", "evaluate")]
+    assert names[-3:] == ["continued-sft/train", "continued-sft/measure", "continued-sft/evaluate"]
+    assert stages_from("baseline", tmp_path, 2) == stages_from("baseline/measure", tmp_path, 2) == names[3:]
     assert stages_from("iterations/001", tmp_path, 2) == [name for name in names if name.startswith(("iterations/001", "continued"))]
     assert stages_from("iterations/001/train", tmp_path, 2)[0] == "iterations/001/train"
     (tmp_path / "iterations" / "004").mkdir(parents=True)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +20,7 @@ from rich.console import Console
 
 import sparring
 from sparring.config import load_recipe, to_yaml
-from sparring.console import set_up_logging
+from sparring.console import is_in_log_file, set_up_logging
 from sparring.errors import UserError
 
 app = typer.Typer(
@@ -32,6 +35,12 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
 
 
 def _version(wanted: bool) -> None:
@@ -52,7 +61,11 @@ def run(
     recipe: RecipeFile,
     overrides: Overrides = None,
     restart_from: Annotated[
-        str | None, typer.Option(help="Redo this stage and all after it, for example sft or iterations/001/train.")
+        str | None,
+        typer.Option(
+            help="Redo this stage and all after it, for example sft or iterations/001/train. Leave it out in the next call, which would "
+            "redo them once more."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option(help="Print warnings and the final tables only.")] = False,
 ) -> None:
@@ -75,6 +88,7 @@ def sample(
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Sampling temperature, 0 for greedy; the recipe's when not given.")
     ] = None,
+    system: Annotated[str | None, typer.Option(help="A system turn before the prompt; none when not given.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of the replies; the recipe's when not given.")] = None,
 ) -> None:
     """Answer one prompt with every iteration, side by side."""
@@ -82,7 +96,7 @@ def sample(
         set_up_logging(quiet=True)
         from sparring.samples import answers, print_answers
 
-        print_answers(prompt, answers(run, prompt, temperature, seed), _stdout())
+        print_answers(prompt, answers(run, prompt, temperature, seed, system), _stdout())
 
 
 @app.command()
@@ -90,28 +104,33 @@ def export(
     run: RunFolder,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
-    dtype: Annotated[str | None, typer.Option(help="bfloat16 or float16; float32, as trained, when not given.")] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")] = Dtype.float32,
 ) -> None:
     """Write one player as a plain Hugging Face folder with a model card."""
     with _outcome():
         set_up_logging()
-        if dtype not in (None, "float32", "bfloat16", "float16"):
-            raise UserError(f"{dtype!r} is not one of float32, bfloat16, float16", where="--dtype")
         from sparring.export import export as write
 
-        print(f"wrote {write(run, target, iteration, None if dtype == 'float32' else dtype)}")
+        print(f"wrote {write(run, target, iteration, None if dtype is Dtype.float32 else dtype.value)}")
 
 
 @app.command("recipe")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""
     with _outcome():
+        _encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
         print(to_yaml(load_recipe(recipe, overrides or [])), end="")
 
 
 def main() -> None:
     """Entry point of the `sparring` command."""
+    _encode_stdout(errors="replace")  # a model's words must not end a command on a terminal that cannot show them; stderr escapes them
     app()
+
+
+def _encode_stdout(**options: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
+        sys.stdout.reconfigure(**options)
 
 
 @contextlib.contextmanager
@@ -134,9 +153,12 @@ def _outcome(again: str | None = None) -> Iterator[None]:
             )
         if not again or "SPARRING_DEBUG" in os.environ:
             raise
-        _stop(
-            f"fault: {type(error).__name__}: {error}\n  -> the traceback is in run.log in the run directory; go on with:\n  {again}", FAULT
-        )
+        if is_in_log_file(error):
+            hint = "the traceback is in run.log in the run directory"
+        else:
+            traceback.print_exception(error)
+            hint = "the traceback is above"
+        _stop(f"fault: {type(error).__name__}: {error}\n  -> {hint}; go on with:\n  {again}", FAULT)
 
 
 def _is_full_disk(error: BaseException) -> bool:

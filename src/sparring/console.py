@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
+from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,7 +24,9 @@ def set_up_logging(quiet: bool = False) -> None:
     """Send the program's lines to stderr: with colours on a terminal, one plain line each elsewhere."""
     handler: logging.Handler
     if console.is_terminal:
-        handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False)
+        handler = RichHandler(
+            console=console, show_path=False, show_level=False, log_time_format="[%X]", markup=False, highlighter=NullHighlighter()
+        )
     else:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
@@ -31,17 +35,29 @@ def set_up_logging(quiet: bool = False) -> None:
     log.propagate = False
 
 
-class _QuietFileHandler(logging.FileHandler):
-    """A full disk is reported once, by what met it in the work itself, not by a traceback for every line of the log."""
+class _RunLog(logging.FileHandler):
+    """Remembers the error whose traceback it has written last."""
+
+    error: ClassVar[BaseException | None] = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        if record.exc_info:
+            _RunLog.error = record.exc_info[1]
 
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
+        """A full disk is reported once, by what met it in the work itself, not by a traceback for every line of the log."""
+
+
+def is_in_log_file(error: BaseException) -> bool:
+    """Whether the traceback of `error` was written to a run's log file."""
+    return _RunLog.error is error
 
 
 @contextmanager
 def log_file(path: Path) -> Iterator[None]:
-    """Append every line, progress included, to the run's log file while the context lasts."""
-    handler = _QuietFileHandler(path, encoding="utf-8", errors="backslashreplace")
+    """Append every log line, those of the progress included, to the run's log file while the context lasts."""
+    handler = _RunLog(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.DEBUG)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sparring.config import Recipe
+from sparring.config.yaml_dialect import dump_yaml
 from sparring.errors import UserError
-from sparring.policy.load import convert
-from sparring.report.players import model_folder, player_name
-from sparring.report.summary import SUMMARY
-from sparring.rundir import read_json
+from sparring.players import Player, Players
+from sparring.policy.load import HUB_FILES, convert
+from sparring.stage_names import BASELINE, CONTROL
+
+LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".jinja"}
 
 
 def export(root: Path, target: Path, name: str = "best", dtype: str | None = None) -> Path:
@@ -21,66 +25,104 @@ def export(root: Path, target: Path, name: str = "best", dtype: str | None = Non
 
     dtype: "bfloat16" or "float16" rounds the weights; None keeps float32, the format they were trained in.
     """
-    source = model_folder(root, name)
-    if not (root / SUMMARY).exists():
+    players = Players(root)
+    player = players.find(name)
+    if players.summary is None:
         raise UserError("this run has no scores for the model card yet", where=str(root), remedy="let it play at least one iteration")
     target = target.resolve()  # `.` has no name to put beside
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError("this folder exists and is not empty", where=str(target), remedy="give a new folder")
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(source, temporary)
+    shutil.copytree(players.folder(player), temporary, ignore=_not_of_a_model)
+    if players.recipe.model.chat_template and not player.is_trained:  # the game was played under it, but the model does not carry it
+        players.chat().tokenizer.save_pretrained(temporary)
     if dtype is not None:
         convert(temporary, dtype)
-    (temporary / "README.md").write_text(model_card(root, name), encoding="utf-8")
+    (temporary / "README.md").write_text(model_card(players.recipe, players.summary, player), encoding="utf-8")
     if target.exists():
         target.rmdir()
     temporary.rename(target)
     return target
 
 
-def model_card(root: Path, name: str) -> str:
-    """What the model is, how it was made, and every score with its error."""
-    recipe_text = (root / "recipe.yaml").read_text(encoding="utf-8")
-    recipe = yaml.safe_load(recipe_text)
-    summary = read_json(root / SUMMARY)
-    chosen = player_name(root, name)
+def _not_of_a_model(_: str, names: Sequence[str]) -> list[str]:
+    """What else lies in a folder that the recipe names: pickles, another model card, the parts of a repository."""
+    return [name for name in names if not any(fnmatch(name, pattern) for pattern in HUB_FILES)]
+
+
+def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player) -> str:
+    """What the model is, how it was made, and every score with its error. Names no folder of this machine."""
+    shown = public(recipe)
     start = f"the start ({summary['baseline']['name']})"
-    title = {"baseline": start, "continued-sft": "the continued-SFT control"}.get(chosen, f"iteration {chosen}")
-    reason = summary["stop_reason"]
-    ended = "The game is not over yet" if reason is None else f"The game ended - {reason}"
-    front = yaml.safe_dump(
-        {
-            "library_name": "transformers",
-            "pipeline_tag": "text-generation",
-            "base_model": recipe["model"]["path"],
-            "tags": ["spin", "self-play", "sparring"],
-        }
-    )
+    title = {BASELINE: start, CONTROL: "the continued-SFT control"}.get(player.name, player.title)
     return f"""---
-{front}---
+{_front_matter(recipe)}---
 
 # {title} of a self-play game
 
 Fine-tuned with self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335)) by sparring: the model learned to tell human replies
-from those of its own previous iteration. This is {title}, started from `{recipe["model"]["path"]}`, trained on `{recipe["data"]["path"]}`.
+from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on `{shown["data"]["path"]}`.
 
 ## Scores
 
 {_score_table(summary)}
 
-Value and standard error on held-out prompts that no iteration was trained on. {ended}.
+Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}
 
 ## Recipe
 
 ```yaml
-{recipe_text.strip()}
+{dump_yaml(shown).strip()}
 ```
 
 ## Reference
 
 Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models. ICML 2024, arXiv 2401.01335.
 """
+
+
+def public(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as others may read it: without the run's own folder, and of local paths only the last part."""
+    values = recipe.model_dump(exclude={"run_dir"})
+    for section, key in (("model", "path"), ("model", "chat_template"), ("data", "path")):
+        path = values[section][key]
+        if path is not None and _is_local(path):
+            values[section][key] = Path(path).name
+    return values
+
+
+def _is_local(path: str) -> bool:
+    """Whether a path of the recipe names a file or folder of this machine, and not a Hub id, a package's file or a built-in."""
+    if path.startswith(("builtin:", "package:")):
+        return False
+    local = Path(path).expanduser()
+    return local.exists() or local.suffix.lower() in LOCAL_SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def _front_matter(recipe: Recipe) -> str:
+    """The card's YAML for the Hub, which takes nothing but a Hub id as base_model."""
+    path = recipe.model.path
+    on_hub = not path.startswith(("builtin:", "package:")) and not _is_local(path)
+    return yaml.safe_dump(
+        {
+            "library_name": "transformers",
+            "pipeline_tag": "text-generation",
+            **({"base_model": path} if on_hub else {}),
+            "tags": ["spin", "self-play", "sparring"],
+        }
+    )
+
+
+def _choice(summary: Mapping[str, Any]) -> str:
+    reason, best = summary["stop_reason"], summary["best"]
+    ended = "The game is not over yet." if reason is None else f"The game ended - {reason}."
+    if best is None:
+        return ended
+    return (
+        f"{ended} The best iteration, {best['iteration']}, was chosen by its {best['metric']} on these same prompts, "
+        "so its score flatters it a little."
+    )
 
 
 def _score_table(summary: Mapping[str, Any]) -> str:

@@ -87,8 +87,7 @@ class RunDir:
             self._publish(partial, final)
         if (found := self.finished(name)) is not None:
             self._check_same(name, found.inputs, inputs)
-            self._check_untouched(found)
-            return found
+            return self.verified(name)
         if (partial / INPUTS).exists() and _holds_work(partial):
             self._check_same(name, read_json(partial / INPUTS), inputs)
         else:
@@ -104,12 +103,25 @@ class RunDir:
         """The finished stage, or None. Reads `done.json` only."""
         return self._read_done(name) if (self.root / name / DONE).exists() else None
 
+    def verified(self, name: str) -> StageRecord:
+        """The finished stage. Raises UserError when one of its files was changed by hand; cheap where size and time are the commit's."""
+        record = self._read_done(name)
+        self._check_untouched(record)
+        return record
+
     def inputs_of(self, name: str) -> dict[str, Any] | None:
         """What a stage, finished or begun, was or is being made from; None where there is none."""
         if (found := self.finished(name)) is not None:
             return found.inputs
-        begun = self.root / (name + PARTIAL) / INPUTS
-        return read_json(begun) if begun.exists() else None
+        partial = self.root / (name + PARTIAL)
+        if (partial / DONE).exists():  # finished, and killed before it got its name
+            return read_json(partial / DONE)["inputs"]
+        return read_json(partial / INPUTS) if (partial / INPUTS).exists() else None
+
+    def changes(self, name: str, inputs: dict[str, Any]) -> list[str]:
+        """One line per input in which the stage, finished or begun, was made from something else; none where there is no stage."""
+        before = self.inputs_of(name)
+        return [] if before is None else list(differences(before, json.loads(json.dumps(inputs))))
 
     def remove_stage(self, name: str) -> bool:
         """Delete a stage, finished or begun; True when there was one. What says that there is work goes first: a kill leaves no half."""

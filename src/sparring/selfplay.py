@@ -8,6 +8,7 @@ from typing import Any
 
 from sparring.config import Recipe, load_recipe, to_yaml
 from sparring.console import log, log_file
+from sparring.control import continued_sft
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
 from sparring.report.summary import SUMMARY, Best, publish, published_iterations
 from sparring.rundir import Manifest, RunDir, write_text
@@ -41,7 +42,7 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] =
 def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
     stages = Stages(recipe, directory)
-    stages.check_context()
+    stages.check()
     start = player = stages.evaluate_baseline(stages.sft())
     iterations: list[Scores] = []
     reason = None
@@ -56,14 +57,21 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         player = stages.evaluate(player, opponent, t)
         iterations.append(stages.scores(player))
         if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
-            _publish(directory, recipe, stages.scores(start), iterations, None)
+            _publish(directory, recipe, stages.scores(start), iterations)
         reason = stop_reason(recipe, stages.scores(start), iterations)
     log.info(f"the game ends - {reason}")
-    stages.continued_sft(start, len(iterations))
-    return _publish(directory, recipe, stages.scores(start), iterations, reason)
+    control = continued_sft(stages, start, len(iterations))
+    return _publish(directory, recipe, stages.scores(start), iterations, control and stages.scores(control), reason)
 
 
-def _publish(directory: RunDir, recipe: Recipe, baseline: Scores, iterations: Sequence[Scores], reason: str | None) -> dict[str, Any]:
+def _publish(
+    directory: RunDir,
+    recipe: Recipe,
+    baseline: Scores,
+    iterations: Sequence[Scores],
+    control: Scores | None = None,
+    reason: str | None = None,
+) -> dict[str, Any]:
     """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
     write_text(directory.root / RECIPE, to_yaml(recipe))
     metric = recipe.evaluate.chosen_metric
@@ -72,7 +80,7 @@ def _publish(directory: RunDir, recipe: Recipe, baseline: Scores, iterations: Se
         t = best_iteration(iterations, metric)
         ours, start = iterations[t][metric], baseline[metric]
         best = Best(t, metric, ours["value"], start["value"], is_better(ours, start))
-    return publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, best, reason)
+    return publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, control, best, reason)
 
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:

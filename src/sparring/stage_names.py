@@ -6,13 +6,27 @@ from pathlib import Path
 
 from sparring.errors import UserError, nearest
 
-BASELINE = "baseline"
-CONTROL_TRAIN, CONTROL_EVALUATE = "continued-sft/train", "continued-sft/evaluate"
-OF_ITERATION = ("generate", "score", "train", "evaluate")
+BASELINE, CONTROL = "baseline", "continued-sft"
+CONTROL_TRAIN = f"{CONTROL}/train"
+OF_ITERATION = ("generate", "score", "train", "measure", "evaluate")
+
+
+def iteration_name(t: int) -> str:
+    return f"iterations/{t:03d}"
 
 
 def iteration_stage(t: int, part: str) -> str:
-    return f"iterations/{t:03d}/{part}"
+    return f"{iteration_name(t)}/{part}"
+
+
+def measure_stage(owner: str) -> str:
+    """What is drawn from and computed with the weights of a player: held-out replies and log-probs."""
+    return f"{owner}/measure"
+
+
+def evaluate_stage(owner: str) -> str:
+    """What follows from that: scores, samples, showcase. Cheap, and made anew when the recipe asks for other scores."""
+    return f"{owner}/evaluate"
 
 
 def stage_names(root: Path, iterations: int) -> list[str]:
@@ -20,7 +34,8 @@ def stage_names(root: Path, iterations: int) -> list[str]:
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
-    return ["base", "data", "sft", BASELINE, *played, CONTROL_TRAIN, CONTROL_EVALUATE]
+    evaluated = {owner: [measure_stage(owner), evaluate_stage(owner)] for owner in (BASELINE, CONTROL)}
+    return ["base", "data", "sft", *evaluated[BASELINE], *played, CONTROL_TRAIN, *evaluated[CONTROL]]
 
 
 def stages_from(name: str, root: Path, iterations: int) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,46 +13,28 @@ from sparring.data.chat import Chat, load_template
 from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
 from sparring.data.prepare import prepare, read_examples, write_examples
 from sparring.data.records import Example, Message
+from sparring.data.sources import local_file
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import Evaluator, Opponent, load_sampler, make_engine
+from sparring.evaluation.evaluate import SCORES, Evaluator
+from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
+from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
+from sparring.policy.compute import release_memory
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts
+from sparring.policy.player import Policy
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, write_json
-from sparring.stage_names import BASELINE, CONTROL_EVALUATE, CONTROL_TRAIN, iteration_stage
+from sparring.stage_names import BASELINE, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.plan import TrainPlan, make_plan, steps_plan
+from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask, SpinTask, Task
 
-# these change speed, memory or what a kill costs, never a result
-NOT_FINGERPRINTED = {"checkpoint_every"}
-DEFAULT_CONTROL_LR = 1e-5
-
-
-@dataclass(frozen=True)
-class Policy:
-    """A model folder, pinned by the content hash of its weights, and the folder of its evaluation once it has one."""
-
-    folder: Path
-    hash: str
-    evaluation: Path | None = None
-
-    @classmethod
-    def of_stage(cls, record: StageRecord) -> Policy:
-        """The model that a stage committed. Its hash comes from the commit, not from reading the weights again."""
-        weights = {
-            name.removeprefix("model/"): h
-            for name, h in record.outputs.items()
-            if name.startswith("model/") and name.endswith(".safetensors")
-        }
-        return cls(record.path / "model", digest(weights))
-
-    def evaluated(self, record: StageRecord) -> Policy:
-        return Policy(self.folder, self.hash, record.path)
+# these change speed, memory or what a kill costs, and results by no more than rounding
+NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 
 
 class Stages:
@@ -74,7 +56,7 @@ class Stages:
             source.make(stage / "model")
             return {}
 
-        return Policy.of_stage(self.run.stage("base", {"model": source.fingerprint}, work))
+        return Policy.of_stage(self.stage("base", {"model": source.fingerprint}, work))
 
     @cached_property
     def chat(self) -> Chat:
@@ -105,36 +87,47 @@ class Stages:
             "chat": chat_fingerprint(self.chat),
             "seed": self.recipe.seed,
         }
-        return self.run.stage("data", inputs, work)
+        return self.stage("data", inputs, work)
 
     @cached_property
     def train_examples(self) -> list[Example]:
         return read_examples(self.data.path / "train.parquet")
 
     @cached_property
-    def evaluator(self) -> Evaluator:
-        return Evaluator(self.recipe, self.chat, read_examples(self.data.path / "held_out.parquet"))
+    def held_out(self) -> list[Example]:
+        return read_examples(self.data.path / "held_out.parquet")
 
-    def check_context(self) -> None:
+    @cached_property
+    def measurer(self) -> Measurer:
+        return Measurer(self.recipe, self.chat, self.held_out)
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        return Evaluator(self.recipe, self.chat, self.held_out)
+
+    def check(self) -> None:
+        """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
+        local_file(self.recipe.data)
+        if self.recipe.model.chat_template:
+            load_template(self.recipe.model.chat_template)
+        self._check_context()
+        self.evaluator.check_pattern()
+
+    def _check_context(self) -> None:
         """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
         context, _ = model_facts(self.base.folder)
         if context is None:
             return
         new = self.recipe.sampling.max_new_tokens
         if new >= context:
-            raise UserError(
-                f"{new} is beyond the model's context of {context} tokens",
-                where="sampling.max_new_tokens",
-                remedy=f"give less than {context}",
-            )
-        prompts = [
-            (example.row_id, example.prompt_ids, len(example.reply_ids)) for example in [*self.train_examples, *self.evaluator.held_out]
-        ]
-        prompts += [("showcase", self.chat.prompt_ids([Message(role="user", content=text)]), 0) for text in self.recipe.showcase]
-        for name, ids, reply in prompts:
-            if len(ids) + max(new, reply) > context:
+            what = f"{new} is beyond the model's context of {context} tokens"
+            raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {context}")
+        prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*self.train_examples, *self.held_out]]
+        prompts += [("a showcase prompt", len(self.chat.prompt_ids(turns)), 0) for turns in self._showcase()]
+        for name, prompt, reply in prompts:
+            if prompt + max(new, reply) > context:
                 raise UserError(
-                    f"row {name}: {len(ids)} prompt tokens and {max(new, reply)} reply tokens exceed the model's context of {context}",
+                    f"{name}: {prompt} prompt tokens and {max(new, reply)} reply tokens exceed the model's context of {context}",
                     where="data.max_prompt_tokens, sampling.max_new_tokens",
                     remedy="lower data.max_prompt_tokens (longer prompts are dropped), data.max_reply_tokens or sampling.max_new_tokens",
                 )
@@ -145,10 +138,10 @@ class Stages:
         if settings is None:
             return self.base
         plan = make_plan(settings, len(self.train_examples), lr=settings.lr, epochs=settings.epochs, seed=self.recipe.seed, name="sft")
-        return self._sft_stage("sft", self.base, plan, settings, {"sft": _dump(settings)})
+        return self.sft_stage("sft", self.base, plan, settings, {"sft": fingerprinted(settings)})
 
     def evaluate_baseline(self, start: Policy) -> Policy:
-        return self._evaluate(BASELINE, start, None, round_index=0)
+        return self.results(BASELINE, start, None, round_index=0)
 
     # -- one iteration ------------------------------------------------------------------------------------------------------------
 
@@ -158,7 +151,7 @@ class Stages:
 
         def work(stage: Path) -> dict[str, Any]:
             rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-            log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {self.recipe.model.dtype})")
+            log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {self.recipe.sampling_dtype})")
             replies = sample_examples(
                 stage,
                 self.train_examples,
@@ -171,8 +164,12 @@ class Stages:
             prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in self.train_examples)
             return {"replies": len(replies), "sampled_tokens": prompt_tokens + sum(len(reply.token_ids) for reply in replies)}
 
-        inputs = {**self._sampling_inputs(opponent, t), "data": self.data.outputs["train.parquet"]}
-        return self.run.stage(iteration_stage(t, "generate"), inputs, work)
+        inputs = {
+            **self._sampling_inputs(opponent, t),
+            "replies_per_prompt": sampling.replies_per_prompt,
+            "data": self.data.outputs["train.parquet"],
+        }
+        return self.stage(iteration_stage(t, "generate"), inputs, work)
 
     def window(self, t: int) -> Window:
         """The duels of the newest `objective.window` iterations."""
@@ -186,7 +183,7 @@ class Stages:
         """Stage 2: opponent log-probs first, then the player, who starts as the opponent."""
         settings, objective = self.recipe.train, self.recipe.objective
         lr, epochs, beta = (at_iteration(value, t) for value in (settings.lr, settings.epochs, objective.beta))
-        plan = make_plan(settings, len(window.duels), lr=lr, epochs=epochs, seed=self._order_seed(t), name=f"iteration {t}")
+        plan = make_plan(settings, len(window.duels), lr=lr, epochs=epochs, seed=self.order_seed(t), name=f"iteration {t}")
         score = self._score(opponent, window, plan, t)
 
         def work(stage: Path) -> dict[str, Any]:
@@ -195,64 +192,21 @@ class Stages:
             return {**facts, "counts": window.counts}
 
         inputs = {
-            "train": {**_dump(settings), "lr": lr, "epochs": epochs},
+            "train": {**fingerprinted(settings), "lr": lr, "epochs": epochs},
             "objective": {"loss": objective.loss, "beta": beta},
             "opponent": opponent.hash,
             "opponent_logps": score.digest,
             "seed": self.recipe.seed,
         }
-        return Policy.of_stage(self.run.stage(iteration_stage(t, "train"), inputs, work))
+        return Policy.of_stage(self.stage(iteration_stage(t, "train"), inputs, work))
 
     def evaluate(self, player: Policy, opponent: Policy, t: int) -> Policy:
         """Stage 3: the player on the held-out rows."""
-        return self._evaluate(iteration_stage(t, "evaluate"), player, opponent, round_index=t + 1)
+        return self.results(iteration_name(t), player, opponent, round_index=t + 1)
 
     def scores(self, player: Policy) -> dict[str, Score]:
-        assert player.evaluation is not None
-        return read_json(player.evaluation / "scores.json")
-
-    # -- the control --------------------------------------------------------------------------------------------------------------
-
-    def continued_sft(self, start: Policy, played: int) -> None:
-        """The start model trained further on the human replies, at the floating-point cost of the `played` iterations."""
-        section = self.recipe.baseline
-        if section is None:
-            return
-        settings = self._control_settings()
-        tokens = sum(len(e.prompt_ids) + len(e.reply_ids) - 1 for e in self.train_examples) / len(self.train_examples)
-        # a step of training costs three forward passes: 6 N against 2 N floating-point operations per token and weight
-        budget = self._forward_token_cost(played) / 3
-        steps = max(1, round(budget / tokens / min(settings.batch_size, len(self.train_examples))))
-        epochs = steps * settings.batch_size / len(self.train_examples)
-        log.info(f"{section.kind} at equal compute: {steps} steps, {epochs:.2f} epochs, lr {settings.lr:g}, batch {settings.batch_size}")
-        plan = steps_plan(settings, len(self.train_examples), lr=settings.lr, steps=steps, epochs=epochs, seed=self._order_seed(played))
-        inputs = {"baseline": section.model_dump(), "sft": _dump(settings), "steps": steps, "iterations": played}
-        self._drop_stale_control(steps, played)
-        player = self._sft_stage(CONTROL_TRAIN, start, plan, settings, inputs)
-        self._evaluate(CONTROL_EVALUATE, player, start, round_index=played + 1)
-
-    def _drop_stale_control(self, steps: int, played: int) -> None:
-        """The budget follows from the iterations played: a control made for fewer or more of them compares with nothing any more."""
-        made_for = self.run.inputs_of(CONTROL_TRAIN)
-        if made_for is not None and (made_for.get("steps"), made_for.get("iterations")) != (steps, played):
-            for name in (CONTROL_EVALUATE, CONTROL_TRAIN):
-                self.run.remove_stage(name)
-            log.info(f"removed {CONTROL_TRAIN}: it had the cost of other iterations, and will be done again")
-
-    def _control_settings(self) -> SftSection:
-        section, sft, train = self.recipe.baseline, self.recipe.sft, self.recipe.train
-        shared = OptimSection.model_fields.keys() - {"optimizer"}
-        inherited = sft or SftSection(**{name: getattr(train, name) for name in shared}, lr=DEFAULT_CONTROL_LR)
-        changes = {"lr": section.lr or inherited.lr, "batch_size": section.batch_size or inherited.batch_size, "horizon_epochs": None}
-        return inherited.model_copy(update=changes)
-
-    def _forward_token_cost(self, played: int) -> float:
-        """Cost of the iterations in tokens times forward passes: sampling and scoring count once, training three times."""
-        cost = 0.0
-        for t in range(played):
-            facts = {name: self.run.finished(iteration_stage(t, name)).facts for name in ("generate", "score", "train")}
-            cost += facts["generate"]["sampled_tokens"] + facts["score"]["scored_tokens"] + 3 * facts["train"]["trained_tokens"]
-        return cost
+        assert player.evaluated is not None
+        return read_json(player.evaluated / SCORES)
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
 
@@ -269,40 +223,86 @@ class Stages:
                 "first_pass_steps": plan.first_pass_steps(),
                 "batch_size": plan.batch_size,
                 "seed": plan.seed,
-                "micro_batch_tokens": settings.micro_batch_tokens,
                 "precision": settings.precision,
             },
         }
-        return self.run.stage(iteration_stage(t, "score"), inputs, work)
+        return self.stage(iteration_stage(t, "score"), inputs, work)
 
-    def _sft_stage(self, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Policy:
+    def sft_stage(
+        self, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any], derived: bool = False
+    ) -> Policy:
         def work(stage: Path) -> dict[str, Any]:
             return self._fit(stage, start, SftTask(self.train_examples), plan, settings, phase=name, labels={"stage": name})
 
         inputs = {**inputs, "start": start.hash, "data": self.data.outputs["train.parquet"], "seed": self.recipe.seed}
-        return Policy.of_stage(self.run.stage(name, inputs, work))
+        make = self.derived_stage if derived else self.stage
+        return Policy.of_stage(make(name, inputs, work))
 
-    def _evaluate(self, name: str, player: Policy, opponent: Policy | None, round_index: int) -> Policy:
-        def work(stage: Path) -> dict[str, Any]:
-            against = Opponent(opponent.folder, opponent.evaluation) if opponent else None
-            return self.evaluator.evaluate(stage, player.folder, against, round_index, name)
+    def results(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> Policy:
+        """Measure and score a player on the held-out rows, in the two stages below `owner`."""
+
+        def measure(stage: Path) -> dict[str, Any]:
+            against = Opponent(opponent.folder, opponent.measured) if opponent else None
+            return self.measurer.measure(stage, player.folder, against, round_index, owner)
 
         inputs = {
             **self._sampling_inputs(player, round_index),
             "opponent": opponent.hash if opponent else None,
             "data": self.data.outputs["held_out.parquet"],
-            "evaluate": self.recipe.evaluate.model_dump(exclude={"metric"}),
-            "confidence": self.recipe.stop.confidence,
-            "showcase": self.recipe.showcase,
-            "micro_batch_tokens": self.recipe.train.micro_batch_tokens,
+            "greedy": self.recipe.evaluate.greedy,
             "precision": self.recipe.train.precision,
         }
-        return player.evaluated(self.run.stage(name, inputs, work))
+        make = self.derived_stage if derived else self.stage
+        measured = make(measure_stage(owner), inputs, measure)
+        return player.with_results(measured.path, self._evaluated(owner, player, measured).path)
+
+    def _evaluated(self, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
+        def work(stage: Path) -> dict[str, Any]:
+            self.evaluator.evaluate(stage, read_measured(measured.path))
+            if self.recipe.showcase:
+                self._answer_showcase(stage / "showcase.json", player)
+            return {}
+
+        inputs = {
+            "measured": measured.digest,
+            "answer_pattern": self.recipe.evaluate.answer_pattern,
+            "confidence": self.recipe.stop.confidence,
+            "showcase": [self.recipe.showcase_system, *self.recipe.showcase],
+        }
+        return self.derived_stage(evaluate_stage(owner), inputs, work)
+
+    def _answer_showcase(self, file: Path, player: Policy) -> None:
+        """Answers to the recipe's showcase prompts, each under one random stream that is the same in every iteration."""
+        engine = make_engine(self.recipe, self.chat, load_sampler(self.recipe, player.folder), self.recipe.sampling.temperature)
+        replies = answer(engine, self.chat, self._showcase(), self.recipe.seed)
+        shown = zip(self.recipe.showcase, replies, strict=True)
+        write_json(file, [{"prompt": prompt, "reply": reply} for prompt, reply in shown])
+
+    def _showcase(self) -> list[list[Message]]:
+        system = self.recipe.showcase_system
+        first = [Message(role="system", content=system)] if system else []
+        return [[*first, Message(role="user", content=text)] for text in self.recipe.showcase]
+
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+        """A stage of the run directory; what it held in memory is gone when it returns."""
+        record = self.run.stage(name, inputs, work)
+        release_memory()
+        return record
+
+    def derived_stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+        """A stage that follows from others and from the recipe, cheaply or by its nature: with other inputs it is simply made anew."""
+        changes = self.run.changes(name, inputs)
+        if changes:
+            self.run.remove_stage(name)
+            log.info(f"{name} is made anew: {'; '.join(changes)}")
+        return self.stage(name, inputs, work)
 
     def _sampling_inputs(self, model: Policy, round_index: int) -> dict[str, Any]:
+        """What replies depend on; how many are drawn together does not count among it."""
+        sampling = self.recipe.sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"})
         return {
-            "sampling": self.recipe.sampling.model_dump(),
-            "dtype": self.recipe.model.dtype,
+            "sampling": sampling,
+            "dtype": self.recipe.sampling_dtype,
             "model": model.hash,
             "round": round_index,
             "seed": self.recipe.seed,
@@ -328,10 +328,11 @@ class Stages:
         for file in folder.iterdir():  # on the disk before the checkpoints go
             fsync(file)
 
-    def _order_seed(self, t: int) -> int:
+    def order_seed(self, t: int) -> int:
         """Another order of batches in every iteration."""
         return self.recipe.seed * 1000 + t + 1
 
 
-def _dump(settings: OptimSection) -> dict[str, Any]:
+def fingerprinted(settings: OptimSection) -> dict[str, Any]:
+    """The options of a training stage that its result depends on."""
     return settings.model_dump(exclude=NOT_FINGERPRINTED)

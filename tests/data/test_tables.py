@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sparring.data import tables
-from sparring.data.tables import read_rows, run_shards, shard_path, write_table
+from sparring.data.tables import items_done, read_rows, run_shards, write_table
 
 COLUMNS: dict[str, list[Any]] = {
     "row_id": ["a", "b", "c"],
@@ -65,7 +70,9 @@ def work(part: Sequence[int]) -> dict[str, list[int]]:
 def test_shards_hold_every_item_once_in_order(tmp_path: Path) -> None:
     run_shards(tmp_path, range(25), 4, work)
     assert [row["n"] for row in read_rows(tmp_path)] == list(range(25))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"shard-{index:05d}.parquet" for index in range(7)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"shard-{start:08d}-{stop:08d}.parquet" for start, stop in ((0, 4), (4, 8), (8, 12), (12, 16), (16, 20), (20, 24), (24, 25))
+    ]
 
 
 def test_more_than_ten_shards_are_read_in_order(tmp_path: Path) -> None:
@@ -75,7 +82,8 @@ def test_more_than_ten_shards_are_read_in_order(tmp_path: Path) -> None:
 
 def test_finished_shards_are_skipped(tmp_path: Path) -> None:
     run_shards(tmp_path, range(10), 4, work)
-    shard_path(tmp_path, 1).unlink()
+    (tmp_path / "shard-00000004-00000008.parquet").unlink()
+    assert items_done(tmp_path) == 6
     parts: list[list[int]] = []
 
     def seen(part: Sequence[int]) -> dict[str, list[int]]:
@@ -96,12 +104,60 @@ def test_a_shard_whose_work_fails_is_not_there(tmp_path: Path) -> None:
 
     with pytest.raises(RuntimeError):
         run_shards(tmp_path, range(10), 4, fails)
-    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000.parquet"]
+    assert [path.name for path in tmp_path.iterdir()] == ["shard-00000000-00000004.parquet"]
+    assert items_done(tmp_path) == 4
+
+
+@given(
+    count=st.integers(0, 40), sizes=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12)), max_size=4), lost=st.sets(st.integers(0, 9))
+)
+def test_any_size_goes_on_where_another_stopped(count: int, sizes: list[tuple[int, int]], lost: set[int]) -> None:
+    """Attempts of any shard size, each killed in some shard, and shards lost in between: every item once, in order."""
+
+    def killed_at(call: int) -> Callable[[Sequence[int]], dict[str, list[int]]]:
+        calls = itertools.count()
+
+        def dies(part: Sequence[int]) -> dict[str, list[int]]:
+            if next(calls) == call:
+                raise RuntimeError("killed")
+            return work(part)
+
+        return dies
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size, call in sizes:
+            with contextlib.suppress(RuntimeError):
+                run_shards(folder, range(count), size, killed_at(call))
+        for place, path in enumerate(sorted(folder.iterdir())):
+            if place in lost:
+                path.unlink()
+        kept = {path: path.stat().st_ino for path in folder.iterdir()}
+        assert items_done(folder) == len(read_rows(folder))
+        run_shards(folder, range(count), 5, work)
+        assert [row["n"] for row in read_rows(folder)] == list(range(count)) and items_done(folder) == count
+        assert all(path.stat().st_ino == inode for path, inode in kept.items())
+
+
+def test_another_shard_size_may_follow(tmp_path: Path) -> None:
+    run_shards(tmp_path, range(8), 4, work)
+    run_shards(tmp_path, range(21), 10, work)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"shard-{start:08d}-{stop:08d}.parquet" for start, stop in ((0, 4), (4, 8), (8, 18), (18, 21))
+    ]
+    assert [row["n"] for row in read_rows(tmp_path)] == list(range(21))
+
+
+def test_shards_that_overlap_are_no_base_to_go_on_from(tmp_path: Path) -> None:
+    run_shards(tmp_path, range(8), 4, work)
+    write_table(tmp_path / "shard-00000002-00000006.parquet", work(range(2, 6)))
+    with pytest.raises(AssertionError, match="overlap"):
+        run_shards(tmp_path, range(8), 4, work)
 
 
 def test_a_file_in_writing_is_not_read(tmp_path: Path) -> None:
     run_shards(tmp_path, range(4), 4, work)
-    (tmp_path / "shard-00001.parquet.tmp").write_bytes(b"half")
-    assert len(read_rows(tmp_path)) == 4
+    (tmp_path / "shard-00000004-00000008.parquet.tmp").write_bytes(b"half")
+    assert len(read_rows(tmp_path)) == 4 == items_done(tmp_path)
     run_shards(tmp_path, range(8), 4, work)
     assert [row["n"] for row in tables.read_rows(tmp_path)] == list(range(8))

@@ -14,9 +14,9 @@ from scipy import stats
 
 from sparring.evaluation.metrics import (
     accuracy_score,
+    auc_score,
     find_answer,
     is_exact_match,
-    length_auc,
     mean_score,
     ratio_score,
     wilson_interval,
@@ -86,16 +86,36 @@ lengths = st.lists(st.integers(1, 12), min_size=1, max_size=25)
 
 
 @given(human=lengths, generated=lengths)
-def test_length_auc_is_mann_whitneys(human: list[int], generated: list[int]) -> None:
+def test_auc_is_mann_whitneys(human: list[int], generated: list[int]) -> None:
     area = stats.mannwhitneyu(human, generated).statistic / (len(human) * len(generated))
-    assert length_auc(human, generated) == pytest.approx(max(area, 1 - area))
-    assert length_auc(human, generated) == pytest.approx(length_auc(generated, human))
+    score = auc_score(human, generated)
+    assert score["value"] == pytest.approx(max(area, 1 - area)) == pytest.approx(auc_score(generated, human)["value"])
+    assert score["n"] == len(generated) and score["higher_is_better"] is False
 
 
-def test_length_auc_by_hand() -> None:
-    assert length_auc([1, 2, 3], [4, 5]) == 1.0
-    assert length_auc([4, 4], [4, 4, 4]) == 0.5
-    assert length_auc([1, 3], [2, 3]) == pytest.approx(1 - (0 + 0 + 1 + 0.5) / 4)
+def test_auc_by_hand() -> None:
+    assert auc_score([1, 2, 3], [4, 5])["value"] == 1.0
+    assert auc_score([4, 4], [4, 4, 4])["value"] == 0.5
+    assert auc_score([1, 3], [2, 3])["value"] == pytest.approx(1 - (0 + 0 + 1 + 0.5) / 4)
+
+
+def test_the_error_of_the_auc_by_hand() -> None:
+    """Hanley and McNeil 1982: A (1 - A) + (m - 1)(Q1 - A^2) + (n - 1)(Q2 - A^2) over m n, Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A)."""
+    area = 5 / 8  # the 1 loses all four, the 3 loses one and ties one
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    expected = math.sqrt((area * (1 - area) + (2 - 1) * (q1 - area**2) + (4 - 1) * (q2 - area**2)) / (2 * 4))
+    score = auc_score([1, 3], [2, 3, 2, 4])
+    assert score["value"] == pytest.approx(area) and score["stderr"] == pytest.approx(expected)
+    assert auc_score([1, 2], [3, 4, 5])["stderr"] == 0.0, "all separated: the formula has no spread left"
+    assert auc_score([1], [1])["stderr"] == pytest.approx(0.5)
+
+
+def test_the_error_of_the_auc_is_that_of_many_draws() -> None:
+    draw = np.random.default_rng(0)
+    # exponentials are what the formula is derived for; whole numbers, fine enough to have few ties
+    found = [auc_score((1e6 * draw.exponential(1.0, 80)).astype(int), (1e6 * draw.exponential(2.5, 60)).astype(int)) for _ in range(1500)]
+    spread = float(np.std([score["value"] for score in found]))
+    assert float(np.mean([score["stderr"] for score in found])) == pytest.approx(spread, rel=0.06)
 
 
 # --- answers
@@ -141,6 +161,5 @@ def test_scores_are_plain_numbers() -> None:
     """They go into JSON."""
     draw = random.Random(0)
     margins = [draw.gauss(0, 1) for _ in range(20)]
-    for score in (mean_score(margins), ratio_score(margins, [2] * 20), accuracy_score(margins, 0.95)):
+    for score in (mean_score(margins), ratio_score(margins, [2] * 20), accuracy_score(margins, 0.95), auc_score([1, 2], [2, 3])):
         assert all(type(value) in (float, int, bool, type(None)) for value in score.values())
-    assert type(length_auc([1, 2], [2, 3])) is float

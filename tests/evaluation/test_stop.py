@@ -25,18 +25,19 @@ def recipe(iterations: int = 4, metric: str = "exact_match", **stop: Any) -> Rec
     )
 
 
-def scores(exact_match: float = 0.5, nll: float = 1.0, wins: int = 80, duels: int = 100) -> dict[str, Score]:
+def scores(exact_match: float = 0.5, nll: float = 1.0, wins: int = 80, duels: int = 100, margin: float = 1.0) -> dict[str, Score]:
     low, high = wilson_interval(wins / duels, duels, 0.95)
     return {
         "exact_match": Score(value=exact_match, n=duels, stderr=0.01, higher_is_better=True),
         "nll_per_token": Score(value=nll, n=duels, stderr=0.01, higher_is_better=False),
+        "duel_margin": Score(value=margin, n=duels, stderr=0.1, higher_is_better=True),
         "duel_accuracy": Score(value=wins / duels, n=duels, stderr=0.05, higher_is_better=True, low=low, high=high),
     }
 
 
 def baseline(exact_match: float = 0.4, nll: float = 1.5) -> dict[str, Score]:
     found = scores(exact_match, nll)
-    del found["duel_accuracy"]
+    del found["duel_accuracy"], found["duel_margin"]
     return found
 
 
@@ -51,6 +52,14 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_metric_has_it() -> None:
 
 def test_the_earliest_of_equals() -> None:
     assert best_iteration([scores(0.5), scores(0.7), scores(0.7)], "exact_match") == 1
+
+
+def test_of_equals_the_one_that_knows_the_human_replies_best() -> None:
+    """An exact match of 0 everywhere is no reason to take the first."""
+    assert best_iteration([scores(0.0, 1.2), scores(0.0, 0.9), scores(0.0, 1.0)], "exact_match") == 1
+    assert best_iteration([scores(0.7, 1.2), scores(0.7, 0.9), scores(0.6, 0.1)], "exact_match") == 1
+    assert best_iteration([scores(0.7, 0.9), scores(0.7, math.nan)], "exact_match") == 0
+    assert best_iteration([scores(0.7, 0.9), scores(0.7, 0.9)], "exact_match") == 0
 
 
 def test_a_number_that_is_none_is_never_the_best() -> None:
@@ -89,6 +98,26 @@ def test_it_ends_when_the_interval_contains_one_half(wins: int, ends: bool) -> N
         assert f"{wilson_interval(wins / 100, 100, 0.95)[0]:.3f} to" in reason
 
 
+@pytest.mark.parametrize(
+    ("wins", "margin", "end"),
+    [
+        (59, 1.0, "95% interval 0.492 to 0.681, contains one half"),
+        (41, -1.0, "95% interval 0.319 to 0.508, contains one half"),
+        (40, 1.0, "95% interval 0.309 to 0.498, is below one half - the player takes the opponent's replies for the human ones"),
+        (0, -9.0, "95% interval 0.000 to 0.037, is below one half - the player takes the opponent's replies for the human ones"),
+        (50, 0.02, "contains one half"),
+        (50, 0.0199, "contains one half; with a mean margin of 0.020 nats the player hardly moved, so try a larger train.lr"),
+        (50, -0.001, "contains one half; with a mean margin of -0.001 nats the player hardly moved, so try a larger train.lr"),
+    ],
+)
+def test_it_says_where_the_interval_lies_and_what_may_be_wrong(wins: int, margin: float, end: str) -> None:
+    assert stop_reason(recipe(), baseline(), [scores(wins=wins, margin=margin)]).endswith(end)
+
+
+def test_the_level_in_the_reason_is_the_recipes() -> None:
+    assert ", 90% interval " in stop_reason(recipe(confidence=0.9), baseline(), [scores(wins=50)])
+
+
 def test_the_interval_is_the_last_iterations() -> None:
     assert stop_reason(recipe(), baseline(), [scores(wins=50), scores(wins=90)]) is None
 
@@ -99,8 +128,9 @@ def test_more_duels_tell_a_smaller_difference() -> None:
 
 
 def test_ties_are_indistinguishable() -> None:
-    tied = {**scores(), "duel_accuracy": accuracy_score([0.0] * 200, 0.95)}
-    assert stop_reason(recipe(), baseline(), [tied]).startswith("indistinguishable")
+    tied = {**scores(margin=0.0), "duel_accuracy": accuracy_score([0.0] * 200, 0.95)}
+    reason = stop_reason(recipe(), baseline(), [tied])
+    assert reason.startswith("indistinguishable") and "the player hardly moved" in reason
 
 
 def test_the_rule_can_be_switched_off() -> None:
@@ -115,6 +145,16 @@ def test_patience_counts_iterations_without_a_new_best() -> None:
     ), "an equal value is no improvement"
     assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7)]) is None
     assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7), scores(0.6)]) is None
+
+
+def test_an_equal_value_with_a_better_tie_break_is_no_new_best() -> None:
+    """stop.patience: without a new best value of the metric; the tie-break only chooses among equals."""
+    patient = recipe(iterations=9, patience=2)
+    played = [scores(0.6, 1.0), scores(0.6, 0.9), scores(0.6, 0.8)]
+    assert best_iteration(played, "exact_match") == 2
+    assert stop_reason(patient, baseline(0.4), played[:2]) is None
+    assert stop_reason(patient, baseline(0.4), played) == "patience: exact_match has not improved for 2 iterations"
+    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(math.nan), scores(math.nan)]) is not None
 
 
 def test_patience_measures_against_the_baseline_too() -> None:

@@ -40,6 +40,7 @@ class FakeEngine:
 
 
 def sample(folder: Path, engine: Engine, replicas: int = 2, shard_rows: int = 3) -> list[Reply]:
+    folder.mkdir(exist_ok=True)
     return sample_examples(folder, EXAMPLES, lambda: engine, STREAM, replicas, shard_rows, "sampling")
 
 
@@ -55,7 +56,9 @@ def test_every_row_and_replica_once_in_shards_of_prompts(tmp_path: Path) -> None
     replies = sample(tmp_path, engine)
     assert keys(replies) == ALL
     assert [len(call) for call in engine.calls] == [6, 6, 6, 4], "three prompts of two replies each"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"shard-0000{index}.parquet" for index in range(4)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"shard-{start:08d}-{stop:08d}.parquet" for start, stop in ((0, 6), (6, 12), (12, 18), (18, 22))
+    ]
     assert replies[0] == Reply("row0", 0, (0, 1, 0), "stop") and replies[3] == Reply("row1", 1, (1, 2, 1), "length")
     assert read_replies(tmp_path) == replies
 
@@ -80,7 +83,7 @@ def test_a_kill_loses_the_shard_in_work_alone(dies_at_call: int, tmp_path: Path)
 def test_a_shard_that_was_being_written_does_not_count(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         sample(tmp_path, FakeEngine(dies_at_call=2))
-    (tmp_path / "shard-00002.parquet.tmp").write_bytes(b"PAR1 half of a")
+    (tmp_path / "shard-00000012-00000018.parquet.tmp").write_bytes(b"PAR1 half of a")
     engine = FakeEngine()
     assert keys(sample(tmp_path, engine)) == ALL
     assert len(engine.calls) == 2
@@ -88,10 +91,19 @@ def test_a_shard_that_was_being_written_does_not_count(tmp_path: Path) -> None:
 
 def test_a_missing_shard_in_the_middle_is_filled(tmp_path: Path) -> None:
     expected = sample(tmp_path, FakeEngine())
-    (tmp_path / "shard-00001.parquet").unlink()
+    (tmp_path / "shard-00000006-00000012.parquet").unlink()
     engine = FakeEngine()
     assert sample(tmp_path, engine) == expected
     assert engine.calls == [ALL[6:12]]
+
+
+@pytest.mark.parametrize("shard_rows", [1, 2, 7, 100])
+def test_after_a_kill_another_shard_size_gives_the_same_replies(shard_rows: int, tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        sample(tmp_path / "killed", FakeEngine(dies_at_call=2))
+    engine = FakeEngine()
+    assert sample(tmp_path / "killed", engine, shard_rows=shard_rows) == sample(tmp_path / "never", FakeEngine())
+    assert [key for call in engine.calls for key in call] == ALL[12:]
 
 
 def test_a_finished_folder_loads_no_engine(tmp_path: Path) -> None:

@@ -138,13 +138,22 @@ def test_facts_without_loading_the_weights(model: Path) -> None:
 # --- the hash
 
 
-def test_the_hash_is_of_the_weights_alone(tiny: Path, model: Path) -> None:
+def test_the_hash_is_of_the_weights_and_the_config_alone(tiny: Path, model: Path) -> None:
     expected = weights_hash(tiny)
     assert weights_hash(tiny) == expected, "stable"
     assert weights_hash(model) == expected, "wherever the folder is"
-    (model / "config.json").write_text("{}")
+    (model / "generation_config.json").write_text("{}")
     (model / "notes.txt").write_text("new")
     assert weights_hash(model) == expected
+
+
+def test_another_config_makes_another_model_of_the_same_weights(tiny: Path, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    changed = weights_hash(model)
+    assert changed != weights_hash(tiny)
+    (model / "config.json").unlink()
+    assert weights_hash(model) not in (changed, weights_hash(tiny))
 
 
 def test_one_weight_changes_the_hash(tiny: Path, model: Path) -> None:

@@ -257,6 +257,19 @@ def test_a_model_of_nans_is_the_persons_to_mend() -> None:
         Scorer(model).choose_layout(TREES[0])
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")]
+)
+def test_no_memory_is_not_read_as_a_layout_that_does_not_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(_: object) -> None:
+        raise error
+
+    scorer = Scorer(make("llama"))
+    monkeypatch.setattr(scorer, "_by_head", runs_out)  # the reference fits, the batch does not
+    with pytest.raises(type(error)):
+        scorer.choose_layout(TREES[0])
+
+
 # --- batches, padding, chunks
 
 

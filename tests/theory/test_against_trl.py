@@ -24,6 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from sparring.policy.batches import Branches
 from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
 from sparring.policy.score import Scorer
+from sparring.policy.tiny import tiny_config
 
 pytest.importorskip("trl", reason="TRL, the independent DPO implementation, is not installed")
 
@@ -52,18 +53,8 @@ ROWS = [
 def tiny_llama(seed: int) -> nn.Module:
     """A random Llama of 2 layers whose weights are large enough for replies to differ by several nats."""
     torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=64,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=0,
-        initializer_range=0.3,
-    )
+    config = tiny_config(vocabulary=64, hidden=32)
+    config.update({"eos_token_id": EOS, "pad_token_id": 0, "tie_word_embeddings": False, "initializer_range": 0.3})
     return transformers.LlamaForCausalLM(config)
 
 

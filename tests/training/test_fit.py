@@ -15,7 +15,9 @@ from torch import Tensor
 
 from sparring.config import TrainSection
 from sparring.data.records import Conversation, Duel, Example
+from sparring.data.tables import read_rows
 from sparring.errors import UserError
+from sparring.policy.batches import Layout, branches_of
 from sparring.policy.load import load_model
 from sparring.policy.objectives import LOSSES, LossName
 from sparring.policy.score import Scorer, plain_logps
@@ -193,6 +195,32 @@ def test_the_first_step_of_a_model_that_cannot_take_the_tree(tmp_path: Path) -> 
     task = Recorder(DUELS, opponent_logps(tmp_path / "start", tmp_path / "score", plan, section), 0.5, "logistic")
     assert run_fit(tmp_path / "train", tmp_path / "start", task, plan, section).facts["layout"] == "rows"
     assert set(task.margins) == {0.0}
+
+
+@pytest.mark.parametrize(("layout", "changes"), [("tree", {}), ("rows", {"sliding_window": 5})])
+def test_the_opponent_pass_counts_the_tokens_that_it_computed(layout: Layout, changes: dict[str, Any], tmp_path: Path) -> None:
+    """Per duel, in the layout that the model takes; a duel that the end of the epoch met twice was computed twice. As training counts."""
+    torch.manual_seed(0)
+    transformers.MistralForCausalLM(transformers.MistralConfig(**{**SHAPE, "sliding_window": None, **changes})).save_pretrained(
+        tmp_path / "start"
+    )
+    section = settings()
+    plan = plan_of(section, len(DUELS), lr=0.0)
+    (tmp_path / "score").mkdir()
+    facts = score_duels(tmp_path / "score", tmp_path / "start", DUELS, plan, section, "score")
+    batches = [plan.batch(step) for step in range(plan.first_pass_steps())]
+    assert sum(map(len, batches)) == 16 > len(DUELS)
+    trees = [branches_of(DUELS[index]) for batch in batches for index in batch]
+    assert facts == {"scored_tokens": sum(tree.tokens(layout) for tree in trees)}
+    rows = read_rows(tmp_path / "score")
+    assert [row["tokens"] for row in rows] == [tree.tokens(layout) for tree in trees]
+    assert [row["duel_id"] for row in rows] == [DUELS[index].duel_id for batch in batches for index in batch]
+    result = run_fit(
+        tmp_path / "train", tmp_path / "start", SpinTask(DUELS, read_logps(tmp_path / "score"), 1.0, "logistic"), plan, section
+    )
+    assert result.facts["layout"] == layout and result.facts["trained_tokens"] == facts["scored_tokens"]
+    again = score_duels(tmp_path / "score", tmp_path / "start", DUELS, plan, section, "score")
+    assert again == facts, "counted from what is there"
 
 
 # --- the loss and the batch
@@ -507,15 +535,16 @@ def test_a_finished_fit_goes_on_from_its_last_checkpoint(start: Path, other: Pat
 
 def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts of the stage must not depend on where it was killed."""
-    monkeypatch.setattr("sparring.training.watch.WINDOW", 1)
-    monkeypatch.setattr("sparring.training.watch.HumanLogpWatch._falling", lambda self: True)
+    monkeypatch.setattr("sparring.training.watch.FEWEST", 2)
+    monkeypatch.setattr("sparring.training.watch.STDERRS", -math.inf)  # every reward is a fall
+    monkeypatch.setattr("sparring.training.watch._margin", lambda rows: rows[-1]["step"] + 1)
     section = settings()
     plan = plan_of(section, len(DUELS), epochs=2.0)
     task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         kill_before_step(patch, 5)
         run_fit(tmp_path, start, task, plan, section)
-    assert run_fit(tmp_path, start, task, plan, section).facts["human_logp_warning_at_step"] == 1
+    assert run_fit(tmp_path, start, task, plan, section).facts["human_logp_warning_at_step"] == 3
 
 
 def test_the_opponent_pass_goes_on_from_its_shards(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 def test_steps_by_hand() -> None:
     assert plan(items=100).steps == 10
     assert plan(items=100, epochs=0.25).steps == 3
+    assert plan(items=95).epochs == 100 / 95, "a whole step where half of one was asked for"
     assert plan(items=104).steps == 11 and plan(items=110).steps == 11
     assert plan(items=100, epochs=0.01).steps == 1, "never none"
     assert plan(items=700, warmup=0.1).warmup_steps == 7, "0.1 * 70 is a little more than 7 in floating point"
@@ -117,4 +118,4 @@ def test_every_rate_is_above_0_and_at_most_the_peak(items: int, epochs: float, l
 
 def test_a_plan_of_given_steps() -> None:
     found = steps_plan(TrainSection(batch_size=10, warmup=0.0), 40, lr=1.0, steps=6, epochs=1.5, seed=0)
-    assert (found.steps, found.horizon_steps, found.batch_size) == (6, 6, 10)
+    assert (found.steps, found.horizon_steps, found.batch_size, found.epochs) == (6, 6, 10, 1.5)

@@ -33,10 +33,10 @@ class ModelSection(Section):
         "inside an installed Python package, or `builtin:tiny` for a toy model made on the spot."
     )
     revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    dtype: Literal["bfloat16", "float32"] = Field(
-        "bfloat16",
-        description="Number format of the frozen model while it samples; bfloat16 halves its memory. Training and the saved "
-        "weights do not depend on it.",
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        None,
+        description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
+        "the replies are drawn from. That of train.precision when null. The saved weights are float32 either way.",
     )
     chat_template: Text | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
@@ -112,12 +112,14 @@ class OptimSection(Section):
 
 class TrainSection(OptimSection):
     lr: PerIteration = Field(5e-7, description="Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7.")
-    epochs: PerIteration = Field(2.0, description="Passes over the duels after which an iteration stops, one value or one per iteration.")
+    epochs: PerIteration = Field(
+        2.0, description="Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."
+    )
 
 
 class SftSection(OptimSection):
     lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
-    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows.")
+    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
     optimizer: Literal["rmsprop", "adamw"] = Field("adamw", description="The usual choice for SFT is adamw.")
 
 
@@ -228,10 +230,15 @@ class Recipe(Section):
     baseline: BaselineSection | None = Field(
         None, description="A control to show beside the game; `baseline: continued-sft` is short for its defaults, null plays without."
     )
+    showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
     showcase: Texts = Field(
         ("List the popular forms of transportation in Southampton.",),
         description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
     )
+
+    @property
+    def sampling_dtype(self) -> str:
+        return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
 
     @field_validator("baseline", mode="before")
     @classmethod

@@ -30,15 +30,30 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def run_shards(folder: Path, items: Sequence[T], size: int, work: Callable[[Sequence[T]], dict[str, list[Any]]]) -> None:
-    """Do `work` on `size` items at a time and commit each result as one file; shards found complete are skipped.
+    """Do `work` on `size` items at a time and commit each result as one file; what is committed already is kept.
 
-    A file is named after its place, so no row can be written twice or appended to.
+    A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may go on with
+    another size.
     """
-    for start in range(0, len(items), size):
-        path = shard_path(folder, start // size)
-        if not path.exists():
-            write_table(path, work(items[start : start + size]))
+    for start, stop in _missing(folder, len(items)):
+        for first in range(start, stop, size):
+            part = items[first : min(first + size, stop)]
+            write_table(folder / f"shard-{first:08d}-{first + len(part):08d}.parquet", work(part))
 
 
-def shard_path(folder: Path, index: int) -> Path:
-    return folder / f"shard-{index:05d}.parquet"
+def items_done(folder: Path) -> int:
+    """How many items the shards in `folder` hold."""
+    return sum(stop - start for start, stop in _spans(folder))
+
+
+def _missing(folder: Path, count: int) -> list[tuple[int, int]]:
+    """Where no shard holds the items. Not at the end alone: a power cut may keep a rename and lose the one before it."""
+    edges = [0, *(edge for span in _spans(folder) for edge in span), count]
+    assert edges == sorted(edges), f"shards in {folder} overlap, or hold more than {count} items"
+    return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]
+
+
+def _spans(folder: Path) -> list[tuple[int, int]]:
+    """The first item and the one after the last of every shard, in order."""
+    names = sorted(path.stem for path in folder.glob("shard-*.parquet"))
+    return [(int(start), int(stop)) for _, start, stop in (name.split("-") for name in names)]

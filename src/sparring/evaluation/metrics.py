@@ -55,16 +55,19 @@ def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def length_auc(human: Sequence[int], generated: Sequence[int]) -> float:
-    """How well reply length alone separates the two sides: area under the ROC curve, 0.5 = not at all, 1 = perfectly.
+def auc_score(human: Sequence[int], generated: Sequence[int]) -> Score:
+    """How well a number (reply length) alone separates the two sides: area under the ROC curve, 0.5 = not at all, 1 = perfectly.
 
-    The side is chosen after the fact (never below 0.5), as a shortcut may go either way.
+    The side is chosen after the fact (never below 0.5), as a shortcut may go either way. Standard error: Hanley and McNeil 1982.
     """
     first, second = np.asarray(human), np.sort(np.asarray(generated))
     below = np.searchsorted(second, first, side="left")
     ties = np.searchsorted(second, first, side="right") - below
     area = float((below + 0.5 * ties).sum() / (len(first) * len(second)))
-    return max(area, 1 - area)
+    area = max(area, 1 - area)
+    q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
+    spread = area * (1 - area) + (len(first) - 1) * (q1 - area * area) + (len(second) - 1) * (q2 - area * area)
+    return Score(value=area, n=len(second), stderr=math.sqrt(max(0.0, spread) / (len(first) * len(second))), higher_is_better=False)
 
 
 def find_answer(pattern: re.Pattern[str], text: str) -> str | None:

@@ -8,11 +8,13 @@ from sparring.config import Recipe
 from sparring.evaluation.metrics import Score
 
 Scores = Mapping[str, Score]
+TIE_BREAK = "nll_per_token"
+STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%
 
 
 def best_iteration(iterations: Sequence[Scores], metric: str) -> int:
-    """Index of the best value of `metric`; the earliest of equals."""
-    return max(range(len(iterations)), key=lambda t: (_rank(iterations[t][metric]), -t))
+    """Index of the best value of `metric`; of equals the one with the lowest NLL per token, then the earliest."""
+    return max(range(len(iterations)), key=lambda t: (_rank(iterations[t][metric]), _rank(iterations[t][TIE_BREAK]), -t))
 
 
 def is_better(score: Score, than: Score) -> bool:
@@ -23,18 +25,14 @@ def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) 
     """Why the game ends after these iterations, or None while it goes on.
 
     1. The player cannot tell human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
-       at `stop.confidence`, is not above one half.
+       at `stop.confidence`, is not above one half (the interval contains one half, or lies below it altogether).
     2. `stop.patience` iterations in a row brought no new best value of the metric, the baseline included.
     3. The recipe's number of iterations is played.
     """
     if not iterations:
         return None
-    accuracy = iterations[-1].get("duel_accuracy")
-    if recipe.stop.indistinguishable and accuracy is not None and accuracy["low"] <= 0.5:
-        return (
-            f"indistinguishable: duel accuracy {accuracy['value']:.3f}, {recipe.stop.confidence:.0%} interval "
-            f"{accuracy['low']:.3f} to {accuracy['high']:.3f} reaches one half"
-        )
+    if recipe.stop.indistinguishable and (reason := _indistinguishable(iterations[-1], recipe.stop.confidence)):
+        return reason
     metric = recipe.evaluate.chosen_metric
     waited = _iterations_since_best([baseline, *iterations], metric)
     if recipe.stop.patience is not None and waited >= recipe.stop.patience:
@@ -44,8 +42,20 @@ def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) 
     return None
 
 
+def _indistinguishable(scores: Scores, confidence: float) -> str | None:
+    accuracy, margin = scores["duel_accuracy"], scores["duel_margin"]["value"]
+    if accuracy["low"] > 0.5:
+        return None
+    found = f"duel accuracy {accuracy['value']:.3f}, {confidence:.0%} interval {accuracy['low']:.3f} to {accuracy['high']:.3f}"
+    if accuracy["high"] < 0.5:
+        return f"indistinguishable: {found}, is below one half - the player takes the opponent's replies for the human ones"
+    hint = f"; with a mean margin of {margin:.3f} nats the player hardly moved, so try a larger train.lr" if abs(margin) < STILL else ""
+    return f"indistinguishable: {found}, contains one half{hint}"
+
+
 def _iterations_since_best(scores: Sequence[Scores], metric: str) -> int:
-    return len(scores) - 1 - best_iteration(scores, metric)
+    values = [_rank(one[metric]) for one in scores]
+    return len(values) - 1 - values.index(max(values))  # the earliest of equals: the tie-break makes no new best
 
 
 def _rank(score: Score) -> float:

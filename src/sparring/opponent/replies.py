@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.console import progress
 from sparring.data.records import Example, Reply
-from sparring.data.tables import read_rows, run_shards, shard_path
+from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.opponent.protocol import Engine, Prompt, Stream
 
 
@@ -20,9 +20,7 @@ def sample_examples(
     `engine` is only called when there is something left to draw, so a finished folder loads no model.
     """
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
-    size = shard_rows * replicas
-    shards = range(0, len(prompts), size)
-    done = sum(min(size, len(prompts) - start) for start in shards if shard_path(folder, start // size).exists())
+    done = items_done(folder)
     if done < len(prompts):
         ready = engine()
         with progress(phase, len(prompts), "replies", done) as shown:
@@ -32,7 +30,7 @@ def sample_examples(
                 shown.advance(len(part), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))
                 return as_columns(replies)
 
-            run_shards(folder, prompts, size, work)
+            run_shards(folder, prompts, shard_rows * replicas, work)
     return read_replies(folder)
 
 

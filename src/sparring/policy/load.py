@@ -127,8 +127,8 @@ def load_config(folder: Path) -> Any:
 
 
 def weights_hash(folder: Path) -> str:
-    """Content hash of a model folder's weights: it pins the opponent."""
-    return digest({file.name: file_hash(file) for file in _require_weights(folder)})
+    """Content hash of a model folder's weights and of what its config makes of them: it pins the opponent."""
+    return digest({file.name: file_hash(file) for file in [*_require_weights(folder), folder / "config.json"] if file.exists()})
 
 
 def copy_extras(source: Path, target: Path) -> None:

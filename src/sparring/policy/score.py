@@ -89,7 +89,9 @@ class Scorer(nn.Module):
     def _gap(self, trees: Sequence[Branches], expected: Sequence[Tensor]) -> float:
         try:
             found = self(self.collate([*trees, trees[0]]))
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError):  # whatever foreign code raises, the next layout is tried
+        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # whatever foreign code raises: try the next
+            if is_out_of_memory(error):  # the next would be slower, and need no less
+                raise
             return float("inf")
         pairs = [(row[: len(logps)], logps) for row, logps in zip(found, [*expected, expected[0]], strict=True)]
         gap = max(((row - logps).abs() / logps.abs().clamp(min=1)).max().item() for row, logps in pairs)
@@ -128,6 +130,11 @@ class Scorer(nn.Module):
     def _plain(self, batch: TreeBatch) -> Tensor:
         logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
         return _of_targets(logits.flatten(0, 1)[batch.source_N], batch.target_N)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or, where torch has no type of its own for it, the machine had no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def _of_targets(logits_NV: Tensor, target_N: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.rundir import read_json, write_json, write_text
-from sparring.stage_names import CONTROL_EVALUATE, CONTROL_TRAIN, iteration_stage, stage_names
+from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY = "metrics.jsonl", "summary.json"
@@ -28,23 +28,31 @@ class Best:
 
 
 def publish(
-    root: Path, start_name: str, baseline: Scores, iterations: Sequence[Scores], best: Best | None, reason: str | None
+    root: Path,
+    start_name: str,
+    baseline: Scores,
+    iterations: Sequence[Scores],
+    control: Scores | None,
+    best: Best | None,
+    reason: str | None,
 ) -> dict[str, Any]:
     """Write the run's summary, its joined metrics and the link `best`; returns the summary. `reason` is None while the game goes on."""
-    control = root / CONTROL_EVALUATE / "scores.json"
+    # the control of an earlier recipe, or of fewer iterations, is still on the disk, but it is none of this game
+    stages = [name for name in stage_names(root, len(iterations)) if control is not None or not name.startswith(f"{CONTROL}/")]
     summary = {
         "baseline": {"name": start_name, "scores": baseline},
         "iterations": [
             {"iteration": t, "scores": scores, "counts": _facts(root, iteration_stage(t, "train")).get("counts", {})}
             for t, scores in enumerate(iterations)
         ],
-        "controls": [{"name": "continued SFT", "scores": read_json(control)}] if reason and control.exists() else [],
+        "controls": [] if control is None else [{"name": "continued SFT", "scores": control}],
         "best": None if best is None else vars(best),
         "stop_reason": reason,
-        "stages": {name: cost for name in stage_names(root, len(iterations)) if (cost := _cost(root, name))},
+        "stages": {name: cost for name in stages if (cost := _cost(root, name))},
     }
     write_json(root / SUMMARY, summary)
-    _join_metrics(root, len(iterations))
+    trained = ["sft", *(iteration_stage(t, "train") for t in range(len(iterations))), CONTROL_TRAIN]
+    _join_metrics(root, [name for name in trained if name in stages])
     if best is not None:
         _link(root / "best", f"iterations/{best.iteration:03d}")
     return summary
@@ -65,9 +73,8 @@ def _facts(root: Path, name: str) -> dict[str, Any]:
     return read_json(done)["facts"] if done.exists() else {}
 
 
-def _join_metrics(root: Path, iterations: int) -> None:
-    """One object per optimizer step of the whole run, made anew from the stages' own files: nothing is ever doubled."""
-    stages = ["sft", *(iteration_stage(t, "train") for t in range(iterations)), CONTROL_TRAIN]
+def _join_metrics(root: Path, stages: Sequence[str]) -> None:
+    """One object per optimizer step of all stages, made anew from their own files: nothing is ever doubled."""
     files = [root / name / METRICS for name in stages]
     write_text(root / METRICS, "".join(file.read_text(encoding="utf-8") for file in files if file.exists()))
 

@@ -4,25 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, CONTROL_EVALUATE, iteration_stage
+from sparring.stage_names import BASELINE, CONTROL, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
-Column = tuple[str, Callable[[Scores], str]]
+
+
+class Row(NamedTuple):
+    """A model of the table, and whom its duels were against."""
+
+    model: str
+    opponent: str | None
+    scores: Scores
+
+
+class Column(NamedTuple):
+    """`short` is the header where the terminal is too narrow for the whole table."""
+
+    header: str
+    cell: Callable[[Row], str]
+    short: str | None = None
 
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
-    """The quality table, the reply table, one prompt answered by every model, and the verdict."""
+    """The tables of quality, duels and replies, one prompt answered by every model, and the verdict."""
     rows = list(_rows(summary))
-    held_out = next(iter(rows[0][1].values()))["n"]
-    console.print(_table(f"Quality on {held_out} held-out prompts (+- standard error)", _quality_columns(rows[0][1]), rows))
-    console.print(_table("Replies to the held-out prompts", _REPLY_COLUMNS, rows))
+    held_out = next(iter(rows[0].scores.values()))["n"]
+    _print_table(f"Quality on {held_out} held-out prompts (+- standard error)", _quality_columns(rows[0].scores), rows, console)
+    duels = [row for row in rows if row.opponent is not None]
+    if duels:
+        _print_table("Duels: human replies against the opponent's, on the same prompts", _DUEL_COLUMNS, duels, console)
+    _print_table("Replies to the same prompts", _REPLY_COLUMNS, rows, console)
     _print_showcase(summary, root, console)
     console.print(Text(verdict(summary)))
 
@@ -38,45 +57,20 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"Best: iteration {best['iteration']} ({compared}).{note} {ended}"
 
 
-def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, Scores]]:
+def _rows(summary: Mapping[str, Any]) -> Iterator[Row]:
     best = summary["best"]
-    yield f"baseline ({summary['baseline']['name']})", summary["baseline"]["scores"]
+    yield Row(f"baseline ({summary['baseline']['name']})", None, summary["baseline"]["scores"])
     for entry in summary["iterations"]:
-        mark = " *" if best and best["iteration"] == entry["iteration"] else ""
-        yield f"iteration {entry['iteration']}{mark}", entry["scores"]
+        t = entry["iteration"]
+        mark = " *" if best and best["iteration"] == t else ""
+        yield Row(f"iteration {t}{mark}", f"iteration {t - 1}" if t else "baseline", entry["scores"])
     for entry in summary["controls"]:
-        yield entry["name"], entry["scores"]
+        yield Row(entry["name"], "baseline", entry["scores"])
 
 
-def _quality_columns(scores: Scores) -> list[Column]:
-    columns: list[Column] = []
-    if "exact_match" in scores:
-        columns.append(("exact match", _with_error("exact_match", 3)))
-    if "exact_match_greedy" in scores:
-        columns.append(("exact, greedy", _with_error("exact_match_greedy", 3)))
-    return [
-        *columns,
-        ("NLL / token", _with_error("nll_per_token", 4)),
-        ("margin", _with_error("duel_margin", 2)),
-        ("accuracy [interval]", _accuracy),
-        ("log p human", _with_error("real_logp", 2)),
-        ("log p own reply", _with_error("generated_logp", 2)),
-    ]
-
-
-def _table(title: str, columns: list[Column], rows: list[tuple[str, Scores]]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column("model", no_wrap=True)
-    for name, _ in columns:
-        table.add_column(name, justify="right")
-    for name, scores in rows:
-        table.add_row(name, *(cell(scores) for _, cell in columns))
-    return table
-
-
-def _with_error(name: str, digits: int) -> Callable[[Scores], str]:
-    def cell(scores: Scores) -> str:
-        score = scores.get(name)
+def _with_error(name: str, digits: int) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        score = row.scores.get(name)
         if score is None:
             return "-"
         error = "" if score["stderr"] is None else f" +- {score['stderr']:.{digits}f}"
@@ -85,29 +79,79 @@ def _with_error(name: str, digits: int) -> Callable[[Scores], str]:
     return cell
 
 
-def _accuracy(scores: Scores) -> str:
-    score = scores.get("duel_accuracy")
-    return "-" if score is None else f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
+def _value(name: str, digits: int) -> Callable[[Row], str]:
+    return lambda row: f"{row.scores[name]['value']:.{digits}f}"
 
 
-def _count(name: str) -> Callable[[Scores], str]:
-    return lambda scores: str(round(scores[name]["value"] * scores[name]["n"]))
+def _count(name: str) -> Callable[[Row], str]:
+    return lambda row: str(round(row.scores[name]["value"] * row.scores[name]["n"]))
 
 
-_REPLY_COLUMNS: list[Column] = [
-    ("reply tokens", _with_error("reply_tokens", 1)),
-    ("human tokens", lambda scores: f"{scores['human_reply_tokens']['value']:.1f}"),
-    ("truncated", _count("truncated")),
-    ("identical", _count("identical")),
-    ("empty", _count("empty")),
-    ("length AUC", lambda scores: f"{scores['length_auc']['value']:.2f}"),
+def _accuracy(row: Row) -> str:
+    score = row.scores["duel_accuracy"]
+    return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
+
+
+_EXACT_COLUMNS = {
+    "exact_match": Column("exact match", _with_error("exact_match", 3)),
+    "exact_match_greedy": Column("exact, greedy", _with_error("exact_match_greedy", 3)),
+}
+_LIKELIHOOD_COLUMNS = [
+    Column("NLL / token", _with_error("nll_per_token", 4)),
+    Column("log p human", _with_error("real_logp", 2)),
+    Column("log p own reply", _with_error("generated_logp", 2), "log p own"),
+]
+_DUEL_COLUMNS = [
+    Column("against", lambda row: row.opponent or "-"),
+    Column("margin", _with_error("duel_margin", 2)),
+    Column("accuracy (interval)", _accuracy),
+]
+_REPLY_COLUMNS = [
+    Column("reply tokens", _with_error("reply_tokens", 1), "tokens"),
+    Column("human tokens", _value("human_reply_tokens", 1), "human"),
+    Column("truncated", _count("truncated"), "trunc."),
+    Column("identical", _count("identical"), "ident."),
+    Column("empty", _count("empty")),
+    Column("length AUC", _value("length_auc", 2), "AUC"),
 ]
 
 
+def _quality_columns(scores: Scores) -> list[Column]:
+    return [*(column for name, column in _EXACT_COLUMNS.items() if name in scores), *_LIKELIHOOD_COLUMNS]
+
+
+def _print_table(title: str, columns: list[Column], rows: list[Row], console: Console) -> None:
+    """One table; with short headers where the terminal is narrow; and where that is not enough, several with the same rows."""
+    whole = _table(title, columns, rows)
+    if _fits(whole, console):
+        console.print(whole)
+        return
+    columns = [column._replace(header=column.short or column.header) for column in columns]
+    while columns:
+        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows), console)), 1)
+        console.print(_table(title, columns[:count], rows))
+        title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
+
+
+def _table(title: str, columns: list[Column], rows: list[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("model", no_wrap=True)
+    for column in columns:
+        table.add_column(column.header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(row.model, *(column.cell(row) for column in columns))
+    return table
+
+
+def _fits(table: Table, console: Console) -> bool:
+    unlimited = console.options.update(max_width=10_000)
+    return Measurement.get(console, unlimited, table).maximum <= console.width
+
+
 def _print_showcase(summary: Mapping[str, Any], root: Path, console: Console) -> None:
-    stages = [(f"baseline ({summary['baseline']['name']})", BASELINE)]
+    stages = [(f"baseline ({summary['baseline']['name']})", evaluate_stage(BASELINE))]
     stages += [(f"iteration {entry['iteration']}", iteration_stage(entry["iteration"], "evaluate")) for entry in summary["iterations"]]
-    stages += [(entry["name"], CONTROL_EVALUATE) for entry in summary["controls"]]
+    stages += [(entry["name"], evaluate_stage(CONTROL)) for entry in summary["controls"]]
     answers = {name: file for name, stage in stages if (file := root / stage / "showcase.json").exists()}
     shown = {name: read_json(file) for name, file in answers.items()}
     if not shown:

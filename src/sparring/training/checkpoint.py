@@ -5,7 +5,6 @@ The order of the data and the learning rate are functions of the step (plan.py) 
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from sparring.rundir import read_json, write_json
+from sparring.rundir import fsync, read_json, write_json
 
 FOLDER = "checkpoint"
 
@@ -25,8 +24,7 @@ def save_checkpoint(stage: Path, step: int, model: PreTrainedModel, optimizer: t
     model.save_pretrained(new)
     save_file(_flat_state(optimizer), new / "optimizer.safetensors")
     for file in new.iterdir():
-        with open(file, "rb") as handle:
-            os.fsync(handle.fileno())
+        fsync(file)
     write_json(new / "step.json", {"step": step})
     for old in _folders(stage):
         if old != new:

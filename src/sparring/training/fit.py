@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from sparring.policy.batches import hardest, micro_batches
 from sparring.policy.compute import accelerator_for
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer
-from sparring.rundir import write_text
+from sparring.rundir import fsync, write_text
 from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
 from sparring.training.plan import TrainPlan
 from sparring.training.tasks import Task
@@ -44,6 +43,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     """
     first_step, folder = latest_checkpoint(stage) or (0, start)
     trainer = _Trainer(folder, task, plan, settings)
+    log.info(f"{phase}: {plan.steps} steps of {plan.batch_size} {task.unit}, {plan.epochs:.3g} epochs, lr {plan.lr:g}")
     if first_step:
         log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
         restore_optimizer(folder, trainer.optimizer)
@@ -60,8 +60,9 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
             watch.see(row)
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
-                os.fsync(metrics.fileno())
+                fsync(stage / METRICS)
                 save_checkpoint(stage, step + 1, trainer.model, trainer.optimizer)
+    watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
     sums = {"trained_tokens": sum(row["tokens"] for row in rows), "train_seconds": round(sum(row["seconds"] for row in rows), 3)}
     return FitResult(trainer.model, {**facts, **sums, **watch.facts()})

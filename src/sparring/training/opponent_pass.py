@@ -9,7 +9,7 @@ from typing import Any
 from sparring.config import OptimSection
 from sparring.console import progress
 from sparring.data.records import Duel
-from sparring.data.tables import read_rows, run_shards, shard_path
+from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.load import load_model
@@ -26,22 +26,20 @@ def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainP
     Returns the stage's facts.
     """
     steps = list(range(plan.first_pass_steps()))
-    starts = range(0, len(steps), STEPS_PER_SHARD)
-    done = sum(STEPS_PER_SHARD for start in starts if shard_path(stage, start // STEPS_PER_SHARD).exists())
+    done = items_done(stage)
     if done < len(steps):
         scoring = _Scoring(opponent, duels, settings)
         with progress(phase, len(steps), "batches", done) as shown:
 
             def work(part: Sequence[int]) -> dict[str, list[Any]]:
-                found: dict[str, list[float]] = {}
+                rows = []
                 for step in part:
-                    found = {**scoring.logps(plan.batch(step)), **found}
+                    rows += scoring.rows(plan.batch(step))
                     shown.advance()
-                return {"duel_id": list(found), "logps": list(found.values())}
+                return {name: [row[name] for row in rows] for name in ("duel_id", "logps", "tokens")}
 
             run_shards(stage, steps, STEPS_PER_SHARD, work)
-    used = {index for step in steps for index in plan.batch(step)}
-    return {"scored_tokens": sum(branches_of(duels[index]).tokens("tree") for index in used)}
+    return {"scored_tokens": sum(row["tokens"] for row in read_rows(stage))}
 
 
 def read_logps(stage: Path) -> dict[str, list[float]]:
@@ -61,6 +59,11 @@ class _Scoring:
         self.scorer.choose_layout(*hardest(self.trees))
         self.max_tokens = settings.micro_batch_tokens
 
-    def logps(self, batch: Sequence[int]) -> dict[str, list[float]]:
-        rows = score_trees(self.scorer, [self.trees[index] for index in batch], self.max_tokens, self.accelerator)
-        return {self.names[index]: row for index, row in zip(batch, rows, strict=True)}
+    def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
+        """Name, log-probs and computed tokens of every duel of an optimizer step."""
+        trees = [self.trees[index] for index in batch]
+        scored = score_trees(self.scorer, trees, self.max_tokens, self.accelerator)
+        names = [self.names[index] for index in batch]
+        tokens = [tree.tokens(self.scorer.row_layout) for tree in trees]
+        rows = zip(names, scored, tokens, strict=True)
+        return [{"duel_id": name, "logps": logps, "tokens": count} for name, logps, count in rows]

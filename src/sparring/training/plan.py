@@ -33,6 +33,11 @@ class TrainPlan:
         start = step * self.batch_size
         return [self._item(position) for position in range(start, start + self.batch_size)]
 
+    @property
+    def epochs(self) -> float:
+        """Passes over the items; those asked for, rounded up to whole steps."""
+        return self.steps * self.batch_size / self.items
+
     def first_pass_steps(self) -> int:
         """Steps until every item that is used at all has been used once."""
         return min(self.steps, math.ceil(self.items / self.batch_size))

@@ -23,7 +23,9 @@ class ItemLosses:
 
 
 class Task(Protocol):
-    """Items are known by their index. `losses` gets the scorer's log-probs [D, R] of `branches(index)` for each index."""
+    """Items are known by their index; `unit` is what to call them. `losses` gets the scorer's log-probs [D, R] of their `branches`."""
+
+    unit: str
 
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
@@ -34,6 +36,8 @@ class Task(Protocol):
 
 class SpinTask:
     """Equation 4.7 over the duels of an iteration, against opponent log-probs computed once."""
+
+    unit = "duels"
 
     def __init__(self, duels: Sequence[Duel], opponent_logps: Mapping[str, Sequence[float]], beta: float, loss: LossName) -> None:
         self.duels, self.opponent_logps, self.beta, self.loss = duels, opponent_logps, beta, loss
@@ -78,6 +82,8 @@ class SpinTask:
 
 class SftTask:
     """Negative log-likelihood of the human replies, mean over the reply tokens of a step, as SFT trainers do."""
+
+    unit = "rows"
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples

@@ -2,39 +2,55 @@
 
 from __future__ import annotations
 
-from collections import deque
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
 from typing import Any
 
 from sparring.console import log
 
 WINDOW = 10
+FEWEST, FEWEST_AT_END = 4, 2
+STDERRS = 2.0  # batches differ by chance: a mean reward closer to 0 than this many standard errors is no fall
 
 
 class HumanLogpWatch:
-    """Warns once when, over the last ten steps, the human replies' reward is negative while the margin is above that of the ten before."""
+    """Warns once when the human replies' mean reward is negative while the margin is above that of the steps before.
+
+    Judged at every step, the newest steps against as many before them: ten, or half of what was seen while that is less, from eight steps
+    on. And once more at the end, the second half of the phase against its first: two steps against two will do, for no more will come.
+    """
 
     def __init__(self, phase: str) -> None:
         self.phase = phase
-        self.rows: deque[dict[str, Any]] = deque(maxlen=2 * WINDOW)
+        self.rows: list[dict[str, Any]] = []
         self.warned_at: int | None = None
 
     def see(self, row: dict[str, Any]) -> None:
-        if "margin" not in row:
-            return
-        self.rows.append(row)
-        if self.warned_at is None and len(self.rows) == 2 * WINDOW and self._falling():
-            self.warned_at = row["step"]
-            log.warning(
-                f"{self.phase}: the margin grows but the human replies lose log-prob (mean reward {self._mean('reward_real', WINDOW):.3f} "
-                f"over the last {WINDOW} steps): a larger objective.beta or a smaller train.lr holds them"
-            )
+        if "margin" in row:
+            self.rows.append(row)
+            self._judge(min(WINDOW, len(self.rows) // 2), FEWEST)
+
+    def end(self) -> None:
+        """The last judgement, over the whole phase."""
+        self._judge(len(self.rows) // 2, FEWEST_AT_END)
 
     def facts(self) -> dict[str, Any]:
         return {} if self.warned_at is None else {"human_logp_warning_at_step": self.warned_at}
 
-    def _falling(self) -> bool:
-        return self._mean("reward_real", WINDOW) < 0 and self._mean("margin", WINDOW) > max(0.0, self._mean("margin", 0))
+    def _judge(self, width: int, fewest: int) -> None:
+        if self.warned_at is not None or width < fewest:
+            return
+        before, newest = self.rows[-2 * width : -width], self.rows[-width:]
+        rewards = [row["reward_real"] for row in newest]
+        falls = fmean(rewards) < -STDERRS * stdev(rewards) / math.sqrt(width)
+        if falls and _margin(newest) > max(0.0, _margin(before)):
+            self.warned_at = newest[-1]["step"]
+            log.warning(
+                f"{self.phase}: the margin grows but the human replies lose log-prob (mean reward {fmean(rewards):.3f} "
+                f"over the last {width} steps): a larger objective.beta or a smaller train.lr holds them"
+            )
 
-    def _mean(self, name: str, start: int) -> float:
-        rows = list(self.rows)[start : start + WINDOW]
-        return sum(row[name] for row in rows) / len(rows)
+
+def _margin(rows: Sequence[dict[str, Any]]) -> float:
+    return fmean(row["margin"] for row in rows)

@@ -1,0 +1,52 @@
+"""The control: the start of the game trained further on the human replies, at the cost of all self-play iterations together."""
+
+from __future__ import annotations
+
+from sparring.config import OptimSection, Recipe, SftSection
+from sparring.console import log
+from sparring.policy.player import Policy
+from sparring.rundir import RunDir
+from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage
+from sparring.stages import Stages, fingerprinted
+from sparring.training.plan import steps_plan
+
+DEFAULT_LR = 1e-5
+
+
+def continued_sft(stages: Stages, start: Policy, played: int) -> Policy | None:
+    """Train and evaluate the control for `played` iterations; None when the recipe wants none or there is no cost to match."""
+    recipe, examples = stages.recipe, stages.train_examples
+    if recipe.baseline is None:
+        return None
+    if played == 0:
+        log.info(f"{CONTROL}: no iteration was played, so there is no cost to match; left out")
+        return None
+    settings = control_settings(recipe)
+    tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
+    batch_size = min(settings.batch_size, len(examples))
+    # a step of training costs three forward passes: 6 N against 2 N floating-point operations per token and weight
+    steps = max(1, round(forward_tokens(stages.run, played) / 3 / tokens / batch_size))
+    epochs = steps * batch_size / len(examples)
+    log.info(f"{recipe.baseline.kind}: {steps} steps cost as many floating-point operations as the {played} iterations")
+    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=stages.order_seed(played))
+    inputs = {"sft": fingerprinted(settings), "steps": steps, "iterations": played}
+    player = stages.sft_stage(CONTROL_TRAIN, start, plan, settings, inputs, derived=True)
+    return stages.results(CONTROL, player, start, round_index=played + 1, derived=True)
+
+
+def control_settings(recipe: Recipe) -> SftSection:
+    """The SFT stage's settings, or train's where there is none, with the recipe's own lr and batch size on top."""
+    section, sft, train = recipe.baseline, recipe.sft, recipe.train
+    shared = OptimSection.model_fields.keys() - {"optimizer"}
+    inherited = sft or SftSection(**{name: getattr(train, name) for name in shared}, lr=DEFAULT_LR)
+    changes = {"lr": section.lr or inherited.lr, "batch_size": section.batch_size or inherited.batch_size, "horizon_epochs": None}
+    return inherited.model_copy(update=changes)
+
+
+def forward_tokens(run: RunDir, played: int) -> float:
+    """Cost of the iterations in tokens times forward passes, without padding: sampling and scoring count once, training three times."""
+    cost = 0.0
+    for t in range(played):
+        generate, score, train = (run.finished(iteration_stage(t, name)).facts for name in ("generate", "score", "train"))
+        cost += generate["sampled_tokens"] + score["scored_tokens"] + 3 * train["trained_tokens"]
+    return cost

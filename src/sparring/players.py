@@ -1,0 +1,119 @@
+"""The players of a run: who they are, where their weights lie, under which chat template they talk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import Recipe, load_recipe
+from sparring.data.chat import Chat, load_template
+from sparring.errors import UserError
+from sparring.policy.load import find_model, load_tokenizer, model_facts
+from sparring.report.summary import SUMMARY
+from sparring.rundir import RunDir, read_json
+from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, iteration_stage, measure_stage
+
+BASE, SFT = "base", "sft"
+
+
+@dataclass(frozen=True)
+class Player:
+    """A player by name: "baseline", an iteration's number or "continued-sft".
+
+    `stage` holds its model; None is the model that the recipe names where that is a folder of its own, which a run does not copy.
+    """
+
+    name: str
+    stage: str | None
+
+    @property
+    def title(self) -> str:
+        return f"iteration {self.name}" if self.name.isdigit() else self.name
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether training saved it: with the chat template and the ends of turn of the run."""
+        return self.stage not in (None, BASE)
+
+
+class Players:
+    """Everybody who has come out of a run so far. The summary tells which iterations count, once there is one; until then the disk."""
+
+    def __init__(self, root: Path) -> None:
+        if not (root / "recipe.yaml").is_file():
+            raise UserError(
+                "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
+            )
+        self.recipe: Recipe = load_recipe(root / "recipe.yaml")
+        self.run = RunDir(root)
+        self.summary: dict[str, Any] | None = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
+        self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
+
+    def find(self, name: str) -> Player:
+        """A player by its name or as "best"; numbers may have leading zeros."""
+        wanted = self._best() if name == "best" else name
+        wanted = str(int(wanted)) if wanted.isdecimal() else wanted
+        found = next((player for player in self.all if player.name == wanted), None)
+        if found is None:
+            there = ", ".join(player.name for player in self.all) or "none yet"
+            raise UserError(
+                f"this run has no player {wanted!r}", where=str(self.run.root), remedy=f"it has {there}{self._ended_early() or ''}"
+            )
+        return found
+
+    def folder(self, player: Player) -> Path:
+        """Its model folder. Raises UserError when it is not what the run made or used."""
+        if player.stage is not None:
+            return self.run.verified(player.stage).path / "model"
+        source = find_model(self.recipe.model, self.recipe.seed)
+        played = self.run.inputs_of(measure_stage(BASELINE)) or {}
+        if source.folder is None or source.fingerprint != played.get("model"):
+            raise UserError(
+                "this is no longer the model that the run started from (its hash differs)",
+                where=f"model.path ({source.name})",
+                remedy="put it back, or run the recipe again in another run_dir",
+            )
+        return source.folder
+
+    def chat(self) -> Chat:
+        """The run's chat, which is the same for all players, from one that was trained if there is one: they carry it with them."""
+        carrier = next((player for player in self.all if player.is_trained), self.all[0])
+        folder = self.folder(carrier)
+        own = None if carrier.is_trained else self.recipe.model.chat_template
+        chat = Chat(load_tokenizer(folder), load_template(own) if own else None, model_facts(folder)[1])
+        chat.tokenizer.chat_template = chat.template
+        return chat
+
+    def _possible(self) -> list[Player]:
+        if self.summary is None:
+            iterations = len(list((self.run.root / "iterations").glob("[0-9]*")))
+            controls = 1
+        else:
+            iterations, controls = len(self.summary["iterations"]), len(self.summary["controls"])
+        played = [Player(str(t), iteration_stage(t, "train")) for t in range(iterations)]
+        return [*self._baseline(), *played, *[Player(CONTROL, CONTROL_TRAIN)][:controls]]
+
+    def _baseline(self) -> list[Player]:
+        if self.recipe.sft is not None:
+            return [Player(BASELINE, SFT)]
+        if self.run.finished(BASE):
+            return [Player(BASELINE, BASE)]
+        return [Player(BASELINE, None)] if self.run.finished(measure_stage(BASELINE)) else []
+
+    def _best(self) -> str:
+        best = self.summary and self.summary["best"]
+        if not best:
+            ended = self._ended_early()
+            raise UserError(
+                "this run has no best iteration" + (ended or " yet"),
+                where=str(self.run.root),
+                remedy="`--iteration baseline` is the model that it started from" if ended else "let it play at least one iteration",
+            )
+        return str(best["iteration"])
+
+    def _ended_early(self) -> str | None:
+        """Where the game is over without an iteration, a clause that says so."""
+        if self.summary is None or self.summary["iterations"] or self.summary["stop_reason"] is None:
+            return None
+        return f"; the game ended without an iteration - {self.summary['stop_reason']}"

@@ -1,0 +1,28 @@
+"""A model in a run: its folder, pinned by a content hash, and what was measured of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sparring.rundir import StageRecord, digest
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model folder with the content hash of its weights; `measured` and `evaluated` are the folders of its held-out results."""
+
+    folder: Path
+    hash: str
+    measured: Path | None = None
+    evaluated: Path | None = None
+
+    @classmethod
+    def of_stage(cls, record: StageRecord) -> Policy:
+        """The model that a stage committed. Its hash comes from the commit, not from reading the weights again."""
+        files = {name.removeprefix("model/"): hash for name, hash in record.outputs.items() if name.startswith("model/")}
+        pinned = {name: hash for name, hash in files.items() if name.endswith(".safetensors") or name == "config.json"}
+        return cls(record.path / "model", digest(pinned))
+
+    def with_results(self, measured: Path, evaluated: Path) -> Policy:
+        return replace(self, measured=measured, evaluated=evaluated)

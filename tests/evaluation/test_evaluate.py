@@ -1,0 +1,171 @@
+"""Scores and samples of three held-out rows, by hand; and the answer pattern against the human replies."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparring.config import Recipe, load_recipe
+from sparring.console import log
+from sparring.data.records import Conversation, Example, Reply
+from sparring.data.tables import read_rows
+from sparring.errors import UserError
+from sparring.evaluation.evaluate import SAMPLES, SCORES, Evaluator
+from sparring.evaluation.measure import Measured
+from sparring.evaluation.metrics import auc_score, wilson_interval
+
+END = 0
+
+
+class FakeChat:
+    """A token is a character, and 0 ends the turn."""
+
+    stop_ids = frozenset({END})
+
+    def decode(self, ids: tuple[int, ...]) -> str:
+        return "".join(chr(token) for token in ids if token != END)
+
+
+def ids(text: str, end: bool = True) -> tuple[int, ...]:
+    return tuple(map(ord, text)) + ((END,) if end else ())
+
+
+def example(name: str, prompt: str, reply: str) -> Example:
+    return Example(name, Conversation(({"role": "user", "content": prompt},), reply), ids(prompt), ids(reply))
+
+
+HELD_OUT = [example("a", "2+2", "is 4"), example("b", "2+3", "is 5"), example("c", "2+4", "six")]
+REPLIES = [Reply("a", 0, ids("it is 4"), "stop"), Reply("b", 0, ids(""), "stop"), Reply("c", 0, ids("9 or", end=False), "length")]
+GREEDY = [Reply("a", 0, ids("4"), "stop"), Reply("b", 0, ids("is 5"), "stop"), Reply("c", 0, ids("six"), "stop")]
+LOGPS: list[dict[str, Any]] = [
+    {"row_id": "a", "real": -2.0, "own": -3.0},
+    {"row_id": "b", "real": -4.0, "own": -0.5},
+    {"row_id": "c", "real": -1.0, "own": -7.0},
+]
+DUELS = [(-2.0, -3.0, -3.0, -3.0), (-4.0, -4.0, -5.0, -5.0), (-1.0, -2.0, -9.0, -7.0)]  # (player, opponent) of the human, of the generated
+NAMES = ("player_real", "opponent_real", "player_generated", "opponent_generated")
+WITH_OPPONENT = [{**row, **dict(zip(NAMES, duel, strict=True))} for row, duel in zip(LOGPS, DUELS, strict=True)]
+
+
+def recipe(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Recipe:
+    sections = {"evaluate": {"answer_pattern": pattern}, "stop": {"confidence": confidence}}
+    return load_recipe({"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, **sections})
+
+
+def evaluator(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Evaluator:
+    return Evaluator(recipe(pattern, confidence), FakeChat(), HELD_OUT)  # type: ignore[arg-type]
+
+
+def test_the_scores_by_hand() -> None:
+    scores = evaluator().scores(Measured(REPLIES, GREEDY, WITH_OPPONENT))
+    values = {name: score["value"] for name, score in scores.items()}
+    assert values == pytest.approx(
+        {
+            "exact_match": 1 / 3,  # "4"; nothing; the human reply to c has no answer to match
+            "exact_match_greedy": 2 / 3,
+            "nll_per_token": 7 / 14,
+            "nll_per_reply": 7 / 3,
+            "duel_margin": (1 + 0 + 3) / 3,
+            "duel_accuracy": (1 + 0.5 + 1) / 3,
+            "real_logp": -7 / 3,
+            "generated_logp": -10.5 / 3,
+            "reply_tokens": (8 + 1 + 4) / 3,
+            "human_reply_tokens": (5 + 5 + 4) / 3,
+            "truncated": 1 / 3,
+            "identical": 0,
+            "empty": 1 / 3,
+            "length_auc": auc_score([5, 5, 4], [8, 1, 4])["value"],
+        }
+    )
+    assert all(score["n"] == 3 and score["stderr"] >= 0 for score in scores.values())
+    better = {name: score["higher_is_better"] for name, score in scores.items()}
+    assert better == {
+        **dict.fromkeys(("exact_match", "exact_match_greedy", "duel_margin", "duel_accuracy", "real_logp"), True),
+        **dict.fromkeys(("nll_per_token", "nll_per_reply", "truncated", "empty", "length_auc"), False),
+        **dict.fromkeys(("generated_logp", "reply_tokens", "human_reply_tokens", "identical"), None),
+    }
+
+
+def test_the_human_reply_word_for_word_is_identical() -> None:
+    scores = evaluator().scores(Measured(GREEDY, None, LOGPS))
+    assert scores["identical"]["value"] == pytest.approx(2 / 3) and scores["empty"]["value"] == scores["truncated"]["value"] == 0
+
+
+def test_the_interval_has_the_recipes_confidence() -> None:
+    for confidence in (0.8, 0.99):
+        score = evaluator(confidence=confidence).scores(Measured(REPLIES, GREEDY, WITH_OPPONENT))["duel_accuracy"]
+        assert (score["low"], score["high"]) == wilson_interval(2.5 / 3, 3, confidence)
+
+
+def test_what_was_not_measured_has_no_score() -> None:
+    full = evaluator().scores(Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys()
+    assert full - evaluator().scores(Measured(REPLIES, GREEDY, LOGPS)).keys() == {"duel_margin", "duel_accuracy"}
+    assert full - evaluator().scores(Measured(REPLIES, None, WITH_OPPONENT)).keys() == {"exact_match_greedy"}
+    assert full - evaluator(None).scores(Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys() == {"exact_match", "exact_match_greedy"}
+
+
+def test_another_pattern_scores_the_same_replies_anew() -> None:
+    measured = Measured(REPLIES, GREEDY, WITH_OPPONENT)
+    one, other = evaluator().scores(measured), evaluator("^[a-z]+").scores(measured)
+    assert {name for name in one if one[name] != other[name]} == {"exact_match"}
+    assert other["exact_match"]["value"] == 0 and other["exact_match_greedy"]["value"] == pytest.approx(2 / 3), "is, six"
+
+
+def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
+    measured = Measured(REPLIES, GREEDY, WITH_OPPONENT)
+    evaluator().evaluate(tmp_path, measured)
+    assert json.loads((tmp_path / SCORES).read_text()) == evaluator().scores(measured)
+    common = {"row_id", "prompt", "human", "reply", "greedy", "finish_reason", "human_logp", "reply_logp"}
+    rows = read_rows(tmp_path / SAMPLES)
+    assert all(row.keys() == common for row in rows)
+    assert [list(row.values()) for row in rows] == [
+        ["a", "2+2", "is 4", "it is 4", "4", "stop", -2.0, -3.0],
+        ["b", "2+3", "is 5", "", "is 5", "stop", -4.0, -0.5],
+        ["c", "2+4", "six", "9 or", "six", "length", -1.0, -7.0],
+    ]
+    evaluator().evaluate(tmp_path, Measured(REPLIES, None, LOGPS))
+    assert [row["greedy"] for row in read_rows(tmp_path / SAMPLES)] == [None] * 3
+    assert {path.name for path in tmp_path.iterdir()} == {SCORES, SAMPLES}
+
+
+def test_one_row_has_scores_too() -> None:
+    one = Evaluator(recipe(), FakeChat(), HELD_OUT[:1])  # type: ignore[arg-type]
+    scores = one.scores(Measured(REPLIES[:1], GREEDY[:1], WITH_OPPONENT[:1]))
+    assert scores["nll_per_token"]["stderr"] is None and scores["exact_match"]["value"] == 1
+    assert all(math.isfinite(score["value"]) for score in scores.values())
+
+
+# --- the pattern against the human replies
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    monkeypatch.setattr(log, "propagate", True)
+    caplog.set_level(logging.WARNING)
+    return caplog
+
+
+@pytest.mark.parametrize("pattern", [None, ".+", "[a-z]+"])
+def test_a_pattern_that_finds_every_answer_is_silent(pattern: str | None, warnings: pytest.LogCaptureFixture) -> None:
+    evaluator(pattern).check_pattern()
+    assert not warnings.records
+
+
+def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixture) -> None:
+    evaluator("[0-9]").check_pattern()
+    (line,) = [record.message for record in warnings.records]
+    assert line == "evaluate.answer_pattern finds no answer in 1 of 3 held-out human replies: never a match"
+
+
+@pytest.mark.parametrize("pattern", ["#### ([0-9]+)", "[0-9]*x?$", "^(.*)is"])
+def test_a_pattern_that_never_finds_an_answer_is_refused(pattern: str, warnings: pytest.LogCaptureFixture) -> None:
+    human = [example(name, "q", reply) for name, reply in (("a", "is a"), ("b", "is b"))]
+    with pytest.raises(UserError) as caught:
+        Evaluator(recipe(pattern), FakeChat(), human).check_pattern()  # type: ignore[arg-type]
+    assert caught.value.where == "evaluate.answer_pattern" and f"{pattern!r} finds no answer in any of the 2" in caught.value.what
+    assert "one of them is 'is a'" in caught.value.remedy and not warnings.records

@@ -1,0 +1,96 @@
+"""The engine of a recipe: in which number format it samples, at which temperature, and what a free question depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sparring.config import Recipe, load_recipe
+from sparring.data.chat import Chat
+from sparring.data.records import Message
+from sparring.opponent.engines import answer, load_sampler, make_engine
+from sparring.policy.load import load_tokenizer, model_facts
+from sparring.policy.tiny import make_tiny
+
+
+def recipe(**sections: Any) -> Recipe:
+    return load_recipe(
+        {
+            "run_dir": "run",
+            "data": {"path": "builtin:tasks"},
+            "sampling": {"max_new_tokens": 8},
+            "model": {"path": "builtin:tiny"},
+            **sections,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny(folder, 0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(tiny: Path) -> Chat:
+    return Chat(load_tokenizer(tiny), None, model_facts(tiny)[1])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "expected"),
+    [
+        (None, "bf16", torch.bfloat16),
+        (None, "fp32", torch.float32),
+        ("float32", "bf16", torch.float32),
+        ("bfloat16", "fp32", torch.bfloat16),
+    ],
+)
+def test_the_sampler_follows_the_precision_of_training_unless_told(
+    dtype: str | None, precision: str, expected: torch.dtype, tiny: Path
+) -> None:
+    model = load_sampler(recipe(model={"path": "builtin:tiny", "dtype": dtype}, train={"precision": precision}), tiny)
+    assert model.dtype == expected and not model.training
+
+
+def turns(*texts: str, system: str | None = None) -> list[list[Message]]:
+    first = [Message(role="system", content=system)] if system else []
+    return [[*first, Message(role="user", content=text)] for text in texts]
+
+
+def asked(
+    chat: Chat, tiny: Path, prompts: Sequence[Sequence[Message]], seed: int = 0, temperature: float = 1.0, **sections: Any
+) -> list[str]:
+    chosen = recipe(train={"precision": "fp32"}, **sections)
+    return answer(make_engine(chosen, chat, load_sampler(chosen, tiny), temperature), chat, prompts, seed)
+
+
+def test_an_answer_depends_on_the_seed_and_its_place_alone(chat: Chat, tiny: Path) -> None:
+    together = asked(chat, tiny, turns("one", "two", "three"))
+    assert asked(chat, tiny, turns("one", "two", "three")) == together and len(set(together)) == 3
+    assert asked(chat, tiny, turns("one")) == together[:1]
+    small = asked(chat, tiny, turns("one", "two", "three"), sampling={"max_new_tokens": 8, "batch_tokens": 1})
+    assert small == together
+    assert asked(chat, tiny, turns("two"))[0] != together[1], "another place"
+    assert asked(chat, tiny, turns("one"), seed=1) != together[:1]
+
+
+def test_a_system_turn_is_part_of_the_question(chat: Chat, tiny: Path) -> None:
+    assert asked(chat, tiny, turns("one", system="be brief")) != asked(chat, tiny, turns("one"))
+
+
+def test_the_temperature_is_the_callers_and_greedy_needs_no_seed(chat: Chat, tiny: Path) -> None:
+    greedy = asked(chat, tiny, turns("one"), temperature=0.0)
+    assert greedy == asked(chat, tiny, turns("one"), temperature=0.0, seed=5)
+    assert greedy != asked(chat, tiny, turns("one"))
+    chosen = recipe(sampling={"max_new_tokens": 8, "temperature": 0.5, "top_p": 0.5})
+    engine = make_engine(chosen, chat, load_sampler(chosen, tiny), 1.5)
+    assert (engine.sampling.temperature, engine.sampling.top_p) == (1.5, 0.5) and chosen.sampling.temperature == 0.5
+
+
+def test_no_question_no_answer(chat: Chat, tiny: Path) -> None:
+    assert asked(chat, tiny, []) == []
