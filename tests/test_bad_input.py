@@ -18,6 +18,8 @@ from conftest import Game, rows, write_rows
 from test_kill_and_resume import assert_same_outcome, outcome
 from zygote import Result, Sabotage, Zygote
 
+from sparring.data.tables import read_rows
+
 SPARRING = str(Path(sys.executable).with_name("sparring"))
 
 
@@ -223,6 +225,37 @@ def test_an_unknown_model(game: Game, path: str, parts: list[str]) -> None:
     refused(game.run(), *parts)
 
 
+def test_a_missing_file_is_told_before_a_model_is_fetched(game: Game) -> None:
+    """A download of gigabytes for nothing: the model's own refusal must come second."""
+    game.write(model={"path": "nobody/nothing", "chat_template": "none.jinja"}, data__path="none.jsonl")
+    for override, part in (
+        ("seed=0", "none.jsonl: no such data file"),
+        ("data.path=rows.jsonl", "model.chat_template: none.jinja: no such file"),
+    ):
+        result = game.run(override)
+        refused(result, part)
+        assert "nobody/nothing" not in result.err and not [path for path in game.root.rglob("*") if path.is_dir()]
+    (game.folder / "none.jinja").write_text("{{ messages }}")
+    refused(game.run("data.path=rows.jsonl"), "nobody/nothing", "not in the local cache")
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "difference"),
+    [({}, "sft", "start: "), ({"sft": None}, "baseline/measure", "model: ")],
+    ids=["with sft", "without"],
+)
+def test_a_config_edited_under_a_run(game: Game, model: Path, changes: dict[str, Any], stage: str, difference: str) -> None:
+    """The same weights under another config are another model."""
+    game.write(model__path="model", iterations=1, baseline=None, **changes)
+    assert game.run().code == 0
+    before, file = game.state(), model / "config.json"
+    good = file.read_text()
+    file.write_text(json.dumps({**json.loads(good), "rms_norm_eps": 1e-3}))
+    refused(game.run(), f"stage {stage} was made from other inputs", difference, f"--restart-from {stage}")
+    file.write_text(good)
+    assert game.run().code == 0 and game.state() == before
+
+
 def test_an_unknown_model_with_the_hub_out_of_reach_in_the_real_command(game: Game) -> None:
     game.write(model__path="nobody/nothing")
     environment = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
@@ -355,6 +388,28 @@ def test_the_other_way_on_is_to_redo(copy: Game) -> None:
     result = copy.run("objective.beta=0.5", "--restart-from", "iterations/000/train")
     assert result.code == 0 and copy.json("iterations/000/train/done.json")["inputs"]["objective"]["beta"] == 0.5
     assert "beta: 0.5" in (copy.root / "recipe.yaml").read_text()
+
+
+# ---------------------------------------------------------------------------------------------- an answer pattern that finds nothing
+
+
+def test_an_answer_pattern_that_no_human_reply_matches(game: Game, copy: Game) -> None:
+    found = ("evaluate.answer_pattern: '#### [0-9]+' finds no answer in any of the 8 held-out human replies", "one of them is '")
+    refused(game.run("evaluate.answer_pattern='#### [0-9]+'"), *found)
+    assert not (game.root / "sft").exists() and not (game.root / "baseline").exists(), "before any work"
+    before = outcome(copy.root)
+    refused(copy.run("evaluate.answer_pattern='#### [0-9]+'"), *found)
+    assert outcome(copy.root) == before
+    replayed(copy)
+
+
+def test_an_answer_pattern_that_some_human_replies_do_not_match(copy: Game) -> None:
+    missed = [row["reply"] for row in read_rows(copy.root / "data/held_out.parquet") if not re.search("[0-5]$", row["reply"])]
+    assert 0 < len(missed) < 8
+    result = copy.run("evaluate.answer_pattern='[0-5]$'")
+    assert result.code == 0
+    assert result.err.count(f"finds no answer in {len(missed)} of 8 held-out human replies: never a match") == 1
+    assert "finds no answer" not in copy.run().err
 
 
 # ---------------------------------------------------------------------------------------------- a run directory edited by hand

@@ -56,7 +56,7 @@ def made_anew(err: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(
     ("override", "difference", "scores"),
     [
-        (OTHERS[0], 'answer_pattern: "[0-9]+$" -> "[a-z]+"', {"exact_match"}),
+        ("evaluate.answer_pattern=null", 'answer_pattern: "[0-9]+$" -> null', {"exact_match"}),
         (OTHERS[1], "confidence: 0.95 -> 0.8", {"duel_accuracy"}),
         (OTHERS[2], 'showcase: [null, "say ab"] -> [null, "say ba", "say ab"]', set()),
         (OTHERS[3], 'showcase: [null, "say ab"] -> ["You are terse.", "say ab"]', set()),
@@ -74,9 +74,7 @@ def test_a_finished_run_is_scored_anew_without_sampling_or_training(
     assert not re.search("training|sampling:|replies:|log-probs", result.err)
     for owner in OWNERS:
         ours, theirs = (game.json(f"{owner}/evaluate/scores.json") for game in (copy, played))
-        assert {name for name in theirs if ours[name] != theirs[name]} <= scores, owner
-    changed = [owner for owner in OWNERS if copy.json(f"{owner}/evaluate/scores.json") != played.json(f"{owner}/evaluate/scores.json")]
-    assert bool(changed) == bool(scores)
+        assert {name for name in theirs if ours.get(name) != theirs[name]} == scores & theirs.keys(), owner
     assert copy.json("summary.json")["baseline"]["scores"] == copy.json("baseline/evaluate/scores.json")
     after = copy.state()
     assert copy.run(override).code == 0 and copy.state() == after, "and once is enough"
@@ -90,18 +88,17 @@ def test_what_is_scored_anew_is_as_if_it_had_been_asked_for_at_first(copy: Game,
 
 
 @pytest.mark.parametrize(
-    "sabotage",
+    ("sabotage", "back"),
     [
-        Sabotage(EVALUATE, nth=2),
-        Sabotage("shutil:rmtree", nth=2, args="evaluate"),
-        Sabotage("sparring.stages:Stages._answer_showcase", nth=3),
-        Sabotage("os:replace", args=r"000/evaluate\.partial/done\.json"),
-        Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"),
-        Sabotage("sparring.selfplay:_publish"),
+        (Sabotage(EVALUATE, nth=2), False),
+        (Sabotage("shutil:rmtree", nth=2, args="evaluate"), True),
+        (Sabotage("sparring.stages:Stages._answer_showcase", nth=3), True),
+        (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), False),
+        (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), True),
+        (Sabotage("sparring.selfplay:_publish"), False),
     ],
-    ids=["scoring", "removing", "showcase", "before done.json", "before the rename", "publishing"],
+    ids=["scoring", "removing, then back", "showcase, then back", "before the rename", "before the rename, then back", "publishing"],
 )
-@pytest.mark.parametrize("back", [False, True], ids=["on", "back"])
 def test_killed_while_it_is_scored_anew(copy: Game, fresh: Game, played: Game, sabotage: Sabotage, back: bool) -> None:
     """The same command goes on, and the old recipe takes everything back."""
     assert copy.run(*OTHERS, sabotage=[sabotage]).code == -signal.SIGKILL
@@ -137,7 +134,8 @@ def test_the_system_turn_stands_before_every_showcase_prompt(copy: Game, played:
     assert copy.run("showcase_system=You are terse.").code == 0
     shown = copy.json("baseline/evaluate/showcase.json")
     assert [entry["prompt"] for entry in shown] == ["say ab"]
-    assert shown != played.json("baseline/evaluate/showcase.json")
+    files = [f"{owner}/evaluate/showcase.json" for owner in OWNERS]
+    assert [copy.json(file) for file in files] != [played.json(file) for file in files]
     asked = copy.command("sample", "run", "say ab", "--system", "You are terse.")
     words = "".join(char if char.isprintable() else "�" for char in shown[0]["reply"]).split()
     assert asked.code == 0 and all(word in asked.out for word in words)

@@ -38,7 +38,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "data half written": ("data", [Sabotage("sparring.stages:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
     "baseline: replies drawn, not scored": ("baseline/measure", [Sabotage(SCORE_MODEL)]),
-    "baseline: measured, not evaluated": ("baseline/measure", [Sabotage(EVALUATE)]),
+    "baseline: measured, not evaluated": ("baseline/evaluate", [Sabotage(EVALUATE)]),
     "generation in a batch of a later shard": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)")]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
