@@ -142,7 +142,7 @@ class SamplingSection(Section):
         1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy."
     )
     batch_tokens: PositiveInt = Field(16384, description="Prompt and new tokens of the rows that are sampled together.")
-    shard_rows: PositiveInt = Field(256, description="Prompts per committed file; a kill loses at most one.")
+    shard_rows: PositiveInt = Field(128, description="Prompts per committed file; a kill loses at most one, and progress shows after each.")
 
     @field_validator("replies_per_prompt")
     @classmethod
