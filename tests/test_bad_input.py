@@ -393,12 +393,18 @@ def test_the_other_way_on_is_to_redo(copy: Game) -> None:
 # ---------------------------------------------------------------------------------------------- an answer pattern that finds nothing
 
 
-def test_an_answer_pattern_that_no_human_reply_matches(game: Game, copy: Game) -> None:
-    found = ("evaluate.answer_pattern: '#### [0-9]+' finds no answer in any of the 8 held-out human replies", "one of them is '")
-    refused(game.run("evaluate.answer_pattern='#### [0-9]+'"), *found)
-    assert not (game.root / "sft").exists() and not (game.root / "baseline").exists(), "before any work"
+NO_ANSWER = ("evaluate.answer_pattern: '#### [0-9]+' finds no answer in any of the 8 held-out human replies", "one of them is '")
+
+
+def test_an_answer_pattern_that_no_human_reply_matches(game: Game) -> None:
+    refused(game.run("evaluate.answer_pattern='#### [0-9]+'"), *NO_ANSWER)
+    assert {path.name for path in game.root.iterdir() if path.is_dir()} == {"base", "data"}, "before any work"
+    assert game.run("iterations=1", "baseline=null").code == 0
+
+
+def test_an_answer_pattern_that_finds_nothing_under_a_finished_run(copy: Game) -> None:
     before = outcome(copy.root)
-    refused(copy.run("evaluate.answer_pattern='#### [0-9]+'"), *found)
+    refused(copy.run("evaluate.answer_pattern='#### [0-9]+'"), *NO_ANSWER)
     assert outcome(copy.root) == before
     replayed(copy)
 
