@@ -100,20 +100,27 @@ def test_auc_by_hand() -> None:
 
 
 def test_the_error_of_the_auc_by_hand() -> None:
-    """Hanley and McNeil 1982: A (1 - A) + (m - 1)(Q1 - A^2) + (n - 1)(Q2 - A^2) over m n, Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A)."""
-    area = 5 / 8  # the 1 loses all four, the 3 loses one and ties one
+    """Hanley and McNeil 1982: A (1 - A) + (m - 1)(Q1 - A^2) + (n - 1)(Q2 - A^2) over m n, Q1 = A / (2 - A), Q2 = 2 A^2 / (1 + A);
+    m counts the side with the larger numbers.
+    """
+    area = 5.5 / 8  # all four are above the 1; of the 3, one is above and one ties
     q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    expected = math.sqrt((area * (1 - area) + (2 - 1) * (q1 - area**2) + (4 - 1) * (q2 - area**2)) / (2 * 4))
-    score = auc_score([1, 3], [2, 3, 2, 4])
+    expected = math.sqrt((area * (1 - area) + (4 - 1) * (q1 - area**2) + (2 - 1) * (q2 - area**2)) / (4 * 2))
+    score, turned = auc_score([1, 3], [2, 3, 2, 4]), auc_score([2, 3, 2, 4], [1, 3])
     assert score["value"] == pytest.approx(area) and score["stderr"] == pytest.approx(expected)
+    assert (turned["value"], turned["stderr"]) == pytest.approx((area, expected))
     assert auc_score([1, 2], [3, 4, 5])["stderr"] == 0.0, "all separated: the formula has no spread left"
     assert auc_score([1], [1])["stderr"] == pytest.approx(0.5)
 
 
-def test_the_error_of_the_auc_is_that_of_many_draws() -> None:
+@pytest.mark.parametrize(("scale", "counts"), [(2.5, (80, 60)), (0.4, (80, 60)), (2.5, (30, 200)), (1.8, (100, 100))])
+def test_the_error_of_the_auc_is_that_of_many_draws(scale: float, counts: tuple[int, int]) -> None:
+    """Of exponentials, which the formula is derived for, far enough apart that the side never turns."""
     draw = np.random.default_rng(0)
-    # exponentials are what the formula is derived for; whole numbers, fine enough to have few ties
-    found = [auc_score((1e6 * draw.exponential(1.0, 80)).astype(int), (1e6 * draw.exponential(2.5, 60)).astype(int)) for _ in range(1500)]
+    found = [
+        auc_score((1e6 * draw.exponential(1.0, counts[0])).astype(int), (1e6 * draw.exponential(scale, counts[1])).astype(int))
+        for _ in range(3000)
+    ]
     spread = float(np.std([score["value"] for score in found]))
     assert float(np.mean([score["stderr"] for score in found])) == pytest.approx(spread, rel=0.06)
 

@@ -64,10 +64,12 @@ def auc_score(human: Sequence[int], generated: Sequence[int]) -> Score:
     below = np.searchsorted(second, first, side="left")
     ties = np.searchsorted(second, first, side="right") - below
     area = float((below + 0.5 * ties).sum() / (len(first) * len(second)))
-    area = max(area, 1 - area)
+    larger, smaller = len(first), len(second)  # how many are on the side with the larger numbers
+    if area < 0.5:
+        area, larger, smaller = 1 - area, smaller, larger
     q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
-    spread = area * (1 - area) + (len(first) - 1) * (q1 - area * area) + (len(second) - 1) * (q2 - area * area)
-    return Score(value=area, n=len(second), stderr=math.sqrt(max(0.0, spread) / (len(first) * len(second))), higher_is_better=False)
+    spread = area * (1 - area) + (larger - 1) * (q1 - area * area) + (smaller - 1) * (q2 - area * area)
+    return Score(value=area, n=len(second), stderr=math.sqrt(max(0.0, spread) / (larger * smaller)), higher_is_better=False)
 
 
 def find_answer(pattern: re.Pattern[str], text: str) -> str | None:
