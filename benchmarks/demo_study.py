@@ -29,6 +29,7 @@ from sparring.evaluation.metrics import is_exact_match, mean_score
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "demo.yaml"
 RUNS = ROOT / "runs" / "study"
+SIZE = ["sampling.replies_per_prompt=3", "data.max_examples=360"]  # the demo itself is a little smaller, to stay within its minutes
 VALIDATION_SEED = 100
 SHARED = ("base", "data", "sft", "baseline")  # what no tuned value touches
 NOT_LINKED = shutil.ignore_patterns(".lock", "run.log", "manifest.json")  # files that a run changes in place
@@ -44,7 +45,7 @@ def play(name: str, seed: int, overrides: list[str], share_from: str | None = No
         folder.mkdir(parents=True)
         for stage in SHARED:
             shutil.copytree(RUNS / share_from / stage, folder / stage, copy_function=os.link)
-    return sparring.run(RECIPE, [f"run_dir={folder}", f"seed={seed}", *overrides])
+    return sparring.run(RECIPE, [f"run_dir={folder}", f"seed={seed}", *SIZE, *overrides])
 
 
 def tune() -> None:
