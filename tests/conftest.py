@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 from zygote import Result, Running, Zygote
+
+# A shell starts background jobs with Ctrl-C ignored, and children inherit that: the commands under test must be able to get it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Two iterations, with several shards, checkpoints and score shards in each: at every point there is something to go on from.
 TINY: dict[str, Any] = {

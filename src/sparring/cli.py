@@ -137,7 +137,7 @@ def _encode_stdout(**options: str) -> None:
 def _outcome(again: str | None = None) -> Iterator[None]:
     """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
     if again:
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except UserError as error:
