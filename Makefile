@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/python -m pytest
 
-# the study behind docs/results.md: three seeds of the demo's game; about 40 minutes on two cores
+# the study behind docs/results.md: three seeds of the demo's game
 bench: setup
 	$(BIN)/python benchmarks/demo_study.py test 0 1 2
 
