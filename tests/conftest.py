@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,12 @@ class Game:
             file.relative_to(self.root).as_posix().replace(".partial", ""): (file.read_bytes().hex(), file.stat().st_mtime_ns)
             for file in (*of_stages, *self.root.rglob("shard-*.parquet"))
         }
+
+
+@pytest.fixture(autouse=True)
+def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A game played in this process before may have cut the log off from its root; changed within a test, lines would come twice."""
+    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from sparring.config import Recipe, load_recipe
-from sparring.console import log
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
@@ -144,8 +143,7 @@ def test_one_row_has_scores_too() -> None:
 
 
 @pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
-    monkeypatch.setattr(log, "propagate", True)
+def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     caplog.set_level(logging.WARNING)
     return caplog
 

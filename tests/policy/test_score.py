@@ -84,11 +84,6 @@ TREES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
-
-
 def make(name: str, seed: int = 0) -> PreTrainedModel:
     return of_config(ZOO[name][0](), seed)
 

@@ -57,8 +57,7 @@ def test_steps_by_hand() -> None:
     assert plan(items=700, warmup=0.1).warmup_steps == 7, "0.1 * 70 is a little more than 7 in floating point"
 
 
-def test_a_batch_larger_than_the_items_is_announced(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
+def test_a_batch_larger_than_the_items_is_announced(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sparring")
     assert plan(items=10).batch_size == 10 and not caplog.messages
     found = plan(items=7, epochs=3.0)

@@ -12,9 +12,7 @@ from sparring.training.watch import HumanLogpWatch
 
 
 @pytest.fixture
-def see(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], dict[str, Any]]]:
-    monkeypatch.setattr(logging.getLogger("sparring"), "propagate", True)
-
+def see(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[list[str], dict[str, Any]]]:
     def watched(margins: list[float], rewards: list[float]) -> tuple[list[str], dict[str, Any]]:
         caplog.clear()
         watch = HumanLogpWatch("iteration 2: training")
