@@ -23,8 +23,10 @@ import pyarrow.parquet as pq
 
 import sparring
 from sparring.console import set_up_logging
-from sparring.data.prepare import read_examples
+from sparring.data.chat import Chat
+from sparring.data.prepare import prepare, read_examples
 from sparring.evaluation.metrics import is_exact_match, mean_score
+from sparring.policy.load import load_tokenizer, model_facts
 
 ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "demo.yaml"
@@ -121,7 +123,10 @@ def correct(seed: int, model: str, column: str) -> list[float]:
 
 def check_disjoint(seeds: list[int]) -> None:
     """Stop when a prompt of any test part was seen in tuning: neither trained on nor chosen by."""
-    tuned = set().union(*(prompts(file) for file in RUNS.glob("tune-*/data/*.parquet")))
+    recipe = sparring.load_recipe(RECIPE, SIZE)
+    base = RUNS / f"seed-{seeds[0]}" / "base" / "model"
+    prepared = prepare(recipe.data, Chat(load_tokenizer(base), None, model_facts(base)[1]), VALIDATION_SEED)
+    tuned = {example.conversation.prompt_key for example in (*prepared.train, *prepared.held_out)}
     for seed in seeds:
         shared = tuned & prompts(RUNS / f"seed-{seed}" / "data" / "held_out.parquet")
         if shared:
