@@ -12,7 +12,11 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import settings
 from zygote import Result, Running, Zygote
+
+settings.register_profile("sparring", deadline=None)  # machines are as slow as they are
+settings.load_profile("sparring")
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the commands under test must be able to get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

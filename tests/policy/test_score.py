@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.errors import UserError
-from sparring.policy import compute, score
+from sparring.policy import score, tree_attention
 from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.score import Scorer, score_trees
@@ -52,14 +52,29 @@ ZOO: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
     "llama": (lambda: transformers.LlamaConfig(**COMMON), "tree"),
     "llama, tied": (lambda: transformers.LlamaConfig(**COMMON, tie_word_embeddings=True), "tree"),
     "mistral, long window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=60), "tree"),
-    "mistral, short window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=6), "rows"),
+    "mistral, short window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=6), "tree"),
+    "qwen2": (lambda: transformers.Qwen2Config(**COMMON), "tree"),
     "qwen3": (lambda: transformers.Qwen3Config(**COMMON, head_dim=8), "tree"),
     "gemma-2": (
         lambda: transformers.Gemma2Config(
-            **COMMON, head_dim=8, query_pre_attn_scalar=8, sliding_window=60, final_logit_softcapping=2.0, attn_logit_softcapping=3.0
+            **COMMON, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, final_logit_softcapping=2.0, attn_logit_softcapping=3.0
         ),
         "tree",
     ),
+    "gemma-3": (
+        lambda: transformers.Gemma3TextConfig(
+            **COMMON, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+        ),
+        "tree",
+    ),
+    "phi-3": (lambda: transformers.Phi3Config(**COMMON, sliding_window=6), "tree"),
+    "olmo-2": (lambda: transformers.Olmo2Config(**COMMON), "tree"),
+    "mixtral": (lambda: transformers.MixtralConfig(**COMMON, num_local_experts=4), "tree"),
+    "qwen3, experts": (
+        lambda: transformers.Qwen3MoeConfig(**COMMON, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=12),
+        "tree",
+    ),
+    "gpt-oss": (lambda: transformers.GptOssConfig(**COMMON, head_dim=8, num_local_experts=4, sliding_window=6), "rows"),  # attention sinks
     "granite": (
         lambda: transformers.GraniteConfig(
             **COMMON, logits_scaling=3.0, embedding_multiplier=2.0, residual_multiplier=0.5, attention_multiplier=0.2
@@ -73,6 +88,12 @@ ZOO: dict[str, tuple[Callable[[], PreTrainedConfig], str]] = {
     "bloom": (lambda: transformers.BloomConfig(**COMMON, n_head=2, n_layer=2), "rows"),  # its positions are in the mask
     "mamba-2": (lambda: transformers.Mamba2Config(**COMMON, **MAMBA2), "rows"),
     "mamba": (lambda: transformers.MambaConfig(**COMMON, state_size=4), "rows"),
+    "jamba": (  # a hybrid
+        lambda: transformers.JambaConfig(
+            **COMMON, attn_layer_period=2, attn_layer_offset=1, num_experts=1, use_mamba_kernels=False, mamba_d_state=4
+        ),
+        "rows",
+    ),
 }
 # One to four replies, lengths from one token on, prompts of one token and of eleven; the longest path is 17 tokens.
 TREES = [
@@ -89,8 +110,9 @@ def make(name: str, seed: int = 0) -> PreTrainedModel:
 
 
 def of_config(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """Under the plainest attention there is: torch's own ignores soft caps."""
     torch.manual_seed(seed)
-    return transformers.AutoModelForCausalLM.from_config(config).eval()
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
 
 
 def reference(model: nn.Module, prompt_ids: tuple[int, ...], reply_ids: tuple[int, ...]) -> Tensor:
@@ -145,11 +167,11 @@ LAYOUTS = [(name, layout) for name, (_, best) in ZOO.items() for layout in ("tre
 # --- values and gradients
 
 
-@pytest.fixture(params=["plain kernel", "torch's choice"])
+@pytest.fixture(params=["plain products", "fused"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both attention kernels; our trees are so short that the scorer would always take the first."""
-    positions = {"plain kernel": 128, "torch's choice": 0}[request.param]
-    monkeypatch.setattr(compute, "CPU_PLAIN_ATTENTION_POSITIONS", positions)
+    positions = {"plain products": 384, "fused": 0}[request.param]
+    monkeypatch.setattr(tree_attention, "PLAIN_PRODUCTS_UP_TO", positions)
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
@@ -228,12 +250,22 @@ def test_a_head_that_only_the_model_knows_is_left_to_the_model(caplog: pytest.Lo
     assert row == pytest.approx([reference(model, TREES[0].prompt_ids, reply).item() for reply in TREES[0].replies], rel=1e-5)
 
 
-def test_a_window_that_only_the_longest_path_exceeds_is_noticed() -> None:
-    """The tree with the most tokens may have short paths; the check must see the longest one."""
+def test_a_window_of_unusual_code_is_noticed_on_the_longest_path() -> None:
+    """A model that puts its window into a mask of its own. The check must see the longest path, not only the most tokens."""
     bushy = Branches((3, 4), tuple((token, token + 1, 1) for token in range(10, 30, 2)))
     long_path = Branches(tuple(range(3, 14)), ((30, 1), (31, 1)))
     assert bushy.tokens("tree") > long_path.tokens("tree")
-    scorer = Scorer(make("mistral, short window"))
+    model = make("llama")
+    forward = model.model.forward
+
+    def local(input_ids: Tensor, attention_mask: Tensor | None = None, **options: object) -> object:
+        seen = torch.ones(input_ids.shape[1], input_ids.shape[1]).tril().triu(-5)
+        return forward(input_ids, attention_mask=seen.log()[None, None], **options)
+
+    model.model.forward = local
+    scorer = Scorer(model)
+    scorer.choose_layout(bushy)
+    assert scorer.layout == "tree"
     scorer.choose_layout(*hardest([bushy, long_path]))
     assert scorer.layout == "rows"
 
@@ -243,6 +275,16 @@ def test_a_recurrence_is_noticed_though_the_longest_path_has_one_token_replies()
     scorer = Scorer(make("mamba-2"))
     scorer.choose_layout(*hardest([long_path, TREES[0]]))
     assert scorer.layout == "rows"
+
+
+def test_soft_caps_hold_also_where_torchs_own_attention_would_ignore_them() -> None:
+    torch.manual_seed(0)
+    scorer = Scorer(transformers.AutoModelForCausalLM.from_config(ZOO["gemma-2"][0](), attn_implementation="sdpa").eval())
+    scorer.choose_layout(*hardest(TREES))
+    assert scorer.layout == "tree"
+    expected = references(make("gemma-2"), TREES)
+    with torch.no_grad():
+        torch.testing.assert_close(flat(rows_of(scorer(scorer.collate(TREES)), TREES)).float(), flat(expected), rtol=1e-5, atol=0)
 
 
 def test_a_model_of_nans_is_the_persons_to_mend() -> None:
@@ -283,8 +325,8 @@ def test_the_padding_token_is_never_looked_at() -> None:
     scorer = Scorer(make("llama"))
     batch = scorer.collate(TREES)
     expected = scorer(batch).detach()
-    batch.input_ids_BL[batch.segment_BL < 0] = 17
-    batch.position_ids_BL[batch.segment_BL < 0] = 40
+    batch.input_ids_BL[~batch.real_BL] = 17
+    batch.position_ids_BL[~batch.real_BL] = 40
     assert torch.equal(scorer(batch), expected)
 
 

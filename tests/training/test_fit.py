@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from sparring.config import TrainSection
 from sparring.data.records import Conversation, Duel, Example
@@ -43,6 +44,7 @@ SHAPE = {
     "eos_token_id": EOS,
     "pad_token_id": 0,
 }
+ALIBI = transformers.BloomConfig(**SHAPE, n_layer=2, n_head=4)  # its positions are in its mask: no tree
 AT_ZERO = {"logistic": math.log(2), "hinge": 1.0, "exponential": 1.0, "correlation": 1.0}
 
 
@@ -50,6 +52,11 @@ def llama(folder: Path, seed: int, **changes: Any) -> Path:
     torch.manual_seed(seed)
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SHAPE, **changes})).save_pretrained(folder)
     return folder
+
+
+def save_random(config: PreTrainedConfig, folder: Path) -> None:
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
@@ -161,14 +168,14 @@ def test_the_first_pass_has_margin_exactly_0(loss: LossName, checkpointing: bool
         assert row["reward_real"] == row["reward_generated"] == 0.0
 
 
-@pytest.mark.parametrize("plain_kernel_positions", [0, 15])
+@pytest.mark.parametrize("plain_products_up_to", [0, 15])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_first_pass_under_either_attention_kernel(
-    precision: str, checkpointing: bool, plain_kernel_positions: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    precision: str, checkpointing: bool, plain_products_up_to: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 15 positions some micro-batches take one kernel and some the other."""
-    monkeypatch.setattr("sparring.policy.compute.CPU_PLAIN_ATTENTION_POSITIONS", plain_kernel_positions)
+    """At 15 positions some blocks take one kernel and some the other."""
+    monkeypatch.setattr("sparring.policy.tree_attention.PLAIN_PRODUCTS_UP_TO", plain_products_up_to)
     section = settings(precision=precision, gradient_checkpointing=checkpointing)
     plan = plan_of(section, len(DUELS), lr=0.0)
     task = Recorder(DUELS, opponent_logps(start, tmp_path / "score", plan, section), 0.5, "logistic")
@@ -188,8 +195,7 @@ def test_the_first_step_in_bf16(start: Path, tmp_path: Path) -> None:
 
 
 def test_the_first_step_of_a_model_that_cannot_take_the_tree(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    transformers.MistralForCausalLM(transformers.MistralConfig(**SHAPE, sliding_window=5)).save_pretrained(tmp_path / "start")
+    save_random(ALIBI, tmp_path / "start")
     section = settings()
     plan = plan_of(section, len(DUELS), lr=0.0)
     task = Recorder(DUELS, opponent_logps(tmp_path / "start", tmp_path / "score", plan, section), 0.5, "logistic")
@@ -197,13 +203,10 @@ def test_the_first_step_of_a_model_that_cannot_take_the_tree(tmp_path: Path) -> 
     assert set(task.margins) == {0.0}
 
 
-@pytest.mark.parametrize(("layout", "changes"), [("tree", {}), ("rows", {"sliding_window": 5})])
-def test_the_opponent_pass_counts_the_tokens_that_it_computed(layout: Layout, changes: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "config"), [("tree", transformers.MistralConfig(**SHAPE, sliding_window=5)), ("rows", ALIBI)])
+def test_the_opponent_pass_counts_the_tokens_that_it_computed(layout: Layout, config: PreTrainedConfig, tmp_path: Path) -> None:
     """Per duel, in the layout that the model takes; a duel that the end of the epoch met twice was computed twice. As training counts."""
-    torch.manual_seed(0)
-    transformers.MistralForCausalLM(transformers.MistralConfig(**{**SHAPE, "sliding_window": None, **changes})).save_pretrained(
-        tmp_path / "start"
-    )
+    save_random(config, tmp_path / "start")
     section = settings()
     plan = plan_of(section, len(DUELS), lr=0.0)
     (tmp_path / "score").mkdir()

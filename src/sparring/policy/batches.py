@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring.data.records import Duel, TokenIds
+from sparring.policy.tree_attention import Block, TreeIndex
 
 Layout = Literal["tree", "rows"]
 
@@ -42,38 +43,28 @@ class Branches:
 @dataclass(frozen=True)
 class TreeBatch:
     """A micro-batch. `source_N` are flat indices into [B * L] of the positions that predict `target_N`;
-    `cell_N` is the flat index into [D, R] of the reply that the token belongs to."""
+    `cell_N` is the flat index into [D, R] of the reply that the token belongs to. `real_BL` is true at tokens, false at padding.
+    `index` says who sees whom where the trees stand packed in one row (layout "tree"); rows of their own have none."""
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
-    segment_BL: Tensor
+    real_BL: Tensor
     source_N: Tensor
     target_N: Tensor
     cell_N: Tensor
     duels: int
     replies: int
-    layout: Layout
+    tokens: int
+    index: TreeIndex | None
 
     def to(self, device: torch.device) -> TreeBatch:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, TreeIndex))}
         return TreeBatch(**{**vars(self), **moved})
 
     @property
-    def tokens(self) -> int:
-        """Positions computed, without padding."""
-        return int((self.segment_BL >= 0).sum())
-
-    @property
     def attention_mask(self) -> Tensor:
-        """Tree: [B, 1, L, L], true where a query may look: back, at the prompt or at its own branch. Rows: [B, L], true at tokens."""
-        if self.layout == "rows":
-            return (self.segment_BL >= 0).long()
-        query, key = self.segment_BL[:, :, None], self.segment_BL[:, None, :]
-        length = self.segment_BL.shape[1]
-        back = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        # a padding query sees only itself: a row of the mask with nothing in it would make the softmax NaN
-        own = torch.eye(length, dtype=torch.bool, device=query.device)
-        return ((back & ((key == 0) | (key == query)) & (key >= 0)) | own)[:, None]
+        """Rows: [B, L], 1 at tokens. Packed trees: a stand-in that says nothing, so that the model makes no mask of its own."""
+        return self.real_BL.long() if self.index is None else self.real_BL.new_zeros(1, 1, 1, 1)
 
 
 def branches_of(duel: Duel) -> Branches:
@@ -82,21 +73,23 @@ def branches_of(duel: Duel) -> Branches:
 
 
 def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
-    """Lay out `trees` as padded rows: one row per tree, or (layout "rows") one row per reply."""
+    """Lay out `trees` packed end to end in one row, or (layout "rows") as one padded row per reply."""
     columns = max(len(tree.replies) for tree in trees)
-    rows = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
+    parts = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
+    rows = [_joined(parts)] if layout == "tree" else parts
     length = max(len(row.ids) for row in rows)
     pad = [length - len(row.ids) for row in rows]
     return TreeBatch(
         input_ids_BL=torch.tensor([row.ids + [0] * p for row, p in zip(rows, pad, strict=True)]),
         position_ids_BL=torch.tensor([row.positions + [0] * p for row, p in zip(rows, pad, strict=True)]),
-        segment_BL=torch.tensor([row.segments + [-1] * p for row, p in zip(rows, pad, strict=True)]),
+        real_BL=torch.tensor([[True] * len(row.ids) + [False] * p for row, p in zip(rows, pad, strict=True)]),
         source_N=torch.tensor([index * length + source for index, row in enumerate(rows) for source in row.sources]),
         target_N=torch.tensor([target for row in rows for target in row.targets]),
         cell_N=torch.tensor([cell for row in rows for cell in row.cells]),
         duels=len(trees),
         replies=columns,
-        layout=layout,
+        tokens=sum(len(row.ids) for row in rows),
+        index=_index_of(parts) if layout == "tree" else None,
     )
 
 
@@ -107,20 +100,21 @@ def hardest(trees: Iterable[Branches]) -> list[Branches]:
     return [max(trees, key=lambda tree: tree.longest_path), beside_first]
 
 
-def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int) -> Iterator[list[int]]:
-    """Split `items` into groups of similar length, each padded to at most `max_tokens` (a single larger item stands alone).
+def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:
+    """Split `items` into groups of similar length that compute at most `max_tokens` positions (a single larger item stands alone).
 
-    shape: item -> (rows, positions of its longest row).
+    shape: item -> (rows, positions of its longest row). Trees stand end to end; rows are padded to the longest of the group.
     """
     group: list[int] = []
-    group_rows = 0
+    group_rows = group_tokens = 0
     for item in sorted(items, key=lambda item: (shape(item)[1], item)):
         rows, length = shape(item)  # lengths rise: this item's is the group's
-        if group and (group_rows + rows) * length > max_tokens:
+        computed = group_tokens + length if layout == "tree" else (group_rows + rows) * length
+        if group and computed > max_tokens:
             yield group
-            group, group_rows = [], 0
+            group, group_rows, group_tokens = [], 0, 0
         group.append(item)
-        group_rows += rows
+        group_rows, group_tokens = group_rows + rows, group_tokens + length
     if group:
         yield group
 
@@ -129,7 +123,7 @@ def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]],
 class _Row:
     ids: list[int]
     positions: list[int]
-    segments: list[int]
+    branches: list[int]
     sources: list[int]
     targets: list[int]
     cells: list[int]
@@ -147,5 +141,41 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
             row.cells += [first_cell + column] * len(reply)
             row.ids += fed
             row.positions += range(prompt, prompt + len(fed))
-            row.segments += [column + 1] * len(fed)
+            row.branches += [column + 1] * len(fed)
         yield row
+
+
+def _joined(rows: Sequence[_Row]) -> _Row:
+    """Trees end to end."""
+    joined = _Row([], [], [], [], [], [])
+    for row in rows:
+        joined.sources += [len(joined.ids) + source for source in row.sources]
+        joined.ids += row.ids
+        joined.positions += row.positions
+        joined.branches += row.branches
+        joined.targets += row.targets
+        joined.cells += row.cells
+    return joined
+
+
+def _index_of(rows: Sequence[_Row]) -> TreeIndex:
+    blocks: list[Block] = []
+    start = 0
+    for row in rows:
+        blocks += _blocks_of(row.branches, start)
+        start += len(row.ids)
+    trees = torch.tensor([number for number, row in enumerate(rows) for _ in row.ids])
+    branches, positions = (torch.tensor([x for row in rows for x in getattr(row, name)]) for name in ("branches", "positions"))
+    return TreeIndex(blocks, trees, branches, positions)
+
+
+def _blocks_of(branches: Sequence[int], start: int) -> Iterator[Block]:
+    """The prompt with the first branch that has fed tokens as one block, every other branch as one behind the prompt's keys."""
+    places: dict[int, list[int]] = {}
+    for place, branch in enumerate(branches, start):
+        places.setdefault(branch, []).append(place)
+    prompt = places.pop(0)
+    first, *others = places.values() or [[]]
+    yield Block([*prompt, *first], len(prompt) + len(first))
+    for branch in others:
+        yield Block([*prompt, *branch], len(branch))

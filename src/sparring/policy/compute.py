@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from functools import lru_cache
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
-# torch's CPU flash attention goes backward slowly under a mask: forward + backward of one SmolLM2 layer took 94 ms against 34 ms of
-# plain matrix products at 16 rows of 72 positions, 37 against 22 at 8 x 128, 25 against 30 at 4 x 256 (one core, bfloat16)
-CPU_PLAIN_ATTENTION_POSITIONS = 128
+from sparring.console import log
+
 MIXED = {"bf16": "bf16", "fp32": "no"}
 
 
@@ -35,17 +32,16 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-@contextlib.contextmanager
-def attention_kernel(positions_BL: torch.Tensor) -> Iterator[None]:
-    """Pick the attention kernel by the shape of the micro-batch alone: the opponent pass and training must pick the same."""
-    if positions_BL.device.type == "cpu" and positions_BL.shape[1] <= CPU_PLAIN_ATTENTION_POSITIONS:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    else:
-        yield
+def keep_soft_caps(model: PreTrainedModel) -> PreTrainedModel:
+    """Set a model with soft-capped attention (Gemma-2) to "eager" where it would take torch's own attention, which ignores the cap."""
+    cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
+    if cap is not None and model.config._attn_implementation == "sdpa":
+        name = type(model).__name__
+        _announce(f"attention: eager, for {name} caps its attention logits at {cap:g}, and torch's own attention would ignore that")
+        model.set_attn_implementation("eager")
+    return model
 
 
-def same_kernel_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward and of its repetition in the backward pass: the second runs under the kernel of the first."""
-    again = contextlib.nullcontext() if torch.backends.cuda.flash_sdp_enabled() else sdpa_kernel(SDPBackend.MATH)
-    return contextlib.nullcontext(), again
+@lru_cache
+def _announce(line: str) -> None:
+    log.info(line)

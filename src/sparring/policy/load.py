@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from sparring.config import ModelSection
 from sparring.console import log
 from sparring.errors import UserError
+from sparring.policy.compute import keep_soft_caps
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash
 
@@ -79,7 +80,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
         )
     _make_saveable(model)
-    return model.eval()
+    return keep_soft_caps(model).eval()
 
 
 def _make_saveable(model: PreTrainedModel) -> None:

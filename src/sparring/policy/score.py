@@ -5,7 +5,10 @@ The opponent pass, training and evaluation all call this one module, on the same
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,7 +20,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
-from sparring.policy.compute import attention_kernel, same_kernel_again
+from sparring.policy.compute import keep_soft_caps
+from sparring.policy.tree_attention import current_index, implementation, packed
 
 HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
@@ -27,18 +31,31 @@ class Scorer(nn.Module):
     """Wraps a causal language model so that its forward is the log-probs of a micro-batch.
 
     The whole vocabulary is only ever held for `HEAD_CHUNK` reply tokens at once, forward and backward.
-    `layout` is "tree" (replies share their prompt), "rows" (one row per reply) or "plain" (the model's own full logits).
+    `layout` is "tree" (replies share their prompt, trees stand packed in one row), "rows" (one padded row per reply) or "plain" (the
+    same rows, and the model's own full logits).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.model = model
-        self.layout: Layout | str = "tree"
+        self.model = keep_soft_caps(model)
+        self._own_attention = model.config._attn_implementation
+        self.layout = "tree"
         self.eval()
+
+    @property
+    def layout(self) -> str:
+        return self._layout
+
+    @layout.setter
+    def layout(self, layout: str) -> None:
+        """Also gives the model the attention that the layout needs; where it cannot take it, `choose_layout` will find out."""
+        self._layout = layout
+        own = self._own_attention
+        self.model.set_attn_implementation(implementation(own) if layout == "tree" else own)
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
-        with attention_kernel(batch.input_ids_BL):
+        with packed(batch.index):
             logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
         sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
         return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies)
@@ -56,7 +73,7 @@ class Scorer(nn.Module):
         where = "gradient_checkpointing"
         try:
             self.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": same_kernel_again}
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": _same_trees_again}
             )
         except ValueError as error:
             raise UserError(str(error), where=where, remedy=f"set {where} to false and lower micro_batch_tokens") from error
@@ -74,6 +91,7 @@ class Scorer(nn.Module):
         State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
         model's own forward knows: a wrong layout must never score silently.
         """
+        self.layout = "plain"
         expected = [plain_logps(self.model, tree) for tree in trees]
         if not all(logps.isfinite().all() for logps in expected):
             raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
@@ -100,7 +118,7 @@ class Scorer(nn.Module):
     def _by_head(self, batch: TreeBatch) -> Tensor:
         hidden = self.model.base_model(
             input_ids=batch.input_ids_BL,
-            position_ids=batch.position_ids_BL if batch.layout == "tree" else None,
+            position_ids=batch.position_ids_BL if batch.index is not None else None,
             attention_mask=batch.attention_mask,
             use_cache=False,
         ).last_hidden_state
@@ -132,6 +150,11 @@ class Scorer(nn.Module):
         return _of_targets(logits.flatten(0, 1)[batch.source_N], batch.target_N)
 
 
+def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed forward and of its repetition in the backward pass, which must see the trees of the first."""
+    return contextlib.nullcontext(), packed(current_index())
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or, where torch has no type of its own for it, the machine had no memory left."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
@@ -139,8 +162,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _of_targets(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Log-probs [N] of the targets, in float32 at least."""
-    logits_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return logits_NV.gather(1, target_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+    return _TargetLogps.apply(logits_NV, target_N)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """log softmax at one entry of every row. Over a whole vocabulary every pass over memory counts: autograd's own backward takes
+    three times as many, and twice the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_NV, target_N)
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - logits_NV.to(wide).logsumexp(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, target_N = ctx.saved_tensors
+        grad_N = grad_N.to(logits_NV.dtype)
+        grad_NV = logits_NV.softmax(1).mul_(-grad_N[:, None])
+        return grad_NV.scatter_add_(1, target_N[:, None], grad_N[:, None]), None
 
 
 @torch.no_grad()
@@ -154,7 +194,7 @@ def score_group(scorer: Scorer, trees: Sequence[Branches], accelerator: Accelera
 def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int, accelerator: Accelerator) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
     found: dict[int, list[float]] = {}
-    for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens):
+    for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens, scorer.row_layout):
         found.update(zip(group, score_group(scorer, [trees[index] for index in group], accelerator), strict=True))
     return [found[index] for index in range(len(trees))]
 

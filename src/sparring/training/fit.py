@@ -91,7 +91,8 @@ class _Trainer:
         sums: dict[str, float] = defaultdict(float)
         tokens = 0
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
-        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.settings.micro_batch_tokens):
+        budget, layout = self.settings.micro_batch_tokens, self.scorer.row_layout
+        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), budget, layout):
             tokens += self._accumulate([batch[place] for place in group], weight, sums, step)
         norm = self._clip(step, batch)
         lr = self.plan.learning_rate(step)

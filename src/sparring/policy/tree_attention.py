@@ -1,0 +1,273 @@
+"""Attention over trees packed end to end into one row: every branch sees its prompt and itself, and no tree sees another.
+
+On a CPU a tree is cut into blocks: the path of its first branch, then every further branch behind the keys of the prompt. So the prompt
+is attended once, a further reply costs its own queries, and nothing blind is computed. Elsewhere flex attention skips what is blind.
+
+Dimensions in names: T tokens of the row, H query heads, G key and value heads, D size of a head, F = heads x D;
+N blocks of a group, Q queries and K keys of its longest block.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
+MAX_PADDING = 0.15
+# ... and one head's scores under this number.
+MAX_SCORES = 2**21
+# torch's CPU flash attention is slow backwards: forward + backward of one SmolLM2 layer took 60 ms against 24 of plain products at 16 x 128
+# positions, 54 against 38 at 8 x 256, 78 against 92 at 4 x 512 (one core, bfloat16; plain products are made twice, to save memory)
+PLAIN_PRODUCTS_UP_TO = 384
+
+
+@dataclass(frozen=True)
+class Block:
+    """Places in the row of a block's keys, in the order of their positions; the last `queries` of them are its queries."""
+
+    keys: Sequence[int]
+    queries: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return len(self.keys), self.queries
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Rows of a [T, F] tensor laid out in groups, and back again. `index_M` names the token of every place, T where it is padding;
+    `back_TR` the places of every token, filled up with M where it has fewer than R."""
+
+    index_M: Tensor
+    back_TR: Tensor
+
+    def take(self, values_TF: Tensor) -> Tensor:
+        return _Take.apply(values_TF, self.index_M.clamp(max=len(values_TF) - 1), self.back_TR)
+
+    def put_back(self, values_MF: Tensor) -> Tensor:
+        """The inverse of `take` where every token has one place."""
+        return _Take.apply(values_MF, self.back_TR[:, 0], self.index_M[:, None])
+
+
+class _Take(torch.autograd.Function):
+    """Row selection whose backward pass is row selection too: several times faster than adding row by row, and deterministic."""
+
+    @staticmethod
+    def forward(ctx: Any, values_TF: Tensor, index_M: Tensor, back_TR: Tensor) -> Tensor:
+        ctx.save_for_backward(back_TR)
+        return values_TF.index_select(0, index_M)
+
+    @staticmethod
+    def backward(ctx: Any, grad_MF: Tensor) -> tuple[Tensor, None, None]:
+        (back_TR,) = ctx.saved_tensors
+        padded = torch.cat([grad_MF, grad_MF.new_zeros(1, grad_MF.shape[1])])
+        total = padded.index_select(0, back_TR[:, 0])
+        if back_TR.shape[1] > 1:
+            total = total.to(torch.promote_types(total.dtype, torch.float32))
+            for place_T in back_TR[:, 1:].unbind(1):
+                total += padded.index_select(0, place_T)
+        return total.to(grad_MF.dtype), None, None
+
+
+class TreeIndex:
+    """Where the blocks of a packed row are. Everything is made when it is first asked for and kept for all layers."""
+
+    def __init__(self, blocks: Sequence[Block], tree_T: Tensor, branch_T: Tensor, position_T: Tensor) -> None:
+        self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
+        self.groups = list(_groups(sorted(blocks, key=lambda block: block.size)))
+        self._masks: dict[Any, Any] = {}
+
+    def to(self, device: torch.device) -> TreeIndex:
+        self.tree_T, self.branch_T, self.position_T = (t.to(device) for t in (self.tree_T, self.branch_T, self.position_T))
+        return self
+
+    @cached_property
+    def queries(self) -> Gather:
+        return self._gather([[block.keys[len(block.keys) - block.queries :] for block in group] for group in self.groups])
+
+    @cached_property
+    def keys(self) -> Gather:
+        return self._gather([[block.keys for block in group] for group in self.groups])
+
+    def _gather(self, groups: Sequence[Sequence[Sequence[int]]]) -> Gather:
+        tokens = len(self.tree_T)
+        index: list[int] = []
+        places: list[list[int]] = [[] for _ in range(tokens)]
+        for group in groups:
+            longest = max(len(block) for block in group)
+            for block in group:
+                for place, token in enumerate(block, len(index)):
+                    places[token].append(place)
+                index += [*block, *[tokens] * (longest - len(block))]
+        most = max(len(found) for found in places)
+        return Gather(torch.tensor(index), torch.tensor([found + [len(index)] * (most - len(found)) for found in places]))
+
+    def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[N, 1, Q, K] of group `number`: 0 where a query may look (back, less than `window` far), minus infinity elsewhere.
+
+        Padding stands behind everything else, so that no real query sees it; a padding query sees something, or it would be NaN.
+        """
+        if (found := self._masks.get((number, window, dtype))) is None:
+            group = self.groups[number]
+            keys, queries = (max(sizes) for sizes in zip(*(block.size for block in group), strict=True))
+            offset_N = torch.tensor([len(block.keys) - block.queries for block in group])
+            key_K = torch.arange(keys)
+            query_NQ1 = (offset_N[:, None] + torch.arange(queries)).clamp(max=keys - 1)[:, :, None]
+            seen = key_K <= query_NQ1 if window is None else (key_K <= query_NQ1) & (key_K > query_NQ1 - window)
+            found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None]
+            self._masks[number, window, dtype] = found
+        return found
+
+    def block_mask(self, window: int | None) -> Any:
+        """The same rule for flex attention."""
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            on_path = (self.branch_T[key] == 0) | (self.branch_T[key] == self.branch_T[query])
+            distance = self.position_T[query] - self.position_T[key]
+            seen = (self.tree_T[query] == self.tree_T[key]) & on_path & (distance >= 0)
+            return seen if window is None else seen & (distance < window)
+
+        if window not in self._masks:
+            length = len(self.tree_T)
+            self._masks[window] = create_block_mask(sees, None, None, length, length, device=self.tree_T.device)
+        return self._masks[window]
+
+
+def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
+    """Blocks in rising size, cut where the padding or the scores would become too many."""
+    group: list[Block] = []
+    needed = longest = 0
+    for block in blocks:
+        keys, queries = block.size
+        most = max(longest, queries)
+        padded = (len(group) + 1) * keys * most
+        if group and (padded > MAX_SCORES or needed + keys * queries < (1 - MAX_PADDING) * padded):
+            yield group
+            group, needed, most = [], 0, queries
+        group.append(block)
+        needed += keys * queries
+        longest = most
+    if group:
+        yield group
+
+
+_current: ContextVar[TreeIndex | None] = ContextVar("tree index", default=None)
+
+
+@contextlib.contextmanager
+def packed(index: TreeIndex | None) -> Iterator[None]:
+    """Within it, models that use this attention read their input as the packed row of `index`."""
+    token = _current.set(index)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_index() -> TreeIndex | None:
+    return _current.get()
+
+
+def implementation(own: str) -> str:
+    """Name for `set_attn_implementation`: packed trees within `packed`, and the model's own attention, named `own`, elsewhere."""
+    name = f"sparring_tree_{own}"
+    AttentionInterface.register(name, partial(attend, own))
+    if own in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    return name
+
+
+def attend(
+    own: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The attention function that transformers calls. query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
+    index = _current.get()
+    if index is None:
+        known = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
+        options.update({name: value for name, value in known.items() if value is not None})
+        return _own_attention(own, module)(module, query, key, value, attention_mask, **options)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    if query.device.type != "cpu":
+        mask = index.block_mask(sliding_window)
+        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap, s_aux=s_aux)[0], None
+    if s_aux is not None or options.get("position_bias") is not None:
+        raise NotImplementedError("attention sinks and position biases")
+    rows = (states[0].transpose(0, 1) for states in (query, key, value))
+    arguments = (*rows, index, scaling, sliding_window, softcap)
+    if torch.is_grad_enabled():  # the scores are not kept
+        return checkpoint(_by_groups, *arguments, use_reentrant=False, preserve_rng_state=False), None
+    return _by_groups(*arguments), None
+
+
+def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, None]]:
+    """"eager" is a function of each model's own file."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
+
+
+def _by_groups(
+    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, index: TreeIndex, scaling: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """[1, T, H, D]"""
+    query_MF = index.queries.take(query_THD.flatten(1))
+    key_MF, value_MF = index.keys.take(key_TGD.flatten(1)), index.keys.take(value_TGD.flatten(1))
+    out, first_query, first_key = [], 0, 0
+    for number, group in enumerate(index.groups):
+        count = len(group)
+        keys, queries = (max(sizes) for sizes in zip(*(block.size for block in group), strict=True))
+        query = query_MF[first_query : first_query + count * queries].view(count, queries, *query_THD.shape[1:])
+        key, value = (
+            states[first_key : first_key + count * keys].view(count, keys, *key_TGD.shape[1:]) for states in (key_MF, value_MF)
+        )
+        first_query, first_key = first_query + count * queries, first_key + count * keys
+        plain = keys <= PLAIN_PRODUCTS_UP_TO or softcap is not None
+        bias = index.bias(number, window, query.dtype)
+        found = _plain_products(query, key, value, bias, scaling, softcap) if plain else _fused(query, key, value, bias, scaling)
+        out.append(found.reshape(count * queries, -1))
+    return index.queries.put_back(torch.cat(out)).view(1, *query_THD.shape)
+
+
+def _plain_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """query [N, Q, H, D], key and value [N, K, G, D] -> [N, Q, H, D]; the heads of a group share their keys without a copy."""
+    count, queries, heads, size = query.shape
+    keys, groups = key.shape[1:3]
+    query = (query * scaling).view(count, queries, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(count * groups, -1, size)
+    scores = torch.bmm(query, key.permute(0, 2, 3, 1).reshape(count * groups, size, keys))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    shares = (scores.view(count, heads, queries, keys) + bias).softmax(-1).view_as(scores)
+    found = torch.bmm(shares, value.transpose(1, 2).reshape(count * groups, keys, size))
+    return found.view(count, groups, -1, queries, size).permute(0, 3, 1, 2, 4).reshape(count, queries, heads, size)
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
+    states = (states.transpose(1, 2) for states in (query, key, value))
+    return scaled_dot_product_attention(*states, attn_mask=bias, scale=scaling, enable_gqa=True).transpose(1, 2)
+
