@@ -1,4 +1,4 @@
-"""The transformers engine draws from the model's exact distribution, and a reply depends on its own row alone."""
+"""The transformers engine draws from the model's exact distribution, and a reply depends on its own row alone. Both its ways do."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,40 @@ from scipy.stats import chisquare
 
 from sparring.config import SamplingSection
 from sparring.data.records import Reply
+from sparring.opponent import hf
+from sparring.opponent.decode import Decoder, Row
 from sparring.opponent.hf import InverseCdf, TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy.load import load_model
 
 VOCABULARY, STOP = 12, 11
+
+
+@pytest.fixture(params=["packed rows", "padded batches"], autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How the engine samples: by itself it takes packed rows for all models here."""
+    if request.param == "padded batches":
+        monkeypatch.setattr(hf, "packed_rows_agree", lambda *_: False)
+    return request.param
+
+
+@pytest.fixture
+def sizes(way: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows at once, longest prompt) of every batch of `generate`, or of every round of packed rows."""
+    found: list[tuple[int, int]] = []
+
+    def run(decoder: Decoder, rows: list[Row], slots: int) -> Iterator[Row]:
+        found.append((slots, len(rows[-1].prompt_ids)))
+        return plain_run(decoder, rows, slots)
+
+    def sample_batch(engine: TransformersEngine, prompts: list[Prompt], stream: Stream) -> list[Reply]:
+        found.append((len(prompts), len(prompts[-1].token_ids)))
+        return plain_batch(engine, prompts, stream)
+
+    plain_run, plain_batch = Decoder.run, TransformersEngine._sample_batch
+    monkeypatch.setattr(Decoder, "run", run)
+    monkeypatch.setattr(TransformersEngine, "_sample_batch", sample_batch)
+    return found
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.5}
 
 
@@ -187,16 +216,14 @@ def mixed_prompts(count: int = 24) -> list[Prompt]:
 
 @pytest.mark.parametrize("make", [tiny, gpt2])
 @pytest.mark.parametrize("shape", [{}, {"temperature": 0.7, "top_p": 0.8}, {"temperature": 0.0}], ids=str)
-def test_replies_do_not_depend_on_the_batch(make, shape: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replies_do_not_depend_on_the_batch(make, shape: dict[str, float], sizes: list[tuple[int, int]]) -> None:
     model, prompts = make(), mixed_prompts()
-    sizes: list[int] = []
-    generate = model.generate
-    monkeypatch.setattr(model, "generate", lambda **options: (sizes.append(len(options["input_ids"])), generate(**options))[1])
     found = {}
     for batch, budget in ((1, 1), (3, 3 * 21), (16, 16 * 21)):
         sizes.clear()
         found[batch] = draw(model, prompts, max_new_tokens=12, batch_tokens=budget, **shape)
-        assert (set(sizes) == {1}) if batch == 1 else (max(sizes) >= batch and len(sizes) > 1)
+        at_once = {rows for rows, _ in sizes}
+        assert at_once == {1} if batch == 1 else batch <= max(at_once) < len(prompts)
     assert found[1] == found[3] == found[16]
     assert [(reply.row_id, reply.replica) for reply in found[1]] == [(prompt.row_id, prompt.replica) for prompt in prompts]
     if shape == {}:
@@ -272,17 +299,14 @@ def test_a_cut_reply_has_no_end_of_turn_and_an_ended_one_has_one() -> None:
     assert {reply.token_ids[-1] for reply in by_reason["stop"]} == stops, "which one it was is kept"
 
 
-def test_a_batch_fits_its_budget() -> None:
-    model, sizes = tiny(), []
-    generate = model.generate
-    model.generate = lambda **options: (sizes.append(tuple(options["input_ids"].shape)), generate(**options))[1]
-    draw(model, mixed_prompts(), max_new_tokens=12, batch_tokens=90)
+def test_a_batch_fits_its_budget(way: str, sizes: list[tuple[int, int]]) -> None:
+    draw(tiny(), mixed_prompts(), max_new_tokens=12, batch_tokens=90)
     assert all(rows * (length + 12) <= 90 for rows, length in sizes)
-    assert sum(rows for rows, _ in sizes) == 24
     assert [length for _, length in sizes] == sorted(length for _, length in sizes)
+    assert way == "packed rows" or sum(rows for rows, _ in sizes) == 24
     sizes.clear()
-    assert len(draw(model, mixed_prompts(4), max_new_tokens=12, batch_tokens=1)) == 4, "a row over the budget stands alone"
-    assert [rows for rows, _ in sizes] == [1] * 4
+    assert len(draw(tiny(), mixed_prompts(4), max_new_tokens=12, batch_tokens=1)) == 4, "a row over the budget stands alone"
+    assert {rows for rows, _ in sizes} == {1}
 
 
 def test_no_prompts_no_replies() -> None:

@@ -1,4 +1,4 @@
-"""The transformers engine: `generate`, with every token drawn by inverse CDF from its row's own random stream."""
+"""The transformers engine: a model's own code, with every token drawn by inverse CDF from its row's own random stream."""
 
 from __future__ import annotations
 
@@ -17,33 +17,54 @@ from transformers import (
 )
 
 from sparring.config import SamplingSection
+from sparring.console import log
 from sparring.data.records import Reply
+from sparring.opponent.decode import Decoder, Row, packed_rows_agree
 from sparring.opponent.protocol import Prompt, Stream
+from sparring.policy.packed import use_packed_attention
+
+# Mean difference of log-probs between packed rows and the model's own forward that is rounding. SmolLM2 in bfloat16 shows 0.02.
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
+AGREEMENT_HALF = 0.1
+CDF_BLOCK = 256
+
+
+def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
+    """Tokens [B]: where the cumulative distribution passes the row's uniform.
+
+    One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share. Sums
+    are in float64, in which they keep a large vocabulary's tail: first of blocks, then within the block that holds the token.
+    """
+    shares = torch.nn.functional.pad(scores_BV.float().softmax(-1), (0, -scores_BV.shape[-1] % CDF_BLOCK)).unflatten(-1, (-1, CDF_BLOCK))
+    cumulative = shares.sum(-1, dtype=torch.float64).cumsum(-1)
+    total = cumulative[:, -1:]
+    threshold = torch.minimum(uniform_B1 * total, torch.nextafter(total, torch.zeros_like(total)))
+    block = torch.searchsorted(cumulative, threshold, right=True)
+    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
+    inside = shares[torch.arange(len(shares), device=shares.device), block[:, 0]]
+    token = torch.searchsorted(before + inside.double().cumsum(-1), threshold, right=True)
+    last_possible = CDF_BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)  # rounding must not lead past it
+    return (block * CDF_BLOCK + torch.minimum(token, last_possible))[:, 0]
 
 
 class InverseCdf(LogitsProcessor):
-    """Leaves one finite logit: the token at which the cumulative distribution passes the row's uniform.
-
-    One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share.
-    """
+    """Leaves one finite logit, the token drawn: so `generate` samples from our random streams."""
 
     def __init__(self, uniforms_BT: Tensor, prompt_length: int) -> None:
         self.uniforms_BT, self.prompt_length = uniforms_BT, prompt_length
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
-        # float64: in float32 the sum over a large vocabulary would lose the tail
-        cumulative = scores.float().softmax(-1).double().cumsum(-1)
-        threshold = self.uniforms_BT[:, step : step + 1] * cumulative[:, -1:]
-        token = torch.searchsorted(cumulative, threshold, right=True).clamp(max=scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.0)
+        token = draw_by_inverse_cdf(scores, self.uniforms_BT[:, step : step + 1])
+        return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
 class TransformersEngine:
-    """Samples with a loaded model. Rows are sorted by length and batched under a token budget."""
+    """Samples with a loaded model: rows come and go at once (decode.py) where its code takes that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
         self.model, self.sampling, self.stop_ids = model, sampling, sorted(stop_ids)
+        self._takes_packed_rows: bool | None = None
         # a fresh one: the model's own may carry penalties or a top-k, and they would change the distribution silently
         model.generation_config = GenerationConfig(
             do_sample=False,
@@ -55,11 +76,40 @@ class TransformersEngine:
     def sample(self, prompts: Sequence[Prompt], stream: Stream) -> list[Reply]:
         """One reply per prompt, in the order of the prompts."""
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].token_ids), prompts[i].row_id, prompts[i].replica))
-        replies: dict[int, Reply] = {}
+        if not order:
+            return []
+        if self._takes_packed_rows is None:
+            self._choose_way([prompts[i].token_ids for i in (order[-1], order[0])])
+        found = self._decode(order, prompts, stream) if self._takes_packed_rows else self._generate(order, prompts, stream)
+        return [found[index] for index in range(len(prompts))]
+
+    def _choose_way(self, hardest: Sequence[tuple[int, ...]]) -> None:
+        own = self.model.config._attn_implementation
+        use_packed_attention(self.model, own)
+        self._takes_packed_rows = packed_rows_agree(self.model, hardest, AGREEMENT.get(self.model.dtype, AGREEMENT_HALF))
+        if not self._takes_packed_rows:
+            self.model.set_attn_implementation(own)
+            log.info("sampling: this model cannot take packed rows; its replies are drawn in padded batches, which is slower")
+
+    def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream) -> dict[int, Reply]:
+        limit = self.sampling.max_new_tokens
+        rows = [Row(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
+        slots = max(1, self.sampling.batch_tokens // (len(rows[-1].prompt_ids) + limit))
+        decoder = Decoder(self.model, self.stop_ids, limit, self._draw)
+        return {row.number: self._reply(prompts[row.number], row.token_ids) for row in decoder.run(rows, slots)}
+
+    def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
+        if self.sampling.temperature == 0:
+            return logits.argmax(-1)
+        for warper in self._warpers():
+            logits = warper(None, logits)
+        return draw_by_inverse_cdf(logits, uniforms)
+
+    def _generate(self, order: list[int], prompts: Sequence[Prompt], stream: Stream) -> dict[int, Reply]:
+        found: dict[int, Reply] = {}
         for batch in self._batches(order, prompts):
-            for index, reply in zip(batch, self._sample_batch([prompts[i] for i in batch], stream), strict=True):
-                replies[index] = reply
-        return [replies[index] for index in range(len(prompts))]
+            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream), strict=True))
+        return found
 
     def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
         batches: list[list[int]] = [[]]
@@ -81,16 +131,18 @@ class TransformersEngine:
         return [self._reply(prompt, row) for prompt, row in zip(prompts, out[:, length:].tolist(), strict=True)]
 
     def _processors(self, prompts: Sequence[Prompt], stream: Stream, length: int) -> LogitsProcessorList:
-        processors = LogitsProcessorList()
         if self.sampling.temperature == 0:
-            return processors
-        if self.sampling.temperature != 1:
-            processors.append(TemperatureLogitsWarper(self.sampling.temperature))
-        if self.sampling.top_p < 1:
-            processors.append(TopPLogitsWarper(self.sampling.top_p))
+            return LogitsProcessorList()
         uniforms = np.stack([stream.uniforms(prompt, self.sampling.max_new_tokens) for prompt in prompts])
-        processors.append(InverseCdf(torch.from_numpy(uniforms).to(self.model.device), length))
-        return processors
+        return LogitsProcessorList([*self._warpers(), InverseCdf(torch.from_numpy(uniforms).to(self.model.device), length)])
+
+    def _warpers(self) -> list[LogitsProcessor]:
+        warpers: list[LogitsProcessor] = []
+        if self.sampling.temperature != 1:
+            warpers.append(TemperatureLogitsWarper(self.sampling.temperature))
+        if self.sampling.top_p < 1:
+            warpers.append(TopPLogitsWarper(self.sampling.top_p))
+        return warpers
 
     def _reply(self, prompt: Prompt, row: list[int]) -> Reply:
         end = next((position for position, token in enumerate(row) if token in self.stop_ids), None)

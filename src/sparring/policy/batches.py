@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sparring.data.records import Duel, TokenIds
+from sparring.policy.packed import no_mask
 from sparring.policy.tree_attention import Block, TreeIndex
 
 Layout = Literal["tree", "rows"]
@@ -64,7 +65,7 @@ class TreeBatch:
     @property
     def attention_mask(self) -> Tensor:
         """Rows: [B, L], 1 at tokens. Packed trees: a stand-in that says nothing, so that the model makes no mask of its own."""
-        return self.real_BL.long() if self.index is None else self.real_BL.new_zeros(1, 1, 1, 1)
+        return self.real_BL.long() if self.index is None else no_mask(self.input_ids_BL)
 
 
 def branches_of(duel: Duel) -> Branches:

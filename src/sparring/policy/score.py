@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -21,7 +20,8 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
 from sparring.policy.compute import keep_soft_caps
-from sparring.policy.tree_attention import current_index, implementation, packed
+from sparring.policy.head import logits_of, logps_of
+from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, packed, use_packed_attention
 
 HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
@@ -50,8 +50,10 @@ class Scorer(nn.Module):
     def layout(self, layout: str) -> None:
         """Also gives the model the attention that the layout needs; where it cannot take it, `choose_layout` will find out."""
         self._layout = layout
-        own = self._own_attention
-        self.model.set_attn_implementation(implementation(own) if layout == "tree" else own)
+        if layout == "tree":
+            use_packed_attention(self.model, self._own_attention)
+        else:
+            self.model.set_attn_implementation(self._own_attention)
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
@@ -107,7 +109,7 @@ class Scorer(nn.Module):
     def _gap(self, trees: Sequence[Branches], expected: Sequence[Tensor]) -> float:
         try:
             found = self(self.collate([*trees, trees[0]]))
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:  # whatever foreign code raises: try the next
+        except FOREIGN_ERRORS as error:
             if is_out_of_memory(error):  # the next would be slower, and need no less
                 raise
             return float("inf")
@@ -132,55 +134,16 @@ class Scorer(nn.Module):
         return torch.cat(parts)
 
     def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
-        return _of_targets(self._scaled(self.model.get_output_embeddings()(hidden_NH)), target_N)
-
-    def _scaled(self, logits: Tensor) -> Tensor:
-        """What Granite, Cohere and Gemma-2 do to their logits after the head."""
-        config = self.model.config.get_text_config()
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        if (factor := getattr(config, "logit_scale", None)) is not None:
-            logits = logits * factor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        return logits
+        return logps_of(logits_of(self.model, hidden_NH), target_N)
 
     def _plain(self, batch: TreeBatch) -> Tensor:
         logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
-        return _of_targets(logits.flatten(0, 1)[batch.source_N], batch.target_N)
+        return logps_of(logits.flatten(0, 1)[batch.source_N], batch.target_N)
 
 
 def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a checkpointed forward and of its repetition in the backward pass, which must see the trees of the first."""
-    return contextlib.nullcontext(), packed(current_index())
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or, where torch has no type of its own for it, the machine had no memory left."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def _of_targets(logits_NV: Tensor, target_N: Tensor) -> Tensor:
-    """Log-probs [N] of the targets, in float32 at least."""
-    return _TargetLogps.apply(logits_NV, target_N)
-
-
-class _TargetLogps(torch.autograd.Function):
-    """log softmax at one entry of every row. Over a whole vocabulary every pass over memory counts: autograd's own backward takes
-    three times as many, and twice the memory."""
-
-    @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
-        ctx.save_for_backward(logits_NV, target_N)
-        wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - logits_NV.to(wide).logsumexp(1)
-
-    @staticmethod
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        logits_NV, target_N = ctx.saved_tensors
-        grad_N = grad_N.to(logits_NV.dtype)
-        grad_NV = logits_NV.softmax(1).mul_(-grad_N[:, None])
-        return grad_NV.scatter_add_(1, target_N[:, None], grad_N[:, None]), None
+    return contextlib.nullcontext(), packed(current_row())
 
 
 @torch.no_grad()
@@ -206,5 +169,5 @@ def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
     for reply in tree.replies:
         ids = torch.tensor([[*tree.prompt_ids, *reply]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt_ids) - 1 : -1]
-        sums.append(_of_targets(logits, ids[0, len(tree.prompt_ids) :]).double().sum())
+        sums.append(logps_of(logits, ids[0, len(tree.prompt_ids) :]).double().sum())
     return torch.stack(sums)

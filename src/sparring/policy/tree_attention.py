@@ -9,22 +9,16 @@ N blocks of a group, Q queries and K keys of its longest block.
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
@@ -114,7 +108,8 @@ class TreeIndex:
                     places[token].append(place)
                 index += [*block, *[tokens] * (longest - len(block))]
         most = max(len(found) for found in places)
-        return Gather(torch.tensor(index), torch.tensor([found + [len(index)] * (most - len(found)) for found in places]))
+        back = [found + [len(index)] * (most - len(found)) for found in places]
+        return Gather(torch.tensor(index, device=self.tree_T.device), torch.tensor(back, device=self.tree_T.device))
 
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """[N, 1, Q, K] of group `number`: 0 where a query may look (back, less than `window` far), minus infinity elsewhere.
@@ -128,9 +123,29 @@ class TreeIndex:
             key_K = torch.arange(keys)
             query_NQ1 = (offset_N[:, None] + torch.arange(queries)).clamp(max=keys - 1)[:, :, None]
             seen = key_K <= query_NQ1 if window is None else (key_K <= query_NQ1) & (key_K > query_NQ1 - window)
-            found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None]
+            found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None].to(self.tree_T.device)
             self._masks[number, window, dtype] = found
         return found
+
+    def attend(
+        self,
+        module: nn.Module,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """[1, T, H, D]"""
+        if query_THD.device.type == "cuda":
+            states = (states.transpose(0, 1)[None] for states in (query_THD, key_TGD, value_TGD))
+            return flex_attention_forward(module, *states, self.block_mask(window), scaling=scaling, softcap=softcap)[0]
+        arguments = (self, query_THD, key_TGD, value_TGD, scaling, window, softcap)
+        if torch.is_grad_enabled():  # the scores are not kept
+            return checkpoint(by_groups, *arguments, use_reentrant=False, preserve_rng_state=False)
+        return by_groups(*arguments)
 
     def block_mask(self, window: int | None) -> Any:
         """The same rule for flex attention."""
@@ -166,74 +181,8 @@ def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
         yield group
 
 
-_current: ContextVar[TreeIndex | None] = ContextVar("tree index", default=None)
-
-
-@contextlib.contextmanager
-def packed(index: TreeIndex | None) -> Iterator[None]:
-    """Within it, models that use this attention read their input as the packed row of `index`."""
-    token = _current.set(index)
-    try:
-        yield
-    finally:
-        _current.reset(token)
-
-
-def current_index() -> TreeIndex | None:
-    return _current.get()
-
-
-def implementation(own: str) -> str:
-    """Name for `set_attn_implementation`: packed trees within `packed`, and the model's own attention, named `own`, elsewhere."""
-    name = f"sparring_tree_{own}"
-    AttentionInterface.register(name, partial(attend, own))
-    if own in ALL_MASK_ATTENTION_FUNCTIONS:
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
-    return name
-
-
-def attend(
-    own: str,
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **options: Any,
-) -> tuple[Tensor, None]:
-    """The attention function that transformers calls. query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
-    index = _current.get()
-    if index is None:
-        known = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "s_aux": s_aux}
-        options.update({name: value for name, value in known.items() if value is not None})
-        return _own_attention(own, module)(module, query, key, value, attention_mask, **options)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if torch.is_autocast_enabled(query.device.type):
-        dtype = torch.get_autocast_dtype(query.device.type)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.device.type != "cpu":
-        mask = index.block_mask(sliding_window)
-        return flex_attention_forward(module, query, key, value, mask, scaling=scaling, softcap=softcap, s_aux=s_aux)[0], None
-    if s_aux is not None or options.get("position_bias") is not None:
-        raise NotImplementedError("attention sinks and position biases")
-    rows = (states[0].transpose(0, 1) for states in (query, key, value))
-    arguments = (*rows, index, scaling, sliding_window, softcap)
-    if torch.is_grad_enabled():  # the scores are not kept
-        return checkpoint(_by_groups, *arguments, use_reentrant=False, preserve_rng_state=False), None
-    return _by_groups(*arguments), None
-
-
-def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, None]]:
-    """"eager" is a function of each model's own file."""
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
-
-
-def _by_groups(
-    query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, index: TreeIndex, scaling: float, window: int | None, softcap: float | None
+def by_groups(
+    index: TreeIndex, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, scaling: float, window: int | None, softcap: float | None
 ) -> Tensor:
     """[1, T, H, D]"""
     query_MF = index.queries.take(query_THD.flatten(1))

@@ -1,0 +1,239 @@
+"""Sampling many replies at once without waste: a finished row makes room for the next, nothing is padded, a prompt is read once.
+
+Every active row has a slot of the key-value cache and is at its own position. One forward takes the newest token of every row and the
+prompts of the rows that just came in, as one packed row. Dimensions in names: S slots, A active rows, T tokens of the packed row, H
+query heads, G heads of keys and values, D size of a head, C cached positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparring.data.records import TokenIds
+from sparring.policy.head import logits_of
+from sparring.policy.packed import FOREIGN_ERRORS, is_out_of_memory, no_mask, packed
+from sparring.policy.tree_attention import Block, TreeIndex, by_groups
+
+PREFILL_TOKENS = 2048  # of prompts read in one forward, so that a full house of new rows needs no huge activations
+
+
+@dataclass
+class Row:
+    """A reply in the making: `number` is the caller's, `uniforms` has one number for every token it may get."""
+
+    number: int
+    prompt_ids: TokenIds
+    uniforms: np.ndarray
+    token_ids: list[int] = field(default_factory=list)
+
+
+class Cache:
+    """Keys and values [S, G, C, D] of every layer, made when the layer first writes."""
+
+    def __init__(self, slots: int, positions: int) -> None:
+        self.slots, self.positions = slots, positions
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def of_layer(self, layer: int, like_TGD: Tensor) -> tuple[Tensor, Tensor]:
+        if layer not in self._layers:
+            shape = (self.slots, like_TGD.shape[1], self.positions, like_TGD.shape[2])
+            # zeros: what is not yet written is multiplied by a share of 0, which NaN would survive
+            self._layers[layer] = (like_TGD.new_zeros(shape), like_TGD.new_zeros(shape))
+        return self._layers[layer]
+
+    def move(self, source: int, target: int, positions: int) -> None:
+        for states in self._layers.values():
+            for tensor in states:
+                tensor[target, :, :positions] = tensor[source, :, :positions]
+
+
+@dataclass(frozen=True)
+class NewPrompt:
+    """A prompt in the packed row, its tokens from place `start` on, and the slots whose rows begin with it."""
+
+    token_ids: TokenIds
+    start: int
+    slots: Sequence[int]
+
+
+class DecodeStep:
+    """The packed row of one forward: the newest tokens of the rows in slots 0 to A - 1, then whole prompts."""
+
+    def __init__(self, cache: Cache, position_A: Tensor, prompts: Sequence[NewPrompt]) -> None:
+        self.cache, self.position_A, self.prompts = cache, position_A, prompts
+        self.rows = len(position_A)
+        self.positions = int(position_A.max()) + 1 if self.rows else 0
+        self._bias: dict[int | None, Tensor] = {}
+        self._index = self._prompts_index() if prompts else None
+
+    def attend(
+        self,
+        module: nn.Module,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """[1, T, H, D]. Also writes the keys and values of all tokens to the cache."""
+        key_SGCD, value_SGCD = self.cache.of_layer(module.layer_idx, key_TGD)
+        out = []
+        if self.rows:
+            place = torch.arange(self.rows, device=query_THD.device)
+            key_SGCD[place, :, self.position_A] = key_TGD[: self.rows]
+            value_SGCD[place, :, self.position_A] = value_TGD[: self.rows]
+            states = (states[: self.rows, :, : self.positions] for states in (key_SGCD, value_SGCD))
+            out.append(_attend_to_cache(query_THD[: self.rows], *states, self._mask(window, query_THD.dtype), scaling, softcap))
+        if self._index is not None:
+            new = (states[self.rows :] for states in (query_THD, key_TGD, value_TGD))
+            out.append(by_groups(self._index, *new, scaling, window, softcap)[0])
+            for prompt in self.prompts:
+                part = slice(prompt.start, prompt.start + len(prompt.token_ids))
+                for slot in prompt.slots:
+                    key_SGCD[slot, :, : len(prompt.token_ids)] = key_TGD[part].transpose(0, 1)
+                    value_SGCD[slot, :, : len(prompt.token_ids)] = value_TGD[part].transpose(0, 1)
+        return torch.cat(out)[None]
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """[A, 1, 1, C], 0 at the positions that a row sees, minus infinity elsewhere."""
+        if window not in self._bias:
+            key_C = torch.arange(self.positions, device=self.position_A.device)
+            seen_AC = key_C <= self.position_A[:, None]
+            if window is not None:
+                seen_AC &= key_C > self.position_A[:, None] - window
+            bias = torch.zeros(seen_AC.shape, dtype=dtype, device=key_C.device).masked_fill(~seen_AC, -torch.inf)
+            self._bias[window] = bias[:, None, None]
+        return self._bias[window]
+
+    def _prompts_index(self) -> TreeIndex:
+        lengths = torch.tensor([len(prompt.token_ids) for prompt in self.prompts])
+        starts = lengths.cumsum(0) - lengths
+        blocks = [Block(range(start, start + length), length) for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)]
+        tree_T = torch.arange(len(lengths)).repeat_interleave(lengths)
+        position_T = torch.cat([torch.arange(length) for length in lengths.tolist()])
+        return TreeIndex(blocks, tree_T, torch.zeros_like(tree_T), position_T).to(self.position_A.device)
+
+
+def _attend_to_cache(
+    query_AHD: Tensor, key_AGCD: Tensor, value_AGCD: Tensor, bias: Tensor, scaling: float, softcap: float | None
+) -> Tensor:
+    """[A, H, D]; the heads of a group share their keys without a copy."""
+    rows, heads, size = query_AHD.shape
+    query = (query_AHD * scaling).view(rows, key_AGCD.shape[1], -1, size)
+    scores = query @ key_AGCD.transpose(2, 3)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    return ((scores + bias).softmax(-1) @ value_AGCD).reshape(rows, heads, size)
+
+
+def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds], tolerance: float) -> bool:
+    """Whether the model's code can take packed rows: next-token distributions after a prompt, and after one token more from the cache,
+    against its own unbatched forward. The distance is the mean difference of log-probs under the model; `model` keeps the packed
+    attention. `prompts` should hold the longest one: a window shows there."""
+    decoder = Decoder(model, (), 1, lambda logits, _: logits.argmax(-1))
+    rows = [Row(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
+    cache = Cache(len(rows), max(len(row.prompt_ids) for row in rows) + 1)
+    try:
+        with torch.inference_mode():
+            found = [decoder.logits([], decoder.admit(deque(rows), [], len(rows), sum(map(len, prompts))), cache)]
+            for row, token in zip(rows, found[0].argmax(-1).tolist(), strict=True):
+                row.token_ids.append(token)
+            found.append(decoder.logits(rows, [], cache))
+            gaps = [_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows)]
+    except FOREIGN_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+    return max(gaps) <= tolerance  # False for NaN
+
+
+def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> float:
+    ids = torch.tensor([[*row.prompt_ids, *row.token_ids[:fed]]], device=model.device)
+    expected_V = model(input_ids=ids, use_cache=False).logits[0, -1].float().log_softmax(-1)
+    return float((expected_V.exp() * (logits_V.float().log_softmax(-1) - expected_V).abs()).sum())
+
+
+class Decoder:
+    """Runs rows through a model whose attention was set by `use_packed_attention`."""
+
+    def __init__(
+        self, model: PreTrainedModel, stop_ids: Iterable[int], max_new_tokens: int, draw: Callable[[Tensor, Tensor], Tensor]
+    ) -> None:
+        """draw: logits [A, V] and uniforms [A, 1] -> tokens [A]."""
+        self.model, self.stop_ids, self.max_new_tokens, self.draw = model, frozenset(stop_ids), max_new_tokens, draw
+
+    @torch.inference_mode()
+    def run(self, rows: Sequence[Row], slots: int) -> Iterator[Row]:
+        """Every row once it is finished. At most `slots` are active at once; they come in in the order given."""
+        waiting, active = deque(rows), list[Row]()
+        cache = Cache(min(slots, len(rows)), max(len(row.prompt_ids) for row in rows) + self.max_new_tokens)
+        while waiting or active:
+            prompts = self.admit(waiting, active, cache.slots, PREFILL_TOKENS)
+            self._step(active, prompts, cache)
+            for slot in reversed(range(len(active))):
+                if self._is_finished(active[slot]):
+                    yield active[slot]
+                    self._leave(active, slot, cache)
+
+    @staticmethod
+    def admit(waiting: deque[Row], active: list[Row], slots: int, max_tokens: int) -> list[NewPrompt]:
+        """Move waiting rows into free slots; equal prompts that follow each other are read once."""
+        found: list[tuple[TokenIds, list[int]]] = []
+        tokens, first = 0, len(active)
+        while waiting and len(active) < slots:
+            prompt_ids = waiting[0].prompt_ids
+            if not found or found[-1][0] != prompt_ids:
+                if found and tokens + len(prompt_ids) > max_tokens:
+                    break
+                found.append((prompt_ids, []))
+                tokens += len(prompt_ids)
+            found[-1][1].append(len(active))
+            active.append(waiting.popleft())
+        starts = np.cumsum([first, *(len(prompt_ids) for prompt_ids, _ in found)])
+        return [NewPrompt(prompt_ids, int(start), taken) for (prompt_ids, taken), start in zip(found, starts, strict=False)]
+
+    def _step(self, active: list[Row], prompts: Sequence[NewPrompt], cache: Cache) -> None:
+        """One more token for every active row."""
+        old = active[: len(active) - sum(len(prompt.slots) for prompt in prompts)]
+        logits = self.logits(old, prompts, cache)
+        uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
+        for row, token in zip(active, self.draw(logits, torch.from_numpy(uniforms).to(logits.device)).tolist(), strict=True):
+            row.token_ids.append(token)
+
+    def logits(self, old: Sequence[Row], prompts: Sequence[NewPrompt], cache: Cache) -> Tensor:
+        """[A, V] after the newest token of the rows `old` and after the new prompts, once for each of their rows."""
+        device = self.model.device
+        positions = [len(row.prompt_ids) + len(row.token_ids) - 1 for row in old]
+        ids = [row.token_ids[-1] for row in old] + [token for prompt in prompts for token in prompt.token_ids]
+        all_positions = positions + [place for prompt in prompts for place in range(len(prompt.token_ids))]
+        input_ids = torch.tensor([ids], device=device)
+        last = [prompt.start + len(prompt.token_ids) - 1 for prompt in prompts for _ in prompt.slots]
+        step = DecodeStep(cache, torch.tensor(positions, dtype=torch.long, device=device), prompts)
+        with packed(step):
+            hidden_TH = self.model.base_model(
+                input_ids=input_ids,
+                position_ids=torch.tensor([all_positions], device=device),
+                attention_mask=no_mask(input_ids),
+                use_cache=False,
+            ).last_hidden_state[0]
+        return logits_of(self.model, hidden_TH[torch.tensor([*range(len(old)), *last], device=device)])
+
+    def _is_finished(self, row: Row) -> bool:
+        return row.token_ids[-1] in self.stop_ids or len(row.token_ids) == self.max_new_tokens
+
+    @staticmethod
+    def _leave(active: list[Row], slot: int, cache: Cache) -> None:
+        """The last row moves into the slot that is free now."""
+        last = active.pop()
+        if slot < len(active):
+            cache.move(len(active), slot, len(last.prompt_ids) + len(last.token_ids) - 1)
+            active[slot] = last

@@ -1,0 +1,45 @@
+"""The language model's head where it is needed: logits of chosen positions, and log-probs of chosen tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
+    """Logits [N, V] of last hidden states, with what Granite, Cohere and Gemma-2 do to theirs after the head."""
+    logits = model.get_output_embeddings()(hidden_NH)
+    config = model.config.get_text_config()
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (factor := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * factor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
+    """Log-probs [N] of the targets, in float32 at least."""
+    return _TargetLogps.apply(logits_NV, target_N)
+
+
+class _TargetLogps(torch.autograd.Function):
+    """log softmax at one entry of every row. Over a whole vocabulary every pass over memory counts: autograd's own backward takes
+    three times as many, and twice the memory."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_NV, target_N)
+        wide = torch.promote_types(logits_NV.dtype, torch.float32)
+        return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - logits_NV.to(wide).logsumexp(1)
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
+        logits_NV, target_N = ctx.saved_tensors
+        grad_N = grad_N.to(logits_NV.dtype)
+        grad_NV = logits_NV.softmax(1).mul_(-grad_N[:, None])
+        return grad_NV.scatter_add_(1, target_N[:, None], grad_N[:, None]), None

@@ -1,0 +1,107 @@
+"""Rows of many sequences in one: how a model's own code is run over them, with an attention that knows what belongs together.
+
+transformers lets a model's attention be replaced by name. Ours asks the packed row at hand, which `packed` names for the time of a
+forward; without one it is the model's own attention, so that the model can be used as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+# what a model's code may raise when it cannot take a packed row
+FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
+
+
+class PackedRow(Protocol):
+    """T tokens of several sequences. H query heads, G heads of keys and values, D size of a head."""
+
+    def attend(
+        self,
+        module: nn.Module,
+        query_THD: Tensor,
+        key_TGD: Tensor,
+        value_TGD: Tensor,
+        *,
+        scaling: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """[1, T, H, D]. A query sees positions less than `window` away; `softcap` bounds the scores."""
+        ...
+
+
+_current: ContextVar[PackedRow | None] = ContextVar("packed row", default=None)
+
+
+@contextlib.contextmanager
+def packed(row: PackedRow | None) -> Iterator[None]:
+    """Within it, models whose attention was set by `use_packed_attention` read their input as this row."""
+    token = _current.set(row)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def current_row() -> PackedRow | None:
+    return _current.get()
+
+
+def no_mask(ids_1T: Tensor) -> Tensor:
+    """What to pass as attention mask with a packed row: it says nothing, and keeps the model from making one of its own."""
+    return ids_1T.new_zeros(1, 1, 1, 1, dtype=torch.bool)
+
+
+def use_packed_attention(model: PreTrainedModel, own: str) -> None:
+    """Give `model` the packed attention; `own` is the name of its own. Where its code cannot take it, its outputs will be wrong."""
+    name = f"sparring_packed_{own}"
+    AttentionInterface.register(name, partial(_attend, own))
+    if own in ALL_MASK_ATTENTION_FUNCTIONS:
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[own])
+    model.set_attn_implementation(name)
+
+
+def _attend(
+    own: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """The function that transformers calls. query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
+    row = _current.get()
+    if row is None:
+        known = {} if scaling is None else {"scaling": scaling}
+        return _own_attention(own, module)(module, query, key, value, attention_mask, **known, **options)
+    if options.get("s_aux") is not None or options.get("position_bias") is not None:
+        raise NotImplementedError("attention sinks and position biases")
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    states = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window, softcap = options.get("sliding_window"), options.get("softcap")
+    return row.attend(module, *states, scaling=scaling, window=window, softcap=softcap), None
+
+
+def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """"eager" is a function of each model's own file."""
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or, where torch has no type of its own for it, the machine had no memory left."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,164 @@
+"""Packed rows: the replies of padded batches from `generate` for every architecture that takes them, and no token computed twice."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sparring.config import SamplingSection
+from sparring.data.records import Reply
+from sparring.opponent import decode, hf
+from sparring.opponent.hf import TransformersEngine, draw_by_inverse_cdf
+from sparring.opponent.protocol import Prompt, Stream
+
+STOP = 1
+STOPS = range(1, 9)  # likely enough for replies of many lengths
+COMMON = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": None,
+    "eos_token_id": STOP,
+    "pad_token_id": 0,
+}
+GPT2 = {"vocab_size": 48, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3, "eos_token_id": STOP}
+NEOX = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
+GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5}
+
+# architecture -> (config, whether it takes packed rows)
+ZOO: dict[str, tuple[Callable[[], PreTrainedConfig], bool]] = {
+    "llama": (lambda: transformers.LlamaConfig(**COMMON), True),
+    "mistral, short window": (lambda: transformers.MistralConfig(**COMMON, sliding_window=5), True),
+    "qwen3": (lambda: transformers.Qwen3Config(**COMMON, head_dim=8), True),
+    "gemma-2": (lambda: transformers.Gemma2Config(**COMMON, **GEMMA, final_logit_softcapping=2.0, attn_logit_softcapping=3.0), True),
+    "gemma-3": (
+        lambda: transformers.Gemma3TextConfig(**COMMON, **GEMMA, layer_types=["sliding_attention", "full_attention"]),
+        True,
+    ),
+    "gpt-2": (lambda: transformers.GPT2Config(**GPT2), True),
+    "gpt-neox": (lambda: transformers.GPTNeoXConfig(**NEOX), True),
+    "granite": (lambda: transformers.GraniteConfig(**COMMON, logits_scaling=3.0, attention_multiplier=0.2), True),
+    "mixtral": (lambda: transformers.MixtralConfig(**COMMON, num_local_experts=4), True),
+    "bloom": (lambda: transformers.BloomConfig(**COMMON, n_head=2, n_layer=2), False),
+    "mamba": (lambda: transformers.MambaConfig(**COMMON, state_size=4), False),
+    "jamba": (
+        lambda: transformers.JambaConfig(
+            **COMMON, attn_layer_period=2, attn_layer_offset=1, num_experts=1, use_mamba_kernels=False, mamba_d_state=4
+        ),
+        False,
+    ),
+}
+
+
+def make(config: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+
+
+def prompts(count: int = 12, replicas: int = 2) -> list[Prompt]:
+    source = random.Random(0)
+    ids = [tuple(source.randrange(2, 48) for _ in range(1 + (row * 5) % 11)) for row in range(count)]
+    return [Prompt(f"row{row:02d}", replica, ids[row]) for row in range(count) for replica in range(replicas)]
+
+
+def sample(model: PreTrainedModel, asked: list[Prompt], **changes: object) -> list[Reply]:
+    section = SamplingSection(**{"max_new_tokens": 10, "batch_tokens": 6 * 21, **changes})
+    return TransformersEngine(model, section, STOPS).sample(asked, Stream(0, 0))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_the_replies_are_those_of_padded_batches(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "sparring")
+    config, takes_packed_rows = ZOO[name]
+    found = sample(make(config()), prompts())
+    lines = [line for line in caplog.messages if "packed rows" in line]
+    assert len(lines) == (0 if takes_packed_rows else 1)
+    monkeypatch.setattr(hf, "packed_rows_agree", lambda *_: False)
+    expected = sample(make(config()), prompts())
+    assert found == expected
+    assert len({len(reply.token_ids) for reply in found}) > 2, "replies of several lengths"
+
+
+def test_every_token_is_computed_once() -> None:
+    """Prompts once for all their replies, replies without their last token, no padding, nothing for a finished row."""
+    model, asked = make(ZOO["llama"][0]()), prompts()
+    engine = TransformersEngine(model, SamplingSection(max_new_tokens=10, batch_tokens=6 * 21), STOPS)
+    engine.sample(asked[:1], Stream(0, 0))  # the check of the model is behind us
+    fed: list[int] = []
+    model.base_model.register_forward_pre_hook(lambda _, __, options: fed.append(options["input_ids"].numel()), with_kwargs=True)
+    replies = engine.sample(asked, Stream(0, 0))
+    own_prompts = {prompt.row_id: len(prompt.token_ids) for prompt in asked}
+    least = sum(own_prompts.values()) + sum(len(reply.token_ids) - 1 for reply in replies)
+    # six slots: replies of one prompt that do not come in together read it again
+    assert least <= sum(fed) <= least + sum(own_prompts.values())
+    longest_alone = sum(max(len(reply.token_ids) for reply in replies[i : i + 6]) for i in range(0, len(replies), 6))
+    assert len(fed) <= longest_alone, "no more forwards than batches of six would need, which wait for their longest"
+
+
+def test_a_round_of_new_prompts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = sample(make(ZOO["llama"][0]()), prompts(), batch_tokens=10_000)
+    monkeypatch.setattr(decode, "PREFILL_TOKENS", 12)
+    model, fed = make(ZOO["llama"][0]()), []
+    model.base_model.register_forward_pre_hook(lambda _, __, options: fed.append(options["input_ids"].numel()), with_kwargs=True)
+    assert sample(model, prompts(), batch_tokens=10_000) == expected
+    assert max(fed[2:]) <= 12 + 24
+
+
+def test_the_check_sees_a_wrong_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One position off: the first token is right, the second is not."""
+    move = decode.DecodeStep.__init__
+
+    def late(step: decode.DecodeStep, cache: decode.Cache, position_A: torch.Tensor, new: list[decode.NewPrompt]) -> None:
+        move(step, cache, position_A + 1, new)
+
+    assert hf.packed_rows_agree(packed_model(), [(3, 4, 5), (6,)], 1e-3)
+    monkeypatch.setattr(decode.DecodeStep, "__init__", late)
+    assert not hf.packed_rows_agree(packed_model(), [(3, 4, 5), (6,)], 1e-3)
+
+
+def packed_model() -> PreTrainedModel:
+    model = make(ZOO["llama"][0]())
+    hf.use_packed_attention(model, "eager")
+    return model
+
+
+def test_no_memory_is_not_read_as_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def runs_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(decode.Decoder, "logits", runs_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        sample(make(ZOO["llama"][0]()), prompts())
+
+
+# --- the draw
+
+
+@given(seed=st.integers(0, 10_000), vocabulary=st.sampled_from([1, 5, 255, 256, 257, 5000]), sharpness=st.sampled_from([0.1, 3.0, 30.0]))
+def test_the_draw_is_the_inverse_of_the_cumulative_distribution(seed: int, vocabulary: int, sharpness: float) -> None:
+    source = np.random.default_rng(seed)
+    scores = torch.from_numpy(source.normal(size=(8, vocabulary)) * sharpness).float()
+    scores[:, source.random(vocabulary) < 0.3] = -torch.inf
+    scores[:, source.integers(vocabulary)] = 0.0
+    uniform = torch.from_numpy(source.random((8, 1)))
+    shares = scores.softmax(-1).double()
+    cumulative = shares.cumsum(-1)
+    for row, token in enumerate(draw_by_inverse_cdf(scores, uniform).tolist()):
+        wanted = uniform[row, 0] * cumulative[row, -1]
+        before = cumulative[row, token - 1] if token else 0.0
+        assert shares[row, token] > 0
+        assert before - 1e-12 <= wanted <= cumulative[row, token] + 1e-12
