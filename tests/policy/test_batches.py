@@ -24,6 +24,10 @@ def visible(batch: TreeBatch) -> torch.Tensor:
         return torch.ones(length, length).tril().bool() & batch.attention_mask.bool()[:, None, :]
     found = torch.zeros(length, length, dtype=torch.int)
     queries, keys = batch.index.queries.index_M.tolist(), batch.index.keys.index_M.tolist()
+    for place in batch.index.queries.padding.tolist():
+        queries[place] = length
+    for place in batch.index.keys.padding.tolist():
+        keys[place] = length
     for number in range(len(batch.index.groups)):
         seen_NQK = batch.index.bias(number, None, torch.float32)[:, 0] == 0
         for seen_QK in seen_NQK:
@@ -31,7 +35,7 @@ def visible(batch: TreeBatch) -> torch.Tensor:
             del queries[: len(seen_QK)], keys[: seen_QK.shape[1]]
             for query, seen_K in zip(of_block, seen_QK, strict=True):
                 for key in [key for key, seen in zip(of_keys, seen_K, strict=True) if seen and query < length]:
-                    found[query, key] += 1
+                    found[query, key] += 1  # fails where a real query sees padding
     assert not queries and not keys
     return found[None] == 1  # nothing is seen twice
 
@@ -108,13 +112,15 @@ def test_gathering_and_its_gradient_are_torchs_own(trees, seed) -> None:
     torch.manual_seed(seed)
     values = torch.randn(len(index.tree_T), 3, dtype=torch.float64, requires_grad=True)
     for gather in (index.queries, index.keys):
-        real = gather.index_M < len(values)
+        real = torch.ones(len(gather.index_M), dtype=torch.bool).index_fill_(0, gather.padding, False)
         weights = torch.randn(len(real), 3, dtype=torch.float64) * real[:, None]
         (found,) = torch.autograd.grad((gather.take(values) * weights).sum(), values)
         (expected,) = torch.autograd.grad((values[gather.index_M[real]] * weights[real]).sum(), values)
         torch.testing.assert_close(found, expected)
     assert torch.equal(index.queries.put_back(index.queries.take(values)), values)
     assert torch.autograd.gradcheck(lambda x: index.queries.put_back(index.queries.take(x) ** 2), values)
+    places = torch.randn(len(index.queries.index_M), 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(index.queries.put_back, places), "padding gets no gradient"
 
 
 def test_identical_replies_are_not_computed() -> None:

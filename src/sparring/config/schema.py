@@ -97,7 +97,11 @@ class OptimSection(Section):
         "bf16", description="Number format of the computation. The weights and the optimizer stay in float32 either way."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
-    micro_batch_tokens: PositiveInt = Field(4096, description="Tokens, padding included, computed at once; bounds the memory.")
+    micro_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size and the device's "
+        "memory, and 1024 at most on a CPU, where more is not faster; announced.",
+    )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
 
     @field_validator("epochs", check_fields=False)  # the subclasses define epochs, each in its own type

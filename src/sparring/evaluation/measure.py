@@ -19,7 +19,7 @@ from sparring.opponent.engines import load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
 from sparring.policy.batches import Branches, hardest
-from sparring.policy.compute import accelerator_for
+from sparring.policy.compute import accelerator_for, token_budget
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
 
@@ -102,4 +102,4 @@ class Measurer:
         accelerator = accelerator_for(self.recipe.train.precision)
         scorer = Scorer(load_model(folder).to(accelerator.device))
         scorer.choose_layout(*hardest(trees))
-        return score_trees(scorer, trees, self.recipe.train.micro_batch_tokens, accelerator)
+        return score_trees(scorer, trees, token_budget(self.recipe.train.micro_batch_tokens, scorer.model), accelerator)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -43,38 +43,55 @@ class Block:
 
 @dataclass(frozen=True)
 class Gather:
-    """Rows of a [T, F] tensor laid out in groups, and back again. `index_M` names the token of every place, T where it is padding;
-    `back_TR` the places of every token, filled up with M where it has fewer than R."""
+    """Rows of a [T, F] tensor laid out in groups of M places, and back again.
+
+    `index_M` names the token of every place (any token where the place is padding, and `padding` lists those). `first_T` is a token's
+    first place; `further` has, for the second place, the third and so on, the tokens that have one and where it is.
+    """
 
     index_M: Tensor
-    back_TR: Tensor
+    padding: Tensor
+    first_T: Tensor
+    further: tuple[tuple[Tensor, Tensor], ...]
 
     def take(self, values_TF: Tensor) -> Tensor:
-        return _Take.apply(values_TF, self.index_M.clamp(max=len(values_TF) - 1), self.back_TR)
+        """[M, F]"""
+        return _Take.apply(values_TF, self)
 
     def put_back(self, values_MF: Tensor) -> Tensor:
-        """The inverse of `take` where every token has one place."""
-        return _Take.apply(values_MF, self.back_TR[:, 0], self.index_M[:, None])
+        """[T, F], the inverse of `take`: from every token's first place."""
+        return _PutBack.apply(values_MF, self)
+
+
+# Row selection whose backward pass is row selection too: torch's own adds row by row, which takes several times as long.
 
 
 class _Take(torch.autograd.Function):
-    """Row selection whose backward pass is row selection too: several times faster than adding row by row, and deterministic."""
+    @staticmethod
+    def forward(ctx: Any, values_TF: Tensor, gather: Gather) -> Tensor:
+        ctx.gather = gather
+        return values_TF.index_select(0, gather.index_M)
 
     @staticmethod
-    def forward(ctx: Any, values_TF: Tensor, index_M: Tensor, back_TR: Tensor) -> Tensor:
-        ctx.save_for_backward(back_TR)
-        return values_TF.index_select(0, index_M)
+    def backward(ctx: Any, grad_MF: Tensor) -> tuple[Tensor, None]:
+        total_TF = grad_MF.index_select(0, ctx.gather.first_T)
+        if ctx.gather.further:
+            total_TF = total_TF.to(torch.promote_types(total_TF.dtype, torch.float32))
+        for token_E, place_E in ctx.gather.further:
+            more = total_TF.index_select(0, token_E) + grad_MF.index_select(0, place_E)
+            total_TF.index_copy_(0, token_E, more)
+        return total_TF.to(grad_MF.dtype), None
+
+
+class _PutBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_MF: Tensor, gather: Gather) -> Tensor:
+        ctx.gather = gather
+        return values_MF.index_select(0, gather.first_T)
 
     @staticmethod
-    def backward(ctx: Any, grad_MF: Tensor) -> tuple[Tensor, None, None]:
-        (back_TR,) = ctx.saved_tensors
-        padded = torch.cat([grad_MF, grad_MF.new_zeros(1, grad_MF.shape[1])])
-        total = padded.index_select(0, back_TR[:, 0])
-        if back_TR.shape[1] > 1:
-            total = total.to(torch.promote_types(total.dtype, torch.float32))
-            for place_T in back_TR[:, 1:].unbind(1):
-                total += padded.index_select(0, place_T)
-        return total.to(grad_MF.dtype), None, None
+    def backward(ctx: Any, grad_TF: Tensor) -> tuple[Tensor, None]:
+        return grad_TF.index_select(0, ctx.gather.index_M).index_fill_(0, ctx.gather.padding, 0.0), None
 
 
 class TreeIndex:
@@ -98,18 +115,22 @@ class TreeIndex:
         return self._gather([[block.keys for block in group] for group in self.groups])
 
     def _gather(self, groups: Sequence[Sequence[Sequence[int]]]) -> Gather:
-        tokens = len(self.tree_T)
         index: list[int] = []
-        places: list[list[int]] = [[] for _ in range(tokens)]
+        padding: list[int] = []
+        places: list[list[int]] = [[] for _ in self.tree_T]
         for group in groups:
             longest = max(len(block) for block in group)
             for block in group:
                 for place, token in enumerate(block, len(index)):
                     places[token].append(place)
-                index += [*block, *[tokens] * (longest - len(block))]
-        most = max(len(found) for found in places)
-        back = [found + [len(index)] * (most - len(found)) for found in places]
-        return Gather(torch.tensor(index, device=self.tree_T.device), torch.tensor(back, device=self.tree_T.device))
+                padding += range(len(index) + len(block), len(index) + longest)
+                index += [*block, *[0] * (longest - len(block))]
+        tensor = partial(torch.tensor, dtype=torch.long, device=self.tree_T.device)
+        further = []
+        for number in range(1, max(map(len, places))):
+            having = [token for token, found in enumerate(places) if len(found) > number]
+            further.append((tensor(having), tensor([places[token][number] for token in having])))
+        return Gather(tensor(index), tensor(padding), tensor([found[0] for found in places]), tuple(further))
 
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """[N, 1, Q, K] of group `number`: 0 where a query may look (back, less than `window` far), minus infinity elsewhere.

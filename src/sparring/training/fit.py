@@ -18,7 +18,7 @@ from sparring.config import OptimSection
 from sparring.console import log, progress
 from sparring.errors import UserError
 from sparring.policy.batches import hardest, micro_batches
-from sparring.policy.compute import accelerator_for
+from sparring.policy.compute import accelerator_for, token_budget
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer
 from sparring.rundir import fsync, write_text
@@ -76,6 +76,7 @@ class _Trainer:
         self.accelerator: Accelerator = accelerator_for(settings.precision)
         # float32 master weights: at lr 5e-7 a bfloat16 parameter near 0.02 is too coarse to move
         self.model = load_model(folder, torch.float32).to(self.accelerator.device)
+        self.max_tokens = token_budget(settings.micro_batch_tokens, self.model)
         self.scorer = Scorer(self.model)
         self.scorer.choose_layout(*hardest(task.branches(index) for index in range(len(task))))
         if settings.gradient_checkpointing:
@@ -91,8 +92,8 @@ class _Trainer:
         sums: dict[str, float] = defaultdict(float)
         tokens = 0
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
-        budget, layout = self.settings.micro_batch_tokens, self.scorer.row_layout
-        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), budget, layout):
+        layout = self.scorer.row_layout
+        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.max_tokens, layout):
             tokens += self._accumulate([batch[place] for place in group], weight, sums, step)
         norm = self._clip(step, batch)
         lr = self.plan.learning_rate(step)

@@ -11,7 +11,7 @@ from sparring.console import progress
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of, hardest
-from sparring.policy.compute import accelerator_for
+from sparring.policy.compute import accelerator_for, token_budget
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.plan import TrainPlan
@@ -57,7 +57,7 @@ class _Scoring:
         self.names = [duel.duel_id for duel in duels]
         self.scorer = Scorer(load_model(folder).to(self.accelerator.device))
         self.scorer.choose_layout(*hardest(self.trees))
-        self.max_tokens = settings.micro_batch_tokens
+        self.max_tokens = token_budget(settings.micro_batch_tokens, self.scorer.model)
 
     def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
         """Name, log-probs and computed tokens of every duel of an optimizer step."""
