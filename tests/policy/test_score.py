@@ -105,6 +105,11 @@ TREES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _nothing_checked_before() -> None:
+    score._checked.clear()
+
+
 def make(name: str, seed: int = 0) -> PreTrainedModel:
     return of_config(ZOO[name][0](), seed)
 
@@ -285,6 +290,30 @@ def test_soft_caps_hold_also_where_torchs_own_attention_would_ignore_them() -> N
     expected = references(make("gemma-2"), TREES)
     with torch.no_grad():
         torch.testing.assert_close(flat(rows_of(scorer(scorer.collate(TREES)), TREES)).float(), flat(expected), rtol=1e-5, atol=0)
+
+
+def test_the_check_is_made_once_for_models_of_a_kind_and_again_for_longer_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Branches] = []
+    plain = score.plain_logps
+    monkeypatch.setattr(score, "plain_logps", lambda model, tree: (seen.append(tree), plain(model, tree))[1])
+    short, long = TREES[4], TREES[2]
+    for name, trees, checked in [
+        ("llama", [short], 1),
+        ("llama", [short], 1),  # only that the log-probs are finite
+        ("llama", [long, short], 2),
+        ("llama", [short], 1),
+        ("qwen3", [long, short], 2),
+        ("mamba-2", [long, short], 2),
+        ("mamba-2", [long, short], 1),
+    ]:
+        seen.clear()
+        scorer = Scorer(make(name))
+        scorer.choose_layout(*trees)
+        assert len(seen) == checked and scorer.layout == ZOO[name][1], name
+    nans = make("llama")
+    nn.init.constant_(nans.lm_head.weight, float("nan"))
+    with pytest.raises(UserError, match="log-probs are not finite"):
+        Scorer(nans).choose_layout(short)
 
 
 def test_a_model_of_nans_is_the_persons_to_mend() -> None:

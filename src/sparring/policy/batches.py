@@ -36,6 +36,11 @@ class Branches:
         """Positions of the prompt and its longest reply: how far back a reply token may look."""
         return len(self.prompt_ids) + max(len(reply) - 1 for reply in self.replies)
 
+    @property
+    def beside_first(self) -> int:
+        """Tokens that stand between the first branch and the end of the tree."""
+        return sum(len(reply) - 1 for reply in self.replies[1:])
+
     def shape(self, layout: Layout) -> tuple[int, int]:
         """(rows, positions of the longest row) that the tree takes in a micro-batch."""
         return (1, self.tokens("tree")) if layout == "tree" else (len(self.replies), self.longest_path)
@@ -97,8 +102,7 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
 def hardest(trees: Iterable[Branches]) -> list[Branches]:
     """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences)."""
     trees = list(trees)
-    beside_first = max(trees, key=lambda tree: sum(len(reply) - 1 for reply in tree.replies[1:]))
-    return [max(trees, key=lambda tree: tree.longest_path), beside_first]
+    return [max(trees, key=lambda tree: tree.longest_path), max(trees, key=lambda tree: tree.beside_first)]
 
 
 def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:

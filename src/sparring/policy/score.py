@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -25,6 +26,20 @@ from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory
 
 HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A layout that was found right for trees of this reach: (longest path, tokens beside the first branch)."""
+
+    reach: tuple[int, int]
+    layout: str
+
+    def covers(self, reach: tuple[int, int]) -> bool:
+        return reach[0] <= self.reach[0] and reach[1] <= self.reach[1]
+
+
+_checked: dict[str, _Checked] = {}
 
 
 class Scorer(nn.Module):
@@ -88,19 +103,25 @@ class Scorer(nn.Module):
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
     def choose_layout(self, *trees: Branches) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on some trees; keep the fastest that agrees.
+        """Compare the fast layouts with the model's own unbatched logits on some trees; keep the fastest that agrees. In one process
+        this is done once for models of one kind, and again for longer trees.
 
         State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
         model's own forward knows: a wrong layout must never score silently.
         """
         self.layout = "plain"
-        expected = [plain_logps(self.model, tree) for tree in trees]
-        if not all(logps.isfinite().all() for logps in expected):
-            raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
+        kind = f"{type(self.model).__name__} {self.model.config.to_json_string(use_diff=False)}"
+        reach = (max(tree.longest_path for tree in trees), max(tree.beside_first for tree in trees))
+        if (known := _checked.get(kind)) and known.covers(reach):
+            _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
+            self.layout = known.layout
+            return
+        expected = [_finite_logps(self.model, tree) for tree in trees]
         for layout in ("tree", "rows", "plain"):
             self.layout = layout
             gap = self._gap(trees, expected)
             if gap <= CHECK_TOLERANCE:
+                _checked[kind] = _Checked(reach, layout)
                 return
             log.info(f"scorer: this model cannot take the {layout} layout (log-probs differ by {gap:.2g} relative); trying the next")
         raise RuntimeError("the scorer does not agree with the model's own log-probs in any layout")
@@ -160,6 +181,13 @@ def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int, acce
     for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens, scorer.row_layout):
         found.update(zip(group, score_group(scorer, [trees[index] for index in group], accelerator), strict=True))
     return [found[index] for index in range(len(trees))]
+
+
+def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
+    logps = plain_logps(model, tree)
+    if not logps.isfinite().all():
+        raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
+    return logps
 
 
 @torch.no_grad()
