@@ -1,10 +1,11 @@
-# make demo | make test | make bench | make setup; VENV= puts the environment elsewhere
+# make demo | make test | make bench | make study | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
 VENV ?= .venv
 PYTHON ?= python3
+DATA ?= ../shared/data
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test bench study lint clean
 
 setup: $(READY)
 
@@ -25,8 +26,12 @@ test: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/python -m pytest
 
-# the study behind docs/results.md: three seeds of the demo's game
+# training beside TRL's DPOTrainer; hours in full, see the options in the script
 bench: setup
+	$(BIN)/python benchmarks/training_speed.py $(DATA)
+
+# the study behind docs/results.md: three seeds of the demo's game, some 40 minutes
+study: setup
 	$(BIN)/python benchmarks/demo_study.py test 0 1 2
 
 lint: setup

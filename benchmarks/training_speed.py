@@ -241,6 +241,8 @@ def main(data: Path, overrides: list[str]) -> None:
     from sparring.config import ModelSection
     from sparring.policy.load import find_model
 
+    if not data.is_dir():
+        sys.exit(f"training speed: skipped, there is no folder {data} with gsm8k_train.jsonl and dolly_1k.jsonl (make bench DATA=...)")
     options = {**DEFAULTS, **dict(override.split("=", 1) for override in overrides)}
     WORK.mkdir(parents=True, exist_ok=True)
     if not MODEL.exists():
