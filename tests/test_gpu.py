@@ -7,8 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import sparring
+from sparring.config import SamplingSection
+from sparring.opponent import hf
+from sparring.opponent.protocol import Prompt, Stream
+from sparring.policy.batches import Branches
+from sparring.policy.score import Scorer
+from sparring.policy.tiny import tiny_config
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")]
 
@@ -41,3 +48,31 @@ def test_a_repeated_run_gives_the_same_replies(tmp_path: Path) -> None:
     play(tmp_path / "b")
     replies = [(tmp_path / name / "iterations/000/generate/shard-00000.parquet").read_bytes() for name in ("a", "b")]
     assert replies[0] == replies[1]
+
+
+def test_packed_trees_score_as_rows_of_their_own_do() -> None:
+    """Flex attention against the model's own, values and gradients."""
+    found = {}
+    for layout in ("tree", "rows"):
+        torch.manual_seed(0)
+        scorer = Scorer(transformers.LlamaForCausalLM(tiny_config(vocabulary=64, hidden=64)).eval().cuda())
+        scorer.layout = layout
+        logps = scorer(scorer.collate([Branches((5, 6, 7, 8), ((9, 10, 1), (11, 1), (12, 13, 14, 1))), Branches((3,), ((4, 5),))]))
+        logps[:, 0].sum().backward()
+        found[layout] = (logps.detach(), scorer.model.model.embed_tokens.weight.grad)
+    for tree, rows in zip(found["tree"], found["rows"], strict=True):
+        torch.testing.assert_close(tree, rows, rtol=1e-4, atol=1e-4)
+
+
+def test_packed_sampling_gives_the_replies_of_padded_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [Prompt(f"row{n}", 0, tuple(range(3, 5 + n % 7))) for n in range(20)]
+    found = []
+    for packed in (True, False):
+        if not packed:
+            monkeypatch.setattr(hf, "packed_rows_agree", lambda *_: False)
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(tiny_config(vocabulary=64, hidden=64)).eval().cuda()
+        engine = hf.TransformersEngine(model, SamplingSection(max_new_tokens=12, batch_tokens=90), range(1, 6))
+        found.append(engine.sample(prompts, Stream(0, 0)))
+        assert engine._takes_packed_rows is packed
+    assert found[0] == found[1]

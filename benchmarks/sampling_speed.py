@@ -1,0 +1,113 @@
+"""Sampling speed: packed rows beside transformers' own `generate`, on real prompts with replies of varying length.
+
+    python benchmarks/sampling_speed.py DATA_FOLDER [prompts=256] [max_new_tokens=128] [runs=3] [batch=32] [dtype=bfloat16]
+
+`generate` gets the same prompts, unsorted as a plain script would, in left-padded batches of `batch`, at temperature 1 without top-k or
+top-p. Every run is a process of its own and the two alternate. Counted are the tokens of the replies, end of turn included, nothing
+after it. Prints a table and writes benchmarks/results/sampling_speed.json.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from training_speed import MODEL, ROOT, WORK, machine, ready_model
+
+DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16"}
+
+
+def prompt_ids(data: Path, count: int) -> list[tuple[int, ...]]:
+    """Questions of GSM8K under the model's chat template, in the order of a hash."""
+    from sparring.config import DataSection
+    from sparring.data.chat import Chat
+    from sparring.data.prepare import prepare
+    from sparring.policy.load import load_tokenizer, model_facts
+
+    columns = {"prompt": "question", "completion": "answer"}
+    section = DataSection(path=str(data / "gsm8k_train.jsonl"), columns=columns, max_examples=count + 1, held_out=1)
+    chat = Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1])
+    return [example.prompt_ids for example in prepare(section, chat, 0).train][:count]
+
+
+def packed(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any) -> list[int]:
+    from sparring.config import SamplingSection
+    from sparring.opponent.hf import TransformersEngine
+    from sparring.opponent.protocol import Prompt, Stream
+
+    engine = TransformersEngine(model, SamplingSection(max_new_tokens=limit), stops)
+    replies = engine.sample([Prompt(str(number), 0, ids) for number, ids in enumerate(prompts)], Stream(0, 0))
+    return [len(reply.token_ids) for reply in replies]
+
+
+def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any, batch: int) -> list[int]:
+    import torch
+    from transformers import GenerationConfig
+
+    torch.manual_seed(0)
+    config = GenerationConfig(
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=limit, eos_token_id=stops, pad_token_id=stops[0]
+    )
+    lengths = []
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        longest = max(map(len, part))
+        ids = torch.tensor([[stops[0]] * (longest - len(one)) + list(one) for one in part])
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part])
+        for row in model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist():
+            end = next((place for place, token in enumerate(row) if token in stops), len(row) - 1)
+            lengths.append(end + 1)
+    return lengths
+
+
+def child(who: str, options: dict[str, str]) -> None:
+    from sparring.policy.compute import accelerator_for
+    from sparring.policy.load import DTYPES, load_model
+
+    prompts = json.loads((WORK / "prompts.json").read_text())
+    prompts, stops = [tuple(ids) for ids in prompts["ids"]], prompts["stops"]
+    accelerator_for("bf16")  # as in a run
+    model = load_model(MODEL, DTYPES[options["dtype"]])
+    limit = int(options["max_new_tokens"])
+    began = time.perf_counter()
+    lengths = packed(prompts, limit, stops, model) if who == "packed" else generate(prompts, limit, stops, model, int(options["batch"]))
+    seconds = time.perf_counter() - began
+    print(json.dumps({"seconds": seconds, "tokens": sum(lengths), "cut": sum(length == limit for length in lengths)}))
+
+
+def main(data: Path, options: dict[str, str]) -> None:
+    from sparring.data.chat import Chat
+    from sparring.policy.load import load_tokenizer, model_facts
+
+    ready_model()
+    stops = sorted(Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1]).stop_ids)
+    (WORK / "prompts.json").write_text(json.dumps({"ids": prompt_ids(data, int(options["prompts"])), "stops": stops}))
+    rates: dict[str, list[float]] = {"packed": [], "generate": []}
+    for _ in range(int(options["runs"])):
+        for who, found in rates.items():
+            command = [sys.executable, __file__, "child", who, *(f"{key}={value}" for key, value in options.items())]
+            one = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+            found.append(one["tokens"] / one["seconds"])
+            print(f"{who:8} {one['tokens']} tokens, {one['cut']} replies cut, {one['seconds']:.1f} s, {found[-1]:.0f} tokens/s", flush=True)
+    middle = {who: statistics.median(found) for who, found in rates.items()}
+    result = {"machine": machine(), "options": options, "tokens_per_second": rates, "times_faster": middle["packed"] / middle["generate"]}
+    (ROOT / "benchmarks" / "results" / "sampling_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print("| | median tokens/s | spread |\n|---|---|---|")
+    for who, found in rates.items():
+        print(f"| {who} | {middle[who]:.0f} | {min(found):.0f} to {max(found):.0f} |")
+    print(f"packed / generate: {result['times_faster']:.2f}. vLLM: not compared yet.")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    chosen = {**DEFAULTS, **dict(override.split("=", 1) for override in sys.argv[2:] if "=" in override)}
+    if sys.argv[1] == "child":
+        child(sys.argv[2], chosen)
+    else:
+        main(Path(sys.argv[1]), chosen)
