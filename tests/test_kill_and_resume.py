@@ -29,9 +29,10 @@ from sparring.rundir import digest
 TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
 STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
 SCORE_MODEL, EVALUATE = "sparring.evaluation.measure:Measurer._score", "sparring.evaluation.evaluate:Evaluator.evaluate"
-SAMPLE_BATCH, WRITE_TABLE = "sparring.opponent.hf:TransformersEngine._sample_batch", "sparring.data.tables:write_table"
+DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.data.tables:write_table"
 
 # place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
+# Decoding steps: 6 for the held-out replies of a player and 6 for its showcase, 12 for each of three shards of an iteration.
 # Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
 KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
@@ -39,7 +40,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
     "baseline: replies drawn, not scored": ("baseline/measure", [Sabotage(SCORE_MODEL)]),
     "baseline: measured, not evaluated": ("baseline/evaluate", [Sabotage(EVALUATE)]),
-    "generation in a batch of a later shard": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)")]),
+    "generation in a later shard": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18)]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
     "generation done, not committed": ("iterations/001/generate", [Sabotage(REPLACE, args=r"001/generate\.partial .*generate$")]),
@@ -84,7 +85,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "evaluated, not committed": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"000/evaluate\.partial .*evaluate$")]),
     "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
     "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
-    "control in measuring": ("continued-sft/measure", [Sabotage(SAMPLE_BATCH, args=r"iteration=3\)")]),
+    "control in measuring": ("continued-sft/measure", [Sabotage(DECODE_STEP, nth=108 + 3)]),
     "control in evaluation": (
         "continued-sft/evaluate",
         [Sabotage("sparring.evaluation.evaluate:write_table", args="continued-sft/evaluate")],
@@ -94,7 +95,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         "iterations/001/train",
         [Sabotage(STEP, nth=12 + 4), Sabotage(STEP, nth=4), Sabotage(REPLACE, args=r"train\.partial/fit\.json")],
     ),
-    "Ctrl-C in generation": ("iterations/000/generate", [Sabotage(SAMPLE_BATCH, nth=8, args=r"iteration=0\)", do="interrupt")]),
+    "Ctrl-C in generation": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18, do="interrupt")]),
     "SIGTERM in training": ("iterations/001/train", [Sabotage(STEP, nth=12 + 8, do="terminate")]),
     "a crash in training": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4, do="crash")]),
 }

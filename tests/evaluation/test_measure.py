@@ -130,7 +130,7 @@ def test_how_many_are_drawn_together_does_not_matter(measure: Measure, sampling:
 
 # --- killed and gone on with
 
-POINTS = [(TransformersEngine, "_sample_batch"), (tables, "write_table"), (measuring, "write_table"), (Measurer, "_score")]
+POINTS = [(TransformersEngine, "_decode"), (tables, "write_table"), (measuring, "write_table"), (Measurer, "_score")]
 
 
 @contextlib.contextmanager
@@ -158,7 +158,7 @@ def shards(stage: Path) -> dict[Path, int]:
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(("holder", "name"), POINTS, ids=["batch", "shard", "log-probs", "model"])
+@pytest.mark.parametrize(("holder", "name"), POINTS, ids=["sampling", "shard", "log-probs", "model"])
 def test_a_kill_at_any_call_changes_nothing(measure: Measure, holder: Any, name: str, after: bool, tmp_path: Path) -> None:
     expected = measure(tmp_path / "never")
     with killed_at(holder, name, -1, after) as calls:
