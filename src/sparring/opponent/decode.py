@@ -7,6 +7,7 @@ query heads, G heads of keys and values, D size of a head, C cached positions, V
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparring.console import log
 from sparring.data.records import TokenIds
 from sparring.policy.head import logits_of
-from sparring.policy.packed import FOREIGN_ERRORS, is_out_of_memory, no_mask, packed
+from sparring.policy.packed import FOREIGN_ERRORS, is_out_of_memory, kind_of, no_mask, packed
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
+# Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
+AGREEMENT = 1e-3
 PREFILL_TOKENS = 2048  # of prompts read in one forward, so that a full house of new rows needs no huge activations
 
 
@@ -135,25 +139,50 @@ def _attend_to_cache(
     return ((scores + bias).softmax(-1) @ value_AGCD).reshape(rows, heads, size)
 
 
-def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds], tolerance: float) -> bool:
-    """Whether the model's code can take packed rows: next-token distributions after a prompt, and after one token more from the cache,
-    against its own unbatched forward. The distance is the mean difference of log-probs under the model; `model` keeps the packed
-    attention. `prompts` should hold the longest one: a window shows there."""
+_agreed: dict[str, tuple[int, bool]] = {}
+
+
+def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> bool:
+    """Whether the model's code can take packed rows; `model` has the packed attention. `prompts` should hold the longest one, where a
+    window shows. In one process this is found once for models of one kind, and again for longer prompts."""
+    longest = max(map(len, prompts))
+    known, agrees = _agreed.get(kind_of(model), (0, False))
+    if longest > known:
+        agrees = _gap(model, prompts) <= AGREEMENT  # False for NaN
+        _agreed[kind_of(model)] = (longest, agrees)
+    return agrees
+
+
+def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
+    """Largest distance between next-token distributions after a prompt, and after one token more from the cache, of packed rows and of
+    the model's own unbatched forward: the mean difference of log-probs. In float32, for bfloat16's own noise is 0.05 here."""
     decoder = Decoder(model, (), 1, lambda logits, _: logits.argmax(-1))
     rows = [Row(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
     cache = Cache(len(rows), max(len(row.prompt_ids) for row in rows) + 1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _in_float32(model):
             found = [decoder.logits([], decoder.admit(deque(rows), [], len(rows), sum(map(len, prompts))), cache)]
             for row, token in zip(rows, found[0].argmax(-1).tolist(), strict=True):
                 row.token_ids.append(token)
             found.append(decoder.logits(rows, [], cache))
-            gaps = [_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows)]
+            return max(_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows))
     except FOREIGN_ERRORS as error:
         if is_out_of_memory(error):
-            raise
-        return False
-    return max(gaps) <= tolerance  # False for NaN
+            log.warning("sampling: not enough memory to check packed rows in float32")
+        return float("inf")
+
+
+@contextlib.contextmanager
+def _in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """The same weights, exactly, in float32 for a while; buffers stay as they are."""
+    kept = [(parameter, parameter.data) for parameter in model.parameters()]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float() if data.is_floating_point() else data
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
 def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> float:

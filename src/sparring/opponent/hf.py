@@ -23,9 +23,6 @@ from sparring.opponent.decode import Decoder, Row, packed_rows_agree
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy.packed import use_packed_attention
 
-# Mean difference of log-probs between packed rows and the model's own forward that is rounding. SmolLM2 in bfloat16 shows 0.02.
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-3}
-AGREEMENT_HALF = 0.1
 CDF_BLOCK = 256
 
 
@@ -64,7 +61,8 @@ class TransformersEngine:
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
         self.model, self.sampling, self.stop_ids = model, sampling, sorted(stop_ids)
-        self._takes_packed_rows: bool | None = None
+        self._own_attention = model.config._attn_implementation
+        self._takes_packed_rows: bool | None = None  # not known yet
         # a fresh one: the model's own may carry penalties or a top-k, and they would change the distribution silently
         model.generation_config = GenerationConfig(
             do_sample=False,
@@ -78,17 +76,18 @@ class TransformersEngine:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].token_ids), prompts[i].row_id, prompts[i].replica))
         if not order:
             return []
-        if self._takes_packed_rows is None:
-            self._choose_way([prompts[i].token_ids for i in (order[-1], order[0])])
+        self._choose_way([prompts[i].token_ids for i in (order[-1], order[0])])
         found = self._decode(order, prompts, stream) if self._takes_packed_rows else self._generate(order, prompts, stream)
         return [found[index] for index in range(len(prompts))]
 
     def _choose_way(self, hardest: Sequence[tuple[int, ...]]) -> None:
-        own = self.model.config._attn_implementation
-        use_packed_attention(self.model, own)
-        self._takes_packed_rows = packed_rows_agree(self.model, hardest, AGREEMENT.get(self.model.dtype, AGREEMENT_HALF))
+        if self._takes_packed_rows is False:
+            return
+        if self._takes_packed_rows is None:
+            use_packed_attention(self.model, self._own_attention)
+        self._takes_packed_rows = packed_rows_agree(self.model, hardest)
         if not self._takes_packed_rows:
-            self.model.set_attn_implementation(own)
+            self.model.set_attn_implementation(self._own_attention)
             log.info("sampling: this model cannot take packed rows; its replies are drawn in padded batches, which is slower")
 
     def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream) -> dict[int, Reply]:

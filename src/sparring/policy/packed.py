@@ -58,6 +58,11 @@ def current_row() -> PackedRow | None:
     return _current.get()
 
 
+def kind_of(model: PreTrainedModel) -> str:
+    """Equal for models that differ in their weights alone: what holds for the code of one holds for the other's."""
+    return f"{type(model).__name__} {model.config.to_json_string(use_diff=False)}"
+
+
 def no_mask(ids_1T: Tensor) -> Tensor:
     """What to pass as attention mask with a packed row: it says nothing, and keeps the model from making one of its own."""
     return ids_1T.new_zeros(1, 1, 1, 1, dtype=torch.bool)

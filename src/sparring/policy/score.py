@@ -22,7 +22,7 @@ from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.head import logits_of, logps_of
-from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, packed, use_packed_attention
+from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 
 HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
@@ -110,7 +110,7 @@ class Scorer(nn.Module):
         model's own forward knows: a wrong layout must never score silently.
         """
         self.layout = "plain"
-        kind = f"{type(self.model).__name__} {self.model.config.to_json_string(use_diff=False)}"
+        kind = kind_of(self.model)
         reach = (max(tree.longest_path for tree in trees), max(tree.beside_first for tree in trees))
         if (known := _checked.get(kind)) and known.covers(reach):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
