@@ -40,7 +40,7 @@ def test_a_budget_that_is_asked_for_is_taken() -> None:
 @pytest.mark.parametrize(
     ("gigabytes", "parameters", "tokens"),
     [
-        (24, 135_000_000, 1024),  # no more on a CPU
+        (24, 135_000_000, 2048),  # no more on a CPU
         (3.64, 135_000_000, 256),  # (0.7 * 3.64 - 2.16) GB / 1.244 MB are 311
         (4, 135_000_000, 512),  # 514
         (1, 135_000_000, 256),  # less than the weights need: still something
@@ -56,7 +56,7 @@ def test_the_budget_is_announced_once(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(3):
         token_budget(None, model(parameters=123_456_789))
     (line,) = caplog.messages
-    assert line.startswith("micro_batch_tokens: 1024, chosen for 123M parameters")
+    assert line.startswith("micro_batch_tokens: 2048, chosen for 123M parameters")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library")

@@ -100,7 +100,7 @@ class OptimSection(Section):
     micro_batch_tokens: PositiveInt | None = Field(
         None,
         description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size and the device's "
-        "memory, and 1024 at most on a CPU, where more is not faster; announced.",
+        "memory, and 2048 at most on a CPU, where more is not faster; announced.",
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sparring.console import log
 
 # Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
-MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
 LEAST_TOKENS = 256
 # glibc's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
 KEEP_FREED = {-1: 2**31 - 1, -3: 2**31 - 1}
