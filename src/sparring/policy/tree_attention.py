@@ -22,6 +22,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
+# (few scores are padded freely: another group would cost more than it saves) ...
+FEW_SCORES = 2**17
 # ... and one head's scores under this number.
 MAX_SCORES = 2**21
 # torch's CPU flash attention is slow backwards: forward + backward of one SmolLM2 layer took 60 ms against 24 of plain products at 16 x 128
@@ -192,7 +194,8 @@ def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
         keys, queries = block.size
         most = max(longest, queries)
         padded = (len(group) + 1) * keys * most
-        if group and (padded > MAX_SCORES or needed + keys * queries < (1 - MAX_PADDING) * padded):
+        wasteful = padded > FEW_SCORES and needed + keys * queries < (1 - MAX_PADDING) * padded
+        if group and (padded > MAX_SCORES or wasteful):
             yield group
             group, needed, most = [], 0, queries
         group.append(block)
