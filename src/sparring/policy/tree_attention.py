@@ -126,7 +126,7 @@ class TreeIndex:
                 for place, token in enumerate(block, len(index)):
                     places[token].append(place)
                 padding += range(len(index) + len(block), len(index) + longest)
-                index += [*block, *[0] * (longest - len(block))]
+                index += [*block, *[block[-1]] * (longest - len(block))]  # its own: NaN must not reach another tree
         tensor = partial(torch.tensor, dtype=torch.long, device=self.tree_T.device)
         further = []
         for number in range(1, max(map(len, places))):
