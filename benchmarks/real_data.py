@@ -2,7 +2,7 @@
 
     python benchmarks/real_data.py DATA_FOLDER        # the folder with gsm8k_train.jsonl and dolly_1k.jsonl
 
-Writes benchmarks/results/real_data.json and prints the tables. 
+Writes benchmarks/results/real_data.json and prints the tables.
 """
 
 from __future__ import annotations

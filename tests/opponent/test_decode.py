@@ -13,6 +13,7 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedConfig, PreTrainedModel
+from zoo import COMMON, GPT2, NEOX
 
 from sparring.config import SamplingSection
 from sparring.data.records import Reply
@@ -22,21 +23,6 @@ from sparring.opponent.protocol import Prompt, Stream
 
 STOP = 1
 STOPS = range(1, 9)  # likely enough for replies of many lengths
-COMMON = {
-    "vocab_size": 48,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": STOP,
-    "pad_token_id": 0,
-}
-GPT2 = {"vocab_size": 48, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "initializer_range": 0.3, "eos_token_id": STOP}
-NEOX = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
 GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5}
 
 # architecture -> (config, whether it takes packed rows)

@@ -12,6 +12,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from zoo import COMMON, GPT2, NEOX, VOCABULARY
 
 from sparring.errors import UserError
 from sparring.policy import score, tree_attention
@@ -19,31 +20,6 @@ from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import accelerator_for
 from sparring.policy.score import Scorer, score_trees
 
-VOCABULARY = 48
-COMMON = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.3,  # large enough for replies to differ by many nats
-    "bos_token_id": None,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-GPT2 = {
-    "vocab_size": VOCABULARY,
-    "n_positions": 64,
-    "n_embd": 16,
-    "n_layer": 2,
-    "n_head": 2,
-    "initializer_range": 0.3,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
-NEOX = {name: value for name, value in COMMON.items() if name != "num_key_value_heads"}
 OPT = {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.3}
 MAMBA2 = {"num_heads": 4, "head_dim": 8, "state_size": 8, "n_groups": 1, "chunk_size": 8, "expand": 2}
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
@@ -101,12 +102,14 @@ class TreeIndex:
 
     def __init__(self, blocks: Sequence[Block], tree_T: Tensor, branch_T: Tensor, position_T: Tensor) -> None:
         self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
+        self.blocks = blocks
         self.groups = list(_groups(sorted(blocks, key=lambda block: block.size)))
         self._masks: dict[Any, Any] = {}
 
     def to(self, device: torch.device) -> TreeIndex:
-        self.tree_T, self.branch_T, self.position_T = (t.to(device) for t in (self.tree_T, self.branch_T, self.position_T))
-        return self
+        if device == self.tree_T.device:
+            return self
+        return TreeIndex(self.blocks, *(tensor.to(device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
 
     @cached_property
     def queries(self) -> Gather:
@@ -170,9 +173,8 @@ class TreeIndex:
             return checkpoint(by_groups, *arguments, use_reentrant=False, preserve_rng_state=False)
         return by_groups(*arguments)
 
-    def block_mask(self, window: int | None) -> Any:
+    def block_mask(self, window: int | None) -> BlockMask:
         """The same rule for flex attention."""
-        from torch.nn.attention.flex_attention import create_block_mask
 
         def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             on_path = (self.branch_T[key] == 0) | (self.branch_T[key] == self.branch_T[query])
