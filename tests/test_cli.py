@@ -280,7 +280,7 @@ SCORES = {
     "empty",
     "length_auc",
 }
-STEP = {"step", "loss", "real_logp", "grad_norm", "lr", "tokens", "seconds", "tokens_per_second"}
+STEP = {"step", "loss", "real_logp", "grad_norm", "lr", "tokens", "positions", "micro_batches", "seconds", "tokens_per_second"}
 DUEL_STEP = {"iteration", "margin", "accuracy", "reward_real", "reward_generated", "generated_logp"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sparring.config import OptimSection, Recipe, SftSection, at_iteration
 from sparring.console import log
@@ -22,8 +22,8 @@ from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
-from sparring.policy.compute import release_memory
-from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts
+from sparring.policy.compute import free_memory, make_accelerator, release_memory, token_budget
+from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts, model_shape
 from sparring.policy.player import Policy
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, write_json
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_name, iteration_stage, measure_stage
@@ -33,6 +33,8 @@ from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask, SpinTask, Task
 
+Optim = TypeVar("Optim", bound=OptimSection)
+CHOSEN = "chosen.json"
 # these change speed, memory or what a kill costs, and results by no more than rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 
@@ -99,7 +101,8 @@ class Stages:
 
     @cached_property
     def measurer(self) -> Measurer:
-        return Measurer(self.recipe, self.chat, self.held_out)
+        recipe = self.recipe.model_copy(update={"train": self.with_budget(self.recipe.train)})
+        return Measurer(recipe, self.chat, self.held_out)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -214,7 +217,7 @@ class Stages:
         settings = self.recipe.train
 
         def work(stage: Path) -> dict[str, Any]:
-            return score_duels(stage, opponent.folder, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
+            return score_duels(stage, opponent.folder, window.duels, plan, self.with_budget(settings), f"iteration {t}: opponent log-probs")
 
         inputs = {
             "opponent": opponent.hash,
@@ -312,7 +315,7 @@ class Stages:
         """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
         fitted = stage / "fit.json"
         if not fitted.exists():
-            result = fit(stage, start.folder, task, plan, settings, **shown)
+            result = fit(stage, start.folder, task, plan, self.with_budget(settings), **shown)
             self._save_model(result, stage / "model")
             write_json(fitted, result.facts)
         remove_checkpoints(stage)
@@ -327,6 +330,21 @@ class Stages:
         write_json(folder / "generation_config.json", {**generation, "eos_token_id": sorted(self.chat.stop_ids)})
         for file in folder.iterdir():  # on the disk before the checkpoints go
             fsync(file)
+
+    def with_budget(self, settings: Optim) -> Optim:
+        """The settings with the size of their micro-batches."""
+        return settings if settings.micro_batch_tokens else settings.model_copy(update={"micro_batch_tokens": self.chosen_tokens})
+
+    @cached_property
+    def chosen_tokens(self) -> int:
+        """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
+        file, device = self.run.root / CHOSEN, make_accelerator().device
+        if not file.exists():
+            shape, free = model_shape(self.base.folder), free_memory(device)
+            tokens = token_budget(shape, free, device.type)
+            log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
+            write_json(file, {"micro_batch_tokens": tokens})
+        return read_json(file)["micro_batch_tokens"]
 
     def order_seed(self, t: int) -> int:
         """Another order of batches in every iteration."""

@@ -17,7 +17,6 @@ from zoo import COMMON, GPT2, NEOX, VOCABULARY
 from sparring.errors import UserError
 from sparring.policy import score, tree_attention
 from sparring.policy.batches import Branches, hardest
-from sparring.policy.compute import accelerator_for
 from sparring.policy.score import Scorer, score_trees
 
 OPT = {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.3}
@@ -148,15 +147,14 @@ LAYOUTS = [(name, layout) for name, (_, best) in ZOO.items() for layout in ("tre
 # --- values and gradients
 
 
-@pytest.fixture(params=["plain products", "fused"])
-def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both attention kernels; our trees are so short that the scorer would always take the first."""
-    positions = {"plain products": 384, "fused": 0}[request.param]
-    monkeypatch.setattr(tree_attention, "PLAIN_PRODUCTS_UP_TO", positions)
+@pytest.fixture(params=["whole", "cut"])
+def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention blocks; our trees are so short that none would be cut."""
+    monkeypatch.setattr(tree_attention, "MAX_QUERIES", {"whole": 512, "cut": 3}[request.param])
 
 
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("blocks")
 def test_log_probs_and_gradients_are_those_of_a_plain_forward(name: str, layout: str) -> None:
     model = make(name)
     found, gradient = scored_with_gradients(model, layout, TREES)
@@ -207,7 +205,7 @@ def test_choose_layout_finds_the_fastest_that_is_right(name: str, caplog: pytest
     lines = [record.message for record in caplog.records if record.name == "sparring"]
     assert len(lines) == (0 if scorer.layout == "tree" else 1)
     assert all("cannot take the tree layout" in line for line in lines)
-    for tree, row in zip(TREES, score_trees(scorer, TREES, 64, accelerator_for("fp32")), strict=True):
+    for tree, row in zip(TREES, score_trees(scorer, TREES, 64), strict=True):
         expected = [reference(scorer.model, tree.prompt_ids, reply).item() for reply in tree.replies]
         assert row == pytest.approx(expected, rel=1e-5)
 
@@ -227,7 +225,7 @@ def test_a_head_that_only_the_model_knows_is_left_to_the_model(caplog: pytest.Lo
     scorer.choose_layout(*hardest(TREES))
     assert scorer.layout == "plain"
     assert [record.message.split(" layout")[0].split()[-1] for record in caplog.records] == ["tree", "rows"]
-    row = score_trees(scorer, TREES, 64, accelerator_for("fp32"))[0]
+    row = score_trees(scorer, TREES, 64)[0]
     assert row == pytest.approx([reference(model, TREES[0].prompt_ids, reply).item() for reply in TREES[0].replies], rel=1e-5)
 
 
@@ -338,7 +336,7 @@ def test_the_padding_token_is_never_looked_at() -> None:
 @pytest.mark.parametrize("max_tokens", [1, 30, 10_000])
 def test_scores_come_in_the_order_of_the_trees_for_any_budget(max_tokens: int) -> None:
     scorer = Scorer(make("llama"))
-    found = score_trees(scorer, TREES, max_tokens, accelerator_for("fp32"))
+    found = score_trees(scorer, TREES, max_tokens)
     assert [len(row) for row in found] == [len(tree.replies) for tree in TREES]
     for row, tree in zip(found, TREES, strict=True):
         assert row == pytest.approx([reference(scorer.model, tree.prompt_ids, reply).item() for reply in tree.replies], rel=1e-5)
@@ -370,7 +368,7 @@ def layer_forwards(model: nn.Module) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt-2", "gpt-neox", "opt", "mamba-2"])
-@pytest.mark.usefixtures("kernel")
+@pytest.mark.usefixtures("blocks")
 def test_gradient_checkpointing_is_on_and_changes_nothing(name: str) -> None:
     model = make(name)
     expected, gradient = scored_with_gradients(model, ZOO[name][1], TREES)

@@ -168,14 +168,13 @@ def test_the_first_pass_has_margin_exactly_0(loss: LossName, checkpointing: bool
         assert row["reward_real"] == row["reward_generated"] == 0.0
 
 
-@pytest.mark.parametrize("plain_products_up_to", [0, 15])
+@pytest.mark.parametrize("max_queries", [4, 512])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_first_pass_under_either_attention_kernel(
-    precision: str, checkpointing: bool, plain_products_up_to: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_first_pass_with_blocks_cut_or_whole(
+    precision: str, checkpointing: bool, max_queries: int, start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At 15 positions some blocks take one kernel and some the other."""
-    monkeypatch.setattr("sparring.policy.tree_attention.PLAIN_PRODUCTS_UP_TO", plain_products_up_to)
+    monkeypatch.setattr("sparring.policy.tree_attention.MAX_QUERIES", max_queries)
     section = settings(precision=precision, gradient_checkpointing=checkpointing)
     plan = plan_of(section, len(DUELS), lr=0.0)
     task = Recorder(DUELS, opponent_logps(start, tmp_path / "score", plan, section), 0.5, "logistic")

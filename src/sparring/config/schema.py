@@ -99,10 +99,16 @@ class OptimSection(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     micro_batch_tokens: PositiveInt | None = Field(
         None,
-        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size and the device's "
-        "memory, and 2048 at most on a CPU, where more is not faster; announced.",
+        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size and the memory that "
+        "is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, and kept for the whole run.",
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
+
+    @property
+    def max_tokens(self) -> int:
+        """`micro_batch_tokens`, which a run chooses before anything is computed (stages.py)."""
+        assert self.micro_batch_tokens is not None
+        return self.micro_batch_tokens
 
     @field_validator("epochs", check_fields=False)  # the subclasses define epochs, each in its own type
     @classmethod

@@ -19,7 +19,7 @@ from sparring.opponent.engines import load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
 from sparring.policy.batches import Branches, hardest
-from sparring.policy.compute import accelerator_for, token_budget
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
 
@@ -99,7 +99,6 @@ class Measurer:
         return {f"{who}_{side}": [row[column] for row in rows] for who, rows in names for column, side in enumerate(("real", "generated"))}
 
     def _score(self, folder: Path, trees: Sequence[Branches]) -> list[list[float]]:
-        accelerator = accelerator_for(self.recipe.train.precision)
-        scorer = Scorer(load_model(folder).to(accelerator.device))
+        scorer = Scorer(load_model(folder, COMPUTE_DTYPES[self.recipe.train.precision]).to(make_accelerator().device))
         scorer.choose_layout(*hardest(trees))
-        return score_trees(scorer, trees, token_budget(self.recipe.train.micro_batch_tokens, scorer.model), accelerator)
+        return score_trees(scorer, trees, self.recipe.train.max_tokens)

@@ -7,7 +7,6 @@ query heads, G heads of keys and values, D size of a head, C cached positions, V
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from transformers import PreTrainedModel
 
 from sparring.console import log
 from sparring.data.records import TokenIds
+from sparring.policy.compute import in_float32
 from sparring.policy.head import logits_of
 from sparring.policy.packed import FOREIGN_ERRORS, is_out_of_memory, kind_of, no_mask, packed
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
@@ -160,7 +160,7 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
     rows = [Row(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
     cache = Cache(len(rows), max(len(row.prompt_ids) for row in rows) + 1)
     try:
-        with torch.inference_mode(), _in_float32(model):
+        with torch.inference_mode(), in_float32(model):
             found = [decoder.logits([], decoder.admit(deque(rows), [], len(rows), sum(map(len, prompts))), cache)]
             for row, token in zip(rows, found[0].argmax(-1).tolist(), strict=True):
                 row.token_ids.append(token)
@@ -170,19 +170,6 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
         if is_out_of_memory(error):
             log.warning("sampling: not enough memory to check packed rows in float32")
         return float("inf")
-
-
-@contextlib.contextmanager
-def _in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """The same weights, exactly, in float32 for a while; buffers stay as they are."""
-    kept = [(parameter, parameter.data) for parameter in model.parameters()]
-    try:
-        for parameter, data in kept:
-            parameter.data = data.float() if data.is_floating_point() else data
-        yield
-    finally:
-        for parameter, data in kept:
-            parameter.data = data
 
 
 def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> float:

@@ -12,13 +12,13 @@ from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.policy.compute import accelerator_for
+from sparring.policy.compute import make_accelerator
 from sparring.policy.load import DTYPES, load_model
 
 
 def load_sampler(recipe: Recipe, folder: Path) -> PreTrainedModel:
     """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device."""
-    return load_model(folder, DTYPES[recipe.sampling_dtype]).to(accelerator_for(recipe.train.precision).device)
+    return load_model(folder, DTYPES[recipe.sampling_dtype]).to(make_accelerator().device)
 
 
 def make_engine(recipe: Recipe, chat: Chat, model: PreTrainedModel, temperature: float) -> Engine:

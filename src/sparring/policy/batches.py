@@ -68,6 +68,11 @@ class TreeBatch:
         return TreeBatch(**{**vars(self), **moved})
 
     @property
+    def positions(self) -> int:
+        """Positions that are computed: `tokens` and padding."""
+        return self.input_ids_BL.numel()
+
+    @property
     def attention_mask(self) -> Tensor:
         """Rows: [B, L], 1 at tokens. Packed trees: a stand-in that says nothing, so that the model makes no mask of its own."""
         return self.real_BL.long() if self.index is None else no_mask(self.input_ids_BL)

@@ -2,69 +2,70 @@
 
 from __future__ import annotations
 
-import ctypes
+import contextlib
 import gc
 import math
 import os
-import platform
+from collections.abc import Iterator
 from functools import lru_cache
 
+import psutil
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
 from sparring.console import log
 
 # Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
-MOST_TOKENS = {"cpu": 2048, "cuda": 16384}
+MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 LEAST_TOKENS = 256
-# glibc's names: M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-KEEP_FREED = {-1: 2**31 - 1, -3: 2**31 - 1}
-MIXED = {"bf16": "bf16", "fp32": "no"}
+# Shapes whose kernels oneDNN and torch's layer over it keep, one cache each; more than a micro-batch needs in all its layers
+KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
+# The number format that computes, by the recipe's `precision`. The whole model is in it, as where it samples; a pass of autocast over
+# float32 weights takes half as long again (docs/fast-path.md).
+COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def accelerator_for(precision: str) -> Accelerator:
-    """Accelerate's handle for "bf16" (bfloat16 autocast over float32 weights) or "fp32".
-
-    Accelerate keeps one precision per process; a game may train its SFT stage in another than its iterations.
-    """
-    keep_freed_memory()
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != MIXED[precision]:
-        AcceleratorState._reset_state()
-    return Accelerator(mixed_precision=MIXED[precision])
+def make_accelerator() -> Accelerator:
+    """Accelerate's handle of this process. The number format is the model's own, so there is no autocast."""
+    bound_kernel_caches()
+    return Accelerator(mixed_precision="no")
 
 
-@lru_cache
-def keep_freed_memory() -> None:
-    """Let glibc keep what is freed: it would hand every large tensor back to the system and fault the next one in page by page, which
-    takes a fifth of a training step on a CPU (docs/negative-results.md)."""
-    if platform.libc_ver()[0] == "glibc":
-        library = ctypes.CDLL(None)
-        for parameter, value in KEEP_FREED.items():
-            library.mallopt(parameter, value)
+@contextlib.contextmanager
+def in_float32(model: PreTrainedModel) -> Iterator[None]:
+    """The same weights, exactly, in float32 for a while; buffers stay as they are."""
+    kept = [(parameter, parameter.data) for parameter in model.parameters()]
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float() if data.dtype in (torch.bfloat16, torch.float16) else data
+        yield
+    finally:
+        for parameter, data in kept:
+            parameter.data = data
 
 
-def token_budget(asked: int | None, model: PreTrainedModel) -> int:
-    """Tokens of a micro-batch: those asked for, or as many as fit the device's memory beside weights, gradient and optimizer.
+def bound_kernel_caches() -> None:
+    """Two caches would keep the kernels of 1,024 shapes, a third of a megabyte each, though micro-batches hardly ever have the same
+    shape twice: memory would grow by half a gigabyte in 16 steps (docs/negative-results.md). What the environment says already stays."""
+    for name, value in KERNEL_CACHES.items():
+        os.environ.setdefault(name, value)  # read at the first matrix product
 
-    A function of model and device alone, so that the opponent pass, training and a resumed run choose alike.
-    """
-    if asked is not None:
-        return asked
-    config, device = model.config.get_text_config(), model.device
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else _main_memory()
-    # bytes that autograd keeps of a token in one layer, mostly in float32, as measured on SmolLM2
+
+def token_budget(model: PreTrainedModel, free: float, device: str) -> int:
+    """Tokens of a micro-batch that fit `free` bytes beside weights, gradient and optimizer of a model that is not loaded yet: a power
+    of 2, so that a little more or less of free memory makes no difference."""
+    config = model.config.get_text_config()
+    # bytes that autograd keeps of a token in one layer, in float32, as measured on SmolLM2
     inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
     of_token = config.num_hidden_layers * (40 * config.hidden_size + 12 * inner)
-    fits = (0.7 * memory - 16 * model.num_parameters()) / of_token
-    found = 2 ** int(math.log2(min(max(fits, LEAST_TOKENS), MOST_TOKENS.get(device.type, MOST_TOKENS["cpu"]))))
-    _announce(f"micro_batch_tokens: {found}, chosen for {model.num_parameters() / 1e6:.0f}M parameters and {memory / 2**30:.0f} GiB")
-    return found
+    fits = (0.8 * free - 16 * model.num_parameters()) / of_token
+    return 2 ** int(math.log2(min(max(fits, LEAST_TOKENS), MOST_TOKENS.get(device, MOST_TOKENS["cpu"]))))
 
 
-def _main_memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could take of the device's memory now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def release_memory() -> None:

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+# float32 copies of this many rows of logits stay in the processor's cache: a third of the time of whole chunks
+ROWS_AT_ONCE = 16
+
 
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
     """Logits [N, V] of last hidden states, with what Granite, Cohere and Gemma-2 do to theirs after the head."""
@@ -35,7 +38,8 @@ class _TargetLogps(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_NV, target_N)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - logits_NV.to(wide).logsumexp(1)
+        total_N = torch.cat([rows.to(wide).logsumexp(1) for rows in logits_NV.split(ROWS_AT_ONCE)])
+        return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - total_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:

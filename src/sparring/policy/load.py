@@ -127,6 +127,12 @@ def load_config(folder: Path) -> Any:
         raise UserError(f"cannot read the model's config.json: {_first_line(error)}", where=str(folder)) from error
 
 
+def model_shape(folder: Path) -> PreTrainedModel:
+    """The model without memory for its weights: config and sizes."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
+
+
 def weights_hash(folder: Path) -> str:
     """Content hash of a model folder's weights and of what its config makes of them: it pins the opponent."""
     return digest({file.name: file_hash(file) for file in [*_require_weights(folder), folder / "config.json"] if file.exists()})

@@ -94,9 +94,8 @@ def _attend(
         return _own_attention(own, module)(module, query, key, value, attention_mask, **known, **options)
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases")
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-    states = (states[0].transpose(0, 1).to(dtype) for states in (query, key, value))
+    # rotary embeddings leave some models' queries and keys in float32
+    states = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     window, softcap = options.get("sliding_window"), options.get("softcap")
     return row.attend(module, *states, scaling=scaling, window=window, softcap=softcap), None

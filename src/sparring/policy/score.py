@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -20,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
-from sparring.policy.compute import keep_soft_caps
+from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 
@@ -107,21 +106,24 @@ class Scorer(nn.Module):
         this is done once for models of one kind, and again for longer trees.
 
         State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
-        model's own forward knows: a wrong layout must never score silently.
+        model's own forward knows: a wrong layout must never score silently. All in float32: bfloat16's noise would hide much.
         """
         self.layout = "plain"
-        kind = kind_of(self.model)
         reach = (max(tree.longest_path for tree in trees), max(tree.beside_first for tree in trees))
-        if (known := _checked.get(kind)) and known.covers(reach):
+        if (known := _checked.get(kind_of(self.model))) and known.covers(reach):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
             self.layout = known.layout
             return
+        with in_float32(self.model):
+            self._check_layouts(trees)
+        _checked[kind_of(self.model)] = _Checked(reach, self.layout)
+
+    def _check_layouts(self, trees: Sequence[Branches]) -> None:
         expected = [_finite_logps(self.model, tree) for tree in trees]
         for layout in ("tree", "rows", "plain"):
             self.layout = layout
             gap = self._gap(trees, expected)
             if gap <= CHECK_TOLERANCE:
-                _checked[kind] = _Checked(reach, layout)
                 return
             log.info(f"scorer: this model cannot take the {layout} layout (log-probs differ by {gap:.2g} relative); trying the next")
         raise RuntimeError("the scorer does not agree with the model's own log-probs in any layout")
@@ -146,13 +148,13 @@ class Scorer(nn.Module):
             use_cache=False,
         ).last_hidden_state
         chosen = hidden.flatten(0, 1)[batch.source_N]
-        parts = []
-        for chunk, target in zip(chosen.split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True):
-            if torch.is_grad_enabled():
-                parts.append(checkpoint(self._token_logps, chunk, target, use_reentrant=False))
-            else:
-                parts.append(self._token_logps(chunk, target))
-        return torch.cat(parts)
+        *chunks, last = zip(chosen.split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True)
+        if torch.is_grad_enabled():
+            parts = [checkpoint(self._token_logps, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            parts = [self._token_logps(*chunk) for chunk in chunks]
+        # the last one's logits may stay: they are one chunk, and the first that the backward pass asks for
+        return torch.cat([*parts, self._token_logps(*last)])
 
     def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
         return logps_of(logits_of(self.model, hidden_NH), target_N)
@@ -168,18 +170,17 @@ def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextMa
 
 
 @torch.no_grad()
-def score_group(scorer: Scorer, trees: Sequence[Branches], accelerator: Accelerator) -> list[list[float]]:
+def score_group(scorer: Scorer, trees: Sequence[Branches]) -> list[list[float]]:
     """Log-probs of each tree's replies, computed as one micro-batch."""
-    with accelerator.autocast():
-        logps = scorer(scorer.collate(trees))
+    logps = scorer(scorer.collate(trees))
     return [row[: len(tree.replies)] for row, tree in zip(logps.tolist(), trees, strict=True)]
 
 
-def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int, accelerator: Accelerator) -> list[list[float]]:
+def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
     found: dict[int, list[float]] = {}
     for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens, scorer.row_layout):
-        found.update(zip(group, score_group(scorer, [trees[index] for index in group], accelerator), strict=True))
+        found.update(zip(group, score_group(scorer, [trees[index] for index in group]), strict=True))
     return [found[index] for index in range(len(trees))]
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -27,9 +26,8 @@ MAX_PADDING = 0.15
 FEW_SCORES = 2**17
 # ... and one head's scores under this number.
 MAX_SCORES = 2**21
-# torch's CPU flash attention is slow backwards: forward + backward of one SmolLM2 layer took 60 ms against 24 of plain products at 16 x 128
-# positions, 54 against 38 at 8 x 256, 78 against 92 at 4 x 512 (one core, bfloat16; plain products are made twice, to save memory)
-PLAIN_PRODUCTS_UP_TO = 384
+# A longer path is cut, so that its early queries do not meet its late keys, and its scores fit a group.
+MAX_QUERIES = 512
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,12 @@ class Block:
     @property
     def size(self) -> tuple[int, int]:
         return len(self.keys), self.queries
+
+    def pieces(self) -> Iterator[Block]:
+        """The block, its queries cut into runs of at most `MAX_QUERIES`, each with the keys up to its end."""
+        for start in range(len(self.keys) - self.queries, len(self.keys), MAX_QUERIES):
+            end = min(start + MAX_QUERIES, len(self.keys))
+            yield Block(self.keys[:end], end - start)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class TreeIndex:
     def __init__(self, blocks: Sequence[Block], tree_T: Tensor, branch_T: Tensor, position_T: Tensor) -> None:
         self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
         self.blocks = blocks
-        self.groups = list(_groups(sorted(blocks, key=lambda block: block.size)))
+        self.groups = list(_groups(sorted((piece for block in blocks for piece in block.pieces()), key=lambda block: block.size)))
         self._masks: dict[Any, Any] = {}
 
     def to(self, device: torch.device) -> TreeIndex:
@@ -222,15 +226,17 @@ def by_groups(
             states[first_key : first_key + count * keys].view(count, keys, *key_TGD.shape[1:]) for states in (key_MF, value_MF)
         )
         first_query, first_key = first_query + count * queries, first_key + count * keys
-        plain = keys <= PLAIN_PRODUCTS_UP_TO or softcap is not None
-        bias = index.bias(number, window, query.dtype)
-        found = _plain_products(query, key, value, bias, scaling, softcap) if plain else _fused(query, key, value, bias, scaling)
+        found = _products(query, key, value, index.bias(number, window, query.dtype), scaling, softcap)
         out.append(found.reshape(count * queries, -1))
     return index.queries.put_back(torch.cat(out)).view(1, *query_THD.shape)
 
 
-def _plain_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None) -> Tensor:
-    """query [N, Q, H, D], key and value [N, K, G, D] -> [N, Q, H, D]; the heads of a group share their keys without a copy."""
+def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None) -> Tensor:
+    """query [N, Q, H, D], key and value [N, K, G, D] -> [N, Q, H, D]; the heads of a group share their keys without a copy.
+
+    Plain products beat torch's fused attention on a CPU, forward and backward: a SmolLM2 layer over 8 x 256 positions takes 18 ms
+    instead of 31, over 1 x 2048 118 instead of 174 (benchmarks/attention_speed.py).
+    """
     count, queries, heads, size = query.shape
     keys, groups = key.shape[1:3]
     query = (query * scaling).view(count, queries, groups, -1, size).permute(0, 2, 3, 1, 4).reshape(count * groups, -1, size)
@@ -242,7 +248,4 @@ def _plain_products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, sca
     return found.view(count, groups, -1, queries, size).permute(0, 3, 1, 2, 4).reshape(count, queries, heads, size)
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float) -> Tensor:
-    states = (states.transpose(1, 2) for states in (query, key, value))
-    return scaled_dot_product_attention(*states, attn_mask=bias, scale=scaling, enable_gqa=True).transpose(1, 2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,11 @@ from sparring.config import OptimSection
 from sparring.console import log, progress
 from sparring.errors import UserError
 from sparring.policy.batches import hardest, micro_batches
-from sparring.policy.compute import accelerator_for, token_budget
-from sparring.policy.load import load_model
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.score import Scorer
 from sparring.rundir import fsync, write_text
 from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
+from sparring.training.masters import MasterWeights
 from sparring.training.plan import TrainPlan
 from sparring.training.tasks import Task
 from sparring.training.watch import HumanLogpWatch
@@ -64,8 +64,16 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
                 save_checkpoint(stage, step + 1, trainer.model, trainer.optimizer)
     watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
-    sums = {"trained_tokens": sum(row["tokens"] for row in rows), "train_seconds": round(sum(row["seconds"] for row in rows), 3)}
-    return FitResult(trainer.model, {**facts, **sums, **watch.facts()})
+    return FitResult(trainer.model, {**facts, **_work_of(rows, phase), **watch.facts()})
+
+
+def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
+    """Facts: what all steps computed together."""
+    tokens, positions, micro_batches = (sum(row[name] for row in rows) for name in ("tokens", "positions", "micro_batches"))
+    padding = 1 - tokens / positions
+    log.info(f"{phase}: {tokens:,} tokens in {micro_batches} micro-batches, {padding:.1%} of the computed positions padding")
+    seconds = round(sum(row["seconds"] for row in rows), 3)
+    return {"trained_tokens": tokens, "padding": round(padding, 4), "micro_batches": micro_batches, "train_seconds": seconds}
 
 
 class _Trainer:
@@ -73,11 +81,11 @@ class _Trainer:
 
     def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
         self.task, self.plan, self.settings = task, plan, settings
-        self.accelerator: Accelerator = accelerator_for(settings.precision)
-        # float32 master weights: at lr 5e-7 a bfloat16 parameter near 0.02 is too coarse to move
-        self.model = load_model(folder, torch.float32).to(self.accelerator.device)
-        self.max_tokens = token_budget(settings.micro_batch_tokens, self.model)
-        self.scorer = Scorer(self.model)
+        self.accelerator: Accelerator = make_accelerator()
+        self.weights = MasterWeights(folder, COMPUTE_DTYPES[settings.precision], self.accelerator.device)
+        self.model = self.weights.masters
+        self.max_tokens = settings.max_tokens
+        self.scorer = Scorer(self.weights.model)
         self.scorer.choose_layout(*hardest(task.branches(index) for index in range(len(task))))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
@@ -90,33 +98,33 @@ class _Trainer:
         batch = self.plan.batch(step)
         weight = self.task.weight(batch)
         sums: dict[str, float] = defaultdict(float)
-        tokens = 0
+        work: dict[str, int] = Counter()
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
         layout = self.scorer.row_layout
         for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.max_tokens, layout):
-            tokens += self._accumulate([batch[place] for place in group], weight, sums, step)
+            work.update(self._accumulate([batch[place] for place in group], weight, sums, step))
         norm = self._clip(step, batch)
         lr = self.plan.learning_rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.weights.publish()
         seconds = time.monotonic() - began
         loss = sums.pop("loss") * weight
         means = {name: total / len(batch) for name, total in sums.items()}
-        speed = {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds}
-        return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **speed}
+        speed = {"seconds": seconds, "tokens_per_second": work["tokens"] / seconds}
+        return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **work, **speed}
 
-    def _accumulate(self, group: Sequence[int], weight: float, sums: dict[str, float], step: int) -> int:
+    def _accumulate(self, group: Sequence[int], weight: float, sums: dict[str, float], step: int) -> dict[str, int]:
+        """Adds to the gradient and to `sums`; returns what was computed for it."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
-        with self.accelerator.autocast():
-            logps = self.prepared(batch)
-        losses = self.task.losses(group, logps)
+        losses = self.task.losses(group, self.prepared(batch))
         self._require_finite(group, losses.loss_D, step)
         self.accelerator.backward(losses.loss_D.sum() * weight)
         for name, value in {"loss": losses.loss_D, **losses.numbers}.items():
             sums[name] += float(value.detach().sum())
-        return batch.tokens
+        return {"tokens": batch.tokens, "positions": batch.positions, "micro_batches": 1}
 
     def _require_finite(self, group: Sequence[int], loss_D: torch.Tensor, step: int) -> None:
         bad = [self.task.name(index) for index, loss in zip(group, loss_D.tolist(), strict=True) if not math.isfinite(loss)]

@@ -11,7 +11,7 @@ from sparring.console import progress
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of, hardest
-from sparring.policy.compute import accelerator_for, token_budget
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.plan import TrainPlan
@@ -52,17 +52,16 @@ def read_logps(stage: Path) -> dict[str, list[float]]:
 
 class _Scoring:
     def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection) -> None:
-        self.accelerator = accelerator_for(settings.precision)
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
-        self.scorer = Scorer(load_model(folder).to(self.accelerator.device))
+        self.scorer = Scorer(load_model(folder, COMPUTE_DTYPES[settings.precision]).to(make_accelerator().device))
         self.scorer.choose_layout(*hardest(self.trees))
-        self.max_tokens = token_budget(settings.micro_batch_tokens, self.scorer.model)
+        self.max_tokens = settings.max_tokens
 
     def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
         """Name, log-probs and computed tokens of every duel of an optimizer step."""
         trees = [self.trees[index] for index in batch]
-        scored = score_trees(self.scorer, trees, self.max_tokens, self.accelerator)
+        scored = score_trees(self.scorer, trees, self.max_tokens)
         names = [self.names[index] for index in batch]
         tokens = [tree.tokens(self.scorer.row_layout) for tree in trees]
         rows = zip(names, scored, tokens, strict=True)
