@@ -30,6 +30,7 @@ from sparring.stage_names import BASELINE, evaluate_stage, iteration_name, itera
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import read_logps, score_duels
+from sparring.training.optimizers import require_optimizer
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask, SpinTask, Task
 
@@ -111,6 +112,9 @@ class Stages:
     def check(self) -> None:
         """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
         local_file(self.recipe.data)
+        require_optimizer(self.recipe.train.optimizer, "train.optimizer")
+        if self.recipe.sft:
+            require_optimizer(self.recipe.sft.optimizer, "sft.optimizer")
         if self.recipe.model.chat_template:
             load_template(self.recipe.model.chat_template)
         self._check_context()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,6 +98,17 @@ def test_flex_attention_gets_the_rule_of_the_blocks(trees, window) -> None:
     distance = index.position_T[:, None] - index.position_T
     expected = visible(collate(trees, "tree"))[0]
     assert torch.equal(by_rule, expected if window is None else expected & (distance < window))
+
+
+@given(trees=st.lists(branches, min_size=1, max_size=4), size=st.integers(1, 5))
+def test_flex_attention_computes_the_squares_with_something_seen_and_no_others(trees, size) -> None:
+    with mock.patch("sparring.policy.tree_attention.FLEX_BLOCK", size):
+        index = collate(trees, "tree").index
+        mask = index.block_mask(None)
+    seen = visible(collate(trees, "tree"))[0]
+    padded = torch.nn.functional.pad(seen, (0, -len(seen) % size) * 2)
+    expected = padded.unflatten(0, (-1, size)).unflatten(2, (-1, size)).any(3).any(1)
+    assert torch.equal(mask.to_dense()[0, 0].bool(), expected)
 
 
 @given(trees=st.lists(branches, min_size=1, max_size=4), window=st.sampled_from([None, 1, 2, 5]))

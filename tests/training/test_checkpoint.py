@@ -14,12 +14,12 @@ from sparring.policy.load import load_model
 from sparring.rundir import write_json
 from sparring.training import checkpoint
 from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints, restore_optimizer, save_checkpoint
-from sparring.training.fit import make_optimizer
+from sparring.training.optimizers import make_optimizer
 
 
 def tiny(seed: int = 0) -> transformers.PreTrainedModel:
     torch.manual_seed(seed)
-    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
     return transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=32, tie_word_embeddings=True, **shape))
 
 
@@ -42,8 +42,10 @@ def weights(model: torch.nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
 
 
-@pytest.mark.parametrize("name", ["rmsprop", "adamw"])
+@pytest.mark.parametrize("name", ["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"])
 def test_weights_and_optimizer_come_back_bit_for_bit(name: str, tmp_path: Path) -> None:
+    if name.endswith("8bit"):
+        pytest.importorskip("bitsandbytes")
     model = tiny()
     optimizer = optimizer_of(model, name)
     train(model, optimizer, 3, seed=1)
@@ -55,12 +57,10 @@ def test_weights_and_optimizer_come_back_bit_for_bit(name: str, tmp_path: Path) 
     assert all(map(torch.equal, weights(restored), weights(model)))
     other = optimizer_of(restored, name)
     restore_optimizer(folder, other)
-    expected, found = optimizer.state_dict()["state"], other.state_dict()["state"]
+    expected, found = (checkpoint._flat_state(each) for each in (optimizer, other))
     assert expected.keys() == found.keys() and expected
-    for index, values in expected.items():
-        assert values.keys() == found[index].keys()
-        for key, tensor in values.items():
-            assert tensor.dtype == found[index][key].dtype and torch.equal(tensor, found[index][key]), (index, key)
+    for name_of_tensor, tensor in expected.items():
+        assert tensor.dtype == found[name_of_tensor].dtype and torch.equal(tensor, found[name_of_tensor]), name_of_tensor
 
     train(model, optimizer, 2, seed=2)
     train(restored, other, 2, seed=2)

@@ -22,10 +22,10 @@ from sparring.policy.batches import Layout, branches_of
 from sparring.policy.load import load_model
 from sparring.policy.objectives import LOSSES, LossName
 from sparring.policy.score import Scorer, plain_logps
-from sparring.training import fit as fitting
 from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints
 from sparring.training.fit import METRICS, FitResult, _Trainer, fit
 from sparring.training.opponent_pass import read_logps, score_duels
+from sparring.training.optimizers import make_optimizer
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import ItemLosses, SftTask, SpinTask, Task
 
@@ -390,7 +390,7 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
     plan = plan_of(section, len(DUELS), lr=5e-7)
     trainer = _Trainer(start, SpinTask(DUELS, plain_opponent(other), 1.0, "logistic"), plan, section)
     plain = load_model(start, torch.bfloat16)
-    plain_optimizer = fitting.make_optimizer(plain, section)
+    plain_optimizer = make_optimizer(plain, section)
     own_step = trainer.optimizer.step
 
     def step_both() -> None:
@@ -416,7 +416,7 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
 
 def test_weight_decay_is_for_matrices_only(start: Path) -> None:
     model = load_model(start)
-    groups = fitting.make_optimizer(model, settings(optimizer="adamw", weight_decay=0.1)).param_groups
+    groups = make_optimizer(model, settings(optimizer="adamw", weight_decay=0.1)).param_groups
     assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
     assert all(p.ndim >= 2 for p in groups[0]["params"]) and all(p.ndim == 1 for p in groups[1]["params"])
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
+from sparring.config import TrainSection
+from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import load_model
 from sparring.policy.tiny import make_tiny
 from sparring.training.masters import MasterWeights
+from sparring.training.optimizers import make_optimizer
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
@@ -64,3 +70,39 @@ def test_values_are_published_as_loading_would_round_them(start: Path, tmp_path:
     loaded = load_model(tmp_path, torch.bfloat16)
     for ours, theirs in zip(weights.model.state_dict().values(), loaded.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "fast-path.md"
+ROW = re.compile(r"^\| (bf16|fp32) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)
+DOCUMENTED = [(precision, optimizer, *map(float, numbers)) for precision, optimizer, *numbers in ROW.findall(DOCS.read_text())]
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    return sum({tensor.data_ptr(): tensor.nbytes for tensor in tensors}.values())
+
+
+def test_every_mode_is_documented() -> None:
+    optimizers = {"rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"}
+    assert {row[:2] for row in DOCUMENTED} == {(precision, name) for precision in ("bf16", "fp32") for name in optimizers}
+
+
+@pytest.mark.parametrize(("precision", "optimizer", "weights_bytes", "gradient_bytes", "state_bytes", "total"), DOCUMENTED)
+def test_bytes_per_parameter_are_those_of_the_docs(
+    precision: str, optimizer: str, weights_bytes: float, gradient_bytes: float, state_bytes: float, total: float, tmp_path: Path
+) -> None:
+    """Counted after a step, when all that there will be is there."""
+    if optimizer.endswith("8bit"):
+        pytest.importorskip("bitsandbytes")
+    shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_key_value_heads=2)).save_pretrained(tmp_path)
+    weights = MasterWeights(tmp_path, COMPUTE_DTYPES[precision], CPU)
+    moving = make_optimizer(weights.masters, TrainSection(optimizer=optimizer))
+    loss_of(weights.model, IDS).backward()
+    moving.step()
+    count = weights.masters.num_parameters()
+    held = [*weights.masters.parameters(), *weights.model.parameters()]
+    assert nbytes(held) / count == pytest.approx(weights_bytes, abs=0.05)
+    assert nbytes(p.grad for p in held if p.grad is not None) / count == pytest.approx(gradient_bytes, abs=0.05)
+    states = [value for state in moving.state.values() for value in state.values() if isinstance(value, Tensor)]
+    assert nbytes(states) / count == pytest.approx(state_bytes, abs=0.05)
+    assert total == pytest.approx(weights_bytes + gradient_bytes + state_bytes, abs=0.05)

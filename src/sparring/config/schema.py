@@ -25,6 +25,7 @@ from sparring.config.option_types import (
 )
 
 T = TypeVar("T")
+Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
 
 
 class ModelSection(Section):
@@ -82,7 +83,11 @@ class DataSection(Section):
 class OptimSection(Section):
     """What the SFT stage and the self-play stage share."""
 
-    optimizer: Literal["rmsprop", "adamw"] = Field("rmsprop", description="The paper trains with rmsprop.")
+    optimizer: Optimizer = Field(
+        "rmsprop",
+        description="The paper trains with rmsprop. adafactor keeps the rows' and columns' means of its state alone, and multiplies `lr` "
+        "by each matrix's root mean square; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: docs/fast-path.md.",
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
     warmup: Fraction = Field(0.1, description="Share of the schedule's horizon over which the learning rate rises from 0.")
     horizon_epochs: PositiveFloat | None = Field(
@@ -130,7 +135,7 @@ class TrainSection(OptimSection):
 class SftSection(OptimSection):
     lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
     epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
-    optimizer: Literal["rmsprop", "adamw"] = Field("adamw", description="The usual choice for SFT is adamw.")
+    optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")
 
 
 class BaselineSection(Section):

@@ -20,7 +20,7 @@ from sparring.console import log
 from sparring.data.records import TokenIds
 from sparring.policy.compute import in_float32
 from sparring.policy.head import logits_of
-from sparring.policy.packed import FOREIGN_ERRORS, is_out_of_memory, kind_of, no_mask, packed
+from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 # Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
@@ -77,34 +77,25 @@ class DecodeStep:
         self._bias: dict[int | None, Tensor] = {}
         self._index = self._prompts_index() if prompts else None
 
-    def attend(
-        self,
-        module: nn.Module,
-        query_THD: Tensor,
-        key_TGD: Tensor,
-        value_TGD: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, module: nn.Module, asked: Attention) -> Tensor:
         """[1, T, H, D]. Also writes the keys and values of all tokens to the cache."""
-        key_SGCD, value_SGCD = self.cache.of_layer(module.layer_idx, key_TGD)
+        key_SGCD, value_SGCD = self.cache.of_layer(module.layer_idx, asked.key_TGD)
         out = []
         if self.rows:
-            place = torch.arange(self.rows, device=query_THD.device)
-            key_SGCD[place, :, self.position_A] = key_TGD[: self.rows]
-            value_SGCD[place, :, self.position_A] = value_TGD[: self.rows]
+            old = asked.part(slice(self.rows))
+            place = torch.arange(self.rows, device=self.position_A.device)
+            key_SGCD[place, :, self.position_A] = old.key_TGD
+            value_SGCD[place, :, self.position_A] = old.value_TGD
             states = (states[: self.rows, :, : self.positions] for states in (key_SGCD, value_SGCD))
-            out.append(_attend_to_cache(query_THD[: self.rows], *states, self._mask(window, query_THD.dtype), scaling, softcap))
+            mask = self._mask(old.window, old.query_THD.dtype)
+            out.append(_attend_to_cache(old.query_THD, *states, mask, old.scaling, old.softcap))
         if self._index is not None:
-            new = (states[self.rows :] for states in (query_THD, key_TGD, value_TGD))
-            out.append(by_groups(self._index, *new, scaling, window, softcap)[0])
+            out.append(by_groups(self._index, asked.part(slice(self.rows, None)))[0])
             for prompt in self.prompts:
-                part = slice(prompt.start, prompt.start + len(prompt.token_ids))
+                new = asked.part(slice(prompt.start, prompt.start + len(prompt.token_ids)))
                 for slot in prompt.slots:
-                    key_SGCD[slot, :, : len(prompt.token_ids)] = key_TGD[part].transpose(0, 1)
-                    value_SGCD[slot, :, : len(prompt.token_ids)] = value_TGD[part].transpose(0, 1)
+                    key_SGCD[slot, :, : len(prompt.token_ids)] = new.key_TGD.transpose(0, 1)
+                    value_SGCD[slot, :, : len(prompt.token_ids)] = new.value_TGD.transpose(0, 1)
         return torch.cat(out)[None]
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,21 +23,29 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
 
-class PackedRow(Protocol):
-    """T tokens of several sequences. H query heads, G heads of keys and values, D size of a head."""
+class Attention(NamedTuple):
+    """What a layer asks for over the T tokens of a packed row. H query heads, G heads of keys and values, D size of a head.
 
-    def attend(
-        self,
-        module: nn.Module,
-        query_THD: Tensor,
-        key_TGD: Tensor,
-        value_TGD: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """[1, T, H, D]. A query sees positions less than `window` away; `softcap` bounds the scores."""
+    A query sees positions less than `window` away (None: all before it); `softcap` bounds the scores.
+    """
+
+    query_THD: Tensor
+    key_TGD: Tensor
+    value_TGD: Tensor
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+    def part(self, places: slice) -> Attention:
+        """The same over some of the tokens."""
+        return self._replace(query_THD=self.query_THD[places], key_TGD=self.key_TGD[places], value_TGD=self.value_TGD[places])
+
+
+class PackedRow(Protocol):
+    """T tokens of several sequences."""
+
+    def attend(self, module: nn.Module, asked: Attention) -> Tensor:
+        """[1, T, H, D]"""
         ...
 
 
@@ -97,8 +105,7 @@ def _attend(
     # rotary embeddings leave some models' queries and keys in float32
     states = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window, softcap = options.get("sliding_window"), options.get("softcap")
-    return row.attend(module, *states, scaling=scaling, window=window, softcap=softcap), None
+    return row.attend(module, Attention(*states, scaling, options.get("sliding_window"), options.get("softcap"))), None
 
 
 def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

@@ -170,18 +170,15 @@ def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextMa
 
 
 @torch.no_grad()
-def score_group(scorer: Scorer, trees: Sequence[Branches]) -> list[list[float]]:
-    """Log-probs of each tree's replies, computed as one micro-batch."""
-    logps = scorer(scorer.collate(trees))
-    return [row[: len(tree.replies)] for row, tree in zip(logps.tolist(), trees, strict=True)]
-
-
 def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
-    found: dict[int, list[float]] = {}
+    groups, logps = [], []
     for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens, scorer.row_layout):
-        found.update(zip(group, score_group(scorer, [trees[index] for index in group]), strict=True))
-    return [found[index] for index in range(len(trees))]
+        groups.append(group)
+        logps.append(scorer(scorer.collate([trees[index] for index in group])))
+    # all are on their way before the first is waited for
+    found = {index: row for group, rows in zip(groups, logps, strict=True) for index, row in zip(group, rows.tolist(), strict=True)}
+    return [found[index][: len(tree.replies)] for index, tree in enumerate(trees)]
 
 
 def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:

@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
+
+from sparring.policy.packed import Attention
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
@@ -26,6 +28,10 @@ MAX_PADDING = 0.15
 FEW_SCORES = 2**17
 # ... and one head's scores under this number.
 MAX_SCORES = 2**21
+# Scores per token and head up to which they are kept for the backward pass; longer paths compute them again.
+KEPT_SCORES = 512
+# The squares of scores that flex attention computes or skips whole
+FLEX_BLOCK = 128
 # A longer path is cut, so that its early queries do not meet its late keys, and its scores fit a group.
 MAX_QUERIES = 512
 
@@ -108,6 +114,7 @@ class TreeIndex:
         self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
         self.blocks = blocks
         self.groups = list(_groups(sorted((piece for block in blocks for piece in block.pieces()), key=lambda block: block.size)))
+        self.scores = sum(len(group) * keys * queries for group in self.groups for keys, queries in [_longest(group)])
         self._masks: dict[Any, Any] = {}
 
     def to(self, device: torch.device) -> TreeIndex:
@@ -148,7 +155,7 @@ class TreeIndex:
         """
         if (found := self._masks.get((number, window, dtype))) is None:
             group = self.groups[number]
-            keys, queries = (max(sizes) for sizes in zip(*(block.size for block in group), strict=True))
+            keys, queries = _longest(group)
             offset_N = torch.tensor([len(block.keys) - block.queries for block in group])
             key_K = torch.arange(keys)
             query_NQ1 = (offset_N[:, None] + torch.arange(queries)).clamp(max=keys - 1)[:, :, None]
@@ -157,25 +164,15 @@ class TreeIndex:
             self._masks[number, window, dtype] = found
         return found
 
-    def attend(
-        self,
-        module: nn.Module,
-        query_THD: Tensor,
-        key_TGD: Tensor,
-        value_TGD: Tensor,
-        *,
-        scaling: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def attend(self, module: nn.Module, asked: Attention) -> Tensor:
         """[1, T, H, D]"""
-        if query_THD.device.type == "cuda":
-            states = (states.transpose(0, 1)[None] for states in (query_THD, key_TGD, value_TGD))
-            return flex_attention_forward(module, *states, self.block_mask(window), scaling=scaling, softcap=softcap)[0]
-        arguments = (self, query_THD, key_TGD, value_TGD, scaling, window, softcap)
-        if torch.is_grad_enabled():  # the scores are not kept
-            return checkpoint(by_groups, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return by_groups(*arguments)
+        if asked.query_THD.device.type == "cuda":
+            states = (states.transpose(0, 1)[None] for states in asked[:3])
+            mask = self.block_mask(asked.window)
+            return flex_attention_forward(module, *states, mask, scaling=asked.scaling, softcap=asked.softcap)[0]
+        if torch.is_grad_enabled() and self.scores > KEPT_SCORES * len(self.tree_T):
+            return checkpoint(by_groups, self, asked, use_reentrant=False, preserve_rng_state=False)
+        return by_groups(self, asked)
 
     def block_mask(self, window: int | None) -> BlockMask:
         """The same rule for flex attention."""
@@ -187,9 +184,29 @@ class TreeIndex:
             return seen if window is None else seen & (distance < window)
 
         if window not in self._masks:
-            length = len(self.tree_T)
-            self._masks[window] = create_block_mask(sees, None, None, length, length, device=self.tree_T.device)
+            squares = self._squares()
+            # the squares that are seen first, in rising order
+            order = (~squares).int().argsort(dim=1, stable=True).int()
+            counts, order = (tensor[None, None].to(self.tree_T.device) for tensor in (squares.sum(1).int(), order))
+            sizes = {"BLOCK_SIZE": FLEX_BLOCK, "seq_lengths": (len(self.tree_T), len(self.tree_T))}
+            self._masks[window] = BlockMask.from_kv_blocks(counts, order, mask_mod=sees, **sizes)
         return self._masks[window]
+
+    def _squares(self) -> Tensor:
+        """Whether any query of a run of `FLEX_BLOCK` tokens sees any key of another, without a window. Made from the blocks, for the
+        whole [T, T] of a large micro-batch would not fit."""
+        count = -(-len(self.tree_T) // FLEX_BLOCK)
+        found = torch.zeros(count, count, dtype=torch.bool)
+        for block in self.blocks:
+            keys = torch.tensor(block.keys) // FLEX_BLOCK
+            queries = keys[len(keys) - block.queries :]
+            found[queries.unique()[:, None], keys.unique()] = True
+        return found.tril()  # keys stand before their queries
+
+
+def _longest(group: Sequence[Block]) -> tuple[int, int]:
+    """(keys, queries) to which the blocks of a group are padded."""
+    return max(len(block.keys) for block in group), max(block.queries for block in group)
 
 
 def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
@@ -211,16 +228,15 @@ def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
         yield group
 
 
-def by_groups(
-    index: TreeIndex, query_THD: Tensor, key_TGD: Tensor, value_TGD: Tensor, scaling: float, window: int | None, softcap: float | None
-) -> Tensor:
+def by_groups(index: TreeIndex, asked: Attention) -> Tensor:
     """[1, T, H, D]"""
+    query_THD, key_TGD, value_TGD, scaling, window, softcap = asked
     query_MF = index.queries.take(query_THD.flatten(1))
     key_MF, value_MF = index.keys.take(key_TGD.flatten(1)), index.keys.take(value_TGD.flatten(1))
     out, first_query, first_key = [], 0, 0
     for number, group in enumerate(index.groups):
         count = len(group)
-        keys, queries = (max(sizes) for sizes in zip(*(block.size for block in group), strict=True))
+        keys, queries = _longest(group)
         query = query_MF[first_query : first_query + count * queries].view(count, queries, *query_THD.shape[1:])
         key, value = (
             states[first_key : first_key + count * keys].view(count, keys, *key_TGD.shape[1:]) for states in (key_MF, value_MF)
@@ -243,7 +259,7 @@ def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: 
     scores = torch.bmm(query, key.permute(0, 2, 3, 1).reshape(count * groups, size, keys))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    shares = (scores.view(count, heads, queries, keys) + bias).softmax(-1).view_as(scores)
+    shares = scores.view(count, heads, queries, keys).add_(bias).softmax(-1).view_as(scores)
     found = torch.bmm(shares, value.transpose(1, 2).reshape(count * groups, keys, size))
     return found.view(count, groups, -1, queries, size).permute(0, 3, 1, 2, 4).reshape(count, queries, heads, size)
 

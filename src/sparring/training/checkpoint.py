@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,9 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
     state["state"] = {}
     for name, tensor in load_file(folder / "optimizer.safetensors").items():
         index, key = name.split(".", 1)
-        state["state"].setdefault(int(index), {})[key] = tensor
+        # whole numbers are bitsandbytes' steps; torch's are float32 tensors
+        is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
+        state["state"].setdefault(int(index), {})[key] = int(tensor) if is_number else tensor
     optimizer.load_state_dict(state)
 
 
@@ -53,8 +56,13 @@ def remove_checkpoints(stage: Path) -> None:
 
 
 def _flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    state = optimizer.state_dict()["state"]
-    return {f"{index}.{key}": value.contiguous() for index, values in state.items() for key, value in values.items() if value is not None}
+    found: dict[str, Any] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for key, value in values.items():
+            # bitsandbytes wraps what belongs to the quantisation, and reads it unwrapped as well
+            found.update({f"{index}.{name}": part for name, part in (value.items() if isinstance(value, dict) else [(key, value)])})
+    # clone: bitsandbytes shares one quantisation map among all parameters, and safetensors takes no shared memory
+    return {name: torch.as_tensor(value).contiguous().clone() for name, value in found.items() if value is not None}
 
 
 def _folders(stage: Path) -> list[Path]:

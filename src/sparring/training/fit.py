@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +23,13 @@ from sparring.policy.score import Scorer
 from sparring.rundir import fsync, write_text
 from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
 from sparring.training.masters import MasterWeights
+from sparring.training.optimizers import make_optimizer
 from sparring.training.plan import TrainPlan
 from sparring.training.tasks import Task
 from sparring.training.watch import HumanLogpWatch
 
 METRICS = "metrics.jsonl"
+Numbers = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,15 @@ class _Trainer:
         began = time.monotonic()
         batch = self.plan.batch(step)
         weight = self.task.weight(batch)
-        sums: dict[str, float] = defaultdict(float)
+        numbers: list[Numbers] = []
         work: dict[str, int] = Counter()
+        order: list[int] = []
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
         layout = self.scorer.row_layout
         for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.max_tokens, layout):
-            work.update(self._accumulate([batch[place] for place in group], weight, sums, step))
+            order += (items := [batch[place] for place in group])
+            numbers.append(self._accumulate(items, weight, work))
+        means = self._means(numbers, order, step)  # the only wait for the device beside the gradient's norm
         norm = self._clip(step, batch)
         lr = self.plan.learning_rate(step)
         for parameters in self.optimizer.param_groups:
@@ -111,25 +116,27 @@ class _Trainer:
         self.optimizer.zero_grad()
         self.weights.publish()
         seconds = time.monotonic() - began
-        loss = sums.pop("loss") * weight
-        means = {name: total / len(batch) for name, total in sums.items()}
+        loss = means.pop("loss") * len(batch) * weight
         speed = {"seconds": seconds, "tokens_per_second": work["tokens"] / seconds}
         return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **work, **speed}
 
-    def _accumulate(self, group: Sequence[int], weight: float, sums: dict[str, float], step: int) -> dict[str, int]:
-        """Adds to the gradient and to `sums`; returns what was computed for it."""
+    def _accumulate(self, group: Sequence[int], weight: float, work: dict[str, int]) -> Numbers:
+        """Adds to the gradient, and to `work` what was computed for it; returns the loss and the task's numbers of every item."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
         losses = self.task.losses(group, self.prepared(batch))
-        self._require_finite(group, losses.loss_D, step)
         self.accelerator.backward(losses.loss_D.sum() * weight)
-        for name, value in {"loss": losses.loss_D, **losses.numbers}.items():
-            sums[name] += float(value.detach().sum())
-        return {"tokens": batch.tokens, "positions": batch.positions, "micro_batches": 1}
+        for name, count in {"tokens": batch.tokens, "positions": batch.positions, "micro_batches": 1}.items():
+            work[name] += count
+        return {"loss": losses.loss_D.detach(), **losses.numbers}
 
-    def _require_finite(self, group: Sequence[int], loss_D: torch.Tensor, step: int) -> None:
-        bad = [self.task.name(index) for index, loss in zip(group, loss_D.tolist(), strict=True) if not math.isfinite(loss)]
+    def _means(self, numbers: Sequence[Numbers], items: Sequence[int], step: int) -> dict[str, float]:
+        """Means over the items of a step, which must all have a finite loss."""
+        names = list(numbers[0])
+        table = torch.cat([torch.stack([found[name].double() for name in names]) for found in numbers], dim=1).cpu()
+        bad = [self.task.name(items[place]) for place in (~table[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
         if bad:
             raise _not_finite("loss", step, bad)
+        return dict(zip(names, table.mean(1).tolist(), strict=True))
 
     def _clip(self, step: int, batch: Sequence[int]) -> float:
         limit = self.settings.max_grad_norm
@@ -140,18 +147,6 @@ class _Trainer:
 
     def _shape(self, index: int) -> tuple[int, int]:
         return self.task.branches(index).shape(self.scorer.row_layout)
-
-
-def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
-    """RMSProp (the paper's) or AdamW over float32 weights; weight decay on matrices only, not on norms and biases."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
-    rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]]
-    if settings.optimizer == "adamw":
-        # fused: a third of the time on a CPU; other devices than these two do not have it
-        return torch.optim.AdamW(groups, lr=0.0, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"))
-    return torch.optim.RMSprop(groups, lr=0.0)
 
 
 def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:

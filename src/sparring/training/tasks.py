@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -57,13 +58,11 @@ class SpinTask:
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
         duels = [self.duels[index] for index in indices]
-        opponent_DR = torch.full_like(logps_DR, 0.0)
-        mask_DR = torch.zeros_like(logps_DR, dtype=torch.bool)
-        for row, duel in enumerate(duels):
-            stored = self.opponent_logps[duel.duel_id]
-            opponent_DR[row, : len(stored)] = torch.tensor(stored, dtype=logps_DR.dtype)
-            mask_DR[row, : len(stored)] = True
-        identical_D = torch.tensor([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels], device=logps_DR.device)
+        stored = [self.opponent_logps[duel.duel_id] for duel in duels]
+        columns, on = logps_DR.shape[1], partial(torch.tensor, device=logps_DR.device)
+        opponent_DR = on([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=logps_DR.dtype)
+        mask_DR = on([[column < len(row) for column in range(columns)] for row in stored])
+        identical_D = on([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels])
         player, opponent = (DuelLogps(logps[:, 0], logps[:, 1:]) for logps in (logps_DR, opponent_DR))
         result = spin_loss(player, opponent, mask_DR[:, 1:], identical_D, beta=self.beta, loss=self.loss)
         replies_D = mask_DR[:, 1:].sum(1)
