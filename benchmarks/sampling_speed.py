@@ -1,10 +1,13 @@
-"""Sampling speed: packed rows beside transformers' own `generate`, on real prompts with replies of varying length.
+"""Sampling speed: packed rows beside transformers' own `generate` and vLLM, on real prompts with replies of varying length.
 
-    python benchmarks/sampling_speed.py DATA_FOLDER [prompts=256] [max_new_tokens=128] [runs=3] [batch=32] [dtype=bfloat16]
+    python benchmarks/sampling_speed.py DATA_FOLDER [key=value ...]      # the folder with gsm8k_train.jsonl
+
+keys: prompts=256 max_new_tokens=128 runs=3 batch=32 dtype=bfloat16 vllm=PYTHON (the interpreter of an environment with vLLM; left out
+without one)
 
 `generate` gets the same prompts, unsorted as a plain script would, in left-padded batches of `batch`, at temperature 1 without top-k or
-top-p. Every run is a process of its own and the two alternate. Counted are the tokens of the replies, end of turn included, nothing
-after it. Prints a table and writes benchmarks/results/sampling_speed.json.
+top-p; vLLM gets all prompts at once. Every run is a process of its own and they alternate. Counted are the tokens of the replies, end of
+turn included, nothing after it; loading is not. Prints a table and writes benchmarks/results/sampling_speed.json.
 """
 
 from __future__ import annotations
@@ -17,9 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training_speed import MODEL, ROOT, WORK, machine, ready_model
+from training_speed import MODEL, ROOT, WORK, machine, options_of, ready_model
 
-DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16"}
+DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16", "vllm": ""}
 
 
 def prompt_ids(data: Path, count: int) -> list[tuple[int, ...]]:
@@ -65,19 +68,48 @@ def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model
     return lengths
 
 
-def child(who: str, options: dict[str, str]) -> None:
-    from sparring.policy.compute import accelerator_for
+def loaded(who: str, options: dict[str, str]) -> Any:
+    """Everything that is not timed. vLLM's environment has nothing of ours."""
+    if who == "vllm":
+        from vllm import LLM
+
+        return LLM(model=str(MODEL), dtype=options["dtype"], max_model_len=2048, seed=0)
+    from sparring.policy.compute import make_accelerator
     from sparring.policy.load import DTYPES, load_model
 
+    make_accelerator()  # as in a run
+    return load_model(MODEL, DTYPES[options["dtype"]])
+
+
+def vllm(prompts: list[tuple[int, ...]], limit: int, stops: list[int], engine: Any) -> list[int]:
+    from vllm import SamplingParams
+
+    settings = SamplingParams(temperature=1.0, top_p=1.0, max_tokens=limit, stop_token_ids=stops, detokenize=False)
+    found = engine.generate([{"prompt_token_ids": list(ids)} for ids in prompts], settings, use_tqdm=False)
+    return [len(one.outputs[0].token_ids) for one in found]
+
+
+def child(who: str, options: dict[str, str]) -> None:
     prompts = json.loads((WORK / "prompts.json").read_text())
     prompts, stops = [tuple(ids) for ids in prompts["ids"]], prompts["stops"]
-    accelerator_for("bf16")  # as in a run
-    model = load_model(MODEL, DTYPES[options["dtype"]])
-    limit = int(options["max_new_tokens"])
+    model, limit = loaded(who, options), int(options["max_new_tokens"])
     began = time.perf_counter()
-    lengths = packed(prompts, limit, stops, model) if who == "packed" else generate(prompts, limit, stops, model, int(options["batch"]))
+    if who == "generate":
+        lengths = generate(prompts, limit, stops, model, int(options["batch"]))
+    else:
+        lengths = {"packed": packed, "vllm": vllm}[who](prompts, limit, stops, model)
     seconds = time.perf_counter() - began
     print(json.dumps({"seconds": seconds, "tokens": sum(lengths), "cut": sum(length == limit for length in lengths)}))
+
+
+def run(who: str, options: dict[str, str]) -> float:
+    """Tokens per second of one process."""
+    python = options["vllm"] if who == "vllm" else sys.executable
+    command = [python, __file__, "child", who, *(f"{key}={value}" for key, value in options.items())]
+    one = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    rate = one["tokens"] / one["seconds"]
+    print(f"{who:8} {one['tokens']} tokens, {one['cut']} replies cut, {one['seconds']:.1f} s, {rate:.0f} tokens/s", flush=True)
+    return rate
 
 
 def main(data: Path, options: dict[str, str]) -> None:
@@ -87,27 +119,26 @@ def main(data: Path, options: dict[str, str]) -> None:
     ready_model()
     stops = sorted(Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1]).stop_ids)
     (WORK / "prompts.json").write_text(json.dumps({"ids": prompt_ids(data, int(options["prompts"])), "stops": stops}))
-    rates: dict[str, list[float]] = {"packed": [], "generate": []}
+    rates: dict[str, list[float]] = {"packed": [], "generate": [], **({"vllm": []} if options["vllm"] else {})}
     for _ in range(int(options["runs"])):
         for who, found in rates.items():
-            command = [sys.executable, __file__, "child", who, *(f"{key}={value}" for key, value in options.items())]
-            one = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
-            found.append(one["tokens"] / one["seconds"])
-            print(f"{who:8} {one['tokens']} tokens, {one['cut']} replies cut, {one['seconds']:.1f} s, {found[-1]:.0f} tokens/s", flush=True)
+            found.append(run(who, options))
     middle = {who: statistics.median(found) for who, found in rates.items()}
-    result = {"machine": machine(), "options": options, "tokens_per_second": rates, "times_faster": middle["packed"] / middle["generate"]}
+    ratios = {who: middle["packed"] / rate for who, rate in middle.items() if who != "packed"}
+    result = {"machine": machine(), "options": options, "tokens_per_second": rates, "times_faster_than": ratios}
     (ROOT / "benchmarks" / "results" / "sampling_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("| | median tokens/s | spread |\n|---|---|---|")
     for who, found in rates.items():
         print(f"| {who} | {middle[who]:.0f} | {min(found):.0f} to {max(found):.0f} |")
-    print(f"packed / generate: {result['times_faster']:.2f}. vLLM: not compared yet.")
+    print("packed is " + ", ".join(f"{ratio:.2f} times as fast as {who}" for who, ratio in ratios.items()))
+    if not options["vllm"]:
+        print("vLLM: left out, no interpreter with it was named (vllm=PYTHON)")
 
 
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    chosen = {**DEFAULTS, **dict(override.split("=", 1) for override in sys.argv[2:] if "=" in override)}
     if sys.argv[1] == "child":
-        child(sys.argv[2], chosen)
+        child(sys.argv[2], options_of(DEFAULTS, sys.argv[3:]))
     else:
-        main(Path(sys.argv[1]), chosen)
+        main(Path(sys.argv[1]), options_of(DEFAULTS, sys.argv[2:]))

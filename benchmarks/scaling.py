@@ -1,0 +1,55 @@
+"""Opponent pass + one epoch over more and more duels, and over longer replies: memory should stay flat, time go with the tokens.
+
+    python benchmarks/scaling.py [key=value ...]
+
+keys: duels=64,256,1024 tokens=40 longer=120 (reply tokens; the longer ones for the first number of duels alone)
+
+SmolLM2-135M, random token ids, prompts of 20 to 40 tokens and two replies of half to one and a half times `tokens` each, bfloat16,
+rmsprop, 16 duels a step. Every run is a process of its own. Prints a table and writes benchmarks/results/scaling.json.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from typing import Any
+
+from training_speed import ROOT, WORK, machine, options_of, ready_model, run
+
+
+def rows(duels: int, tokens: int) -> list[dict[str, Any]]:
+    draw = random.Random(0)
+
+    def ids(low: int, high: int) -> list[int]:
+        return [draw.randrange(100, 40_000) for _ in range(draw.randint(low, high))]
+
+    lengths = tokens // 2, tokens * 3 // 2
+    return [{"prompt_ids": ids(20, 40), "chosen_ids": ids(*lengths), "rejected_ids": ids(*lengths)} for _ in range(duels)]
+
+
+def measured(duels: int, tokens: int) -> dict[str, Any]:
+    file = WORK / f"scaling-{duels}-{tokens}.json"
+    made = rows(duels, tokens)
+    file.write_text(json.dumps(made))
+    found = run("ours", file, 1, "rmsprop", 1, 0)
+    computed = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in made)
+    return {"duels": duels, "reply_tokens": tokens, "tokens": computed, **found}
+
+
+def main(options: dict[str, str]) -> None:
+    ready_model()
+    counts = [int(count) for count in options["duels"].split(",")]
+    found = [measured(count, int(options["tokens"])) for count in counts]
+    found.append(measured(counts[0], int(options["longer"])))
+    print("| duels | tokens of a reply | tokens in trees | seconds | ms per token | peak memory, GB |\n|---|---|---|---|---|---|")
+    for one in found:
+        cost = 1e3 * one["seconds"] / one["tokens"]
+        shown = f"{one['tokens']:,} | {one['seconds']:.1f} | {cost:.2f} | {one['peak_memory_gb']:.2f}"
+        print(f"| {one['duels']} | {one['reply_tokens']} | {shown} |")
+    target = ROOT / "benchmarks" / "results" / "scaling.json"
+    target.write_text(json.dumps({"machine": machine(), "results": found}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(options_of({"duels": "64,256,1024", "tokens": "40", "longer": "120"}, sys.argv[1:]))
