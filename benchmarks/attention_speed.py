@@ -8,16 +8,15 @@ and once with them computed again. Prints milliseconds, median and spread, and w
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
 
 import torch
+from common import options_of, save
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from training_speed import ROOT, machine, options_of
 
 from sparring.policy import tree_attention
 from sparring.policy.compute import bound_kernel_caches
@@ -70,8 +69,7 @@ def main(runs: int) -> None:
         results[f"{paths} x {POSITIONS // paths}"] = found = {name: milliseconds(way, runs) for name, way in ways.items()}
         cells = (f"{statistics.median(ms):.0f} ({min(ms):.0f} to {max(ms):.0f})" for ms in found.values())
         print(f"| {paths} x {POSITIONS // paths} | " + " | ".join(cells) + " |")
-    target = ROOT / "benchmarks" / "results" / "attention_speed.json"
-    target.write_text(json.dumps({"machine": machine(), "runs": runs, "milliseconds": results}, indent=1) + "\n", encoding="utf-8")
+    save("attention_speed", {"runs": runs, "milliseconds": results})
 
 
 if __name__ == "__main__":

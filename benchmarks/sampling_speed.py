@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from training_speed import MODEL, ROOT, WORK, machine, options_of, ready_model
+from common import MODEL, WORK, options_of, ready_model, save
 
 DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16", "vllm": ""}
 
@@ -125,8 +125,7 @@ def main(data: Path, options: dict[str, str]) -> None:
             found.append(run(who, options))
     middle = {who: statistics.median(found) for who, found in rates.items()}
     ratios = {who: middle["packed"] / rate for who, rate in middle.items() if who != "packed"}
-    result = {"machine": machine(), "options": options, "tokens_per_second": rates, "times_faster_than": ratios}
-    (ROOT / "benchmarks" / "results" / "sampling_speed.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save("sampling_speed", {"options": options, "tokens_per_second": rates, "times_faster_than": ratios})
     print("| | median tokens/s | spread |\n|---|---|---|")
     for who, found in rates.items():
         print(f"| {who} | {middle[who]:.0f} | {min(found):.0f} to {max(found):.0f} |")

@@ -15,7 +15,8 @@ import random
 import sys
 from typing import Any
 
-from training_speed import ROOT, WORK, machine, options_of, ready_model, run
+from common import MODEL, WORK, options_of, ready_model, save
+from training_speed import Work, run
 
 
 def rows(duels: int, tokens: int) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def measured(duels: int, tokens: int) -> dict[str, Any]:
     file = WORK / f"scaling-{duels}-{tokens}.json"
     made = rows(duels, tokens)
     file.write_text(json.dumps(made))
-    found = run("ours", file, 1, "rmsprop", 1, 0)
+    found = run("ours", Work(file, MODEL, 1, "rmsprop", 1, 0))
     computed = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in made)
     return {"duels": duels, "reply_tokens": tokens, "tokens": computed, **found}
 
@@ -47,8 +48,7 @@ def main(options: dict[str, str]) -> None:
         cost = 1e3 * one["seconds"] / one["tokens"]
         shown = f"{one['tokens']:,} | {one['seconds']:.1f} | {cost:.2f} | {one['peak_memory_gb']:.2f}"
         print(f"| {one['duels']} | {one['reply_tokens']} | {shown} |")
-    target = ROOT / "benchmarks" / "results" / "scaling.json"
-    target.write_text(json.dumps({"machine": machine(), "results": found}, indent=1) + "\n", encoding="utf-8")
+    save("scaling", {"results": found})
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from common import LR, MODEL, duels_of, make_pairs, matmul_peak, options_of, ready_model, save, section_of
 from torch.profiler import ProfilerActivity, profile
-from training_speed import LR, MODEL, ROOT, duels_of, machine, make_pairs, matmul_peak, options_of, ready_model, section_of
 
 DEFAULTS = {"pairs": "64", "data": "dolly", "tokens": "1024", "steps": "3"}
 # The first group with a matching part of an operator's name takes it.
@@ -79,8 +79,7 @@ def main(data: Path, overrides: list[str]) -> None:
         print(f"| {name} | {group['seconds'] / total:.0%} | {group['seconds']:.2f} | {rate} |")
     for row in slowest_shapes(found):
         print("{:28} {:70} {:5} {:7.3f} s {:6.0f} GFLOP/s".format(*row))
-    result = {"machine": machine(), "tokens": tokens, "seconds": seconds, "groups": groups, "matmul_peak": matmul_peak()}
-    (ROOT / "benchmarks" / "results" / "step_profile.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save("step_profile", {"tokens": tokens, "seconds": seconds, "groups": groups, "matmul_peak": matmul_peak()})
 
 
 if __name__ == "__main__":

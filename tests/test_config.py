@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -542,6 +543,12 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
     )
     data = {"path": draw(texts), **draw(any_section(columns=columns, held_out=held_out, name=texts, max_examples=st.integers(1000, 2000)))}
     return {"run_dir": draw(texts), "model": {"path": draw(texts)}, "data": data, "iterations": iterations, **draw(sections)}
+
+
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029", "\ufeff", "\t", "\n", "\r"])
+def test_unusual_line_ends_survive_yaml(character: str) -> None:
+    for text in (f"a{character}", f"{character}a", f"a {character} b"):
+        assert parse_yaml(dump_yaml({"key": text}), "here") == {"key": text}
 
 
 @settings(max_examples=80, deadline=None)

@@ -22,7 +22,8 @@ from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
-from sparring.policy.compute import free_memory, make_accelerator, release_memory, token_budget
+from sparring.policy.budget import free_memory, token_budget
+from sparring.policy.compute import make_accelerator, release_memory
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts, model_shape
 from sparring.policy.player import Policy
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, write_json
@@ -119,6 +120,9 @@ class Stages:
             load_template(self.recipe.model.chat_template)
         self._check_context()
         self.evaluator.check_pattern()
+        for section in (self.recipe.sft, self.recipe.train):
+            if section:
+                self.with_budget(section)  # from what is free before anything is loaded
 
     def _check_context(self) -> None:
         """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
@@ -343,11 +347,11 @@ class Stages:
     def chosen_tokens(self) -> int:
         """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
         file, device = self.run.root / CHOSEN, make_accelerator().device
-        if not file.exists():
+        if not file.exists() or read_json(file)["device"] != device.type:
             shape, free = model_shape(self.base.folder), free_memory(device)
             tokens = token_budget(shape, free, device.type)
             log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
-            write_json(file, {"micro_batch_tokens": tokens})
+            write_json(file, {"micro_batch_tokens": tokens, "device": device.type})
         return read_json(file)["micro_batch_tokens"]
 
     def order_seed(self, t: int) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import BlockMask
 
 from sparring.data.records import Duel
 from sparring.policy.batches import Branches, TreeBatch, branches_of, collate, hardest, micro_batches
@@ -100,15 +101,21 @@ def test_flex_attention_gets_the_rule_of_the_blocks(trees, window) -> None:
     assert torch.equal(by_rule, expected if window is None else expected & (distance < window))
 
 
-@given(trees=st.lists(branches, min_size=1, max_size=4), size=st.integers(1, 5))
-def test_flex_attention_computes_the_squares_with_something_seen_and_no_others(trees, size) -> None:
+@given(trees=st.lists(branches, min_size=1, max_size=4), size=st.integers(1, 5), window=st.sampled_from([None, 1, 2, 5]))
+def test_flex_attention_computes_the_squares_with_something_seen_and_no_others(trees, size, window) -> None:
     with mock.patch("sparring.policy.tree_attention.FLEX_BLOCK", size):
         index = collate(trees, "tree").index
-        mask = index.block_mask(None)
+        mask = index.block_mask(window)
     seen = visible(collate(trees, "tree"))[0]
+    if window is not None:
+        seen &= index.position_T[:, None] - index.position_T < window
     padded = torch.nn.functional.pad(seen, (0, -len(seen) % size) * 2)
-    expected = padded.unflatten(0, (-1, size)).unflatten(2, (-1, size)).any(3).any(1)
-    assert torch.equal(mask.to_dense()[0, 0].bool(), expected)
+    squares = padded.unflatten(0, (-1, size)).unflatten(2, (-1, size))
+    assert torch.equal(mask.to_dense()[0, 0].bool(), squares.any(3).any(1))
+    full = BlockMask.from_kv_blocks(mask.full_kv_num_blocks, mask.full_kv_indices, BLOCK_SIZE=size).to_dense()[0, 0].bool()
+    assert not (full & ~squares.all(3).all(1)).any(), "where the rule is not asked, everything is seen"
+    if window is None and size > 1:
+        assert torch.equal(full, squares.all(3).all(1))
 
 
 @given(trees=st.lists(branches, min_size=1, max_size=4), window=st.sampled_from([None, 1, 2, 5]))

@@ -11,12 +11,16 @@ import types
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from sparring.policy.compute import KERNEL_CACHES, free_memory, token_budget
+from sparring.policy.budget import free_memory, token_budget
+from sparring.policy.compute import KERNEL_CACHES, make_accelerator
 
 
 def model(parameters: int) -> types.SimpleNamespace:
-    config = transformers.LlamaConfig(hidden_size=576, intermediate_size=1536, num_hidden_layers=30)
+    shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "vocab_size": 49152}
+    config = transformers.LlamaConfig(**shape)
     return types.SimpleNamespace(config=config, num_parameters=lambda: parameters)
 
 
@@ -24,9 +28,9 @@ def model(parameters: int) -> types.SimpleNamespace:
     ("gigabytes", "parameters", "device", "tokens"),
     [
         (24, 135_000_000, "cpu", 1024),  # no more on a CPU
-        (24, 135_000_000, "cuda", 8192),  # (0.8 * 24 - 2.16) GB / 1.244 MB are 13,694
-        (3.19, 135_000_000, "cpu", 256),  # 315
-        (3.6, 135_000_000, "cpu", 512),  # 578
+        (24, 135_000_000, "cuda", 8192),  # (0.8 * 24 - 2.43 - 0.40) GB / (1.244 + 0.553) MB are 9,108
+        (4.6, 135_000_000, "cpu", 256),  # 471
+        (4.8, 135_000_000, "cpu", 512),  # 560
         (1, 135_000_000, "cpu", 256),  # less than the weights need: still something
     ],
 )
@@ -69,3 +73,10 @@ def test_kernels_of_new_shapes_do_not_pile_up() -> None:
     assert grown["flat"] < 300 * 20_000
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert grown["as it is"] > 300 * 100_000, "the limits have become needless"
+
+
+def test_another_precision_in_the_process_is_no_hindrance() -> None:
+    """A notebook may have trained with autocast before."""
+    AcceleratorState._reset_state()
+    assert Accelerator(mixed_precision="bf16").mixed_precision == "bf16"
+    assert make_accelerator().mixed_precision == "no"

@@ -414,6 +414,18 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
         assert torch.equal(parameter.float(), before[name]), f"{name}: a bf16 weight of this size cannot move"
 
 
+def test_every_step_computes_with_the_newest_weights(start: Path, other: Path) -> None:
+    section = settings(precision="bf16")
+    trainer = _Trainer(start, SpinTask(DUELS, plain_opponent(other), 1.0, "logistic"), plan_of(section, len(DUELS)), section)
+    seen = []
+    for step in range(3):
+        trainer.step(step)
+        for master, parameter in zip(trainer.weights.masters.parameters(), trainer.weights.model.parameters(), strict=True):
+            assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
+        seen.append(parameter.clone())
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
+
+
 def test_weight_decay_is_for_matrices_only(start: Path) -> None:
     model = load_model(start)
     groups = make_optimizer(model, settings(optimizer="adamw", weight_decay=0.1)).param_groups
@@ -497,11 +509,16 @@ def kill_before_step(monkeypatch: pytest.MonkeyPatch, victim: int) -> None:
 
 
 @pytest.mark.parametrize("victims", [(1,), (5,), (4, 5)], ids=str)
-@pytest.mark.parametrize("optimizer", ["rmsprop", "adamw"])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [("fp32", "rmsprop"), ("fp32", "adamw"), ("bf16", "rmsprop"), ("bf16", "adafactor"), ("bf16", "rmsprop8bit"), ("bf16", "adamw8bit")],
+)
 def test_an_interrupted_fit_ends_in_the_same_bits(
-    optimizer: str, victims: tuple[int, ...], start: Path, other: Path, tmp_path: Path
+    precision: str, optimizer: str, victims: tuple[int, ...], start: Path, other: Path, tmp_path: Path
 ) -> None:
-    section = settings(optimizer=optimizer, max_grad_norm=0.1, warmup=0.2, weight_decay=0.01)
+    if optimizer.endswith("8bit"):
+        pytest.importorskip("bitsandbytes")
+    section = settings(precision=precision, optimizer=optimizer, max_grad_norm=0.1, warmup=0.2, weight_decay=0.01)
     plan = plan_of(section, len(DUELS), epochs=2.0)
     task = SpinTask(DUELS, plain_opponent(other), 1.0, "logistic")
     expected = run_fit(tmp_path / "whole", start, task, plan, section)

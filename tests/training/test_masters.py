@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,6 +59,21 @@ def test_gradients_are_those_of_the_bfloat16_model(start: Path) -> None:
     loss_of(plain, IDS).backward()
     for (name, master), parameter in zip(weights.masters.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(master.grad, parameter.grad.float()), name
+
+
+def test_a_frozen_parameter_gets_no_gradient_and_is_no_obstacle(start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some mixtures of experts have them."""
+
+    def frozen(*args: Any) -> transformers.PreTrainedModel:
+        model = load_model(*args)
+        next(model.parameters()).requires_grad = False
+        return model
+
+    monkeypatch.setattr("sparring.training.masters.load_model", frozen)
+    weights = MasterWeights(start, torch.bfloat16, CPU)
+    loss_of(weights.model, IDS).backward()
+    first, *others = weights.masters.parameters()
+    assert first.grad is None and all(master.grad is not None for master in others)
 
 
 def test_values_are_published_as_loading_would_round_them(start: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_packing(tokens: int, expected: list[float], folders: tuple[Path, Path],
         ("sparring.policy.score.HEAD_CHUNK", 5),
         ("sparring.policy.tree_attention.MAX_QUERIES", 3),
         ("sparring.policy.tree_attention.MAX_SCORES", 1),
+        ("sparring.policy.tree_attention.KEPT_SCORES", 0),
         ("sparring.policy.head.ROWS_AT_ONCE", 2),
     ],
 )
@@ -90,7 +91,11 @@ def test_layouts_and_with_them_the_attention_kernel(
     assert losses(folders, tmp_path, settings()) == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_checkpointing(expected: list[float], folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kept_scores", [0, 512])
+def test_checkpointing(
+    kept_scores: int, expected: list[float], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sparring.policy.tree_attention.KEPT_SCORES", kept_scores)
     section = settings(micro_batch_tokens=100_000, gradient_checkpointing=True)
     assert losses(folders, tmp_path, section) == pytest.approx(expected, rel=TOLERANCE)
 

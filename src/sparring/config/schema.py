@@ -85,8 +85,9 @@ class OptimSection(Section):
 
     optimizer: Optimizer = Field(
         "rmsprop",
-        description="The paper trains with rmsprop. adafactor keeps the rows' and columns' means of its state alone, and multiplies `lr` "
-        "by each matrix's root mean square; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: docs/fast-path.md.",
+        description="The paper trains with rmsprop. adafactor keeps only means of rows and columns as its state, and multiplies `lr` by "
+        "each matrix's root mean square, so that it wants a larger one; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: "
+        "docs/fast-path.md.",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
     warmup: Fraction = Field(0.1, description="Share of the schedule's horizon over which the learning rate rises from 0.")
@@ -96,10 +97,10 @@ class OptimSection(Section):
         "(the published scripts schedule 6 and stop early); equal to `epochs` when null.",
     )
     batch_size: PositiveInt = Field(64, description="Duels (or SFT rows) per optimizer step, whatever the micro-batches.")
-    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled weight decay of adamw, L2 term of rmsprop; the paper uses none.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled for adamw and adafactor, L2 term of rmsprop; the paper uses none.")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="The gradient is scaled down to this norm; null never scales it.")
     precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Number format of the computation. The weights and the optimizer stay in float32 either way."
+        "bf16", description="Number format of the computation. The weights that are trained and saved stay in float32."
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     micro_batch_tokens: PositiveInt | None = Field(

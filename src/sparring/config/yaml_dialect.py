@@ -48,6 +48,14 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # YAML takes these for line ends; only double quotes escape them
+        style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 for _name, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import os
 from collections.abc import Iterator
 from functools import lru_cache
 
-import psutil
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
 from sparring.console import log
 
-# Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
-MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
-LEAST_TOKENS = 256
 # Shapes whose kernels oneDNN and torch's layer over it keep, one cache each; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-# The number format that computes, by the recipe's `precision`. The whole model is in it, as where it samples; a pass of autocast over
-# float32 weights takes half as long again (docs/fast-path.md).
+# The number format that computes, by the recipe's `precision`. The whole model is in it, as where it samples; autocast over float32
+# weights does a quarter less in the same time (docs/negative-results.md).
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_accelerator() -> Accelerator:
-    """Accelerate's handle of this process. The number format is the model's own, so there is no autocast."""
+    """Accelerate's handle of this process. The number format is the model's own, so there is no autocast.
+
+    Accelerate keeps one precision per process, and other code of it may have asked for another.
+    """
     bound_kernel_caches()
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != "no":
+        AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no")
 
 
@@ -47,25 +48,9 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
 
 def bound_kernel_caches() -> None:
     """Two caches would keep the kernels of 1,024 shapes, a third of a megabyte each, though micro-batches hardly ever have the same
-    shape twice: memory would grow by half a gigabyte in 16 steps (docs/negative-results.md). What the environment says already stays."""
+    shape twice: memory would grow by half a gigabyte a step of 16 duels (docs/negative-results.md). What the environment says stays."""
     for name, value in KERNEL_CACHES.items():
         os.environ.setdefault(name, value)  # read at the first matrix product
-
-
-def token_budget(model: PreTrainedModel, free: float, device: str) -> int:
-    """Tokens of a micro-batch that fit `free` bytes beside weights, gradient and optimizer of a model that is not loaded yet: a power
-    of 2, so that a little more or less of free memory makes no difference."""
-    config = model.config.get_text_config()
-    # bytes that autograd keeps of a token in one layer, in float32, as measured on SmolLM2
-    inner = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-    of_token = config.num_hidden_layers * (40 * config.hidden_size + 12 * inner)
-    fits = (0.8 * free - 16 * model.num_parameters()) / of_token
-    return 2 ** int(math.log2(min(max(fits, LEAST_TOKENS), MOST_TOKENS.get(device, MOST_TOKENS["cpu"]))))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that this process could take of the device's memory now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def release_memory() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# float32 copies of this many rows of logits stay in the processor's cache: a third of the time of whole chunks
+# float32 copies of this many rows of logits stay in the processor's cache, and take half the time of a whole chunk at once
 ROWS_AT_ONCE = 16
 
 
@@ -44,6 +44,10 @@ class _TargetLogps(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
         logits_NV, target_N = ctx.saved_tensors
-        grad_N = grad_N.to(logits_NV.dtype)
-        grad_NV = logits_NV.softmax(1).mul_(-grad_N[:, None])
-        return grad_NV.scatter_add_(1, target_N[:, None], grad_N[:, None]), None
+        grad_NV = torch.empty_like(logits_NV)
+        # 1 - p of a likely target would be lost in bfloat16
+        for row in zip(*(each.split(ROWS_AT_ONCE) for each in (grad_NV, logits_NV, target_N[:, None], grad_N[:, None])), strict=True):
+            found, logits, target, grad = row
+            wide = logits.to(grad.dtype).softmax(1).mul_(-grad)
+            found.copy_(wide.scatter_add_(1, target, grad))
+        return grad_NV, None

@@ -147,7 +147,8 @@ class Scorer(nn.Module):
             attention_mask=batch.attention_mask,
             use_cache=False,
         ).last_hidden_state
-        chosen = hidden.flatten(0, 1)[batch.source_N]
+        # index_select: its gradient is summed in a fixed order, where a prompt's last token predicts several replies
+        chosen = hidden.flatten(0, 1).index_select(0, batch.source_N)
         *chunks, last = zip(chosen.split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True)
         if torch.is_grad_enabled():
             parts = [checkpoint(self._token_logps, *chunk, use_reentrant=False) for chunk in chunks]

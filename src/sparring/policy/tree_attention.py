@@ -171,7 +171,10 @@ class TreeIndex:
             mask = self.block_mask(asked.window)
             return flex_attention_forward(module, *states, mask, scaling=asked.scaling, softcap=asked.softcap)[0]
         if torch.is_grad_enabled() and self.scores > KEPT_SCORES * len(self.tree_T):
-            return checkpoint(by_groups, self, asked, use_reentrant=False, preserve_rng_state=False)
+            rest = asked[3:]  # tensors as arguments, so that checkpoints of whole layers do not keep them
+            return checkpoint(
+                lambda *states: by_groups(self, Attention(*states, *rest)), *asked[:3], use_reentrant=False, preserve_rng_state=False
+            )
         return by_groups(self, asked)
 
     def block_mask(self, window: int | None) -> BlockMask:
@@ -184,24 +187,37 @@ class TreeIndex:
             return seen if window is None else seen & (distance < window)
 
         if window not in self._masks:
-            squares = self._squares()
-            # the squares that are seen first, in rising order
-            order = (~squares).int().argsort(dim=1, stable=True).int()
-            counts, order = (tensor[None, None].to(self.tree_T.device) for tensor in (squares.sum(1).int(), order))
+            some, full = self._squares(window)
+            listed = [tensor.to(self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
             sizes = {"BLOCK_SIZE": FLEX_BLOCK, "seq_lengths": (len(self.tree_T), len(self.tree_T))}
-            self._masks[window] = BlockMask.from_kv_blocks(counts, order, mask_mod=sees, **sizes)
+            self._masks[window] = BlockMask.from_kv_blocks(*listed, mask_mod=sees, **sizes)
         return self._masks[window]
 
-    def _squares(self) -> Tensor:
-        """Whether any query of a run of `FLEX_BLOCK` tokens sees any key of another, without a window. Made from the blocks, for the
-        whole [T, T] of a large micro-batch would not fit."""
+    def _squares(self, window: int | None) -> tuple[Tensor, Tensor]:
+        """Whether some query of a run of `FLEX_BLOCK` tokens sees some key of another, and whether all see all.
+
+        Made from the blocks, for the whole [T, T] of a large micro-batch would not fit.
+        """
         count = -(-len(self.tree_T) // FLEX_BLOCK)
-        found = torch.zeros(count, count, dtype=torch.bool)
+        some, pairs = torch.zeros(count, count, dtype=torch.bool), torch.zeros(count, count, dtype=torch.long)
         for block in self.blocks:
-            keys = torch.tensor(block.keys) // FLEX_BLOCK
-            queries = keys[len(keys) - block.queries :]
-            found[queries.unique()[:, None], keys.unique()] = True
-        return found.tril()  # keys stand before their queries
+            square = torch.tensor(block.keys) // FLEX_BLOCK  # by position
+            first_query = len(square) - block.queries
+            keys, key_count = square.unique_consecutive(return_counts=True)
+            queries, query_count = square[first_query:].unique_consecutive(return_counts=True)
+            last_key, first = key_count.cumsum(0) - 1, first_query + query_count.cumsum(0) - query_count
+            near = torch.ones(len(queries), len(keys), dtype=torch.bool) if window is None else first[:, None] - last_key < window
+            some[queries[:, None], keys] |= near
+            pairs[queries[:, None], keys] += query_count[:, None] * key_count
+        # keys stand before their queries; on the diagonal not all do, and a window is left to the rule
+        full = (pairs == FLEX_BLOCK**2).tril(-1) if window is None else torch.zeros_like(some)
+        return some.tril(), full
+
+
+def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
+    """For every run of queries how many squares are meant, and which: those first, in rising order."""
+    order = (~squares).int().argsort(dim=1, stable=True)
+    return squares.sum(1).int()[None, None], order.int()[None, None]
 
 
 def _longest(group: Sequence[Block]) -> tuple[int, int]:
@@ -250,8 +266,8 @@ def by_groups(index: TreeIndex, asked: Attention) -> Tensor:
 def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None) -> Tensor:
     """query [N, Q, H, D], key and value [N, K, G, D] -> [N, Q, H, D]; the heads of a group share their keys without a copy.
 
-    Plain products beat torch's fused attention on a CPU, forward and backward: a SmolLM2 layer over 8 x 256 positions takes 18 ms
-    instead of 31, over 1 x 2048 118 instead of 174 (benchmarks/attention_speed.py).
+    On a CPU they beat torch's fused attention on paths of up to 256 positions, and with a bias instead of a causal mask on longer ones too
+    (docs/negative-results.md, benchmarks/attention_speed.py).
     """
     count, queries, heads, size = query.shape
     keys, groups = key.shape[1:3]
@@ -259,9 +275,6 @@ def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: 
     scores = torch.bmm(query, key.permute(0, 2, 3, 1).reshape(count * groups, size, keys))
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    shares = scores.view(count, heads, queries, keys).add_(bias).softmax(-1).view_as(scores)
+    shares = (scores.view(count, heads, queries, keys) + bias).softmax(-1).view_as(scores)
     found = torch.bmm(shares, value.transpose(1, 2).reshape(count * groups, keys, size))
     return found.view(count, groups, -1, queries, size).permute(0, 3, 1, 2, 4).reshape(count, queries, heads, size)
-
-
-

