@@ -347,7 +347,7 @@ class Stages:
     def chosen_tokens(self) -> int:
         """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
         file, device = self.run.root / CHOSEN, make_accelerator().device
-        if not file.exists() or read_json(file)["device"] != device.type:
+        if not file.exists() or read_json(file).get("device") != device.type:
             shape, free = model_shape(self.base.folder), free_memory(device)
             tokens = token_budget(shape, free, device.type)
             log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
