@@ -106,7 +106,8 @@ def run(who: str, options: dict[str, str]) -> float:
     """Tokens per second of one process."""
     python = options["vllm"] if who == "vllm" else sys.executable
     command = [python, __file__, "child", who, *(f"{key}={value}" for key, value in options.items())]
-    one = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    one = json.loads(next(line for line in said if line.startswith('{"seconds"')))  # vLLM says more, before and after
     rate = one["tokens"] / one["seconds"]
     print(f"{who:8} {one['tokens']} tokens, {one['cut']} replies cut, {one['seconds']:.1f} s, {rate:.0f} tokens/s", flush=True)
     return rate
