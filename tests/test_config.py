@@ -319,7 +319,8 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"data": {"path": "d", "columns": {"zzz": "q"}}}, "data.columns.zzz: unknown column; standard columns: messages, prompt"),
         ({1: 2}, "1: unknown key; valid keys here: run_dir"),
         ({"launcher": "inline"}, "launcher: unknown key"),
-        ({"train": {"lora": {}}}, "train.lora: unknown key"),
+        ({"train": {"lora": {}}, "lora": {}}, "lora: unknown key"),
+        ({"train": {"lora": {"rnk": 4}}}, "train.lora.rnk: unknown key; did you mean train.lora.rank?"),
     ],
 )
 def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> None:
@@ -492,7 +493,7 @@ def test_the_last_override_wins() -> None:
             "train.lr: 'abc' is refused; wanted: number above 0, or list of numbers above 0, but this is text (from the override",
         ),
         ('iterations="3"', "iterations: '3' is refused; wanted: whole number above 0, but this is text (from the override"),
-        ("train.lora=1", "train.lora: unknown key; did you mean train.lr? (from the override 'train.lora=1')"),
+        ("train.lor=1", "train.lor: unknown key; did you mean train.lora? (from the override 'train.lor=1')"),
         ("trian.lr=1", "trian: unknown key; did you mean train? (from the override 'trian.lr=1')"),
         ("sft={lr: 1, foo: 2}", "sft.foo: unknown key; valid keys here: "),
         ("sft={lr: x}", "sft.lr: 'x' is refused; wanted: number above 0, but this is text (from the override 'sft={lr: x}')"),
@@ -564,7 +565,8 @@ def test_to_yaml_and_back_gives_the_same_recipe(tmp_path_factory: pytest.TempPat
 
 
 def test_to_yaml_is_plain_and_complete() -> None:
-    text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, sft={}, baseline="continued-sft")))
+    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft"}
+    text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors
     loaded = yaml.safe_load(text)
     assert loaded["objective"]["beta"] == [0.1, 1.0, 5.0]

@@ -13,7 +13,7 @@ import yaml
 from conftest import write_rows
 from zygote import Zygote
 
-from sparring.config import load_recipe, recipe_reference, section_of, walk_fields
+from sparring.config import Recipe, Section, load_recipe, recipe_reference, section_of, walk_fields
 from sparring.config.reference import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -40,15 +40,22 @@ def test_the_recipe_page_names_every_option_in_whole_tables() -> None:
     rows = [line for line in page.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
     options = [re.match(r"\| \[?`(\w+)`", row) for row in rows]
-    assert [found[1] for found in options if found] == names_in_page_order()
+    assert [found[1] for found in options if found] == names_in_page_order(Recipe)
     links = set(re.findall(r"\]\(#(\w+)\)", page))
-    assert links == {key for key, field in FIELDS.items() if section_of(field.annotation)}
+    assert links == {key.rpartition(".")[2] for key, field in FIELDS.items() if section_of(field.annotation)}
     assert links <= set(re.findall(r"^## (\w+)$", page, re.MULTILINE))
 
 
-def names_in_page_order() -> list[str]:
-    top = [key for key in FIELDS if "." not in key]
-    return top + [key.partition(".")[2] for key in FIELDS if "." in key]
+def names_in_page_order(section: type[Section], seen: set[str] | None = None) -> list[str]:
+    """The keys of a section, then those of the sections below it, where the page meets them first."""
+    seen = set() if seen is None else seen
+    names = list(section.model_fields)
+    for name, field in section.model_fields.items():
+        child = section_of(field.annotation)
+        if child is not None and name not in seen:
+            seen.add(name)
+            names += names_in_page_order(child, seen)
+    return names
 
 
 def test_the_example_of_the_recipe_page_loads(tmp_path: Path) -> None:

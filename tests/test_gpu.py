@@ -76,3 +76,12 @@ def test_packed_sampling_gives_the_replies_of_padded_batches(monkeypatch: pytest
         found.append(engine.sample(prompts, Stream(0, 0)))
         assert engine._takes_packed_rows is packed
     assert found[0] == found[1]
+
+
+def test_a_game_over_a_base_in_four_bits(tmp_path: Path) -> None:
+    """QLoRA: the quantised base samples, scores and trains, so the game starts at margin 0 in every iteration."""
+    pytest.importorskip("bitsandbytes")
+    summary = play(tmp_path, "train.lora.quantize=4bit", "train.lora.rank=4", "train.lr=1e-2")
+    assert len(summary["iterations"]) == 2
+    for row in first_steps(tmp_path):
+        assert abs(row["margin"]) <= 1e-3

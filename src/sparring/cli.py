@@ -105,13 +105,16 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")] = Dtype.float32,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of a LoRA player, write the adapter alone and not the model that it makes.")
+    ] = False,
 ) -> None:
     """Write one player as a plain Hugging Face folder with a model card."""
     with _outcome():
         set_up_logging()
         from sparring.export import export as write
 
-        print(f"wrote {write(run, target, iteration, None if dtype is Dtype.float32 else dtype.value)}")
+        print(f"wrote {write(run, target, iteration, None if dtype is Dtype.float32 else dtype.value, adapter)}")
 
 
 @app.command("recipe")

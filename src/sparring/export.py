@@ -14,16 +14,19 @@ from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.errors import UserError
 from sparring.players import Player, Players
-from sparring.policy.load import HUB_FILES, convert
+from sparring.policy.adapters import base_of, is_adapter, name_base
+from sparring.policy.hub import HUB_FILES
+from sparring.policy.load import convert, merge
 from sparring.stage_names import BASELINE, CONTROL
 
 LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".jinja"}
 
 
-def export(root: Path, target: Path, name: str = "best", dtype: str | None = None) -> Path:
+def export(root: Path, target: Path, name: str = "best", dtype: str | None = None, adapter: bool = False) -> Path:
     """Write a player to the new folder `target`: safetensors, tokenizer, generation config, model card. Returns `target`.
 
     dtype: "bfloat16" or "float16" rounds the weights; None keeps float32, the format they were trained in.
+    adapter: of a player that is a LoRA adapter, write the adapter alone; it is added to its base's weights otherwise.
     """
     players = Players(root)
     player = players.find(name)
@@ -34,7 +37,7 @@ def export(root: Path, target: Path, name: str = "best", dtype: str | None = Non
         raise UserError("this folder exists and is not empty", where=str(target), remedy="give a new folder")
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(players.folder(player), temporary, ignore=_not_of_a_model)
+    _write_model(players, player, temporary, adapter)
     if players.recipe.model.chat_template and not player.is_trained:  # the game was played under it, but the model does not carry it
         players.chat().tokenizer.save_pretrained(temporary)
     if dtype is not None:
@@ -44,6 +47,22 @@ def export(root: Path, target: Path, name: str = "best", dtype: str | None = Non
         target.rmdir()
     temporary.rename(target)
     return target
+
+
+def _write_model(players: Players, player: Player, target: Path, adapter: bool) -> None:
+    folder = players.folder(player)
+    if adapter and not is_adapter(folder):
+        raise UserError(
+            f"{player.title} is a whole model and no adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
+        )
+    if is_adapter(folder) and not adapter:
+        merge(folder, target)
+        return
+    shutil.copytree(folder, target, ignore=_not_of_a_model)
+    if adapter:  # its base is named by a way within the run, which does not lead there from anywhere else
+        path = players.recipe.model.path
+        own = _is_hub_id(path) and players.recipe.sft is None
+        name_base(target, path if own else str(base_of(folder).resolve()), revision=players.recipe.model.revision if own else None)
 
 
 def _not_of_a_model(_: str, names: Sequence[str]) -> list[str]:
@@ -100,15 +119,18 @@ def _is_local(path: str) -> bool:
     return local.exists() or local.suffix.lower() in LOCAL_SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
+def _is_hub_id(path: str) -> bool:
+    return not path.startswith(("builtin:", "package:")) and not _is_local(path)
+
+
 def _front_matter(recipe: Recipe) -> str:
     """The card's YAML for the Hub, which takes nothing but a Hub id as base_model."""
     path = recipe.model.path
-    on_hub = not path.startswith(("builtin:", "package:")) and not _is_local(path)
     return yaml.safe_dump(
         {
             "library_name": "transformers",
             "pipeline_tag": "text-generation",
-            **({"base_model": path} if on_hub else {}),
+            **({"base_model": path} if _is_hub_id(path) else {}),
             "tags": ["spin", "self-play", "sparring"],
         }
     )

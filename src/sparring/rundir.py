@@ -290,6 +290,14 @@ def write_text(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def replace_link(link: Path, target: str | Path) -> None:
+    """Have `link` lead to `target`: the old way or the new one, never none."""
+    temporary = link.with_name(link.name + ".tmp")
+    temporary.unlink(missing_ok=True)
+    os.symlink(target, temporary, target_is_directory=True)
+    os.replace(temporary, link)
+
+
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -22,21 +23,23 @@ from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import read_replies, sample_examples
+from sparring.policy.adapters import new_adapter
 from sparring.policy.budget import free_memory, token_budget
 from sparring.policy.compute import make_accelerator, release_memory
-from sparring.policy.load import copy_extras, find_model, load_tokenizer, model_facts, model_shape
+from sparring.policy.load import copy_extras, find_model, load_tokenizer, merge, model_facts, model_shape
 from sparring.policy.player import Policy
-from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, write_json
+from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, replace_link, write_json
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.optimizers import require_optimizer
+from sparring.training.optimizers import require_four_bit, require_optimizer
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask, SpinTask, Task
 
 Optim = TypeVar("Optim", bound=OptimSection)
 CHOSEN = "chosen.json"
+START_LINK = "start"
 # these change speed, memory or what a kill costs, and results by no more than rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 
@@ -54,13 +57,19 @@ class Stages:
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
         source = find_model(self.recipe.model, self.recipe.seed)
         if source.folder is not None:
-            return Policy(source.folder, source.fingerprint)
+            return Policy(self._linked(source.folder) if self.recipe.train.lora else source.folder, source.fingerprint)
 
         def work(stage: Path) -> dict[str, Any]:
             source.make(stage / "model")
             return {}
 
         return Policy.of_stage(self.stage("base", {"model": source.fingerprint}, work))
+
+    def _linked(self, folder: Path) -> Path:
+        """A link in the run to a base model outside of it, by which the adapters find it wherever either is moved."""
+        link = self.run.root / START_LINK
+        replace_link(link, folder.absolute())
+        return link
 
     @cached_property
     def chat(self) -> Chat:
@@ -113,11 +122,15 @@ class Stages:
     def check(self) -> None:
         """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
         local_file(self.recipe.data)
-        require_optimizer(self.recipe.train.optimizer, "train.optimizer")
-        if self.recipe.sft:
-            require_optimizer(self.recipe.sft.optimizer, "sft.optimizer")
+        for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
+            if section:
+                require_optimizer(section.optimizer, f"{name}.optimizer")
+                require_four_bit(section, f"{name}.lora.quantize")
         if self.recipe.model.chat_template:
             load_template(self.recipe.model.chat_template)
+        for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
+            if section and section.lora:
+                new_adapter(model_shape(self.base.folder), section.lora, 0, where=f"{name}.lora.targets")
         self._check_context()
         self.evaluator.check_pattern()
         for section in (self.recipe.sft, self.recipe.train):
@@ -235,6 +248,7 @@ class Stages:
                 "batch_size": plan.batch_size,
                 "seed": plan.seed,
                 "precision": settings.precision,
+                **self._base_format(),
             },
         }
         return self.stage(iteration_stage(t, "score"), inputs, work)
@@ -262,6 +276,7 @@ class Stages:
             "data": self.data.outputs["held_out.parquet"],
             "greedy": self.recipe.evaluate.greedy,
             "precision": self.recipe.train.precision,
+            **self._base_format(),
         }
         make = self.derived_stage if derived else self.stage
         measured = make(measure_stage(owner), inputs, measure)
@@ -308,12 +323,17 @@ class Stages:
             log.info(f"{name} is made anew: {'; '.join(changes)}")
         return self.stage(name, inputs, work)
 
+    def _base_format(self) -> dict[str, str]:
+        """A quantised base computes something else; without one nothing is said, as before there were any."""
+        return {"quantize": "4bit"} if self.recipe.train.four_bit else {}
+
     def _sampling_inputs(self, model: Policy, round_index: int) -> dict[str, Any]:
         """What replies depend on; how many are drawn together does not count among it."""
         sampling = self.recipe.sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"})
         return {
             "sampling": sampling,
             "dtype": self.recipe.sampling_dtype,
+            **self._base_format(),
             "model": model.hash,
             "round": round_index,
             "seed": self.recipe.seed,
@@ -324,14 +344,21 @@ class Stages:
         fitted = stage / "fit.json"
         if not fitted.exists():
             result = fit(stage, start.folder, task, plan, self.with_budget(settings), **shown)
-            self._save_model(result, stage / "model")
+            self._save_model(result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
             write_json(fitted, result.facts)
         remove_checkpoints(stage)
         return read_json(fitted)
 
-    def _save_model(self, result: FitResult, folder: Path) -> None:
-        """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under."""
-        result.model.save_pretrained(folder)
+    def _save_model(self, result: FitResult, folder: Path, merged: bool) -> None:
+        """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under.
+
+        An adapter of an SFT stage is added to the weights: the game's own adapters start from there.
+        """
+        own = folder.with_name("adapter") if merged else folder
+        result.weights.save_pretrained(own)
+        if merged:
+            merge(own, folder)
+            shutil.rmtree(own)
         copy_extras(self.base.folder, folder)
         self.chat.tokenizer.save_pretrained(folder)
         generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
@@ -349,7 +376,7 @@ class Stages:
         file, device = self.run.root / CHOSEN, make_accelerator().device
         if not file.exists() or read_json(file).get("device") != device.type:
             shape, free = model_shape(self.base.folder), free_memory(device)
-            tokens = token_budget(shape, free, device.type)
+            tokens = token_budget(shape, free, device.type, self.recipe.train.lora is not None)
             log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
             write_json(file, {"micro_batch_tokens": tokens, "device": device.type})
         return read_json(file)["micro_batch_tokens"]

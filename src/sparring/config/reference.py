@@ -32,11 +32,18 @@ data: {path: builtin:tasks}
 def recipe_reference() -> str:
     """The page docs/recipe.md: every key with its type, default and description."""
     pages = [_INTRODUCTION, "## Top level\n", _table(Recipe)]
-    for name, field in Recipe.model_fields.items():
-        section = section_of(field.annotation)
-        if section is not None:
-            pages += [f"## {name}\n", f"{field.description}\n", _table(section)]
+    for name, field in _sections(Recipe).items():
+        pages += [f"## {name}\n", f"{field.description}\n", _table(section_of(field.annotation))]
     return "\n".join(pages)
+
+
+def _sections(section: type[Section]) -> dict[str, FieldInfo]:
+    """Every section below `section` by its key, each once, before those within it."""
+    found: dict[str, FieldInfo] = {}
+    for name, field in section.model_fields.items():
+        if (child := section_of(field.annotation)) is not None:
+            found |= {name: field, **{key: inner for key, inner in _sections(child).items() if key not in found}}
+    return found
 
 
 def _table(section: type[Section]) -> str:

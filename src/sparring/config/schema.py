@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sparring.config.option_types import (
@@ -80,6 +80,34 @@ class DataSection(Section):
         return held_out
 
 
+class LoraSection(Section):
+    """An adapter by PEFT (arXiv 2106.09685); the words in brackets are PEFT's own."""
+
+    rank: PositiveInt = Field(16, description="Inner size of the two factors (r); the usual 8 to 64.")
+    alpha: PositiveFloat = Field(32.0, description="Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of an adapter's inputs that training drops (lora_dropout). Above 0 the first-step margin of the second "
+        "iteration and later ones is no longer exactly 0, since the opponent never drops any.",
+    )
+    targets: Text | Texts = Field(
+        "all-linear",
+        description="Modules that get an adapter (target_modules): `all-linear` is every linear layer but the head; or a list of the "
+        "model's module names, or a regular expression over them.",
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732).")
+    dora: bool = Field(False, description="Train the norms of the weights beside their directions (use_dora, arXiv 2402.09353).")
+    quantize: Literal["4bit"] | None = Field(
+        None,
+        description="4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores "
+        "too; on CUDA only.",
+    )
+
+    @property
+    def four_bit(self) -> bool:
+        return self.quantize == "4bit"
+
+
 class OptimSection(Section):
     """What the SFT stage and the self-play stage share."""
 
@@ -102,6 +130,11 @@ class OptimSection(Section):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Number format of the computation. The weights that are trained and saved stay in float32."
     )
+    lora: LoraSection | None = Field(
+        None,
+        description="Train an adapter over the frozen model instead of all weights; `lora: {}` takes all defaults. It wants a larger `lr` "
+        "than full training. After an SFT stage it is added to the weights; a player keeps its own.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     micro_batch_tokens: PositiveInt | None = Field(
         None,
@@ -109,6 +142,11 @@ class OptimSection(Section):
         "is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, and kept for the whole run.",
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the frozen base is kept in 4 bits."""
+        return self.lora is not None and self.lora.four_bit
 
     @property
     def max_tokens(self) -> int:
@@ -255,6 +293,17 @@ class Recipe(Section):
     @property
     def sampling_dtype(self) -> str:
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_shorthand(cls, values: Any) -> Any:
+        """`lora:` at the top is short for `train.lora`."""
+        if not isinstance(values, dict) or "lora" not in values:
+            return values
+        train = values.get("train") or {}
+        if not isinstance(train, dict) or "lora" in train:
+            return values  # two of them: the one at the top is refused as an unknown key
+        return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
 
     @field_validator("baseline", mode="before")
     @classmethod

@@ -99,6 +99,8 @@ class Measurer:
         return {f"{who}_{side}": [row[column] for row in rows] for who, rows in names for column, side in enumerate(("real", "generated"))}
 
     def _score(self, folder: Path, trees: Sequence[Branches]) -> list[list[float]]:
-        scorer = Scorer(load_model(folder, COMPUTE_DTYPES[self.recipe.train.precision]).to(make_accelerator().device))
+        train = self.recipe.train
+        model = load_model(folder, COMPUTE_DTYPES[train.precision], train.four_bit)
+        scorer = Scorer(model.to(make_accelerator().device))
         scorer.choose_layout(*hardest(trees))
-        return score_trees(scorer, trees, self.recipe.train.max_tokens)
+        return score_trees(scorer, trees, train.max_tokens)

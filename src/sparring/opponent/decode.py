@@ -121,12 +121,14 @@ class DecodeStep:
 def _attend_to_cache(
     query_AHD: Tensor, key_AGCD: Tensor, value_AGCD: Tensor, bias: Tensor, scaling: float, softcap: float | None
 ) -> Tensor:
-    """[A, H, D]; the heads of a group share their keys without a copy."""
+    """[A, H, D]; the heads of a group share their keys without a copy, as if they were that many queries at one position."""
     rows, heads, size = query_AHD.shape
-    query = (query_AHD * scaling).view(rows, key_AGCD.shape[1], -1, size)
-    scores = query @ key_AGCD.transpose(2, 3)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    query = query_AHD.view(rows, key_AGCD.shape[1], -1, size)
+    if softcap is None:  # half the time of the plain products on a CPU
+        mask = bias.expand(rows, 1, query.shape[2], key_AGCD.shape[2])
+        found = nn.functional.scaled_dot_product_attention(query, key_AGCD, value_AGCD, attn_mask=mask, scale=scaling)
+        return found.reshape(rows, heads, size)
+    scores = torch.tanh(query * scaling @ key_AGCD.transpose(2, 3) / softcap) * softcap
     return ((scores + bias).softmax(-1) @ value_AGCD).reshape(rows, heads, size)
 
 

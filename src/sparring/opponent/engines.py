@@ -18,7 +18,7 @@ from sparring.policy.load import DTYPES, load_model
 
 def load_sampler(recipe: Recipe, folder: Path) -> PreTrainedModel:
     """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device."""
-    return load_model(folder, DTYPES[recipe.sampling_dtype]).to(make_accelerator().device)
+    return load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit).to(make_accelerator().device)
 
 
 def make_engine(recipe: Recipe, chat: Chat, model: PreTrainedModel, temperature: float) -> Engine:

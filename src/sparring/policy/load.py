@@ -19,12 +19,13 @@ from transformers.utils import logging as transformers_logging
 from sparring.config import ModelSection
 from sparring.console import log
 from sparring.errors import UserError
+from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
+from sparring.policy.hub import first_line, from_hub
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash
 
 transformers_logging.disable_progress_bar()
-HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,17 +54,26 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
         if not local.is_file():
             raise UserError("no such GGUF file", where=f"model.path ({path})")
         return ModelSource(path, None, lambda folder: _unpack_gguf(local, folder), file_hash(local))
-    folder = local if local.is_dir() else _download(path, section.revision)
+    folder = local if local.is_dir() else from_hub(path, section.revision, "model.path")
+    if adapters.is_adapter(folder):
+        return ModelSource(path, None, lambda target: merge(folder, target), weights_hash(folder))
     return ModelSource(path, folder, None, weights_hash(folder))
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Load a causal language model in evaluation mode: dropout stays off, so that player and opponent score alike."""
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool = False) -> PreTrainedModel:
+    """Load a causal language model in evaluation mode: dropout stays off, so that player and opponent score alike.
+
+    An adapter's folder gives its base model with the adapter in it, unmerged. `four_bit` quantises the base's linear layers (QLoRA,
+    arXiv 2305.14314).
+    """
+    if adapters.is_adapter(folder):
+        return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
+            quantization_config=adapters.four_bit_config(dtype) if four_bit else None,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -71,7 +81,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMo
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"cannot load the model: {_first_line(error)}", where=str(folder)) from error
+        raise UserError(f"cannot load the model: {first_line(error)}", where=str(folder)) from error
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
             f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
@@ -102,7 +112,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot load the tokenizer: {_first_line(error)}",
+            f"cannot load the tokenizer: {first_line(error)}",
             where=str(folder),
             remedy="the folder needs tokenizer.json (or tokenizer.model)",
         ) from error
@@ -121,10 +131,12 @@ def model_facts(folder: Path) -> tuple[int | None, frozenset[int]]:
 
 
 def load_config(folder: Path) -> Any:
+    if adapters.is_adapter(folder):
+        return load_config(adapters.base_of(folder))
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read the model's config.json: {_first_line(error)}", where=str(folder)) from error
+        raise UserError(f"cannot read the model's config.json: {first_line(error)}", where=str(folder)) from error
 
 
 def model_shape(folder: Path) -> PreTrainedModel:
@@ -135,13 +147,16 @@ def model_shape(folder: Path) -> PreTrainedModel:
 
 def weights_hash(folder: Path) -> str:
     """Content hash of a model folder's weights and of what its config makes of them: it pins the opponent."""
+    if adapters.is_adapter(folder):
+        own = {name: file_hash(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS)}
+        return digest({**own, "base": weights_hash(adapters.base_of(folder))})
     return digest({file.name: file_hash(file) for file in [*_require_weights(folder), folder / "config.json"] if file.exists()})
 
 
 def copy_extras(source: Path, target: Path) -> None:
     """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
     target.mkdir(parents=True, exist_ok=True)
-    skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json"}
+    skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json", adapters.CONFIG}
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
         for file in source.glob(pattern):
             if file.name not in skip:
@@ -160,33 +175,6 @@ def _require_weights(folder: Path) -> list[Path]:
             remedy="convert them to safetensors first: model.save_pretrained(folder) in transformers does it",
         )
     raise UserError("a model folder without weights: no *.safetensors in it", where=str(folder), remedy="check model.path")
-
-
-def _download(repo: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    where = f"model.path ({repo})"
-    tried = f"tried the folder {repo}, then the Hub (revision {revision or 'main'}) and its local cache"
-    if repo.startswith((".", "/", "~")):
-        raise UserError("no such model folder", where=where, remedy="give a folder with config.json and safetensors, or a Hub id")
-    try:
-        log.info(f"model {repo}: fetching from the Hub (or its local cache)")
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
-    except HFValidationError:
-        raise UserError(f"neither a folder nor a valid Hub id; {tried}", where=where) from None
-    except LocalEntryNotFoundError:
-        raise UserError(
-            f"cannot reach the Hub, and the model is not in the local cache; {tried}",
-            where=where,
-            remedy="check the network, or give a local folder",
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        raise UserError(
-            f"cannot get the model: {_first_line(error)}; {tried}",
-            where=where,
-            remedy="check the spelling, the revision and, for a private model, HF_TOKEN",
-        ) from None
 
 
 def _package_file(spec: str) -> Path:
@@ -212,7 +200,7 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load the GGUF file: {_first_line(error)}", where=str(file)) from error
+        raise UserError(f"cannot load the GGUF file: {first_line(error)}", where=str(file)) from error
     # the weights are plain tensors now; what is left of the quantiser would refuse to save them
     model.hf_quantizer = None
     for name in ("is_quantized", "quantization_method"):
@@ -224,8 +212,14 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def merge(adapter: Path, target: Path) -> None:
+    """Write the adapter's base with the adapter added to its weights, in float32, as a model folder of its own."""
+    base = adapters.base_of(adapter)
+    log.info(f"adding the adapter {adapter.name} to the weights of {base.name}")
+    merged = adapters.attach(load_model(base), adapter).merge_and_unload(safe_merge=True)
+    merged.save_pretrained(target)
+    for source in (base, adapter):  # its own tokenizer, where it has one
+        copy_extras(source, target)
 
 
 def convert(folder: Path, dtype: str) -> None:

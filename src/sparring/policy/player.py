@@ -21,7 +21,8 @@ class Policy:
     def of_stage(cls, record: StageRecord) -> Policy:
         """The model that a stage committed. Its hash comes from the commit, not from reading the weights again."""
         files = {name.removeprefix("model/"): hash for name, hash in record.outputs.items() if name.startswith("model/")}
-        pinned = {name: hash for name, hash in files.items() if name.endswith(".safetensors") or name == "config.json"}
+        configs = ("config.json", "adapter_config.json")
+        pinned = {name: hash for name, hash in files.items() if name.endswith(".safetensors") or name in configs}
         return cls(record.path / "model", digest(pinned))
 
     def with_results(self, measured: Path, evaluated: Path) -> Policy:

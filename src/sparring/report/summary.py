@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.rundir import read_json, write_json, write_text
+from sparring.rundir import read_json, replace_link, write_json, write_text
 from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
@@ -54,7 +53,7 @@ def publish(
     trained = ["sft", *(iteration_stage(t, "train") for t in range(len(iterations))), CONTROL_TRAIN]
     _join_metrics(root, [name for name in trained if name in stages])
     if best is not None:
-        _link(root / "best", f"iterations/{best.iteration:03d}")
+        replace_link(root / "best", f"iterations/{best.iteration:03d}")
     return summary
 
 
@@ -77,10 +76,3 @@ def _join_metrics(root: Path, stages: Sequence[str]) -> None:
     """One object per optimizer step of all stages, made anew from their own files: nothing is ever doubled."""
     files = [root / name / METRICS for name in stages]
     write_text(root / METRICS, "".join(file.read_text(encoding="utf-8") for file in files if file.exists()))
-
-
-def _link(link: Path, target: str) -> None:
-    temporary = link.with_name(link.name + ".tmp")
-    temporary.unlink(missing_ok=True)
-    os.symlink(target, temporary, target_is_directory=True)
-    os.replace(temporary, link)

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
 
 from sparring.rundir import fsync, read_json, write_json
 
 FOLDER = "checkpoint"
 
 
-def save_checkpoint(stage: Path, step: int, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+class Saveable(Protocol):
+    """What can write itself as a model folder."""
+
+    def save_pretrained(self, folder: Path) -> None: ...
+
+
+def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: torch.optim.Optimizer) -> None:
     """Replace the stage's checkpoint by one after `step` steps; the old one goes when the new one is complete."""
     new = stage / f"{FOLDER}-{step:07d}"
     shutil.rmtree(new, ignore_errors=True)

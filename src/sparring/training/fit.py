@@ -18,11 +18,11 @@ from sparring.config import OptimSection
 from sparring.console import log, progress
 from sparring.errors import UserError
 from sparring.policy.batches import hardest, micro_batches
-from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
+from sparring.policy.compute import make_accelerator
 from sparring.policy.score import Scorer
 from sparring.rundir import fsync, write_text
 from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
-from sparring.training.masters import MasterWeights
+from sparring.training.masters import Weights, trainable_weights
 from sparring.training.optimizers import make_optimizer
 from sparring.training.plan import TrainPlan
 from sparring.training.tasks import Task
@@ -34,8 +34,13 @@ Numbers = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FitResult:
-    model: torch.nn.Module
+    weights: Weights
     facts: dict[str, Any]
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """What was trained: float32 weights, or a PEFT model with a float32 adapter."""
+        return self.weights.masters
 
 
 def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSection, *, phase: str, labels: dict[str, Any]) -> FitResult:
@@ -63,10 +68,10 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
                 fsync(stage / METRICS)
-                save_checkpoint(stage, step + 1, trainer.model, trainer.optimizer)
+                save_checkpoint(stage, step + 1, trainer.weights, trainer.optimizer)
     watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
-    return FitResult(trainer.model, {**facts, **_work_of(rows, phase), **watch.facts()})
+    return FitResult(trainer.weights, {**facts, **_work_of(rows, phase), **watch.facts()})
 
 
 def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
@@ -84,7 +89,7 @@ class _Trainer:
     def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
         self.task, self.plan, self.settings = task, plan, settings
         self.accelerator: Accelerator = make_accelerator()
-        self.weights = MasterWeights(folder, COMPUTE_DTYPES[settings.precision], self.accelerator.device)
+        self.weights = trainable_weights(folder, settings, self.accelerator.device, plan.seed)
         self.model = self.weights.masters
         self.max_tokens = settings.max_tokens
         self.scorer = Scorer(self.weights.model)
@@ -99,6 +104,7 @@ class _Trainer:
         began = time.monotonic()
         batch = self.plan.batch(step)
         weight = self.task.weight(batch)
+        self.weights.start_dropout(self.plan.seed * 1_000_003 + step)  # by the step alone: a resumed run drops the same
         numbers: list[Numbers] = []
         work: dict[str, int] = Counter()
         order: list[int] = []

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparring.config import OptimSection
+from sparring.policy.adapters import attach, base_of, dropouts, is_adapter, new_adapter, save_adapter
+from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import load_model
 
 
@@ -35,6 +40,52 @@ class MasterWeights:
         if self.model is not self.masters:
             for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
                 parameter.copy_(master)
+
+    def start_dropout(self, seed: int) -> None:
+        """Nothing is dropped: player and opponent must score alike."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        self.masters.save_pretrained(folder)
+
+
+class AdapterWeights:
+    """A frozen base in the number format that computes, and float32 adapter weights in it, which are their own masters.
+
+    `folder` is an adapter to go on from, or a model that gets a new one. Bytes per parameter of the base: its weights alone.
+    """
+
+    def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int) -> None:
+        assert settings.lora is not None
+        self.base = base_of(folder) if is_adapter(folder) else folder
+        base = load_model(self.base, COMPUTE_DTYPES[settings.precision], settings.lora.four_bit)
+        self.masters: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
+        self.masters.to(device).eval()
+        self.model: PreTrainedModel = self.masters.get_base_model()
+
+    def publish(self) -> None:
+        """Nothing to do: what was moved is what computes."""
+
+    def start_dropout(self, seed: int) -> None:
+        """Have the adapters drop what their recipe says, drawn from `seed`; all other dropout stays off."""
+        layers = dropouts(self.model)
+        for layer in layers:
+            layer.train()
+        if layers:
+            torch.manual_seed(seed)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """The adapter alone; its base is named by the way from `folder` to it, so that a run may be moved."""
+        save_adapter(self.masters, folder, os.path.relpath(self.base.absolute(), folder.absolute()))
+
+
+Weights = MasterWeights | AdapterWeights
+
+
+def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> Weights:
+    """What the recipe trains of the model in `folder`: all of it, or an adapter, whose first weights are drawn from `seed`."""
+    if settings.lora is not None:
+        return AdapterWeights(folder, settings, device, seed)
+    return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
 
 
 def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:

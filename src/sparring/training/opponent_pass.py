@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from sparring.config import OptimSection
 from sparring.console import progress
 from sparring.data.records import Duel
@@ -14,6 +16,7 @@ from sparring.policy.batches import branches_of, hardest
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, score_trees
+from sparring.training.masters import AdapterWeights
 from sparring.training.plan import TrainPlan
 
 STEPS_PER_SHARD = 8
@@ -28,7 +31,7 @@ def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainP
     steps = list(range(plan.first_pass_steps()))
     done = items_done(stage)
     if done < len(steps):
-        scoring = _Scoring(opponent, duels, settings)
+        scoring = _Scoring(opponent, duels, settings, plan.seed)
         with progress(phase, len(steps), "batches", done) as shown:
 
             def work(part: Sequence[int]) -> dict[str, list[Any]]:
@@ -50,11 +53,19 @@ def read_logps(stage: Path) -> dict[str, list[float]]:
     return logps
 
 
+def _opponent(folder: Path, settings: OptimSection, seed: int) -> PreTrainedModel:
+    """The model that training will start from, down to its arithmetic: DoRA rounds in bfloat16 even while it changes nothing."""
+    device = make_accelerator().device
+    if settings.lora is not None:
+        return AdapterWeights(folder, settings, device, seed).model
+    return load_model(folder, COMPUTE_DTYPES[settings.precision]).to(device)
+
+
 class _Scoring:
-    def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection) -> None:
+    def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection, seed: int) -> None:
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
-        self.scorer = Scorer(load_model(folder, COMPUTE_DTYPES[settings.precision]).to(make_accelerator().device))
+        self.scorer = Scorer(_opponent(folder, settings, seed))
         self.scorer.choose_layout(*hardest(self.trees))
         self.max_tokens = settings.max_tokens
 

@@ -14,8 +14,24 @@ EIGHT_BIT = {"rmsprop8bit": "RMSprop8bit", "adamw8bit": "AdamW8bit"}
 
 def require_optimizer(name: str, where: str) -> None:
     """Raise UserError where the optimizer's library is not installed."""
-    if name in EIGHT_BIT and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{name} needs the package bitsandbytes", where=where, remedy="pip install 'sparring[8bit]'")
+    if name in EIGHT_BIT:
+        _require_bitsandbytes(name, where)
+
+
+def _require_bitsandbytes(what: str, where: str) -> None:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs the package bitsandbytes", where=where, remedy="pip install 'sparring[8bit]'")
+
+
+def require_four_bit(settings: OptimSection, where: str) -> None:
+    """Raise UserError where the recipe quantises its base and this machine cannot."""
+    if not settings.four_bit:
+        return
+    if not torch.cuda.is_available():
+        raise UserError(
+            "4bit needs a CUDA device, and there is none here", where=where, remedy="use lora without quantize, or a machine with a GPU"
+        )
+    _require_bitsandbytes("4bit", where)
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:

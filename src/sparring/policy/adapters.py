@@ -1,0 +1,138 @@
+"""LoRA adapters, by PEFT: a frozen base model under a few trained weights (Hu et al., arXiv 2106.09685).
+
+An adapter player is a folder with `adapter_config.json` and `adapter_model.safetensors`. It is never merged to compute: the opponent
+samples and scores, and the player trains, through one and the same arithmetic over one copy of the base.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import BitsAndBytesConfig, PreTrainedModel
+
+from sparring.config import LoraSection
+from sparring.errors import UserError
+from sparring.policy.hub import first_line, from_hub
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BASE = "base_model_name_or_path"
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def base_of(folder: Path) -> Path:
+    """The folder of an adapter's base model: a path from the adapter's own folder, any other path, or a Hub id."""
+    config = _config(folder)
+    name = config.get(BASE)
+    if not isinstance(name, str) or not name:
+        raise UserError(f"this adapter does not say what it belongs to: no {BASE}", where=str(folder / CONFIG))
+    for local in (folder / name, Path(name).expanduser()):
+        if local.is_dir():
+            return local.absolute()  # a link in it stays: a run keeps one to a base outside
+    return from_hub(name, config.get("revision"), f"{BASE} of {folder / CONFIG}")
+
+
+def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
+    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError where it does not fit."""
+    from peft import PeftModel
+
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"an adapter without {WEIGHTS}; pickled weights are not loaded", where=str(folder))
+    try:
+        found = PeftModel.from_pretrained(model, folder, is_trainable=trainable, use_safetensors=True)
+        _require_all(found, folder)
+        return found
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"this adapter does not fit its base model: {first_line(error)}",
+            where=str(folder),
+            remedy=f"check that {BASE} in its {CONFIG} names the model that it was trained on",
+        ) from error
+
+
+def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
+    """A fresh adapter on `model`, which changes nothing yet: its second factor is 0. The first is drawn from `seed`.
+
+    Raises UserError, naming `where`, when the model has none of the targets.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise UserError(
+                f"PEFT cannot put this adapter on {type(model).__name__}: {first_line(error)}",
+                where=where,
+                remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
+            ) from error
+
+
+def save_adapter(model: Any, folder: Path, base: str) -> None:
+    """Write a PEFT model's adapter; `base` is what its config will name as base model. Equal adapters give equal files."""
+    from peft import get_peft_model_state_dict
+
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
+    model.peft_config["default"].save_pretrained(folder)
+    config = _config(folder)
+    config |= {name: sorted(value) for name, value in config.items() if isinstance(value, list)}  # PEFT keeps sets
+    name_base(folder, base, config)
+
+
+def name_base(folder: Path, base: str, config: dict[str, Any] | None = None, revision: str | None = None) -> None:
+    """Have the adapter in `folder` name `base`, a path or a Hub id, as its base model."""
+    config = {**(config or _config(folder)), BASE: base, "revision": revision, "inference_mode": True}
+    (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
+    """QLoRA's format: NormalFloat of 4 bits with quantised constants, computing in `dtype`."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+    )
+
+
+def dropouts(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The dropout layers of the adapters in `model`, where they have any."""
+    found = (module for name, module in model.named_modules() if ".lora_dropout." in name)
+    return [module for module in found if isinstance(module, torch.nn.Dropout)]
+
+
+def _require_all(model: Any, folder: Path) -> None:
+    """PEFT says nothing of tensors that are missing, and leaves what it drew in their place."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        stored = set(file.keys())
+    wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    if wrong := sorted(wanted ^ stored):
+        raise ValueError(f"{len(wrong)} tensors are in one of the two only, {wrong[0]} for one")
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the adapter's config: {first_line(error)}", where=str(folder / CONFIG)) from None
+    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+        raise UserError("not a LoRA adapter; other kinds of adapters are not supported", where=str(folder / CONFIG))
+    return found

@@ -1,0 +1,144 @@
+"""A whole game of adapters by the real command: right opponents, interruption, export, and what a recipe may get wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Game
+from zygote import Sabotage, Zygote
+
+from sparring.data.tables import read_rows
+from sparring.policy.adapters import is_adapter
+from sparring.policy.batches import Branches
+from sparring.policy.load import load_model, merge
+from sparring.policy.score import plain_logps
+from sparring.policy.tiny import make_tiny
+
+LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0}
+CHANGES: dict[str, Any] = {"train__lora": LORA, "train__lr": 2e-2, "baseline": None}
+
+
+@pytest.fixture(scope="module")
+def adapters(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A finished game of three iterations after an SFT stage of its own adapter."""
+    found = Game(tmp_path_factory.mktemp("lora") / "game", zygote, {**CHANGES, "iterations": 3, "sft__lora": LORA, "sft__lr": 2e-2})
+    result = found.run()
+    assert result.code == 0, result.err
+    return found
+
+
+def player(game: Game, t: int) -> Path:
+    return game.root / f"iterations/{t:03d}/train/model"
+
+
+def test_players_are_adapters_over_the_merged_sft_model(adapters: Game) -> None:
+    assert not is_adapter(adapters.root / "sft/model")
+    for t in range(3):
+        assert is_adapter(player(adapters, t))
+        assert not (player(adapters, t) / "model.safetensors").exists()
+        assert json.loads((player(adapters, t) / "adapter_config.json").read_text())["base_model_name_or_path"] == "../../../../sft/model"
+    assert not list(adapters.root.rglob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("t", [1, 2])
+def test_the_opponent_is_the_previous_player_merged(adapters: Game, t: int, tmp_path: Path) -> None:
+    """Base plus adapter of iteration t - 1, and not the base: log-probs of the opponent pass against the merged model's own."""
+    merge(player(adapters, t - 1), tmp_path / "merged")
+    merged, base = load_model(tmp_path / "merged"), load_model(adapters.root / "sft/model")
+    examples = {row["row_id"]: row for row in read_rows(adapters.root / "data/train.parquet")}
+    replies: dict[tuple[int, str], list[list[int]]] = {}
+    for i in (t - 1, t):
+        for row in read_rows(adapters.root / f"iterations/{i:03d}/generate"):
+            replies.setdefault((i, row["row_id"]), []).append(row["token_ids"])
+    from_base = []
+    rows = read_rows(adapters.root / f"iterations/{t:03d}/score")
+    assert len(rows) > 20
+    for row in rows[:12]:
+        row_id, i = duel_of(row["duel_id"])
+        example = examples[row_id]
+        tree = Branches(tuple(example["prompt_ids"]), (tuple(example["reply_ids"]), *map(tuple, replies[i, row_id])))
+        torch.testing.assert_close(torch.tensor(row["logps"]).double(), plain_logps(merged, tree), atol=1e-5, rtol=1e-5)
+        from_base.append((torch.tensor(row["logps"]) - plain_logps(base, tree)).abs().max().item())
+    assert min(from_base) > 1e-3, "the base alone would say something else"
+
+
+def duel_of(duel_id: str) -> tuple[str, int]:
+    """(row id, iteration) of a duel's name."""
+    row_id, _, iteration = duel_id.rpartition("@")
+    return row_id, int(iteration)
+
+
+def test_every_iteration_starts_at_margin_zero(adapters: Game) -> None:
+    rows = [json.loads(line) for line in (adapters.root / "metrics.jsonl").read_text().splitlines()]
+    first = [row for row in rows if "iteration" in row and row["step"] == 0]
+    assert [row["margin"] for row in first] == [0.0] * 3
+    assert all(row["loss"] == pytest.approx(0.693147, abs=1e-6) for row in first)
+    assert any(row["margin"] > 0 for row in rows if "iteration" in row), "and learns"
+
+
+def test_sample_and_export_of_adapters(adapters: Game, tmp_path: Path) -> None:
+    said = adapters.command("sample", "run", "say ab")
+    assert said.code == 0 and "iteration 2" in said.out
+    for arguments, adapter in ((["--adapter"], True), ([], False)):
+        target = tmp_path / ("adapter" if adapter else "merged")
+        result = adapters.command("export", "run", str(target), "--iteration", "2", *arguments)
+        assert result.code == 0, result.err
+        assert is_adapter(target) is adapter and (target / "README.md").exists() and (target / "tokenizer.json").exists()
+    ids = torch.arange(5, 30)[None]
+    with torch.no_grad():
+        ours = load_model(player(adapters, 2))(input_ids=ids).logits
+        for name in ("adapter", "merged"):
+            torch.testing.assert_close(load_model(tmp_path / name)(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_whole_model_has_no_adapter_to_export(adapters: Game, tmp_path: Path) -> None:
+    result = adapters.command("export", "run", str(tmp_path / "x"), "--iteration", "baseline", "--adapter")
+    assert result.code == 2 and "--adapter" in result.err and "Traceback" not in result.err
+
+
+def test_an_interrupted_game_ends_in_the_same_bits(tmp_path: Path, zygote: Zygote) -> None:
+    """With dropout, in bfloat16, over a base outside of the run; killed between a checkpoint and the end of a training stage."""
+    start = tmp_path / "start"
+    make_tiny(start, 3)
+    lora = {**LORA, "dropout": 0.2}
+    changes = {**CHANGES, "model__path": str(start), "sft": None, "train__lora": lora, "train__precision": "bf16", "model__dtype": None}
+    whole, killed = (Game(tmp_path / name, zygote, changes) for name in ("whole", "killed"))
+    assert whole.run().code == 0
+    assert killed.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=4)]).code < 0
+    assert list(killed.root.rglob("checkpoint-*"))
+    shutil.move(start, tmp_path / "moved")  # the base of a half-done run may lie elsewhere the next day
+    killed.write(**{**changes, "model__path": str(tmp_path / "moved")})
+    result = killed.run()
+    assert result.code == 0, result.err
+    for t in range(2):
+        files = [game.root / f"iterations/{t:03d}/train/model/adapter_model.safetensors" for game in (whole, killed)]
+        assert files[0].read_bytes() == files[1].read_bytes()
+    assert (killed.root / "start").is_symlink()
+
+
+def test_lora_at_the_top_is_short_for_train_lora(game: Game) -> None:
+    game.write(lora={"rank": 2})
+    result = game.command("recipe", "recipe.yaml")
+    assert result.code == 0 and "rank: 2" in result.out
+    both = game.command("recipe", "recipe.yaml", "train.lora.rank=4")
+    assert both.code == 2 and "lora" in both.err
+
+
+def test_four_bits_without_a_gpu(game: Game) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    result = game.run("train.lora.quantize=4bit")
+    assert result.code == 2 and "train.lora.quantize" in result.err and "CUDA" in result.err and "Traceback" not in result.err
+
+
+def test_targets_nobody_has(game: Game) -> None:
+    """Said before anything is sampled."""
+    game.write(**{**CHANGES, "train__lora": {"targets": ["no_such_proj"]}})
+    result = game.run()
+    assert result.code == 2 and "no_such_proj" in result.err and "train.lora.targets" in result.err and "Traceback" not in result.err
+    assert not (game.root / "sft").exists() and not (game.root / "sft.partial").exists()
