@@ -1,11 +1,16 @@
-# make demo | make test | make bench | make study | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make test-vllm | make test-ray | make bench | make study | make setup; VENV= (VLLM_VENV=, RAY_VENV=) puts the
+# environment elsewhere, DATA= the benchmarks' data
 VENV ?= .venv
+VLLM_VENV ?= .venv-vllm
+RAY_VENV ?= .venv-ray
 PYTHON ?= python3
 DATA ?= ../shared/data
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM_READY := $(VLLM_VENV)/.ready
+RAY_READY := $(RAY_VENV)/.ready
 
-.PHONY: setup demo test bench study lint clean
+.PHONY: setup setup-vllm setup-ray demo test test-vllm test-ray bench study lint clean
 
 setup: $(READY)
 
@@ -19,12 +24,40 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	touch $@
 
+setup-vllm: $(VLLM_READY)
+
+# vLLM pins versions of its own, so it has an environment of its own; the lock is complete, so nothing is resolved
+$(VLLM_READY): requirements-vllm.lock pyproject.toml
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements-vllm.lock)"
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
+	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	touch $@
+
+setup-ray: $(RAY_READY)
+
+# Ray goes with the project's own versions: its environment sees theirs, and holds what Ray brings (250 MB)
+$(RAY_READY): requirements-ray.lock $(READY)
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
+		> "$$($(RAY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ray.lock
+	touch $@
+
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
 
 test: setup
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/python -m pytest
+
+# the real vLLM on a CPU, inside the run and as a server: some minutes, most of them its starts
+test-vllm: setup-vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/with_vllm
+
+# a real Ray: two nodes on this machine, one of them killed
+test-ray: setup-ray
+	$(RAY_VENV)/bin/python -m pytest tests/opponent/test_ray_engine.py
 
 # training beside TRL's DPOTrainer; hours in full, see the options in the script
 bench: setup
@@ -38,4 +71,4 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) runs

@@ -536,7 +536,14 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
         sft=st.none() | any_section(lr=positive, **optim),
         train=any_section(lr=per_iteration, epochs=per_iteration, gradient_checkpointing=st.booleans(), **optim),
         objective=any_section(beta=per_iteration, window=counts),
-        sampling=any_section(temperature=positive, top_p=st.floats(0, 1, exclude_min=True), replies_per_prompt=counts),
+        sampling=any_section(
+            temperature=positive,
+            top_p=st.floats(0, 1, exclude_min=True),
+            replies_per_prompt=counts,
+            engine=st.sampled_from(["transformers", "vllm", "server"]),
+            vllm=any_section(tensor_parallel=counts, max_model_len=counts | st.none(), enforce_eager=st.booleans() | st.none()),
+            server=any_section(model=texts, concurrency=counts, timeout_seconds=positive),
+        ),
         stop=any_section(confidence=st.floats(0.5, 1, exclude_min=True, exclude_max=True), patience=counts | st.none()),
         baseline=st.none() | st.just("continued-sft") | any_section(lr=positive | st.none()),
         showcase=st.lists(texts, max_size=3),
@@ -544,6 +551,26 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
     )
     data = {"path": draw(texts), **draw(any_section(columns=columns, held_out=held_out, name=texts, max_examples=st.integers(1000, 2000)))}
     return {"run_dir": draw(texts), "model": {"path": draw(texts)}, "data": data, "iterations": iterations, **draw(sections)}
+
+
+@pytest.mark.parametrize(
+    ("section", "part"),
+    [
+        ({"urls": []}, "sampling.server.urls: []: must name at least one"),
+        ({"urls": ["http://a/v1", "http://a/v1"]}, "names one twice"),
+        ({"urls": ["a:8000/v1"]}, "sampling.server.urls[0]: 'a:8000/v1': not an http or https URL"),
+        ({"urls": ["http://me:sk-secret@a/v1"]}, "sampling.server.urls[0]: a URL of a server has no user, password"),
+        ({"urls": ["http://a/v1?key=sk-secret"]}, "sampling.server.urls[0]: a URL of a server has no user, password"),
+        ({"api_key_env": "sk-secret"}, "sampling.server.api_key_env: not the name of an environment variable"),
+        ({"retries": -1}, "sampling.server.retries: -1 is refused"),
+        ({"timeout": 3}, "sampling.server.timeout: unknown key; did you mean"),
+    ],
+    ids=str,
+)
+def test_a_server_is_named_without_secrets(section: dict[str, Any], part: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(recipe_dict(sampling={"engine": "server", "server": section}))
+    assert part in str(caught.value) and "sk-secret" not in str(caught.value), str(caught.value)
 
 
 @pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029", "\ufeff", "\t", "\n", "\r"])

@@ -11,7 +11,7 @@ from rich.text import Text
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.errors import UserError
-from sparring.opponent.engines import answer, load_sampler, make_engine
+from sparring.opponent.engines import Sampler, answer
 from sparring.players import Players
 from sparring.policy.load import model_facts
 from sparring.report.tables import printable
@@ -30,8 +30,8 @@ def answers(root: Path, prompt: str, temperature: float | None, seed: int | None
     for player in players.all:
         folder = players.folder(player)
         _check_fits(chat, turns, recipe.sampling.max_new_tokens, model_facts(folder)[0])
-        engine = make_engine(recipe, chat, load_sampler(recipe, folder), temperature)
-        found[player.title] = answer(engine, chat, [turns], recipe.seed if seed is None else seed)[0]
+        with Sampler(recipe, chat, folder) as sampler:
+            found[player.title] = answer(sampler.engine(temperature), chat, [turns], recipe.seed if seed is None else seed)[0]
     return found
 
 

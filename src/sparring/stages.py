@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparring.config import OptimSection, Recipe, SftSection, at_iteration
+from sparring.config import OptimSection, Recipe, SftSection, at_iteration, unused_sections
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
@@ -20,9 +20,9 @@ from sparring.errors import UserError
 from sparring.evaluation.evaluate import SCORES, Evaluator
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
-from sparring.opponent.engines import answer, load_sampler, make_engine
+from sparring.opponent.engines import Sampler, answer, require_engine
 from sparring.opponent.protocol import Stream
-from sparring.opponent.replies import read_replies, sample_examples
+from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.adapters import new_adapter
 from sparring.policy.budget import free_memory, token_budget
 from sparring.policy.compute import make_accelerator, release_memory
@@ -122,6 +122,8 @@ class Stages:
     def check(self) -> None:
         """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
         local_file(self.recipe.data)
+        require_engine(self.recipe)
+        self._announce_unused()
         for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
             if section:
                 require_optimizer(section.optimizer, f"{name}.optimizer")
@@ -136,6 +138,12 @@ class Stages:
         for section in (self.recipe.sft, self.recipe.train):
             if section:
                 self.with_budget(section)  # from what is free before anything is loaded
+
+    def _announce_unused(self) -> None:
+        """Name the sections of engines that do not play."""
+        sampling = self.recipe.sampling
+        for name in unused_sections(sampling):
+            log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
     def _check_context(self) -> None:
         """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
@@ -176,17 +184,20 @@ class Stages:
         def work(stage: Path) -> dict[str, Any]:
             rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
             log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {self.recipe.sampling_dtype})")
-            replies = sample_examples(
-                stage,
-                self.train_examples,
-                lambda: make_engine(self.recipe, self.chat, load_sampler(self.recipe, opponent.folder), sampling.temperature),
-                Stream(self.recipe.seed, t),
-                sampling.replies_per_prompt,
-                sampling.shard_rows,
-                f"iteration {t}: sampling",
-            )
+            with Sampler(self.recipe, self.chat, opponent.folder) as sampler:
+                replies = sample_examples(
+                    stage,
+                    self.train_examples,
+                    lambda: sampler.engine(sampling.temperature),
+                    Stream(self.recipe.seed, t),
+                    sampling.replies_per_prompt,
+                    sampling.shard_rows,
+                    f"iteration {t}: sampling",
+                    partial(sampler.check, sampling.temperature),
+                )
             prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in self.train_examples)
-            return {"replies": len(replies), "sampled_tokens": prompt_tokens + sum(len(reply.token_ids) for reply in replies)}
+            sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
+            return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
 
         inputs = {
             **self._sampling_inputs(opponent, t),
@@ -299,8 +310,9 @@ class Stages:
 
     def _answer_showcase(self, file: Path, player: Policy) -> None:
         """Answers to the recipe's showcase prompts, each under one random stream that is the same in every iteration."""
-        engine = make_engine(self.recipe, self.chat, load_sampler(self.recipe, player.folder), self.recipe.sampling.temperature)
-        replies = answer(engine, self.chat, self._showcase(), self.recipe.seed)
+        with Sampler(self.recipe, self.chat, player.folder) as sampler:
+            engine = sampler.engine(self.recipe.sampling.temperature)
+            replies = answer(engine, self.chat, self._showcase(), self.recipe.seed)
         shown = zip(self.recipe.showcase, replies, strict=True)
         write_json(file, [{"prompt": prompt, "reply": reply} for prompt, reply in shown])
 
@@ -329,9 +341,10 @@ class Stages:
 
     def _sampling_inputs(self, model: Policy, round_index: int) -> dict[str, Any]:
         """What replies depend on; how many are drawn together does not count among it."""
-        sampling = self.recipe.sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"})
+        sampling = self.recipe.sampling
+        by_ray = {"engine": f"ray, {sampling.ray.engine}"} if sampling.engine == "ray" else {}
         return {
-            "sampling": sampling,
+            "sampling": {**sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"}), **by_ray},
             "dtype": self.recipe.sampling_dtype,
             **self._base_format(),
             "model": model.hash,

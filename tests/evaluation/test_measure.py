@@ -16,6 +16,7 @@ from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
 from sparring.evaluation import measure as measuring
 from sparring.evaluation.measure import GREEDY, LOGPS, REPLIES, Measured, Measurer, Opponent, read_measured
+from sparring.opponent import engines
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.opponent.replies import read_replies
@@ -70,7 +71,9 @@ Measure = Callable[..., Measured]
 def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The opponent's own measurements, with the fresh replies that its successor is judged on."""
     stage = tmp_path_factory.mktemp("baseline")
-    assert Measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "baseline") == {"rows": 7}
+    facts = Measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "baseline")
+    check = facts.pop("logp_check")
+    assert facts == {"rows": 7} and check["rows"] == 3 and check["worst"] < 1e-4, "the rows of the first shard"
     return stage
 
 
@@ -177,7 +180,7 @@ def test_a_kill_at_any_call_changes_nothing(measure: Measure, holder: Any, name:
 
 def test_what_is_measured_needs_no_model(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = measure(tmp_path / "stage")
-    monkeypatch.setattr(measuring, "load_sampler", None)
+    monkeypatch.setattr(engines, "load_sampler", None)
     monkeypatch.setattr(measuring, "load_model", None)
     assert measure(tmp_path / "stage") == expected
 
@@ -190,11 +193,11 @@ def test_greedy_replies_asked_for_later_are_drawn_alone(measure: Measure, tmp_pa
 
 
 def test_the_sampler_is_loaded_once_for_all_replies(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = []
-    original = measuring.load_sampler
-    monkeypatch.setattr(measuring, "load_sampler", lambda *args: loaded.append(args) or original(*args))
+    made = []
+    original = engines.make_engine
+    monkeypatch.setattr(engines, "make_engine", lambda *args: made.append(args) or original(*args))
     measure(tmp_path / "stage")
-    assert len(loaded) == 1
+    assert len(made) == 1
 
 
 def test_the_files_are_as_documented(baseline: Path) -> None:

@@ -6,13 +6,14 @@ import itertools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from exact import LONG, SHAPE, SHORT, STOP, VOCABULARY, next_token, p_value, same_prompt, sequences, tiny
 from scipy.stats import chisquare
 
 from sparring.config import SamplingSection
@@ -22,8 +23,6 @@ from sparring.opponent.decode import Decoder, Row
 from sparring.opponent.hf import InverseCdf, TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy.load import load_model
-
-VOCABULARY, STOP = 12, 11
 
 
 @pytest.fixture(params=["packed rows", "padded batches"], autouse=True)
@@ -43,26 +42,14 @@ def sizes(way: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         found.append((slots, len(rows[-1].prompt_ids)))
         return plain_run(decoder, rows, slots)
 
-    def sample_batch(engine: TransformersEngine, prompts: list[Prompt], stream: Stream) -> list[Reply]:
+    def sample_batch(engine: TransformersEngine, prompts: list[Prompt], stream: Stream, logps: bool) -> list[Reply]:
         found.append((len(prompts), len(prompts[-1].token_ids)))
-        return plain_batch(engine, prompts, stream)
+        return plain_batch(engine, prompts, stream, logps)
 
     plain_run, plain_batch = Decoder.run, TransformersEngine._sample_batch
     monkeypatch.setattr(Decoder, "run", run)
     monkeypatch.setattr(TransformersEngine, "_sample_batch", sample_batch)
     return found
-SHAPE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.5}
-
-
-def tiny(seed: int = 0, vocabulary: int = VOCABULARY, sharpness: float = 0.5) -> transformers.PreTrainedModel:
-    """A random model whose next-token distributions are far from uniform: a likeliest token of 0.29 or 0.43, a least likely of 0.01."""
-    torch.manual_seed(seed)
-    ids = {"bos_token_id": None, "eos_token_id": STOP, "pad_token_id": 0}
-    config = transformers.LlamaConfig(vocab_size=vocabulary, intermediate_size=24, num_key_value_heads=1, **SHAPE, **ids)
-    model = transformers.LlamaForCausalLM(config).eval()
-    with torch.no_grad():
-        model.lm_head.weight.mul_(sharpness)
-    return model
 
 
 def gpt2() -> transformers.PreTrainedModel:
@@ -80,50 +67,6 @@ def draw(model: transformers.PreTrainedModel, prompts: list[Prompt], stream: Str
     return TransformersEngine(model, sampling(**changes), [STOP]).sample(prompts, stream)
 
 
-def same_prompt(ids: tuple[int, ...], count: int) -> list[Prompt]:
-    return [Prompt(f"{ids}-{index}", 0, ids) for index in range(count)]
-
-
-# --- the exact distribution, by plain forwards and numpy
-
-
-def next_token(model: transformers.PreTrainedModel, ids: tuple[int, ...], temperature: float = 1.0, top_p: float = 1.0) -> np.ndarray:
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([ids])).logits[0, -1].double().numpy() / temperature
-    p = np.exp(logits - logits.max())
-    p /= p.sum()
-    likeliest_first = np.argsort(-p)
-    count = int(np.searchsorted(np.cumsum(p[likeliest_first]), top_p)) + 1  # the smallest set that holds top_p
-    nucleus = np.isin(np.arange(len(p)), likeliest_first[:count])
-    return np.where(nucleus, p, 0) / p[nucleus].sum()
-
-
-def sequences(model: transformers.PreTrainedModel, ids: tuple[int, ...], **shape: float) -> dict[tuple[int, ...], float]:
-    """Probability of every reply of at most two tokens."""
-    first = next_token(model, ids, **shape)
-    found = {(STOP,): float(first[STOP])}
-    for token in range(VOCABULARY):
-        if token != STOP and first[token] > 0:
-            second = next_token(model, (*ids, token), **shape)
-            found |= {(token, other): float(first[token] * second[other]) for other in range(VOCABULARY) if second[other] > 0}
-    return {reply: p for reply, p in found.items() if p > 0}
-
-
-def p_value(replies: list[tuple[int, ...]], expected: Mapping[tuple[int, ...], float]) -> float:
-    """Chi-square of the frequencies; outcomes expected fewer than ten times are taken together."""
-    counts = Counter(replies)
-    if not set(counts) <= set(expected):
-        return 0.0
-    common = [reply for reply, p in expected.items() if p * len(replies) >= 10]
-    observed = [counts[reply] for reply in common]
-    wanted = [expected[reply] * len(replies) for reply in common]
-    if len(replies) - sum(wanted) > 1e-6:
-        observed.append(len(replies) - sum(observed))
-        wanted.append(len(replies) - sum(wanted))
-    return float(chisquare(observed, wanted).pvalue)
-
-
-LONG, SHORT = (1, 2, 3, 4, 5, 6, 7), (8, 9)
 N = 6000
 
 

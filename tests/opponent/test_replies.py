@@ -11,9 +11,10 @@ import transformers
 
 from sparring.config import SamplingSection
 from sparring.data.records import Conversation, Example, Reply
+from sparring.errors import UserError
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.opponent.replies import as_columns, read_replies, sample_examples
+from sparring.opponent.replies import as_columns, checked_facts, read_replies, sample_examples
 
 EXAMPLES = [Example(f"row{index}", Conversation((), ""), (index, index + 1), (1, 2)) for index in range(11)]
 STREAM = Stream(7, 1)
@@ -30,7 +31,7 @@ class FakeEngine:
         self.calls: list[list[tuple[str, int]]] = []
         self.dies_at_call = dies_at_call
 
-    def sample(self, prompts: Sequence[Prompt], stream: Stream) -> list[Reply]:
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
         assert stream == STREAM
         self.calls.append([(prompt.row_id, prompt.replica) for prompt in prompts])
         if len(self.calls) - 1 == self.dies_at_call:
@@ -124,6 +125,37 @@ def test_the_engine_is_made_once(tmp_path: Path) -> None:
 
     sample_examples(tmp_path, EXAMPLES, make, STREAM, 2, 3, "sampling")
     assert len(made) == 1
+
+
+def test_the_first_shard_of_every_attempt_is_checked(tmp_path: Path) -> None:
+    """Before it is committed; what the first attempt found stays, so that a kill changes nothing."""
+    seen: list[list[tuple[str, int]]] = []
+
+    def check(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, int]:
+        assert keys(replies) == [(prompt.row_id, prompt.replica) for prompt in prompts]
+        seen.append(keys(replies))
+        assert not list(tmp_path.glob(f"shard-{ALL.index(seen[-1][0]):08d}-*"))
+        return {"attempt": len(seen)}
+
+    def attempt(engine: FakeEngine) -> None:
+        sample_examples(tmp_path, EXAMPLES, lambda: engine, STREAM, 2, 3, "sampling", check)
+
+    with pytest.raises(Killed):
+        attempt(FakeEngine(dies_at_call=2))
+    assert checked_facts(tmp_path) == {"logp_check": {"attempt": 1}}
+    attempt(FakeEngine())
+    assert seen == [ALL[:6], ALL[12:18]] and checked_facts(tmp_path) == {"logp_check": {"attempt": 1}}
+    attempt(FakeEngine())
+    assert len(seen) == 2, "nothing was drawn"
+
+
+def test_nothing_of_an_engine_that_fails_the_check_is_committed(tmp_path: Path) -> None:
+    def check(prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, int]:
+        raise UserError("another model")
+
+    with pytest.raises(UserError):
+        sample_examples(tmp_path, EXAMPLES, FakeEngine, STREAM, 2, 3, "sampling", check)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_row_of_one_token_survives_the_file(tmp_path: Path) -> None:

@@ -77,6 +77,8 @@ def _describe(item: Any, place: _Place) -> str:
         return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], list(get_args(Column)), 'standard columns')}"
     key += "".join(f"[{position}]" for position in place.positions)
     value = show(item["input"])
+    if item["type"] == "secret":
+        return f"{key}: {item['msg']}"
     if item["type"] == "value_error":
         return f"{key}: {value}: {item['ctx']['error']}"
     if item["type"] == "contradiction":

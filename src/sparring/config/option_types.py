@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 
 def _not_blank(text: str) -> str:
@@ -20,6 +22,34 @@ def _regular_expression(pattern: str) -> str:
     except re.error as error:
         raise ValueError(f"not a valid regular expression: {error}") from None
     return pattern
+
+
+def _secret(message: str) -> PydanticCustomError:
+    """An error that does not show the value, which may be a password."""
+    return PydanticCustomError("secret", message)
+
+
+def _base_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("not an http or https URL")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise _secret("a URL of a server has no user, password or parameters; a key stands in the variable that api_key_env names")
+    return url.rstrip("/")
+
+
+def _environment_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise _secret("not the name of an environment variable; the key itself does not belong here")
+    return name
+
+
+def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
+    if not values:
+        raise ValueError("must name at least one")
+    if len(set(values)) < len(values):
+        raise ValueError("names one twice")
+    return values
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -43,6 +73,8 @@ class FrozenDict(dict[Any, Any]):
 
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
+Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 TokenIds = tuple[int, ...]
@@ -46,12 +46,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Reply:
-    """One sampled reply. `finish_reason` is "length" when the limit cut it: then no end-of-turn token is in it."""
+    """One sampled reply. `finish_reason` is "length" when the limit cut it: then no end-of-turn token is in it.
+
+    `logps`: the engine's own log-prob of every token, of the model's plain distribution (temperature 1, whole vocabulary), where it was
+    asked for; they are compared with the scorer's and not kept.
+    """
 
     row_id: str
     replica: int
     token_ids: TokenIds
     finish_reason: FinishReason
+    logps: tuple[float, ...] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,10 +35,17 @@ def run_shards(folder: Path, items: Sequence[T], size: int, work: Callable[[Sequ
     A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may go on with
     another size.
     """
-    for start, stop in _missing(folder, len(items)):
-        for first in range(start, stop, size):
-            part = items[first : min(first + size, stop)]
-            write_table(folder / f"shard-{first:08d}-{first + len(part):08d}.parquet", work(part))
+    run_parts(folder, items, size, lambda parts: enumerate(map(work, parts)))
+
+
+def run_parts(
+    folder: Path, items: Sequence[T], size: int, work: Callable[[Sequence[Sequence[T]]], Iterable[tuple[int, dict[str, list[Any]]]]]
+) -> None:
+    """As `run_shards`, for work that sees all parts that are missing and gives (number of the part, its columns) in any order."""
+    spans = [(first, min(first + size, stop)) for start, stop in _missing(folder, len(items)) for first in range(start, stop, size)]
+    for number, columns in work([items[first:stop] for first, stop in spans]):
+        first, stop = spans[number]
+        write_table(folder / f"shard-{first:08d}-{stop:08d}.parquet", columns)
 
 
 def items_done(folder: Path) -> int:

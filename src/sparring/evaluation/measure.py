@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from transformers import PreTrainedModel
 
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Reply
 from sparring.data.tables import read_rows, write_table
-from sparring.opponent.engines import load_sampler, make_engine
+from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
-from sparring.opponent.replies import read_replies, sample_examples
+from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
@@ -63,23 +61,21 @@ class Measurer:
 
         `round_index` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
         """
-        load = cache(lambda: load_sampler(self.recipe, player))
         stream = Stream(self.recipe.seed, round_index)
-        replies = self._sample(stage / REPLIES, load, self.recipe.sampling.temperature, stream, f"{phase}: replies")
-        if self.recipe.evaluate.greedy:
-            self._sample(stage / GREEDY, load, 0.0, stream, f"{phase}: greedy replies")
-        load.cache_clear()
+        with Sampler(self.recipe, self.chat, player) as sampler:
+            replies = self._sample(stage / REPLIES, sampler, self.recipe.sampling.temperature, stream, f"{phase}: replies")
+            if self.recipe.evaluate.greedy:
+                self._sample(stage / GREEDY, sampler, 0.0, stream, f"{phase}: greedy replies")
         if not (stage / LOGPS).exists():
             log.info(f"{phase}: log-probs of {len(self.held_out)} held-out rows")
             write_table(stage / LOGPS, self._logps(player, opponent, replies))
-        return {"rows": len(self.held_out)}
+        return {"rows": len(self.held_out), **checked_facts(stage / REPLIES)}
 
-    def _sample(self, folder: Path, load: Callable[[], PreTrainedModel], temperature: float, stream: Stream, phase: str) -> list[Reply]:
+    def _sample(self, folder: Path, sampler: Sampler, temperature: float, stream: Stream, phase: str) -> list[Reply]:
         folder.mkdir(exist_ok=True)
         rows = self.recipe.sampling.shard_rows
-        return sample_examples(
-            folder, self.held_out, lambda: make_engine(self.recipe, self.chat, load(), temperature), stream, 1, rows, phase
-        )
+        check = partial(sampler.check, temperature)
+        return sample_examples(folder, self.held_out, lambda: sampler.engine(temperature), stream, 1, rows, phase, check)
 
     def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
         own = {reply.row_id: reply.token_ids for reply in replies}

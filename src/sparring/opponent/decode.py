@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from sparring.console import log
 from sparring.data.records import TokenIds
 from sparring.policy.compute import in_float32
-from sparring.policy.head import logits_of
+from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
@@ -36,6 +36,7 @@ class Row:
     prompt_ids: TokenIds
     uniforms: np.ndarray
     token_ids: list[int] = field(default_factory=list)
+    logps: list[float] = field(default_factory=list)  # of the tokens, where the decoder is asked for them
 
 
 class Cache:
@@ -175,10 +176,16 @@ class Decoder:
     """Runs rows through a model whose attention was set by `use_packed_attention`."""
 
     def __init__(
-        self, model: PreTrainedModel, stop_ids: Iterable[int], max_new_tokens: int, draw: Callable[[Tensor, Tensor], Tensor]
+        self,
+        model: PreTrainedModel,
+        stop_ids: Iterable[int],
+        max_new_tokens: int,
+        draw: Callable[[Tensor, Tensor], Tensor],
+        logps: bool = False,
     ) -> None:
-        """draw: logits [A, V] and uniforms [A, 1] -> tokens [A]."""
+        """draw: logits [A, V] and uniforms [A, 1] -> tokens [A]. logps: keep the tokens' log-probs too."""
         self.model, self.stop_ids, self.max_new_tokens, self.draw = model, frozenset(stop_ids), max_new_tokens, draw
+        self.logps = logps
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row], slots: int) -> Iterator[Row]:
@@ -215,8 +222,12 @@ class Decoder:
         old = active[: len(active) - sum(len(prompt.slots) for prompt in prompts)]
         logits = self.logits(old, prompts, cache)
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
-        for row, token in zip(active, self.draw(logits, torch.from_numpy(uniforms).to(logits.device)).tolist(), strict=True):
+        tokens = self.draw(logits, torch.from_numpy(uniforms).to(logits.device))
+        for row, token in zip(active, tokens.tolist(), strict=True):
             row.token_ids.append(token)
+        if self.logps:
+            for row, logp in zip(active, logps_of(logits, tokens).tolist(), strict=True):
+                row.logps.append(logp)
 
     def logits(self, old: Sequence[Row], prompts: Sequence[NewPrompt], cache: Cache) -> Tensor:
         """[A, V] after the newest token of the rows `old` and after the new prompts, once for each of their rows."""

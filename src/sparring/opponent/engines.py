@@ -1,29 +1,135 @@
-"""The recipe's sampling engine, and free questions to it."""
+"""The recipe's sampling engine around one player, and free questions to it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
+import torch
 from transformers import PreTrainedModel
 
 from sparring.config import Recipe
+from sparring.console import log
 from sparring.data.chat import Chat
-from sparring.data.records import Message
+from sparring.data.records import Message, Reply
+from sparring.errors import UserError
+from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.policy.compute import make_accelerator
-from sparring.policy.load import DTYPES, load_model
+from sparring.policy.budget import free_memory
+from sparring.policy.compute import make_accelerator, release_memory
+from sparring.policy.load import DTYPES, load_model, model_shape
+from sparring.policy.score import Scorer
+
+# engine -> (the package that it needs, the extra that brings it)
+NEEDS = {"vllm": ("vllm", "sparring[vllm]"), "server": ("httpx2", "sparring[server]"), "ray": ("ray", "sparring[ray]")}
 
 
-def load_sampler(recipe: Recipe, folder: Path) -> PreTrainedModel:
-    """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device."""
-    return load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit).to(make_accelerator().device)
+def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = None) -> PreTrainedModel:
+    """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device or another."""
+    return load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit).to(device or make_accelerator().device)
 
 
-def make_engine(recipe: Recipe, chat: Chat, model: PreTrainedModel, temperature: float) -> Engine:
-    """The recipe's sampling engine around a loaded model."""
-    return TransformersEngine(model, recipe.sampling.model_copy(update={"temperature": temperature}), chat.stop_ids)
+def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> Engine:
+    """The recipe's sampling engine around the player in `folder`."""
+    sampling = recipe.sampling.model_copy(update={"temperature": temperature})
+    require_engine(recipe)
+    if sampling.engine == "vllm":
+        from sparring.opponent.vllm_engine import VllmEngine
+
+        return VllmEngine(folder, sampling, recipe.sampling_dtype, chat.stop_ids)
+    if sampling.engine == "server":
+        from sparring.opponent.server import make_server_engine
+
+        return make_server_engine(folder, sampling, chat.stop_ids)
+    if sampling.engine == "ray":
+        from sparring.opponent.ray_engine import RayEngine
+
+        inside = sampling.model_copy(update={"engine": sampling.ray.engine})
+        make = partial(make_engine, recipe.model_copy(update={"sampling": inside}), chat, folder.resolve())
+        return RayEngine(sampling.ray, folder, make, temperature)
+    return TransformersEngine(load_sampler(recipe, folder), sampling, chat.stop_ids)
+
+
+def require_engine(recipe: Recipe) -> None:
+    """Raise UserError when the engine is not installed or lacks its key; name the sections of other engines, which have no effect."""
+    sampling = recipe.sampling
+    package, extra = NEEDS.get(sampling.engine, (None, None))
+    if package is not None and not _is_installed(package):
+        raise UserError(
+            f"the engine {sampling.engine} needs the package {package}, which is not installed",
+            where="sampling.engine",
+            remedy=f"pip install '{extra}', or set sampling.engine to transformers",
+        )
+    if sampling.engine == "vllm" and recipe.train.four_bit:
+        what = "vLLM samples from the base in 16 bits here, and train.lora.quantize has it scored and trained in 4"
+        raise UserError(what, where="sampling.engine", remedy="take the engine transformers, or leave out train.lora.quantize")
+    if sampling.engine == "server":
+        from sparring.opponent.endpoints import read_key
+
+        read_key(sampling.server)
+
+
+def _is_installed(package: str) -> bool:
+    """A folder of that name is not one: Python would import it too, as an empty package."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None
+
+
+class Sampler:
+    """The recipe's engine around one player: made when something is to be drawn, shared by several temperatures, closed at the end."""
+
+    def __init__(self, recipe: Recipe, chat: Chat, folder: Path) -> None:
+        self.recipe, self.chat, self.folder = recipe, chat, folder
+        self._engine: Engine | None = None
+
+    def engine(self, temperature: float) -> Engine:
+        if self._engine is None:
+            self._engine = make_engine(self.recipe, self.chat, self.folder, temperature)
+        return self._engine.at(temperature)
+
+    def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
+        """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError where they differ."""
+        sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
+        with self._model_to_score() as model:
+            return check_agreement(Scorer(model), sampling, prompts, replies)
+
+    @contextlib.contextmanager
+    def _model_to_score(self) -> Iterator[PreTrainedModel]:
+        """The player for the scorer, in the format that samples: that of the engine where it has one in this process, else loaded."""
+        if isinstance(self._engine, TransformersEngine):
+            with self._engine.lent_model() as model:
+                yield model
+        else:
+            yield load_sampler(self.recipe, self.folder, self._checking_device())
+
+    def _checking_device(self) -> torch.device:
+        """This process's device where a second copy of the model fits beside the engine, else the CPU: a few replies are scored."""
+        device = make_accelerator().device
+        if device.type == "cpu":
+            return device
+        size = model_shape(self.folder).num_parameters() * DTYPES[self.recipe.sampling_dtype].itemsize
+        if free_memory(device) > 1.5 * size + 2**30:
+            return device
+        log.info("sampling: the check of the engine's log-probs runs on the CPU, for its device is full")
+        return torch.device("cpu")
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+            release_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
 
 
 def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import contextlib
+import copy
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -20,7 +22,8 @@ from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import Decoder, Row, packed_rows_agree
-from sparring.opponent.protocol import Prompt, Stream
+from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.policy.head import logps_of
 from sparring.policy.packed import use_packed_attention
 
 CDF_BLOCK = 256
@@ -72,13 +75,32 @@ class TransformersEngine:
             pad_token_id=self.stop_ids[0],
         )
 
-    def sample(self, prompts: Sequence[Prompt], stream: Stream) -> list[Reply]:
+    def at(self, temperature: float) -> TransformersEngine:
+        other = copy.copy(self)
+        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
+        return other
+
+    def close(self) -> None:
+        """Nothing to do: the model goes when the last reference to it does."""
+
+    @contextlib.contextmanager
+    def lent_model(self) -> Iterator[PreTrainedModel]:
+        """The model with its own attention, for something else than sampling."""
+        ours = self.model.config._attn_implementation
+        self.model.set_attn_implementation(self._own_attention)
+        try:
+            yield self.model
+        finally:
+            self.model.set_attn_implementation(ours)
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
         """One reply per prompt, in the order of the prompts."""
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].token_ids), prompts[i].row_id, prompts[i].replica))
         if not order:
             return []
         self._choose_way([prompts[i].token_ids for i in (order[-1], order[0])])
-        found = self._decode(order, prompts, stream) if self._takes_packed_rows else self._generate(order, prompts, stream)
+        draw = self._decode if self._takes_packed_rows else self._generate
+        found = draw(order, prompts, stream, logps)
         return [found[index] for index in range(len(prompts))]
 
     def _choose_way(self, hardest: Sequence[tuple[int, ...]]) -> None:
@@ -91,12 +113,12 @@ class TransformersEngine:
             self.model.set_attn_implementation(self._own_attention)
             log.info("sampling: this model cannot take packed rows; its replies are drawn in padded batches, which is slower")
 
-    def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream) -> dict[int, Reply]:
+    def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
         limit = self.sampling.max_new_tokens
         rows = [Row(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
         slots = max(1, self.sampling.batch_tokens // (len(rows[-1].prompt_ids) + limit))
-        decoder = Decoder(self.model, self.stop_ids, limit, self._draw)
-        return {row.number: self._reply(prompts[row.number], row.token_ids) for row in decoder.run(rows, slots)}
+        decoder = Decoder(self.model, self.stop_ids, limit, self._draw, logps)
+        return {row.number: self._reply(prompts[row.number], row.token_ids, row.logps or None) for row in decoder.run(rows, slots)}
 
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
@@ -109,10 +131,10 @@ class TransformersEngine:
             logits = warper(None, logits)
         return draw_by_inverse_cdf(logits, uniforms)
 
-    def _generate(self, order: list[int], prompts: Sequence[Prompt], stream: Stream) -> dict[int, Reply]:
+    def _generate(self, order: list[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
         found: dict[int, Reply] = {}
         for batch in self._batches(order, prompts):
-            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream), strict=True))
+            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream, logps), strict=True))
         return found
 
     def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
@@ -125,14 +147,21 @@ class TransformersEngine:
         return [batch for batch in batches if batch]
 
     @torch.inference_mode()
-    def _sample_batch(self, prompts: Sequence[Prompt], stream: Stream) -> list[Reply]:
+    def _sample_batch(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:
         length = max(len(prompt.token_ids) for prompt in prompts)
         device = self.model.device
         # left padding: every row's next token stands in the last column
         ids = torch.tensor([[self.stop_ids[0]] * (length - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
-        out = self.model.generate(input_ids=ids, attention_mask=mask, logits_processor=self._processors(prompts, stream, length))
-        return [self._reply(prompt, row) for prompt, row in zip(prompts, out[:, length:].tolist(), strict=True)]
+        processors = self._processors(prompts, stream, length)
+        out = self.model.generate(
+            input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps
+        )
+        rows = out.sequences[:, length:]
+        if not logps:
+            return [self._reply(prompt, row) for prompt, row in zip(prompts, rows.tolist(), strict=True)]
+        logps_BT = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1)
+        return [self._reply(*each) for each in zip(prompts, rows.tolist(), logps_BT.tolist(), strict=True)]
 
     def _processors(self, prompts: Sequence[Prompt], stream: Stream, length: int) -> LogitsProcessorList:
         if self.sampling.temperature == 0:
@@ -148,8 +177,5 @@ class TransformersEngine:
             warpers.append(TopPLogitsWarper(self.sampling.top_p))
         return warpers
 
-    def _reply(self, prompt: Prompt, row: list[int]) -> Reply:
-        end = next((position for position, token in enumerate(row) if token in self.stop_ids), None)
-        if end is None:
-            return Reply(prompt.row_id, prompt.replica, tuple(row), "length")
-        return Reply(prompt.row_id, prompt.replica, tuple(row[: end + 1]), "stop")
+    def _reply(self, prompt: Prompt, row: Sequence[int], logps: Sequence[float] | None = None) -> Reply:
+        return make_reply(prompt, row, self.stop_ids, logps)

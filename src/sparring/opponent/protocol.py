@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -30,12 +30,52 @@ class Stream:
 
     def uniforms(self, prompt: Prompt, count: int) -> np.ndarray:
         """`count` uniforms in [0, 1) that depend on (seed, iteration, row id, replica) alone, one per token of the reply."""
-        name = f"{self.seed}/{self.iteration}/{prompt.row_id}/{prompt.replica}"
-        key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "little")
+        key = int.from_bytes(self._name(prompt)[:16], "little")
         return np.random.Generator(np.random.Philox(key=key)).random(count)
+
+    def seed_of(self, prompt: Prompt) -> int:
+        """The seed of a reply's own stream for engines that draw by their own generator: 31 bits, which all of them take."""
+        return int.from_bytes(self._name(prompt)[:4], "little") >> 1
+
+    def _name(self, prompt: Prompt) -> bytes:
+        return hashlib.sha256(f"{self.seed}/{self.iteration}/{prompt.row_id}/{prompt.replica}".encode()).digest()
+
+
+def make_reply(prompt: Prompt, tokens: Sequence[int], stop_ids: Collection[int], logps: Sequence[float] | None = None) -> Reply:
+    """The tokens up to the first that ends a turn; the finish reason is "stop" where there is one, whatever the engine calls it."""
+    end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
+    length, reason = (len(tokens), "length") if end is None else (end + 1, "stop")
+    return Reply(prompt.row_id, prompt.replica, tuple(tokens[:length]), reason, None if logps is None else tuple(logps[:length]))
 
 
 class Engine(Protocol):
-    """Draws replies: token ids in, token ids out, in the order of the prompts."""
+    """Draws replies: token ids in, token ids out, in the order of the prompts.
 
-    def sample(self, prompts: Sequence[Prompt], stream: Stream) -> list[Reply]: ...
+    An engine belongs to one player, and to one temperature; `sample_examples` (replies.py) makes the shards, their resume and the check
+    of its log-probs, so that an engine knows nothing of files. One that spreads work over machines may also have `sample_parts` (below).
+    """
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """One reply per prompt; with `logps` each with the log-probs of its tokens (see Reply)."""
+        ...
+
+    def at(self, temperature: float) -> Self:
+        """The same player at another temperature, without loading it again. Closing either closes both."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds: memory, processes, connections."""
+        ...
+
+
+def sample_parts(engine: Engine, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool) -> Iterator[tuple[int, list[Reply]]]:
+    """(number of the part, its replies) of every part, the first one first, with log-probs where asked for.
+
+    One call of the engine's `sample` each; or all parts at once to its own `sample_parts`, which works ahead and may change their order.
+    """
+    own = getattr(engine, "sample_parts", None)
+    if own is not None:
+        yield from own(parts, stream, logps)
+    else:
+        for number, part in enumerate(parts):
+            yield number, engine.sample(part, stream, logps and number == 0)

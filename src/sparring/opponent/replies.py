@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparring.console import progress
 from sparring.data.records import Example, Reply
-from sparring.data.tables import items_done, read_rows, run_shards
-from sparring.opponent.protocol import Engine, Prompt, Stream
+from sparring.data.tables import items_done, read_rows, run_parts
+from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.rundir import read_json, write_json
+
+CHECK = "logp_check.json"
+Check = Callable[[Sequence[Prompt], Sequence[Reply]], dict[str, Any]]
 
 
 def sample_examples(
-    folder: Path, examples: Sequence[Example], engine: Callable[[], Engine], stream: Stream, replicas: int, shard_rows: int, phase: str
+    folder: Path,
+    examples: Sequence[Example],
+    engine: Callable[[], Engine],
+    stream: Stream,
+    replicas: int,
+    shard_rows: int,
+    phase: str,
+    check: Check | None = None,
 ) -> list[Reply]:
     """Draw `replicas` replies per example into shards of `shard_rows` prompts under `folder`; shards already there are kept.
 
-    `engine` is only called when there is something left to draw, so a finished folder loads no model.
+    `engine` is only called when there is something left to draw, so a finished folder loads no model. `check` sees the first shard of
+    every attempt, with the engine's log-probs, before it is committed; what it found in the first attempt stays in CHECK.
     """
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
     done = items_done(folder)
@@ -25,13 +37,26 @@ def sample_examples(
         ready = engine()
         with progress(phase, len(prompts), "replies", done) as shown:
 
-            def work(part: Sequence[Prompt]) -> dict[str, list[Any]]:
-                replies = ready.sample(part, stream)
-                shown.advance(len(part), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))
-                return as_columns(replies)
+            def work(parts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
+                for number, replies in sample_parts(ready, parts, stream, logps=check is not None):
+                    if check is not None and number == 0:
+                        _keep_first(folder / CHECK, check(parts[0], replies))
+                    shown.advance(len(replies), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))
+                    yield number, as_columns(replies)
 
-            run_shards(folder, prompts, shard_rows * replicas, work)
+            run_parts(folder, prompts, shard_rows * replicas, work)
     return read_replies(folder)
+
+
+def checked_facts(folder: Path) -> dict[str, Any]:
+    """What the check of the engine's log-probs found, as a stage's facts."""
+    return {"logp_check": read_json(folder / CHECK)} if (folder / CHECK).exists() else {}
+
+
+def _keep_first(file: Path, found: dict[str, Any]) -> None:
+    """A run that was killed leaves what one that was never killed leaves: the check of its first shard."""
+    if not file.exists():
+        write_json(file, found)
 
 
 def as_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:

@@ -140,7 +140,15 @@ class Scorer(nn.Module):
         gap = max(((row - logps).abs() / logps.abs().clamp(min=1)).max().item() for row, logps in pairs)
         return gap if gap == gap else float("inf")
 
-    def _by_head(self, batch: TreeBatch) -> Tensor:
+    @torch.no_grad()
+    def token_logits(self, tree: Branches) -> Tensor:
+        """Logits [N, V] that predict every token of a tree's replies, one reply after the other. All at once: for few trees."""
+        batch = self.collate([tree])
+        with packed(batch.index):
+            return self._plain_logits(batch) if self.layout == "plain" else logits_of(self.model, self._hidden(batch))
+
+    def _hidden(self, batch: TreeBatch) -> Tensor:
+        """Last hidden states [N, H] of the positions that predict."""
         hidden = self.model.base_model(
             input_ids=batch.input_ids_BL,
             position_ids=batch.position_ids_BL if batch.index is not None else None,
@@ -148,8 +156,10 @@ class Scorer(nn.Module):
             use_cache=False,
         ).last_hidden_state
         # index_select: its gradient is summed in a fixed order, where a prompt's last token predicts several replies
-        chosen = hidden.flatten(0, 1).index_select(0, batch.source_N)
-        *chunks, last = zip(chosen.split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True)
+        return hidden.flatten(0, 1).index_select(0, batch.source_N)
+
+    def _by_head(self, batch: TreeBatch) -> Tensor:
+        *chunks, last = zip(self._hidden(batch).split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True)
         if torch.is_grad_enabled():
             parts = [checkpoint(self._token_logps, *chunk, use_reentrant=False) for chunk in chunks]
         else:
@@ -161,8 +171,11 @@ class Scorer(nn.Module):
         return logps_of(logits_of(self.model, hidden_NH), target_N)
 
     def _plain(self, batch: TreeBatch) -> Tensor:
+        return logps_of(self._plain_logits(batch), batch.target_N)
+
+    def _plain_logits(self, batch: TreeBatch) -> Tensor:
         logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
-        return logps_of(logits.flatten(0, 1)[batch.source_N], batch.target_N)
+        return logits.flatten(0, 1)[batch.source_N]
 
 
 def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -1,0 +1,151 @@
+"""Whether an engine draws from the player that we score: its log-probs beside ours, on the first replies of every attempt.
+
+Replies are worth nothing when another model, another prompt or another distribution made them, and nothing later would show it. Compared
+are the log-probs of the model's plain distribution (temperature 1, whole vocabulary), whatever the temperature and top-p of the draw; how
+often a drawn token is the likeliest one then tells whether the draw itself followed them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparring.config import SamplingSection
+from sparring.data.records import Reply
+from sparring.errors import UserError
+from sparring.opponent.protocol import Prompt
+from sparring.policy.batches import Branches, hardest
+from sparring.policy.head import logps_of
+from sparring.policy.score import Scorer
+
+ROWS, TOKENS = 8, 256  # compared: replies of an attempt, and first tokens of each
+# Mean difference of a token's log-prob up to which two programs compute the same; docs/engines.md has what was measured.
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+IMPOSSIBLE = 1e-9  # probability below which the count of likeliest tokens is no chance
+GREEDY = 0.9  # share of greedy tokens that are ours at least: rounding turns near ties
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What the stage record keeps: how many rows and tokens, the mean and the worst difference in log-prob per token, the tolerance of the
+    mean; how many drawn tokens are the likeliest of their place, how many are expected, and the probability of a count so far off."""
+
+    rows: int
+    tokens: int
+    mean: float
+    worst: float
+    tolerance: float
+    likeliest: int
+    likeliest_expected: float
+    p_value: float
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Of the T compared tokens of a reply: the engine's log-probs and ours, ours at the temperature of the draw, whether the drawn token
+    is the likeliest, and with what probability it should be."""
+
+    theirs_T: np.ndarray
+    ours_T: np.ndarray
+    tempered_T: np.ndarray
+    is_likeliest_T: np.ndarray
+    p_likeliest_T: np.ndarray
+
+
+def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
+    """Compare the first replies' log-probs with the scorer's, whose model has the number format that the recipe samples in.
+
+    Returns the facts of an Agreement. Raises UserError, which says what differs, where they do not agree.
+    """
+    pairs = [(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True) if reply.logps is not None][:ROWS]
+    assert pairs, "an engine that was asked for log-probs gave none"
+    rows = list(_compare(scorer, sampling, pairs))
+    theirs, ours, tempered, hits, chances = (
+        np.concatenate([getattr(row, name) for row in rows])
+        for name in ("theirs_T", "ours_T", "tempered_T", "is_likeliest_T", "p_likeliest_T")
+    )
+    gaps = np.abs(theirs - ours)
+    found = Agreement(
+        rows=len(rows),
+        tokens=len(gaps),
+        mean=float(gaps.mean()),
+        worst=float(gaps.max()),
+        tolerance=TOLERANCE[scorer.model.dtype],
+        likeliest=int(hits.sum()),
+        likeliest_expected=float(chances.sum()),
+        p_value=_p_value(int(hits.sum()), chances, greedy=sampling.temperature == 0),
+    )
+    if not found.mean <= found.tolerance:  # NaN too
+        raise _other_logps(found, float(np.abs(theirs - tempered).mean()), sampling, scorer.model.dtype)
+    if found.p_value < IMPOSSIBLE:
+        raise _other_draw(found, sampling)
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in vars(found).items()}
+
+
+def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Prompt, Reply]]) -> Iterator[_Row]:
+    trees = [Branches(prompt.token_ids, (reply.token_ids[:TOKENS],)) for prompt, reply in pairs]
+    scorer.choose_layout(*hardest(trees))
+    for tree, (_, reply) in zip(trees, pairs, strict=True):
+        logits_TV = scorer.token_logits(tree).float()
+        target_T = torch.tensor(tree.replies[0], device=logits_TV.device)
+        yield _Row(
+            np.array(reply.logps[: len(target_T)]),
+            logps_of(logits_TV, target_T).cpu().numpy(),
+            logps_of(logits_TV / (sampling.temperature or 1.0), target_T).cpu().numpy(),
+            (logits_TV.argmax(-1) == target_T).cpu().numpy(),
+            _p_likeliest(logits_TV, sampling).cpu().numpy(),
+        )
+
+
+def _p_likeliest(logits_TV: Tensor, sampling: SamplingSection) -> Tensor:
+    """[T] probability that the draw takes the likeliest token: its share of the nucleus."""
+    if sampling.temperature == 0:
+        return torch.full(logits_TV.shape[:1], GREEDY)
+    shares_TV = (logits_TV / sampling.temperature).softmax(-1)
+    if sampling.top_p == 1:
+        return shares_TV.amax(-1)
+    sorted_TV = shares_TV.sort(-1, descending=True).values
+    nucleus_T = (sorted_TV * (sorted_TV.cumsum(-1) - sorted_TV < sampling.top_p)).sum(-1)
+    return sorted_TV[:, 0] / nucleus_T
+
+
+def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
+    """Probability of a count so far from the expected one (two-sided; greedy: too few only), from the exact Poisson binomial law."""
+    law = np.ones(1)
+    for chance in chances_N:
+        law = np.append(law, 0.0) * (1 - chance) + np.insert(law, 0, 0.0) * chance
+    below, above = float(law[: hits + 1].sum()), float(law[hits:].sum())
+    return min(1.0, below) if greedy else min(1.0, 2 * min(below, above))
+
+
+def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, dtype: torch.dtype) -> UserError:
+    what = (
+        f"the engine {sampling.engine} does not draw from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
+        f"its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where {found.tolerance:g} "
+        f"on average is what {str(dtype).removeprefix('torch.')} explains"
+    )
+    if tempered <= found.tolerance:
+        what += f"; they agree with those at temperature {sampling.temperature:g}"
+        remedy = "have the engine return log-probs from before the temperature (vLLM: --logprobs-mode raw_logprobs)"
+    elif dtype == torch.float32 and found.mean <= TOLERANCE[torch.bfloat16]:
+        what += "; a difference of this size is that of another number format"
+        remedy = "have it compute in float32, or set model.dtype to the format that it computes in"
+    else:
+        what += ": other weights (an earlier player, another model), or other prompt tokens"
+        remedy = "see that it serves this very player; docs/engines.md says how a server is kept at the current one"
+    return UserError(what, where=f"sampling.engine ({sampling.engine})", remedy=remedy)
+
+
+def _other_draw(found: Agreement, sampling: SamplingSection) -> UserError:
+    return UserError(
+        f"the engine {sampling.engine} has the right model but draws otherwise than at temperature {sampling.temperature:g} and top-p "
+        f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest of their place where "
+        f"{found.likeliest_expected:.1f} are expected (probability {found.p_value:.0e})",
+        where=f"sampling.engine ({sampling.engine})",
+        remedy="see that it applies no top-k, penalty or temperature of its own (vLLM: --generation-config vllm)",
+    )

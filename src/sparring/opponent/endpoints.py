@@ -1,0 +1,227 @@
+"""HTTP to one server or several that serve the same player: bounded concurrency, retries with back-off, time-outs, a key that stays secret.
+
+A thread of its own runs the event loop, so that a caller may have one already (a notebook). Nothing here knows what is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx2
+
+from sparring.config import ServerSection
+from sparring.errors import UserError
+
+T = TypeVar("T")
+WHERE = "sampling.server"
+FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
+LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
+CONNECT_SECONDS = 15.0
+# may pass by itself: overload, a server that restarts, a gateway without its server
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
+SHOWN = 300  # characters of a server's words in a message
+
+
+def read_key(section: ServerSection) -> str | None:
+    """The key from the environment variable that the recipe names. Raises UserError where it is missing or cannot be sent."""
+    if section.api_key_env is None:
+        return None
+    key, where = os.environ.get(section.api_key_env, "").strip(), f"{WHERE}.api_key_env"
+    if not key:
+        raise UserError(f"the environment variable {section.api_key_env} is not set", where=where, remedy="export the key under this name")
+    if not key.isascii() or not key.isprintable():  # an HTTP library would show it when it refuses it
+        raise UserError(f"the environment variable {section.api_key_env} holds characters that no HTTP header can carry", where=where)
+    return key
+
+
+class _Passing(Exception):
+    """An attempt failed in a way that another may not; `wait` is what the server asks for, in seconds."""
+
+    def __init__(self, what: str, wait: float | None = None) -> None:
+        super().__init__(what)
+        self.wait = wait
+
+
+@dataclass
+class _Url:
+    base: str
+    in_flight: int = 0
+    failures: int = 0  # in a row
+    rests_until: float = 0.0
+
+    def rest(self, seconds: float) -> None:
+        now = time.monotonic()
+        self.failures += now >= self.rests_until  # requests that fail together are one failure
+        self.rests_until = max(self.rests_until, now + seconds)
+
+
+@dataclass
+class Endpoints:
+    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread."""
+
+    section: ServerSection
+    key: str | None = field(repr=False)
+
+    def __post_init__(self) -> None:
+        self._urls = [_Url(base) for base in self.section.urls]
+        self._limit = asyncio.Semaphore(self.section.concurrency * len(self._urls))
+        self._jitter = random.Random()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="sparring-server-engine", daemon=True)
+        self._thread.start()
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        # no limit of its own on connections: the semaphore is the limit
+        self._client = httpx2.AsyncClient(
+            headers=headers,
+            timeout=httpx2.Timeout(self.section.timeout_seconds, connect=min(CONNECT_SECONDS, self.section.timeout_seconds)),
+            limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
+        )
+
+    @property
+    def urls(self) -> Sequence[str]:
+        return self.section.urls
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work` on the engine's own loop; an interrupt cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        if self._loop.is_closed():
+            return
+        self.run(self._client.aclose())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def request(
+        self, method: str, path: str, body: dict[str, Any] | None = None, url: str | None = None, as_text: bool = False
+    ) -> Any:
+        """The JSON (or text) that a server answers, at `url` or wherever there is room. Raises UserError when it refuses or all attempts
+        failed."""
+        failed: list[str] = []
+        for attempt in range(self.section.retries + 1):
+            async with self._limit:
+                at = self._choose(url)
+                at.in_flight += 1
+                try:
+                    found = await self._once(at, method, path, body, as_text)
+                    at.failures = 0
+                    return found
+                except _Passing as error:
+                    failed.append(f"{at.base}: {error}")
+                    wait = self._wait(attempt, error.wait)
+                    at.rest(self._wait(at.failures, error.wait))
+                finally:
+                    at.in_flight -= 1
+            if attempt < self.section.retries:
+                await asyncio.sleep(wait if url or len(self._urls) == 1 else self._until_free())
+        raise self._gave_up(failed)
+
+    async def once(self, method: str, path: str, url: str) -> Any:
+        """The JSON that the server answers in one attempt, None where it fails in a way that may pass. Raises UserError when it refuses."""
+        try:
+            return await self._once(self._choose(url), method, path, None)
+        except _Passing:
+            return None
+
+    def _choose(self, url: str | None) -> _Url:
+        """The URL asked for, else the least busy of those that do not rest after a failure."""
+        if url is not None:
+            return next(found for found in self._urls if found.base == url)
+        now = time.monotonic()
+        return min(self._urls, key=lambda found: (found.rests_until > now, found.in_flight, found.failures))
+
+    def _until_free(self) -> float:
+        """Seconds until some URL no longer rests."""
+        return max(0.0, min(found.rests_until for found in self._urls) - time.monotonic())
+
+    def _wait(self, attempt: int, asked: float | None) -> float:
+        """Doubling, with jitter, so that many requests do not come back at the same moment; never sooner than the server asks."""
+        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * self._jitter.uniform(0.5, 1.0)
+        return wait if asked is None else max(wait, min(asked, LONGEST_ASKED_WAIT))
+
+    async def _once(self, at: _Url, method: str, path: str, body: dict[str, Any] | None, as_text: bool = False) -> Any:
+        try:
+            async with asyncio.timeout(self.section.timeout_seconds):  # the client's own begins anew with every byte that comes
+                response = await self._client.request(method, at.base + path, json=body)
+        except (TimeoutError, httpx2.ReadTimeout):
+            raise _Passing(f"no answer within {self.section.timeout_seconds:g} s") from None
+        except httpx2.RequestError as error:
+            raise _Passing(self.hidden(_plain(error))) from None
+        if response.status_code in PASSING:
+            raise _Passing(f"{response.status_code} {self._words(response)}", _retry_after(response))
+        if response.status_code != 200:
+            raise self._refused(at, path, response)
+        if as_text:
+            return response.text
+        try:
+            return response.json()
+        except ValueError:  # broken JSON and broken UTF-8
+            raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
+
+    def _refused(self, at: _Url, path: str, response: httpx2.Response) -> UserError:
+        status, where = response.status_code, f"{WHERE} ({at.base})"
+        what = f"the server refuses {path}: {status} {self._words(response)}"
+        if status in (401, 403):
+            name = self.section.api_key_env
+            remedy = f"check the key in the environment variable {name}" if name else "name the variable of its key in api_key_env"
+            return UserError(what, where=where, remedy=remedy)
+        if status == 404:
+            return UserError(what, where=where, remedy=f"check {WHERE}.urls (up to and including /v1) and {WHERE}.model")
+        return UserError(what, where=where, remedy="docs/engines.md says what the engine asks of a server")
+
+    def _gave_up(self, failed: Sequence[str]) -> UserError:
+        kinds = list(dict.fromkeys(failed))
+        return UserError(
+            f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
+            where=WHERE,
+            remedy="see that the server runs and keeps up (sampling.server.concurrency, timeout_seconds, retries); "
+            "the same command goes on, and no finished file of replies is lost",
+        )
+
+    def _words(self, response: httpx2.Response) -> str:
+        """What the server says, short, in one line and without the key."""
+        text = " ".join(response.text.split())
+        return self.hidden(text if len(text) <= SHOWN else text[:SHOWN] + "...") or response.reason_phrase
+
+    def hidden(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self.key, "***") if self.key else text
+
+
+def _plain(error: httpx2.RequestError) -> str:
+    kind = {
+        "ConnectError": "cannot connect",
+        "ConnectTimeout": "cannot connect in time",
+        "ReadError": "connection lost",
+        "RemoteProtocolError": "connection cut",
+    }
+    name = type(error).__name__
+    return f"{kind.get(name, name)}{f' ({error})' if str(error) else ''}"
+
+
+def _retry_after(response: httpx2.Response) -> float | None:
+    """Seconds that the server asks to wait: a number or a date (RFC 9110, 10.2.3)."""
+    asked = response.headers.get("retry-after")
+    if asked is None:
+        return None
+    if asked.strip().isdigit():
+        return float(asked)
+    try:
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):  # neither, or a date without a zone
+        return None

@@ -1,0 +1,255 @@
+"""The ray engine: the same sampling on many machines. Ray Data hands batches of prompts to workers that each hold the model.
+
+Ray starts the workers, starts lost ones again, does their batches again and takes in nodes that join; nothing of that is done here. A row
+has its own random stream, so that it does not matter which worker draws it, nor how often.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+
+from sparring.config import RaySection
+from sparring.console import log
+from sparring.data.records import Reply
+from sparring.errors import UserError
+from sparring.opponent.protocol import Engine, Prompt, Stream
+from sparring.opponent.ray_cluster import address_of, import_ray, join, last_line
+from sparring.opponent.replies import as_columns
+
+PROMPTS = pa.schema({"row_id": pa.string(), "replica": pa.int32(), "token_ids": pa.list_(pa.int32()), "logps": pa.bool_()})
+REPLIES = pa.schema(
+    {
+        "row_id": pa.string(),
+        "replica": pa.int32(),
+        "token_ids": pa.list_(pa.int32()),
+        "finish_reason": pa.string(),
+        "logps": pa.list_(pa.float64()),
+        "worker": pa.string(),
+        "restarted": pa.bool_(),
+    }
+)
+Part = Sequence[Prompt]
+
+
+class RayEngine:
+    """Samples with the engine that `make(temperature)` gives, one in every worker. `folder` holds the player, and every node sees it."""
+
+    def __init__(self, section: RaySection, folder: Path, make: Callable[[float], Engine], temperature: float) -> None:
+        """Joins the cluster, or starts one. `make` is pickled. Raises UserError where no cluster answers."""
+        self.section, self.folder, self.make, self.temperature = section, folder.resolve(), make, temperature
+        self._ray = import_ray()
+        self._joined_here = not self._ray.is_initialized()
+        if self._joined_here:
+            join(self._ray, section.address)
+
+    def at(self, temperature: float) -> RayEngine:
+        other = copy.copy(self)
+        other.temperature = temperature
+        return other
+
+    def close(self) -> None:
+        """Leave the cluster; one that was started here ends."""
+        if self._joined_here:
+            self._ray.shutdown()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """One reply per prompt, in the order of the prompts."""
+        return [reply for _, replies in self.sample_parts([prompts], stream, logps) for reply in replies]
+
+    def sample_parts(self, parts: Sequence[Part], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
+        """(number of the part, its replies): the first part first, with log-probs where asked for, then the others as they are complete.
+
+        No worker waits for the end of a part. Raises UserError for what a worker refuses, and when no reply came in for `stall_minutes`.
+        """
+        inbox, workers, size = Inbox(parts), dict[str, bool](), self.section.batch_rows
+        tables = [
+            _as_table(part[first : first + size], logps and number == 0)
+            for number, part in enumerate(parts)
+            for first in range(0, len(part), size)
+        ]
+        for table in self._drawn(tables, stream):
+            _raise_error_of(table)
+            workers |= zip(table["worker"].to_pylist(), table["restarted"].to_pylist(), strict=True)
+            yield from inbox.put([_as_reply(row) for row in table.to_pylist()])
+        inbox.check_complete()
+        _report(workers)
+
+    def _drawn(self, tables: list[pa.Table], stream: Stream) -> Iterator[pa.Table]:
+        """What the workers make of the tables, each in one call, as it comes in."""
+        data, gpus = self._ray.data, self._gpus()
+        data.DataContext.get_current().execution_no_progress_timeout_s = self.section.stall_minutes * 60  # a data set takes a copy
+        most = min(len(tables), self.section.max_workers or len(tables))
+        now = max(1, min(most, self._room(gpus)))
+        replies = data.from_arrow(tables).map_batches(
+            Worker,
+            fn_constructor_args=(partial(self.make, self.temperature), self.folder, stamp(self.folder), stream),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=self.section.cpus_per_worker,
+            num_gpus=gpus,
+            compute=data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=now),
+        )
+        with self._told_plainly(data):
+            yield from replies.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+
+    def _gpus(self) -> float:
+        """GPUs of a worker: the recipe's, or one where the cluster has any."""
+        if self.section.gpus_per_worker is not None:
+            return self.section.gpus_per_worker
+        return 1.0 if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+    def _room(self, gpus: float) -> int:
+        """How many workers the nodes of the moment can hold."""
+        wanted = {"CPU": self.section.cpus_per_worker, "GPU": gpus}
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        room = sum(min(int(node.get(kind, 0) / count) for kind, count in wanted.items() if count) for node in nodes)
+        if room == 0:
+            what = f"no node of the Ray cluster has the {wanted['CPU']:g} CPUs and {gpus:g} GPUs that a worker is to have"
+            if address_of(self.section.address) == "local":
+                raise UserError(what, where="sampling.ray.cpus_per_worker, sampling.ray.gpus_per_worker", remedy="lower them")
+            log.warning(f"sampling: {what}; waiting for one to join")
+        return room
+
+    @contextmanager
+    def _told_plainly(self, data: ModuleType) -> Iterator[None]:
+        """Ray's errors in words."""
+        try:
+            yield
+        except data.exceptions.ExecutionTimeoutError:
+            raise UserError(
+                f"no reply came in for {self.section.stall_minutes:g} minutes: no node has room for a worker, or the workers die again and "
+                "again (of too little memory, most often), or one batch takes longer than that",
+                where="sampling.ray",
+                remedy="see `ray status` and Ray's logs; lower sampling.batch_tokens or sampling.ray.batch_rows, or give more "
+                "stall_minutes; the same command goes on from here",
+            ) from None
+        except self._ray.exceptions.RayError as error:
+            if "No module named" in str(error):
+                what = f"a worker cannot be started: {last_line(error)}"
+                remedy = "every node of the cluster needs the same sparring and the same Python"
+                raise UserError(what, where="sampling.ray", remedy=remedy) from None
+            raise
+
+
+class Worker:
+    """What runs on the nodes: an engine with its model, for as long as the job lasts. Errors travel as rows, for Ray would wrap, retry
+    and print them."""
+
+    def __init__(self, make: Callable[[], Engine], folder: Path, expected: dict[str, list[int]], stream: Stream) -> None:
+        import ray
+
+        context = ray.get_runtime_context()
+        self.host, self.stream = socket.gethostname(), stream
+        self.facts = {"worker": f"{context.get_node_id()}/{os.getpid()}", "restarted": context.was_current_actor_reconstructed}
+        self.error: str | None = None
+        try:
+            _check_model(folder, expected, self.host)
+            self.engine = make()
+        except Exception as error:
+            self.error = _as_text(error)
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        if self.error is None:
+            try:
+                prompts = [Prompt(row["row_id"], row["replica"], tuple(row["token_ids"])) for row in batch.to_pylist()]
+                replies = self.engine.sample(prompts, self.stream, batch["logps"][0].as_py())
+                facts = {name: [value] * len(prompts) for name, value in self.facts.items()}
+                return pa.table({**as_columns(replies), **facts, "logps": [reply.logps for reply in replies]}, REPLIES)
+            except Exception as error:
+                self.error = _as_text(error)
+        return pa.table({"error": [self.error], "host": [self.host]})
+
+    def __del__(self) -> None:
+        """Called by Ray when the job is done."""
+        if hasattr(self, "engine"):
+            self.engine.close()
+
+
+class Inbox:
+    """Puts replies that come in any order into their parts, each in its place, and refuses what nobody waits for."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._place = {(p.row_id, p.replica): (number, place) for number, part in enumerate(parts) for place, p in enumerate(part)}
+        self._open: dict[int, list[Any]] = {number: [None] * len(part) for number, part in enumerate(parts)}
+        self._missing = [len(part) for part in parts]
+        assert len(self._place) == sum(self._missing), "a row and replica is asked for twice"
+
+    def put(self, replies: Sequence[Reply]) -> Iterator[tuple[int, list[Reply]]]:
+        """(number, replies) of the parts that are complete now; none before the first part is.
+
+        Raises RuntimeError for a reply that was not asked for, or is there already.
+        """
+        for reply in replies:
+            if (reply.row_id, reply.replica) not in self._place:
+                raise RuntimeError(f"Ray gave a reply twice, or one that was not asked for: row {reply.row_id}, replica {reply.replica}")
+            number, place = self._place.pop((reply.row_id, reply.replica))
+            self._open[number][place] = reply
+            self._missing[number] -= 1
+        if self._missing[0] == 0:
+            for number in [number for number in self._open if self._missing[number] == 0]:
+                yield number, self._open.pop(number)
+
+    def check_complete(self) -> None:
+        """Raise RuntimeError where a reply is still waited for."""
+        for row_id, replica in self._place:
+            raise RuntimeError(f"Ray lost {len(self._place)} replies, that of row {row_id}, replica {replica}, for one")
+
+
+def stamp(folder: Path) -> dict[str, list[int]]:
+    """File name -> [bytes, second of its last change] of what makes the model: cheap, and enough to tell another player's folder."""
+    files = [file for pattern in ("*.safetensors", "*config.json") for file in sorted(folder.glob(pattern))]
+    return {file.name: [file.stat().st_size, int(file.stat().st_mtime)] for file in files}
+
+
+def _check_model(folder: Path, expected: dict[str, list[int]], host: str) -> None:
+    if stamp(folder) != expected:
+        trouble = "is another one" if folder.is_dir() else "is not there"
+        raise UserError(
+            f"the model folder {folder} {trouble} on the node {host}",
+            where="run_dir",
+            remedy="every node must see the run directory (and model.path) under the same path: put it on a file system that they share",
+        )
+
+
+def _as_table(batch: Part, logps: bool) -> pa.Table:
+    rows = [{"row_id": prompt.row_id, "replica": prompt.replica, "token_ids": list(prompt.token_ids), "logps": logps} for prompt in batch]
+    return pa.Table.from_pylist(rows, PROMPTS)
+
+
+def _as_reply(row: dict[str, Any]) -> Reply:
+    logps = None if row["logps"] is None else tuple(row["logps"])
+    return Reply(row["row_id"], row["replica"], tuple(row["token_ids"]), row["finish_reason"], logps)
+
+
+def _as_text(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return json.dumps({"what": error.what, "where": error.where, "remedy": error.remedy})
+    return json.dumps({"traceback": "".join(traceback.format_exception(error))})
+
+
+def _raise_error_of(table: pa.Table) -> None:
+    """Raise what a worker met: UserError as it was, anything else as a RuntimeError with the worker's traceback."""
+    if "error" not in table.column_names:
+        return
+    found, host = json.loads(table["error"][0].as_py()), table["host"][0].as_py()
+    if "traceback" in found:
+        raise RuntimeError(f"a Ray worker on {host} failed:\n{found['traceback']}")
+    raise UserError(found["what"], where=found["where"], remedy=found["remedy"])
+
+
+def _report(workers: dict[str, bool]) -> None:
+    nodes = {name.partition("/")[0] for name in workers}
+    again = sum(workers.values())
+    log.info(f"sampling: {len(workers)} Ray workers on {len(nodes)} nodes" + (f", {again} of them in place of lost ones" if again else ""))

@@ -1,0 +1,156 @@
+"""The vllm engine: vLLM inside the run, token ids in and out, its log-probs before any temperature.
+
+Its start takes a minute; it is started for every stage that draws, and its memory is free again before anything is trained.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from sparring.config import SamplingSection
+from sparring.console import log
+from sparring.data.records import Reply
+from sparring.errors import UserError
+from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.policy import adapters
+from sparring.rundir import read_json
+
+WHERE = "sampling.vllm"
+# spawn: a forked worker would inherit the run's lock, and CUDA. What the environment says stays.
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+
+# vLLM's processes outlive a killed run, and keep the device's memory: one that waits for the run's end ends them
+WATCH = """
+import os, signal, sys
+sys.stdin.read()
+for pid in map(int, sys.argv[1:]):
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+
+
+class VllmEngine:
+    """Draws with vLLM; every row has the seed of its own stream."""
+
+    def __init__(self, folder: Path, sampling: SamplingSection, dtype: str, stop_ids: Collection[int]) -> None:
+        self.sampling, self.stop_ids = sampling, sorted(stop_ids)
+        base, rank = _base_and_rank(folder)
+        before = set(psutil.Process().children(recursive=True))
+        self._llm = _start(_options(base, rank, sampling, dtype))
+        self._watch = _watch(set(psutil.Process().children(recursive=True)) - before)
+        self._adapter = _lora_request(folder) if rank else None
+
+    def at(self, temperature: float) -> VllmEngine:
+        other = copy.copy(self)
+        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
+        return other
+
+    def close(self) -> None:
+        """Stop its processes, so that the device's memory is free."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._watch.kill()
+        self._watch.wait()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """One reply per prompt, in the order of the prompts."""
+        if not prompts:
+            return []
+        settings = [self._settings(stream.seed_of(prompt), logps) for prompt in prompts]
+        asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        found = self._llm.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
+        return [self._reply(prompt, one.outputs[0], logps) for prompt, one in zip(prompts, found, strict=True)]
+
+    def _settings(self, seed: int, logps: bool) -> Any:
+        from vllm import SamplingParams
+
+        sampling = self.sampling
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p if sampling.temperature else 1.0,
+            top_k=0,
+            max_tokens=sampling.max_new_tokens,
+            seed=seed,
+            stop_token_ids=self.stop_ids,
+            ignore_eos=True,  # ours are the only tokens that end a turn
+            logprobs=0 if logps else None,  # 0: of the drawn token alone
+            detokenize=False,
+        )
+
+    def _reply(self, prompt: Prompt, output: Any, logps: bool) -> Reply:
+        tokens = list(output.token_ids)
+        own = [place[token].logprob for token, place in zip(tokens, output.logprobs, strict=True)] if logps else None
+        reply = make_reply(prompt, tokens, self.stop_ids, own)
+        if reply.finish_reason == "length" and len(tokens) != self.sampling.max_new_tokens:
+            what = f"vLLM ended a reply after {len(tokens)} tokens without an end of turn ({output.finish_reason})"
+            raise UserError(what, where=WHERE, remedy="raise sampling.vllm.max_model_len, or leave it out")
+        return reply
+
+
+def _base_and_rank(folder: Path) -> tuple[Path, int]:
+    """The folder that vLLM loads, and the rank of the adapter over it (0: there is none)."""
+    if not adapters.is_adapter(folder):
+        return folder, 0
+    return adapters.base_of(folder), read_json(folder / adapters.CONFIG)["r"]
+
+
+def _options(model: Path, rank: int, sampling: SamplingSection, dtype: str) -> dict[str, Any]:
+    section = sampling.vllm
+    eager = section.enforce_eager if section.enforce_eager is not None else not torch.cuda.is_available()
+    options = {
+        "model": str(model),
+        "dtype": dtype,
+        "skip_tokenizer_init": True,
+        "trust_remote_code": False,
+        "generation_config": "vllm",  # not the model's own, which may carry penalties or a top-k
+        "logprobs_mode": "raw_logprobs",
+        "tensor_parallel_size": section.tensor_parallel,
+        "gpu_memory_utilization": section.gpu_memory_utilization,
+        "enforce_eager": eager,
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    for name in ("max_model_len", "max_num_seqs"):
+        if (value := getattr(section, name)) is not None:
+            options[name] = value
+    # vLLM makes room for adapters of certain ranks only
+    return {**options, "enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length())} if rank else options
+
+
+def _start(options: dict[str, Any]) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)  # read when vLLM is imported
+    from vllm import LLM
+
+    log.info("sampling: vLLM starts, which takes a minute")
+    try:
+        return LLM(**options)
+    except (ValueError, RuntimeError) as error:  # what went wrong in its own process it only prints
+        raise UserError(
+            f"vLLM does not start: {' '.join(str(error).split())[:400]}",
+            where=WHERE,
+            remedy="its own lines above say more; where memory is short: gpu_memory_utilization, max_model_len, tensor_parallel",
+        ) from error
+
+
+def _watch(processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
+    """A process that kills these when this one is gone: then its input ends. In a session of its own, where no Ctrl-C reaches it."""
+    command = [sys.executable, "-S", "-c", WATCH, *(str(process.pid) for process in processes)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+def _lora_request(folder: Path) -> Any:
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("player", 1, str(folder.absolute()))

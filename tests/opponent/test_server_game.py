@@ -1,0 +1,166 @@
+"""A whole game on a server that is told to serve every new player, killed in the middle of sampling and gone on with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Game, rows, write_rows
+from loopback import Fault, Loopback, Served
+from zygote import Sabotage
+
+from sparring.data.tables import read_rows
+from sparring.policy.load import load_model
+
+KEY = "sk-very-secret-0123456789"
+UPDATE = """
+import json, sys, urllib.request
+url, model, name = sys.argv[1:]
+body = json.dumps({"model": model, "name": name}).encode()
+urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60).read()
+"""
+WRITE_TABLE = "sparring.data.tables:write_table"
+
+
+@pytest.fixture
+def server() -> Iterator[Loopback]:
+    started = Loopback({}, loads=lambda folder: Served(load_model(Path(folder))))
+    started.key = KEY
+    yield started
+    started.close()
+
+
+def set_up(game: Game, server: Loopback, **changes: Any) -> dict[str, str]:
+    """A short recipe for the server, and the environment with its key."""
+    script = game.folder / "update.py"
+    script.write_text(UPDATE)
+    control = server.url.removesuffix("/v1") + "/control"
+    section = {
+        "urls": [server.url],
+        "model": "player-{hash}",
+        "api_key_env": "TEST_SERVER_KEY",
+        "update_command": f"{sys.executable} -S {script} {control} {{model}} {{name}}",
+        "retries": 1,
+        "concurrency": 4,
+        **changes.pop("section", {}),
+    }
+    sampling = {"engine": "server", "max_new_tokens": 5, "shard_rows": 4, "server": section}
+    write_rows(game.folder / "rows.jsonl", rows(16))
+    game.write(sampling=sampling, sft=None, baseline=None, showcase=[], data__held_out=4, **changes)
+    return {"TEST_SERVER_KEY": KEY}
+
+
+def replies(game: Game) -> dict[str, Any]:
+    found = sorted(game.root.rglob("shard-*.parquet"))
+    return {path.relative_to(game.root).as_posix(): read_rows(path) for path in found if "score" not in path.parts}
+
+
+def test_a_game_goes_on_after_a_kill_as_if_there_was_none(game: Game, server: Loopback, tmp_path: Path) -> None:
+    environment = set_up(game, server)
+    kill = Sabotage(WRITE_TABLE, nth=2, args="000/generate", when="after")
+    assert game.run(environment=environment, sabotage=[kill]).code == -9
+    before = len(server.bodies)
+    result = game.run(environment=environment)
+    assert result.code == 0, result.err
+    asked = [tuple(body["prompt"]) for body in server.bodies[before:]]
+
+    kept = game.json("iterations/000/generate/done.json")["facts"]
+    assert kept["replies"] == 12 and kept["logp_check"]["rows"] == 4 and kept["logp_check"]["worst"] < 1e-3
+    assert game.json("baseline/measure/done.json")["facts"]["logp_check"]["rows"] == 4
+    first = [row["row_id"] for shard, found in replies(game).items() if "000/generate" in shard for row in found]
+    assert len(first) == len(set(first)) == 12, "no row lost, none doubled"
+    assert asked.count(asked[0]) == 2, "the two committed shards were not drawn again: this prompt is drawn for iterations 0 and 1 only"
+
+    names = [name for _, name in server.loaded]
+    assert len(names) == len(set(names)) == 3, "the start, and the player of either iteration; the kill needed no second update"
+    assert all(name.startswith("player-") and len(name) == 19 for name in names)
+    for file in game.folder.rglob("*"):
+        assert not file.is_file() or KEY.encode() not in file.read_bytes(), file
+    assert KEY not in result.out + result.err
+
+    never = Game(tmp_path / "never", game.zygote, {})
+    set_up(never, server)
+    assert never.run(environment=environment).code == 0
+    assert replies(never) == replies(game)
+    weights = "model/model.safetensors"
+    ends = [each.json("iterations/001/train/done.json")["outputs"][weights] for each in (game, never)]
+    assert ends[0] == ends[1]
+
+
+def refused(game: Game, environment: dict[str, str], *parts: str) -> str:
+    result = game.run(environment=environment)
+    assert result.code == 2 and "Traceback" not in result.err and KEY not in result.err, result.err
+    message = result.err[result.err.index("error: ") :]
+    assert not [part for part in parts if part not in message], message
+    return message
+
+
+def test_what_can_go_wrong_ends_with_code_2_and_the_same_command_goes_on(game: Game, server: Loopback, tmp_path: Path) -> None:
+    environment = set_up(game, server, iterations=1)
+    refused(game, {}, "sampling.server.api_key_env", "TEST_SERVER_KEY is not set")
+    refused(game, {"TEST_SERVER_KEY": "wrong"}, "401", "Incorrect API key provided: ***")
+    server.fault = lambda n, body: Fault(status=500, body="out of memory")
+    refused(game, environment, "no answer that can be used after 2 attempts", "out of memory")
+    server.fault = lambda n, body: None
+
+    set_up(game, server, iterations=1, section={"update_command": "sh -c 'echo cannot serve; exit 3'"})
+    server.models = {}
+    refused(game, environment, "sampling.server.update_command", "it ended with code 3: cannot serve")
+    set_up(game, server, iterations=1, section={"update_command": "no-such-command"})
+    refused(game, environment, "sampling.server.update_command", "No such file")
+    set_up(game, server, iterations=1, section={"update_command": "true", "ready_timeout_seconds": 0.1})
+    refused(game, environment, "after update_command the server serves nothing, where player-", "ready_timeout_seconds")
+    assert not list(game.root.rglob("shard-*"))
+
+    set_up(game, server, iterations=1)
+    result = game.run(environment=environment)
+    assert result.code == 0, result.err
+
+
+def test_a_server_that_nobody_updates_is_found_out(game: Game, server: Loopback) -> None:
+    """After the first iteration it still serves the start of the game."""
+    environment = set_up(game, server, iterations=1, section={"model": None, "update_command": None}, train__lr=0.1)
+    assert game.run("model.path=builtin:tiny", environment=environment).code == 2  # nothing is served yet; the base is written
+    server.models = {"fixed": Served(load_model(game.root / "base" / "model"))}
+    refused(game, environment, "does not draw from the player that is scored", "an earlier player", "docs/engines.md")
+    assert (game.root / "iterations" / "000" / "train" / "done.json").exists()
+    assert not list((game.root / "iterations" / "000").glob("measure*/replies/shard-*"))
+    server.models = {"fixed": Served(load_model(game.root / "iterations" / "000" / "train" / "model"))}
+    result = game.run(environment=environment)
+    assert result.code == 0, result.err
+
+
+def test_adapters_are_loaded_into_a_server_of_their_base(game: Game, server: Loopback) -> None:
+    """Under a name of their own; the base keeps its name, the only one that is no adapter's."""
+    changes = {"train__lora": {"rank": 4}, "train__lr": 1e-2, "iterations": 1, "section": {"model": None, "update_command": None}}
+    environment = set_up(game, server, **changes)
+    assert game.run(environment=environment).code == 2  # nothing is served yet; the base is written
+    server.models = {"base": Served(load_model(game.root / "base" / "model"))}
+    result = game.run(environment=environment)
+    assert result.code == 0, result.err
+    ((path, name),) = server.loaded
+    assert path == str((game.root / "iterations/000/train/model").absolute()) and name.startswith("sparring-") and len(name) == 21
+    assert {body["model"] for body in server.bodies} == {"base", name}
+    assert game.json("iterations/000/measure/done.json")["facts"]["logp_check"]["worst"] < 1e-3
+
+
+def test_sections_of_other_engines_are_named(game: Game) -> None:
+    game.write(sampling__server={"concurrency": 3}, sampling__vllm={"max_model_len": 9}, iterations=1, sft=None, baseline=None, showcase=[])
+    result = game.run()
+    assert result.code == 0, result.err
+    for name in ("vllm", "server"):
+        assert f"sampling.{name} has no effect: sampling.engine is transformers" in result.err
+
+
+def test_vllm_where_it_is_not_installed(game: Game) -> None:
+    """A folder of this name is not the package."""
+    if any(found.metadata["Name"].startswith("vllm") for found in metadata.distributions()):
+        pytest.skip("vLLM is installed here")
+    (game.folder / "vllm").mkdir()
+    game.write(sampling__engine="vllm")
+    refused(game, {}, "the engine vllm needs the package vllm", "pip install 'sparring[vllm]'")
+    assert not (game.root / "data").exists()

