@@ -116,7 +116,7 @@ def section_of(**options: Any) -> Any:
     import torch
 
     from sparring.config import TrainSection
-    from sparring.policy.budget import MOST_TOKENS
+    from sparring.policy.footprint import MOST_TOKENS
 
     tokens = MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
     return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "micro_batch_tokens": tokens, **options})

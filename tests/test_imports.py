@@ -36,11 +36,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": STAGES,
     "control": STAGES | {"stages"},
     "selfplay": STAGES | {"stages", "control", "report"},
+    "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "players": FLOOR | {"data", "policy", "report"},
     "samples": STAGES | {"players", "report"},
     "export": FLOOR | {"policy", "players"},
     "__init__": STAGES | {"selfplay", "report"},
-    "cli": STAGES | {"selfplay", "samples", "export", "report", "__init__"},
+    "cli": STAGES | {"selfplay", "samples", "export", "report", "planning", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [
@@ -51,6 +52,7 @@ STARTS_AT_ONCE = [
     "sparring.data.records",
     "sparring.cli",
     "sparring.report",
+    "sparring.planning.command",  # until a model's parameters are counted
 ]
 
 

@@ -82,6 +82,33 @@ def run(
 
 
 @app.command()
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Devices, such as 8xA100-80G, RTX4090 or cpu; this machine's when not given.", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.", show_default=False)
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=2, help="Rows of the data, held-out ones included.", show_default=False)] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.", show_default=False)] = None,
+    reply_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a human reply.", show_default=False)] = None,
+    generated_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a sampled reply.", show_default=False)] = None,
+    as_published: Annotated[bool, typer.Option("--as-published", help="Show beside it what the published code would take.")] = False,
+) -> None:
+    """What a game will cost: tokens, operations, memory per device and hours of every stage, and whether it fits. Loads no weights."""
+    with _outcome():
+        set_up_logging(quiet=True)
+        checked = load_recipe(recipe, overrides or [])
+        from sparring.planning.command import show_plan
+        from sparring.planning.lengths import Given
+
+        given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
+        show_plan(checked, hardware, given, json_file, as_published, _stdout())
+
+
+@app.command()
 def sample(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(help="A first user turn.", show_default=False)],

@@ -13,9 +13,10 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from zoo import COMMON
 
 from sparring.policy.budget import free_memory, token_budget
-from sparring.policy.compute import KERNEL_CACHES, make_accelerator
+from sparring.policy.compute import KERNEL_CACHES, in_float32, make_accelerator
 
 
 def model(parameters: int) -> types.SimpleNamespace:
@@ -28,9 +29,9 @@ def model(parameters: int) -> types.SimpleNamespace:
     ("gigabytes", "parameters", "device", "tokens"),
     [
         (24, 135_000_000, "cpu", 1024),  # no more on a CPU
-        (24, 135_000_000, "cuda", 8192),  # (0.8 * 24 - 2.43 - 0.40) GB / (1.244 + 0.553) MB are 9,108
-        (4.6, 135_000_000, "cpu", 256),  # 471
-        (4.8, 135_000_000, "cpu", 512),  # 560
+        (24, 135_000_000, "cuda", 8192),  # (0.8 * 24 - 2.43 - 0.40) GB / (1.428 + 0.553) MB are 8,263
+        (4.8, 135_000_000, "cpu", 256),  # 509
+        (5.0, 135_000_000, "cpu", 512),  # 590
         (1, 135_000_000, "cpu", 256),  # less than the weights need: still something
     ],
 )
@@ -80,3 +81,22 @@ def test_another_precision_in_the_process_is_no_hindrance() -> None:
     AcceleratorState._reset_state()
     assert Accelerator(mixed_precision="bf16").mixed_precision == "bf16"
     assert make_accelerator().mixed_precision == "no"
+
+
+def test_in_float32_one_layer_at_a_time() -> None:
+    """So that a model that just fits its device can be checked there. An error on the way leaves the weights as they were."""
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)).bfloat16().eval()
+    layers, seen = model.model.layers, []
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for layer in layers:
+        layer.mlp.register_forward_hook(lambda *_: seen.append([next(each.parameters()).dtype for each in layers]))
+    with torch.no_grad(), in_float32(model):
+        assert model.lm_head.weight.dtype == torch.float32
+        assert model(input_ids=torch.tensor([[3, 4, 5]])).logits.dtype == torch.float32
+    wide, narrow = torch.float32, torch.bfloat16
+    assert seen == [[wide, narrow], [narrow, wide]]
+    layers[1].mlp.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), in_float32(model):
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+    after = model.state_dict()
+    assert all(after[name].dtype == narrow and torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -19,13 +19,13 @@ from transformers import PreTrainedModel
 from sparring.console import log
 from sparring.data.records import TokenIds
 from sparring.policy.compute import in_float32
+from sparring.policy.footprint import PREFILL_TOKENS
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 # Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
 AGREEMENT = 1e-3
-PREFILL_TOKENS = 2048  # of prompts read in one forward, so that a full house of new rows needs no huge activations
 
 
 @dataclass

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import nn
 from transformers import PreTrainedModel
 
 from sparring.console import log
@@ -35,15 +36,54 @@ def make_accelerator() -> Accelerator:
 
 @contextlib.contextmanager
 def in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """The same weights, exactly, in float32 for a while; buffers stay as they are."""
-    kept = [(parameter, parameter.data) for parameter in model.parameters()]
+    """The same weights, exactly, in float32 for a while; buffers stay as they are.
+
+    A decoder layer is in float32 while it computes and no longer, so that a model that just fits its device can be checked there.
+    """
+    layers = decoder_layers(model)
+    of_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+    hooks = []
+    for layer in layers:
+        put_back: list[Callable[[], None]] = []
+        widen = partial(_widen_layer, put_back)
+        hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(partial(_put_back, put_back), always_call=True)]
+    restore = _widen(parameter for parameter in model.parameters() if id(parameter) not in of_layers)
     try:
-        for parameter, data in kept:
-            parameter.data = data.float() if data.dtype in (torch.bfloat16, torch.float16) else data
         yield
     finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The members of a model's longest list of modules."""
+    return list(max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=()))
+
+
+def _widen(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
+    """Give the parameters float32 values; returns what gives them back their own."""
+    kept = [(parameter, parameter.data) for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
+
+    def restore() -> None:
         for parameter, data in kept:
             parameter.data = data
+
+    try:
+        for parameter, data in kept:
+            parameter.data = data.float()
+    except BaseException:  # no memory for all of them
+        restore()
+        raise
+    return restore
+
+
+def _widen_layer(put_back: list[Callable[[], None]], layer: nn.Module, _: object) -> None:
+    put_back.append(_widen(layer.parameters()))
+
+
+def _put_back(put_back: list[Callable[[], None]], *_: object) -> None:
+    put_back.pop()()
 
 
 def bound_kernel_caches() -> None:

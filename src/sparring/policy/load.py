@@ -47,7 +47,7 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
     if path.startswith("builtin:"):
         raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
     if path.startswith("package:"):
-        file = _package_file(path.removeprefix("package:"))
+        file = package_file(path.removeprefix("package:"))
         return ModelSource(path, None, lambda folder: _unpack_gguf(file, folder), file_hash(file))
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
@@ -177,7 +177,7 @@ def _require_weights(folder: Path) -> list[Path]:
     raise UserError("a model folder without weights: no *.safetensors in it", where=str(folder), remedy="check model.path")
 
 
-def _package_file(spec: str) -> Path:
+def package_file(spec: str) -> Path:
     package, _, name = spec.partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or found.origin is None:

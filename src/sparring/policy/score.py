@@ -20,10 +20,10 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
 from sparring.policy.compute import in_float32, keep_soft_caps
+from sparring.policy.footprint import HEAD_CHUNK
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 
-HEAD_CHUNK = 1024
 CHECK_TOLERANCE = 1e-4
 
 

@@ -20,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
 
+from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
@@ -28,8 +29,6 @@ MAX_PADDING = 0.15
 FEW_SCORES = 2**17
 # ... and one head's scores under this number.
 MAX_SCORES = 2**21
-# Scores per token and head up to which they are kept for the backward pass; longer paths compute them again.
-KEPT_SCORES = 512
 # The squares of scores that flex attention computes or skips whole
 FLEX_BLOCK = 128
 # A longer path is cut, so that its early queries do not meet its late keys, and its scores fit a group.

@@ -1,0 +1,177 @@
+"""The plan of a game: every stage with its work, memory and time, put together in the order of selfplay.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sparring.config import OptimSection, Recipe, SftSection, at_iteration
+from sparring.planning import hours, memory
+from sparring.planning.hardware import Hardware
+from sparring.planning.hours import Duration
+from sparring.planning.lengths import Lengths
+from sparring.planning.memory import Memory
+from sparring.planning.parallel import Parallel, of_sampling, of_training
+from sparring.planning.shape import Shape
+from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
+from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, held_at_most, tokens_at_once
+from sparring.stage_names import BASELINE, CONTROL, iteration_name
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """`owner` is what the stage belongs to (sft, baseline, iteration 0, ...), `kind` what it does."""
+
+    owner: str
+    kind: str
+    work: Work
+    memory: Memory
+    seconds: float
+    driver: str
+
+    @property
+    def hours(self) -> float:
+        return self.seconds / 3600
+
+
+@dataclass(frozen=True)
+class Plan:
+    recipe: Recipe
+    shape: Shape
+    hardware: Hardware
+    lengths: Lengths
+    parallel: Parallel
+    micro_batch_tokens: int
+    disk: float
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def seconds(self) -> float:
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def peak(self) -> StagePlan:
+        """The stage that needs the most memory; of equal ones that with the most to do."""
+        return max(self.stages, key=lambda stage: (stage.memory.total, stage.work.flops))
+
+    @property
+    def fits(self) -> bool:
+        return self.peak.memory.total <= self.hardware.memory and self.parallel.devices <= self.hardware.count
+
+    def stages_of(self, owner: str) -> list[StagePlan]:
+        return [stage for stage in self.stages if stage.owner == owner]
+
+    @property
+    def owners(self) -> list[str]:
+        return list(dict.fromkeys(stage.owner for stage in self.stages))
+
+
+def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> Plan:
+    """The plan of `recipe` on `hardware`, all iterations played."""
+    game = _Game(recipe, shape, lengths, hardware)
+    stages = tuple(game.stages())
+    return Plan(recipe, shape, hardware, lengths, game.parallel, game.micro_batch(recipe.train), game.disk(), stages)
+
+
+class _Game:
+    def __init__(self, recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> None:
+        self.recipe, self.shape, self.lengths, self.hardware = recipe, shape, lengths, hardware
+        self.parallel = of_training(recipe, hardware)
+
+    def stages(self) -> Iterator[StagePlan]:
+        recipe = self.recipe
+        if recipe.sft:
+            yield self._train("sft", recipe.sft, recipe.sft.epochs * self.lengths.train_rows, 1)
+        yield self._measure(BASELINE, 1)
+        forward = 0.0
+        for t in range(recipe.iterations):
+            played = list(self._iteration(t))
+            yield from played
+            forward += sum(stage.work.tokens * (3 if stage.kind == "train" else 1) for stage in played[:-1])
+        if recipe.baseline is not None:
+            yield self._control(forward)
+            yield self._measure(CONTROL, 3)
+
+    def _iteration(self, t: int) -> Iterator[StagePlan]:
+        recipe, owner = self.recipe, iteration_name(t)
+        duels = min(t + 1, recipe.objective.window) * self.lengths.train_rows
+        epochs, branches = at_iteration(recipe.train.epochs, t), 1 + recipe.sampling.replies_per_prompt
+        yield self._sample(owner, "generate", self.lengths.train_rows, recipe.sampling.replies_per_prompt)
+        yield self._score(owner, duels * min(1.0, epochs), branches)
+        yield self._train(owner, recipe.train, epochs * duels, branches)
+        yield self._measure(owner, 3)
+
+    def _sample(self, owner: str, kind: str, rows: int, replicas: int) -> StagePlan:
+        samplers = of_sampling(self.recipe, self.hardware)
+        work = sampling_work(self.shape, self.recipe, self.lengths, rows, replicas, samplers)
+        time = hours.sampling(work, self.hardware, samplers.devices, self.shape.layers, self.recipe.sampling.engine)
+        held = memory.sampling(self.shape, self.recipe, self.lengths, rows, replicas, self.hardware, samplers)
+        return self._stage(owner, kind, work, held, time)
+
+    def _score(self, owner: str, duels: float, branches: int) -> StagePlan:
+        work = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(branches), duels)
+        return self._stage(owner, "score", work, self._scoring(branches), self._time(work))
+
+    def _train(self, owner: str, settings: OptimSection, items: float, branches: int) -> StagePlan:
+        passes = training_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
+        work = tree_work(self.shape, passes, self.lengths.prompt, self._replies(branches), items)
+        return self._stage(owner, "train", work, self._training(settings, branches), self._time(work))
+
+    def _control(self, forward: float) -> StagePlan:
+        """As many steps as `forward` tokens that pass the model once pay for (control.py)."""
+        inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
+        settings = self.recipe.sft or SftSection(**inherited)
+        return self._train(CONTROL, settings, forward / 3 / (self.lengths.prompt + self.lengths.reply - 1), 1)
+
+    def _measure(self, owner: str, passes: int) -> StagePlan:
+        """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
+        rows = self.lengths.held_out_rows
+        drawn = self._sample(owner, "measure", rows, 1)
+        if self.recipe.evaluate.greedy:
+            drawn = self._stage(owner, "measure", drawn.work.times(2), drawn.memory, Duration(2 * drawn.seconds, drawn.driver))
+        scored = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(2), passes * rows)
+        time = Duration(drawn.seconds + self._time(scored).seconds, drawn.driver)
+        held = max(drawn.memory, self._scoring(2), key=lambda found: found.total)
+        return self._stage(owner, "measure", drawn.work + scored, held, time)
+
+    # -- shared pieces ------------------------------------------------------------------------------------------------------------
+
+    def micro_batch(self, settings: OptimSection) -> int:
+        """Tokens computed at once, as a run would choose them (policy/budget.py); a longer tree stands alone."""
+        if settings.micro_batch_tokens:
+            return settings.micro_batch_tokens
+        held = held_at_most(memory.is_frozen(self.recipe.train)) * self.shape.parameters
+        return tokens_at_once(self.shape.config, held, self.hardware.memory, self.hardware.kind)
+
+    def _at_once(self, settings: OptimSection, branches: int) -> int:
+        """Tokens of the largest micro-batch."""
+        others = (branches - 1) * self.lengths.generated
+        whole_batch = settings.batch_size / self.parallel.devices * (self.lengths.prompt + self.lengths.reply + others)
+        longest = self.lengths.longest_prompt + self.lengths.longest_reply + (branches - 1) * self.lengths.longest_generated
+        return round(max(longest, min(self.micro_batch(settings), whole_batch)))
+
+    def _training(self, settings: OptimSection, branches: int) -> Memory:
+        tokens = self._at_once(settings, branches)
+        return memory.training(self.shape, settings, self.lengths, branches, tokens, self.hardware.kind, self.parallel)
+
+    def _scoring(self, branches: int) -> Memory:
+        settings = self.recipe.train
+        return memory.scoring(self.shape, settings, self._at_once(settings, branches), self.hardware.kind, self.parallel)
+
+    def _replies(self, branches: int) -> tuple[float, ...]:
+        return (self.lengths.reply, *[self.lengths.generated] * (branches - 1))
+
+    def _time(self, work: Work) -> Duration:
+        return hours.computing(work, self.hardware, self.parallel.devices)
+
+    def _stage(self, owner: str, kind: str, work: Work, held: Memory, time: Duration) -> StagePlan:
+        return StagePlan(owner, kind, work, held, time.seconds, time.driver)
+
+    def disk(self) -> float:
+        """Bytes of all players that a run keeps, and of one training checkpoint while its successor is written."""
+        recipe, whole = self.recipe, MASTER_BYTES * self.shape.parameters
+        trained = memory.trained_weights(self.shape, recipe.train)
+        made_anew = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
+        kept = whole * (made_anew + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
+        control = whole if recipe.baseline is not None else 0
+        return kept + control + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained

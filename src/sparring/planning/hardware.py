@@ -1,0 +1,144 @@
+"""Devices: what they can do at most. Makers' numbers, dense (not "with sparsity"), for products in bfloat16 that sum in float32."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from sparring.errors import UserError, nearest
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """`count` equal devices of one `kind` ("cuda" or "cpu"); rates per device, in operations and bytes per second."""
+
+    name: str
+    kind: str
+    flops: float
+    bandwidth: float
+    memory: float
+    source: str
+    count: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.count}x {self.name}" if self.kind == "cuda" else self.name
+
+
+def _gpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, source: str) -> Hardware:
+    # 80G are counted as 80e9 bytes, 7% less than such a card's 80 GiB: the driver and the allocator's holes take some
+    return Hardware(name, "cuda", teraflops * 1e12, bandwidth * GB, gigabytes * GB, source)
+
+
+_DEVICES = (
+    _gpu("B200-180G", 2250, 180, 8000, "NVIDIA Blackwell data sheet (HGX B200)"),
+    _gpu("H200-141G", 989.4, 141, 4800, "NVIDIA H200 data sheet (SXM)"),
+    _gpu("H100-80G", 989.4, 80, 3350, "NVIDIA H100 data sheet (SXM)"),
+    _gpu("H100-PCIE-80G", 756, 80, 2000, "NVIDIA H100 data sheet (PCIe)"),
+    _gpu("A100-80G", 312, 80, 2039, "NVIDIA A100 data sheet (SXM)"),
+    _gpu("A100-40G", 312, 40, 1555, "NVIDIA A100 data sheet (SXM)"),
+    _gpu("L40S-48G", 362, 48, 864, "NVIDIA L40S data sheet"),
+    _gpu("A6000-48G", 154.8, 48, 768, "NVIDIA GA102 whitepaper, RTX A6000"),
+    _gpu("RTX5090-32G", 209.5, 32, 1792, "NVIDIA Blackwell RTX whitepaper"),
+    _gpu("RTX4090-24G", 165.2, 24, 1008, "NVIDIA Ada whitepaper"),
+    _gpu("RTX3090-24G", 71, 24, 936, "NVIDIA GA102 whitepaper"),
+    _gpu("A10G-24G", 70, 24, 600, "NVIDIA and AWS data sheets (G5 instances)"),
+    _gpu("L4-24G", 121, 24, 300, "NVIDIA L4 data sheet"),
+)
+DEVICES = {device.name.upper(): device for device in _DEVICES}
+WHERE = "--hardware"
+
+
+def find_hardware(text: str | None) -> Hardware:
+    """`8xA100-80G`, `RTX4090` (one), `cpu` (this machine); None is what this machine has. Raises UserError with the known names."""
+    if text is None:
+        return _own_gpus() or this_cpu()
+    count, name = _count_and_name(text)
+    if name == "CPU":
+        if count != 1:
+            raise UserError(f"{text!r}: a CPU is planned for as the one of this machine", where=WHERE, remedy="write cpu")
+        return this_cpu()
+    device = _by_name(name)
+    if device is None:
+        hint = f"did you mean {' or '.join(guesses)}? " if (guesses := _guesses(name)) else ""
+        raise UserError(f"{text!r} is not a known device", where=WHERE, remedy=f"{hint}{_known()}")
+    return replace(device, count=count)
+
+
+def _guesses(name: str) -> list[str]:
+    """Names that begin alike, or the one nearest in spelling."""
+    alike = [device.name for key, device in DEVICES.items() if key.startswith(f"{name}-")]
+    guess = nearest(name, DEVICES)
+    return alike or ([DEVICES[guess].name] if guess else [])
+
+
+def names() -> list[str]:
+    return ["cpu", *(device.name for device in _DEVICES)]
+
+
+def _known() -> str:
+    return f"known: {', '.join(names())}; 8xNAME for eight of them, as in 8xA100-80G"
+
+
+def _count_and_name(text: str) -> tuple[int, str]:
+    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    if found is None or found[1] == "0" * len(found[1] or "x"):
+        raise UserError(f"{text!r} is not a number of devices and their name", where=WHERE, remedy=_known())
+    return int(found[1] or 1), found[2].upper().replace(" ", "")
+
+
+def _by_name(name: str) -> Hardware | None:
+    """By the full name, or by that without its memory where there is one such device alone."""
+    if name in DEVICES:
+        return DEVICES[name]
+    short = [device for key, device in DEVICES.items() if key.rpartition("-")[0] == name]
+    return short[0] if len(short) == 1 else None
+
+
+def _own_gpus() -> Hardware | None:
+    """This machine's CUDA devices, where the table knows them."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    own = torch.cuda.get_device_name(0).upper().replace(" ", "")
+    memory = torch.cuda.get_device_properties(0).total_memory
+    alike = [device for device in _DEVICES if device.name.upper().partition("-")[0] in own]
+    if not alike:
+        raise UserError(f"this machine's {torch.cuda.get_device_name(0)} is not in the table", where=WHERE, remedy=_known())
+    device = min(alike, key=lambda device: abs(device.memory - memory))
+    return replace(device, count=torch.cuda.device_count())
+
+
+@lru_cache
+def this_cpu() -> Hardware:
+    """This machine's processor: its rates are measured for half a second, since no data sheet tells what a container gets."""
+    import psutil
+
+    flops, bandwidth = _measured_rates()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    name = f"cpu ({cores} cores)"
+    return Hardware(name, "cpu", flops, bandwidth, psutil.virtual_memory().total, "measured now: the best of some bfloat16 products")
+
+
+def _measured_rates() -> tuple[float, float]:
+    """(operations a second of bfloat16 products, bytes a second read and written by a copy), the best of a few."""
+    import time
+
+    import torch
+
+    def seconds(work: object) -> float:
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+
+    rows, inner, columns = 2048, 1024, 2048
+    a, b = torch.randn(rows, inner, dtype=torch.bfloat16), torch.randn(columns, inner, dtype=torch.bfloat16)
+    block, copy = torch.zeros(2, 2**26, dtype=torch.uint8)
+    flops = max(2 * rows * inner * columns / seconds(lambda: torch.nn.functional.linear(a, b)) for _ in range(8))
+    bandwidth = max(2 * block.nbytes / seconds(lambda: copy.copy_(block)) for _ in range(4))
+    return flops, bandwidth

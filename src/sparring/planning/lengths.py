@@ -1,0 +1,153 @@
+"""How many rows there are and how many tokens they have: measured on the recipe's data, given on the command line, or assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from sparring.config import ModelSection, Recipe
+from sparring.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from sparring.data.chat import Chat
+
+SAMPLE_ROWS = 300
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the person knows better: values of the command line's options."""
+
+    rows: int | None = None
+    prompt_tokens: float | None = None
+    reply_tokens: float | None = None
+    generated_tokens: float | None = None
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rows of the data, and mean tokens of a prompt, a human reply and a generated one. `source` says where they are from."""
+
+    train_rows: int
+    held_out_rows: int
+    prompt: float
+    reply: float
+    generated: float
+    longest_prompt: int
+    longest_reply: int
+    longest_generated: int
+    source: str
+    are_bounds: bool = False
+
+
+def find_lengths(recipe: Recipe, given: Given) -> Lengths:
+    """Measured on a sample where data and tokenizer are at hand, else assumed; what is given wins. Raises UserError for unknown rows."""
+    found = _measured(recipe) or _assumed(recipe, given)
+    own = {"prompt": given.prompt_tokens, "reply": given.reply_tokens, "generated": given.generated_tokens}
+    named = [f"{value:g} {name}" for name, value in own.items() if value is not None]
+    if given.rows is not None:
+        named.append(f"{given.rows:,} rows")
+        own["train_rows"], own["held_out_rows"] = _split(recipe, given.rows)
+    if given.reply_tokens is not None and given.generated_tokens is None:
+        own["generated"] = min(given.reply_tokens, recipe.sampling.max_new_tokens)
+    own = {name: value for name, value in own.items() if value is not None}
+    if given.prompt_tokens and given.reply_tokens:  # nothing of what was found is left but the longest
+        return replace(found, **own, are_bounds=False, source=f"given: {', '.join(named)}")
+    return replace(found, **own, source=f"{found.source}; given: {', '.join(named)}" if named else found.source)
+
+
+def _measured(recipe: Recipe) -> Lengths | None:
+    """From a sample of the rows, tokenised as the run will; None where the data or the tokenizer would have to be fetched."""
+    from sparring.data.prepare import prepare
+    from sparring.data.sources import local_file
+
+    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+        return None
+    chat = _chat(recipe.model)
+    if chat is None:
+        return None
+    section, limit = recipe.data, recipe.data.max_examples
+    sample = prepare(section.model_copy(update={"max_examples": min(limit or SAMPLE_ROWS, SAMPLE_ROWS), "held_out": 1}), chat, recipe.seed)
+    examples, counts = [*sample.train, *sample.held_out], sample.counts
+    looked_at = len(examples) + counts["prompt_too_long"] + counts["reply_too_long"]
+    rows = round((counts["read"] - counts["empty"] - counts["duplicates"]) * len(examples) / looked_at)
+    train, held_out = _split(recipe, min(limit or rows, rows))
+    prompts, replies = [len(e.prompt_ids) for e in examples], [len(e.reply_ids) for e in examples]
+    return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.path}")
+
+
+def _lengths(
+    recipe: Recipe, train: int, held_out: int, prompts: Sequence[int], replies: Sequence[int], source: str, are_bounds: bool = False
+) -> Lengths:
+    most = recipe.sampling.max_new_tokens
+    return Lengths(
+        train_rows=train,
+        held_out_rows=held_out,
+        prompt=fmean(prompts),
+        reply=fmean(replies),
+        generated=fmean(min(reply, most) for reply in replies),
+        longest_prompt=max(prompts),
+        longest_reply=max(replies),
+        longest_generated=most,
+        are_bounds=are_bounds,
+        source=f"{source}; generated replies as long as the human ones, {most} at most",
+    )
+
+
+def _assumed(recipe: Recipe, given: Given) -> Lengths:
+    data = recipe.data
+    rows = given.rows or data.max_examples
+    if rows is None:
+        raise UserError(
+            f"how many rows {data.path} has is not known before it is fetched",
+            where="data.max_examples",
+            remedy="set it, or say --rows N",
+        )
+    train, held_out = _split(recipe, rows)
+    source = "assumed: every prompt and reply as long as data.max_prompt_tokens and data.max_reply_tokens allow: an upper bound"
+    return _lengths(recipe, train, held_out, [data.max_prompt_tokens], [data.max_reply_tokens], source, are_bounds=True)
+
+
+def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
+    """(training rows, held-out rows) of `rows`."""
+    held_out = recipe.data.held_out
+    kept = round(held_out * rows) if isinstance(held_out, float) else held_out
+    if kept >= rows:
+        raise UserError(f"data.held_out is {held_out}, but there are {rows} rows", where="data.held_out", remedy="hold out fewer")
+    return rows - kept, kept
+
+
+def _chat(model: ModelSection) -> Chat | None:
+    """The tokenizer with its template, where it is on this machine."""
+    from sparring.data.chat import Chat, load_template
+    from sparring.policy.load import load_tokenizer, package_file
+    from sparring.policy.tiny import byte_tokenizer
+
+    template = load_template(model.chat_template) if model.chat_template else None
+    path, folder = model.path, Path(model.path).expanduser()
+    if path.startswith("builtin:"):
+        return Chat(byte_tokenizer(), template)
+    if path.startswith("package:"):
+        return Chat(_gguf_tokenizer(package_file(path.removeprefix("package:"))), template)
+    if folder.suffix == ".gguf":
+        return Chat(_gguf_tokenizer(folder), template)
+    has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+    return Chat(load_tokenizer(folder), template) if has_one else None
+
+
+def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
+    import contextlib
+    import io
+
+    from transformers import AutoTokenizer
+
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar per tensor
+            return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"cannot read the tokenizer of the GGUF file: {error}", where=str(file)) from error

@@ -1,0 +1,185 @@
+"""A model's sizes from its config alone: no weight is read or made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import ModelSection
+from sparring.errors import UserError
+from sparring.planning.known_shapes import KNOWN_SHAPES
+from sparring.policy.footprint import head_sizes
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: one of the modules that an adapter may stand beside."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers of weights. `passed` are those of matrices that every token is multiplied with, the head apart."""
+
+    name: str
+    source: str
+    config: Any
+    parameters: int
+    passed: float
+    head: int
+    largest_layer: int
+    outside_layers: int
+    linears: tuple[Linear, ...]
+
+    @property
+    def layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    @property
+    def largest_matrix(self) -> int:
+        """Embedding and head, in every model that was looked at."""
+        return self.config.vocab_size * self.config.hidden_size
+
+    @property
+    def queries(self) -> int:
+        return head_sizes(self.config)[0]
+
+    @property
+    def keys(self) -> int:
+        return head_sizes(self.config)[1]
+
+    @property
+    def in_linears(self) -> int:
+        """Weights of linear layers but the head: what 4 bits are for."""
+        return sum(linear.inputs * linear.outputs for linear in self.linears)
+
+
+def find_shape(model: ModelSection) -> Shape:
+    """The shape of the recipe's model. Raises UserError where neither a folder, nor the Hub, nor sparring itself knows its config."""
+    config, source = _config(model)
+    return measure(model.path, source, config)
+
+
+def measure(name: str, source: str, config: Any) -> Shape:
+    """Count the parameters of a model that is built without memory for them (torch's "meta" device)."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from sparring.policy.compute import decoder_layers
+
+    text = config.get_text_config()
+    _require_decoder(name, text)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
+    total = sum(p.numel() for p in model.parameters())
+    ends = {id(p) for module in (embedding, head) if module is not None for p in module.parameters()}
+    passed = sum(_used(path, p, text) for path, p in model.named_parameters() if p.ndim >= 2 and id(p) not in ends)
+    linears = [
+        Linear(path, module.in_features, module.out_features)
+        for path, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head
+    ]
+    return Shape(
+        name=name,
+        source=source,
+        config=text,
+        parameters=total,
+        passed=passed,
+        head=text.vocab_size * text.hidden_size,
+        largest_layer=max(layers, default=total),
+        outside_layers=total - sum(layers),
+        linears=tuple(linears),
+    )
+
+
+def _used(path: str, parameter: Any, config: Any) -> float:
+    """Of a mixture of experts, those that a token is sent to."""
+    chosen = getattr(config, "num_experts_per_tok", None)
+    experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
+    share = chosen / experts if chosen and experts and ".experts" in path else 1
+    return parameter.numel() * share
+
+
+def _require_decoder(name: str, config: Any) -> None:
+    missing = [key for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if not hasattr(config, key)]
+    if missing:
+        kind = getattr(config, "model_type", "unknown")
+        raise UserError(f"a plan needs {', '.join(missing)} in the config of a {kind} model, which has none", where=f"model.path ({name})")
+
+
+# --- where a config comes from --------------------------------------------------------------------------------------------------
+
+
+def _config(model: ModelSection) -> tuple[Any, str]:
+    """(config, where it was found)"""
+    path = model.path
+    if path.startswith("builtin:"):
+        return _builtin(path), "built in"
+    if path.startswith("package:"):
+        from sparring.policy.load import package_file
+
+        return _of_gguf(package_file(path.removeprefix("package:"))), "the GGUF file's header"
+    local = Path(path).expanduser()
+    if local.suffix == ".gguf" and local.is_file():
+        return _of_gguf(local), "the GGUF file's header"
+    if local.is_dir():
+        from sparring.policy.load import load_config
+
+        return load_config(local), "config.json in the folder"
+    return _of_hub(path, model.revision)
+
+
+def _builtin(path: str) -> Any:
+    from sparring.policy.tiny import byte_tokenizer, tiny_config
+
+    if path != "builtin:tiny":
+        raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
+    return tiny_config(len(byte_tokenizer()))
+
+
+def _of_gguf(file: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise UserError(f"cannot read the GGUF file's header: {_first_line(error)}", where=str(file)) from error
+
+
+def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
+    """The sizes of a public model that sparring knows; else the Hub's (or its cache's) config.json alone."""
+    from transformers import AutoConfig
+
+    where = f"model.path ({path})"
+    if path.startswith((".", "/", "~")):
+        raise UserError("no such model folder", where=where, remedy="give a folder with a config.json, or a Hub id")
+    if (known := known_config(path)) is not None:
+        return known, "sizes that sparring knows"
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), "config.json of the Hub"
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"cannot get its config.json: {_first_line(error)}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and "
+            "its local cache",
+            where=where,
+            remedy="check the spelling and the network, or give a folder that holds the config.json; known without the Hub: "
+            + ", ".join(KNOWN_SHAPES),
+        ) from None
+
+
+def known_config(name: str) -> Any | None:
+    """The config of a public model whose sizes sparring keeps; None for others."""
+    from transformers import AutoConfig
+
+    found = KNOWN_SHAPES.get(name)
+    return None if found is None else AutoConfig.for_model(**found)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

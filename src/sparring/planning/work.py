@@ -1,0 +1,119 @@
+"""What every stage computes: tokens, floating-point operations and, while sampling, decoding steps and the bytes that they read.
+
+A product of a token with a matrix of W weights counts 2 W operations; a backward pass through it 4 W, or 2 W where the weights are
+frozen. Attention is counted too, the softmax, norms and the like are not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from sparring.config import Recipe
+from sparring.planning.lengths import Lengths
+from sparring.planning.parallel import Samplers
+from sparring.planning.shape import Shape
+from sparring.policy.footprint import HEAD_CHUNK, NUMBER_BYTES
+
+# vLLM's own choice of max_num_seqs
+VLLM_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Work:
+    """Of all devices together; `steps` and `bytes_read` of sampling alone, and of one device."""
+
+    tokens: float = 0.0
+    flops: float = 0.0
+    steps: float = 0.0
+    bytes_read: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def times(self, factor: float) -> Work:
+        return Work(*(factor * value for value in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often weights and head are passed, in forward passes, from the scoring of one token to its training."""
+
+    body: float
+    head: float
+
+
+SCORING = Passes(1, 1)
+
+
+def training_passes(frozen: bool, recomputed: bool, micro_batch_tokens: int) -> Passes:
+    """Forward 1, backward 2 (1 through frozen weights, which get no gradient), 1 more where activations are computed again."""
+    backward = 1 if frozen else 2
+    again = micro_batch_tokens > HEAD_CHUNK  # all chunks of logits but the last
+    return Passes(1 + backward + recomputed, 3 + again)
+
+
+def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float, ...], count: float = 1) -> Work:
+    """Scoring or training on `count` trees of one prompt and some replies, packed: the prompt once, the last token of a reply never fed."""
+    first, *others = (reply - 1 for reply in replies)
+    tokens = prompt + first + sum(others)
+    seen = (prompt + first) ** 2 / 2 + sum(other * (prompt + other / 2) for other in others)
+    body = 2 * shape.passed * tokens + _attention(shape, seen)
+    head = 2 * shape.head * sum(replies)
+    return Work(tokens * count, (passes.body * body + passes.head * head) * count)
+
+
+def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, samplers: Samplers) -> Work:
+    """Drawing `replicas` replies to each of `rows` prompts with packed rows: a prompt is read once, a finished row makes room at once.
+
+    Samplers side by side take a part of every shard each; a layer that is laid over several devices is read by each in part.
+    """
+    prompt, new = lengths.prompt, lengths.generated
+    replies = rows * replicas
+    tokens = rows * prompt + replies * (new - 1)
+    seen = rows * prompt**2 / 2 + replies * (new - 1) * (prompt + new / 2)
+    flops = 2 * shape.passed * tokens + _attention(shape, seen) + 2 * shape.head * replies * new
+    steps, active = _decoding(recipe, lengths, rows, replicas, samplers.copies)
+    number = NUMBER_BYTES[recipe.sampling_dtype]
+    cached = active * (prompt + new / 2) * position_bytes(shape, number)
+    return Work(tokens, flops, steps, steps * (weight_bytes_read(shape, recipe) + cached) / samplers.split)
+
+
+def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> int:
+    """Replies that one sampler draws at once, of those to `rows` prompts."""
+    of_shard = math.ceil(min(rows, recipe.sampling.shard_rows) * replicas / copies)
+    if recipe.sampling.engine == "vllm":
+        return min(of_shard, recipe.sampling.vllm.max_num_seqs or VLLM_ROWS)
+    longest = lengths.longest_prompt + recipe.sampling.max_new_tokens
+    return max(1, min(of_shard, recipe.sampling.batch_tokens // longest))
+
+
+def position_bytes(shape: Shape, number_bytes: int) -> float:
+    """Of the key-value cache, one position in all layers."""
+    return 2 * shape.keys * shape.layers * number_bytes
+
+
+def weight_bytes_read(shape: Shape, recipe: Recipe) -> float:
+    """In one decoding step: all matrices, those of every expert too; of the embedding only some rows."""
+    number = NUMBER_BYTES[recipe.sampling_dtype]
+    four_bit = recipe.train.four_bit
+    return number * (shape.parameters - shape.outside_layers + shape.head) - (number - FOUR_BIT_BYTES) * four_bit * shape.in_linears
+
+
+# NF4 with quantised constants: 4 bits, and 8 bits per 64 weights with a little more (arXiv 2305.14314, section 3)
+FOUR_BIT_BYTES = 0.5 + 0.127 / 8
+
+
+def _decoding(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> tuple[float, float]:
+    """(steps of one sampler, rows that are active in one on average): shard after shard, each with a tail in which its last rows end."""
+    shard = min(rows, recipe.sampling.shard_rows)
+    replies = max(1.0, shard * replicas / copies)
+    at_once = min(slots(recipe, lengths, rows, replicas, copies), replies)
+    new, longest = lengths.generated, lengths.longest_generated
+    steps_of_shard = max(1.0, replies / at_once) * new + max(0.0, longest - new)
+    return math.ceil(rows / shard) * steps_of_shard, replies * new / steps_of_shard
+
+
+def _attention(shape: Shape, seen: float) -> float:
+    """Scores and weighted sums over `seen` pairs of a query and a key."""
+    return 4 * shape.queries * shape.layers * seen

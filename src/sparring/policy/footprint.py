@@ -1,0 +1,83 @@
+"""Bytes: what weights, optimizers and activations take, by the shape of a model. Imports no torch, so that a plan can be made without it.
+
+`budget.py` sizes the micro-batches of a run by it, `sparring plan` foretells the memory of its stages.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+# Logits of this many reply tokens exist at once.
+HEAD_CHUNK = 1024
+# Scores per token and head up to which attention keeps them for the backward pass on a CPU; longer paths compute them again.
+KEPT_SCORES = 512
+# Tokens of prompts that sampling reads in one forward, so that a full house of new rows needs no huge activations
+PREFILL_TOKENS = 2048
+# Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
+MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
+LEAST_TOKENS = 256
+# Bytes of a number in the formats that compute
+NUMBER_BYTES = {"bf16": 2, "fp32": 4, "bfloat16": 2, "float32": 4}
+# Of the state that an optimizer keeps per parameter; adafactor's means of rows and columns are next to nothing
+OPTIMIZER_BYTES = {"rmsprop": 4.0, "adamw": 8.0, "adafactor": 0.0, "rmsprop8bit": 1.0, "adamw8bit": 2.0}
+MASTER_BYTES = GRADIENT_BYTES = 4
+
+
+def computing_copy_bytes(precision: str) -> int:
+    """Per parameter, of the weights that compute beside the float32 masters; in float32 these compute themselves."""
+    return 0 if precision == "fp32" else NUMBER_BYTES[precision]
+
+
+def training_bytes(precision: str, optimizer: str) -> float:
+    """Per trained parameter: weights, gradient and optimizer state (the table in docs/fast-path.md)."""
+    return MASTER_BYTES + computing_copy_bytes(precision) + GRADIENT_BYTES + OPTIMIZER_BYTES[optimizer]
+
+
+def held_at_most(adapter: bool) -> float:
+    """Per parameter, in the mode that takes most; of a frozen base under adapters, its float32 weights alone."""
+    return MASTER_BYTES if adapter else training_bytes("bf16", "adamw")
+
+
+def inner_size(config: Any) -> int:
+    """Width of the feed-forward part that a token passes: of a mixture of experts, of those that it is sent to."""
+    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None)
+    if not experts:
+        return dense
+    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
+    return experts * (getattr(config, "moe_intermediate_size", None) or dense) + shared
+
+
+def head_sizes(config: Any) -> tuple[int, int]:
+    """(width of the queries, width of the keys) of all heads together."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
+
+
+def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
+    """What autograd keeps of one token in one layer, counted by hand over a Llama layer; `scores` are the kept ones per head.
+
+    Two norms (their input in float32, its normed copies), queries, keys, values and what the heads found, three products of the
+    feed-forward part and its activation, and attention's shares.
+    """
+    queries, keys = head_sizes(config)
+    norms = 2 * (4 + 2 * number_bytes) * config.hidden_size
+    attention = number_bytes * (2 * queries + 2 * keys + scores * config.num_attention_heads)
+    return norms + attention + 4 * number_bytes * inner_size(config)
+
+
+def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> float:
+    """One chunk of logits and its gradient."""
+    return 2 * number_bytes * min(tokens, HEAD_CHUNK) * config.vocab_size
+
+
+def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
+    """Tokens of a micro-batch that fit `free` bytes beside the `held` bytes of weights, gradient and optimizer, by float32's activations.
+
+    A power of 2, so that a little more or less of free memory makes no difference.
+    """
+    of_token = config.num_hidden_layers * activation_bytes(config, 4, KEPT_SCORES)
+    fits = (0.8 * free - held - logits_bytes(config, 4)) / of_token
+    return 2 ** int(math.log2(min(max(fits, LEAST_TOKENS), MOST_TOKENS.get(device, MOST_TOKENS["cpu"]))))

@@ -1,0 +1,179 @@
+"""`sparring plan` as a person types it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from by_hand import GPU, LENGTHS, llama, recipe_of
+from conftest import Game
+from rich.console import Console
+from zygote import Zygote
+
+from sparring.config import load_recipe, walk_fields
+from sparring.planning import hours
+from sparring.planning.advice import advise
+from sparring.planning.estimate import estimate
+from sparring.planning.hardware import GB, find_hardware
+from sparring.planning.modes import memory_table
+from sparring.planning.tables import duration, print_plan, verdict
+
+ZEPHYR = ["model.path=alignment-handbook/zephyr-7b-sft-full", "data.max_examples=50060", "iterations=4"]
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def plan(zygote: Zygote, folder: Path, recipe: str, *args: str, **environment: str):
+    return zygote.run(["plan", str(RECIPES / recipe), *args], folder, environment=environment)
+
+
+def test_the_plan_of_a_recipe(zygote: Zygote, tmp_path: Path) -> None:
+    result = plan(zygote, tmp_path, "dolly.yaml", *ZEPHYR, "--hardware", "H200", "--as-published", "--json", "plan.json")
+    assert result.code == 0, result.err
+    for said in (
+        "7.24B parameters",
+        "iterations/003/train",
+        "key-value cache",
+        "As the published code computes",
+        "assumed",
+        "Fits:",
+        "Disk:",
+    ):
+        assert said in result.out, said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] is (found["peak_bytes"] <= 141e9) is True
+    assert found["peak_bytes"] == max(stage["bytes"]["total"] for stage in found["stages"])
+    assert found["hours"] == pytest.approx(sum(stage["hours"] for stage in found["stages"]))
+    assert len(found["as_published"]) == 4
+    assert not list(tmp_path.glob("runs*")), "a plan makes no run"
+
+
+def test_no_table_is_wider_than_the_terminal(zygote: Zygote, tmp_path: Path) -> None:
+    result = plan(zygote, tmp_path, "dolly.yaml", *ZEPHYR, "--hardware", "8xA100-80G")
+    lines = [line for line in result.out.splitlines() if line[:1] in "│┃┏├└┡"]
+    assert lines and max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--hardware", "8xA101-80G"], ["--hardware", "did you mean A100-80G?", "RTX4090-24G"]),
+        (["trian.lr=1"], ["trian", "did you mean train"]),
+        (["model.path=nobody/knows-this", "--hardware", "L4"], ["model.path (nobody/knows-this)", "config.json"]),
+        (["data.max_examples=null", "--hardware", "L4"], ["data.max_examples", "--rows N"]),
+        (["--hardware", "L4", "--json", "nowhere/plan.json"], ["--json (nowhere/plan.json)", "does not exist"]),
+    ],
+)
+def test_bad_input_is_told_without_a_traceback(args: list[str], told: list[str], zygote: Zygote, tmp_path: Path) -> None:
+    result = plan(zygote, tmp_path, "dolly.yaml", *ZEPHYR, *args)
+    assert result.code == 2 and "Traceback" not in result.err
+    assert all(part in result.err for part in told), result.err
+
+
+def test_the_plan_of_a_game_is_near_what_the_game_counts(played: Game) -> None:
+    """Tokens of the sampled prompts and replies, of scoring and of training, against the stages' own facts. Here alone the replies have
+    the lengths that were drawn, which nobody knows before: the plan is given their mean."""
+    replies = [fact for t in (0, 1) for fact in [played.json(f"iterations/00{t}/generate/done.json")["facts"]]]
+    result = played.command("plan", "recipe.yaml", "--hardware", "cpu", "--generated-tokens", "6", "--json", "plan.json")
+    assert result.code == 0, result.err
+    stages = {stage["stage"]: stage for stage in json.loads((played.folder / "plan.json").read_text())["stages"]}
+    for t in (0, 1):
+        train, score = (played.json(f"iterations/00{t}/{name}/done.json")["facts"] for name in ("train", "score"))
+        assert stages[f"iterations/00{t}/train"]["tokens"] == pytest.approx(train["trained_tokens"], rel=0.15)
+        assert stages[f"iterations/00{t}/score"]["tokens"] == pytest.approx(score["scored_tokens"], rel=0.15)
+    prompts_twice = replies[0]["sampled_tokens"]  # counts a prompt once per reply, though it is read once
+    assert stages["iterations/000/generate"]["tokens"] < prompts_twice
+
+
+# ---------------------------------------------------------------------------------------------- verdict and advice
+
+
+def large(memory_gb: float):
+    """A Llama of 0.7 billion parameters on a device of `memory_gb`."""
+    shape = llama(hidden_size=2048, intermediate_size=4096, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16)
+    lengths = replace(LENGTHS, longest_prompt=500, longest_reply=500, longest_generated=500)
+    recipe = recipe_of("train.micro_batch_tokens=8192", "sampling.max_new_tokens=500")
+    return estimate(recipe, shape, lengths, replace(GPU, memory=memory_gb * GB))
+
+
+def test_a_plan_that_fits_needs_no_advice() -> None:
+    plan = large(80)
+    assert plan.fits and advise(plan) == []
+    assert verdict(plan, [])[0].startswith("Fits: ")
+
+
+@pytest.mark.parametrize("memory_gb", [10, 13, 16])
+def test_every_proposal_makes_it_fit_and_none_does_more_than_another(memory_gb: float) -> None:
+    plan = large(memory_gb)
+    proposals = advise(plan)
+    assert not plan.fits and proposals
+    for proposal in proposals:
+        changed = load_recipe(plan.recipe, proposal.changes)
+        tried = estimate(changed, plan.shape, plan.lengths, replace(plan.hardware, count=proposal.devices))
+        assert tried.fits and tried.peak.memory.total == proposal.peak
+    sets = [set(proposal.changes) for proposal in proposals]
+    assert not any(a < b for a in sets for b in sets)
+    told = verdict(plan, proposals)
+    assert re.match(r"Does not fit: iterations/00\d/train needs", told[0]) and all(line.startswith("- ") for line in told[2:])
+
+
+def test_where_nothing_helps_that_is_said() -> None:
+    plan = large(0.5)
+    assert "smaller model" in verdict(plan, advise(plan))[1]
+
+
+def test_durations() -> None:
+    assert [duration(seconds) for seconds in (0.5, 9, 80, 600, 5220, 40_000)] == ["0.5 s", "9 s", "80 s", "10 min", "1.45 h", "11 h"]
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_tables_at_both_widths(width: int) -> None:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_plan(large(13), [], [], console)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+
+
+def test_the_devices_of_a_gpu_recipe_are_counted() -> None:
+    """One process trains on one device, however many there are: the plan says so."""
+    plan = estimate(recipe_of(), llama(), LENGTHS, find_hardware("8xL4"))
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    print_plan(plan, [], [], console)
+    assert re.search(r"8x L4-24G, of which 1 train", console.export_text())
+
+
+def test_the_page_says_the_shares_that_are_assumed() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plan.md").read_text(encoding="utf-8")
+    table = page[page.index("**Hours**") : page.index("**Memory**")]
+    for share in (
+        *hours.TRAINING.values(),
+        *(share for of in (*hours.SAMPLING.values(), hours.VLLM) for share in (of.products, of.bandwidth)),
+    ):
+        assert f"{share.value:.0%} of the" in table, share
+
+
+# ---------------------------------------------------------------------------------------------- docs/memory.md
+
+OPTIONS = dict(walk_fields())
+MEMORY = (Path(__file__).parents[2] / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif("train.lora" not in OPTIONS, reason="needs train.lora, which this version does not have")
+def test_the_memory_table_is_what_the_command_prints() -> None:
+    assert memory_table() in MEMORY, "run: python -m sparring.planning"
+
+
+def test_every_recipe_that_the_memory_page_names_fits_its_card(zygote: Zygote, tmp_path: Path) -> None:
+    """A line for each: card, then the command."""
+    found = re.findall(r"^\| (\d+ GB|\d+ x \d+ GB)[^|]*\| `sparring plan recipes/([^`]*)` \|$", MEMORY, re.MULTILINE)
+    assert len(found) >= 4
+    for _, command in found:
+        recipe, *args = shlex.split(command)
+        if any(name not in OPTIONS for name in ("launcher", "train.lora", "sampling.vllm")):
+            continue
+        result = plan(zygote, tmp_path, recipe, *args)
+        assert result.code == 0 and "Fits: " in result.out, (command, result.out[-600:], result.err)

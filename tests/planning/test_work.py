@@ -1,0 +1,99 @@
+"""Tokens and operations, counted by hand and against what the program itself counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from by_hand import GPU, LENGTHS, llama, recipe_of
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparring.planning.estimate import estimate
+from sparring.planning.parallel import Samplers
+from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
+from sparring.policy.batches import Branches
+from sparring.stage_names import BASELINE, CONTROL
+
+BODY = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)  # weights of the matrices of two layers
+HEAD = 100 * 32
+
+
+def test_the_matrices_of_the_shape() -> None:
+    shape = llama()
+    assert (shape.passed, shape.head) == (BODY, HEAD)
+
+
+def test_scoring_a_tree_by_hand() -> None:
+    """Prompt 10, replies 5 and 7: 10 + 4 + 6 positions, 12 predictions."""
+    work = tree_work(llama(), SCORING, 10, (5, 7))
+    attended = 14**2 / 2 + 6 * (10 + 6 / 2)
+    assert work.tokens == 20 == Branches(tuple(range(10)), (tuple(range(5)), tuple(range(7)))).tokens("tree")
+    assert work.flops == 2 * BODY * 20 + 2 * HEAD * 12 + 4 * 32 * 2 * attended
+
+
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_training_is_what_torch_counts(recomputed: bool) -> None:
+    """Forward and backward of a plain causal row, without attention, by torch's own counter of operations."""
+    import transformers
+
+    shape = llama()
+    model = transformers.AutoModelForCausalLM.from_config(shape.config)
+    if recomputed:
+        model.train()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    ids = torch.arange(32)[None]
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    found = counter.get_flop_counts()["Global"]
+    products = sum(count for operator, count in found.items() if "attention" not in str(operator))
+    body = training_passes(False, recomputed, 1024).body
+    # checkpointing stops before a layer's last product, which nobody needs again
+    assert products == pytest.approx(2 * 32 * (body * BODY + 3 * HEAD), rel=0.05 if recomputed else 1e-6)
+
+
+def test_passes() -> None:
+    assert training_passes(False, False, 1024) == Passes(3, 3)
+    assert training_passes(False, True, 4096) == Passes(4, 4)
+    assert training_passes(True, False, 1024) == Passes(2, 3)  # frozen weights get no gradient of their own
+
+
+def test_sampling_by_hand() -> None:
+    """10 prompts of 40 tokens, two replies of 20 each: a prompt is read once, the last token of a reply never."""
+    shape, recipe = llama(), recipe_of("sampling.batch_tokens=420", "sampling.shard_rows=5")
+    work = sampling_work(shape, recipe, LENGTHS, 10, 2, Samplers())
+    assert work.tokens == 10 * 40 + 20 * 19
+    # 420 tokens are 5 rows of 60 + 24; a shard of 10 replies takes two rounds of 20 and a tail of 4
+    assert work.steps == 2 * (2 * 20 + 4)
+    weights = 2 * (BODY + 2 * 2 * 32 + HEAD)  # two norms in each layer
+    cache = (10 * 20 / 44) * (40 + 10) * 2 * 16 * 2 * 2
+    assert work.bytes_read == pytest.approx(work.steps * (weights + cache))
+    assert sampling_work(shape, recipe, LENGTHS, 10, 2, Samplers(split=4)).bytes_read == work.bytes_read / 4
+    # each of two takes a half of every shard: 5 replies at once, and the tail
+    assert sampling_work(shape, recipe, LENGTHS, 10, 2, Samplers(copies=2)).steps == 2 * (20 + 4)
+
+
+def test_the_stages_of_a_game() -> None:
+    """In the order of selfplay.py; the window doubles the duels of the second iteration; the control costs what the iterations did."""
+    recipe = recipe_of("iterations=2", "train.epochs=[2, 1]", "baseline=continued-sft", "sft={epochs: 3}")
+    plan = estimate(recipe, llama(), LENGTHS, GPU)
+    names = [f"{stage.owner}/{stage.kind}" for stage in plan.stages]
+    played = [f"iterations/00{t}/{kind}" for t in (0, 1) for kind in ("generate", "score", "train", "measure")]
+    assert names == ["sft/train", f"{BASELINE}/measure", *played, f"{CONTROL}/train", f"{CONTROL}/measure"]
+    by_name = dict(zip(names, plan.stages, strict=True))
+    tokens = 40 + 29 + 19
+    assert by_name["sft/train"].work.tokens == 3 * 100 * (40 + 29)
+    assert by_name["iterations/000/score"].work.tokens == 100 * tokens
+    assert by_name["iterations/000/train"].work.tokens == 2 * 100 * tokens
+    assert by_name["iterations/001/score"].work.tokens == by_name["iterations/001/train"].work.tokens == 200 * tokens
+    kinds = {"generate": 1, "score": 1, "train": 3, "measure": 0}
+    forward = sum(by_name[name].work.tokens * kinds[name.rpartition("/")[2]] for name in played)
+    assert by_name[f"{CONTROL}/train"].work.tokens == pytest.approx(forward / 3)
+    assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
+
+
+def test_greedy_replies_are_counted() -> None:
+    options = {"evaluate": {"answer_pattern": "x"}}
+    plain, greedy = (
+        estimate(recipe_of(f"evaluate.greedy={value}", **options), llama(), LENGTHS, GPU).stages[0] for value in ("false", "true")
+    )
+    scored = tree_work(llama(), SCORING, 40, (30, 20), 10)
+    assert greedy.work.tokens - scored.tokens == 2 * (plain.work.tokens - scored.tokens)
