@@ -318,7 +318,6 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"data": {"path": "d", "columns": {"promt": "q"}}}, "data.columns.promt: unknown column; did you mean prompt?"),
         ({"data": {"path": "d", "columns": {"zzz": "q"}}}, "data.columns.zzz: unknown column; standard columns: messages, prompt"),
         ({1: 2}, "1: unknown key; valid keys here: run_dir"),
-        ({"launcher": "inline"}, "launcher: unknown key"),
         ({"train": {"lora": {}}, "lora": {}}, "lora: unknown key"),
         ({"train": {"lora": {"rnk": 4}}}, "train.lora.rnk: unknown key; did you mean train.lora.rank?"),
     ],

@@ -33,15 +33,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": FLOOR | {"data", "policy"},
     "evaluation": FLOOR | {"data", "policy", "opponent"},
     "report": FLOOR | {"data.records"},  # the report only reads
-    "stages": STAGES,
+    "launch": FLOOR,
+    "stages": STAGES | {"launch"},
     "control": STAGES | {"stages"},
-    "selfplay": STAGES | {"stages", "control", "report"},
+    "one_stage": STAGES | {"launch", "stages", "control"},
+    "selfplay": STAGES | {"launch", "stages", "control", "report"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "players": FLOOR | {"data", "policy", "report"},
     "samples": STAGES | {"players", "report"},
     "export": FLOOR | {"policy", "players"},
     "__init__": STAGES | {"selfplay", "report"},
-    "cli": STAGES | {"selfplay", "samples", "export", "report", "planning", "__init__"},
+    "__main__": {"cli"},
+    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "report", "planning", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [

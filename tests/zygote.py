@@ -36,7 +36,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 class Sabotage:
     """At the `nth` call of `function` ("module:attribute") whose arguments match the pattern `args`, do something `before` or `after` it.
 
-    do: "kill" (SIGKILL), "interrupt" (SIGINT), "terminate" (SIGTERM), "full disk" (raises ENOSPC) or "crash" (raises RuntimeError).
+    do: "kill" (SIGKILL), "interrupt" (SIGINT), "terminate" (SIGTERM), "full disk" (raises ENOSPC), "no memory" (a petabyte is asked for)
+    or "crash" (raises RuntimeError).
     `forever`: at every later call as well.
     """
 
@@ -256,6 +257,10 @@ def _strike(do: str) -> None:
         signal.raise_signal(signal.SIGTERM)
     elif do == "full disk":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    elif do == "no memory":
+        import torch
+
+        torch.empty(2**50)  # raises what torch raises
     elif do == "crash":
         raise RuntimeError("a crash made by a test")
     else:

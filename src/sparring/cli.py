@@ -109,6 +109,25 @@ def plan(
 
 
 @app.command()
+def stage(
+    recipe: RecipeFile,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE", help="sft, or iterations/NNN/ with generate, score, train or measure, and so on.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Compute one stage as one of its ranks: the same command in every process of accelerate launch, torchrun or srun. `sparring run`
+    starts it where the recipe has a launcher."""
+    with _outcome():
+        from sparring.one_stage import run_stage
+
+        run_stage(load_recipe(recipe, overrides or []), name)
+
+
+@app.command()
 def sample(
     run: RunFolder,
     prompt: Annotated[str, typer.Argument(help="A first user turn.", show_default=False)],

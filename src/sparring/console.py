@@ -35,6 +35,18 @@ def set_up_logging(quiet: bool = False) -> None:
     log.propagate = False
 
 
+def is_quiet() -> bool:
+    """Whether `set_up_logging` was asked for warnings only."""
+    return any(handler.level >= logging.WARNING for handler in log.handlers)
+
+
+def be_silent() -> None:
+    """Neither lines nor progress from this process: another one tells what it does."""
+    log.handlers[:] = [logging.NullHandler()]
+    log.propagate = False
+    console.quiet = True
+
+
 class _RunLog(logging.FileHandler):
     """Remembers the error whose traceback it has written last."""
 
@@ -76,7 +88,7 @@ class PhaseProgress:
         self.phase, self.total, self.unit, self.done, self._first = phase, total, unit, done, done
         self._start = self._last_line = time.monotonic()
         self._bar: Progress | None = None
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(None),

@@ -15,12 +15,24 @@ DEFAULT_LR = 1e-5
 
 def continued_sft(stages: Stages, start: Policy, played: int) -> Policy | None:
     """Train and evaluate the control for `played` iterations; None when the recipe wants none or there is no cost to match."""
-    recipe, examples = stages.recipe, stages.train_examples
-    if recipe.baseline is None:
+    if stages.recipe.baseline is None:
         return None
     if played == 0:
         log.info(f"{CONTROL}: no iteration was played, so there is no cost to match; left out")
         return None
+    player = train_control(stages, start, played)
+    return stages.results(CONTROL, player, start, round_index=played + 1, derived=True)
+
+
+def measure_control(stages: Stages, start: Policy, played: int) -> None:
+    """What its weights are needed for after that."""
+    stages.measure(CONTROL, train_control(stages, start, played), start, round_index=played + 1, derived=True)
+
+
+def train_control(stages: Stages, start: Policy, played: int) -> Policy:
+    """Its training alone, with as many floating-point operations as the `played` iterations."""
+    recipe, examples = stages.recipe, stages.train_examples
+    assert recipe.baseline is not None
     settings = control_settings(recipe)
     tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
     batch_size = min(settings.batch_size, len(examples))
@@ -30,8 +42,7 @@ def continued_sft(stages: Stages, start: Policy, played: int) -> Policy | None:
     log.info(f"{recipe.baseline.kind}: {steps} steps cost as many floating-point operations as the {played} iterations")
     plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=stages.order_seed(played))
     inputs = {"sft": fingerprinted(settings), "steps": steps, "iterations": played}
-    player = stages.sft_stage(CONTROL_TRAIN, start, plan, settings, inputs, derived=True)
-    return stages.results(CONTROL, player, start, round_index=played + 1, derived=True)
+    return stages.sft_stage(CONTROL_TRAIN, start, plan, settings, inputs, derived=True)
 
 
 def control_settings(recipe: Recipe) -> SftSection:

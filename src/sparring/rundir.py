@@ -28,6 +28,7 @@ from sparring.errors import UserError
 DONE = "done.json"
 INPUTS = "inputs.json"
 PARTIAL = ".partial"
+LOCK, RANKS_LOCK = ".lock", ".lock-ranks"
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
@@ -57,7 +58,18 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run directory as its one writer; the system releases the lock when the process dies."""
-        with self._open_lock() as file:
+        with self._locked(RANKS_LOCK):  # ranks that outlived the process that had started them
+            pass
+        with self._locked(LOCK):
+            yield
+
+    def ranks_lock(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the run directory as the rank 0 that writes, whoever started it and may be waiting for it with `lock`."""
+        return self._locked(RANKS_LOCK)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        with self._open_lock(name) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -81,6 +93,15 @@ class RunDir:
         `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON).
         Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished file was changed by hand.
         """
+        begun = self.begin(name, inputs)
+        if isinstance(begun, StageRecord):
+            return begun
+        began = time.monotonic()
+        facts = work(begun)
+        return self.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+
+    def begin(self, name: str, inputs: dict[str, Any]) -> StageRecord | Path:
+        """The finished stage `name`, or the folder in which to do or go on with its work. Raises UserError as `stage` does."""
         inputs = json.loads(json.dumps(inputs))
         final, partial = self.root / name, self.root / (name + PARTIAL)
         if (partial / DONE).exists():  # killed between the last two moves of a commit: the work is whole
@@ -94,9 +115,11 @@ class RunDir:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_json(partial / INPUTS, inputs)
-        began = time.monotonic()
-        facts = work(partial)
-        self._commit(partial, final, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+        return partial
+
+    def commit(self, name: str, inputs: dict[str, Any], facts: dict[str, Any]) -> StageRecord:
+        """Make the work in the folder that `begin` gave the finished stage."""
+        self._commit(self.root / (name + PARTIAL), self.root / name, json.loads(json.dumps(inputs)), facts)
         return self._read_done(name)
 
     def finished(self, name: str) -> StageRecord | None:
@@ -134,10 +157,10 @@ class RunDir:
                 removed = True
         return removed
 
-    def _open_lock(self) -> TextIO:
+    def _open_lock(self, name: str) -> TextIO:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            return open(self.root / ".lock", "a+", encoding="utf-8")
+            return open(self.root / name, "a+", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"cannot make the run directory or write in it: {error.strerror}", where=f"run_dir ({self.root})", remedy="choose another"

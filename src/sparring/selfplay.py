@@ -10,8 +10,10 @@ from sparring.config import Recipe, load_recipe, to_yaml
 from sparring.console import log, log_file
 from sparring.control import continued_sft
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.launch import calling, follow
+from sparring.policy.compute import memory_error
 from sparring.report.summary import SUMMARY, Best, publish, published_iterations
-from sparring.rundir import Manifest, RunDir, write_text
+from sparring.rundir import Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages import Stages
 
@@ -27,15 +29,21 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] =
     """
     checked = load_recipe(recipe, list(overrides))
     directory = RunDir(Path(checked.run_dir))
+    if checked.launcher.machine_rank > 0:
+        follow(checked, directory.root)
+        return read_json(directory.root / SUMMARY)
     with directory.lock(), log_file(directory.root / "run.log"), Manifest(directory).attempt():
         try:
             if restart_from is not None:
                 redo(checked, directory, restart_from)
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(checked))
-            return play(checked, directory)
-        except Exception:
+            with calling(checked, directory.root):
+                return play(checked, directory)
+        except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
+            if (problem := memory_error(error)) is not None:
+                raise problem from error
             raise
 
 

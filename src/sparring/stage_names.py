@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sparring.errors import UserError, nearest
 
-BASELINE, CONTROL = "baseline", "continued-sft"
+SFT, BASELINE, CONTROL = "sft", "baseline", "continued-sft"
 CONTROL_TRAIN = f"{CONTROL}/train"
 OF_ITERATION = ("generate", "score", "train", "measure", "evaluate")
 
@@ -35,7 +35,7 @@ def stage_names(root: Path, iterations: int) -> list[str]:
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
     evaluated = {owner: [measure_stage(owner), evaluate_stage(owner)] for owner in (BASELINE, CONTROL)}
-    return ["base", "data", "sft", *evaluated[BASELINE], *played, CONTROL_TRAIN, *evaluated[CONTROL]]
+    return ["base", "data", SFT, *evaluated[BASELINE], *played, CONTROL_TRAIN, *evaluated[CONTROL]]
 
 
 def stages_from(name: str, root: Path, iterations: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from sparring.errors import UserError
 from sparring.evaluation.evaluate import SCORES, Evaluator
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
+from sparring.launch import check_launcher, launch, ranks_here
 from sparring.opponent.engines import Sampler, answer, require_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
@@ -28,12 +30,13 @@ from sparring.policy.budget import free_memory, token_budget
 from sparring.policy.compute import make_accelerator, release_memory
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, merge, model_facts, model_shape
 from sparring.policy.player import Policy
+from sparring.policy.ranks import from_main, require_equal
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, replace_link, write_json
-from sparring.stage_names import BASELINE, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.optimizers import require_four_bit, require_optimizer
+from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask, SpinTask, Task
 
@@ -47,8 +50,9 @@ NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpo
 class Stages:
     """Everything a game does, one method per stage; each returns at once when the stage is finished with equal inputs."""
 
-    def __init__(self, recipe: Recipe, run: RunDir) -> None:
-        self.recipe, self.run = recipe, run
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None) -> None:
+        """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
+        self.recipe, self.run, self.target = recipe, run, target
 
     # -- before the game ----------------------------------------------------------------------------------------------------------
 
@@ -124,10 +128,13 @@ class Stages:
         local_file(self.recipe.data)
         require_engine(self.recipe)
         self._announce_unused()
+        check_launcher(self.recipe.launcher)
         for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
             if section:
                 require_optimizer(section.optimizer, f"{name}.optimizer")
                 require_four_bit(section, f"{name}.lora.quantize")
+                if self.recipe.launcher.shards:
+                    require_shardable(section, name)
         if self.recipe.model.chat_template:
             load_template(self.recipe.model.chat_template)
         for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
@@ -170,7 +177,7 @@ class Stages:
         if settings is None:
             return self.base
         plan = make_plan(settings, len(self.train_examples), lr=settings.lr, epochs=settings.epochs, seed=self.recipe.seed, name="sft")
-        return self.sft_stage("sft", self.base, plan, settings, {"sft": fingerprinted(settings)})
+        return self.sft_stage(SFT, self.base, plan, settings, {SFT: fingerprinted(settings)})
 
     def evaluate_baseline(self, start: Policy) -> Policy:
         return self.results(BASELINE, start, None, round_index=0)
@@ -204,7 +211,7 @@ class Stages:
             "replies_per_prompt": sampling.replies_per_prompt,
             "data": self.data.outputs["train.parquet"],
         }
-        return self.stage(iteration_stage(t, "generate"), inputs, work)
+        return self.stage(iteration_stage(t, "generate"), inputs, work, shared=self._samples_on_ranks)
 
     def window(self, t: int) -> Window:
         """The duels of the newest `objective.window` iterations."""
@@ -218,8 +225,8 @@ class Stages:
         """Stage 2: opponent log-probs first, then the player, who starts as the opponent."""
         settings, objective = self.recipe.train, self.recipe.objective
         lr, epochs, beta = (at_iteration(value, t) for value in (settings.lr, settings.epochs, objective.beta))
-        plan = make_plan(settings, len(window.duels), lr=lr, epochs=epochs, seed=self.order_seed(t), name=f"iteration {t}")
-        score = self._score(opponent, window, plan, t)
+        plan = self._plan(window, t)
+        score = self.score(opponent, window, t)
 
         def work(stage: Path) -> dict[str, Any]:
             task = SpinTask(window.duels, read_logps(score.path), beta, objective.loss)
@@ -233,7 +240,7 @@ class Stages:
             "opponent_logps": score.digest,
             "seed": self.recipe.seed,
         }
-        return Policy.of_stage(self.stage(iteration_stage(t, "train"), inputs, work))
+        return Policy.of_stage(self.stage(iteration_stage(t, "train"), inputs, work, shared=True))
 
     def evaluate(self, player: Policy, opponent: Policy, t: int) -> Policy:
         """Stage 3: the player on the held-out rows."""
@@ -243,10 +250,13 @@ class Stages:
         assert player.evaluated is not None
         return read_json(player.evaluated / SCORES)
 
-    # -- shared pieces ------------------------------------------------------------------------------------------------------------
+    def scores_of(self, stage: str) -> dict[str, Score]:
+        """What a finished evaluation found."""
+        return read_json(self.run.root / stage / SCORES)
 
-    def _score(self, opponent: Policy, window: Window, plan: TrainPlan, t: int) -> StageRecord:
-        settings = self.recipe.train
+    def score(self, opponent: Policy, window: Window, t: int) -> StageRecord:
+        """The opponent's log-probs of the duels, in the micro-batches of the training that follows."""
+        settings, plan = self.recipe.train, self._plan(window, t)
 
         def work(stage: Path) -> dict[str, Any]:
             return score_duels(stage, opponent.folder, window.duels, plan, self.with_budget(settings), f"iteration {t}: opponent log-probs")
@@ -262,7 +272,14 @@ class Stages:
                 **self._base_format(),
             },
         }
-        return self.stage(iteration_stage(t, "score"), inputs, work)
+        return self.stage(iteration_stage(t, "score"), inputs, work, shared=True)
+
+    # -- shared pieces ------------------------------------------------------------------------------------------------------------
+
+    def _plan(self, window: Window, t: int) -> TrainPlan:
+        settings = self.recipe.train
+        lr, epochs = (at_iteration(value, t) for value in (settings.lr, settings.epochs))
+        return make_plan(settings, len(window.duels), lr=lr, epochs=epochs, seed=self.order_seed(t), name=f"iteration {t}")
 
     def sft_stage(
         self, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any], derived: bool = False
@@ -272,10 +289,15 @@ class Stages:
 
         inputs = {**inputs, "start": start.hash, "data": self.data.outputs["train.parquet"], "seed": self.recipe.seed}
         make = self.derived_stage if derived else self.stage
-        return Policy.of_stage(make(name, inputs, work))
+        return Policy.of_stage(make(name, inputs, work, shared=True))
 
     def results(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> Policy:
         """Measure and score a player on the held-out rows, in the two stages below `owner`."""
+        measured = self.measure(owner, player, opponent, round_index, derived)
+        return player.with_results(measured.path, self._evaluated(owner, player, measured).path)
+
+    def measure(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> StageRecord:
+        """The first of the two: everything that the player's weights are needed for."""
 
         def measure(stage: Path) -> dict[str, Any]:
             against = Opponent(opponent.folder, opponent.measured) if opponent else None
@@ -290,8 +312,12 @@ class Stages:
             **self._base_format(),
         }
         make = self.derived_stage if derived else self.stage
-        measured = make(measure_stage(owner), inputs, measure)
-        return player.with_results(measured.path, self._evaluated(owner, player, measured).path)
+        return make(measure_stage(owner), inputs, measure, shared=self._samples_on_ranks)
+
+    @property
+    def _samples_on_ranks(self) -> bool:
+        """Other engines than transformers bring their own processes."""
+        return self.recipe.sampling.engine == "transformers"
 
     def _evaluated(self, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
         def work(stage: Path) -> dict[str, Any]:
@@ -321,19 +347,54 @@ class Stages:
         first = [Message(role="system", content=system)] if system else []
         return [[*first, Message(role="user", content=text)] for text in self.recipe.showcase]
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
-        """A stage of the run directory; what it held in memory is gone when it returns."""
-        record = self.run.stage(name, inputs, work)
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False) -> StageRecord:
+        """A stage of the run directory; what it held in memory is gone when it returns. `shared`: the recipe's launcher may start it."""
+        if self.target is not None:
+            record = self._stage_of_rank(name, inputs, work)
+        elif shared and self.recipe.launcher.kind == "accelerate":
+            record = self._launched(name, inputs)
+        else:
+            record = self.run.stage(name, inputs, work)
         release_memory()
         return record
 
-    def derived_stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+    def _launched(self, name: str, inputs: dict[str, Any]) -> StageRecord:
+        begun = self.run.begin(name, inputs)
+        if isinstance(begun, StageRecord):
+            return begun
+        launch(self.recipe, self.run.root, name)
+        record = self.run.finished(name)
+        assert record is not None, f"the ranks of {name} have left it unfinished"
+        return record
+
+    def _stage_of_rank(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+        """All ranks do the work of the target stage, and rank 0 alone begins and commits it."""
+        require_equal(inputs, f"would make {name} from other inputs", "the ranks must see the same model, data and run directory")
+
+        def begin() -> StageRecord | Path:
+            if name != self.target and not self.run.finished(name):
+                raise UserError(f"{name} comes before {self.target} and is not finished", remedy="`sparring run` plays up to it")
+            return self.run.begin(name, inputs)
+
+        begun = from_main(begin)
+        if isinstance(begun, StageRecord):
+            return begun
+        began = time.monotonic()
+        facts = work(begun)
+        return from_main(lambda: self.run.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)}))
+
+    def derived_stage(
+        self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False
+    ) -> StageRecord:
         """A stage that follows from others and from the recipe, cheaply or by its nature: with other inputs it is simply made anew."""
-        changes = self.run.changes(name, inputs)
-        if changes:
-            self.run.remove_stage(name)
-            log.info(f"{name} is made anew: {'; '.join(changes)}")
-        return self.stage(name, inputs, work)
+
+        def clear() -> None:
+            if changes := self.run.changes(name, inputs):
+                self.run.remove_stage(name)
+                log.info(f"{name} is made anew: {'; '.join(changes)}")
+
+        from_main(clear)
+        return self.stage(name, inputs, work, shared)
 
     def _base_format(self) -> dict[str, str]:
         """A quantised base computes something else; without one nothing is said, as before there were any."""
@@ -355,12 +416,20 @@ class Stages:
     def _fit(self, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any) -> dict[str, Any]:
         """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
         fitted = stage / "fit.json"
-        if not fitted.exists():
+        if not from_main(fitted.exists):
             result = fit(stage, start.folder, task, plan, self.with_budget(settings), **shown)
-            self._save_model(result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
-            write_json(fitted, result.facts)
-        remove_checkpoints(stage)
-        return read_json(fitted)
+
+            def save() -> None:
+                self._save_model(result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
+                write_json(fitted, result.facts)
+
+            from_main(save)
+
+        def finish() -> dict[str, Any]:
+            remove_checkpoints(stage)
+            return read_json(fitted)
+
+        return from_main(finish)
 
     def _save_model(self, result: FitResult, folder: Path, merged: bool) -> None:
         """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under.
@@ -386,9 +455,14 @@ class Stages:
     @cached_property
     def chosen_tokens(self) -> int:
         """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
+        return from_main(self._choose_tokens)
+
+    def _choose_tokens(self) -> int:
         file, device = self.run.root / CHOSEN, make_accelerator().device
         if not file.exists() or read_json(file).get("device") != device.type:
             shape, free = model_shape(self.base.folder), free_memory(device)
+            if device.type == "cpu":  # which the ranks of this machine share
+                free //= ranks_here(self.recipe.launcher)
             tokens = token_budget(shape, free, device.type, self.recipe.train.lora is not None)
             log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
             write_json(file, {"micro_batch_tokens": tokens, "device": device.type})

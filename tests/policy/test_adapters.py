@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparring.config import ModelSection, TrainSection
 from sparring.errors import UserError
-from sparring.policy.adapters import CONFIG, WEIGHTS, base_of, dropouts, is_adapter, name_base
+from sparring.policy.adapters import CONFIG, WEIGHTS, base_of, is_adapter, name_base, start_dropout
 from sparring.policy.batches import Branches
 from sparring.policy.load import find_model, load_config, load_model, load_tokenizer, merge, model_facts, weights_hash
 from sparring.policy.score import Scorer, score_trees
@@ -136,10 +136,9 @@ def test_dropout_only_in_adapters_and_only_when_asked(base: Path) -> None:
     assert torch.equal(logits(weights.model), logits(weights.model)), "off until training starts it"
     found = []
     for seed in (1, 1, 2):
-        weights.start_dropout(seed)
+        assert start_dropout(weights.model, seed) == 14
         found.append(logits(weights.model))
     assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
-    assert len(dropouts(weights.model)) == 14
     assert not weights.model.training
 
 

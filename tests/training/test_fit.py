@@ -213,7 +213,7 @@ def test_the_opponent_pass_counts_the_tokens_that_it_computed(layout: Layout, co
     batches = [plan.batch(step) for step in range(plan.first_pass_steps())]
     assert sum(map(len, batches)) == 16 > len(DUELS)
     trees = [branches_of(DUELS[index]) for batch in batches for index in batch]
-    assert facts == {"scored_tokens": sum(tree.tokens(layout) for tree in trees)}
+    assert facts == {"scored_tokens": sum(tree.tokens(layout) for tree in trees), "ranks": 1}
     rows = read_rows(tmp_path / "score")
     assert [row["tokens"] for row in rows] == [tree.tokens(layout) for tree in trees]
     assert [row["duel_id"] for row in rows] == [DUELS[index].duel_id for batch in batches for index in batch]
@@ -420,7 +420,7 @@ def test_every_step_computes_with_the_newest_weights(start: Path, other: Path) -
     seen = []
     for step in range(3):
         trainer.step(step)
-        for master, parameter in zip(trainer.weights.masters.parameters(), trainer.weights.model.parameters(), strict=True):
+        for master, parameter in zip(trainer.weights.masters.masters.parameters(), trainer.weights.masters.model.parameters(), strict=True):
             assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
         seen.append(parameter.clone())
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])
@@ -594,5 +594,5 @@ def test_the_opponent_pass_goes_on_from_its_shards(start: Path, tmp_path: Path, 
     assert read_logps(stage) == whole
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items()), "finished shards are not computed again"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparring.training.opponent_pass.load_model", None)
+        patch.setattr("sparring.training.ranked.load_model", None)
         score_duels(stage, start, DUELS, plan, section, "score")

@@ -22,7 +22,7 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
         child = node.get(key)
-        if isinstance(child, str) and keys[:depth] == ["baseline"]:
+        if isinstance(child, str) and keys[:depth] in (["baseline"], ["launcher"]):
             child = {"kind": child}
         if child is not None and not isinstance(child, dict):
             raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")

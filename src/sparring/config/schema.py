@@ -269,7 +269,10 @@ class SamplingSection(Section):
     replies_per_prompt: PositiveInt = Field(
         1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy."
     )
-    batch_tokens: PositiveInt = Field(16384, description="Prompt and new tokens of the rows that are sampled together.")
+    batch_tokens: PositiveInt = Field(
+        32768,
+        description="Prompt and new tokens of the rows that are sampled together. More are faster; their keys and values take memory.",
+    )
     shard_rows: PositiveInt = Field(
         128,
         description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server want more, for "
@@ -343,6 +346,60 @@ class StopSection(Section):
     )
 
 
+class LauncherSection(Section):
+    kind: Literal["inline", "accelerate"] = Field(
+        "accelerate",
+        description="The process that plays the game computes all (`inline`), or `accelerate launch` starts the heavy stages on many.",
+    )
+    config_file: Text | None = Field(
+        None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
+    )
+    processes: PositiveInt | None = Field(
+        None, description="Ranks on all machines together; one per GPU of this machine, times `machines`, when null."
+    )
+    machines: PositiveInt = Field(1, description="Machines; they share the run directory and the model's folder.")
+    machine_rank: Annotated[int, Field(ge=0)] = Field(
+        0, description="Which of them this is: 0 plays the game, the others follow it and lend their ranks."
+    )
+    main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
+    main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="Port of machine 0 where the ranks meet. When null: any free one, or 29500 with several machines."
+    )
+    strategy: Literal["ddp", "fsdp2", "deepspeed-zero2"] = Field(
+        "ddp",
+        description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. "
+        "`deepspeed-zero2` needs `sparring[deepspeed]`. A `config_file` has its own.",
+    )
+    cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
+
+    @property
+    def shards(self) -> bool:
+        """Whether a rank holds a part of the optimizer only. What a config file says is not read here."""
+        return self.kind == "accelerate" and self.strategy != "ddp"
+
+    @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
+    @classmethod
+    def _inline_takes_none_of_it(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") == "inline" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has no effect while launcher.kind is inline; set launcher.kind to accelerate")
+        return value
+
+    @field_validator("machine_rank")
+    @classmethod
+    def _machine_exists(cls, rank: int, info: ValidationInfo) -> int:
+        machines = info.data.get("machines")
+        if machines is not None and rank >= machines:
+            raise ValueError(f"machines is {machines}, so that ranks go from 0 to {machines - 1}")
+        return rank
+
+    @field_validator("main_process_ip")
+    @classmethod
+    def _machines_can_meet(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is None and info.data.get("machines", 1) > 1 and info.data.get("config_file") is None:
+            raise ValueError("is needed with more than one machine: the address of machine 0")
+        return address
+
+
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
@@ -365,6 +422,12 @@ class Recipe(Section):
     baseline: BaselineSection | None = Field(
         None, description="A control to show beside the game; `baseline: continued-sft` is short for its defaults, null plays without."
     )
+    launcher: LauncherSection = Field(
+        default_factory=lambda: LauncherSection(kind="inline"),
+        description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
+        "`launcher: inline` in short, or in many. Results are the same to rounding, and a run may go on under another launcher: "
+        "docs/launching.md.",
+    )
     showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
     showcase: Texts = Field(
         ("List the popular forms of transportation in Southampton.",),
@@ -386,9 +449,9 @@ class Recipe(Section):
             return values  # two of them: the one at the top is refused as an unknown key
         return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
 
-    @field_validator("baseline", mode="before")
+    @field_validator("baseline", "launcher", mode="before")
     @classmethod
-    def _baseline_shorthand(cls, value: Any) -> Any:
+    def _shorthand(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
 
     @field_validator("objective", "train")

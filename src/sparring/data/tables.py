@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,23 +30,36 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for file in files for row in pq.read_table(file).to_pylist()]
 
 
-def run_shards(folder: Path, items: Sequence[T], size: int, work: Callable[[Sequence[T]], dict[str, list[Any]]]) -> None:
+def run_shards(
+    folder: Path,
+    items: Sequence[T],
+    size: int,
+    work: Callable[[Sequence[T]], dict[str, list[Any]]],
+    once: Callable[[Callable[[], Any]], Any] = lambda do: do(),
+) -> None:
     """Do `work` on `size` items at a time and commit each result as one file; what is committed already is kept.
+
+    Where several processes do the work together, `once` has one of them read and write the folder, and gives its result to all.
 
     A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may go on with
     another size.
     """
-    run_parts(folder, items, size, lambda parts: enumerate(map(work, parts)))
+    run_parts(folder, items, size, lambda parts: enumerate(map(work, parts)), once)
 
 
 def run_parts(
-    folder: Path, items: Sequence[T], size: int, work: Callable[[Sequence[Sequence[T]]], Iterable[tuple[int, dict[str, list[Any]]]]]
+    folder: Path,
+    items: Sequence[T],
+    size: int,
+    work: Callable[[Sequence[Sequence[T]]], Iterable[tuple[int, dict[str, list[Any]]]]],
+    once: Callable[[Callable[[], Any]], Any] = lambda do: do(),
 ) -> None:
     """As `run_shards`, for work that sees all parts that are missing and gives (number of the part, its columns) in any order."""
-    spans = [(first, min(first + size, stop)) for start, stop in _missing(folder, len(items)) for first in range(start, stop, size)]
+    missing = once(lambda: _missing(folder, len(items)))
+    spans = [(first, min(first + size, stop)) for start, stop in missing for first in range(start, stop, size)]
     for number, columns in work([items[first:stop] for first, stop in spans]):
         first, stop = spans[number]
-        write_table(folder / f"shard-{first:08d}-{stop:08d}.parquet", columns)
+        once(partial(write_table, folder / f"shard-{first:08d}-{stop:08d}.parquet", columns))
 
 
 def items_done(folder: Path) -> int:

@@ -19,6 +19,7 @@ from sparring.opponent.replies import checked_facts, read_replies, sample_exampl
 from sparring.policy.batches import Branches, hardest
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
+from sparring.policy.ranks import from_main
 from sparring.policy.score import Scorer, score_trees
 
 REPLIES, GREEDY, LOGPS = "replies", "greedy", "logps.parquet"
@@ -66,13 +67,14 @@ class Measurer:
             replies = self._sample(stage / REPLIES, sampler, self.recipe.sampling.temperature, stream, f"{phase}: replies")
             if self.recipe.evaluate.greedy:
                 self._sample(stage / GREEDY, sampler, 0.0, stream, f"{phase}: greedy replies")
-        if not (stage / LOGPS).exists():
+        if not from_main((stage / LOGPS).exists):
             log.info(f"{phase}: log-probs of {len(self.held_out)} held-out rows")
-            write_table(stage / LOGPS, self._logps(player, opponent, replies))
-        return {"rows": len(self.held_out), **checked_facts(stage / REPLIES)}
+            logps = self._logps(player, opponent, replies)
+            from_main(lambda: write_table(stage / LOGPS, logps))
+        return {"rows": len(self.held_out), **from_main(lambda: checked_facts(stage / REPLIES))}
 
     def _sample(self, folder: Path, sampler: Sampler, temperature: float, stream: Stream, phase: str) -> list[Reply]:
-        folder.mkdir(exist_ok=True)
+        from_main(lambda: folder.mkdir(exist_ok=True))
         rows = self.recipe.sampling.shard_rows
         check = partial(sampler.check, temperature)
         return sample_examples(folder, self.held_out, lambda: sampler.engine(temperature), stream, 1, rows, phase, check)

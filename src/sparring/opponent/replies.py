@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from sparring.console import progress
 from sparring.data.records import Example, Reply
 from sparring.data.tables import items_done, read_rows, run_parts
 from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.policy.batches import share_out
+from sparring.policy.ranks import from_main, gathered, rank, rank_count
 from sparring.rundir import read_json, write_json
 
 CHECK = "logp_check.json"
@@ -32,20 +35,34 @@ def sample_examples(
     every attempt, with the engine's log-probs, before it is committed; what it found in the first attempt stays in CHECK.
     """
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
-    done = items_done(folder)
+    done = from_main(lambda: items_done(folder))
     if done < len(prompts):
-        ready = engine()
+        ready = OnRanks(engine()) if rank_count() > 1 else engine()
         with progress(phase, len(prompts), "replies", done) as shown:
 
             def work(parts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
                 for number, replies in sample_parts(ready, parts, stream, logps=check is not None):
                     if check is not None and number == 0:
-                        _keep_first(folder / CHECK, check(parts[0], replies))
+                        from_main(partial(_check_first, folder, check, parts[0], replies))
                     shown.advance(len(replies), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))
                     yield number, as_columns(replies)
 
-            run_parts(folder, prompts, shard_rows * replicas, work)
-    return read_replies(folder)
+            run_parts(folder, prompts, shard_rows * replicas, work, from_main)
+    return from_main(lambda: read_replies(folder))
+
+
+class OnRanks:
+    """An engine of every rank as one: ranks take about as many tokens each. A reply depends on its own random stream alone."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        shares = share_out([len(prompt.token_ids) for prompt in prompts], rank_count())
+        places = sorted(shares[rank()])
+        replies = self.engine.sample([prompts[place] for place in places], stream, logps)
+        found = {place: reply for part in gathered(list(zip(places, replies, strict=True))) for place, reply in part}
+        return [found[place] for place in range(len(prompts))]
 
 
 def checked_facts(folder: Path) -> dict[str, Any]:
@@ -53,10 +70,11 @@ def checked_facts(folder: Path) -> dict[str, Any]:
     return {"logp_check": read_json(folder / CHECK)} if (folder / CHECK).exists() else {}
 
 
-def _keep_first(file: Path, found: dict[str, Any]) -> None:
+def _check_first(folder: Path, check: Check, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
     """A run that was killed leaves what one that was never killed leaves: the check of its first shard."""
-    if not file.exists():
-        write_json(file, found)
+    found = check(prompts, replies)
+    if not (folder / CHECK).exists():
+        write_json(folder / CHECK, found)
 
 
 def as_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:

@@ -121,9 +121,8 @@ def _options(model: Path, rank: int, sampling: SamplingSection, dtype: str) -> d
         "disable_log_stats": True,
         "seed": 0,
     }
-    for name in ("max_model_len", "max_num_seqs"):
-        if (value := getattr(section, name)) is not None:
-            options[name] = value
+    bounds = {"max_model_len": section.max_model_len, "max_num_seqs": section.max_num_seqs}
+    options |= {name: value for name, value in bounds.items() if value is not None}
     # vLLM makes room for adapters of certain ranks only
     return {**options, "enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length())} if rank else options
 

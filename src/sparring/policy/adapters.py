@@ -110,10 +110,15 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     )
 
 
-def dropouts(model: torch.nn.Module) -> list[torch.nn.Module]:
-    """The dropout layers of the adapters in `model`, where they have any."""
-    found = (module for name, module in model.named_modules() if ".lora_dropout." in name)
-    return [module for module in found if isinstance(module, torch.nn.Dropout)]
+def start_dropout(model: torch.nn.Module, seed: int) -> int:
+    """Have the adapters in `model` drop what their recipe says, drawn from `seed`; all other dropout stays off. Returns how many do."""
+    named = (module for name, module in model.named_modules() if ".lora_dropout." in name)
+    layers = [module for module in named if isinstance(module, torch.nn.Dropout)]
+    for layer in layers:
+        layer.train()
+    if layers:
+        torch.manual_seed(seed)
+    return len(layers)
 
 
 def _require_all(model: Any, folder: Path) -> None:

@@ -5,6 +5,7 @@ Dimensions in names: B rows, L positions of a row, N scored reply tokens of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -108,6 +109,29 @@ def hardest(trees: Iterable[Branches]) -> list[Branches]:
     """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences)."""
     trees = list(trees)
     return [max(trees, key=lambda tree: tree.longest_path), max(trees, key=lambda tree: tree.beside_first)]
+
+
+def share_out(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """Places 0 .. len(sizes) - 1 dealt to the ranks so that the sums of their sizes are close: the largest first, each to the rank that
+    has least so far (Graham's LPT rule, at most 4/3 of the best possible). Every place once, none twice; the same everywhere."""
+    shares: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
+        lightest = min(range(ranks), key=lambda rank: loads[rank])
+        shares[lightest].append(place)
+        loads[lightest] += sizes[place]
+    return shares
+
+
+def dealt(shapes: Sequence[tuple[int, int]], max_tokens: int, layout: Layout, ranks: int) -> list[list[list[int]]]:
+    """The micro-batches of every rank, as places in `shapes`, which are those of the trees of an optimizer step."""
+    shares = share_out([rows * length for rows, length in shapes], ranks)
+    return [list(micro_batches(share, shapes.__getitem__, max_tokens, layout)) for share in shares]
+
+
+def shortest(shapes: Sequence[tuple[int, int]]) -> int:
+    """The place of the tree that computes least: what a rank takes, for nothing, to stay in step with the others."""
+    return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 
 def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:

@@ -15,6 +15,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparring.console import log
+from sparring.errors import UserError
+from sparring.policy import strategies
+from sparring.policy.packed import is_out_of_memory
 
 # Shapes whose kernels oneDNN and torch's layer over it keep, one cache each; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
@@ -29,6 +32,8 @@ def make_accelerator() -> Accelerator:
     Accelerate keeps one precision per process, and other code of it may have asked for another.
     """
     bound_kernel_caches()
+    if (joined := strategies.accelerator_of_rank()) is not None:
+        return joined
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != "no":
         AcceleratorState._reset_state()
     return Accelerator(mixed_precision="no")
@@ -98,6 +103,19 @@ def release_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def memory_error(error: BaseException) -> UserError | None:
+    """What to tell where a device or the machine had no memory left; None for any other error."""
+    if isinstance(error, UserError) or not is_out_of_memory(error):
+        return None
+    said = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(
+        f"out of memory: {said}",
+        remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, chosen.json in the run "
+        "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run goes on "
+        "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices",
+    )
 
 
 def keep_soft_caps(model: PreTrainedModel) -> PreTrainedModel:

@@ -18,11 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches
+from sparring.policy.batches import Branches, Layout, TreeBatch, collate, dealt, shortest
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
+from sparring.policy.ranks import gathered, rank, rank_count
 
 CHECK_TOLERANCE = 1e-4
 
@@ -74,11 +75,21 @@ class Scorer(nn.Module):
         with packed(batch.index):
             logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
         sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
-        return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies)
+        # cloned: FSDP hangs its hooks on what a module returns, and may lose them on a view
+        return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies).clone()
 
     def collate(self, trees: Sequence[Branches]) -> TreeBatch:
         """The micro-batch in this scorer's layout, on the model's device."""
         return collate(trees, self.row_layout).to(self.model.device)
+
+    @property
+    def _no_split_modules(self) -> list[str] | None:
+        """The layers, by the name under which Accelerate asks a model for them."""
+        return self.model._no_split_modules
+
+    def tie_weights(self) -> None:
+        """Asked for by Accelerate after it has moved parameters."""
+        self.model.tie_weights()
 
     @property
     def row_layout(self) -> Layout:
@@ -184,15 +195,22 @@ def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextMa
 
 
 @torch.no_grad()
-def score_trees(scorer: Scorer, trees: Sequence[Branches], max_tokens: int) -> list[list[float]]:
-    """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`."""
-    groups, logps = [], []
-    for group in micro_batches(range(len(trees)), lambda index: trees[index].shape(scorer.row_layout), max_tokens, scorer.row_layout):
-        groups.append(group)
-        logps.append(scorer(scorer.collate([trees[index] for index in group])))
+def score_trees(
+    scorer: Scorer, trees: Sequence[Branches], max_tokens: int, passes: nn.Module | None = None, in_step: bool = False
+) -> list[list[float]]:
+    """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`; ranks share the trees.
+
+    passes: what the scorer is wrapped in, if it is; in_step: every pass needs all ranks, so that some compute a tree for nothing.
+    """
+    shapes = [tree.shape(scorer.row_layout) for tree in trees]
+    groups = dealt(shapes, max_tokens, scorer.row_layout, rank_count())
+    mine = groups[rank()]
+    idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if in_step else []
+    logps = [(passes or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
     # all are on their way before the first is waited for
-    found = {index: row for group, rows in zip(groups, logps, strict=True) for index, row in zip(group, rows.tolist(), strict=True)}
-    return [found[index][: len(tree.replies)] for index, tree in enumerate(trees)]
+    found = {index: row for group, rows in zip(mine, logps, strict=False) for index, row in zip(group, rows.tolist(), strict=True)}
+    scored = {index: row for part in gathered(found) for index, row in part.items()}
+    return [scored[index][: len(tree.replies)] for index, tree in enumerate(trees)]
 
 
 def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparring.rundir import fsync, read_json, write_json
 
-FOLDER = "checkpoint"
+FOLDER, OPTIMIZER = "checkpoint", "optimizer.safetensors"
 
 
 class Saveable(Protocol):
@@ -23,12 +24,15 @@ class Saveable(Protocol):
     def save_pretrained(self, folder: Path) -> None: ...
 
 
-def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: torch.optim.Optimizer) -> None:
-    """Replace the stage's checkpoint by one after `step` steps; the old one goes when the new one is complete."""
+def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str, torch.Tensor]) -> None:
+    """Replace the stage's checkpoint by one after `step` steps; the old one goes when the new one is complete.
+
+    optimizer: what `flat_state` gives. Rank 0 alone writes: a checkpoint is that of one process, and any number of ranks may go on from it.
+    """
     new = stage / f"{FOLDER}-{step:07d}"
     shutil.rmtree(new, ignore_errors=True)
     model.save_pretrained(new)
-    save_file(_flat_state(optimizer), new / "optimizer.safetensors")
+    save_file(optimizer, new / OPTIMIZER)
     for file in new.iterdir():
         fsync(file)
     write_json(new / "step.json", {"step": step})
@@ -44,14 +48,16 @@ def latest_checkpoint(stage: Path) -> tuple[int, Path] | None:
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer tensors of a checkpoint, bit for bit."""
+    """Load the optimizer tensors of a checkpoint, bit for bit; a sharded optimizer takes its part of each."""
     state = optimizer.state_dict()
     state["state"] = {}
-    for name, tensor in load_file(folder / "optimizer.safetensors").items():
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in load_file(folder / OPTIMIZER).items():
         index, key = name.split(".", 1)
         # whole numbers are bitsandbytes' steps; torch's are float32 tensors
         is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
-        state["state"].setdefault(int(index), {})[key] = int(tensor) if is_number else tensor
+        value = int(tensor) if is_number else _placed_as(parameters[int(index)], tensor)
+        state["state"].setdefault(int(index), {})[key] = value
     optimizer.load_state_dict(state)
 
 
@@ -60,7 +66,14 @@ def remove_checkpoints(stage: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _placed_as(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
+        return whole
+    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimizer's tensors by "parameter's number.name"."""
     found: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():

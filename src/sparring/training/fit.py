@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from sparring.config import OptimSection
 from sparring.console import log, progress
 from sparring.errors import UserError
-from sparring.policy.batches import hardest, micro_batches
+from sparring.policy.adapters import start_dropout
+from sparring.policy.batches import dealt, hardest, shortest
 from sparring.policy.compute import make_accelerator
-from sparring.policy.score import Scorer
+from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
 from sparring.rundir import fsync, write_text
-from sparring.training.checkpoint import latest_checkpoint, restore_optimizer, save_checkpoint
-from sparring.training.masters import Weights, trainable_weights
-from sparring.training.optimizers import make_optimizer
+from sparring.training.checkpoint import Saveable, latest_checkpoint, save_checkpoint
 from sparring.training.plan import TrainPlan
+from sparring.training.ranked import ranked_weights
 from sparring.training.tasks import Task
 from sparring.training.watch import HumanLogpWatch
 
@@ -34,12 +34,14 @@ Numbers = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FitResult:
-    weights: Weights
+    """What rank 0 can save, and the stage's facts."""
+
+    weights: Saveable
     facts: dict[str, Any]
 
     @property
     def model(self) -> torch.nn.Module:
-        """What was trained: float32 weights, or a PEFT model with a float32 adapter."""
+        """What was trained: float32 weights, with several ranks perhaps a part of them; or a PEFT model with a float32 adapter."""
         return self.weights.masters
 
 
@@ -48,30 +50,28 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
 
     `labels` are added to every line of metrics. Raises UserError on a non-finite loss or gradient, before the update.
     """
-    first_step, folder = latest_checkpoint(stage) or (0, start)
+    first_step, folder = from_main(lambda: latest_checkpoint(stage)) or (0, start)
     trainer = _Trainer(folder, task, plan, settings)
     log.info(f"{phase}: {plan.steps} steps of {plan.batch_size} {task.unit}, {plan.epochs:.3g} epochs, lr {plan.lr:g}")
     if first_step:
         log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
-        restore_optimizer(folder, trainer.optimizer)
-    rows = _metrics_until(stage / METRICS, first_step)
+        trainer.weights.restore_optimizer(folder)
+    rows = from_main(lambda: _metrics_until(stage / METRICS, first_step))
     watch = HumanLogpWatch(phase)
     for row in rows:  # what it saw before the interruption
         watch.see(row)
-    with progress(phase, plan.steps, "steps", first_step) as shown, open(stage / METRICS, "a", encoding="utf-8") as metrics:
+    with progress(phase, plan.steps, "steps", first_step) as shown, _appending(stage / METRICS) as write:
         for step in range(first_step, plan.steps):
             row = {**labels, "step": step, **trainer.step(step)}
             rows.append(row)
-            metrics.write(json.dumps(row) + "\n")
-            metrics.flush()
+            write(json.dumps(row) + "\n")
             watch.see(row)
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
-                fsync(stage / METRICS)
-                save_checkpoint(stage, step + 1, trainer.weights, trainer.optimizer)
+                trainer.checkpoint(stage, step + 1)
     watch.end()
-    facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout}
-    return FitResult(trainer.weights, {**facts, **_work_of(rows, phase), **watch.facts()})
+    facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout, "ranks": rank_count()}
+    return FitResult(trainer.weights.saveable(), {**facts, **_work_of(rows, phase), **watch.facts()})
 
 
 def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
@@ -84,40 +84,40 @@ def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
 
 
 class _Trainer:
-    """Model, optimizer and one step of it."""
+    """Model, optimizer and one step of it. Every rank has one, and computes its share of each step."""
 
     def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
         self.task, self.plan, self.settings = task, plan, settings
-        self.accelerator: Accelerator = make_accelerator()
-        self.weights = trainable_weights(folder, settings, self.accelerator.device, plan.seed)
-        self.model = self.weights.masters
+        self.weights = ranked_weights(folder, settings, make_accelerator(), plan.seed)
+        self.model, self.scorer = self.weights.model, self.weights.scorer
         self.max_tokens = settings.max_tokens
-        self.scorer = Scorer(self.weights.model)
         self.scorer.choose_layout(*hardest(task.branches(index) for index in range(len(task))))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
-        optimizer = make_optimizer(self.model, settings)
-        self.prepared, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+        self.weights.prepare(settings)
+        self.optimizer = self.weights.optimizer
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns its metrics. Nothing is updated when the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.plan.batch(step)
         weight = self.task.weight(batch)
-        self.weights.start_dropout(self.plan.seed * 1_000_003 + step)  # by the step alone: a resumed run drops the same
+        start_dropout(self.scorer.model, self.plan.seed * 1_000_003 + step)  # by the step alone: a resumed run drops the same
         numbers: list[Numbers] = []
-        work: dict[str, int] = Counter()
+        work: Counter[str] = Counter()
         order: list[int] = []
-        # by place in the batch, as the opponent pass does: equal groups give equal rounding
-        layout = self.scorer.row_layout
-        for group in micro_batches(range(len(batch)), lambda place: self._shape(batch[place]), self.max_tokens, layout):
-            order += (items := [batch[place] for place in group])
-            numbers.append(self._accumulate(items, weight, work))
-        means = self._means(numbers, order, step)  # the only wait for the device beside the gradient's norm
-        norm = self._clip(step, batch)
+        mine, idle = self._my_groups(batch)
+        for turn, items in enumerate([*mine, *idle], 1):
+            counts = turn <= len(mine)
+            found = self._accumulate(items, weight if counts else 0.0, work, turn == len(mine) + len(idle))
+            if counts:
+                order += items
+                numbers.append(found)
+        means = self._means(numbers, order, step, work)  # the only wait for the device beside the gradient's norm
         lr = self.plan.learning_rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
+        norm = self._clip(step, batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.weights.publish()
@@ -126,33 +126,72 @@ class _Trainer:
         speed = {"seconds": seconds, "tokens_per_second": work["tokens"] / seconds}
         return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **work, **speed}
 
-    def _accumulate(self, group: Sequence[int], weight: float, work: dict[str, int]) -> Numbers:
+    def checkpoint(self, stage: Path, step: int) -> None:
+        """Rank 0 writes, with what the others tell it; nobody goes on before it is on disk."""
+        optimizer, model = self.weights.optimizer_tensors(), self.weights.saveable()
+
+        def write() -> None:
+            fsync(stage / METRICS)
+            save_checkpoint(stage, step, model, optimizer)
+
+        from_main(write)
+
+    def _my_groups(self, batch: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
+        """This rank's micro-batches of a step; and, where all ranks must be in step, those that it computes for nothing after them."""
+        # by place in the batch, as the opponent pass does: equal groups give equal rounding
+        shapes = [self._shape(index) for index in batch]
+        groups = dealt(shapes, self.max_tokens, self.scorer.row_layout, rank_count())
+        mine = [[batch[place] for place in group] for group in groups[rank()]]
+        idle = max(map(len, groups)) - len(mine) if self.weights.in_step else 0
+        return mine, [[batch[shortest(shapes)]]] * idle
+
+    def _accumulate(self, group: Sequence[int], weight: float, work: Counter[str], is_last: bool) -> Numbers:
         """Adds to the gradient, and to `work` what was computed for it; returns the loss and the task's numbers of every item."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
-        losses = self.task.losses(group, self.prepared(batch))
-        self.accelerator.backward(losses.loss_D.sum() * weight)
-        for name, count in {"tokens": batch.tokens, "positions": batch.positions, "micro_batches": 1}.items():
+        losses = self.task.losses(group, self.weights.passes(batch))
+        self.weights.backward(losses.loss_D.sum() * weight, is_last)
+        for name, count in {"tokens": batch.tokens if weight else 0, "positions": batch.positions, "micro_batches": 1}.items():
             work[name] += count
         return {"loss": losses.loss_D.detach(), **losses.numbers}
 
-    def _means(self, numbers: Sequence[Numbers], items: Sequence[int], step: int) -> dict[str, float]:
-        """Means over the items of a step, which must all have a finite loss."""
-        names = list(numbers[0])
-        table = torch.cat([torch.stack([found[name].double() for name in names]) for found in numbers], dim=1).cpu()
-        bad = [self.task.name(items[place]) for place in (~table[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
+    def _means(self, numbers: Sequence[Numbers], items: Sequence[int], step: int, work: Counter[str]) -> dict[str, float]:
+        """Means over the items of a step, which must all have a finite loss; every rank's, and in `work` what all have computed."""
+        names = list(numbers[0]) if numbers else []
+        table = [torch.stack([found[name].double() for name in names]) for found in numbers]
+        everybody = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
+        for *_, others in everybody[:rank()] + everybody[rank() + 1 :]:
+            work.update(others)  # a Counter adds
+        found = [part for part in everybody if part[0]]
+        names, whole = found[0][0], torch.cat([part[1] for part in found], dim=1)
+        order = [index for part in found for index in part[2]]
+        bad = [self.task.name(order[place]) for place in (~whole[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
         if bad:
             raise _not_finite("loss", step, bad)
-        return dict(zip(names, table.mean(1).tolist(), strict=True))
+        return dict(zip(names, whole.mean(1).tolist(), strict=True))
 
     def _clip(self, step: int, batch: Sequence[int]) -> float:
-        limit = self.settings.max_grad_norm
-        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit))
+        norm = self.weights.clip(self.settings.max_grad_norm)
         if not math.isfinite(norm):
             raise _not_finite("gradient", step, [self.task.name(index) for index in batch])
         return norm
 
     def _shape(self, index: int) -> tuple[int, int]:
         return self.task.branches(index).shape(self.scorer.row_layout)
+
+
+@contextlib.contextmanager
+def _appending(path: Path) -> Iterator[Callable[[str], None]]:
+    """What adds to the file at once, on rank 0, and does nothing on the others."""
+    if not is_main():
+        yield lambda text: None
+        return
+    with open(path, "a", encoding="utf-8") as file:
+
+        def write(text: str) -> None:
+            file.write(text)
+            file.flush()
+
+        yield write
 
 
 def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -166,7 +205,10 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def _not_finite(what: str, step: int, names: Sequence[str]) -> UserError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    return UserError(
-        f"the {what} is not finite at step {step} (rows {shown}); no update was made",
-        remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
+    # every rank has found the same
+    return agreed(
+        UserError(
+            f"the {what} is not finite at step {step} (rows {shown}); no update was made",
+            remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
+        )
     )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparring.config import OptimSection
-from sparring.policy.adapters import attach, base_of, dropouts, is_adapter, new_adapter, save_adapter
+from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import load_model
 
@@ -41,9 +41,6 @@ class MasterWeights:
             for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
                 parameter.copy_(master)
 
-    def start_dropout(self, seed: int) -> None:
-        """Nothing is dropped: player and opponent must score alike."""
-
     def save_pretrained(self, folder: Path) -> None:
         self.masters.save_pretrained(folder)
 
@@ -64,14 +61,6 @@ class AdapterWeights:
 
     def publish(self) -> None:
         """Nothing to do: what was moved is what computes."""
-
-    def start_dropout(self, seed: int) -> None:
-        """Have the adapters drop what their recipe says, drawn from `seed`; all other dropout stays off."""
-        layers = dropouts(self.model)
-        for layer in layers:
-            layer.train()
-        if layers:
-            torch.manual_seed(seed)
 
     def save_pretrained(self, folder: Path) -> None:
         """The adapter alone; its base is named by the way from `folder` to it, so that a run may be moved."""

@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from sparring.config import OptimSection
 from sparring.console import progress
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of, hardest
-from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
-from sparring.policy.load import load_model
-from sparring.policy.score import Scorer, score_trees
-from sparring.training.masters import AdapterWeights
+from sparring.policy.compute import make_accelerator
+from sparring.policy.ranks import from_main, rank_count
+from sparring.policy.score import score_trees
 from sparring.training.plan import TrainPlan
+from sparring.training.ranked import FrozenWeights
 
 STEPS_PER_SHARD = 8
 
@@ -29,7 +27,7 @@ def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainP
     Returns the stage's facts.
     """
     steps = list(range(plan.first_pass_steps()))
-    done = items_done(stage)
+    done = from_main(lambda: items_done(stage))
     if done < len(steps):
         scoring = _Scoring(opponent, duels, settings, plan.seed)
         with progress(phase, len(steps), "batches", done) as shown:
@@ -41,8 +39,8 @@ def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainP
                     shown.advance()
                 return {name: [row[name] for row in rows] for name in ("duel_id", "logps", "tokens")}
 
-            run_shards(stage, steps, STEPS_PER_SHARD, work)
-    return {"scored_tokens": sum(row["tokens"] for row in read_rows(stage))}
+            run_shards(stage, steps, STEPS_PER_SHARD, work, from_main)
+    return {"scored_tokens": from_main(lambda: sum(row["tokens"] for row in read_rows(stage))), "ranks": rank_count()}
 
 
 def read_logps(stage: Path) -> dict[str, list[float]]:
@@ -53,26 +51,20 @@ def read_logps(stage: Path) -> dict[str, list[float]]:
     return logps
 
 
-def _opponent(folder: Path, settings: OptimSection, seed: int) -> PreTrainedModel:
-    """The model that training will start from, down to its arithmetic: DoRA rounds in bfloat16 even while it changes nothing."""
-    device = make_accelerator().device
-    if settings.lora is not None:
-        return AdapterWeights(folder, settings, device, seed).model
-    return load_model(folder, COMPUTE_DTYPES[settings.precision]).to(device)
-
-
 class _Scoring:
     def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection, seed: int) -> None:
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
-        self.scorer = Scorer(_opponent(folder, settings, seed))
+        self.weights = FrozenWeights(folder, settings, make_accelerator(), seed)
+        self.scorer = self.weights.scorer
         self.scorer.choose_layout(*hardest(self.trees))
+        self.weights.prepare()
         self.max_tokens = settings.max_tokens
 
     def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
-        """Name, log-probs and computed tokens of every duel of an optimizer step."""
+        """Name, log-probs and computed tokens of every duel of an optimizer step; ranks share them as they do in training."""
         trees = [self.trees[index] for index in batch]
-        scored = score_trees(self.scorer, trees, self.max_tokens)
+        scored = score_trees(self.scorer, trees, self.max_tokens, self.weights.passes, self.weights.in_step)
         names = [self.names[index] for index in batch]
         tokens = [tree.tokens(self.scorer.row_layout) for tree in trees]
         rows = zip(names, scored, tokens, strict=True)

@@ -34,6 +34,19 @@ def require_four_bit(settings: OptimSection, where: str) -> None:
     _require_bitsandbytes("4bit", where)
 
 
+def require_shardable(settings: OptimSection, where: str) -> None:
+    """Raise UserError for what cannot be sharded: adapters, and states that are no tensors of their parameter's shape."""
+    replicas = "launcher.strategy: ddp, where every rank holds all of the model"
+    if settings.lora is not None:
+        raise UserError("adapters do not work where the launcher shards the model", where=f"{where}.lora", remedy=f"use {replicas}")
+    if settings.optimizer == "adafactor" or settings.optimizer in EIGHT_BIT:
+        raise UserError(
+            f"{settings.optimizer} does not work where the launcher shards it",
+            where=f"{where}.optimizer",
+            remedy=f"choose rmsprop or adamw, whose states are sharded, or {replicas}",
+        )
+
+
 def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
     """The recipe's optimizer over float32 weights; weight decay on matrices only, not on norms and biases."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]

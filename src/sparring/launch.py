@@ -1,0 +1,237 @@
+"""Starting a stage on many ranks with `accelerate launch`, on one machine or several, and telling what became of them.
+
+Machine 0 plays the game; where a stage is to be computed by many ranks it writes the call for it into the run directory and starts its
+own ranks. The other machines wait for such calls. The ranks meet by torch's rendezvous; which of them does what is Accelerate's and
+torch's affair.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparring.config import LauncherSection, Recipe, to_yaml
+from sparring.console import is_quiet, log
+from sparring.errors import UserError
+from sparring.rundir import read_json, write_json, write_text
+
+# Names in the ranks' environment: where to leave word of what stopped them, and whether warnings alone are wanted
+REPORTS, QUIET = "SPARRING_REPORTS", "SPARRING_QUIET"
+CALL, CALLED_RECIPE = "launch.json", "launch.yaml"
+DEFAULT_PORT = 29500
+POLL_SECONDS = 0.5
+# How long a machine that finds an old game ended waits for a new one
+GRACE_SECONDS = 60.0
+PATIENCE_SECONDS = 30.0
+
+
+def check_launcher(launcher: LauncherSection) -> None:
+    """Raise UserError for what this machine cannot start."""
+    if launcher.kind == "inline":
+        return
+    if launcher.config_file is not None and not Path(launcher.config_file).expanduser().is_file():
+        raise UserError(
+            f"no such file: {launcher.config_file}",
+            where="launcher.config_file",
+            remedy="`accelerate config --config_file FILE` writes one",
+        )
+    _check_deepspeed(launcher.strategy)
+    if launcher.config_file is None:
+        _check_devices(launcher)
+    _check_port(launcher)
+
+
+@contextlib.contextmanager
+def calling(recipe: Recipe, root: Path) -> Iterator[None]:
+    """The time of a game on machine 0: old calls do not count, and at its end the other machines are let go."""
+    several = recipe.launcher.machines > 1
+    if several:
+        (root / CALL).unlink(missing_ok=True)
+    yield
+    if several:
+        write_json(root / CALL, {"attempt": uuid.uuid4().hex, "stage": None})
+
+
+def launch(recipe: Recipe, root: Path, stage: str) -> None:
+    """Have the ranks compute a stage of the run in `root`, which their rank 0 commits.
+
+    Raises their UserError, or RuntimeError where a rank was killed or met a fault: the run can go on from the last checkpoint.
+    """
+    write_text(root / CALLED_RECIPE, to_yaml(recipe))
+    if recipe.launcher.machines > 1:
+        write_json(root / CALL, {"attempt": uuid.uuid4().hex, "stage": stage})
+        log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines meet at {_meeting_point(recipe.launcher)}")
+    _run_ranks(recipe.launcher, root, stage)
+
+
+def follow(recipe: Recipe, root: Path) -> None:
+    """Lend this machine's ranks to every stage that machine 0 calls for, until the game is over."""
+    check_launcher(recipe.launcher)
+    log.info(f"machine {recipe.launcher.machine_rank} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")
+    seen, began = None, time.monotonic()
+    while True:
+        call = _read_call(root)
+        if call is not None and call["attempt"] != seen:
+            if call["stage"] is not None:
+                seen = call["attempt"]
+                _lend(recipe.launcher, root, call["stage"])
+            elif seen is not None or time.monotonic() - began > GRACE_SECONDS:
+                return
+        time.sleep(POLL_SECONDS)
+
+
+def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
+    """The `accelerate launch` command that starts this machine's ranks of a stage."""
+    return [
+        *[sys.executable, "-m", "accelerate.commands.launch", *_options(launcher)],
+        *["-m", "sparring", "stage", str(root / CALLED_RECIPE), stage],
+    ]
+
+
+def _options(launcher: LauncherSection) -> list[str]:
+    if launcher.config_file is not None:
+        options = ["--config_file", str(Path(launcher.config_file).expanduser())]
+        options += ["--num_processes", str(launcher.processes)] if launcher.processes else []
+        if launcher.machines > 1:
+            options += _machine_options(launcher)
+        return options
+    processes = process_count(launcher)
+    options = ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *_machine_options(launcher)]
+    # the name of what starts several processes with torch's own launcher, on GPUs or not
+    options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
+    if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
+        options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) * launcher.machines // processes))]
+    return options
+
+
+def _machine_options(launcher: LauncherSection) -> list[str]:
+    options = ["--num_machines", str(launcher.machines), "--machine_rank", str(launcher.machine_rank)]
+    if launcher.machines == 1:
+        return [*options, "--main_process_port", str(launcher.main_process_port or 0)]  # 0: a free one
+    port = str(launcher.main_process_port or DEFAULT_PORT)
+    address = ["--main_process_ip", launcher.main_process_ip] if launcher.main_process_ip else []  # else the config file has it
+    return [*options, *address, "--main_process_port", port, "--same_network"]
+
+
+def process_count(launcher: LauncherSection) -> int:
+    """Ranks on all machines together."""
+    return launcher.processes or launcher.machines * max(1, _gpus())
+
+
+def ranks_here(launcher: LauncherSection) -> int:
+    """Ranks on this machine."""
+    return 1 if launcher.kind == "inline" else max(1, process_count(launcher) // launcher.machines)
+
+
+def _run_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="sparring-") as folder:
+        environment = {**os.environ, **_environment(launcher), REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
+        process = subprocess.Popen(command(launcher, root, stage), env=environment)
+        try:
+            code = process.wait()
+        except BaseException:  # an interrupt: the ranks' own launcher ends them
+            process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE_SECONDS)
+            process.kill()
+            raise
+        _raise_reported(stage, code, [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))])
+
+
+def _environment(launcher: LauncherSection) -> dict[str, str]:
+    if not launcher.cpu:
+        return {}
+    deepspeed = launcher.strategy.startswith("deepspeed")
+    return {"DS_ACCELERATOR": "cpu"} if deepspeed else {"ACCELERATE_USE_CPU": "true"}
+
+
+def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> None:
+    for report in reports:
+        if "what" in report:
+            raise UserError(report["what"], where=report["where"], remedy=report["remedy"])
+    if code or reports:
+        found = "".join(f"; rank {report['rank']} met {report['fault']}" for report in reports)
+        raise RuntimeError(
+            f"{stage}: a rank was killed or met a fault; the launcher's lines above say which was first{found}. "
+            "A kill with signal 9 that nobody sent is mostly the system's, when its memory is full"
+        )
+
+
+def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
+    try:
+        log.info(f"{stage}: lending ranks")
+        _run_ranks(launcher, root, stage)
+    except (UserError, RuntimeError) as error:
+        log.warning(f"{error}\nwaiting for machine 0 to go on")
+
+
+def _read_call(root: Path) -> dict[str, Any] | None:
+    return read_json(root / CALL) if (root / CALL).exists() else None
+
+
+def _meeting_point(launcher: LauncherSection) -> str:
+    return f"{launcher.main_process_ip or 'the address in the config file'}:{launcher.main_process_port or DEFAULT_PORT}"
+
+
+def _check_deepspeed(strategy: str) -> None:
+    import importlib.util
+
+    if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"{strategy} needs the package deepspeed", where="launcher.strategy", remedy="pip install 'sparring[deepspeed]'")
+
+
+def _check_devices(launcher: LauncherSection) -> None:
+    processes = process_count(launcher)
+    if processes % launcher.machines:
+        raise UserError(
+            f"{processes} processes cannot be spread evenly over {launcher.machines} machines",
+            where="launcher.processes",
+            remedy="it counts the ranks of all machines together: give a multiple of launcher.machines",
+        )
+    here, gpus = processes // launcher.machines, _gpus()
+    if launcher.cpu:
+        return
+    if gpus == 0:
+        raise UserError(
+            "this machine has no GPU that torch can use, and the launcher would start its ranks on GPUs",
+            where="launcher",
+            remedy="launcher.cpu=true starts ranks on CPU, launcher=inline computes in one process",
+        )
+    if here > gpus:
+        raise UserError(
+            f"{here} ranks on this machine, which has {gpus} GPUs", where="launcher.processes", remedy="give every rank a GPU of its own"
+        )
+
+
+def _check_port(launcher: LauncherSection) -> None:
+    """The port must be free where the ranks meet; on one machine nobody needs to name one."""
+    port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
+    if port is None or launcher.machine_rank > 0 or launcher.config_file is not None:
+        return
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((launcher.main_process_ip or "", port))
+        except OSError as error:
+            where = f"launcher.main_process_ip, launcher.main_process_port ({launcher.main_process_ip or ''}:{port})"
+            raise UserError(
+                f"the ranks cannot meet there: {error.strerror}",
+                where=where,
+                remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or name none",
+            ) from None
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0

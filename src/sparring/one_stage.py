@@ -1,0 +1,145 @@
+"""What every rank of a launched stage runs: `sparring stage RECIPE STAGE`, under accelerate launch, torchrun or srun."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sparring.config import Recipe
+from sparring.console import be_silent, log_file, set_up_logging
+from sparring.control import measure_control, train_control
+from sparring.errors import UserError
+from sparring.evaluation.stop import Scores, stop_reason
+from sparring.launch import QUIET, REPORTS
+from sparring.policy.compute import memory_error
+from sparring.policy.player import Policy
+from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
+from sparring.policy.strategies import join
+from sparring.rundir import RunDir
+from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stages import Stages
+
+SHARED = "sft, iterations/NNN/generate, score, train and measure, baseline/measure, continued-sft/train and measure"
+OF_ITERATION = re.compile(r"iterations/(\d{3,})/(generate|score|train|measure)")
+
+
+def run_stage(recipe: Recipe, name: str) -> None:
+    """Compute stage `name` of the recipe's run as one of its ranks. What comes before it must be finished; rank 0 commits.
+
+    Raises UserError; where the ranks were started by `sparring run` it is left to that process to report it.
+    """
+    set_up_logging(quiet=QUIET in os.environ)
+    with _reported():
+        accelerator = join(recipe.launcher.strategy, recipe.launcher.cpu)
+        if not is_main():
+            be_silent()
+        require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
+        directory = RunDir(Path(recipe.run_dir))
+        with _writer(directory):
+            _compute(Stages(recipe, directory, target=name), name)
+        accelerator.end_training()  # leaves the group of ranks in good order
+
+
+def _compute(stages: Stages, name: str) -> None:
+    found = OF_ITERATION.fullmatch(name)
+    if found is not None:
+        _compute_of_iteration(stages, int(found[1]), found[2])
+    elif name == SFT:
+        stages.sft()
+    elif name == measure_stage(BASELINE):
+        stages.measure(BASELINE, stages.sft(), None, round_index=0)
+    elif name == CONTROL_TRAIN:
+        train_control(stages, stages.sft(), _played(stages))
+    elif name == measure_stage(CONTROL):
+        measure_control(stages, _measured(stages, BASELINE, stages.sft()), _played(stages))
+    else:
+        raise AgreedError(f"{name!r} is no stage that ranks compute together", where="STAGE", remedy=f"there are {SHARED}")
+
+
+def _compute_of_iteration(stages: Stages, t: int, part: str) -> None:
+    opponent = _player(stages, t - 1)
+    if part == "generate":
+        stages.generate(opponent, t)
+    elif part == "measure":
+        stages.measure(iteration_name(t), _player(stages, t), opponent, round_index=t + 1)
+    else:
+        window = stages.window(t)
+        (stages.score if part == "score" else stages.train)(opponent, window, t)
+
+
+def _player(stages: Stages, t: int) -> Policy:
+    """Who came out of iteration t with its measurements, as far as there are any; the start of the game for -1."""
+    if t < 0:
+        return _measured(stages, BASELINE, stages.sft())
+    record = stages.run.finished(iteration_stage(t, "train"))
+    if record is None:
+        what = f"{iteration_stage(t, 'train')} is not finished"
+        raise AgreedError(what, where=str(stages.run.root), remedy="`sparring run` plays up to it")
+    return _measured(stages, iteration_name(t), Policy.of_stage(record))
+
+
+def _measured(stages: Stages, owner: str, player: Policy) -> Policy:
+    return player.with_results(stages.run.root / measure_stage(owner), stages.run.root / evaluate_stage(owner))
+
+
+def _played(stages: Stages) -> int:
+    """How many iterations the game had before the control: up to the stop rule, as the game itself judges it."""
+    start = stages.scores_of(evaluate_stage(BASELINE))
+    iterations: list[Scores] = []
+    while stages.run.finished(evaluate_stage(iteration_name(len(iterations)))):
+        iterations.append(stages.scores_of(evaluate_stage(iteration_name(len(iterations)))))
+        if stop_reason(stages.recipe, start, iterations):
+            break
+    return len(iterations)
+
+
+def _compared(recipe: Recipe, name: str) -> dict[str, Any]:
+    values = recipe.model_dump(mode="json")
+    values["launcher"].pop("machine_rank")
+    return {"stage": name, **values}
+
+
+@contextlib.contextmanager
+def _writer(directory: RunDir) -> Iterator[None]:
+    """Rank 0 holds the run directory and its log; started by hand it is the one that works here, and not by `sparring run`."""
+    with contextlib.ExitStack() as stack:
+
+        def enter() -> None:
+            if REPORTS not in os.environ:
+                stack.enter_context(directory.lock())
+            stack.enter_context(directory.ranks_lock())
+            stack.enter_context(log_file(directory.root / "run.log"))
+
+        from_main(enter)
+        yield
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    """Leave word of an error for the process that waits for the ranks, where there is one."""
+    try:
+        yield
+    except Exception as error:
+        user = memory_error(error) or error
+        folder = os.environ.get(REPORTS)
+        if folder is None:
+            _raise_alone(user, error)
+        if isinstance(user, UserError):
+            what = user.what if isinstance(user, AgreedError) else f"rank {rank()}: {user.what}"
+            report = {"what": what, "where": user.where, "remedy": user.remedy}
+        else:
+            report = {"fault": f"{type(error).__name__}: {error}"}
+        Path(folder, f"{rank():05d}.json").write_text(json.dumps({"rank": rank(), **report}), encoding="utf-8")
+        if not isinstance(user, AgreedError):
+            raise  # the launcher ends the other ranks, which wait for this one
+
+
+def _raise_alone(user: BaseException, error: BaseException) -> None:
+    if isinstance(user, AgreedError) and not is_main():
+        raise SystemExit(2) from None  # rank 0 tells it
+    raise user from (None if user is error else error)

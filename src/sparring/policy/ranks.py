@@ -1,0 +1,69 @@
+"""The processes that work on a stage together: which one this is, what rank 0 says, what all have found. Through Accelerate alone.
+
+A process that nobody launched is the only rank, and everything here is free of charge in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from sparring.errors import UserError
+from sparring.rundir import differences
+
+T = TypeVar("T")
+
+
+def rank_count() -> int:
+    return PartialState().num_processes if PartialState._shared_state else 1
+
+
+def rank() -> int:
+    return PartialState().process_index if PartialState._shared_state else 0
+
+
+def is_main() -> bool:
+    """Whether this rank writes: files, the log, the progress."""
+    return rank() == 0
+
+
+def gathered(value: T) -> list[T]:
+    """What every rank passed, in the order of the ranks, on every rank."""
+    return gather_object([value]) if rank_count() > 1 else [value]
+
+
+def from_main(work: Callable[[], T]) -> T:
+    """The result of `work`, which rank 0 alone does; its UserError is raised on every rank."""
+    if rank_count() == 1:
+        return work()
+    told: list[Any] = [None, None]
+    if is_main():
+        try:
+            told[0] = work()
+        except UserError as error:
+            told[1] = (error.what, error.where, error.remedy)
+    result, problem = broadcast_object_list(told)
+    if problem is not None:
+        what, where, remedy = problem
+        raise AgreedError(what, where=where, remedy=remedy)
+    return result
+
+
+class AgreedError(UserError):
+    """An error that every rank raises at the same place, so that rank 0 may report it for all of them."""
+
+
+def agreed(error: UserError) -> AgreedError:
+    return AgreedError(error.what, where=error.where, remedy=error.remedy)
+
+
+def require_equal(values: dict[str, Any], what: str, remedy: str) -> None:
+    """Raise UserError, on every rank, where a rank holds other `values` (JSON) than rank 0; says which and how they differ."""
+    found: Sequence[dict[str, Any]] = gathered(values)
+    for number, other in enumerate(found):
+        if other != found[0]:
+            lines = "\n  ".join(differences(found[0], other))
+            raise AgreedError(f"rank {number} {what} than rank 0:\n  {lines}", remedy=remedy)

@@ -1,0 +1,111 @@
+"""How the ranks of a launched stage share a model: replicas, FSDP2's shards or DeepSpeed's ZeRO. All of it is Accelerate's and torch's."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Any
+
+from accelerate import Accelerator, FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+
+from sparring.errors import UserError
+
+# Rank 0 loads, checks and writes for all; the others wait in a collective meanwhile
+WAIT_FOR_OTHERS = timedelta(hours=2)
+
+_joined: Accelerator | None = None
+
+
+def accelerator_of_rank() -> Accelerator | None:
+    """The one Accelerator of a rank; None in a process that nobody launched."""
+    return _joined
+
+
+def join(strategy: str, cpu: bool) -> Accelerator:
+    """Become one of the ranks that the launcher has started, under its own plugin or else under the recipe's `strategy`.
+
+    A single process is a rank too: the only one, which shares nothing.
+    """
+    global _joined
+    use_slurm_names()
+    options: dict[str, Any] = {}
+    single = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    if not single and "ACCELERATE_USE_FSDP" not in os.environ and "ACCELERATE_USE_DEEPSPEED" not in os.environ:
+        options = _plugin_of(strategy)
+    deepspeed = not single and ("deepspeed_plugin" in options or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true")
+    group = InitProcessGroupKwargs(backend="gloo" if deepspeed and cpu else None, timeout=WAIT_FOR_OTHERS)
+    # DeepSpeed has a way of its own to a CPU (DS_ACCELERATOR), and Accelerate none to it
+    _joined = Accelerator(mixed_precision="no", cpu=cpu and not deepspeed, kwargs_handlers=[group], **options)
+    if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
+        _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
+    if stage_of_deepspeed() == 3:
+        # it compares the ranks' module calls, and they call the head as often as their replies are long (training/zero.py)
+        raise UserError("DeepSpeed's ZeRO 3 does not work here yet", where="launcher.config_file", remedy="use fsdp2, which shards as much")
+    _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
+    if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
+        raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
+    return _joined
+
+
+def is_sharded() -> bool:
+    """Whether this rank holds a part of the weights only, so that every pass needs all ranks."""
+    return stage_of_deepspeed() == 3 or is_fsdp2()
+
+
+def is_fsdp2() -> bool:
+    return _joined is not None and _joined.distributed_type == DistributedType.FSDP
+
+
+def stage_of_deepspeed() -> int:
+    """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
+    if _joined is None or _joined.distributed_type != DistributedType.DEEPSPEED:
+        return 0
+    return int(_joined.deepspeed_plugin.zero_stage)
+
+
+def use_slurm_names() -> None:
+    """Under `srun` a rank is named by Slurm's variables; torch and Accelerate want their own."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS")  # of the step that srun started, not of the allocation around it
+    if tasks is None or "RANK" in os.environ or int(tasks) == 1:
+        return
+    names = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+    os.environ.update({"WORLD_SIZE": tasks, **{ours: os.environ[theirs] for ours, theirs in names.items()}})
+    os.environ.setdefault("MASTER_PORT", "29500")
+    if "MASTER_ADDR" not in os.environ:
+        if int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
+            raise UserError("MASTER_ADDR is not set, the address of the first node", where="sparring stage under srun")
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+def _plugin_of(strategy: str) -> dict[str, Any]:
+    if strategy == "fsdp2":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            reshard_after_forward=True,
+            auto_wrap_policy="transformer_based_wrap",
+            cpu_ram_efficient_loading=False,
+        )
+        return {"fsdp_plugin": plugin}
+    if strategy.startswith("deepspeed-zero"):
+        stage = int(strategy[-1])
+        config = {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            "zero_optimization": {"stage": stage},
+            "zero_allow_untested_optimizer": True,
+            "wall_clock_breakdown": False,
+            "steps_per_print": 2**31,
+        }
+        return {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config)}
+    return {}
+
+
+def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Accelerate takes up FSDP on accelerators only, though torch shards on a CPU all the same."""
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    AcceleratorState._shared_state["fsdp_plugin"] = plugin
+
+

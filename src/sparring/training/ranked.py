@@ -1,0 +1,220 @@
+"""The weights in training, as the ranks share them: whole on every rank, or sharded by FSDP2. DeepSpeed's are in zero.py.
+
+One process is the first kind with nobody to share with. Optimizer steps see the same gradient in all of them, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from sparring.config import OptimSection
+from sparring.console import log
+from sparring.policy import strategies
+from sparring.policy.compute import COMPUTE_DTYPES
+from sparring.policy.load import load_model
+from sparring.policy.ranks import is_main, rank_count
+from sparring.policy.score import Scorer
+from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
+from sparring.training.masters import AdapterWeights, trainable_weights
+from sparring.training.optimizers import make_optimizer, require_shardable
+from sparring.training.whole import WholeWeights
+
+PRECISION = {
+    "bf16": "float32 masters, passes in bfloat16, gradients summed over the ranks in float32",
+    "fp32": "everything in float32",
+}
+
+
+class RankedWeights(Protocol):
+    """`model` holds what is trained and saved, `scorer` computes; `passes` runs it, and is one with the wrapper where there is one.
+
+    `in_step`: every pass, forward or backward, needs all ranks, so that all must make equally many.
+    """
+
+    model: PreTrainedModel
+    scorer: Scorer
+    passes: nn.Module
+    optimizer: Any
+    in_step: bool
+
+    def prepare(self, settings: OptimSection) -> None:
+        """Make the optimizer, and wrap what needs wrapping. Called once, after the scorer's layout was chosen."""
+        ...
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        """Add the gradient of this rank's part of a step's loss; `is_last`: no further part follows on this rank."""
+        ...
+
+    def clip(self, limit: float | None) -> float:
+        """Norm of the gradient of the whole step, which is scaled down to `limit` after that."""
+        ...
+
+    def publish(self) -> None:
+        """After an optimizer step: let what computes have the new weights."""
+        ...
+
+    def saveable(self) -> Saveable:
+        """What rank 0 can write as a model folder. All ranks must call it."""
+        ...
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """The optimizer's state as one process would have it, on rank 0. All ranks must call it."""
+        ...
+
+    def restore_optimizer(self, folder: Path) -> None: ...
+
+
+class Replicas:
+    """Every rank holds all weights. Gradients are summed once per step, in float32, by Accelerate.
+
+    Not torch's DistributedDataParallel: it would reduce bfloat16 gradients in bfloat16, and wait forever for parameters that a micro-batch
+    of one rank does not use (experts).
+    """
+
+    in_step = False
+
+    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        self.accelerator = accelerator
+        self.masters = trainable_weights(folder, settings, accelerator.device, seed)
+        self.model = self.masters.masters
+        self.passes = self.scorer = Scorer(self.masters.model)
+
+    def prepare(self, settings: OptimSection) -> None:
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.model, settings))
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        self.accelerator.backward(loss)
+
+    def clip(self, limit: float | None) -> float:
+        self._sum_over_ranks()
+        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit))
+
+    def publish(self) -> None:
+        self.masters.publish()
+
+    def saveable(self) -> Saveable:
+        return self.masters
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        return flat_state(self.optimizer)
+
+    def restore_optimizer(self, folder: Path) -> None:
+        restore_optimizer(folder, self.optimizer)
+
+    def _sum_over_ranks(self) -> None:
+        if rank_count() == 1:
+            return
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device)
+        for parameter, users in zip(trained, self.accelerator.reduce(used, "sum").tolist(), strict=True):
+            if users:  # by any rank: what nobody used keeps no gradient, as in one process
+                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                parameter.grad = self.accelerator.reduce(grad, "sum")
+
+
+class Fsdp2Shards:
+    """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32."""
+
+    in_step = True
+
+    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        self.accelerator = accelerator
+        self.model = load_model(folder)
+        self.scorer = Scorer(self.model)
+
+    def prepare(self, settings: OptimSection) -> None:
+        require_shardable(settings, "train")
+        shard(self, settings.precision, make_optimizer(self.model, settings))
+
+    def backward(self, loss: Tensor, is_last: bool) -> None:
+        # torch takes the mean over the ranks, and the step's loss is the sum of their parts
+        self.accelerator.backward(loss * rank_count())
+
+    def clip(self, limit: float | None) -> float:
+        norm = self.accelerator.clip_grad_norm_(self.passes.parameters(), math.inf if limit is None else limit)
+        return float(_whole(norm))
+
+    def publish(self) -> None:
+        """Nothing to do: a pass gathers what the optimizer has moved."""
+
+    def saveable(self) -> Saveable:
+        state = self.accelerator.get_state_dict(self.passes)
+        return WholeWeights(self.model, {name.removeprefix("model."): tensor for name, tensor in state.items()})
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        found = {}
+        for name, tensor in flat_state(self.optimizer).items():
+            whole = _whole(tensor)  # all ranks take part in every one
+            if is_main():
+                found[name] = whole.cpu()
+        return found
+
+    def restore_optimizer(self, folder: Path) -> None:
+        restore_optimizer(folder, self.optimizer)
+
+
+class FrozenWeights:
+    """Weights that only score, shared as in training: the same arithmetic gives a first-step margin of exactly 0."""
+
+    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        self.accelerator, self.precision = accelerator, settings.precision
+        self.in_step = strategies.is_sharded()
+        # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
+        adapter = AdapterWeights(folder, settings, accelerator.device, seed) if settings.lora is not None else None
+        self.model = self._load(folder) if adapter is None else adapter.model
+        self.scorer = Scorer(self.model)
+        self.passes: nn.Module = self.scorer
+
+    def _load(self, folder: Path) -> PreTrainedModel:
+        if strategies.stage_of_deepspeed() == 3:
+            from sparring.training.zero import load_whole
+
+            return load_whole(folder)
+        if self.in_step:  # shards are cast as they are gathered
+            return load_model(folder)
+        return load_model(folder, COMPUTE_DTYPES[self.precision]).to(self.accelerator.device)
+
+    def prepare(self) -> None:
+        if strategies.is_fsdp2():
+            # Accelerate shards a model together with its optimizer only
+            shard(self, self.precision, torch.optim.SGD(self.model.parameters(), lr=0.0))
+        elif self.in_step:
+            from sparring.training.zero import shard_frozen
+
+            self.passes = shard_frozen(self.scorer, self.precision, self.accelerator)
+
+
+def shard(holder: Any, precision: str, optimizer: torch.optim.Optimizer) -> None:
+    """Give `holder` the FSDP2 form of its scorer and optimizer: `passes` and `optimizer`."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES[precision], reduce_dtype=torch.float32)
+    holder.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
+    holder.accelerator.free_memory()  # it looks through all models that it knows for the one whose gradient is clipped
+    holder.passes, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
+
+
+def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:
+    """The model in `folder`, ready to be trained under this process's strategy. A new adapter is drawn from `seed`."""
+    kind: type[Any] = Replicas
+    if strategies.is_fsdp2():
+        kind = Fsdp2Shards
+    elif strategies.stage_of_deepspeed():
+        from sparring.training.zero import DeepSpeedZero
+
+        kind = DeepSpeedZero
+    if rank_count() > 1 and is_main():
+        log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.precision]}")
+    return kind(folder, settings, accelerator, seed)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -1,0 +1,301 @@
+"""Stages on many ranks, by the commands: started by accelerate, by hand, on two machines; ranks killed, runs gone on with, bad input.
+
+Ranks started by hand are forks of the zygote, which cost no imports; `accelerate launch` starts real ones, some ten seconds a stage.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+import yaml
+from conftest import Game
+from safetensors.torch import load_file
+from zygote import Result, Running, Sabotage, Zygote
+
+from sparring.config import LauncherSection, load_recipe
+from sparring.errors import UserError
+from sparring.launch import check_launcher
+from sparring.policy.compute import memory_error
+from sparring.rundir import RunDir
+
+# as in tests/training/test_ranks.py, after more steps
+WEIGHTS = 2e-4
+ONE_ITERATION = {"iterations": 1, "sft": None, "baseline": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
+TWO_RANKS = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=true"]
+TRAIN, SCORE = "iterations/000/train", "iterations/000/score"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A game of one iteration, played in one process."""
+    game = Game(tmp_path_factory.mktemp("inline") / "game", zygote, ONE_ITERATION)
+    result = game.run()
+    assert result.code == 0, result.err
+    return game
+
+
+@pytest.fixture
+def begun(inline: Game, tmp_path: Path, zygote: Zygote) -> Game:
+    """The same game before the opponent's log-probs."""
+    game = Game(tmp_path / "game", zygote, ONE_ITERATION)
+    shutil.copytree(inline.root, game.root, symlinks=True)
+    for name in (SCORE, TRAIN, "iterations/000/measure", "iterations/000/evaluate"):
+        shutil.rmtree(game.root / name)
+    (game.root / "summary.json").unlink()
+    return game
+
+
+@pytest.fixture
+def scored(begun: Game, inline: Game) -> Game:
+    """The same before training."""
+    shutil.copytree(inline.root / SCORE, begun.root / SCORE)
+    return begun
+
+
+def ranks(game: Game, stage: str, count: int = 2, overrides: dict[int, list[str]] | None = None, **more: dict[int, Any]) -> list[Running]:
+    """`sparring stage` by hand in several processes, named as torchrun names them."""
+    port = str(free_port())
+    started = []
+    for rank in range(count):
+        names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        own = {name: value[rank] for name, value in more.items() if rank in value}
+        arguments = ["stage", "recipe.yaml", stage, *TWO_RANKS, *(overrides or {}).get(rank, [])]
+        started.append(game.zygote.start(arguments, game.folder, environment={**names, "ACCELERATE_USE_CPU": "true"}, **own))
+    return started
+
+
+def results(started: list[Running]) -> list[Result]:
+    return [one.wait() for one in started]
+
+
+def assert_same_player(game: Game, inline: Game) -> None:
+    ours, theirs = (load_file(each.root / TRAIN / "model" / "model.safetensors") for each in (game, inline))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
+    names = [sorted(path.name for path in (each.root / TRAIN / "model").iterdir()) for each in (game, inline)]
+    assert names[0] == names[1], "a plain Hugging Face folder"
+    assert game.json(f"{TRAIN}/done.json")["inputs"].keys() == inline.json(f"{TRAIN}/done.json")["inputs"].keys()
+
+
+# --- by hand
+
+
+def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> None:
+    for result in results(ranks(begun, SCORE)):
+        assert result.code == 0, result.err
+    logps = begun.json(f"{SCORE}/done.json")
+    assert logps["facts"]["ranks"] == 2 and logps["inputs"] == inline.json(f"{SCORE}/done.json")["inputs"], "the launcher is no input"
+
+    one, two = results(ranks(begun, TRAIN, sabotage={1: [Sabotage("sparring.training.fit:_Trainer.step", nth=12)]}))
+    assert two.code == -signal.SIGKILL and one.code not in (0, 2), "rank 0 cannot go on alone"
+    assert list((begun.root / f"{TRAIN}.partial").glob("checkpoint-*"))
+    one, two = results(ranks(begun, TRAIN))
+    assert (one.code, two.code) == (0, 0), one.err
+    assert "going on from step" in one.err and two.err == "", "only rank 0 speaks"
+    assert_same_player(begun, inline)
+    result = begun.run()  # in one process: what the ranks have finished is finished
+    assert result.code == 0 and "training" not in result.err, result.err
+
+
+def test_ranks_that_outlive_their_run_keep_others_out(begun: Game) -> None:
+    """As after a SIGKILL of `sparring run`, which its ranks do not notice."""
+    with RunDir(begun.root).ranks_lock():
+        result = begun.run()
+        assert result.code == 2 and "another process works in this run directory" in result.err
+        one, two = results(ranks(begun, SCORE))
+        assert one.code == 2 and "another process works in this run directory" in one.err and (two.code, two.err) == (2, "")
+
+
+def test_ranks_with_different_recipes_and_stages_out_of_turn(begun: Game) -> None:
+    one, two = results(ranks(begun, SCORE, overrides={1: ["objective.beta=0.25", "train.lr=1e-5"]}))
+    assert (one.code, two.code) == (2, 2) and two.err == ""
+    assert "rank 1 was started with another recipe" in one.err and "objective.beta: 1.0 -> 0.25" in one.err and "Traceback" not in one.err
+    one, two = results(ranks(begun, TRAIN))
+    assert (one.code, two.code) == (2, 2) and f"{SCORE} comes before {TRAIN} and is not finished" in one.err
+    one, two = results(ranks(begun, "iterations/000/evaluate"))
+    assert (one.code, two.code) == (2, 2) and "no stage that ranks compute together" in one.err
+
+
+def test_slurm_names_the_ranks(begun: Game) -> None:
+    port = str(free_port())
+    started = [
+        begun.zygote.start(
+            ["stage", "recipe.yaml", SCORE, *TWO_RANKS],
+            begun.folder,
+            environment={
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "MASTER_PORT": port,
+                "ACCELERATE_USE_CPU": "true",
+            },
+        )
+        for rank in range(2)
+    ]
+    assert [result.code for result in results(started)] == [0, 0], started[0].err
+    assert begun.json(f"{SCORE}/done.json")["facts"]["ranks"] == 2
+
+
+# --- by accelerate
+
+
+def children(running: Running, words: str) -> list[psutil.Process]:
+    """The processes below a command that are ranks."""
+    found = []
+    for process in psutil.Process(running.pid).children(recursive=True):
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if words in line and "accelerate" not in line:
+            found.append(process)
+    return found
+
+
+def in_training(game: Game) -> Callable[[], bool]:
+    return lambda: any((game.root / f"{TRAIN}.partial").glob("checkpoint-*/step.json"))
+
+
+def test_accelerate_starts_the_ranks_and_one_is_killed(scored: Game) -> None:
+    config = scored.folder / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_machines: 1\nmachine_rank: 0\nnum_processes: 2\n"
+        "mixed_precision: 'no'\nuse_cpu: false\nmain_process_port: 0\ndynamo_backend: 'no'\n"
+        "fsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_reshard_after_forward: true\n"
+        "  fsdp_cpu_ram_efficient_loading: false\n",
+        encoding="utf-8",
+    )
+    with_file = ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
+    running = scored.start("train.epochs=12", *with_file)
+    running.wait_for(in_training(scored), 120)
+    os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
+    killed = running.wait()
+    assert killed.code == 1 and "a rank was killed or met a fault" in killed.err and "go on with" in killed.err
+    assert not children_of_system("sparring stage", scored.root), "the other rank was ended"
+    result = scored.run("train.epochs=12", *with_file)
+    assert result.code == 0, result.err
+    facts = scored.json(f"{TRAIN}/done.json")["facts"]
+    assert facts["ranks"] == 2 and "going on from step" in result.err and "Fsdp2Shards" in result.err
+    assert scored.json("summary.json")["stop_reason"]
+
+
+def children_of_system(words: str, root: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if words in line and str(root.parent) in line:
+            found.append(process)
+    return found
+
+
+def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
+    """Two addresses of this machine: machine 0 plays, machine 1 follows, each with one rank; machine 1 dies in the middle."""
+    meeting = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.2", f"launcher.main_process_port={free_port()}"]
+    first = scored.start(*meeting)
+    second = scored.start(*meeting, "launcher.machine_rank=1")
+    first.wait_for(in_training(scored), 120)
+    for process in [*children(second, "sparring stage"), *psutil.Process(second.pid).children(recursive=True)]:
+        process.kill()
+    os.kill(second.pid, signal.SIGKILL)
+    second.wait()
+    result = first.wait()
+    assert result.code == 1, result.err
+    first, second = scored.start(*meeting), scored.start(*meeting, "launcher.machine_rank=1")
+    one, two = first.wait(), second.wait()
+    assert (one.code, two.code) == (0, 0), one.err + two.err
+    assert "going on from step" in one.err
+    assert_same_player(scored, inline)
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "inline", "processes": 2}, "has no effect while launcher.kind is inline"),
+        ({"machines": 2}, "the address of machine 0"),
+        ({"machines": 2, "machine_rank": 2, "main_process_ip": "127.0.0.1"}, "ranks go from 0 to 1"),
+        ({"strategy": "zero"}, "ddp"),
+    ],
+)
+def test_what_contradicts_itself(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_recipe({"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, "launcher": changes})
+
+
+def test_the_short_form_and_overrides_of_it() -> None:
+    recipe = {"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, "launcher": "inline"}
+    assert load_recipe(recipe).launcher == load_recipe({**recipe, "launcher": {"kind": "inline"}}).launcher
+    assert load_recipe(recipe, ["launcher.kind=accelerate", "launcher.processes=2"]).launcher.processes == 2
+
+
+def test_what_this_machine_cannot_start(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no such file: .*nothing.yaml"):
+        check_launcher(LauncherSection(config_file=str(tmp_path / "nothing.yaml")))
+    with pytest.raises(UserError, match="spread evenly"):
+        check_launcher(LauncherSection(processes=3, machines=2, main_process_ip="127.0.0.1", cpu=True))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserError, match="choose another port, the same on all machines"):
+            check_launcher(LauncherSection(processes=2, machines=2, main_process_ip="127.0.0.1", main_process_port=port, cpu=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_launcher_without_a_gpu(begun: Game) -> None:
+    result = begun.run("launcher.kind=accelerate", "launcher.processes=2")
+    assert result.code == 2 and "this machine has no GPU" in result.err and "launcher.cpu=true" in result.err
+
+
+def test_an_optimizer_that_cannot_be_sharded(begun: Game) -> None:
+    result = begun.run(*TWO_RANKS, "launcher.strategy=fsdp2", "train.optimizer=adafactor")
+    assert result.code == 2 and "train.optimizer: adafactor does not work where the launcher shards it" in result.err
+
+
+def test_out_of_memory_names_the_options_and_loses_nothing(begun: Game, inline: Game) -> None:
+    result = begun.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=12, do="no memory")])
+    assert result.code == 2 and "out of memory" in result.err and "train.micro_batch_tokens" in result.err and "Traceback" not in result.err
+    again = begun.run("train.micro_batch_tokens=60")
+    assert again.code == 0 and "going on from step" in again.err, again.err
+    assert_same_player(begun, inline)
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    assert memory_error(RuntimeError("a crash")) is None
+    assert memory_error(UserError("out of memory")) is None
+
+
+def test_the_examples_of_the_page_load() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "launching.md").read_text(encoding="utf-8")
+    recipe = {"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}}
+    sections = [*re.findall(r"```yaml\n(.*?)```", page, re.DOTALL), *re.findall(r"`(launcher: \{.*?\})`", page)]
+    assert len(sections) >= 3
+    for text in sections:
+        assert load_recipe({**recipe, **yaml.safe_load(text)}).launcher.kind == "accelerate"
+    commands = re.findall(r"sparring run recipe.yaml (launcher.*?)(?:'|\s+#|$)", page.replace("\\\n", " "), re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        overrides = command.replace("$SLURM_NODEID", "1").replace("$HEAD", "10.0.0.1").split()
+        assert load_recipe(recipe, overrides).launcher.machines == 2

@@ -1,0 +1,109 @@
+"""What the ranks of tests/training/test_ranks.py run: several trainings in one launch, for a launch costs ten seconds of imports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_fit import DUELS, Recorder, plan_of, run_fit, settings
+
+from sparring.errors import UserError
+from sparring.policy import score
+from sparring.policy.compute import make_accelerator
+from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
+from sparring.policy.strategies import join
+from sparring.training.opponent_pass import read_logps, score_duels
+from sparring.training.tasks import SpinTask
+
+CHUNK = 5
+
+
+def main(strategy: str, folder: Path) -> None:
+    start, opponent = folder / "start", json.loads((folder / "opponent.json").read_text())
+    join(strategy, cpu=True)
+    score.HEAD_CHUNK = CHUNK
+    assert rank_count() == 2
+    out = folder / strategy
+    from_main(lambda: out.mkdir(exist_ok=True))
+    found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type)}
+
+    # the whole training, with a remainder: 5 duels a step, 14 in all
+    for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):
+        section = settings(batch_size=5, **more)
+        result = fit_to(out / name, start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+        found[name] = sums_of_ranks(result.model)
+
+    # the same from the checkpoint of one process
+    section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1)
+    fit_to(out / "resumed", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+
+    for precision in ("fp32", "bf16"):
+        found[f"margins_{precision}"] = first_margins(out / precision, start, precision)
+    # fewer items than ranks: one rank has nothing to do
+    section = settings(batch_size=1)
+    fit_to(out / "single", start, SpinTask(DUELS[:2], opponent, 0.3, "logistic"), plan_of(section, 2), section)
+    found["not_finite"] = refusal(out / "broken", start)
+    if is_main():
+        (out / "found.json").write_text(json.dumps(found))
+
+
+def fit_to(stage: Path, start: Path, task: SpinTask, plan: Any, section: Any) -> Any:
+    result = run_fit(stage, start, task, plan, section)
+    from_main(lambda: result.weights.save_pretrained(stage / "model"))
+    return result
+
+
+def sums_of_ranks(model: torch.nn.Module) -> list[float]:
+    """Of every rank the sum over its (whole) parameters."""
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    return gathered(float(sum(p.detach().double().sum() for p in whole)))
+
+
+def first_margins(stage: Path, start: Path, precision: str) -> list[float]:
+    """The margins of all duels in a first pass at learning rate 0, on all ranks."""
+    section = settings(batch_size=5, precision=precision)
+    plan = plan_of(section, len(DUELS), lr=0.0)
+    from_main(lambda: (stage / "score").mkdir(parents=True, exist_ok=True))
+    score_duels(stage / "score", start, DUELS, plan, section, "score")
+    task = Recorder(DUELS, read_logps(stage / "score"), 0.5, "logistic")
+    run_fit(stage / "train", start, task, plan, section)
+    return [margin for part in gathered(task.margins) for margin in part]
+
+
+def refusal(stage: Path, start: Path) -> list[str]:
+    """What every rank says of a loss that is not finite, in a duel that one of them computes."""
+    opponent = {duel.duel_id: [0.0] * 9 for duel in DUELS}
+    opponent[DUELS[3].duel_id] = [float("nan")] * 9
+    section = settings(batch_size=14)
+    try:
+        run_fit(stage, start, Truncated(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS)), section)
+    except UserError as error:
+        return gathered(f"{type(error).__name__}: {error.what}")
+    return gathered(f"rank {rank()} saw nothing")
+
+
+class Truncated(SpinTask):
+    """As many stored log-probs as the duel has branches."""
+
+    def losses(self, indices: Any, logps_DR: Any) -> Any:
+        for index in indices:
+            name = self.duels[index].duel_id
+            self.opponent_logps[name] = self.opponent_logps[name][: len(self.branches(index).replies)]
+        return super().losses(indices, logps_DR)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1], Path(sys.argv[2]))
+    except BaseException:
+        # beside what torch's launcher says, which is much
+        Path(sys.argv[2], sys.argv[1], f"error-{os.environ['RANK']}.txt").write_text(traceback.format_exc())
+        raise
+    sys.stdout.flush()
+    make_accelerator().wait_for_everyone()
+    os._exit(0)  # without the teardown of process groups, which is not what is tested

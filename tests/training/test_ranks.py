@@ -1,0 +1,166 @@
+"""Many ranks compute what one process computes: DDP, FSDP2 and DeepSpeed's ZeRO on two CPU processes connected by gloo.
+
+Tolerance: losses agree to 1e-5, weights to 2e-5 where a step has the size 1e-3 - sums in another order, and nothing else, in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
+
+from sparring.policy.batches import dealt, share_out
+from sparring.policy.load import load_model
+from sparring.training.checkpoint import latest_checkpoint
+from sparring.training.tasks import SpinTask
+
+HERE = Path(__file__).parent
+LOSSES, WEIGHTS = 1e-5, 2e-5
+NUMBERS = ("loss", "margin", "reward_real", "reward_generated", "real_logp", "generated_logp", "grad_norm", "accuracy", "lr")
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra `deepspeed` is not installed")
+STRATEGIES = [
+    "ddp",
+    "fsdp2",
+    pytest.param("deepspeed-zero2", marks=needs_deepspeed),
+]
+
+
+class Ranks:
+    """The reference of one process, and what two ranks of a strategy have found."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.start = llama(folder / "start", 0)
+        self.opponent = plain_opponent(llama(folder / "other", 1))
+        (folder / "opponent.json").write_text(json.dumps(self.opponent))
+        self.done: dict[str, dict[str, Any]] = {}
+        for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):
+            self.fit(folder / "one" / name, batch_size=5, **more)
+        self.fit(folder / "one" / "single", items=2, batch_size=1)
+
+    def fit(self, stage: Path, items: int = len(DUELS), **changes: Any) -> None:
+        section = settings(**changes)
+        duels = DUELS[:items]
+        epochs = 1.0 if items < len(DUELS) else 2.0
+        task = SpinTask(duels, self.opponent, 0.3, "logistic")
+        run_fit(stage, self.start, task, plan_of(section, items, epochs=epochs), section).model.save_pretrained(stage / "model")
+
+    def found(self, strategy: str) -> dict[str, Any]:
+        """Launch the ranks once per strategy; they find the checkpoint of one process in `resumed`."""
+        if strategy not in self.done:
+            prepared = self.folder / strategy / "resumed"
+            shutil.copytree(self.folder / "one" / "adamw", prepared, ignore=shutil.ignore_patterns("model"))
+            launch(strategy, self.folder)
+            self.done[strategy] = json.loads((self.folder / strategy / "found.json").read_text())
+        return self.done[strategy]
+
+
+def launch(strategy: str, folder: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])}
+    environment |= {"DS_ACCELERATOR": "cpu"} if "deepspeed" in strategy else {"ACCELERATE_USE_CPU": "true"}
+    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no", str(HERE / "rank_worker.py"), strategy, str(folder)]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *options], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert done.returncode == 0, "\n".join(file.read_text() for file in sorted((folder / strategy).glob("error-*.txt"))) or done.stderr
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
+    return Ranks(tmp_path_factory.mktemp("ranks"))
+
+
+def assert_close(found: Path, expected: Path) -> None:
+    for row, other in zip(metrics(found), metrics(expected), strict=True):
+        for name in NUMBERS:
+            assert row[name] == pytest.approx(other[name], rel=LOSSES, abs=LOSSES), (name, row["step"])
+        assert row["tokens"] == other["tokens"], "every duel once"
+    ours, theirs = (load_file(stage / "model" / "model.safetensors") for stage in (found, expected))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == torch.float32
+        torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_are_one_process(strategy: str, ranks: Ranks) -> None:
+    found = ranks.found(strategy)
+    assert strategy.split("-")[0].rstrip("2") in found["distributed_type"].lower() or strategy == "ddp"
+    for optimizer in ("adamw", "rmsprop"):
+        assert_close(ranks.folder / strategy / optimizer, ranks.folder / "one" / optimizer)
+        one, two = found[optimizer]
+        assert one == two, "ranks hold equal parameters"
+    moved = load_file(ranks.folder / strategy / "adamw" / "model" / "model.safetensors")
+    start = load_model(ranks.start).state_dict()
+    assert all((moved[name] - start[name]).abs().max() > 100 * WEIGHTS for name in moved), "far more than the tolerance"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_of_one_process_goes_on_with_two_ranks(strategy: str, ranks: Ranks) -> None:
+    ranks.found(strategy)
+    assert latest_checkpoint(ranks.folder / "one" / "adamw")[0] == 4, "two of the six steps are done by the ranks"
+    assert_close(ranks.folder / strategy / "resumed", ranks.folder / "one" / "adamw")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(strategy: str, ranks: Ranks, tmp_path: Path) -> None:
+    ranks.found(strategy)
+    shutil.copytree(ranks.folder / strategy / "adamw", tmp_path / "adamw", ignore=shutil.ignore_patterns("model"))
+    ranks.fit(tmp_path / "adamw", batch_size=5, optimizer="adamw", weight_decay=0.1)
+    assert_close(tmp_path / "adamw", ranks.folder / "one" / "adamw")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_first_pass_has_margin_exactly_0(strategy: str, ranks: Ranks) -> None:
+    found = ranks.found(strategy)
+    assert set(found["margins_fp32"]) == {0.0} and len(found["margins_fp32"]) >= 15
+    first = metrics(ranks.folder / strategy / "bf16" / "train")[0]
+    assert first["loss"] == pytest.approx(AT_ZERO["logistic"], abs=1e-6)
+    assert max(map(abs, found["margins_bf16"])) <= 1e-3
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_fewer_items_than_ranks(strategy: str, ranks: Ranks) -> None:
+    ranks.found(strategy)
+    assert_close(ranks.folder / strategy / "single", ranks.folder / "one" / "single")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_loss_that_is_not_finite_stops_all_ranks_alike(strategy: str, ranks: Ranks) -> None:
+    one, two = ranks.found(strategy)["not_finite"]
+    assert one == two and "not finite at step 0" in one and "row3" in one and one.startswith("AgreedError")
+
+
+# --- how work is dealt
+
+
+def test_work_is_balanced_by_tokens_and_nothing_is_lost() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for ranks in (1, 2, 3, 8):
+        sizes = torch.randint(10, 2000, (65,), generator=draw).tolist()
+        shares = share_out(sizes, ranks)
+        assert sorted(place for share in shares for place in share) == list(range(65)), "none dropped, none twice"
+        loads = [sum(sizes[place] for place in share) for share in shares]
+        assert max(loads) <= 1.05 * sum(sizes) / ranks
+    assert share_out([1000, 10, 10, 10], 2) == [[0], [1, 2, 3]], "by tokens, not by rows"
+    assert share_out([5], 3) == [[0], [], []]
+
+
+def test_one_rank_has_the_micro_batches_of_one_process() -> None:
+    shapes = [(1, length) for length in (7, 30, 12, 50, 9, 21)]
+    (groups,) = dealt(shapes, 60, "tree", 1)
+    assert groups == [[0, 4, 2, 5], [1], [3]]
+    both = dealt(shapes, 60, "tree", 2)
+    assert sorted(place for groups in both for group in groups for place in group) == list(range(6))
+    assert all(sum(shapes[place][1] for place in group) <= 60 for groups in both for group in groups)
