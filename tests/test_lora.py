@@ -121,6 +121,36 @@ def test_an_interrupted_game_ends_in_the_same_bits(tmp_path: Path, zygote: Zygot
     assert (killed.root / "start").is_symlink()
 
 
+def test_a_base_that_was_changed_is_noticed(tmp_path: Path, zygote: Zygote) -> None:
+    """By what does not play: to sample from an adapter, or to export it, over other weights would be another player."""
+    make_tiny(tmp_path / "start", 3)
+    changes = {**CHANGES, "model__path": str(tmp_path / "start"), "sft": None, "iterations": 1, "showcase": []}
+    game = Game(tmp_path / "game", zygote, changes)
+    assert game.run().code == 0
+    assert game.command("sample", "run", "say ab").code == 0
+    make_tiny(tmp_path / "start", 4)
+    for command in (["sample", "run", "say ab"], ["export", "run", str(tmp_path / "out"), "--iteration", "0"]):
+        result = game.command(*command)
+        assert result.code == 2 and "no longer the" in result.err and "Traceback" not in result.err
+
+
+def test_an_sft_adapter_over_a_base_outside_of_a_run_that_is_a_link(tmp_path: Path, zygote: Zygote) -> None:
+    make_tiny(tmp_path / "start", 3)
+    (tmp_path / "far" / "away").mkdir(parents=True)
+    changes = {"model__path": str(tmp_path / "start"), "sft__lora": LORA, "sft__lr": 2e-2, "baseline": None, "iterations": 1}
+    game = Game(tmp_path / "game", zygote, changes)
+    game.root.symlink_to(tmp_path / "far" / "away", target_is_directory=True)
+    result = game.run()
+    assert result.code == 0, result.err
+    assert not is_adapter(game.root / "sft/model") and not is_adapter(player(game, 0))
+
+
+def test_what_vllm_cannot_serve(game: Game) -> None:
+    game.write(**{**CHANGES, "train__lora": {"dora": True}})
+    result = game.run("sampling.engine=ray", "sampling.ray.engine=vllm")
+    assert result.code == 2 and "Traceback" not in result.err
+
+
 def test_lora_at_the_top_is_short_for_train_lora(game: Game) -> None:
     game.write(lora={"rank": 2})
     result = game.command("recipe", "recipe.yaml")

@@ -36,8 +36,8 @@ def train_control(stages: Stages, start: Policy, played: int) -> Policy:
     settings = control_settings(recipe)
     tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
     batch_size = min(settings.batch_size, len(examples))
-    # a step of training costs three forward passes: 6 N against 2 N floating-point operations per token and weight
-    steps = max(1, round(forward_tokens(stages.run, played) / 3 / tokens / batch_size))
+    cost = forward_tokens(stages.run, played, recipe.train.passes)
+    steps = max(1, round(cost / settings.passes / tokens / batch_size))
     epochs = steps * batch_size / len(examples)
     log.info(f"{recipe.baseline.kind}: {steps} steps cost as many floating-point operations as the {played} iterations")
     plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=stages.order_seed(played))
@@ -54,10 +54,10 @@ def control_settings(recipe: Recipe) -> SftSection:
     return inherited.model_copy(update=changes)
 
 
-def forward_tokens(run: RunDir, played: int) -> float:
-    """Cost of the iterations in tokens times forward passes, without padding: sampling and scoring count once, training three times."""
+def forward_tokens(run: RunDir, played: int, passes: int) -> float:
+    """Cost of the iterations in tokens times forward passes, without padding: sampling and scoring count once, training `passes` times."""
     cost = 0.0
     for t in range(played):
         generate, score, train = (run.finished(iteration_stage(t, name)).facts for name in ("generate", "score", "train"))
-        cost += generate["sampled_tokens"] + score["scored_tokens"] + 3 * train["trained_tokens"]
+        cost += generate["sampled_tokens"] + score["scored_tokens"] + passes * train["trained_tokens"]
     return cost

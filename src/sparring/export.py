@@ -13,7 +13,7 @@ import yaml
 from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.errors import UserError
-from sparring.players import Player, Players
+from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
 from sparring.policy.hub import HUB_FILES
 from sparring.policy.load import convert, merge
@@ -42,7 +42,7 @@ def export(root: Path, target: Path, name: str = "best", dtype: str | None = Non
         players.chat().tokenizer.save_pretrained(temporary)
     if dtype is not None:
         convert(temporary, dtype)
-    (temporary / "README.md").write_text(model_card(players.recipe, players.summary, player), encoding="utf-8")
+    (temporary / "README.md").write_text(model_card(players.recipe, players.summary, player, adapter), encoding="utf-8")
     if target.exists():
         target.rmdir()
     temporary.rename(target)
@@ -61,7 +61,7 @@ def _write_model(players: Players, player: Player, target: Path, adapter: bool) 
     shutil.copytree(folder, target, ignore=_not_of_a_model)
     if adapter:  # its base is named by a way within the run, which does not lead there from anywhere else
         path = players.recipe.model.path
-        own = _is_hub_id(path) and players.recipe.sft is None
+        own = _is_hub_id(path) and players.recipe.sft is None and not players.run.finished(BASE)
         name_base(target, path if own else str(base_of(folder).resolve()), revision=players.recipe.model.revision if own else None)
 
 
@@ -70,13 +70,13 @@ def _not_of_a_model(_: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in HUB_FILES)]
 
 
-def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player) -> str:
+def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player, adapter: bool = False) -> str:
     """What the model is, how it was made, and every score with its error. Names no folder of this machine."""
     shown = public(recipe)
     start = f"the start ({summary['baseline']['name']})"
     title = {BASELINE: start, CONTROL: "the continued-SFT control"}.get(player.name, player.title)
     return f"""---
-{_front_matter(recipe)}---
+{_front_matter(recipe, "peft" if adapter else "transformers")}---
 
 # {title} of a self-play game
 
@@ -123,12 +123,12 @@ def _is_hub_id(path: str) -> bool:
     return not path.startswith(("builtin:", "package:")) and not _is_local(path)
 
 
-def _front_matter(recipe: Recipe) -> str:
+def _front_matter(recipe: Recipe, library: str) -> str:
     """The card's YAML for the Hub, which takes nothing but a Hub id as base_model."""
     path = recipe.model.path
     return yaml.safe_dump(
         {
-            "library_name": "transformers",
+            "library_name": library,
             "pipeline_tag": "text-generation",
             **({"base_model": path} if _is_hub_id(path) else {}),
             "tags": ["spin", "self-play", "sparring"],

@@ -9,7 +9,8 @@ from typing import Any
 from sparring.config import Recipe, load_recipe
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
-from sparring.policy.load import find_model, load_tokenizer, model_facts
+from sparring.policy.adapters import base_of, is_adapter
+from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import SUMMARY
 from sparring.rundir import RunDir, read_json
 from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, iteration_stage, measure_stage
@@ -65,7 +66,10 @@ class Players:
     def folder(self, player: Player) -> Path:
         """Its model folder. Raises UserError when it is not what the run made or used."""
         if player.stage is not None:
-            return self.run.verified(player.stage).path / "model"
+            folder = self.run.verified(player.stage).path / "model"
+            if is_adapter(folder):
+                self._require_base(folder)
+            return folder
         source = find_model(self.recipe.model, self.recipe.seed)
         played = self.run.inputs_of(measure_stage(BASELINE)) or {}
         if source.folder is None or source.fingerprint != played.get("model"):
@@ -75,6 +79,18 @@ class Players:
                 remedy="put it back, or run the recipe again in another run_dir",
             )
         return source.folder
+
+    def _require_base(self, adapter: Path) -> None:
+        """An adapter is the player over the start of its game alone."""
+        start = self._baseline()[0]
+        if start.stage is not None:
+            self.run.verified(start.stage)
+        elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(BASELINE)) or {}).get("model"):
+            raise UserError(
+                "the base model of this player is no longer the one that the run started from (its hash differs)",
+                where=str(base_of(adapter)),
+                remedy="put it back, or run the recipe again in another run_dir",
+            )
 
     def chat(self) -> Chat:
         """The run's chat, which is the same for all players, from one that was trained if there is one: they carry it with them."""

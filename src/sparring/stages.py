@@ -61,7 +61,8 @@ class Stages:
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
         source = find_model(self.recipe.model, self.recipe.seed)
         if source.folder is not None:
-            return Policy(self._linked(source.folder) if self.recipe.train.lora else source.folder, source.fingerprint)
+            adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
+            return Policy(self._linked(source.folder) if adapts else source.folder, source.fingerprint)
 
         def work(stage: Path) -> dict[str, Any]:
             source.make(stage / "model")
@@ -72,7 +73,19 @@ class Stages:
     def _linked(self, folder: Path) -> Path:
         """A link in the run to a base model outside of it, by which the adapters find it wherever either is moved."""
         link = self.run.root / START_LINK
-        replace_link(link, folder.absolute())
+
+        def lay() -> None:
+            if link.exists() and link.samefile(folder):
+                return
+            if link.is_dir() and not link.is_symlink():
+                raise UserError(
+                    "a folder is where the run keeps its link to the base model",
+                    where=str(link),
+                    remedy="remove it where it is a copy, or set model.path to it",
+                )
+            replace_link(link, folder.absolute())
+
+        from_main(lay)
         return link
 
     @cached_property
@@ -403,7 +416,7 @@ class Stages:
     def _sampling_inputs(self, model: Policy, round_index: int) -> dict[str, Any]:
         """What replies depend on; how many are drawn together does not count among it."""
         sampling = self.recipe.sampling
-        by_ray = {"engine": f"ray, {sampling.ray.engine}"} if sampling.engine == "ray" else {}
+        by_ray = {"engine": f"ray, {sampling.inner_engine}"} if sampling.engine == "ray" else {}
         return {
             "sampling": {**sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"}), **by_ray},
             "dtype": self.recipe.sampling_dtype,
@@ -463,7 +476,8 @@ class Stages:
             shape, free = model_shape(self.base.folder), free_memory(device)
             if device.type == "cpu":  # which the ranks of this machine share
                 free //= ranks_here(self.recipe.launcher)
-            tokens = token_budget(shape, free, device.type, self.recipe.train.lora is not None)
+            adapters = all(section.lora for section in (self.recipe.train, self.recipe.sft) if section)
+            tokens = token_budget(shape, free, device.type, adapters)
             log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
             write_json(file, {"micro_batch_tokens": tokens, "device": device.type})
         return read_json(file)["micro_batch_tokens"]

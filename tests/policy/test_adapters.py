@@ -16,7 +16,7 @@ from sparring.config import ModelSection, TrainSection
 from sparring.errors import UserError
 from sparring.policy.adapters import CONFIG, WEIGHTS, base_of, is_adapter, name_base, start_dropout
 from sparring.policy.batches import Branches
-from sparring.policy.load import find_model, load_config, load_model, load_tokenizer, merge, model_facts, weights_hash
+from sparring.policy.load import convert, find_model, load_config, load_model, load_tokenizer, merge, model_facts, weights_hash
 from sparring.policy.score import Scorer, score_trees
 from sparring.policy.tiny import make_tiny
 from sparring.training.masters import AdapterWeights
@@ -232,8 +232,43 @@ def test_a_config_that_is_none(broken: Path, text: str, message: str) -> None:
 
 def test_pickled_weights_are_not_loaded(broken: Path) -> None:
     (broken / WEIGHTS).rename(broken / "adapter_model.bin")
-    with pytest.raises(UserError, match="pickled weights are not loaded"):
+    for use in (load_model, weights_hash):
+        with pytest.raises(UserError, match="pickled weights are not loaded"):
+            use(broken)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage that is no safetensors file at all"])
+def test_damaged_weights(broken: Path, content: bytes) -> None:
+    (broken / WEIGHTS).write_bytes(content)
+    with pytest.raises(UserError, match="does not fit its base model"):
         load_model(broken)
+
+
+def test_an_adapter_on_an_adapter(broken: Path) -> None:
+    shutil.copytree(broken, broken.parent / "second")
+    name_base(broken.parent / "second", "../adapter")
+    with pytest.raises(UserError, match="is an adapter itself"):
+        load_model(broken.parent / "second")
+
+
+@pytest.mark.parametrize("end", ["lm_head", "embed_tokens"])
+def test_ends_that_share_their_weights(base: Path, end: str) -> None:
+    """Merging would change both."""
+    with pytest.raises(UserError, match="share their weights"):
+        AdapterWeights(base, settings(targets=("q_proj", end)), CPU, seed=1)
+
+
+def test_a_glob_is_no_regular_expression(base: Path) -> None:
+    with pytest.raises(UserError, match=r"lora\.targets"):
+        AdapterWeights(base, settings(targets="*_proj"), CPU, seed=1)
+
+
+def test_an_adapter_is_rounded_as_one(broken: Path) -> None:
+    before = load_file(broken / WEIGHTS)
+    convert(broken, "bfloat16")
+    found = load_file(broken / WEIGHTS)
+    assert found.keys() == before.keys() and all(torch.equal(found[name], before[name].bfloat16()) for name in found)
+    load_model(broken)
 
 
 def test_targets_that_the_model_does_not_have(base: Path) -> None:

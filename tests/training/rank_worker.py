@@ -38,6 +38,10 @@ def main(strategy: str, folder: Path) -> None:
         result = fit_to(out / name, start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
         found[name] = sums_of_ranks(result.model)
 
+    if strategy == "ddp":  # the others refuse adapters
+        section = settings(batch_size=5, lora={"rank": 4})
+        fit_to(out / "lora", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+
     # the same from the checkpoint of one process
     section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1)
     fit_to(out / "resumed", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)

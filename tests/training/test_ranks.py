@@ -47,6 +47,7 @@ class Ranks:
         for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):
             self.fit(folder / "one" / name, batch_size=5, **more)
         self.fit(folder / "one" / "single", items=2, batch_size=1)
+        self.fit(folder / "one" / "lora", batch_size=5, lora={"rank": 4})
 
     def fit(self, stage: Path, items: int = len(DUELS), **changes: Any) -> None:
         section = settings(**changes)
@@ -81,16 +82,21 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
     return Ranks(tmp_path_factory.mktemp("ranks"))
 
 
-def assert_close(found: Path, expected: Path) -> None:
+def assert_close(found: Path, expected: Path, weights: str = "model.safetensors") -> None:
     for row, other in zip(metrics(found), metrics(expected), strict=True):
         for name in NUMBERS:
             assert row[name] == pytest.approx(other[name], rel=LOSSES, abs=LOSSES), (name, row["step"])
         assert row["tokens"] == other["tokens"], "every duel once"
-    ours, theirs = (load_file(stage / "model" / "model.safetensors") for stage in (found, expected))
+    ours, theirs = (load_file(stage / "model" / weights) for stage in (found, expected))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == torch.float32
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_adapters_on_two_ranks(ranks: Ranks) -> None:
+    ranks.found("ddp")
+    assert_close(ranks.folder / "ddp" / "lora", ranks.folder / "one" / "lora", "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -151,6 +151,11 @@ class OptimSection(Section):
         return self.lora is not None and self.lora.four_bit
 
     @property
+    def passes(self) -> int:
+        """Forward passes, of 2 N floating-point operations, that a token of training costs: 1 and 2 backward, 1 through frozen weights."""
+        return 2 if self.lora else 3
+
+    @property
     def max_tokens(self) -> int:
         """`micro_batch_tokens`, which a run chooses before anything is computed (stages.py)."""
         assert self.micro_batch_tokens is not None
@@ -288,6 +293,11 @@ class SamplingSection(Section):
         if replies > 1 and info.data.get("temperature") == 0:
             raise ValueError("at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0")
         return replies
+
+    @property
+    def inner_engine(self) -> str:
+        """What computes: the engine itself, or the one in Ray's workers."""
+        return self.ray.engine if self.engine == "ray" else self.engine
 
 
 class ObjectiveSection(Section):
@@ -480,7 +490,8 @@ def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set to something though another engine plays."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
-    return [name for name, section in sections.items() if name != sampling.engine and section != defaults[name]]
+    playing = {sampling.engine, sampling.inner_engine}
+    return [name for name, section in sections.items() if name not in playing and section != defaults[name]]
 
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:

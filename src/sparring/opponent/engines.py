@@ -57,7 +57,7 @@ def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) ->
 
 
 def require_engine(recipe: Recipe) -> None:
-    """Raise UserError when the engine is not installed or lacks its key; name the sections of other engines, which have no effect."""
+    """Raise UserError when the engine is not installed, lacks its key, or cannot serve the recipe's adapters."""
     sampling = recipe.sampling
     package, extra = NEEDS.get(sampling.engine, (None, None))
     if package is not None and not _is_installed(package):
@@ -66,9 +66,13 @@ def require_engine(recipe: Recipe) -> None:
             where="sampling.engine",
             remedy=f"pip install '{extra}', or set sampling.engine to transformers",
         )
-    if sampling.engine == "vllm" and recipe.train.four_bit:
-        what = "vLLM samples from the base in 16 bits here, and train.lora.quantize has it scored and trained in 4"
+    if sampling.inner_engine != "transformers" and recipe.train.four_bit:
+        what = f"{sampling.inner_engine} samples from the base in 16 bits here, and train.lora.quantize has it scored and trained in 4"
         raise UserError(what, where="sampling.engine", remedy="take the engine transformers, or leave out train.lora.quantize")
+    if sampling.inner_engine == "vllm" and recipe.train.lora and recipe.train.lora.dora:
+        raise UserError(
+            "vLLM serves no DoRA adapters", where="sampling.engine", remedy="take the engine transformers, or leave out train.lora.dora"
+        )
     if sampling.engine == "server":
         from sparring.opponent.endpoints import read_key
 

@@ -9,7 +9,7 @@ from sparring.config import Recipe, load_recipe, walk_fields
 from sparring.errors import UserError
 from sparring.planning import memory
 from sparring.planning.estimate import Plan, estimate
-from sparring.planning.parallel import Parallel
+from sparring.planning.parallel import CUTTABLE, Parallel
 
 MOST_PROPOSALS = 4
 MOST_DEVICES = 512
@@ -47,12 +47,26 @@ def _that_fit(plan: Plan, candidates: Iterator[tuple[str, ...]]) -> Iterator[Pro
 
 
 def _tried(plan: Plan, changes: tuple[str, ...], devices: int) -> Plan | None:
-    """The plan with some options changed; None where the recipe refuses them."""
+    """The plan with some options changed; None where the recipe or a run refuses them."""
     try:
         recipe = load_recipe(plan.recipe, changes)
+        require_playable(recipe)
     except UserError:
         return None
     return estimate(recipe, plan.shape, plan.lengths, replace(plan.hardware, count=devices))
+
+
+def require_playable(recipe: Recipe) -> None:
+    """Raise UserError for combinations that `sparring run` refuses, though each option is right."""
+    sections = [section for section in (recipe.train, recipe.sft) if section]
+    if recipe.launcher.shards and any(section.lora or section.optimizer not in CUTTABLE for section in sections):
+        raise UserError(
+            "adapters, Adafactor and 8-bit optimizers do not work where the launcher shards the model",
+            where="launcher.strategy",
+            remedy="use ddp, or train all weights with rmsprop or adamw",
+        )
+    if recipe.train.four_bit and recipe.sampling.inner_engine != "transformers":
+        raise UserError("train.lora.quantize needs the engine transformers", where="sampling.engine")
 
 
 def _on_one_device(recipe: Recipe) -> Iterator[tuple[str, ...]]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sparring.config import Recipe
 from sparring.errors import UserError
-from sparring.planning.advice import advise
+from sparring.planning.advice import advise, require_playable
 from sparring.planning.as_json import as_json
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import find_hardware
@@ -22,6 +22,7 @@ from sparring.rundir import write_json
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None) -> Plan:
     """The plan of a recipe; `hardware` as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
     device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
+    require_playable(recipe)
     shape = find_shape(recipe.model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 

@@ -87,7 +87,7 @@ class _Game:
         for t in range(recipe.iterations):
             played = list(self._iteration(t))
             yield from played
-            forward += sum(stage.work.tokens * (3 if stage.kind == "train" else 1) for stage in played[:-1])
+            forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played[:-1])
         if recipe.baseline is not None:
             yield self._control(forward)
             yield self._measure(CONTROL, 3)
@@ -121,7 +121,7 @@ class _Game:
         """As many steps as `forward` tokens that pass the model once pay for (control.py)."""
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
         settings = self.recipe.sft or SftSection(**inherited)
-        return self._train(CONTROL, settings, forward / 3 / (self.lengths.prompt + self.lengths.reply - 1), 1)
+        return self._train(CONTROL, settings, forward / settings.passes / (self.lengths.prompt + self.lengths.reply - 1), 1)
 
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""

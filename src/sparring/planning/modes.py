@@ -10,6 +10,7 @@ from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.memory import is_frozen
+from sparring.planning.parallel import CUTTABLE
 from sparring.planning.shape import Shape, find_shape
 
 MODELS = {
@@ -30,8 +31,6 @@ SETTINGS = (
     "sampling.batch_tokens=8192",
     "data.max_examples=10200",
 )
-# Optimizers whose states FSDP2 can cut
-CUTTABLE = ("rmsprop", "adamw")
 SMALL, LARGE = DEVICES["RTX4090-24G"], DEVICES["A100-80G"]
 HEADER = (
     "| model | trained | weights | gradients | optimizer | activations, logits | training | sampling | fits 24 GB | fits 80 GB | FSDP2 |\n"
@@ -67,7 +66,7 @@ def _devices(plan: Plan) -> str:
     """How many cards of 80 GB training takes where one is not enough."""
     if plan.fits:
         return "-"
-    if plan.recipe.train.optimizer not in CUTTABLE and not is_frozen(plan.recipe.train):
+    if plan.recipe.train.optimizer not in CUTTABLE or is_frozen(plan.recipe.train):
         return "not cut"
     count = devices_needed(plan)
     return f"{count} x 80 GB" if count else "no"

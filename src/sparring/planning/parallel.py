@@ -12,9 +12,10 @@ CUT = {
     "single": frozenset(),
     "ddp": frozenset(),
     "deepspeed-zero2": frozenset({"masters", "gradients", "optimizer"}),
-    "deepspeed-zero3": frozenset({"weights", "masters", "gradients", "optimizer"}),
     "fsdp2": frozenset({"weights", "masters", "gradients", "optimizer"}),
 }
+# Optimizers whose states can be cut
+CUTTABLE = ("rmsprop", "adamw")
 # FSDP2 keeps float32 shards alone and gathers them in the format that computes; DeepSpeed has shards of both.
 WITHOUT_COPY = frozenset({"fsdp2"})
 

@@ -7,11 +7,13 @@ samples and scores, and the player trains, through one and the same arithmetic o
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
@@ -32,23 +34,24 @@ def base_of(folder: Path) -> Path:
     name = config.get(BASE)
     if not isinstance(name, str) or not name:
         raise UserError(f"this adapter does not say what it belongs to: no {BASE}", where=str(folder / CONFIG))
-    for local in (folder / name, Path(name).expanduser()):
-        if local.is_dir():
-            return local.absolute()  # a link in it stays: a run keeps one to a base outside
-    return from_hub(name, config.get("revision"), f"{BASE} of {folder / CONFIG}")
+    local = (path.absolute() for path in (folder / name, Path(name).expanduser()) if path.is_dir())  # links in it stay: a run keeps one
+    found = next(local, None) or from_hub(name, config.get("revision"), f"{BASE} of {folder / CONFIG}")
+    if is_adapter(found):
+        raise UserError("the base of this adapter is an adapter itself", where=str(folder / CONFIG), remedy="merge that one first")
+    return found
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
     """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError where it does not fit."""
     from peft import PeftModel
 
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"an adapter without {WEIGHTS}; pickled weights are not loaded", where=str(folder))
+    require_weights(folder)
     try:
         found = PeftModel.from_pretrained(model, folder, is_trainable=trainable, use_safetensors=True)
         _require_all(found, folder)
+        _require_untied(found)
         return found
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise UserError(
             f"this adapter does not fit its base model: {first_line(error)}",
             where=str(folder),
@@ -75,13 +78,26 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return get_peft_model(model, config)
-        except ValueError as error:
+            found = get_peft_model(model, config)
+            _require_untied(found)
+            return found
+        except (ValueError, re.error) as error:
             raise UserError(
                 f"PEFT cannot put this adapter on {type(model).__name__}: {first_line(error)}",
                 where=where,
                 remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
             ) from error
+
+
+def require_weights(folder: Path) -> None:
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"an adapter without {WEIGHTS}; pickled weights are not loaded", where=str(folder))
+
+
+def convert(folder: Path, dtype: torch.dtype) -> None:
+    """Round an adapter's own weights, in place."""
+    file = folder / WEIGHTS
+    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
@@ -131,6 +147,16 @@ def _require_all(model: Any, folder: Path) -> None:
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if wrong := sorted(wanted ^ stored):
         raise ValueError(f"{len(wrong)} tensors are in one of the two only, {wrong[0]} for one")
+
+
+def _require_untied(model: Any) -> None:
+    """Added to one of two matrices that share their memory, an adapter would change both."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    if getattr(base.config.get_text_config(), "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise ValueError("embedding and head of this model share their weights, and an adapter on one of them cannot be merged")
 
 
 def _config(folder: Path) -> dict[str, Any]:

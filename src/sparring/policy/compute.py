@@ -53,9 +53,16 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
         widen = partial(_widen_layer, put_back)
         hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(partial(_put_back, put_back), always_call=True)]
     restore = _widen(parameter for parameter in model.parameters() if id(parameter) not in of_layers)
+    # bitsandbytes' layers of 4 bits compute in a format of their own
+    formats = ((module, getattr(module, "compute_dtype", None)) for module in model.modules())
+    four_bit = [(module, dtype) for module, dtype in formats if isinstance(dtype, torch.dtype)]
+    for module, _ in four_bit:
+        module.compute_dtype = torch.float32
     try:
         yield
     finally:
+        for module, dtype in four_bit:
+            module.compute_dtype = dtype
         restore()
         for hook in hooks:
             hook.remove()

@@ -109,7 +109,9 @@ def _make_saveable(model: PreTrainedModel) -> None:
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        # the class of a tokenizer may go by the model's config, which an adapter's folder does not have
+        config = load_config(folder) if adapters.is_adapter(folder) else None
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"cannot load the tokenizer: {first_line(error)}",
@@ -148,6 +150,7 @@ def model_shape(folder: Path) -> PreTrainedModel:
 def weights_hash(folder: Path) -> str:
     """Content hash of a model folder's weights and of what its config makes of them: it pins the opponent."""
     if adapters.is_adapter(folder):
+        adapters.require_weights(folder)
         own = {name: file_hash(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS)}
         return digest({**own, "base": weights_hash(adapters.base_of(folder))})
     return digest({file.name: file_hash(file) for file in [*_require_weights(folder), folder / "config.json"] if file.exists()})
@@ -223,7 +226,10 @@ def merge(adapter: Path, target: Path) -> None:
 
 
 def convert(folder: Path, dtype: str) -> None:
-    """Round the weights of a model folder to `dtype`, in place."""
+    """Round the weights of a model folder to `dtype`, in place; of an adapter's folder its own."""
+    if adapters.is_adapter(folder):
+        adapters.convert(folder, DTYPES[dtype])
+        return
     model = load_model(folder, DTYPES[dtype])
     for file in folder.glob("*.safetensors*"):
         file.unlink()

@@ -167,6 +167,8 @@ class FrozenWeights:
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
         self.accelerator, self.precision = accelerator, settings.precision
         self.in_step = strategies.is_sharded()
+        if self.in_step:
+            require_shardable(settings, "train")
         # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
         adapter = AdapterWeights(folder, settings, accelerator.device, seed) if settings.lora is not None else None
         self.model = self._load(folder) if adapter is None else adapter.model
