@@ -25,3 +25,8 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
     """The valid name closest in spelling to `word`, or None when nothing is close."""
     matches = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
     return matches[0] if matches else None
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

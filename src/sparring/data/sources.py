@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparring.config import DataSection
 from sparring.data.records import Conversation, Message
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, first_line, nearest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -266,7 +266,7 @@ def _read_parquet(path: Path, section: DataSection) -> Rows:
         # Dataset understands the column types that `Dataset.to_parquet` wrote into the file.
         return _from_dataset(Dataset(InMemoryTable(pq.read_table(path))), str(path), section)
     except (pa.ArrowException, OSError) as error:
-        raise UserError(f"cannot read the parquet file: {_first_line(error)}", where=str(path)) from None
+        raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
 
 
 def _read_hub(section: DataSection) -> Rows:
@@ -278,15 +278,12 @@ def _read_hub(section: DataSection) -> Rows:
     try:
         dataset = datasets.load_dataset(section.path, section.name, split=section.split, revision=section.revision)
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
-        what = f"cannot load the data set: {type(error).__name__}: {_first_line(error)}"
+        what = f"cannot load the data set: {type(error).__name__}: {first_line(error)}"
         tried = f"tried: the local path {Path(section.path).absolute()} (does not exist), then the Hugging Face Hub and its cache"
         remedy = f"{tried}; check data.path, data.name, data.split and data.revision, and the network"
         raise UserError(what, where=f"data.path: {source}", remedy=remedy) from error
     return _from_dataset(dataset, source, section)
 
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
 
 
 def _from_dataset(dataset: Dataset, source: str, section: DataSection) -> Rows:

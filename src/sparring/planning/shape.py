@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import ModelSection
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 from sparring.planning.known_shapes import KNOWN_SHAPES
 from sparring.policy.footprint import head_sizes
 
@@ -149,7 +149,7 @@ def _of_gguf(file: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, ImportError, KeyError) as error:
-        raise UserError(f"cannot read the GGUF file's header: {_first_line(error)}", where=str(file)) from error
+        raise UserError(f"cannot read the GGUF file's header: {first_line(error)}", where=str(file)) from error
 
 
 def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
@@ -165,7 +165,7 @@ def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), "config.json of the Hub"
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot get its config.json: {_first_line(error)}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and "
+            f"cannot get its config.json: {first_line(error)}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and "
             "its local cache",
             where=where,
             remedy="check the spelling and the network, or give a folder that holds the config.json; known without the Hub: "
@@ -179,7 +179,3 @@ def known_config(name: str) -> Any | None:
 
     found = KNOWN_SHAPES.get(name)
     return None if found is None else AutoConfig.for_model(**found)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

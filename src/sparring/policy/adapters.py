@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
-from sparring.errors import UserError
-from sparring.policy.hub import first_line, from_hub
+from sparring.errors import UserError, first_line
+from sparring.policy.hub import from_hub
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"

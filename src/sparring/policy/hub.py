@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparring.console import log
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt")
 
@@ -36,7 +36,3 @@ def from_hub(repo: str, revision: str | None, where: str) -> Path:
             where=where,
             remedy="check the spelling, the revision and, for a private model, HF_TOKEN",
         ) from None
-
-
-def first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,10 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from sparring.config import ModelSection
 from sparring.console import log
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
-from sparring.policy.hub import first_line, from_hub
+from sparring.policy.hub import from_hub
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash
 
