@@ -41,17 +41,12 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
         _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
     if stage_of_deepspeed() == 3:
-        # it compares the ranks' module calls, and they call the head as often as their replies are long (training/zero.py)
+        # it compares the ranks' module calls, and they call the head as often as their replies are long
         raise UserError("DeepSpeed's ZeRO 3 does not work here yet", where="launcher.config_file", remedy="use fsdp2, which shards as much")
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
     return _joined
-
-
-def is_sharded() -> bool:
-    """Whether this rank holds a part of the weights only, so that every pass needs all ranks."""
-    return stage_of_deepspeed() == 3 or is_fsdp2()
 
 
 def is_fsdp2() -> bool:

@@ -166,7 +166,7 @@ class FrozenWeights:
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
         self.accelerator, self.precision = accelerator, settings.precision
-        self.in_step = strategies.is_sharded()
+        self.in_step = strategies.is_fsdp2()
         if self.in_step:
             require_shardable(settings, "train")
         # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
@@ -176,10 +176,6 @@ class FrozenWeights:
         self.passes: nn.Module = self.scorer
 
     def _load(self, folder: Path) -> PreTrainedModel:
-        if strategies.stage_of_deepspeed() == 3:
-            from sparring.training.zero import load_whole
-
-            return load_whole(folder)
         if self.in_step:  # shards are cast as they are gathered
             return load_model(folder)
         return load_model(folder, COMPUTE_DTYPES[self.precision]).to(self.accelerator.device)
@@ -188,10 +184,6 @@ class FrozenWeights:
         if strategies.is_fsdp2():
             # Accelerate shards a model together with its optimizer only
             shard(self, self.precision, torch.optim.SGD(self.model.parameters(), lr=0.0))
-        elif self.in_step:
-            from sparring.training.zero import shard_frozen
-
-            self.passes = shard_frozen(self.scorer, self.precision, self.accelerator)
 
 
 def shard(holder: Any, precision: str, optimizer: torch.optim.Optimizer) -> None:

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO 2 in training: it shards optimizer and gradients. What is here for stage 3 is not enough: strategies.py refuses it."""
+"""DeepSpeed's ZeRO 2 in training: it shards optimizer and gradients. strategies.py refuses its stage 3."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparring.config import OptimSection
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer
-from sparring.policy.strategies import stage_of_deepspeed
 from sparring.training.checkpoint import OPTIMIZER, Saveable
 from sparring.training.optimizers import make_optimizer, require_shardable
 from sparring.training.whole import WholeWeights
@@ -31,7 +29,7 @@ class DeepSpeedZero:
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
         self.accelerator = accelerator
-        self.model = load_whole(folder)
+        self.model = load_model(folder)
         self.scorer = Scorer(self.model)
 
     def prepare(self, settings: OptimSection) -> None:
@@ -42,9 +40,7 @@ class DeepSpeedZero:
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config.update({**_formats(settings.precision), "gradient_clipping": settings.max_grad_norm or 0.0})
         exact = [parameter.detach().clone() for parameter in self._order] if settings.precision == "bf16" else []
-        _fetch_by_call(config)
         self.passes, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
-        _hold_head(self.scorer)
         if exact:  # DeepSpeed has made its float32 masters from weights that it had rounded before
             _set(self._order, exact)
 
@@ -99,11 +95,10 @@ class DeepSpeedZero:
             _set(self._order, [tensors[f"{number}.{key}"] for number in range(len(self._order))], key)
 
     def _link(self) -> None:
-        """Stages 1 and 2 find a parameter's part of the flat state by links made after the first group's first step: too early for
+        """DeepSpeed finds a parameter's part of the flat state by links made after the first group's first step: too early for
         the other groups."""
-        if stage_of_deepspeed() != 3:
-            self.passes.optimizer._hp_optimizer_states_linked = False
-            self.passes.optimizer._lazy_init_hp_params_optimizer_state()
+        self.passes.optimizer._hp_optimizer_states_linked = False
+        self.passes.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _inner_state(self) -> tuple[Tensor | None, list[str]]:
         """(optimizer steps done, names of the state's tensors) of the optimizer that DeepSpeed runs over flat parts of the weights."""
@@ -111,42 +106,7 @@ class DeepSpeedZero:
         return state.get(STEP), sorted(key for key, value in state.items() if key != STEP and torch.is_tensor(value))
 
     def _flat_masters(self) -> list[Tensor]:
-        of = self.passes.optimizer
-        return of.fp32_partitioned_groups_flat if stage_of_deepspeed() == 3 else of.single_partition_of_fp32_groups
-
-
-def load_whole(folder: Path) -> PreTrainedModel:
-    """All weights, in float32. With ZeRO 3 transformers would load parts of them, and the scorer's layout is checked on whole ones."""
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-    unset_hf_deepspeed_config()  # Accelerate sets it whenever it makes or reads its plugin
-    return load_model(folder)
-
-
-def shard_frozen(scorer: Scorer, precision: str, accelerator: Accelerator) -> nn.Module:
-    """The scorer with its weights sharded by ZeRO 3, for passes without training."""
-    config = accelerator.deepspeed_plugin.deepspeed_config
-    config.update(_formats(precision))
-    _fetch_by_call(config)
-    passes = accelerator.prepare(scorer)
-    _hold_head(scorer)
-    return passes
-
-
-def _fetch_by_call(config: dict[str, Any]) -> None:
-    """Stage 3 fetches ahead what the passes before have taught it to expect; but ranks call the head as often as their replies are long,
-    so that they would expect, and fetch, different things."""
-    if stage_of_deepspeed() == 3:
-        config["zero_optimization"].update({"stage3_prefetch_bucket_size": 0, "stage3_max_reuse_distance": 0})
-
-
-def _hold_head(scorer: Scorer) -> None:
-    """Have stage 3 fetch the head's weights once per pass of the scorer, and not for every chunk, whose number differs between ranks."""
-    if stage_of_deepspeed() == 3:
-        from deepspeed.runtime.zero import register_external_parameter
-
-        for parameter in scorer.model.get_output_embeddings().parameters():
-            register_external_parameter(scorer, parameter)
+        return self.passes.optimizer.single_partition_of_fp32_groups
 
 
 def _formats(precision: str) -> dict[str, Any]:
