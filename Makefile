@@ -47,9 +47,10 @@ $(RAY_READY): requirements-ray.lock $(READY)
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
 
+# tests beside each other, one process and one thread a core
 test: setup
 	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 15
 
 # the real vLLM on a CPU, inside the run and as a server: some minutes, most of them its starts
 test-vllm: setup-vllm

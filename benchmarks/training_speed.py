@@ -6,7 +6,8 @@
 keys: pairs=64 epochs=1,3 runs=3 data=dolly,gsm8k optimizer=rmsprop trl_batch=0 threads=0 (0: TRL's fastest of 1, 2, 4 and 8 is found first;
 all cores). rmsprop is what the paper trains with. model=smollm2, or llama-1b, llama-7b (14 bytes a parameter: 100 GB) or llama-tiny.
 
-Every run is a process of its own; ours and TRL's alternate. Prints a table of medians and writes benchmarks/results/training_speed.json
+Every run is a process of its own and trains for the most epochs; its time for fewer is that without the later epochs' steps, start and
+end included. Ours and TRL's alternate. Prints a table of medians and writes benchmarks/results/training_speed.json
 (of random weights: training_speed-MODEL.json). The work runs on a GPU where there is one. TRL computes the reference log-probs once, as
 we do, without gradient checkpointing; its other settings are its defaults. Utilisation counts the useful floating-point operations only:
 2 per weight and token forward, 4 backward, of the tokens of the packed trees (prompt once, last token of a reply not fed), of the head at
@@ -24,10 +25,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from common import (
     BATCH_SIZE,
@@ -58,14 +59,14 @@ DEFAULTS = {
 }
 
 
-def ours(rows: list[dict[str, Any]], epochs: int, folder: Path, model: Path, optimizer: str) -> dict[str, Any]:
+def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str) -> dict[str, Any]:
     from sparring.training.fit import METRICS, fit
     from sparring.training.opponent_pass import read_logps, score_duels
     from sparring.training.plan import make_plan
     from sparring.training.tasks import SpinTask
 
-    duels, section = duels_of(rows), section_of(epochs=epochs, optimizer=optimizer)
-    plan = make_plan(section, len(duels), lr=LR, epochs=epochs, seed=0, name="benchmark")
+    duels, section = duels_of(rows), section_of(epochs=max(epochs), optimizer=optimizer)
+    plan = make_plan(section, len(duels), lr=LR, epochs=max(epochs), seed=0, name="benchmark")
     (folder / "score").mkdir()
     (folder / "train").mkdir()
     began = time.perf_counter()
@@ -74,19 +75,27 @@ def ours(rows: list[dict[str, Any]], epochs: int, folder: Path, model: Path, opt
     task = SpinTask(duels, read_logps(folder / "score"), BETA, "logistic")
     fit(folder / "train", model, task, plan, section, phase="training", labels={})
     ended = time.perf_counter()
-    first = json.loads((folder / "train" / METRICS).read_text().splitlines()[0])
-    return {"seconds": ended - began, "opponent_pass": scored - began, "steps": plan.steps, "first_loss": first["loss"]}
+    rows_of_steps = [json.loads(line) for line in (folder / "train" / METRICS).read_text().splitlines()]
+    later = {several: sum(row["seconds"] for row in rows_of_steps[several * plan.steps // max(epochs) :]) for several in epochs}
+    seconds = {several: ended - began - later[several] for several in epochs}
+    return {"seconds": seconds, "opponent_pass": scored - began, "steps": plan.steps, "first_loss": rows_of_steps[0]["loss"]}
 
 
-def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, model: Path, optimizer: str, batch: int) -> dict[str, Any]:
+def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str, batch: int) -> dict[str, Any]:
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
     class OnTheseIds(DPOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_: Any, **__: Any) -> Dataset:
             return dataset
+
+    class Clock(TrainerCallback):
+        ends: ClassVar[list[float]] = []
+
+        def on_epoch_end(self, *_: Any, **__: Any) -> None:
+            self.ends.append(time.perf_counter())
 
     began = time.perf_counter()
     arguments = DPOConfig(
@@ -95,7 +104,7 @@ def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, model: Path, opti
         learning_rate=LR,
         optim={"rmsprop": "rmsprop", "adamw": "adamw_torch_fused"}[optimizer],
         lr_scheduler_type="linear",
-        num_train_epochs=epochs,
+        num_train_epochs=max(epochs),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=BATCH_SIZE // batch,
         precompute_ref_log_probs=True,
@@ -112,12 +121,14 @@ def trl(rows: list[dict[str, Any]], epochs: int, folder: Path, model: Path, opti
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(model),
+        callbacks=[Clock()],
     )
     scored = time.perf_counter()
     trainer.train()
     ended = time.perf_counter()
     first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    return {"seconds": ended - began, "opponent_pass": scored - began, "steps": trainer.state.global_step, "first_loss": first}
+    seconds = {several: ended - began - (Clock.ends[-1] - Clock.ends[several - 1]) for several in epochs}
+    return {"seconds": seconds, "opponent_pass": scored - began, "steps": trainer.state.global_step, "first_loss": first}
 
 
 def useful_operations(rows: list[dict[str, Any]], model: Path, epochs: int) -> float:
@@ -145,7 +156,7 @@ class Work:
 
     pairs: Path
     model: Path
-    epochs: int
+    epochs: tuple[int, ...]
     optimizer: str
     trl_batch: int
     threads: int
@@ -156,7 +167,7 @@ def child(who: str, pairs: str, model: str, epochs: str, optimizer: str, batch: 
 
     rows = json.loads(Path(pairs).read_text())
     with tempfile.TemporaryDirectory() as folder:
-        given = (rows, int(epochs), Path(folder), Path(model), optimizer)
+        given = (rows, [int(several) for several in epochs.split(",")], Path(folder), Path(model), optimizer)
         found = ours(*given) if who == "ours" else trl(*given, int(batch))
     process = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # Linux counts in kilobytes
     peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else process
@@ -166,14 +177,16 @@ def child(who: str, pairs: str, model: str, epochs: str, optimizer: str, batch: 
 def run(who: str, work: Work) -> dict[str, Any]:
     """One process; its numbers. Raises RuntimeError with the end of what it said where it fails."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(work.threads)} if work.threads else {})}
-    arguments = [work.pairs, work.model, work.epochs, work.optimizer, work.trl_batch]
+    arguments = [work.pairs, work.model, ",".join(map(str, work.epochs)), work.optimizer, work.trl_batch]
     command = [sys.executable, __file__, "child", who, *map(str, arguments)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{who} failed:\n{done.stderr[-3000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    of = f"{work.pairs.stem}, {work.epochs} epochs" + (f", batches of {work.trl_batch}" if who == "trl" else "")
-    print(f"{who:5} {of}: {found['seconds']:.1f} s, {found['peak_memory_gb']:.2f} GB", flush=True)
+    found["seconds"] = {int(several): value for several, value in found["seconds"].items()}
+    of = work.pairs.stem + (f", batches of {work.trl_batch}" if who == "trl" else "")
+    seconds = ", ".join(f"{several} epochs {value:.1f} s" for several, value in found["seconds"].items())
+    print(f"{who:5} {of}: {seconds}, {found['peak_memory_gb']:.2f} GB", flush=True)
     return found
 
 
@@ -185,7 +198,7 @@ def fastest_trl_batch(work: Work) -> int:
     seconds = {}
     for batch in (1, 2, 4, 8):
         try:
-            seconds[batch] = run("trl", replace(work, pairs=few, epochs=1, trl_batch=batch))["seconds"]
+            seconds[batch] = run("trl", replace(work, pairs=few, epochs=(1,), trl_batch=batch))["seconds"][1]
         except RuntimeError as error:
             print(f"trl, batches of {batch}: {str(error).splitlines()[-1]}")
     if not seconds:
@@ -193,30 +206,35 @@ def fastest_trl_batch(work: Work) -> int:
     return min(seconds, key=seconds.__getitem__)
 
 
-def compare(work: Work, runs: int) -> dict[str, Any]:
+def compare(work: Work, runs: int) -> dict[int, dict[str, Any]]:
+    """Alternating runs; the comparison for each number of epochs."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     peaks = []
     for _ in range(runs):
         for who in found:
             found[who].append(run(who, work))
         peaks.append(matmul_peak())
+    return {several: _comparison(work, several, found, max(peaks)) for several in work.epochs}
+
+
+def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, Any]:
     rows = json.loads(work.pairs.read_text())
-    seconds = {who: [one["seconds"] for one in several] for who, several in found.items()}
+    seconds = {who: [one["seconds"][epochs] for one in several] for who, several in found.items()}
     memory = {who: statistics.median(one["peak_memory_gb"] for one in several) for who, several in found.items()}
     middle = {who: statistics.median(values) for who, values in seconds.items()}
-    peak, useful = max(peaks), useful_operations(rows, work.model, work.epochs)
+    useful = useful_operations(rows, work.model, epochs)
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in rows)
     return {
         "pairs": len(rows),
         "model": work.model.name,
-        "epochs": work.epochs,
-        "runs": runs,
+        "epochs": epochs,
+        "runs": len(found["ours"]),
         "optimizer": work.optimizer,
         "trl_batch": work.trl_batch,
         "seconds": seconds,
         "peak_memory_gb": memory,
         "first_loss": {who: several[0]["first_loss"] for who, several in found.items()},
-        "tokens_per_second": {who: tokens * work.epochs / value for who, value in middle.items()},
+        "tokens_per_second": {who: tokens * epochs / value for who, value in middle.items()},
         "times_faster": middle["trl"] / middle["ours"],
         "memory_ratio": memory["trl"] / memory["ours"],
         "matmul_peak_gflops": peak / 1e9,
@@ -239,23 +257,24 @@ def print_table(results: dict[str, Any]) -> None:
 
 def works(data: Path, options: dict[str, str]) -> Iterator[tuple[str, Work]]:
     """(name, work) for every data set, or for random ids where the weights are random."""
-    rest = int(options["trl_batch"]), int(options["threads"])
+    rest = options["optimizer"], int(options["trl_batch"]), int(options["threads"])
+    epochs = tuple(int(several) for several in options["epochs"].split(","))
     if options["model"] != "smollm2":
-        yield "random ids", Work(random_pairs(int(options["pairs"])), random_model(options["model"]), 1, options["optimizer"], *rest)
+        yield "random ids", Work(random_pairs(int(options["pairs"])), random_model(options["model"]), epochs, *rest)
         return
     if not data.is_dir():
         sys.exit(f"training speed: skipped, there is no folder {data} with gsm8k_train.jsonl and dolly_1k.jsonl (make bench DATA=...)")
     ready_model()
     for name in options["data"].split(","):
-        yield name, Work(make_pairs(name, data, int(options["pairs"])), MODEL, 1, options["optimizer"], *rest)
+        yield name, Work(make_pairs(name, data, int(options["pairs"])), MODEL, epochs, *rest)
 
 
 def main(data: Path, options: dict[str, str]) -> None:
     results: dict[str, Any] = {}
     for name, work in works(data, options):
         work = work if work.trl_batch else replace(work, trl_batch=fastest_trl_batch(work))
-        for epochs in map(int, options["epochs"].split(",")):
-            results[f"{name}, {epochs} epochs"] = compare(replace(work, epochs=epochs), int(options["runs"]))
+        for epochs, comparison in compare(work, int(options["runs"])).items():
+            results[f"{name}, {epochs} epochs"] = comparison
             save("training_speed" if work.model == MODEL else f"training_speed-{work.model.name}", {"results": results})
     print_table(results)
 

@@ -184,7 +184,7 @@ def test_accelerate_starts_the_ranks_and_one_is_killed(scored: Game) -> None:
     )
     with_file = ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
     running = scored.start("train.epochs=12", *with_file)
-    running.wait_for(in_training(scored), 120)
+    running.wait_for(in_training(scored))
     os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
     killed = running.wait()
     assert killed.code == 1 and "a rank was killed or met a fault" in killed.err and "go on with" in killed.err
@@ -213,7 +213,7 @@ def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
     meeting = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.2", f"launcher.main_process_port={free_port()}"]
     first = scored.start(*meeting)
     second = scored.start(*meeting, "launcher.machine_rank=1")
-    first.wait_for(in_training(scored), 120)
+    first.wait_for(in_training(scored))
     for process in [*children(second, "sparring stage"), *psutil.Process(second.pid).children(recursive=True)]:
         process.kill()
     os.kill(second.pid, signal.SIGKILL)

@@ -11,6 +11,7 @@ how kills are deterministic without a hook in the product.
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import itertools
 import json
@@ -82,7 +83,7 @@ class Running:
         file = self._out.with_suffix(".err")
         return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Wait until `condition` holds; fails when the command ends first."""
         end = time.monotonic() + seconds
         while not condition():
@@ -91,7 +92,7 @@ class Running:
             assert time.monotonic() < end, f"still waiting after {seconds} s:\n{self.err}"
             time.sleep(0.005)
 
-    def wait(self, seconds: float = 120) -> Result:
+    def wait(self, seconds: float = 480) -> Result:
         end = time.monotonic() + seconds
         while (status := self._zygote.poll(self.pid)) is None:
             if time.monotonic() > end:
@@ -157,6 +158,7 @@ def serve() -> None:
     # what transformers and others load on first use
     for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):
         importlib.import_module(module)
+    gc.freeze()  # a game collects garbage after every stage, and would go through the libraries' million objects each time
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:

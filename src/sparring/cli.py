@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import shlex
@@ -77,6 +78,7 @@ def run(
         from sparring.report.tables import print_summary
         from sparring.selfplay import run as play
 
+        gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
         summary = play(checked, restart_from=restart_from)
         print_summary(summary, Path(checked.run_dir), _stdout())
 
