@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     if adapters.is_adapter(folder):
         return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
+    os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads would read float32 files ahead of the cast: twice the memory
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
