@@ -77,6 +77,25 @@ def test_defaults_are_the_papers() -> None:
     assert (recipe.train.lr, recipe.train.epochs, recipe.train.batch_size, recipe.train.optimizer) == (5e-7, 2.0, 64, "rmsprop")
     assert (recipe.sampling.temperature, recipe.sampling.top_p, recipe.objective.window) == (1.0, 1.0, 2)
     assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.baseline) == ("logistic", 1.0, None, None)
+    assert recipe.objective.nll_weight == 0.0 and not recipe.objective.learns_from_identical(0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "t", "effective"),
+    [
+        ({"beta": [1, 2, 3]}, 1, {"loss": "logistic", "beta": 2.0}),
+        ({"loss": "hinge", "nll_weight": [0, 0.5, 1]}, 0, {"loss": "hinge", "beta": 1.0}),
+        ({"loss": "hinge", "nll_weight": [0, 0.5, 1]}, 2, {"loss": "hinge", "beta": 1.0, "nll_weight": 1.0}),
+        ({"loss": "space"}, 0, {"loss": "space", "mu": 4.0}),
+        ({"loss": "space", "mu": 1}, 0, {"loss": "space", "mu": 1.0}),
+        ({"loss": "t-spin"}, 0, {"loss": "t-spin", "beta": 1.0, "history_weight": 0.0}),
+        ({"loss": "t-spin"}, 1, {"loss": "t-spin", "beta": 1.0, "history_weight": 0.1}),
+        ({"loss": "t-spin", "history_weight": [0, 0.2, 0.3]}, 2, {"loss": "t-spin", "beta": 1.0, "history_weight": 0.3}),
+        ({"loss": "alpha-spin", "alpha": [1, 0.5, 0]}, 2, {"loss": "alpha-spin", "beta": 1.0, "alpha": 0.0}),
+    ],
+)
+def test_what_has_an_effect_in_an_iteration(objective: dict[str, Any], t: int, effective: dict[str, Any]) -> None:
+    assert load_recipe(recipe_dict(objective=objective)).objective.at(t, 4) == effective
 
 
 @pytest.mark.parametrize(

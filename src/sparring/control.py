@@ -11,6 +11,7 @@ from sparring.stages import Stages, fingerprinted
 from sparring.training.plan import steps_plan
 
 DEFAULT_LR = 1e-5
+ONCE = (("generate", "sampled_tokens", 1), ("score", "scored_tokens", 1), ("score-start", "scored_tokens", 1))
 
 
 def continued_sft(stages: Stages, start: Policy, played: int) -> Policy | None:
@@ -58,6 +59,7 @@ def forward_tokens(run: RunDir, played: int, passes: int) -> float:
     """Cost of the iterations in tokens times forward passes, without padding: sampling and scoring count once, training `passes` times."""
     cost = 0.0
     for t in range(played):
-        generate, score, train = (run.finished(iteration_stage(t, name)).facts for name in ("generate", "score", "train"))
-        cost += generate["sampled_tokens"] + score["scored_tokens"] + passes * train["trained_tokens"]
+        for name, fact, each in (*ONCE, ("train", "trained_tokens", passes)):
+            stage = run.finished(iteration_stage(t, name))
+            cost += each * stage.facts[fact] if stage else 0  # not every objective needs every stage
     return cost

@@ -24,8 +24,8 @@ from sparring.rundir import RunDir
 from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.stages import Stages
 
-SHARED = "sft, iterations/NNN/generate, score, train and measure, baseline/measure, continued-sft/train and measure"
-OF_ITERATION = re.compile(r"iterations/(\d{3,})/(generate|score|train|measure)")
+SHARED = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure, continued-sft/train and measure"
+OF_ITERATION = re.compile(r"iterations/(\d{3,})/(generate|score|score-start|train|measure)")
 
 
 def run_stage(recipe: Recipe, name: str) -> None:
@@ -68,8 +68,8 @@ def _compute_of_iteration(stages: Stages, t: int, part: str) -> None:
     elif part == "measure":
         stages.measure(iteration_name(t), _player(stages, t), opponent, round_index=t + 1)
     else:
-        window = stages.window(t)
-        (stages.score if part == "score" else stages.train)(opponent, window, t)
+        work = {"score": stages.score, "score-start": stages.score_start, "train": stages.train}[part]
+        work(opponent, stages.window(t), t)
 
 
 def _player(stages: Stages, t: int) -> Policy:

@@ -58,7 +58,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         t, opponent = len(iterations), player
         stages.generate(opponent, t)
         window = stages.window(t)
-        if not window.duels:
+        if window.indistinguishable:
             reason = "indistinguishable: every reply of the opponent equals the human one"
             break
         player = stages.train(opponent, window, t)

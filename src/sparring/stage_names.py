@@ -8,7 +8,7 @@ from sparring.errors import UserError, nearest
 
 SFT, BASELINE, CONTROL = "sft", "baseline", "continued-sft"
 CONTROL_TRAIN = f"{CONTROL}/train"
-OF_ITERATION = ("generate", "score", "train", "measure", "evaluate")
+OF_ITERATION = ("generate", "score", "score-start", "train", "measure", "evaluate")
 
 
 def iteration_name(t: int) -> str:

@@ -14,7 +14,7 @@ from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
 from sparring.data.prepare import prepare, read_examples, write_examples
-from sparring.data.records import Example, Message
+from sparring.data.records import Duel, Example, Message
 from sparring.data.sources import local_file
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
@@ -35,10 +35,11 @@ from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, repla
 from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
-from sparring.training.opponent_pass import read_logps, score_duels
+from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
 from sparring.training.plan import TrainPlan, make_plan
-from sparring.training.tasks import SftTask, SpinTask, Task
+from sparring.training.successors import objective_task
+from sparring.training.tasks import SftTask, Task
 
 Optim = TypeVar("Optim", bound=OptimSection)
 CHOSEN = "chosen.json"
@@ -160,8 +161,10 @@ class Stages:
                 self.with_budget(section)  # from what is free before anything is loaded
 
     def _announce_unused(self) -> None:
-        """Name the sections of engines that do not play."""
-        sampling = self.recipe.sampling
+        """Name the sections of engines that do not play, and the stages that the objective has no use for."""
+        sampling, objective = self.recipe.sampling, self.recipe.objective
+        if not objective.uses_opponent_logps:
+            log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
         for name in unused_sections(sampling):
             log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
@@ -228,29 +231,33 @@ class Stages:
 
     def window(self, t: int) -> Window:
         """The duels of the newest `objective.window` iterations."""
-        iterations = range(max(0, t - self.recipe.objective.window + 1), t + 1)
+        objective = self.recipe.objective
+        iterations = range(max(0, t - objective.window + 1), t + 1)
         replies = {i: read_replies(self.run.root / iteration_stage(i, "generate")) for i in iterations}
-        window = build_window(self.train_examples, replies, self.chat.stop_ids)
+        of_start = read_replies(self.run.root / iteration_stage(0, "generate")) if objective.uses_start_replies else None
+        keep = objective.learns_from_identical(t)
+        window = build_window(self.train_examples, replies, self.chat.stop_ids, of_start=of_start, keep_identical=keep)
         log.info(f"iteration {t}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in window.counts.items()))
         return window
 
     def train(self, opponent: Policy, window: Window, t: int) -> Policy:
         """Stage 2: opponent log-probs first, then the player, who starts as the opponent."""
-        settings, objective = self.recipe.train, self.recipe.objective
-        lr, epochs, beta = (at_iteration(value, t) for value in (settings.lr, settings.epochs, objective.beta))
+        settings, objective = self.recipe.train, self.objective(t)
+        lr, epochs = (at_iteration(value, t) for value in (settings.lr, settings.epochs))
         plan = self._plan(window, t)
-        score = self.score(opponent, window, t)
+        scored = self._scored(opponent, window, t)
 
         def work(stage: Path) -> dict[str, Any]:
-            task = SpinTask(window.duels, read_logps(score.path), beta, objective.loss)
+            logps = {name: joined_logps(record.path for record in records) for name, records in scored.items()}
+            task = objective_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
             facts = self._fit(stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
             return {**facts, "counts": window.counts}
 
         inputs = {
             "train": {**fingerprinted(settings), "lr": lr, "epochs": epochs},
-            "objective": {"loss": objective.loss, "beta": beta},
+            "objective": objective,
             "opponent": opponent.hash,
-            "opponent_logps": score.digest,
+            **self._score_inputs(scored, window),
             "seed": self.recipe.seed,
         }
         return Policy.of_stage(self.stage(iteration_stage(t, "train"), inputs, work, shared=True))
@@ -269,14 +276,17 @@ class Stages:
 
     def score(self, opponent: Policy, window: Window, t: int) -> StageRecord:
         """The opponent's log-probs of the duels, in the micro-batches of the training that follows."""
-        settings, plan = self.recipe.train, self._plan(window, t)
+        return self._score_stage(t, "score", opponent, window.duels, self._plan(window, t), f"iteration {t}: opponent log-probs")
+
+    def _score_stage(self, t: int, part: str, model: Policy, duels: list[Duel], plan: TrainPlan, phase: str) -> StageRecord:
+        settings = self.recipe.train
 
         def work(stage: Path) -> dict[str, Any]:
-            return score_duels(stage, opponent.folder, window.duels, plan, self.with_budget(settings), f"iteration {t}: opponent log-probs")
+            return score_duels(stage, model.folder, duels, plan, self.with_budget(settings), phase)
 
         inputs = {
-            "opponent": opponent.hash,
-            "duels": digest([vars(duel) for duel in window.duels]),
+            "opponent": model.hash,
+            "duels": digest([vars(duel) for duel in duels]),
             "batches": {
                 "first_pass_steps": plan.first_pass_steps(),
                 "batch_size": plan.batch_size,
@@ -285,9 +295,50 @@ class Stages:
                 **self._base_format(),
             },
         }
-        return self.stage(iteration_stage(t, "score"), inputs, work, shared=True)
+        return self.stage(iteration_stage(t, part), inputs, work, shared=True)
+
+    def score_start(self, opponent: Policy, window: Window, t: int) -> StageRecord | None:
+        """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
+
+        The opponent of iteration 0 is the start: what it has scored there is not scored again.
+        """
+        start, settings = self.sft(), self.recipe.train
+        known = joined_logps(record.path for record in self._of_start(t))
+        plan = self._plan(window, t)
+        used = {index for step in range(plan.first_pass_steps()) for index in plan.batch(step)}
+        duels = [duel for index, duel in enumerate(window.duels) if index in used and duel.duel_id not in known]
+        if not duels:
+            return None
+        once = make_plan(settings, len(duels), lr=1.0, epochs=1.0, seed=plan.seed, name=f"iteration {t}: scoring under the start")
+        return self._score_stage(t, "score-start", start, duels, once, f"iteration {t}: log-probs of the start")
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
+
+    def objective(self, t: int) -> dict[str, Any]:
+        """What an iteration minimises: the options that have an effect in it."""
+        return self.recipe.objective.at(t, self.recipe.sampling.replies_per_prompt)
+
+    def _scored(self, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
+        """The stages that hold the log-probs which the objective needs, those made first that are not there yet."""
+        needs, found = self.recipe.objective, {}
+        if needs.uses_opponent_logps:
+            found["opponent_logps"] = [self.score(opponent, window, t)]
+        if needs.uses_start:
+            newest = self.score_start(opponent, window, t)
+            found["start_logps"] = [*self._of_start(t), *([newest] if newest else [])]
+        return found
+
+    def _of_start(self, t: int) -> list[StageRecord]:
+        """The stages before iteration t that hold log-probs under the start of the game."""
+        names = [iteration_stage(0, "score"), *(iteration_stage(i, "score-start") for i in range(1, t))]
+        return [record for name in names if (record := self.run.finished(name))]
+
+    def _score_inputs(self, scored: dict[str, list[StageRecord]], window: Window) -> dict[str, Any]:
+        """What a training stage knows its duels by: their log-probs, or where it needs none the duels themselves."""
+        if not scored:
+            return {"duels": digest([vars(duel) for duel in window.duels])}
+        start = [record.digest for record in scored.get("start_logps", [])]
+        return {"opponent_logps": scored["opponent_logps"][0].digest, **({"start_logps": start} if start else {})}
 
     def _plan(self, window: Window, t: int) -> TrainPlan:
         settings = self.recipe.train

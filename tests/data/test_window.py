@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sparring.data.records import Conversation, Duel, Example, Reply
+from sparring.data.records import Conversation, Duel, Example, Reply, Triplet
 from sparring.data.window import build_window, is_empty
 
 STOP = frozenset({9})
@@ -61,7 +61,28 @@ def test_a_reply_cut_before_its_end_of_turn_is_not_identical() -> None:
 
 def test_all_identical_leaves_nothing() -> None:
     window = build_window(EXAMPLES[1:2], {0: NEW[2:4]}, STOP)
-    assert window.duels == [] and window.counts["duels_all_identical"] == 1
+    assert window.duels == [] and window.counts["duels_all_identical"] == 1 and window.indistinguishable
+
+
+def test_identical_ones_are_kept_where_they_have_a_gradient() -> None:
+    window = build_window(EXAMPLES, {0: NEW}, STOP, keep_identical=True)
+    assert [duel.duel_id for duel in window.duels] == ["a@0", "b@0", "c@0"] and not window.indistinguishable
+    assert (window.counts["duels"], window.counts["duels_all_identical"]) == (3, 1)
+    alone = build_window(EXAMPLES[1:2], {0: NEW[2:4]}, STOP, keep_identical=True)
+    assert len(alone.duels) == 1 and alone.indistinguishable, "the game ends all the same"
+
+
+def test_triplets_pair_the_replies_of_the_start_by_replica() -> None:
+    of_start = [Reply("c", 1, (2,), "length"), Reply("a", 1, (1, 1), "length"), Reply("a", 0, (5, 9), "stop"), Reply("c", 0, (9,), "stop")]
+    of_start += [Reply("b", 0, (6, 7, 9), "stop"), Reply("b", 1, (4, 9), "stop")]
+    window = build_window(EXAMPLES, {1: NEW}, STOP, of_start=of_start)
+    assert window.duels == [
+        Triplet("a", 1, (1,), (5, 9), ((5, 9), (5, 5)), ((5, 9), (1, 1))),
+        Triplet("b", 1, (2, 2), (6, 7, 9), ((6, 7, 9), (6, 7, 9)), ((6, 7, 9), (4, 9))),
+        Triplet("c", 1, (3,), (8,), ((9,), (8, 8)), ((9,), (2,))),
+    ]
+    assert window.counts["duels_all_identical"] == 1, "b stays: the human reply is to be preferred to that of the start"
+    assert [duel.row_id for duel in build_window(EXAMPLES, {0: NEW}, STOP, of_start=NEW).duels] == ["a", "c"]
 
 
 def test_a_lost_reply_is_never_taken_for_an_identical_one() -> None:

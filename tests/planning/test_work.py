@@ -90,6 +90,24 @@ def test_the_stages_of_a_game() -> None:
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
 
 
+def tokens_of(*overrides: str) -> dict[str, float]:
+    plan = estimate(recipe_of("iterations=2", "train.epochs=1", *overrides), llama(), LENGTHS, GPU)
+    counted = ("score", "score-start", "train")
+    return {f"{stage.owner[-3:]}/{stage.kind}": stage.work.tokens for stage in plan.stages if stage.kind in counted}
+
+
+def test_passes_of_the_other_objectives() -> None:
+    """T-SPIN scores nothing, and trains on the start's reply too where it is another one than the duel's own; alpha-SPIN scores the newest
+    duels once more. Trees of 40 prompt, 29 human and 19 generated tokens, 100 rows."""
+    two, three = 40 + 29 + 19, 40 + 29 + 19 + 19
+    assert tokens_of() == {"000/score": 100 * two, "000/train": 100 * two, "001/score": 200 * two, "001/train": 200 * two}
+    assert tokens_of("objective.loss=t-spin") == {"000/train": 100 * two, "001/train": 100 * (two + three)}
+    assert tokens_of("objective.loss=t-spin", "objective.window=1") == {"000/train": 100 * two, "001/train": 100 * three}
+    assert tokens_of("objective.loss=t-spin", "objective.history_weight=0") == {"000/train": 100 * two, "001/train": 200 * two}
+    assert tokens_of("objective.loss=alpha-spin") == {**tokens_of(), "001/score-start": 100 * two}
+    assert tokens_of("objective.loss=space") == tokens_of()
+
+
 def test_greedy_replies_are_counted() -> None:
     options = {"evaluate": {"answer_pattern": "x"}}
     plain, greedy = (

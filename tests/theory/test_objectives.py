@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring.config import ObjectiveSection
+from sparring.config.schema import SPIN_LOSSES
 from sparring.policy.objectives import LOSSES, DuelLogps, LossName, SpinLoss, accuracy, mean_over_replies, spin_loss
 
 ALL_LOSSES = list(LOSSES)
@@ -105,7 +106,8 @@ def test_logistic_is_stable_at_extreme_margins(dtype: torch.dtype, margin: float
 
 
 def test_losses_are_the_ones_of_the_recipe() -> None:
-    assert list(typing.get_args(ObjectiveSection.model_fields["loss"].annotation)) == ALL_LOSSES
+    assert list(typing.get_args(ObjectiveSection.model_fields["loss"].annotation)) == [*ALL_LOSSES, "space", "t-spin", "alpha-spin"]
+    assert list(SPIN_LOSSES) == ALL_LOSSES
 
 
 # --- equation 4.7

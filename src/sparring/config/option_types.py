@@ -81,6 +81,8 @@ NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PerIteration = PositiveFloat | Annotated[tuple[PositiveFloat, ...], BeforeValidator(_list_to_tuple)]
+WeightPerIteration = NonNegativeFloat | Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_list_to_tuple)]
+FractionPerIteration = Fraction | Annotated[tuple[Fraction, ...], BeforeValidator(_list_to_tuple)]
 
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]

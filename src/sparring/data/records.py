@@ -75,8 +75,24 @@ class Duel:
 
     @property
     def is_all_identical(self) -> bool:
-        """Every reply equals the human one: the gradient is exactly zero."""
+        """Every reply of the opponent equals the human one."""
         return all(ids == self.real_ids for ids in self.generated_ids)
+
+    @property
+    def has_no_gap(self) -> bool:
+        """All replies are the same: a loss of gaps between them has an exactly zero gradient."""
+        return self.is_all_identical
+
+
+@dataclass(frozen=True)
+class Triplet(Duel):
+    """A duel of T-SPIN: beside the k replies of the opponent the k that the start of the game gave to the same prompt, pair by pair."""
+
+    start_ids: tuple[TokenIds, ...]
+
+    @property
+    def has_no_gap(self) -> bool:
+        return self.is_all_identical and all(ids == self.real_ids for ids in self.start_ids)
 
 
 def _digest(value: object) -> str:

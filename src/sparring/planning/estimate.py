@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sparring.config import OptimSection, Recipe, SftSection, at_iteration
@@ -81,7 +81,7 @@ class _Game:
     def stages(self) -> Iterator[StagePlan]:
         recipe = self.recipe
         if recipe.sft:
-            yield self._train("sft", recipe.sft, recipe.sft.epochs * self.lengths.train_rows, 1)
+            yield self._train("sft", recipe.sft, {1: recipe.sft.epochs * self.lengths.train_rows})
         yield self._measure(BASELINE, 1)
         forward = 0.0
         for t in range(recipe.iterations):
@@ -93,13 +93,25 @@ class _Game:
             yield self._measure(CONTROL, 3)
 
     def _iteration(self, t: int) -> Iterator[StagePlan]:
-        recipe, owner = self.recipe, iteration_name(t)
-        duels = min(t + 1, recipe.objective.window) * self.lengths.train_rows
+        recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.lengths.train_rows
+        window = min(t + 1, objective.window)
         epochs, branches = at_iteration(recipe.train.epochs, t), 1 + recipe.sampling.replies_per_prompt
-        yield self._sample(owner, "generate", self.lengths.train_rows, recipe.sampling.replies_per_prompt)
-        yield self._score(owner, duels * min(1.0, epochs), branches)
-        yield self._train(owner, recipe.train, epochs * duels, branches)
+        first_pass = min(1.0, epochs)
+        yield self._sample(owner, "generate", rows, recipe.sampling.replies_per_prompt)
+        if objective.uses_opponent_logps:
+            yield self._score(owner, "score", window * rows * first_pass, branches)
+        if objective.uses_start and t:
+            yield self._score(owner, "score-start", rows * first_pass, branches)
+        yield self._train(owner, recipe.train, {count: epochs * rows * part for count, part in self._branches(t, window).items()})
         yield self._measure(owner, 3)
+
+    def _branches(self, t: int, window: int) -> dict[int, int]:
+        """Branches of a tree -> iterations in the window whose trees have so many: T-SPIN's have the start's replies too, but once."""
+        replies = self.recipe.sampling.replies_per_prompt
+        if not self.recipe.objective.at(t, replies).get("history_weight"):
+            return {1 + replies: window}
+        of_start = int(window == t + 1)  # iteration 0 is in the window
+        return {1 + 2 * replies: window - of_start, 1 + replies: of_start}
 
     def _sample(self, owner: str, kind: str, rows: int, replicas: int) -> StagePlan:
         samplers = of_sampling(self.recipe, self.hardware)
@@ -108,20 +120,22 @@ class _Game:
         held = memory.sampling(self.shape, self.recipe, self.lengths, rows, replicas, self.hardware, samplers)
         return self._stage(owner, kind, work, held, time)
 
-    def _score(self, owner: str, duels: float, branches: int) -> StagePlan:
+    def _score(self, owner: str, kind: str, duels: float, branches: int) -> StagePlan:
         work = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(branches), duels)
-        return self._stage(owner, "score", work, self._scoring(branches), self._time(work))
+        return self._stage(owner, kind, work, self._scoring(branches), self._time(work))
 
-    def _train(self, owner: str, settings: OptimSection, items: float, branches: int) -> StagePlan:
+    def _train(self, owner: str, settings: OptimSection, items: Mapping[int, float]) -> StagePlan:
+        """items: branches of a tree -> how many trees have so many."""
         passes = training_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
-        work = tree_work(self.shape, passes, self.lengths.prompt, self._replies(branches), items)
-        return self._stage(owner, "train", work, self._training(settings, branches), self._time(work))
+        parts = [tree_work(self.shape, passes, self.lengths.prompt, self._replies(count), trees) for count, trees in items.items()]
+        work = sum(parts, Work())
+        return self._stage(owner, "train", work, self._training(settings, max(items)), self._time(work))
 
     def _control(self, forward: float) -> StagePlan:
         """As many steps as `forward` tokens that pass the model once pay for (control.py)."""
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
         settings = self.recipe.sft or SftSection(**inherited)
-        return self._train(CONTROL, settings, forward / settings.passes / (self.lengths.prompt + self.lengths.reply - 1), 1)
+        return self._train(CONTROL, settings, {1: forward / settings.passes / (self.lengths.prompt + self.lengths.reply - 1)})
 
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""

@@ -131,7 +131,7 @@ def _memory_table(plan: Plan) -> Table:
     kinds: dict[str, StagePlan] = {}
     for stage in sorted(plan.stages, key=lambda stage: stage.memory.total):
         kinds["sft" if stage.owner == "sft" else stage.kind] = stage
-    order = [kind for kind in ("sft", "generate", "score", "train", "measure") if kind in kinds]
+    order = [kind for kind in ("sft", "generate", "score", "score-start", "train", "measure") if kind in kinds]
     table = Table(title="Memory per device, GB", title_justify="left")
     table.add_column("", no_wrap=True)
     for kind in order:

@@ -1,4 +1,4 @@
-"""What the player minimises: equation 4.7 of SPIN (arXiv 2401.01335). Pure functions, tensors in, tensors out.
+"""What the player minimises: equation 4.7 of SPIN (arXiv 2401.01335), and what goes with it. Pure functions, tensors in, tensors out.
 
 Shapes: D = duels (one prompt with its human reply each), K = opponent replies per prompt; `loss_D` is a tensor of shape [D].
 A log-prob of a reply is the sum over its tokens in nats, the end-of-turn token included when the model emitted it. Give
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 LossName = Literal["logistic", "hinge", "exponential", "correlation"]
+Number = TypeVar("Number", float, Tensor)
 
 
 def logistic(t: Tensor) -> Tensor:
@@ -108,6 +109,22 @@ def spin_loss(
     )
 
 
+def nll_anchor(real_D: Tensor, tokens_D: Tensor) -> Tensor:
+    """Negative log-likelihood [D] of the human replies per token, -log p(y|x) / |y|: to be added to a loss with a weight.
+
+    real_D: log p(y|x) [D]; tokens_D: |y| [D], the end-of-turn token included where the reply has one.
+    """
+    return -real_D / tokens_D
+
+
+def mixed_logp(opponent: Number, start: Number, alpha: float) -> Number:
+    """alpha * log p_opponent + (1 - alpha) * log p_start of a reply: alpha-SPIN's opponent (arXiv 2404.04291, there the base policy).
+
+    The geometric mixture of the two policies, without its normaliser, which is one number per prompt and cancels in a margin.
+    """
+    return start + alpha * (opponent - start)  # in this form exactly both where they are equal
+
+
 def accuracy(margin_DK: Tensor, mask_DK: Tensor, identical_D: Tensor | None = None) -> Tensor:
     """Share [D] of each duel's replies that the player tells from the human one: margin > 0, ties and identical replies count one half."""
     won_DK = (1 + torch.sign(margin_DK)) / 2
@@ -115,7 +132,7 @@ def accuracy(margin_DK: Tensor, mask_DK: Tensor, identical_D: Tensor | None = No
 
 
 def mean_over_replies(
-    value_DK: Tensor, mask_DK: Tensor, identical_D: Tensor | None = None, *, value_of_identical: Tensor | float
+    value_DK: Tensor, mask_DK: Tensor, identical_D: Tensor | None = None, *, value_of_identical: Tensor | float = 0.0
 ) -> Tensor:
     """Mean [D] of a value over all replies of each duel: its columns under the mask, and `identical_D` times `value_of_identical`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,14 @@ def read_logps(stage: Path) -> dict[str, list[float]]:
     logps: dict[str, list[float]] = {}
     for row in read_rows(stage):
         logps.setdefault(row["duel_id"], row["logps"])
+    return logps
+
+
+def joined_logps(stages: Iterable[Path]) -> dict[str, list[float]]:
+    """Those of several stages; the earliest wins."""
+    logps: dict[str, list[float]] = {}
+    for stage in stages:
+        logps = {**read_logps(stage), **logps}
     return logps
 
 

@@ -1,4 +1,7 @@
-"""What a training step minimises: SPIN over duels, or the plain likelihood of the human replies. One loop serves both."""
+"""What a training step minimises: SPIN over duels, or the plain likelihood of the human replies. One loop serves both.
+
+The successors of SPIN are in successors.py.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch import Tensor
 
 from sparring.data.records import Duel, Example
 from sparring.policy.batches import Branches, branches_of
-from sparring.policy.objectives import DuelLogps, LossName, spin_loss
+from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class Task(Protocol):
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses: ...
 
 
-class SpinTask:
-    """Equation 4.7 over the duels of an iteration, against opponent log-probs computed once."""
+class DuelTask:
+    """What the objectives over the duels of an iteration have in common."""
 
     unit = "duels"
 
-    def __init__(self, duels: Sequence[Duel], opponent_logps: Mapping[str, Sequence[float]], beta: float, loss: LossName) -> None:
-        self.duels, self.opponent_logps, self.beta, self.loss = duels, opponent_logps, beta, loss
+    def __init__(self, duels: Sequence[Duel]) -> None:
+        self.duels = duels
 
     def __len__(self) -> int:
         return len(self.duels)
@@ -56,27 +59,46 @@ class SpinTask:
         """The loss of a step is the mean over its duels."""
         return 1 / len(batch)
 
+
+class SpinTask(DuelTask):
+    """Equation 4.7 over the duels of an iteration, against opponent log-probs computed once."""
+
+    def __init__(self, duels: Sequence[Duel], opponent_logps: Mapping[str, Sequence[float]], beta: float, loss: LossName) -> None:
+        super().__init__(duels)
+        self.opponent_logps, self.beta, self.loss = opponent_logps, beta, loss
+
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
         duels = [self.duels[index] for index in indices]
         stored = [self.opponent_logps[duel.duel_id] for duel in duels]
-        columns, on = logps_DR.shape[1], partial(torch.tensor, device=logps_DR.device)
-        opponent_DR = on([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=logps_DR.dtype)
-        mask_DR = on([[column < len(row) for column in range(columns)] for row in stored])
-        identical_D = on([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels])
+        opponent_DR, mask_DR = padded(stored, logps_DR)
+        identical_D = torch.tensor([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels], device=logps_DR.device)
         player, opponent = (DuelLogps(logps[:, 0], logps[:, 1:]) for logps in (logps_DR, opponent_DR))
         result = spin_loss(player, opponent, mask_DR[:, 1:], identical_D, beta=self.beta, loss=self.loss)
-        replies_D = mask_DR[:, 1:].sum(1)
-        return ItemLosses(
-            result.loss_D,
-            {
-                "margin": result.margin_D,
-                "accuracy": result.accuracy_D,
-                "reward_real": result.reward_real_D,
-                "reward_generated": result.reward_generated_DK.sum(1) / replies_D,
-                "real_logp": player.real_D.detach(),
-                "generated_logp": (player.generated_DK.detach() * mask_DR[:, 1:]).sum(1) / replies_D,
-            },
-        )
+        return ItemLosses(result.loss_D, duel_numbers(result, player, mask_DR[:, 1:]))
+
+
+def padded(stored: Sequence[Sequence[float]], like_DR: Tensor) -> tuple[Tensor, Tensor]:
+    """Stored log-probs of each duel's branches as a tensor [D, R] beside `like_DR`, and where it holds one; 0 elsewhere."""
+    columns, on = like_DR.shape[1], partial(torch.tensor, device=like_DR.device)
+    values_DR = on([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=like_DR.dtype)
+    return values_DR, on([[column < len(row) for column in range(columns)] for row in stored])
+
+
+def duel_numbers(result: SpinLoss, player: DuelLogps, mask_DK: Tensor) -> dict[str, Tensor]:
+    """What the log tells of each duel. Means over the columns; without one all replies equal the human one, and it stands for them."""
+    real_D, replies_D = player.real_D.detach(), mask_DK.sum(1)
+
+    def mean(value_DK: Tensor, identical_D: Tensor) -> Tensor:
+        return torch.where(replies_D > 0, value_DK.masked_fill(~mask_DK, 0.0).sum(1) / replies_D, identical_D)
+
+    return {
+        "margin": result.margin_D,
+        "accuracy": result.accuracy_D,
+        "reward_real": result.reward_real_D,
+        "reward_generated": mean(result.reward_generated_DK, result.reward_real_D),
+        "real_logp": real_D,
+        "generated_logp": mean(player.generated_DK.detach(), real_D),
+    }
 
 
 class SftTask:

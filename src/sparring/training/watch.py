@@ -27,7 +27,7 @@ class HumanLogpWatch:
         self.warned_at: int | None = None
 
     def see(self, row: dict[str, Any]) -> None:
-        if "margin" in row:
+        if "reward_real" in row:  # without an opponent's log-probs nothing says what the replies had at the start
             self.rows.append(row)
             self._judge(min(WINDOW, len(self.rows) // 2), FEWEST)
 

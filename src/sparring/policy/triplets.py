@@ -1,0 +1,58 @@
+"""T-SPIN (arXiv 2601.08198): the human reply before the opponent's, the opponent's before that of the start. Pure functions.
+
+Shapes as in objectives.py: D duels, K opponent replies per prompt. What the formula implies, and the tests that prove it: docs/theory.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sparring.policy.objectives import LOSSES, LossName, accuracy, mean_over_replies
+
+
+@dataclass(frozen=True)
+class TripletLogps:
+    """log p(y|x) of the human replies, `real_D` [D], of the opponent's, `generated_DK` [D, K], and of the start's, `start_DK` [D, K], all
+    under the player. Equal replies have equal entries."""
+
+    real_D: Tensor
+    generated_DK: Tensor
+    start_DK: Tensor
+
+    def __post_init__(self) -> None:
+        assert self.real_D.dim() == 1 and self.generated_DK.dim() == 2, (self.real_D.shape, self.generated_DK.shape)
+        assert self.real_D.shape[0] == self.generated_DK.shape[0], (self.real_D.shape, self.generated_DK.shape)
+        assert self.start_DK.shape == self.generated_DK.shape, (self.start_DK.shape, self.generated_DK.shape)
+
+
+class TripletLoss(NamedTuple):
+    """What `triplet_loss` returns. Only `loss_D` carries a gradient; the rest is for the log."""
+
+    loss_D: Tensor  # [D]
+    margin_D: Tensor  # [D] mean over the replies of log p(y) - log p(y'), in nats: no opponent is in it
+    accuracy_D: Tensor  # [D] share of the replies that are less likely than the human one, ties counting one half
+    history_D: Tensor  # [D] mean over the replies of log p(y') - log p(y0), in nats
+
+
+def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history_weight: float, loss: LossName = "logistic") -> TripletLoss:
+    """Equation 7 of T-SPIN, a mean over the replies of ell(alpha * (log p(y) - log p(y'))) + beta * ell(alpha * (log p(y') - log p(y0))).
+
+    mask_DK: bool, true where a reply and its reply of the start exist; the other entries may hold anything, NaN included.
+    alpha: the paper's, 1 in its experiments. history_weight: the paper's beta, 0 in its first iteration and 0.1 after that.
+    loss: a key of LOSSES, the function ell.
+
+    There is no reference model, so that the loss is not ell(0) at the start but what the likelihoods make it. A duel without a reply has
+    no mean: its loss is NaN.
+    """
+    ell = LOSSES[loss]
+    margin_DK = (player.real_D[:, None] - player.generated_DK).masked_fill(~mask_DK, 0.0)
+    history_DK = (player.generated_DK - player.start_DK).masked_fill(~mask_DK, 0.0)
+    return TripletLoss(
+        loss_D=mean_over_replies(ell(alpha * margin_DK) + history_weight * ell(alpha * history_DK), mask_DK),
+        margin_D=mean_over_replies(margin_DK.detach(), mask_DK),
+        accuracy_D=accuracy(margin_DK.detach(), mask_DK),
+        history_D=mean_over_replies(history_DK.detach(), mask_DK),
+    )
