@@ -5,6 +5,7 @@ Ranks started by hand are forks of the zygote, which cost no imports; `accelerat
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -173,26 +174,45 @@ def in_training(game: Game) -> Callable[[], bool]:
     return lambda: any((game.root / f"{TRAIN}.partial").glob("checkpoint-*/step.json"))
 
 
-def test_accelerate_starts_the_ranks_and_one_is_killed(scored: Game) -> None:
-    config = scored.folder / "accelerate.yaml"
+def with_a_file(game: Game) -> list[str]:
+    config = game.folder / "accelerate.yaml"
     config.write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_machines: 1\nmachine_rank: 0\nnum_processes: 2\n"
         "mixed_precision: 'no'\nuse_cpu: false\nmain_process_port: 0\ndynamo_backend: 'no'\n"
         "fsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_reshard_after_forward: true\n"
-        "  fsdp_cpu_ram_efficient_loading: false\n",
+        "  fsdp_cpu_ram_efficient_loading: true\n",
         encoding="utf-8",
     )
-    with_file = ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
-    running = scored.start("train.epochs=12", *with_file)
+    return ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
+
+
+def with_zero_3(game: Game) -> list[str]:
+    return [*TWO_RANKS, "launcher.strategy=deepspeed-zero3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        (with_a_file, "Fsdp2Shards"),
+        pytest.param(
+            with_zero_3,
+            "DeepSpeedZero",
+            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra `deepspeed` is not installed"),
+        ),
+    ],
+)
+def test_accelerate_starts_the_ranks_and_one_is_killed(options: Callable[[Game], list[str]], kind: str, scored: Game) -> None:
+    launcher = options(scored)
+    running = scored.start("train.epochs=12", *launcher)
     running.wait_for(in_training(scored))
     os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
     killed = running.wait()
     assert killed.code == 1 and "a rank was killed or met a fault" in killed.err and "go on with" in killed.err
     assert not children_of_system("sparring stage", scored.root), "the other rank was ended"
-    result = scored.run("train.epochs=12", *with_file)
+    result = scored.start("train.epochs=12", *launcher).wait(300)
     assert result.code == 0, result.err
     facts = scored.json(f"{TRAIN}/done.json")["facts"]
-    assert facts["ranks"] == 2 and "going on from step" in result.err and "Fsdp2Shards" in result.err
+    assert facts["ranks"] == 2 and "going on from step" in result.err and kind in result.err
     assert scored.json("summary.json")["stop_reason"]
 
 

@@ -63,6 +63,7 @@ def test_recomputing_keeps_a_layer_and_the_streams_between() -> None:
     [
         ("ddp", ()),
         ("deepspeed-zero2", ("masters", "gradients", "optimizer")),
+        ("deepspeed-zero3", ("weights", "masters", "gradients", "optimizer")),
         ("fsdp2", ("weights", "masters", "gradients", "optimizer")),
     ],
 )

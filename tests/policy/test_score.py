@@ -17,6 +17,7 @@ from zoo import COMMON, GPT2, NEOX, VOCABULARY
 from sparring.errors import UserError
 from sparring.policy import score, tree_attention
 from sparring.policy.batches import Branches, hardest
+from sparring.policy.head import ChunkedHead
 from sparring.policy.score import Scorer, score_trees
 
 OPT = {"ffn_dim": 24, "word_embed_proj_dim": 16, "init_std": 0.3}
@@ -301,11 +302,11 @@ def test_a_model_of_nans_is_the_persons_to_mend() -> None:
     "error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: ...")]
 )
 def test_no_memory_is_not_read_as_a_layout_that_does_not_fit(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def runs_out(_: object) -> None:
+    def runs_out(*_: object) -> None:
         raise error
 
     scorer = Scorer(make("llama"))
-    monkeypatch.setattr(scorer, "_by_head", runs_out)  # the reference fits, the batch does not
+    monkeypatch.setattr(scorer.head, "forward", runs_out)  # the reference fits, the batch does not
     with pytest.raises(type(error)):
         scorer.choose_layout(TREES[0])
 
@@ -346,8 +347,8 @@ def test_head_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("gemma-2")
     whole, whole_gradient = scored_with_gradients(model, "tree", TREES)
     largest = []
-    plain_logps = Scorer._token_logps
-    monkeypatch.setattr(Scorer, "_token_logps", lambda self, h, t: (largest.append(len(t)), plain_logps(self, h, t))[1])
+    plain_logps = ChunkedHead._token_logps
+    monkeypatch.setattr(ChunkedHead, "_token_logps", lambda self, h, t: (largest.append(len(t)), plain_logps(self, h, t))[1])
     monkeypatch.setattr(score, "HEAD_CHUNK", 7)
     chunked, chunked_gradient = scored_with_gradients(model, "tree", TREES)
     assert max(largest) == 7 and len(largest) > 6

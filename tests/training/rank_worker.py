@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import traceback
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import torch
 from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
-from sparring.policy import score
+from sparring.policy import hollow, score
 from sparring.policy.compute import make_accelerator
+from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
-from sparring.policy.strategies import join
+from sparring.policy.strategies import join, stage_of_deepspeed
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.tasks import SpinTask
 
@@ -27,7 +29,12 @@ def main(strategy: str, folder: Path) -> None:
     start, opponent = folder / "start", json.loads((folder / "opponent.json").read_text())
     join(strategy, cpu=True)
     score.HEAD_CHUNK = CHUNK
+    if stage_of_deepspeed() == 3:  # else it would keep weights as small as these whole
+        make_accelerator().deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     assert rank_count() == 2
+    if strategy == "fsdp2":  # as by a file that `accelerate config` wrote
+        os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    loads = count_loads()
     out = folder / strategy
     from_main(lambda: out.mkdir(exist_ok=True))
     found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type)}
@@ -37,23 +44,46 @@ def main(strategy: str, folder: Path) -> None:
         section = settings(batch_size=5, **more)
         result = fit_to(out / name, start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
         found[name] = sums_of_ranks(result.model)
+    found["held"] = held_by_ranks(result.model)
 
-    if strategy == "ddp":  # the others refuse adapters
-        section = settings(batch_size=5, lora={"rank": 4})
-        fit_to(out / "lora", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+    section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1, gradient_checkpointing=True)
+    fit_to(out / "recomputed", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+
+    section = settings(batch_size=5, optimizer="adamw", lora={"rank": 4})
+    fit_to(out / "lora", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
 
     # the same from the checkpoint of one process
     section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1)
     fit_to(out / "resumed", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
 
+    # embeddings and head as one matrix
+    section = settings(batch_size=5)
+    fit_to(out / "tied", folder / "tied", SpinTask(DUELS[:10], opponent, 0.3, "logistic"), plan_of(section, 10), section)
+
     for precision in ("fp32", "bf16"):
         found[f"margins_{precision}"] = first_margins(out / precision, start, precision)
+        found[f"margins_lora_{precision}"] = first_margins(out / f"lora_{precision}", out / "lora" / "model", precision, lora={"rank": 4})
     # fewer items than ranks: one rank has nothing to do
     section = settings(batch_size=1)
     fit_to(out / "single", start, SpinTask(DUELS[:2], opponent, 0.3, "logistic"), plan_of(section, 2), section)
     found["not_finite"] = refusal(out / "broken", start)
+    found["everything"] = sums_of_ranks(load_model(start))  # last, for this changes what transformers loads after it
+    found["loads"] = gathered(len(loads))
     if is_main():
         (out / "found.json").write_text(json.dumps(found))
+
+
+def count_loads() -> list[Path]:
+    """Grows by every model that this rank reads from disk, where it is to be dealt out."""
+    seen: list[Path] = []
+    load = hollow.load_model
+
+    def counted(folder: Path, *more: Any) -> Any:
+        seen.append(folder)
+        return load(folder, *more)
+
+    hollow.load_model = counted
+    return seen
 
 
 def fit_to(stage: Path, start: Path, task: SpinTask, plan: Any, section: Any) -> Any:
@@ -64,13 +94,26 @@ def fit_to(stage: Path, start: Path, task: SpinTask, plan: Any, section: Any) ->
 
 def sums_of_ranks(model: torch.nn.Module) -> list[float]:
     """Of every rank the sum over its (whole) parameters."""
-    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
-    return gathered(float(sum(p.detach().double().sum() for p in whole)))
+    return gathered(float(sum(whole(p).detach().double().sum() for p in model.parameters())))
 
 
-def first_margins(stage: Path, start: Path, precision: str) -> list[float]:
+def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
+    if hasattr(parameter, "ds_id"):  # ZeRO 3
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        return safe_get_full_fp32_param(parameter)
+    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+
+
+def held_by_ranks(model: torch.nn.Module) -> list[int]:
+    """Of every rank how many numbers of the parameters it holds between two passes."""
+    parts = ([p.data, p.ds_tensor] if hasattr(p, "ds_id") else [getattr(p, "_local_tensor", p)] for p in model.parameters())
+    return gathered(sum(part.numel() for part in chain.from_iterable(parts)))
+
+
+def first_margins(stage: Path, start: Path, precision: str, **more: Any) -> list[float]:
     """The margins of all duels in a first pass at learning rate 0, on all ranks."""
-    section = settings(batch_size=5, precision=precision)
+    section = settings(batch_size=5, precision=precision, **more)
     plan = plan_of(section, len(DUELS), lr=0.0)
     from_main(lambda: (stage / "score").mkdir(parents=True, exist_ok=True))
     score_duels(stage / "score", start, DUELS, plan, section, "score")

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
 
 from sparring.policy.batches import dealt, share_out
-from sparring.policy.load import load_model
+from sparring.policy.load import load_model, merge
 from sparring.training.checkpoint import latest_checkpoint
+from sparring.training.opponent_pass import read_logps
 from sparring.training.tasks import SpinTask
 
 HERE = Path(__file__).parent
@@ -32,6 +33,7 @@ STRATEGIES = [
     "ddp",
     "fsdp2",
     pytest.param("deepspeed-zero2", marks=needs_deepspeed),
+    pytest.param("deepspeed-zero3", marks=needs_deepspeed),
 ]
 
 
@@ -47,14 +49,15 @@ class Ranks:
         for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):
             self.fit(folder / "one" / name, batch_size=5, **more)
         self.fit(folder / "one" / "single", items=2, batch_size=1)
-        self.fit(folder / "one" / "lora", batch_size=5, lora={"rank": 4})
+        self.fit(folder / "one" / "tied", items=10, start=llama(folder / "tied", 2, tie_word_embeddings=True), batch_size=5)
+        self.fit(folder / "one" / "lora", batch_size=5, optimizer="adamw", lora={"rank": 4})
 
-    def fit(self, stage: Path, items: int = len(DUELS), **changes: Any) -> None:
+    def fit(self, stage: Path, items: int = len(DUELS), start: Path | None = None, **changes: Any) -> None:
         section = settings(**changes)
         duels = DUELS[:items]
         epochs = 1.0 if items < len(DUELS) else 2.0
         task = SpinTask(duels, self.opponent, 0.3, "logistic")
-        run_fit(stage, self.start, task, plan_of(section, items, epochs=epochs), section).model.save_pretrained(stage / "model")
+        run_fit(stage, start or self.start, task, plan_of(section, items, epochs=epochs), section).model.save_pretrained(stage / "model")
 
     def found(self, strategy: str) -> dict[str, Any]:
         """Launch the ranks once per strategy; they find the checkpoint of one process in `resumed`."""
@@ -94,9 +97,10 @@ def assert_close(found: Path, expected: Path, weights: str = "model.safetensors"
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_adapters_on_two_ranks(ranks: Ranks) -> None:
-    ranks.found("ddp")
-    assert_close(ranks.folder / "ddp" / "lora", ranks.folder / "one" / "lora", "adapter_model.safetensors")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_adapters_on_two_ranks(strategy: str, ranks: Ranks) -> None:
+    ranks.found(strategy)
+    assert_close(ranks.folder / strategy / "lora", ranks.folder / "one" / "lora", "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -110,6 +114,51 @@ def test_two_ranks_are_one_process(strategy: str, ranks: Ranks) -> None:
     moved = load_file(ranks.folder / strategy / "adamw" / "model" / "model.safetensors")
     start = load_model(ranks.start).state_dict()
     assert all((moved[name] - start[name]).abs().max() > 100 * WEIGHTS for name in moved), "far more than the tolerance"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_opponent_is_base_and_adapter(strategy: str, ranks: Ranks, tmp_path: Path) -> None:
+    """At later iterations the opponent carries an adapter: log-probs against those of the merged model's own."""
+    found = ranks.found(strategy)
+    assert set(found["margins_lora_fp32"]) == {0.0} and len(found["margins_lora_fp32"]) >= 15
+    assert max(map(abs, found["margins_lora_bf16"])) <= 1e-3
+    merge(ranks.folder / strategy / "lora" / "model", tmp_path / "merged")
+    merged, base = plain_opponent(tmp_path / "merged"), plain_opponent(ranks.start)
+    scored = read_logps(ranks.folder / strategy / "lora_fp32" / "score")
+    assert scored.keys() == merged.keys()
+    assert all(scored[name] == pytest.approx(merged[name], rel=LOSSES) for name in merged)
+    assert max(abs(scored[name][0] - base[name][0]) for name in base) > 0.01
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_embeddings_and_head_as_one_matrix(strategy: str, ranks: Ranks) -> None:
+    ranks.found(strategy)
+    assert_close(ranks.folder / strategy / "tied", ranks.folder / "one" / "tied")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_model_that_samples_is_whole_on_every_rank(strategy: str, ranks: Ranks) -> None:
+    weights = load_model(ranks.start).parameters()
+    assert ranks.found(strategy)["everything"] == [float(sum(p.detach().double().sum() for p in weights))] * 2
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_rank_0_alone_reads_what_will_be_dealt_out(strategy: str, ranks: Ranks) -> None:
+    one, two = ranks.found(strategy)["loads"]
+    assert two == 0 and (one >= 6 or strategy == "ddp")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_rank_of_a_sharded_model_holds_its_part_only(strategy: str, ranks: Ranks) -> None:
+    all_of_it = load_model(ranks.start).num_parameters()
+    shares = [held / all_of_it for held in ranks.found(strategy)["held"]]
+    assert shares == pytest.approx([0.5, 0.5] if strategy in ("fsdp2", "deepspeed-zero3") else [1, 1], abs=0.01)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_recomputed_layers_change_nothing(strategy: str, ranks: Ranks) -> None:
+    ranks.found(strategy)
+    assert_close(ranks.folder / strategy / "recomputed", ranks.folder / "one" / "adamw")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

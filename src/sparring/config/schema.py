@@ -443,10 +443,11 @@ class LauncherSection(Section):
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         None, description="Port of machine 0 where the ranks meet. When null: any free one, or 29500 with several machines."
     )
-    strategy: Literal["ddp", "fsdp2", "deepspeed-zero2"] = Field(
+    strategy: Literal["ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3"] = Field(
         "ddp",
         description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. "
-        "`deepspeed-zero2` needs `sparring[deepspeed]`. A `config_file` has its own.",
+        "`deepspeed-zero2` shards gradients and optimizer, `deepspeed-zero3` the weights too; they need `sparring[deepspeed]`. "
+        "A `config_file` has its own.",
     )
     cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
 

@@ -59,11 +59,11 @@ def _tried(plan: Plan, changes: tuple[str, ...], devices: int) -> Plan | None:
 def require_playable(recipe: Recipe) -> None:
     """Raise UserError for combinations that `sparring run` refuses, though each option is right."""
     sections = [section for section in (recipe.train, recipe.sft) if section]
-    if recipe.launcher.shards and any(section.lora or section.optimizer not in CUTTABLE for section in sections):
+    if recipe.launcher.shards and any(section.four_bit or section.optimizer not in CUTTABLE for section in sections):
         raise UserError(
-            "adapters, Adafactor and 8-bit optimizers do not work where the launcher shards the model",
+            "bases in 4 bits, Adafactor and 8-bit optimizers do not work where the launcher shards the model",
             where="launcher.strategy",
-            remedy="use ddp, or train all weights with rmsprop or adamw",
+            remedy="use ddp, or rmsprop or adamw without quantize",
         )
     if recipe.train.four_bit and recipe.sampling.inner_engine != "transformers":
         raise UserError("train.lora.quantize needs the engine transformers", where="sampling.engine")

@@ -9,7 +9,6 @@ from sparring.planning.advice import devices_needed
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
-from sparring.planning.memory import is_frozen
 from sparring.planning.parallel import CUTTABLE
 from sparring.planning.shape import Shape, find_shape
 
@@ -66,7 +65,7 @@ def _devices(plan: Plan) -> str:
     """How many cards of 80 GB training takes where one is not enough."""
     if plan.fits:
         return "-"
-    if plan.recipe.train.optimizer not in CUTTABLE or is_frozen(plan.recipe.train):
+    if plan.recipe.train.optimizer not in CUTTABLE or plan.recipe.train.four_bit:
         return "not cut"
     count = devices_needed(plan)
     return f"{count} x 80 GB" if count else "no"

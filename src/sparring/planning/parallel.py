@@ -12,6 +12,7 @@ CUT = {
     "single": frozenset(),
     "ddp": frozenset(),
     "deepspeed-zero2": frozenset({"masters", "gradients", "optimizer"}),
+    "deepspeed-zero3": frozenset({"weights", "masters", "gradients", "optimizer"}),
     "fsdp2": frozenset({"weights", "masters", "gradients", "optimizer"}),
 }
 # Optimizers whose states can be cut

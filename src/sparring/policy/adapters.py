@@ -100,12 +100,15 @@ def convert(folder: Path, dtype: torch.dtype) -> None:
     save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
 
 
-def save_adapter(model: Any, folder: Path, base: str) -> None:
-    """Write a PEFT model's adapter; `base` is what its config will name as base model. Equal adapters give equal files."""
+def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
+    """Write a PEFT model's adapter; `base` is what its config will name as base model. Equal adapters give equal files.
+
+    state: the adapter's weights by the model's own names, where the model holds a part of them only.
+    """
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(model, save_embedding_layers=False)
+    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
     save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(folder)
     config = _config(folder)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 # float32 copies of this many rows of logits stay in the processor's cache, and take half the time of a whole chunk at once
@@ -28,6 +29,31 @@ def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
 def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     """Log-probs [N] of the targets, in float32 at least."""
     return _TargetLogps.apply(logits_NV, target_N)
+
+
+class ChunkedHead(nn.Module):
+    """Log-probs of chosen tokens, the whole vocabulary only ever held for a chunk of them, forward and backward.
+
+    A module of its own, called once per micro-batch however many chunks it takes: ZeRO-3 compares the ranks' module calls. The model is
+    not its child, for the scorer has it already.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self._of = (model,)
+
+    def forward(self, hidden_NH: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+        """Log-probs [N] of the targets after these last hidden states."""
+        *chunks, last = zip(hidden_NH.split(chunk), target_N.split(chunk), strict=True)
+        if torch.is_grad_enabled():
+            parts = [checkpoint(self._token_logps, *each, use_reentrant=False) for each in chunks]
+        else:
+            parts = [self._token_logps(*each) for each in chunks]
+        # the last one's logits may stay: they are one chunk, and the first that the backward pass asks for
+        return torch.cat([*parts, self._token_logps(*last)])
+
+    def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+        return logps_of(logits_of(self._of[0], hidden_NH), target_N)
 
 
 class _TargetLogps(torch.autograd.Function):

@@ -23,6 +23,7 @@ from sparring.errors import UserError, first_line
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.hub import from_hub
+from sparring.policy.strategies import load_whole
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash
 
@@ -71,6 +72,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
         return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
     os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads would read float32 files ahead of the cast: twice the memory
+    load_whole()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -145,6 +147,7 @@ def load_config(folder: Path) -> Any:
 
 def model_shape(folder: Path) -> PreTrainedModel:
     """The model without memory for its weights: config and sizes."""
+    load_whole()
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
 

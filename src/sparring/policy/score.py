@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -21,9 +20,9 @@ from sparring.errors import UserError
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, dealt, shortest
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK
-from sparring.policy.head import logits_of, logps_of
+from sparring.policy.head import ChunkedHead, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
-from sparring.policy.ranks import gathered, rank, rank_count
+from sparring.policy.ranks import from_main, gathered, rank, rank_count
 
 CHECK_TOLERANCE = 1e-4
 
@@ -53,6 +52,7 @@ class Scorer(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = keep_soft_caps(model)
+        self.head = ChunkedHead(self.model)
         self._own_attention = model.config._attn_implementation
         self.layout = "tree"
         self.eval()
@@ -73,7 +73,7 @@ class Scorer(nn.Module):
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
         with packed(batch.index):
-            logps_N = self._plain(batch) if self.layout == "plain" else self._by_head(batch)
+            logps_N = self._plain(batch) if self.layout == "plain" else self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
         sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
         # cloned: FSDP hangs its hooks on what a module returns, and may lose them on a view
         return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies).clone()
@@ -111,6 +111,15 @@ class Scorer(nn.Module):
             layer.training = True
             layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
+
+    def choose_layout_on_main(self, *trees: Branches) -> None:
+        """`choose_layout` by rank 0, for all ranks: it alone may have read the weights."""
+
+        def choose() -> str:
+            self.choose_layout(*trees)
+            return self.layout
+
+        self.layout = from_main(choose)
 
     def choose_layout(self, *trees: Branches) -> None:
         """Compare the fast layouts with the model's own unbatched logits on some trees; keep the fastest that agrees. In one process
@@ -168,18 +177,6 @@ class Scorer(nn.Module):
         ).last_hidden_state
         # index_select: its gradient is summed in a fixed order, where a prompt's last token predicts several replies
         return hidden.flatten(0, 1).index_select(0, batch.source_N)
-
-    def _by_head(self, batch: TreeBatch) -> Tensor:
-        *chunks, last = zip(self._hidden(batch).split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True)
-        if torch.is_grad_enabled():
-            parts = [checkpoint(self._token_logps, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            parts = [self._token_logps(*chunk) for chunk in chunks]
-        # the last one's logits may stay: they are one chunk, and the first that the backward pass asks for
-        return torch.cat([*parts, self._token_logps(*last)])
-
-    def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
-        return logps_of(logits_of(self.model, hidden_NH), target_N)
 
     def _plain(self, batch: TreeBatch) -> Tensor:
         return logps_of(self._plain_logits(batch), batch.target_N)

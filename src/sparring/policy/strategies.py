@@ -40,17 +40,34 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     _joined = Accelerator(mixed_precision="no", cpu=cpu and not deepspeed, kwargs_handlers=[group], **options)
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
         _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
-    if stage_of_deepspeed() == 3:
-        # it compares the ranks' module calls, and they call the head as often as their replies are long
-        raise UserError("DeepSpeed's ZeRO 3 does not work here yet", where="launcher.config_file", remedy="use fsdp2, which shards as much")
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
+    if is_fsdp2():
+        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are dealt out by policy/hollow.py
     return _joined
+
+
+def is_sharded() -> bool:
+    """Whether this rank holds a part of the weights only, so that every pass needs all ranks."""
+    return stage_of_deepspeed() == 3 or is_fsdp2()
 
 
 def is_fsdp2() -> bool:
     return _joined is not None and _joined.distributed_type == DistributedType.FSDP
+
+
+def load_whole() -> None:
+    """Have transformers load whole models, whatever they are for.
+
+    By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for
+    sampling too. Told of ZeRO 3, as it is whenever Accelerate makes or reads its plugin, it would load parts.
+    """
+    os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
+    if stage_of_deepspeed() == 3:
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()
 
 
 def stage_of_deepspeed() -> int:
@@ -80,7 +97,6 @@ def _plugin_of(strategy: str) -> dict[str, Any]:
             fsdp_version=2,
             reshard_after_forward=True,
             auto_wrap_policy="transformer_based_wrap",
-            cpu_ram_efficient_loading=False,
         )
         return {"fsdp_plugin": plugin}
     if strategy.startswith("deepspeed-zero"):

@@ -91,7 +91,7 @@ class _Trainer:
         self.weights = ranked_weights(folder, settings, make_accelerator(), plan.seed)
         self.model, self.scorer = self.weights.model, self.weights.scorer
         self.max_tokens = settings.max_tokens
-        self.scorer.choose_layout(*hardest(task.branches(index) for index in range(len(task))))
+        self.scorer.choose_layout_on_main(*hardest(task.branches(index) for index in range(len(task))))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         self.weights.prepare(settings)

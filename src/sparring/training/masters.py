@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from sparring.config import OptimSection
 from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES
+from sparring.policy.hollow import load_on_main
 from sparring.policy.load import load_model
 
 
@@ -25,8 +26,9 @@ class MasterWeights:
     Bytes per parameter: 4 of weights and 4 of gradient, 2 more of weights when computing in bfloat16, and the optimizer's state.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.masters: PreTrainedModel = load_model(folder).to(device)
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
+        """on_main: rank 0 alone reads the weights, which must be dealt out after that (policy/hollow.py)."""
+        self.masters: PreTrainedModel = (load_on_main if on_main else load_model)(folder).to(device)
         # loaded and not cast: buffers, and what a model keeps in float32, stay what they are when the model samples
         self.model: PreTrainedModel = self.masters if dtype == torch.float32 else load_model(folder, dtype).to(device)
         if self.model is not self.masters:
@@ -41,8 +43,13 @@ class MasterWeights:
             for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
                 parameter.copy_(master)
 
-    def save_pretrained(self, folder: Path) -> None:
-        self.masters.save_pretrained(folder)
+    def trained(self) -> dict[str, Tensor]:
+        """By name, what makes the player: all weights and saved buffers."""
+        return self.masters.state_dict(keep_vars=True)
+
+    def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
+        """state: the values of `trained`, where others than the masters' own are to be written."""
+        self.masters.save_pretrained(folder, state_dict=state)
 
 
 class AdapterWeights:
@@ -51,10 +58,12 @@ class AdapterWeights:
     `folder` is an adapter to go on from, or a model that gets a new one. Bytes per parameter of the base: its weights alone.
     """
 
-    def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int) -> None:
+    def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
+        """on_main: rank 0 alone reads the base, which must be dealt out after that (policy/hollow.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
-        base = load_model(self.base, COMPUTE_DTYPES[settings.precision], settings.lora.four_bit)
+        dtype = COMPUTE_DTYPES[settings.precision]
+        base = load_on_main(self.base, dtype) if on_main else load_model(self.base, dtype, settings.lora.four_bit)
         self.masters: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
         self.masters.to(device).eval()
         self.model: PreTrainedModel = self.masters.get_base_model()
@@ -62,9 +71,13 @@ class AdapterWeights:
     def publish(self) -> None:
         """Nothing to do: what was moved is what computes."""
 
-    def save_pretrained(self, folder: Path) -> None:
+    def trained(self) -> dict[str, Tensor]:
+        """By name, what makes the player: the adapter's weights."""
+        return {name: parameter for name, parameter in self.masters.named_parameters() if parameter.requires_grad}
+
+    def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """The adapter alone; its base is named by the way from `folder` to it, so that a run may be moved."""
-        save_adapter(self.masters, folder, os.path.relpath(self.base.absolute(), folder.absolute()))
+        save_adapter(self.masters, folder, os.path.relpath(self.base.absolute(), folder.absolute()), state)
 
 
 Weights = MasterWeights | AdapterWeights
@@ -75,6 +88,13 @@ def trainable_weights(folder: Path, settings: OptimSection, device: torch.device
     if settings.lora is not None:
         return AdapterWeights(folder, settings, device, seed)
     return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
+
+
+def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> Weights:
+    """What a strategy that shards starts with: float32 weights, or a frozen base under an adapter; whole, in the memory of rank 0."""
+    if settings.lora is not None:
+        return AdapterWeights(folder, settings, torch.device("cpu"), seed, on_main=True)
+    return MasterWeights(folder, torch.float32, torch.device("cpu"), on_main=True)
 
 
 def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:

@@ -65,7 +65,7 @@ class _Scoring:
         self.names = [duel.duel_id for duel in duels]
         self.weights = FrozenWeights(folder, settings, make_accelerator(), seed)
         self.scorer = self.weights.scorer
-        self.scorer.choose_layout(*hardest(self.trees))
+        self.scorer.choose_layout_on_main(*hardest(self.trees))
         self.weights.prepare()
         self.max_tokens = settings.max_tokens
 

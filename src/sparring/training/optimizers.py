@@ -35,10 +35,10 @@ def require_four_bit(settings: OptimSection, where: str) -> None:
 
 
 def require_shardable(settings: OptimSection, where: str) -> None:
-    """Raise UserError for what cannot be sharded: adapters, and states that are no tensors of their parameter's shape."""
+    """Raise UserError for what cannot be sharded: bases in 4 bits, and states that are no tensors of their parameter's shape."""
     replicas = "launcher.strategy: ddp, where every rank holds all of the model"
-    if settings.lora is not None:
-        raise UserError("adapters do not work where the launcher shards the model", where=f"{where}.lora", remedy=f"use {replicas}")
+    if settings.four_bit:
+        raise UserError("4bit does not work where the launcher shards the model", where=f"{where}.lora.quantize", remedy=f"use {replicas}")
     if settings.optimizer == "adafactor" or settings.optimizer in EIGHT_BIT:
         raise UserError(
             f"{settings.optimizer} does not work where the launcher shards it",

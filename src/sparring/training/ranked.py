@@ -19,13 +19,14 @@ from sparring.config import OptimSection
 from sparring.console import log
 from sparring.policy import strategies
 from sparring.policy.compute import COMPUTE_DTYPES
+from sparring.policy.hollow import deal_out
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer
 from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
-from sparring.training.masters import AdapterWeights, trainable_weights
+from sparring.training.masters import AdapterWeights, trainable_weights, weights_to_shard
 from sparring.training.optimizers import make_optimizer, require_shardable
-from sparring.training.whole import WholeWeights
+from sparring.training.whole import gathered_weights
 
 PRECISION = {
     "bf16": "float32 masters, passes in bfloat16, gradients summed over the ranks in float32",
@@ -126,13 +127,14 @@ class Fsdp2Shards:
     in_step = True
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        require_shardable(settings, "train")
         self.accelerator = accelerator
-        self.model = load_model(folder)
-        self.scorer = Scorer(self.model)
+        self.weights = weights_to_shard(folder, settings, seed)
+        self.model = self.weights.masters
+        self.scorer = Scorer(self.weights.model)
 
     def prepare(self, settings: OptimSection) -> None:
-        require_shardable(settings, "train")
-        shard(self, settings.precision, make_optimizer(self.model, settings))
+        shard(self, settings, make_optimizer(self.model, settings))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         # torch takes the mean over the ranks, and the step's loss is the sum of their parts
@@ -146,8 +148,7 @@ class Fsdp2Shards:
         """Nothing to do: a pass gathers what the optimizer has moved."""
 
     def saveable(self) -> Saveable:
-        state = self.accelerator.get_state_dict(self.passes)
-        return WholeWeights(self.model, {name.removeprefix("model."): tensor for name, tensor in state.items()})
+        return gathered_weights(self.weights, _whole)
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         found = {}
@@ -165,35 +166,44 @@ class FrozenWeights:
     """Weights that only score, shared as in training: the same arithmetic gives a first-step margin of exactly 0."""
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
-        self.accelerator, self.precision = accelerator, settings.precision
-        self.in_step = strategies.is_fsdp2()
+        self.accelerator, self.settings = accelerator, settings
+        self.in_step = strategies.is_sharded()
         if self.in_step:
             require_shardable(settings, "train")
-        # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
-        adapter = AdapterWeights(folder, settings, accelerator.device, seed) if settings.lora is not None else None
-        self.model = self._load(folder) if adapter is None else adapter.model
+        self.model = self._load(folder, seed)
         self.scorer = Scorer(self.model)
         self.passes: nn.Module = self.scorer
 
-    def _load(self, folder: Path) -> PreTrainedModel:
+    def _load(self, folder: Path, seed: int) -> PreTrainedModel:
         if self.in_step:  # shards are cast as they are gathered
-            return load_model(folder)
-        return load_model(folder, COMPUTE_DTYPES[self.precision]).to(self.accelerator.device)
+            return weights_to_shard(folder, self.settings, seed).model
+        if self.settings.lora is not None:
+            # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
+            return AdapterWeights(folder, self.settings, self.accelerator.device, seed).model
+        return load_model(folder, COMPUTE_DTYPES[self.settings.precision]).to(self.accelerator.device)
 
     def prepare(self) -> None:
         if strategies.is_fsdp2():
             # Accelerate shards a model together with its optimizer only
-            shard(self, self.precision, torch.optim.SGD(self.model.parameters(), lr=0.0))
+            shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
+        elif strategies.stage_of_deepspeed():
+            from sparring.training.zero import freeze
+
+            self.passes = freeze(self.scorer, self.settings.precision, self.accelerator)
 
 
-def shard(holder: Any, precision: str, optimizer: torch.optim.Optimizer) -> None:
+def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer) -> None:
     """Give `holder` the FSDP2 form of its scorer and optimizer: `passes` and `optimizer`."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    policy = MixedPrecisionPolicy(param_dtype=COMPUTE_DTYPES[precision], reduce_dtype=torch.float32)
+    # under adapters the base is in the format that computes already, and the adapters compute in their own float32
+    compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.precision]
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     holder.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     holder.accelerator.free_memory()  # it looks through all models that it knows for the one whose gradient is clipped
+    whole = [parameter.data for parameter in holder.scorer.parameters()]
     holder.passes, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
+    deal_out(list(holder.scorer.parameters()), whole)
 
 
 def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:

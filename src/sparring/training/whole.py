@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+
+from sparring.policy.ranks import is_main
+from sparring.training.masters import Weights
 
 
 @dataclass(frozen=True)
 class WholeWeights:
-    """`state`: the weights by name on rank 0; on the others it is empty. `masters`: the sharded model."""
+    """`state`: what was trained by name, on rank 0; on the others it is empty. `weights`: the sharded ones."""
 
-    masters: PreTrainedModel
+    weights: Weights
     state: dict[str, Tensor]
 
+    @property
+    def masters(self) -> nn.Module:
+        return self.weights.masters
+
     def save_pretrained(self, folder: Path) -> None:
-        self.masters.save_pretrained(folder, state_dict=self.state)
+        self.weights.save_pretrained(folder, self.state)
+
+
+def gathered_weights(weights: Weights, whole: Callable[[nn.Parameter], Tensor]) -> WholeWeights:
+    """`whole` gives one parameter's full values; all ranks take part in every one, and rank 0 keeps them."""
+    kept: dict[int, Tensor] = {}  # tied weights stay tied
+    state = {}
+    for name, tensor in weights.trained().items():
+        if id(tensor) not in kept:
+            full = whole(tensor) if isinstance(tensor, nn.Parameter) else tensor
+            kept[id(tensor)] = full.detach().cpu() if is_main() else full.new_empty(0)
+        if is_main():
+            state[name] = kept[id(tensor)]
+    return WholeWeights(weights, state)

@@ -1,23 +1,27 @@
-"""DeepSpeed's ZeRO 2 in training: it shards optimizer and gradients. strategies.py refuses its stage 3."""
+"""DeepSpeed's ZeRO in training: stage 2 shards optimizer and gradients, stage 3 the weights too."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sparring.config import OptimSection
-from sparring.policy.load import load_model
+from sparring.policy.compute import COMPUTE_DTYPES
+from sparring.policy.hollow import hollow_as
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer
+from sparring.policy.strategies import stage_of_deepspeed
 from sparring.training.checkpoint import OPTIMIZER, Saveable
+from sparring.training.masters import weights_to_shard
 from sparring.training.optimizers import make_optimizer, require_shardable
-from sparring.training.whole import WholeWeights
+from sparring.training.whole import gathered_weights
 
 STEP = "step"
 
@@ -28,21 +32,22 @@ class DeepSpeedZero:
     in_step = True
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        require_shardable(settings, "train")
         self.accelerator = accelerator
-        self.model = load_model(folder)
-        self.scorer = Scorer(self.model)
+        self.weights = weights_to_shard(folder, settings, seed)
+        self.model = self.weights.masters
+        self.scorer = Scorer(self.weights.model)
 
     def prepare(self, settings: OptimSection) -> None:
-        require_shardable(settings, "train")
         optimizer = make_optimizer(self.model, settings)
         # one process's optimizer numbers its parameters in this order, and so do checkpoints
         self._order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         config = self.accelerator.deepspeed_plugin.deepspeed_config
-        config.update({**_formats(settings.precision), "gradient_clipping": settings.max_grad_norm or 0.0})
-        exact = [parameter.detach().clone() for parameter in self._order] if settings.precision == "bf16" else []
-        self.passes, self.optimizer = self.accelerator.prepare(self.scorer, optimizer)
+        config["gradient_clipping"] = settings.max_grad_norm or 0.0
+        exact = [parameter.data for parameter in self._order] if settings.precision == "bf16" else []
+        self.passes, self.optimizer = _prepared(self.scorer, settings.precision, self.accelerator, optimizer)
         if exact:  # DeepSpeed has made its float32 masters from weights that it had rounded before
-            _set(self._order, exact)
+            _set(self._order, (broadcast(values.to(self.accelerator.device)) for values in exact))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
         self.passes.set_gradient_accumulation_boundary(is_last)
@@ -60,12 +65,7 @@ class DeepSpeedZero:
     def saveable(self) -> Saveable:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        state = {}
-        for name, parameter in self.model.named_parameters():
-            whole = safe_get_full_fp32_param(parameter)  # all ranks take part
-            if is_main():
-                state[name] = whole.view(_shape(parameter)).cpu()
-        return WholeWeights(self.model, state)
+        return gathered_weights(self.weights, lambda parameter: safe_get_full_fp32_param(parameter).view(_shape(parameter)))
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         from deepspeed.utils import safe_get_full_optimizer_state
@@ -95,10 +95,11 @@ class DeepSpeedZero:
             _set(self._order, [tensors[f"{number}.{key}"] for number in range(len(self._order))], key)
 
     def _link(self) -> None:
-        """DeepSpeed finds a parameter's part of the flat state by links made after the first group's first step: too early for
+        """Stages 1 and 2 find a parameter's part of the flat state by links made after the first group's first step: too early for
         the other groups."""
-        self.passes.optimizer._hp_optimizer_states_linked = False
-        self.passes.optimizer._lazy_init_hp_params_optimizer_state()
+        if stage_of_deepspeed() != 3:
+            self.passes.optimizer._hp_optimizer_states_linked = False
+            self.passes.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _inner_state(self) -> tuple[Tensor | None, list[str]]:
         """(optimizer steps done, names of the state's tensors) of the optimizer that DeepSpeed runs over flat parts of the weights."""
@@ -106,7 +107,55 @@ class DeepSpeedZero:
         return state.get(STEP), sorted(key for key, value in state.items() if key != STEP and torch.is_tensor(value))
 
     def _flat_masters(self) -> list[Tensor]:
-        return self.passes.optimizer.single_partition_of_fp32_groups
+        of = self.passes.optimizer
+        return of.fp32_partitioned_groups_flat if stage_of_deepspeed() == 3 else of.single_partition_of_fp32_groups
+
+
+def freeze(scorer: Scorer, precision: str, accelerator: Accelerator) -> nn.Module:
+    """What runs the scorer for passes without training: sharded by stage 3, else as it is, in the number format of training's passes."""
+    if stage_of_deepspeed() != 3:
+        for parameter in scorer.parameters():  # DeepSpeed rounds adapters as it does all weights
+            parameter.data = parameter.data.to(COMPUTE_DTYPES[precision])
+        return scorer
+    return _prepared(scorer, precision, accelerator)
+
+
+def _prepared(scorer: Scorer, precision: str, accelerator: Accelerator, *optimizer: torch.optim.Optimizer) -> Any:
+    """What Accelerate makes of the scorer, and of an optimizer. DeepSpeed deals out rank 0's weights."""
+    config = accelerator.deepspeed_plugin.deepspeed_config
+    config.update(_formats(precision))
+    if stage_of_deepspeed() == 3:
+        _partition(scorer, precision, config)
+    prepared = accelerator.prepare(scorer, *optimizer)
+    _fetch_head_at_once(scorer)
+    return prepared
+
+
+def _partition(scorer: Scorer, precision: str, config: dict[str, Any]) -> None:
+    """Shard one parameter at a time: the engine by itself would first put the whole model on every device."""
+    from deepspeed.runtime.zero import Init
+
+    for parameter in scorer.parameters():  # the engine casts no shards
+        parameter.data = hollow_as(parameter.data, COMPUTE_DTYPES[precision])
+    Init(module=scorer, config_dict_or_path={**_formats(precision), "zero_optimization": config["zero_optimization"]})
+
+
+def _fetch_head_at_once(scorer: Scorer) -> None:
+    """Have stage 3 fetch the head's weights for all chunks of a micro-batch together.
+
+    It hangs on the calls of modules, whose sequence must be the same on all ranks; but ranks call the head as often as their replies have
+    chunks. So its hooks go, and `ChunkedHead`, which is called once, fetches the weights, before the forward and before the backward pass.
+    """
+    if stage_of_deepspeed() != 3 or scorer.layout == "plain":  # then the model calls its head itself, once
+        return
+    from deepspeed.runtime.zero import register_external_parameter
+
+    head = scorer.model.get_output_embeddings()
+    for module in head.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    for parameter in head.parameters():
+        register_external_parameter(scorer.head, parameter)
 
 
 def _formats(precision: str) -> dict[str, Any]:
@@ -120,7 +169,7 @@ def _formats(precision: str) -> dict[str, Any]:
     }
 
 
-def _set(parameters: Sequence[nn.Parameter], values: Sequence[Tensor], key: str | None = None) -> None:
+def _set(parameters: Sequence[nn.Parameter], values: Iterable[Tensor], key: str | None = None) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
     for parameter, value in zip(parameters, values, strict=True):

@@ -1,0 +1,60 @@
+"""Models that rank 0 alone reads: the others have the same model in memory that they never touch, until rank 0 deals its weights out.
+
+So a machine holds one copy of a model at most while it is being sharded, and not one for every rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from sparring.policy.adapters import is_adapter
+from sparring.policy.load import load_model, model_shape
+from sparring.policy.ranks import from_main, is_main
+
+
+def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """`load_model` on rank 0; on the others a model whose weights mean nothing, its buffers rank 0's. All ranks must call it."""
+    if is_adapter(folder):
+        return load_model(folder, dtype)
+    loaded: list[PreTrainedModel] = []
+
+    def load() -> dict[str, Any]:
+        loaded.append(load_model(folder, dtype))
+        dtypes = {name: parameter.dtype for name, parameter in loaded[0].named_parameters()}
+        return {"dtypes": dtypes, "buffers": dict(loaded[0].named_buffers())}
+
+    told = from_main(load)
+    return loaded[0] if loaded else _hollow(folder, dtype, **told)
+
+
+def hollow_as(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    """The parameter's values in another number format on rank 0; on the others its size, for the values mean nothing there."""
+    return parameter.to(dtype) if is_main() else torch.empty_like(parameter, dtype=dtype)
+
+
+@torch.no_grad()
+def deal_out(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> None:
+    """Give every rank its part of rank 0's `whole` weights; the parameters are sharded already. All ranks must call it."""
+    for parameter, full in zip(parameters, whole, strict=True):
+        assert isinstance(parameter, DTensor)
+        mesh = parameter.device_mesh
+        parameter.copy_(distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements))
+
+
+def _hollow(folder: Path, dtype: torch.dtype, dtypes: dict[str, torch.dtype], buffers: dict[str, Tensor]) -> PreTrainedModel:
+    model = model_shape(folder).to_empty(device="cpu")
+    model.tie_weights()
+    if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that say otherwise than their config, as of what is tied
+        return load_model(folder, dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtypes[name])
+    for name, buffer in model.named_buffers():
+        buffer.data = buffers[name]
+    return model.eval()
