@@ -1,16 +1,18 @@
-# make demo | make test | make test-vllm | make test-ray | make bench | make study | make setup; VENV= (VLLM_VENV=, RAY_VENV=) puts the
-# environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make test-vllm | make test-ray | make test-trackers | make bench | make study | make setup; VENV= (VLLM_VENV=,
+# RAY_VENV=, TRACKERS_VENV=) puts the environment elsewhere, DATA= the benchmarks' data
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
+TRACKERS_VENV ?= .venv-trackers
 PYTHON ?= python3
 DATA ?= ../shared/data
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_READY := $(VLLM_VENV)/.ready
 RAY_READY := $(RAY_VENV)/.ready
+TRACKERS_READY := $(TRACKERS_VENV)/.ready
 
-.PHONY: setup setup-vllm setup-ray demo test test-vllm test-ray bench study lint clean
+.PHONY: setup setup-vllm setup-ray setup-trackers demo test test-vllm test-ray test-trackers bench study lint clean
 
 setup: $(READY)
 
@@ -44,6 +46,16 @@ $(RAY_READY): requirements-ray.lock $(READY)
 	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ray.lock
 	touch $@
 
+setup-trackers: $(TRACKERS_READY)
+
+# as Ray's: the project's own versions, and beside them what tensorboard, trackio, wandb and mlflow bring (300 MB)
+$(TRACKERS_READY): requirements-trackers.lock $(READY)
+	$(PYTHON) -m venv $(TRACKERS_VENV)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
+		> "$$($(TRACKERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.lock
+	touch $@
+
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
 
@@ -60,6 +72,10 @@ test-vllm: setup-vllm
 test-ray: setup-ray
 	$(RAY_VENV)/bin/python -m pytest tests/opponent/test_ray_engine.py
 
+# the real trackers, killed and resumed
+test-trackers: setup-trackers
+	$(TRACKERS_VENV)/bin/python -m pytest tests/test_tracking.py
+
 # training beside TRL's DPOTrainer; hours in full, see the options in the script
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py $(DATA)
@@ -72,4 +88,4 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(TRACKERS_VENV) runs

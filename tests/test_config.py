@@ -345,6 +345,25 @@ def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> 
     assert any(line.startswith(problem) for line in problems({**recipe_dict(), **values}))
 
 
+@pytest.mark.parametrize("track", ["wandb", ["wandb"], {"trackers": ["wandb"]}])
+def test_track_shorthand(track: Any) -> None:
+    found = load_recipe({**recipe_dict(), "track": track}, ["track.project=mine"]).track
+    assert found is not None and found.trackers == ("wandb",) and found.project == "mine" and found.name is None
+
+
+@pytest.mark.parametrize(
+    ("track", "problem"),
+    [
+        ([], "track.trackers: []: must name at least one"),
+        (["wandb", "wandb"], "track.trackers: ['wandb', 'wandb']: names one twice"),
+        ("tensorbord", "track.trackers[0]: 'tensorbord' is refused; wanted: tensorboard, trackio, wandb or mlflow"),
+        (3, "track: 3 is refused"),
+    ],
+)
+def test_trackers_that_are_none(track: Any, problem: str) -> None:
+    assert problems({**recipe_dict(), "track": track})[0].startswith(problem)
+
+
 @pytest.mark.parametrize("key", sorted(FIELDS))
 def test_every_misspelt_key_is_led_back(key: str) -> None:
     """Whatever the depth: the last letter dropped, the message names the right key."""
@@ -357,7 +376,8 @@ def test_every_misspelt_key_is_led_back(key: str) -> None:
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if not section_of(field.annotation)])
 def test_every_option_refuses_a_wrong_type_under_its_clean_name(key: str) -> None:
-    (problem,) = problems(with_value(key, {"wrong": object}))
+    # the only key of a section that has a required one
+    (problem,) = (found for found in problems(with_value(key, {"wrong": object})) if "required key" not in found)
     assert problem.startswith((f"{key}: {{'wrong': ", f"{key}.wrong: unknown column"))
     assert "[" not in problem.partition(":")[0]
 
@@ -610,7 +630,7 @@ def test_to_yaml_and_back_gives_the_same_recipe(tmp_path_factory: pytest.TempPat
 
 
 def test_to_yaml_is_plain_and_complete() -> None:
-    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft"}
+    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft", "track": "tensorboard"}
     text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors
     loaded = yaml.safe_load(text)

@@ -19,32 +19,37 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "console", "config", "rundir", "stage_names"}
+FLOOR = {"errors", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 STAGES = FLOOR | {"data", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "console": {"errors"},
     "config": {"errors"},
-    "rundir": {"errors", "config"},
-    "stage_names": {"errors"},
+    "locks": {"errors"},
+    "packages": set(),
+    "rundir": {"errors", "config", "locks"},
+    "stage_names": {"errors", "config", "rundir"},
+    "progress": {"errors", "console"},
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},
     "training": FLOOR | {"data", "policy"},
     "evaluation": FLOOR | {"data", "policy", "opponent"},
     "report": FLOOR | {"data.records"},  # the report only reads
+    "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
+    "tracking": FLOOR | {"policy", "report"},
     "launch": FLOOR,
     "stages": STAGES | {"launch"},
     "control": STAGES | {"stages"},
     "one_stage": STAGES | {"launch", "stages", "control"},
-    "selfplay": STAGES | {"launch", "stages", "control", "report"},
+    "selfplay": STAGES | {"launch", "stages", "control", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "players": FLOOR | {"data", "policy", "report"},
     "samples": STAGES | {"players", "report"},
     "export": FLOOR | {"policy", "players"},
     "__init__": STAGES | {"selfplay", "report"},
     "__main__": {"cli"},
-    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "report", "planning", "__init__"},
+    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "report", "planning", "live", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [
@@ -55,6 +60,7 @@ STARTS_AT_ONCE = [
     "sparring.data.records",
     "sparring.cli",
     "sparring.report",
+    "sparring.live.watch",
     "sparring.planning.command",  # until a model's parameters are counted
 ]
 

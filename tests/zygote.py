@@ -79,9 +79,12 @@ class Running:
         self._zygote, self.pid, self._out = zygote, pid, out
 
     @property
+    def out(self) -> str:
+        return _text(self._out)
+
+    @property
     def err(self) -> str:
-        file = self._out.with_suffix(".err")
-        return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+        return _text(self._out.with_suffix(".err"))
 
     def wait_for(self, condition: Callable[[], bool], seconds: float = 240) -> None:
         """Wait until `condition` holds; fails when the command ends first."""
@@ -99,7 +102,11 @@ class Running:
                 os.kill(self.pid, signal.SIGKILL)
                 raise AssertionError(f"still running after {seconds} s:\n{self.err}")
             time.sleep(0.005)
-        return Result(status, self._out.read_text(encoding="utf-8", errors="replace"), self.err)
+        return Result(status, self.out, self.err)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 class Zygote:

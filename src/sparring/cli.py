@@ -79,7 +79,7 @@ def run(
         from sparring.selfplay import run as play
 
         gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
-        summary = play(checked, restart_from=restart_from)
+        summary = play(checked, restart_from=restart_from, command=again)
         print_summary(summary, Path(checked.run_dir), _stdout())
 
 
@@ -145,6 +145,29 @@ def sample(
         from sparring.samples import answers, print_answers
 
         print_answers(prompt, answers(run, prompt, temperature, seed, system), _stdout())
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """Where a run stands, in one screen: who works on it, the stage, the newest numbers, the scores so far, and how it goes on."""
+    with _outcome():
+        from sparring.live.state import read_state
+        from sparring.live.status import print_status
+
+        print_status(read_state(run), _stdout())
+
+
+@app.command()
+def watch(run: RunFolder) -> None:
+    """Follow a running run from another terminal or machine until it ends. Exit code 0: the game is finished; 1: it stopped before."""
+    with _outcome():
+        from sparring.live.watch import watch as follow
+
+        try:
+            is_finished = follow(run, _stdout())
+        except KeyboardInterrupt:
+            _stop("no longer watching; the run is not touched", INTERRUPTED)
+        raise typer.Exit(0 if is_finished else FAULT)
 
 
 @app.command()

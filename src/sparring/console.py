@@ -1,10 +1,10 @@
-"""What a person sees while a run works: log lines, progress bars on a terminal, plain lines elsewhere."""
+"""What a person sees while a run works: log lines on a terminal, in a pipe and in the run's own file."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,11 +13,10 @@ from typing import ClassVar
 from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 log = logging.getLogger("sparring")
 console = Console(stderr=True, highlight=False)
-PLAIN_LINE_SECONDS = 15.0
+RUN_LOG = "run.log"
 
 
 def set_up_logging(quiet: bool = False) -> None:
@@ -81,50 +80,17 @@ def log_file(path: Path) -> Iterator[None]:
             handler.close()
 
 
-class PhaseProgress:
-    """Done / total, rate and time left of one phase; `advance` may carry the newest numbers."""
-
-    def __init__(self, phase: str, total: int, unit: str, done: int) -> None:
-        self.phase, self.total, self.unit, self.done, self._first = phase, total, unit, done, done
-        self._start = self._last_line = time.monotonic()
-        self._bar: Progress | None = None
-        if console.is_terminal and not console.quiet:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(None),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[numbers]}"),
-            )
-            self._bar = Progress(*columns, console=console, transient=True)
-            self._task = self._bar.add_task(phase, total=total, completed=done, numbers="")
-            self._bar.start()
-
-    def advance(self, count: int = 1, **numbers: float) -> None:
-        self.done += count
-        text = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done, numbers=text)
-        now = time.monotonic()
-        if now - self._last_line >= PLAIN_LINE_SECONDS:
-            self._last_line = now
-            self._line(now, text)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _line(self, now: float, text: str) -> None:
-        rate = (self.done - self._first) / max(now - self._start, 1e-9)
-        left = (self.total - self.done) / rate if rate > 0 else float("inf")
-        log.info(f"{self.phase}: {self.done}/{self.total} {self.unit}, {rate:.2f}/s, {left:.0f} s left  {text}".rstrip())
+def animates(terminal: Console) -> bool:
+    """Whether a line that changes in place comes out right there: on a real terminal that can move its cursor, and not in a CI's record."""
+    return terminal.is_interactive and not terminal.is_dumb_terminal and terminal.file.isatty() and "CI" not in os.environ
 
 
-@contextmanager
-def progress(phase: str, total: int, unit: str, done: int = 0) -> Iterator[PhaseProgress]:
-    """Show the progress of one phase; `done` is what an earlier attempt had finished."""
-    shown = PhaseProgress(phase, total, unit, done)
-    try:
-        yield shown
-    finally:
-        shown.close()
+def printable(text: str) -> str:
+    """A model's text without terminal control characters."""
+    return "".join(char if char == "\n" or char.isprintable() else "�" for char in text)
+
+
+def quoted(text: str, length: int = 70) -> str:
+    """The beginning of a model's text, in one line."""
+    words = " ".join(printable(text[: 20 * length]).split())
+    return f'"{words}"' if len(words) <= length else f'"{words[: length - 3]}..."'

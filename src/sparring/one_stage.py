@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
-from sparring.console import be_silent, log_file, set_up_logging
+from sparring.console import RUN_LOG, be_silent, log_file, set_up_logging
 from sparring.control import measure_control, train_control
 from sparring.errors import UserError
 from sparring.evaluation.stop import Scores, stop_reason
@@ -20,6 +20,7 @@ from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
+from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir
 from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.stages import Stages
@@ -113,7 +114,8 @@ def _writer(directory: RunDir) -> Iterator[None]:
             if REPORTS not in os.environ:
                 stack.enter_context(directory.lock())
             stack.enter_context(directory.ranks_lock())
-            stack.enter_context(log_file(directory.root / "run.log"))
+            stack.enter_context(log_file(directory.root / RUN_LOG))
+            stack.enter_context(written_to(directory.root, read_progress(directory.root).get("command")))
 
         from_main(enter)
         yield

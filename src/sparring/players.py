@@ -12,7 +12,7 @@ from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import SUMMARY
-from sparring.rundir import RunDir, read_json
+from sparring.rundir import RECIPE, existing_run, read_json
 from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, iteration_stage, measure_stage
 
 BASE, SFT = "base", "sft"
@@ -42,12 +42,8 @@ class Players:
     """Everybody who has come out of a run so far. The summary tells which iterations count, once there is one; until then the disk."""
 
     def __init__(self, root: Path) -> None:
-        if not (root / "recipe.yaml").is_file():
-            raise UserError(
-                "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
-            )
-        self.recipe: Recipe = load_recipe(root / "recipe.yaml")
-        self.run = RunDir(root)
+        self.run = existing_run(root)
+        self.recipe: Recipe = load_recipe(root / RECIPE)
         self.summary: dict[str, Any] | None = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
         self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
 

@@ -7,28 +7,26 @@ is complete, whatever was killed. A finished stage with equal inputs is skipped;
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import platform
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from sparring import locks
 from sparring.errors import UserError
 
 DONE = "done.json"
 INPUTS = "inputs.json"
 PARTIAL = ".partial"
-LOCK, RANKS_LOCK = ".lock", ".lock-ranks"
+RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
@@ -58,34 +56,14 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run directory as its one writer; the system releases the lock when the process dies."""
-        with self._locked(RANKS_LOCK):  # ranks that outlived the process that had started them
+        with locks.hold(self.root, locks.RANKS_LOCK):  # ranks that outlived the process that had started them
             pass
-        with self._locked(LOCK):
+        with locks.hold(self.root, locks.LOCK):
             yield
 
     def ranks_lock(self) -> contextlib.AbstractContextManager[None]:
         """Hold the run directory as the rank 0 that writes, whoever started it and may be waiting for it with `lock`."""
-        return self._locked(RANKS_LOCK)
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[None]:
-        with self._open_lock(name) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in (errno.EAGAIN, errno.EACCES):
-                    raise
-                file.seek(0)
-                raise UserError(
-                    f"another process works in this run directory: {file.read().strip() or 'unknown holder'}",
-                    where=str(self.root),
-                    remedy="wait for it, stop it, or give this run its own run_dir",
-                ) from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}, since {now()}")
-            file.flush()
-            yield
-            file.truncate(0)
+        return locks.hold(self.root, locks.RANKS_LOCK)
 
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
         """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
@@ -157,15 +135,6 @@ class RunDir:
                 removed = True
         return removed
 
-    def _open_lock(self, name: str) -> TextIO:
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            return open(self.root / name, "a+", encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"cannot make the run directory or write in it: {error.strerror}", where=f"run_dir ({self.root})", remedy="choose another"
-            ) from None
-
     def _read_done(self, name: str) -> StageRecord:
         path = self.root / name
         done = read_json(path / DONE)
@@ -225,11 +194,20 @@ class RunDir:
         return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
 
 
+def existing_run(root: Path) -> RunDir:
+    """The run in the folder `root`. Raises UserError where there is none."""
+    if not (root / RECIPE).is_file():
+        raise UserError(
+            f"not a run directory: no {RECIPE} in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
+        )
+    return RunDir(root)
+
+
 class Manifest:
     """manifest.json: code, libraries, hardware and every attempt at this run, each with its outcome."""
 
     def __init__(self, run: RunDir) -> None:
-        self._path = run.root / "manifest.json"
+        self._path = run.root / MANIFEST
 
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:

@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparring.console import printable
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.errors import UserError
 from sparring.opponent.engines import Sampler, answer
 from sparring.players import Players
 from sparring.policy.load import model_facts
-from sparring.report.tables import printable
 
 
 def answers(root: Path, prompt: str, temperature: float | None, seed: int | None, system: str | None = None) -> dict[str, str]:

@@ -7,23 +7,29 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe, load_recipe, to_yaml
-from sparring.console import log, log_file
+from sparring.console import RUN_LOG, log, log_file
 from sparring.control import continued_sft
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
+from sparring.progress import written_to
 from sparring.report.summary import SUMMARY, Best, publish, published_iterations
-from sparring.rundir import Manifest, RunDir, read_json, write_text
+from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages import Stages
+from sparring.tracking.sending import tracked
 
-RECIPE = "recipe.yaml"
 
-
-def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] = (), restart_from: str | None = None) -> dict[str, Any]:
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    restart_from: str | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
     """Play a whole game, or go on with one: stages that are finished with equal inputs are skipped.
 
-    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it.
+    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it;
+    command: what `sparring status` tells to type to go on.
     Returns the summary (also in summary.json): baseline, iterations with their scores, best, stop_reason, cost per stage.
     Raises UserError for bad input.
     """
@@ -32,13 +38,13 @@ def run(recipe: str | Path | dict[str, Any] | Recipe, overrides: Sequence[str] =
     if checked.launcher.machine_rank > 0:
         follow(checked, directory.root)
         return read_json(directory.root / SUMMARY)
-    with directory.lock(), log_file(directory.root / "run.log"), Manifest(directory).attempt():
+    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), written_to(directory.root, command):
         try:
             if restart_from is not None:
                 redo(checked, directory, restart_from)
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(checked))
-            with calling(checked, directory.root):
+            with calling(checked, directory.root), tracked(checked, directory.root):
                 return play(checked, directory)
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone

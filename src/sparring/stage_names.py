@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from sparring.config import Recipe
 from sparring.errors import UserError, nearest
+from sparring.rundir import PARTIAL
 
 SFT, BASELINE, CONTROL = "sft", "baseline", "continued-sft"
 CONTROL_TRAIN = f"{CONTROL}/train"
+SCORES = "scores.json"  # what an evaluation leaves
 OF_ITERATION = ("generate", "score", "score-start", "train", "measure", "evaluate")
 
 
 def iteration_name(t: int) -> str:
     return f"iterations/{t:03d}"
+
+
+def iteration_of(stage: str) -> int | None:
+    """The iteration that a stage, or a player, is part of."""
+    found = re.match(r"iterations/(\d+)", stage)
+    return int(found[1]) if found else None
+
+
+def title_of(owner: str) -> str:
+    """What people call a player."""
+    t = iteration_of(owner)
+    return owner.replace("-", " ") if t is None else f"iteration {t}"
 
 
 def iteration_stage(t: int, part: str) -> str:
@@ -50,3 +66,11 @@ def stages_from(name: str, root: Path, iterations: int) -> list[str]:
             remedy=f"the stages are {', '.join(names)}; iterations/NNN means a whole iteration",
         )
     return names[first:]
+
+
+def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
+    """The stages of this very game, in order: without those that it has no use for."""
+    absent = {name for name, section in ((SFT, recipe.sft), (CONTROL, recipe.baseline)) if section is None}
+    if not any((root / f"base{ending}").exists() for ending in ("", PARTIAL)):  # a model in a folder of its own is not copied
+        absent.add("base")
+    return [name for name in stage_names(root, recipe.iterations) if name.split("/")[0] not in absent]

@@ -18,7 +18,7 @@ from sparring.data.records import Duel, Example, Message
 from sparring.data.sources import local_file
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import SCORES, Evaluator
+from sparring.evaluation.evaluate import Evaluator
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.launch import check_launcher, launch, ranks_here
@@ -31,8 +31,9 @@ from sparring.policy.compute import make_accelerator, release_memory
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, merge, model_facts, model_shape
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main, require_equal
+from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, replace_link, write_json
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stage_names import BASELINE, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage, title_of
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import joined_logps, score_duels
@@ -217,6 +218,7 @@ class Stages:
                     sampling.shard_rows,
                     f"iteration {t}: sampling",
                     partial(sampler.check, sampling.temperature),
+                    self.chat.decode,
                 )
             prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in self.train_examples)
             sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
@@ -365,7 +367,7 @@ class Stages:
 
         def measure(stage: Path) -> dict[str, Any]:
             against = Opponent(opponent.folder, opponent.measured) if opponent else None
-            return self.measurer.measure(stage, player.folder, against, round_index, owner)
+            return self.measurer.measure(stage, player.folder, against, round_index, title_of(owner))
 
         inputs = {
             **self._sampling_inputs(player, round_index),
@@ -413,12 +415,14 @@ class Stages:
 
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False) -> StageRecord:
         """A stage of the run directory; what it held in memory is gone when it returns. `shared`: the recipe's launcher may start it."""
-        if self.target is not None:
-            record = self._stage_of_rank(name, inputs, work)
-        elif shared and self.recipe.launcher.kind == "accelerate":
-            record = self._launched(name, inputs)
-        else:
-            record = self.run.stage(name, inputs, work)
+        is_launched = self.target is None and shared and self.recipe.launcher.kind == "accelerate"
+        with at_stage(name, lent=is_launched):
+            if self.target is not None:
+                record = self._stage_of_rank(name, inputs, work)
+            elif is_launched:
+                record = self._launched(name, inputs)
+            else:
+                record = self.run.stage(name, inputs, work)
         release_memory()
         return record
 

@@ -84,6 +84,8 @@ PerIteration = PositiveFloat | Annotated[tuple[PositiveFloat, ...], BeforeValida
 WeightPerIteration = NonNegativeFloat | Annotated[tuple[NonNegativeFloat, ...], BeforeValidator(_list_to_tuple)]
 FractionPerIteration = Fraction | Annotated[tuple[Fraction, ...], BeforeValidator(_list_to_tuple)]
 
+Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
+Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated"]

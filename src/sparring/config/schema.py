@@ -24,6 +24,7 @@ from sparring.config.option_types import (
     Shape,
     Text,
     Texts,
+    Trackers,
     Urls,
     WeightPerIteration,
 )
@@ -479,6 +480,16 @@ class LauncherSection(Section):
         return address
 
 
+class TrackSection(Section):
+    """Trackers through Accelerate. A key of theirs stands in their own variable or login, never in a recipe."""
+
+    trackers: Trackers = Field(
+        description="Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."
+    )
+    project: Text = Field("sparring", description="Project, or experiment, that the run is shown in. tensorboard has none.")
+    name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
+
+
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
@@ -507,6 +518,11 @@ class Recipe(Section):
         "`launcher: inline` in short, or in many. Results are the same to rounding, and a run may go on under another launcher: "
         "docs/launching.md.",
     )
+    track: TrackSection | None = Field(
+        None,
+        description="Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their "
+        "defaults, null sends nothing. See docs/live.md.",
+    )
     showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
     showcase: Texts = Field(
         ("List the popular forms of transportation in Southampton.",),
@@ -532,6 +548,12 @@ class Recipe(Section):
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _track_shorthand(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        return {"trackers": value} if isinstance(value, list) else value
 
     @field_validator("objective", "train")
     @classmethod

@@ -17,8 +17,9 @@ from sparring.errors import UserError
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import Score, accuracy_score, auc_score, find_answer, is_exact_match, mean_score, ratio_score
 from sparring.rundir import write_json
+from sparring.stage_names import SCORES
 
-SCORES, SAMPLES = "scores.json", "samples.parquet"
+SAMPLES = "samples.parquet"
 
 
 class Evaluator:

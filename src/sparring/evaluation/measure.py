@@ -77,7 +77,8 @@ class Measurer:
         from_main(lambda: folder.mkdir(exist_ok=True))
         rows = self.recipe.sampling.shard_rows
         check = partial(sampler.check, temperature)
-        return sample_examples(folder, self.held_out, lambda: sampler.engine(temperature), stream, 1, rows, phase, check)
+        engine = partial(sampler.engine, temperature)
+        return sample_examples(folder, self.held_out, engine, stream, 1, rows, phase, check, self.chat.decode)
 
     def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
         own = {reply.row_id: reply.token_ids for reply in replies}

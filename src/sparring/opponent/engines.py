@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from sparring.errors import UserError
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
+from sparring.packages import is_installed
 from sparring.policy.budget import free_memory
 from sparring.policy.compute import make_accelerator, release_memory
 from sparring.policy.load import DTYPES, load_model, model_shape
@@ -60,7 +60,7 @@ def require_engine(recipe: Recipe) -> None:
     """Raise UserError when the engine is not installed, lacks its key, or cannot serve the recipe's adapters."""
     sampling = recipe.sampling
     package, extra = NEEDS.get(sampling.engine, (None, None))
-    if package is not None and not _is_installed(package):
+    if package is not None and not is_installed(package):
         raise UserError(
             f"the engine {sampling.engine} needs the package {package}, which is not installed",
             where="sampling.engine",
@@ -77,12 +77,6 @@ def require_engine(recipe: Recipe) -> None:
         from sparring.opponent.endpoints import read_key
 
         read_key(sampling.server)
-
-
-def _is_installed(package: str) -> bool:
-    """A folder of that name is not one: Python would import it too, as an empty package."""
-    found = importlib.util.find_spec(package)
-    return found is not None and found.origin is not None
 
 
 class Sampler:

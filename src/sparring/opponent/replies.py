@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.console import progress
-from sparring.data.records import Example, Reply
+from sparring.data.records import Example, Reply, TokenIds
 from sparring.data.tables import items_done, read_rows, run_parts
 from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
 from sparring.policy.batches import share_out
 from sparring.policy.ranks import from_main, gathered, rank, rank_count
+from sparring.progress import PhaseProgress, progress
 from sparring.rundir import read_json, write_json
 
 CHECK = "logp_check.json"
@@ -28,11 +28,13 @@ def sample_examples(
     shard_rows: int,
     phase: str,
     check: Check | None = None,
+    decode: Callable[[TokenIds], str] | None = None,
 ) -> list[Reply]:
     """Draw `replicas` replies per example into shards of `shard_rows` prompts under `folder`; shards already there are kept.
 
     `engine` is only called when there is something left to draw, so a finished folder loads no model. `check` sees the first shard of
-    every attempt, with the engine's log-probs, before it is committed; what it found in the first attempt stays in CHECK.
+    every attempt, with the engine's log-probs, before it is committed; what it found in the first attempt stays in CHECK. With `decode` a
+    reply is shown now and then.
     """
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
     done = from_main(lambda: items_done(folder))
@@ -45,10 +47,17 @@ def sample_examples(
                     if check is not None and number == 0:
                         from_main(partial(_check_first, folder, check, parts[0], replies))
                     shown.advance(len(replies), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))
+                    if decode is not None and shown.wants_sample:
+                        _show(shown, examples, replies[0], decode)
                     yield number, as_columns(replies)
 
             run_parts(folder, prompts, shard_rows * replicas, work, from_main)
     return from_main(lambda: read_replies(folder))
+
+
+def _show(shown: PhaseProgress, examples: Sequence[Example], reply: Reply, decode: Callable[[TokenIds], str]) -> None:
+    asked = next(example for example in examples if example.row_id == reply.row_id)
+    shown.sample(asked.conversation.prompt[-1]["content"], decode(reply.token_ids))
 
 
 class OnRanks:

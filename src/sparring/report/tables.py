@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from sparring.console import printable
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, CONTROL, evaluate_stage, iteration_stage
 
@@ -161,8 +162,3 @@ def _print_showcase(summary: Mapping[str, Any], root: Path, console: Console) ->
         for name, entries in shown.items():
             table.add_row(name, Text(printable(entries[index]["reply"])))
         console.print(table)
-
-
-def printable(text: str) -> str:
-    """A model's text without terminal control characters."""
-    return "".join(char if char == "\n" or char.isprintable() else "�" for char in text)

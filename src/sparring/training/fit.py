@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from sparring.config import OptimSection
-from sparring.console import log, progress
+from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
 from sparring.policy.batches import dealt, hardest, shortest
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
+from sparring.progress import progress
 from sparring.rundir import fsync, write_text
 from sparring.training.checkpoint import Saveable, latest_checkpoint, save_checkpoint
 from sparring.training.plan import TrainPlan

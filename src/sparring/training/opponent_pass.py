@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import OptimSection
-from sparring.console import progress
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of, hardest
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import from_main, rank_count
 from sparring.policy.score import score_trees
+from sparring.progress import progress
 from sparring.training.plan import TrainPlan
 from sparring.training.ranked import FrozenWeights
 

@@ -1,0 +1,1 @@
+"""Looking at a run from another process or another machine: it is only read, and may be mounted read-only."""

@@ -1,0 +1,148 @@
+"""What a run directory tells of its run at one moment: who works there, where it stands, its newest numbers, how it would go on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from sparring.config import Recipe, load_recipe
+from sparring.data.tables import items_done
+from sparring.locks import Holder, holder
+from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
+from sparring.report.summary import METRICS, SUMMARY
+from sparring.rundir import MANIFEST, PARTIAL, RECIPE, existing_run, read_json
+from sparring.stage_names import BASELINE, CONTROL, SCORES, evaluate_stage, iteration_name, stages_of_game, title_of
+
+TAIL_BYTES = 2**16
+
+
+class Life(Enum):
+    RUNNING = "running"
+    SILENT = "silent"  # of another machine's process: neither its lock nor anything new that it wrote can be seen
+    KILLED = "killed"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """`stage`: the one in work or the next; None where all are finished. `silent_seconds`: since the run wrote its last sign of life."""
+
+    root: Path
+    recipe: Recipe
+    holder: Holder | None
+    silent_seconds: float | None
+    stage: str | None
+    finished: int
+    stages: int
+    now: Snapshot | None
+    command: str
+    summary: dict[str, Any] | None
+    attempts: list[dict[str, Any]]
+
+    @property
+    def life(self) -> Life:
+        if self.holder is not None and self.holder.alive is not False:
+            is_stale = self.silent_seconds is None or self.silent_seconds > STALE_SECONDS
+            return Life.SILENT if self.holder.alive is None and is_stale else Life.RUNNING
+        if self.stage is None and self.summary is not None and self.summary["stop_reason"] is not None:
+            return Life.FINISHED
+        return Life.STOPPED if self.holder is None else Life.KILLED
+
+
+def read_state(root: Path) -> RunState:
+    """Raises UserError where `root` is no run directory."""
+    run = existing_run(root)
+    recipe = load_recipe(root / RECIPE)
+    summary = _json_or_none(root / SUMMARY)
+    names = stages_of_game(root, recipe)
+    begun = next((name for name in names if (root / (name + PARTIAL)).exists()), None)
+    ended = summary is not None and summary["stop_reason"] is not None
+    missing = [name for name in names if not run.finished(name)]
+    told = read_progress(root)
+    return RunState(
+        root=root,
+        recipe=recipe,
+        holder=holder(root),
+        silent_seconds=_silent_seconds(root),
+        stage=begun or (None if ended else next(iter(missing), None)),
+        finished=len(names) - len(missing),
+        stages=len(names),
+        now=told.get("now"),
+        command=_command(root, recipe, told),
+        summary=summary,
+        attempts=(_json_or_none(root / MANIFEST) or {"attempts": []})["attempts"],
+    )
+
+
+def last_step(state: RunState) -> dict[str, Any] | None:
+    """The newest line of metrics."""
+    rows = (_last_line(folder / METRICS) for name in reversed(stages_of_game(state.root, state.recipe)) for folder in _folders(state, name))
+    return next((row for row in rows if row is not None), None)
+
+
+def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(who, scores) of everybody who has been evaluated, in the order of the game."""
+    count = len(list((state.root / "iterations").glob("[0-9]*")))
+    for owner in (BASELINE, *(iteration_name(t) for t in range(count)), CONTROL):
+        found = _json_or_none(state.root / evaluate_stage(owner) / SCORES)
+        if found is not None:
+            yield title_of(owner), found
+
+
+def kept(state: RunState) -> str | None:
+    """What of the stage in work a new start would not do again."""
+    if state.stage is None:
+        return None
+    folder = state.root / (state.stage + PARTIAL)
+    steps = [read_json(file)["step"] for file in folder.glob("checkpoint-*/step.json")]
+    if steps:
+        return f"its checkpoint after {max(steps)} steps"
+    items = sum(items_done(place) for place in (folder, folder / "replies", folder / "greedy"))
+    return f"its first {items} {'batches' if state.stage.endswith('/score') else 'replies'}" if items else None
+
+
+def _folders(state: RunState, name: str) -> tuple[Path, Path]:
+    return state.root / (name + PARTIAL), state.root / name
+
+
+def _silent_seconds(root: Path) -> float | None:
+    """Seconds since the file was written, by this machine's clock and the file's."""
+    try:
+        return max(0.0, time.time() - (root / PROGRESS).stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _command(root: Path, recipe: Recipe, told: dict[str, Any]) -> str:
+    typed, folder = told.get("command"), told.get("folder")
+    if typed:
+        return typed if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {typed}"
+    own = Path(recipe.run_dir)
+    elsewhere = [] if own.exists() and own.samefile(root) else [f"run_dir={root}"]
+    return shlex.join(["sparring", "run", str(root / RECIPE), *elsewhere])
+
+
+def _last_line(file: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError), open(file, "rb") as opened:
+        opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
+        whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing behind it
+        if whole:
+            return json.loads(whole.rpartition(b"\n")[2])
+    return None
+
+
+def _json_or_none(file: Path) -> Any:
+    """A file that the run may make, replace or take away while we look."""
+    try:
+        return read_json(file)
+    except OSError:
+        return None

@@ -1,0 +1,108 @@
+"""`sparring status`: where a run stands, in one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparring.console import printable
+from sparring.live.state import Life, RunState, kept, last_step, scores
+from sparring.progress import STALE_SECONDS, in_one_line
+from sparring.report.tables import verdict
+
+MOST_SCORES = 8
+
+
+def print_status(state: RunState, out: Console) -> None:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(state):
+        table.add_row(name, Text(printable(value)))
+    out.print(table)
+    if shown := list(scores(state))[-MOST_SCORES:]:
+        out.print(_scores_table(shown, state.recipe.evaluate.chosen_metric))
+    if state.life not in (Life.FINISHED, Life.RUNNING):
+        out.print(Text(how_to_go_on(state)), soft_wrap=True)
+
+
+def how_to_go_on(state: RunState) -> str:
+    sure = "" if state.life is not Life.SILENT else "if you know that it is dead, "
+    return f"{sure}go on with:\n  {printable(state.command)}"
+
+
+def how_it_is(state: RunState) -> str:
+    """Whether somebody works on the run, since when, and what became of the last attempt."""
+    who, last = state.holder, state.attempts[-1] if state.attempts else {}
+    heard = f"last sign of life {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no sign of life so far"
+    match state.life:
+        case Life.RUNNING if who is not None:
+            note = f"; {heard}" if (state.silent_seconds or 0) > STALE_SECONDS else ""
+            return f"running: {who.name}, since {_since(who.since)}{note}"
+        case Life.SILENT if who is not None:
+            return f"{who.name}, since {_since(who.since)}; {heard}: it was killed, or its machine or disk cannot be reached"
+        case Life.KILLED if who is not None:
+            return f"not running: {who.name}, since {_since(who.since)}, was killed"
+        case Life.FINISHED:
+            return f"finished {_since(last['ended'])}" if last.get("ended") else "finished"
+    ended = f" {_since(last['ended'])}" if last.get("ended") else ""
+    return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'nothing is known of it')}"
+
+
+def _lines(state: RunState) -> Iterator[tuple[str, str]]:
+    yield "run", str(state.root)
+    yield "state", how_it_is(state)
+    if state.life is Life.FINISHED and state.summary is not None:
+        yield "outcome", verdict(state.summary)
+        return
+    if state.stage is not None:
+        yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"
+    if state.life is Life.RUNNING and state.now is not None:
+        yield "progress", in_one_line(state.now)
+        if sample := state.now["sample"]:
+            yield "a reply", " -> ".join(sample)
+    if (row := last_step(state)) is not None:
+        yield "last step", _step(row)
+    if state.life is not Life.RUNNING and state.stage is not None:
+        rest = kept(state)
+        yield "goes on", f"with {state.stage}" + (f", from {rest}" if rest else "")
+
+
+def _step(row: dict[str, Any]) -> str:
+    where = f"iteration {row['iteration']}" if "iteration" in row else row["stage"]
+    numbers = (f"{name} {row[name]:.4g}" for name in ("loss", "margin", "accuracy") if name in row)
+    return f"{where}, step {row['step'] + 1}: {', '.join(numbers)}"
+
+
+def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str) -> Table:
+    table = Table(title="Scores so far (+- standard error)", title_justify="left")
+    for header in ("model", metric.replace("_", " "), "duel margin", "duel accuracy"):
+        table.add_column(header, justify="left" if header == "model" else "right")
+    for who, found in shown:
+        table.add_row(who, *(_score(found.get(name)) for name in (metric, "duel_margin", "duel_accuracy")))
+    return table
+
+
+def _score(score: dict[str, Any] | None) -> str:
+    if score is None:
+        return "-"
+    error = "" if score["stderr"] is None else f" +- {score['stderr']:.3f}"
+    return f"{score['value']:.3f}{error}"
+
+
+def _since(moment: str) -> str:
+    """`2026-11-22 11:24 UTC (5 minutes ago)`."""
+    try:
+        then = datetime.fromisoformat(moment)
+        return f"{then:%Y-%m-%d %H:%M} UTC ({_ago((datetime.now(UTC) - then).total_seconds())})"
+    except (ValueError, TypeError):  # not what we write
+        return moment
+
+
+def _ago(seconds: float) -> str:
+    return f"{timedelta(seconds=max(0, round(seconds)))} ago"

@@ -1,0 +1,243 @@
+"""How far the work is: one line that changes in place on a terminal, plain lines elsewhere, and progress.json for other processes.
+
+The file is a view for people, not state: nothing reads it to go on. Its time of writing says that the process is alive.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypedDict
+
+import psutil
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from sparring.console import animates, console, is_quiet, log, printable, quoted
+
+PROGRESS = "progress.json"
+PLAIN_LINE_SECONDS, SAMPLE_SECONDS = 15.0, 60.0
+REFRESH_SECONDS, BEAT_SECONDS = 1.0, 5.0
+# With the start of ranks and a slow network drive in between, a living process has written by then
+STALE_SECONDS = 60.0
+BAR_WIDTH = 40
+
+
+class Snapshot(TypedDict):
+    """One phase at one moment. `numbers`: the newest ones; `rate` per second, 0 where nothing is done yet; memory in bytes."""
+
+    phase: str
+    unit: str
+    done: int
+    total: int
+    rate: float
+    numbers: dict[str, float]
+    memory: tuple[str, int]
+    sample: tuple[str, str] | None
+
+
+# ---------------------------------------------------------------------------------------------- in one line
+
+
+def in_one_line(now: Snapshot, width: int | None = None) -> str:
+    """Phase, done/total, time left, numbers, rate, memory; of these, what fits into `width` characters, the first ones rather."""
+    done, total, rate = now["done"], now["total"], now["rate"]
+    place, size = now["memory"]
+    left = [f"{_clock((total - done) / rate)} left"] if rate > 0 and done < total else []
+    numbers = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in now["numbers"].items()]
+    parts = [f"{done}/{total} {now['unit']}", *left, *numbers, *([f"{rate:.3g}/s"] if rate > 0 else []), f"{place} {size / 1e9:.1f} GB"]
+    line = f"{printable(now['phase'])}: {parts[0]}"
+    for part in parts[1:]:
+        if width is None or len(line) + 2 + len(part) <= width:
+            line += f"  {part}"
+    return line if width is None else line[:width]
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(min(seconds, 1e9))))
+
+
+class ProgressLine:
+    """That line for a terminal, made anew from `newest()` whenever it is drawn, with a bar where there is room."""
+
+    def __init__(self, newest: Any) -> None:
+        self._newest = newest
+
+    def __rich_console__(self, terminal: Console, options: ConsoleOptions) -> RenderResult:
+        now: Snapshot | None = self._newest()
+        if now is None:
+            return
+        text = Text(in_one_line(now, options.max_width - 1), no_wrap=True, overflow="crop", end="")
+        width = min(BAR_WIDTH, options.max_width - 3 - len(text))
+        if width >= 8 and now["total"]:
+            full = round(width * now["done"] / now["total"])
+            done, left = ("#", "-") if options.ascii_only else ("\u2501", "\u2500")
+            text.append("  ").append(done * full, style="green").append(left * (width - full), style="dim")
+        yield text
+
+
+def live_line(newest: Any, terminal: Console) -> Live:
+    """What draws that line on `terminal` until it is stopped, and then takes it away."""
+    return Live(ProgressLine(newest), console=terminal, refresh_per_second=4, transient=True)
+
+
+# ---------------------------------------------------------------------------------------------- one phase
+
+
+class PhaseProgress:
+    """Progress of one phase; `advance` may carry the newest numbers, `sample` shows a reply now and then."""
+
+    def __init__(self, phase: str, total: int, unit: str, done: int) -> None:
+        self.phase, self.total, self.unit, self.done, self._first = phase, total, unit, done, done
+        self._numbers: dict[str, float] = {}
+        self._sample: tuple[str, str] | None = None
+        self._memory = memory()
+        self._start = self._last_line = self._measured = time.monotonic()
+        self._next_sample = 0.0
+        self._live: Live | None = None
+        if animates(console) and not console.quiet and not is_quiet():
+            self._live = live_line(self.snapshot, console)
+            self._live.start()
+
+    def advance(self, count: int = 1, **numbers: float) -> None:
+        self.done += count
+        self._numbers = numbers
+        now = time.monotonic()
+        if now - self._measured >= REFRESH_SECONDS:
+            self._measured, self._memory = now, memory()
+        if now - self._last_line >= PLAIN_LINE_SECONDS:
+            self._last_line = now
+            # beside a line that changes in place it is for the log file alone
+            (log.info if self._live is None else log.debug)(in_one_line(self.snapshot()))
+
+    @property
+    def wants_sample(self) -> bool:
+        """Whether it is time for another reply to be shown: the first at once, then one a minute."""
+        return time.monotonic() >= self._next_sample
+
+    def sample(self, prompt: str, reply: str) -> None:
+        """Show a prompt with a reply to it, both shortened."""
+        self._next_sample = time.monotonic() + SAMPLE_SECONDS
+        self._sample = quoted(prompt), quoted(reply)
+        log.info(f"{self.phase}: {self._sample[0]} -> {self._sample[1]}")
+
+    def snapshot(self) -> Snapshot:
+        seconds = time.monotonic() - self._start
+        rate = (self.done - self._first) / seconds if seconds > 0 else 0.0
+        return Snapshot(
+            phase=self.phase,
+            unit=self.unit,
+            done=self.done,
+            total=self.total,
+            rate=rate,
+            numbers=self._numbers,
+            memory=self._memory,
+            sample=self._sample,
+        )
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+@contextlib.contextmanager
+def progress(phase: str, total: int, unit: str, done: int = 0) -> Iterator[PhaseProgress]:
+    """Show the progress of one phase; `done` is what an earlier attempt had finished."""
+    _now.phase = shown = PhaseProgress(phase, total, unit, done)
+    try:
+        yield shown
+    finally:
+        _now.phase = None
+        shown.close()
+
+
+def memory() -> tuple[str, int]:
+    """(where, bytes) that this process holds: on its GPU where it computes on one, else in main memory."""
+    torch = sys.modules.get("torch")  # nothing that only looks should load it
+    if torch is not None and torch.cuda.is_initialized():
+        return "GPU", torch.cuda.memory_reserved()
+    return "RAM", psutil.Process().memory_info().rss
+
+
+# ---------------------------------------------------------------------------------------------- the file
+
+
+class _Now:
+    """What this process is at; it works at one thing at a time."""
+
+    stage: str | None = None
+    phase: PhaseProgress | None = None
+    is_lent = False
+
+
+_now = _Now()
+
+
+@contextlib.contextmanager
+def at_stage(name: str, lent: bool = False) -> Iterator[None]:
+    """The time of work on a stage; `lent`: other processes do it and write the file, this one only says that it is alive."""
+    before = _now.stage, _now.is_lent
+    _now.stage, _now.is_lent = name, lent
+    try:
+        yield
+    finally:
+        _now.stage, _now.is_lent = before
+
+
+@contextlib.contextmanager
+def written_to(root: Path, command: str | None = None) -> Iterator[None]:
+    """Keep progress.json in the run directory fresh while the context lasts.
+
+    command: what a person types in this folder to go on, where it is known.
+    """
+    typed = {"command": command, "folder": os.getcwd() if command else None}
+    ended = threading.Event()
+    writer = threading.Thread(target=_keep_fresh, args=(root / PROGRESS, typed, ended), daemon=True, name="sparring-progress")
+    writer.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        writer.join(REFRESH_SECONDS)
+
+
+def read_progress(root: Path) -> dict[str, Any]:
+    """The file's content; empty where there is none, or nothing that makes sense."""
+    try:
+        found = json.loads((root / PROGRESS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep_fresh(file: Path, typed: dict[str, Any], ended: threading.Event) -> None:
+    """Write when something has changed, once a second at most, and every few seconds anyway."""
+    before, last = None, 0.0
+    while not ended.wait(REFRESH_SECONDS if before else 0.0):
+        phase = _now.phase
+        content = {**typed, "stage": _now.stage, "now": phase and phase.snapshot()}
+        shown = (content["stage"], phase and (phase.phase, phase.done, phase.total))
+        if shown != before or time.monotonic() - last >= BEAT_SECONDS:
+            before, last = shown, time.monotonic()
+            _write(file, content)
+    if not _now.is_lent:
+        _write(file, {**typed, "stage": None, "now": None})
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    """Whole or not at all; no fsync, for it is of no use after a power cut. A full disk is reported by what meets it in the work."""
+    with contextlib.suppress(OSError):
+        if _now.is_lent:
+            os.utime(file)
+            return
+        temporary = file.with_name(file.name + ".tmp")
+        temporary.write_text(json.dumps({**content, "written": time.time()}) + "\n", encoding="utf-8")
+        temporary.rename(file)

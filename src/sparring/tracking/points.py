@@ -1,0 +1,98 @@
+"""What trackers are sent: one point per optimizer step, on one axis over all stages of a game, made from the run directory alone.
+
+A point stands at the number of optimizer steps that the player has behind it. The scores of a player belong to the point of its last
+step, which therefore waits for them: every point is sent once and whole, and the points of a series rise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparring.config import Recipe
+from sparring.report.summary import METRICS
+from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
+from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage
+
+GAME = "game"
+NOT_NUMBERS = ("step", "stage")
+
+
+@dataclass(frozen=True)
+class Point:
+    step: int
+    values: dict[str, float]
+
+
+class Round(NamedTuple):
+    """A stage that trains a player (None: it is there without), and who is evaluated after it."""
+
+    train: str | None
+    owner: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """What a tracker shows as one run: the game, or the control, which sets out from the same start."""
+
+    name: str
+    rounds: Sequence[Round]
+    begins_after: str | None = None  # a training stage whose steps the player has behind it already
+
+
+def series_of(recipe: Recipe) -> list[Series]:
+    """The game first; every iteration that the recipe asks for."""
+    played = [Round(iteration_stage(t, "train"), iteration_name(t)) for t in range(recipe.iterations)]
+    start = SFT if recipe.sft else None
+    game = Series(GAME, [Round(start, BASELINE), *played])
+    return [game, *([Series(CONTROL, [Round(CONTROL_TRAIN, CONTROL)], start)] if recipe.baseline else [])]
+
+
+def points(root: Path, series: Series, after: int) -> Iterator[Point]:
+    """Those beyond step `after`, as far as the run has come."""
+    before = _steps_of(root, series.begins_after) if series.begins_after else 0
+    for train, owner in series.rounds:
+        rows = [] if train is None else _lines(root, train)
+        for place, line in enumerate(rows[:-1]):
+            if before + place + 1 > after:
+                yield Point(before + place + 1, _numbers(json.loads(line)))
+        scores = root / evaluate_stage(owner) / SCORES
+        if not scores.exists() or (train is not None and not (root / train / DONE).exists()):
+            return
+        before += len(rows)
+        if before > after:
+            yield Point(before, {**(_numbers(json.loads(rows[-1])) if rows else {}), **_scores(read_json(scores))})
+
+
+def identities(root: Path, series: Series) -> dict[str, str]:
+    """Training stage, begun or finished -> what it is made from: with other inputs its points are another run's."""
+    run = RunDir(root)
+    inputs = {train: run.inputs_of(train) for train, _ in series.rounds if train is not None}
+    return {name: digest(found) for name, found in inputs.items() if found is not None}
+
+
+def _lines(root: Path, stage: str) -> list[str]:
+    """The whole lines of a stage's metrics, finished or in work."""
+    for folder in (root / stage, root / (stage + PARTIAL)):
+        if (folder / METRICS).exists():
+            return (folder / METRICS).read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    return []
+
+
+def _steps_of(root: Path, stage: str) -> int:
+    return len(_lines(root, stage))
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, float]:
+    """Those of a step, named after the objective that was trained: the losses of two cannot be compared."""
+    kind = "train" if "iteration" in row else "sft"
+    return {f"{kind}/{name}": value for name, value in row.items() if name not in NOT_NUMBERS}
+
+
+def _scores(scores: dict[str, Any]) -> dict[str, float]:
+    values = {f"scores/{name}": score["value"] for name, score in scores.items()}
+    errors = {f"scores/{name}_stderr": score["stderr"] for name, score in scores.items() if score["stderr"] is not None}
+    return {**values, **errors}

@@ -1,0 +1,179 @@
+"""The thread that sends a run's points to its trackers, and what it remembers of that in trackers.json.
+
+It follows the files that the stages write. A tracker that fails costs one warning; its points stay where they are, and go to it in
+another try, at the end of the run, or in the next run of the same command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparring.config import Recipe
+from sparring.console import log
+from sparring.errors import first_line
+from sparring.policy.compute import make_accelerator
+from sparring.rundir import read_json, write_json
+from sparring.tracking.points import GAME, Point, Series, identities, points, series_of
+from sparring.tracking.trackers import Opened, Place, flat, open_tracker, require_trackers
+
+T = TypeVar("T")
+MEMORY = "trackers.json"
+POLL_SECONDS, RETRY_SECONDS, END_SECONDS = 2.0, 60.0, 60.0
+
+
+@contextlib.contextmanager
+def tracked(recipe: Recipe, root: Path) -> Iterator[None]:
+    """Send what the run in `root` comes to while the context lasts, and the rest at its end. Raises UserError for a missing tracker."""
+    if recipe.track is None:
+        yield
+        return
+    require_trackers(recipe.track)
+    make_accelerator()  # Accelerate's trackers log under its state, which this thread must make as the stages want it
+    sender = _Sender(recipe, root)
+    ended = threading.Event()
+    thread = threading.Thread(target=sender.work, args=(ended,), daemon=True, name="sparring-trackers")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            log.warning(f"track: not all points were sent within {END_SECONDS:.0f} s; the same command sends the rest")
+
+
+class _Sender:
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        assert recipe.track is not None
+        self.recipe, self.root, self.section = recipe, root, recipe.track
+        self.memory = _Memory(root)
+        self.channels: dict[tuple[str, str], _Channel] = {}
+        self.warned: set[str] = set()
+
+    def work(self, ended: threading.Event) -> None:
+        while not ended.wait(POLL_SECONDS):
+            self.send(is_last=False)
+        self.send(is_last=True)
+
+    def send(self, is_last: bool) -> None:
+        for series in series_of(self.recipe):
+            for kind in self.section.trackers:
+                self._channel(series, kind).send(is_last)
+
+    def only_open(self, kind: str) -> None:
+        """Close what another series has open there: these libraries have one run per process."""
+        for channel in self.channels.values():
+            if channel.kind == kind:
+                channel.close()
+
+    def _channel(self, series: Series, kind: str) -> _Channel:
+        key = series.name, kind
+        if key not in self.channels:
+            self.channels[key] = _Channel(self, series, kind)
+        return self.channels[key]
+
+    def place(self, series: Series, identity: str) -> Place:
+        name = self.section.name or self.root.resolve().name
+        shown = name if series.name == GAME else f"{name}-{series.name}"
+        return Place(self.root, series.name, self.section.project, shown, identity)
+
+
+class _Memory:
+    """trackers.json: per series its identity, what its training stages were made from, and the newest step that each tracker was sent."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self._file = root, root / MEMORY
+        self._series: dict[str, Any] = read_json(self._file) if self._file.exists() else {}
+
+    def of(self, series: Series) -> dict[str, Any]:
+        """What is known of a series; a new identity where one of its stages has come to be made from something else."""
+        made_from = identities(self.root, series)
+        known = self._series.get(series.name)
+        if known is None or any(made_from.get(name, digest) != digest for name, digest in known["made_from"].items()):
+            known = {"identity": uuid.uuid4().hex[:8], "made_from": {}, "sent": {}, "closed": []}
+        known["made_from"] = {**known["made_from"], **made_from}
+        self._series[series.name] = known
+        return known
+
+    def write(self) -> None:
+        write_json(self._file, self._series)
+
+
+class _Channel:
+    """One series to one tracker."""
+
+    def __init__(self, sender: _Sender, series: Series, kind: str) -> None:
+        self.sender, self.series, self.kind = sender, series, kind
+        self.identity: str | None = None
+        self.opened: Opened | None = None
+        self.next_try = 0.0
+
+    def send(self, is_last: bool) -> None:
+        """Send what is new, and leave the tracker in good order where nothing will follow."""
+        if time.monotonic() < self.next_try and not is_last:
+            return
+        try:
+            self._send()
+            if is_last:
+                self.close()
+        except Exception as error:  # whatever a tracker, its network or a disk throws is no reason to end a game
+            self._failed(error)
+
+    def close(self) -> None:
+        """Have everything arrive: what was closed in good order need not be asked again."""
+        if self.opened is not None:
+            opened, self.opened = self.opened, None
+            opened.close()
+            self._note_closed(True)
+
+    def _send(self) -> None:
+        known = _steadily(lambda: self.sender.memory.of(self.series))
+        if known["identity"] != self.identity:
+            self.close()
+            self.identity = known["identity"]
+        last = self.opened.last if self.opened else known["sent"].get(self.kind, -1)
+        new = self._points(last)
+        if self.opened is None and (new or (last >= 0 and self.kind not in known["closed"])):
+            self.sender.only_open(self.kind)
+            self._note_closed(False)
+            self.opened = open_tracker(self.kind, self.sender.place(self.series, known["identity"]), last, flat(self.sender.recipe))
+            new = self._points(self.opened.last)
+        for point in new:
+            assert self.opened is not None
+            self.opened.log(point.step, point.values)
+            self.opened.last = point.step
+        if new:
+            known["sent"][self.kind] = new[-1].step
+            self.sender.memory.write()
+
+    def _points(self, after: int) -> list[Point]:
+        return _steadily(lambda: list(points(self.sender.root, self.series, after)))
+
+    def _note_closed(self, is_closed: bool) -> None:
+        known = self.sender.memory.of(self.series)
+        known["closed"] = [kind for kind in known["closed"] if kind != self.kind] + ([self.kind] if is_closed else [])
+        self.sender.memory.write()
+
+    def _failed(self, error: Exception) -> None:
+        self.next_try = time.monotonic() + RETRY_SECONDS
+        opened, self.opened = self.opened, None
+        with contextlib.suppress(Exception):
+            if opened is not None:
+                opened.close()
+        if self.kind not in self.sender.warned:
+            self.sender.warned.add(self.kind)
+            log.warning(f"track: {self.kind} failed ({first_line(error)}); the game goes on, and it is tried again now and then")
+
+
+def _steadily(read: Callable[[], T]) -> T:
+    """What `read` finds in a run directory, where a stage may get its final name while it looks."""
+    for _ in range(3):
+        with contextlib.suppress(FileNotFoundError):
+            return read()
+    return read()
