@@ -35,6 +35,7 @@ TINY: dict[str, Any] = {
     "stop": {"indistinguishable": False},
     "baseline": {"kind": "continued-sft", "batch_size": 16},
     "showcase": ["say ab"],
+    "report": False,  # seconds of drawing that few tests look at
 }
 
 

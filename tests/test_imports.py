@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "opponent": FLOOR | {"data", "policy"},
     "training": FLOOR | {"data", "policy"},
     "evaluation": FLOOR | {"data", "policy", "opponent"},
-    "report": FLOOR | {"data.records"},  # the report only reads
+    "report": FLOOR | {"data.records", "data.tables"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},
     "launch": FLOOR,
@@ -61,6 +61,7 @@ STARTS_AT_ONCE = [
     "sparring.cli",
     "sparring.report",
     "sparring.live.watch",
+    "sparring.report.run_page",
     "sparring.planning.command",  # until a model's parameters are counted
 ]
 

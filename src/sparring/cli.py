@@ -188,6 +188,22 @@ def export(
         print(f"wrote {write(run, target, iteration, None if dtype is Dtype.float32 else dtype.value, adapter)}")
 
 
+@app.command()
+def report(
+    run: RunFolder,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write the page; report.html in the run directory when not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw a run's report, one HTML file that needs nothing else: verdict, scores, plots, samples side by side, recipe."""
+    with _outcome():
+        set_up_logging()
+        from sparring.report.run_page import write_report
+
+        print(f"wrote {write_report(run, output)}")
+
+
 @app.command("recipe")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""

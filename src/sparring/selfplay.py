@@ -13,7 +13,8 @@ from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_rea
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
 from sparring.progress import written_to
-from sparring.report.summary import SUMMARY, Best, publish, published_iterations
+from sparring.report.keep import keep_report
+from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages import Stages
@@ -94,13 +95,16 @@ def _publish(
         t = best_iteration(iterations, metric)
         ours, start = iterations[t][metric], baseline[metric]
         best = Best(t, metric, ours["value"], start["value"], is_better(ours, start))
-    return publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, control, best, reason)
+    summary = publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, control, best, reason)
+    if recipe.report:
+        keep_report(directory.root, is_over=reason is not None)
+    return summary
 
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
     stages = stages_from(name, directory.root, recipe.iterations)
-    for derived in (SUMMARY, "best"):  # what they tell of is about to go
+    for derived in (SUMMARY, REPORT, "best"):  # what they tell of is about to go
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):
         if directory.remove_stage(stage):

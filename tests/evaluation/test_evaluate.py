@@ -119,16 +119,19 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     measured = Measured(REPLIES, GREEDY, WITH_OPPONENT)
     evaluator().evaluate(tmp_path, measured)
     assert json.loads((tmp_path / SCORES).read_text()) == evaluator().scores(measured)
-    common = {"row_id", "prompt", "human", "reply", "greedy", "finish_reason", "human_logp", "reply_logp"}
+    texts = ["row_id", "prompt", "human", "reply", "greedy", "finish_reason", "human_logp", "reply_logp"]
+    numbers = ["human_tokens", "reply_tokens", "identical", "duel_margin", "exact_match", "exact_match_greedy"]
     rows = read_rows(tmp_path / SAMPLES)
-    assert all(row.keys() == common for row in rows)
+    assert all(list(row) == texts + numbers for row in rows)
     assert [list(row.values()) for row in rows] == [
-        ["a", "2+2", "is 4", "it is 4", "4", "stop", -2.0, -3.0],
-        ["b", "2+3", "is 5", "", "is 5", "stop", -4.0, -0.5],
-        ["c", "2+4", "six", "9 or", "six", "length", -1.0, -7.0],
+        ["a", "2+2", "is 4", "it is 4", "4", "stop", -2.0, -3.0, 5, 8, False, 1.0, 1.0, 1.0],
+        ["b", "2+3", "is 5", "", "is 5", "stop", -4.0, -0.5, 5, 1, False, 0.0, 0.0, 1.0],
+        ["c", "2+4", "six", "9 or", "six", "length", -1.0, -7.0, 4, 4, False, 3.0, 0.0, 0.0],
     ]
-    evaluator().evaluate(tmp_path, Measured(REPLIES, None, LOGPS))
-    assert [row["greedy"] for row in read_rows(tmp_path / SAMPLES)] == [None] * 3
+    evaluator(None).evaluate(tmp_path, Measured(REPLIES, None, LOGPS))
+    rows = read_rows(tmp_path / SAMPLES)
+    assert [row["greedy"] for row in rows] == [None] * 3
+    assert all(list(row) == texts + numbers[:3] for row in rows), "no duel without an opponent, no answers without a pattern"
     assert {path.name for path in tmp_path.iterdir()} == {SCORES, SAMPLES}
 
 

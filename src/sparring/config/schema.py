@@ -528,6 +528,11 @@ class Recipe(Section):
         ("List the popular forms of transportation in Southampton.",),
         description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
     )
+    report: bool = Field(
+        True,
+        description="Draw report.html after every iteration (once a minute at most) and at the end, some seconds of work; `sparring "
+        "report` draws it at any time.",
+    )
 
     @property
     def sampling_dtype(self) -> str:

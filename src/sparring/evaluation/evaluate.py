@@ -55,7 +55,7 @@ class Evaluator:
         lengths = [len(example.reply_ids) for example in self.held_out]
         real = [row["real"] for row in measured.logps]
         return {
-            **self._exact_matches(measured),
+            **{name: mean_score(matches, True) for name, matches in self._matches(measured).items()},
             "nll_per_token": ratio_score([-logp for logp in real], lengths, False),
             "nll_per_reply": mean_score([-logp for logp in real], False),
             **_duel_scores(measured.logps, self.recipe.stop.confidence),
@@ -64,14 +64,15 @@ class Evaluator:
             **self._reply_scores(measured.replies, lengths),
         }
 
-    def _exact_matches(self, measured: Measured) -> dict[str, Score]:
+    def _matches(self, measured: Measured) -> dict[str, list[float]]:
+        """Per score that the recipe's pattern gives: 1 for every row whose reply has the human one's answer, else 0."""
         if self.recipe.evaluate.answer_pattern is None:
             return {}
         pattern = re.compile(self.recipe.evaluate.answer_pattern)
         human = {example.row_id: example.conversation.reply for example in self.held_out}
         named = {"exact_match": measured.replies, "exact_match_greedy": measured.greedy}
         return {
-            name: mean_score([float(is_exact_match(pattern, self.chat.decode(r.token_ids), human[r.row_id])) for r in those], True)
+            name: [float(is_exact_match(pattern, self.chat.decode(r.token_ids), human[r.row_id])) for r in those]
             for name, those in named.items()
             if those is not None
         }
@@ -102,12 +103,21 @@ class Evaluator:
             "finish_reason": [reply.finish_reason for reply in replies],
             "human_logp": [scored[reply.row_id]["real"] for reply in replies],
             "reply_logp": [scored[reply.row_id]["own"] for reply in replies],
+            "human_tokens": [len(example.reply_ids) for example in self.held_out],
+            "reply_tokens": [len(reply.token_ids) for reply in replies],
+            "identical": [reply.token_ids == example.reply_ids for reply, example in zip(replies, self.held_out, strict=True)],
+            **({"duel_margin": margins} if (margins := _duel_margins(measured.logps)) else {}),
+            **self._matches(measured),
         }
 
 
-def _duel_scores(logps: Sequence[dict[str, Any]], confidence: float) -> dict[str, Score]:
-    """Margin r(y) - r(y') in nats and accuracy of the player against fresh replies of its opponent."""
+def _duel_margins(logps: Sequence[dict[str, Any]]) -> list[float]:
+    """Margin r(y) - r(y') in nats of the player on every row, against a fresh reply of its opponent; none without an opponent."""
     if "player_real" not in logps[0]:
-        return {}
-    margins = [(row["player_real"] - row["opponent_real"]) - (row["player_generated"] - row["opponent_generated"]) for row in logps]
-    return {"duel_margin": mean_score(margins, True), "duel_accuracy": accuracy_score(margins, confidence)}
+        return []
+    return [(row["player_real"] - row["opponent_real"]) - (row["player_generated"] - row["opponent_generated"]) for row in logps]
+
+
+def _duel_scores(logps: Sequence[dict[str, Any]], confidence: float) -> dict[str, Score]:
+    margins = _duel_margins(logps)
+    return {"duel_margin": mean_score(margins, True), "duel_accuracy": accuracy_score(margins, confidence)} if margins else {}

@@ -11,7 +11,7 @@ from sparring.rundir import read_json, replace_link, write_json, write_text
 from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 
 

@@ -19,11 +19,13 @@ Scores = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """A model of the table, and whom its duels were against."""
+    """A model of the table, whom its duels were against, and the stage that holds its scores and samples."""
 
     model: str
     opponent: str | None
     scores: Scores
+    stage: str
+    is_best: bool = False
 
 
 class Column(NamedTuple):
@@ -36,14 +38,14 @@ class Column(NamedTuple):
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
     """The tables of quality, duels and replies, one prompt answered by every model, and the verdict."""
-    rows = list(_rows(summary))
+    rows = list(rows_of(summary))
     held_out = next(iter(rows[0].scores.values()))["n"]
-    _print_table(f"Quality on {held_out} held-out prompts (+- standard error)", _quality_columns(rows[0].scores), rows, console)
+    _print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
     duels = [row for row in rows if row.opponent is not None]
     if duels:
-        _print_table("Duels: human replies against the opponent's, on the same prompts", _DUEL_COLUMNS, duels, console)
-    _print_table("Replies to the same prompts", _REPLY_COLUMNS, rows, console)
-    _print_showcase(summary, root, console)
+        _print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
+    _print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+    _print_showcase(rows, root, console)
     console.print(Text(verdict(summary)))
 
 
@@ -58,15 +60,16 @@ def verdict(summary: Mapping[str, Any]) -> str:
     return f"Best: iteration {best['iteration']} ({compared}).{note} {ended}"
 
 
-def _rows(summary: Mapping[str, Any]) -> Iterator[Row]:
+def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
+    """The models of a run in order: baseline, iterations, control."""
     best = summary["best"]
-    yield Row(f"baseline ({summary['baseline']['name']})", None, summary["baseline"]["scores"])
+    yield Row(f"baseline ({summary['baseline']['name']})", None, summary["baseline"]["scores"], evaluate_stage(BASELINE))
     for entry in summary["iterations"]:
         t = entry["iteration"]
-        mark = " *" if best and best["iteration"] == t else ""
-        yield Row(f"iteration {t}{mark}", f"iteration {t - 1}" if t else "baseline", entry["scores"])
+        opponent = f"iteration {t - 1}" if t else "baseline"
+        yield Row(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
     for entry in summary["controls"]:
-        yield Row(entry["name"], "baseline", entry["scores"])
+        yield Row(entry["name"], "baseline", entry["scores"], evaluate_stage(CONTROL))
 
 
 def _with_error(name: str, digits: int) -> Callable[[Row], str]:
@@ -102,12 +105,12 @@ _LIKELIHOOD_COLUMNS = [
     Column("log p human", _with_error("real_logp", 2)),
     Column("log p own reply", _with_error("generated_logp", 2), "log p own"),
 ]
-_DUEL_COLUMNS = [
+DUEL_COLUMNS = [
     Column("against", lambda row: row.opponent or "-"),
     Column("margin", _with_error("duel_margin", 2)),
     Column("accuracy (interval)", _accuracy),
 ]
-_REPLY_COLUMNS = [
+REPLY_COLUMNS = [
     Column("reply tokens", _with_error("reply_tokens", 1), "tokens"),
     Column("human tokens", _value("human_reply_tokens", 1), "human"),
     Column("truncated", _count("truncated"), "trunc."),
@@ -117,7 +120,7 @@ _REPLY_COLUMNS = [
 ]
 
 
-def _quality_columns(scores: Scores) -> list[Column]:
+def quality_columns(scores: Scores) -> list[Column]:
     return [*(column for name, column in _EXACT_COLUMNS.items() if name in scores), *_LIKELIHOOD_COLUMNS]
 
 
@@ -140,7 +143,7 @@ def _table(title: str, columns: list[Column], rows: list[Row]) -> Table:
     for column in columns:
         table.add_column(column.header, justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(row.model, *(column.cell(row) for column in columns))
+        table.add_row(f"{row.model} *" if row.is_best else row.model, *(column.cell(row) for column in columns))
     return table
 
 
@@ -149,11 +152,8 @@ def _fits(table: Table, console: Console) -> bool:
     return Measurement.get(console, unlimited, table).maximum <= console.width
 
 
-def _print_showcase(summary: Mapping[str, Any], root: Path, console: Console) -> None:
-    stages = [(f"baseline ({summary['baseline']['name']})", evaluate_stage(BASELINE))]
-    stages += [(f"iteration {entry['iteration']}", iteration_stage(entry["iteration"], "evaluate")) for entry in summary["iterations"]]
-    stages += [(entry["name"], evaluate_stage(CONTROL)) for entry in summary["controls"]]
-    answers = {name: file for name, stage in stages if (file := root / stage / "showcase.json").exists()}
+def _print_showcase(rows: list[Row], root: Path, console: Console) -> None:
+    answers = {row.model: file for row in rows if (file := root / row.stage / "showcase.json").exists()}
     shown = {name: read_json(file) for name, file in answers.items()}
     if not shown:
         return

@@ -1,0 +1,306 @@
+"""The figures of the reports, drawn by Matplotlib and returned as SVG text for `page.figure`. Nothing here knows where numbers come from.
+
+`name` of a figure is unique on its page and becomes its ids. Every figure is one plot of the width of a phone, and tells series apart by
+marks or dashes as well as by colour.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, to_svg
+from sparring.report.untrusted import visible
+
+WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a phone
+# margins in inches, given instead of measured: a layout engine takes longer than all the drawing
+LEFT, LETTER, RIGHT, TOP, LEGEND, BOTTOM, NAMES, SLANTED = 0.85, 0.082, 0.1, 0.34, 0.22, 0.52, 0.3, 0.6
+MOST_POINTS = 300
+LEGEND_COLUMNS = 3
+LONGEST_LABEL = 28
+MARKS = "osD^vPX*"
+DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text: it can be searched and follows the page's font
+    "svg.hashsalt": "sparring",
+    "text.parse_math": False,  # a run may be called $x$
+    "font.size": 10,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+Error = tuple[float, float]  # how far the bar reaches below and above the value
+
+
+@dataclass(frozen=True)
+class Series:
+    """A named line; x and y of equal length."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A named value with the reach of its error bar, if it has one; `apart` marks a model that is no part of the row of players."""
+
+    name: str
+    value: float
+    error: Error | None = None
+    apart: bool = False
+
+
+@dataclass(frozen=True)
+class ComputePoint:
+    """A model: what it cost to make and how good it is. `x` in floating-point operations; points of one `group` are joined in order."""
+
+    name: str
+    x: float
+    y: float
+    yerr: float | None = None
+    group: str = ""
+
+
+def scores(name: str, title: str, values: Sequence[Score], y_label: str, reference: tuple[str, float] | None = None) -> str:
+    """One value per model with its error bar, models side by side; `reference` is a named horizontal line."""
+    crowded = _is_crowded(values)
+
+    def fill(axes: Axes) -> None:
+        if reference is not None:
+            axes.axhline(reference[1], color=MUTED, linewidth=1, linestyle=DASHES[1])
+            axes.annotate(
+                label(reference[0]), (1, reference[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color=MUTED
+            )
+        row = [(x, score) for x, score in enumerate(values) if not score.apart]
+        axes.plot([x for x, _ in row], [score.value for _, score in row], color=SERIES[0], linewidth=1, alpha=0.5)
+        for x, score in enumerate(values):
+            _point(axes, x, score.value, score.error, 1 if score.apart else 0)
+        axes.set_xticks(range(len(values)), [label(score.name) for score in values])
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.grid(axis="x", visible=False)
+        if crowded:
+            _slant_labels(axes)
+
+    told = "; ".join(f"{score.name} {score.value:.4g}" for score in values)
+    return _draw(name, title, f"{y_label}: {told}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
+
+
+def lines(
+    name: str, title: str, series: Sequence[Series], x_label: str, y_label: str, zero: float | None = None, log_y: bool = False
+) -> str:
+    """Lines over a common axis, thinned to means of neighbours where there are many points; `zero` draws a base line there.
+
+    `log_y`: where the values allow it and span decades.
+    """
+
+    def fill(axes: Axes) -> None:
+        if zero is not None:
+            axes.axhline(zero, color=MUTED, linewidth=1)
+        if log_y and _spans_decades([y for one in series for y in one.y]):
+            axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        for index, one in enumerate(series):
+            x, y = thinned(one.x, one.y)
+            marked = {"marker": MARKS[index % len(MARKS)], "markersize": 3.5} if len(x) <= 30 else {}
+            axes.plot(x, y, color=colour(index), linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=label(one.name), **marked)
+        axes.yaxis.set_major_formatter(_plain_numbers())
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _legend(axes, len(series))
+
+    told = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series if len(one.y))
+    return _draw(name, title, f"{y_label} over {x_label}: {told}.", fill, x_label, y_label, top=_top(len(series)))
+
+
+def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
+    """A box per name: quartiles, median, whiskers from the 5th to the 95th percentile; the mean is a diamond."""
+
+    def fill(axes: Axes) -> None:
+        boxes = axes.boxplot(
+            [numbers for _, numbers in values],
+            orientation="horizontal",
+            whis=(5, 95),
+            showfliers=False,
+            showmeans=True,
+            patch_artist=True,
+            widths=0.55,
+            medianprops={"color": INK, "linewidth": 1.6},
+            meanprops={"marker": "D", "markersize": 4, "markerfacecolor": PAPER, "markeredgecolor": INK},
+            whiskerprops={"color": MUTED},
+            capprops={"color": MUTED},
+        )
+        for box in boxes["boxes"]:
+            box.set(facecolor=SERIES[0], alpha=0.45, edgecolor=MUTED)
+        axes.set_yticks(range(1, len(values) + 1), [label(one) for one, _ in values])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+
+    told = "; ".join(f"{one}: median {np.median(numbers):.4g}" for one, numbers in values)
+    left, height = _beside([one for one, _ in values]), max(2.2, 1.1 + 0.36 * len(values))
+    return _draw(name, title, f"{x_label}. {told}.", fill, x_label, height=height, left=left)
+
+
+def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
+    """A horizontal bar per row, made of named parts; every part has one value per row."""
+
+    def fill(axes: Axes) -> None:
+        left = np.zeros(len(rows))
+        for index, (part, values) in enumerate(parts):
+            look = {"color": colour(index), "edgecolor": PAPER, "linewidth": 0.8, "height": 0.65}
+            axes.barh(range(len(rows)), values, left=left, label=label(part), **look)
+            left += np.asarray(values, dtype=float)
+        axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.xaxis.set_major_formatter(_plain_numbers())
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        _legend(axes, len(parts))
+
+    totals = [sum(values[n] for _, values in parts) for n in range(len(rows))]
+    told = "; ".join(f"{row} {total:.4g}" for row, total in zip(rows, totals, strict=True))
+    height, top = max(2.2, 1.3 + 0.34 * len(rows)), _top(len(parts))
+    return _draw(name, title, f"{x_label}: {told}.", fill, x_label, height=height, left=_beside(rows), top=top)
+
+
+def quality_against_compute(
+    points: Sequence[ComputePoint], y_label: str, name: str = "compute", title: str = "Quality against compute"
+) -> str:
+    """How good each model is against the floating-point operations that were spent on it, on a logarithmic axis where they span decades."""
+
+    def fill(axes: Axes) -> None:
+        groups = list(dict.fromkeys(point.group for point in points))
+        for index, group in enumerate(groups):
+            own = [point for point in points if point.group == group]
+            axes.plot([p.x for p in own], [p.y for p in own], color=colour(index), linewidth=1, alpha=0.5, linestyle=DASHES[index % 4])
+            for number, p in enumerate(own):
+                _point(axes, p.x, p.y, None if p.yerr is None else (p.yerr, p.yerr), index, group if number == 0 else None)
+        if len(points) <= 12:
+            for p in points:
+                axes.annotate(label(p.name), (p.x, p.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+        if _spans_decades([point.x for point in points]):
+            axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(_plain_numbers())
+        axes.margins(x=0.12)
+        _legend(axes, len([group for group in groups if group]))
+
+    told = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
+    described = f"{y_label}: {told} floating-point operations."
+    entries = len({point.group for point in points if point.group})
+    return _draw(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
+
+
+def label(text: str) -> str:
+    """A name as it may stand in a drawing: visible, on one line, short."""
+    text = " ".join(visible(text).split())
+    return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
+
+
+def short_number(value: float) -> str:
+    """1,500 and 2e12: Matplotlib's own powers of ten need its mathematical text, which is off."""
+    if value and not 1e-3 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{float(mantissa):g}e{int(exponent)}"
+    return f"{value:,.6g}"
+
+
+def colour(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """At most MOST_POINTS points, each the mean of as many neighbours; what is not finite is left out."""
+    pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)], dtype=float).reshape(-1, 2)
+    parts = np.array_split(pairs, min(len(pairs), MOST_POINTS)) if len(pairs) else []
+    means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
+
+
+def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, name: str | None = None) -> None:
+    reach = None if error is None else [[error[0]], [error[1]]]
+    look = {"fmt": MARKS[index % len(MARKS)], "color": colour(index), "markersize": 6, "capsize": 4}
+    axes.errorbar([x], [y], yerr=reach, label=label(name) if name else None, **look)
+
+
+def _spans_decades(values: Sequence[float]) -> bool:
+    """Whether a logarithmic axis can show them and has two labels of its own at least."""
+    return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
+
+
+def _plain_numbers() -> FuncFormatter:
+    return FuncFormatter(lambda value, _: short_number(value))
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    """Above the drawing, where it hides nothing."""
+    if entries > 1:
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=LEGEND_COLUMNS, borderaxespad=0.2, handlelength=1.8, columnspacing=1.2)
+
+
+def _top(entries: int) -> float:
+    """Inches that the title and a legend of so many entries take."""
+    return TOP + LEGEND * (math.ceil(entries / LEGEND_COLUMNS) if entries > 1 else 0)
+
+
+def _is_crowded(values: Sequence[Score]) -> bool:
+    """Whether the names would run into each other side by side."""
+    return sum(len(label(score.name)) + 2 for score in values) > 62
+
+
+def _slant_labels(axes: Axes) -> None:
+    axes.tick_params(axis="x", labelrotation=30)
+    for text in axes.get_xticklabels():
+        text.set(ha="right", rotation_mode="anchor")
+
+
+def _beside(rows: Sequence[str]) -> float:
+    """Inches that the names of rows take at the left."""
+    return 0.2 + LETTER * max(len(label(row)) for row in rows)
+
+
+def _draw(
+    name: str,
+    title: str,
+    description: str,
+    fill: Callable[[Axes], None],
+    x_label: str = "",
+    y_label: str = "",
+    height: float = HEIGHT,
+    left: float = LEFT,
+    top: float = TOP,
+    bottom: float = BOTTOM,
+) -> str:
+    """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are the inches around it."""
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
+        figure = Figure(figsize=(WIDTH, height))
+        box = (left / WIDTH, bottom / height, 1 - (left + RIGHT) / WIDTH, 1 - (top + bottom) / height)
+        axes = figure.add_axes(box)
+        fill(axes)
+        axes.set(xlabel=label(x_label), ylabel=label(y_label))
+        figure.text(0.01, 1 - 0.03 / height, visible(title), va="top", fontsize=11, fontweight="bold")
+        return to_svg(figure, name, visible(title), visible(description))

@@ -1,0 +1,135 @@
+"""What a run directory holds, read for its report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from sparring.config import Recipe, load_recipe
+from sparring.data.tables import read_rows
+from sparring.errors import UserError, first_line
+from sparring.report.summary import METRICS, SUMMARY
+from sparring.report.tables import Row, rows_of
+from sparring.rundir import read_json
+from sparring.stage_names import CONTROL
+
+T = TypeVar("T")
+SAMPLES, SHOWCASE = "samples.parquet", "showcase.json"
+Samples = dict[str, dict[str, Any]]  # by row id
+
+
+@dataclass(frozen=True)
+class Player:
+    """A model of the run; `apart` is one that is no step of the game, such as the control."""
+
+    row: Row
+    samples: Samples
+    showcase: list[dict[str, str]]
+
+    @property
+    def name(self) -> str:
+        return self.row.model
+
+    @property
+    def apart(self) -> bool:
+        return self.row.stage.startswith(f"{CONTROL}/")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as far as its summary goes: baseline first, then the iterations, then the control if there is one."""
+
+    root: Path
+    recipe: Recipe
+    summary: Mapping[str, Any]
+    players: list[Player]
+    steps: list[dict[str, Any]]
+    attempts: list[dict[str, Any]]
+
+    @property
+    def is_over(self) -> bool:
+        return self.summary["stop_reason"] is not None
+
+    @property
+    def played(self) -> list[Player]:
+        """The players of the game itself."""
+        return [player for player in self.players if not player.apart]
+
+    @property
+    def best(self) -> Player | None:
+        return next((player for player in self.players if player.row.is_best), None)
+
+    @cached_property
+    def data_counts(self) -> dict[str, int]:
+        return self.facts("data").get("counts", {})
+
+    def facts(self, stage: str) -> dict[str, Any]:
+        """What a finished stage says of itself; nothing where there is no such stage."""
+        done = self.root / stage / "done.json"
+        return _read(done, read_json)["facts"] if done.exists() else {}
+
+
+def read_run(root: Path) -> RunFiles:
+    """Raises UserError where there is no run, no finished iteration, or a file that cannot be read."""
+    _require_run(root)
+    summary = _read(root / SUMMARY, read_json)
+    try:
+        rows = list(rows_of(summary))
+    except (KeyError, TypeError):
+        raise UserError("this is not what a run writes: it was changed by hand", where=str(root / SUMMARY)) from None
+    manifest = root / "manifest.json"
+    return RunFiles(
+        root,
+        load_recipe(root / "recipe.yaml"),
+        summary,
+        [_player(root, row) for row in rows],
+        _read(root / METRICS, _json_lines),
+        _read(manifest, read_json)["attempts"] if manifest.exists() else [],
+    )
+
+
+def _require_run(root: Path) -> None:
+    remedy = "give the run_dir of a recipe that has been run"
+    if not root.is_dir():
+        raise UserError("no such run directory", where=str(root), remedy=remedy)
+    if not (root / "recipe.yaml").is_file():
+        raise UserError("not a run directory: no recipe.yaml in it", where=str(root), remedy=remedy)
+    if not (root / SUMMARY).is_file():
+        raise UserError(
+            "no iteration of this run is finished yet, so there is nothing to report",
+            where=str(root),
+            remedy=f"`sparring run {root / 'recipe.yaml'}` goes on with it",
+        )
+
+
+def _player(root: Path, row: Row) -> Player:
+    folder = root / row.stage
+    samples = {sample["row_id"]: sample for sample in _read(folder / SAMPLES, read_rows)}
+    showcase = _read(folder / SHOWCASE, read_json) if (folder / SHOWCASE).exists() else []
+    return Player(row, samples, showcase)
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except (OSError, ValueError, pa.ArrowException) as error:  # text that is not UTF-8 or JSON is a ValueError
+        raise UserError(
+            f"cannot read this file: {_reason(error)}", where=str(path), remedy="restore it, or redo its stage with --restart-from"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    """pyarrow's own errors of the system's kinds have no text of the system's."""
+    if isinstance(error, FileNotFoundError):
+        return "there is none"
+    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

@@ -1,0 +1,138 @@
+"""report.html: everything that a run has come to, on one page that needs nothing else."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from markupsafe import Markup
+
+from sparring.config import to_yaml
+from sparring.config.fields import show
+from sparring.errors import UserError
+from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
+from sparring.report.paper import PAPER, differences_from_paper
+from sparring.report.run_files import RunFiles, read_run
+from sparring.report.run_plots import cost_figures, quality_figures, training_figures
+from sparring.report.side_by_side import side_by_side
+from sparring.report.summary import REPORT
+from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, quality_columns
+from sparring.report.untrusted import shortened
+from sparring.report.verdict import human_falls, verdict
+from sparring.rundir import now, write_text
+
+
+def write_report(root: Path, target: Path | None = None) -> Path:
+    """Write the page to `target`, or into the run directory; returns where it is. Raises UserError for what it cannot read or write."""
+    target = target or root / REPORT
+    page = report_page(read_run(root))
+    try:
+        write_text(target, page)
+    except OSError as error:
+        raise UserError(f"cannot write the report: {error.strerror}", where=str(target), remedy="name another file by --output") from None
+    return target
+
+
+def report_page(run: RunFiles) -> str:
+    """The page as text. Most important first."""
+    lead = [paragraph(verdict(run), "verdict"), *(paragraph(line, "warning") for line in human_falls(run))]
+    sections = [
+        Section("scores", "Baseline, iterations and control", _scores(run), "Scores"),
+        Section("quality", "What came out", figures(list(quality_figures(run))), "Quality"),
+        Section("training", "What happened on the way", figures(list(training_figures(run))), "Training"),
+        *_showcase(run),
+        Section("samples", "Side by side", side_by_side(run)),
+        Section("cost", "Time and tokens", figures(list(cost_figures(run))), "Cost"),
+        Section("data", "Data", _data(run)),
+        Section("recipe", "Recipe", _recipe(run)),
+        Section("attempts", "Attempts and environment", _attempts(run), "Environment"),
+        Section("again", "Play it again", _again(run), "Reproduce"),
+    ]
+    state = f"State of the run at {now()}." if run.is_over else f"State of a game that goes on, at {now()}: load it again for more."
+    title = f"sparring: {run.root.resolve().name}"
+    return render_page(title, Markup("").join(lead), sections, script_of("unpack.js") + script_of("samples.js"), state)
+
+
+def _scores(run: RunFiles) -> Markup:
+    rows = run.players[0].row.scores
+    held_out = next(iter(rows.values()))["n"]
+    parts = [
+        _table(run, f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows)),
+        _table(run, "Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels=True),
+        _table(run, "Replies to the same prompts", REPLY_COLUMNS),
+        paragraph(
+            "Log-probs are sums over a reply's tokens, in nats. NLL is of the human replies: less is better. Margin: by how much more the "
+            "player than its opponent prefers the human reply to the opponent's. Length AUC: how well length alone tells the two apart; "
+            "0.5 is not at all.",
+            "muted",
+        ),
+    ]
+    return Markup("").join(parts)
+
+
+def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
+    rows = [player.row for player in run.players if not duels or player.row.opponent is not None]
+    cells = [[Cell(row.model, best=row.is_best), *(column.cell(row).replace("+-", "±") for column in columns)] for row in rows]
+    return table(caption, ["model", *(column.header for column in columns)], cells) if rows else Markup("")
+
+
+def _showcase(run: RunFiles) -> Iterator[Section]:
+    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does."""
+    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in player.showcase))
+    if prompts:
+        shown = [(shortened(prompt), _answers(run, prompt)) for prompt in prompts]
+        yield Section("showcase", "Showcase", render("showcase.html", prompts=shown))
+
+
+def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:
+    """(model, its reply)"""
+    found = [(player.name, entry) for player in run.players for entry in player.showcase]
+    return [(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt]
+
+
+def _data(run: RunFiles) -> Markup:
+    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items()]
+    parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
+    played = run.summary["iterations"]
+    names = list(dict.fromkeys(name for entry in played for name in entry["counts"]))
+    if names:
+        rows = [[f"{entry['iteration']}", *(f"{entry['counts'].get(name, 0):,}" for name in names)] for entry in played]
+        parts.append(table("Duels that each iteration trained on", ["iteration", *(name.replace("_", " ") for name in names)], rows))
+    return Markup("").join(parts)
+
+
+def _recipe(run: RunFiles) -> Markup:
+    found = differences_from_paper(run.recipe)
+    rows = [[one.key, show(one.ours), show(one.papers)] for one in found]
+    equal = [key for key in PAPER if key not in {one.key for one in found}]
+    parts = [
+        table("Where this differs from the experiment of the paper (arXiv 2401.01335)", ["key", "here", "paper"], rows, numbers=False),
+        paragraph(f"As in the paper: {', '.join(equal)}.") if equal else Markup(""),
+        Markup("<h3>The whole recipe</h3>"),
+        code(to_yaml(run.recipe), "The whole recipe"),
+    ]
+    return Markup("").join(parts)
+
+
+def _attempts(run: RunFiles) -> Markup:
+    rows = [
+        [
+            attempt["started"],
+            attempt["ended"] or "-",
+            attempt["outcome"],
+            attempt["sparring"],
+            attempt["python"],
+            ", ".join(f"{name} {version}" for name, version in attempt["libraries"].items()),
+            ", ".join(f"{name} {value}" for name, value in attempt["hardware"].items()),
+        ]
+        for attempt in run.attempts
+    ]
+    headers = ["started", "ended", "outcome", "sparring", "Python", "libraries", "hardware"]
+    return table("Every start of this run", headers, rows, numbers=False)
+
+
+def _again(run: RunFiles) -> Markup:
+    told = paragraph("The run directory holds its recipe with every value filled in. The same game from the start, in a new directory:")
+    command = shlex.join(["sparring", "run", str(run.root / "recipe.yaml"), f"run_dir={run.recipe.run_dir}-again"])
+    return told + code(command, "Command that plays this run again")

@@ -1,0 +1,137 @@
+"""The figures of one run: which numbers of it are drawn, and what to look for in them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from sparring.report import plots
+from sparring.report.page import figure
+from sparring.report.plots import Score, Series
+from sparring.report.run_files import Player, RunFiles
+from sparring.report.verdict import WORDS
+from sparring.stage_names import SFT
+
+PARTS = {"generate": "sampling", "score": "opponent log-probs", "train": "training", "measure": "measuring", "evaluate": "evaluation"}
+TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
+
+
+def quality_figures(run: RunFiles) -> Iterator[Markup]:
+    """What came out: scores with their errors, the two-sample test, likelihood, lengths."""
+    for metric in WORDS:
+        if metric in run.players[0].row.scores and metric != "nll_per_reply":
+            yield figure(_score_plot(run, metric, WORDS[metric]), "Bars are standard errors over the held-out prompts.")
+    if len(run.played) > 1:
+        yield figure(*_two_sample_test(run))
+    yield figure(_score_plot(run, "real_logp", "log p of human replies"), "In nats, over held-out prompts; a fall is a warning sign.")
+    yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it drew itself.")
+    if lengths := _lengths(run):
+        told = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
+        yield figure(plots.distributions("lengths", "Reply lengths", lengths, "tokens"), told)
+
+
+def training_figures(run: RunFiles) -> Iterator[Markup]:
+    """What happened on the way, step by step of the self-play iterations and of an SFT stage."""
+    duels = _phases(run, sft=False)
+    whole = _phases(run, sft=True)
+    for key, title, label, zero, told in (
+        ("margin", "Margin", "margin, nats", 0.0, "0 at the first step of every iteration, where player and opponent are one."),
+        ("accuracy", "Accuracy", "share of duels won", 0.5, "Share of a batch's duels with a positive margin."),
+    ):
+        if lines := _series(duels, key):
+            yield figure(plots.lines(key, title, lines, "optimizer step", label, zero=zero), told)
+    if lines := _named(duels, {"real_logp": "human replies", "generated_logp": "opponent's replies"}):
+        yield figure(plots.lines("logps", "Log-probs", lines, "optimizer step", "log p, nats"), "Means of each batch, under the player.")
+    if lines := _named(duels, {"reward_real": "human replies", "reward_generated": "opponent's replies"}):
+        told = "Against the opponent that the iteration started from. The human line below 0 means that they lose log-prob."
+        yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), told)
+    for key, title, logarithmic in (("loss", "Loss", False), ("grad_norm", "Gradient norm", True), ("lr", "Learning rate", False)):
+        if lines := _series(whole, key):
+            yield figure(plots.lines(key, title, lines, "optimizer step", title.lower(), log_y=logarithmic))
+
+
+def cost_figures(run: RunFiles) -> Iterator[Markup]:
+    """Time and tokens of every stage."""
+    stages = run.summary["stages"]
+    owners = list(dict.fromkeys(_owner_and_part(name)[0] for name in stages))
+    seconds = _table(stages, owners, lambda name, cost: {_owner_and_part(name)[1]: cost.get("wall_seconds", 0.0)})
+    yield figure(plots.bars("seconds", "Time", owners, seconds, "seconds"))
+    tokens = _table(stages, owners, lambda name, cost: {word: cost[key] for key, word in TOKENS.items() if key in cost})
+    spent = [n for n in range(len(owners)) if any(values[n] for _, values in tokens)]
+    if spent:
+        parts = [(part, [values[n] for n in spent]) for part, values in tokens]
+        yield figure(plots.bars("tokens", "Tokens", [owners[n] for n in spent], parts, "tokens"))
+
+
+def _short_name(player: Player) -> str:
+    return player.name.partition(" (")[0]
+
+
+def _score_plot(run: RunFiles, metric: str, words: str) -> str:
+    found = [(player, player.row.scores[metric]) for player in run.players]
+    errors = [None if score["stderr"] is None else (score["stderr"], score["stderr"]) for _, score in found]
+    values = [Score(_short_name(player), score["value"], error, player.apart) for (player, score), error in zip(found, errors, strict=True)]
+    return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("baseline", values[0].value))
+
+
+def _two_sample_test(run: RunFiles) -> tuple[str, str]:
+    found = [(player, player.row.scores["duel_accuracy"]) for player in run.played[1:]]
+    values = [Score(_short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"]))) for p, s in found]
+    drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("cannot tell", 0.5))
+    level = f"{run.recipe.stop.confidence * 100:g}%"
+    return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot, and the game is over."
+
+
+def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:
+    """Tokens of the human replies and of every model's; nothing where an earlier version has not kept them."""
+    columns = [("human", run.players[0], "human_tokens"), *((_short_name(player), player, "reply_tokens") for player in run.players)]
+    found = [(name, [sample.get(key) for sample in player.samples.values()]) for name, player, key in columns]
+    return [] if any(None in lengths or not lengths for _, lengths in found) else found
+
+
+Phase = tuple[str, list[tuple[int, dict[str, Any]]]]
+
+
+def _phases(run: RunFiles, sft: bool) -> list[Phase]:
+    """(name, [(step from the first phase on, row)]) of the iterations, after the SFT stage if `sft`."""
+    names = {None: "SFT"} if sft else {}
+    names |= {t: f"iteration {t}" for t in range(len(run.summary["iterations"]))}
+    rows = [row for row in run.steps if row.get("iteration") in names and row.get("stage", SFT) == SFT]
+    numbered = list(enumerate(rows))
+    return [(name, [(x, row) for x, row in numbered if row.get("iteration") == t]) for t, name in names.items()]
+
+
+def _series(phases: Sequence[Phase], key: str) -> list[Series]:
+    """A line per phase."""
+    found = [(name, [(x, row[key]) for x, row in rows if row.get(key) is not None]) for name, rows in phases]
+    return [Series(name, [x for x, _ in points], [y for _, y in points]) for name, points in found if points]
+
+
+def _named(phases: Sequence[Phase], names: dict[str, str]) -> list[Series]:
+    """A line per key through all phases; none where a key is missing."""
+    rows = [row for _, rows in phases for row in rows]
+    if not rows or any(row.get(key) is None for _, row in rows for key in names):
+        return []
+    return [Series(name, [x for x, _ in rows], [row[key] for _, row in rows]) for key, name in names.items()]
+
+
+def _owner_and_part(stage: str) -> tuple[str, str]:
+    """`iterations/001/train` -> ("iteration 1", "training")."""
+    owner, _, part = stage.rpartition("/")
+    if not owner:
+        return ("SFT", "training") if stage == SFT else (stage, "preparing")
+    folder, _, number = owner.partition("/")
+    return f"iteration {int(number)}" if number else folder, PARTS[part]
+
+
+def _table(
+    stages: dict[str, dict[str, float]], rows: Sequence[str], parts_of: Callable[[str, dict[str, float]], dict[str, float]]
+) -> list[tuple[str, list[float]]]:
+    """The parts of every stage, added up by its owner: (part, one value per row)."""
+    found: dict[str, list[float]] = {}
+    for name, cost in stages.items():
+        for part, value in parts_of(name, cost).items():
+            found.setdefault(part, [0.0] * len(rows))[rows.index(_owner_and_part(name)[0])] += value
+    return list(found.items())

@@ -1,0 +1,95 @@
+"""Matplotlib's SVG made fit for the page: colours of the reader's theme, no inline style, ids of its own, words for those who listen."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import re
+import xml.etree.ElementTree as ET
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+# colours to draw with: each becomes a class of the page's style (.f-ink fills with it, .s-ink strokes), so that a plot has no colour itself
+ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": str(n) for n in range(8)}}
+INK, MUTED, LINE, PAPER, *SERIES = ROLES
+_SIZE = re.compile(r"([\d.]+)px")
+_REFERENCE = re.compile(r"#([\w-]+)")
+
+
+def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
+    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are read out in place of the drawing."""
+    drawn = io.StringIO()
+    # not savefig, which draws everything twice
+    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ET.fromstring(drawn.getvalue().encode())
+    _drop(root, {"metadata", "style"})
+    _name(root, name)
+    for element in root.iter():
+        _plain_attributes(element)
+    _describe(root, name, title, description)
+    ET.register_namespace("", SVG)
+    return ET.tostring(root, encoding="unicode")
+
+
+def _drop(root: ET.Element, tags: set[str]) -> None:
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in tags:
+                parent.remove(child)
+
+
+def _name(root: ET.Element, name: str) -> None:
+    """Short ids that no other figure of the page has, and only where something refers to them."""
+    for element in root.iter():
+        if f"{{{XLINK}}}href" in element.attrib:
+            element.set("href", element.attrib.pop(f"{{{XLINK}}}href"))
+    used = {id for element in root.iter() for key in ("href", "clip-path") for id in _REFERENCE.findall(element.get(key, ""))}
+    ids = {id: f"{name}-{number}" for number, id in zip(itertools.count(), sorted(used), strict=False)}
+    for element in root.iter():
+        if (own := element.attrib.pop("id", None)) in ids:
+            element.set("id", ids[own])
+        for key in ("href", "clip-path"):
+            if key in element.attrib:
+                element.set(key, _REFERENCE.sub(lambda found: f"#{ids[found[1]]}", element.attrib[key]))
+
+
+def _plain_attributes(element: ET.Element) -> None:
+    """`style` as attributes of their own, which the page's policy lets pass, and the colours of ROLES as classes."""
+    classes = []
+    for entry in filter(None, (part.strip() for part in element.attrib.pop("style", "").split(";"))):
+        key, _, value = (part.strip() for part in entry.partition(":"))
+        if key in ("fill", "stroke") and value in ROLES:
+            classes.append(f"{key[0]}-{ROLES[value]}")
+        elif key == "font":
+            element.set("font-size", _SIZE.search(value)[1])
+        elif key == "font-size":
+            element.set("font-size", value.removesuffix("px"))
+        elif key != "font-family":
+            element.set(key, value)
+    if classes:
+        element.set("class", " ".join(classes))
+    if "d" in element.attrib:
+        element.set("d", " ".join(_rounded(part) for part in element.attrib["d"].split()))
+    for key in ("x", "y"):
+        if key in element.attrib:
+            element.set(key, _rounded(element.attrib[key]))
+
+
+def _rounded(part: str) -> str:
+    """A coordinate to a hundredth of a point; the letters of a path as they are."""
+    try:
+        return f"{float(part):.2f}".rstrip("0").rstrip(".")
+    except ValueError:
+        return part
+
+
+def _describe(root: ET.Element, name: str, title: str, description: str) -> None:
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.attrib.update({"class": "plot", "role": "img", "aria-labelledby": f"{name}-title {name}-text"})
+    for position, (tag, part, text) in enumerate((("title", "title", title), ("desc", "text", description))):
+        element = ET.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{part}"})
+        element.text = text
+        root.insert(position, element)

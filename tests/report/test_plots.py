@@ -1,0 +1,101 @@
+"""The figures: valid SVG without a style of its own, colours from the page, ids of their own, names that cannot break out."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+
+import numpy as np
+import pytest
+
+from sparring.report import plots
+from sparring.report.page import TEMPLATES
+from sparring.report.plots import MOST_POINTS, ComputePoint, Score, Series
+
+NAMES = ["baseline", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
+VALUES = [Score(name, 0.3 + 0.01 * n, (0.02, 0.03) if n else None, apart=n == 4) for n, name in enumerate(NAMES)]
+SERIES = [Series(name, range(5), [n + x * x for x in range(5)]) for n, name in enumerate(NAMES)]
+GROWING = [Series("a", range(5), [10.0**x for x in range(5)])]
+POINTS = [ComputePoint(name, 1e12 * 5**n, 0.3 + 0.1 * n, 0.02, group=f"run {n % 2}") for n, name in enumerate(NAMES)]
+DRAWN = {
+    "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("baseline", 0.3)),
+    "lines": lambda name: plots.lines(name, "T<i>", SERIES, "step", "margin", zero=0.0),
+    "log lines": lambda name: plots.lines(name, "T<i>", GROWING, "step", "norm", log_y=True),
+    "distributions": lambda name: plots.distributions(name, "T<i>", [(n, [1.0, 2.0, 5.0]) for n in NAMES], "tokens"),
+    "bars": lambda name: plots.bars(name, "T<i>", NAMES, [("a", [1.0] * 5), ("b", [2e6] * 5)], "tokens"),
+    "compute": lambda name: plots.quality_against_compute(POINTS, "exact match", name=name),
+}
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_a_figure_is_svg_that_the_page_can_hold(kind: str) -> None:
+    root = ET.fromstring(DRAWN[kind]("fig"))
+    elements = list(root.iter())
+    assert root.get("role") == "img" and root.get("viewBox") and not root.get("width")
+    assert all("style" not in element.attrib and not element.tag.endswith("}style") for element in elements)
+    colours = {element.get(key) for element in elements for key in ("fill", "stroke")}
+    assert colours <= {None, "none"}, "every colour is the page's"
+    classes = {name for element in elements for name in element.get("class", "").split()}
+    css = (TEMPLATES / "page.css").read_text()
+    assert not [name for name in classes if f".{name} " not in css]
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_ids_are_the_figures_own_and_lead_somewhere(kind: str) -> None:
+    svg = DRAWN[kind]("fig")
+    ids = re.findall(r'\bid="([^"]+)"', svg)
+    assert len(set(ids)) == len(ids) and all(one.startswith("fig-") for one in ids)
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg)) and set(re.findall(r"#([\w-]+)", svg)) <= set(ids)
+    assert not set(re.findall(r'\bid="([^"]+)"', DRAWN[kind]("other"))) & set(ids)
+
+
+def test_the_words_say_what_is_drawn() -> None:
+    root = ET.fromstring(DRAWN["scores"]("fig"))
+    title, description, *_ = root
+    assert title.text == "T<i>" and "baseline 0.3; iteration 0 0.31" in description.text
+    drawn = "".join(root.itertext())
+    assert "<b>&amp;" in drawn and "$x_1$ [U+202E] [U+0000] 名前" in drawn and "a name that is much too lon…" in drawn
+
+
+def test_every_value_has_its_mark_and_its_error_bar() -> None:
+    def marks(values: list[Score]) -> int:
+        return len(re.findall(r'<use [^>]*class="[^"]*[fs]-[0-7]', plots.scores("fig", "t", values, "y")))
+
+    bare = [Score(str(n), float(n)) for n in range(4)]
+    assert marks(bare) == 4
+    assert marks([Score(one.name, one.value, (0.1, 0.1)) for one in bare]) == 12, "a mark and the two ends of its bar"
+
+
+def test_long_lines_are_thinned_to_means() -> None:
+    x, y = plots.thinned(range(10_000), [float(n % 2) for n in range(10_000)])
+    assert len(x) == len(y) == MOST_POINTS and np.allclose(y, 0.5, atol=0.02) and x[0] < 40 and x[-1] > 9960
+    x, y = plots.thinned([0, 1, 2], [1.0, math.nan, 3.0])
+    assert list(x) == [0, 2] and list(y) == [1, 3]
+    assert len(plots.thinned([], [])[0]) == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0])
+def test_numbers_that_are_none_do_not_break_a_figure(value: float) -> None:
+    ET.fromstring(plots.lines("fig", "t", [Series("a", range(3), [1.0, value, 2.0])], "x", "y", log_y=True))
+    if math.isfinite(value) or math.isnan(value):
+        ET.fromstring(plots.scores("fig", "t", [Score("a", 1.0), Score("b", value)], "y"))
+
+
+def test_a_logarithmic_axis_is_taken_only_where_it_would_have_labels() -> None:
+    assert all(f">{text}<" in DRAWN["log lines"]("fig") for text in ("1", "100", "10,000"))
+    narrow = plots.lines("fig", "t", [Series("a", range(3), [2.0, 4.0, 6.0])], "x", "y", log_y=True)
+    assert all(f">{text}<" in narrow for text in ("2", "4", "6"))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0, "0"), (0.25, "0.25"), (1500, "1,500"), (2.5e12, "2.5e12"), (-3e-7, "-3e-7"), (999_999, "999,999")]
+)
+def test_numbers_on_axes(value: float, text: str) -> None:
+    assert plots.short_number(value) == text
+
+
+def test_the_compute_axis_is_logarithmic_where_points_span_decades() -> None:
+    assert ">1e13<" in plots.quality_against_compute(POINTS, "y")
+    assert ">4e12<" in plots.quality_against_compute([ComputePoint(str(n), n * 1e12, 0.1) for n in range(1, 6)], "y")
+    ET.fromstring(plots.quality_against_compute([ComputePoint("free", 0.0, 0.1), ComputePoint("dear", 1e15, 0.2)], "y"))
