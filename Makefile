@@ -1,9 +1,10 @@
-# make demo | make test | make test-vllm | make test-ray | make test-trackers | make bench | make study | make setup; VENV= (VLLM_VENV=,
-# RAY_VENV=, TRACKERS_VENV=) puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make test-vllm | make test-ray | make test-trackers | make docs | make bench | make study | make setup; VENV=
+# (VLLM_VENV=, RAY_VENV=, TRACKERS_VENV=, DOCS_VENV=) puts the environment elsewhere, DATA= the benchmarks' data
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
 TRACKERS_VENV ?= .venv-trackers
+DOCS_VENV ?= .venv-docs
 PYTHON ?= python3
 DATA ?= ../shared/data
 BIN := $(VENV)/bin
@@ -11,8 +12,9 @@ READY := $(VENV)/.ready
 VLLM_READY := $(VLLM_VENV)/.ready
 RAY_READY := $(RAY_VENV)/.ready
 TRACKERS_READY := $(TRACKERS_VENV)/.ready
+DOCS_READY := $(DOCS_VENV)/.ready
 
-.PHONY: setup setup-vllm setup-ray setup-trackers demo test test-vllm test-ray test-trackers bench study lint clean
+.PHONY: setup setup-vllm setup-ray setup-trackers demo test test-vllm test-ray test-trackers docs bench study lint clean
 
 setup: $(READY)
 
@@ -76,6 +78,15 @@ test-ray: setup-ray
 test-trackers: setup-trackers
 	$(TRACKERS_VENV)/bin/python -m pytest tests/test_tracking.py
 
+$(DOCS_READY): requirements-docs.lock
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	touch $@
+
+# the site of docs/ in site/, by Zensical, which reads mkdocs.yml; a link that leads nowhere fails it
+docs: $(DOCS_READY)
+	$(DOCS_VENV)/bin/zensical build --strict --clean
+
 # training beside TRL's DPOTrainer; hours in full, see the options in the script
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py $(DATA)
@@ -88,4 +99,4 @@ lint: setup
 	$(BIN)/ruff check src tests benchmarks
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(TRACKERS_VENV) runs
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,11 @@ import yaml
 from conftest import write_rows
 from zygote import Zygote
 
-from sparring.config import Recipe, Section, load_recipe, recipe_reference, section_of, walk_fields
+from sparring.cli_reference import cli_reference
+from sparring.config import DataSection, Recipe, Section, load_recipe, recipe_reference, section_of, walk_fields
 from sparring.config.reference import markdown
+from sparring.config.yaml_dialect import parse_yaml
+from sparring.data.sources import load_conversations
 
 ROOT = Path(__file__).parent.parent
 RECIPE_PAGE = ROOT / "docs" / "recipe.md"
@@ -71,6 +77,26 @@ def test_the_example_of_the_recipe_page_loads(tmp_path: Path) -> None:
 
 def test_markdown_cells_are_escaped() -> None:
     assert markdown("a|b `c|d` <b> *x* [y](z)\n  w") == r"a\|b `c\|d` \<b> \*x\* \[y\](z) w"
+
+
+# ---------------------------------------------------------------------------------------------- docs/cli.md
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert page == cli_reference(), "run: python -m sparring.cli_reference > docs/cli.md"
+
+
+def test_the_page_of_commands_names_every_command_and_option(zygote: Zygote, tmp_path: Path) -> None:
+    page = cli_reference()
+    names = re.findall(r"^## sparring (\S+)$", page, re.MULTILINE)
+    assert len(names) == len(set(names)) >= 7
+    for name, section in zip(names, page.split("## sparring ")[1:], strict=True):
+        helped = zygote.run([name, "--help"], tmp_path).out
+        options = set(re.findall(r"--[a-z][a-z-]+", helped)) - {"--help"}
+        assert options <= set(re.findall(r"--[a-z][a-z-]+", section)), name
+        rows = [line for line in section.splitlines() if line.startswith("|")]
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {3}, name
 
 
 # ---------------------------------------------------------------------------------------------- README.md
@@ -140,3 +166,108 @@ def test_the_files_that_the_pages_name_exist() -> None:
         links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
         missing = [link for link in links if not (page.parent / link).exists()]
         assert not missing, (page.name, missing)
+
+
+# ---------------------------------------------------------------------------------------------- the blocks of docs/*.md
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page; `reason` says why nobody runs it here, from a comment `not run: ...` right above it."""
+
+    place: str
+    language: str
+    text: str
+    reason: str | None
+
+
+def page_blocks(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^(?: *<!-- not run: (.+?) -->\n)? *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
+    return [Block(f"{page.name}:{text[: m.start(2)].count(chr(10)) + 1}", m[2], textwrap.dedent(m[3]), m[1]) for m in found]
+
+
+TUTORIAL = ROOT / "docs" / "tutorial.md"
+BLOCKS = {page: page_blocks(page) for page in sorted((ROOT / "docs").glob("*.md"))}
+NOT_RUN = [block for blocks in BLOCKS.values() for block in blocks if block.reason]
+SMALLEST = {"run_dir": "runs/x", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}}
+
+
+def run_block(block: Block, folder: Path, zygote: Zygote) -> None:
+    """As a reader would: commands typed, Python run, recipes and rows loaded."""
+    if block.language == "bash":
+        for line in block.text.splitlines():
+            run_command(shlex.split(line, comments=True), block.place, folder, zygote)
+    elif block.language == "python":
+        result = zygote.run([], folder, python=block.text)
+        assert result.code == 0 and result.out.strip(), (block.place, result.err)
+    elif block.language == "yaml":
+        load_yaml(block, folder)
+    elif block.language == "jsonl":
+        rows = folder / "rows.jsonl"
+        rows.write_text(block.text, encoding="utf-8")
+        assert len(load_conversations(DataSection(path=str(rows)), 0).rows) == len(block.text.splitlines()), block.place
+    else:
+        assert block.language == "json", f"{block.place}: say here how a block of this language is tested"
+        json.loads(f"{{{block.text}}}")
+
+
+def run_command(words: list[str], place: str, folder: Path, zygote: Zygote) -> None:
+    if words[:2] == ["python", "-m"]:
+        result = zygote.run([], folder, python=f"import runpy; runpy.run_module({words[2]!r}, run_name='__main__')")
+    else:
+        assert words[:1] == ["sparring"], f"{place}: nothing here runs {words}; if it cannot be run, say why right above the block"
+        result = zygote.start(words[1:], folder).wait(600)
+    assert result.code == 0 and result.out.strip(), (place, words, result.err)
+
+
+def load_yaml(block: Block, folder: Path) -> None:
+    """A whole recipe, which becomes the file that its first line names, or a part of one."""
+    values = parse_yaml(block.text, block.place)
+    if name := re.match(r"# (\S+\.yaml)\n", block.text):
+        (folder / name[1]).write_text(block.text, encoding="utf-8")
+        values |= {"run_dir": "runs/x"}
+    load_recipe({**SMALLEST, **values})
+
+
+@pytest.fixture(scope="module")
+def taught(readers_folder: Path, zygote: Zygote) -> Path:
+    """The reader's folder after the tutorial: the other pages go on with its run."""
+    for block in BLOCKS[TUTORIAL]:
+        if block.reason is None:
+            run_block(block, readers_folder, zygote)
+    return readers_folder
+
+
+def test_the_tutorial_leaves_what_it_says(taught: Path) -> None:
+    summary = json.loads((taught / "runs/first/summary.json").read_text())
+    assert len(summary["iterations"]) == 3
+    names = ("my-first-model/model.safetensors", "to-the-hub/model/README.md", "to-the-hub/data/README.md", "runs/soft/summary.json")
+    assert all((taught / name).exists() for name in names)
+
+
+@pytest.mark.parametrize("page", [page for page in BLOCKS if page != TUTORIAL and BLOCKS[page]], ids=lambda page: page.name)
+def test_the_blocks_of_a_page_run(page: Path, taught: Path, zygote: Zygote) -> None:
+    for block in BLOCKS[page]:
+        if block.reason is None:
+            run_block(block, taught, zygote)
+
+
+@pytest.mark.parametrize("block", NOT_RUN, ids=lambda block: block.place)
+def test_a_block_that_is_not_run(block: Block) -> None:
+    """Counted and named in pytest's summary."""
+    pytest.skip(f"docs/{block.place} is not run: {block.reason}")
+
+
+def test_every_fence_belongs_to_a_block() -> None:
+    for page, found in BLOCKS.items():
+        fences = re.findall(r"^\s*```", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert len(fences) == 2 * len(found), f"{page.name} has a fence that no test sees"
+        assert page.read_text(encoding="utf-8").count("<!-- not run") == sum(block.reason is not None for block in found), page.name
+
+
+def test_the_site_has_every_page() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]
+    groups = [entry if isinstance(entry, list) else [{"": entry}] for item in nav for entry in item.values()]
+    named = [name for group in groups for page in group for name in page.values()]
+    assert sorted(named) == sorted(page.name for page in BLOCKS)

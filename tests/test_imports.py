@@ -46,10 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "players": FLOOR | {"data", "policy", "report"},
     "samples": STAGES | {"players", "report"},
-    "export": FLOOR | {"policy", "players"},
+    "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
+    "export": FLOOR | {"policy", "players", "publish"},
+    "push": FLOOR | {"policy", "players", "publish", "export"},
     "__init__": STAGES | {"selfplay", "report"},
     "__main__": {"cli"},
-    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "report", "planning", "live", "__init__"},
+    "cli_reference": {"cli", "config"},
+    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "push", "report", "planning", "live", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [

@@ -204,6 +204,48 @@ def report(
         print(f"wrote {write_report(run, output)}")
 
 
+@app.command()
+def push(
+    run: RunFolder,
+    repo: Annotated[str | None, typer.Option(metavar="ID", help="The model's repository, USER/NAME.", show_default=False)] = None,
+    dataset_repo: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="A repository for the replies that the players sampled; none when not given.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the folders to this new one and upload nothing.", show_default=False)
+    ] = None,
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
+    all_iterations: Annotated[
+        bool, typer.Option("--all-iterations", help="Every iteration's player too, in branches iteration-0, iteration-1, ...")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch for the player; main when not given.", show_default=False)] = None,
+    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")] = Dtype.float32,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Of LoRA players, the adapters alone and not the models that they make.")
+    ] = False,
+    base_licence: Annotated[
+        str | None,
+        typer.Option(help="Licence of the base model, such as apache-2.0; read from its card when not given.", show_default=False),
+    ] = None,
+    data_licence: Annotated[
+        str | None, typer.Option(help="Licence of the data; read from its card when not given.", show_default=False)
+    ] = None,
+) -> None:
+    """Publish a player, and the replies that were sampled, on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
+    with _outcome():
+        set_up_logging()
+        from sparring.push import Order
+        from sparring.push import push as publish
+
+        rounded = None if dtype is Dtype.float32 else dtype.value
+        licences = {"base_licence": base_licence, "data_licence": data_licence}
+        order = Order(repo, dataset_repo, iteration, rounded, adapter, private, revision, all_iterations, **licences)
+        for line in publish(run, order, dry_run):
+            print(line)
+
+
 @app.command("recipe")
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from sparring.console import log
 from sparring.errors import UserError, first_line
 
+CARD = "README.md"  # fetched for the licence that it names; no part of a model
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt")
 
 
@@ -21,7 +22,7 @@ def from_hub(repo: str, revision: str | None, where: str) -> Path:
         raise UserError("no such model folder", where=where, remedy="give a folder with config.json and safetensors, or a Hub id")
     try:
         log.info(f"model {repo}: fetching from the Hub (or its local cache)")
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES)))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[*HUB_FILES, CARD]))
     except HFValidationError:
         raise UserError(f"neither a folder nor a valid Hub id; {tried}", where=where) from None
     except LocalEntryNotFoundError:

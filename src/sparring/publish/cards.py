@@ -1,0 +1,275 @@
+"""The cards of a model and of a data set: what they are, how they were made, how good they are, and how to use them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sparring.config import Recipe
+from sparring.config.yaml_dialect import dump_yaml
+from sparring.players import Player
+from sparring.publish.licences import Licence, licence_of
+from sparring.publish.names import is_hub_id, public
+from sparring.report.tables import verdict
+from sparring.stage_names import BASELINE, CONTROL
+
+TAGS = ["spin", "self-play", "sparring"]
+METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
+CITATION = """## Reference
+
+Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models. ICML 2024, arXiv 2401.01335.
+
+```bibtex
+@inproceedings{chen2024selfplay,
+  title     = {Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models},
+  author    = {Chen, Zixiang and Deng, Yihe and Yuan, Huizhuo and Ji, Kaixuan and Gu, Quanquan},
+  booktitle = {International Conference on Machine Learning (ICML)},
+  year      = {2024},
+}
+```
+"""
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card tells beyond the run: where things will lie on the Hub, and under which licences their parents stand.
+
+    revision: the branch of the model that the card belongs to; revisions: those of all iterations.
+    """
+
+    base: Licence
+    data: Licence
+    repo: str | None = None
+    dataset_repo: str | None = None
+    revision: str | None = None
+    revisions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, **more: Any) -> About:
+        """`base`, `data`: licences as the user gives them, which are looked up where None."""
+        return cls(
+            licence_of(recipe.model.path, "model", base, "--base-licence"),
+            licence_of(recipe.data.path, "dataset", data, "--data-licence"),
+            **more,
+        )
+
+
+def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False) -> str:
+    """What the model is, how it was made, and every score with its error. Names no folder of this machine."""
+    shown = public(recipe)
+    title = model_title(summary, player)
+    return f"""---
+{_model_metadata(recipe, summary, player, about, adapter)}
+---
+
+# {title} of a self-play game
+
+Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
+from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on `{shown["data"]["path"]}`.
+
+{_outcome(summary)}
+
+## Scores
+
+{_score_table(summary)}
+
+Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}
+
+## Use
+
+{_usage(recipe, about, adapter)}
+
+## Where it comes from
+
+{_origins(shown, about)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
+
+## Recipe
+
+{_recipe_block(shown)}
+
+{CITATION}"""
+
+
+def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
+    """counts: iteration -> "rows", "identical", "truncated" of its pairs. Names no folder of this machine."""
+    shown = public(recipe)
+    lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
+    first = f"iteration_{min(counts)}"
+    return f"""---
+{_dataset_metadata(counts, about)}
+---
+
+# Human and generated replies of a self-play game
+
+The prompts and human replies are those of `{shown["data"]["path"]}` (the training part); the other replies were sampled by each
+iteration's opponent in a game of {METHOD}, played by sparring
+from `{shown["model"]["path"]}`. Nobody has judged them: `rejected` means "from the model".
+
+| iteration | rows | reply equals the human one | cut at the length limit |
+|---|---|---|---|
+{lines}
+
+Two configurations with one split per iteration:
+
+- `preference`: `prompt`, `chosen`, `rejected` as lists of turns, which TRL's `DPOTrainer` takes; with `row_id`, `replica` and
+  `finish_reason`.
+- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes.
+
+```python
+from datasets import load_dataset
+rows = load_dataset("{about.dataset_repo or "FOLDER"}", "preference", split="{first}")
+```
+
+These are texts. The game was played on token ids, and encoding a reply's text anew need not give them back; a reply that was cut
+ends without an end-of-turn token, which a text cannot show (`finish_reason` is `length` there).
+
+## Where it comes from
+
+{_origins(shown, about)}{_link("The player", "", about.repo)}
+
+## Recipe
+
+{_recipe_block(shown)}
+
+{CITATION}"""
+
+
+def model_title(summary: Mapping[str, Any], player: Player) -> str:
+    start = f"the start ({summary['baseline']['name']})"
+    return {BASELINE: start, CONTROL: "the continued-SFT control"}.get(player.name, player.title)
+
+
+def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool) -> str:
+    """The YAML that the Hub reads, which takes nothing but Hub ids as base_model and datasets."""
+    from huggingface_hub import ModelCardData
+
+    card = ModelCardData(
+        base_model=recipe.model.path if is_hub_id(recipe.model.path) else None,
+        datasets=[found] if (found := _public_dataset(recipe, about)) else None,
+        library_name="peft" if adapter else "transformers",
+        license=about.base.name,
+        model_name=about.repo or model_title(summary, player),
+        pipeline_tag="text-generation",
+        tags=TAGS,
+        eval_results=_eval_results(recipe, _scores_of(summary, player)),
+    )
+    return card.to_yaml(line_break="\n")
+
+
+def _public_dataset(recipe: Recipe, about: About) -> str | None:
+    return recipe.data.path if is_hub_id(recipe.data.path) else about.dataset_repo
+
+
+def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
+    """Every score in which one direction is better; the Hub knows no field for an error, so that the name tells it."""
+    from huggingface_hub import EvalResult
+
+    source = public(recipe)["data"]["path"]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
+            dataset_name=f"held-out prompts of {source}",
+            metric_type=name,
+            metric_value=round(score["value"], 6),
+            metric_name=f"{name}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
+        )
+        for name, score in scores.items()
+        if score.get("higher_is_better") is not None
+    ]
+
+
+def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
+    from huggingface_hub import DatasetCardData
+
+    configs = [
+        {"config_name": shape, "data_files": [{"split": f"iteration_{t}", "path": f"{shape}/iteration_{t}.parquet"} for t in counts]}
+        for shape in ("preference", "spin")
+    ]
+    card = DatasetCardData(license=about.data.name, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
+    return card.to_yaml(line_break="\n")
+
+
+def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
+    if player.name == BASELINE:
+        return summary["baseline"]["scores"]
+    if player.name == CONTROL:
+        return summary["controls"][0]["scores"]
+    return next((entry["scores"] for entry in summary["iterations"] if str(entry["iteration"]) == player.name), {})
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    return "The game is not over yet." if summary["stop_reason"] is None else verdict(summary)
+
+
+def _choice(summary: Mapping[str, Any]) -> str:
+    best = summary["best"]
+    if best is None:
+        return ""
+    return (
+        f"The best iteration, {best['iteration']}, was chosen by its {best['metric']} on these same prompts, "
+        "so its score flatters it a little."
+    )
+
+
+def _usage(recipe: Recipe, about: About, adapter: bool) -> str:
+    name = about.repo or "FOLDER"
+    base = recipe.model.path if is_hub_id(recipe.model.path) else "BASE"
+    branch = f" --revision {about.revision}" if about.revision else ""
+    serve = f"vllm serve {base} --enable-lora --lora-modules player={name}" if adapter else f"vllm serve {name}{branch}"
+    chosen = f', revision="{about.revision}"' if about.revision else ""
+    branches = ", ".join(f"`{revision}`" for revision in about.revisions)
+    also = f"\n\nThe players of all iterations are branches of this repository: `revision=` one of {branches}." if branches else ""
+    needs = " (with `peft` installed: it loads the base model and puts the adapter on it)" if adapter else ""
+    return f"""With transformers{needs}:
+
+```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", "{name}"{chosen})
+print(chat([{{"role": "user", "content": "Why is the sky blue?"}}], max_new_tokens=256)[0]["generated_text"][-1]["content"])
+```
+
+With vLLM:
+
+```bash
+{serve}
+```{also}"""
+
+
+def _origins(shown: Mapping[str, Any], about: About) -> str:
+    rows = [("base model", shown["model"]["path"], about.base), ("data", shown["data"]["path"], about.data)]
+    lines = "\n".join(f"| {what} | `{name}` | {licence} |" for what, name, licence in rows)
+    return f"| | name | licence |\n|---|---|---|\n{lines}"
+
+
+def _link(what: str, prefix: str, repo: str | None) -> str:
+    return f"\n\n{what}: [{repo}](https://huggingface.co/{prefix}{repo})." if repo else ""
+
+
+def _recipe_block(shown: Mapping[str, Any]) -> str:
+    text = dump_yaml(shown).strip()
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # a showcase prompt may hold a fence itself
+    return f"{fence}yaml\n{text}\n{fence}"
+
+
+def _score_table(summary: Mapping[str, Any]) -> str:
+    models = {"baseline": summary["baseline"]["scores"]}
+    models |= {f"iteration {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
+    models |= {entry["name"]: entry["scores"] for entry in summary["controls"]}
+    names = list(dict.fromkeys(metric for scores in models.values() for metric in scores))
+    lines = [f"| metric | n | {' | '.join(models)} |", f"|---|---|{'---|' * len(models)}"]
+    for metric in names:
+        n = next(scores[metric]["n"] for scores in models.values() if metric in scores)
+        lines.append(f"| {metric} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
+    return "\n".join(lines)
+
+
+def _cell(score: Mapping[str, Any] | None) -> str:
+    return "-" if score is None else f"{score['value']:.4f}{_error(score)}"
+
+
+def _error(score: Mapping[str, Any]) -> str:
+    return f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""

@@ -1,0 +1,44 @@
+"""What of a recipe others may read: names that mean something elsewhere, and no folder, host or command of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sparring.config import Recipe, Section
+
+LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".jinja"}
+HIDDEN = "(not shown)"
+
+
+def public(recipe: Recipe) -> dict[str, Any]:
+    """The recipe without the run's own folder, of local paths only the last part, and of other machines nothing."""
+    values = recipe.model_dump(exclude={"run_dir"})
+    for section, key in (("model", "path"), ("model", "chat_template"), ("data", "path")):
+        path = values[section][key]
+        if path is not None and is_local(path):
+            values[section][key] = Path(path).name
+    _hide(values["sampling"]["server"], recipe.sampling.server, "urls", "update_command")
+    _hide(values["sampling"]["ray"], recipe.sampling.ray, "address")
+    _hide(values["launcher"], recipe.launcher, "main_process_ip", "config_file")
+    return values
+
+
+def _hide(values: dict[str, Any], section: Section, *names: str) -> None:
+    """What only means something on the machines of the game, and may say more of them than their owner likes."""
+    defaults = type(section)()
+    for name in names:
+        if getattr(section, name) != getattr(defaults, name):
+            values[name] = HIDDEN
+
+
+def is_local(path: str) -> bool:
+    """Whether a path of the recipe names a file or folder of this machine, and not a Hub id, a package's file or a built-in."""
+    if path.startswith(("builtin:", "package:")):
+        return False
+    local = Path(path).expanduser()
+    return local.exists() or local.suffix.lower() in LOCAL_SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
+def is_hub_id(path: str) -> bool:
+    return not path.startswith(("builtin:", "package:")) and not is_local(path)
