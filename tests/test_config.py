@@ -630,7 +630,8 @@ def test_to_yaml_and_back_gives_the_same_recipe(tmp_path_factory: pytest.TempPat
 
 
 def test_to_yaml_is_plain_and_complete() -> None:
-    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft", "track": "tensorboard"}
+    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft", "track": "tensorboard",
+              "evaluate": {"benchmarks": {"suites": ["paper-extra"]}}}
     text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors
     loaded = yaml.safe_load(text)

@@ -45,6 +45,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "selfplay": STAGES | {"launch", "stages", "control", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "players": FLOOR | {"data", "policy", "report"},
+    "subjects": FLOOR | {"data", "policy", "players"},
+    "benchmark": STAGES | {"subjects", "report"},
+    "judge": STAGES | {"subjects", "report"},
     "samples": STAGES | {"players", "report"},
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
     "export": FLOOR | {"policy", "players", "publish"},
@@ -52,7 +55,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__init__": STAGES | {"selfplay", "report"},
     "__main__": {"cli"},
     "cli_reference": {"cli", "config"},
-    "cli": STAGES | {"selfplay", "one_stage", "samples", "export", "push", "report", "planning", "live", "__init__"},
+    "cli": STAGES
+    | {"selfplay", "one_stage", "samples", "export", "push", "benchmark", "judge", "report", "planning", "live", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [

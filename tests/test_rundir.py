@@ -393,9 +393,10 @@ def test_the_digest_is_of_the_content() -> None:
 
 def test_where_a_restart_begins(tmp_path: Path) -> None:
     names = stage_names(tmp_path, 2)
-    assert names[:5] == ["base", "data", "sft", "baseline/measure", "baseline/evaluate"]
-    assert names[5:11] == [f"iterations/000/{part}" for part in ("generate", "score", "score-start", "train", "measure", "evaluate")]
-    assert names[-3:] == ["continued-sft/train", "continued-sft/measure", "continued-sft/evaluate"]
+    assert names[:6] == ["base", "data", "sft", "baseline/measure", "baseline/evaluate", "baseline/benchmarks"]
+    of_iteration = ("generate", "score", "score-start", "train", "measure", "evaluate", "benchmarks")
+    assert names[6:13] == [f"iterations/000/{part}" for part in of_iteration]
+    assert names[-4:] == [f"continued-sft/{part}" for part in ("train", "measure", "evaluate", "benchmarks")]
     assert stages_from("baseline", tmp_path, 2) == stages_from("baseline/measure", tmp_path, 2) == names[3:]
     assert stages_from("iterations/001", tmp_path, 2) == [name for name in names if name.startswith(("iterations/001", "continued"))]
     assert stages_from("iterations/001/train", tmp_path, 2)[0] == "iterations/001/train"

@@ -135,6 +135,13 @@ class RunDir:
                 removed = True
         return removed
 
+    def remove_changed(self, name: str, inputs: dict[str, Any]) -> list[str]:
+        """Delete a stage, finished or begun, that was made from other inputs; returns in which it differed."""
+        changes = self.changes(name, inputs)
+        if changes:
+            self.remove_stage(name)
+        return changes
+
     def _read_done(self, name: str) -> StageRecord:
         path = self.root / name
         done = read_json(path / DONE)

@@ -12,7 +12,7 @@ from sparring.rundir import PARTIAL
 SFT, BASELINE, CONTROL = "sft", "baseline", "continued-sft"
 CONTROL_TRAIN = f"{CONTROL}/train"
 SCORES = "scores.json"  # what an evaluation leaves
-OF_ITERATION = ("generate", "score", "score-start", "train", "measure", "evaluate")
+OF_ITERATION = ("generate", "score", "score-start", "train", "measure", "evaluate", "benchmarks")
 
 
 def iteration_name(t: int) -> str:
@@ -45,12 +45,17 @@ def evaluate_stage(owner: str) -> str:
     return f"{owner}/evaluate"
 
 
+def benchmark_stage(owner: str) -> str:
+    """The recipe's benchmarks, where it has any."""
+    return f"{owner}/benchmarks"
+
+
 def stage_names(root: Path, iterations: int) -> list[str]:
     """Every stage that the run has or may get, in the order in which they build on each other."""
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
-    evaluated = {owner: [measure_stage(owner), evaluate_stage(owner)] for owner in (BASELINE, CONTROL)}
+    evaluated = {owner: [measure_stage(owner), evaluate_stage(owner), benchmark_stage(owner)] for owner in (BASELINE, CONTROL)}
     return ["base", "data", SFT, *evaluated[BASELINE], *played, CONTROL_TRAIN, *evaluated[CONTROL]]
 
 

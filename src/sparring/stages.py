@@ -19,6 +19,7 @@ from sparring.data.sources import local_file
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
 from sparring.evaluation.evaluate import Evaluator
+from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.launch import check_launcher, launch, ranks_here
@@ -27,13 +28,23 @@ from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.adapters import new_adapter
 from sparring.policy.budget import free_memory, token_budget
-from sparring.policy.compute import make_accelerator, release_memory
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator, release_memory
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, merge, model_facts, model_shape
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main, require_equal
 from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, replace_link, write_json
-from sparring.stage_names import BASELINE, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage, title_of
+from sparring.stage_names import (
+    BASELINE,
+    SCORES,
+    SFT,
+    benchmark_stage,
+    evaluate_stage,
+    iteration_name,
+    iteration_stage,
+    measure_stage,
+    title_of,
+)
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import joined_logps, score_duels
@@ -142,6 +153,8 @@ class Stages:
         """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
         local_file(self.recipe.data)
         require_engine(self.recipe)
+        if self.recipe.evaluate.benchmarks:
+            require_harness(self.recipe.evaluate.benchmarks)
         self._announce_unused()
         check_launcher(self.recipe.launcher)
         for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
@@ -270,7 +283,8 @@ class Stages:
 
     def scores(self, player: Policy) -> dict[str, Score]:
         assert player.evaluated is not None
-        return read_json(player.evaluated / SCORES)
+        files = [stage / SCORES for stage in (player.evaluated, player.benchmarks) if stage]
+        return {name: score for file in files for name, score in read_json(file).items()}
 
     def scores_of(self, stage: str) -> dict[str, Score]:
         """What a finished evaluation found."""
@@ -360,7 +374,9 @@ class Stages:
     def results(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> Policy:
         """Measure and score a player on the held-out rows, in the two stages below `owner`."""
         measured = self.measure(owner, player, opponent, round_index, derived)
-        return player.with_results(measured.path, self._evaluated(owner, player, measured).path)
+        evaluated = self._evaluated(owner, player, measured)
+        benchmarks = self._benchmarked(owner, player)
+        return player.with_results(measured.path, evaluated.path, benchmarks and benchmarks.path)
 
     def measure(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> StageRecord:
         """The first of the two: everything that the player's weights are needed for."""
@@ -399,6 +415,21 @@ class Stages:
             "showcase": [self.recipe.showcase_system, *self.recipe.showcase],
         }
         return self.derived_stage(evaluate_stage(owner), inputs, work)
+
+    def _benchmarked(self, owner: str, player: Policy) -> StageRecord | None:
+        section, train = self.recipe.evaluate.benchmarks, self.recipe.train
+        if section is None:
+            return None
+        template = self.chat.template if section.chat_template else None
+        model = HarnessModel(player.folder, COMPUTE_DTYPES[train.precision], template, train.four_bit)
+        inputs = {
+            **benchmark_inputs(section),
+            "model": player.hash,
+            "precision": train.precision,
+            **self._base_format(),
+            "chat": chat_fingerprint(self.chat) if section.chat_template else None,
+        }
+        return self.derived_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model))
 
     def _answer_showcase(self, file: Path, player: Policy) -> None:
         """Answers to the recipe's showcase prompts, each under one random stream that is the same in every iteration."""
@@ -457,8 +488,7 @@ class Stages:
         """A stage that follows from others and from the recipe, cheaply or by its nature: with other inputs it is simply made anew."""
 
         def clear() -> None:
-            if changes := self.run.changes(name, inputs):
-                self.run.remove_stage(name)
+            if changes := self.run.remove_changed(name, inputs):
                 log.info(f"{name} is made anew: {'; '.join(changes)}")
 
         from_main(clear)

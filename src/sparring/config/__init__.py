@@ -11,11 +11,12 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 """
 
 from sparring.config.fields import in_words, section_of, walk_fields
-from sparring.config.load import load_recipe, to_yaml
+from sparring.config.load import load_recipe, section_from_options, to_yaml
 from sparring.config.option_types import Column, Metric, Section, Shape
 from sparring.config.reference import recipe_reference
 from sparring.config.schema import (
     BaselineSection,
+    BenchmarksSection,
     DataSection,
     EvaluateSection,
     LauncherSection,
@@ -38,6 +39,7 @@ from sparring.config.schema import (
 
 __all__ = [
     "BaselineSection",
+    "BenchmarksSection",
     "Column",
     "DataSection",
     "EvaluateSection",
@@ -62,6 +64,7 @@ __all__ = [
     "in_words",
     "load_recipe",
     "recipe_reference",
+    "section_from_options",
     "section_of",
     "to_yaml",
     "unused_sections",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -16,6 +16,8 @@ from sparring.config.overrides import apply_override
 from sparring.config.schema import Recipe
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError
+
+S = TypeVar("S", bound=Section)
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
@@ -32,6 +34,21 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise as_user_error(error, str(source) if from_file else "recipe", overrides) from None
+
+
+def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapping[str, str]) -> S:
+    """A section made of a command's options, checked as those of a recipe. `options`: key -> the option that gave it.
+
+    Raises UserError naming the option.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        item = error.errors(include_url=False)[0]
+        option = options.get(str(item["loc"][0])) if item["loc"] else None
+        shown = "" if item["type"] == "secret" or option is None else f"{show(item['input'])}: "
+        what = shown + item["msg"].removeprefix("Value error, ")
+        raise UserError(what, where=option or ", ".join(options.values()), remedy="--help lists the options") from None
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -381,6 +381,38 @@ class ObjectiveSection(Section):
         return {**found, "nll_weight": nll_weight} if nll_weight else found
 
 
+class BenchmarksSection(Section):
+    """Tasks of lm-evaluation-harness (`sparring[eval]`)."""
+
+    suites: Texts = Field(
+        (), description="Known sets: `open-llm-leaderboard`, the paper's six tasks and their mean; `paper-extra`, its further four."
+    )
+    tasks: Texts = Field(
+        (),
+        description="Any other tasks of the harness, or of `task_folders`: TASK, TASK@SHOTS, TASK:METRIC or TASK@SHOTS:METRIC; without "
+        "them the task's own shots, and all its metrics.",
+    )
+    task_folders: Texts = Field(
+        (), description="Folders with task files of your own (YAML in the harness's format), whose data may be local files."
+    )
+    limit: PositiveInt | None = Field(None, description="Play the first so many items of every task only; all when null.")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
+        1234, description="Draws the few-shot examples; the default is the harness's own, so that numbers can be compared with others."
+    )
+    chat_template: bool = Field(
+        False, description="Wrap the questions into the model's chat template, shots as turns. The paper's numbers are without it."
+    )
+    batch_tokens: PositiveInt = Field(
+        8192, description="Tokens, new ones included, that are computed together; more take more memory, and change results by rounding."
+    )
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.suites and not self.tasks:
+            raise ValueError("names neither suites nor tasks")
+        return self
+
+
 class EvaluateSection(Section):
     answer_pattern: Regex | None = Field(
         None,
@@ -390,6 +422,10 @@ class EvaluateSection(Section):
     greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
     metric: Metric | None = Field(
         None, description="Picks the best iteration and feeds `patience`; exact_match where there is a pattern, else nll_per_token."
+    )
+
+    benchmarks: BenchmarksSection | None = Field(
+        None, description="Benchmarks to play with the start, every iteration and the control; none when null. See docs/evaluation.md."
     )
 
     @field_validator("greedy")

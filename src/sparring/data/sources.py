@@ -270,6 +270,12 @@ def _read_parquet(path: Path, section: DataSection) -> Rows:
 
 
 def _read_hub(section: DataSection) -> Rows:
+    dataset, source = hub_dataset(section)
+    return _from_dataset(dataset, source, section)
+
+
+def hub_dataset(section: DataSection) -> tuple[Dataset, str]:
+    """A data set of the Hub, or of its cache, and its name with what was asked for. Raises UserError where it cannot be had."""
     import datasets
     from huggingface_hub.errors import HTTPError
 
@@ -282,7 +288,7 @@ def _read_hub(section: DataSection) -> Rows:
         tried = f"tried: the local path {Path(section.path).absolute()} (does not exist), then the Hugging Face Hub and its cache"
         remedy = f"{tried}; check data.path, data.name, data.split and data.revision, and the network"
         raise UserError(what, where=f"data.path: {source}", remedy=remedy) from error
-    return _from_dataset(dataset, source, section)
+    return dataset, source
 
 
 

@@ -31,11 +31,11 @@ PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 SHOWN = 300  # characters of a server's words in a message
 
 
-def read_key(section: ServerSection) -> str | None:
+def read_key(section: ServerSection, where: str = f"{WHERE}.api_key_env") -> str | None:
     """The key from the environment variable that the recipe names. Raises UserError where it is missing or cannot be sent."""
     if section.api_key_env is None:
         return None
-    key, where = os.environ.get(section.api_key_env, "").strip(), f"{WHERE}.api_key_env"
+    key = os.environ.get(section.api_key_env, "").strip()
     if not key:
         raise UserError(f"the environment variable {section.api_key_env} is not set", where=where, remedy="export the key under this name")
     if not key.isascii() or not key.isprintable():  # an HTTP library would show it when it refuses it
@@ -66,10 +66,17 @@ class _Url:
 
 @dataclass
 class Endpoints:
-    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread."""
+    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread.
+
+    where, options, manual: what messages name as the option behind them, as those of the URL and the model, and as the page that says
+    what is asked of a server.
+    """
 
     section: ServerSection
     key: str | None = field(repr=False)
+    where: str = WHERE
+    options: str = f"{WHERE}.urls and {WHERE}.model"
+    manual: str = "docs/engines.md says what the engine asks of a server"
 
     def __post_init__(self) -> None:
         self._urls = [_Url(base) for base in self.section.urls]
@@ -106,6 +113,16 @@ class Endpoints:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    async def all(self, work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results in order; after a failure the others are of no use, and end."""
+        tasks = [asyncio.create_task(one) for one in work]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def request(
         self, method: str, path: str, body: dict[str, Any] | None = None, url: str | None = None, as_text: bool = False
@@ -174,23 +191,23 @@ class Endpoints:
             raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
 
     def _refused(self, at: _Url, path: str, response: httpx2.Response) -> UserError:
-        status, where = response.status_code, f"{WHERE} ({at.base})"
+        status, where = response.status_code, f"{self.where} ({at.base})"
         what = f"the server refuses {path}: {status} {self._words(response)}"
         if status in (401, 403):
             name = self.section.api_key_env
             remedy = f"check the key in the environment variable {name}" if name else "name the variable of its key in api_key_env"
             return UserError(what, where=where, remedy=remedy)
         if status == 404:
-            return UserError(what, where=where, remedy=f"check {WHERE}.urls (up to and including /v1) and {WHERE}.model")
-        return UserError(what, where=where, remedy="docs/engines.md says what the engine asks of a server")
+            return UserError(what, where=where, remedy=f"check {self.options} (a URL goes up to and including /v1)")
+        return UserError(what, where=where, remedy=self.manual)
 
     def _gave_up(self, failed: Sequence[str]) -> UserError:
         kinds = list(dict.fromkeys(failed))
         return UserError(
             f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
-            where=WHERE,
-            remedy="see that the server runs and keeps up (sampling.server.concurrency, timeout_seconds, retries); "
-            "the same command goes on, and no finished file of replies is lost",
+            where=self.where,
+            remedy="see that the server runs and keeps up (concurrency, timeout_seconds, retries); "
+            "the same command goes on, and nothing finished is lost",
         )
 
     def _words(self, response: httpx2.Response) -> str:

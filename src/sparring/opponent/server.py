@@ -6,7 +6,6 @@ vLLM and SGLang do; what they are asked for beyond OpenAI's fields is `return_to
 
 from __future__ import annotations
 
-import asyncio
 import copy
 import math
 from collections.abc import Collection, Sequence
@@ -53,13 +52,7 @@ class ServerEngine:
         return self.endpoints.run(self._sample_all(prompts, stream, logps))
 
     async def _sample_all(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:
-        tasks = [asyncio.create_task(self._sample_one(prompt, stream.seed_of(prompt), logps)) for prompt in prompts]
-        try:
-            return await asyncio.gather(*tasks)
-        finally:  # after a failure the others are of no use
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        return await self.endpoints.all([self._sample_one(prompt, stream.seed_of(prompt), logps) for prompt in prompts])
 
     async def _sample_one(self, prompt: Prompt, seed: int, logps: bool) -> Reply:
         answer = await self.endpoints.request("POST", COMPLETIONS, self._body(prompt, seed))

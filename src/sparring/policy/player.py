@@ -10,12 +10,13 @@ from sparring.rundir import StageRecord, digest
 
 @dataclass(frozen=True)
 class Policy:
-    """A model folder with the content hash of its weights; `measured` and `evaluated` are the folders of its held-out results."""
+    """A model folder with the content hash of its weights; the others are the folders of its results, as far as there are any."""
 
     folder: Path
     hash: str
     measured: Path | None = None
     evaluated: Path | None = None
+    benchmarks: Path | None = None
 
     @classmethod
     def of_stage(cls, record: StageRecord) -> Policy:
@@ -25,5 +26,5 @@ class Policy:
         pinned = {name: hash for name, hash in files.items() if name.endswith(".safetensors") or name in configs}
         return cls(record.path / "model", digest(pinned))
 
-    def with_results(self, measured: Path, evaluated: Path) -> Policy:
-        return replace(self, measured=measured, evaluated=evaluated)
+    def with_results(self, measured: Path, evaluated: Path, benchmarks: Path | None = None) -> Policy:
+        return replace(self, measured=measured, evaluated=evaluated, benchmarks=benchmarks)

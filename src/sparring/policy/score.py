@@ -6,7 +6,7 @@ The opponent pass, training and evaluation all call this one module, on the same
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -74,9 +74,16 @@ class Scorer(nn.Module):
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
         with packed(batch.index):
             logps_N = self._plain(batch) if self.layout == "plain" else self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
-        sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=logps_N.device)
         # cloned: FSDP hangs its hooks on what a module returns, and may lose them on a view
-        return sums.index_add(0, batch.cell_N, logps_N.double()).view(batch.duels, batch.replies).clone()
+        return _per_reply(logps_N, batch).clone()
+
+    @torch.no_grad()
+    def with_greedy(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
+        """Log-probs [D, R] as `forward` gives them, and whether every token of a reply is the likeliest at its place [D, R]."""
+        with packed(batch.index):
+            parts = [(logps_of(logits, target), logits.argmax(1) != target) for logits, target in self._logits(batch)]
+        logps, misses = (torch.cat(column) for column in zip(*parts, strict=True))
+        return _per_reply(logps, batch), _per_reply(misses, batch) == 0
 
     def collate(self, trees: Sequence[Branches]) -> TreeBatch:
         """The micro-batch in this scorer's layout, on the model's device."""
@@ -178,12 +185,26 @@ class Scorer(nn.Module):
         # index_select: its gradient is summed in a fixed order, where a prompt's last token predicts several replies
         return hidden.flatten(0, 1).index_select(0, batch.source_N)
 
+    def _logits(self, batch: TreeBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        """(logits [n, V], targets [n]) of the tokens of the replies, a chunk at a time."""
+        if self.layout == "plain":
+            yield self._plain_logits(batch), batch.target_N
+            return
+        for hidden_NH, target_N in zip(self._hidden(batch).split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True):
+            yield logits_of(self.model, hidden_NH), target_N
+
     def _plain(self, batch: TreeBatch) -> Tensor:
         return logps_of(self._plain_logits(batch), batch.target_N)
 
     def _plain_logits(self, batch: TreeBatch) -> Tensor:
         logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
         return logits.flatten(0, 1)[batch.source_N]
+
+
+def _per_reply(values_N: Tensor, batch: TreeBatch) -> Tensor:
+    """Sums [D, R] in float64 over the tokens of each reply."""
+    sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=values_N.device)
+    return sums.index_add(0, batch.cell_N, values_N.double()).view(batch.duels, batch.replies)
 
 
 def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

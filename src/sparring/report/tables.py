@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sparring.console import printable
 from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, CONTROL, evaluate_stage, iteration_stage
+from sparring.stage_names import BASELINE, CONTROL, benchmark_stage, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
 
@@ -45,6 +45,7 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     if duels:
         _print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
     _print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+    _print_benchmarks(rows, root, console)
     _print_showcase(rows, root, console)
     console.print(Text(verdict(summary)))
 
@@ -122,6 +123,28 @@ REPLY_COLUMNS = [
 
 def quality_columns(scores: Scores) -> list[Column]:
     return [*(column for name, column in _EXACT_COLUMNS.items() if name in scores), *_LIKELIHOOD_COLUMNS]
+
+
+def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
+    named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
+    if any(named.values()):
+        facts = read_json(root / benchmark_stage(BASELINE) / "done.json")["facts"]
+        print_benchmarks(named, facts, console)
+
+
+def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
+    """The scores of some models, and what a reader of them must know, from the facts of a stage of benchmarks."""
+    print_scores("Benchmarks (+- standard error)", named, console)
+    items = "all items" if facts["limit"] is None else f"the first {facts['limit']} items"
+    template = "applied" if facts["chat_template"] else "not applied"
+    console.print(f"Chat template {template}, {items}, lm-evaluation-harness {facts['harness']}.")
+
+
+def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
+    """One row per model, one column per score that any of them has."""
+    rows = [Row(model, None, scores) for model, scores in named.items()]
+    names = dict.fromkeys(name for scores in named.values() for name in scores)
+    _print_table(title, [Column(name, _with_error(name, 3)) for name in names], rows, console)
 
 
 def _print_table(title: str, columns: list[Column], rows: list[Row], console: Console) -> None:

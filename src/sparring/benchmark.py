@@ -1,0 +1,67 @@
+"""`sparring evaluate`: benchmarks on players of a run or on a model, outside of a game."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparring.config import BenchmarksSection
+from sparring.console import log, log_file
+from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
+from sparring.evaluation.metrics import Score
+from sparring.policy.compute import COMPUTE_DTYPES, release_memory
+from sparring.policy.load import DTYPES
+from sparring.report.tables import print_benchmarks
+from sparring.rundir import RunDir, StageRecord, read_json, write_json
+from sparring.stage_names import SCORES
+from sparring.subjects import LOG, Subject, default_out, find_subjects, remade_stage, slug
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """player -> its scores; `facts` are those of the stages, `folder` holds everything."""
+
+    scores: dict[str, dict[str, Score]]
+    facts: Mapping[str, Any]
+    folder: Path
+
+
+def evaluate(
+    target: str, section: BenchmarksSection, wanted: Sequence[str] = (), out: Path | None = None, dtype: str | None = None
+) -> Evaluated:
+    """Play the benchmarks of `section` with players of the run `target`, or with the model of that name.
+
+    What is finished with equal inputs is not played again. dtype: that of the run's recipe when None, float32 for a model.
+    Raises UserError.
+    """
+    require_harness(section)
+    out = out or default_out(target)
+    name = slug([*section.suites, *section.tasks])
+    run = RunDir(out)
+    with run.lock(), log_file(out / LOG):
+        subjects = find_subjects(target, wanted, out)
+        stages = {subject.title: _stage(run, f"{subject.name}/{name}", section, subject, dtype) for subject in subjects}
+        scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
+        write_json(out / f"{name}.json", scores)
+    return Evaluated(scores, next(iter(stages.values())).facts, out)
+
+
+def _stage(run: RunDir, name: str, section: BenchmarksSection, subject: Subject, dtype: str | None) -> StageRecord:
+    train = subject.recipe.train
+    format_ = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.precision]
+    template = subject.chat.template if section.chat_template else None
+    model = HarnessModel(subject.folder, format_, template, train.four_bit)
+    inputs = {**benchmark_inputs(section), "model": subject.hash, "dtype": str(format_), "chat": template}
+    log.info(f"benchmarks: {subject.title}")
+    record = remade_stage(run, name, inputs, lambda stage: run_benchmarks(stage, section, model))
+    release_memory()
+    return record
+
+
+def print_evaluated(found: Evaluated, console: Console) -> None:
+    print_benchmarks(found.scores, found.facts, console)
+    console.print(f"Scores, samples and settings: {found.folder}")

@@ -1,0 +1,307 @@
+"""Benchmarks by lm-evaluation-harness: its tasks, prompts, filters and metrics around our model (packed_lm.py).
+
+A stage's folder gets, per benchmark, `results/KEY.json` (the harness's own numbers, versions and settings) and every sample in
+`samples/TASK.jsonl`; `scores.json` at the end. One that was interrupted keeps what it has answered and goes on from there.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import set_seed
+
+from sparring.config import BenchmarksSection
+from sparring.console import log
+from sparring.errors import UserError, first_line, nearest
+from sparring.evaluation.metrics import Score
+from sparring.evaluation.suites import TASKS_OPTION, Benchmark, chosen, score_name, suite_means
+from sparring.policy.compute import make_accelerator
+from sparring.policy.load import load_model, load_tokenizer
+from sparring.rundir import digest, file_hash, read_json, write_json, write_text
+from sparring.stage_names import SCORES
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
+
+    from sparring.evaluation.packed_lm import PackedLM
+
+PACKAGE, EXTRA = "lm_eval", "sparring[eval]"
+RESULTS, SAMPLES, CACHE = "results", "samples", "answers"
+FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
+# of what the harness reports; the rest is about the machine
+KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
+# what the files of a task, and the functions in them, may raise when it is loaded
+TASK_ERRORS = (ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class HarnessModel:
+    """A model as it is evaluated: its folder, number format, and the chat template of its run (None: none is applied)."""
+
+    folder: Path
+    dtype: torch.dtype
+    template: str | None = None
+    four_bit: bool = False
+
+
+def require_harness(section: BenchmarksSection) -> None:
+    """Raise UserError when the harness is missing or a name unknown, before anything is computed."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise UserError(
+            "benchmarks need lm-evaluation-harness, which is not installed",
+            where="evaluate.benchmarks",
+            remedy=f"pip install '{EXTRA}', or leave the benchmarks out",
+        )
+    benchmarks = chosen(section)
+    if section.tasks or section.task_folders:  # the suites' own are the harness's
+        _manager_of(benchmarks, section.task_folders)
+
+
+def benchmark_inputs(section: BenchmarksSection) -> dict[str, Any]:
+    """What the numbers depend on besides the model: tasks, settings, the harness, and the content of local tasks and their data."""
+    return {
+        "benchmarks": [vars(benchmark) for benchmark in chosen(section)],
+        "suites": list(section.suites),
+        **section.model_dump(include={"limit", "seed", "chat_template"}),
+        "harness": metadata.version(PACKAGE),
+        "local": _local_files(section),
+    }
+
+
+def run_benchmarks(stage: Path, section: BenchmarksSection, model: HarnessModel) -> dict[str, Any]:
+    """Play all benchmarks of the section with one model into the folder of a stage; returns the stage's facts."""
+    benchmarks = chosen(section)
+    manager = _manager_of(benchmarks, section.task_folders)
+    for folder in (RESULTS, SAMPLES):
+        (stage / folder).mkdir(exist_ok=True)
+    logging.getLogger(PACKAGE).setLevel(logging.ERROR)
+    missing = [benchmark for benchmark in benchmarks if not _results_file(stage, benchmark).exists()]
+    loaded = _loaded(model, section.batch_tokens) if missing else None
+    for benchmark in missing:
+        log.info(f"benchmarks: {benchmark.key}")
+        _play(stage, benchmark, section, loaded, manager)
+    scores = read_scores(stage, section)
+    write_json(stage / SCORES, scores)
+    for file in stage.glob(f"{CACHE}*"):
+        file.unlink()
+    return {"benchmarks": len(benchmarks), "harness": metadata.version(PACKAGE), **section.model_dump(include={"limit", "chat_template"})}
+
+
+def read_scores(stage: Path, section: BenchmarksSection) -> dict[str, Score]:
+    """Scores of all benchmarks that are played, and the means of the suites."""
+    scores: dict[str, Score] = {}
+    for benchmark in chosen(section):
+        found = dict(_scores(benchmark, read_json(_results_file(stage, benchmark))))
+        if benchmark.metric is not None and score_name(benchmark) not in found:
+            raise _no_metric(benchmark, [name.partition("/")[2] for name in found])
+        scores |= found
+    return {**scores, **suite_means(section, scores)}
+
+
+# -- one benchmark
+
+
+def _play(stage: Path, benchmark: Benchmark, section: BenchmarksSection, model: PackedLM, manager: TaskManager) -> None:
+    from lm_eval import evaluate
+    from lm_eval.api.model import CachingLM
+
+    tasks = _load(benchmark, manager, section.seed)
+    set_seed(section.seed)
+    cached = CachingLM(model, str(stage / CACHE))
+    found = evaluate(cached, tasks, limit=section.limit, apply_chat_template=section.chat_template, fewshot_as_multiturn=True)
+    cached.dbdict.close()
+    for name, samples in found["samples"].items():
+        lines = (json.dumps(sample, ensure_ascii=False, default=_as_json) for sample in samples)
+        write_text(stage / SAMPLES / f"{benchmark.key}.{name}.jsonl".replace("/", "_"), "".join(f"{line}\n" for line in lines))
+    kept = json.loads(json.dumps({key: found.get(key) for key in KEPT}, default=_as_json))
+    for config in kept["configs"].values():
+        config.get("metadata", {}).pop("config_source", None)  # a path of this machine
+    settings = section.model_dump(include={"limit", "seed", "chat_template", "batch_tokens"})
+    write_json(_results_file(stage, benchmark), {"benchmark": vars(benchmark), "harness": metadata.version(PACKAGE), **settings, **kept})
+
+
+def _loaded(model: HarnessModel, batch_tokens: int) -> PackedLM:
+    from sparring.evaluation.packed_lm import PackedLM
+
+    tokenizer = load_tokenizer(model.folder)  # its own: the harness changes its pad token
+    if model.template is not None:
+        tokenizer.chat_template = model.template
+    weights = load_model(model.folder, model.dtype, model.four_bit).to(make_accelerator().device)
+    return PackedLM(weights, tokenizer, batch_tokens)
+
+
+def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str, Any]:
+    """The tasks with their data, set up as they are asked for. Raises UserError."""
+    try:
+        loaded = manager.load([benchmark.task])
+        for task in loaded["tasks"].values():
+            _set_shots(benchmark, task)
+            task.set_fewshot_seed(seed)
+    except OSError as error:  # the data sets library raises nothing else where a file or the Hub is out of reach
+        raise UserError(
+            f"the data of this task cannot be reached: {first_line(error)}",
+            where=benchmark.task,
+            remedy="check the network and the paths in data_files (which are taken from the current folder); "
+            "docs/evaluation.md shows tasks whose data are local files",
+        ) from error
+    except TASK_ERRORS as error:
+        raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
+    _check_metric(benchmark, list(loaded["tasks"].values()))
+    return loaded
+
+
+def _set_shots(benchmark: Benchmark, task: Any) -> None:
+    """As the harness's own command does it: a task that has 0 of its own keeps them."""
+    own = task.config.num_fewshot
+    shots = 0 if own == 0 else benchmark.shots if benchmark.shots is not None else own or 0
+    task.set_config("num_fewshot", shots)
+    if not shots:
+        return
+    splits = task.fewshot_cfg.split, task.config.test_split
+    there = len(list(task.fewshot_docs() or ())) - (splits[0] == splits[1] is not None)  # an item is no shot before itself
+    if there < shots:
+        raise UserError(
+            f"{shots} shots are asked for, and the task has {there} items to draw them from",
+            where=benchmark.task,
+            remedy=f"ask for fewer, as {benchmark.task}@{there}",
+        )
+    if splits[0] is None and not (task.has_training_docs() or task.has_validation_docs() or task.fewshot_cfg.samples):
+        log.warning(f"{benchmark.task}: shots come from the items that are asked, the answer among them; its file needs a fewshot_split")
+
+
+def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
+    """Before the work is done, as far as a task says which metrics it has."""
+    if benchmark.metric is None or any(callable(task.config.process_results) for task in tasks):
+        return
+    names = {
+        _named(entry["metric"] if isinstance(entry["metric"], str) else entry["metric"].__name__, filters["name"])
+        for task in tasks
+        for entry in task.config.metric_list or ()
+        for filters in task.config.filter_list or [{"name": "none"}]
+    }
+    if benchmark.metric not in names:
+        raise _no_metric(benchmark, names)
+
+
+def _no_metric(benchmark: Benchmark, names: Any) -> UserError:
+    guess = nearest(benchmark.metric or "", names)
+    what = f"the metric {benchmark.metric!r} is not defined for this task" + (f"; did you mean {guess}?" if guess else "")
+    return UserError(what, where=benchmark.task, remedy=f"it has {', '.join(sorted(names))}")
+
+
+def _scores(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
+    """(name, score) of every metric of the task itself; of all its tasks where it is a tag or a group without a sum."""
+    results = found["results"]
+    names = [benchmark.task] if any("," in column for column in results.get(benchmark.task, ())) else list(results)
+    for name in names:
+        key = benchmark.key if name == benchmark.task else Benchmark(name, benchmark.shots).key
+        n = sum(found["n-samples"][leaf]["effective"] for leaf in _leaves(name, found.get("group_subtasks") or {}))
+        for column, value in results[name].items():
+            metric, comma, filter_name = column.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            error = results[name].get(f"{metric}_stderr,{filter_name}")
+            higher = (found["higher_is_better"].get(name) or {}).get(metric)
+            stderr = float(error) if isinstance(error, (int, float)) else None
+            yield f"{key}/{_named(metric, filter_name)}", Score(value=float(value), n=n, stderr=stderr, higher_is_better=higher)
+
+
+def _leaves(name: str, subtasks: Mapping[str, Sequence[str]]) -> list[str]:
+    below = subtasks.get(name)
+    return [leaf for child in below for leaf in _leaves(child, subtasks)] if below else [name]
+
+
+def _named(metric: str, filter_name: str) -> str:
+    """The harness writes `acc,none` where no filter is applied."""
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def _results_file(stage: Path, benchmark: Benchmark) -> Path:
+    return stage / RESULTS / f"{benchmark.key}.json"
+
+
+def _as_json(value: Any) -> Any:
+    """NumPy numbers as numbers; what a task's file defines in Python by its name."""
+    return value.item() if hasattr(value, "item") else getattr(value, "__name__", str(value))
+
+
+# -- tasks by name
+
+
+@functools.cache
+def _manager(folders: tuple[str, ...], with_defaults: bool) -> TaskManager:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=list(folders), include_defaults=with_defaults)
+
+
+def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> TaskManager:
+    """What knows all of the tasks. The harness's own 14,000 take it seconds to read, and are left out where they are not needed."""
+    for folder in folders:
+        if not any(Path(folder).expanduser().rglob("*.yaml")):
+            what = "no folder with task files (*.yaml)"
+            raise UserError(what, where=f"{FOLDERS_OPTION}: {folder}", remedy="docs/evaluation.md shows one")
+    folders = tuple(str(Path(folder).expanduser()) for folder in folders)
+    names = [benchmark.task for benchmark in benchmarks]
+    if folders and all(_is_whole((own := _manager(folders, False)).task_index, name) for name in names):
+        return own
+    everything = _manager(folders, True)
+    for name in names:
+        if name not in everything.task_index:
+            guess = nearest(name, everything.all_tasks)
+            raise UserError(
+                f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""),
+                where=TASKS_OPTION,
+                remedy="`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own",
+            )
+    return everything
+
+
+def _is_whole(index: Mapping[str, Any], name: str) -> bool:
+    """Whether a task, or a group with all that it names, is known here."""
+    if name not in index:
+        return False
+    members = (index[name].cfg or {}).get("task")
+    return not isinstance(members, list) or all(isinstance(member, dict) or _is_whole(index, member) for member in members)
+
+
+def _local_files(section: BenchmarksSection) -> dict[str, str]:
+    """Content hashes of the task files in the section's folders, and of the files that the chosen tasks among them name as data."""
+    if not section.task_folders:
+        return {}
+    folders = tuple(str(Path(folder).expanduser()) for folder in section.task_folders)
+    files = [path for folder in folders for path in Path(folder).rglob("*") if path.is_file() and path.suffix in (".yaml", ".py")]
+    known = _manager(folders, False).task_index
+    configs = [config for benchmark in chosen(section) if benchmark.task in known for config in _configs(known[benchmark.task].cfg or {})]
+    data = [path for config in configs for path in _data_files((config.get("dataset_kwargs") or {}).get("data_files"))]
+    return {"tasks": digest(sorted(map(file_hash, files))), "data": digest([file_hash(path) for path in data])}
+
+
+def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """A task's own, or a group's with those of the tasks that stand in it."""
+    yield config
+    if isinstance(members := config.get("task"), list):
+        yield from (member for member in members if isinstance(member, dict))
+
+
+def _data_files(value: Any) -> list[Path]:
+    """The files behind a `data_files`: a path or pattern, or a list or mapping of them."""
+    if isinstance(value, Mapping):
+        return [path for part in value.values() for path in _data_files(part)]
+    if isinstance(value, list):
+        return [path for part in value for path in _data_files(part)]
+    if not isinstance(value, str) or "://" in value:
+        return []
+    pattern = Path(value)
+    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
+    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())

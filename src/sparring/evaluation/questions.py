@@ -1,0 +1,104 @@
+"""Questions of several turns for a judge, in the shape of MT-Bench (FastChat's JSON lines): from a file or a Hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import DataSection
+from sparring.data.sources import hub_dataset, local_file, read_rows
+from sparring.errors import UserError
+
+OPTION, REFERENCES_OPTION = "--questions", "--references"
+# temperature of the answers by category, as MT-Bench has them (FastChat, llm_judge/common.py); 0.7 for the rest
+TEMPERATURES = {"extraction": 0.0, "math": 0.0, "coding": 0.0, "reasoning": 0.0, "stem": 0.1, "humanities": 0.1, "writing": 0.7}
+OTHER_TEMPERATURE = 0.7
+ID_COLUMNS = ("question_id", "prompt_id", "id")
+TURN_COLUMNS = ("turns", "prompt", "prompts")
+
+
+@dataclass(frozen=True)
+class Question:
+    """The user's turns, and for some questions an answer to each that the judge may compare with."""
+
+    id: str
+    category: str
+    turns: tuple[str, ...]
+    references: tuple[str, ...] = ()
+
+    @property
+    def temperature(self) -> float:
+        return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
+
+
+def read_questions(path: str, references: str | None = None, limit: int | None = None) -> list[Question]:
+    """All questions, or the first `limit` of every category. Raises UserError naming the row that is none."""
+    answers = {} if references is None else _references(references)
+    found = [_question(row, where, answers) for where, row in _rows(path, OPTION)]
+    if not found:
+        raise UserError("holds no question", where=f"{OPTION} {path}")
+    doubled = next((one.id for place, one in enumerate(found) if one.id in {other.id for other in found[:place]}), None)
+    if doubled is not None:
+        raise UserError(f"two questions have the id {doubled!r}", where=f"{OPTION} {path}")
+    unknown = sorted(answers.keys() - {question.id for question in found})
+    if len(unknown) == len(answers) and answers:
+        raise UserError(f"none of its {len(answers)} ids is a question's", where=f"{REFERENCES_OPTION} {references}")
+    return found if limit is None else _first_of_categories(found, limit)
+
+
+def _first_of_categories(questions: Sequence[Question], limit: int) -> list[Question]:
+    counts: dict[str, int] = {}
+    kept = []
+    for question in questions:
+        counts[question.category] = counts.get(question.category, 0) + 1
+        if counts[question.category] <= limit:
+            kept.append(question)
+    return kept
+
+
+def _rows(path: str, option: str) -> list[tuple[str, Mapping[str, Any]]]:
+    try:
+        section = DataSection(path=path)
+        if local_file(section) is not None:
+            return [(where, row) for where, row in read_rows(section, 0).items]
+        dataset, source = hub_dataset(section)
+    except UserError as error:
+        raise UserError(error.what, where=f"{option} {path}", remedy="give a .jsonl file in FastChat's shape, or a Hub id") from error
+    return [(f"{source}, row {number}", row) for number, row in enumerate(dataset, 1)]
+
+
+def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence[str]]) -> Question:
+    id_ = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
+    turns = next((row[name] for name in TURN_COLUMNS if row.get(name)), None)
+    if id_ is None or not _is_texts(turns):
+        raise UserError(
+            "this is no question: it needs an id (question_id) and turns, a list of texts",
+            where=where,
+            remedy='for example {"question_id": 1, "category": "writing", "turns": ["Write a poem.", "Make it rhyme."]}',
+        )
+    own = row.get("reference")
+    references = answers.get(id_) or (own if _is_texts(own) else ())
+    return Question(id_, str(row.get("category") or "other"), tuple(turns), tuple(references[: len(turns)]))
+
+
+def _references(path: str) -> dict[str, list[str]]:
+    """question id -> reference answers, in FastChat's shape of answers: `choices[0].turns`."""
+    found = {}
+    for where, row in _rows(path, REFERENCES_OPTION):
+        choices = row.get("choices")
+        turns = choices[0].get("turns") if isinstance(choices, Sequence) and choices and isinstance(choices[0], Mapping) else None
+        if row.get("question_id") is None or not _is_texts(turns):
+            raise UserError("this is no reference: it needs question_id and choices[0].turns", where=f"{REFERENCES_OPTION}: {where}")
+        found[str(row["question_id"])] = list(turns)
+    return found
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(isinstance(text, str) for text in value)
+
+
+def short_name(path: str) -> str:
+    """Names the folder of what was asked."""
+    return Path(path).stem

@@ -1,0 +1,142 @@
+"""`sparring judge`: players of a run, or a model, answer questions of several turns, and a judge grades or compares the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sparring.config import ServerSection
+from sparring.console import log, log_file
+from sparring.evaluation.judge import Judge
+from sparring.evaluation.judge_prompts import VERSION
+from sparring.evaluation.metrics import Score
+from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
+from sparring.evaluation.questions import Question, read_questions, short_name
+from sparring.opponent.engines import Sampler
+from sparring.policy.compute import release_memory
+from sparring.policy.load import model_facts
+from sparring.report.tables import print_scores
+from sparring.rundir import RunDir, StageRecord, digest, read_json, write_json
+from sparring.subjects import LOG, Subject, default_out, find_subjects, is_run, remade_stage, slug
+
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked and how. `judge.model` names the judge; max_new_tokens: of an answer."""
+
+    questions: str
+    references: str | None
+    judge: ServerSection
+    max_new_tokens: int
+    seed: int
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """player -> its scores; what the judge cost, by player; the folder with everything."""
+
+    scores: dict[str, dict[str, Score]]
+    facts: dict[str, dict[str, Any]]
+    folder: Path
+
+
+def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Judged:
+    """Grade the answers of players of the run `target`, or of the model of that name; with `against` compare them with those of another
+    player of the run, or another model. What is finished with equal inputs is kept. Raises UserError."""
+    questions = read_questions(asked.questions, asked.references, asked.limit)
+    out = out or default_out(target)
+    run, judging = RunDir(out), Judge(asked.judge)
+    try:
+        with run.lock(), log_file(out / LOG):
+            subjects = find_subjects(target, wanted, out)
+            other = None if against is None else _other(target, against, out)
+            rivals = [subject for subject in subjects if other is None or subject.hash != other.hash]
+            answers = {subject: _answers(run, asked, questions, subject) for subject in [*rivals, *([other] if other else [])]}
+            stages = {s: _judged(run, asked, questions, judging, s, answers, other) for s in rivals}
+            return _result(out, asked, stages)
+    finally:
+        judging.close()
+
+
+def _other(target: str, against: str, out: Path) -> Subject:
+    """Another player of the same run, or a model or the best player of another run, under a name of its own."""
+    if is_run(target) and not Path(against).exists() and "/" not in against:
+        return find_subjects(target, [against], out)[0]
+    found = find_subjects(against, ["best"] if is_run(against) else [], out / slug([against]))[0]
+    return replace(found, name=slug([Path(against).name]))
+
+
+def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: Subject) -> StageRecord:
+    sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": asked.max_new_tokens, "top_p": 1.0})
+    recipe = subject.recipe.model_copy(update={"sampling": sampling})
+    inputs = {
+        "questions": digest([[question.id, question.category, question.turns] for question in questions]),
+        "model": subject.hash,
+        "chat": subject.chat.template,
+        "dtype": recipe.sampling_dtype,
+        "engine": sampling.engine,
+        "max_new_tokens": asked.max_new_tokens,
+        "seed": asked.seed,
+    }
+
+    def work(stage: Path) -> dict[str, Any]:
+        with Sampler(recipe, subject.chat, subject.folder) as sampler:
+            answer_questions(stage, questions, sampler, asked.seed, model_facts(subject.folder)[0])
+        return {"questions": len(questions)}
+
+    log.info(f"{subject.title}: answers to {len(questions)} questions")
+    record = remade_stage(run, f"{subject.name}/{slug([short_name(asked.questions)])}/answers", inputs, work)
+    release_memory()
+    return record
+
+
+def _judged(
+    run: RunDir,
+    asked: Asked,
+    questions: Sequence[Question],
+    judging: Judge,
+    subject: Subject,
+    answers: dict[Subject, StageRecord],
+    other: Subject | None,
+) -> StageRecord:
+    ours = read_answers(answers[subject].path, questions)
+
+    def work(stage: Path) -> dict[str, Any]:
+        if other is None:
+            scores, facts = grade(stage, judging, questions, ours)
+        else:
+            scores, facts = compare(stage, judging, questions, ours, read_answers(answers[other].path, questions))
+        write_json(stage / SCORES, scores)
+        return facts
+
+    inputs = {
+        "answers": answers[subject].digest,
+        "against": answers[other].digest if other else None,
+        "references": digest([question.references for question in questions]),
+        "judge": asked.judge.model,
+        "wording": VERSION,
+    }
+    kind = "grades" if other is None else f"against-{other.name}"
+    name = f"{subject.name}/{slug([short_name(asked.questions)])}/{kind}-{slug([asked.judge.model or ''])}"
+    return remade_stage(run, name, inputs, work)
+
+
+def _result(out: Path, asked: Asked, stages: dict[Subject, StageRecord]) -> Judged:
+    scores = {subject.title: read_json(stage.path / SCORES) for subject, stage in stages.items()}
+    return Judged(scores, {subject.title: stage.facts for subject, stage in stages.items()}, out)
+
+
+def print_judged(found: Judged, asked: Asked, against: str | None, console: Console) -> None:
+    kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
+    print_scores(f"{kind}, by {asked.judge.model} (+- standard error)", found.scores, console)
+    for title, facts in found.facts.items():
+        tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens"
+        console.print(f"{title}: {facts['judgments']} judgments, {facts['unreadable']} of them unreadable, {tokens} of the judge")
+    console.print(f"Answers, judgments and scores: {found.folder}")

@@ -1,0 +1,90 @@
+"""Who `sparring evaluate` and `sparring judge` are about: players of a run, or a model by itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import ModelSection, Recipe, load_recipe
+from sparring.console import log
+from sparring.data.chat import Chat
+from sparring.players import Players
+from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
+from sparring.rundir import RunDir, StageRecord, digest
+
+MODEL = "model"
+LOG = "evaluate.log"
+MOST_LETTERS = 60
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A player, or a model by itself: its folder, its content hash, the chat that it speaks, and the recipe that it plays by."""
+
+    name: str
+    folder: Path
+    hash: str
+    chat: Chat
+    recipe: Recipe
+
+    @property
+    def title(self) -> str:
+        return f"iteration {self.name}" if self.name.isdigit() else self.name
+
+
+def find_subjects(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
+    """The wanted players of a run (the baseline and the best when none are named), or the model that `target` names otherwise.
+
+    A model that is no folder of safetensors is written to `out` first. Raises UserError for who is not there.
+    """
+    if is_run(target):
+        return _players(Path(target), wanted)
+    return [_model(target, out)]
+
+
+def is_run(target: str) -> bool:
+    return (Path(target) / "recipe.yaml").is_file()
+
+
+def default_out(target: str) -> Path:
+    """Within a run; beside the caller for a model by itself."""
+    return Path(target) / "evaluations" if is_run(target) else Path("evaluations") / slug([Path(target).name or target])
+
+
+def slug(parts: Sequence[str]) -> str:
+    """A name for a folder, made of words that may hold anything; a long one is cut and told apart by a hash."""
+    name = re.sub(r"[^A-Za-z0-9@_.-]+", "_", "+".join(parts))
+    return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}-{digest(list(parts))[:8]}"
+
+
+def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+    """A stage of a folder of evaluations: finished with equal inputs it is skipped, with others made anew."""
+    if changes := run.remove_changed(name, inputs):
+        log.info(f"{name} is made anew: {'; '.join(changes)}")
+    return run.stage(name, inputs, work)
+
+
+def _players(root: Path, wanted: Sequence[str]) -> list[Subject]:
+    players = Players(root)
+    has_best = players.summary is not None and players.summary["best"] is not None
+    names = wanted or ["baseline", *(["best"] if has_best else [])]
+    found = dict.fromkeys(players.find(name) for name in names)
+    chat = players.chat()
+    folders = {player: players.folder(player) for player in found}
+    return [Subject(player.name, folder, weights_hash(folder), chat, players.recipe) for player, folder in folders.items()]
+
+
+def _model(target: str, out: Path) -> Subject:
+    source = find_model(ModelSection(path=target), seed=0)
+    folder = source.folder
+    if folder is None:
+        stage = RunDir(out).stage("base", {"model": source.fingerprint}, lambda stage: source.make(stage / "model") or {})
+        folder = stage.path / "model"
+    # of the recipe only the model, the number format and what samples are read
+    played = {"data": {"path": "builtin:tasks"}, "train": {"precision": "fp32"}}
+    recipe = load_recipe({"run_dir": str(out), "model": {"path": target}, **played})
+    chat = Chat(load_tokenizer(folder), None, model_facts(folder)[1])
+    return Subject(MODEL, folder, weights_hash(folder), chat, recipe)

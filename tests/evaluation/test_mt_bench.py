@@ -1,0 +1,238 @@
+"""Judgments: kept, read, counted, and never paid for twice, whatever the endpoint does. The judge is a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from judging import QUESTIONS, JudgeServer, write_questions
+from loopback import Fault
+
+from sparring.config import ServerSection
+from sparring.errors import UserError
+from sparring.evaluation.judge import FILE, Judge
+from sparring.evaluation.mt_bench import compare, grade
+from sparring.evaluation.questions import read_questions
+from sparring.opponent import endpoints
+
+KEY = "sk-very-secret-0123456789"
+ANSWERS = {"1": ["a", "b"], "2": ["2", "4"], "3": ["6", "sure"]}
+OTHERS = {"1": ["x", "y"], "2": ["3", "5"], "3": ["7", "no"]}
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "FIRST_WAIT", 0.02)
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    started = JudgeServer()
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Any:
+    return read_questions(str(write_questions(tmp_path)))
+
+
+def judge(server: JudgeServer, **changes: Any) -> Judge:
+    return Judge(ServerSection(**{"urls": (server.url,), "model": "judge", "retries": 2, "timeout_seconds": 5.0, **changes}))
+
+
+def graded(server: JudgeServer, folder: Path, questions: Any, **changes: Any) -> Any:
+    asking = judge(server, **changes)
+    try:
+        return grade(folder, asking, questions, ANSWERS)
+    finally:
+        asking.close()
+
+
+def judgments(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / FILE).read_text().splitlines()]
+
+
+def by_turn(text: str) -> str:
+    return "Score: 4" if "second user turn" in text else "Score: 8"
+
+
+def test_grades_by_turn_and_category(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    server.says = lambda text: "Score: 1" if "1+1?" in text else by_turn(text)
+    scores, facts = graded(server, tmp_path, questions)
+    assert scores["grade/turn-1"]["value"] == pytest.approx((8 + 1 + 8) / 3) and scores["grade/turn-2"]["value"] == pytest.approx(3)
+    assert scores["grade/writing"] == {"value": 6.0, "n": 1, "stderr": None, "higher_is_better": True}
+    assert scores["grade/math"]["value"] == pytest.approx(3.5) and scores["grade"]["n"] == 3
+    assert scores["grade"]["value"] == pytest.approx((6 + 1 + 6) / 3)
+    kept = judgments(tmp_path)
+    assert sorted(one["key"] for one in kept) == ["1/1", "1/2", "2/1", "2/2", "3/1", "3/2"]
+    assert facts["judgments"] == 6 and facts["unreadable"] == 0 and facts["judge_completion_tokens"] == 30
+    assert facts["judge_prompt_tokens"] == sum(len(body["messages"][-1]["content"]) for body in server.bodies)
+
+
+def test_references_reach_the_judge(server: JudgeServer, tmp_path: Path) -> None:
+    references = tmp_path / "references.jsonl"
+    references.write_text(json.dumps({"question_id": 2, "choices": [{"turns": ["it is two", "it is four"]}]}) + "\n")
+    graded(server, tmp_path, read_questions(str(write_questions(tmp_path)), str(references)))
+    texts = [body["messages"][-1]["content"] for body in server.bodies]
+    assert sum("it is two" in text for text in texts) == 1 and sum("it is four" in text for text in texts) == 1
+
+
+def test_bad_replies_are_asked_for_again(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """A second request shows the first reply and the form; what stays unreadable is kept, counted and left out of the means."""
+    server.says = lambda text: "I cannot" if "3+3?" in text or "has not the form" in text else "Score: 6"
+    scores, facts = graded(server, tmp_path, questions)
+    assert facts["unreadable"] == 2 and facts["judge_replies"] == 4 + 2 * 3
+    assert scores["grade"]["n"] == 2 and scores["grade"]["value"] == 6
+    assert [one["value"] for one in judgments(tmp_path) if one["key"] == "3/1"] == [None]
+    again = [body["messages"] for body in server.bodies if len(body["messages"]) == 4]
+    assert again[0][2] == {"role": "assistant", "content": "I cannot"} and "Score: N" in again[0][3]["content"]
+
+
+@pytest.mark.parametrize("answer", [{"score": 9}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, [], "Score: 9"])
+def test_what_has_not_the_form_of_a_chat_completion_is_no_grade(
+    server: JudgeServer, tmp_path: Path, questions: Any, answer: Any
+) -> None:
+    server.sends = lambda text: answer
+    with pytest.raises(UserError, match="none of the judge's replies could be read"):
+        graded(server, tmp_path, questions)
+    assert len(judgments(tmp_path)) == 6 and all("no chat completion" in one["replies"][0] for one in judgments(tmp_path))
+    server.sends = None  # mended: they are asked for again
+    assert graded(server, tmp_path, questions)[0]["grade"]["value"] == 7
+
+
+def test_passing_faults(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    faults = {1: Fault(503, "busy"), 2: Fault(200, "<html>"), 3: Fault(cut=True), 4: Fault(429, "slow down", {"Retry-After": "0"})}
+    server.fault = lambda n, body: faults.get(n)
+    assert graded(server, tmp_path, questions, concurrency=1)[0]["grade"]["value"] == 7
+
+
+def test_a_judge_that_refuses(server: JudgeServer, tmp_path: Path, questions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.key = "another"
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    with pytest.raises(UserError, match=r"--judge \(http.*the server refuses /chat/completions: 401") as caught:
+        graded(server, tmp_path, questions, api_key_env="JUDGE_KEY")
+    assert KEY not in str(caught.value) and "JUDGE_KEY" in str(caught.value)
+    server.key = KEY
+    assert graded(server, tmp_path, questions, api_key_env="JUDGE_KEY")[0]["grade"]["value"] == 7
+    assert all(KEY not in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_a_missing_key(server: JudgeServer) -> None:
+    with pytest.raises(UserError, match="--key-env: the environment variable NO_SUCH_KEY is not set"):
+        judge(server, api_key_env="NO_SUCH_KEY")
+
+
+def test_a_judge_that_stalls(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """What was judged before is kept, and only the rest is asked for afterwards."""
+    server.fault = lambda n, body: Fault(seconds=1.0) if "Sure?" in body["messages"][-1]["content"] else None
+    with pytest.raises(UserError, match=r"no answer within 0.2 s.*\n.*the same command goes on"):
+        graded(server, tmp_path, questions, timeout_seconds=0.2, retries=1, concurrency=1)
+    before = {one["key"] for one in judgments(tmp_path)}
+    assert before and "3/2" not in before
+    asked = len(server.bodies)
+    server.fault = lambda n, body: None
+    scores, _ = graded(server, tmp_path, questions)
+    assert scores["grade"]["n"] == 3 and len(server.bodies) - asked == 6 - len(before)
+
+
+def test_a_line_that_a_kill_cut_short(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    graded(server, tmp_path, questions)
+    lines = (tmp_path / FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / FILE).write_bytes(b"".join(lines[:2]) + lines[2][:20])
+    asked = len(server.bodies)
+    assert graded(server, tmp_path, questions)[1]["judgments"] == 6
+    assert len(server.bodies) - asked == 4 and len(judgments(tmp_path)) == 6
+
+
+def test_concurrency_is_bounded(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    meeting = threading.Barrier(2)
+
+    def says(text: str) -> str:
+        meeting.wait(5)  # two at once, no more and no fewer: six of them pass in pairs
+        time.sleep(0.02)
+        return "Score: 7"
+
+    server.says = says
+    graded(server, tmp_path, questions, concurrency=2)
+    assert server.busiest == 2
+
+
+def compared(server: JudgeServer, folder: Path, questions: Any) -> Any:
+    asking = judge(server)
+    try:
+        return compare(folder, asking, questions, ANSWERS, OTHERS)
+    finally:
+        asking.close()
+
+
+def side_of(text: str, answers: dict[str, list[str]]) -> str:
+    """Which side shows these answers."""
+    a = re.search(r"assistant A, turn 1\n(.*)\n", text)[1]
+    return "A" if a in {turns[0] for turns in answers.values()} else "B"
+
+
+def test_a_player_that_always_wins(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    server.says = lambda text: f"Verdict: {side_of(text, ANSWERS)}"
+    scores, facts = compared(server, tmp_path, questions)
+    assert scores["win_rate"]["value"] == 1 and scores["same_in_both_orders"]["value"] == 1 and scores["ties"]["value"] == 0
+    assert facts["judgments"] == 12 and len({one["key"] for one in judgments(tmp_path)}) == 12
+
+
+def test_a_judge_that_goes_by_the_order_finds_ties(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    server.says = lambda text: "Verdict: A"
+    scores, _ = compared(server, tmp_path, questions)
+    assert scores["win_rate"]["value"] == 0.5 and scores["ties"]["value"] == 1 and scores["same_in_both_orders"]["value"] == 0
+
+
+def test_wins_losses_and_ties(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """Question 1 is won, of question 2 the first turn is lost and the second a tie, question 3 cannot be read."""
+
+    def says(text: str) -> str:
+        if "3+3?" in text or "has not the form" in text:
+            return "?"
+        mine, other = side_of(text, ANSWERS), side_of(text, OTHERS)
+        if "Say a." in text:
+            return f"Verdict: {mine}"
+        return "Verdict: tie" if "second user turn" in text else f"Verdict: {other}"
+
+    server.says = says
+    scores, facts = compared(server, tmp_path, questions)
+    assert scores["win_rate/writing"]["value"] == 1 and scores["win_rate/math"]["value"] == 0.25
+    assert scores["win_rate"] == {"value": 0.625, "n": 2, "stderr": pytest.approx(0.375), "higher_is_better": True}
+    assert scores["ties"]["value"] == 0.25 and facts["unreadable"] == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "--questions"),
+        ([{"question_id": 1, "turns": []}], "this is no question: it needs an id"),
+        ([{"turns": ["a"]}], "this is no question"),
+        ([{"question_id": 1, "turns": "a"}], "this is no question"),
+        ([QUESTIONS[0], QUESTIONS[0]], "two questions have the id '1'"),
+    ],
+)
+def test_no_questions(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_questions(str(write_questions(tmp_path, rows)))
+
+
+def test_questions_of_the_hub_shape_and_limits(tmp_path: Path) -> None:
+    rows = [{"prompt_id": n, "category": "ab"[n % 2], "prompt": ["x", "y"], "reference": ["X", "Y"] if n else []} for n in range(5)]
+    found = read_questions(str(write_questions(tmp_path, rows)), limit=2)
+    assert [question.id for question in found] == ["0", "1", "2", "3"]
+    assert found[0].references == () and found[1].references == ("X", "Y") and found[1].turns == ("x", "y")
+
+
+def test_references_of_other_questions(tmp_path: Path) -> None:
+    references = tmp_path / "references.jsonl"
+    references.write_text(json.dumps({"question_id": 9, "choices": [{"turns": ["z"]}]}) + "\n")
+    with pytest.raises(UserError, match="none of its 1 ids is a question's"):
+        read_questions(str(write_questions(tmp_path)), str(references))

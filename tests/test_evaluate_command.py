@@ -1,0 +1,190 @@
+"""`sparring evaluate`, `sparring judge` and the recipe's benchmarks, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Game
+from judging import JudgeServer, write_questions
+from zygote import Sabotage, Zygote
+
+CHOICE = {
+    "task": "letters",
+    "dataset_path": "json",
+    "dataset_kwargs": {"data_files": {"test": "choices.jsonl"}},  # from the folder where the command is started
+    "test_split": "test",
+    "output_type": "multiple_choice",
+    "doc_to_text": "{{query}}",
+    "doc_to_choice": "choices",
+    "doc_to_target": "gold",
+    "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    "metadata": {"version": 1.0},
+}
+EVALUATE = ["--task", "letters", "--task-folder", "tasks"]
+BENCHMARKS = "evaluate.benchmarks={tasks: [letters], task_folders: [tasks], limit: 5}"
+
+
+def needs_harness() -> None:
+    pytest.importorskip("lm_eval", reason="needs sparring[eval]: pip install lm_eval")
+
+
+@pytest.fixture
+def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
+    """A finished game that may be changed, with a task beside it."""
+    game = Game(tmp_path / "game", zygote, {})
+    shutil.copytree(played.root, game.root, symlinks=True)
+    (game.folder / "tasks").mkdir()
+    (game.folder / "tasks" / "letters.yaml").write_text(yaml.safe_dump(CHOICE))
+    rows = [{"query": f"say {chr(97 + n)}", "choices": ["a", "b", "cd"], "gold": n % 3} for n in range(8)]
+    (game.folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return game
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    started = JudgeServer()
+    yield started
+    started.close()
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def judge(game: Game, server: JudgeServer, *more: str, target: str = "run") -> Any:
+    questions = str(write_questions(game.folder))
+    given = ["--judge", server.url, "--judge-model", "judge", "--questions", questions, "--max-new-tokens", "3"]
+    return game.command("judge", target, *given, *more)
+
+
+def test_evaluates_the_baseline_and_the_best(copy: Game) -> None:
+    """Finished results are kept; other settings make them anew, and the run itself is never touched."""
+    needs_harness()
+    before = copy.state()
+    result = copy.command("evaluate", "run", *EVALUATE)
+    assert result.code == 0, result.err
+    best = copy.json("summary.json")["best"]["iteration"]
+    assert "Chat template not applied, all items, lm-evaluation-harness 0.4.13." in result.out
+    assert "baseline" in result.out and f"iteration {best}" in result.out
+    stage = copy.root / "evaluations" / "baseline" / "letters"
+    scores = read(stage / "scores.json")
+    assert scores["letters/acc"]["n"] == 8 and read(copy.root / "evaluations" / "letters.json")["baseline"] == scores
+    again = copy.command("evaluate", "run", *EVALUATE)
+    assert again.out == result.out and "benchmarks: letters" in result.err and "benchmarks: letters" not in again.err
+    other = copy.command("evaluate", "run", *EVALUATE, "--chat-template", "--limit", "4", "--player", "baseline")
+    assert "Chat template applied, the first 4 items" in other.out and "is made anew: " in other.err
+    assert read(stage / "scores.json")["letters/acc"]["n"] == 4
+    assert {name: was for name, was in copy.state().items() if not name.startswith("evaluations/")} == before
+
+
+def test_evaluates_a_model_by_itself(copy: Game) -> None:
+    needs_harness()
+    result = copy.command("evaluate", "builtin:tiny", *EVALUATE, "--out", "results")
+    assert result.code == 0, result.err
+    folder = copy.command("evaluate", "results/base/model", *EVALUATE)
+    assert folder.code == 0, folder.err
+    assert read(copy.folder / "results/letters.json") == read(copy.folder / "evaluations/model/letters.json")
+
+
+def test_benchmarks_in_a_recipe(copy: Game) -> None:
+    """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
+    needs_harness()
+    before = copy.state()
+    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages:run_benchmarks", nth=3)])
+    assert killed.code == -9, killed.err
+    result = copy.run(BENCHMARKS)
+    assert result.code == 0, result.err
+    assert "Chat template not applied, the first 5 items" in result.out and "letters/acc" in result.out
+    summary = copy.json("summary.json")
+    everybody = [summary["baseline"], *summary["iterations"], *summary["controls"]]
+    assert len(everybody) == 4 and all(entry["scores"]["letters/acc"]["n"] == 5 for entry in everybody)
+    assert {name: was for name, was in copy.state().items() if "/benchmarks/" not in name} == before
+    assert copy.run(BENCHMARKS).out == result.out
+    without = copy.run()
+    assert without.code == 0 and "letters" not in without.out and "letters/acc" not in copy.json("summary.json")["baseline"]["scores"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([], "--suite, --task, --task-folder, --seed: names neither suites nor tasks"),
+        (["--suite", "papers-extra"], "no suite named 'papers-extra'; did you mean paper-extra?"),
+        (["--task", "a b"], "'a b' names no task"),
+        (["--task", "letters", "--task-folder", "nowhere"], "no folder with task files (*.yaml)"),
+        (["--task", "letters", "--task-folder", "tasks", "--player", "7"], "this run has no player '7'"),
+        (["--task", "letters:acc_norm", "--task-folder", "tasks"], "letters: the metric 'acc_norm' is not defined for this task"),
+    ],
+)
+def test_bad_input(copy: Game, given: list[str], message: str) -> None:
+    needs_harness()
+    result = copy.command("evaluate", "run", *given)
+    assert result.code == 2 and message in result.err and "Traceback" not in result.err
+
+
+def test_judges_players(copy: Game, server: JudgeServer) -> None:
+    """Answers in two turns by the run's engine; a second call asks nobody; another judge keeps the answers."""
+    result = judge(copy, server)
+    assert result.code == 0, result.err
+    best = copy.json("summary.json")["best"]["iteration"]
+    assert "Grades from 1 to 10, by judge" in result.out and "7.000" in result.out
+    assert "baseline: 6 judgments, 0 of them unreadable" in result.out and len(server.bodies) == 12
+    folder = copy.root / "evaluations" / "baseline" / "questions"
+    first = read(folder / "answers" / "turn-1-math.json")
+    assert set(first) == {"2", "3"} and f"iteration {best}: 6 judgments" in result.out
+    texts = [body["messages"][-1]["content"] for body in server.bodies]
+    assert any(first["2"] in text and "second user turn" in text for text in texts)
+    assert len((folder / "grades-judge" / "judgments.jsonl").read_text().splitlines()) == 6
+    assert judge(copy, server).out == result.out and len(server.bodies) == 12
+    server.models["other"] = None
+    written = (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns
+    assert judge(copy, server, "--judge-model", "other", "--player", "baseline").code == 0
+    assert len(server.bodies) == 18 and (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns == written
+
+
+def test_compares_players(copy: Game, server: JudgeServer) -> None:
+    """The rival itself is not judged against itself."""
+    server.says = lambda text: "Verdict: A"
+    result = judge(copy, server, "--against", "baseline", "--player", "0", "--player", "baseline")
+    assert result.code == 0, result.err
+    assert "Win rate against baseline, a tie counts half" in result.out and "0.500" in result.out
+    assert len(server.bodies) == 12
+    against_model = judge(copy, server, "--against", "../game/run/sft/model", "--player", "1")
+    assert against_model.code == 0 and len(server.bodies) == 24, against_model.err
+
+
+def test_a_killed_judging_goes_on(copy: Game, server: JudgeServer) -> None:
+    sabotage = Sabotage("sparring.evaluation.judge:_append", nth=4, when="after")
+    questions = str(write_questions(copy.folder))
+    given = ["--judge", server.url, "--judge-model", "judge", "--questions", questions, "--player", "baseline", "--max-new-tokens", "3"]
+    assert copy.command("judge", "run", *given, "--concurrency", "1", sabotage=[sabotage]).code == -9
+    asked = len(server.bodies)
+    assert copy.command("judge", "run", *given).code == 0
+    assert len(server.bodies) - asked == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--key-env", "NO_SUCH_KEY"], "--key-env: the environment variable NO_SUCH_KEY is not set"),
+        (["--judge", "localhost:1"], "--judge: 'localhost:1': not an http or https URL"),
+        (["--concurrency", "0"], "--concurrency: 0: "),
+        (["--max-new-tokens", "600"], "--max-new-tokens: question 1: "),
+        (["--judge-model", "gone"], "the server refuses /chat/completions: 404"),
+        (["--against", "7"], "this run has no player '7'"),
+    ],
+)
+def test_bad_input_of_a_judge(copy: Game, server: JudgeServer, given: list[str], message: str) -> None:
+    result = judge(copy, server, *given)
+    assert result.code == 2 and message in result.err and "Traceback" not in result.err
+
+
+def test_a_judge_that_is_not_there(copy: Game, server: JudgeServer) -> None:
+    server.close()
+    result = judge(copy, server, "--retries", "0")
+    assert result.code == 2 and "no answer that can be used after 1 attempts" in result.err and "cannot connect" in result.err
