@@ -574,7 +574,7 @@ def test_export_in_the_middle_of_a_game(game: Game) -> None:
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0
-    game.run(sabotage=[Sabotage("sparring.selfplay:continued_sft")])
+    game.run(sabotage=[Sabotage("sparring.selfplay:play_controls")])
     assert game.command("export", "run", "out").code == 0
     assert "The game is not over yet" in (game.folder / "out" / "README.md").read_text()
 

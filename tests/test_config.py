@@ -36,7 +36,9 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
     values = node = recipe_dict()
     *sections, name = key.split(".")
     for section in sections:
-        node = node.setdefault(section, {})
+        node = node.setdefault(section, {"path": "p.jsonl"} if section == "pairs" else {})
+    if key.startswith("baseline.pairs."):
+        values["baseline"]["kind"] = "dpo"
     node[name] = value
     return values
 
@@ -44,7 +46,7 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
 def value_of(recipe: Recipe, key: str) -> Any:
     value: Any = recipe
     for name in key.split("."):
-        value = getattr(value, name)
+        value = value[int(name)] if name.isdigit() else getattr(value, name)
     return value
 
 
@@ -76,7 +78,7 @@ def test_defaults_are_the_papers() -> None:
     recipe = load_recipe(recipe_dict())
     assert (recipe.train.lr, recipe.train.epochs, recipe.train.batch_size, recipe.train.optimizer) == (5e-7, 2.0, 64, "rmsprop")
     assert (recipe.sampling.temperature, recipe.sampling.top_p, recipe.objective.window) == (1.0, 1.0, 2)
-    assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.baseline) == ("logistic", 1.0, None, None)
+    assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.baseline) == ("logistic", 1.0, None, ())
     assert recipe.objective.nll_weight == 0.0 and not recipe.objective.learns_from_identical(0)
 
 
@@ -158,9 +160,42 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert load_recipe(path) == load_recipe(str(path)) == load_recipe({"run_dir": "runs/x", "model": {"path": "m"}, "data": {"path": "d"}})
 
 
-@pytest.mark.parametrize("baseline", ["continued-sft", {}, {"kind": "continued-sft"}])
+@pytest.mark.parametrize("baseline", ["continued-sft", {}, {"kind": "continued-sft"}, ["continued-sft"], [{}]])
 def test_baseline_shorthand(baseline: Any) -> None:
     assert load_recipe(recipe_dict(baseline=baseline)).baseline == load_recipe(recipe_dict(baseline={"lr": None})).baseline
+
+
+DPO = {"kind": "dpo", "pairs": "p.jsonl"}
+
+
+def test_several_controls() -> None:
+    recipe = load_recipe(recipe_dict(baseline=["continued-sft", {"name": "one-epoch", "epochs": 1}, DPO, {**DPO, "start": "best"}]))
+    assert [control.folder for control in recipe.baseline] == ["continued-sft", "one-epoch", "dpo", "spin-dpo"]
+    assert [control.title for control in recipe.baseline] == ["continued SFT", "one-epoch", "DPO", "SPIN, then DPO"]
+    assert load_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"baseline": ["continued-sft", {}]}, "two controls are called continued-sft; give each a name"),
+        ({"baseline": {"kind": "dpo"}}, "baseline.pairs: null: dpo needs labelled pairs; set pairs to a file or a Hub id"),
+        ({"baseline": {"pairs": "p.jsonl"}}, "has no effect on continued-sft"),
+        ({"baseline": {"start": "best"}}, "baseline.start: 'best': has no effect on continued-sft"),
+        ({"baseline": {"beta": 0.2}}, "baseline.beta: 0.2: has no effect on continued-sft"),
+        ({"baseline": {"name": "sft"}}, "baseline.name: 'sft': a run keeps something else under this name"),
+        ({"baseline": {"name": "../x"}}, "a name has small letters, digits and hyphens"),
+        ({"baseline": ["continued-sft", {**DPO, "epochs": -1}]}, "baseline[1].epochs: -1 is refused; wanted: number above 0"),
+        ({"baseline": ["continued-sft", {**DPO, "epoch": 1}]}, "baseline[1].epoch: unknown key"),
+        ({"baseline": {**DPO, "pairs": {"path": "p", "columns": {"choose": "a"}}}}, "unknown column; did you mean chosen?"),
+        ({"seed": 1, "seeds": [1, 2]}, "seeds: [1, 2]: the game is played once per seed, and seed is 1; set one of the two"),
+        ({"seeds": []}, "seeds: []: must name at least one"),
+        ({"seeds": [1, 1]}, "names one twice"),
+        ({"seeds": [1, -1]}, "seeds[1]: -1 is refused; wanted: whole number at least 0"),
+    ],
+)
+def test_controls_and_seeds_that_are_refused(values: dict[str, Any], problem: str) -> None:
+    assert problem in refusal(recipe_dict(**values))
 
 
 def test_sections_and_recipes_are_taken_as_sources() -> None:
@@ -329,7 +364,7 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"train": {"leaning_rate": 1, "schedul": "linear"}}, "train.schedul: unknown key; did you mean train.schedule?"),
         ({"sft": {"warm_up": 0.1}}, "sft.warm_up: unknown key; did you mean sft.warmup?"),
         ({"baseline": {"batchsize": 1}}, "baseline.batchsize: unknown key; did you mean baseline.batch_size?"),
-        ({"beta": 1}, "beta: unknown key; did you mean objective.beta?"),
+        ({"beta": 1}, "beta: unknown key; did you mean objective.beta or baseline.beta?"),
         ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
         ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
         ({"train.lr": 1}, "train.lr: unknown key; in a recipe, keys of a section stand indented below its name"),
@@ -371,7 +406,7 @@ def test_every_misspelt_key_is_led_back(key: str) -> None:
     values = with_value(f"{section}.{name[:-1]}_".lstrip("."), 1)
     unknown = [line for line in problems(values) if "unknown key" in line]
     assert len(unknown) == 1
-    assert unknown[0].endswith(f"did you mean {key}?") or len(name) < 3
+    assert unknown[0].endswith(f"did you mean {key}?") or len(name) < 3 or key == "seeds"  # "seed_" is as near to seed
 
 
 @pytest.mark.parametrize("key", [key for key, field in FIELDS.items() if not section_of(field.annotation)])
@@ -483,8 +518,10 @@ def test_the_file_is_named_with_its_problems(recipe_file: Any) -> None:
         ("sft={}", "sft.lr", 2e-5),
         ("sft={lr: 1e-5, warmup: 0}", "sft.lr", 1e-5),
         ("sft.lr=1e-5", "sft.lr", 1e-5),
-        ("baseline=continued-sft", "baseline.kind", "continued-sft"),
-        ("baseline.lr=1e-5", "baseline.lr", 1e-5),
+        ("baseline=continued-sft", "baseline.0.kind", "continued-sft"),
+        ("baseline.lr=1e-5", "baseline.0.lr", 1e-5),
+        ("baseline=[continued-sft, {kind: dpo, pairs: p.jsonl}]", "baseline.1.pairs.path", "p.jsonl"),
+        ("seeds=[3, 0]", "seeds", (3, 0)),
         ("data.columns.prompt=question", "data.columns", {"prompt": "question"}),
         ("model.path=a=b", "model.path", "a=b"),
         ("model.path=a: b", "model.path", "a: b"),
@@ -507,8 +544,10 @@ def test_overrides(override: str, key: str, value: Any) -> None:
 @pytest.mark.parametrize("baseline", [None, "continued-sft", {"batch_size": 4}])
 def test_overriding_below_every_form_of_baseline(baseline: Any) -> None:
     recipe = load_recipe(recipe_dict(baseline=baseline), ["baseline.lr=1e-5"])
-    assert (recipe.baseline.kind, recipe.baseline.lr) == ("continued-sft", 1e-5)
-    assert recipe.baseline.batch_size == (4 if isinstance(baseline, dict) else None)
+    (control,) = recipe.baseline
+    assert (control.kind, control.lr) == ("continued-sft", 1e-5)
+    assert control.batch_size == (4 if isinstance(baseline, dict) else None)
+    assert load_recipe(recipe, ["baseline.lr=1e-4"]).baseline[0].lr == 1e-4
 
 
 def test_the_last_override_wins() -> None:
@@ -583,7 +622,10 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
             server=any_section(model=texts, concurrency=counts, timeout_seconds=positive),
         ),
         stop=any_section(confidence=st.floats(0.5, 1, exclude_min=True, exclude_max=True), patience=counts | st.none()),
-        baseline=st.none() | st.just("continued-sft") | any_section(lr=positive | st.none()),
+        baseline=st.none()
+        | st.just("continued-sft")
+        | any_section(lr=positive | st.none(), epochs=positive)
+        | st.just([{}, {"kind": "dpo", "pairs": "p.jsonl", "start": "best"}]),
         showcase=st.lists(texts, max_size=3),
         seed=st.integers(0, 2**32 - 1),
     )
@@ -630,8 +672,13 @@ def test_to_yaml_and_back_gives_the_same_recipe(tmp_path_factory: pytest.TempPat
 
 
 def test_to_yaml_is_plain_and_complete() -> None:
-    chosen = {"sft": {"lora": {}}, "lora": {}, "baseline": "continued-sft", "track": "tensorboard",
-              "evaluate": {"benchmarks": {"suites": ["paper-extra"]}}}
+    chosen = {
+        "sft": {"lora": {}},
+        "lora": {},
+        "baseline": DPO,
+        "track": "tensorboard",
+        "evaluate": {"benchmarks": {"suites": ["paper-extra"]}},
+    }
     text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors
     loaded = yaml.safe_load(text)
@@ -639,6 +686,7 @@ def test_to_yaml_is_plain_and_complete() -> None:
     for key in FIELDS:
         node = loaded
         for name in key.split("."):
+            node = node[0] if isinstance(node, list) else node
             assert name in node
             node = node[name]
 

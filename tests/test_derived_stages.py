@@ -208,7 +208,7 @@ def test_a_control_that_is_no_longer_wanted_is_not_shown(copy: Game, played: Gam
 
 
 def test_the_control_of_fewer_iterations_is_not_shown_while_the_game_goes_on(copy: Game) -> None:
-    killed = copy.run("iterations=3", sabotage=[Sabotage("sparring.selfplay:continued_sft")])
+    killed = copy.run("iterations=3", sabotage=[Sabotage("sparring.selfplay:play_controls")])
     assert killed.code == -signal.SIGKILL
     summary = copy.json("summary.json")
     assert len(summary["iterations"]) == 3 and summary["controls"] == [] and summary["stop_reason"] is None
@@ -219,7 +219,7 @@ NOTHING_TO_LEARN = """
 from sparring.cli import main
 from sparring.data.window import Window
 from sparring.stages import Stages
-Stages.window = lambda self, t: Window([], {"duels": 0, "duels_all_identical": 24})
+Stages.window = lambda self, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
 main()
 """
 

@@ -40,10 +40,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tracking": FLOOR | {"policy", "report"},
     "launch": FLOOR,
     "stages": STAGES | {"launch"},
-    "control": STAGES | {"stages"},
+    "cost": FLOOR,
+    "dpo": STAGES | {"stages"},
+    "control": STAGES | {"stages", "cost", "dpo"},
     "one_stage": STAGES | {"launch", "stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
+    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "planning", "report"},  # reads finished runs
+    "seeds": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
     "subjects": FLOOR | {"data", "policy", "players"},
     "benchmark": STAGES | {"subjects", "report"},
@@ -52,11 +56,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
     "export": FLOOR | {"policy", "players", "publish"},
     "push": FLOOR | {"policy", "players", "publish", "export"},
-    "__init__": STAGES | {"selfplay", "report"},
+    "__init__": STAGES | {"seeds", "report"},
     "__main__": {"cli"},
     "cli_reference": {"cli", "config"},
     "cli": STAGES
-    | {"selfplay", "one_stage", "samples", "export", "push", "benchmark", "judge", "report", "planning", "live", "__init__"},
+    | {"seeds", "comparison", "one_stage", "samples", "export", "push", "benchmark", "judge", "report", "planning", "live", "__init__"},
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [

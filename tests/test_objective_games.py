@@ -17,12 +17,14 @@ import torch
 from conftest import Game, rows, write_rows
 from zygote import Result, Sabotage, Zygote
 
+from sparring.config import load_recipe
 from sparring.data.records import Triplet
 from sparring.data.tables import read_rows
 from sparring.policy.batches import Branches
 from sparring.policy.load import load_model
 from sparring.policy.score import plain_logps
 from sparring.rundir import digest
+from sparring.stage_names import stages_of_game
 
 STEP, ROWS = "sparring.training.fit:_Trainer.step", "sparring.training.opponent_pass:_Scoring.rows"
 LORA = {"train__lora": {"rank": 4, "alpha": 8.0}, "train__lr": 2e-2}
@@ -96,6 +98,15 @@ def test_killed_and_resumed_is_as_if_never_killed(name: str, games: Callable[[st
     assert not any(isinstance(value, float) and math.isnan(value) for row in metrics(played.game) for value in row.values())
     assert [entry["iteration"] for entry in played.game.json("summary.json")["iterations"]] == [0, 1]
     assert "Traceback" not in played.result.err + "".join(one.err for one in played.attempts)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_status_and_report_know_its_stages(name: str, games: Callable[[str], Played]) -> None:
+    game = games(name).game
+    assert set(stages_of_game(game.root, load_recipe(game.root / "recipe.yaml"))) == stages(game).keys()
+    assert game.command("report", "run", "--output", "page.html").code == 0
+    page = (game.folder / "page.html").read_text()
+    assert [words in page for words in ("opponent log-probs", "log-probs of the start")] == [name != "t-spin", name == "alpha-spin"]
 
 
 def test_space_starts_at_its_value_and_the_anchor_is_added_to_it(games: Callable[[str], Played]) -> None:

@@ -94,9 +94,12 @@ def test_what_others_should_not_read_is_hidden(played: Game) -> None:
         "sampling.ray.address=10.1.2.3:6379",
         "launcher.kind=accelerate",
         "launcher.main_process_ip=10.1.2.3",
+        "baseline=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
+        "evaluate.benchmarks={tasks: [quiz], task_folders: [/home/anna/tasks]}",
     ]
     text = yaml.safe_dump(public(load_recipe(played.root / "recipe.yaml", changes)))
     assert not any(word in text for word in ("anna", "10.1.2.3", str(played.root))) and text.count("(not shown)") == 4
+    assert "path: pairs.jsonl" in text and "- tasks" in text
 
 
 # --- the data

@@ -392,16 +392,21 @@ def test_the_digest_is_of_the_content() -> None:
 
 
 def test_where_a_restart_begins(tmp_path: Path) -> None:
-    names = stage_names(tmp_path, 2)
-    assert names[:6] == ["base", "data", "sft", "baseline/measure", "baseline/evaluate", "baseline/benchmarks"]
-    of_iteration = ("generate", "score", "score-start", "train", "measure", "evaluate", "benchmarks")
-    assert names[6:13] == [f"iterations/000/{part}" for part in of_iteration]
-    assert names[-4:] == [f"continued-sft/{part}" for part in ("train", "measure", "evaluate", "benchmarks")]
-    assert stages_from("baseline", tmp_path, 2) == stages_from("baseline/measure", tmp_path, 2) == names[3:]
-    assert stages_from("iterations/001", tmp_path, 2) == [name for name in names if name.startswith(("iterations/001", "continued"))]
-    assert stages_from("iterations/001/train", tmp_path, 2)[0] == "iterations/001/train"
+    controls = ["continued-sft"]
+    names = stage_names(tmp_path, 2, controls)
+    of_player = ("measure", "evaluate", "benchmarks")
+    assert names[:6] == ["base", "data", "sft", *(f"baseline/{part}" for part in of_player)]
+    assert names[6:13] == [f"iterations/000/{part}" for part in ("generate", "score", "score-start", "train", *of_player)]
+    assert names[-4:] == [f"continued-sft/{part}" for part in ("train", *of_player)]
+    assert stages_from("baseline", tmp_path, 2, controls) == stages_from("baseline/measure", tmp_path, 2, controls) == names[3:]
+    later = [name for name in names if name.startswith(("iterations/001", "continued"))]
+    assert stages_from("iterations/001", tmp_path, 2, controls) == later
+    assert stages_from("iterations/001/train", tmp_path, 2, controls)[0] == "iterations/001/train"
     (tmp_path / "iterations" / "004").mkdir(parents=True)
-    assert "iterations/004/evaluate" in stages_from("sft", tmp_path, 2), "what an earlier, longer run left goes too"
+    assert "iterations/004/evaluate" in stages_from("sft", tmp_path, 2, controls), "what an earlier, longer run left goes too"
+    (tmp_path / "dpo" / "train").mkdir(parents=True)
+    (tmp_path / "dpo" / "train" / "done.json").write_text("{}")
+    assert stages_from("continued-sft", tmp_path, 2, controls)[-4:] == [f"dpo/{part}" for part in ("train", *of_player)]
     with pytest.raises(UserError, match="no stage named 'iteration/001'; did you mean iterations/001") as caught:
-        stages_from("iteration/001", tmp_path, 2)
+        stages_from("iteration/001", tmp_path, 2, controls)
     assert "baseline" in caught.value.remedy and caught.value.where == "--restart-from"

@@ -160,7 +160,8 @@ def serve() -> None:
     """Import, then fork a child per request until stdin closes."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
-    for module in ("sparring.cli", "sparring.samples", "sparring.export", "sparring.report.tables", "sparring.selfplay", "datasets"):
+    ours = ("cli", "samples", "export", "report.tables", "seeds", "comparison.command", "comparison.page", "planning.shape")
+    for module in (*(f"sparring.{name}" for name in ours), "scipy.stats", "datasets"):
         importlib.import_module(module)
     # what transformers and others load on first use
     for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):

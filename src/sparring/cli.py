@@ -39,7 +39,7 @@ Players = Annotated[
     list[str] | None,
     typer.Option(
         "--player",
-        help="Of a run: an iteration's number, best, baseline or continued-sft; may be repeated. The baseline and the best by default.",
+        help="Of a run: an iteration's number, best, baseline or a control's folder; may be repeated. Baseline and best by default.",
         show_default=False,
     ),
 ]
@@ -88,11 +88,16 @@ def run(
         set_up_logging(quiet)
         checked = load_recipe(recipe, overrides or [])
         from sparring.report.tables import print_summary
-        from sparring.selfplay import run as play
+        from sparring.seeds import run as play
 
         gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
         summary = play(checked, restart_from=restart_from, command=again)
-        print_summary(summary, Path(checked.run_dir), _stdout())
+        if checked.seeds is None:
+            print_summary(summary, Path(checked.run_dir), _stdout())
+        else:
+            from sparring.comparison.seeds import print_over_seeds
+
+            print_over_seeds(Path(checked.run_dir), _stdout())
 
 
 @app.command()
@@ -255,10 +260,51 @@ def judge(
 
 
 @app.command()
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories; that of a recipe with `seeds` too.", show_default=False)
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN:PLAYER",
+            help="Whom all others are compared with: start, best, a number or a control; the first run's start when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Once for each metric; exact matches and NLL per token as far as measured when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Take what there is of runs that are still going, and mark it.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of the random sign flips.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the comparison as JSON.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it as Markdown.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page with plots.", show_default=False)
+    ] = None,
+) -> None:
+    """Every player of several runs on the same held-out rows: differences with errors, tests, and the compute that each has cost."""
+    with _outcome():
+        set_up_logging(quiet=True)
+        from sparring.comparison.command import Files, show_comparison
+
+        show_comparison(runs, against, metric or [], unfinished, seed, Files(json_file, markdown, html), _stdout())
+
+
+@app.command()
 def export(
     run: RunFolder,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
-    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or a control, such as continued-sft.")] = "best",
     dtype: Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")] = Dtype.float32,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Of a LoRA player, write the adapter alone and not the model that it makes.")

@@ -1,65 +1,109 @@
-"""The control: the start of the game trained further on the human replies, at the cost of all self-play iterations together."""
+"""The controls: other ways to spend what the game costs, on the same start and judged on the same held-out rows."""
 
 from __future__ import annotations
 
-from sparring.config import OptimSection, Recipe, SftSection
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sparring.config import BaselineSection, OptimSection, Recipe, SftSection
 from sparring.console import log
+from sparring.cost import iterations_cost
+from sparring.dpo import pairs_stage, score_dpo, train_dpo
 from sparring.policy.player import Policy
-from sparring.rundir import RunDir
-from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage
+from sparring.stage_names import control_stage
 from sparring.stages import Stages, fingerprinted
 from sparring.training.plan import steps_plan
 
 DEFAULT_LR = 1e-5
-ONCE = (("generate", "sampled_tokens", 1), ("score", "scored_tokens", 1), ("score-start", "scored_tokens", 1))
 
 
-def continued_sft(stages: Stages, start: Policy, played: int) -> Policy | None:
-    """Train and evaluate the control for `played` iterations; None when the recipe wants none or there is no cost to match."""
-    if stages.recipe.baseline is None:
-        return None
-    if played == 0:
-        log.info(f"{CONTROL}: no iteration was played, so there is no cost to match; left out")
-        return None
-    player = train_control(stages, start, played)
-    return stages.results(CONTROL, player, start, round_index=played + 1, derived=True)
+@dataclass(frozen=True)
+class Played:
+    """A game that is over: its start, the player of every iteration, and which of them is the best."""
+
+    start: Policy
+    players: Sequence[Policy]
+    best: int | None
 
 
-def measure_control(stages: Stages, start: Policy, played: int) -> None:
-    """What its weights are needed for after that."""
-    stages.measure(CONTROL, train_control(stages, start, played), start, round_index=played + 1, derived=True)
+def check_controls(stages: Stages) -> None:
+    """Raise UserError for labelled pairs that cannot be read, before anything is played."""
+    for section in stages.recipe.baseline:
+        if section.pairs is not None:
+            pairs_stage(stages, section)
 
 
-def train_control(stages: Stages, start: Policy, played: int) -> Policy:
-    """Its training alone, with as many floating-point operations as the `played` iterations."""
-    recipe, examples = stages.recipe, stages.train_examples
-    assert recipe.baseline is not None
-    settings = control_settings(recipe)
-    tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
+def play_controls(stages: Stages, game: Played) -> dict[str, Policy]:
+    """Train and evaluate every control of the recipe, by its folder; what has no cost to match or nothing to start from is left out."""
+    played = [section for section in stages.recipe.baseline if _has_place(section, game)]
+    return {
+        section.folder: stages.results(
+            section.folder, train_control(stages, section, game), reference(section, game), len(game.players) + 1, derived=True
+        )
+        for section in played
+    }
+
+
+def measure_control(stages: Stages, section: BaselineSection, game: Played) -> None:
+    """What its weights are needed for after its training."""
+    player = train_control(stages, section, game)
+    stages.measure(section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
+
+
+def train_control(stages: Stages, section: BaselineSection, game: Played) -> Policy:
+    """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
+    cost = iterations_cost(stages.run, len(game.players)).forward_tokens
+    if section.kind == "dpo":
+        return train_dpo(stages, section, reference(section, game), len(game.players), cost)
+    return _continue_sft(stages, section, game, cost)
+
+
+def score_control(stages: Stages, section: BaselineSection, game: Played) -> None:
+    """The reference's log-probs of the pairs, which DPO trains with."""
+    cost = iterations_cost(stages.run, len(game.players)).forward_tokens
+    score_dpo(stages, section, reference(section, game), len(game.players), cost)
+
+
+def reference(section: BaselineSection, game: Played) -> Policy:
+    """Whom the control starts as, and duels with."""
+    if section.start == "start":
+        return game.start
+    assert game.best is not None
+    return game.players[game.best]
+
+
+def from_iteration(section: BaselineSection, best: int | None) -> int | None:
+    """The iteration that it starts from, None for the start of the game."""
+    return best if section.start == "best" else None
+
+
+def _has_place(section: BaselineSection, game: Played) -> bool:
+    if game.players or (section.epochs is not None and section.start == "start"):
+        return True
+    log.info(f"{section.folder}: no iteration was played, so there is no cost to match; left out")
+    return False
+
+
+def _continue_sft(stages: Stages, section: BaselineSection, game: Played, forward_tokens: int) -> Policy:
+    examples, played = stages.train_examples, len(game.players)
+    settings = sft_settings(stages.recipe, section)
     batch_size = min(settings.batch_size, len(examples))
-    cost = forward_tokens(stages.run, played, recipe.train.passes)
-    steps = max(1, round(cost / settings.passes / tokens / batch_size))
+    if section.epochs is None:
+        tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
+        steps = max(1, round(forward_tokens / settings.passes / tokens / batch_size))
+        log.info(f"{section.folder}: {steps} steps cost as many floating-point operations as the {played} iterations")
+    else:
+        steps = max(1, round(section.epochs * len(examples) / batch_size))
     epochs = steps * batch_size / len(examples)
-    log.info(f"{recipe.baseline.kind}: {steps} steps cost as many floating-point operations as the {played} iterations")
     plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=stages.order_seed(played))
     inputs = {"sft": fingerprinted(settings), "steps": steps, "iterations": played}
-    return stages.sft_stage(CONTROL_TRAIN, start, plan, settings, inputs, derived=True)
+    return stages.sft_stage(control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
 
 
-def control_settings(recipe: Recipe) -> SftSection:
-    """The SFT stage's settings, or train's where there is none, with the recipe's own lr and batch size on top."""
-    section, sft, train = recipe.baseline, recipe.sft, recipe.train
+def sft_settings(recipe: Recipe, section: BaselineSection) -> SftSection:
+    """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
+    sft, train = recipe.sft, recipe.train
     shared = OptimSection.model_fields.keys() - {"optimizer"}
     inherited = sft or SftSection(**{name: getattr(train, name) for name in shared}, lr=DEFAULT_LR)
     changes = {"lr": section.lr or inherited.lr, "batch_size": section.batch_size or inherited.batch_size, "horizon_epochs": None}
     return inherited.model_copy(update=changes)
-
-
-def forward_tokens(run: RunDir, played: int, passes: int) -> float:
-    """Cost of the iterations in tokens times forward passes, without padding: sampling and scoring count once, training `passes` times."""
-    cost = 0.0
-    for t in range(played):
-        for name, fact, each in (*ONCE, ("train", "trained_tokens", passes)):
-            stage = run.finished(iteration_stage(t, name))
-            cost += each * stage.facts[fact] if stage else 0  # not every objective needs every stage
-    return cost

@@ -12,9 +12,9 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.console import RUN_LOG, be_silent, log_file, set_up_logging
-from sparring.control import measure_control, train_control
+from sparring.control import Played, measure_control, score_control, train_control
 from sparring.errors import UserError
-from sparring.evaluation.stop import Scores, stop_reason
+from sparring.evaluation.stop import Scores, best_iteration, stop_reason
 from sparring.launch import QUIET, REPORTS
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
@@ -22,10 +22,11 @@ from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir
-from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.stages import Stages
 
-SHARED = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure, continued-sft/train and measure"
+OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure"
+SHARED = f"{OF_GAME}, continued-sft/train and measure, dpo/score too"
 OF_ITERATION = re.compile(r"iterations/(\d{3,})/(generate|score|score-start|train|measure)")
 
 
@@ -36,6 +37,8 @@ def run_stage(recipe: Recipe, name: str) -> None:
     """
     set_up_logging(quiet=QUIET in os.environ)
     with _reported():
+        if recipe.seeds is not None:
+            raise AgreedError("a stage belongs to the game of one seed", where="seeds", remedy="seeds=null seed=N run_dir=RUN/seed-N")
         accelerator = join(recipe.launcher.strategy, recipe.launcher.cpu)
         if not is_main():
             be_silent()
@@ -54,12 +57,21 @@ def _compute(stages: Stages, name: str) -> None:
         stages.sft()
     elif name == measure_stage(BASELINE):
         stages.measure(BASELINE, stages.sft(), None, round_index=0)
-    elif name == CONTROL_TRAIN:
-        train_control(stages, stages.sft(), _played(stages))
-    elif name == measure_stage(CONTROL):
-        measure_control(stages, _measured(stages, BASELINE, stages.sft()), _played(stages))
-    else:
+    elif not _compute_of_control(stages, name):
         raise AgreedError(f"{name!r} is no stage that ranks compute together", where="STAGE", remedy=f"there are {SHARED}")
+
+
+def _compute_of_control(stages: Stages, name: str) -> bool:
+    """False where `name` is no such stage."""
+    folder, _, part = name.partition("/")
+    section = next((section for section in stages.recipe.baseline if section.folder == folder), None)
+    parts = {"train": train_control, "measure": measure_control}
+    if section is not None and section.kind == "dpo":
+        parts["score"] = score_control
+    if section is None or part not in parts:
+        return False
+    parts[part](stages, section, _played(stages))
+    return True
 
 
 def _compute_of_iteration(stages: Stages, t: int, part: str) -> None:
@@ -88,15 +100,16 @@ def _measured(stages: Stages, owner: str, player: Policy) -> Policy:
     return player.with_results(stages.run.root / measure_stage(owner), stages.run.root / evaluate_stage(owner))
 
 
-def _played(stages: Stages) -> int:
-    """How many iterations the game had before the control: up to the stop rule, as the game itself judges it."""
+def _played(stages: Stages) -> Played:
+    """The game before its controls: up to the stop rule, as the game itself judges it."""
     start = stages.scores_of(evaluate_stage(BASELINE))
     iterations: list[Scores] = []
     while stages.run.finished(evaluate_stage(iteration_name(len(iterations)))):
         iterations.append(stages.scores_of(evaluate_stage(iteration_name(len(iterations)))))
         if stop_reason(stages.recipe, start, iterations):
             break
-    return len(iterations)
+    best = best_iteration(iterations, stages.recipe.evaluate.chosen_metric) if iterations else None
+    return Played(_player(stages, -1), [_player(stages, t) for t in range(len(iterations))], best)
 
 
 def _compared(recipe: Recipe, name: str) -> dict[str, Any]:

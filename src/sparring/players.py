@@ -6,21 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import Recipe
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import SUMMARY
-from sparring.rundir import RECIPE, existing_run, read_json
-from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, iteration_stage, measure_stage
+from sparring.rundir import RunDir, read_json
+from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, recipe_of_game
 
 BASE, SFT = "base", "sft"
 
 
 @dataclass(frozen=True)
 class Player:
-    """A player by name: "baseline", an iteration's number or "continued-sft".
+    """A player by name: "baseline", an iteration's number or a control's folder.
 
     `stage` holds its model; None is the model that the recipe names where that is a folder of its own, which a run does not copy.
     """
@@ -42,8 +42,8 @@ class Players:
     """Everybody who has come out of a run so far. The summary tells which iterations count, once there is one; until then the disk."""
 
     def __init__(self, root: Path) -> None:
-        self.run = existing_run(root)
-        self.recipe: Recipe = load_recipe(root / RECIPE)
+        self.recipe: Recipe = recipe_of_game(root)
+        self.run = RunDir(root)
         self.summary: dict[str, Any] | None = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
         self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
 
@@ -100,11 +100,11 @@ class Players:
     def _possible(self) -> list[Player]:
         if self.summary is None:
             iterations = len(list((self.run.root / "iterations").glob("[0-9]*")))
-            controls = 1
+            controls = [section.folder for section in self.recipe.baseline]
         else:
-            iterations, controls = len(self.summary["iterations"]), len(self.summary["controls"])
+            iterations, controls = len(self.summary["iterations"]), [entry["stage"] for entry in self.summary["controls"]]
         played = [Player(str(t), iteration_stage(t, "train")) for t in range(iterations)]
-        return [*self._baseline(), *played, *[Player(CONTROL, CONTROL_TRAIN)][:controls]]
+        return [*self._baseline(), *played, *(Player(name, control_stage(name, "train")) for name in controls)]
 
     def _baseline(self) -> list[Player]:
         if self.recipe.sft is not None:

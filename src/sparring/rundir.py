@@ -201,15 +201,6 @@ class RunDir:
         return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
 
 
-def existing_run(root: Path) -> RunDir:
-    """The run in the folder `root`. Raises UserError where there is none."""
-    if not (root / RECIPE).is_file():
-        raise UserError(
-            f"not a run directory: no {RECIPE} in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
-        )
-    return RunDir(root)
-
-
 class Manifest:
     """manifest.json: code, libraries, hardware and every attempt at this run, each with its outcome."""
 

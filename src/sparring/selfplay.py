@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe, load_recipe, to_yaml
+from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
-from sparring.control import continued_sft
+from sparring.control import Played, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
+from sparring.policy.player import Policy
 from sparring.progress import written_to
 from sparring.report.keep import keep_report
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
@@ -21,32 +22,23 @@ from sparring.stages import Stages
 from sparring.tracking.sending import tracked
 
 
-def run(
-    recipe: str | Path | dict[str, Any] | Recipe,
-    overrides: Sequence[str] = (),
-    restart_from: str | None = None,
-    command: str | None = None,
-) -> dict[str, Any]:
-    """Play a whole game, or go on with one: stages that are finished with equal inputs are skipped.
+def run(recipe: Recipe, restart_from: str | None = None, command: str | None = None) -> dict[str, Any]:
+    """Play the game of one seed, or go on with it, and return its summary. `seeds.run` calls it for each that the recipe has.
 
-    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it;
-    command: what `sparring status` tells to type to go on.
-    Returns the summary (also in summary.json): baseline, iterations with their scores, best, stop_reason, cost per stage.
-    Raises UserError for bad input.
+    restart_from: a stage to redo on purpose, with all after it; command: what `sparring status` tells to type to go on.
     """
-    checked = load_recipe(recipe, list(overrides))
-    directory = RunDir(Path(checked.run_dir))
-    if checked.launcher.machine_rank > 0:
-        follow(checked, directory.root)
+    directory = RunDir(Path(recipe.run_dir))
+    if recipe.launcher.machine_rank > 0:
+        follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
     with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), written_to(directory.root, command):
         try:
             if restart_from is not None:
-                redo(checked, directory, restart_from)
+                redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():
-                write_text(directory.root / RECIPE, to_yaml(checked))
-            with calling(checked, directory.root), tracked(checked, directory.root):
-                return play(checked, directory)
+                write_text(directory.root / RECIPE, to_yaml(recipe))
+            with calling(recipe, directory.root), tracked(recipe, directory.root):
+                return play(recipe, directory)
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
             if (problem := memory_error(error)) is not None:
@@ -58,7 +50,9 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
     stages = Stages(recipe, directory)
     stages.check()
+    check_controls(stages)
     start = player = stages.evaluate_baseline(stages.sft())
+    players: list[Policy] = []
     iterations: list[Scores] = []
     reason = None
     while reason is None:
@@ -70,13 +64,16 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
             break
         player = stages.train(opponent, window, t)
         player = stages.evaluate(player, opponent, t)
+        players.append(player)
         iterations.append(stages.scores(player))
         if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
-            _publish(directory, recipe, stages.scores(start), iterations)
+            _publish(directory, recipe, stages.scores(start), iterations, {}, None)
         reason = stop_reason(recipe, stages.scores(start), iterations)
     log.info(f"the game ends - {reason}")
-    control = continued_sft(stages, start, len(iterations))
-    return _publish(directory, recipe, stages.scores(start), iterations, control and stages.scores(control), reason)
+    best = best_iteration(iterations, recipe.evaluate.chosen_metric) if iterations else None
+    controls = play_controls(stages, Played(start, players, best))
+    scores = {name: stages.scores(player) for name, player in controls.items()}
+    return _publish(directory, recipe, stages.scores(start), iterations, scores, reason)
 
 
 def _publish(
@@ -84,8 +81,8 @@ def _publish(
     recipe: Recipe,
     baseline: Scores,
     iterations: Sequence[Scores],
-    control: Scores | None = None,
-    reason: str | None = None,
+    controls: Mapping[str, Scores],
+    reason: str | None,
 ) -> dict[str, Any]:
     """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
     write_text(directory.root / RECIPE, to_yaml(recipe))
@@ -95,7 +92,17 @@ def _publish(
         t = best_iteration(iterations, metric)
         ours, start = iterations[t][metric], baseline[metric]
         best = Best(t, metric, ours["value"], start["value"], is_better(ours, start))
-    summary = publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, control, best, reason)
+    shown = [
+        {
+            "name": section.title,
+            "stage": section.folder,
+            "from_iteration": from_iteration(section, best and best.iteration),
+            "scores": controls[section.folder],
+        }
+        for section in recipe.baseline
+        if section.folder in controls
+    ]
+    summary = publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
     return summary
@@ -103,7 +110,7 @@ def _publish(
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
-    stages = stages_from(name, directory.root, recipe.iterations)
+    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.baseline])
     for derived in (SUMMARY, REPORT, "best"):  # what they tell of is about to go
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):

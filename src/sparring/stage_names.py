@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sparring.config import Recipe
+from sparring.config import Recipe, recipe_of_run
 from sparring.errors import UserError, nearest
 from sparring.rundir import PARTIAL
 
-SFT, BASELINE, CONTROL = "sft", "baseline", "continued-sft"
-CONTROL_TRAIN = f"{CONTROL}/train"
+SFT, BASELINE = "sft", "baseline"
 SCORES = "scores.json"  # what an evaluation leaves
-OF_ITERATION = ("generate", "score", "score-start", "train", "measure", "evaluate", "benchmarks")
+OF_PLAYER = ("measure", "evaluate", "benchmarks")
+OF_ITERATION = ("generate", "score", "score-start", "train", *OF_PLAYER)
+OF_CONTROL = ("pairs", "score", "train", *OF_PLAYER)  # the first two of DPO alone
 
 
 def iteration_name(t: int) -> str:
@@ -35,6 +37,24 @@ def iteration_stage(t: int, part: str) -> str:
     return f"{iteration_name(t)}/{part}"
 
 
+def control_stage(control: str, part: str) -> str:
+    return f"{control}/{part}"
+
+
+def seed_folder(seed: int | str) -> str:
+    """The game of one seed within the folder of a recipe with `seeds`; "*" for any."""
+    return f"seed-{seed}"
+
+
+def recipe_of_game(root: Path) -> Recipe:
+    """The recipe of the one game in a run directory. Raises UserError where there is none, or several."""
+    recipe = recipe_of_run(root)
+    if recipe.seeds is not None:
+        games = ", ".join(str(root / seed_folder(seed)) for seed in recipe.seeds)
+        raise UserError("this folder holds the games of several seeds", where=str(root), remedy=f"name one of them: {games}")
+    return recipe
+
+
 def measure_stage(owner: str) -> str:
     """What is drawn from and computed with the weights of a player: held-out replies and log-probs."""
     return f"{owner}/measure"
@@ -50,18 +70,20 @@ def benchmark_stage(owner: str) -> str:
     return f"{owner}/benchmarks"
 
 
-def stage_names(root: Path, iterations: int) -> list[str]:
-    """Every stage that the run has or may get, in the order in which they build on each other."""
+def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
+    """Every stage that the run has or may get with these controls, in the order in which they build on each other."""
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
-    evaluated = {owner: [measure_stage(owner), evaluate_stage(owner), benchmark_stage(owner)] for owner in (BASELINE, CONTROL)}
-    return ["base", "data", SFT, *evaluated[BASELINE], *played, CONTROL_TRAIN, *evaluated[CONTROL]]
+    of_controls = [control_stage(control, part) for control in controls for part in OF_CONTROL]
+    return ["base", "data", SFT, *(f"{BASELINE}/{part}" for part in OF_PLAYER), *played, *of_controls]
 
 
-def stages_from(name: str, root: Path, iterations: int) -> list[str]:
+def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
     """The stages to redo for --restart-from: `name`, which may be a whole iteration (iterations/001), and all after it."""
-    names = stage_names(root, iterations)
+    trained = [path for pattern in ("*/train/*.json", "*/train.partial/*.json") for path in sorted(root.glob(pattern))]
+    earlier = [path.parent.parent.name for path in trained]  # controls of another recipe too
+    names = stage_names(root, iterations, list(dict.fromkeys([*controls, *earlier])))
     first = next((i for i, candidate in enumerate(names) if candidate == name or candidate.startswith(name.rstrip("/") + "/")), None)
     if first is None:
         guess = nearest(name, names)
@@ -75,7 +97,19 @@ def stages_from(name: str, root: Path, iterations: int) -> list[str]:
 
 def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
     """The stages of this very game, in order: without those that it has no use for."""
-    absent = {name for name, section in ((SFT, recipe.sft), (CONTROL, recipe.baseline)) if section is None}
-    if not any((root / f"base{ending}").exists() for ending in ("", PARTIAL)):  # a model in a folder of its own is not copied
-        absent.add("base")
-    return [name for name in stage_names(root, recipe.iterations) if name.split("/")[0] not in absent]
+    kinds = {section.folder: section.kind for section in recipe.baseline}
+    return [name for name in stage_names(root, recipe.iterations, list(kinds)) if _is_of_game(name, root, recipe, kinds)]
+
+
+def _is_of_game(name: str, root: Path, recipe: Recipe, kinds: Mapping[str, str]) -> bool:
+    owner, _, part = name.rpartition("/")
+    if name == "base":  # a model in a folder of its own is not copied
+        return any((root / f"base{ending}").exists() for ending in ("", PARTIAL))
+    if name == SFT:
+        return recipe.sft is not None
+    if part == "benchmarks":
+        return recipe.evaluate.benchmarks is not None
+    if owner in kinds:
+        return kinds[owner] == "dpo" or part not in ("pairs", "score")
+    uses = {"score": recipe.objective.uses_opponent_logps, "score-start": recipe.objective.uses_start and iteration_of(owner) != 0}
+    return uses.get(part, True)

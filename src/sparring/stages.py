@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from sparring.data.records import Duel, Example, Message
 from sparring.data.sources import local_file
 from sparring.data.window import Window, build_window
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import Evaluator
+from sparring.evaluation.evaluate import ITEMS, SAMPLES, Evaluator
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
@@ -265,7 +265,7 @@ class Stages:
         def work(stage: Path) -> dict[str, Any]:
             logps = {name: joined_logps(record.path for record in records) for name, records in scored.items()}
             task = objective_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
-            facts = self._fit(stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
+            facts = self.fit_model(stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
             return {**facts, "counts": window.counts}
 
         inputs = {
@@ -300,18 +300,7 @@ class Stages:
         def work(stage: Path) -> dict[str, Any]:
             return score_duels(stage, model.folder, duels, plan, self.with_budget(settings), phase)
 
-        inputs = {
-            "opponent": model.hash,
-            "duels": digest([vars(duel) for duel in duels]),
-            "batches": {
-                "first_pass_steps": plan.first_pass_steps(),
-                "batch_size": plan.batch_size,
-                "seed": plan.seed,
-                "precision": settings.precision,
-                **self._base_format(),
-            },
-        }
-        return self.stage(iteration_stage(t, part), inputs, work, shared=True)
+        return self.stage(iteration_stage(t, part), self.scoring_inputs(model, duels, plan, settings), work, shared=True)
 
     def score_start(self, opponent: Policy, window: Window, t: int) -> StageRecord | None:
         """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
@@ -329,6 +318,20 @@ class Stages:
         return self._score_stage(t, "score-start", start, duels, once, f"iteration {t}: log-probs of the start")
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
+
+    def scoring_inputs(self, opponent: Policy, duels: Sequence[Duel], plan: TrainPlan, settings: OptimSection) -> dict[str, Any]:
+        """What log-probs of duels depend on."""
+        return {
+            "opponent": opponent.hash,
+            "duels": digest([vars(duel) for duel in duels]),
+            "batches": {
+                "first_pass_steps": plan.first_pass_steps(),
+                "batch_size": plan.batch_size,
+                "seed": plan.seed,
+                "precision": settings.precision,
+                **self._base_format(),
+            },
+        }
 
     def objective(self, t: int) -> dict[str, Any]:
         """What an iteration minimises: the options that have an effect in it."""
@@ -365,7 +368,7 @@ class Stages:
         self, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any], derived: bool = False
     ) -> Policy:
         def work(stage: Path) -> dict[str, Any]:
-            return self._fit(stage, start, SftTask(self.train_examples), plan, settings, phase=name, labels={"stage": name})
+            return self.fit_model(stage, start, SftTask(self.train_examples), plan, settings, phase=name, labels={"stage": name})
 
         inputs = {**inputs, "start": start.hash, "data": self.data.outputs["train.parquet"], "seed": self.recipe.seed}
         make = self.derived_stage if derived else self.stage
@@ -413,6 +416,7 @@ class Stages:
             "answer_pattern": self.recipe.evaluate.answer_pattern,
             "confidence": self.recipe.stop.confidence,
             "showcase": [self.recipe.showcase_system, *self.recipe.showcase],
+            "tables": [SCORES, ITEMS, SAMPLES],
         }
         return self.derived_stage(evaluate_stage(owner), inputs, work)
 
@@ -482,9 +486,7 @@ class Stages:
         facts = work(begun)
         return from_main(lambda: self.run.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)}))
 
-    def derived_stage(
-        self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False
-    ) -> StageRecord:
+    def derived_stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False) -> StageRecord:
         """A stage that follows from others and from the recipe, cheaply or by its nature: with other inputs it is simply made anew."""
 
         def clear() -> None:
@@ -511,7 +513,7 @@ class Stages:
             "seed": self.recipe.seed,
         }
 
-    def _fit(self, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any) -> dict[str, Any]:
+    def fit_model(self, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any) -> dict[str, Any]:
         """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
         fitted = stage / "fit.json"
         if not from_main(fitted.exists):

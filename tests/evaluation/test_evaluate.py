@@ -14,7 +14,7 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import SAMPLES, SCORES, Evaluator
+from sparring.evaluation.evaluate import ITEMS, SAMPLES, SCORES, Evaluator
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
 
@@ -123,6 +123,14 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     numbers = ["human_tokens", "reply_tokens", "identical", "duel_margin", "exact_match", "exact_match_greedy"]
     rows = read_rows(tmp_path / SAMPLES)
     assert all(list(row) == texts + numbers for row in rows)
+    items = read_rows(tmp_path / ITEMS)
+    assert [row["row_id"] for row in items] == ["a", "b", "c"]
+    assert [[row[name] for row in items] for name in ("exact_match", "nll_per_reply", "duel_margin", "truncated")] == [
+        [1, 0, 0],
+        [2, 4, 1],
+        [1, 0, 3],
+        [0, 0, 1],
+    ]
     assert [list(row.values()) for row in rows] == [
         ["a", "2+2", "is 4", "it is 4", "4", "stop", -2.0, -3.0, 5, 8, False, 1.0, 1.0, 1.0],
         ["b", "2+3", "is 5", "", "is 5", "stop", -4.0, -0.5, 5, 1, False, 0.0, 0.0, 1.0],
@@ -132,7 +140,7 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / SAMPLES)
     assert [row["greedy"] for row in rows] == [None] * 3
     assert all(list(row) == texts + numbers[:3] for row in rows), "no duel without an opponent, no answers without a pattern"
-    assert {path.name for path in tmp_path.iterdir()} == {SCORES, SAMPLES}
+    assert {path.name for path in tmp_path.iterdir()} == {SCORES, ITEMS, SAMPLES}
 
 
 def test_one_row_has_scores_too() -> None:

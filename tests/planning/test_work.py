@@ -11,7 +11,7 @@ from sparring.planning.estimate import estimate
 from sparring.planning.parallel import Samplers
 from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
 from sparring.policy.batches import Branches
-from sparring.stage_names import BASELINE, CONTROL
+from sparring.stage_names import BASELINE
 
 BODY = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)  # weights of the matrices of two layers
 HEAD = 100 * 32
@@ -77,7 +77,7 @@ def test_the_stages_of_a_game() -> None:
     plan = estimate(recipe, llama(), LENGTHS, GPU)
     names = [f"{stage.owner}/{stage.kind}" for stage in plan.stages]
     played = [f"iterations/00{t}/{kind}" for t in (0, 1) for kind in ("generate", "score", "train", "measure")]
-    assert names == ["sft/train", f"{BASELINE}/measure", *played, f"{CONTROL}/train", f"{CONTROL}/measure"]
+    assert names == ["sft/train", f"{BASELINE}/measure", *played, "continued-sft/train", "continued-sft/measure"]
     by_name = dict(zip(names, plan.stages, strict=True))
     tokens = 40 + 29 + 19
     assert by_name["sft/train"].work.tokens == 3 * 100 * (40 + 29)
@@ -86,7 +86,7 @@ def test_the_stages_of_a_game() -> None:
     assert by_name["iterations/001/score"].work.tokens == by_name["iterations/001/train"].work.tokens == 200 * tokens
     kinds = {"generate": 1, "score": 1, "train": 3, "measure": 0}
     forward = sum(by_name[name].work.tokens * kinds[name.rpartition("/")[2]] for name in played)
-    assert by_name[f"{CONTROL}/train"].work.tokens == pytest.approx(forward / 3)
+    assert by_name["continued-sft/train"].work.tokens == pytest.approx(forward / 3)
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
 
 

@@ -11,7 +11,7 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 """
 
 from sparring.config.fields import in_words, section_of, walk_fields
-from sparring.config.load import load_recipe, section_from_options, to_yaml
+from sparring.config.load import load_recipe, recipe_of_run, section_from_options, to_yaml
 from sparring.config.option_types import Column, Metric, Section, Shape
 from sparring.config.reference import recipe_reference
 from sparring.config.schema import (
@@ -24,6 +24,7 @@ from sparring.config.schema import (
     ModelSection,
     ObjectiveSection,
     OptimSection,
+    PairsSection,
     RaySection,
     Recipe,
     SamplingSection,
@@ -49,6 +50,7 @@ __all__ = [
     "ModelSection",
     "ObjectiveSection",
     "OptimSection",
+    "PairsSection",
     "RaySection",
     "Recipe",
     "SamplingSection",
@@ -63,6 +65,7 @@ __all__ = [
     "at_iteration",
     "in_words",
     "load_recipe",
+    "recipe_of_run",
     "recipe_reference",
     "section_from_options",
     "section_of",

@@ -42,6 +42,8 @@ def in_words(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return in_words(parts[0], parts[1:])
+    if section_of(annotation) is not None and origin is tuple:
+        return "section, or list of sections, or null"
     if section_of(annotation) is not None:
         return "section, or null" if NoneType in parts else "section"
     if origin in (Union, UnionType):

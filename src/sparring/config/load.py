@@ -51,6 +51,15 @@ def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapp
         raise UserError(what, where=option or ", ".join(options.values()), remedy="--help lists the options") from None
 
 
+def recipe_of_run(root: Path) -> Recipe:
+    """The recipe that a run directory was made by. Raises UserError where there is none."""
+    if not (root / "recipe.yaml").is_file():
+        raise UserError(
+            "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
+        )
+    return load_recipe(root / "recipe.yaml")
+
+
 def to_yaml(recipe: Recipe) -> str:
     """The resolved recipe: every key with the value that the run will use."""
     return dump_yaml(recipe.model_dump())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
-from sparring.config.option_types import Column, Section
+from sparring.config.option_types import Section
 from sparring.config.overrides import override_path
 from sparring.config.schema import Recipe
 from sparring.errors import UserError, nearest
@@ -59,6 +60,9 @@ def _locate(loc: tuple[str | int, ...]) -> _Place:
             if get_origin(field.annotation) is dict:
                 names.append(str(part))
             return _Place(".".join(names), field, loc[depth:])
+        if isinstance(part, int) and field is not None and get_origin(field.annotation) is tuple and loc[depth - 1] == names[-1]:
+            names[-1] += f"[{part}]" if part else ""  # in a list of sections; one that stands alone is not written as a list
+            continue
         names.append(str(part))
         field = section.model_fields.get(str(part))
         if field is None:
@@ -74,7 +78,7 @@ def _describe(item: Any, place: _Place) -> str:
     if item["type"] == "missing":
         return f"{key}: required key is missing. {field.description}"
     if rest[-1:] == ("[key]",):
-        return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], list(get_args(Column)), 'standard columns')}"
+        return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], _choices(field.annotation), 'standard columns')}"
     key += "".join(f"[{position}]" for position in place.positions)
     value = show(item["input"])
     if item["type"] == "secret":
@@ -118,16 +122,17 @@ def _words_at(place: _Place) -> str:
 
 
 def _describe_unknown(key: str) -> str:
+    shown, key = key, re.sub(r"\[\d+\]", "", key)
     parent, _, name = key.rpartition(".")
     everywhere = [path for path, _ in walk_fields()]
     if key in everywhere:  # a top-level `train.lr: 1e-6`: fine as an override, not in a file
-        return f"{key}: unknown key; in a recipe, keys of a section stand indented below its name"
+        return f"{shown}: unknown key; in a recipe, keys of a section stand indented below its name"
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
     if elsewhere:
-        return f"{key}: unknown key; did you mean {' or '.join(elsewhere)}?"
+        return f"{shown}: unknown key; did you mean {' or '.join(elsewhere)}?"
     prefix = f"{parent}." if parent else ""
     here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
-    return f"{key}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
+    return f"{shown}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
 
 
 def _suggest(name: str, valid: list[str], title: str, prefix: str = "") -> str:

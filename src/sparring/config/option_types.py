@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+T = TypeVar("T")
 
 
 def _not_blank(text: str) -> str:
@@ -44,12 +46,18 @@ def _environment_name(name: str) -> str:
     return name
 
 
-def _not_empty(values: tuple[str, ...]) -> tuple[str, ...]:
+def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise ValueError("must name at least one")
     if len(set(values)) < len(values):
         raise ValueError("names one twice")
     return values
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch("[a-z][a-z0-9-]*", name):
+        raise ValueError("a name has small letters, digits and hyphens, a letter first")
+    return name
 
 
 def _list_to_tuple(value: Any) -> Any:
@@ -75,8 +83,12 @@ Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
+FolderName = Annotated[Text, AfterValidator(_folder_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
+# Below 2**32, because NumPy takes no larger seed.
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -89,6 +101,8 @@ Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), After
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated"]
+PairColumn = Literal["prompt", "chosen", "rejected"]
+PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 

@@ -26,6 +26,8 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
             child = {"kind": child}
         if isinstance(child, (str, list)) and keys[:depth] == ["track"]:
             child = {"trackers": [child] if isinstance(child, str) else child}
+        if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["baseline"]:
+            child = child[0]
         if child is not None and not isinstance(child, dict):
             raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")
         node[key] = dict(child or {})

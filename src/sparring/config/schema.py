@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -11,16 +11,20 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from sparring.config.option_types import (
     Columns,
     EnvironmentName,
+    FolderName,
     Fraction,
     FractionPerIteration,
     FrozenDict,
     Metric,
     NonNegativeFloat,
+    PairColumns,
     PerIteration,
     PositiveFloat,
     PositiveInt,
     Regex,
     Section,
+    Seed,
+    SeedList,
     Shape,
     Text,
     Texts,
@@ -50,6 +54,8 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
+    option: ClassVar[str] = "data"
+
     path: Text = Field(
         description="SFT rows: a .jsonl, .json, .csv or .parquet file, a Hub id, or `builtin:tasks` for the generated task family."
     )
@@ -187,14 +193,83 @@ class SftSection(OptimSection):
     optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")
 
 
-class BaselineSection(Section):
-    kind: Literal["continued-sft"] = Field(
-        "continued-sft",
-        description="The control at equal cost: the start model trained further on the human replies, with as many floating-point "
-        "operations as all self-play iterations together.",
+class PairsSection(Section):
+    """Labelled preference pairs. What a prompt and a reply may be is said by `data`: its limits hold here too."""
+
+    option: ClassVar[str] = "baseline.pairs"
+
+    path: Text = Field(description="Rows with `prompt`, `chosen` and `rejected`: a .jsonl, .json, .csv or .parquet file, or a Hub id.")
+    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
+    split: Text = Field("train", description="Split of a Hub data set.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    columns: PairColumns = Field(
+        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen` and `rejected`."
     )
-    lr: PositiveFloat | None = Field(None, description="Peak learning rate; the SFT stage's (or 1e-5 without one) when null.")
-    batch_size: PositiveInt | None = Field(None, description="Rows per optimizer step; the SFT stage's (or train's) when null.")
+    max_examples: PositiveInt | None = Field(None, description="Random subset of this many pairs; all when null.")
+
+
+class BaselineSection(Section):
+    """One control: another way to spend as much on the same start."""
+
+    kind: Literal["continued-sft", "dpo"] = Field(
+        "continued-sft",
+        description="What it is: `continued-sft`, the start model trained further on the human replies; `dpo`, trained on labelled pairs "
+        "(arXiv 2305.18290), its start being the reference.",
+    )
+    name: FolderName | None = Field(
+        None, description="Its folder in the run, where several of a kind are wanted; its kind when null, `spin-dpo` for `start: best`."
+    )
+    start: Literal["start", "best"] = Field(
+        "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
+    )
+    pairs: PairsSection | None = Field(None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`.")
+    beta: PositiveFloat = Field(0.1, description="Of `dpo`: how strongly it is held to its reference; 0.1 is what most use.")
+    epochs: PositiveFloat | None = Field(
+        None,
+        description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "
+        "self-play iterations together.",
+    )
+    lr: PositiveFloat | None = Field(
+        None, description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` train's in iteration 0."
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo`."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _folder_is_free(cls, name: str | None) -> str | None:
+        if name in TAKEN_NAMES:
+            raise ValueError("a run keeps something else under this name")
+        return name
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _pairs_shorthand(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("start", "pairs", "beta")
+    @classmethod
+    def _dpo_alone_takes_it(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") == "continued-sft" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has no effect on continued-sft")
+        if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
+            raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
+        return value
+
+    @property
+    def folder(self) -> str:
+        """Its name in the run directory and on the command line."""
+        return self.name or ("spin-dpo" if self.start == "best" else self.kind)
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.name or {"continued-sft": "continued SFT", "dpo": "DPO", "spin-dpo": "SPIN, then DPO"}[self.folder]
+
+
+# what stands beside the controls in a run directory
+TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
 
 
 class VllmSection(Section):
@@ -530,8 +605,11 @@ class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
     run_dir: Text = Field(description="Folder of this run: all state lives there.")
-    # Below 2**32, because NumPy takes no larger seed.
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="Seeds the data subset, the order of batches and every reply.")
+    seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
+    seeds: SeedList | None = Field(
+        None,
+        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; no `seed` then.",
+    )
     model: ModelSection = Field(description="The model that plays.")
     data: DataSection = Field(description="Its SFT data.")
     sft: SftSection | None = Field(
@@ -545,8 +623,10 @@ class Recipe(Section):
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
-    baseline: BaselineSection | None = Field(
-        None, description="A control to show beside the game; `baseline: continued-sft` is short for its defaults, null plays without."
+    baseline: tuple[BaselineSection, ...] = Field(
+        (),
+        description="Controls to show beside the game, one or a list of them; `baseline: continued-sft` is short for its defaults, null "
+        "plays without.",
     )
     launcher: LauncherSection = Field(
         default_factory=lambda: LauncherSection(kind="inline"),
@@ -585,7 +665,29 @@ class Recipe(Section):
             return values  # two of them: the one at the top is refused as an unknown key
         return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
 
-    @field_validator("baseline", "launcher", mode="before")
+    @field_validator("seeds")
+    @classmethod
+    def _one_seed_or_several(cls, seeds: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if seeds is not None and info.data.get("seed"):
+            raise ValueError(f"the game is played once per seed, and seed is {info.data['seed']}; set one of the two")
+        return seeds
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+        return tuple({"kind": one} if isinstance(one, str) else one for one in values)
+
+    @field_validator("baseline")
+    @classmethod
+    def _each_has_a_folder(cls, baseline: tuple[BaselineSection, ...]) -> tuple[BaselineSection, ...]:
+        folders = [one.folder for one in baseline]
+        twice = next((name for name in folders if folders.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two controls are called {twice}; give each a name")
+        return baseline
+
+    @field_validator("launcher", mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"kind": value} if isinstance(value, str) else value

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sparring.config import DataSection
+from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
 from sparring.data.sources import local_file
 from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
 
 
-def source_fingerprint(section: DataSection) -> str:
+def source_fingerprint(section: DataSection | PairsSection) -> str:
     """sha256 of a local file; for built-in data and Hub ids the name (the revision stands beside it in the recipe)."""
     path = local_file(section)
     if path is None:
@@ -17,7 +17,7 @@ def source_fingerprint(section: DataSection) -> str:
     try:
         return file_hash(path)
     except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror}", where=f"data.path ({section.path})") from None
+        raise UserError(f"cannot read the file: {error.strerror}", where=f"{section.option}.path ({section.path})") from None
 
 
 def chat_fingerprint(chat: Chat) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparring.config import DataSection
+from sparring.config import DataSection, PairsSection
 from sparring.data.records import Conversation, Message
 from sparring.errors import UserError, first_line, nearest
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 LocatedRow = tuple[str, Row]
+Source = DataSection | PairsSection
 
 
 class Shape(NamedTuple):
@@ -40,6 +41,7 @@ SHAPES: dict[str, Shape] = {
     "prompt_completion": Shape(("prompt", "completion")),
     "alpaca": Shape(("instruction", "output"), ("input",)),
 }
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in (*shape.required, *shape.optional))
 
 ROLES = {
@@ -74,8 +76,6 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
     rows = read_rows(section, seed)
-    if not rows.items:
-        raise UserError("the data is empty: it holds no row", where=rows.source, remedy="check data.path (and data.split)")
     shape = choose_shape(section.shape, section.columns, rows.columns, rows.source)
     counts = Counter({"read": len(rows.items), "trailing_turns_dropped": 0, "surrogates_replaced": 0})
     conversations = [(where, to_conversation(row, shape, section.columns, where, counts)) for where, row in rows.items]
@@ -94,8 +94,16 @@ def is_empty(conversation: Conversation) -> bool:
 # --- where rows come from -------------------------------------------------------------------------------------------------
 
 
-def read_rows(section: DataSection, seed: int) -> Rows:
+def read_rows(section: Source, seed: int) -> Rows:
     """All rows of `section.path`, each with its place ("FILE, line 3"; rows count from 1). A local file wins over a Hub id."""
+    rows = _read(section, seed)
+    if not rows.items:
+        option = section.option
+        raise UserError("the data is empty: it holds no row", where=rows.source, remedy=f"check {option}.path (and {option}.split)")
+    return rows
+
+
+def _read(section: Source, seed: int) -> Rows:
     if section.path.startswith("builtin:"):
         _refuse_hub_options(section, "the built-in tasks")
         return _read_builtin(section.path, seed)
@@ -106,13 +114,13 @@ def read_rows(section: DataSection, seed: int) -> Rows:
     return READERS[path.suffix.lower()](path, section)
 
 
-def local_file(section: DataSection) -> Path | None:
-    """The file that `data.path` names, None for a Hub id or built-in data. Raises UserError when it is missing or no data file."""
+def local_file(section: Source) -> Path | None:
+    """The file that the section's `path` names, None for a Hub id or built-in data. Raises UserError when it is missing or no data file."""
     path = Path(section.path).expanduser()
     if section.path.startswith("builtin:") or (not _exists(path) and _may_be_hub_id(section.path)):
         return None
     if not _exists(path):
-        raise UserError("no such data file", where=str(path), remedy=_other_files(path) or "check data.path")
+        raise UserError("no such data file", where=str(path), remedy=_other_files(path) or f"check {section.option}.path")
     if path.is_dir():
         raise UserError("is a folder, not a data file", where=str(path), remedy=_other_files(path / "x") or "name one file")
     if path.suffix.lower() not in READERS:
@@ -129,10 +137,12 @@ def _read_builtin(path: str, seed: int) -> Rows:
     return _rows(path, ((f"row {n}", row) for n, row in enumerate(task_rows(seed), 1)))
 
 
-def _refuse_hub_options(section: DataSection, what: str) -> None:
+def _refuse_hub_options(section: Source, what: str) -> None:
     for key in ("name", "revision"):
         if (value := getattr(section, key)) is not None:
-            raise UserError(f"{value!r} is for Hub data sets, but {section.path} is {what}", where=f"data.{key}", remedy="leave it out")
+            raise UserError(
+                f"{value!r} is for Hub data sets, but {section.path} is {what}", where=f"{section.option}.{key}", remedy="leave it out"
+            )
 
 
 def _exists(path: Path) -> bool:
@@ -175,7 +185,7 @@ def _text_of(path: Path) -> str:
         raise UserError(what, where=f"{path}, line {line}", remedy="save the file in UTF-8") from None
 
 
-def _read_jsonl(path: Path, section: DataSection) -> Rows:
+def _read_jsonl(path: Path, section: Source) -> Rows:
     return _rows(str(path), _json_lines(_text_of(path), path))
 
 
@@ -186,7 +196,7 @@ def _json_lines(text: str, path: Path) -> Iterator[LocatedRow]:
             yield f"line {number}", _parse_json(line, f"{path}, line {number}", "a .jsonl file holds one JSON object per line")
 
 
-def _read_json(path: Path, section: DataSection) -> Rows:
+def _read_json(path: Path, section: Source) -> Rows:
     """A list of rows, one row, or JSON Lines under the wrong extension, which is common."""
     text = _text_of(path)
     try:
@@ -220,7 +230,7 @@ def _parse_json(line: str, where: str, remedy: str) -> Any:
         raise UserError(f"broken JSON: {error}", where=where, remedy=remedy) from None
 
 
-def _read_csv(path: Path, section: DataSection) -> Rows:
+def _read_csv(path: Path, section: Source) -> Rows:
     """Every cell is text; an empty cell is ""."""
     csv.field_size_limit(2**31 - 1)  # the standard limit of 128 KiB is less than a long conversation
     lines = _csv_lines(csv.reader(io.StringIO(_text_of(path), newline=""), strict=True), path)
@@ -256,7 +266,7 @@ def _csv_rows(lines: Iterable[tuple[int, list[str]]], header: list[str], path: P
         yield f"line {line}", dict(zip(header, cells, strict=True))
 
 
-def _read_parquet(path: Path, section: DataSection) -> Rows:
+def _read_parquet(path: Path, section: Source) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -269,12 +279,12 @@ def _read_parquet(path: Path, section: DataSection) -> Rows:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
 
 
-def _read_hub(section: DataSection) -> Rows:
+def _read_hub(section: Source) -> Rows:
     dataset, source = hub_dataset(section)
     return _from_dataset(dataset, source, section)
 
 
-def hub_dataset(section: DataSection) -> tuple[Dataset, str]:
+def hub_dataset(section: Source) -> tuple[Dataset, str]:
     """A data set of the Hub, or of its cache, and its name with what was asked for. Raises UserError where it cannot be had."""
     import datasets
     from huggingface_hub.errors import HTTPError
@@ -286,15 +296,15 @@ def hub_dataset(section: DataSection) -> tuple[Dataset, str]:
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
         what = f"cannot load the data set: {type(error).__name__}: {first_line(error)}"
         tried = f"tried: the local path {Path(section.path).absolute()} (does not exist), then the Hugging Face Hub and its cache"
-        remedy = f"{tried}; check data.path, data.name, data.split and data.revision, and the network"
-        raise UserError(what, where=f"data.path: {source}", remedy=remedy) from error
+        remedy = f"{tried}; check the path, name, split and revision of {section.option}, and the network"
+        raise UserError(what, where=f"{section.option}.path: {source}", remedy=remedy) from error
     return dataset, source
 
 
-
-def _from_dataset(dataset: Dataset, source: str, section: DataSection) -> Rows:
+def _from_dataset(dataset: Dataset, source: str, section: Source) -> Rows:
     columns = dataset.column_names
-    usable = [name for name in columns if name in STANDARD_COLUMNS or name in section.columns.values()]
+    known = PAIR_COLUMNS if isinstance(section, PairsSection) else STANDARD_COLUMNS
+    usable = [name for name in columns if name in known or name in section.columns.values()]
     # Columns that no shape reads (images, embeddings) are never decoded.
     rows = dataset.select_columns(usable) if usable else ({} for _ in range(len(dataset)))
     return Rows(source, tuple(columns), tuple((f"{source}, row {n}", row) for n, row in enumerate(rows, 1)))
@@ -313,7 +323,7 @@ def _rows(source: str, items: Iterable[tuple[str, Any]]) -> Rows:
     return Rows(source, tuple(columns), tuple(located))
 
 
-READERS: dict[str, Callable[[Path, DataSection], Rows]] = {
+READERS: dict[str, Callable[[Path, Source], Rows]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,

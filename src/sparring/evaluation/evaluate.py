@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,22 @@ from sparring.data.tables import write_table
 from sparring.data.window import is_empty
 from sparring.errors import UserError
 from sparring.evaluation.measure import Measured
-from sparring.evaluation.metrics import Score, accuracy_score, auc_score, find_answer, is_exact_match, mean_score, ratio_score
+from sparring.evaluation.metrics import (
+    HIGHER_IS_BETTER,
+    Score,
+    accuracy_score,
+    auc_score,
+    find_answer,
+    is_exact_match,
+    mean_score,
+    ratio_score,
+    wins,
+)
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
 
-SAMPLES = "samples.parquet"
+ITEMS, SAMPLES = "items.parquet", "samples.parquet"
+IN_SAMPLES = ("duel_margin", "exact_match", "exact_match_greedy")  # where they are measured
 
 
 class Evaluator:
@@ -47,21 +58,36 @@ class Evaluator:
             )
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
-        """Write scores.json and samples.parquet to `stage`."""
-        write_json(stage / SCORES, self.scores(measured))
-        write_table(stage / SAMPLES, self._samples(measured))
+        """Write scores.json, items.parquet and samples.parquet to `stage`."""
+        items = self.items(measured)
+        write_json(stage / SCORES, self._scores(items))
+        write_table(stage / ITEMS, {"row_id": [example.row_id for example in self.held_out], **items})
+        write_table(stage / SAMPLES, self._samples(measured, items))
 
     def scores(self, measured: Measured) -> dict[str, Score]:
-        lengths = [len(example.reply_ids) for example in self.held_out]
+        """Every metric with its error."""
+        return self._scores(self.items(measured))
+
+    def _scores(self, items: Mapping[str, list[float]]) -> dict[str, Score]:
+        """Means of the items, and the three that are no plain mean."""
+        found = {name: mean_score(values, HIGHER_IS_BETTER[name]) for name, values in items.items()}
+        lengths = items["human_reply_tokens"]
+        found["nll_per_token"] = ratio_score(items["nll_per_reply"], lengths, False)
+        found["length_auc"] = auc_score(lengths, items["reply_tokens"])
+        if "duel_margin" in items:
+            found["duel_accuracy"] = accuracy_score(items["duel_margin"], self.recipe.stop.confidence)
+        return found
+
+    def items(self, measured: Measured) -> dict[str, list[float]]:
+        """metric -> its value for every held-out row, in their order. NLL per token is the sum of nll_per_reply over human_reply_tokens."""
         real = [row["real"] for row in measured.logps]
         return {
-            **{name: mean_score(matches, True) for name, matches in self._matches(measured).items()},
-            "nll_per_token": ratio_score([-logp for logp in real], lengths, False),
-            "nll_per_reply": mean_score([-logp for logp in real], False),
-            **_duel_scores(measured.logps, self.recipe.stop.confidence),
-            "real_logp": mean_score(real, True),
-            "generated_logp": mean_score([row["own"] for row in measured.logps]),
-            **self._reply_scores(measured.replies, lengths),
+            **self._matches(measured),
+            "nll_per_reply": [-logp for logp in real],
+            **_duels(measured.logps),
+            "real_logp": real,
+            "generated_logp": [row["own"] for row in measured.logps],
+            **self._of_replies(measured.replies),
         }
 
     def _matches(self, measured: Measured) -> dict[str, list[float]]:
@@ -77,22 +103,19 @@ class Evaluator:
             if those is not None
         }
 
-    def _reply_scores(self, replies: Sequence[Reply], lengths: Sequence[int]) -> dict[str, Score]:
+    def _of_replies(self, replies: Sequence[Reply]) -> dict[str, list[float]]:
         real = {example.row_id: example.reply_ids for example in self.held_out}
-        own = [len(reply.token_ids) for reply in replies]
         return {
-            "reply_tokens": mean_score(own),
-            "human_reply_tokens": mean_score(lengths),
-            "truncated": mean_score([float(reply.finish_reason == "length") for reply in replies], False),
-            "identical": mean_score([float(reply.token_ids == real[reply.row_id]) for reply in replies]),
-            "empty": mean_score([float(is_empty(reply.token_ids, self.chat.stop_ids)) for reply in replies], False),
-            "length_auc": auc_score(lengths, own),
+            "reply_tokens": [float(len(reply.token_ids)) for reply in replies],
+            "human_reply_tokens": [float(len(example.reply_ids)) for example in self.held_out],
+            "truncated": [float(reply.finish_reason == "length") for reply in replies],
+            "identical": [float(reply.token_ids == real[reply.row_id]) for reply in replies],
+            "empty": [float(is_empty(reply.token_ids, self.chat.stop_ids)) for reply in replies],
         }
 
-    def _samples(self, measured: Measured) -> dict[str, list[Any]]:
-        """Every sample behind the scores, as text, for people and for the report."""
+    def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
+        """Every sample behind the scores, as text, for people and for the report, with those of its items that they look for."""
         greedy = {reply.row_id: self.chat.decode(reply.token_ids) for reply in measured.greedy or ()}
-        scored = {row["row_id"]: row for row in measured.logps}
         replies = measured.replies
         return {
             "row_id": [reply.row_id for reply in replies],
@@ -101,23 +124,18 @@ class Evaluator:
             "reply": [self.chat.decode(reply.token_ids) for reply in replies],
             "greedy": [greedy.get(reply.row_id) for reply in replies],
             "finish_reason": [reply.finish_reason for reply in replies],
-            "human_logp": [scored[reply.row_id]["real"] for reply in replies],
-            "reply_logp": [scored[reply.row_id]["own"] for reply in replies],
-            "human_tokens": [len(example.reply_ids) for example in self.held_out],
-            "reply_tokens": [len(reply.token_ids) for reply in replies],
-            "identical": [reply.token_ids == example.reply_ids for reply, example in zip(replies, self.held_out, strict=True)],
-            **({"duel_margin": margins} if (margins := _duel_margins(measured.logps)) else {}),
-            **self._matches(measured),
+            "human_logp": items["real_logp"],
+            "reply_logp": items["generated_logp"],
+            "human_tokens": list(map(int, items["human_reply_tokens"])),
+            "reply_tokens": list(map(int, items["reply_tokens"])),
+            "identical": list(map(bool, items["identical"])),
+            **{name: items[name] for name in IN_SAMPLES if name in items},
         }
 
 
-def _duel_margins(logps: Sequence[dict[str, Any]]) -> list[float]:
-    """Margin r(y) - r(y') in nats of the player on every row, against a fresh reply of its opponent; none without an opponent."""
+def _duels(logps: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Margin r(y) - r(y') in nats of the player against fresh replies of its opponent, and whether it is positive, ties counting half."""
     if "player_real" not in logps[0]:
-        return []
-    return [(row["player_real"] - row["opponent_real"]) - (row["player_generated"] - row["opponent_generated"]) for row in logps]
-
-
-def _duel_scores(logps: Sequence[dict[str, Any]], confidence: float) -> dict[str, Score]:
-    margins = _duel_margins(logps)
-    return {"duel_margin": mean_score(margins, True), "duel_accuracy": accuracy_score(margins, confidence)} if margins else {}
+        return {}
+    margins = [(row["player_real"] - row["opponent_real"]) - (row["player_generated"] - row["opponent_generated"]) for row in logps]
+    return {"duel_margin": margins, "duel_accuracy": wins(margins)}

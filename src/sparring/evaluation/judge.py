@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from sparring.config import ServerSection
-from sparring.console import progress
 from sparring.evaluation.judge_prompts import AGAIN, Messages
 from sparring.opponent.endpoints import Endpoints, read_key
+from sparring.progress import progress
 
 OPTION, KEY_OPTION = "--judge", "--key-env"
 CHAT = "/chat/completions"

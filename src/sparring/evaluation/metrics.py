@@ -10,6 +10,22 @@ from typing import TypedDict
 
 import numpy as np
 
+# What a row of the held-out set has a value of; None where neither way is better.
+HIGHER_IS_BETTER: dict[str, bool | None] = {
+    "exact_match": True,
+    "exact_match_greedy": True,
+    "nll_per_reply": False,
+    "duel_margin": True,
+    "duel_accuracy": True,
+    "real_logp": True,
+    "generated_logp": None,
+    "reply_tokens": None,
+    "human_reply_tokens": None,
+    "truncated": False,
+    "identical": None,
+    "empty": False,
+}
+
 
 class Score(TypedDict, total=False):
     """One measured number: its sample size and standard error (None for one sample). `higher_is_better` is None where neither is."""
@@ -41,10 +57,15 @@ def ratio_score(numerators: Sequence[float], denominators: Sequence[float], high
 
 def accuracy_score(margins: Sequence[float], confidence: float) -> Score:
     """Share of duels with a positive margin, ties counting half, with its Wilson interval at `confidence`."""
-    won = [0.5 + 0.5 * float(np.sign(margin)) for margin in margins]
+    won = wins(margins)
     score = mean_score(won, True)
     score["low"], score["high"] = wilson_interval(score["value"], len(won), confidence)
     return score
+
+
+def wins(margins: Sequence[float]) -> list[float]:
+    """1 for every positive margin, one half for 0."""
+    return [0.5 + 0.5 * float(np.sign(margin)) for margin in margins]
 
 
 def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, float]:

@@ -13,11 +13,11 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sparring.console import progress
 from sparring.data.records import TokenIds
 from sparring.errors import UserError
 from sparring.policy.batches import Branches, hardest, micro_batches
 from sparring.policy.score import Scorer
+from sparring.progress import progress
 
 Request = tuple[Any, list[int], list[int]]  # what the cache knows it by, tokens of the context, tokens of the continuation
 Answer = tuple[float, bool]  # log-prob of the continuation, whether greedy decoding would give it

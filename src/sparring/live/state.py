@@ -13,13 +13,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import Recipe
 from sparring.data.tables import items_done
 from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import METRICS, SUMMARY
-from sparring.rundir import MANIFEST, PARTIAL, RECIPE, existing_run, read_json
-from sparring.stage_names import BASELINE, CONTROL, SCORES, evaluate_stage, iteration_name, stages_of_game, title_of
+from sparring.rundir import MANIFEST, PARTIAL, RECIPE, RunDir, read_json
+from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
 
@@ -60,8 +60,8 @@ class RunState:
 
 def read_state(root: Path) -> RunState:
     """Raises UserError where `root` is no run directory."""
-    run = existing_run(root)
-    recipe = load_recipe(root / RECIPE)
+    recipe = recipe_of_game(root)
+    run = RunDir(root)
     summary = _json_or_none(root / SUMMARY)
     names = stages_of_game(root, recipe)
     begun = next((name for name in names if (root / (name + PARTIAL)).exists()), None)
@@ -92,10 +92,12 @@ def last_step(state: RunState) -> dict[str, Any] | None:
 def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
     """(who, scores) of everybody who has been evaluated, in the order of the game."""
     count = len(list((state.root / "iterations").glob("[0-9]*")))
-    for owner in (BASELINE, *(iteration_name(t) for t in range(count)), CONTROL):
+    titles = {owner: title_of(owner) for owner in (BASELINE, *(iteration_name(t) for t in range(count)))}
+    titles |= {section.folder: section.title for section in state.recipe.baseline}
+    for owner, title in titles.items():
         found = _json_or_none(state.root / evaluate_stage(owner) / SCORES)
         if found is not None:
-            yield title_of(owner), found
+            yield title, found
 
 
 def kept(state: RunState) -> str | None:
@@ -107,7 +109,7 @@ def kept(state: RunState) -> str | None:
     if steps:
         return f"its checkpoint after {max(steps)} steps"
     items = sum(items_done(place) for place in (folder, folder / "replies", folder / "greedy"))
-    return f"its first {items} {'batches' if state.stage.endswith('/score') else 'replies'}" if items else None
+    return f"its first {items} {'batches' if '/score' in state.stage else 'replies'}" if items else None
 
 
 def _folders(state: RunState, name: str) -> tuple[Path, Path]:

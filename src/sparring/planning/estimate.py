@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from sparring.config import OptimSection, Recipe, SftSection, at_iteration
+from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration
 from sparring.planning import hours, memory
 from sparring.planning.hardware import Hardware
 from sparring.planning.hours import Duration
@@ -15,7 +15,7 @@ from sparring.planning.parallel import Parallel, of_sampling, of_training
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, held_at_most, tokens_at_once
-from sparring.stage_names import BASELINE, CONTROL, iteration_name
+from sparring.stage_names import BASELINE, iteration_name
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class _Game:
             played = list(self._iteration(t))
             yield from played
             forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played[:-1])
-        if recipe.baseline is not None:
-            yield self._control(forward)
-            yield self._measure(CONTROL, 3)
+        for section in recipe.baseline:
+            yield from self._control(section, forward)
+            yield self._measure(section.folder, 3)
 
     def _iteration(self, t: int) -> Iterator[StagePlan]:
         recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.lengths.train_rows
@@ -131,11 +131,19 @@ class _Game:
         work = sum(parts, Work())
         return self._stage(owner, "train", work, self._training(settings, max(items)), self._time(work))
 
-    def _control(self, forward: float) -> StagePlan:
-        """As many steps as `forward` tokens that pass the model once pay for (control.py)."""
+    def _control(self, section: BaselineSection, forward: float) -> Iterator[StagePlan]:
+        """As many rows as `forward` tokens that pass the model once pay for (control.py); pairs are taken to be as long as the data."""
+        rows = (section.epochs or 0) * ((section.pairs and section.pairs.max_examples) or self.lengths.train_rows)
+        if section.kind == "dpo":
+            settings, tree = self.recipe.train, self.lengths.prompt + self.lengths.reply + self.lengths.generated - 2
+            items = rows or forward / (settings.passes + 1) / tree
+            yield self._score(section.folder, "score", min(items, self.lengths.train_rows), 2)
+            yield self._train(section.folder, settings, {2: items})
+            return
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
-        settings = self.recipe.sft or SftSection(**inherited)
-        return self._train(CONTROL, settings, {1: forward / settings.passes / (self.lengths.prompt + self.lengths.reply - 1)})
+        own = self.recipe.sft or SftSection(**inherited)
+        items = rows or forward / own.passes / (self.lengths.prompt + self.lengths.reply - 1)
+        yield self._train(section.folder, own, {1: items})
 
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
@@ -187,5 +195,4 @@ class _Game:
         trained = memory.trained_weights(self.shape, recipe.train)
         made_anew = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
         kept = whole * (made_anew + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
-        control = whole if recipe.baseline is not None else 0
-        return kept + control + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained
+        return kept + whole * len(recipe.baseline) + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained

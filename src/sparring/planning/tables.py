@@ -37,7 +37,12 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
     if published:
         console.print(_published_table(published))
     console.print("Assumed:")
-    _print_lines([f"- {line}" for line in assumptions(plan.hardware, plan.recipe.sampling.engine)], console)
+    assumed = assumptions(plan.hardware, plan.recipe.sampling.engine)
+    if plan.recipe.seeds is not None:
+        assumed.append(f"all of this is the game of one seed, and the recipe plays {len(plan.recipe.seeds)}")
+    if any(section.pairs for section in plan.recipe.baseline):
+        assumed.append("preference pairs are as many and as long as the rows of data")
+    _print_lines([f"- {line}" for line in assumed], console)
     _print_lines(verdict(plan, proposals), console)
 
 

@@ -13,7 +13,7 @@ from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
 from sparring.publish.names import is_hub_id, public
 from sparring.report.tables import verdict
-from sparring.stage_names import BASELINE, CONTROL
+from sparring.stage_names import BASELINE
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
@@ -59,7 +59,7 @@ class About:
 def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False) -> str:
     """What the model is, how it was made, and every score with its error. Names no folder of this machine."""
     shown = public(recipe)
-    title = model_title(summary, player)
+    title, learned_from = model_title(summary, player), _learned_from(shown, recipe, player)
     return f"""---
 {_model_metadata(recipe, summary, player, about, adapter)}
 ---
@@ -67,7 +67,7 @@ def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player, about
 # {title} of a self-play game
 
 Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
-from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on `{shown["data"]["path"]}`.
+from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on {learned_from}.
 
 {_outcome(summary)}
 
@@ -138,7 +138,8 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 def model_title(summary: Mapping[str, Any], player: Player) -> str:
     start = f"the start ({summary['baseline']['name']})"
-    return {BASELINE: start, CONTROL: "the continued-SFT control"}.get(player.name, player.title)
+    controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
+    return {BASELINE: start, **controls}.get(player.name, player.title)
 
 
 def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool) -> str:
@@ -156,6 +157,13 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
         eval_results=_eval_results(recipe, _scores_of(summary, player)),
     )
     return card.to_yaml(line_break="\n")
+
+
+def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
+    """The data, and the labelled pairs of a control that has learned from any."""
+    data = f"`{shown['data']['path']}`"
+    pairs = [values["pairs"] for values, section in zip(shown["baseline"], recipe.baseline, strict=True) if section.folder == player.name]
+    return f"{data} and the labelled pairs `{pairs[0]['path']}`" if pairs and pairs[0] else data
 
 
 def _public_dataset(recipe: Recipe, about: About) -> str | None:
@@ -195,9 +203,9 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
 def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
     if player.name == BASELINE:
         return summary["baseline"]["scores"]
-    if player.name == CONTROL:
-        return summary["controls"][0]["scores"]
-    return next((entry["scores"] for entry in summary["iterations"] if str(entry["iteration"]) == player.name), {})
+    scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
+    scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
+    return scores.get(player.name, {})
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:

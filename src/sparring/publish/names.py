@@ -14,10 +14,15 @@ HIDDEN = "(not shown)"
 def public(recipe: Recipe) -> dict[str, Any]:
     """The recipe without the run's own folder, of local paths only the last part, and of other machines nothing."""
     values = recipe.model_dump(exclude={"run_dir"})
-    for section, key in (("model", "path"), ("model", "chat_template"), ("data", "path")):
-        path = values[section][key]
+    sources = [values["data"], *(control["pairs"] for control in values["baseline"] if control["pairs"])]
+    places = [(values["model"], "path"), (values["model"], "chat_template"), *((source, "path") for source in sources)]
+    for section, key in places:
+        path = section[key]
         if path is not None and is_local(path):
-            values[section][key] = Path(path).name
+            section[key] = Path(path).name
+    if values["evaluate"]["benchmarks"]:
+        folders = values["evaluate"]["benchmarks"]["task_folders"]
+        values["evaluate"]["benchmarks"]["task_folders"] = [Path(folder).name for folder in folders]
     _hide(values["sampling"]["server"], recipe.sampling.server, "urls", "update_command")
     _hide(values["sampling"]["ray"], recipe.sampling.ray, "address")
     _hide(values["launcher"], recipe.launcher, "main_process_ip", "config_file")

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.summary import METRICS, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json
-from sparring.stage_names import CONTROL
+from sparring.stage_names import BASELINE, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
 SAMPLES, SHOWCASE = "samples.parquet", "showcase.json"
@@ -26,7 +26,7 @@ Samples = dict[str, dict[str, Any]]  # by row id
 
 @dataclass(frozen=True)
 class Player:
-    """A model of the run; `apart` is one that is no step of the game, such as the control."""
+    """A model of the run; `apart` is one that is no step of the game, such as a control."""
 
     row: Row
     samples: Samples
@@ -38,12 +38,12 @@ class Player:
 
     @property
     def apart(self) -> bool:
-        return self.row.stage.startswith(f"{CONTROL}/")
+        return iteration_of(self.row.stage) is None and self.row.stage != evaluate_stage(BASELINE)
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as far as its summary goes: baseline first, then the iterations, then the control if there is one."""
+    """A run as far as its summary goes: baseline first, then the iterations, then the controls if there are any."""
 
     root: Path
     recipe: Recipe
@@ -77,7 +77,7 @@ class RunFiles:
 
 def read_run(root: Path) -> RunFiles:
     """Raises UserError where there is no run, no finished iteration, or a file that cannot be read."""
-    _require_run(root)
+    recipe = _require_run(root)
     summary = _read(root / SUMMARY, read_json)
     try:
         rows = list(rows_of(summary))
@@ -86,7 +86,7 @@ def read_run(root: Path) -> RunFiles:
     manifest = root / "manifest.json"
     return RunFiles(
         root,
-        load_recipe(root / "recipe.yaml"),
+        recipe,
         summary,
         [_player(root, row) for row in rows],
         _read(root / METRICS, _json_lines),
@@ -94,18 +94,17 @@ def read_run(root: Path) -> RunFiles:
     )
 
 
-def _require_run(root: Path) -> None:
-    remedy = "give the run_dir of a recipe that has been run"
+def _require_run(root: Path) -> Recipe:
     if not root.is_dir():
-        raise UserError("no such run directory", where=str(root), remedy=remedy)
-    if not (root / "recipe.yaml").is_file():
-        raise UserError("not a run directory: no recipe.yaml in it", where=str(root), remedy=remedy)
+        raise UserError("no such run directory", where=str(root), remedy="give the run_dir of a recipe that has been run")
+    recipe = recipe_of_game(root)
     if not (root / SUMMARY).is_file():
         raise UserError(
             "no iteration of this run is finished yet, so there is nothing to report",
             where=str(root),
             remedy=f"`sparring run {root / 'recipe.yaml'}` goes on with it",
         )
+    return recipe
 
 
 def _player(root: Path, row: Row) -> Player:

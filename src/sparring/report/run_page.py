@@ -38,7 +38,7 @@ def report_page(run: RunFiles) -> str:
     """The page as text. Most important first."""
     lead = [paragraph(verdict(run), "verdict"), *(paragraph(line, "warning") for line in human_falls(run))]
     sections = [
-        Section("scores", "Baseline, iterations and control", _scores(run), "Scores"),
+        Section("scores", "Baseline, iterations and controls", _scores(run), "Scores"),
         Section("quality", "What came out", figures(list(quality_figures(run))), "Quality"),
         Section("training", "What happened on the way", figures(list(training_figures(run))), "Training"),
         *_showcase(run),

@@ -14,7 +14,16 @@ from sparring.report.run_files import Player, RunFiles
 from sparring.report.verdict import WORDS
 from sparring.stage_names import SFT
 
-PARTS = {"generate": "sampling", "score": "opponent log-probs", "train": "training", "measure": "measuring", "evaluate": "evaluation"}
+PARTS = {
+    "generate": "sampling",
+    "pairs": "preparing",
+    "score": "opponent log-probs",
+    "score-start": "log-probs of the start",
+    "train": "training",
+    "measure": "measuring",
+    "evaluate": "evaluation",
+    "benchmarks": "benchmarks",
+}
 TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.rundir import read_json, replace_link, write_json, write_text
-from sparring.stage_names import CONTROL, CONTROL_TRAIN, iteration_stage, stage_names
+from sparring.stage_names import SFT, control_stage, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
@@ -31,27 +31,31 @@ def publish(
     start_name: str,
     baseline: Scores,
     iterations: Sequence[Scores],
-    control: Scores | None,
+    controls: Sequence[Mapping[str, Any]],
     best: Best | None,
     reason: str | None,
 ) -> dict[str, Any]:
-    """Write the run's summary, its joined metrics and the link `best`; returns the summary. `reason` is None while the game goes on."""
-    # the control of an earlier recipe, or of fewer iterations, is still on the disk, but it is none of this game
-    stages = [name for name in stage_names(root, len(iterations)) if control is not None or not name.startswith(f"{CONTROL}/")]
+    """Write the run's summary, its joined metrics and the link `best`; returns the summary.
+
+    controls: each with its name, stage, from_iteration and scores. `reason` is None while the game goes on.
+    """
+    # a control of an earlier recipe, or of fewer iterations, may still be on the disk, but it is none of this game
+    folders = [control["stage"] for control in controls]
+    stages = stage_names(root, len(iterations), folders)
     summary = {
         "baseline": {"name": start_name, "scores": baseline},
         "iterations": [
             {"iteration": t, "scores": scores, "counts": _facts(root, iteration_stage(t, "train")).get("counts", {})}
             for t, scores in enumerate(iterations)
         ],
-        "controls": [] if control is None else [{"name": "continued SFT", "scores": control}],
+        "controls": list(controls),
         "best": None if best is None else vars(best),
         "stop_reason": reason,
         "stages": {name: cost for name in stages if (cost := _cost(root, name))},
     }
     write_json(root / SUMMARY, summary)
-    trained = ["sft", *(iteration_stage(t, "train") for t in range(len(iterations))), CONTROL_TRAIN]
-    _join_metrics(root, [name for name in trained if name in stages])
+    played = [iteration_stage(t, "train") for t in range(len(iterations))]
+    _join_metrics(root, [SFT, *played, *(control_stage(folder, "train") for folder in folders)])
     if best is not None:
         replace_link(root / "best", f"iterations/{best.iteration:03d}")
     return summary

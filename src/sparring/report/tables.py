@@ -13,13 +13,13 @@ from rich.text import Text
 
 from sparring.console import printable
 from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, CONTROL, benchmark_stage, evaluate_stage, iteration_stage
+from sparring.stage_names import BASELINE, benchmark_stage, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """A model of the table, whom its duels were against, and the stage that holds its scores and samples."""
+    """A model of the table, whom its duels were against, and the stage of the run that holds its scores and samples, if it is in one."""
 
     model: str
     opponent: str | None
@@ -70,7 +70,9 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
         opponent = f"iteration {t - 1}" if t else "baseline"
         yield Row(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
     for entry in summary["controls"]:
-        yield Row(entry["name"], "baseline", entry["scores"], evaluate_stage(CONTROL))
+        start = entry["from_iteration"]
+        opponent = "baseline" if start is None else f"iteration {start}"
+        yield Row(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 
 def _with_error(name: str, digits: int) -> Callable[[Row], str]:
@@ -142,7 +144,7 @@ def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], cons
 
 def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
     """One row per model, one column per score that any of them has."""
-    rows = [Row(model, None, scores) for model, scores in named.items()]
+    rows = [Row(model, None, scores, stage="") for model, scores in named.items()]
     names = dict.fromkeys(name for scores in named.values() for name in scores)
     _print_table(title, [Column(name, _with_error(name, 3)) for name in names], rows, console)
 

@@ -9,7 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from sparring.config import BaselineSection
 from sparring.report.run_files import Player, RunFiles, Samples
+from sparring.report.tables import Row
+from sparring.stage_names import evaluate_stage
 
 
 class Gain(NamedTuple):
@@ -29,7 +32,7 @@ WORDS = {
 
 
 def verdict(run: RunFiles) -> str:
-    """The best iteration, its gain over the baseline with its interval, the control beside it, and why the game stopped."""
+    """The best iteration, its gain over the baseline with its interval, the controls beside it, and why the game stopped."""
     return " ".join(filter(None, (_best_sentence(run), _control_sentence(run), _end_sentence(run))))
 
 
@@ -55,11 +58,17 @@ def _interval_words(run: RunFiles, metric: str) -> str:
 
 def _control_sentence(run: RunFiles) -> str:
     best = run.summary["best"]
-    controls = [player for player in run.players if player.apart]
-    if best is None or not controls:
+    if best is None:
         return ""
-    score = controls[0].row.scores[best["metric"]]["value"]
-    return f"Continued SFT at equal cost reached {score:.3f}."
+    sections = {evaluate_stage(section.folder): section for section in run.recipe.baseline}
+    controls = [(player.row, sections.get(player.row.stage)) for player in run.players if player.apart]
+    return " ".join(_control_words(row, section, row.scores[best["metric"]]["value"]) for row, section in controls)
+
+
+def _control_words(row: Row, section: BaselineSection | None, score: float) -> str:
+    """Its cost is the iterations' own where the recipe gives it no epochs, and comes on top of theirs where it starts from the best."""
+    is_equal = section is not None and section.epochs is None and section.start == "start"
+    return f"{row.model[0].upper()}{row.model[1:]}{' at equal cost' * is_equal} reached {score:.3f}."
 
 
 def _end_sentence(run: RunFiles) -> str:

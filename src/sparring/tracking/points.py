@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sparring.config import Recipe
+from sparring.config import BaselineSection, Recipe
 from sparring.report.summary import METRICS
 from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
-from sparring.stage_names import BASELINE, CONTROL, CONTROL_TRAIN, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage
+from sparring.stage_names import BASELINE, SCORES, SFT, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
 
 GAME = "game"
 NOT_NUMBERS = ("step", "stage")
@@ -36,35 +36,43 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """What a tracker shows as one run: the game, or the control, which sets out from the same start."""
+    """What a tracker shows as one run: the game, or a control, which sets out from the start of the game or from its best player.
+
+    objective: what its points are named after outside of the game's iterations: the losses of two objectives cannot be compared.
+    """
 
     name: str
     rounds: Sequence[Round]
-    begins_after: str | None = None  # a training stage whose steps the player has behind it already
+    begins_after: Literal["start", "best"] | None = None  # whose steps the player has behind it already
+    objective: str = "sft"
 
 
 def series_of(recipe: Recipe) -> list[Series]:
     """The game first; every iteration that the recipe asks for."""
     played = [Round(iteration_stage(t, "train"), iteration_name(t)) for t in range(recipe.iterations)]
-    start = SFT if recipe.sft else None
-    game = Series(GAME, [Round(start, BASELINE), *played])
-    return [game, *([Series(CONTROL, [Round(CONTROL_TRAIN, CONTROL)], start)] if recipe.baseline else [])]
+    game = Series(GAME, [Round(SFT if recipe.sft else None, BASELINE), *played])
+    return [game, *(_series_of_control(section) for section in recipe.baseline)]
+
+
+def _series_of_control(section: BaselineSection) -> Series:
+    trained = Round(control_stage(section.folder, "train"), section.folder)
+    return Series(section.folder, [trained], section.start, "dpo" if section.kind == "dpo" else "sft")
 
 
 def points(root: Path, series: Series, after: int) -> Iterator[Point]:
     """Those beyond step `after`, as far as the run has come."""
-    before = _steps_of(root, series.begins_after) if series.begins_after else 0
+    before = _steps_behind(root, series.begins_after)
     for train, owner in series.rounds:
         rows = [] if train is None else _lines(root, train)
         for place, line in enumerate(rows[:-1]):
             if before + place + 1 > after:
-                yield Point(before + place + 1, _numbers(json.loads(line)))
+                yield Point(before + place + 1, _numbers(json.loads(line), series.objective))
         scores = root / evaluate_stage(owner) / SCORES
         if not scores.exists() or (train is not None and not (root / train / DONE).exists()):
             return
         before += len(rows)
         if before > after:
-            yield Point(before, {**(_numbers(json.loads(rows[-1])) if rows else {}), **_scores(read_json(scores))})
+            yield Point(before, {**(_numbers(json.loads(rows[-1]), series.objective) if rows else {}), **_scores(read_json(scores))})
 
 
 def identities(root: Path, series: Series) -> dict[str, str]:
@@ -82,13 +90,17 @@ def _lines(root: Path, stage: str) -> list[str]:
     return []
 
 
-def _steps_of(root: Path, stage: str) -> int:
-    return len(_lines(root, stage))
+def _steps_behind(root: Path, player: str | None) -> int:
+    """Optimizer steps that made the start of the game, or its best player, which is known when the iterations are over."""
+    link = root / "best"
+    best = iteration_of(str(link.readlink())) if player == "best" and link.is_symlink() else None
+    played = [iteration_stage(t, "train") for t in range(0 if best is None else best + 1)]
+    return sum(len(_lines(root, stage)) for stage in ([SFT, *played] if player else []))
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    """Those of a step, named after the objective that was trained: the losses of two cannot be compared."""
-    kind = "train" if "iteration" in row else "sft"
+def _numbers(row: dict[str, Any], objective: str) -> dict[str, float]:
+    """Those of a step, named after the objective that was trained."""
+    kind = "train" if "iteration" in row else objective
     return {f"{kind}/{name}": value for name, value in row.items() if name not in NOT_NUMBERS}
 
 

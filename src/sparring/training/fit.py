@@ -72,6 +72,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
                 trainer.checkpoint(stage, step + 1)
     watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout, "ranks": rank_count()}
+    facts["passes"] = settings.passes
     return FitResult(trainer.weights.saveable(), {**facts, **_work_of(rows, phase), **watch.facts()})
 
 
@@ -160,7 +161,7 @@ class _Trainer:
         names = list(numbers[0]) if numbers else []
         table = [torch.stack([found[name].double() for name in names]) for found in numbers]
         everybody = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
-        for *_, others in everybody[:rank()] + everybody[rank() + 1 :]:
+        for *_, others in everybody[: rank()] + everybody[rank() + 1 :]:
             work.update(others)  # a Counter adds
         found = [part for part in everybody if part[0]]
         names, whole = found[0][0], torch.cat([part[1] for part in found], dim=1)

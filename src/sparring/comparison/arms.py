@@ -1,0 +1,278 @@
+"""The players of a run, read from its folder: their values for every held-out row, and what each has cost from the base model on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
+from sparring.config import ModelSection, recipe_of_run
+from sparring.cost import Cost, cost_of, iterations_cost
+from sparring.data.tables import read_rows
+from sparring.errors import UserError
+from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, mean_score, ratio_score
+from sparring.report.summary import SUMMARY
+from sparring.rundir import RunDir, read_json
+from sparring.stage_names import BASELINE, SFT, control_stage, evaluate_stage, iteration_name, seed_folder
+
+ITEMS, START = "items.parquet", "start"
+# sums over rows of the first by sums of the second
+RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
+BY_PATTERN = ("exact_match", "exact_match_greedy")
+# measured against each player's own opponent
+OF_DUELS = ("duel_margin", "duel_accuracy")
+METRICS = [*RATIOS, *(name for name in HIGHER_IS_BETTER if name not in (*OF_DUELS, "human_reply_tokens"))]
+
+
+def higher_is_better(metric: str) -> bool | None:
+    return HIGHER_IS_BETTER[RATIOS[metric][0] if metric in RATIOS else metric]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A player: its name within its run ("start", an iteration's number, a control's folder), and columns of values, one per row."""
+
+    run: Game
+    player: str
+    title: str
+    rows: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+    cost: Cost
+
+    @property
+    def label(self) -> str:
+        return f"{self.run.label}:{self.player}"
+
+    @property
+    def flops(self) -> float | None:
+        """From the base model to this player; None where the model's sizes cannot be found."""
+        return None if self.run.weights is None else self.cost.flops(self.run.weights)
+
+    def values(self, metric: str) -> Values | None:
+        """None where the run has not measured it."""
+        top, bottom = RATIOS.get(metric, (metric, None))
+        if top not in self.columns:
+            return None
+        return Values(self.columns[top], self.columns[bottom]) if bottom else Values.of_mean(self.columns[top])
+
+    def score(self, metric: str) -> Score | None:
+        values = self.values(metric)
+        return values and ratio_score(values.top_N, values.bottom_N, higher_is_better(metric))
+
+    def paired(self, other: Arm, metric: str, confidence: float, seed: int) -> Paired | None:
+        """This player less `other`; None where that says nothing (`why_not`)."""
+        if self.why_not(other, metric) is not None:
+            return None
+        mine, theirs = self.values(metric), other.values(metric)
+        assert mine is not None and theirs is not None
+        return over_rows(mine, theirs, confidence, seed)
+
+    def why_not(self, other: Arm, metric: str) -> str | None:
+        """Why the metric cannot be compared between the two, or None where it can."""
+        for arm in (self, other):
+            if arm.values(metric) is None:
+                return f"is not defined for {arm.run.label}{' (it has no evaluate.answer_pattern)' * arm.run.has_no_pattern(metric)}"
+        patterns = [arm.run.recipe.evaluate.answer_pattern for arm in (self, other)]
+        if metric in BY_PATTERN and patterns[0] != patterns[1]:
+            return f"finds its answers by another evaluate.answer_pattern in {self.run.label} than in {other.run.label}"
+        if metric in RATIOS and not np.array_equal(*(arm.columns[RATIOS[metric][1]] for arm in (self, other))):
+            return f"counts other tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
+        return None
+
+    def require_same_rows(self, other: Arm) -> None:
+        if self.rows != other.rows:
+            raise _other_rows(self, other)
+
+
+@dataclass(frozen=True)
+class SeedArm:
+    """The players of one name in the games of several seeds; compared seed by seed."""
+
+    run: Seeds
+    player: str
+    title: str
+    arms: tuple[Arm, ...]
+
+    @property
+    def label(self) -> str:
+        return f"{self.run.label}:{self.player}"
+
+    @property
+    def cost(self) -> Cost:
+        """Of all seeds together."""
+        return sum((arm.cost for arm in self.arms), Cost())
+
+    @property
+    def flops(self) -> float | None:
+        found = [arm.flops for arm in self.arms]
+        return None if None in found else sum(found)  # type: ignore[arg-type]
+
+    def score(self, metric: str) -> Score | None:
+        """Mean of the seeds' values and its standard error over seeds."""
+        found = self._by_seed(metric)
+        return None if found is None else mean_score(found, higher_is_better(metric))
+
+    def by_seed(self, metric: str) -> list[float]:
+        found = self._by_seed(metric)
+        assert found is not None
+        return found
+
+    def paired(self, other: SeedArm, metric: str, confidence: float, seed: int) -> Paired | None:
+        """This player less `other` over seeds, each pair on its seed's own rows."""
+        if self.why_not(other, metric) is not None:
+            return None
+        return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
+
+    def why_not(self, other: SeedArm, metric: str) -> str | None:
+        return next((why for a, b in zip(self.arms, other.arms, strict=True) if (why := a.why_not(b, metric))), None)
+
+    def require_same_rows(self, other: SeedArm) -> None:
+        for mine, theirs in zip(self.arms, other.arms, strict=True):
+            mine.require_same_rows(theirs)
+
+    def _by_seed(self, metric: str) -> list[float] | None:
+        found = [arm.score(metric) for arm in self.arms]
+        return None if None in found else [score["value"] for score in found if score is not None]
+
+
+class Game:
+    """One run directory. `label` is what to call it."""
+
+    def __init__(self, root: Path, label: str, unfinished: bool = False) -> None:
+        """unfinished: take what there is of a game that is still going; it is refused otherwise."""
+        self.root, self.label, self.run = root, label, RunDir(root)
+        self.recipe = recipe_of_run(root)
+        self.summary: dict[str, Any] = read_json(root / SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
+        self.is_going = self.summary["stop_reason"] is None
+        if self.is_going and not unfinished:
+            raise UserError(
+                f"this run is still going or was stopped on its way: {len(self.summary['iterations'])} iterations are scored",
+                where=str(root),
+                remedy="`sparring run` with its recipe plays it to the end; --unfinished compares what there is",
+            )
+        if not self.run.finished(evaluate_stage(BASELINE)):
+            raise UserError("this run has no scores yet", where=str(root), remedy="run its recipe first")
+
+    @cached_property
+    def arms(self) -> list[Arm]:
+        """Start, iterations and controls, in this order."""
+        start = self.recipe.sft is not None
+        found = [self._arm(START, f"start ({'SFT' if start else 'as it was'})", BASELINE, Cost())]
+        for t in range(len(self.summary["iterations"])):
+            found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, t + 1)))
+        for control in self.summary["controls"]:
+            own = cost_of(self.run, [control_stage(control["stage"], part) for part in ("score", "train")])
+            before = 0 if control["from_iteration"] is None else control["from_iteration"] + 1
+            found.append(self._arm(control["stage"], control["name"], control["stage"], iterations_cost(self.run, before) + own))
+        return found
+
+    def find(self, player: str) -> Arm:
+        """A player by its name or as "best"."""
+        names = {arm.player: arm for arm in self.arms}
+        return names[find_player(player, list(names), self.best, self.label)]
+
+    @property
+    def controls(self) -> list[str]:
+        return [control["stage"] for control in self.summary["controls"]]
+
+    @property
+    def best(self) -> str | None:
+        return str(self.summary["best"]["iteration"]) if self.summary["best"] else None
+
+    @cached_property
+    def weights(self) -> float | None:
+        """In the matrices that a token of the base model passes, the head's included: planning's own count."""
+        from sparring.planning.shape import find_shape
+
+        folders = [folder for folder in (self.root / SFT / "model", self.root / "base" / "model") if folder.is_dir()]
+        try:
+            shape = find_shape(ModelSection(path=str(folders[0])) if folders else self.recipe.model)
+        except UserError:
+            return None
+        return shape.passed + shape.head
+
+    def has_no_pattern(self, metric: str) -> bool:
+        return metric in BY_PATTERN and self.recipe.evaluate.answer_pattern is None
+
+    def _arm(self, player: str, title: str, owner: str, since_start: Cost) -> Arm:
+        stage = self.run.verified(evaluate_stage(owner))
+        if ITEMS not in stage.outputs:
+            raise UserError(
+                "this run was scored by a version of sparring that kept no values per row",
+                where=str(stage.path),
+                remedy="`sparring run` with its recipe scores its replies anew, and plays nothing again",
+            )
+        table = sorted(read_rows(stage.path / ITEMS), key=lambda row: row["row_id"])
+        names = [name for name in table[0] if name != "row_id"]
+        columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
+        return Arm(self, player, title, tuple(row["row_id"] for row in table), columns, cost_of(self.run, [SFT]) + since_start)
+
+
+class Seeds:
+    """The folder of a recipe with `seeds`: one game for each."""
+
+    def __init__(self, root: Path, label: str, seeds: Sequence[int], unfinished: bool = False) -> None:
+        self.root, self.label, self.seeds = root, label, tuple(seeds)
+        self.games = [Game(root / seed_folder(seed), f"{label}/{seed_folder(seed)}", unfinished) for seed in seeds]
+
+    @property
+    def is_going(self) -> bool:
+        return any(game.is_going for game in self.games)
+
+    @property
+    def controls(self) -> list[str]:
+        return self.games[0].controls
+
+    @cached_property
+    def arms(self) -> list[SeedArm]:
+        """The players that every seed has: games may end after different iterations."""
+        names = [{arm.player: arm for arm in game.arms} for game in self.games]
+        shared = [player for player in names[0] if all(player in found for found in names)]
+        return [SeedArm(self, player, names[0][player].title, tuple(found[player] for found in names)) for player in shared]
+
+    @property
+    def left_out(self) -> list[str]:
+        """Players of some seeds only."""
+        everybody = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
+        return [player for player in everybody if player not in {arm.player for arm in self.arms}]
+
+    def find(self, player: str) -> SeedArm:
+        """A player by its name; "best" is that of every seed."""
+        if player == "best":
+            return SeedArm(self, "best", "best iteration", tuple(game.find("best") for game in self.games))
+        names = {arm.player: arm for arm in self.arms}
+        return names[find_player(player, list(names), None, self.label)]
+
+
+def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
+    """`name` as one of those that are there; "best" and "baseline" are other names of two of them."""
+    wanted = {"best": best or "best", "baseline": START}.get(name, name)
+    wanted = str(int(wanted)) if wanted.isdecimal() else wanted
+    if wanted not in there:
+        raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
+    return wanted
+
+
+def _nothing_yet() -> dict[str, Any]:
+    return {"iterations": [], "controls": [], "best": None, "stop_reason": None}
+
+
+def _other_rows(first: Arm, second: Arm) -> UserError:
+    mine, theirs = set(first.rows), set(second.rows)
+
+    def only(arm: Arm, ids: set[str]) -> Iterator[str]:
+        if ids:
+            yield f"\n  only in {arm.run.label} ({len(ids)}): {', '.join(sorted(ids)[:5])}{', ...' if len(ids) > 5 else ''}"
+
+    differing = "".join([*only(first, mine - theirs), *only(second, theirs - mine)])
+    return UserError(
+        f"{first.run.label} was scored on {len(mine)} held-out rows, {second.run.label} on {len(theirs)}, with {len(mine & theirs)} in both"
+        + differing,
+        where="sparring compare",
+        remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks draw by it",
+    )

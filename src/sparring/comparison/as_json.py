@@ -1,0 +1,42 @@
+"""The comparison for programs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparring.comparison.arms import higher_is_better
+from sparring.comparison.compare import Cell, Comparison, Row
+from sparring.comparison.statistics import RESAMPLES
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "against": found.against,
+        "paired_over": found.unit,
+        "n": found.count,
+        "confidence": found.confidence,
+        "seed": found.seed,
+        "resamples": RESAMPLES,
+        "metrics": {name: {"higher_is_better": higher_is_better(name)} for name in found.metrics},
+        "players": [_player(row) for row in found.rows],
+        "notes": list(found.notes),
+    }
+
+
+def _player(row: Row) -> dict[str, Any]:
+    return {
+        "run": row.run,
+        "player": row.player,
+        "title": row.title,
+        "is_best": row.is_best,
+        "still_going": row.is_going,
+        "compute": {"tokens": row.cost.tokens, "flops": row.flops, "wall_seconds": round(row.cost.wall_seconds, 3)},
+        "scores": {name: _cell(cell) for name, cell in row.cells.items()},
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any] | None:
+    if cell.score is None:
+        return None
+    paired = None if cell.paired is None else {**vars(cell.paired), "p_holm": cell.p_holm}
+    return {"value": cell.score["value"], "stderr": cell.score["stderr"], "n": cell.score["n"], "difference": paired}

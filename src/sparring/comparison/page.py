@@ -1,0 +1,39 @@
+"""The comparison as one HTML page: the tables, and quality against compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from markupsafe import Markup
+
+from sparring.comparison.compare import Comparison, Row
+from sparring.comparison.tables import HEADERS, cells, legend, title
+from sparring.report import page, plots
+
+
+def html(found: Comparison) -> str:
+    lead = Markup("").join(page.paragraph(line) for line in legend(found))
+    sections = [page.Section(metric, metric, _section(found, metric)) for metric in found.metrics]
+    return page.render_page("Comparison", lead, sections)
+
+
+def _section(found: Comparison, metric: str) -> Markup:
+    rows = [cells(found, row, metric) for row in found.rows]
+    body = page.table(title(found, metric), HEADERS, rows)
+    points = list(_points(found, metric))
+    if points:
+        drawn = plots.quality_against_compute(points, metric, f"compute-{metric}", f"{metric} against compute")
+        body += page.figure(drawn, "Floating-point operations from the base model on; bars are one standard error; a game is joined.")
+    return body
+
+
+def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:
+    """Of every player whose compute is known; a control is a group of its own."""
+    for row in found.rows:
+        score = row.cells[metric].score
+        if score is not None and row.flops is not None:
+            yield plots.ComputePoint(f"{row.run}: {row.title}", row.flops, score["value"], score["stderr"], _group(row))
+
+
+def _group(row: Row) -> str:
+    return f"{row.run}: {row.title}" if row.is_control else row.run

@@ -1,0 +1,78 @@
+"""What the games of several seeds say together: mean and spread of every score, and tests over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparring.comparison.arms import METRICS, START, SeedArm, Seeds
+from sparring.comparison.as_json import as_json
+from sparring.comparison.compare import DEFAULT_METRICS, Comparison, compare
+from sparring.comparison.tables import print_comparison
+from sparring.config import recipe_of_run
+
+
+def over_seeds_summary(root: Path) -> dict[str, Any]:
+    """Of every player that all seeds have: mean, standard deviation and standard error over seeds, and the seeds' own values.
+
+    `tests`: all players against the start, and against every control.
+    """
+    games = _games(root)
+    return {
+        "seeds": list(games.seeds),
+        "players": [{"player": arm.player, "title": arm.title, "scores": _scores(arm)} for arm in games.arms],
+        "left_out": games.left_out,
+        "tests": [as_json(found) for found in _comparisons(games)],
+    }
+
+
+def print_over_seeds(root: Path, console: Console) -> None:
+    """Mean and spread of the scores that are compared, then the tests."""
+    games = _games(root)
+    shown = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
+    table = Table(title=f"Over {len(games.seeds)} seeds: mean +- standard error (standard deviation)", title_justify="left")
+    for n, header in enumerate(("model", *shown)):
+        table.add_column(header, justify="right" if n else "left", no_wrap=True)
+    for arm in games.arms:
+        table.add_row(Text(arm.title), *(_cell(_spread(arm, name)) for name in shown))
+    console.print(table)
+    for found in _comparisons(games):
+        print_comparison(found, console)
+
+
+def _games(root: Path) -> Seeds:
+    seeds = recipe_of_run(root).seeds
+    assert seeds is not None
+    return Seeds(root, str(root), seeds)
+
+
+def _comparisons(games: Seeds) -> Iterator[Comparison]:
+    there = [arm.player for arm in games.arms]
+    for player in (START, *(name for name in games.controls if name in there)):
+        yield compare([games.root], against=f"{games.label}:{player}")
+
+
+def _scores(arm: SeedArm) -> dict[str, Any]:
+    return {name: spread for name in METRICS if (spread := _spread(arm, name)) is not None}
+
+
+def _spread(arm: SeedArm, metric: str) -> dict[str, Any] | None:
+    score = arm.score(metric)
+    if score is None:
+        return None
+    values = arm.by_seed(metric)
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": score["value"], "stderr": score["stderr"], "standard_deviation": deviation, "values": values}
+
+
+def _cell(spread: dict[str, Any] | None) -> str:
+    if spread is None:
+        return "-"
+    error = "" if spread["stderr"] is None else f" +- {spread['stderr']:.4f} ({spread['standard_deviation']:.4f})"
+    return f"{spread['mean']:.4f}{error}"

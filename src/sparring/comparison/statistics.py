@@ -1,0 +1,134 @@
+"""Paired differences between two players: errors, intervals and tests. Pure functions over plain numbers; the tests are SciPy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparring.evaluation.metrics import ratio_score
+
+RESAMPLES = 9_999
+# numbers that a resampling holds at once: 128 MiB of float64
+BATCH_NUMBERS = 2**24
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a metric is made of, per row: the sum of `top_N` over the sum of `bottom_N`. A plain mean has ones below."""
+
+    top_N: np.ndarray
+    bottom_N: np.ndarray
+
+    @classmethod
+    def of_mean(cls, values: Sequence[float]) -> Values:
+        return cls(np.asarray(values, dtype=float), np.ones(len(values)))
+
+    @property
+    def is_binary(self) -> bool:
+        return bool((self.bottom_N == 1).all() and np.isin(self.top_N, (0.0, 1.0)).all())
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One player less another on the same units (`n` rows, or seeds). `p` is two-sided; what one unit cannot tell is None."""
+
+    difference: float
+    stderr: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    test: str
+    n: int
+
+
+def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Paired:
+    """`first` less `second`, row by row.
+
+    Standard error of the paired differences (of a ratio estimator where the metric is a ratio); percentile bootstrap over rows; exact
+    McNemar test (1947, binomial) for values of 0 and 1, else the sign-flip permutation test. Both players have the same `bottom_N`.
+    """
+    assert np.array_equal(first.bottom_N, second.bottom_N), "a ratio is paired over equal denominators only"
+    gaps_N = first.top_N - second.top_N
+    score = ratio_score(gaps_N, first.bottom_N)
+    low, high = bootstrap(gaps_N, first.bottom_N, confidence, seed)
+    if first.is_binary and second.is_binary:
+        p, test = mcnemar(gaps_N), "McNemar"
+    else:
+        p, test = sign_flip(gaps_N, seed), "sign-flip"
+    return Paired(score["value"], score["stderr"], low, high, p, test, score["n"])
+
+
+def over_seeds(first: Sequence[float], second: Sequence[float], confidence: float) -> Paired:
+    """`first` less `second`, seed by seed: Student's paired t-test and its interval, which take differences between seeds as normal."""
+    from scipy import stats
+
+    gaps = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
+    mean, n = float(gaps.mean()), len(gaps)
+    if n == 1:
+        return Paired(mean, None, None, None, None, "paired t", n)
+    if np.ptp(gaps) == 0:  # no spread: the test's own quotient would be 0 / 0 or infinite
+        return Paired(mean, 0.0, mean, mean, float(mean == 0), "paired t", n)
+    found = stats.ttest_1samp(gaps, 0.0)
+    interval = found.confidence_interval(confidence)
+    stderr = float(gaps.std(ddof=1) / math.sqrt(n))
+    return Paired(mean, stderr, float(interval.low), float(interval.high), float(found.pvalue), "paired t", n)
+
+
+def bootstrap(tops_N: np.ndarray, bottoms_N: np.ndarray, confidence: float, seed: int) -> tuple[float | None, float | None]:
+    """Percentile interval of sum(tops) / sum(bottoms) over rows drawn with replacement; none of fewer than two rows."""
+    from scipy import stats
+
+    if len(tops_N) < 2:
+        return None, None
+    found = stats.bootstrap(
+        (tops_N, bottoms_N),
+        lambda top, bottom, axis=-1: top.sum(axis) / bottom.sum(axis),
+        paired=True,
+        vectorized=True,
+        method="percentile",
+        n_resamples=RESAMPLES,
+        batch=_batch(len(tops_N)),
+        confidence_level=confidence,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+
+
+def mcnemar(gaps_N: np.ndarray) -> float:
+    """p of as uneven a split of the rows in which the two differ (gaps of 1 and -1), if each falls to either side by a fair coin."""
+    from scipy import stats
+
+    gained, lost = int((gaps_N > 0).sum()), int((gaps_N < 0).sum())
+    return float(stats.binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+
+
+def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
+    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows, else by random flips."""
+    from scipy import stats
+
+    found = stats.permutation_test(
+        (gaps_N,),
+        lambda gaps, axis=-1: gaps.mean(axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=_batch(len(gaps_N)),
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjusted p-values of a family of tests (Holm 1979): each may be held against the level that is wanted for all together."""
+    adjusted, worst = [0.0] * len(ps), 0.0
+    for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
+        worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
+        adjusted[place] = worst
+    return adjusted
+
+
+def _batch(rows: int) -> int:
+    return max(1, BATCH_NUMBERS // max(1, rows))

@@ -1,0 +1,99 @@
+"""The comparison for people: a table per metric, in the terminal or as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparring.comparison.arms import higher_is_better
+from sparring.comparison.compare import Cell, Comparison, Row
+from sparring.evaluation.metrics import Score
+from sparring.report.tables import printable
+
+HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens", "FLOPs", "wall time")
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    for metric in found.metrics:
+        table = Table(title=Text(title(found, metric)), title_justify="left")
+        table.add_column(HEADERS[0], overflow="fold")
+        for name in HEADERS[1:]:
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in found.rows:
+            table.add_row(*(Text(printable(cell)) for cell in cells(found, row, metric)))
+        console.print(table)
+    for line in legend(found):
+        console.print(Text(printable(line)))
+
+
+def markdown(found: Comparison) -> str:
+    """The same tables and lines."""
+    parts = ["# Comparison\n"]
+    for metric in found.metrics:
+        lines = [f"| {' | '.join(HEADERS)} |", f"|---|{'---:|' * (len(HEADERS) - 1)}"]
+        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(found, row, metric))} |" for row in found.rows]
+        parts += [f"## {title(found, metric)}\n", "\n".join(lines) + "\n"]
+    parts.append("\n".join(f"- {_escaped(line)}" for line in legend(found)) + "\n")
+    return "\n".join(parts)
+
+
+def title(found: Comparison, metric: str) -> str:
+    better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[higher_is_better(metric)]
+    return f"{metric} ({better}), {found.count} {'held-out rows' if found.unit == 'rows' else 'seeds'}, less {found.against}"
+
+
+def legend(found: Comparison) -> Iterator[str]:
+    """How the numbers were made, then what is special about these."""
+    shown = [cell.paired for row in found.rows for cell in row.cells.values() if cell.paired]
+    tests = " and ".join(dict.fromkeys(one.test for one in shown)) or "none"
+    interval = "bootstrap over rows" if found.unit == "rows" else "Student's t over seeds"
+    yield (
+        f"+- is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
+        f"Holm over all {len(shown)} tests shown."
+    )
+    yield "tokens, FLOPs and wall time: everything that led from the base model to the player, measurements on held-out rows left out."
+    if any(row.is_best for row in found.rows):
+        yield "*: its run's best iteration by evaluate.metric, chosen on these same rows, so that its score flatters it a little."
+    yield from (f"note: {note}" for note in found.notes)
+
+
+def cells(found: Comparison, row: Row, metric: str) -> list[str]:
+    """In the order of HEADERS."""
+    name = f"{row.run}: {row.title}{' *' * row.is_best}{' (still going)' * row.is_going}"
+    cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
+    return [name, *_of_metric(found, row, row.cells[metric]), *cost]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _of_metric(found: Comparison, row: Row, cell: Cell) -> list[str]:
+    if f"{row.run}:{row.player}" == found.against:
+        return [_value(cell.score), "reference", "", "", ""]
+    paired = cell.paired
+    if paired is None:
+        return [_value(cell.score), *["-"] * 4]
+    interval = "-" if paired.low is None else f"[{paired.low:+.4f}, {paired.high:+.4f}]"
+    error = "" if paired.stderr is None else f" +- {paired.stderr:.4f}"
+    return [_value(cell.score), f"{paired.difference:+.4f}{error}", interval, _p(paired.p), _p(cell.p_holm)]
+
+
+def _value(score: Score | None) -> str:
+    if score is None:
+        return "-"
+    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" +- {score['stderr']:.4f}")
+
+
+def _p(p: float | None) -> str:
+    return "-" if p is None else "<0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("\n", " ").replace("|", r"\|").replace("<", "&lt;").replace("*", r"\*")

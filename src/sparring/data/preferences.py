@@ -1,0 +1,167 @@
+"""Labelled preference pairs, `prompt` / `chosen` / `rejected`, as duels: the chosen reply stands where the human one does."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.config import DataSection, PairsSection
+from sparring.data.chat import Chat
+from sparring.data.records import Conversation, Duel, TokenIds
+from sparring.data.sources import PAIR_COLUMNS, is_empty, read_rows, to_conversation
+from sparring.data.tables import read_rows as read_table
+from sparring.data.tables import write_table
+from sparring.errors import UserError
+
+# what became of the pairs; `read` is the sum of those that follow it here
+PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "pairs")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two replies to the same turns, and the place that they were read from."""
+
+    where: str
+    chosen: Conversation
+    rejected: Conversation
+
+    @property
+    def row_id(self) -> str:
+        return hashlib.sha256(f"{self.chosen.row_id}/{self.rejected.row_id}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class PreparedPairs:
+    duels: list[Duel]
+    counts: dict[str, int]
+
+
+def load_pairs(section: PairsSection) -> list[Pair]:
+    """Every row as a pair. Raises UserError for anything that cannot be read, with its file and line or row."""
+    rows = read_rows(section, seed=0)
+    for name in PAIR_COLUMNS[1:]:
+        _require_column(section, name, rows.columns, rows.source)
+    for name in section.columns:
+        _require_column(section, name, rows.columns, rows.source)
+    return [_pair(row, section.columns, where) for where, row in rows.items]
+
+
+def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
+    """The pairs as duels of one reply, tokenised as all other rows are and held to the lengths that `limits` allows.
+
+    held_out: prompts that players are judged on; their pairs are left out. Raises UserError when no pair is left.
+    """
+    pairs = load_pairs(section)
+    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "read": len(pairs)}
+    order = sorted(_distinct(pairs, counts), key=lambda pair: hashlib.sha256(f"{seed}:{pair.row_id}".encode()).digest())
+    duels: list[Duel] = []
+    for done, pair in enumerate(order):
+        if len(duels) == section.max_examples:
+            counts["not_in_subset"] = len(order) - done
+            break
+        duel, reason = _tokenised(pair, limits, chat, held_out)
+        if duel is None:
+            counts[reason] += 1
+        else:
+            duels.append(duel)
+    counts["pairs"] = len(duels)
+    if not duels:
+        dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+        raise UserError(
+            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.path})", remedy="look at what dropped most"
+        )
+    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts)
+
+
+def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
+    columns = {
+        "row_id": [duel.row_id for duel in duels],
+        "prompt_ids": [list(duel.prompt_ids) for duel in duels],
+        "chosen_ids": [list(duel.real_ids) for duel in duels],
+        "rejected_ids": [list(duel.generated_ids[0]) for duel in duels],
+    }
+    write_table(path, columns)
+
+
+def read_pairs(path: Path) -> list[Duel]:
+    """What `write_pairs` wrote."""
+    return [
+        Duel(row["row_id"], 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),))
+        for row in read_table(path)
+    ]
+
+
+def _require_column(section: PairsSection, name: str, there: Sequence[str], source: str) -> None:
+    own = section.columns.get(name, name)
+    if own not in there:
+        raise UserError(
+            f"preference pairs need a column {own!r}; the columns are: {', '.join(there)}",
+            where=source,
+            remedy=f"name your own in {section.option}.columns, for example {{{name}: my_{name}}}",
+        )
+
+
+def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Pair:
+    prompt, chosen = (row.get(columns.get(name, name)) for name in ("prompt", "chosen"))
+    read = _whole if _holds_prompt(prompt, chosen) else _after_prompt
+    sides = [read(row, columns, name, where) for name in ("chosen", "rejected")]
+    if sides[0].prompt != sides[1].prompt:
+        raise UserError("chosen and rejected do not answer the same turns", where=where, remedy="mend the row or take it out of the file")
+    asked = [turn["content"] for turn in sides[0].prompt]
+    if read is _whole and isinstance(prompt, str) and prompt not in asked:
+        raise UserError("prompt is none of the turns of chosen", where=where, remedy="mend the row, or leave the prompt out")
+    return Pair(where, *sides)
+
+
+def _holds_prompt(prompt: Any, chosen: Any) -> bool:
+    """Whether the replies are whole conversations: there is no prompt, or they begin with a turn that is not the assistant's."""
+    if prompt is None:
+        return True
+    if not isinstance(chosen, list) or not chosen or not isinstance(chosen[0], dict):
+        return False
+    if isinstance(prompt, list):
+        return chosen[: len(prompt)] == prompt
+    return chosen[0].get("role", chosen[0].get("from")) in ("system", "user", "human")
+
+
+def _whole(row: Mapping[str, Any], columns: Mapping[str, str], name: str, where: str) -> Conversation:
+    own = columns.get(name, name)
+    if isinstance(row.get(own), str):
+        remedy = "give a column prompt: plain texts do not say where the prompt ends"
+        raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
+    return to_conversation(row, "messages", {"messages": own}, where)
+
+
+def _after_prompt(row: Mapping[str, Any], columns: Mapping[str, str], name: str, where: str) -> Conversation:
+    names = {"prompt": columns.get("prompt", "prompt"), "completion": columns.get(name, name)}
+    return to_conversation(row, "prompt_completion", names, where)
+
+
+def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
+    """Without pairs that teach nothing: an empty prompt or chosen reply, two equal replies, a pair that was there before."""
+    kept: dict[str, Pair] = {}
+    for pair in pairs:
+        if is_empty(pair.chosen):
+            counts["empty"] += 1
+        elif pair.chosen.reply == pair.rejected.reply:
+            counts["same_reply"] += 1
+        elif pair.row_id in kept:
+            counts["duplicates"] += 1
+        else:
+            kept[pair.row_id] = pair
+    return list(kept.values())
+
+
+def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: Collection[TokenIds]) -> tuple[Duel | None, str]:
+    """(duel, "") or (None, what dropped it)."""
+    (prompt, chosen), (_, rejected) = (chat.encode(side, where=pair.where) for side in (pair.chosen, pair.rejected))
+    if prompt in held_out:
+        return None, "prompt_held_out"
+    longest = limits.max_reply_tokens
+    if len(prompt) > limits.max_prompt_tokens or (limits.too_long == "drop" and max(len(chosen), len(rejected)) > longest):
+        return None, "too_long"
+    chosen, rejected = chosen[:longest], rejected[:longest]  # cut, a reply has no end of its turn
+    return (Duel(pair.row_id, 0, prompt, chosen, (rejected,)), "") if chosen != rejected else (None, "same_reply")

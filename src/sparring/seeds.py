@@ -1,0 +1,62 @@
+"""A recipe played: one game, or one for each of its seeds and what they say together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring import selfplay
+from sparring.comparison.seeds import over_seeds_summary
+from sparring.config import Recipe, load_recipe, to_yaml
+from sparring.console import log
+from sparring.errors import UserError
+from sparring.report.summary import SUMMARY
+from sparring.rundir import MANIFEST, RECIPE, RunDir, read_json, write_json, write_text
+from sparring.stage_names import seed_folder
+
+
+def run(
+    recipe: str | Path | dict[str, Any] | Recipe,
+    overrides: Sequence[str] = (),
+    restart_from: str | None = None,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Play a whole game, or go on with one: stages that are finished with equal inputs are skipped. With `seeds`, a game for each.
+
+    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it;
+    command: what `sparring status` tells to type to go on.
+    Returns the summary (also in summary.json): baseline, iterations with their scores, best, stop_reason, cost per stage; of several
+    seeds mean and spread of every player's scores, and the tests over seeds. Raises UserError for bad input.
+    """
+    checked = load_recipe(recipe, list(overrides))
+    root = Path(checked.run_dir)
+    if checked.seeds is None:
+        if any(root.glob(f"{seed_folder('*')}/{RECIPE}")):
+            raise _taken("the games of several seeds", root)
+        return selfplay.run(checked, restart_from, command)
+    if (root / MANIFEST).exists():
+        raise _taken("a game of one seed", root)
+    return _run_all(checked, checked.seeds, root, restart_from, command)
+
+
+def _run_all(recipe: Recipe, seeds: Sequence[int], root: Path, restart_from: str | None, command: str | None) -> dict[str, Any]:
+    """The games one after the other, each in a run directory of its own; those that are finished are skipped stage by stage."""
+    games = [recipe.model_copy(update={"run_dir": str(root / seed_folder(seed)), "seed": seed, "seeds": None}) for seed in seeds]
+    if recipe.launcher.machine_rank > 0:  # lends its ranks to game after game; machine 0 holds the folder and sums up
+        for game in games:
+            selfplay.run(game)
+        return read_json(root / SUMMARY) if (root / SUMMARY).exists() else {}
+    with RunDir(root).lock():
+        (root / SUMMARY).unlink(missing_ok=True)  # of other seeds, or of shorter games
+        write_text(root / RECIPE, to_yaml(recipe))
+        for number, game in enumerate(games, 1):
+            log.info(f"seed {game.seed}: game {number} of {len(games)}")
+            selfplay.run(game, restart_from, command)
+        summary = over_seeds_summary(root)
+        write_json(root / SUMMARY, summary)
+    return summary
+
+
+def _taken(what: str, root: Path) -> UserError:
+    return UserError(f"this run directory holds {what}", where=f"run_dir ({root})", remedy="choose another, or take that one away")
