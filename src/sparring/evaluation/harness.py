@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import set_seed
+from accelerate.utils import set_seed
 
 from sparring.config import BenchmarksSection
 from sparring.console import log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +70,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     if adapters.is_adapter(folder):
         return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
-    os.environ.setdefault("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads would read float32 files ahead of the cast: twice the memory
     load_whole()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
