@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -84,6 +86,19 @@ def test_the_card_says_where_everything_comes_from_and_how_to_use_it(folder: Pat
     assert 'pipeline("text-generation", "me/model")' in best and "vllm serve me/model\n" in best
     assert 'pipeline("text-generation", "me/model", revision="iteration-0")' in first and "--revision iteration-0" in first
     assert "one of `iteration-0`, `iteration-1`" in best and "(https://huggingface.co/datasets/me/replies)" in best
+
+
+def test_the_card_shows_the_scores_of_every_player(folder: Path) -> None:
+    """As files of their own, with their colours in them: a card has no style."""
+    files = re.findall(r"!\[\w+ of every player\]\((plots/\w+\.svg)\)", (folder / "model" / "README.md").read_text())
+    assert files == [f"plots/{name}.svg" for name in ("exact_match", "nll_per_token", "real_logp")]
+    assert sorted(files) == sorted(path.relative_to(folder / "model").as_posix() for path in folder.glob("model/plots/*"))
+    for file in files:
+        drawing = ElementTree.parse(folder / "model" / file).getroot()
+        texts = ["".join(element.itertext()) for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
+        assert {"baseline", "iteration 0", "iteration 1"} <= set(texts), file
+        style = next(drawing.iter("{http://www.w3.org/2000/svg}style")).text
+        assert all(f".{name} " in style for element in drawing.iter() for name in element.get("class", "").split()), file
 
 
 def test_what_others_should_not_read_is_hidden(played: Game) -> None:

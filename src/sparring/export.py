@@ -14,6 +14,7 @@ from sparring.policy.hub import HUB_FILES
 from sparring.policy.load import convert, merge
 from sparring.publish.cards import About, model_card
 from sparring.publish.names import is_hub_id
+from sparring.publish.plots import write_plots
 
 
 def export(
@@ -38,7 +39,8 @@ def export(
     if dtype is not None:
         convert(temporary, dtype)
     about = about or About.of(players.recipe)
-    (temporary / "README.md").write_text(model_card(players.recipe, players.summary, player, about, adapter), encoding="utf-8")
+    card = model_card(players.recipe, players.summary, player, about, adapter, write_plots(root, temporary))
+    (temporary / "README.md").write_text(card, encoding="utf-8")
     if target.exists():
         target.rmdir()
     temporary.rename(target)

@@ -15,6 +15,7 @@ from sparring.players import Player, Players
 from sparring.policy.hub import HUB_FILES
 from sparring.publish.cards import About, dataset_card, model_title
 from sparring.publish.pairs import write_pairs
+from sparring.publish.plots import FOLDER as PLOTS
 
 if TYPE_CHECKING:
     from sparring.publish.upload import Hub
@@ -116,6 +117,6 @@ def _send(parcel: Parcel, hub: Hub, root: Path, private: bool) -> str:
         made = Path(folder) / parcel.name
         parcel.make(made)
         hub.create(parcel.repo, parcel.kind, private)
-        replaces = HUB_FILES if parcel.kind == "model" else ("*.parquet",)
+        replaces = (*HUB_FILES, f"{PLOTS}/*.svg") if parcel.kind == "model" else ("*.parquet",)
         hub.upload(made, parcel.repo, parcel.kind, parcel.revision, parcel.title, replaces)
     return f"pushed {parcel.title} to {parcel.repo}{f' ({parcel.revision})' if parcel.revision else ''}"

@@ -37,7 +37,7 @@ def test_a_figure_is_svg_that_the_page_can_hold(kind: str) -> None:
     colours = {element.get(key) for element in elements for key in ("fill", "stroke")}
     assert colours <= {None, "none"}, "every colour is the page's"
     classes = {name for element in elements for name in element.get("class", "").split()}
-    css = (TEMPLATES / "page.css").read_text()
+    css = (TEMPLATES / "plot.css").read_text()
     assert not [name for name in classes if f".{name} " not in css]
 
 

@@ -56,8 +56,13 @@ class About:
         )
 
 
-def model_card(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False) -> str:
-    """What the model is, how it was made, and every score with its error. Names no folder of this machine."""
+def model_card(
+    recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
+) -> str:
+    """What the model is, how it was made, and every score with its error. Names no folder of this machine.
+
+    plots: score -> file of its plot, beside the card.
+    """
     shown = public(recipe)
     title, learned_from = model_title(summary, player), _learned_from(shown, recipe, player)
     return f"""---
@@ -75,7 +80,7 @@ from those of its own previous iteration. This is {title}, started from `{shown[
 
 {_score_table(summary)}
 
-Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}
+Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}{_images(plots or {})}
 
 ## Use
 
@@ -273,6 +278,10 @@ def _score_table(summary: Mapping[str, Any]) -> str:
         n = next(scores[metric]["n"] for scores in models.values() if metric in scores)
         lines.append(f"| {metric} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
     return "\n".join(lines)
+
+
+def _images(plots: Mapping[str, str]) -> str:
+    return "".join(f"\n\n![{name} of every player]({file})" for name, file in plots.items())
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:

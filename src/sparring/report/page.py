@@ -60,7 +60,7 @@ def render(template: str, **values: Any) -> Markup:
 
 def render_page(title: str, lead: Markup, sections: Sequence[Section], script: str = "", refresh: str = "") -> str:
     """The whole file. `lead` stands above the first section; `script` is the page's own JavaScript; `refresh` says what may be newer."""
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    style = style_of("theme.css", "plot.css", "page.css")
     page = render(
         "page.html",
         title=title,
@@ -87,6 +87,11 @@ def _sha256(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def style_of(*names: str) -> str:
+    """Style sheets of the templates' folder, one after the other."""
+    return "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
+
+
 def script_of(name: str) -> str:
     """A script of the templates' folder. What goes into the page may not hold its own end."""
     text = (TEMPLATES / name).read_text(encoding="utf-8")
@@ -103,6 +108,13 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str | Ce
 def figure(svg: str, caption: str = "") -> Markup:
     """A plot of plots.py with an explanation below it."""
     return render("figure.html", svg=Markup(svg), caption=caption)
+
+
+def svg_file(svg: str) -> str:
+    """A plot of plots.py as a file of its own, for where there is no page with its style; it follows the reader's theme too."""
+    start = svg.index(">") + 1
+    style = f"<style>{style_of('theme.css', 'plot.css')}.plot {{ width: 36rem; background: var(--paper); }}</style>"
+    return f"{svg[:start]}{style}{svg[start:]}"
 
 
 def figures(plots: Sequence[Markup]) -> Markup:

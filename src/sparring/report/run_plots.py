@@ -29,9 +29,8 @@ TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_token
 
 def quality_figures(run: RunFiles) -> Iterator[Markup]:
     """What came out: scores with their errors, the two-sample test, likelihood, lengths."""
-    for metric in WORDS:
-        if metric in run.players[0].row.scores and metric != "nll_per_reply":
-            yield figure(_score_plot(run, metric, WORDS[metric]), "Bars are standard errors over the held-out prompts.")
+    for metric in _shown(run):
+        yield figure(_score_plot(run, metric, WORDS[metric]), "Bars are standard errors over the held-out prompts.")
     if len(run.played) > 1:
         yield figure(*_two_sample_test(run))
     yield figure(_score_plot(run, "real_logp", "log p of human replies"), "In nats, over held-out prompts; a fall is a warning sign.")
@@ -39,6 +38,16 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
     if lengths := _lengths(run):
         told = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
         yield figure(plots.distributions("lengths", "Reply lengths", lengths, "tokens"), told)
+
+
+def card_figures(run: RunFiles) -> dict[str, str]:
+    """Score -> its plot, of those that a model card shows."""
+    return {metric: _score_plot(run, metric, words) for metric, words in {**_shown(run), "real_logp": "log p of human replies"}.items()}
+
+
+def _shown(run: RunFiles) -> dict[str, str]:
+    """Score -> its words, of the scores that were measured; likelihood once."""
+    return {metric: words for metric, words in WORDS.items() if metric in run.players[0].row.scores and metric != "nll_per_reply"}
 
 
 def training_figures(run: RunFiles) -> Iterator[Markup]:
