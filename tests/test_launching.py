@@ -209,7 +209,7 @@ def test_accelerate_starts_the_ranks_and_one_is_killed(options: Callable[[Game],
     killed = running.wait()
     assert killed.code == 1 and "a rank was killed or met a fault" in killed.err and "go on with" in killed.err
     assert not children_of_system("sparring stage", scored.root), "the other rank was ended"
-    result = scored.start("train.epochs=12", *launcher).wait(300)
+    result = scored.run("train.epochs=12", *launcher)
     assert result.code == 0, result.err
     facts = scored.json(f"{TRAIN}/done.json")["facts"]
     assert facts["ranks"] == 2 and "going on from step" in result.err and kind in result.err

@@ -66,12 +66,13 @@ print(used(range(201, 501)) - before)
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 def test_kernels_of_new_shapes_do_not_pile_up() -> None:
     """300 more shapes. Without the limits each stays, where oneDNN takes bfloat16 products at all."""
-    environment = {name: value for name, value in os.environ.items() if name not in KERNEL_CACHES}
+    # a run's own threads: one alone keeps a fifth more
+    environment = {name: value for name, value in os.environ.items() if name not in (*KERNEL_CACHES, "OMP_NUM_THREADS")}
     grown = {
         how: int(subprocess.run([sys.executable, "-c", SHAPES, how], env=environment, capture_output=True, check=True).stdout)
         for how in ("flat", "as it is")
     }
-    assert grown["flat"] < 300 * 50_000
+    assert grown["flat"] < 300 * 20_000
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         assert grown["as it is"] > 300 * 100_000, "the limits have become needless"
 
