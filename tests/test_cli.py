@@ -380,6 +380,11 @@ def exports(played: Game) -> Iterator[dict[str, Path]]:
     shutil.rmtree(played.folder / "exports")
 
 
+def suffixes(folder: Path) -> set[str]:
+    """The endings of the files below `folder`, of its folders' files too."""
+    return {path.suffix for path in folder.rglob("*") if path.is_file()}
+
+
 STAGE_OF = {
     "best": "best/train",
     "0": "iterations/000/train",
@@ -404,7 +409,7 @@ def test_an_exported_folder_is_that_player(exports: dict[str, Path], played: Gam
     assert model.dtype == torch.float32
     stop = GenerationConfig.from_pretrained(folder).eos_token_id
     assert stop == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
+    assert suffixes(folder) <= {".json", ".safetensors", ".jinja", ".md", ".svg"}
     assert not list(folder.parent.glob("*.partial"))
 
 
@@ -539,7 +544,7 @@ def test_a_start_that_is_a_folder_of_its_own_is_a_player(external: Game, tmp_pat
         assert result.code == 0, result.err
         assert_is(folder / "out", tmp_path / "mine" / "model.safetensors")
         assert "# the start (start) of a self-play game" in (folder / "out" / "README.md").read_text()
-        assert {path.suffix for path in (folder / "out").iterdir()} <= {".json", ".safetensors", ".jinja", ".md"}
+        assert suffixes(folder / "out") <= {".json", ".safetensors", ".jinja", ".md", ".svg"}
     assert external.command("export", "run", "played", "--iteration", "0").code == 0
     assert_is(external.folder / "played", external.root / "iterations/000/train/model/model.safetensors")
 
