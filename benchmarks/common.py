@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -153,11 +154,14 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("sparring", "torch", "transformers", "trl", "accelerate")
-    return {"machine": platform.machine(), "cores": os.cpu_count(), **{name: version(name) for name in names}}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: version(name) for name in names}}
 
 
-def save(name: str, found: dict[str, Any]) -> None:
-    """benchmarks/results/NAME.json, with the machine that it was measured on."""
+def save(name: str, found: dict[str, Any], into: str | None = None) -> None:
+    """benchmarks/results/NAME.json, with the machine that it was measured on; what is there under the key `into` stays beside the new."""
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
+    if into and target.exists():
+        found = {**found, into: {**json.loads(target.read_text(encoding="utf-8"))[into], **found[into]}}
     target.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")

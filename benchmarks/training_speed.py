@@ -7,8 +7,9 @@ keys: pairs=64 epochs=1,3 runs=3 data=dolly,gsm8k optimizer=rmsprop trl_batch=0 
 all cores). rmsprop is what the paper trains with. model=smollm2, or llama-1b, llama-7b (14 bytes a parameter: 100 GB) or llama-tiny.
 
 Every run is a process of its own and trains for the most epochs; its time for fewer is that without the later epochs' steps, start and
-end included. Ours and TRL's alternate. Prints a table of medians and writes benchmarks/results/training_speed.json
-(of random weights: training_speed-MODEL.json). The work runs on a GPU where there is one. TRL computes the reference log-probs once, as
+end included. Ours and TRL's alternate. Prints a table of medians and, after every two runs, writes benchmarks/results/training_speed.json
+(of random weights: training_speed-MODEL.json), where other data sets keep what an earlier call measured.
+The work runs on a GPU where there is one. TRL computes the reference log-probs once, as
 we do, without gradient checkpointing; its other settings are its defaults. Utilisation counts the useful floating-point operations only:
 2 per weight and token forward, 4 backward, of the tokens of the packed trees (prompt once, last token of a reply not fed), of the head at
 reply tokens, and of the attention that the tree allows. Nothing that is computed again counts. The peak is the best bfloat16 matrix
@@ -36,6 +37,7 @@ from common import (
     MODEL,
     WORK,
     duels_of,
+    machine,
     make_pairs,
     matmul_peak,
     options_of,
@@ -206,15 +208,15 @@ def fastest_trl_batch(work: Work) -> int:
     return min(seconds, key=seconds.__getitem__)
 
 
-def compare(work: Work, runs: int) -> dict[int, dict[str, Any]]:
-    """Alternating runs; the comparison for each number of epochs."""
+def compare(work: Work, runs: int) -> Iterator[dict[int, dict[str, Any]]]:
+    """Alternating runs; after every pair of them the comparison so far, for each number of epochs."""
     found: dict[str, list[dict[str, Any]]] = {"ours": [], "trl": []}
     peaks = []
     for _ in range(runs):
         for who in found:
             found[who].append(run(who, work))
         peaks.append(matmul_peak())
-    return {several: _comparison(work, several, found, max(peaks)) for several in work.epochs}
+        yield {several: _comparison(work, several, found, max(peaks)) for several in work.epochs}
 
 
 def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]], peak: float) -> dict[str, Any]:
@@ -225,6 +227,7 @@ def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]],
     useful = useful_operations(rows, work.model, epochs)
     tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in rows)
     return {
+        "machine": machine(),
         "pairs": len(rows),
         "model": work.model.name,
         "epochs": epochs,
@@ -273,9 +276,10 @@ def main(data: Path, options: dict[str, str]) -> None:
     results: dict[str, Any] = {}
     for name, work in works(data, options):
         work = work if work.trl_batch else replace(work, trl_batch=fastest_trl_batch(work))
-        for epochs, comparison in compare(work, int(options["runs"])).items():
-            results[f"{name}, {epochs} epochs"] = comparison
-            save("training_speed" if work.model == MODEL else f"training_speed-{work.model.name}", {"results": results})
+        file = "training_speed" if work.model == MODEL else f"training_speed-{work.model.name}"
+        for so_far in compare(work, int(options["runs"])):
+            results |= {f"{name}, {epochs} epochs": comparison for epochs, comparison in so_far.items()}
+            save(file, {"results": results}, into="results")
     print_table(results)
 
 
