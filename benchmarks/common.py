@@ -114,13 +114,22 @@ def duels_of(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def section_of(**options: Any) -> Any:
+    from sparring.config import TrainSection
+
+    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, **options})
+
+
+def tokens_that_fit(model: Path, optimizer: str) -> int:
+    """Of a micro-batch: as a run chooses them from the memory that is free, but by what this very optimizer holds."""
     import torch
 
-    from sparring.config import TrainSection
-    from sparring.policy.footprint import MOST_TOKENS
+    from sparring.policy.budget import free_memory
+    from sparring.policy.footprint import tokens_at_once, training_bytes
+    from sparring.policy.load import model_shape
 
-    tokens = MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "micro_batch_tokens": tokens, **options})
+    shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = training_bytes("bf16", optimizer) * shape.num_parameters()
+    return tokens_at_once(shape.config, held, free_memory(device), device.type)
 
 
 def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from sparring.data.tables import read_rows, write_table
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
-from sparring.policy.batches import Branches, hardest
+from sparring.policy.batches import Branches, hardest, longest_row
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main
@@ -101,5 +101,5 @@ class Measurer:
         train = self.recipe.train
         model = load_model(folder, COMPUTE_DTYPES[train.precision], train.four_bit)
         scorer = Scorer(model.to(make_accelerator().device))
-        scorer.choose_layout(*hardest(trees))
+        scorer.choose_layout(*hardest(trees), row_tokens=longest_row(trees, train.max_tokens))
         return score_trees(scorer, trees, train.max_tokens)

@@ -9,7 +9,7 @@ from typing import Any
 from sparring.config import OptimSection
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
-from sparring.policy.batches import branches_of, hardest
+from sparring.policy.batches import branches_of, hardest, longest_row
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import from_main, rank_count
 from sparring.policy.score import score_trees
@@ -65,9 +65,9 @@ class _Scoring:
         self.names = [duel.duel_id for duel in duels]
         self.weights = FrozenWeights(folder, settings, make_accelerator(), seed)
         self.scorer = self.weights.scorer
-        self.scorer.choose_layout_on_main(*hardest(self.trees))
-        self.weights.prepare()
         self.max_tokens = settings.max_tokens
+        self.scorer.choose_layout_on_main(*hardest(self.trees), row_tokens=longest_row(self.trees, self.max_tokens))
+        self.weights.prepare()
 
     def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
         """Name, log-probs and computed tokens of every duel of an optimizer step; ranks share them as they do in training."""
