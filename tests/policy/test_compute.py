@@ -67,7 +67,7 @@ print(used(range(201, 501)) - before)
 def test_kernels_of_new_shapes_do_not_pile_up() -> None:
     """300 more shapes. Without the limits each stays, where oneDNN takes bfloat16 products at all."""
     # a run's own threads: one alone keeps a fifth more
-    environment = {name: value for name, value in os.environ.items() if name not in (*KERNEL_CACHES, "OMP_NUM_THREADS")}
+    environment = {name: value for name, value in os.environ.items() if name not in (*KERNEL_CACHES, "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     grown = {
         how: int(subprocess.run([sys.executable, "-c", SHAPES, how], env=environment, capture_output=True, check=True).stdout)
         for how in ("flat", "as it is")

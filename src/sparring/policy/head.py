@@ -16,7 +16,10 @@ ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
 
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
     """Logits [N, V] of last hidden states, with what Granite, Cohere and Gemma-2 do to theirs after the head."""
-    logits = model.get_output_embeddings()(hidden_NH)
+    head = model.get_output_embeddings()
+    if head.weight.is_floating_point():  # not quantised
+        hidden_NH = hidden_NH.to(head.weight.dtype)  # Mamba's last hidden states are float32
+    logits = head(hidden_NH)
     config = model.config.get_text_config()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
