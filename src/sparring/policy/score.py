@@ -21,7 +21,7 @@ from sparring.console import log
 from sparring.errors import UserError, first_line
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, dealt, shortest
 from sparring.policy.compute import in_float32, keep_soft_caps
-from sparring.policy.footprint import HEAD_CHUNK
+from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.head import ChunkedHead, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
@@ -161,6 +161,8 @@ class Scorer(nn.Module):
         must never score silently. All in float32: bfloat16's noise would hide much.
         """
         self.layout = "plain"
+        # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
+        row_tokens = min(row_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else row_tokens
         reach = _reach(trees, row_tokens)
         if (known := _checked.get(kind_of(self.model))) and known.covers(reach):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
