@@ -96,11 +96,13 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         [Sabotage(STEP, nth=12 + 4), Sabotage(STEP, nth=4), Sabotage(REPLACE, args=r"train\.partial/fit\.json")],
     ),
     "Ctrl-C in generation": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18, do="interrupt")]),
+    "Ctrl-C in foreign code": ("sft", [Sabotage(STEP, nth=5, do="interrupt, lost")]),
     "SIGTERM in training": ("iterations/001/train", [Sabotage(STEP, nth=12 + 8, do="terminate")]),
     "a crash in training": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4, do="crash")]),
 }
-EXIT = {"kill": -signal.SIGKILL, "interrupt": 130, "terminate": 130, "crash": 1}
-OUTCOME = {"kill": "running or killed", "interrupt": "interrupted", "terminate": "interrupted", "crash": "RuntimeError"}
+EXIT = {"kill": -signal.SIGKILL, "interrupt": 130, "interrupt, lost": 130, "terminate": 130, "crash": 1}
+STOPPED = dict.fromkeys(("interrupt", "interrupt, lost", "terminate"), "interrupted")
+OUTCOME = {"kill": "running or killed", **STOPPED, "crash": "RuntimeError"}
 
 
 # ---------------------------------------------------------------------------------------------- what a game comes to
@@ -248,7 +250,7 @@ def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
     command = [str(Path(sys.executable).with_name("sparring")), "run", "recipe.yaml", "seed=3"]
     process = subprocess.Popen(command, cwd=game.folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics_file = game.root / "sft.partial" / "metrics.jsonl"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300  # of a machine that is busy
     while not metrics_file.exists() or metrics_file.read_text().count("\n") < 50:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)

@@ -8,7 +8,6 @@ import gc
 import io
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import typer
 from rich.console import Console
 
 import sparring
+from sparring import interrupts
 from sparring.config import BenchmarksSection, ServerSection, load_recipe, section_from_options, to_yaml
 from sparring.console import is_in_log_file, set_up_logging
 from sparring.errors import UserError
@@ -399,7 +399,7 @@ def _encode_stdout(**options: str) -> None:
 def _outcome(again: str | None = None) -> Iterator[None]:
     """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
     if again:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupts.stop_on_signals()
     try:
         yield
     except UserError as error:

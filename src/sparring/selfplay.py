@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring import interrupts
 from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
@@ -41,6 +42,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
                 return play(recipe, directory)
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
+            if interrupts.were_received():
+                raise KeyboardInterrupt from error
             if (problem := memory_error(error)) is not None:
                 raise problem from error
             raise
