@@ -215,7 +215,8 @@ def score_player(folder: Path, lots: Sequence[Sequence[Branches]], settings: Opt
     weights = FrozenWeights(folder, settings, make_accelerator())
     weights.prepare([tree for trees in lots for tree in trees])
     scored = [weights.score(trees) for trees in lots]
-    weights.accelerator.free_memory()
+    if weights.in_step:
+        weights.accelerator.free_memory()  # it keeps what it has sharded
     return scored
 
 
