@@ -124,9 +124,9 @@ def test_replies_and_benchmarks_need_whole_models_whatever_the_launcher_cuts(zyg
     """70 billion weights over 32 devices: log-probs and training have their parts of them, measuring like scoring once vLLM draws."""
     recipe, hardware = "llama-70b-fsdp/recipe.yaml", ["--hardware", "32xH100-80G", "--json", "plan.json"]
 
-    def planned(*options: str) -> dict[str, float]:
+    def planned(*options: str, advice: str = "") -> dict[str, float]:
         result = plan(zygote, tmp_path, recipe, *options, *hardware)
-        assert result.code == 0, result.err
+        assert result.code == 0 and advice in result.out, result.err
         found = json.loads((tmp_path / "plan.json").read_text())
         assert found["fits"] is (found["peak_bytes"] <= 80e9)
         return {stage["stage"].rpartition("/")[2]: stage["bytes"]["total"] for stage in found["stages"]}
@@ -135,7 +135,7 @@ def test_replies_and_benchmarks_need_whole_models_whatever_the_launcher_cuts(zyg
     assert max(cut.values()) < 80e9 and cut["measure"] == pytest.approx(cut["generate"], rel=0.1), "vLLM fills its share of a device"
     whole = planned("sampling.engine=transformers", "sampling.vllm={}")
     assert {name for name, held in whole.items() if held > 141e9} == {"generate", "measure"}
-    judged = planned("evaluate.benchmarks={tasks: [arc_easy]}")
+    judged = planned("evaluate.benchmarks={tasks: [arc_easy]}", advice="- evaluate.benchmarks=null (")
     assert {name for name, held in judged.items() if held > 141e9} == {"benchmarks"}
 
 
