@@ -28,7 +28,7 @@ from sparring.rundir import digest
 
 TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
 STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
-SCORE_MODEL, EVALUATE = "sparring.evaluation.measure:Measurer._score", "sparring.evaluation.evaluate:Evaluator.evaluate"
+SCORE_MODEL, EVALUATE = "sparring.stages:score_player", "sparring.evaluation.evaluate:Evaluator.evaluate"
 DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.data.tables:write_table"
 
 # place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
@@ -70,7 +70,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         "iterations/000/measure",
         [Sabotage(REPLACE, args=r"000/measure\.partial/replies/shard")],
     ),
-    "measuring between its two models": ("iterations/000/measure", [Sabotage(SCORE_MODEL, nth=4)]),
+    "measuring between its two models": ("iterations/000/measure", [Sabotage(SCORE_MODEL, nth=3)]),
     "measuring, log-probs not written": ("iterations/001/measure", [Sabotage("sparring.evaluation.measure:write_table", nth=3)]),
     "measured, not committed": ("iterations/001/measure", [Sabotage(REPLACE, args=r"001/measure\.partial .*measure$")]),
     "evaluation, scores written": (
