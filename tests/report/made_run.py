@@ -30,6 +30,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "run_dir": "runs/made",
         "model": {"path": "builtin:tiny"},
         "data": {"path": "builtin:tasks", "max_examples": 96, "held_out": 12},
+        "sft": {"epochs": 1},
         "iterations": 2,
         "evaluate": {"answer_pattern": "[a-z]+$", "metric": "exact_match"},
         "baseline": CONTROL,
@@ -49,7 +50,7 @@ def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: s
     _done(root / "data", {"counts": {"read": 4000, "train": 84, "held_out": rows}, "wall_seconds": 0.2})
     best = Best(1, "exact_match", second["exact_match"]["value"], baseline["exact_match"]["value"], True)
     shown = {"name": "continued SFT", "stage": CONTROL, "from_iteration": None, "scores": control}
-    publish(root, "SFT", baseline, [first, second], [shown] if stop_reason else [], best, stop_reason)
+    publish(root, load_recipe(recipe()), "SFT", baseline, [first, second], [shown] if stop_reason else [], best, stop_reason)
     libraries = {"torch": "2.13.0", "transformers": "5.19.0"}
     attempt = {"sparring": "0.1.0", "python": "3.11.7", "libraries": libraries, "hardware": {"machine": "x86_64", "cpus": 2}}
     attempt |= {"started": "2026-11-22T11:24:20+00:00", "ended": None, "outcome": "running or killed"}
