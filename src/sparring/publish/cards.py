@@ -84,7 +84,7 @@ from those of its own previous iteration. This is {title}, started from `{shown[
 
 {_score_table(summary)}
 
-Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}{_images(plots or {})}
+Value and standard error on held-out prompts that no iteration was trained on. {_benchmarks(recipe)}{_choice(summary)}{_images(plots or {})}
 
 ## Use
 
@@ -191,12 +191,19 @@ def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
     """Every score in which one direction is better; the Hub knows no field for an error, so that the name tells it."""
     from huggingface_hub import EvalResult
 
-    source = public(recipe)["data"]["path"]
+    held_out = {
+        "dataset_type": recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
+        "dataset_name": f"held-out prompts of {public(recipe)['data']['path']}",
+    }
+
+    def asked(name: str) -> dict[str, str]:
+        task, of_benchmark, _ = name.partition("/")
+        return {"dataset_type": task, "dataset_name": f"{task}, by lm-evaluation-harness"} if of_benchmark else held_out
+
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
-            dataset_name=f"held-out prompts of {source}",
+            **asked(name),
             metric_type=name,
             metric_value=round(score["value"], 6),
             metric_name=f"{name}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
@@ -227,6 +234,15 @@ def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
 
 def _outcome(summary: Mapping[str, Any]) -> str:
     return "The game is not over yet." if summary["stop_reason"] is None else verdict(summary)
+
+
+def _benchmarks(recipe: Recipe) -> str:
+    section = recipe.evaluate.benchmarks
+    if section is None:
+        return ""
+    template = "applied" if section.chat_template else "not applied"
+    items = "all items" if section.limit is None else f"the first {section.limit} items"
+    return f"Scores with a task in their name are benchmarks of lm-evaluation-harness (chat template {template}, {items}). "
 
 
 def _choice(summary: Mapping[str, Any]) -> str:
