@@ -49,11 +49,13 @@ def legend(found: Comparison) -> Iterator[str]:
     """How the numbers were made, then what is special about these."""
     shown = [cell.paired for row in found.rows for cell in row.cells.values() if cell.paired]
     tests = " and ".join(dict.fromkeys(one.test for one in shown)) or "none"
-    interval = "bootstrap over rows or samples" if found.unit == "rows" else "Student's t over seeds"
+    resampled = "rows or samples" if any(metric.asked for metric in found.metrics) else "rows"
+    interval = f"bootstrap over {resampled}" if found.unit == "rows" else "Student's t over seeds"
     yield (
         f"+- is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
-        f"Holm over all {found.tests} tests shown: every player but the reference, in every metric, held-out ones and benchmarks together."
+        f"Holm over all {found.tests} tests shown."
     )
+    yield "Holm's family: every player but the reference in every metric, held-out ones and benchmarks together."
     yield from (f"{metric.name}: {_asked(metric.asked)}." for metric in found.metrics if metric.asked)
     yield "tokens, FLOPs and wall time: everything that led from the base model to the player, measurements on held-out rows left out."
     if any(row.is_best for row in found.rows):
