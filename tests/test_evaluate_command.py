@@ -90,7 +90,7 @@ def test_what_was_played_is_compared(copy: Game) -> None:
     best = str(copy.json("summary.json")["best"]["iteration"])
     result = copy.command("compare", "run", "--json", "c.json")
     assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run:start" in result.out, result.err
-    assert "letters/acc was not played by" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
+    assert "note: letters/acc: not played by" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
     compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
     for player, folder in (("start", "baseline"), (best, best)):
         score = read(copy.root / "evaluations" / folder / "letters" / "scores.json")["letters/acc"]

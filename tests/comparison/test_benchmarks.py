@@ -158,7 +158,7 @@ def test_a_number_that_is_no_mean_over_samples_is_left_out(runs: Path) -> None:
         evaluated("run", player, START, value=0.9)
     found = compare([Path("run")])
     assert "letters/acc" not in names(found)
-    assert "left out: letters/acc is no mean over samples (in run:start)" in found.notes
+    assert "left out: letters/acc: is no mean over samples (in run:start)" in found.notes
     assert "letters/acc is no mean over samples" in refused("run", metrics=["letters/acc"])
 
 
@@ -226,11 +226,11 @@ def test_who_has_not_played_is_told(runs: Path) -> None:
     for player in ("baseline", "1"):
         evaluated("run", player, START)
     found = compare([Path("run"), Path("other")])
-    assert "letters/acc was not played by run:0, run:continued-sft, other" in found.notes
+    assert "letters/acc: not played by run:0, run:continued-sft, other" in found.notes
     assert cell(found, "other", "1").score is None and cell(found, "run", "1").paired is not None
     alone = compare([Path("other"), Path("run")])
     assert "letters/acc" not in names(alone), "the reference has not played it"
-    assert any(note.startswith("left out: letters/acc was not played by other") for note in alone.notes)
+    assert any(note.startswith("left out: letters/acc: not played by other") for note in alone.notes)
     assert "letters/acc was not played by other:start" in refused("other", "run", metrics=["letters/acc"])
     assert "did you mean letters/acc?" in refused("run", metrics=["letters/ac"])
 

@@ -53,7 +53,7 @@ def _of_gaps(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str], everyth
         if why := _gap(name, arms, reference):
             gaps.setdefault((name in shown, why), []).append(name)
     for (is_shown, why), names in gaps.items():
-        yield f"{'' if is_shown else 'left out: '}{', '.join(names)} {why}"
+        yield f"{'' if is_shown else 'left out: '}{', '.join(names)}: {why}"
 
 
 def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
@@ -63,7 +63,7 @@ def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
     runs = {arm.run.label for arm in having}
     missing = [arm for arm in arms if name not in arm.benchmarks]
     who = dict.fromkeys(arm.label if arm.run.label in runs else arm.run.label for arm in missing)
-    return f"was not played by {', '.join(who)}" if who else None
+    return f"not played by {', '.join(who)}" if who else None
 
 
 def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> Iterator[str]:

@@ -59,7 +59,7 @@ def legend(found: Comparison) -> Iterator[str]:
     yield from (f"{metric.name}: {_asked(metric.asked)}." for metric in found.metrics if metric.asked)
     yield "tokens, FLOPs and wall time: everything that led from the base model to the player, measurements on held-out rows left out."
     if any(row.is_best for row in found.rows):
-        yield "*: its run's best iteration by evaluate.metric, chosen on these same rows, so that its score flatters it a little."
+        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: its score on them flatters it a little."
     yield from (f"note: {note}" for note in found.notes)
 
 
