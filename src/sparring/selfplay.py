@@ -105,7 +105,7 @@ def _publish(
         for section in recipe.baseline
         if section.folder in controls
     ]
-    summary = publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
+    summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
     return summary
