@@ -31,7 +31,8 @@ from sparring.console import set_up_logging
 
 RUNS = ROOT / "runs" / "evidence"
 SEARCH_SEED = 100
-SHARED = ("base", "data", "sft", "baseline")  # what the objective does not touch
+SHARED = ("base", "data", "sft", "baseline")  # what most searched values do not touch, and
+OF_START = ("start_epochs", "temperature")  # those that do
 COOL = 0.7
 TRANSFERRED = 300
 SHOWN = ("exact_match", "exact_match_greedy", "nll_per_token", "real_logp", "generated_logp", "reply_tokens")
@@ -140,7 +141,7 @@ def play_game(
 ) -> dict[str, Any]:
     """One run; its start is that of the first run of the same part, seed and start, and is not trained again."""
     folder = RUNS / name / part / f"seed-{seed}"
-    start = f"start-{values['start_epochs']:g}" if "start_epochs" in values else "start"
+    start = "-".join(["start", *(f"{key}={values[key]:g}" for key in OF_START if key in values)])
     label = "-".join([arm.replace(",", "").replace(" ", "-"), *(f"{key}={value:g}" for key, value in values.items())])
     root = folder / label
     _share_start(folder / start, root)
