@@ -154,8 +154,13 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("sparring", "torch", "transformers", "trl", "accelerate")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = "-changed" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
+    commit = _git("rev-parse", "--short", "HEAD") + changed
     return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: version(name) for name in names}}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def save(name: str, found: dict[str, Any], into: str | None = None) -> None:
