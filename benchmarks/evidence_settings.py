@@ -76,25 +76,25 @@ def _with(recipe: dict[str, Any], rows: int, sft: dict[str, Any] | None) -> dict
 
 SETTINGS: dict[str, Setting] = {
     "tiny-under": Setting(
-        "toy model, 1,000 rows, start under-trained",
+        "toy model, 400 rows, start under-trained",
         "sorting",
-        _with(TINY, 1000, {"epochs": 12}),
+        _with(TINY, 400, {"epochs": 20}),
         TINY_GRID,
         (3e-4, 1e-3, 3e-3),
-        (1, 4),
+        (2, 8),
         True,
     ),
     "tiny-best": Setting(
-        "toy model, 1,000 rows, start at its best epoch",
+        "toy model, 400 rows, start at its best epoch",
         "sorting",
-        _with(TINY, 1000, {"epochs": 40}),
-        {"start_epochs": (20, 40, 80, 160), **TINY_GRID},
+        _with(TINY, 400, {"epochs": 40}),
+        {"start_epochs": (40, 80, 160), **TINY_GRID},
         (1e-4, 3e-4, 1e-3),
-        (1, 4),
+        (2, 8),
         True,
     ),
     "tiny-over": Setting(
-        "toy model, 150 rows, start over-fitted", "sorting", _with(TINY, 150, {"epochs": 150}), TINY_GRID, (1e-4, 3e-4, 1e-3), (1, 4), True
+        "toy model, 100 rows, start over-fitted", "sorting", _with(TINY, 100, {"epochs": 200}), TINY_GRID, (1e-4, 3e-4, 1e-3), (2, 8), True
     ),
     "words-under": Setting(
         "SmolLM2-135M, 600 word problems, one epoch",

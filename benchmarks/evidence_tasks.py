@@ -12,7 +12,7 @@ from pathlib import Path
 from real_data import unwrap_dolly
 
 Row = dict[str, str]
-DIGITS, SORTS = 6, 6000
+DIGITS, SORTS = 8, 6000
 SEARCHED_SHARE = 0.45
 
 
@@ -29,7 +29,7 @@ def write_rows(task: str, data: Path, folder: Path) -> None:
 
 
 def _sorting(_: Path, __: Path) -> Iterator[Row]:
-    """Six digits to sort: one right answer, and a model of 100,000 weights can learn it."""
+    """Eight digits to sort: one right answer, and a model of 100,000 weights can learn it."""
     draw = random.Random(0)
     for _ in range(SORTS):
         digits = [str(draw.randrange(10)) for _ in range(DIGITS)]
