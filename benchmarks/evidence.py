@@ -57,7 +57,7 @@ def search(data: Path, name: str) -> None:
 
 def _validate(name: str, values: dict[str, float], of_start: bool) -> float:
     """Larger is better. Of a start its likelihood, of a game the score of its last iteration by the setting's own metric."""
-    summary = play_game(name, SEARCH_SEED, "spin", values, part="search")
+    summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=1 if of_start else None)
     if of_start:
         return -summary["baseline"]["scores"]["nll_per_token"]["value"]
     return _worth(Path(summary["run_dir"]), str(len(summary["iterations"]) - 1), summary["iterations"][-1]["scores"])
@@ -138,6 +138,7 @@ def play_game(
     part: str = "test",
     controls: dict[str, Any] | None = None,
     objective: dict[str, Any] | None = None,
+    iterations: int | None = None,
 ) -> dict[str, Any]:
     """One run; its start is that of the first run of the same part, seed and start, and is not trained again."""
     folder = RUNS / name / part / f"seed-{seed}"
@@ -146,6 +147,7 @@ def play_game(
     root = folder / label
     _share_start(folder / start, root)
     recipe = {**SETTINGS[name].recipe, "run_dir": str(root), "seed": seed, "objective": objective or {}}
+    recipe["iterations"] = iterations or recipe["iterations"]
     recipe["data"] = {**recipe["data"], "path": str(RUNS / name / "rows" / f"{part}.jsonl")}
     recipe["baseline"] = [{"name": control, **options} for control, options in (controls or {}).items()]
     overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key != "beta" or "beta" not in (objective or {})]
