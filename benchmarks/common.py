@@ -126,9 +126,10 @@ def tokens_that_fit(model: Path, optimizer: str) -> int:
     from sparring.policy.budget import free_memory
     from sparring.policy.footprint import tokens_at_once, training_bytes
     from sparring.policy.load import model_shape
+    from sparring.policy.shares import Parallel
 
     shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held = training_bytes("bf16", optimizer) * shape.num_parameters()
+    held = training_bytes("bf16", optimizer, Parallel()) * shape.num_parameters()
     return tokens_at_once(shape.config, held, free_memory(device), device.type)
 
 
@@ -163,8 +164,13 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("sparring", "torch", "transformers", "trl", "accelerate")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = "-changed" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
+    commit = _git("rev-parse", "--short", "HEAD") + changed
     return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: version(name) for name in names}}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def save(name: str, found: dict[str, Any], into: str | None = None) -> None:
