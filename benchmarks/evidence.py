@@ -76,8 +76,8 @@ def _worth(root: Path, player: str, scores: Scores) -> float:
 def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
     """Which learning rate at equal cost, and which (learning rate, epochs) at no more than that: "stopped at its best epoch"."""
     setting = SETTINGS[name]
-    equal = {f"equal-{lr:g}": {"lr": lr} for lr in setting.control_lrs}
-    short = {f"short-{lr:g}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
+    equal = {f"equal-{lr:.0e}": {"lr": lr} for lr in setting.control_lrs}
+    short = {f"short-{lr:.0e}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
     summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short})
     root = Path(summary["run_dir"])
     worth = {entry["stage"]: _worth(root, entry["stage"], entry["scores"]) for entry in summary["controls"]}
