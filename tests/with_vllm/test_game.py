@@ -26,7 +26,8 @@ from test_vllm import HEAD_DIM, free_port, wait_for_port
 
 from sparring.data.records import Message
 from sparring.data.tables import read_rows
-from sparring.opponent.engines import answer, make_engine
+from sparring.opponent.engines import make_engine
+from sparring.opponent.protocol import Prompt, Stream
 from sparring.players import Players
 from sparring.policy.tiny import byte_tokenizer
 
@@ -202,18 +203,21 @@ def test_a_server_answers_as_the_exported_player(never_killed: Path, tmp_path: P
         process.wait(60)
 
 
-def of_the_player(run: Path, prompt: str) -> str:
+def of_the_player(run: Path, prompt: str) -> list[int]:
     """By the transformers engine, from the run's own folder."""
     players = Players(run)
     recipe, chat = players.recipe, players.chat()
     recipe = recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": "transformers"})})
     engine = make_engine(recipe, chat, run / "iterations/000/train/model", temperature=0.0)
-    return answer(engine, chat, [[Message(role="user", content=prompt)]], 0)[0]
+    asked = Prompt("x", 0, chat.prompt_ids([Message(role="user", content=prompt)]))
+    return list(engine.sample([asked], Stream(0, 0))[0].token_ids)
 
 
-def ask(port: int, prompt: str) -> str:
+def ask(port: int, prompt: str) -> list[int]:
+    """The tokens of the answer: of its text a server keeps back what may be half a character."""
     body = {"model": "player", "messages": [{"role": "user", "content": prompt}], "max_tokens": 12, "temperature": 0}
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    data = json.dumps({**body, "return_token_ids": True}).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=300) as answer:
-        return json.load(answer)["choices"][0]["message"]["content"]
+        return json.load(answer)["choices"][0]["token_ids"]
