@@ -114,13 +114,23 @@ def duels_of(rows: list[dict[str, Any]]) -> list[Any]:
 
 
 def section_of(**options: Any) -> Any:
+    from sparring.config import TrainSection
+
+    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, **options})
+
+
+def tokens_that_fit(model: Path, optimizer: str) -> int:
+    """Of a micro-batch: as a run chooses them from the memory that is free, but by what this very optimizer holds."""
     import torch
 
-    from sparring.config import TrainSection
-    from sparring.policy.footprint import MOST_TOKENS
+    from sparring.policy.budget import free_memory
+    from sparring.policy.footprint import tokens_at_once, training_bytes
+    from sparring.policy.load import model_shape
+    from sparring.policy.shares import Parallel
 
-    tokens = MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "micro_batch_tokens": tokens, **options})
+    shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    held = training_bytes("bf16", optimizer, Parallel()) * shape.num_parameters()
+    return tokens_at_once(shape.config, held, free_memory(device), device.type)
 
 
 def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]:
@@ -154,8 +164,13 @@ def machine() -> dict[str, Any]:
     from importlib.metadata import version
 
     names = ("sparring", "torch", "transformers", "trl", "accelerate")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    changed = "-changed" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
+    commit = _git("rev-parse", "--short", "HEAD") + changed
     return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: version(name) for name in names}}
+
+
+def _git(*words: str) -> str:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
 def save(name: str, found: dict[str, Any], into: str | None = None) -> None:

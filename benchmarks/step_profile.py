@@ -1,10 +1,11 @@
-"""Where the time of a training step goes: its operators, grouped, and the matrix products that take longest.
+"""Where the time of a training step, or of sampling, goes: its operators, grouped, and the matrix products that take longest.
 
     python benchmarks/step_profile.py DATA_FOLDER [key=value ...]     # the folder with gsm8k_train.jsonl and dolly_1k.jsonl
 
-keys: pairs=64 data=dolly tokens=1024 steps=3 (tokens of a micro-batch; steps that are profiled, after one that is not)
+keys: work=training pairs=64 data=dolly tokens=1024 steps=3 (tokens of a micro-batch; steps that are profiled, after one that is not);
+work=sampling draws `new=32` tokens of a reply to each of pairs=256 prompts, all at once.
 
-Prints a table of self times and writes benchmarks/results/step_profile.json.
+Prints a table of self times and writes benchmarks/results/step_profile.json, or sampling_profile.json.
 """
 
 from __future__ import annotations
@@ -19,14 +20,23 @@ from typing import Any
 from common import LR, MODEL, duels_of, make_pairs, matmul_peak, options_of, ready_model, save, section_of
 from torch.profiler import ProfilerActivity, profile
 
-DEFAULTS = {"pairs": "64", "data": "dolly", "tokens": "1024", "steps": "3"}
+DEFAULTS = {"work": "training", "pairs": "64", "data": "dolly", "tokens": "1024", "steps": "3", "new": "32"}
 # The first group with a matching part of an operator's name takes it.
-GROUPS = {
+OF_TRAINING = {
     "attention (products, softmax, gathering)": ("bmm", "baddbmm", "softmax", "flash", "index_select", "index_copy", "Take", "PutBack"),
     "matrix products of linear layers and head": ("aten::mm", "aten::addmm", "mkldnn"),
     "copies between float32 and bfloat16, and others": ("copy_", "_to_copy", "cat", "clone", "contiguous"),
     "optimizer and gradient norm": ("_fused", "norm", "foreach", "rmsprop", "sqrt", "addcdiv", "addcmul", "lerp"),
 }
+
+OF_SAMPLING = {
+    "attention over the cache, and writing it": ("scaled_dot_product", "flash", "bmm", "index_put", "index_copy", "index_select"),
+    "drawing": ("softmax", "cumsum", "searchsorted", "argmax", "where", "gather", "aten::sum", "minimum", "nextafter"),
+    "matrix products of linear layers and head": ("aten::mm", "aten::addmm", "mkldnn"),
+    "norms": ("pow", "rsqrt", "mean"),
+    "copies": ("copy_", "_to_copy", "cat", "clone", "contiguous"),
+}
+GROUPS = {"training": OF_TRAINING, "sampling": OF_SAMPLING}
 
 
 def profiled(rows: list[dict[str, Any]], tokens: int, steps: int) -> tuple[Any, float, int]:
@@ -47,10 +57,29 @@ def profiled(rows: list[dict[str, Any]], tokens: int, steps: int) -> tuple[Any, 
     return found, seconds, done
 
 
-def grouped(found: Any) -> dict[str, dict[str, float]]:
+def profiled_sampling(rows: list[dict[str, Any]], new: int) -> tuple[Any, float, int]:
+    """(profile, seconds, tokens) of replies of `new` tokens at most."""
+    from sparring.config import SamplingSection
+    from sparring.opponent.hf import TransformersEngine
+    from sparring.opponent.protocol import Prompt, Stream
+    from sparring.policy.compute import make_accelerator
+    from sparring.policy.load import DTYPES, load_model, model_facts
+
+    make_accelerator()  # as in a run
+    engine = TransformersEngine(load_model(MODEL, DTYPES["bfloat16"]), SamplingSection(max_new_tokens=new), model_facts(MODEL)[1])
+    prompts = [Prompt(str(number), 0, tuple(row["prompt_ids"])) for number, row in enumerate(rows)]
+    engine.sample(prompts[:4], Stream(0, 0))  # finds out which way the model takes
+    with profile(activities=[ProfilerActivity.CPU], with_flops=True, record_shapes=True) as found:
+        began = time.perf_counter()
+        done = sum(len(reply.token_ids) for reply in engine.sample(prompts, Stream(0, 0)))
+        seconds = time.perf_counter() - began
+    return found, seconds, done
+
+
+def grouped(found: Any, parts_of: dict[str, tuple[str, ...]]) -> dict[str, dict[str, float]]:
     groups: dict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "operations": 0.0})
     for event in found.key_averages():
-        name = next((group for group, parts in GROUPS.items() if any(part in event.key for part in parts)), "elementwise and the rest")
+        name = next((group for group, parts in parts_of.items() if any(part in event.key for part in parts)), "elementwise and the rest")
         groups[name]["seconds"] += event.self_cpu_time_total / 1e6
         groups[name]["operations"] += event.flops or 0
     return dict(groups)
@@ -67,10 +96,15 @@ def slowest_shapes(found: Any, count: int = 12) -> list[tuple[str, str, int, flo
 
 def main(data: Path, overrides: list[str]) -> None:
     options = options_of(DEFAULTS, overrides)
+    if options["work"] not in GROUPS:
+        sys.exit(f"work={options['work']}: one of {', '.join(GROUPS)}")
     ready_model()
     rows = json.loads(make_pairs(options["data"], data, int(options["pairs"])).read_text())
-    found, seconds, tokens = profiled(rows, int(options["tokens"]), int(options["steps"]))
-    groups = grouped(found)
+    if options["work"] == "training":
+        found, seconds, tokens = profiled(rows, int(options["tokens"]), int(options["steps"]))
+    else:
+        found, seconds, tokens = profiled_sampling(rows, int(options["new"]))
+    groups = grouped(found, GROUPS[options["work"]])
     total = sum(group["seconds"] for group in groups.values())
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} a second\n")
     print("| operators | share | seconds | GFLOP/s |\n|---|---|---|---|")
@@ -79,7 +113,8 @@ def main(data: Path, overrides: list[str]) -> None:
         print(f"| {name} | {group['seconds'] / total:.0%} | {group['seconds']:.2f} | {rate} |")
     for row in slowest_shapes(found):
         print("{:28} {:70} {:5} {:7.3f} s {:6.0f} GFLOP/s".format(*row))
-    save("step_profile", {"tokens": tokens, "seconds": seconds, "groups": groups, "matmul_peak": matmul_peak()})
+    name = {"training": "step_profile", "sampling": "sampling_profile"}[options["work"]]
+    save(name, {"tokens": tokens, "seconds": seconds, "groups": groups, "matmul_peak": matmul_peak()})
 
 
 if __name__ == "__main__":

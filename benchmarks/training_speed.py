@@ -46,6 +46,7 @@ from common import (
     ready_model,
     save,
     section_of,
+    tokens_that_fit,
 )
 
 BETA = 0.1
@@ -67,7 +68,8 @@ def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model:
     from sparring.training.plan import make_plan
     from sparring.training.tasks import SpinTask
 
-    duels, section = duels_of(rows), section_of(epochs=max(epochs), optimizer=optimizer)
+    tokens = tokens_that_fit(model, optimizer)
+    duels, section = duels_of(rows), section_of(epochs=max(epochs), optimizer=optimizer, micro_batch_tokens=tokens)
     plan = make_plan(section, len(duels), lr=LR, epochs=max(epochs), seed=0, name="benchmark")
     (folder / "score").mkdir()
     (folder / "train").mkdir()
@@ -80,7 +82,8 @@ def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model:
     rows_of_steps = [json.loads(line) for line in (folder / "train" / METRICS).read_text().splitlines()]
     later = {several: sum(row["seconds"] for row in rows_of_steps[several * plan.steps // max(epochs) :]) for several in epochs}
     seconds = {several: ended - began - later[several] for several in epochs}
-    return {"seconds": seconds, "opponent_pass": scored - began, "steps": plan.steps, "first_loss": rows_of_steps[0]["loss"]}
+    facts = {"opponent_pass": scored - began, "steps": plan.steps, "first_loss": rows_of_steps[0]["loss"], "micro_batch_tokens": tokens}
+    return {"seconds": seconds, **facts}
 
 
 def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str, batch: int) -> dict[str, Any]:

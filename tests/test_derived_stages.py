@@ -173,7 +173,7 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
         Sabotage("shutil:rmtree", args="continued-sft/train"),
         Sabotage("sparring.training.fit:_Trainer.step", nth=5),
         Sabotage("os:replace", args=r"continued-sft/train\.partial .*train$"),
-        Sabotage("sparring.evaluation.measure:Measurer._score"),
+        Sabotage("sparring.stages:score_player"),
         Sabotage(EVALUATE),
     ):
         assert copy.run("baseline.lr=1e-4", sabotage=[one]).code == -signal.SIGKILL, one

@@ -157,7 +157,23 @@ def test_every_control_stands_beside_the_game(both: Game) -> None:
     for name in ("dpo", "spin-dpo", "half-epoch"):
         assert both.command("export", "run", f"out-{name}", "--iteration", name).code == 0
         card = (both.folder / f"out-{name}" / "README.md").read_text()
-        assert "the control" in card and ("labelled pairs `pairs.jsonl`" in card) == name.endswith("dpo")
+        assert "the control" in card and ("and the labelled pairs `pairs.jsonl`." in card) == name.endswith("dpo")
+        assert ("| labelled pairs | `pairs.jsonl` | unknown (no card lies beside it) |" in card) == name.endswith("dpo")
+
+
+def test_cards_name_the_pairs_and_their_licence(both: Game) -> None:
+    """In the table of those who learned from them; others, and the replies, are told that nothing comes from there."""
+    order = ["--repo", "me/model", "--dataset-repo", "me/replies", "--pairs-licence", "cc-by-4.0"]
+    licence = "cc-by-4.0 (as the publisher says, by --pairs-licence)"
+    apart = f"The labelled pairs `pairs.jsonl`, {licence}, trained controls of this game alone."
+    for player in ("dpo", "best"):
+        result = both.command("push", "run", *order, "--iteration", player, "--dry-run", f"cards-{player}")
+        assert result.code == 0, result.err
+        card, data = ((both.folder / f"cards-{player}" / name / "README.md").read_text() for name in ("model", "data"))
+        assert (f"| labelled pairs | `pairs.jsonl` | {licence} |" in card, apart in card) == (player == "dpo", player != "dpo")
+        assert data.count(apart) == 1 and "| labelled pairs |" not in data
+    refused = both.command("push", "run", *order[:4], "--pairs-licence", "CC BY", "--dry-run", "no")
+    assert refused.code == 2 and "--pairs-licence" in refused.err and "no identifier of a licence" in refused.err
 
 
 def test_the_report_and_the_status_tell_of_every_control(both: Game) -> None:
@@ -242,7 +258,7 @@ KILLS = {
     "in the reference's log-probs": Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=6 + 2),
     "in training": Sabotage(STEP, nth=6 + 4),
     "trained, not committed": Sabotage("os:replace", args=r"dpo/train\.partial .*train$"),
-    "in measuring": Sabotage("sparring.evaluation.measure:Measurer._score", nth=1 + 3 + 2),
+    "in measuring": Sabotage("sparring.stages:score_player", nth=1 + 2 + 2),
 }
 QUICK = {"sft": None, "iterations": 1, "baseline": {**DPO, "epochs": 2}, "showcase": []}
 

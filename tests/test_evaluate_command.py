@@ -83,6 +83,32 @@ def test_evaluates_the_baseline_and_the_best(copy: Game) -> None:
     assert {name: was for name, was in copy.state().items() if not name.startswith("evaluations/")} == before
 
 
+def test_what_was_played_is_compared(copy: Game) -> None:
+    """Start and best by `sparring evaluate`, then everybody by the recipe: the comparison's numbers are those of scores.json."""
+    needs_harness()
+    assert copy.command("evaluate", "run", *EVALUATE).code == 0
+    best = str(copy.json("summary.json")["best"]["iteration"])
+    result = copy.command("compare", "run", "--json", "c.json")
+    assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run:start" in result.out, result.err
+    assert "note: letters/acc: not played by" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
+    compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
+    for player, folder in (("start", "baseline"), (best, best)):
+        score = read(copy.root / "evaluations" / folder / "letters" / "scores.json")["letters/acc"]
+        assert compared[player]["value"] == pytest.approx(score["value"]) and compared[player]["stderr"] == pytest.approx(score["stderr"])
+    values = [[json.loads(line)["acc"] for line in lines(copy.root / "evaluations" / folder / "letters")] for folder in (best, "baseline")]
+    gaps = [mine - theirs for mine, theirs in zip(*values, strict=True)]
+    assert compared[best]["difference"]["difference"] == pytest.approx(sum(gaps) / 8) and compared[best]["difference"]["test"] == "McNemar"
+    assert copy.run(BENCHMARKS, "report=true").code == 0
+    assert copy.command("compare", "run", "--metric", "letters/acc", "--json", "c.json").code == 0
+    assert all(one["scores"]["letters/acc"]["n"] == 5 for one in read(copy.folder / "c.json")["players"])
+    page = (copy.root / "report.html").read_text()
+    assert "letters/acc" in page and "Chat template not applied, the first 5 items, lm-evaluation-harness 0.4.13." in page
+
+
+def lines(stage: Path) -> list[str]:
+    return (stage / "samples" / "letters.letters.jsonl").read_text().splitlines()
+
+
 def test_evaluates_a_model_by_itself(copy: Game) -> None:
     needs_harness()
     result = copy.command("evaluate", "builtin:tiny", *EVALUATE, "--out", "results")
@@ -115,6 +141,7 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
     [
         ([], "--suite, --task, --task-folder, --seed: names neither suites nor tasks"),
         (["--suite", "papers-extra"], "no suite named 'papers-extra'; did you mean paper-extra?"),
+        (["--suite", "mt-bench"], "sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME"),
         (["--task", "a b"], "'a b' names no task"),
         (["--task", "letters", "--task-folder", "nowhere"], "no folder with task files (*.yaml)"),
         (["--task", "letters", "--task-folder", "tasks", "--player", "7"], "this run has no player '7'"),

@@ -19,10 +19,11 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 STAGES = FLOOR | {"data", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "interrupts": set(),
     "console": {"errors"},
     "config": {"errors"},
     "locks": {"errors"},
@@ -46,7 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "one_stage": STAGES | {"launch", "stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
-    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "planning", "report"},  # reads finished runs
+    # reads finished runs
+    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
     "seeds": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
     "subjects": FLOOR | {"data", "policy", "players"},

@@ -24,17 +24,22 @@ from conftest import Game
 from safetensors.torch import load_file
 from zygote import Result, Running, Sabotage, Zygote
 
-from sparring.config import LauncherSection, load_recipe
+from sparring.config import LauncherSection, Recipe, load_recipe
+from sparring.data.chat import Chat
 from sparring.errors import UserError
+from sparring.evaluation.measure import read_measured
 from sparring.launch import check_launcher, command
+from sparring.opponent.engines import load_sampler
+from sparring.opponent.hf import TransformersEngine
 from sparring.policy.compute import memory_error
 from sparring.rundir import RunDir
+from sparring.stages import Stages
 
 # as in tests/training/test_ranks.py, after more steps
 WEIGHTS = 2e-4
 ONE_ITERATION = {"iterations": 1, "sft": None, "baseline": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
 TWO_RANKS = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=true"]
-TRAIN, SCORE = "iterations/000/train", "iterations/000/score"
+TRAIN, SCORE, MEASURE = "iterations/000/train", "iterations/000/score", "iterations/000/measure"
 
 
 def free_port() -> int:
@@ -57,7 +62,7 @@ def begun(inline: Game, tmp_path: Path, zygote: Zygote) -> Game:
     """The same game before the opponent's log-probs."""
     game = Game(tmp_path / "game", zygote, ONE_ITERATION)
     shutil.copytree(inline.root, game.root, symlinks=True)
-    for name in (SCORE, TRAIN, "iterations/000/measure", "iterations/000/evaluate"):
+    for name in (SCORE, TRAIN, MEASURE, "iterations/000/evaluate"):
         shutil.rmtree(game.root / name)
     (game.root / "summary.json").unlink()
     return game
@@ -153,6 +158,65 @@ def test_slurm_names_the_ranks(begun: Game) -> None:
     ]
     assert [result.code for result in results(started)] == [0, 0], started[0].err
     assert begun.json(f"{SCORE}/done.json")["facts"]["ranks"] == 2
+
+
+def recipe_of(game: Game) -> dict[str, Any]:
+    return yaml.safe_load((game.folder / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+def without_measurements(game: Game, inline: Game, owner: str) -> None:
+    """`game` as it was before `owner` was measured, iteration 0 trained."""
+    shutil.rmtree(game.root)
+    shutil.copytree(inline.root, game.root, symlinks=True)
+    for part in ("measure", "evaluate"):
+        shutil.rmtree(game.root / owner / part)
+
+
+def assert_same_measurements(game: Game, inline: Game, owner: str) -> None:
+    ours, theirs = (read_measured(each.root / owner / "measure") for each in (game, inline))
+    assert ours.replies == theirs.replies
+    for row, other in zip(ours.logps, theirs.logps, strict=True):
+        assert row.pop("row_id") == other.pop("row_id")
+        assert row == pytest.approx(other, rel=1e-5)
+
+
+def test_measuring_on_shards_killed_and_gone_on_with(begun: Game, inline: Game) -> None:
+    """Replies with the whole model on every rank, log-probs with half of it each."""
+    without_measurements(begun, inline, "iterations/000")
+    sharded = {rank: ["launcher.strategy=fsdp2"] for rank in (0, 1)}
+    killed = {1: [Sabotage("sparring.training.ranked:score_trees", nth=2)]}
+    _, two = results(ranks(begun, MEASURE, overrides=sharded, sabotage=killed))
+    assert two.code == -signal.SIGKILL and not (begun.root / MEASURE).exists()
+    kept = [path.stat().st_ino for path in begun.root.rglob("measure.partial/replies/shard-*")]
+    one, two = results(ranks(begun, MEASURE, overrides=sharded))
+    assert (one.code, two.code) == (0, 0), one.err
+    assert kept == [path.stat().st_ino for path in begun.root.rglob("000/measure/replies/shard-*")] and kept
+    assert_same_measurements(begun, inline, "iterations/000")
+
+
+def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks, here one in this process, find the replies there, and score."""
+    without_measurements(begun, inline, "baseline")
+    monkeypatch.chdir(begun.folder)
+    others = ["launcher.strategy=fsdp2", "sampling.engine=server"]
+    recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, *others])
+    happened = []
+
+    def engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> TransformersEngine:
+        happened.append("engine")
+        return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
+
+    def launched(recipe: Recipe, root: Path, stage: str) -> None:
+        happened.append(stage)
+        Stages(recipe, RunDir(root), target=stage).measure("baseline", start, None, round_index=0)
+
+    monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
+    monkeypatch.setattr("sparring.stages.launch", launched)
+    stages = Stages(recipe, RunDir(Path(recipe.run_dir)))
+    start = stages.sft()
+    stages.measure("baseline", start, None, round_index=0)
+    assert happened == ["engine", "baseline/measure"]
+    assert_same_measurements(begun, inline, "baseline")
 
 
 # --- by accelerate
@@ -332,6 +396,28 @@ def test_a_gpu_launcher_without_a_gpu(begun: Game, tmp_path: Path) -> None:
     for option in ("launcher.processes=2", f"launcher.config_file={own}"):
         result = begun.run("launcher.kind=accelerate", option)
         assert result.code == 2 and "this machine has no GPU" in result.err and "launcher.cpu=true" in result.err
+
+
+def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards(
+    begun: Game, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(begun.folder)
+    caplog.set_level("INFO", "sparring")
+    begun.write(**ONE_ITERATION, train__micro_batch_tokens=None)
+
+    def checked(strategy: str) -> str:
+        caplog.clear()
+        recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, f"launcher.strategy={strategy}"])
+        Stages(recipe, RunDir(Path(recipe.run_dir))).check()
+        return caplog.text
+
+    said = checked("fsdp2")
+    assert "whoever draws replies has the whole model on a device" in said and "parameters, fsdp2 over 2 ranks, and" in said
+    assert begun.json("chosen.json")["shared"] == "fsdp2 over 2 ranks"
+    assert "micro_batch_tokens: " not in checked("fsdp2"), "kept"
+    said = checked("ddp")
+    assert "whole model" not in said and "micro_batch_tokens: " in said and "ranks" not in said
+    assert begun.json("chosen.json")["shared"] is None
 
 
 def test_an_optimizer_that_cannot_be_sharded(begun: Game) -> None:

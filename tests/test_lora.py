@@ -15,9 +15,11 @@ from zygote import Sabotage, Zygote
 from sparring.data.tables import read_rows
 from sparring.policy.adapters import is_adapter
 from sparring.policy.batches import Branches
-from sparring.policy.load import load_model, merge
+from sparring.policy.load import load_model, merge, weights_hash
+from sparring.policy.player import adapter_hash
 from sparring.policy.score import plain_logps
 from sparring.policy.tiny import make_tiny
+from sparring.rundir import RunDir
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0}
 CHANGES: dict[str, Any] = {"train__lora": LORA, "train__lr": 2e-2, "baseline": None}
@@ -71,6 +73,14 @@ def duel_of(duel_id: str) -> tuple[str, int]:
     """(row id, iteration) of a duel's name."""
     row_id, _, iteration = duel_id.rpartition("@")
     return row_id, int(iteration)
+
+
+def test_an_adapters_hash_is_known_without_its_weights(adapters: Game) -> None:
+    """As `sparring evaluate` computes it from the files: that is how a comparison knows whose benchmarks it reads."""
+    run = RunDir(adapters.root)
+    start = (run.inputs_of("baseline/measure") or {})["model"]
+    assert adapter_hash(run.verified("iterations/001/train"), start) == weights_hash(player(adapters, 1))
+    assert adapter_hash(run.verified("sft"), start) is None and weights_hash(adapters.root / "sft/model") == start
 
 
 def test_every_iteration_starts_at_margin_zero(adapters: Game) -> None:

@@ -22,6 +22,8 @@ from zygote import Sabotage
 from sparring.config import DataSection, load_recipe
 from sparring.data.sources import load_conversations
 from sparring.errors import UserError
+from sparring.players import Player
+from sparring.publish.cards import About, model_card
 from sparring.publish.licences import licence_of
 from sparring.publish.names import public
 from sparring.push import Order, push
@@ -76,6 +78,19 @@ def test_the_cards_metadata_is_what_the_hub_reads(folder: Path, played: Game) ->
     nll = scores["nll_per_token"]
     assert found["nll_per_token"].metric_value == pytest.approx(nll["value"], abs=1e-6)
     assert f"± {nll['stderr']:.4f}, n {nll['n']}, lower is better" in found["nll_per_token"].metric_name
+
+
+def test_benchmarks_are_no_scores_on_held_out_prompts(played: Game) -> None:
+    from huggingface_hub import ModelCard
+
+    asked = load_recipe(played.root / "recipe.yaml", ["evaluate.benchmarks={tasks: [letters], limit: 5}"])
+    summary = played.json("summary.json")
+    summary["iterations"][1]["scores"]["letters/acc"] = {"value": 0.5, "n": 5, "stderr": 0.1, "higher_is_better": True}
+    text = model_card(asked, summary, Player("1", "iterations/001/train"), About.of(asked))
+    (found,) = [result for result in ModelCard(text).data.eval_results if result.metric_type == "letters/acc"]
+    assert (found.dataset_type, found.dataset_name) == ("letters", "letters, by lm-evaluation-harness")
+    assert "are benchmarks of lm-evaluation-harness (chat template not applied, the first 5 items). The best" in text
+    assert "| letters/acc | 5 | - | - | 0.5000 ± 0.1000 | - |" in text
 
 
 def test_the_card_says_where_everything_comes_from_and_how_to_use_it(folder: Path) -> None:

@@ -37,8 +37,8 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 class Sabotage:
     """At the `nth` call of `function` ("module:attribute") whose arguments match the pattern `args`, do something `before` or `after` it.
 
-    do: "kill" (SIGKILL), "interrupt" (SIGINT), "terminate" (SIGTERM), "full disk" (raises ENOSPC), "no memory" (a petabyte is asked for)
-    or "crash" (raises RuntimeError).
+    do: "kill" (SIGKILL), "interrupt" (SIGINT), "interrupt, lost" (SIGINT, which foreign code turns into an error), "terminate" (SIGTERM),
+    "full disk" (raises ENOSPC), "no memory" (a petabyte is asked for) or "crash" (raises RuntimeError).
     `forever`: at every later call as well.
     """
 
@@ -263,6 +263,11 @@ def _strike(do: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif do == "interrupt":
         signal.raise_signal(signal.SIGINT)
+    elif do == "interrupt, lost":
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("an error of foreign code") from None
     elif do == "terminate":
         signal.raise_signal(signal.SIGTERM)
     elif do == "full disk":

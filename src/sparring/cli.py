@@ -8,7 +8,6 @@ import gc
 import io
 import os
 import shlex
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import typer
 from rich.console import Console
 
 import sparring
+from sparring import interrupts
 from sparring.config import BenchmarksSection, ServerSection, load_recipe, section_from_options, to_yaml
 from sparring.console import is_in_log_file, set_up_logging
 from sparring.errors import UserError
@@ -210,7 +210,7 @@ def evaluate(
     ] = None,
     out: Out = None,
 ) -> None:
-    """Play benchmarks with players of a run, or with a model. What is finished is not played again."""
+    """Play benchmarks with players of a run, or with a model. What is finished is not played again. MT-Bench is `sparring judge`."""
     with _outcome():
         set_up_logging()
         from sparring.benchmark import evaluate as play
@@ -362,6 +362,10 @@ def push(
     data_licence: Annotated[
         str | None, typer.Option(help="Licence of the data; read from its card when not given.", show_default=False)
     ] = None,
+    pairs_licence: Annotated[
+        str | None,
+        typer.Option(help="Licence of the labelled pairs of a control; read from their card when not given.", show_default=False),
+    ] = None,
 ) -> None:
     """Publish a player, and the replies that were sampled, on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
     with _outcome():
@@ -370,7 +374,7 @@ def push(
         from sparring.push import push as publish
 
         rounded = None if dtype is Dtype.float32 else dtype.value
-        licences = {"base_licence": base_licence, "data_licence": data_licence}
+        licences = {"base_licence": base_licence, "data_licence": data_licence, "pairs_licence": pairs_licence}
         order = Order(repo, dataset_repo, iteration, rounded, adapter, private, revision, all_iterations, **licences)
         for line in publish(run, order, dry_run):
             print(line)
@@ -399,7 +403,7 @@ def _encode_stdout(**options: str) -> None:
 def _outcome(again: str | None = None) -> Iterator[None]:
     """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
     if again:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        interrupts.stop_on_signals()
     try:
         yield
     except UserError as error:

@@ -52,7 +52,7 @@ def measure_control(stages: Stages, section: BaselineSection, game: Played) -> N
 
 def train_control(stages: Stages, section: BaselineSection, game: Played) -> Policy:
     """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
-    cost = iterations_cost(stages.run, len(game.players)).forward_tokens
+    cost = iterations_cost(stages.run, stages.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
         return train_dpo(stages, section, reference(section, game), len(game.players), cost)
     return _continue_sft(stages, section, game, cost)
@@ -60,7 +60,7 @@ def train_control(stages: Stages, section: BaselineSection, game: Played) -> Pol
 
 def score_control(stages: Stages, section: BaselineSection, game: Played) -> None:
     """The reference's log-probs of the pairs, which DPO trains with."""
-    cost = iterations_cost(stages.run, len(game.players)).forward_tokens
+    cost = iterations_cost(stages.run, stages.recipe, len(game.players)).forward_tokens
     score_dpo(stages, section, reference(section, game), len(game.players), cost)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sparring.config import Recipe
 from sparring.rundir import RunDir
-from sparring.stage_names import OF_ITERATION, OF_PLAYER, iteration_stage
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, control_stage, is_used, iteration_stage
 
 # a token of training through all weights: forward 1, backward 2
 FULL_PASSES = 3
@@ -29,15 +30,24 @@ class Cost:
         return 2 * weights * self.forward_tokens
 
 
-def cost_of(run: RunDir, stages: Iterable[str]) -> Cost:
-    """Of these stages together; one that was never begun cost nothing."""
-    return sum((_stage_cost(run, name) for name in stages), Cost())
+def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
+    return _cost_of(run, recipe, [SFT])
 
 
-def iterations_cost(run: RunDir, played: int) -> Cost:
+def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:
     """Of the first `played` iterations, without what is measured of their players."""
-    parts = [part for part in OF_ITERATION if part not in OF_PLAYER]
-    return cost_of(run, [iteration_stage(t, part) for t in range(played) for part in parts])
+    return _cost_of(run, recipe, [iteration_stage(t, part) for t in range(played) for part in OF_ITERATION])
+
+
+def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
+    """Of a control's own training, likewise."""
+    return _cost_of(run, recipe, [control_stage(control, part) for part in OF_CONTROL])
+
+
+def _cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:
+    """Of these stages together, as far as the recipe has a use for them; one that was never begun cost nothing."""
+    own = [name for name in stages if is_used(name, recipe) and name.rpartition("/")[2] not in OF_PLAYER]
+    return sum((_stage_cost(run, name) for name in own), Cost())
 
 
 def _stage_cost(run: RunDir, name: str) -> Cost:

@@ -39,6 +39,7 @@ class Order:
     all_iterations: bool = False
     base_licence: str | None = None
     data_licence: str | None = None
+    pairs_licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def _parcels(players: Players, order: Order) -> list[Parcel]:
         players.recipe,
         order.base_licence,
         order.data_licence,
+        order.pairs_licence,
         repo=order.repo,
         dataset_repo=order.dataset_repo,
         revisions=tuple(f"iteration-{player.name}" for player in revisions),

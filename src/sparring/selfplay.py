@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring import interrupts
 from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
@@ -41,6 +42,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
                 return play(recipe, directory)
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
+            if interrupts.were_received():
+                raise KeyboardInterrupt from error
             if (problem := memory_error(error)) is not None:
                 raise problem from error
             raise
@@ -102,7 +105,7 @@ def _publish(
         for section in recipe.baseline
         if section.folder in controls
     ]
-    summary = publish(directory.root, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
+    summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
     return summary

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sparring.config import Recipe, recipe_of_run
@@ -97,18 +97,26 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
 
 def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
     """The stages of this very game, in order: without those that it has no use for."""
-    kinds = {section.folder: section.kind for section in recipe.baseline}
-    return [name for name in stage_names(root, recipe.iterations, list(kinds)) if _is_of_game(name, root, recipe, kinds)]
+    controls = [section.folder for section in recipe.baseline]
+    return [name for name in stage_names(root, recipe.iterations, controls) if _is_of_game(name, root, recipe)]
 
 
-def _is_of_game(name: str, root: Path, recipe: Recipe, kinds: Mapping[str, str]) -> bool:
-    owner, _, part = name.rpartition("/")
+def _is_of_game(name: str, root: Path, recipe: Recipe) -> bool:
+    _, _, part = name.rpartition("/")
     if name == "base":  # a model in a folder of its own is not copied
         return any((root / f"base{ending}").exists() for ending in ("", PARTIAL))
-    if name == SFT:
-        return recipe.sft is not None
     if part == "benchmarks":
         return recipe.evaluate.benchmarks is not None
+    return is_used(name, recipe)
+
+
+def is_used(name: str, recipe: Recipe) -> bool:
+    """Whether a game of this recipe has a use for the stage. An SFT stage, log-probs of another objective or pairs of another control of
+    that name may be left from an earlier recipe: they are no part of what a player has cost."""
+    if name == SFT:
+        return recipe.sft is not None
+    owner, _, part = name.rpartition("/")
+    kinds = {section.folder: section.kind for section in recipe.baseline}
     if owner in kinds:
         return kinds[owner] == "dpo" or part not in ("pairs", "score")
     uses = {"score": recipe.objective.uses_opponent_logps, "score-start": recipe.objective.uses_start and iteration_of(owner) != 0}

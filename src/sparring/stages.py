@@ -22,7 +22,7 @@ from sparring.evaluation.evaluate import ITEMS, SAMPLES, Evaluator
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
-from sparring.launch import check_launcher, launch, ranks_here
+from sparring.launch import check_launcher, launch, process_count, ranks_here
 from sparring.opponent.engines import Sampler, answer, require_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
@@ -32,6 +32,7 @@ from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator, release_me
 from sparring.policy.load import copy_extras, find_model, load_tokenizer, merge, model_facts, model_shape
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main, require_equal
+from sparring.policy.shares import Parallel
 from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord, digest, fsync, read_json, replace_link, write_json
 from sparring.stage_names import (
@@ -50,10 +51,13 @@ from sparring.training.fit import FitResult, fit
 from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
 from sparring.training.plan import TrainPlan, make_plan
+from sparring.training.ranked import score_player
 from sparring.training.successors import objective_task
 from sparring.training.tasks import SftTask, Task
 
 Optim = TypeVar("Optim", bound=OptimSection)
+# What makes a stage in its folder and returns its facts; and what does a part of that
+Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
 CHOSEN = "chosen.json"
 START_LINK = "start"
 # these change speed, memory or what a kill costs, and results by no more than rounding
@@ -142,8 +146,8 @@ class Stages:
 
     @cached_property
     def measurer(self) -> Measurer:
-        recipe = self.recipe.model_copy(update={"train": self.with_budget(self.recipe.train)})
-        return Measurer(recipe, self.chat, self.held_out)
+        score = partial(score_player, settings=self.with_budget(self.recipe.train))
+        return Measurer(self.recipe, self.chat, self.held_out, score)
 
     @cached_property
     def evaluator(self) -> Evaluator:
@@ -168,6 +172,7 @@ class Stages:
         for name, section in (("train", self.recipe.train), ("sft", self.recipe.sft)):
             if section and section.lora:
                 new_adapter(model_shape(self.base.folder), section.lora, 0, where=f"{name}.lora.targets")
+        self._announce_whole()
         self._check_context()
         self.evaluator.check_pattern()
         for section in (self.recipe.sft, self.recipe.train):
@@ -181,6 +186,17 @@ class Stages:
             log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
         for name in unused_sections(sampling):
             log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
+
+    def _announce_whole(self) -> None:
+        """Say what holds the whole model on one device where the launcher cuts the weights for everything else."""
+        parallel, recipe = self._parallel(), self.recipe
+        if not parallel.gathers:
+            return
+        whole = f"the whole model on a device, {model_shape(self.base.folder).num_parameters() / 1e9:.2g} billion weights"
+        if recipe.sampling.inner_engine == "transformers":
+            log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine vllm cuts them")
+        if recipe.evaluate.benchmarks:
+            log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
 
     def _check_context(self) -> None:
         """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
@@ -384,6 +400,9 @@ class Stages:
     def measure(self, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> StageRecord:
         """The first of the two: everything that the player's weights are needed for."""
 
+        def draw(stage: Path) -> None:
+            self.measurer.draw(stage, player.folder, round_index, title_of(owner))
+
         def measure(stage: Path) -> dict[str, Any]:
             against = Opponent(opponent.folder, opponent.measured) if opponent else None
             return self.measurer.measure(stage, player.folder, against, round_index, title_of(owner))
@@ -397,7 +416,7 @@ class Stages:
             **self._base_format(),
         }
         make = self.derived_stage if derived else self.stage
-        return make(measure_stage(owner), inputs, measure, shared=self._samples_on_ranks)
+        return make(measure_stage(owner), inputs, measure, shared=True, alone=None if self._samples_on_ranks else draw)
 
     @property
     def _samples_on_ranks(self) -> bool:
@@ -448,29 +467,36 @@ class Stages:
         first = [Message(role="system", content=system)] if system else []
         return [[*first, Message(role="user", content=text)] for text in self.recipe.showcase]
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False) -> StageRecord:
-        """A stage of the run directory; what it held in memory is gone when it returns. `shared`: the recipe's launcher may start it."""
-        is_launched = self.target is None and shared and self.recipe.launcher.kind == "accelerate"
-        with at_stage(name, lent=is_launched):
+    def stage(self, name: str, inputs: dict[str, Any], work: Work, shared: bool = False, alone: Part | None = None) -> StageRecord:
+        """A stage of the run directory; what it held in memory is gone when it returns.
+
+        shared: the recipe's launcher may start it; alone: the part of the work that this process then does before, where not all of it
+        is the ranks'.
+        """
+        with at_stage(name):
             if self.target is not None:
                 record = self._stage_of_rank(name, inputs, work)
-            elif is_launched:
-                record = self._launched(name, inputs)
+            elif shared and self.recipe.launcher.kind == "accelerate":
+                record = self._launched(name, inputs, alone)
             else:
                 record = self.run.stage(name, inputs, work)
         release_memory()
         return record
 
-    def _launched(self, name: str, inputs: dict[str, Any]) -> StageRecord:
+    def _launched(self, name: str, inputs: dict[str, Any], alone: Part | None) -> StageRecord:
         begun = self.run.begin(name, inputs)
         if isinstance(begun, StageRecord):
             return begun
-        launch(self.recipe, self.run.root, name)
+        if alone is not None:
+            alone(begun)
+            release_memory()
+        with at_stage(name, lent=True):
+            launch(self.recipe, self.run.root, name)
         record = self.run.finished(name)
         assert record is not None, f"the ranks of {name} have left it unfinished"
         return record
 
-    def _stage_of_rank(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+    def _stage_of_rank(self, name: str, inputs: dict[str, Any], work: Work) -> StageRecord:
         """All ranks do the work of the target stage, and rank 0 alone begins and commits it."""
         require_equal(inputs, f"would make {name} from other inputs", "the ranks must see the same model, data and run directory")
 
@@ -486,7 +512,7 @@ class Stages:
         facts = work(begun)
         return from_main(lambda: self.run.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)}))
 
-    def derived_stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], shared: bool = False) -> StageRecord:
+    def derived_stage(self, name: str, inputs: dict[str, Any], work: Work, **more: Any) -> StageRecord:
         """A stage that follows from others and from the recipe, cheaply or by its nature: with other inputs it is simply made anew."""
 
         def clear() -> None:
@@ -494,7 +520,7 @@ class Stages:
                 log.info(f"{name} is made anew: {'; '.join(changes)}")
 
         from_main(clear)
-        return self.stage(name, inputs, work, shared)
+        return self.stage(name, inputs, work, **more)
 
     def _base_format(self) -> dict[str, str]:
         """A quantised base computes something else; without one nothing is said, as before there were any."""
@@ -558,16 +584,26 @@ class Stages:
         return from_main(self._choose_tokens)
 
     def _choose_tokens(self) -> int:
-        file, device = self.run.root / CHOSEN, make_accelerator().device
-        if not file.exists() or read_json(file).get("device") != device.type:
+        file, device, parallel = self.run.root / CHOSEN, make_accelerator().device, self._parallel()
+        shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.cuts else None
+        chosen, reasons = read_json(file) if file.exists() else {}, {"device": device.type, "shared": shared}
+        if any(chosen.get(name) != reason for name, reason in reasons.items()):
             shape, free = model_shape(self.base.folder), free_memory(device)
             if device.type == "cpu":  # which the ranks of this machine share
                 free //= ranks_here(self.recipe.launcher)
-            adapters = all(section.lora for section in (self.recipe.train, self.recipe.sft) if section)
-            tokens = token_budget(shape, free, device.type, adapters)
-            log.info(f"micro_batch_tokens: {tokens}, for {shape.num_parameters() / 1e6:.0f}M parameters and {free / 2**30:.1f} GiB free")
-            write_json(file, {"micro_batch_tokens": tokens, "device": device.type})
-        return read_json(file)["micro_batch_tokens"]
+            tokens = token_budget(shape, free, device.type, self.recipe.trains_adapters_alone, parallel)
+            size = f"{shape.num_parameters() / 1e6:.0f}M parameters{f', {shared},' if shared else ''}"
+            log.info(f"micro_batch_tokens: {tokens}, for {size} and {free / 2**30:.1f} GiB free")
+            chosen = {"micro_batch_tokens": tokens, **reasons}
+            write_json(file, chosen)
+        return chosen["micro_batch_tokens"]
+
+    def _parallel(self) -> Parallel:
+        """How the launcher's ranks share a training; whole on each where only a config file says how many there are."""
+        launcher = self.recipe.launcher
+        if launcher.kind == "inline" or (launcher.config_file is not None and launcher.processes is None):
+            return Parallel()
+        return Parallel(process_count(launcher), launcher.strategy)
 
     def order_seed(self, t: int) -> int:
         """Another order of batches in every iteration."""

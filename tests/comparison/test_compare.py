@@ -13,6 +13,7 @@ import pytest
 from conftest import Game, rows, write_rows
 from zygote import Sabotage, Zygote
 
+from sparring.config import load_recipe
 from sparring.cost import iterations_cost
 from sparring.data.tables import read_rows
 from sparring.rundir import RunDir
@@ -80,7 +81,7 @@ def test_compute_stands_beside_quality(found: dict[str, Any], two: Game) -> None
     start, control = (player(found, "run", name)["compute"] for name in ("start", "continued-sft"))
     last = player(found, "run", "1")["compute"]
     assert 0 < start["flops"] < player(found, "run", "0")["compute"]["flops"] < last["flops"]
-    spent = iterations_cost(RunDir(two.root), 2)
+    spent = iterations_cost(RunDir(two.root), load_recipe(two.root / "recipe.yaml"), 2)
     of_stages = two.json("summary.json")["stages"]
     keys = {"generate": "sampled_tokens", "score": "scored_tokens", "train": "trained_tokens"}
     assert spent.tokens == sum(of_stages[f"iterations/00{t}/{part}"][key] for t in (0, 1) for part, key in keys.items())

@@ -24,6 +24,7 @@ from sparring.policy.batches import Branches
 from sparring.policy.load import load_model, load_tokenizer, model_facts
 from sparring.policy.score import plain_logps
 from sparring.policy.tiny import make_tiny
+from sparring.training import ranked
 
 
 class Killed(BaseException):
@@ -67,11 +68,15 @@ def held_out(chat: Chat) -> list[Example]:
 Measure = Callable[..., Measured]
 
 
+def measurer(recipe: Recipe, chat: Chat, held_out: list[Example]) -> Measurer:
+    return Measurer(recipe, chat, held_out, lambda player, lots: ranked.score_player(player, lots, recipe.train))
+
+
 @pytest.fixture(scope="module")
 def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The opponent's own measurements, with the fresh replies that its successor is judged on."""
     stage = tmp_path_factory.mktemp("baseline")
-    facts = Measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "baseline")
+    facts = measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "baseline")
     check = facts.pop("logp_check")
     assert facts == {"rows": 7} and check["rows"] == 3 and check["worst"] < 1e-4, "the rows of the first shard"
     return stage
@@ -81,7 +86,7 @@ def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp
 def measure(models: tuple[Path, Path], chat: Chat, held_out: list[Example], baseline: Path) -> Measure:
     def measured(stage: Path, player: Path = models[1], **sections: Any) -> Measured:
         stage.mkdir(exist_ok=True)
-        Measurer(recipe(**sections), chat, held_out).measure(stage, player, Opponent(models[0], baseline), 1, "iterations/000")
+        measurer(recipe(**sections), chat, held_out).measure(stage, player, Opponent(models[0], baseline), 1, "iterations/000")
         return read_measured(stage)
 
     return measured
@@ -133,7 +138,7 @@ def test_how_many_are_drawn_together_does_not_matter(measure: Measure, sampling:
 
 # --- killed and gone on with
 
-POINTS = [(TransformersEngine, "_decode"), (tables, "write_table"), (measuring, "write_table"), (Measurer, "_score")]
+POINTS = [(TransformersEngine, "_decode"), (tables, "write_table"), (measuring, "write_table"), (ranked, "score_player")]
 
 
 @contextlib.contextmanager
@@ -166,7 +171,7 @@ def test_a_kill_at_any_call_changes_nothing(measure: Measure, holder: Any, name:
     expected = measure(tmp_path / "never")
     with killed_at(holder, name, -1, after) as calls:
         measure(tmp_path / "counted")
-    assert calls[0] >= (1 if holder is measuring else 3)
+    assert calls[0] >= {measuring: 1, ranked: 2}.get(holder, 3)
     for call in range(1, calls[0] + 1):
         stage = tmp_path / f"{call}"
         with killed_at(holder, name, call, after), pytest.raises(Killed):
@@ -181,7 +186,7 @@ def test_a_kill_at_any_call_changes_nothing(measure: Measure, holder: Any, name:
 def test_what_is_measured_needs_no_model(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = measure(tmp_path / "stage")
     monkeypatch.setattr(engines, "load_sampler", None)
-    monkeypatch.setattr(measuring, "load_model", None)
+    monkeypatch.setattr(ranked, "score_player", None)
     assert measure(tmp_path / "stage") == expected
 
 

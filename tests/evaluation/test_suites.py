@@ -53,6 +53,12 @@ def test_an_unknown_suite() -> None:
         chosen(BenchmarksSection(suites=("leaderboard",)))
 
 
+@pytest.mark.parametrize("name", ["mt-bench", "mt_bench", "MT-Bench"])
+def test_mt_bench_is_the_judges(name: str) -> None:
+    with pytest.raises(UserError, match=rf"{name} is graded by another model.*\n  -> sparring judge RUN\|MODEL --questions"):
+        chosen(BenchmarksSection(suites=(name,)))
+
+
 def test_the_mean_of_a_suite() -> None:
     section = BenchmarksSection(suites=("paper-extra",))
     values = [0.2, 0.4, 0.6, 0.8]

@@ -122,6 +122,18 @@ def test_the_check_sees_a_wrong_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not hf.packed_rows_agree(packed_model(), [(3, 4, 5), (6,)])
 
 
+def test_the_check_sees_a_nan_in_any_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = decode.Decoder.logits
+
+    def spoilt(*args: object) -> torch.Tensor:
+        found = logits(*args)
+        found[-1] = float("nan")
+        return found
+
+    monkeypatch.setattr(decode.Decoder, "logits", spoilt)
+    assert not hf.packed_rows_agree(packed_model(), [(3, 4, 5), (6,)])
+
+
 def packed_model() -> PreTrainedModel:
     model = make(ZOO["llama"][0]())
     hf.use_packed_attention(model, "eager")

@@ -120,6 +120,34 @@ def test_every_proposal_makes_it_fit_and_none_does_more_than_another(memory_gb: 
     assert re.match(r"Does not fit: iterations/00\d/train needs", told[0]) and all(line.startswith("- ") for line in told[2:])
 
 
+def test_replies_and_benchmarks_need_whole_models_whatever_the_launcher_cuts(zygote: Zygote, tmp_path: Path) -> None:
+    """70 billion weights over 32 devices: log-probs and training have their parts of them, measuring like scoring once vLLM draws."""
+    recipe, hardware = "llama-70b-fsdp/recipe.yaml", ["--hardware", "32xH100-80G", "--json", "plan.json"]
+
+    def planned(*options: str, advice: str = "") -> dict[str, float]:
+        result = plan(zygote, tmp_path, recipe, *options, *hardware)
+        assert result.code == 0 and advice in result.out, result.err
+        found = json.loads((tmp_path / "plan.json").read_text())
+        assert found["fits"] is (found["peak_bytes"] <= 80e9)
+        return {stage["stage"].rpartition("/")[2]: stage["bytes"]["total"] for stage in found["stages"]}
+
+    cut = planned()
+    assert max(cut.values()) < 80e9 and cut["measure"] == pytest.approx(cut["generate"], rel=0.1), "vLLM fills its share of a device"
+    whole = planned("sampling.engine=transformers", "sampling.vllm={}")
+    assert {name for name, held in whole.items() if held > 141e9} == {"generate", "measure"}
+    judged = planned("evaluate.benchmarks={tasks: [arc_easy]}", advice="- evaluate.benchmarks=null (")
+    assert {name for name, held in judged.items() if held > 141e9} == {"benchmarks"}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "tokens"), [("ddp", 256), ("deepspeed-zero2", 1024), ("deepspeed-zero3", 2048), ("fsdp2", 2048)]
+)
+def test_micro_batches_are_as_large_as_the_shards_leave_room(strategy: str, tokens: int) -> None:
+    """672M parameters: 12.1 GB of state for each of 8 devices, 2.7, 1.9 or 1.7; and 2.9 MB a token in 0.8 of 10 GB."""
+    recipe = recipe_of("launcher.kind=accelerate", f"launcher.strategy={strategy}")
+    assert estimate(recipe, large(80).shape, LENGTHS, replace(GPU, memory=10 * GB, count=8)).micro_batch_tokens == tokens
+
+
 def test_where_nothing_helps_that_is_said() -> None:
     plan = large(0.5)
     assert "smaller model" in verdict(plan, advise(plan))[1]

@@ -27,7 +27,7 @@ N = find_shape(ModelSection(path=SMOLLM2)).parameters
 )
 def test_bytes_per_parameter_are_those_of_the_docs(precision: str, optimizer: str, state: str, total: str) -> None:
     """Which tests/training/test_masters.py counts."""
-    assert training_bytes(precision, optimizer) == float(total)
+    assert training_bytes(precision, optimizer, Parallel()) == float(total)
     assert OPTIMIZER_BYTES[optimizer] == float(state)
 
 

@@ -173,8 +173,16 @@ def test_equal_items_fall_into_equal_groups() -> None:
     assert list(micro_batches(range(5), lambda i: (1, lengths[i]), 11, "tree")) == [[1, 4, 0], [2], [3]]
 
 
-def test_the_hardest_trees_have_the_longest_path_and_the_longest_second_branch() -> None:
+def test_the_hardest_trees_have_the_longest_path_the_longest_second_branch_and_the_shortest_path() -> None:
     many_replies = Branches((1,), ((1, 2, 3, 4),) * 5)
     long_path = Branches(tuple(range(12)), ((1,), (2,)))
     assert many_replies.tokens("tree") > long_path.tokens("tree")
-    assert hardest([OTHER, many_replies, long_path]) == [long_path, many_replies]
+    assert hardest([TREE, many_replies, OTHER, long_path]) == [long_path, many_replies, TREE]
+    assert hardest([OTHER, OTHER]) == [OTHER], "one tree can be all of them"
+
+
+@pytest.mark.parametrize("empty", [((), ((1,),)), ((1,), ((2,), ())), ((1,), ())])
+def test_an_empty_prompt_or_reply_is_no_tree(empty: tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]) -> None:
+    """Its first token would be predicted from the tree before."""
+    with pytest.raises(AssertionError, match="empty"):
+        Branches(*empty)

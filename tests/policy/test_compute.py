@@ -16,7 +16,8 @@ from accelerate.state import AcceleratorState
 from zoo import COMMON
 
 from sparring.policy.budget import free_memory, token_budget
-from sparring.policy.compute import KERNEL_CACHES, in_float32, make_accelerator
+from sparring.policy.compute import KERNEL_CACHES, in_float32, layer_sizes, make_accelerator
+from sparring.policy.shares import Parallel
 
 
 def model(parameters: int) -> types.SimpleNamespace:
@@ -36,7 +37,33 @@ def model(parameters: int) -> types.SimpleNamespace:
     ],
 )
 def test_the_budget_by_hand(gigabytes: float, parameters: int, device: str, tokens: int) -> None:
-    assert token_budget(model(parameters), gigabytes * 1e9, device) == tokens
+    assert token_budget(model(parameters), gigabytes * 1e9, device, False, Parallel()) == tokens
+
+
+@pytest.mark.parametrize(
+    ("parallel", "adapter", "held"),
+    [
+        (Parallel(8, "ddp"), False, 18),
+        (Parallel(8, "deepspeed-zero2"), False, 2 + 16 / 8),
+        (Parallel(8, "deepspeed-zero3"), False, 18 / 8),
+        (Parallel(8, "fsdp2"), False, 16 / 8),  # no copy in bfloat16 beside the float32 shards
+        (Parallel(8, "fsdp2"), True, 4 / 8),
+        (Parallel(8, "deepspeed-zero2"), True, 4),
+    ],
+    ids=lambda value: value.strategy if isinstance(value, Parallel) else None,
+)
+def test_what_a_rank_holds_is_what_the_strategy_leaves_it(parallel: Parallel, adapter: bool, held: float) -> None:
+    """And where it cuts the weights, two layers and what is outside of the layers, put together in float32."""
+    with torch.device("meta"):
+        made = transformers.LlamaForCausalLM(model(0).config)
+    weights, layer = made.num_parameters(), 4 * 576**2 + 3 * 576 * 1536 + 2 * 576
+    together = 4 * (2 * layer + weights - 30 * layer) if parallel.gathers else 0
+    assert layer_sizes(made) == (layer, weights - 30 * layer)
+    # room for this many tokens and half as many again, by the numbers of the first test
+    free = (held * weights + together + 0.40e9 + 1.5 * 2048 * (1.428e6 + 0.553e6)) / 0.8
+    assert token_budget(made, free, "cuda", adapter, parallel) == 2048
+    assert token_budget(made, free - 3e9, "cuda", adapter, parallel) < 2048
+    assert token_budget(made, free + 1.2 * 2048 * 2e6, "cuda", adapter, parallel) == 4096
 
 
 def test_free_memory_is_some_of_the_machine() -> None:
@@ -67,7 +94,7 @@ print(used(range(201, 501)) - before)
 def test_kernels_of_new_shapes_do_not_pile_up() -> None:
     """300 more shapes. Without the limits each stays, where oneDNN takes bfloat16 products at all."""
     # a run's own threads: one alone keeps a fifth more
-    environment = {name: value for name, value in os.environ.items() if name not in (*KERNEL_CACHES, "OMP_NUM_THREADS")}
+    environment = {name: value for name, value in os.environ.items() if name not in (*KERNEL_CACHES, "OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     grown = {
         how: int(subprocess.run([sys.executable, "-c", SHAPES, how], env=environment, capture_output=True, check=True).stdout)
         for how in ("flat", "as it is")

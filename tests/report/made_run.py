@@ -41,7 +41,8 @@ def recipe(**changes: Any) -> dict[str, Any]:
 def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: str | None = "iterations: all 2 are played") -> Path:
     """Baseline, two iterations and the control over `rows` held-out prompts; None as the reason is a game under way."""
     root.mkdir(parents=True, exist_ok=True)
-    write_text(root / "recipe.yaml", to_yaml(load_recipe(recipe())))
+    made = load_recipe(recipe(sft={"epochs": 1}))
+    write_text(root / "recipe.yaml", to_yaml(made))
     owners = [evaluate_stage(BASELINE), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
     baseline, first, second, control = (_evaluated(root / stage, rows, player, text) for player, stage in enumerate(owners))
     for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), control_stage(CONTROL, "train")):
@@ -49,7 +50,7 @@ def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: s
     _done(root / "data", {"counts": {"read": 4000, "train": 84, "held_out": rows}, "wall_seconds": 0.2})
     best = Best(1, "exact_match", second["exact_match"]["value"], baseline["exact_match"]["value"], True)
     shown = {"name": "continued SFT", "stage": CONTROL, "from_iteration": None, "scores": control}
-    publish(root, "SFT", baseline, [first, second], [shown] if stop_reason else [], best, stop_reason)
+    publish(root, made, "SFT", baseline, [first, second], [shown] if stop_reason else [], best, stop_reason)
     libraries = {"torch": "2.13.0", "transformers": "5.19.0"}
     attempt = {"sparring": "0.1.0", "python": "3.11.7", "libraries": libraries, "hardware": {"machine": "x86_64", "cpus": 2}}
     attempt |= {"started": "2026-11-22T11:24:20+00:00", "ended": None, "outcome": "running or killed"}

@@ -29,6 +29,7 @@ from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page, write_report
 from sparring.report.summary import REPORT
 from sparring.report.verdict import gain, human_falls, verdict
+from sparring.rundir import write_json
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
@@ -129,6 +130,21 @@ def test_samples_of_an_earlier_version_have_no_interval_and_no_lengths(tmp_path:
     page = write_report(root).read_text()
     assert "on 12 held-out prompts. Continued SFT" in page and "Reply lengths" not in page
     assert packed(page)["samples"][0]["replies"][1]["margin"] is None
+
+
+def test_the_recipes_benchmarks_and_how_they_were_asked(made: Path, tmp_path: Path) -> None:
+    assert "Benchmarks" not in Tags(report_page(read_run(made))).text
+    root = make_run(tmp_path / "run")
+    summary = json.loads((root / "summary.json").read_text())
+    for n, player in enumerate([summary["baseline"], *summary["iterations"], *summary["controls"]]):
+        player["scores"]["letters@2/acc"] = {"value": 0.5 + n / 10, "n": 5, "stderr": 0.2, "higher_is_better": True}
+    (root / "summary.json").write_text(json.dumps(summary))
+    facts = {"harness": "0.4.13", "limit": 5, "chat_template": True}
+    (root / "baseline" / "benchmarks").mkdir()
+    write_json(root / "baseline" / "benchmarks" / "done.json", {"facts": facts})
+    text = Tags(report_page(read_run(root))).text
+    assert "letters@2/acc" in text and "0.600 ± 0.200" in text
+    assert "Chat template applied, the first 5 items, lm-evaluation-harness 0.4.13." in text
 
 
 def test_falling_human_replies_are_a_warning(made: Path, tmp_path: Path) -> None:

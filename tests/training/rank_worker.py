@@ -15,14 +15,23 @@ from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
 from sparring.policy import hollow, score
+from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
 from sparring.policy.strategies import join, stage_of_deepspeed
 from sparring.training.opponent_pass import read_logps, score_duels
+from sparring.training.ranked import score_player
 from sparring.training.tasks import SpinTask
 
 CHUNK = 5
+# every kind of adapter, and one beside the head, which ranks call as often as their replies have chunks
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "dora": {"rank": 4, "dora": True},
+    "on_head": {"rank": 4, "targets": ["q_proj", "lm_head"]},
+}
+MEASURED = [branches_of(duel) for duel in DUELS[:13]]
 
 
 def main(strategy: str, folder: Path) -> None:
@@ -49,8 +58,9 @@ def main(strategy: str, folder: Path) -> None:
     section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1, gradient_checkpointing=True)
     fit_to(out / "recomputed", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
 
-    section = settings(batch_size=5, optimizer="adamw", lora={"rank": 4})
-    fit_to(out / "lora", start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
+    for name, lora in ADAPTERS.items():
+        section = settings(batch_size=5, optimizer="adamw", lora=lora)
+        fit_to(out / name, start, SpinTask(DUELS, opponent, 0.3, "logistic"), plan_of(section, len(DUELS), epochs=2.0), section)
 
     # the same from the checkpoint of one process
     section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1)
@@ -63,6 +73,9 @@ def main(strategy: str, folder: Path) -> None:
     for precision in ("fp32", "bf16"):
         found[f"margins_{precision}"] = first_margins(out / precision, start, precision)
         found[f"margins_lora_{precision}"] = first_margins(out / f"lora_{precision}", out / "lora" / "model", precision, lora={"rank": 4})
+    players = {"start": (start, None), "tied": (folder / "tied", None), "bare": (start, ADAPTERS["dora"])}
+    players |= {name: (out / name / "model", lora) for name, lora in ADAPTERS.items()}
+    found["measured"] = {name: gathered(measured(player, lora)) for name, (player, lora) in players.items()}
     # fewer items than ranks: one rank has nothing to do
     section = settings(batch_size=1)
     fit_to(out / "single", start, SpinTask(DUELS[:2], opponent, 0.3, "logistic"), plan_of(section, 2), section)
@@ -120,6 +133,13 @@ def first_margins(stage: Path, start: Path, precision: str, **more: Any) -> list
     task = Recorder(DUELS, read_logps(stage / "score"), 0.5, "logistic")
     run_fit(stage / "train", start, task, plan, section)
     return [margin for part in gathered(task.margins) for margin in part]
+
+
+def measured(player: Path, lora: dict[str, Any] | None) -> list[list[float]]:
+    kept = len(make_accelerator()._models)
+    first, second = score_player(player, [MEASURED[:4], MEASURED[4:]], settings(lora=lora))
+    assert len(make_accelerator()._models) <= kept, "nothing of the player stays"
+    return first + second
 
 
 def refusal(stage: Path, start: Path) -> list[str]:

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from rank_worker import ADAPTERS, MEASURED
 from safetensors.torch import load_file
 from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
 
 from sparring.policy.batches import dealt, share_out
 from sparring.policy.load import load_model, merge
+from sparring.policy.score import plain_logps
 from sparring.training.checkpoint import latest_checkpoint
 from sparring.training.opponent_pass import read_logps
 from sparring.training.tasks import SpinTask
@@ -50,14 +52,15 @@ class Ranks:
             self.fit(folder / "one" / name, batch_size=5, **more)
         self.fit(folder / "one" / "single", items=2, batch_size=1)
         self.fit(folder / "one" / "tied", items=10, start=llama(folder / "tied", 2, tie_word_embeddings=True), batch_size=5)
-        self.fit(folder / "one" / "lora", batch_size=5, optimizer="adamw", lora={"rank": 4})
+        for name, lora in ADAPTERS.items():
+            self.fit(folder / "one" / name, batch_size=5, optimizer="adamw", lora=lora)
 
     def fit(self, stage: Path, items: int = len(DUELS), start: Path | None = None, **changes: Any) -> None:
         section = settings(**changes)
         duels = DUELS[:items]
         epochs = 1.0 if items < len(DUELS) else 2.0
         task = SpinTask(duels, self.opponent, 0.3, "logistic")
-        run_fit(stage, start or self.start, task, plan_of(section, items, epochs=epochs), section).model.save_pretrained(stage / "model")
+        run_fit(stage, start or self.start, task, plan_of(section, items, epochs=epochs), section).weights.save_pretrained(stage / "model")
 
     def found(self, strategy: str) -> dict[str, Any]:
         """Launch the ranks once per strategy; they find the checkpoint of one process in `resumed`."""
@@ -97,10 +100,22 @@ def assert_close(found: Path, expected: Path, weights: str = "model.safetensors"
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_adapters_on_two_ranks(strategy: str, ranks: Ranks) -> None:
+def test_adapters_on_two_ranks(strategy: str, name: str, ranks: Ranks) -> None:
     ranks.found(strategy)
-    assert_close(ranks.folder / strategy / "lora", ranks.folder / "one" / "lora", "adapter_model.safetensors")
+    assert_close(ranks.folder / strategy / name, ranks.folder / "one" / name, "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_players_measured_by_two_ranks(strategy: str, ranks: Ranks) -> None:
+    """13 trees, each once: of the start as it is, too where adapters are trained, of tied weights and of every kind of adapter."""
+    for name, (one, two) in ranks.found(strategy)["measured"].items():
+        assert one == two, "every rank knows all of them"
+        player = ranks.folder / strategy / name / "model" if name in ADAPTERS else ranks.folder / ("tied" if name == "tied" else "start")
+        model = load_model(player)
+        for found, tree in zip(one, MEASURED, strict=True):
+            assert found == pytest.approx(plain_logps(model, tree).tolist(), rel=LOSSES), name
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

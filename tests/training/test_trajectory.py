@@ -53,7 +53,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def only(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Scorer, "choose_layout", lambda scorer, *_: setattr(scorer, "layout", layout))
+    monkeypatch.setattr(Scorer, "choose_layout", lambda scorer, *_, **__: setattr(scorer, "layout", layout))
 
 
 def test_the_loss_falls_far(expected: list[float]) -> None:
@@ -72,11 +72,11 @@ def test_packing(tokens: int, expected: list[float], folders: tuple[Path, Path],
         ("sparring.policy.tree_attention.MAX_QUERIES", 3),
         ("sparring.policy.tree_attention.MAX_SCORES", 1),
         ("sparring.policy.tree_attention.KEPT_SCORES", 0),
-        ("sparring.policy.head.ROWS_AT_ONCE", 2),
+        ("sparring.policy.head.ROWS_AT_ONCE", {"cpu": 2, "cuda": 2}),
     ],
 )
 def test_sizes_of_chunks_and_blocks(
-    option: str, value: int, expected: list[float], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    option: str, value: object, expected: list[float], folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(option, value)
     assert losses(folders, tmp_path, settings(micro_batch_tokens=100_000)) == pytest.approx(expected, rel=TOLERANCE)

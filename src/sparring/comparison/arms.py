@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from sparring.comparison.benchmarks import Played, only_in, played_benchmarks, require_same_samples, why_not
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, recipe_of_run
-from sparring.cost import Cost, cost_of, iterations_cost
+from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
+from sparring.evaluation.benchmark_files import SampledMetric
 from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, mean_score, ratio_score
 from sparring.report.summary import SUMMARY
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import BASELINE, SFT, control_stage, evaluate_stage, iteration_name, seed_folder
+from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, seed_folder
 
 ITEMS, START = "items.parquet", "start"
 # sums over rows of the first by sums of the second
@@ -29,17 +31,22 @@ OF_DUELS = ("duel_margin", "duel_accuracy")
 METRICS = [*RATIOS, *(name for name in HIGHER_IS_BETTER if name not in (*OF_DUELS, "human_reply_tokens"))]
 
 
-def higher_is_better(metric: str) -> bool | None:
-    return HIGHER_IS_BETTER[RATIOS[metric][0] if metric in RATIOS else metric]
+def is_benchmark(metric: str) -> bool:
+    """Of the names of scores those of benchmarks have a task before the metric."""
+    return "/" in metric
 
 
 @dataclass(frozen=True)
 class Arm:
-    """A player: its name within its run ("start", an iteration's number, a control's folder), and columns of values, one per row."""
+    """A player: its name within its run ("start", an iteration's number, a control's folder), and columns of values, one per row.
+
+    owner: the folder of its results in the run.
+    """
 
     run: Game
     player: str
     title: str
+    owner: str
     rows: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
     cost: Cost
@@ -53,16 +60,39 @@ class Arm:
         """From the base model to this player; None where the model's sizes cannot be found."""
         return None if self.run.weights is None else self.cost.flops(self.run.weights)
 
+    @cached_property
+    def played(self) -> Played:
+        """Its benchmarks. Reads every sample, so only where they are asked for."""
+        name, trained = (BASELINE, None) if self.owner == BASELINE else (self.player, f"{self.owner}/train")
+        return played_benchmarks(self.run.run, name, self.owner, trained)
+
+    @property
+    def benchmarks(self) -> Mapping[str, SampledMetric]:
+        return self.played.metrics
+
+    @property
+    def stale_benchmarks(self) -> tuple[str, ...]:
+        """Folders of benchmarks that were played before this player was trained anew."""
+        return self.played.stale
+
     def values(self, metric: str) -> Values | None:
-        """None where the run has not measured it."""
+        """None where the run has not measured it. Of a benchmark in the order of its samples' names."""
+        if is_benchmark(metric):
+            found = self.benchmarks.get(metric)
+            return None if found is None or found.values is None else Values.of_mean([found.values[name] for name in sorted(found.values)])
         top, bottom = RATIOS.get(metric, (metric, None))
         if top not in self.columns:
             return None
         return Values(self.columns[top], self.columns[bottom]) if bottom else Values.of_mean(self.columns[top])
 
+    def higher_is_better(self, metric: str) -> bool | None:
+        if is_benchmark(metric):
+            return self.benchmarks[metric].score.get("higher_is_better")
+        return HIGHER_IS_BETTER[RATIOS[metric][0] if metric in RATIOS else metric]
+
     def score(self, metric: str) -> Score | None:
         values = self.values(metric)
-        return values and ratio_score(values.top_N, values.bottom_N, higher_is_better(metric))
+        return values and ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
     def paired(self, other: Arm, metric: str, confidence: float, seed: int) -> Paired | None:
         """This player less `other`; None where that says nothing (`why_not`)."""
@@ -74,6 +104,8 @@ class Arm:
 
     def why_not(self, other: Arm, metric: str) -> str | None:
         """Why the metric cannot be compared between the two, or None where it can."""
+        if is_benchmark(metric):
+            return next((why for arm in (self, other) if (why := why_not(arm.benchmarks.get(metric), arm.label))), None)
         for arm in (self, other):
             if arm.values(metric) is None:
                 return f"is not defined for {arm.run.label}{' (it has no evaluate.answer_pattern)' * arm.run.has_no_pattern(metric)}"
@@ -83,6 +115,11 @@ class Arm:
         if metric in RATIOS and not np.array_equal(*(arm.columns[RATIOS[metric][1]] for arm in (self, other))):
             return f"counts other tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
         return None
+
+    def require_same_samples(self, other: Arm, metric: str) -> None:
+        """Of a benchmark that both have played. Raises UserError where they were not asked alike."""
+        if self.why_not(other, metric) is None:
+            require_same_samples(self.benchmarks[metric], other.benchmarks[metric], (self.label, other.label))
 
     def require_same_rows(self, other: Arm) -> None:
         if self.rows != other.rows:
@@ -112,10 +149,23 @@ class SeedArm:
         found = [arm.flops for arm in self.arms]
         return None if None in found else sum(found)  # type: ignore[arg-type]
 
+    @property
+    def benchmarks(self) -> Mapping[str, SampledMetric]:
+        """Those that every seed has, as the first one has played them."""
+        first, *others = [arm.benchmarks for arm in self.arms]
+        return {name: metric for name, metric in first.items() if all(name in found for found in others)}
+
+    @property
+    def stale_benchmarks(self) -> tuple[str, ...]:
+        return tuple(folder for arm in self.arms for folder in arm.stale_benchmarks)
+
+    def higher_is_better(self, metric: str) -> bool | None:
+        return self.arms[0].higher_is_better(metric)
+
     def score(self, metric: str) -> Score | None:
         """Mean of the seeds' values and its standard error over seeds."""
         found = self._by_seed(metric)
-        return None if found is None else mean_score(found, higher_is_better(metric))
+        return None if found is None else mean_score(found, self.higher_is_better(metric))
 
     def by_seed(self, metric: str) -> list[float]:
         found = self._by_seed(metric)
@@ -134,6 +184,10 @@ class SeedArm:
     def require_same_rows(self, other: SeedArm) -> None:
         for mine, theirs in zip(self.arms, other.arms, strict=True):
             mine.require_same_rows(theirs)
+
+    def require_same_samples(self, other: SeedArm, metric: str) -> None:
+        for mine, theirs in zip(self.arms, other.arms, strict=True):
+            mine.require_same_samples(theirs, metric)
 
     def _by_seed(self, metric: str) -> list[float] | None:
         found = [arm.score(metric) for arm in self.arms]
@@ -164,11 +218,11 @@ class Game:
         start = self.recipe.sft is not None
         found = [self._arm(START, f"start ({'SFT' if start else 'as it was'})", BASELINE, Cost())]
         for t in range(len(self.summary["iterations"])):
-            found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, t + 1)))
+            found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:
-            own = cost_of(self.run, [control_stage(control["stage"], part) for part in ("score", "train")])
             before = 0 if control["from_iteration"] is None else control["from_iteration"] + 1
-            found.append(self._arm(control["stage"], control["name"], control["stage"], iterations_cost(self.run, before) + own))
+            spent = iterations_cost(self.run, self.recipe, before) + control_cost(self.run, self.recipe, control["stage"])
+            found.append(self._arm(control["stage"], control["name"], control["stage"], spent))
         return found
 
     def find(self, player: str) -> Arm:
@@ -210,7 +264,8 @@ class Game:
         table = sorted(read_rows(stage.path / ITEMS), key=lambda row: row["row_id"])
         names = [name for name in table[0] if name != "row_id"]
         columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
-        return Arm(self, player, title, tuple(row["row_id"] for row in table), columns, cost_of(self.run, [SFT]) + since_start)
+        rows = tuple(row["row_id"] for row in table)
+        return Arm(self, player, title, owner, rows, columns, sft_cost(self.run, self.recipe) + since_start)
 
 
 class Seeds:
@@ -264,15 +319,9 @@ def _nothing_yet() -> dict[str, Any]:
 
 def _other_rows(first: Arm, second: Arm) -> UserError:
     mine, theirs = set(first.rows), set(second.rows)
-
-    def only(arm: Arm, ids: set[str]) -> Iterator[str]:
-        if ids:
-            yield f"\n  only in {arm.run.label} ({len(ids)}): {', '.join(sorted(ids)[:5])}{', ...' if len(ids) > 5 else ''}"
-
-    differing = "".join([*only(first, mine - theirs), *only(second, theirs - mine)])
     return UserError(
         f"{first.run.label} was scored on {len(mine)} held-out rows, {second.run.label} on {len(theirs)}, with {len(mine & theirs)} in both"
-        + differing,
+        + only_in((first.run.label, second.run.label), (mine, theirs)),
         where="sparring compare",
         remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks draw by it",
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.comparison.arms import higher_is_better
-from sparring.comparison.compare import Cell, Comparison, Row
+from sparring.comparison.compare import Cell, Comparison, Metric, Row
 from sparring.comparison.statistics import RESAMPLES
 
 
@@ -17,9 +16,19 @@ def as_json(found: Comparison) -> dict[str, Any]:
         "confidence": found.confidence,
         "seed": found.seed,
         "resamples": RESAMPLES,
-        "metrics": {name: {"higher_is_better": higher_is_better(name)} for name in found.metrics},
+        "holm_family": found.tests,
+        "metrics": {metric.name: _metric(metric) for metric in found.metrics},
         "players": [_player(row) for row in found.rows],
         "notes": list(found.notes),
+    }
+
+
+def _metric(metric: Metric) -> dict[str, Any]:
+    return {
+        "higher_is_better": metric.higher_is_better,
+        "paired_over": metric.unit,
+        "n": metric.count,
+        "benchmark": None if metric.asked is None else dict(metric.asked),
     }
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from sparring.comparison.arms import METRICS, OF_DUELS, START, Arm, Game, SeedArm, Seeds
+from sparring.comparison.arms import METRICS, OF_DUELS, START, Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.benchmarks import how_asked
+from sparring.comparison.notes import notes
 from sparring.comparison.statistics import Paired, holm
 from sparring.config import recipe_of_run
 from sparring.cost import Cost
@@ -16,6 +19,20 @@ from sparring.evaluation.metrics import Score
 # what is compared where nobody asks for something else, as far as it was measured
 DEFAULT_METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
 CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is compared. Differences are paired over `count` of `unit`: "held-out rows", "samples" of a benchmark, or "seeds".
+
+    asked: of a benchmark, its task's version, shots, whether a chat template was applied, and the harness's version.
+    """
+
+    name: str
+    higher_is_better: bool | None
+    unit: str
+    count: int
+    asked: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,16 +61,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`unit` is what differences are paired over: "rows" held out, or "seeds". `count` of them."""
+    """`unit` is what differences on held-out rows are paired over: those "rows", or "seeds". `count` of them."""
 
     against: str
     unit: str
     count: int
-    metrics: tuple[str, ...]
+    metrics: tuple[Metric, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     confidence: float
     seed: int
+
+    @property
+    def tests(self) -> int:
+        """How many p-values there are: the family of Holm's correction."""
+        return sum(cell.p_holm is not None for row in self.rows for cell in row.cells.values())
 
 
 def compare(
@@ -61,8 +83,9 @@ def compare(
 ) -> Comparison:
     """All players of the runs in `folders`, each less the player `against` ("RUN:best", "RUN:start", "RUN:N"; the first run's start).
 
-    metrics: which to compare; DEFAULT_METRICS as far as they were measured when empty. seed: of the resampling.
-    Raises UserError for runs with other held-out rows, runs still going (unless `unfinished`), unknown players and metrics.
+    metrics: which to compare; DEFAULT_METRICS and benchmarks, as far as the reference has them, when empty. seed: of the resampling.
+    Raises UserError for runs with other held-out rows, benchmarks that were not asked alike, runs still going (unless `unfinished`),
+    unknown players and metrics.
     """
     runs = _runs(folders, unfinished)
     reference = _reference(runs, against)
@@ -74,8 +97,9 @@ def compare(
     chosen = _metrics(metrics, arms, reference)
     rows = _adjusted([_row(arm, reference, chosen, seed) for arm in arms])
     unit, count = ("seeds", len(reference.arms)) if isinstance(reference, SeedArm) else ("rows", len(reference.rows))
-    notes = tuple(dict.fromkeys(_notes(runs, arms, reference, chosen)))
-    return Comparison(reference.label, unit, count, chosen, tuple(rows), notes, CONFIDENCE, seed)
+    found = tuple(notes(runs, arms, reference, chosen, everything=not metrics))
+    shown = tuple(_metric(name, reference) for name in chosen)
+    return Comparison(reference.label, unit, count, shown, tuple(rows), found, CONFIDENCE, seed)
 
 
 def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]:
@@ -120,22 +144,54 @@ def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> A
 
 def _metrics(asked: Sequence[str], arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> tuple[str, ...]:
     for name in asked:
-        if name not in METRICS:
-            raise _unknown_metric(name)
+        _require_metric(name, arms, reference)
+    chosen = tuple(dict.fromkeys(asked)) or (
+        *(name for name in DEFAULT_METRICS if reference.score(name) is not None),
+        *(name for name, metric in reference.benchmarks.items() if metric.is_main and _rivals(name, arms, reference)),
+    )
+    for name in filter(is_benchmark, chosen):
         for arm in arms:
-            if (why := arm.why_not(reference, name)) is not None:  # type: ignore[arg-type]
-                raise UserError(f"{name} {why}", where="--metric", remedy="leave it out, or compare runs that share it")
-    chosen = asked or [name for name in DEFAULT_METRICS if reference.score(name) is not None]
-    return tuple(dict.fromkeys(chosen))
+            reference.require_same_samples(arm, name)  # type: ignore[arg-type]
+    return chosen
 
 
-def _unknown_metric(name: str) -> UserError:
+def _require_metric(name: str, arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> None:
+    """Raises UserError for a metric that there is not, or that some player has not or has otherwise than the reference.
+
+    A benchmark may be one that not all players have played.
+    """
+    if name not in METRICS and not any(name in arm.benchmarks for arm in arms):
+        raise _unknown_metric(name, [found for arm in arms for found in arm.benchmarks])
+    if is_benchmark(name) and _rivals(name, arms, reference):
+        return
+    for arm in arms:
+        if (why := arm.why_not(reference, name)) is not None:  # type: ignore[arg-type]
+            raise UserError(f"{name} {why}", where="--metric", remedy="leave it out, or compare runs that share it")
+
+
+def _rivals(name: str, arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> list[Arm | SeedArm]:
+    """Those with whom the reference can be compared in a benchmark."""
+    return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]  # type: ignore[arg-type]
+
+
+def _metric(name: str, reference: Arm | SeedArm) -> Metric:
+    asked = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None
+    if isinstance(reference, SeedArm):
+        return Metric(name, reference.higher_is_better(name), "seeds", len(reference.arms), asked)
+    values = reference.values(name)
+    assert values is not None
+    return Metric(name, reference.higher_is_better(name), "samples" if asked else "held-out rows", len(values.top_N), asked)
+
+
+def _unknown_metric(name: str, benchmarks: Sequence[str]) -> UserError:
     if name in OF_DUELS:
         what = f"{name} is measured against each player's own opponent, so that no two players' are comparable"
         return UserError(what, where="--metric", remedy=f"compare {', '.join(DEFAULT_METRICS)}")
-    guess = nearest(name, METRICS)
-    known = f"did you mean {guess}?" if guess else f"there are {', '.join(METRICS)}"
-    return UserError(f"no metric {name!r} has a value for every row", where="--metric", remedy=known)
+    there = list(dict.fromkeys([*METRICS, *benchmarks]))
+    guess = nearest(name, there)
+    known = f"did you mean {guess}?" if guess else f"there are {', '.join(there)}"
+    what = f"no player has played a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"
+    return UserError(what, where="--metric", remedy=known)
 
 
 def _row(arm: Arm | SeedArm, reference: Arm | SeedArm, metrics: Sequence[str], seed: int) -> Row:
@@ -157,23 +213,3 @@ def _adjusted(rows: Sequence[Row]) -> list[Row]:
     for (n, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
         found[n].cells[name] = replace(found[n].cells[name], p_holm=p)
     return found
-
-
-def _notes(
-    runs: Sequence[Game] | Sequence[Seeds], arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm, metrics: Sequence[str]
-) -> Iterator[str]:
-    """What a reader of the table must know."""
-    for run in runs:
-        if run.is_going:
-            yield f"{run.label} is still going: what it has so far is shown"
-        if isinstance(run, Seeds) and run.left_out:
-            yield f"{run.label}: not every seed has {', '.join(run.left_out)}; left out"
-    for arm in arms:
-        yield from (f"{name} {why}" for name in metrics if (why := arm.why_not(reference, name)))  # type: ignore[arg-type]
-        if arm.flops is None:
-            yield f"{arm.run.label}: no FLOPs, because the sizes of its model cannot be found"
-    games = [game for run in runs for game in (run.games if isinstance(run, Seeds) else [run])]
-    for key in ("temperature", "top_p", "max_new_tokens"):
-        values = {game.label: getattr(game.recipe.sampling, key) for game in games}
-        if len(set(values.values())) > 1:
-            yield f"replies were drawn under another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from sparring.comparison.compare import Comparison, Row
+from sparring.comparison.compare import Comparison, Metric, Row
 from sparring.comparison.tables import HEADERS, cells, legend, title
 from sparring.report import page, plots
 
 
 def html(found: Comparison) -> str:
     lead = Markup("").join(page.paragraph(line) for line in legend(found))
-    sections = [page.Section(metric, metric, _section(found, metric)) for metric in found.metrics]
+    sections = [page.Section(_id(metric.name), metric.name, _section(found, metric)) for metric in found.metrics]
     return page.render_page("Comparison", lead, sections)
 
 
-def _section(found: Comparison, metric: str) -> Markup:
-    rows = [cells(found, row, metric) for row in found.rows]
+def _section(found: Comparison, metric: Metric) -> Markup:
+    rows = [cells(found, row, metric.name) for row in found.rows]
     body = page.table(title(found, metric), HEADERS, rows)
-    points = list(_points(found, metric))
+    name = metric.name
+    points = list(_points(found, name))
     if points:
-        drawn = plots.quality_against_compute(points, metric, f"compute-{metric}", f"{metric} against compute")
+        drawn = plots.quality_against_compute(points, name, f"compute-{_id(name)}", f"{name} against compute")
         body += page.figure(drawn, "Floating-point operations from the base model on; bars are one standard error; a game is joined.")
     return body
+
+
+def _id(name: str) -> str:
+    """An address on the page: a benchmark's name may hold anything."""
+    return re.sub(r"[^\w-]", "-", name)
 
 
 def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:

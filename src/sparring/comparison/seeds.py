@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ def over_seeds_summary(root: Path) -> dict[str, Any]:
     `tests`: all players against the start, and against every control.
     """
     games = _games(root)
+    names = list(dict.fromkeys([*METRICS, *_compared(games)]))
     return {
         "seeds": list(games.seeds),
-        "players": [{"player": arm.player, "title": arm.title, "scores": _scores(arm)} for arm in games.arms],
+        "players": [{"player": arm.player, "title": arm.title, "scores": _scores(arm, names)} for arm in games.arms],
         "left_out": games.left_out,
         "tests": [as_json(found) for found in _comparisons(games)],
     }
@@ -35,7 +36,7 @@ def over_seeds_summary(root: Path) -> dict[str, Any]:
 def print_over_seeds(root: Path, console: Console) -> None:
     """Mean and spread of the scores that are compared, then the tests."""
     games = _games(root)
-    shown = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
+    shown = _compared(games)
     table = Table(title=f"Over {len(games.seeds)} seeds: mean +- standard error (standard deviation)", title_justify="left")
     for n, header in enumerate(("model", *shown)):
         table.add_column(header, justify="right" if n else "left", no_wrap=True)
@@ -55,11 +56,20 @@ def _games(root: Path) -> Seeds:
 def _comparisons(games: Seeds) -> Iterator[Comparison]:
     there = [arm.player for arm in games.arms]
     for player in (START, *(name for name in games.controls if name in there)):
-        yield compare([games.root], against=f"{games.label}:{player}")
+        yield compare([games.root], f"{games.label}:{player}", _compared(games))
 
 
-def _scores(arm: SeedArm) -> dict[str, Any]:
-    return {name: spread for name in METRICS if (spread := _spread(arm, name)) is not None}
+def _compared(games: Seeds) -> list[str]:
+    """The scores that are tested: on held-out rows, and of the recipe's benchmarks. What `sparring evaluate` has played of some players
+    is left to `sparring compare`."""
+    everybody = [arm for several in games.arms for arm in several.arms]
+    held_out = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
+    benchmarks = [name for name, metric in everybody[0].benchmarks.items() if metric.is_main]
+    return [*held_out, *(n for n in benchmarks if all(n in arm.played.by_recipe and arm.values(n) is not None for arm in everybody))]
+
+
+def _scores(arm: SeedArm, names: Sequence[str]) -> dict[str, Any]:
+    return {name: spread for name in names if (spread := _spread(arm, name)) is not None}
 
 
 def _spread(arm: SeedArm, metric: str) -> dict[str, Any] | None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.comparison.arms import higher_is_better
-from sparring.comparison.compare import Cell, Comparison, Row
+from sparring.comparison.compare import Cell, Comparison, Metric, Row
 from sparring.evaluation.metrics import Score
 from sparring.report.tables import printable
 
@@ -23,7 +23,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         for name in HEADERS[1:]:
             table.add_column(name, justify="right", no_wrap=True)
         for row in found.rows:
-            table.add_row(*(Text(printable(cell)) for cell in cells(found, row, metric)))
+            table.add_row(*(Text(printable(cell)) for cell in cells(found, row, metric.name)))
         console.print(table)
     for line in legend(found):
         console.print(Text(printable(line)))
@@ -34,29 +34,32 @@ def markdown(found: Comparison) -> str:
     parts = ["# Comparison\n"]
     for metric in found.metrics:
         lines = [f"| {' | '.join(HEADERS)} |", f"|---|{'---:|' * (len(HEADERS) - 1)}"]
-        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(found, row, metric))} |" for row in found.rows]
-        parts += [f"## {title(found, metric)}\n", "\n".join(lines) + "\n"]
+        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(found, row, metric.name))} |" for row in found.rows]
+        parts += [f"## {_escaped(title(found, metric))}\n", "\n".join(lines) + "\n"]
     parts.append("\n".join(f"- {_escaped(line)}" for line in legend(found)) + "\n")
     return "\n".join(parts)
 
 
-def title(found: Comparison, metric: str) -> str:
-    better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[higher_is_better(metric)]
-    return f"{metric} ({better}), {found.count} {'held-out rows' if found.unit == 'rows' else 'seeds'}, less {found.against}"
+def title(found: Comparison, metric: Metric) -> str:
+    better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
+    return f"{metric.name} ({better}), {metric.count} {metric.unit}, less {found.against}"
 
 
 def legend(found: Comparison) -> Iterator[str]:
     """How the numbers were made, then what is special about these."""
     shown = [cell.paired for row in found.rows for cell in row.cells.values() if cell.paired]
     tests = " and ".join(dict.fromkeys(one.test for one in shown)) or "none"
-    interval = "bootstrap over rows" if found.unit == "rows" else "Student's t over seeds"
+    resampled = "rows or samples" if any(metric.asked for metric in found.metrics) else "rows"
+    interval = f"bootstrap over {resampled}" if found.unit == "rows" else "Student's t over seeds"
     yield (
         f"+- is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
-        f"Holm over all {len(shown)} tests shown."
+        f"Holm over all {found.tests} tests shown."
     )
+    yield "Holm's family: every player but the reference in every metric, held-out ones and benchmarks together."
+    yield from (f"{metric.name}: {_asked(metric.asked)}." for metric in found.metrics if metric.asked)
     yield "tokens, FLOPs and wall time: everything that led from the base model to the player, measurements on held-out rows left out."
     if any(row.is_best for row in found.rows):
-        yield "*: its run's best iteration by evaluate.metric, chosen on these same rows, so that its score flatters it a little."
+        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: its score on them flatters it a little."
     yield from (f"note: {note}" for note in found.notes)
 
 
@@ -72,6 +75,17 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _asked(asked: Mapping[str, Any]) -> str:
+    version, shots = (", ".join(sorted({str(one) for one in _each(asked[key])})) for key in ("task_version", "shots"))
+    template = "applied" if asked["chat_template"] else "not applied"
+    return f"task version {version}, {shots} shots, chat template {template}, lm-evaluation-harness {asked['harness']}"
+
+
+def _each(value: Any) -> Iterable[Any]:
+    """Of the tasks of a group, where they have not the same."""
+    return value.values() if isinstance(value, dict) else [value]
 
 
 def _of_metric(found: Comparison, row: Row, cell: Cell) -> list[str]:

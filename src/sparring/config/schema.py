@@ -149,8 +149,9 @@ class OptimSection(Section):
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     micro_batch_tokens: PositiveInt | None = Field(
         None,
-        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size and the memory that "
-        "is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, and kept for the whole run.",
+        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size, how the launcher's "
+        "ranks share it and the memory that is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, "
+        "and kept for the whole run.",
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
 
@@ -653,6 +654,10 @@ class Recipe(Section):
     @property
     def sampling_dtype(self) -> str:
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+
+    @property
+    def trains_adapters_alone(self) -> bool:
+        return all(section.lora for section in (self.train, self.sft) if section)
 
     @model_validator(mode="before")
     @classmethod

@@ -105,6 +105,9 @@ def _draw(seed: int, row_id: str) -> bytes:
 def _tokenised(where: str, conversation: Conversation, section: DataSection, chat: Chat, counts: dict[str, int]) -> Example | None:
     """The row as an example, or None (counted) when a length rule drops it."""
     prompt_ids, reply_ids = chat.encode(conversation, where=where)
+    if not prompt_ids:  # a bare template and a tokenizer that drops what the text is made of
+        counts["empty"] += 1
+        return None
     if len(prompt_ids) > section.max_prompt_tokens:
         counts["prompt_too_long"] += 1
         return None

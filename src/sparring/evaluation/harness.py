@@ -22,6 +22,7 @@ from accelerate.utils import set_seed
 from sparring.config import BenchmarksSection
 from sparring.console import log
 from sparring.errors import UserError, first_line, nearest
+from sparring.evaluation.benchmark_files import RESULTS, SAMPLES, measured, metric_name, results_file, samples_file
 from sparring.evaluation.metrics import Score
 from sparring.evaluation.suites import TASKS_OPTION, Benchmark, chosen, score_name, suite_means
 from sparring.policy.compute import make_accelerator
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sparring.evaluation.packed_lm import PackedLM
 
 PACKAGE, EXTRA = "lm_eval", "sparring[eval]"
-RESULTS, SAMPLES, CACHE = "results", "samples", "answers"
+CACHE = "answers"
 FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
 # of what the harness reports; the rest is about the machine
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
@@ -55,6 +56,7 @@ class HarnessModel:
 
 def require_harness(section: BenchmarksSection) -> None:
     """Raise UserError when the harness is missing or a name unknown, before anything is computed."""
+    benchmarks = chosen(section)
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise UserError(
@@ -62,7 +64,6 @@ def require_harness(section: BenchmarksSection) -> None:
             where="evaluate.benchmarks",
             remedy=f"pip install '{EXTRA}', or leave the benchmarks out",
         )
-    benchmarks = chosen(section)
     if section.tasks or section.task_folders:  # the suites' own are the harness's
         _manager_of(benchmarks, section.task_folders)
 
@@ -85,7 +86,7 @@ def run_benchmarks(stage: Path, section: BenchmarksSection, model: HarnessModel)
     for folder in (RESULTS, SAMPLES):
         (stage / folder).mkdir(exist_ok=True)
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)
-    missing = [benchmark for benchmark in benchmarks if not _results_file(stage, benchmark).exists()]
+    missing = [benchmark for benchmark in benchmarks if not results_file(stage, benchmark.key).exists()]
     loaded = _loaded(model, section.batch_tokens) if missing else None
     for benchmark in missing:
         log.info(f"benchmarks: {benchmark.key}")
@@ -101,7 +102,7 @@ def read_scores(stage: Path, section: BenchmarksSection) -> dict[str, Score]:
     """Scores of all benchmarks that are played, and the means of the suites."""
     scores: dict[str, Score] = {}
     for benchmark in chosen(section):
-        found = dict(_scores(benchmark, read_json(_results_file(stage, benchmark))))
+        found = {one.name: one.score for one in measured(benchmark, read_json(results_file(stage, benchmark.key)))}
         if benchmark.metric is not None and score_name(benchmark) not in found:
             raise _no_metric(benchmark, [name.partition("/")[2] for name in found])
         scores |= found
@@ -122,12 +123,12 @@ def _play(stage: Path, benchmark: Benchmark, section: BenchmarksSection, model: 
     cached.dbdict.close()
     for name, samples in found["samples"].items():
         lines = (json.dumps(sample, ensure_ascii=False, default=_as_json) for sample in samples)
-        write_text(stage / SAMPLES / f"{benchmark.key}.{name}.jsonl".replace("/", "_"), "".join(f"{line}\n" for line in lines))
+        write_text(samples_file(stage, benchmark.key, name), "".join(f"{line}\n" for line in lines))
     kept = json.loads(json.dumps({key: found.get(key) for key in KEPT}, default=_as_json))
     for config in kept["configs"].values():
         config.get("metadata", {}).pop("config_source", None)  # a path of this machine
     settings = section.model_dump(include={"limit", "seed", "chat_template", "batch_tokens"})
-    write_json(_results_file(stage, benchmark), {"benchmark": vars(benchmark), "harness": metadata.version(PACKAGE), **settings, **kept})
+    write_json(results_file(stage, benchmark.key), {"benchmark": vars(benchmark), "harness": metadata.version(PACKAGE), **settings, **kept})
 
 
 def _loaded(model: HarnessModel, batch_tokens: int) -> PackedLM:
@@ -184,7 +185,7 @@ def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
     if benchmark.metric is None or any(callable(task.config.process_results) for task in tasks):
         return
     names = {
-        _named(entry["metric"] if isinstance(entry["metric"], str) else entry["metric"].__name__, filters["name"])
+        metric_name(entry["metric"] if isinstance(entry["metric"], str) else entry["metric"].__name__, filters["name"])
         for task in tasks
         for entry in task.config.metric_list or ()
         for filters in task.config.filter_list or [{"name": "none"}]
@@ -197,37 +198,6 @@ def _no_metric(benchmark: Benchmark, names: Any) -> UserError:
     guess = nearest(benchmark.metric or "", names)
     what = f"the metric {benchmark.metric!r} is not defined for this task" + (f"; did you mean {guess}?" if guess else "")
     return UserError(what, where=benchmark.task, remedy=f"it has {', '.join(sorted(names))}")
-
-
-def _scores(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[tuple[str, Score]]:
-    """(name, score) of every metric of the task itself; of all its tasks where it is a tag or a group without a sum."""
-    results = found["results"]
-    names = [benchmark.task] if any("," in column for column in results.get(benchmark.task, ())) else list(results)
-    for name in names:
-        key = benchmark.key if name == benchmark.task else Benchmark(name, benchmark.shots).key
-        n = sum(found["n-samples"][leaf]["effective"] for leaf in _leaves(name, found.get("group_subtasks") or {}))
-        for column, value in results[name].items():
-            metric, comma, filter_name = column.partition(",")
-            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
-                continue
-            error = results[name].get(f"{metric}_stderr,{filter_name}")
-            higher = (found["higher_is_better"].get(name) or {}).get(metric)
-            stderr = float(error) if isinstance(error, (int, float)) else None
-            yield f"{key}/{_named(metric, filter_name)}", Score(value=float(value), n=n, stderr=stderr, higher_is_better=higher)
-
-
-def _leaves(name: str, subtasks: Mapping[str, Sequence[str]]) -> list[str]:
-    below = subtasks.get(name)
-    return [leaf for child in below for leaf in _leaves(child, subtasks)] if below else [name]
-
-
-def _named(metric: str, filter_name: str) -> str:
-    """The harness writes `acc,none` where no filter is applied."""
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _results_file(stage: Path, benchmark: Benchmark) -> Path:
-    return stage / RESULTS / f"{benchmark.key}.json"
 
 
 def _as_json(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,12 @@ from sparring.data.tables import read_rows, write_table
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
-from sparring.policy.batches import Branches, hardest
-from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
-from sparring.policy.load import load_model
+from sparring.policy.batches import Branches
 from sparring.policy.ranks import from_main
-from sparring.policy.score import Scorer, score_trees
 
 REPLIES, GREEDY, LOGPS = "replies", "greedy", "logps.parquet"
+# (folder of a player, lots of trees) -> by lot, log-probs of each tree's replies; in equal micro-batches for equal lots
+Score = Callable[[Path, Sequence[Sequence[Branches]]], list[list[list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -54,24 +53,29 @@ def read_measured(stage: Path) -> Measured:
 class Measurer:
     """Measures players on the held-out rows of one run."""
 
-    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example]) -> None:
-        self.recipe, self.chat, self.held_out = recipe, chat, held_out
+    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], score: Score) -> None:
+        self.recipe, self.chat, self.held_out, self.score = recipe, chat, held_out, score
 
     def measure(self, stage: Path, player: Path, opponent: Opponent | None, round_index: int, phase: str) -> dict[str, Any]:
         """Write replies and log-probs of the model in folder `player` to `stage`, going on from what is there; returns the stage's facts.
 
         `round_index` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
         """
-        stream = Stream(self.recipe.seed, round_index)
-        with Sampler(self.recipe, self.chat, player) as sampler:
-            replies = self._sample(stage / REPLIES, sampler, self.recipe.sampling.temperature, stream, f"{phase}: replies")
-            if self.recipe.evaluate.greedy:
-                self._sample(stage / GREEDY, sampler, 0.0, stream, f"{phase}: greedy replies")
+        replies = self.draw(stage, player, round_index, phase)
         if not from_main((stage / LOGPS).exists):
             log.info(f"{phase}: log-probs of {len(self.held_out)} held-out rows")
             logps = self._logps(player, opponent, replies)
             from_main(lambda: write_table(stage / LOGPS, logps))
         return {"rows": len(self.held_out), **from_main(lambda: checked_facts(stage / REPLIES))}
+
+    def draw(self, stage: Path, player: Path, round_index: int, phase: str) -> list[Reply]:
+        """The first part of it: the replies, of which those that are not greedy are returned."""
+        stream = Stream(self.recipe.seed, round_index)
+        with Sampler(self.recipe, self.chat, player) as sampler:
+            replies = self._sample(stage / REPLIES, sampler, self.recipe.sampling.temperature, stream, f"{phase}: replies")
+            if self.recipe.evaluate.greedy:
+                self._sample(stage / GREEDY, sampler, 0.0, stream, f"{phase}: greedy replies")
+        return replies
 
     def _sample(self, folder: Path, sampler: Sampler, temperature: float, stream: Stream, phase: str) -> list[Reply]:
         from_main(lambda: folder.mkdir(exist_ok=True))
@@ -81,25 +85,22 @@ class Measurer:
         return sample_examples(folder, self.held_out, engine, stream, 1, rows, phase, check, self.chat.decode)
 
     def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
-        own = {reply.row_id: reply.token_ids for reply in replies}
-        scored = self._score(player, [Branches(e.prompt_ids, (e.reply_ids, own[e.row_id])) for e in self.held_out])
-        return {
-            "row_id": [example.row_id for example in self.held_out],
-            "real": [row[0] for row in scored],
-            "own": [row[1] for row in scored],
-            **(self._duel_columns(player, opponent) if opponent is not None else {}),
-        }
+        lots = [self._trees(replies)]
+        if opponent is not None:
+            lots.append(self._trees(read_replies(opponent.measured / REPLIES)))
+        own, *duels = self.score(player, lots)
+        columns: dict[str, list[Any]] = {"row_id": [example.row_id for example in self.held_out], **_columns(("real", "own"), own)}
+        if opponent is not None:
+            # both models in equal micro-batches: equal models then have margin exactly 0
+            by_both = zip(("player", "opponent"), (*duels, *self.score(opponent.model, lots[1:])), strict=True)
+            for who, scored in by_both:
+                columns |= _columns((f"{who}_real", f"{who}_generated"), scored)
+        return columns
 
-    def _duel_columns(self, player: Path, opponent: Opponent) -> dict[str, list[float]]:
-        fresh = {reply.row_id: reply.token_ids for reply in read_replies(opponent.measured / REPLIES)}
-        trees = [Branches(e.prompt_ids, (e.reply_ids, fresh[e.row_id])) for e in self.held_out]
-        # both models in equal micro-batches: equal models then have margin exactly 0
-        names = ("player", self._score(player, trees)), ("opponent", self._score(opponent.model, trees))
-        return {f"{who}_{side}": [row[column] for row in rows] for who, rows in names for column, side in enumerate(("real", "generated"))}
+    def _trees(self, replies: Sequence[Reply]) -> list[Branches]:
+        by_row = {reply.row_id: reply.token_ids for reply in replies}
+        return [Branches(e.prompt_ids, (e.reply_ids, by_row[e.row_id])) for e in self.held_out]
 
-    def _score(self, folder: Path, trees: Sequence[Branches]) -> list[list[float]]:
-        train = self.recipe.train
-        model = load_model(folder, COMPUTE_DTYPES[train.precision], train.four_bit)
-        scorer = Scorer(model.to(make_accelerator().device))
-        scorer.choose_layout(*hardest(trees))
-        return score_trees(scorer, trees, train.max_tokens)
+
+def _columns(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))

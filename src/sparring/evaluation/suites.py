@@ -13,6 +13,8 @@ from sparring.evaluation.metrics import Score
 
 SPEC = re.compile(r"(?P<task>[^@:\s]+)(@(?P<shots>\d+))?(:(?P<metric>[^@:\s]+))?")
 SUITES_OPTION, TASKS_OPTION = "evaluate.benchmarks.suites (--suite)", "evaluate.benchmarks.tasks (--task)"
+# benchmarks that people look for here, and that `sparring judge` plays
+JUDGED = ("mt-bench", "mtbench")
 SPEC_RULE = "TASK, TASK@SHOTS, TASK:METRIC or TASK@SHOTS:METRIC"
 
 
@@ -79,6 +81,12 @@ def score_name(benchmark: Benchmark) -> str:
 
 
 def _suite(name: str) -> Sequence[Benchmark]:
+    if name.lower().replace("_", "-") in JUDGED:
+        raise UserError(
+            f"{name} is graded by another model, which needs an endpoint and its questions",
+            where=SUITES_OPTION,
+            remedy="sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME; see docs/evaluation.md",
+        )
     if name not in SUITES:
         guess = nearest(name, SUITES)
         what = f"no suite named {name!r}" + (f"; did you mean {guess}?" if guess else "")

@@ -159,7 +159,8 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
             for row, token in zip(rows, found[0].argmax(-1).tolist(), strict=True):
                 row.token_ids.append(token)
             found.append(decoder.logits(rows, [], cache))
-            return max(_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows))
+            distances = [_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows)]
+            return float(np.max(distances))  # NaN, if one of them is
     except FOREIGN_ERRORS as error:
         if is_out_of_memory(error):
             log.warning("sampling: not enough memory to check packed rows in float32")

@@ -79,7 +79,8 @@ def _on_one_device(recipe: Recipe) -> Iterator[tuple[str, ...]]:
     launcher = getattr(recipe, "launcher", None)
     if launcher is not None and launcher.kind != "inline" and launcher.strategy != "ddp":
         state = ()  # these states cannot be cut
-    for start in dict.fromkeys(((), *_shared(recipe), state, adapter, four_bit)):
+    apart = ("evaluate.benchmarks=null",) if recipe.evaluate.benchmarks else ()  # and played by another program
+    for start in dict.fromkeys(((), apart, *_shared(recipe), state, adapter, four_bit)):
         for extra in ((), again, smaller, cache, (*again, *smaller), (*again, *cache), (*again, *smaller, *cache)):
             if start or extra:
                 yield (*start, *extra)

@@ -14,7 +14,7 @@ from sparring.planning.memory import Memory
 from sparring.planning.parallel import Parallel, of_sampling, of_training
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
-from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, held_at_most, tokens_at_once
+from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, gathered_at_once, held_at_most, tokens_at_once
 from sparring.stage_names import BASELINE, iteration_name
 
 
@@ -82,15 +82,16 @@ class _Game:
         recipe = self.recipe
         if recipe.sft:
             yield self._train("sft", recipe.sft, {1: recipe.sft.epochs * self.lengths.train_rows})
-        yield self._measure(BASELINE, 1)
+        yield from self._results(BASELINE, 1)
         forward = 0.0
         for t in range(recipe.iterations):
             played = list(self._iteration(t))
             yield from played
-            forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played[:-1])
+            forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played)
+            yield from self._results(iteration_name(t), 3)
         for section in recipe.baseline:
             yield from self._control(section, forward)
-            yield self._measure(section.folder, 3)
+            yield from self._results(section.folder, 3)
 
     def _iteration(self, t: int) -> Iterator[StagePlan]:
         recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.lengths.train_rows
@@ -103,7 +104,6 @@ class _Game:
         if objective.uses_start and t:
             yield self._score(owner, "score-start", rows * first_pass, branches)
         yield self._train(owner, recipe.train, {count: epochs * rows * part for count, part in self._branches(t, window).items()})
-        yield self._measure(owner, 3)
 
     def _branches(self, t: int, window: int) -> dict[int, int]:
         """Branches of a tree -> iterations in the window whose trees have so many: T-SPIN's have the start's replies too, but once."""
@@ -145,6 +145,14 @@ class _Game:
         items = rows or forward / own.passes / (self.lengths.prompt + self.lengths.reply - 1)
         yield self._train(section.folder, own, {1: items})
 
+    def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
+        """What follows from a player; of benchmarks the memory alone, in the one process that plays, for their lengths are not known."""
+        yield self._measure(owner, passes)
+        section = self.recipe.evaluate.benchmarks
+        if section is not None:
+            held = memory.scoring(self.shape, self.recipe.train, section.batch_tokens, self.hardware.kind, Parallel())
+            yield self._stage(owner, "benchmarks", Work(), held, Duration(0.0, "not counted"))
+
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
         rows = self.lengths.held_out_rows
@@ -162,7 +170,8 @@ class _Game:
         """Tokens computed at once, as a run would choose them (policy/budget.py); a longer tree stands alone."""
         if settings.micro_batch_tokens:
             return settings.micro_batch_tokens
-        held = held_at_most(memory.is_frozen(self.recipe.train)) * self.shape.parameters
+        gathered = gathered_at_once(self.shape.largest_layer, self.shape.outside_layers)
+        held = held_at_most(self.shape.parameters, gathered, self.recipe.trains_adapters_alone, self.parallel)
         return tokens_at_once(self.shape.config, held, self.hardware.memory, self.hardware.kind)
 
     def _at_once(self, settings: OptimSection, branches: int) -> int:

@@ -19,6 +19,7 @@ from sparring.policy.footprint import (
     PREFILL_TOKENS,
     activation_bytes,
     computing_copy_bytes,
+    gathered_at_once,
     inner_size,
     logits_bytes,
 )
@@ -160,8 +161,8 @@ def _scores(lengths: Lengths, replies: int) -> float:
 
 
 def _gathered(shape: Shape, number: int, parallel: Parallel) -> float:
-    """Sharded weights that are put together at a time: a layer, the next one on its way, embeddings and head."""
-    return number * (2 * shape.largest_layer + shape.outside_layers) if parallel.gathers else 0.0
+    """Sharded weights that are put together at a time."""
+    return number * gathered_at_once(shape.largest_layer, shape.outside_layers) if parallel.gathers else 0.0
 
 
 def _scored(lengths: Lengths, replies: int) -> float:

@@ -69,15 +69,14 @@ def measure(name: str, source: str, config: Any) -> Shape:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from sparring.policy.compute import decoder_layers
+    from sparring.policy.compute import layer_sizes
 
     text = config.get_text_config()
     _require_decoder(name, text)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
-    total = sum(p.numel() for p in model.parameters())
+    largest_layer, outside_layers = layer_sizes(model)
     ends = {id(p) for module in (embedding, head) if module is not None for p in module.parameters()}
     passed = sum(_used(path, p, text) for path, p in model.named_parameters() if p.ndim >= 2 and id(p) not in ends)
     linears = [
@@ -89,11 +88,11 @@ def measure(name: str, source: str, config: Any) -> Shape:
         name=name,
         source=source,
         config=text,
-        parameters=total,
+        parameters=sum(p.numel() for p in model.parameters()),
         passed=passed,
         head=text.vocab_size * text.hidden_size,
-        largest_layer=max(layers, default=total),
-        outside_layers=total - sum(layers),
+        largest_layer=largest_layer,
+        outside_layers=outside_layers,
         linears=tuple(linears),
     )
 

@@ -40,6 +40,8 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
     assumed = assumptions(plan.hardware, plan.recipe.sampling.engine)
     if plan.recipe.seeds is not None:
         assumed.append(f"all of this is the game of one seed, and the recipe plays {len(plan.recipe.seeds)}")
+    if plan.recipe.evaluate.benchmarks is not None:
+        assumed.append("benchmarks: the memory of the one process that plays them is counted, their time is not")
     if any(section.pairs for section in plan.recipe.baseline):
         assumed.append("preference pairs are as many and as long as the rows of data")
     _print_lines([f"- {line}" for line in assumed], console)
@@ -136,7 +138,7 @@ def _memory_table(plan: Plan) -> Table:
     kinds: dict[str, StagePlan] = {}
     for stage in sorted(plan.stages, key=lambda stage: stage.memory.total):
         kinds["sft" if stage.owner == "sft" else stage.kind] = stage
-    order = [kind for kind in ("sft", "generate", "score", "score-start", "train", "measure") if kind in kinds]
+    order = [kind for kind in ("sft", "generate", "score", "score-start", "train", "measure", "benchmarks") if kind in kinds]
     table = Table(title="Memory per device, GB", title_justify="left")
     table.add_column("", no_wrap=True)
     for kind in order:

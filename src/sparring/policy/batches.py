@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sparring.data.records import Duel, TokenIds
 from sparring.policy.packed import no_mask
+from sparring.policy.transfer import sent
 from sparring.policy.tree_attention import Block, TreeIndex
 
 Layout = Literal["tree", "rows"]
@@ -27,6 +29,10 @@ class Branches:
     prompt_ids: TokenIds
     replies: tuple[TokenIds, ...]
 
+    def __post_init__(self) -> None:
+        # a reply's first token is predicted from the prompt's last: without one it would be predicted from another tree
+        assert self.prompt_ids and self.replies and all(self.replies), "an empty prompt or reply"
+
     def tokens(self, layout: Layout) -> int:
         """Positions that are computed; the last token of a reply is only predicted, never fed."""
         replies = sum(len(reply) - 1 for reply in self.replies)
@@ -36,6 +42,11 @@ class Branches:
     def longest_path(self) -> int:
         """Positions of the prompt and its longest reply: how far back a reply token may look."""
         return len(self.prompt_ids) + max(len(reply) - 1 for reply in self.replies)
+
+    @property
+    def shortest_path(self) -> int:
+        """Positions of the prompt and its shortest reply."""
+        return len(self.prompt_ids) + min(len(reply) - 1 for reply in self.replies)
 
     @property
     def beside_first(self) -> int:
@@ -65,8 +76,8 @@ class TreeBatch:
     index: TreeIndex | None
 
     def to(self, device: torch.device) -> TreeBatch:
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, TreeIndex))}
-        return TreeBatch(**{**vars(self), **moved})
+        tensors = {name: sent(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, index=self.index and self.index.to(device))
 
     @property
     def positions(self) -> int:
@@ -106,9 +117,16 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
 
 
 def hardest(trees: Iterable[Branches]) -> list[Branches]:
-    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences)."""
+    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences), the
+    shortest path (rotary embeddings that go by the longest row of a batch)."""
     trees = list(trees)
-    return [max(trees, key=lambda tree: tree.longest_path), max(trees, key=lambda tree: tree.beside_first)]
+    longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "beside_first"))
+    return list(dict.fromkeys([longest, bushiest, min(trees, key=attrgetter("shortest_path"))]))
+
+
+def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
+    """Tokens of the longest packed row that micro-batches of these trees can make."""
+    return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
 def share_out(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -6,12 +6,16 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
-from sparring.policy.footprint import held_at_most, tokens_at_once
+from sparring.policy.compute import layer_sizes
+from sparring.policy.footprint import gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.shares import Parallel
 
 
-def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool = False) -> int:
-    """Tokens of a micro-batch that fit `free` bytes beside everything else in training; `model` needs no weights yet."""
-    return tokens_at_once(model.config.get_text_config(), held_at_most(adapter) * model.num_parameters(), free, device)
+def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
+    """Tokens of a micro-batch that fit `free` bytes of a device beside everything else in training; `model` needs no weights yet."""
+    gathered = gathered_at_once(*layer_sizes(model)) if parallel.gathers else 0
+    held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
+    return tokens_at_once(model.config.get_text_config(), held, free, device)
 
 
 def free_memory(device: torch.device) -> int:

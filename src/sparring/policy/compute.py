@@ -73,6 +73,13 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return list(max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len, default=()))
 
 
+def layer_sizes(model: nn.Module) -> tuple[int, int]:
+    """(parameters of the largest decoder layer, those outside of the layers); of a model without layers all are in the one."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
+    return max(layers, default=total), total - sum(layers)
+
+
 def _widen(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
     """Give the parameters float32 values; returns what gives them back their own."""
     kept = [(parameter, parameter.data) for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
@@ -121,7 +128,8 @@ def memory_error(error: BaseException) -> UserError | None:
         f"out of memory: {said}",
         remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, chosen.json in the run "
         "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run goes on "
-        "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices",
+        "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
+        "vllm, which lays them over several, for replies are drawn with all of them",
     )
 
 

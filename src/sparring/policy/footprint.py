@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from sparring.policy.shares import Parallel
+
 # Logits of this many reply tokens exist at once.
 HEAD_CHUNK = 1024
 # Scores per token and head up to which attention keeps them for the backward pass on a CPU; longer paths compute them again.
@@ -29,14 +31,25 @@ def computing_copy_bytes(precision: str) -> int:
     return 0 if precision == "fp32" else NUMBER_BYTES[precision]
 
 
-def training_bytes(precision: str, optimizer: str) -> float:
-    """Per trained parameter: weights, gradient and optimizer state (the table in docs/fast-path.md)."""
-    return MASTER_BYTES + computing_copy_bytes(precision) + GRADIENT_BYTES + OPTIMIZER_BYTES[optimizer]
+def training_bytes(precision: str, optimizer: str, parallel: Parallel) -> float:
+    """Per trained parameter, on one device: weights, gradient and optimizer state (on a single one the table in docs/fast-path.md)."""
+    masters, gradients, state = (parallel.part(what) for what in ("masters", "gradients", "optimizer"))
+    copy = computing_copy_bytes(precision) * parallel.part("weights") * parallel.keeps_copy
+    return MASTER_BYTES * masters + copy + GRADIENT_BYTES * gradients + OPTIMIZER_BYTES[optimizer] * state
 
 
-def held_at_most(adapter: bool) -> float:
-    """Per parameter, in the mode that takes most; of a frozen base under adapters, its float32 weights alone."""
-    return MASTER_BYTES if adapter else training_bytes("bf16", "adamw")
+def held_at_most(parameters: float, gathered: float, adapter: bool, parallel: Parallel) -> float:
+    """On one device, in the mode that takes most; of a frozen base under adapters, its float32 weights alone.
+
+    gathered: numbers of weights that are put together at a time where they are sharded.
+    """
+    of_one = MASTER_BYTES * parallel.part("weights") if adapter else training_bytes("bf16", "adamw", parallel)
+    return of_one * parameters + MASTER_BYTES * gathered * parallel.gathers
+
+
+def gathered_at_once(largest_layer: int, outside_layers: int) -> int:
+    """Weights of a sharded model that a device holds whole at a time: a layer, the next one on its way, embeddings and head."""
+    return 2 * largest_layer + outside_layers
 
 
 def inner_size(config: Any) -> int:

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-# float32 copies of this many rows of logits stay in the processor's cache, and take half the time of a whole chunk at once
-ROWS_AT_ONCE = 16
+# Rows of logits whose float32 copies are made at once. So few stay in a processor's cache, and take half the time of a whole chunk; a GPU
+# would spend its time on starting so many kernels (docs/fast-path.md).
+ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
 
 
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
     """Logits [N, V] of last hidden states, with what Granite, Cohere and Gemma-2 do to theirs after the head."""
-    logits = model.get_output_embeddings()(hidden_NH)
+    head = model.get_output_embeddings()
+    if head.weight.is_floating_point():  # not quantised
+        hidden_NH = hidden_NH.to(head.weight.dtype)  # Mamba's last hidden states are float32
+    logits = head(hidden_NH)
     config = model.config.get_text_config()
     if (divisor := getattr(config, "logits_scaling", None)) is not None:
         logits = logits / divisor
@@ -64,7 +68,7 @@ class _TargetLogps(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_NV, target_N)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        total_N = torch.cat([rows.to(wide).logsumexp(1) for rows in logits_NV.split(ROWS_AT_ONCE)])
+        total_N = torch.cat([rows.to(wide).logsumexp(1) for rows in logits_NV.split(_rows_at_once(logits_NV))])
         return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - total_N
 
     @staticmethod
@@ -72,8 +76,13 @@ class _TargetLogps(torch.autograd.Function):
         logits_NV, target_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         # 1 - p of a likely target would be lost in bfloat16
-        for row in zip(*(each.split(ROWS_AT_ONCE) for each in (grad_NV, logits_NV, target_N[:, None], grad_N[:, None])), strict=True):
+        count = _rows_at_once(logits_NV)
+        for row in zip(*(each.split(count) for each in (grad_NV, logits_NV, target_N[:, None], grad_N[:, None])), strict=True):
             found, logits, target, grad = row
             wide = logits.to(grad.dtype).softmax(1).mul_(-grad)
             found.copy_(wide.scatter_add_(1, target, grad))
         return grad_NV, None
+
+
+def _rows_at_once(logits_NV: Tensor) -> int:
+    return ROWS_AT_ONCE.get(logits_NV.device.type, ROWS_AT_ONCE["cuda"])

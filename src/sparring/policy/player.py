@@ -28,3 +28,9 @@ class Policy:
 
     def with_results(self, measured: Path, evaluated: Path, benchmarks: Path | None = None) -> Policy:
         return replace(self, measured=measured, evaluated=evaluated, benchmarks=benchmarks)
+
+
+def adapter_hash(record: StageRecord, base: str) -> str | None:
+    """What `weights_hash` finds of the adapter that a stage committed over the model with the hash `base`; None for a whole model."""
+    own = {name: record.outputs.get(f"model/{name}") for name in ("adapter_config.json", "adapter_model.safetensors")}
+    return None if None in own.values() else digest({**own, "base": base})

@@ -6,36 +6,53 @@ The opponent pass, training and evaluation all call this one module, on the same
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import cycle
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, dealt, shortest
 from sparring.policy.compute import in_float32, keep_soft_caps
-from sparring.policy.footprint import HEAD_CHUNK
+from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.head import ChunkedHead, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
-from sparring.policy.ranks import from_main, gathered, rank, rank_count
+from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
+from sparring.policy.strategies import is_sharded
 
-CHECK_TOLERANCE = 1e-4
+# Of one token's log-prob, relative where that is beyond 1 nat: rounding is below 1e-4, and the mildest wrong mask far above
+TOKEN_TOLERANCE = 1e-3
+# Of a reply's, where a router chooses experts: rounding may turn a close choice, which single tokens show more than their sum does
+REPLY_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """A layout that was found right for trees of this reach: (longest path, tokens beside the first branch)."""
+    """A layout that was found right for trees of this reach: see `_reach`."""
 
-    reach: tuple[int, int]
+    reach: tuple[int, ...]
     layout: str
 
-    def covers(self, reach: tuple[int, int]) -> bool:
-        return reach[0] <= self.reach[0] and reach[1] <= self.reach[1]
+    def covers(self, reach: tuple[int, ...]) -> bool:
+        return all(asked <= known for asked, known in zip(reach, self.reach, strict=True))
+
+
+def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
+    """(longest path, tokens beside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
+    go wrong."""
+    return (
+        max(tree.longest_path for tree in trees),
+        max(tree.beside_first for tree in trees),
+        -min(tree.shortest_path for tree in trees),
+        row_tokens,
+    )
 
 
 _checked: dict[str, _Checked] = {}
@@ -45,8 +62,8 @@ class Scorer(nn.Module):
     """Wraps a causal language model so that its forward is the log-probs of a micro-batch.
 
     The whole vocabulary is only ever held for `HEAD_CHUNK` reply tokens at once, forward and backward.
-    `layout` is "tree" (replies share their prompt, trees stand packed in one row), "rows" (one padded row per reply) or "plain" (the
-    same rows, and the model's own full logits).
+    `layout` is "tree" (replies share their prompt, trees stand packed in one row), "rows" (one padded row per reply), "plain" (the same
+    rows, and the model's own full logits) or "alone" (the same, but every row in a forward of its own, without padding).
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -72,10 +89,8 @@ class Scorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
-        with packed(batch.index):
-            logps_N = self._plain(batch) if self.layout == "plain" else self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
         # cloned: FSDP hangs its hooks on what a module returns, and may lose them on a view
-        return _per_reply(logps_N, batch).clone()
+        return _per_reply(self._token_logps(batch), batch).clone()
 
     @torch.no_grad()
     def with_greedy(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
@@ -102,6 +117,11 @@ class Scorer(nn.Module):
     def row_layout(self) -> Layout:
         return "tree" if self.layout == "tree" else "rows"
 
+    @property
+    def takes_whole_logits(self) -> bool:
+        """Whether the model calls its head itself, at all positions."""
+        return self.layout in ("plain", "alone")
+
     def use_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass. A layer looks trained only while it decides that: dropout stays off inside it."""
         where = "gradient_checkpointing"
@@ -119,60 +139,78 @@ class Scorer(nn.Module):
             layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
-    def choose_layout_on_main(self, *trees: Branches) -> None:
+    def choose_layout_on_main(self, *trees: Branches, row_tokens: int) -> None:
         """`choose_layout` by rank 0, for all ranks: it alone may have read the weights."""
 
         def choose() -> str:
-            self.choose_layout(*trees)
+            self.choose_layout(*trees, row_tokens=row_tokens)
             return self.layout
 
         self.layout = from_main(choose)
+        if self.layout == "alone" and is_sharded():
+            name = type(self.model).__name__
+            what = f"{name} needs every reply in a forward of its own, and ranks that hold a part of the weights must make equally many"
+            raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, where every rank holds all of the model"))
 
-    def choose_layout(self, *trees: Branches) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on some trees; keep the fastest that agrees. In one process
-        this is done once for models of one kind, and again for longer trees.
+    def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
+        """Compare the fast layouts with the model's own unbatched logits on some trees, packed again and again into a row of `row_tokens`;
+        keep the fastest that agrees. In one process this is done once for models of one kind, and again for what goes beyond it.
 
-        State-space and linear-attention models cannot take the tree mask, and some heads scale their logits in ways that only the
-        model's own forward knows: a wrong layout must never score silently. All in float32: bfloat16's noise would hide much.
+        State-space and linear-attention models cannot take the tree mask, some heads scale their logits in ways that only the model's own
+        forward knows, some rotary embeddings go by the longest row of a batch, and some attention by the place in the row: a wrong layout
+        must never score silently. All in float32: bfloat16's noise would hide much.
         """
         self.layout = "plain"
-        reach = (max(tree.longest_path for tree in trees), max(tree.beside_first for tree in trees))
+        # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
+        row_tokens = min(row_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else row_tokens
+        reach = _reach(trees, row_tokens)
         if (known := _checked.get(kind_of(self.model))) and known.covers(reach):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
             self.layout = known.layout
             return
         with in_float32(self.model):
-            self._check_layouts(trees)
+            self._check_layouts(trees, row_tokens)
         _checked[kind_of(self.model)] = _Checked(reach, self.layout)
 
-    def _check_layouts(self, trees: Sequence[Branches]) -> None:
-        expected = [_finite_logps(self.model, tree) for tree in trees]
-        for layout in ("tree", "rows", "plain"):
+    def _check_layouts(self, trees: Sequence[Branches], row_tokens: int) -> None:
+        expected = {tree: _finite_logps(self.model, tree) for tree in trees}
+        for layout in ("tree", "rows", "plain", "alone"):
             self.layout = layout
-            gap = self._gap(trees, expected)
-            if gap <= CHECK_TOLERANCE:
+            if (wrong := self._wrong(expected, row_tokens)) is None:
                 return
-            log.info(f"scorer: this model cannot take the {layout} layout (log-probs differ by {gap:.2g} relative); trying the next")
-        raise RuntimeError("the scorer does not agree with the model's own log-probs in any layout")
+            log.info(f"scorer: this model cannot take the {layout} layout ({wrong}); trying the next")
+        raise UserError(
+            f"the log-probs of {type(self.model).__name__} depend on what comes after a token, or change from one forward to the next: "
+            f"alone in its row a reply has other ones ({wrong})",
+            where="model.path",
+            remedy="take a causal language model (a decoder)",
+        )
 
     @torch.no_grad()
-    def _gap(self, trees: Sequence[Branches], expected: Sequence[Tensor]) -> float:
+    def _wrong(self, expected: Mapping[Branches, Tensor], row_tokens: int) -> str | None:
+        """What speaks against the layout at hand, token by token: over a long reply's sum a wrong one may hide."""
+        routed = any("expert" in name for name, _ in self.model.named_modules())
+        trees = list(_filling(list(expected), row_tokens if self.layout == "tree" and not routed else 0))
+        batch = self.collate(trees)
         try:
-            found = self(self.collate([*trees, trees[0]]))
+            found = self._token_logps(batch)
         except FOREIGN_ERRORS as error:
             if is_out_of_memory(error):  # the next would be slower, and need no less
                 raise
-            return float("inf")
-        pairs = [(row[: len(logps)], logps) for row, logps in zip(found, [*expected, expected[0]], strict=True)]
-        gap = max(((row - logps).abs() / logps.abs().clamp(min=1)).max().item() for row, logps in pairs)
-        return gap if gap == gap else float("inf")
+            return f"{type(error).__name__}: {first_line(error)}"
+        right = torch.cat([expected[tree] for tree in trees])
+        if routed:
+            found, right = _per_reply(found, batch), _per_reply(right, batch)
+        gap = ((found - right).abs() / right.abs().clamp(min=1)).max().item()
+        tolerance = REPLY_TOLERANCE if routed else TOKEN_TOLERANCE
+        return None if gap <= tolerance else f"log-probs differ by {gap:.2g} relative"  # NaN too
 
     @torch.no_grad()
     def token_logits(self, tree: Branches) -> Tensor:
         """Logits [N, V] that predict every token of a tree's replies, one reply after the other. All at once: for few trees."""
         batch = self.collate([tree])
         with packed(batch.index):
-            return self._plain_logits(batch) if self.layout == "plain" else logits_of(self.model, self._hidden(batch))
+            return self._plain_logits(batch) if self.takes_whole_logits else logits_of(self.model, self._hidden(batch))
 
     def _hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states [N, H] of the positions that predict."""
@@ -187,24 +225,34 @@ class Scorer(nn.Module):
 
     def _logits(self, batch: TreeBatch) -> Iterator[tuple[Tensor, Tensor]]:
         """(logits [n, V], targets [n]) of the tokens of the replies, a chunk at a time."""
-        if self.layout == "plain":
+        if self.takes_whole_logits:
             yield self._plain_logits(batch), batch.target_N
             return
         for hidden_NH, target_N in zip(self._hidden(batch).split(HEAD_CHUNK), batch.target_N.split(HEAD_CHUNK), strict=True):
             yield logits_of(self.model, hidden_NH), target_N
 
-    def _plain(self, batch: TreeBatch) -> Tensor:
-        return logps_of(self._plain_logits(batch), batch.target_N)
+    def _token_logps(self, batch: TreeBatch) -> Tensor:
+        """[N]"""
+        with packed(batch.index):
+            if self.takes_whole_logits:
+                return logps_of(self._plain_logits(batch), batch.target_N)
+            return self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
 
     def _plain_logits(self, batch: TreeBatch) -> Tensor:
-        logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
+        """[N, V]"""
+        if self.layout == "alone":
+            rows = [ids_L[real_L][None] for ids_L, real_L in zip(batch.input_ids_BL, batch.real_BL, strict=True)]
+            logits = pad_sequence([self.model(input_ids=ids_1L, use_cache=False).logits[0] for ids_1L in rows], batch_first=True)
+        else:
+            logits = self.model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask, use_cache=False).logits
         return logits.flatten(0, 1)[batch.source_N]
 
 
 def _per_reply(values_N: Tensor, batch: TreeBatch) -> Tensor:
     """Sums [D, R] in float64 over the tokens of each reply."""
     sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=values_N.device)
-    return sums.index_add(0, batch.cell_N, values_N.double()).view(batch.duels, batch.replies)
+    # index_add would add in another order each time on a GPU, and the first-step margin would not be 0 to the last bit
+    return sums.index_put((batch.cell_N,), values_N.double(), accumulate=True).view(batch.duels, batch.replies)
 
 
 def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -231,19 +279,35 @@ def score_trees(
     return [scored[index][: len(tree.replies)] for index, tree in enumerate(trees)]
 
 
+def _filling(trees: Sequence[Branches], row_tokens: int) -> Iterator[Branches]:
+    """All of the trees and the first once more, and then further rounds of them while they fit a packed row of `row_tokens`."""
+    tokens = 0
+    for number, tree in enumerate(cycle(trees)):
+        tokens += tree.tokens("tree")
+        if number > len(trees) and tokens > row_tokens:
+            return
+        yield tree
+
+
 def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
-    logps = plain_logps(model, tree)
-    if not logps.isfinite().all():
+    """[N]"""
+    logps_N = torch.cat(plain_token_logps(model, tree))
+    if not logps_N.isfinite().all():
         raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
-    return logps
+    return logps_N
+
+
+def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
+    """Log-probs [R] of each reply: the reference."""
+    return torch.stack([logps.double().sum() for logps in plain_token_logps(model, tree)])
 
 
 @torch.no_grad()
-def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
-    """Log-probs [R] of each reply by an unbatched forward over prompt + reply and the model's own logits: the reference."""
-    sums = []
+def plain_token_logps(model: PreTrainedModel, tree: Branches) -> list[Tensor]:
+    """Log-probs of each reply's tokens by an unbatched forward over prompt + reply and the model's own logits."""
+    found = []
     for reply in tree.replies:
         ids = torch.tensor([[*tree.prompt_ids, *reply]], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, len(tree.prompt_ids) - 1 : -1]
-        sums.append(logps_of(logits, ids[0, len(tree.prompt_ids) :]).double().sum())
-    return torch.stack(sums)
+        found.append(logps_of(logits, ids[0, len(tree.prompt_ids) :]))
+    return found

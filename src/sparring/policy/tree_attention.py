@@ -16,12 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
 
 from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
+from sparring.policy.transfer import sent
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
@@ -31,6 +33,9 @@ FEW_SCORES = 2**17
 MAX_SCORES = 2**21
 # The squares of scores that flex attention computes or skips whole
 FLEX_BLOCK = 128
+# Kinds of flex attention that a process may compile: by number format, gradient, window and soft cap, each for its first size and for all.
+# Beyond torch's own limit of 8, which a model with alternating windows reaches, it would hold all scores, blind ones too, without a word.
+COMPILED_KINDS = 64
 # A longer path is cut, so that its early queries do not meet its late keys, and its scores fit a group.
 MAX_QUERIES = 512
 
@@ -112,14 +117,22 @@ class TreeIndex:
     def __init__(self, blocks: Sequence[Block], tree_T: Tensor, branch_T: Tensor, position_T: Tensor) -> None:
         self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
         self.blocks = blocks
-        self.groups = list(_groups(sorted((piece for block in blocks for piece in block.pieces()), key=lambda block: block.size)))
-        self.scores = sum(len(group) * keys * queries for group in self.groups for keys, queries in [_longest(group)])
         self._masks: dict[Any, Any] = {}
 
     def to(self, device: torch.device) -> TreeIndex:
         if device == self.tree_T.device:
             return self
-        return TreeIndex(self.blocks, *(tensor.to(device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
+        return TreeIndex(self.blocks, *(sent(tensor, device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
+
+    @cached_property
+    def groups(self) -> list[list[Block]]:
+        """Blocks that are computed together."""
+        return list(_groups(sorted((piece for block in self.blocks for piece in block.pieces()), key=lambda block: block.size)))
+
+    @cached_property
+    def scores(self) -> int:
+        """Scores of a head that are computed, padding included."""
+        return sum(len(group) * keys * queries for group in self.groups for keys, queries in [_longest(group)])
 
     @cached_property
     def queries(self) -> Gather:
@@ -166,15 +179,19 @@ class TreeIndex:
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:
         """[1, T, H, D]"""
         if asked.query_THD.device.type == "cuda":
-            states = (states.transpose(0, 1)[None] for states in asked[:3])
-            mask = self.block_mask(asked.window)
-            return flex_attention_forward(module, *states, mask, scaling=asked.scaling, softcap=asked.softcap)[0]
+            return self.by_squares(module, asked)
         if torch.is_grad_enabled() and self.scores > KEPT_SCORES * len(self.tree_T):
             rest = asked[3:]  # tensors as arguments, so that checkpoints of whole layers do not keep them
             return checkpoint(
                 lambda *states: by_groups(self, Attention(*states, *rest)), *asked[:3], use_reentrant=False, preserve_rng_state=False
             )
         return by_groups(self, asked)
+
+    def by_squares(self, module: nn.Module, asked: Attention) -> Tensor:
+        """[1, T, H, D], by flex attention, which leaves out every square of scores that is blind."""
+        dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_KINDS)
+        states = (states.transpose(0, 1)[None] for states in asked[:3])
+        return flex_attention_forward(module, *states, self.block_mask(asked.window), scaling=asked.scaling, softcap=asked.softcap)[0]
 
     def block_mask(self, window: int | None) -> BlockMask:
         """The same rule for flex attention."""
@@ -187,7 +204,7 @@ class TreeIndex:
 
         if window not in self._masks:
             some, full = self._squares(window)
-            listed = [tensor.to(self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
+            listed = [sent(tensor, self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
             sizes = {"BLOCK_SIZE": FLEX_BLOCK, "seq_lengths": (len(self.tree_T), len(self.tree_T))}
             self._masks[window] = BlockMask.from_kv_blocks(*listed, mask_mod=sees, **sizes)
         return self._masks[window]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sparring.config import Recipe
@@ -36,22 +36,26 @@ Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to
 class About:
     """What a card tells beyond the run: where things will lie on the Hub, and under which licences their parents stand.
 
-    revision: the branch of the model that the card belongs to; revisions: those of all iterations.
+    pairs: control -> licence of its labelled pairs, where it has any. revision: the branch of the model that the card belongs to;
+    revisions: those of all iterations.
     """
 
     base: Licence
     data: Licence
+    pairs: Mapping[str, Licence] = field(default_factory=dict)
     repo: str | None = None
     dataset_repo: str | None = None
     revision: str | None = None
     revisions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, **more: Any) -> About:
-        """`base`, `data`: licences as the user gives them, which are looked up where None."""
+    def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
+        """`base`, `data`, `pairs`: licences as the user gives them, which are looked up where None."""
+        labelled = {section.folder: section.pairs.path for section in recipe.baseline if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.path, "dataset", data, "--data-licence"),
+            {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
             **more,
         )
 
@@ -80,7 +84,7 @@ from those of its own previous iteration. This is {title}, started from `{shown[
 
 {_score_table(summary)}
 
-Value and standard error on held-out prompts that no iteration was trained on. {_choice(summary)}{_images(plots or {})}
+Value and standard error on held-out prompts that no iteration was trained on. {_benchmarks(recipe)}{_choice(summary)}{_images(plots or {})}
 
 ## Use
 
@@ -88,7 +92,7 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 ## Where it comes from
 
-{_origins(shown, about)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
+{_origins(shown, recipe, about, player.name)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
 
 ## Recipe
 
@@ -132,7 +136,7 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 ## Where it comes from
 
-{_origins(shown, about)}{_link("The player", "", about.repo)}
+{_origins(shown, recipe, about)}{_link("The player", "", about.repo)}
 
 ## Recipe
 
@@ -153,7 +157,7 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
 
     card = ModelCardData(
         base_model=recipe.model.path if is_hub_id(recipe.model.path) else None,
-        datasets=[found] if (found := _public_dataset(recipe, about)) else None,
+        datasets=_datasets(recipe, about, player) or None,
         library_name="peft" if adapter else "transformers",
         license=about.base.name,
         model_name=about.repo or model_title(summary, player),
@@ -166,25 +170,40 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
     """The data, and the labelled pairs of a control that has learned from any."""
-    data = f"`{shown['data']['path']}`"
-    pairs = [values["pairs"] for values, section in zip(shown["baseline"], recipe.baseline, strict=True) if section.folder == player.name]
-    return f"{data} and the labelled pairs `{pairs[0]['path']}`" if pairs and pairs[0] else data
+    data, pairs = f"`{shown['data']['path']}`", _pairs(shown, recipe).get(player.name)
+    return f"{data} and the labelled pairs `{pairs}`" if pairs else data
 
 
-def _public_dataset(recipe: Recipe, about: About) -> str | None:
-    return recipe.data.path if is_hub_id(recipe.data.path) else about.dataset_repo
+def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
+    """control -> the name of the labelled pairs that it learns from."""
+    named = zip(recipe.baseline, shown["baseline"], strict=True)
+    return {section.folder: values["pairs"]["path"] for section, values in named if section.pairs}
+
+
+def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
+    """What the player has learned from, by its name on the Hub; the game's own replies stand in for data that are not there."""
+    data = recipe.data.path if is_hub_id(recipe.data.path) else about.dataset_repo
+    pairs = [section.pairs.path for section in recipe.baseline if section.pairs and section.folder == player.name]
+    return [name for name in (data, *filter(is_hub_id, pairs)) if name]
 
 
 def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
     """Every score in which one direction is better; the Hub knows no field for an error, so that the name tells it."""
     from huggingface_hub import EvalResult
 
-    source = public(recipe)["data"]["path"]
+    held_out = {
+        "dataset_type": recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
+        "dataset_name": f"held-out prompts of {public(recipe)['data']['path']}",
+    }
+
+    def asked(name: str) -> dict[str, str]:
+        task, of_benchmark, _ = name.partition("/")
+        return {"dataset_type": task, "dataset_name": f"{task}, by lm-evaluation-harness"} if of_benchmark else held_out
+
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
-            dataset_name=f"held-out prompts of {source}",
+            **asked(name),
             metric_type=name,
             metric_value=round(score["value"], 6),
             metric_name=f"{name}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
@@ -215,6 +234,15 @@ def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
 
 def _outcome(summary: Mapping[str, Any]) -> str:
     return "The game is not over yet." if summary["stop_reason"] is None else verdict(summary)
+
+
+def _benchmarks(recipe: Recipe) -> str:
+    section = recipe.evaluate.benchmarks
+    if section is None:
+        return ""
+    template = "applied" if section.chat_template else "not applied"
+    items = "all items" if section.limit is None else f"the first {section.limit} items"
+    return f"Scores with a task in their name are benchmarks of lm-evaluation-harness (chat template {template}, {items}). "
 
 
 def _choice(summary: Mapping[str, Any]) -> str:
@@ -252,10 +280,15 @@ With vLLM:
 ```{also}"""
 
 
-def _origins(shown: Mapping[str, Any], about: About) -> str:
+def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: str | None = None) -> str:
+    """What it is made of, with the licences; labelled pairs count among it for the control `learner` that they trained alone."""
+    pairs = _pairs(shown, recipe)
     rows = [("base model", shown["model"]["path"], about.base), ("data", shown["data"]["path"], about.data)]
+    rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
     lines = "\n".join(f"| {what} | `{name}` | {licence} |" for what, name, licence in rows)
-    return f"| | name | licence |\n|---|---|---|\n{lines}"
+    others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
+    told = "".join(f"\n\nThe labelled pairs `{name}`, {licence}, trained controls of this game alone." for name, licence in others)
+    return f"| | name | licence |\n|---|---|---|\n{lines}{told}"
 
 
 def _link(what: str, prefix: str, repo: str | None) -> str:

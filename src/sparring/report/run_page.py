@@ -17,10 +17,11 @@ from sparring.report.run_files import RunFiles, read_run
 from sparring.report.run_plots import cost_figures, quality_figures, training_figures
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
-from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, quality_columns
+from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns
 from sparring.report.untrusted import shortened
 from sparring.report.verdict import human_falls, verdict
 from sparring.rundir import now, write_text
+from sparring.stage_names import BASELINE, benchmark_stage
 
 
 def write_report(root: Path, target: Path | None = None) -> Path:
@@ -39,6 +40,7 @@ def report_page(run: RunFiles) -> str:
     lead = [paragraph(verdict(run), "verdict"), *(paragraph(line, "warning") for line in human_falls(run))]
     sections = [
         Section("scores", "Baseline, iterations and controls", _scores(run), "Scores"),
+        *_benchmarks(run),
         Section("quality", "What came out", figures(list(quality_figures(run))), "Quality"),
         Section("training", "What happened on the way", figures(list(training_figures(run))), "Training"),
         *_showcase(run),
@@ -69,6 +71,13 @@ def _scores(run: RunFiles) -> Markup:
         ),
     ]
     return Markup("").join(parts)
+
+
+def _benchmarks(run: RunFiles) -> Iterator[Section]:
+    """Those of the recipe, with how they were asked."""
+    if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
+        told = paragraph(how_played(run.facts(benchmark_stage(BASELINE))), "muted")
+        yield Section("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + told)
 
 
 def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparring.config import Recipe
 from sparring.rundir import read_json, replace_link, write_json, write_text
-from sparring.stage_names import SFT, control_stage, iteration_stage, stage_names
+from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
@@ -28,6 +29,7 @@ class Best:
 
 def publish(
     root: Path,
+    recipe: Recipe,
     start_name: str,
     baseline: Scores,
     iterations: Sequence[Scores],
@@ -41,7 +43,7 @@ def publish(
     """
     # a control of an earlier recipe, or of fewer iterations, may still be on the disk, but it is none of this game
     folders = [control["stage"] for control in controls]
-    stages = stage_names(root, len(iterations), folders)
+    stages = [name for name in stage_names(root, len(iterations), folders) if is_used(name, recipe)]
     summary = {
         "baseline": {"name": start_name, "scores": baseline},
         "iterations": [

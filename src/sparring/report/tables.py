@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -137,16 +137,26 @@ def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
 def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
     """The scores of some models, and what a reader of them must know, from the facts of a stage of benchmarks."""
     print_scores("Benchmarks (+- standard error)", named, console)
+    console.print(how_played(facts))
+
+
+def how_played(facts: Mapping[str, Any]) -> str:
+    """What a reader of benchmarks must know, from the facts of their stage."""
     items = "all items" if facts["limit"] is None else f"the first {facts['limit']} items"
     template = "applied" if facts["chat_template"] else "not applied"
-    console.print(f"Chat template {template}, {items}, lm-evaluation-harness {facts['harness']}.")
+    return f"Chat template {template}, {items}, lm-evaluation-harness {facts['harness']}."
 
 
 def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
     """One row per model, one column per score that any of them has."""
     rows = [Row(model, None, scores, stage="") for model, scores in named.items()]
-    names = dict.fromkeys(name for scores in named.values() for name in scores)
-    _print_table(title, [Column(name, _with_error(name, 3)) for name in names], rows, console)
+    _print_table(title, score_columns(rows), rows, console)
+
+
+def score_columns(rows: Sequence[Row], of_benchmarks: bool = False) -> list[Column]:
+    """Of every score that any row has; `of_benchmarks`: whose names have a task before the metric."""
+    names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
+    return [Column(name, _with_error(name, 3)) for name in names]
 
 
 def _print_table(title: str, columns: list[Column], rows: list[Row], console: Console) -> None:

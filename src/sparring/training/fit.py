@@ -18,7 +18,7 @@ from sparring.config import OptimSection
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
-from sparring.policy.batches import dealt, hardest, shortest
+from sparring.policy.batches import dealt, hardest, longest_row, shortest
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
 from sparring.progress import progress
@@ -93,7 +93,8 @@ class _Trainer:
         self.weights = ranked_weights(folder, settings, make_accelerator(), plan.seed)
         self.model, self.scorer = self.weights.model, self.weights.scorer
         self.max_tokens = settings.max_tokens
-        self.scorer.choose_layout_on_main(*hardest(task.branches(index) for index in range(len(task))))
+        trees = [task.branches(index) for index in range(len(task))]
+        self.scorer.choose_layout_on_main(*hardest(trees), row_tokens=longest_row(trees, self.max_tokens))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         self.weights.prepare(settings)

@@ -9,10 +9,9 @@ from typing import Any
 from sparring.config import OptimSection
 from sparring.data.records import Duel
 from sparring.data.tables import items_done, read_rows, run_shards
-from sparring.policy.batches import branches_of, hardest
+from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import from_main, rank_count
-from sparring.policy.score import score_trees
 from sparring.progress import progress
 from sparring.training.plan import TrainPlan
 from sparring.training.ranked import FrozenWeights
@@ -64,16 +63,13 @@ class _Scoring:
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
         self.weights = FrozenWeights(folder, settings, make_accelerator(), seed)
-        self.scorer = self.weights.scorer
-        self.scorer.choose_layout_on_main(*hardest(self.trees))
-        self.weights.prepare()
-        self.max_tokens = settings.max_tokens
+        self.weights.prepare(self.trees)
 
     def rows(self, batch: Sequence[int]) -> list[dict[str, Any]]:
         """Name, log-probs and computed tokens of every duel of an optimizer step; ranks share them as they do in training."""
         trees = [self.trees[index] for index in batch]
-        scored = score_trees(self.scorer, trees, self.max_tokens, self.weights.passes, self.weights.in_step)
+        scored = self.weights.score(trees)
         names = [self.names[index] for index in batch]
-        tokens = [tree.tokens(self.scorer.row_layout) for tree in trees]
+        tokens = [tree.tokens(self.weights.scorer.row_layout) for tree in trees]
         rows = zip(names, scored, tokens, strict=True)
         return [{"duel_id": name, "logps": logps, "tokens": count} for name, logps, count in rows]

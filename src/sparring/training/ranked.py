@@ -1,4 +1,4 @@
-"""The weights in training, as the ranks share them: whole on every rank, or sharded by FSDP2. DeepSpeed's are in zero.py.
+"""The weights in training and scoring, as the ranks share them: whole on every rank, or sharded by FSDP2. DeepSpeed's are in zero.py.
 
 One process is the first kind with nobody to share with. Optimizer steps see the same gradient in all of them, up to rounding.
 """
@@ -6,6 +6,7 @@ One process is the first kind with nobody to share with. Optimizer steps see the
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,13 @@ from transformers import PreTrainedModel
 from sparring.config import OptimSection
 from sparring.console import log
 from sparring.policy import strategies
-from sparring.policy.compute import COMPUTE_DTYPES
-from sparring.policy.hollow import deal_out
+from sparring.policy.adapters import is_adapter
+from sparring.policy.batches import Branches, hardest, longest_row
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
+from sparring.policy.hollow import deal_out, hollow_as
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count
-from sparring.policy.score import Scorer
+from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
 from sparring.training.masters import AdapterWeights, trainable_weights, weights_to_shard
 from sparring.training.optimizers import make_optimizer, require_shardable
@@ -165,31 +168,56 @@ class Fsdp2Shards:
 class FrozenWeights:
     """Weights that only score, shared as in training: the same arithmetic gives a first-step margin of exactly 0."""
 
-    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
-        self.accelerator, self.settings = accelerator, settings
+    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int | None = None) -> None:
+        """seed: draws the adapter that a model without one gets where adapters are trained; None leaves such a model as it is."""
+        self.accelerator, self.four_bit = accelerator, settings.four_bit
+        is_bare = seed is None and not is_adapter(folder)
+        self.settings = settings.model_copy(update={"lora": None}) if is_bare else settings
         self.in_step = strategies.is_sharded()
         if self.in_step:
             require_shardable(settings, "train")
-        self.model = self._load(folder, seed)
+        self.model = self._load(folder, seed or 0)
         self.scorer = Scorer(self.model)
         self.passes: nn.Module = self.scorer
 
-    def _load(self, folder: Path, seed: int) -> PreTrainedModel:
-        if self.in_step:  # shards are cast as they are gathered
-            return weights_to_shard(folder, self.settings, seed).model
-        if self.settings.lora is not None:
-            # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
-            return AdapterWeights(folder, self.settings, self.accelerator.device, seed).model
-        return load_model(folder, COMPUTE_DTYPES[self.settings.precision]).to(self.accelerator.device)
-
-    def prepare(self) -> None:
+    def prepare(self, trees: Sequence[Branches]) -> None:
+        """Choose the layout for trees like these, then share the weights."""
+        self.scorer.choose_layout_on_main(*hardest(trees), row_tokens=longest_row(trees, self.settings.max_tokens))
         if strategies.is_fsdp2():
-            # Accelerate shards a model together with its optimizer only
-            shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
+            self._shard()
         elif strategies.stage_of_deepspeed():
             from sparring.training.zero import freeze
 
             self.passes = freeze(self.scorer, self.settings.precision, self.accelerator)
+
+    def score(self, trees: Sequence[Branches]) -> list[list[float]]:
+        """Log-probs of each tree's replies, in the order of the trees; ranks share the trees. All ranks must call it."""
+        return score_trees(self.scorer, trees, self.settings.max_tokens, self.passes, self.in_step)
+
+    def _load(self, folder: Path, seed: int) -> PreTrainedModel:
+        if self.in_step:
+            return weights_to_shard(folder, self.settings, seed).model
+        if self.settings.lora is not None:
+            # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
+            return AdapterWeights(folder, self.settings, self.accelerator.device, seed).model
+        return load_model(folder, COMPUTE_DTYPES[self.settings.precision], self.four_bit).to(self.accelerator.device)
+
+    def _shard(self) -> None:
+        if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
+            for parameter in self.model.parameters():
+                parameter.data = hollow_as(parameter.data, COMPUTE_DTYPES[self.settings.precision])
+        # Accelerate shards a model together with its optimizer only
+        shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
+
+
+def score_player(folder: Path, lots: Sequence[Sequence[Branches]], settings: OptimSection) -> list[list[list[float]]]:
+    """`FrozenWeights.score` of every lot of trees by the player in `folder` as it is. Nothing of it stays in memory."""
+    weights = FrozenWeights(folder, settings, make_accelerator())
+    weights.prepare([tree for trees in lots for tree in trees])
+    scored = [weights.score(trees) for trees in lots]
+    if weights.in_step:
+        weights.accelerator.free_memory()  # it keeps what it has sharded
+    return scored
 
 
 def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer) -> None:

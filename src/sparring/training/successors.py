@@ -12,6 +12,7 @@ from sparring.data.records import Duel, TokenIds, Triplet
 from sparring.policy.batches import Branches
 from sparring.policy.objectives import DuelLogps, mixed_logp, nll_anchor
 from sparring.policy.space import space_loss
+from sparring.policy.transfer import tensor_on
 from sparring.policy.triplets import TripletLogps, triplet_loss
 from sparring.training.tasks import DuelTask, ItemLosses, SpinTask, Task, duel_numbers, padded
 
@@ -98,8 +99,8 @@ def branch_columns(trees: Sequence[Branches], replies: Sequence[Sequence[TokenId
     """For the k-th of each tree's `replies` the column [D, K] of its branch, and whether there is a k-th; equal replies share a column."""
     most = max(map(len, replies))
     columns = [[tree.replies.index(ids) for ids in own] for tree, own in zip(trees, replies, strict=True)]
-    index_DK = torch.tensor([[*row, *[0] * (most - len(row))] for row in columns], device=device)
-    return index_DK, torch.tensor([[k < len(row) for k in range(most)] for row in columns], device=device)
+    index_DK = tensor_on(device, [[*row, *[0] * (most - len(row))] for row in columns])
+    return index_DK, tensor_on(device, [[k < len(row) for k in range(most)] for row in columns])
 
 
 class Anchored:
@@ -114,6 +115,6 @@ class Anchored:
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
         found = self.task.losses(indices, logps_DR)
-        tokens_D = torch.tensor([len(self.branches(index).replies[0]) for index in indices], device=logps_DR.device)
+        tokens_D = tensor_on(logps_DR.device, [len(self.branches(index).replies[0]) for index in indices])
         nll_D = nll_anchor(logps_DR[:, 0], tokens_D)
         return ItemLosses(found.loss_D + self.nll_weight * nll_D, {**found.numbers, "nll": nll_D.detach()})

@@ -16,6 +16,7 @@ from torch import Tensor
 from sparring.data.records import Duel, Example
 from sparring.policy.batches import Branches, branches_of
 from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
+from sparring.policy.transfer import tensor_on
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class SpinTask(DuelTask):
         duels = [self.duels[index] for index in indices]
         stored = [self.opponent_logps[duel.duel_id] for duel in duels]
         opponent_DR, mask_DR = padded(stored, logps_DR)
-        identical_D = torch.tensor([sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels], device=logps_DR.device)
+        identical_D = tensor_on(logps_DR.device, [sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels])
         player, opponent = (DuelLogps(logps[:, 0], logps[:, 1:]) for logps in (logps_DR, opponent_DR))
         result = spin_loss(player, opponent, mask_DR[:, 1:], identical_D, beta=self.beta, loss=self.loss)
         return ItemLosses(result.loss_D, duel_numbers(result, player, mask_DR[:, 1:]))
@@ -79,9 +80,9 @@ class SpinTask(DuelTask):
 
 def padded(stored: Sequence[Sequence[float]], like_DR: Tensor) -> tuple[Tensor, Tensor]:
     """Stored log-probs of each duel's branches as a tensor [D, R] beside `like_DR`, and where it holds one; 0 elsewhere."""
-    columns, on = like_DR.shape[1], partial(torch.tensor, device=like_DR.device)
-    values_DR = on([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=like_DR.dtype)
-    return values_DR, on([[column < len(row) for column in range(columns)] for row in stored])
+    columns, on_device = like_DR.shape[1], partial(tensor_on, like_DR.device)
+    values_DR = on_device([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=like_DR.dtype)
+    return values_DR, on_device([[column < len(row) for column in range(columns)] for row in stored])
 
 
 def duel_numbers(result: SpinLoss, player: DuelLogps, mask_DK: Tensor) -> dict[str, Tensor]:

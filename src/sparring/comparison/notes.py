@@ -1,0 +1,83 @@
+"""What a reader of a comparison must know beside its numbers: what is unfinished, left out, or was made in another way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from sparring.comparison.arms import Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.benchmarks import other_prompts
+
+Arms = Sequence[Arm | SeedArm]
+
+
+def notes(
+    runs: Sequence[Game] | Sequence[Seeds], arms: Arms, reference: Arm | SeedArm, metrics: Sequence[str], everything: bool
+) -> list[str]:
+    """A line each. everything: nobody asked for single metrics, so that a benchmark which cannot be compared is told of too."""
+    held_out = [name for name in metrics if not is_benchmark(name)]
+    benchmarks = [name for name in metrics if is_benchmark(name)]
+    found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs)]
+    if everything or benchmarks:
+        found += [*_of_gaps(arms, reference, benchmarks, everything), *_of_asking(arms, reference, benchmarks), *_of_stale(arms)]
+    return list(dict.fromkeys(found))
+
+
+def _of_runs(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
+    for run in runs:
+        if run.is_going:
+            yield f"{run.label} is still going: what it has so far is shown"
+        if isinstance(run, Seeds) and run.left_out:
+            yield f"{run.label}: not every seed has {', '.join(run.left_out)}; left out"
+
+
+def _of_players(arms: Arms, reference: Arm | SeedArm, held_out: Sequence[str]) -> Iterator[str]:
+    for arm in arms:
+        yield from (f"{name} {why}" for name in held_out if (why := arm.why_not(reference, name)))  # type: ignore[arg-type]
+        if arm.flops is None:
+            yield f"{arm.run.label}: no FLOPs, because the sizes of its model cannot be found"
+
+
+def _of_sampling(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
+    games = [game for run in runs for game in (run.games if isinstance(run, Seeds) else [run])]
+    for key in ("temperature", "top_p", "max_new_tokens"):
+        values = {game.label: getattr(game.recipe.sampling, key) for game in games}
+        if len(set(values.values())) > 1:
+            yield f"replies were drawn under another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())
+
+
+def _of_gaps(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str], everything: bool) -> Iterator[str]:
+    """Who has not played what, one line for all benchmarks of which that is true."""
+    main = dict.fromkeys(name for arm in arms for name, metric in arm.benchmarks.items() if metric.is_main)
+    gaps: dict[tuple[bool, str], list[str]] = {}
+    for name in main if everything else shown:
+        if why := _gap(name, arms, reference):
+            gaps.setdefault((name in shown, why), []).append(name)
+    for (is_shown, why), names in gaps.items():
+        yield f"{'' if is_shown else 'left out: '}{', '.join(names)}: {why}"
+
+
+def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
+    having = [arm for arm in arms if name in arm.benchmarks]
+    if name in reference.benchmarks and (why := next(filter(None, (arm.why_not(reference, name) for arm in having)), None)):  # type: ignore[arg-type]
+        return why
+    runs = {arm.run.label for arm in having}
+    missing = [arm for arm in arms if name not in arm.benchmarks]
+    who = dict.fromkeys(arm.label if arm.run.label in runs else arm.run.label for arm in missing)
+    return f"not played by {', '.join(who)}" if who else None
+
+
+def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> Iterator[str]:
+    for name in shown:
+        own = reference.benchmarks[name]
+        for arm in (arm for arm in arms if name in arm.benchmarks):
+            found = arm.benchmarks[name]
+            if found.harness != own.harness:
+                yield f"{name} was played by lm-evaluation-harness {own.harness} in {reference.label}, {found.harness} in {arm.label}"
+            if other_prompts(own, found):
+                yield f"{name}: {reference.run.label} and {arm.run.label} have other chat templates, so that their prompts differ"
+
+
+def _of_stale(arms: Arms) -> Iterator[str]:
+    for arm in arms:
+        for folder in arm.stale_benchmarks:
+            yield f"{folder} is of an earlier player; left out until `sparring evaluate` has played it anew"

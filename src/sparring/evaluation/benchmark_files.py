@@ -1,0 +1,143 @@
+"""What a stage of benchmarks leaves, and how it is read back: the harness's numbers of every benchmark, and the value of every sample.
+
+Needs neither the harness nor torch, so that finished benchmarks can be compared anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.evaluation.metrics import Score
+from sparring.evaluation.suites import Benchmark, score_name
+from sparring.rundir import digest, read_json
+
+RESULTS, SAMPLES = "results", "samples"
+# of a task's settings those that say where its data lie; what they are is told by the samples
+OF_DATA = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
+# how far the mean of the samples' values may be from the harness's number and be called the same: JSON keeps all digits
+ROUNDING = 1e-6
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of the harness: a metric, after a filter, of a task or of a group; `leaves` are the tasks whose samples it is made of."""
+
+    name: str
+    metric: str
+    filter_name: str
+    leaves: tuple[str, ...]
+    score: Score
+
+
+@dataclass(frozen=True)
+class SampledMetric:
+    """A metric of a benchmark with its value for every sample.
+
+    values: sample -> value; None where the harness's number is no mean over samples. prompts: sample -> hash of what the model was asked,
+    shots included. asked: what else the numbers depend on besides the model. is_main: whether it was asked for, or all of the task's were.
+    """
+
+    name: str
+    score: Score
+    values: Mapping[str, float] | None
+    prompts: Mapping[str, str]
+    asked: Mapping[str, Any]
+    harness: str
+    is_main: bool
+
+
+def results_file(stage: Path, key: str) -> Path:
+    return stage / RESULTS / f"{key}.json"
+
+
+def samples_file(stage: Path, key: str, task: str) -> Path:
+    return stage / SAMPLES / f"{key}.{task}.jsonl".replace("/", "_")
+
+
+def metric_name(metric: str, filter_name: str) -> str:
+    """The harness writes `acc,none` where no filter is applied."""
+    return metric if filter_name == "none" else f"{metric},{filter_name}"
+
+
+def measured(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[Measured]:
+    """Every number of the task itself; of all its tasks where it is a tag or a group without a sum. found: the harness's results."""
+    results = found["results"]
+    names = [benchmark.task] if any("," in column for column in results.get(benchmark.task, ())) else list(results)
+    for name in names:
+        key = benchmark.key if name == benchmark.task else Benchmark(name, benchmark.shots).key
+        leaves = _leaves(name, found.get("group_subtasks") or {})
+        n = sum(found["n-samples"][leaf]["effective"] for leaf in leaves)
+        for column, value in results[name].items():
+            metric, comma, filter_name = column.partition(",")
+            if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+                continue
+            error = results[name].get(f"{metric}_stderr,{filter_name}")
+            higher = (found["higher_is_better"].get(name) or {}).get(metric)
+            stderr = float(error) if isinstance(error, (int, float)) else None
+            score = Score(value=float(value), n=n, stderr=stderr, higher_is_better=higher)
+            yield Measured(f"{key}/{metric_name(metric, filter_name)}", metric, filter_name, leaves, score)
+
+
+def sampled_metrics(stage: Path) -> Iterator[SampledMetric]:
+    """All metrics of all benchmarks in the folder of a finished stage, each with its samples."""
+    for file in sorted((stage / RESULTS).glob("*.json")):
+        found = read_json(file)
+        benchmark = Benchmark(**found["benchmark"])
+        tasks: dict[str, list[dict[str, Any]]] = {}
+        for one in measured(benchmark, found):
+            for leaf in one.leaves:
+                if leaf not in tasks:
+                    tasks[leaf] = list(_samples(samples_file(stage, benchmark.key, leaf), leaf))
+            yield _sampled(benchmark, found, one, [row for leaf in one.leaves for row in tasks[leaf]])
+
+
+def _sampled(benchmark: Benchmark, found: Mapping[str, Any], one: Measured, samples: Sequence[Mapping[str, Any]]) -> SampledMetric:
+    own = [row for row in samples if row["filter"] == one.filter_name and one.metric in row["values"]]
+    values = {row["sample"]: row["values"][one.metric] for row in own}
+    is_mean = bool(values) and abs(sum(values.values()) / len(values) - one.score["value"]) <= ROUNDING
+    return SampledMetric(
+        name=one.name,
+        score=one.score,
+        values=values if is_mean else None,
+        prompts={row["sample"]: row["prompt"] for row in own},
+        asked=_asked(found, one.leaves),
+        harness=found["harness"],
+        is_main=benchmark.metric is None or one.name == score_name(benchmark),
+    )
+
+
+def _asked(found: Mapping[str, Any], leaves: Sequence[str]) -> dict[str, Any]:
+    """Versions and settings of the tasks, shots, and whether a chat template was applied; the seed where it has drawn shots."""
+    shots = {leaf: found["n-shot"].get(leaf, 0) for leaf in leaves}
+    return {
+        "version": {leaf: found["versions"].get(leaf) for leaf in leaves},
+        "shots": shots,
+        "chat_template": found["chat_template"],
+        "seed": found["seed"] if any(shots.values()) else None,
+        "settings": {
+            leaf: {key: value for key, value in (found["configs"].get(leaf) or {}).items() if key not in OF_DATA} for leaf in leaves
+        },
+    }
+
+
+def _samples(file: Path, task: str) -> Iterator[dict[str, Any]]:
+    """Of every line what a comparison needs; a task's prompts and answers may take hundreds of megabytes."""
+    with open(file, encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            numbers = {name: row.get(name) for name in row["metrics"]}
+            yield {
+                "sample": f"{task} {row['doc_id']} ({digest([row['doc_hash'], row['target_hash']])[:8]})",
+                "prompt": row["prompt_hash"],
+                "filter": row["filter"],
+                "values": {name: float(value) for name, value in numbers.items() if isinstance(value, (int, float))},
+            }
+
+
+def _leaves(name: str, subtasks: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    below = subtasks.get(name)
+    return tuple(leaf for child in below for leaf in _leaves(child, subtasks)) if below else (name,)

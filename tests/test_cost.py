@@ -1,0 +1,83 @@
+"""What a player has cost is what the recipe has a use for, whatever an earlier one has left in the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Game
+from test_objective_games import small_game
+from zygote import Zygote
+
+from sparring.config import Recipe, load_recipe
+from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
+from sparring.rundir import RunDir
+
+FACTS = {
+    "sft": {"trained_tokens": 1},
+    "iterations/000/generate": {"sampled_tokens": 10},
+    "iterations/000/score": {"scored_tokens": 100},
+    "iterations/000/train": {"trained_tokens": 1_000},
+    "iterations/000/measure": {"sampled_tokens": 7},
+    "iterations/001/score-start": {"scored_tokens": 10_000},
+    "mine/score": {"scored_tokens": 100_000},
+    "mine/train": {"trained_tokens": 1_000_000, "passes": 2},
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    found = RunDir(tmp_path)
+    for name, facts in FACTS.items():
+        found.stage(name, {}, lambda stage, facts=facts: facts)  # type: ignore[misc]
+    return found
+
+
+def recipe(**changes: Any) -> Recipe:
+    return load_recipe({**TINY, "baseline": [], **changes})
+
+
+@pytest.mark.parametrize(
+    ("objective", "tokens", "forward_tokens"),
+    [
+        ({"loss": "logistic"}, 1_110, 3_110),
+        ({"loss": "t-spin"}, 1_010, 3_010),  # compares likelihoods alone
+        ({"loss": "alpha-spin"}, 11_110, 13_110),
+    ],
+)
+def test_iterations_cost_what_their_objective_uses(run: RunDir, objective: dict[str, Any], tokens: int, forward_tokens: int) -> None:
+    found = iterations_cost(run, recipe(objective=objective), 2)
+    assert (found.tokens, found.forward_tokens) == (tokens, forward_tokens)
+
+
+def test_a_control_costs_what_its_kind_uses(run: RunDir) -> None:
+    dpo, sft = ({"name": "mine", "kind": kind, **more} for kind, more in (("dpo", {"pairs": "p.jsonl"}), ("continued-sft", {})))
+    assert control_cost(run, recipe(baseline=[dpo]), "mine").forward_tokens == 2_100_000
+    assert control_cost(run, recipe(baseline=[sft]), "mine").forward_tokens == 2_000_000
+
+
+def test_an_sft_stage_that_the_game_no_longer_starts_from(run: RunDir) -> None:
+    assert sft_cost(run, recipe()).tokens == 1 and sft_cost(run, recipe(sft=None)) == Cost()
+
+
+def test_a_control_is_equal_to_the_game_that_was_played_last(tmp_path: Path, zygote: Zygote) -> None:
+    """Log-probs of the objective before stay where they are, as `--restart-from` says, and the control does not pay for them."""
+    changes: dict[str, Any] = {"iterations": 1, "baseline": {"batch_size": 1}}
+    changed, fresh = (
+        small_game(tmp_path / name, zygote, {"loss": loss}, **changes) for name, loss in (("changed", "logistic"), ("fresh", "t-spin"))
+    )
+    assert changed.run().code == 0 and fresh.run().code == 0
+    before = steps(changed)
+    refused = changed.run("objective.loss=t-spin")
+    assert refused.code == 2 and "--restart-from iterations/000/train" in refused.err
+    assert changed.run("objective.loss=t-spin", "--restart-from", "iterations/000/train").code == 0
+    assert (changed.root / "iterations/000/score/done.json").exists()
+    assert steps(changed) == steps(fresh) < before
+    ours, theirs = (game.json("summary.json") for game in (changed, fresh))
+    assert ours["stages"].keys() == theirs["stages"].keys() and "iterations/000/score" not in ours["stages"]
+    assert ours["controls"] == theirs["controls"]
+
+
+def steps(game: Game) -> int:
+    return game.json("continued-sft/train/done.json")["facts"]["steps"]

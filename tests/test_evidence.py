@@ -1,0 +1,116 @@
+"""docs/evidence.md: its rows and its tables."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import Game
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_page_shows_what_the_results_say() -> None:
+    from evidence_tables import PAGE, rendered
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert rendered(page) == page, "write it again: python benchmarks/evidence.py DATA tables"
+
+
+def test_every_setting_has_its_place_on_the_page() -> None:
+    from evidence_settings import SETTINGS
+    from evidence_tables import PAGE
+
+    page = PAGE.read_text(encoding="utf-8")
+    for name, setting in SETTINGS.items():
+        assert f"<!-- table: {name} arms -->" in page and f"<!-- table: {name} search -->" in page
+        assert (f"<!-- table: {name} successors -->" in page) == setting.with_successors
+
+
+def test_what_is_searched_on_is_not_tested_on(tmp_path: Path) -> None:
+    from evidence_tasks import write_rows
+
+    write_rows("sorting", tmp_path, tmp_path)
+    searched, tested = (rows_of(tmp_path / f"{part}.jsonl") for part in ("search", "test"))
+    assert not {row["prompt"] for row in searched} & {row["prompt"] for row in tested}
+    assert len(searched) > 1400 and len(tested) > 1400  # 1,000 to train on and 400 to measure, in either
+    assert all(sorted(row["prompt"].removeprefix("sort ")) == list(row["completion"]) for row in tested)
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason=f"no real data in {DATA}")
+def test_word_problems_are_right(tmp_path: Path) -> None:
+    from evidence_tasks import write_rows
+
+    write_rows("words", DATA, tmp_path)
+    operations = {"+": float.__add__, "-": float.__sub__, "*": float.__mul__, "/": float.__truediv__}
+    for row in [*rows_of(tmp_path / "test.jsonl"), *rows_of(tmp_path / "transfer.jsonl")]:
+        first, operation, second, _, result = row["completion"].split()
+        assert first in row["prompt"].split() and second in row["prompt"].split(), row
+        assert operations[operation](float(first), float(second)) == pytest.approx(float(result), rel=0.01), row
+    assert "number0" not in (tmp_path / "test.jsonl").read_text()
+
+
+@pytest.fixture
+def copied(played: Game, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(played.root, tmp_path / "copied", symlinks=True))
+
+
+def test_the_arms_score_as_the_run_does(copied: Path) -> None:
+    """Log-probs of the same weights on the same rows are the run's own; a cool start says less that is unlikely."""
+    from evidence_arms import Scoring
+
+    scoring = Scoring(copied)
+    held_out = scoring.examples("held_out")
+    own = json.loads((copied / "baseline/evaluate/scores.json").read_text())
+    warm, cool = (scoring.score(name, scoring.folder("baseline"), held_out, heat) for name, heat in (("warm", 1.0), ("cool", 0.1)))
+    for scores in (warm, cool):
+        assert scores["nll_per_token"]["value"] == pytest.approx(own["nll_per_token"]["value"], rel=1e-5)
+    per_token = [scores["generated_logp"]["value"] / scores["reply_tokens"]["value"] for scores in (warm, cool)]
+    assert per_token[0] < per_token[1]
+
+
+def test_the_official_negatives(copied: Path) -> None:
+    """Greedy under another prompt, ended where they were cut; training on them moves the weights."""
+    from evidence_arms import Scoring, _official_duels, official
+
+    scoring = Scoring(copied)
+    start, end = scoring.folder("baseline"), scoring.chat.end_of_turn_id
+    duels = _official_duels(scoring, start, 0)
+    assert duels and all(len(duel.generated_ids) == 1 and duel.generated_ids[0][-1] == end for duel in duels)
+    assert _official_duels(scoring, start, 0) == duels
+    found = official(scoring)
+    assert len(found) == scoring.recipe.iterations
+    first, second = (copied / "official" / f"00{t}" / "model" / "model.safetensors" for t in (0, 1))
+    assert (start / "model.safetensors").read_bytes() != first.read_bytes() != second.read_bytes()
+    written = second.stat().st_mtime_ns
+    assert official(scoring) == found and second.stat().st_mtime_ns == written  # kept
+
+
+def test_tables_of_made_up_seeds() -> None:
+    from evidence_tables import TABLES
+
+    def seed(start: float, last: float) -> dict[str, object]:
+        scores = {
+            arm: {"exact_match": start, "exact_match_greedy": start, "nll_per_token": 1.0} for arm in ("start", "equal", "best-epoch")
+        }
+        scores |= {"cool start": scores["start"], "SPIN 0": scores["start"], "official 0": scores["start"]}
+        return {"rows": 400, "scores": {**scores, "SPIN 1": {"exact_match": last, "exact_match_greedy": last, "nll_per_token": 0.5}}}
+
+    found = {"played": [seed(0.5, 0.6), seed(0.4, 0.6), seed(0.3, 0.6)]}
+    table = "\n".join(TABLES["arms"]("tiny-under", found))
+    assert "| start | 0.400 ± 0.058 | 0.400 ± 0.058 | 1.000 ± 0.000 |" in table
+    [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 |")]
+    assert "0.600 ± 0.000" in last and "+0.200" in last
+    assert "±" in table and "nan" not in table  # a spread of 0 is no division by 0
