@@ -66,7 +66,7 @@ test: setup
 	$(BIN)/ruff check src tests benchmarks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 15
 
-# the real vLLM on a CPU, inside the run and as a server: some minutes, most of them its starts
+# the real vLLM on a CPU, inside the run, as a server and in the workers of a Ray: some minutes, most of them its starts
 test-vllm: setup-vllm
 	$(VLLM_VENV)/bin/python -m pytest tests/with_vllm
 

@@ -5,13 +5,14 @@ Ranks started by hand are forks of the zygote, which cost no imports; `accelerat
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sparring.config import LauncherSection, Recipe, load_recipe
 from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.evaluation.measure import read_measured
-from sparring.launch import check_launcher
+from sparring.launch import check_launcher, command
 from sparring.opponent.engines import load_sampler
 from sparring.opponent.hf import TransformersEngine
 from sparring.policy.compute import memory_error
@@ -339,18 +340,62 @@ def test_what_this_machine_cannot_start(tmp_path: Path) -> None:
         check_launcher(LauncherSection(config_file=str(tmp_path / "nothing.yaml")))
     with pytest.raises(UserError, match="spread evenly"):
         check_launcher(LauncherSection(processes=3, machines=2, main_process_ip="127.0.0.1", cpu=True))
+    with taken_port() as port, pytest.raises(UserError, match="choose another port, the same on all machines"):
+        check_launcher(LauncherSection(processes=2, machines=2, main_process_ip="127.0.0.1", main_process_port=port, cpu=True))
+
+
+@contextlib.contextmanager
+def taken_port() -> Iterator[int]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(UserError, match="choose another port, the same on all machines"):
-            check_launcher(LauncherSection(processes=2, machines=2, main_process_ip="127.0.0.1", main_process_port=port, cpu=True))
+        yield taken.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_processes: [", "Accelerate cannot read it"),
+        ("just words", "Accelerate cannot read it"),
+        ("num_processes: 2", "`distributed_type` must be specified"),
+        ("distributed_type: MULTI_CPU\nnum_procs: 2", "unknown keys .*num_procs"),
+        ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2", "names 2 machines, and launcher.machines is 1"),
+        ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or name none"),
+        pytest.param(
+            "distributed_type: DEEPSPEED",
+            r"sparring\[deepspeed\]",
+            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed"),
+        ),
+    ],
+)
+def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:
+    with taken_port() as port:
+        (tmp_path / "own.yaml").write_text(text.replace("PORT", str(port)), encoding="utf-8")
+        with pytest.raises(UserError, match=words):
+            check_launcher(LauncherSection(config_file=str(tmp_path / "own.yaml")))
+
+
+def test_a_port_beside_a_file_is_handed_on(tmp_path: Path) -> None:
+    launcher = LauncherSection(config_file="own.yaml", main_process_port=29511)
+    assert "--main_process_port 29511" in " ".join(command(launcher, tmp_path, TRAIN))
+
+
+def test_ranks_by_hand_at_a_port_that_another_program_has(begun: Game) -> None:
+    with taken_port() as port:
+        names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        arguments = ["stage", "recipe.yaml", SCORE, *TWO_RANKS]
+        result = begun.zygote.run(arguments, begun.folder, environment={**names, "ACCELERATE_USE_CPU": "true"})
+    assert result.code == 2 and f"MASTER_PORT (127.0.0.1:{port}): another program has this port" in result.err, result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_launcher_without_a_gpu(begun: Game) -> None:
-    result = begun.run("launcher.kind=accelerate", "launcher.processes=2")
-    assert result.code == 2 and "this machine has no GPU" in result.err and "launcher.cpu=true" in result.err
+def test_a_gpu_launcher_without_a_gpu(begun: Game, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("distributed_type: MULTI_GPU\nnum_processes: 2\n", encoding="utf-8")
+    for option in ("launcher.processes=2", f"launcher.config_file={own}"):
+        result = begun.run("launcher.kind=accelerate", option)
+        assert result.code == 2 and "this machine has no GPU" in result.err and "launcher.cpu=true" in result.err
 
 
 def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards(
@@ -402,6 +447,6 @@ def test_the_examples_of_the_page_load() -> None:
         assert load_recipe({**recipe, **yaml.safe_load(text)}).launcher.kind == "accelerate"
     commands = re.findall(r"sparring run recipe.yaml (launcher.*?)(?:'|\s+#|$)", page.replace("\\\n", " "), re.MULTILINE)
     assert len(commands) >= 3
-    for command in commands:
-        overrides = command.replace("$SLURM_NODEID", "1").replace("$HEAD", "10.0.0.1").split()
+    for one in commands:
+        overrides = one.replace("$SLURM_NODEID", "1").replace("$HEAD", "10.0.0.1").split()
         assert load_recipe(recipe, overrides).launcher.machines == 2

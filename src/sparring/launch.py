@@ -8,6 +8,7 @@ torch's affair.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import socket
@@ -22,7 +23,7 @@ from typing import Any
 
 from sparring.config import LauncherSection, Recipe, to_yaml
 from sparring.console import is_quiet, log
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 from sparring.rundir import read_json, write_json, write_text
 
 # Names in the ranks' environment: where to leave word of what stopped them, and whether warnings alone are wanted
@@ -39,16 +40,15 @@ def check_launcher(launcher: LauncherSection) -> None:
     """Raise UserError for what this machine cannot start."""
     if launcher.kind == "inline":
         return
-    if launcher.config_file is not None and not Path(launcher.config_file).expanduser().is_file():
-        raise UserError(
-            f"no such file: {launcher.config_file}",
-            where="launcher.config_file",
-            remedy="`accelerate config --config_file FILE` writes one",
-        )
-    _check_deepspeed(launcher.strategy)
+    if launcher.strategy.startswith("deepspeed"):
+        _require_deepspeed(launcher.strategy, "launcher.strategy")
+    port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
     if launcher.config_file is None:
         _check_devices(launcher)
-    _check_port(launcher)
+        _check_port(launcher, launcher.main_process_ip, port)
+    else:
+        file = _check_config_file(launcher, Path(launcher.config_file).expanduser())
+        _check_port(launcher, launcher.main_process_ip or file.main_process_ip, port or file.main_process_port)
 
 
 @contextlib.contextmanager
@@ -104,6 +104,8 @@ def _options(launcher: LauncherSection) -> list[str]:
         options += ["--num_processes", str(launcher.processes)] if launcher.processes else []
         if launcher.machines > 1:
             options += _machine_options(launcher)
+        elif launcher.main_process_port:
+            options += ["--main_process_port", str(launcher.main_process_port)]
         return options
     processes = process_count(launcher)
     options = ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *_machine_options(launcher)]
@@ -183,11 +185,44 @@ def _meeting_point(launcher: LauncherSection) -> str:
     return f"{launcher.main_process_ip or 'the address in the config file'}:{launcher.main_process_port or DEFAULT_PORT}"
 
 
-def _check_deepspeed(strategy: str) -> None:
-    import importlib.util
+def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
+    """The file's own settings. Raises UserError for one that asks for what is not here."""
+    file, where = _read_config_file(path), f"launcher.config_file ({path})"
+    if file.distributed_type == "DEEPSPEED":
+        _require_deepspeed("its distributed_type", where)
+    if not launcher.cpu and not file.use_cpu and _gpus() == 0:
+        raise _no_gpu(where)
+    if file.num_machines > 1 and launcher.machines == 1:
+        what = f"it names {file.num_machines} machines, and launcher.machines is 1: the ranks would wait for each other"
+        raise UserError(what, where=where, remedy="give launcher.machines and, on every machine, launcher.machine_rank")
+    return file
 
-    if strategy.startswith("deepspeed") and importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"{strategy} needs the package deepspeed", where="launcher.strategy", remedy="pip install 'sparring[deepspeed]'")
+
+def _read_config_file(path: Path) -> Any:
+    """Accelerate's ClusterConfig."""
+    import yaml
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    if not path.is_file():
+        remedy = "`accelerate config --config_file FILE` writes one"
+        raise UserError(f"no such file: {path}", where="launcher.config_file", remedy=remedy)
+    try:
+        return load_config_from_file(str(path))
+    except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"Accelerate cannot read it: {first_line(error)}", where=f"launcher.config_file ({path})") from None
+
+
+def _require_deepspeed(name: str, where: str) -> None:
+    if importlib.util.find_spec("deepspeed") is None:
+        raise UserError(f"{name} needs the package deepspeed", where=where, remedy="pip install 'sparring[deepspeed]'")
+
+
+def _no_gpu(where: str) -> UserError:
+    return UserError(
+        "this machine has no GPU that torch can use, and the launcher would start its ranks on GPUs",
+        where=where,
+        remedy="launcher.cpu=true starts ranks on CPU, launcher=inline computes in one process",
+    )
 
 
 def _check_devices(launcher: LauncherSection) -> None:
@@ -202,31 +237,25 @@ def _check_devices(launcher: LauncherSection) -> None:
     if launcher.cpu:
         return
     if gpus == 0:
-        raise UserError(
-            "this machine has no GPU that torch can use, and the launcher would start its ranks on GPUs",
-            where="launcher",
-            remedy="launcher.cpu=true starts ranks on CPU, launcher=inline computes in one process",
-        )
+        raise _no_gpu("launcher")
     if here > gpus:
         raise UserError(
             f"{here} ranks on this machine, which has {gpus} GPUs", where="launcher.processes", remedy="give every rank a GPU of its own"
         )
 
 
-def _check_port(launcher: LauncherSection) -> None:
+def _check_port(launcher: LauncherSection, address: str | None, port: int | None) -> None:
     """The port must be free where the ranks meet; on one machine nobody needs to name one."""
-    port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
-    if port is None or launcher.machine_rank > 0 or launcher.config_file is not None:
+    if not port or launcher.machine_rank > 0:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((launcher.main_process_ip or "", port))
+            probe.bind((address or "", port))
         except OSError as error:
-            where = f"launcher.main_process_ip, launcher.main_process_port ({launcher.main_process_ip or ''}:{port})"
             raise UserError(
                 f"the ranks cannot meet there: {error.strerror}",
-                where=where,
+                where=f"launcher.main_process_ip, launcher.main_process_port ({address or ''}:{port})",
                 remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or name none",
             ) from None
 

@@ -18,7 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import psutil
+import pyarrow as pa
 import pytest
+import torch
 from conftest import Game
 from exact import LONG, SHORT, STOP, next_token, p_value, same_prompt, sequences, tiny
 
@@ -28,7 +30,9 @@ from sparring.errors import UserError
 from sparring.opponent.engines import Sampler, make_engine, require_engine
 from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.opponent.ray_engine import Inbox, stamp
+from sparring.opponent.ray_engine import _as_text as as_text
 from sparring.opponent.ray_engine import _check_model as check_model
+from sparring.opponent.ray_engine import _raise_error_of as raise_error_of
 from sparring.opponent.replies import CHECK, sample_examples
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; `make test-ray` installs it and runs this")
@@ -226,6 +230,13 @@ def test_no_node_for_a_worker_ends_in_words(on_ray: Callable[..., Engine], caplo
     assert "no node of the Ray cluster has the 64 CPUs" in caplog.text
 
 
+def test_a_worker_without_memory_names_the_options() -> None:
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+        table = pa.table({"error": [as_text(error)], "host": ["node7"]})
+        with pytest.raises(UserError, match=r"out of memory: .*\n.*in sampling halve sampling\.batch_tokens"):
+            raise_error_of(table)
+
+
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed, so that its absence cannot be tested")
 def test_without_ray_the_extra_is_named() -> None:
     with pytest.raises(UserError, match=r"sparring\[ray\]"):
@@ -293,5 +304,3 @@ def test_a_whole_game(cluster: Any, game: Game) -> None:
     assert result.code == 0, result.err
     assert "(ray, float32)" in result.err and "Ray workers on" in result.err
     assert "ray::" not in result.err and "raylet" not in result.out + result.err, "Ray's own lines stay away"
-
-

@@ -12,31 +12,28 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
-import yaml
 from exact import LONG, SHORT, STOP, VOCABULARY, next_token, p_value, same_prompt, sequences, tiny
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm has an environment with it")
 
-from conftest import TINY, rows, write_rows
 from tokenizers import Tokenizer, models
 
-from sparring.config import SamplingSection, ServerSection
+from sparring.config import LoraSection, SamplingSection, ServerSection
 from sparring.data.records import Reply
-from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.opponent.server import make_server_engine
 from sparring.opponent.vllm_engine import VllmEngine
+from sparring.policy.adapters import new_adapter, save_adapter
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer
-from sparring.policy.tiny import byte_tokenizer
 
 pytestmark = pytest.mark.timeout(900)
 HEAD_DIM = 32  # the smallest that vLLM's attention takes on a CPU
-SPARRING = Path(sys.executable).with_name("sparring")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sampling(**changes: Any) -> SamplingSection:
-    values = {"engine": "vllm", "max_new_tokens": 2, "vllm": {"max_num_seqs": 64, "gpu_memory_utilization": 0.3}, **changes}
+    values = {"engine": "vllm", "max_new_tokens": 2, "vllm": {"max_num_seqs": 64, "gpu_memory_utilization": 0.1}, **changes}
     return SamplingSection.model_validate(values)
 
 
@@ -125,6 +122,52 @@ def test_its_log_probs_agree_with_the_scorers(engine: VllmEngine, folder: Path, 
         agreement(engine, tmp_path, torch.float32)
 
 
+def test_what_it_does_not_take(engine: VllmEngine, folder: Path) -> None:
+    with pytest.raises(UserError, match="row long has 100 tokens, and with 30 of a reply that is more than the 128") as refused:
+        with_sampling(engine, max_new_tokens=30).sample([*mixed(3), Prompt("long", 0, (1,) * 100)], Stream(0, 0))
+    assert refused.value.where == "sampling.vllm.max_model_len"
+    with pytest.raises(UserError, match=r"vLLM does not start: .*max_model_len") as refused:
+        VllmEngine(folder, sampling(vllm={"max_model_len": 10**6}), "float32", [STOP])
+    assert "gpu_memory_utilization, max_model_len" in str(refused.value)
+
+
+def test_two_devices_draw_as_one_until_one_is_gone(engine: VllmEngine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensor parallel over two processes; then one of them is killed, as a system short of memory does it."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it asks for a NUMA node for each
+    others = psutil.Process().children(recursive=True)
+    settings = sampling(max_new_tokens=8, vllm={"tensor_parallel": 2, "max_num_seqs": 64, "gpu_memory_utilization": 0.1})
+    both = VllmEngine(folder, settings, "float32", [STOP])
+    try:
+        assert both.sample(mixed(), Stream(0, 0)) == with_sampling(engine, max_new_tokens=8).sample(mixed(), Stream(0, 0))
+        assert agreement(both, folder, torch.float32)["worst"] < 1e-4
+        workers = [process for process in psutil.Process().children(recursive=True) if process not in others]
+        titles = {process: " ".join(process.cmdline()) for process in workers}
+        next(process for process, title in titles.items() if "Worker" in title).kill()
+        with pytest.raises(UserError, match="a process of vLLM ended while it drew") as refused:
+            both.sample(mixed(), Stream(0, 1))
+        assert "the same command goes on" in str(refused.value)
+    finally:
+        both.close()
+    assert gone(workers)
+
+
+def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
+    """Whether all have ended; one that nobody has asked for its exit code has."""
+    end = time.monotonic() + seconds
+    while any(is_alive(process) for process in processes):
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 # --- a server
 
 
@@ -142,8 +185,9 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", folder]
     command += ["--served-model-name", "player", "--dtype", "float32"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--enforce-eager", "--generation-config", "vllm", "--max-num-seqs", "64"]
-    command += ["--gpu-memory-utilization", "0.3", "--api-key", "sk-loopback"]
-    environment = {**os.environ, "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    command += ["--gpu-memory-utilization", "0.1", "--api-key", "sk-loopback", "--enable-lora", "--max-lora-rank", "8"]
+    quiet = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+    environment = {**os.environ, **quiet, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True"}
     with log.open("w") as said:
         process = subprocess.Popen(list(map(str, command)), stdout=said, stderr=subprocess.STDOUT, env=environment)
     try:
@@ -191,77 +235,29 @@ def test_a_real_server(server_engine: Any, folder: Path, monkeypatch: pytest.Mon
             make_server_engine(folder, settings, [STOP])
 
 
-# --- a whole game
+def test_an_adapter_in_a_real_server_of_its_base(
+    server_engine: Any, served: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded at its first reply, under a name of its own; it draws from base and adapter, and not from the base."""
+    adapter = an_adapter(folder, tmp_path / "adapter")
+    section = ServerSection(urls=(served,), api_key_env="TEST_SERVER_KEY")
+    engine = make_server_engine(adapter, server_engine.sampling.model_copy(update={"server": section}), [STOP])
+    try:
+        assert engine.name.startswith("sparring-")
+        assert agreement(engine, adapter, torch.float32)["worst"] < 1e-4
+        with pytest.raises(UserError, match="does not draw from the player that is scored"):
+            agreement(engine, folder, torch.float32)
+    finally:
+        engine.close()
 
 
-def byte_model(folder: Path) -> Path:
-    """As builtin:tiny, with heads that vLLM takes."""
-    tokenizer = byte_tokenizer()
-    tiny(vocabulary=len(tokenizer), sharpness=0.5, head_dim=HEAD_DIM).save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"eos_token_id": 1, "pad_token_id": 1}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").unlink()
-    tokenizer.save_pretrained(folder)
+def an_adapter(base: Path, folder: Path) -> Path:
+    """One that moves the model far."""
+    model = new_adapter(load_model(base), LoraSection(rank=4), seed=1)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".lora_B." in name:
+                weight.normal_(std=0.5)
+    save_adapter(model, folder, str(base))
     return folder
-
-
-def recipe_file(folder: Path, **changes: Any) -> Path:
-    values = {
-        **TINY,
-        "model": {"path": str(byte_model(folder / "model")), "dtype": "float32"},
-        "data": {"path": str(write_rows(folder / "rows.jsonl", rows(16))), "held_out": 4},
-        "run_dir": str(folder / "run"),
-        "sampling": {"engine": "vllm", "max_new_tokens": 5, "shard_rows": 2, "vllm": {"gpu_memory_utilization": 0.3, "max_num_seqs": 32}},
-        "sft": None,
-        "baseline": None,
-        "showcase": [],
-        "iterations": 1,
-        **changes,
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
-    return folder / "recipe.yaml"
-
-
-def facts(folder: Path, stage: str) -> dict[str, Any]:
-    return json.loads((folder / "run" / stage / "done.json").read_text())["facts"]
-
-
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = list(map(str, [SPARRING, "run", folder / "recipe.yaml"]))
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "err").open("w"), text=True)
-
-
-def finish(folder: Path) -> None:
-    assert start(folder).wait(800) == 0, (folder / "err").read_text()[-4000:]
-
-
-def test_a_whole_game_killed_while_it_samples(tmp_path: Path) -> None:
-    recipe_file(tmp_path)
-    running, partial = start(tmp_path), tmp_path / "run/iterations/000/generate.partial"
-    while not list(partial.glob("shard-*")):
-        assert running.poll() is None, (tmp_path / "err").read_text()[-4000:]
-        time.sleep(0.01)
-    running.kill()
-    running.wait()
-    kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("shard-*.parquet")}
-    finish(tmp_path)
-
-    for stage in ("baseline/measure", "iterations/000/generate", "iterations/000/measure"):
-        check = facts(tmp_path, stage)["logp_check"]
-        assert check["rows"] >= 2 and check["worst"] < 1e-3, (stage, check)
-    shards = tmp_path / "run/iterations/000/generate"
-    assert {path.name: path.stat().st_mtime_ns for path in shards.glob("shard-*")}.items() >= kept.items()
-    found = [row["row_id"] for row in read_rows(shards)]
-    assert len(found) == len(set(found)) == 12, "no row lost, none doubled"
-    assert (tmp_path / "run" / "summary.json").exists()
-
-
-def test_a_game_of_adapters(tmp_path: Path) -> None:
-    """At iteration 1 the opponent is base and adapter: vLLM serves the adapter as LoRA, and its log-probs are the merged player's."""
-    pytest.importorskip("sparring.policy.adapters", reason="adapters are not there")
-    train = {**TINY["train"], "lora": {"rank": 4}, "lr": 1e-2}
-    recipe_file(tmp_path, train=train, iterations=2)
-    finish(tmp_path)
-    check = facts(tmp_path, "iterations/001/generate")["logp_check"]
-    assert check["rows"] == 2 and check["worst"] < 1e-3, check

@@ -27,6 +27,7 @@ from sparring.errors import UserError
 from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.opponent.ray_cluster import address_of, import_ray, join, last_line
 from sparring.opponent.replies import as_columns
+from sparring.policy.compute import memory_error
 
 PROMPTS = pa.schema({"row_id": pa.string(), "replica": pa.int32(), "token_ids": pa.list_(pa.int32()), "logps": pa.bool_()})
 REPLIES = pa.schema(
@@ -234,8 +235,9 @@ def _as_reply(row: dict[str, Any]) -> Reply:
 
 
 def _as_text(error: Exception) -> str:
-    if isinstance(error, UserError):
-        return json.dumps({"what": error.what, "where": error.where, "remedy": error.remedy})
+    told = memory_error(error) or error
+    if isinstance(told, UserError):
+        return json.dumps({"what": told.what, "where": told.where, "remedy": told.remedy})
     return json.dumps({"traceback": "".join(traceback.format_exception(error))})
 
 

@@ -5,15 +5,13 @@ Its start takes a minute; it is started for every stage that draws, and its memo
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-import subprocess
-import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 
 from sparring.config import SamplingSection
@@ -21,24 +19,14 @@ from sparring.console import log
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.reaper import Reaper
 from sparring.policy import adapters
 from sparring.rundir import read_json
 
 WHERE = "sampling.vllm"
-# spawn: a forked worker would inherit the run's lock, and CUDA. What the environment says stays.
-ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
-
-
-# vLLM's processes outlive a killed run, and keep the device's memory: one that waits for the run's end ends them
-WATCH = """
-import os, signal, sys
-sys.stdin.read()
-for pid in map(int, sys.argv[1:]):
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except OSError:
-        pass
-"""
+# spawn: a forked worker would inherit the run's lock, and CUDA. SPT_NOENV: the titles that vLLM gives its processes would overwrite the
+# environment in which the reaper looks for its mark. What the environment says stays.
+ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
 class VllmEngine:
@@ -47,9 +35,9 @@ class VllmEngine:
     def __init__(self, folder: Path, sampling: SamplingSection, dtype: str, stop_ids: Collection[int]) -> None:
         self.sampling, self.stop_ids = sampling, sorted(stop_ids)
         base, rank = _base_and_rank(folder)
-        before = set(psutil.Process().children(recursive=True))
-        self._llm = _start(_options(base, rank, sampling, dtype))
-        self._watch = _watch(set(psutil.Process().children(recursive=True)) - before)
+        self._reaper = Reaper()
+        with self._reaper.marking():
+            self._llm = _start(_options(base, rank, sampling, dtype))
         self._adapter = _lora_request(folder) if rank else None
 
     def at(self, temperature: float) -> VllmEngine:
@@ -60,17 +48,29 @@ class VllmEngine:
     def close(self) -> None:
         """Stop its processes, so that the device's memory is free."""
         self._llm.llm_engine.engine_core.shutdown()
-        self._watch.kill()
-        self._watch.wait()
+        self._reaper.dismiss()
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
-        """One reply per prompt, in the order of the prompts."""
+        """One reply per prompt, in the order of the prompts. Raises UserError where one is too long, or vLLM has ended."""
         if not prompts:
             return []
+        self._require_room(prompts)
         settings = [self._settings(stream.seed_of(prompt), logps) for prompt in prompts]
         asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        found = self._llm.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
+        with _told_plainly():
+            found = self._llm.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
         return [self._reply(prompt, one.outputs[0], logps) for prompt, one in zip(prompts, found, strict=True)]
+
+    def _require_room(self, prompts: Sequence[Prompt]) -> None:
+        longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+        asked, room = len(longest.token_ids) + self.sampling.max_new_tokens, self._llm.llm_engine.model_config.max_model_len
+        if asked > room:
+            raise UserError(
+                f"the prompt of row {longest.row_id} has {len(longest.token_ids)} tokens, and with {self.sampling.max_new_tokens} of a "
+                f"reply that is more than the {room} which vLLM holds",
+                where=f"{WHERE}.max_model_len",
+                remedy="raise it up to the model's own context, or lower data.max_prompt_tokens or sampling.max_new_tokens",
+            )
 
     def _settings(self, seed: int, logps: bool) -> Any:
         from vllm import SamplingParams
@@ -143,10 +143,20 @@ def _start(options: dict[str, Any]) -> Any:
         ) from error
 
 
-def _watch(processes: set[psutil.Process]) -> subprocess.Popen[bytes]:
-    """A process that kills these when this one is gone: then its input ends. In a session of its own, where no Ctrl-C reaches it."""
-    command = [sys.executable, "-S", "-c", WATCH, *(str(process.pid) for process in processes)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """The end of vLLM's processes, in words."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except EngineDeadError as error:
+        raise UserError(
+            "a process of vLLM ended while it drew: its own lines above may say why; a kill that nobody sent is mostly for want of memory",
+            where=WHERE,
+            remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or spread the model by tensor_parallel; the same command "
+            "goes on, and nothing finished is lost",
+        ) from error
 
 
 def _lora_request(folder: Path) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from torch.distributed import DistNetworkError
 
 from sparring.errors import UserError
 
@@ -36,8 +39,9 @@ def join(strategy: str, cpu: bool) -> Accelerator:
         options = _plugin_of(strategy)
     deepspeed = not single and ("deepspeed_plugin" in options or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true")
     group = InitProcessGroupKwargs(backend="gloo" if deepspeed and cpu else None, timeout=WAIT_FOR_OTHERS)
-    # DeepSpeed has a way of its own to a CPU (DS_ACCELERATOR), and Accelerate none to it
-    _joined = Accelerator(mixed_precision="no", cpu=cpu and not deepspeed, kwargs_handlers=[group], **options)
+    with _port_is_free():
+        # DeepSpeed has a way of its own to a CPU (DS_ACCELERATOR), and Accelerate none to it
+        _joined = Accelerator(mixed_precision="no", cpu=cpu and not deepspeed, kwargs_handlers=[group], **options)
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
         _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
@@ -46,6 +50,18 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     if is_fsdp2():
         _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are dealt out by policy/hollow.py
     return _joined
+
+
+@contextlib.contextmanager
+def _port_is_free() -> Iterator[None]:
+    """Say where ranks that were started by hand cannot meet."""
+    try:
+        yield
+    except DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        where = f"MASTER_ADDR, MASTER_PORT ({os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')})"
+        raise UserError("another program has this port", where=where, remedy="export another MASTER_PORT, the same for all ranks") from None
 
 
 def is_sharded() -> bool:
@@ -118,5 +134,3 @@ def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin
-
-
