@@ -60,7 +60,9 @@ def _validate(name: str, values: dict[str, float], of_start: bool) -> float:
     summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=1 if of_start else None)
     if of_start:
         return -summary["baseline"]["scores"]["nll_per_token"]["value"]
-    return _worth(Path(summary["run_dir"]), str(len(summary["iterations"]) - 1), summary["iterations"][-1]["scores"])
+    last = len(summary["iterations"]) - 1  # a game may end before its first: nothing to tell apart
+    player, entry = (str(last), summary["iterations"][last]) if last >= 0 else ("baseline", summary["baseline"])
+    return _worth(Path(summary["run_dir"]), player, entry["scores"])
 
 
 def _worth(root: Path, player: str, scores: Scores) -> float:
