@@ -152,7 +152,8 @@ def play_game(
     recipe["iterations"] = iterations or recipe["iterations"]
     recipe["data"] = {**recipe["data"], "path": str(RUNS / name / "rows" / f"{part}.jsonl")}
     recipe["baseline"] = [{"name": control, **options} for control, options in (controls or {}).items()]
-    overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key != "beta" or "beta" not in (objective or {})]
+    own = {*(objective or {}), *(["beta"] if (objective or {}).get("loss") == "space" else [])}  # SPACE has none
+    overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key not in own]
     summary = sparring.run(recipe, overrides)
     if not (folder / start).exists():
         _copy_start(root, folder / start)

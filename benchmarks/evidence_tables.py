@@ -18,7 +18,7 @@ from sparring.comparison.statistics import over_seeds as paired_over_seeds
 PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 METRICS = {"exact_match": "exact match, T=1", "exact_match_greedy": "exact match, greedy", "nll_per_token": "NLL per token"}
-CONTROLS = {"best-epoch": "SFT, stopped at its best epoch", "equal": "continued SFT, equal operations"}
+CONTROLS = {"best-epoch": "continued SFT, searched epochs", "equal": "continued SFT, equal operations"}
 OTHERS = {"start": "start", "cool start": "start at temperature 0.7", **CONTROLS}
 Played = list[dict[str, Any]]  # one for each seed
 
@@ -63,7 +63,7 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"{SETTINGS[name].title}; {len(played)} seeds, {played[0]['rows']} held-out rows each; mean ± standard error over seeds, "
     yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table.\n"
     yield (
-        "| arm | " + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less best epoch", "less equal operations"]) + " |"
+        "| arm | " + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]) + " |"
     )
     yield "|---|" + "---|" * (len(metrics) + 3)
     for arm, title in arms.items():
