@@ -63,7 +63,9 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"{SETTINGS[name].title}; {len(played)} seeds, {played[0]['rows']} held-out rows each; mean ± standard error over seeds, "
     yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table.\n"
     yield (
-        "| arm | " + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]) + " |"
+        "| arm | "
+        + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"])
+        + " |"
     )
     yield "|---|" + "---|" * (len(metrics) + 3)
     for arm, title in arms.items():
