@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,3 +121,17 @@ def played(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     result = finished.run()
     assert result.code == 0, result.err
     return finished
+
+
+@pytest.fixture
+def fresh_scripts() -> Iterator[None]:
+    """Modules of benchmarks/ that a test imports, from there or from a copy, are not those of another test."""
+    names = [file.stem for file in (Path(__file__).parent.parent / "benchmarks").glob("*.py")]
+
+    def forget() -> None:
+        for name in names:
+            sys.modules.pop(name, None)
+
+    forget()
+    yield
+    forget()

@@ -8,25 +8,21 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 SCRIPTS = Path(__file__).parent.parent / "benchmarks"
-MODULES = ("common", "training_speed", "scaling")
 
 
 def test_the_scaling_script_measures_every_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    fresh_scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its runs are those of training_speed.py; here they are no processes of their own, which would take their time to start."""
     shutil.copytree(SCRIPTS, tmp_path / "benchmarks", ignore=shutil.ignore_patterns("results", "tasks"))
     monkeypatch.syspath_prepend(tmp_path / "benchmarks")
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    training_speed, scaling = (importlib.import_module(name) for name in MODULES[1:])
+    training_speed, scaling = (importlib.import_module(name) for name in ("training_speed", "scaling"))
 
     def in_this_process(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         assert command[1:3] == [str(tmp_path / "benchmarks/training_speed.py"), "child"]
@@ -36,8 +32,6 @@ def test_the_scaling_script_measures_every_size(
 
     monkeypatch.setattr(training_speed, "subprocess", type("Processes", (), {"run": staticmethod(in_this_process)}))
     scaling.main({**scaling.DEFAULTS, "model": "llama-tiny", "duels": "4", "tokens": "6", "longer": "12"})
-    for name in MODULES:
-        monkeypatch.delitem(sys.modules, name)
     short, long = json.loads((tmp_path / "benchmarks/results/scaling-llama-tiny.json").read_text())["results"]
     assert [short["duels"], short["reply_tokens"], long["reply_tokens"]] == [4, 6, 12] and short["tokens"] < long["tokens"]
     assert all(one["seconds"] > 0 and one["peak_memory_gb"] > 0.1 and one["steps"] == 1 for one in (short, long))
