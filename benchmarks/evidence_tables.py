@@ -49,7 +49,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
     return {
         "seeds": seeds,
         "search": json.loads((folder / "search.json").read_text()),
-        "played": [json.loads(f.read_text()) for f in files],
+        "played": [json.loads(file.read_text()) for file in files],
+        "guards": {file.stem.partition("-")[2]: json.loads(file.read_text()) for file in sorted(folder.glob("guards-*.json"))},
     }
 
 
