@@ -76,7 +76,7 @@ def _worth(root: Path, player: str, scores: Scores) -> float:
 
 
 def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
-    """Which learning rate at equal cost, and which (learning rate, epochs) at no more than that: "stopped at its best epoch"."""
+    """Which learning rate at equal operations, and which (learning rate, epochs) of the setting's."""
     setting = SETTINGS[name]
     equal = {f"equal-{lr:.0e}": {"lr": lr} for lr in setting.control_lrs}
     short = {f"short-{lr:.0e}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
