@@ -57,6 +57,19 @@ def make_pairs(name: str, data: Path, count: int) -> Path:
     return file
 
 
+def question_ids(data: Path, count: int) -> list[tuple[int, ...]]:
+    """Questions of GSM8K under the model's chat template, in the order of a hash."""
+    from sparring.config import DataSection
+    from sparring.data.chat import Chat
+    from sparring.data.prepare import prepare
+    from sparring.policy.load import load_tokenizer, model_facts
+
+    columns = {"prompt": "question", "completion": "answer"}
+    section = DataSection(path=str(data / "gsm8k_train.jsonl"), columns=columns, max_examples=count + 1, held_out=1)
+    chat = Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1])
+    return [example.prompt_ids for example in prepare(section, chat, 0).train][:count]
+
+
 def ready_model() -> None:
     from sparring.config import ModelSection
     from sparring.policy.load import find_model

@@ -47,9 +47,14 @@ def search(data: Path, name: str) -> None:
     rows(data, name)
     chosen: dict[str, float] = {}
     looked_at: dict[str, dict[str, float]] = {}
+    best: float | None = None  # of the games so far, whose other values are the recipe's
     for key, values in setting.grid.items():
-        looked_at[key] = {str(value): _validate(name, {**chosen, key: value}, of_start=key == "start_epochs") for value in values}
-        chosen[key] = max(values, key=lambda value: looked_at[key][str(value)])
+        of_start = key == "start_epochs"
+        known = {} if of_start or best is None else {setting.default(key): best}
+        worth = {value: known[value] if value in known else _validate(name, {**chosen, key: value}, of_start) for value in values}
+        looked_at[key] = {str(value): one for value, one in worth.items()}
+        chosen[key] = max(values, key=worth.__getitem__)
+        best = None if of_start else worth[chosen[key]]
         print(f"{name}: {key} {chosen[key]} of {looked_at[key]}", flush=True)
     found = {"chosen": chosen, "looked_at": looked_at, **_search_controls(name, chosen)}
     (RUNS / name / "search.json").write_text(json.dumps(found, indent=1))
@@ -57,7 +62,8 @@ def search(data: Path, name: str) -> None:
 
 def _validate(name: str, values: dict[str, float], of_start: bool) -> float:
     """Larger is better. Of a start its likelihood, of a game the score of its last iteration by the setting's own metric."""
-    summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=1 if of_start else None)
+    iterations = 1 if of_start else SETTINGS[name].searched_iterations
+    summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=iterations)
     if of_start:
         return -summary["baseline"]["scores"]["nll_per_token"]["value"]
     last = len(summary["iterations"]) - 1  # a game may end before its first: nothing to tell apart
@@ -80,7 +86,8 @@ def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
     setting = SETTINGS[name]
     equal = {f"equal-{lr:.0e}": {"lr": lr} for lr in setting.control_lrs}
     short = {f"short-{lr:.0e}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
-    summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short})
+    iterations = setting.searched_iterations
+    summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short}, iterations=iterations)
     root = Path(summary["run_dir"])
     worth = {entry["stage"]: _worth(root, entry["stage"], entry["scores"]) for entry in summary["controls"]}
     print(f"{name}: controls {worth}", flush=True)
@@ -105,7 +112,7 @@ def play(data: Path, name: str, seed: int) -> None:
     scores["cool start"] = scoring.score("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL)
     scores |= {f"official {t}": one for t, one in enumerate(official(scoring))}
     if setting.task in TRANSFER:
-        scores |= {f"transfer {player}": one for player, one in _transfer(scoring, name).items()}
+        scores |= {f"transfer {player}": one for player, one in _transfer(scoring, name, len(summary["iterations"])).items()}
     if setting.with_successors:
         for successor, objective in SUCCESSORS.items():
             other = play_game(name, seed, successor, found["chosen"], objective=objective)
@@ -116,9 +123,9 @@ def play(data: Path, name: str, seed: int) -> None:
     (RUNS / name / f"seed-{seed}.json").write_text(json.dumps(result, indent=1))
 
 
-def _transfer(scoring: Scoring, name: str) -> dict[str, Scores]:
+def _transfer(scoring: Scoring, name: str, iterations: int) -> dict[str, Scores]:
     examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    last = str(scoring.recipe.iterations - 1)
+    last = str(iterations - 1)
     players = {"start": "baseline", f"SPIN {last}": last, "equal": "equal", "best-epoch": "best-epoch"}
     return {arm: scoring.score(f"transfer-{player}", scoring.folder(player), examples) for arm, player in players.items()}
 

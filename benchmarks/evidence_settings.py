@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sparring.config import Recipe
+
 # what is searched, in this order, and the recipe's key of each
 KEYS = {
     "start_epochs": "sft.epochs",
@@ -21,7 +23,7 @@ KEYS = {
 @dataclass(frozen=True)
 class Setting:
     """`recipe` lacks the run directory, the seed and the rows' file. `grid`: values of KEYS to choose from, one key after the other, each
-    with the best of those before it. `control_lrs` and `control_epochs` are searched for the controls."""
+    with the best of those before it, in games of `searched_iterations`. `control_lrs` and `control_epochs`: likewise, of the controls."""
 
     title: str
     task: str
@@ -30,6 +32,13 @@ class Setting:
     control_lrs: Sequence[float]
     control_epochs: Sequence[float]
     with_successors: bool = False
+    searched_iterations: int | None = None  # as many as the recipe's
+
+    def default(self, key: str) -> float:
+        """What a game has where the search says nothing."""
+        section, name = KEYS[key].split(".")
+        options = Recipe.model_fields[section].annotation.model_fields
+        return self.recipe.get(section, {}).get(name, options[name].default)
 
 
 TINY: dict[str, Any] = {
@@ -61,12 +70,12 @@ SMOL_TRAIN = {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": 20}
 WORDS: dict[str, Any] = {
     **SMOL,
     "data": {"held_out": 200},
-    "iterations": 4,
+    "iterations": 3,
     "sampling": {"max_new_tokens": 24, "replies_per_prompt": 2},
     "train": SMOL_TRAIN,
     "evaluate": {"answer_pattern": r"= *(-?[\d.]+)$", "greedy": True},
 }
-SMOL_GRID = {"lr": (5e-6, 1e-5, 2e-5), "beta": (0.5, 1.0, 2.0)}
+SMOL_GRID = {"lr": (5e-6, 1e-5, 2e-5), "beta": (0.1, 0.5, 1.0)}
 
 
 def _with(recipe: dict[str, Any], rows: int, sft: dict[str, Any] | None) -> dict[str, Any]:
@@ -97,12 +106,13 @@ SETTINGS: dict[str, Setting] = {
         "toy model, 100 rows, start over-fitted", "sorting", _with(TINY, 100, {"epochs": 200}), TINY_GRID, (1e-4, 3e-4, 1e-3), (2, 8), True
     ),
     "words-under": Setting(
-        "SmolLM2-135M, 600 word problems, one epoch",
+        "SmolLM2-135M, 300 word problems, one epoch",
         "words",
-        _with(WORDS, 600, {"lr": 3e-5, "epochs": 1, "batch_size": 20}),
+        _with(WORDS, 300, {"lr": 3e-5, "epochs": 1, "batch_size": 20}),
         SMOL_GRID,
         (1e-5, 3e-5),
         (1, 3),
+        searched_iterations=2,
     ),
     "words-over": Setting(
         "SmolLM2-135M, 200 word problems, four epochs",
@@ -111,9 +121,10 @@ SETTINGS: dict[str, Setting] = {
         SMOL_GRID,
         (1e-5, 3e-5),
         (1, 3),
+        searched_iterations=2,
     ),
     "gsm8k": Setting(
-        "SmolLM2-135M, 300 GSM8K problems, one epoch",
+        "SmolLM2-135M, 120 GSM8K problems, one epoch",
         "gsm8k",
         _with(
             {
@@ -124,7 +135,7 @@ SETTINGS: dict[str, Setting] = {
                 "train": {**SMOL_TRAIN, "batch_size": 16},
                 "evaluate": {"answer_pattern": r"#### (-?[\d,.]+)", "greedy": False},
             },
-            300,
+            120,
             {"lr": 3e-5, "epochs": 1, "batch_size": 16},
         ),
         {},

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, save
+from common import ROOT
 from demo_study import over_seeds
 from evidence_settings import SETTINGS, SUCCESSORS
 
@@ -19,26 +19,33 @@ PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 METRICS = {"exact_match": "exact match, T=1", "exact_match_greedy": "exact match, greedy", "nll_per_token": "NLL per token"}
 CONTROLS = {"best-epoch": "continued SFT, searched epochs", "equal": "continued SFT, equal operations"}
+# how often a token of each kind passed the weights
+PASSES = {"sampled_tokens": 1, "scored_tokens": 1, "trained_tokens": 3}
 OTHERS = {"start": "start", "cool start": "start at temperature 0.7", **CONTROLS}
 Played = list[dict[str, Any]]  # one for each seed
 
 
 def write_tables(runs: Path) -> None:
     """Take what was played into evidence.json, where settings that were played elsewhere stay, and write the page anew."""
-    found = {name: one for name in SETTINGS if (one := _read(runs / name))}
-    save("evidence", {"settings": found}, into="settings")
+    found = {**_results(), **{name: one for name in SETTINGS if (one := _read(runs / name))}}
+    RESULTS.write_text(json.dumps({"settings": found}, indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 def rendered(page: str) -> str:
     """The page with its tables made from evidence.json."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))["settings"] if RESULTS.exists() else {}
+    found = _results()
     for name in SETTINGS:
         for kind, lines in TABLES.items():
             table = "\n".join(lines(name, found[name])) if name in found else "Not played yet."
             mark = re.compile(rf"(<!-- table: {name} {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
             page = mark.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", page)
     return page
+
+
+def _results() -> dict[str, Any]:
+    """Of each setting; every seed has its machine and commit."""
+    return json.loads(RESULTS.read_text(encoding="utf-8"))["settings"] if RESULTS.exists() else {}
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
@@ -58,21 +65,19 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     """Every arm but the successors; differences in exact match (in likelihood where a task has no answers), seed by seed."""
     played: Played = found["played"]
     metrics = [metric for metric in METRICS if metric in played[0]["scores"]["start"]]
-    arms = {**OTHERS, **_numbered(played, "SPIN"), **_numbered(played, "official")}
-    pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in ("start", *CONTROLS) if other != arm} for arm in arms}
+    others = [other for other in ("start", *CONTROLS) if _in_all(played, other)]
+    arms = {arm: title for arm, title in OTHERS.items() if _in_all(played, arm)} | _numbered(played, "SPIN") | _numbered(played, "official")
+    pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in others if other != arm} for arm in arms}
     adjusted = iter(holm([pair.p for found in pairs.values() for pair in found.values() if pair.p is not None]))
     yield f"{SETTINGS[name].title}; {len(played)} seeds, {played[0]['rows']} held-out rows each; mean ± standard error over seeds, "
-    yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table.\n"
-    yield (
-        "| arm | "
-        + " | ".join([*(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"])
-        + " |"
-    )
-    yield "|---|" + "---|" * (len(metrics) + 3)
+    yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table; forward tokens, in"
+    yield "thousands: what the arm cost beyond the start, a token of sampling or scoring counted once, of training three times.\n"
+    named = ["forward tokens", *(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]
+    yield "| arm | " + " | ".join(named) + " |\n|---|" + "---|" * len(named)
     for arm, title in arms.items():
         scores = [_mean(played, arm, metric) for metric in metrics]
         gaps = [_gap(pairs[arm].get(other), adjusted) for other in ("start", *CONTROLS)]
-        yield f"| {title} | " + " | ".join([*scores, *gaps]) + " |"
+        yield f"| {title} | " + " | ".join([_cost(played, arm), *scores, *gaps]) + " |"
 
 
 def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
@@ -85,9 +90,10 @@ def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
         names = ["start", *(f"iteration {t}" for t in range(count)), "last less best before"]
         yield f"{title}\n\n| objective | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
         for objective in ("SPIN", *SUCCESSORS):
-            arms = ["start", *(f"{objective} {t}" for t in range(count))]
-            cells = [_mean(played, arm, metric) for arm in arms]
-            yield f"| {objective} | " + " | ".join([*cells, _show(_kept(played, arms[1:], metric), "+.3f")]) + " |"
+            arms = [f"{objective} {t}" for t in range(count)]
+            cells = [_mean(played, arm, metric) if _in_all(played, arm) else "" for arm in ("start", *arms)]
+            kept = _show(_kept(played, arms, metric), "+.3f") if count > 1 and all(cells) else ""
+            yield f"| {objective} | " + " | ".join([*cells, kept]) + " |"
         yield ""
 
 
@@ -139,7 +145,28 @@ def _numbered(played: Played, arm: str) -> dict[str, str]:
     """The iterations of one arm that all seeds have."""
     names = [one for one in played[0]["scores"] if re.fullmatch(rf"{re.escape(arm)} \d+", one)]
     titles = {"SPIN": "SPIN, iteration", "official": "official negatives, iteration"}
-    return {name: f"{titles[arm]} {name.rpartition(' ')[2]}" for name in names if all(name in seed["scores"] for seed in played)}
+    return {name: f"{titles[arm]} {name.rpartition(' ')[2]}" for name in names if _in_all(played, name)}
+
+
+def _in_all(played: Played, arm: str) -> bool:
+    """A game may end early, and then some seeds lack an iteration or a control."""
+    return all(arm in seed["scores"] for seed in played)
+
+
+def _cost(played: Played, arm: str) -> str:
+    """Forward tokens in thousands, mean over seeds; the official recipe's are not counted."""
+    if arm in ("start", "cool start"):
+        return "0"
+    if arm.startswith("official"):
+        return ""
+    return f"{sum(_forward_tokens(seed['stages'], arm) for seed in played) / len(played) / 1e3:,.0f}"
+
+
+def _forward_tokens(stages: dict[str, dict[str, float]], arm: str) -> float:
+    spin = re.fullmatch(r"SPIN (\d+)", arm)
+    owners = {f"iterations/{t:03d}" for t in range(int(spin[1]) + 1)} if spin else {arm}
+    own = [facts for stage, facts in stages.items() if stage.rpartition("/")[0] in owners]
+    return sum(passes * facts.get(kind, 0) for facts in own for kind, passes in PASSES.items())
 
 
 def _values(played: Played, arm: str, metric: str) -> list[float]:

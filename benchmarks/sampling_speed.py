@@ -20,22 +20,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, WORK, options_of, ready_model, save
+from common import MODEL, WORK, options_of, question_ids, ready_model, save
 
 DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16", "vllm": ""}
-
-
-def prompt_ids(data: Path, count: int) -> list[tuple[int, ...]]:
-    """Questions of GSM8K under the model's chat template, in the order of a hash."""
-    from sparring.config import DataSection
-    from sparring.data.chat import Chat
-    from sparring.data.prepare import prepare
-    from sparring.policy.load import load_tokenizer, model_facts
-
-    columns = {"prompt": "question", "completion": "answer"}
-    section = DataSection(path=str(data / "gsm8k_train.jsonl"), columns=columns, max_examples=count + 1, held_out=1)
-    chat = Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1])
-    return [example.prompt_ids for example in prepare(section, chat, 0).train][:count]
 
 
 def packed(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any) -> list[int]:
@@ -120,7 +107,7 @@ def main(data: Path, options: dict[str, str]) -> None:
 
     ready_model()
     stops = sorted(Chat(load_tokenizer(MODEL), None, model_facts(MODEL)[1]).stop_ids)
-    (WORK / "prompts.json").write_text(json.dumps({"ids": prompt_ids(data, int(options["prompts"])), "stops": stops}))
+    (WORK / "prompts.json").write_text(json.dumps({"ids": question_ids(data, int(options["prompts"])), "stops": stops}))
     rates: dict[str, list[float]] = {"packed": [], "generate": [], **({"vllm": []} if options["vllm"] else {})}
     for _ in range(int(options["runs"])):
         for who, found in rates.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Game
@@ -98,19 +99,59 @@ def test_the_official_negatives(copied: Path) -> None:
     assert official(scoring) == found and second.stat().st_mtime_ns == written  # kept
 
 
-def test_tables_of_made_up_seeds() -> None:
+def made_up_seed(start: float, last: float) -> dict[str, Any]:
+    alike = {"exact_match": start, "exact_match_greedy": start, "nll_per_token": 1.0}
+    scores = dict.fromkeys(("start", "equal", "best-epoch", "cool start", "SPIN 0", "official 0"), alike)
+    scores["SPIN 1"] = {"exact_match": last, "exact_match_greedy": last, "nll_per_token": 0.5}
+    part = {"generate": {"sampled_tokens": 1000}, "score": {"scored_tokens": 2000}, "train": {"trained_tokens": 3000}}
+    stages = {f"iterations/00{t}/{name}": facts for t in range(2) for name, facts in part.items()}
+    return {"rows": 400, "scores": scores, "stages": {"sft": {"trained_tokens": 5}, **stages, "equal/train": {"trained_tokens": 7000}}}
+
+
+def arms_table(played: list[dict[str, Any]]) -> str:
     from evidence_tables import TABLES
 
-    def seed(start: float, last: float) -> dict[str, object]:
-        scores = {
-            arm: {"exact_match": start, "exact_match_greedy": start, "nll_per_token": 1.0} for arm in ("start", "equal", "best-epoch")
-        }
-        scores |= {"cool start": scores["start"], "SPIN 0": scores["start"], "official 0": scores["start"]}
-        return {"rows": 400, "scores": {**scores, "SPIN 1": {"exact_match": last, "exact_match_greedy": last, "nll_per_token": 0.5}}}
+    return "\n".join(TABLES["arms"]("tiny-under", {"played": played}))
 
-    found = {"played": [seed(0.5, 0.6), seed(0.4, 0.6), seed(0.3, 0.6)]}
-    table = "\n".join(TABLES["arms"]("tiny-under", found))
-    assert "| start | 0.400 ± 0.058 | 0.400 ± 0.058 | 1.000 ± 0.000 |" in table
-    [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 |")]
+
+def test_tables_of_made_up_seeds() -> None:
+    """Mean, spread, differences; the cost of an iteration is that of all before it too, without the start's own."""
+    table = arms_table([made_up_seed(0.5, 0.6), made_up_seed(0.4, 0.6), made_up_seed(0.3, 0.6)])
+    assert "| start | 0 | 0.400 ± 0.058 | 0.400 ± 0.058 | 1.000 ± 0.000 |" in table
+    assert "| SPIN, iteration 0 | 12 |" in table and "| continued SFT, equal operations | 21 |" in table
+    [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 | 24 |")]
     assert "0.600 ± 0.000" in last and "+0.200" in last
     assert "±" in table and "nan" not in table  # a spread of 0 is no division by 0
+
+
+def test_a_seed_whose_game_ended_early_leaves_its_arms_out() -> None:
+    from evidence_tables import TABLES
+
+    played = [made_up_seed(0.5, 0.6), made_up_seed(0.4, 0.6)]
+    for arm in ("SPIN 1", "equal"):
+        del played[1]["scores"][arm]
+    table = arms_table(played)
+    assert "SPIN, iteration 0" in table and "SPIN, iteration 1" not in table and "| continued SFT, equal" not in table
+    assert "| SPIN | 0.450" in "\n".join(TABLES["successors"]("tiny-under", {"played": played}))
+
+
+def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where the value that the recipe has anyway stands in the grid, its game is the best one of the keys before it."""
+    import evidence
+    from evidence_settings import SETTINGS
+
+    games: list[dict[str, float]] = []
+
+    def validated(_: str, values: dict[str, float], of_start: bool) -> float:
+        games.append(values)
+        return -values["start_epochs"] if of_start else values["lr"] + 10 * (values.get("window") == 2)
+
+    monkeypatch.setattr(evidence, "RUNS", tmp_path)
+    monkeypatch.setattr(evidence, "_validate", validated)
+    monkeypatch.setattr(evidence, "_search_controls", lambda *_: {})
+    evidence.search(DATA, "tiny-best")
+    found = json.loads((tmp_path / "tiny-best" / "search.json").read_text())
+    grid = SETTINGS["tiny-best"].grid
+    assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 2
+    assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 1, temperature 1
+    assert found["looked_at"]["temperature"] == {"0.7": 3e-4 + 10, "1.0": 3e-4 + 10}
