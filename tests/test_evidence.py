@@ -144,7 +144,7 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
 
     def validated(_: str, values: dict[str, float], of_start: bool) -> float:
         games.append(values)
-        return -values["start_epochs"] if of_start else values["lr"] + 10 * (values.get("window") == 2)
+        return -values["start_epochs"] if of_start else values["lr"] + 10 * (values.get("window") == 1)
 
     monkeypatch.setattr(evidence, "RUNS", tmp_path)
     monkeypatch.setattr(evidence, "_validate", validated)
@@ -152,6 +152,6 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
     evidence.search(DATA, "tiny-best")
     found = json.loads((tmp_path / "tiny-best" / "search.json").read_text())
     grid = SETTINGS["tiny-best"].grid
-    assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 2
-    assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 1, temperature 1
+    assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 1
+    assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 2, temperature 1
     assert found["looked_at"]["temperature"] == {"0.7": 3e-4 + 10, "1.0": 3e-4 + 10}
