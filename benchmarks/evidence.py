@@ -46,29 +46,31 @@ def search(data: Path, name: str) -> None:
     setting = SETTINGS[name]
     rows(data, name)
     chosen: dict[str, float] = {}
-    looked_at: dict[str, dict[str, float]] = {}
+    looked_at: dict[str, dict[str, float | None]] = {}
     best: float | None = None  # of the games so far, whose other values are the recipe's
     for key, values in setting.grid.items():
         of_start = key == "start_epochs"
         known = {} if of_start or best is None else {setting.default(key): best}
         worth = {value: known[value] if value in known else _validate(name, {**chosen, key: value}, of_start) for value in values}
         looked_at[key] = {str(value): one for value, one in worth.items()}
-        chosen[key] = max(values, key=worth.__getitem__)
+        chosen[key] = max((value for value in values if worth[value] is not None), key=worth.__getitem__)
         best = None if of_start else worth[chosen[key]]
         print(f"{name}: {key} {chosen[key]} of {looked_at[key]}", flush=True)
     found = {"chosen": chosen, "looked_at": looked_at, **_search_controls(name, chosen)}
     (RUNS / name / "search.json").write_text(json.dumps(found, indent=1))
 
 
-def _validate(name: str, values: dict[str, float], of_start: bool) -> float:
-    """Larger is better. Of a start its likelihood, of a game the score of its last iteration by the setting's own metric."""
+def _validate(name: str, values: dict[str, float], of_start: bool) -> float | None:
+    """Larger is better. Of a start its likelihood, of a game the score of its last iteration by the setting's own metric; None where none
+    is played, for the replies of an over-fitted start equal the human ones at a low temperature."""
     iterations = 1 if of_start else SETTINGS[name].searched_iterations
     summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=iterations)
     if of_start:
         return -summary["baseline"]["scores"]["nll_per_token"]["value"]
-    last = len(summary["iterations"]) - 1  # a game may end before its first: nothing to tell apart
-    player, entry = (str(last), summary["iterations"][last]) if last >= 0 else ("baseline", summary["baseline"])
-    return _worth(Path(summary["run_dir"]), player, entry["scores"])
+    if not summary["iterations"]:
+        return None
+    last = summary["iterations"][-1]
+    return _worth(Path(summary["run_dir"]), str(last["iteration"]), last["scores"])
 
 
 def _worth(root: Path, player: str, scores: Scores) -> float:

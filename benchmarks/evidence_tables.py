@@ -200,5 +200,5 @@ def _show(cell: dict[str, Any], form: str) -> str:
     return f"{cell['mean']:{form}}{error}"
 
 
-def _worths(worth: dict[str, float]) -> str:
-    return ", ".join(f"{value}: {score:.3f}" for value, score in worth.items())
+def _worths(worth: dict[str, float | None]) -> str:
+    return ", ".join(f"{value}: {'no game' if score is None else f'{score:.3f}'}" for value, score in worth.items())

@@ -142,8 +142,10 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
 
     games: list[dict[str, float]] = []
 
-    def validated(_: str, values: dict[str, float], of_start: bool) -> float:
+    def validated(_: str, values: dict[str, float], of_start: bool) -> float | None:
         games.append(values)
+        if values.get("temperature") == 0.7:
+            return None
         return -values["start_epochs"] if of_start else values["lr"] + 10 * (values.get("window") == 1)
 
     monkeypatch.setattr(evidence, "RUNS", tmp_path)
@@ -154,4 +156,4 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
     grid = SETTINGS["tiny-best"].grid
     assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 1
     assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 2, temperature 1
-    assert found["looked_at"]["temperature"] == {"0.7": 3e-4 + 10, "1.0": 3e-4 + 10}
+    assert found["looked_at"]["temperature"] == {"0.7": None, "1.0": 3e-4 + 10}
