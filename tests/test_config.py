@@ -755,10 +755,10 @@ def test_every_option_is_documented(key: str) -> None:
 
 
 def test_the_recipe_and_the_data_room_know_the_same_shapes_and_columns() -> None:
-    from sparring.data import sources
+    from sparring.data import shapes
 
-    assert set(get_args(Shape)) == {"auto", *sources.SHAPES}
-    assert set(get_args(Column)) == sources.STANDARD_COLUMNS
+    assert set(get_args(Shape)) == {"auto", *shapes.SHAPES}
+    assert set(get_args(Column)) == shapes.STANDARD_COLUMNS
 
 
 def attributes(tree: ast.AST) -> set[str]:

@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from zygote import Sabotage
 
 from sparring.config import DataSection, load_recipe
-from sparring.data.sources import load_conversations
+from sparring.data.conversations import load_conversations
 from sparring.errors import UserError
 from sparring.players import Player
 from sparring.publish.cards import About, model_card
