@@ -466,7 +466,7 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
         ("sparring.rundir:write_text", "manifest"),
         ("sparring.data.tables:write_table", "000/generate"),
         ("sparring.training.checkpoint:save_file", "000/train"),
-        ("sparring.stages:copy_extras", "sft"),
+        ("sparring.stages.fitting:copy_extras", "sft"),
         ("os:fsync", ""),
         ("sparring.report.summary:_join_metrics", ""),
     ],
@@ -570,7 +570,7 @@ def test_sample_and_export_before_there_is_a_player(game: Game) -> None:
 
 
 def test_export_in_the_middle_of_a_game(game: Game) -> None:
-    game.run(sabotage=[Sabotage("sparring.stages:Stages.evaluate")])
+    game.run(sabotage=[Sabotage("sparring.selfplay:evaluate")])
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0

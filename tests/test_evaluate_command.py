@@ -122,7 +122,7 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
     """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
     needs_harness()
     before = copy.state()
-    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages:run_benchmarks", nth=3)])
+    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages.results:run_benchmarks", nth=3)])
     assert killed.code == -9, killed.err
     result = copy.run(BENCHMARKS)
     assert result.code == 0, result.err

@@ -368,7 +368,7 @@ def test_bad_input(played: Game, arguments: list[str], parts: list[str]) -> None
 
 
 def test_a_run_without_a_finished_iteration(game: Game) -> None:
-    stopped = game.run(sabotage=[Sabotage("sparring.stages:Stages.generate")])
+    stopped = game.run(sabotage=[Sabotage("sparring.selfplay:generate")])
     assert stopped.code == -9 and (game.root / "baseline").exists()
     result = game.command("push", "run", *BOTH, "--dry-run", "x")
     assert result.code == 2 and "no best iteration yet" in result.err and not (game.folder / "x").exists()
