@@ -287,14 +287,6 @@ def test_more_new_tokens_than_the_context(game: Game) -> None:
 # ---------------------------------------------------------------------------------------------- a recipe changed under a run
 
 
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
-
-
 @pytest.mark.parametrize(
     "override, stage, difference",
     [

@@ -77,14 +77,6 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- run
 
 
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
-
-
 def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
     result = copy.run("--quiet")
     assert result.code == 0 and result.err == ""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from conftest import Game
 from judging import JudgeServer, write_questions
-from zygote import Sabotage, Zygote
+from zygote import Sabotage
 
 CHOICE = {
     "task": "letters",
@@ -35,15 +34,13 @@ def needs_harness() -> None:
 
 
 @pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
+def copy(copy: Game) -> Game:
     """A finished game that may be changed, with a task beside it."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    (game.folder / "tasks").mkdir()
-    (game.folder / "tasks" / "letters.yaml").write_text(yaml.safe_dump(CHOICE))
+    (copy.folder / "tasks").mkdir()
+    (copy.folder / "tasks" / "letters.yaml").write_text(yaml.safe_dump(CHOICE))
     rows = [{"query": f"say {chr(97 + n)}", "choices": ["a", "b", "cd"], "gold": n % 3} for n in range(8)]
-    (game.folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return game
+    (copy.folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy
 
 
 @pytest.fixture
