@@ -544,7 +544,7 @@ def test_run_dir_is_a_file(game: Game) -> None:
     refused(game.run(), "run_dir (run)", "cannot make the run directory")
 
 
-def test_sample_and_export_where_there_is_no_run(game: Game, copy: Game) -> None:
+def test_sample_and_export_where_there_is_no_run(game: Game) -> None:
     (game.folder / "empty").mkdir()
     for folder in ("none", "empty", "rows.jsonl"):
         refused(game.command("sample", folder, "hello"), folder, "give the run_dir of a recipe that has been run")

@@ -237,7 +237,7 @@ def test_tensorboard(game: Game, played: Game) -> None:
     assert_as_untracked(game, played)
 
 
-def test_trackio(game: Game, played: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio(game: Game, played: Game, tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="not installed: make test-trackers has it")
     play_through_kills(game, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
     name = f"run-{identity(game)}"
