@@ -62,8 +62,7 @@ demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
 
 # tests beside each other, one process and one thread a core
-test: setup
-	$(BIN)/ruff check src tests benchmarks
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 15
 
 # the real vLLM on a CPU, inside the run, as a server and in the workers of a Ray: some minutes, most of them its starts
@@ -97,6 +96,7 @@ study: setup
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Game:
 
     def write(self, **changes: Any) -> None:
         """Write recipe.yaml: TINY with `section__key=value` or `key=value` replaced; None for a section removes it."""
-        recipe = copy.deepcopy(TINY)
+        recipe = deepcopy(TINY)
         for name, value in changes.items():
             section, _, key = name.partition("__")
             if key:
@@ -116,11 +117,19 @@ def game(tmp_path: Path, zygote: Zygote) -> Game:
 
 @pytest.fixture(scope="session")
 def played(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
-    """A finished game for tests that only read; `played_copy` is for those that change something."""
+    """A finished game for tests that only read; `copy` is for those that change something."""
     finished = Game(tmp_path_factory.mktemp("played") / "game", zygote, {})
     result = finished.run()
     assert result.code == 0, result.err
     return finished
+
+
+@pytest.fixture
+def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
+    """A finished game that may be changed."""
+    game = Game(tmp_path / "game", zygote, {})
+    shutil.copytree(played.root, game.root, symlinks=True)
+    return game
 
 
 @pytest.fixture

@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _break(self, fault: Fault) -> None:
         time.sleep(fault.seconds)
         if fault.cut:
-            self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{\"choices\": [")
+            self.wfile.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"choices": [')
             self.close_connection = True
         else:
             self._send(fault.status, (fault.body or "").encode(), fault.headers)

@@ -287,14 +287,6 @@ def test_more_new_tokens_than_the_context(game: Game) -> None:
 # ---------------------------------------------------------------------------------------------- a recipe changed under a run
 
 
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
-
-
 @pytest.mark.parametrize(
     "override, stage, difference",
     [
@@ -466,7 +458,7 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
         ("sparring.rundir:write_text", "manifest"),
         ("sparring.data.tables:write_table", "000/generate"),
         ("sparring.training.checkpoint:save_file", "000/train"),
-        ("sparring.stages:copy_extras", "sft"),
+        ("sparring.stages.fitting:copy_extras", "sft"),
         ("os:fsync", ""),
         ("sparring.report.summary:_join_metrics", ""),
     ],
@@ -552,7 +544,7 @@ def test_run_dir_is_a_file(game: Game) -> None:
     refused(game.run(), "run_dir (run)", "cannot make the run directory")
 
 
-def test_sample_and_export_where_there_is_no_run(game: Game, copy: Game) -> None:
+def test_sample_and_export_where_there_is_no_run(game: Game) -> None:
     (game.folder / "empty").mkdir()
     for folder in ("none", "empty", "rows.jsonl"):
         refused(game.command("sample", folder, "hello"), folder, "give the run_dir of a recipe that has been run")
@@ -570,7 +562,7 @@ def test_sample_and_export_before_there_is_a_player(game: Game) -> None:
 
 
 def test_export_in_the_middle_of_a_game(game: Game) -> None:
-    game.run(sabotage=[Sabotage("sparring.stages:Stages.evaluate")])
+    game.run(sabotage=[Sabotage("sparring.selfplay:evaluate")])
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0

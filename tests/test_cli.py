@@ -77,14 +77,6 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
 # ---------------------------------------------------------------------------------------------- run
 
 
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
-
-
 def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
     result = copy.run("--quiet")
     assert result.code == 0 and result.err == ""
@@ -158,7 +150,7 @@ def test_a_finished_game_goes_on_with_more_iterations(copy: Game, longer: Game) 
 
 
 def test_going_on_and_killed_on_the_way(copy: Game, longer: Game) -> None:
-    for one in (Sabotage("sparring.stages:Stages.evaluate", nth=3), Sabotage("shutil:rmtree", args="continued-sft/train")):
+    for one in (Sabotage("sparring.selfplay:evaluate", nth=3), Sabotage("shutil:rmtree", args="continued-sft/train")):
         assert copy.run("iterations=3", sabotage=[one]).code == -9
     assert copy.json("summary.json")["stop_reason"] is None and len(copy.json("summary.json")["iterations"]) == 3
     assert copy.run("iterations=3").code == 0
@@ -206,7 +198,7 @@ def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) ->
 
 
 def test_a_fault_says_where_its_traceback_is(game: Game) -> None:
-    crash = Sabotage("sparring.stages:Stages.sft", do="crash")
+    crash = Sabotage("sparring.selfplay:sft", do="crash")
     logged = game.run(sabotage=[crash])
     assert logged.code == 1 and "fault: RuntimeError: a crash made by a test" in logged.err and "Traceback" not in logged.err
     assert "the traceback is in run.log" in logged.err and "Traceback" in (game.root / "run.log").read_text()

@@ -21,6 +21,7 @@ from sparring.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "sparring"
+CONFIG = SOURCE / "config"
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 FIELDS = dict(walk_fields())
 
@@ -754,10 +755,10 @@ def test_every_option_is_documented(key: str) -> None:
 
 
 def test_the_recipe_and_the_data_room_know_the_same_shapes_and_columns() -> None:
-    from sparring.data import sources
+    from sparring.data import shapes
 
-    assert set(get_args(Shape)) == {"auto", *sources.SHAPES}
-    assert set(get_args(Column)) == sources.STANDARD_COLUMNS
+    assert set(get_args(Shape)) == {"auto", *shapes.SHAPES}
+    assert set(get_args(Column)) == shapes.STANDARD_COLUMNS
 
 
 def attributes(tree: ast.AST) -> set[str]:
@@ -767,9 +768,10 @@ def attributes(tree: ast.AST) -> set[str]:
 @pytest.fixture(scope="module")
 def attributes_read() -> set[str]:
     """Names read as an attribute outside sparring.config, and what a property of a section reads when the property is read."""
-    files = [path for path in SOURCE.rglob("*.py") if SOURCE / "config" not in path.parents]
+    files = [path for path in SOURCE.rglob("*.py") if CONFIG not in path.parents]
     read = set().union(*(attributes(ast.parse(path.read_text(encoding="utf-8"))) for path in files))
-    for node in ast.walk(ast.parse((SOURCE / "config" / "schema.py").read_text(encoding="utf-8"))):
+    options = [ast.parse(path.read_text(encoding="utf-8")) for path in [*CONFIG.glob("sections/*.py"), CONFIG / "recipe.py"]]
+    for node in (node for tree in options for node in ast.walk(tree)):
         is_property = isinstance(node, ast.FunctionDef) and any(
             isinstance(mark, ast.Name) and mark.id == "property" for mark in node.decorator_list
         )

@@ -24,14 +24,6 @@ OTHERS = [
 ]
 
 
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
-
-
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A game played with other scores from the start."""
@@ -92,7 +84,7 @@ def test_what_is_scored_anew_is_as_if_it_had_been_asked_for_at_first(copy: Game,
     [
         (Sabotage(EVALUATE, nth=2), False),
         (Sabotage("shutil:rmtree", nth=2, args="evaluate"), True),
-        (Sabotage("sparring.stages:Stages._answer_showcase", nth=3), True),
+        (Sabotage("sparring.stages.results:answer_showcase", nth=3), True),
         (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), False),
         (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), True),
         (Sabotage("sparring.selfplay:_publish"), False),
@@ -118,7 +110,7 @@ def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) 
 
 def test_killed_while_it_is_scored_and_asked_for_other_scores(game: Game, fresh: Game) -> None:
     """What was begun for the old scores does not stand in the way of the new ones."""
-    killed = game.run(sabotage=[Sabotage("sparring.stages:Stages._answer_showcase", nth=2)])
+    killed = game.run(sabotage=[Sabotage("sparring.stages.results:answer_showcase", nth=2)])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/000/evaluate.partial/scores.json").exists()
     assert game.run(*OTHERS).code == 0
     assert_same_outcome(game.root, fresh.root)
@@ -173,7 +165,7 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
         Sabotage("shutil:rmtree", args="continued-sft/train"),
         Sabotage("sparring.training.fit:_Trainer.step", nth=5),
         Sabotage("os:replace", args=r"continued-sft/train\.partial .*train$"),
-        Sabotage("sparring.stages:score_player"),
+        Sabotage("sparring.stages.results:score_player"),
         Sabotage(EVALUATE),
     ):
         assert copy.run("baseline.lr=1e-4", sabotage=[one]).code == -signal.SIGKILL, one
@@ -216,10 +208,10 @@ def test_the_control_of_fewer_iterations_is_not_shown_while_the_game_goes_on(cop
 
 
 NOTHING_TO_LEARN = """
+from sparring import selfplay
 from sparring.cli import main
 from sparring.data.window import Window
-from sparring.stages import Stages
-Stages.window = lambda self, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
+selfplay.window_at = lambda ground, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
 main()
 """
 

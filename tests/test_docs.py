@@ -20,7 +20,7 @@ from sparring.cli_reference import cli_reference
 from sparring.config import DataSection, Recipe, Section, load_recipe, recipe_reference, section_of, walk_fields
 from sparring.config.reference import markdown
 from sparring.config.yaml_dialect import parse_yaml
-from sparring.data.sources import load_conversations
+from sparring.data.conversations import load_conversations
 
 ROOT = Path(__file__).parent.parent
 RECIPE_PAGE = ROOT / "docs" / "recipe.md"

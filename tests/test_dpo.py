@@ -258,7 +258,7 @@ KILLS = {
     "in the reference's log-probs": Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=6 + 2),
     "in training": Sabotage(STEP, nth=6 + 4),
     "trained, not committed": Sabotage("os:replace", args=r"dpo/train\.partial .*train$"),
-    "in measuring": Sabotage("sparring.stages:score_player", nth=1 + 2 + 2),
+    "in measuring": Sabotage("sparring.stages.results:score_player", nth=1 + 2 + 2),
 }
 QUICK = {"sft": None, "iterations": 1, "baseline": {**DPO, "epochs": 2}, "showcase": []}
 

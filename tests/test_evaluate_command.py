@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 import yaml
 from conftest import Game
 from judging import JudgeServer, write_questions
-from zygote import Sabotage, Zygote
+from zygote import Sabotage
 
 CHOICE = {
     "task": "letters",
@@ -35,15 +34,13 @@ def needs_harness() -> None:
 
 
 @pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
+def copy(copy: Game) -> Game:
     """A finished game that may be changed, with a task beside it."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    (game.folder / "tasks").mkdir()
-    (game.folder / "tasks" / "letters.yaml").write_text(yaml.safe_dump(CHOICE))
+    (copy.folder / "tasks").mkdir()
+    (copy.folder / "tasks" / "letters.yaml").write_text(yaml.safe_dump(CHOICE))
     rows = [{"query": f"say {chr(97 + n)}", "choices": ["a", "b", "cd"], "gold": n % 3} for n in range(8)]
-    (game.folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return game
+    (copy.folder / "choices.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return copy
 
 
 @pytest.fixture
@@ -122,7 +119,7 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
     """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
     needs_harness()
     before = copy.state()
-    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages:run_benchmarks", nth=3)])
+    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages.results:run_benchmarks", nth=3)])
     assert killed.code == -9, killed.err
     result = copy.run(BENCHMARKS)
     assert result.code == 0, result.err

@@ -28,7 +28,7 @@ from sparring.rundir import digest
 
 TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
 STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
-SCORE_MODEL, EVALUATE = "sparring.stages:score_player", "sparring.evaluation.evaluate:Evaluator.evaluate"
+SCORE_MODEL, EVALUATE = "sparring.stages.results:score_player", "sparring.evaluation.evaluate:Evaluator.evaluate"
 DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.data.tables:write_table"
 
 # place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
@@ -36,7 +36,7 @@ DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.d
 # Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
 KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
-    "data half written": ("data", [Sabotage("sparring.stages:write_examples", nth=2)]),
+    "data half written": ("data", [Sabotage("sparring.stages.ground:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
     "baseline: replies drawn, not scored": ("baseline/measure", [Sabotage(SCORE_MODEL)]),
     "baseline: measured, not evaluated": ("baseline/evaluate", [Sabotage(EVALUATE)]),
@@ -62,8 +62,11 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         "iterations/001/train",
         [Sabotage(STEP, nth=12 + 6), Sabotage(REPLACE, args=r"train\.partial/metrics")],
     ),
-    "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages:copy_extras", args="000/train")]),
-    "trained, checkpoints not removed": ("iterations/001/train", [Sabotage("sparring.stages:remove_checkpoints", args="001/train")]),
+    "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages.fitting:copy_extras", args="000/train")]),
+    "trained, checkpoints not removed": (
+        "iterations/001/train",
+        [Sabotage("sparring.stages.fitting:remove_checkpoints", args="001/train")],
+    ),
     "commit before done.json": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial/done\.json")]),
     "commit between done.json and the rename": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial .*train$")]),
     "measuring, replies written, not renamed": (
@@ -79,9 +82,9 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     ),
     "evaluation, samples written, showcase not": (
         "iterations/000/evaluate",
-        [Sabotage("sparring.stages:Stages._answer_showcase", nth=2)],
+        [Sabotage("sparring.stages.results:answer_showcase", nth=2)],
     ),
-    "evaluation, showcase written": ("baseline/evaluate", [Sabotage("sparring.stages:Stages._answer_showcase", when="after")]),
+    "evaluation, showcase written": ("baseline/evaluate", [Sabotage("sparring.stages.results:answer_showcase", when="after")]),
     "evaluated, not committed": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"000/evaluate\.partial .*evaluate$")]),
     "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
     "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),

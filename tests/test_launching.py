@@ -33,7 +33,10 @@ from sparring.opponent.engines import load_sampler
 from sparring.opponent.hf import TransformersEngine
 from sparring.policy.compute import memory_error
 from sparring.rundir import RunDir
-from sparring.stages import Stages
+from sparring.stages.check import check
+from sparring.stages.ground import Ground
+from sparring.stages.results import measure
+from sparring.stages.sft import sft
 
 # as in tests/training/test_ranks.py, after more steps
 WEIGHTS = 2e-4
@@ -208,13 +211,13 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
-        Stages(recipe, RunDir(root), target=stage).measure("baseline", start, None, round_index=0)
+        measure(Ground(recipe, RunDir(root), target=stage), "baseline", start, None, round_index=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
-    monkeypatch.setattr("sparring.stages.launch", launched)
-    stages = Stages(recipe, RunDir(Path(recipe.run_dir)))
-    start = stages.sft()
-    stages.measure("baseline", start, None, round_index=0)
+    monkeypatch.setattr("sparring.stages.making.launch", launched)
+    ground = Ground(recipe, RunDir(Path(recipe.run_dir)))
+    start = sft(ground)
+    measure(ground, "baseline", start, None, round_index=0)
     assert happened == ["engine", "baseline/measure"]
     assert_same_measurements(begun, inline, "baseline")
 
@@ -408,7 +411,7 @@ def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards
     def checked(strategy: str) -> str:
         caplog.clear()
         recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, f"launcher.strategy={strategy}"])
-        Stages(recipe, RunDir(Path(recipe.run_dir))).check()
+        check(Ground(recipe, RunDir(Path(recipe.run_dir))))
         return caplog.text
 
     said = checked("fsdp2")

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Game
-from zygote import Sabotage, Zygote
+from zygote import Sabotage
 
 from sparring.live import watch as watching
 from sparring.live.state import Life, read_state
@@ -91,14 +90,6 @@ def test_who_looks_is_never_in_the_way_of_who_writes(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- status
-
-
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
 
 
 def tree(root: Path) -> dict[str, int]:

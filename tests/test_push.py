@@ -20,7 +20,7 @@ from huggingface_hub import constants
 from zygote import Sabotage
 
 from sparring.config import DataSection, load_recipe
-from sparring.data.sources import load_conversations
+from sparring.data.conversations import load_conversations
 from sparring.errors import UserError
 from sparring.players import Player
 from sparring.publish.cards import About, model_card
@@ -368,7 +368,7 @@ def test_bad_input(played: Game, arguments: list[str], parts: list[str]) -> None
 
 
 def test_a_run_without_a_finished_iteration(game: Game) -> None:
-    stopped = game.run(sabotage=[Sabotage("sparring.stages:Stages.generate")])
+    stopped = game.run(sabotage=[Sabotage("sparring.selfplay:generate")])
     assert stopped.code == -9 and (game.root / "baseline").exists()
     result = game.command("push", "run", *BOTH, "--dry-run", "x")
     assert result.code == 2 and "no best iteration yet" in result.err and not (game.folder / "x").exists()

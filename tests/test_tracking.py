@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Game
 from test_kill_and_resume import outcome
-from zygote import Sabotage, Zygote
+from zygote import Sabotage
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
@@ -53,14 +53,6 @@ def test_the_control_sets_out_from_the_same_start(played: Game) -> None:
     found = everything(played, "continued-sft")
     steps = len((played.root / "continued-sft/train/metrics.jsonl").read_text().splitlines())
     assert [point.step for point in found] == list(range(7, 7 + steps)) and "scores/nll_per_token" in found[-1].values
-
-
-@pytest.fixture
-def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
-    """A finished game that may be changed."""
-    game = Game(tmp_path / "game", zygote, {})
-    shutil.copytree(played.root, game.root, symlinks=True)
-    return game
 
 
 def test_the_last_step_of_a_stage_waits_for_its_scores(copy: Game) -> None:
@@ -245,7 +237,7 @@ def test_tensorboard(game: Game, played: Game) -> None:
     assert_as_untracked(game, played)
 
 
-def test_trackio(game: Game, played: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trackio(game: Game, played: Game, tmp_path: Path) -> None:
     pytest.importorskip("trackio", reason="not installed: make test-trackers has it")
     play_through_kills(game, "trackio", TRACKIO_DIR=str(tmp_path / "trackio"))
     name = f"run-{identity(game)}"

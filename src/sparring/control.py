@@ -11,8 +11,11 @@ from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
 from sparring.policy.player import Policy
 from sparring.stage_names import control_stage
-from sparring.stages import Stages, fingerprinted
-from sparring.training.plan import steps_plan
+from sparring.stages.ground import Ground
+from sparring.stages.inputs import training_inputs
+from sparring.stages.results import measure, results
+from sparring.stages.sft import sft_stage
+from sparring.training.plan import order_seed, steps_plan
 
 DEFAULT_LR = 1e-5
 
@@ -26,42 +29,42 @@ class Played:
     best: int | None
 
 
-def check_controls(stages: Stages) -> None:
+def check_controls(ground: Ground) -> None:
     """Raise UserError for labelled pairs that cannot be read, before anything is played."""
-    for section in stages.recipe.baseline:
+    for section in ground.recipe.baseline:
         if section.pairs is not None:
-            pairs_stage(stages, section)
+            pairs_stage(ground, section)
 
 
-def play_controls(stages: Stages, game: Played) -> dict[str, Policy]:
+def play_controls(ground: Ground, game: Played) -> dict[str, Policy]:
     """Train and evaluate every control of the recipe, by its folder; what has no cost to match or nothing to start from is left out."""
-    played = [section for section in stages.recipe.baseline if _has_place(section, game)]
+    played = [section for section in ground.recipe.baseline if _has_place(section, game)]
     return {
-        section.folder: stages.results(
-            section.folder, train_control(stages, section, game), reference(section, game), len(game.players) + 1, derived=True
+        section.folder: results(
+            ground, section.folder, train_control(ground, section, game), reference(section, game), len(game.players) + 1, derived=True
         )
         for section in played
     }
 
 
-def measure_control(stages: Stages, section: BaselineSection, game: Played) -> None:
+def measure_control(ground: Ground, section: BaselineSection, game: Played) -> None:
     """What its weights are needed for after its training."""
-    player = train_control(stages, section, game)
-    stages.measure(section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
+    player = train_control(ground, section, game)
+    measure(ground, section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
 
 
-def train_control(stages: Stages, section: BaselineSection, game: Played) -> Policy:
+def train_control(ground: Ground, section: BaselineSection, game: Played) -> Policy:
     """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
-    cost = iterations_cost(stages.run, stages.recipe, len(game.players)).forward_tokens
+    cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
-        return train_dpo(stages, section, reference(section, game), len(game.players), cost)
-    return _continue_sft(stages, section, game, cost)
+        return train_dpo(ground, section, reference(section, game), len(game.players), cost)
+    return _continue_sft(ground, section, game, cost)
 
 
-def score_control(stages: Stages, section: BaselineSection, game: Played) -> None:
+def score_control(ground: Ground, section: BaselineSection, game: Played) -> None:
     """The reference's log-probs of the pairs, which DPO trains with."""
-    cost = iterations_cost(stages.run, stages.recipe, len(game.players)).forward_tokens
-    score_dpo(stages, section, reference(section, game), len(game.players), cost)
+    cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
+    score_dpo(ground, section, reference(section, game), len(game.players), cost)
 
 
 def reference(section: BaselineSection, game: Played) -> Policy:
@@ -84,9 +87,9 @@ def _has_place(section: BaselineSection, game: Played) -> bool:
     return False
 
 
-def _continue_sft(stages: Stages, section: BaselineSection, game: Played, forward_tokens: int) -> Policy:
-    examples, played = stages.train_examples, len(game.players)
-    settings = sft_settings(stages.recipe, section)
+def _continue_sft(ground: Ground, section: BaselineSection, game: Played, forward_tokens: int) -> Policy:
+    examples, played = ground.train_examples, len(game.players)
+    settings = sft_settings(ground.recipe, section)
     batch_size = min(settings.batch_size, len(examples))
     if section.epochs is None:
         tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
@@ -95,9 +98,9 @@ def _continue_sft(stages: Stages, section: BaselineSection, game: Played, forwar
     else:
         steps = max(1, round(section.epochs * len(examples) / batch_size))
     epochs = steps * batch_size / len(examples)
-    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=stages.order_seed(played))
-    inputs = {"sft": fingerprinted(settings), "steps": steps, "iterations": played}
-    return stages.sft_stage(control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
+    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=order_seed(ground.recipe, played))
+    inputs = {"sft": training_inputs(settings), "steps": steps, "iterations": played}
+    return sft_stage(ground, control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
 
 
 def sft_settings(recipe: Recipe, section: BaselineSection) -> SftSection:

@@ -15,23 +15,26 @@ from sparring.policy.batches import branches_of
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage
-from sparring.stages import Stages, fingerprinted
-from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.plan import TrainPlan, make_plan
+from sparring.stages.fitting import fit_model
+from sparring.stages.ground import Ground
+from sparring.stages.inputs import training_inputs
+from sparring.stages.score import score_stage
+from sparring.training.opponent_pass import read_logps
+from sparring.training.plan import TrainPlan, make_plan, order_seed
 from sparring.training.tasks import SpinTask
 
 PAIRS = "pairs.parquet"
 DATA_LIMITS = ("max_prompt_tokens", "max_reply_tokens", "too_long")
 
 
-def pairs_stage(stages: Stages, section: BaselineSection) -> StageRecord:
+def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
     """The pairs, tokenised."""
-    source, recipe = section.pairs, stages.recipe
+    source, recipe = section.pairs, ground.recipe
     assert source is not None
 
     def work(stage: Path) -> dict[str, Any]:
-        held_out = {example.prompt_ids for example in stages.held_out}
-        found = prepare_pairs(source, recipe.data, stages.chat, recipe.seed, held_out)
+        held_out = {example.prompt_ids for example in ground.held_out}
+        found = prepare_pairs(source, recipe.data, ground.chat, recipe.seed, held_out)
         write_pairs(stage / PAIRS, found.duels)
         log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items()))
         return {"counts": found.counts}
@@ -39,42 +42,42 @@ def pairs_stage(stages: Stages, section: BaselineSection) -> StageRecord:
     inputs = {
         "pairs": {**source.model_dump(exclude={"path"}), "content": source_fingerprint(source)},
         "limits": recipe.data.model_dump(include=set(DATA_LIMITS)),
-        "held_out": stages.data.outputs["held_out.parquet"],
-        "chat": chat_fingerprint(stages.chat),
+        "held_out": ground.data.outputs["held_out.parquet"],
+        "chat": chat_fingerprint(ground.chat),
         "seed": recipe.seed,
     }
-    return stages.derived_stage(control_stage(section.folder, "pairs"), inputs, work)
+    return ground.maker.make(control_stage(section.folder, "pairs"), inputs, work, derived=True)
 
 
-def train_dpo(stages: Stages, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
+def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
     """The reference's log-probs of the pairs first, then the player, who starts as the reference.
 
     forward_tokens: what it may cost where the recipe names no epochs.
     """
-    prepared = _prepared(stages, section, played, forward_tokens)
+    prepared = _prepared(ground, section, played, forward_tokens)
     duels, plan, settings = prepared.duels, prepared.plan, prepared.settings
-    score = _score(stages, section, reference, prepared)
+    score = _score(ground, section, reference, prepared)
 
     def work(stage: Path) -> dict[str, Any]:
         task = SpinTask(duels, read_logps(score.path), section.beta, "logistic")
         name = control_stage(section.folder, "train")
-        return stages.fit_model(stage, reference, task, plan, settings, phase=name, labels={"stage": name})
+        return fit_model(ground, stage, reference, task, plan, settings, phase=name, labels={"stage": name})
 
     inputs = {
-        "train": {**fingerprinted(settings), "lr": plan.lr, "epochs": None},
+        "train": {**training_inputs(settings), "lr": plan.lr, "epochs": None},
         "steps": plan.steps,
         "beta": section.beta,
         "reference": reference.hash,
         "reference_logps": score.digest,
         "order": plan.seed,
-        "seed": stages.recipe.seed,
+        "seed": ground.recipe.seed,
     }
-    return Policy.of_stage(stages.derived_stage(control_stage(section.folder, "train"), inputs, work, shared=True))
+    return Policy.of_stage(ground.maker.make(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
 
 
-def score_dpo(stages: Stages, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
+def score_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
     """The reference's log-probs alone."""
-    return _score(stages, section, reference, _prepared(stages, section, played, forward_tokens))
+    return _score(ground, section, reference, _prepared(ground, section, played, forward_tokens))
 
 
 @dataclass(frozen=True)
@@ -84,29 +87,24 @@ class _Prepared:
     settings: TrainSection
 
 
-def _prepared(stages: Stages, section: BaselineSection, played: int, forward_tokens: int) -> _Prepared:
-    duels = read_pairs(pairs_stage(stages, section).path / PAIRS)
-    settings = _settings(stages, section)
+def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tokens: int) -> _Prepared:
+    duels = read_pairs(pairs_stage(ground, section).path / PAIRS)
+    settings = _settings(ground, section)
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes)
     lr = section.lr or at_iteration(settings.lr, 0)
-    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=stages.order_seed(played), name=section.folder)
+    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.folder)
     return _Prepared(duels, plan, settings)
 
 
-def _settings(stages: Stages, section: BaselineSection) -> TrainSection:
+def _settings(ground: Ground, section: BaselineSection) -> TrainSection:
     """The game's own way to train, with the control's batch size."""
-    train = stages.recipe.train
+    train = ground.recipe.train
     return train.model_copy(update={"batch_size": section.batch_size or train.batch_size, "horizon_epochs": None})
 
 
-def _score(stages: Stages, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:
-    duels, plan, settings = prepared.duels, prepared.plan, prepared.settings
-
-    def work(stage: Path) -> dict[str, Any]:
-        return score_duels(stage, reference.folder, duels, plan, stages.with_budget(settings), f"{section.folder}: reference log-probs")
-
-    inputs = stages.scoring_inputs(reference, duels, plan, settings)
-    return stages.derived_stage(control_stage(section.folder, "score"), inputs, work, shared=True)
+def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:
+    name, phase = control_stage(section.folder, "score"), f"{section.folder}: reference log-probs"
+    return score_stage(ground, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
 
 
 def _epochs(duels: list[Duel], forward_tokens: int, passes: int) -> float:

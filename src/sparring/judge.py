@@ -60,7 +60,7 @@ def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | 
             rivals = [subject for subject in subjects if other is None or subject.hash != other.hash]
             answers = {subject: _answers(run, asked, questions, subject) for subject in [*rivals, *([other] if other else [])]}
             stages = {s: _judged(run, asked, questions, judging, s, answers, other) for s in rivals}
-            return _result(out, asked, stages)
+            return _result(out, stages)
     finally:
         judging.close()
 
@@ -128,7 +128,7 @@ def _judged(
     return remade_stage(run, name, inputs, work)
 
 
-def _result(out: Path, asked: Asked, stages: dict[Subject, StageRecord]) -> Judged:
+def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
     scores = {subject.title: read_json(stage.path / SCORES) for subject, stage in stages.items()}
     return Judged(scores, {subject.title: stage.facts for subject, stage in stages.items()}, out)
 

@@ -21,9 +21,14 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
-from sparring.rundir import RunDir
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
-from sparring.stages import Stages
+from sparring.rundir import RunDir, read_json
+from sparring.stage_names import BASELINE, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stages.generate import generate, window_at
+from sparring.stages.ground import Ground
+from sparring.stages.results import measure
+from sparring.stages.score import score, score_start
+from sparring.stages.sft import sft
+from sparring.stages.train import train
 
 OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure"
 SHARED = f"{OF_GAME}, continued-sft/train and measure, dpo/score too"
@@ -45,71 +50,77 @@ def run_stage(recipe: Recipe, name: str) -> None:
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
         with _writer(directory):
-            _compute(Stages(recipe, directory, target=name), name)
+            _compute(Ground(recipe, directory, target=name), name)
         accelerator.end_training()  # leaves the group of ranks in good order
 
 
-def _compute(stages: Stages, name: str) -> None:
+def _compute(ground: Ground, name: str) -> None:
     found = OF_ITERATION.fullmatch(name)
     if found is not None:
-        _compute_of_iteration(stages, int(found[1]), found[2])
+        _compute_of_iteration(ground, int(found[1]), found[2])
     elif name == SFT:
-        stages.sft()
+        sft(ground)
     elif name == measure_stage(BASELINE):
-        stages.measure(BASELINE, stages.sft(), None, round_index=0)
-    elif not _compute_of_control(stages, name):
+        measure(ground, BASELINE, sft(ground), None, round_index=0)
+    elif not _compute_of_control(ground, name):
         raise AgreedError(f"{name!r} is no stage that ranks compute together", where="STAGE", remedy=f"there are {SHARED}")
 
 
-def _compute_of_control(stages: Stages, name: str) -> bool:
+def _compute_of_control(ground: Ground, name: str) -> bool:
     """False where `name` is no such stage."""
     folder, _, part = name.partition("/")
-    section = next((section for section in stages.recipe.baseline if section.folder == folder), None)
+    section = next((section for section in ground.recipe.baseline if section.folder == folder), None)
     parts = {"train": train_control, "measure": measure_control}
     if section is not None and section.kind == "dpo":
         parts["score"] = score_control
     if section is None or part not in parts:
         return False
-    parts[part](stages, section, _played(stages))
+    parts[part](ground, section, _played(ground))
     return True
 
 
-def _compute_of_iteration(stages: Stages, t: int, part: str) -> None:
-    opponent = _player(stages, t - 1)
+def _compute_of_iteration(ground: Ground, t: int, part: str) -> None:
+    opponent = _player(ground, t - 1)
     if part == "generate":
-        stages.generate(opponent, t)
+        generate(ground, opponent, t)
     elif part == "measure":
-        stages.measure(iteration_name(t), _player(stages, t), opponent, round_index=t + 1)
+        measure(ground, iteration_name(t), _player(ground, t), opponent, round_index=t + 1)
+    elif part == "score-start":
+        score_start(ground, window_at(ground, t), t)
     else:
-        work = {"score": stages.score, "score-start": stages.score_start, "train": stages.train}[part]
-        work(opponent, stages.window(t), t)
+        work = {"score": score, "train": train}[part]
+        work(ground, opponent, window_at(ground, t), t)
 
 
-def _player(stages: Stages, t: int) -> Policy:
+def _player(ground: Ground, t: int) -> Policy:
     """Who came out of iteration t with its measurements, as far as there are any; the start of the game for -1."""
     if t < 0:
-        return _measured(stages, BASELINE, stages.sft())
-    record = stages.run.finished(iteration_stage(t, "train"))
+        return _measured(ground, BASELINE, sft(ground))
+    record = ground.run.finished(iteration_stage(t, "train"))
     if record is None:
         what = f"{iteration_stage(t, 'train')} is not finished"
-        raise AgreedError(what, where=str(stages.run.root), remedy="`sparring run` plays up to it")
-    return _measured(stages, iteration_name(t), Policy.of_stage(record))
+        raise AgreedError(what, where=str(ground.run.root), remedy="`sparring run` plays up to it")
+    return _measured(ground, iteration_name(t), Policy.of_stage(record))
 
 
-def _measured(stages: Stages, owner: str, player: Policy) -> Policy:
-    return player.with_results(stages.run.root / measure_stage(owner), stages.run.root / evaluate_stage(owner))
+def _measured(ground: Ground, owner: str, player: Policy) -> Policy:
+    return player.with_results(ground.run.root / measure_stage(owner), ground.run.root / evaluate_stage(owner))
 
 
-def _played(stages: Stages) -> Played:
+def _played(ground: Ground) -> Played:
     """The game before its controls: up to the stop rule, as the game itself judges it."""
-    start = stages.scores_of(evaluate_stage(BASELINE))
+    start = _scores(ground, BASELINE)
     iterations: list[Scores] = []
-    while stages.run.finished(evaluate_stage(iteration_name(len(iterations)))):
-        iterations.append(stages.scores_of(evaluate_stage(iteration_name(len(iterations)))))
-        if stop_reason(stages.recipe, start, iterations):
+    while ground.run.finished(evaluate_stage(iteration_name(len(iterations)))):
+        iterations.append(_scores(ground, iteration_name(len(iterations))))
+        if stop_reason(ground.recipe, start, iterations):
             break
-    best = best_iteration(iterations, stages.recipe.evaluate.chosen_metric) if iterations else None
-    return Played(_player(stages, -1), [_player(stages, t) for t in range(len(iterations))], best)
+    best = best_iteration(iterations, ground.recipe.evaluate.chosen_metric) if iterations else None
+    return Played(_player(ground, -1), [_player(ground, t) for t in range(len(iterations))], best)
+
+
+def _scores(ground: Ground, owner: str) -> Scores:
+    return read_json(ground.run.root / evaluate_stage(owner) / SCORES)
 
 
 def _compared(recipe: Recipe, name: str) -> dict[str, Any]:

@@ -19,7 +19,12 @@ from sparring.report.keep import keep_report
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
-from sparring.stages import Stages
+from sparring.stages.check import check
+from sparring.stages.generate import generate, window_at
+from sparring.stages.ground import Ground
+from sparring.stages.results import evaluate, evaluate_baseline, scores_of
+from sparring.stages.sft import sft
+from sparring.stages.train import train
 from sparring.tracking.sending import tracked
 
 
@@ -51,32 +56,32 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
 
 def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
-    stages = Stages(recipe, directory)
-    stages.check()
-    check_controls(stages)
-    start = player = stages.evaluate_baseline(stages.sft())
+    ground = Ground(recipe, directory)
+    check(ground)
+    check_controls(ground)
+    start = player = evaluate_baseline(ground, sft(ground))
     players: list[Policy] = []
     iterations: list[Scores] = []
     reason = None
     while reason is None:
         t, opponent = len(iterations), player
-        stages.generate(opponent, t)
-        window = stages.window(t)
+        generate(ground, opponent, t)
+        window = window_at(ground, t)
         if window.indistinguishable:
             reason = "indistinguishable: every reply of the opponent equals the human one"
             break
-        player = stages.train(opponent, window, t)
-        player = stages.evaluate(player, opponent, t)
+        player = train(ground, opponent, window, t)
+        player = evaluate(ground, player, opponent, t)
         players.append(player)
-        iterations.append(stages.scores(player))
+        iterations.append(scores_of(player))
         if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
-            _publish(directory, recipe, stages.scores(start), iterations, {}, None)
-        reason = stop_reason(recipe, stages.scores(start), iterations)
+            _publish(directory, recipe, scores_of(start), iterations, {}, None)
+        reason = stop_reason(recipe, scores_of(start), iterations)
     log.info(f"the game ends - {reason}")
     best = best_iteration(iterations, recipe.evaluate.chosen_metric) if iterations else None
-    controls = play_controls(stages, Played(start, players, best))
-    scores = {name: stages.scores(player) for name, player in controls.items()}
-    return _publish(directory, recipe, stages.scores(start), iterations, scores, reason)
+    controls = play_controls(ground, Played(start, players, best))
+    scores = {name: scores_of(player) for name, player in controls.items()}
+    return _publish(directory, recipe, scores_of(start), iterations, scores, reason)
 
 
 def _publish(

@@ -252,7 +252,7 @@ def test_another_harness_is_told(runs: Path) -> None:
 # --- where it is shown
 
 
-def test_every_form_shows_it(runs: Path, played: Game) -> None:
+def test_every_form_shows_it(runs: Path) -> None:
     for name, values in (("run", START), ("other", BEST)):
         evaluated(name, "baseline", values)
     found = compare([Path("run"), Path("other")])

@@ -314,7 +314,7 @@ def test_notices_tell_of_missing_bos_and_of_dates():
     assert any("'<s>'" in notice for notice in chat.notices) and any("date" in notice for notice in chat.notices)
 
 
-def test_templates_are_sandboxed(tmp_path):
+def test_templates_are_sandboxed():
     text = "{{ messages.append(messages[0]) }}" + template("zephyr")
     with pytest.raises(UserError, match=r"unsafe"):
         Chat(byte_level(), text)

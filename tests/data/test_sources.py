@@ -16,7 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparring.config import DataSection
-from sparring.data.sources import SHAPES, choose_shape, is_empty, load_conversations, read_rows, to_conversation
+from sparring.data.conversations import is_empty, load_conversations, to_conversation
+from sparring.data.shapes import SHAPES, choose_shape
+from sparring.data.sources import read_rows
 from sparring.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"

@@ -178,9 +178,7 @@ def test_goes_on_where_it_was_killed(tmp_path: Path, model: Path, tasks: Path, m
         ("broken", "broken: the harness cannot load this task"),
     ],
 )
-def test_what_cannot_be_played(
-    tmp_path: Path, model: Path, tasks: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_be_played(tmp_path: Path, model: Path, tasks: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     defaults = harness._manager
     monkeypatch.setattr(harness, "_manager", lambda folders, _: defaults(folders, False))  # the harness's own 14,000 take seconds
     folder = tmp_path / "tasks"

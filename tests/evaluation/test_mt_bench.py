@@ -96,9 +96,7 @@ def test_bad_replies_are_asked_for_again(server: JudgeServer, tmp_path: Path, qu
 
 
 @pytest.mark.parametrize("answer", [{"score": 9}, {"choices": []}, {"choices": [{"message": {"content": None}}]}, [], "Score: 9"])
-def test_what_has_not_the_form_of_a_chat_completion_is_no_grade(
-    server: JudgeServer, tmp_path: Path, questions: Any, answer: Any
-) -> None:
+def test_what_has_not_the_form_of_a_chat_completion_is_no_grade(server: JudgeServer, tmp_path: Path, questions: Any, answer: Any) -> None:
     server.sends = lambda text: answer
     with pytest.raises(UserError, match="none of the judge's replies could be read"):
         graded(server, tmp_path, questions)

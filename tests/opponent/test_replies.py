@@ -158,7 +158,7 @@ def test_nothing_of_an_engine_that_fails_the_check_is_committed(tmp_path: Path) 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_row_of_one_token_survives_the_file(tmp_path: Path) -> None:
+def test_a_row_of_one_token_survives_the_file() -> None:
     replies = [Reply("a", 0, (5,), "stop"), Reply("b", 0, tuple(range(300)), "length")]
     columns = as_columns(replies)
     assert columns["token_ids"] == [[5], list(range(300))] and columns["finish_reason"] == ["stop", "length"]

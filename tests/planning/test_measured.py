@@ -52,7 +52,7 @@ engine.sample([Prompt(str(n), 0, ids(n, PROMPT)) for n in range(ROWS)], Stream(0
 PROCESS = """
 import json, random, re, sys
 from pathlib import Path
-import sparring.stages  # as a run does
+import sparring.one_stage  # as a run does
 from sparring.config import load_recipe
 from sparring.data.records import Duel
 folder, values = Path(sys.argv[1]), json.loads(sys.argv[2])

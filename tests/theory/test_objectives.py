@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sparring.config import ObjectiveSection
-from sparring.config.schema import SPIN_LOSSES
+from sparring.config.sections.objective import SPIN_LOSSES
 from sparring.policy.objectives import LOSSES, DuelLogps, LossName, SpinLoss, accuracy, mean_over_replies, spin_loss
 
 ALL_LOSSES = list(LOSSES)

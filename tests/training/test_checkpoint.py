@@ -67,7 +67,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(name: str, tmp_path: Path) 
     assert all(map(torch.equal, weights(restored), weights(model)))
 
 
-def test_without_its_state_the_optimizer_goes_elsewhere(tmp_path: Path) -> None:
+def test_without_its_state_the_optimizer_goes_elsewhere() -> None:
     """The control of the test above: the state matters."""
     for name in ("rmsprop", "adamw"):
         model, fresh = tiny(), tiny()

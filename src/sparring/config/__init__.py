@@ -1,7 +1,8 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
 option_types.py  the types of the options, and what every section has in common
-schema.py        the sections and the Recipe: the options themselves
+sections/        the options themselves, section by section, and the rules within each
+recipe.py        the Recipe: all sections, and the rules between them
 fields.py        walking the options; their types and values in plain words
 yaml_dialect.py  YAML as a recipe understands it
 overrides.py     `section.key=value` on the command line
@@ -12,31 +13,18 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 
 from sparring.config.fields import in_words, section_of, walk_fields
 from sparring.config.load import load_recipe, recipe_of_run, section_from_options, to_yaml
-from sparring.config.option_types import Column, Metric, Section, Shape
+from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
+from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
-from sparring.config.schema import (
-    BaselineSection,
-    BenchmarksSection,
-    DataSection,
-    EvaluateSection,
-    LauncherSection,
-    LoraSection,
-    ModelSection,
-    ObjectiveSection,
-    OptimSection,
-    PairsSection,
-    RaySection,
-    Recipe,
-    SamplingSection,
-    ServerSection,
-    SftSection,
-    StopSection,
-    TrackSection,
-    TrainSection,
-    VllmSection,
-    at_iteration,
-    unused_sections,
-)
+from sparring.config.sections.baseline import BaselineSection
+from sparring.config.sections.data import DataSection, PairsSection
+from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
+from sparring.config.sections.launcher import LauncherSection
+from sparring.config.sections.model import ModelSection
+from sparring.config.sections.objective import ObjectiveSection
+from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
+from sparring.config.sections.track import TrackSection
+from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
 
 __all__ = [
     "BaselineSection",

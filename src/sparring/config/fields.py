@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from sparring.config.option_types import Section
-from sparring.config.schema import Recipe
+from sparring.config.recipe import Recipe
 
 
 def types_inside(annotation: Any) -> Iterator[Any]:

@@ -13,7 +13,7 @@ from sparring.config.fields import show
 from sparring.config.messages import as_user_error
 from sparring.config.option_types import Section
 from sparring.config.overrides import apply_override
-from sparring.config.schema import Recipe
+from sparring.config.recipe import Recipe
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError
 

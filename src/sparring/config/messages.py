@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
 from sparring.config.option_types import Section
 from sparring.config.overrides import override_path
-from sparring.config.schema import Recipe
+from sparring.config.recipe import Recipe
 from sparring.errors import UserError, nearest
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
@@ -114,3 +115,8 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=())
+
+
+def at_iteration(value: T | Sequence[T], iteration: int) -> T:
+    """The value for iteration t (from 0) of an option that is a scalar or one value per iteration."""
+    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]

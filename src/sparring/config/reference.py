@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from sparring.config.fields import in_words, section_of, show
 from sparring.config.option_types import Section
-from sparring.config.schema import Recipe
+from sparring.config.recipe import Recipe
 
 _INTRODUCTION = """\
 # Recipe reference

@@ -1,4 +1,12 @@
-"""From SFT rows to token ids: sources -> chat -> prepare, as the records of `sparring.data.records`.
+"""From SFT rows to token ids: sources -> conversations -> chat -> prepare, as the records of `sparring.data.records`.
+
+sources.py        where rows come from; text_files.py, arrow.py and tasks.py are the sources, and rows.py what rows are then
+conversations.py  a row as turns and a reply, by the shapes of shapes.py
+preferences.py    a row as a labelled pair
+chat.py           turns as token ids
+prepare.py        the rows of a run: filtered, split, tokenised; fingerprint.py is what they depend on
+window.py         examples and replies as duels
+tables.py         parquet tables of a run
 
 Nothing is imported here, so that the report can read the records without the tokenisation or any reader.
 """

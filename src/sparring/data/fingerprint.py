@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
+from sparring.data.rows import Source
 from sparring.data.sources import local_file
 from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
 
 
-def source_fingerprint(section: DataSection | PairsSection) -> str:
+def source_fingerprint(section: Source) -> str:
     """sha256 of a local file; for built-in data and Hub ids the name (the revision stands beside it in the recipe)."""
     path = local_file(section)
     if path is None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
+from sparring.data.conversations import MEND_ROW, is_empty, to_conversation
 from sparring.data.records import Conversation, Duel, TokenIds
-from sparring.data.sources import PAIR_COLUMNS, is_empty, read_rows, to_conversation
+from sparring.data.shapes import PAIR_COLUMNS
+from sparring.data.sources import read_rows
 from sparring.data.tables import read_rows as read_table
 from sparring.data.tables import write_table
 from sparring.errors import UserError
@@ -109,7 +111,7 @@ def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Pai
     read = _whole if _holds_prompt(prompt, chosen) else _after_prompt
     sides = [read(row, columns, name, where) for name in ("chosen", "rejected")]
     if sides[0].prompt != sides[1].prompt:
-        raise UserError("chosen and rejected do not answer the same turns", where=where, remedy="mend the row or take it out of the file")
+        raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
     asked = [turn["content"] for turn in sides[0].prompt]
     if read is _whole and isinstance(prompt, str) and prompt not in asked:
         raise UserError("prompt is none of the turns of chosen", where=where, remedy="mend the row, or leave the prompt out")

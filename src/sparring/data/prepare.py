@@ -13,8 +13,8 @@ from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.chat import Chat
+from sparring.data.conversations import Loaded, is_empty, load_conversations
 from sparring.data.records import Conversation, Example, Message
-from sparring.data.sources import Loaded, is_empty, load_conversations
 from sparring.errors import UserError
 
 Located = tuple[str, Conversation]

@@ -60,7 +60,7 @@ def read_grade(reply: str) -> float | None:
 
 
 def read_verdict(reply: str) -> str | None:
-    """"A", "B" or "tie" in a judge's reply, None where there is none."""
+    """What a judge's reply says: "A", "B" or "tie"; None where it says none of them."""
     side = r"(?:assistant\s+)?(A|B|C|tie|draw)\b"
     for pattern in (rf"\b(?:verdict|winner)\b[\s*_:=\"'-]*(?:is\s+)?[\[*_\s]*{side}", rf"\[\[\s*{side}\s*\]\]", rf"\A\W*{side}\W*\Z"):
         found = re.findall(pattern, reply, re.IGNORECASE)

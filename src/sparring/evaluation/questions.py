@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection
-from sparring.data.sources import hub_dataset, local_file, read_rows
+from sparring.data.arrow import hub_dataset
+from sparring.data.sources import local_file, read_rows
 from sparring.errors import UserError
 
 OPTION, REFERENCES_OPTION = "--questions", "--references"

@@ -124,9 +124,7 @@ def name_base(folder: Path, base: str, config: dict[str, Any] | None = None, rev
 
 def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
     """QLoRA's format: NormalFloat of 4 bits with quantised constants, computing in `dtype`."""
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 
 def start_dropout(model: torch.nn.Module, seed: int) -> int:

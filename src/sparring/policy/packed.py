@@ -109,7 +109,7 @@ def _attend(
 
 
 def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """"eager" is a function of each model's own file."""
+    """What "eager" names is a function of each model's own file."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
 
 

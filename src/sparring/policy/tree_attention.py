@@ -270,9 +270,7 @@ def by_groups(index: TreeIndex, asked: Attention) -> Tensor:
         count = len(group)
         keys, queries = _longest(group)
         query = query_MF[first_query : first_query + count * queries].view(count, queries, *query_THD.shape[1:])
-        key, value = (
-            states[first_key : first_key + count * keys].view(count, keys, *key_TGD.shape[1:]) for states in (key_MF, value_MF)
-        )
+        key, value = (states[first_key : first_key + count * keys].view(count, keys, *key_TGD.shape[1:]) for states in (key_MF, value_MF))
         first_query, first_key = first_query + count * queries, first_key + count * keys
         found = _products(query, key, value, index.bias(number, window, query.dtype), scaling, softcap)
         out.append(found.reshape(count * queries, -1))

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sparring.config import OptimSection
+from sparring.config import OptimSection, Recipe, at_iteration
 from sparring.console import log
 
 
@@ -56,6 +56,17 @@ class TrainPlan:
     def _item(self, position: int) -> int:
         epoch, place = divmod(position, self.items)
         return int(_permutation(self.seed, epoch, self.items)[place])
+
+
+def iteration_plan(recipe: Recipe, items: int, t: int) -> TrainPlan:
+    """The plan of a self-play iteration over its duels."""
+    lr, epochs = (at_iteration(value, t) for value in (recipe.train.lr, recipe.train.epochs))
+    return make_plan(recipe.train, items, lr=lr, epochs=epochs, seed=order_seed(recipe, t), name=f"iteration {t}")
+
+
+def order_seed(recipe: Recipe, t: int) -> int:
+    """Another order of batches in every iteration."""
+    return recipe.seed * 1000 + t + 1
 
 
 def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, seed: int, name: str) -> TrainPlan:

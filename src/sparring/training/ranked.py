@@ -29,7 +29,7 @@ from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
 from sparring.training.masters import AdapterWeights, trainable_weights, weights_to_shard
 from sparring.training.optimizers import make_optimizer, require_shardable
-from sparring.training.whole import gathered_weights
+from sparring.training.sharded import Sharded, gathered_weights
 
 PRECISION = {
     "bf16": "float32 masters, passes in bfloat16, gradients summed over the ranks in float32",
@@ -124,17 +124,8 @@ class Replicas:
                 parameter.grad = self.accelerator.reduce(grad, "sum")
 
 
-class Fsdp2Shards:
+class Fsdp2Shards(Sharded):
     """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32."""
-
-    in_step = True
-
-    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
-        require_shardable(settings, "train")
-        self.accelerator = accelerator
-        self.weights = weights_to_shard(folder, settings, seed)
-        self.model = self.weights.masters
-        self.scorer = Scorer(self.weights.model)
 
     def prepare(self, settings: OptimSection) -> None:
         shard(self, settings, make_optimizer(self.model, settings))

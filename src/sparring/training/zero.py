@@ -19,24 +19,14 @@ from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import stage_of_deepspeed
 from sparring.training.checkpoint import OPTIMIZER, Saveable
-from sparring.training.masters import weights_to_shard
-from sparring.training.optimizers import make_optimizer, require_shardable
-from sparring.training.whole import gathered_weights
+from sparring.training.optimizers import make_optimizer
+from sparring.training.sharded import Sharded, gathered_weights
 
 STEP = "step"
 
 
-class DeepSpeedZero:
+class DeepSpeedZero(Sharded):
     """Implements `RankedWeights`. Its engine clips and updates in one call, which stands in `clip`."""
-
-    in_step = True
-
-    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
-        require_shardable(settings, "train")
-        self.accelerator = accelerator
-        self.weights = weights_to_shard(folder, settings, seed)
-        self.model = self.weights.masters
-        self.scorer = Scorer(self.weights.model)
 
     def prepare(self, settings: OptimSection) -> None:
         optimizer = make_optimizer(self.model, settings)

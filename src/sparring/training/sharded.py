@@ -1,4 +1,4 @@
-"""Weights that were sharded, gathered to be written."""
+"""Weights of which every rank holds a part: read so, and gathered to be written."""
 
 from __future__ import annotations
 
@@ -6,10 +6,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from sparring.config import OptimSection
 from sparring.policy.ranks import is_main
-from sparring.training.masters import Weights
+from sparring.policy.score import Scorer
+from sparring.training.masters import Weights, weights_to_shard
+from sparring.training.optimizers import require_shardable
+
+
+class Sharded:
+    """What the strategies that cut the weights have in common of `RankedWeights`."""
+
+    in_step = True
+
+    def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
+        require_shardable(settings, "train")
+        self.accelerator = accelerator
+        self.weights = weights_to_shard(folder, settings, seed)
+        self.model = self.weights.masters
+        self.scorer = Scorer(self.weights.model)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once.
+
+game.py view.py grade.py give.py   the commands
+options.py                         what several of them take
+outcome.py                         how all of them end
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import sparring
+from sparring.cli.game import plan, run, show_recipe, stage
+from sparring.cli.give import export, push
+from sparring.cli.grade import evaluate, judge
+from sparring.cli.outcome import encode_stdout
+from sparring.cli.view import compare, report, sample, status, watch
+
+app = typer.Typer(
+    help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+# in the order of --help
+for command in (run, plan, stage, sample, status, watch, evaluate, judge, compare, export, report, push):
+    app.command()(command)
+app.command("recipe")(show_recipe)
+
+
+def main() -> None:
+    """Entry point of the `sparring` command."""
+    encode_stdout(errors="replace")  # a model's words must not end a command on a terminal that cannot show them; stderr escapes them
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"sparring {sparring.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")] = False,
+) -> None:
+    pass

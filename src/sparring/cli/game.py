@@ -1,0 +1,96 @@
+"""The commands that play a game: run, plan, stage, recipe."""
+
+from __future__ import annotations
+
+import gc
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparring.cli.options import Overrides, RecipeFile
+from sparring.cli.outcome import encode_stdout, outcome, stdout
+from sparring.config import load_recipe, to_yaml
+from sparring.console import set_up_logging
+
+
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    restart_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Redo this stage and all after it, for example sft or iterations/001/train. Leave it out in the next call, which would "
+            "redo them once more."
+        ),
+    ] = None,
+    quiet: Annotated[bool, typer.Option(help="Print warnings and the final tables only.")] = False,
+) -> None:
+    """Play the whole game. The same command goes on after any interruption."""
+    again = shlex.join(["sparring", "run", str(recipe), *(overrides or [])])
+    with outcome(again):
+        set_up_logging(quiet)
+        checked = load_recipe(recipe, overrides or [])
+        from sparring.report.tables import print_summary
+        from sparring.seeds import run as play
+
+        gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
+        summary = play(checked, restart_from=restart_from, command=again)
+        if checked.seeds is None:
+            print_summary(summary, Path(checked.run_dir), stdout())
+        else:
+            from sparring.comparison.seeds import print_over_seeds
+
+            print_over_seeds(Path(checked.run_dir), stdout())
+
+
+def plan(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    hardware: Annotated[
+        str | None, typer.Option(help="Devices, such as 8xA100-80G, RTX4090 or cpu; this machine's when not given.", show_default=False)
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.", show_default=False)
+    ] = None,
+    rows: Annotated[int | None, typer.Option(min=2, help="Rows of the data, held-out ones included.", show_default=False)] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.", show_default=False)] = None,
+    reply_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a human reply.", show_default=False)] = None,
+    generated_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a sampled reply.", show_default=False)] = None,
+    as_published: Annotated[bool, typer.Option("--as-published", help="Show beside it what the published code would take.")] = False,
+) -> None:
+    """What a game will cost: tokens, operations, memory per device and hours of every stage, and whether it fits. Loads no weights."""
+    with outcome():
+        set_up_logging(quiet=True)
+        checked = load_recipe(recipe, overrides or [])
+        from sparring.planning.command import show_plan
+        from sparring.planning.lengths import Given
+
+        given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
+        show_plan(checked, hardware, given, json_file, as_published, stdout())
+
+
+def stage(
+    recipe: RecipeFile,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="STAGE", help="sft, or iterations/NNN/ with generate, score, train or measure, and so on.", show_default=False
+        ),
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Compute one stage as one of its ranks: the same command in every process of accelerate launch, torchrun or srun. `sparring run`
+    starts it where the recipe has a launcher."""
+    with outcome():
+        from sparring.one_stage import run_stage
+
+        run_stage(load_recipe(recipe, overrides or []), name)
+
+
+def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
+    """Print the resolved recipe: every key with the value that a run would use."""
+    with outcome():
+        encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
+        print(to_yaml(load_recipe(recipe, overrides or [])), end="")

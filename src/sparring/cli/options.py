@@ -1,0 +1,40 @@
+"""What several commands take."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Dtype(StrEnum):
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    @property
+    def rounded(self) -> str | None:
+        """What weights are rounded to; None for float32, the format that they are trained in."""
+        return None if self is Dtype.float32 else self.value
+
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file; docs/recipe.md lists every key.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
+Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.", show_default=False)]
+Players = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--player",
+        help="Of a run: an iteration's number, best, baseline or a control's folder; may be repeated. Baseline and best by default.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.", show_default=False)
+]
+Weights = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")]

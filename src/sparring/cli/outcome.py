@@ -1,0 +1,73 @@
+"""How a command ends: exit codes, and what is said with them."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+import typer
+from rich.console import Console
+
+from sparring import interrupts
+from sparring.console import is_in_log_file
+from sparring.errors import UserError
+
+USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def outcome(again: str | None = None) -> Iterator[None]:
+    """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
+    go_on = f". Go on with:\n  {again}" if again else ""
+    if again:
+        interrupts.stop_on_signals()
+    try:
+        yield
+    except UserError as error:
+        stop(f"error: {error}", USER_ERROR)
+    except KeyboardInterrupt:
+        stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
+    except Exception as error:
+        if _is_full_disk(error):
+            stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
+        if not again or "SPARRING_DEBUG" in os.environ:
+            raise
+        if is_in_log_file(error):
+            hint = "the traceback is in run.log in the run directory"
+        else:
+            traceback.print_exception(error)
+            hint = "the traceback is above"
+        stop(f"fault: {type(error).__name__}: {error}\n  -> {hint}; go on with:\n  {again}", FAULT)
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Also for libraries that pass the system's message on as text."""
+    return (
+        (isinstance(error, OSError) and error.errno in NO_SPACE)
+        or "No space left on device" in str(error)
+        or "File too large" in str(error)
+    )
+
+
+def stop(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    raise typer.Exit(code) from None
+
+
+def stdout() -> Console:
+    """A pipe has no width of its own; 80 columns would break the tables."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    return console
+
+
+def encode_stdout(**options: str) -> None:
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
+        sys.stdout.reconfigure(**options)

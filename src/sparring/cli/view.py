@@ -1,0 +1,105 @@
+"""The commands that look at runs: sample, status, watch, compare, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparring.cli.options import RunFolder
+from sparring.cli.outcome import FAULT, INTERRUPTED, outcome, stdout, stop
+from sparring.console import set_up_logging
+
+
+def sample(
+    run: RunFolder,
+    prompt: Annotated[str, typer.Argument(help="A first user turn.", show_default=False)],
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="Sampling temperature, 0 for greedy; the recipe's when not given.")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="A system turn before the prompt; none when not given.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the replies; the recipe's when not given.")] = None,
+) -> None:
+    """Answer one prompt with every iteration, side by side."""
+    with outcome():
+        set_up_logging(quiet=True)
+        from sparring.samples import answers, print_answers
+
+        print_answers(prompt, answers(run, prompt, temperature, seed, system), stdout())
+
+
+def status(run: RunFolder) -> None:
+    """Where a run stands, in one screen: who works on it, the stage, the newest numbers, the scores so far, and how it goes on."""
+    with outcome():
+        from sparring.live.state import read_state
+        from sparring.live.status import print_status
+
+        print_status(read_state(run), stdout())
+
+
+def watch(run: RunFolder) -> None:
+    """Follow a running run from another terminal or machine until it ends. Exit code 0: the game is finished; 1: it stopped before."""
+    with outcome():
+        from sparring.live.watch import watch as follow
+
+        try:
+            is_finished = follow(run, stdout())
+        except KeyboardInterrupt:
+            stop("no longer watching; the run is not touched", INTERRUPTED)
+        raise typer.Exit(0 if is_finished else FAULT)
+
+
+def compare(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories; that of a recipe with `seeds` too.", show_default=False)
+    ],
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RUN:PLAYER",
+            help="Whom all others are compared with: start, best, a number or a control; the first run's start when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Once for each metric; exact matches and NLL per token as far as measured when not given.",
+            show_default=False,
+        ),
+    ] = None,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Take what there is of runs that are still going, and mark it.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of the random sign flips.")] = 0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the comparison as JSON.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it as Markdown.", show_default=False)
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page with plots.", show_default=False)
+    ] = None,
+) -> None:
+    """Every player of several runs on the same held-out rows: differences with errors, tests, and the compute that each has cost."""
+    with outcome():
+        set_up_logging(quiet=True)
+        from sparring.comparison.command import Files, show_comparison
+
+        show_comparison(runs, against, metric or [], unfinished, seed, Files(json_file, markdown, html), stdout())
+
+
+def report(
+    run: RunFolder,
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where to write the page; report.html in the run directory when not given.", show_default=False),
+    ] = None,
+) -> None:
+    """Draw a run's report, one HTML file that needs nothing else: verdict, scores, plots, samples side by side, recipe."""
+    with outcome():
+        set_up_logging()
+        from sparring.report.run_page import write_report
+
+        print(f"wrote {write_report(run, output)}")

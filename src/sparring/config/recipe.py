@@ -1,0 +1,144 @@
+"""The Recipe: its top-level keys, and the rules between its sections."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from sparring.config.option_types import PositiveInt, Section, Seed, SeedList, Text, Texts
+from sparring.config.sections.baseline import BaselineSection
+from sparring.config.sections.data import DataSection
+from sparring.config.sections.evaluate import EvaluateSection, StopSection
+from sparring.config.sections.launcher import LauncherSection
+from sparring.config.sections.model import ModelSection
+from sparring.config.sections.objective import ObjectiveSection
+from sparring.config.sections.sampling import SamplingSection
+from sparring.config.sections.track import TrackSection
+from sparring.config.sections.train import SftSection, TrainSection
+
+T = TypeVar("T")
+
+
+class Recipe(Section):
+    """A whole game. The fields are the top-level keys of the YAML file."""
+
+    run_dir: Text = Field(description="Folder of this run: all state lives there.")
+    seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
+    seeds: SeedList | None = Field(
+        None,
+        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; no `seed` then.",
+    )
+    model: ModelSection = Field(description="The model that plays.")
+    data: DataSection = Field(description="Its SFT data.")
+    sft: SftSection | None = Field(
+        None,
+        description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
+        "model as it is.",
+    )
+    iterations: PositiveInt = Field(3, description="Self-play iterations at most; the paper plays 4.")
+    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
+    train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
+    stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
+    baseline: tuple[BaselineSection, ...] = Field(
+        (),
+        description="Controls to show beside the game, one or a list of them; `baseline: continued-sft` is short for its defaults, null "
+        "plays without.",
+    )
+    launcher: LauncherSection = Field(
+        default_factory=lambda: LauncherSection(kind="inline"),
+        description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
+        "`launcher: inline` in short, or in many. Results are the same to rounding, and a run may go on under another launcher: "
+        "docs/launching.md.",
+    )
+    track: TrackSection | None = Field(
+        None,
+        description="Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their "
+        "defaults, null sends nothing. See docs/live.md.",
+    )
+    showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
+    showcase: Texts = Field(
+        ("List the popular forms of transportation in Southampton.",),
+        description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
+    )
+    report: bool = Field(
+        True,
+        description="Draw report.html after every iteration (once a minute at most) and at the end, some seconds of work; `sparring "
+        "report` draws it at any time.",
+    )
+
+    @property
+    def sampling_dtype(self) -> str:
+        return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+
+    @property
+    def trains_adapters_alone(self) -> bool:
+        return all(section.lora for section in (self.train, self.sft) if section)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_shorthand(cls, values: Any) -> Any:
+        """`lora:` at the top is short for `train.lora`."""
+        if not isinstance(values, dict) or "lora" not in values:
+            return values
+        train = values.get("train") or {}
+        if not isinstance(train, dict) or "lora" in train:
+            return values  # two of them: the one at the top is refused as an unknown key
+        return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
+
+    @field_validator("seeds")
+    @classmethod
+    def _one_seed_or_several(cls, seeds: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
+        if seeds is not None and info.data.get("seed"):
+            raise ValueError(f"the game is played once per seed, and seed is {info.data['seed']}; set one of the two")
+        return seeds
+
+    @field_validator("baseline", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+        return tuple({"kind": one} if isinstance(one, str) else one for one in values)
+
+    @field_validator("baseline")
+    @classmethod
+    def _each_has_a_folder(cls, baseline: tuple[BaselineSection, ...]) -> tuple[BaselineSection, ...]:
+        folders = [one.folder for one in baseline]
+        twice = next((name for name in folders if folders.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two controls are called {twice}; give each a name")
+        return baseline
+
+    @field_validator("launcher", mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("track", mode="before")
+    @classmethod
+    def _track_shorthand(cls, value: Any) -> Any:
+        value = [value] if isinstance(value, str) else value
+        return {"trackers": value} if isinstance(value, list) else value
+
+    @field_validator("objective", "train")
+    @classmethod
+    def _one_value_per_iteration(cls, section: T, info: ValidationInfo) -> T:
+        iterations = info.data.get("iterations")
+        wrong = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and len(value) != iterations]
+        if iterations is None or not wrong:
+            return section
+        # One error per option, each under its own key; a ValueError could carry one only.
+        rule = "{count} values, but iterations is {iterations}; give one value, or one per iteration"
+        raise ValidationError.from_exception_data(
+            cls.__name__,
+            [
+                InitErrorDetails(
+                    type=PydanticCustomError("contradiction", rule, {"count": len(value), "iterations": iterations}),
+                    loc=(key,),
+                    input=value,
+                )
+                for key, value in wrong
+            ],
+        )

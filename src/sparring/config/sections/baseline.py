@@ -1,0 +1,74 @@
+"""The controls beside a game."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sparring.config.option_types import FolderName, PositiveFloat, PositiveInt, Section
+from sparring.config.sections.data import PairsSection
+
+T = TypeVar("T")
+# what stands beside the controls in a run directory
+TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
+
+
+class BaselineSection(Section):
+    """One control: another way to spend as much on the same start."""
+
+    kind: Literal["continued-sft", "dpo"] = Field(
+        "continued-sft",
+        description="What it is: `continued-sft`, the start model trained further on the human replies; `dpo`, trained on labelled pairs "
+        "(arXiv 2305.18290), its start being the reference.",
+    )
+    name: FolderName | None = Field(
+        None, description="Its folder in the run, where several of a kind are wanted; its kind when null, `spin-dpo` for `start: best`."
+    )
+    start: Literal["start", "best"] = Field(
+        "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
+    )
+    pairs: PairsSection | None = Field(None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`.")
+    beta: PositiveFloat = Field(0.1, description="Of `dpo`: how strongly it is held to its reference; 0.1 is what most use.")
+    epochs: PositiveFloat | None = Field(
+        None,
+        description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "
+        "self-play iterations together.",
+    )
+    lr: PositiveFloat | None = Field(
+        None, description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` train's in iteration 0."
+    )
+    batch_size: PositiveInt | None = Field(
+        None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo`."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _folder_is_free(cls, name: str | None) -> str | None:
+        if name in TAKEN_NAMES:
+            raise ValueError("a run keeps something else under this name")
+        return name
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _pairs_shorthand(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("start", "pairs", "beta")
+    @classmethod
+    def _dpo_alone_takes_it(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") == "continued-sft" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has no effect on continued-sft")
+        if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
+            raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
+        return value
+
+    @property
+    def folder(self) -> str:
+        """Its name in the run directory and on the command line."""
+        return self.name or ("spin-dpo" if self.start == "best" else self.kind)
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.name or {"continued-sft": "continued SFT", "dpo": "DPO", "spin-dpo": "SPIN, then DPO"}[self.folder]

@@ -1,0 +1,66 @@
+"""Where the heavy stages are computed: in this process, or on many ranks."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sparring.config.option_types import PositiveInt, Section, Text
+
+T = TypeVar("T")
+
+
+class LauncherSection(Section):
+    kind: Literal["inline", "accelerate"] = Field(
+        "accelerate",
+        description="The process that plays the game computes all (`inline`), or `accelerate launch` starts the heavy stages on many.",
+    )
+    config_file: Text | None = Field(
+        None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
+    )
+    processes: PositiveInt | None = Field(
+        None, description="Ranks on all machines together; one per GPU of this machine, times `machines`, when null."
+    )
+    machines: PositiveInt = Field(1, description="Machines; they share the run directory and the model's folder.")
+    machine_rank: Annotated[int, Field(ge=0)] = Field(
+        0, description="Which of them this is: 0 plays the game, the others follow it and lend their ranks."
+    )
+    main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
+    main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
+        None, description="Port of machine 0 where the ranks meet. When null: any free one, or 29500 with several machines."
+    )
+    strategy: Literal["ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3"] = Field(
+        "ddp",
+        description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. "
+        "`deepspeed-zero2` shards gradients and optimizer, `deepspeed-zero3` the weights too; they need `sparring[deepspeed]`. "
+        "A `config_file` has its own.",
+    )
+    cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
+
+    @property
+    def shards(self) -> bool:
+        """Whether a rank holds a part of the optimizer only. What a config file says is not read here."""
+        return self.kind == "accelerate" and self.strategy != "ddp"
+
+    @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
+    @classmethod
+    def _inline_takes_none_of_it(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") == "inline" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has no effect while launcher.kind is inline; set launcher.kind to accelerate")
+        return value
+
+    @field_validator("machine_rank")
+    @classmethod
+    def _machine_exists(cls, rank: int, info: ValidationInfo) -> int:
+        machines = info.data.get("machines")
+        if machines is not None and rank >= machines:
+            raise ValueError(f"machines is {machines}, so that ranks go from 0 to {machines - 1}")
+        return rank
+
+    @field_validator("main_process_ip")
+    @classmethod
+    def _machines_can_meet(cls, address: str | None, info: ValidationInfo) -> str | None:
+        if address is None and info.data.get("machines", 1) > 1 and info.data.get("config_file") is None:
+            raise ValueError("is needed with more than one machine: the address of machine 0")
+        return address

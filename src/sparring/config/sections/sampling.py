@@ -1,0 +1,123 @@
+"""How the opponent's replies are drawn, and the engines that can do it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text, Urls
+
+
+class VllmSection(Section):
+    """vLLM inside the run, by its own words."""
+
+    tensor_parallel: PositiveInt = Field(1, description="Devices that share every layer (tensor_parallel_size).")
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.85, description="Share of a device's memory that it takes; less where other programs need some."
+    )
+    max_model_len: PositiveInt | None = Field(
+        None, description="Longest prompt with its reply; the model's context when null. Less takes less memory."
+    )
+    max_num_seqs: PositiveInt | None = Field(None, description="Replies that are drawn at once; vLLM's own choice when null.")
+    enforce_eager: bool | None = Field(
+        None,
+        description="No compilation and no CUDA graphs: an earlier start, slower tokens. When null, on a CPU alone, where a row's own seed "
+        "fails without it.",
+    )
+
+
+class ServerSection(Section):
+    """An OpenAI-compatible endpoint that takes token ids and returns them."""
+
+    urls: Urls = Field(
+        ("http://127.0.0.1:8000/v1",),
+        description="Base URLs up to and including /v1, one server or several that serve the same player; the default is vLLM's own.",
+    )
+    model: Text | None = Field(
+        None,
+        description="Name of the served model; `{hash}` in it stands for the first 12 digits of the player's content hash, so that an "
+        "earlier player can never answer in its place. The only model that the server has when null.",
+    )
+    api_key_env: EnvironmentName | None = Field(
+        None, description="Environment variable that holds the key. The key itself never stands in a recipe, a file or a message."
+    )
+    concurrency: PositiveInt = Field(32, description="Requests under way at each URL; every request is one reply.")
+    timeout_seconds: PositiveFloat = Field(600.0, description="Longest wait for one reply, its time in the server's queue included.")
+    retries: Annotated[int, Field(ge=0)] = Field(
+        6, description="Further attempts at a request, after waits that double from half a second to a minute, or as the server asks."
+    )
+    update_command: Text | None = Field(
+        None,
+        description="Command that has the servers serve the next player, run before it samples: `{model}` is the player's folder, `{name}` "
+        "its served name. It returns when the servers start to load; the run then waits for them.",
+    )
+    ready_timeout_seconds: PositiveFloat = Field(1800.0, description="Longest wait for the servers after `update_command`.")
+
+
+class RaySection(Section):
+    """Sampling on the nodes of a Ray cluster."""
+
+    address: Text | None = Field(
+        None,
+        description="The cluster: `auto` for the one that this machine belongs to, or HOST:PORT of its head. When null, that of the "
+        "environment's RAY_ADDRESS, and without one Ray is started on this machine alone.",
+    )
+    engine: Literal["transformers", "vllm"] = Field("transformers", description="What runs in every worker.")
+    max_workers: PositiveInt | None = Field(
+        None, description="Copies of the player at most; when null, as many as the cluster has room for, nodes that join later included."
+    )
+    cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs of one worker, which are also its threads.")
+    gpus_per_worker: NonNegativeFloat | None = Field(None, description="GPUs of one worker; 1 when null and the cluster has any, else 0.")
+    batch_rows: PositiveInt = Field(
+        32, description="Replies that a worker draws in one call. What a lost worker had in work is drawn again; short calls waste time."
+    )
+    stall_minutes: PositiveFloat = Field(
+        30.0, description="The run stops when no call has ended for so long: there is no room for a worker, or they die again and again."
+    )
+
+
+class SamplingSection(Section):
+    engine: Literal["transformers", "vllm", "server", "ray"] = Field(
+        "transformers",
+        description="What runs the opponent while it samples: `transformers` or `vllm` (`sparring[vllm]`) inside the run, a `server` "
+        "that is there, or `ray` (`sparring[ray]`) on many nodes. See docs/engines.md.",
+    )
+    temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
+    max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
+    replies_per_prompt: PositiveInt = Field(
+        1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy."
+    )
+    batch_tokens: PositiveInt = Field(
+        32768,
+        description="Prompt and new tokens of the rows that are sampled together. More are faster; their keys and values take memory.",
+    )
+    shard_rows: PositiveInt = Field(
+        128,
+        description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server want more, for "
+        "they fill up with rows of one file.",
+    )
+    vllm: VllmSection = Field(default_factory=VllmSection, description="How vLLM runs; for `engine: vllm` only.")
+    server: ServerSection = Field(default_factory=ServerSection, description="Where the server is; for `engine: server` only.")
+    ray: RaySection = Field(default_factory=RaySection, description="The cluster and its workers; for `engine: ray` only.")
+
+    @field_validator("replies_per_prompt")
+    @classmethod
+    def _replies_can_differ(cls, replies: int, info: ValidationInfo) -> int:
+        if replies > 1 and info.data.get("temperature") == 0:
+            raise ValueError("at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0")
+        return replies
+
+    @property
+    def inner_engine(self) -> str:
+        """What computes: the engine itself, or the one in Ray's workers."""
+        return self.ray.engine if self.engine == "ray" else self.engine
+
+
+def unused_sections(sampling: SamplingSection) -> list[str]:
+    """Sections of engines that were set to something though another engine plays."""
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
+    sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
+    playing = {sampling.engine, sampling.inner_engine}
+    return [name for name, section in sections.items() if name not in playing and section != defaults[name]]

@@ -1,0 +1,114 @@
+"""How weights are trained: what the SFT stage and self-play share, what each has of its own, and adapters."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sparring.config.option_types import Fraction, NonNegativeFloat, PerIteration, PositiveFloat, PositiveInt, Section, Text, Texts
+
+Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
+
+
+class LoraSection(Section):
+    """An adapter by PEFT (arXiv 2106.09685); the words in brackets are PEFT's own."""
+
+    rank: PositiveInt = Field(16, description="Inner size of the two factors (r); the usual 8 to 64.")
+    alpha: PositiveFloat = Field(32.0, description="Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual.")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0,
+        description="Share of an adapter's inputs that training drops (lora_dropout). Above 0 the first-step margin of the second "
+        "iteration and later ones is no longer exactly 0, since the opponent never drops any.",
+    )
+    targets: Text | Texts = Field(
+        "all-linear",
+        description="Modules that get an adapter (target_modules): `all-linear` is every linear layer but the head; or a list of the "
+        "model's module names, or a regular expression over them.",
+    )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732).")
+    dora: bool = Field(False, description="Train the norms of the weights beside their directions (use_dora, arXiv 2402.09353).")
+    quantize: Literal["4bit"] | None = Field(
+        None,
+        description="4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores "
+        "too; on CUDA only.",
+    )
+
+    @property
+    def four_bit(self) -> bool:
+        return self.quantize == "4bit"
+
+
+class OptimSection(Section):
+    """What the SFT stage and the self-play stage share."""
+
+    optimizer: Optimizer = Field(
+        "rmsprop",
+        description="The paper trains with rmsprop. adafactor keeps only means of rows and columns as its state, and multiplies `lr` by "
+        "each matrix's root mean square, so that it wants a larger one; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: "
+        "docs/fast-path.md.",
+    )
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
+    warmup: Fraction = Field(0.1, description="Share of the schedule's horizon over which the learning rate rises from 0.")
+    horizon_epochs: PositiveFloat | None = Field(
+        None,
+        description="Epochs after which the schedule would reach its end, when that is later than the stop at `epochs` "
+        "(the published scripts schedule 6 and stop early); equal to `epochs` when null.",
+    )
+    batch_size: PositiveInt = Field(64, description="Duels (or SFT rows) per optimizer step, whatever the micro-batches.")
+    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled for adamw and adafactor, L2 term of rmsprop; the paper uses none.")
+    max_grad_norm: PositiveFloat | None = Field(1.0, description="The gradient is scaled down to this norm; null never scales it.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Number format of the computation. The weights that are trained and saved stay in float32."
+    )
+    lora: LoraSection | None = Field(
+        None,
+        description="Train an adapter over the frozen model instead of all weights; `lora: {}` takes all defaults. It wants a larger `lr` "
+        "than full training. After an SFT stage it is added to the weights; a player keeps its own.",
+    )
+    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
+    micro_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size, how the launcher's "
+        "ranks share it and the memory that is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, "
+        "and kept for the whole run.",
+    )
+    checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether the frozen base is kept in 4 bits."""
+        return self.lora is not None and self.lora.four_bit
+
+    @property
+    def passes(self) -> int:
+        """Forward passes, of 2 N floating-point operations, that a token of training costs: 1 and 2 backward, 1 through frozen weights."""
+        return 2 if self.lora else 3
+
+    @property
+    def max_tokens(self) -> int:
+        """`micro_batch_tokens`, which a run chooses before anything is computed."""
+        assert self.micro_batch_tokens is not None
+        return self.micro_batch_tokens
+
+    @field_validator("epochs", check_fields=False)  # the subclasses define epochs, each in its own type
+    @classmethod
+    def _stops_within_horizon(cls, epochs: float | tuple[float, ...], info: ValidationInfo) -> float | tuple[float, ...]:
+        horizon = info.data.get("horizon_epochs")
+        last = max(epochs, default=0) if isinstance(epochs, tuple) else epochs
+        if horizon is not None and last > horizon:
+            raise ValueError(f"the stop at {last:g} epochs is after horizon_epochs, {horizon:g}, where the schedule ends")
+        return epochs
+
+
+class TrainSection(OptimSection):
+    lr: PerIteration = Field(5e-7, description="Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7.")
+    epochs: PerIteration = Field(
+        2.0, description="Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."
+    )
+
+
+class SftSection(OptimSection):
+    lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
+    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
+    optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")

@@ -1,0 +1,94 @@
+"""What can be known before any stage is played."""
+
+from __future__ import annotations
+
+from sparring.config import Recipe, unused_sections
+from sparring.console import log
+from sparring.data.chat import load_template
+from sparring.data.sources import local_file
+from sparring.errors import UserError
+from sparring.evaluation.evaluate import Evaluator
+from sparring.evaluation.harness import require_harness
+from sparring.launch import check_launcher
+from sparring.opponent.engines import require_engine
+from sparring.policy.adapters import new_adapter
+from sparring.policy.load import model_facts, model_shape
+from sparring.stages.ground import Ground
+from sparring.stages.micro_batches import parallel_of
+from sparring.stages.showcase import showcase_turns
+from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
+
+
+def check(ground: Ground) -> None:
+    """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
+    recipe = ground.recipe
+    _check_alone(recipe)
+    trained = [(name, section) for name, section in (("train", recipe.train), ("sft", recipe.sft)) if section]
+    for name, section in trained:
+        if section.lora:
+            new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
+    _announce_whole(ground)
+    _check_context(ground)
+    Evaluator(recipe, ground.chat, ground.held_out).check_pattern()
+    for _, section in trained:
+        ground.with_budget(section)  # from what is free before anything is loaded
+
+
+def _check_alone(recipe: Recipe) -> None:
+    """What needs neither the model nor the rows."""
+    local_file(recipe.data)
+    require_engine(recipe)
+    if recipe.evaluate.benchmarks:
+        require_harness(recipe.evaluate.benchmarks)
+    _announce_unused(recipe)
+    check_launcher(recipe.launcher)
+    for name, section in (("train", recipe.train), ("sft", recipe.sft)):
+        if section:
+            require_optimizer(section.optimizer, f"{name}.optimizer")
+            require_four_bit(section, f"{name}.lora.quantize")
+            if recipe.launcher.shards:
+                require_shardable(section, name)
+    if recipe.model.chat_template:
+        load_template(recipe.model.chat_template)
+
+
+def _announce_unused(recipe: Recipe) -> None:
+    """Name the sections of engines that do not play, and the stages that the objective has no use for."""
+    sampling, objective = recipe.sampling, recipe.objective
+    if not objective.uses_opponent_logps:
+        log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
+    for name in unused_sections(sampling):
+        log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
+
+
+def _announce_whole(ground: Ground) -> None:
+    """Say what holds the whole model on one device where the launcher cuts the weights for everything else."""
+    recipe = ground.recipe
+    parallel = parallel_of(recipe.launcher)
+    if not parallel.gathers:
+        return
+    whole = f"the whole model on a device, {model_shape(ground.base.folder).num_parameters() / 1e9:.2g} billion weights"
+    if recipe.sampling.inner_engine == "transformers":
+        log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine vllm cuts them")
+    if recipe.evaluate.benchmarks:
+        log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
+
+
+def _check_context(ground: Ground) -> None:
+    """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
+    context, _ = model_facts(ground.base.folder)
+    if context is None:
+        return
+    new = ground.recipe.sampling.max_new_tokens
+    if new >= context:
+        what = f"{new} is beyond the model's context of {context} tokens"
+        raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {context}")
+    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*ground.train_examples, *ground.held_out]]
+    prompts += [("a showcase prompt", len(ground.chat.prompt_ids(turns)), 0) for turns in showcase_turns(ground.recipe)]
+    for name, prompt, reply in prompts:
+        if prompt + max(new, reply) > context:
+            raise UserError(
+                f"{name}: {prompt} prompt tokens and {max(new, reply)} reply tokens exceed the model's context of {context}",
+                where="data.max_prompt_tokens, sampling.max_new_tokens",
+                remedy="lower data.max_prompt_tokens (longer prompts are dropped), data.max_reply_tokens or sampling.max_new_tokens",
+            )

@@ -1,0 +1,57 @@
+"""A model trained and written into the folder of a stage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sparring.config import OptimSection
+from sparring.policy.load import copy_extras, merge
+from sparring.policy.player import Policy
+from sparring.policy.ranks import from_main
+from sparring.rundir import fsync, read_json, write_json
+from sparring.stages.ground import Ground
+from sparring.training.checkpoint import remove_checkpoints
+from sparring.training.fit import FitResult, fit
+from sparring.training.plan import TrainPlan
+from sparring.training.tasks import SftTask, Task
+
+
+def fit_model(
+    ground: Ground, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
+) -> dict[str, Any]:
+    """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
+    fitted = stage / "fit.json"
+    if not from_main(fitted.exists):
+        result = fit(stage, start.folder, task, plan, ground.with_budget(settings), **shown)
+
+        def save() -> None:
+            _save_model(ground, result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
+            write_json(fitted, result.facts)
+
+        from_main(save)
+
+    def finish() -> dict[str, Any]:
+        remove_checkpoints(stage)
+        return read_json(fitted)
+
+    return from_main(finish)
+
+
+def _save_model(ground: Ground, result: FitResult, folder: Path, merged: bool) -> None:
+    """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under.
+
+    An adapter of an SFT stage is added to the weights: the game's own adapters start from there.
+    """
+    own = folder.with_name("adapter") if merged else folder
+    result.weights.save_pretrained(own)
+    if merged:
+        merge(own, folder)
+        shutil.rmtree(own)
+    copy_extras(ground.base.folder, folder)
+    ground.chat.tokenizer.save_pretrained(folder)
+    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    write_json(folder / "generation_config.json", {**generation, "eos_token_id": sorted(ground.chat.stop_ids)})
+    for file in folder.iterdir():  # on the disk before the checkpoints go
+        fsync(file)

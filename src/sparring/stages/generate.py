@@ -1,0 +1,62 @@
+"""Stage 1 of an iteration: the opponent's replies, and the duels that they make."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sparring.console import log
+from sparring.data.window import Window, build_window
+from sparring.opponent.engines import Sampler
+from sparring.opponent.protocol import Stream
+from sparring.opponent.replies import checked_facts, read_replies, sample_examples
+from sparring.policy.player import Policy
+from sparring.rundir import StageRecord
+from sparring.stage_names import iteration_stage
+from sparring.stages.ground import Ground
+from sparring.stages.inputs import sampling_inputs
+from sparring.stages.making import samples_on_ranks
+
+
+def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
+    """The opponent's replies to every training prompt."""
+    recipe, sampling = ground.recipe, ground.recipe.sampling
+
+    def work(stage: Path) -> dict[str, Any]:
+        rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+        log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {recipe.sampling_dtype})")
+        with Sampler(recipe, ground.chat, opponent.folder) as sampler:
+            replies = sample_examples(
+                stage,
+                ground.train_examples,
+                lambda: sampler.engine(sampling.temperature),
+                Stream(recipe.seed, t),
+                sampling.replies_per_prompt,
+                sampling.shard_rows,
+                f"iteration {t}: sampling",
+                partial(sampler.check, sampling.temperature),
+                ground.chat.decode,
+            )
+        prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in ground.train_examples)
+        sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
+        return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
+
+    inputs = {
+        **sampling_inputs(recipe, opponent, t),
+        "replies_per_prompt": sampling.replies_per_prompt,
+        "data": ground.data.outputs["train.parquet"],
+    }
+    return ground.maker.make(iteration_stage(t, "generate"), inputs, work, shared=samples_on_ranks(recipe))
+
+
+def window_at(ground: Ground, t: int) -> Window:
+    """The duels of the newest `objective.window` iterations."""
+    objective, root = ground.recipe.objective, ground.run.root
+    iterations = range(max(0, t - objective.window + 1), t + 1)
+    replies = {i: read_replies(root / iteration_stage(i, "generate")) for i in iterations}
+    of_start = read_replies(root / iteration_stage(0, "generate")) if objective.uses_start_replies else None
+    keep = objective.learns_from_identical(t)
+    window = build_window(ground.train_examples, replies, ground.chat.stop_ids, of_start=of_start, keep_identical=keep)
+    log.info(f"iteration {t}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in window.counts.items()))
+    return window

@@ -1,0 +1,114 @@
+"""What all stages of a game stand on: the base model, its chat format, the rows, and the size of micro-batches."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sparring.config import OptimSection, Recipe
+from sparring.console import log
+from sparring.data.chat import Chat, load_template
+from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
+from sparring.data.prepare import prepare, read_examples, write_examples
+from sparring.data.records import Example
+from sparring.errors import UserError
+from sparring.policy.load import find_model, load_tokenizer, model_facts
+from sparring.policy.player import Policy
+from sparring.policy.ranks import from_main
+from sparring.rundir import RunDir, StageRecord, replace_link
+from sparring.stages.making import Maker
+from sparring.stages.micro_batches import choose_tokens
+
+Optim = TypeVar("Optim", bound=OptimSection)
+START_LINK = "start"
+
+
+class Ground:
+    """A recipe in its run directory, and what is made of it first; nothing is made before it is asked for."""
+
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None) -> None:
+        """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
+        self.recipe, self.run, self.maker = recipe, run, Maker(recipe, run, target)
+
+    @cached_property
+    def base(self) -> Policy:
+        """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
+        source = find_model(self.recipe.model, self.recipe.seed)
+        if source.folder is not None:
+            adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
+            return Policy(_linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
+
+        def work(stage: Path) -> dict[str, Any]:
+            source.make(stage / "model")
+            return {}
+
+        return Policy.of_stage(self.maker.make("base", {"model": source.fingerprint}, work))
+
+    @cached_property
+    def chat(self) -> Chat:
+        template = self.recipe.model.chat_template
+        _, eos = model_facts(self.base.folder)
+        chat = Chat(load_tokenizer(self.base.folder), load_template(template) if template else None, eos)
+        chat.tokenizer.chat_template = chat.template  # so that every saved player carries the template it was trained under
+        for notice in chat.notices:
+            log.info(f"chat: {notice}")
+        return chat
+
+    @cached_property
+    def data(self) -> StageRecord:
+        """data/: train and held-out rows, tokenised and split once for the whole run."""
+        section = self.recipe.data
+
+        def work(stage: Path) -> dict[str, Any]:
+            prepared = prepare(section, self.chat, self.recipe.seed)
+            for notice in prepared.notices:
+                log.info(f"data: {notice}")
+            write_examples(stage / "train.parquet", prepared.train)
+            write_examples(stage / "held_out.parquet", prepared.held_out)
+            log.info("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in prepared.counts.items()))
+            return {"counts": prepared.counts}
+
+        inputs = {
+            "data": {**section.model_dump(exclude={"path"}), "content": source_fingerprint(section)},
+            "chat": chat_fingerprint(self.chat),
+            "seed": self.recipe.seed,
+        }
+        return self.maker.make("data", inputs, work)
+
+    @cached_property
+    def train_examples(self) -> list[Example]:
+        return read_examples(self.data.path / "train.parquet")
+
+    @cached_property
+    def held_out(self) -> list[Example]:
+        return read_examples(self.data.path / "held_out.parquet")
+
+    def with_budget(self, settings: Optim) -> Optim:
+        """The settings with the size of their micro-batches."""
+        return settings if settings.micro_batch_tokens else settings.model_copy(update={"micro_batch_tokens": self.chosen_tokens})
+
+    @cached_property
+    def chosen_tokens(self) -> int:
+        """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
+        base = self.base.folder
+        return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
+
+
+def _linked(folder: Path, root: Path) -> Path:
+    """A link in the run to a base model outside of it, by which the adapters find it wherever either is moved."""
+    link = root / START_LINK
+
+    def lay() -> None:
+        if link.exists() and link.samefile(folder):
+            return
+        if link.is_dir() and not link.is_symlink():
+            raise UserError(
+                "a folder is where the run keeps its link to the base model",
+                where=str(link),
+                remedy="remove it where it is a copy, or set model.path to it",
+            )
+        replace_link(link, folder.absolute())
+
+    from_main(lay)
+    return link

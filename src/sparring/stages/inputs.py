@@ -1,0 +1,58 @@
+"""What of a recipe the results of several stages depend on: parts of their fingerprints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sparring.config import OptimSection, Recipe
+from sparring.data.records import Duel
+from sparring.policy.player import Policy
+from sparring.rundir import digest
+from sparring.training.plan import TrainPlan
+
+# these change speed, memory or what a kill costs, and results by no more than rounding
+NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
+
+
+def training_inputs(settings: OptimSection) -> dict[str, Any]:
+    """The options of a training stage that its result depends on."""
+    return settings.model_dump(exclude=NOT_FINGERPRINTED)
+
+
+def base_format(recipe: Recipe) -> dict[str, str]:
+    """A quantised base computes something else; without one nothing is said, as before there were any."""
+    return {"quantize": "4bit"} if recipe.train.four_bit else {}
+
+
+def sampling_inputs(recipe: Recipe, model: Policy, round_index: int) -> dict[str, Any]:
+    """What replies depend on; how many are drawn together does not count among it."""
+    sampling = recipe.sampling
+    by_ray = {"engine": f"ray, {sampling.inner_engine}"} if sampling.engine == "ray" else {}
+    return {
+        "sampling": {**sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"}), **by_ray},
+        "dtype": recipe.sampling_dtype,
+        **base_format(recipe),
+        "model": model.hash,
+        "round": round_index,
+        "seed": recipe.seed,
+    }
+
+
+def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel], plan: TrainPlan, precision: str) -> dict[str, Any]:
+    """What log-probs of duels depend on."""
+    return {
+        "opponent": opponent.hash,
+        "duels": duels_digest(duels),
+        "batches": {
+            "first_pass_steps": plan.first_pass_steps(),
+            "batch_size": plan.batch_size,
+            "seed": plan.seed,
+            "precision": precision,
+            **base_format(recipe),
+        },
+    }
+
+
+def duels_digest(duels: Sequence[Duel]) -> str:
+    return digest([vars(duel) for duel in duels])

@@ -1,0 +1,87 @@
+"""Log-probs of the duels that an iteration trains on, under its opponent and under the start of the game."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring.config import OptimSection
+from sparring.data.records import Duel
+from sparring.data.window import Window
+from sparring.policy.player import Policy
+from sparring.rundir import StageRecord
+from sparring.stage_names import iteration_stage
+from sparring.stages.ground import Ground
+from sparring.stages.inputs import duels_digest, scoring_inputs
+from sparring.stages.sft import sft
+from sparring.training.opponent_pass import joined_logps, score_duels
+from sparring.training.plan import TrainPlan, iteration_plan, make_plan
+
+
+def score(ground: Ground, opponent: Policy, window: Window, t: int) -> StageRecord:
+    """The opponent's log-probs of the duels, in the micro-batches of the training that follows."""
+    plan = iteration_plan(ground.recipe, len(window.duels), t)
+    name, settings = iteration_stage(t, "score"), ground.recipe.train
+    return score_stage(ground, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
+
+
+def score_start(ground: Ground, window: Window, t: int) -> StageRecord | None:
+    """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
+
+    The opponent of iteration 0 is the start: what it has scored there is not scored again.
+    """
+    start, settings = sft(ground), ground.recipe.train
+    known = joined_logps(record.path for record in _of_start(ground, t))
+    plan = iteration_plan(ground.recipe, len(window.duels), t)
+    used = {index for step in range(plan.first_pass_steps()) for index in plan.batch(step)}
+    duels = [duel for index, duel in enumerate(window.duels) if index in used and duel.duel_id not in known]
+    if not duels:
+        return None
+    once = make_plan(settings, len(duels), lr=1.0, epochs=1.0, seed=plan.seed, name=f"iteration {t}: scoring under the start")
+    name = iteration_stage(t, "score-start")
+    return score_stage(ground, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
+
+
+def scored(ground: Ground, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
+    """The stages that hold the log-probs which the objective needs, those made first that are not there yet."""
+    needs, found = ground.recipe.objective, {}
+    if needs.uses_opponent_logps:
+        found["opponent_logps"] = [score(ground, opponent, window, t)]
+    if needs.uses_start:
+        newest = score_start(ground, window, t)
+        found["start_logps"] = [*_of_start(ground, t), *([newest] if newest else [])]
+    return found
+
+
+def scored_inputs(records: dict[str, list[StageRecord]], window: Window) -> dict[str, Any]:
+    """What a training stage knows its duels by: their log-probs, or where it needs none the duels themselves."""
+    if not records:
+        return {"duels": duels_digest(window.duels)}
+    start = [record.digest for record in records.get("start_logps", [])]
+    return {"opponent_logps": records["opponent_logps"][0].digest, **({"start_logps": start} if start else {})}
+
+
+def _of_start(ground: Ground, t: int) -> list[StageRecord]:
+    """The stages before iteration t that hold log-probs under the start of the game."""
+    names = [iteration_stage(0, "score"), *(iteration_stage(i, "score-start") for i in range(1, t))]
+    return [record for name in names if (record := ground.run.finished(name))]
+
+
+def score_stage(
+    ground: Ground,
+    name: str,
+    model: Policy,
+    duels: Sequence[Duel],
+    plan: TrainPlan,
+    settings: OptimSection,
+    phase: str,
+    derived: bool = False,
+) -> StageRecord:
+    """Log-probs of duels under a model, in the micro-batches of a training by this plan and these settings."""
+
+    def work(stage: Path) -> dict[str, Any]:
+        return score_duels(stage, model.folder, duels, plan, ground.with_budget(settings), phase)
+
+    inputs = scoring_inputs(ground.recipe, model, duels, plan, settings.precision)
+    return ground.maker.make(name, inputs, work, shared=True, derived=derived)
