@@ -12,6 +12,11 @@ from zygote import Zygote
 
 from sparring.config import Recipe, load_recipe
 from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
+from sparring.data.prepare import read_examples
+from sparring.data.records import Duel
+from sparring.dpo import _epochs
+from sparring.opponent.replies import read_replies
+from sparring.policy.batches import Layout
 from sparring.rundir import RunDir
 
 FACTS = {
@@ -81,3 +86,20 @@ def test_a_control_is_equal_to_the_game_that_was_played_last(tmp_path: Path, zyg
 
 def steps(game: Game) -> int:
     return game.json("continued-sft/train/done.json")["facts"]["steps"]
+
+
+def test_a_prompt_is_paid_for_once_whatever_the_number_of_replies(played: Game) -> None:
+    """As packed sampling reads it; the last token of a reply is drawn and never fed."""
+    examples, replies = read_examples(played.root / "data/train.parquet"), read_replies(played.root / "iterations/000/generate")
+    assert len(replies) == 2 * len(examples)
+    computed = sum(len(example.prompt_ids) for example in examples) + sum(len(reply.token_ids) - 1 for reply in replies)
+    assert played.json("iterations/000/generate/done.json")["facts"]["sampled_tokens"] == computed
+
+
+@pytest.mark.parametrize("layout", ["tree", "rows"])
+def test_dpo_pays_for_every_prompt_that_its_layout_computes(layout: Layout) -> None:
+    """Pairs with prompts of 10 tokens and replies of 3: 14 tokens a pair where the prompt is shared, 24 where it is not."""
+    duels = [Duel(str(n), 0, (1,) * 10, (2, 3, n), ((4, 5, n),)) for n in range(7)]
+    of_epoch = 7 * {"tree": 14, "rows": 24}[layout]
+    assert _epochs(duels, 10 * of_epoch, 3, layout) == pytest.approx(3)  # the reference's pass, then 3 epochs of 3 passes
+    assert _epochs(duels, of_epoch, 3, layout) == pytest.approx(1 / 4)

@@ -185,6 +185,39 @@ def test_compares_players(copy: Game, server: JudgeServer) -> None:
     assert against_model.code == 0 and len(server.bodies) == 24, against_model.err
 
 
+def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServer) -> None:
+    """Every player's folder is called model: neither may stand in for the other."""
+    server.says = lambda text: "Verdict: tie"
+    mine, theirs = "run/sft/model", "run/iterations/000/train/model"
+    result = judge(copy, server, "--against", theirs, target=mine)
+    assert result.code == 0, result.err
+    folders = sorted(path.parent.parent for path in (copy.folder / "evaluations" / "model").glob("*/questions/answers"))
+    assert len(folders) == 2 and folders[0].name == "model" and folders[1].name.startswith("model-")
+    for folder, model in zip(folders, (mine, theirs), strict=True):
+        assert judge(copy, server, "--out", str(copy.folder / "alone" / folder.name), target=model).code == 2  # a tie is no grade
+        (answers,) = (copy.folder / "alone" / folder.name).glob("*/questions/answers")
+        for file in answers.glob("turn-*.json"):
+            assert read(file) == read(folder / "questions" / "answers" / file.name)
+    same = judge(copy, server, "--against", mine, target=mine)
+    assert same.code == 2 and "is the very model that it would be compared with" in same.err
+
+
+def test_more_questions_ask_for_the_new_ones_alone(copy: Game, server: JudgeServer) -> None:
+    first = judge(copy, server, "--player", "baseline", "--limit", "1")
+    assert first.code == 0 and len(server.bodies) == 4, first.err  # of two categories the first question
+    assert judge(copy, server, "--player", "baseline").code == 0 and len(server.bodies) == 6
+    kept = copy.root / "evaluations" / "baseline" / "questions" / "grades-judge" / "judgments.jsonl"
+    assert len(kept.read_text().splitlines()) == 6
+
+
+def test_names_are_no_markup(copy: Game, server: JudgeServer) -> None:
+    server.models["[/b]judge"] = None
+    questions = [{"question_id": 1, "category": "[/b]", "turns": ["a?"]}]
+    given = ["--judge", server.url, "--judge-model", "[/b]judge", "--questions", str(write_questions(copy.folder, questions))]
+    result = copy.command("judge", "run", *given, "--max-new-tokens", "3", "--player", "baseline")
+    assert result.code == 0 and "by [/b]judge" in result.out and "grade/[/b]" in result.out, result.err
+
+
 def test_a_killed_judging_goes_on(copy: Game, server: JudgeServer) -> None:
     sabotage = Sabotage("sparring.evaluation.judge:_append", nth=4, when="after")
     questions = str(write_questions(copy.folder))

@@ -249,8 +249,8 @@ class Stages:
                     partial(sampler.check, sampling.temperature),
                     self.chat.decode,
                 )
-            prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in self.train_examples)
-            sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
+            prompt_tokens = sum(len(example.prompt_ids) for example in self.train_examples)  # read once for all replies
+            sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
             return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
 
         inputs = {

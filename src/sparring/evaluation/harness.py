@@ -157,6 +157,7 @@ def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str,
         ) from error
     except TASK_ERRORS as error:
         raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
+    _check_shots(benchmark, list(loaded["tasks"].values()))
     _check_metric(benchmark, list(loaded["tasks"].values()))
     return loaded
 
@@ -169,7 +170,8 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
     if not shots:
         return
     splits = task.fewshot_cfg.split, task.config.test_split
-    there = len(list(task.fewshot_docs() or ())) - (splits[0] == splits[1] is not None)  # an item is no shot before itself
+    same = splits[0] == splits[1] is not None  # an item is no shot before itself
+    there = max(0, len(list(task.fewshot_docs() or ())) - same)
     if there < shots:
         raise UserError(
             f"{shots} shots are asked for, and the task has {there} items to draw them from",
@@ -178,6 +180,16 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
         )
     if splits[0] is None and not (task.has_training_docs() or task.has_validation_docs() or task.fewshot_cfg.samples):
         log.warning(f"{benchmark.task}: shots come from the items that are asked, the answer among them; its file needs a fewshot_split")
+
+
+def _check_shots(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
+    """Raise UserError where no task has the number of shots in the benchmark's name; tell of those that keep their 0."""
+    without = [task.config.task for task in tasks if benchmark.shots and not task.config.num_fewshot]
+    if without and len(without) == len(tasks):
+        what = f"{benchmark.shots} shots are asked for, and the task insists on 0"
+        raise UserError(what, where=benchmark.task, remedy=f"ask for {benchmark.task}, as its file has it")
+    if without:
+        log.warning(f"{benchmark.key}: played with 0 shots, on which their files insist: {', '.join(without)}")
 
 
 def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
