@@ -23,7 +23,7 @@ from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.launch import check_launcher, launch, process_count, ranks_here
-from sparring.opponent.engines import Sampler, answer, require_engine
+from sparring.opponent.engines import PADDED, Sampler, answer, require_engine
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.adapters import new_adapter
@@ -249,9 +249,11 @@ class Stages:
                     partial(sampler.check, sampling.temperature),
                     self.chat.decode,
                 )
-            prompt_tokens = sum(len(example.prompt_ids) for example in self.train_examples)  # read once for all replies
+            facts = checked_facts(stage)
+            readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
+            prompt_tokens = readings * sum(len(example.prompt_ids) for example in self.train_examples)
             sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
-            return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
+            return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
         inputs = {
             **self._sampling_inputs(opponent, t),

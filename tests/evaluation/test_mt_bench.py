@@ -137,6 +137,20 @@ def test_a_judge_that_refuses_one_question(server: JudgeServer, tmp_path: Path, 
         graded(server, tmp_path, questions)
 
 
+def test_a_judge_that_will_not_have_a_setting(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """As models that reason: neither max_tokens nor a temperature. Many requests are under way when the first one is refused."""
+
+    def fault(n: int, body: dict[str, Any]) -> Fault | None:
+        if "max_tokens" in body:
+            return Fault(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        return Fault(400, "Unsupported value: 'temperature' does not support 0.") if "temperature" in body else None
+
+    server.fault = fault
+    scores, facts = graded(server, tmp_path, questions)
+    assert scores["grade"]["value"] == 7 and facts["judge_replies"] == 6
+    assert "max_completion_tokens" in server.bodies[-1] and not {"max_tokens", "temperature"} & server.bodies[-1].keys()
+
+
 def test_a_server_that_shows_the_key(server: JudgeServer, tmp_path: Path, questions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a grade, in what is no grade, and across the place where a long message is cut."""
     monkeypatch.setenv("JUDGE_KEY", KEY)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from sparring.config import ServerSection
+from sparring.console import log
 from sparring.data.sources import without_surrogates
 from sparring.errors import UserError
 from sparring.evaluation.judge_prompts import AGAIN, Messages
@@ -22,6 +24,7 @@ OPTION, KEY_OPTION = "--judge", "--key-env"
 CHAT = "/chat/completions"
 ATTEMPTS = 3  # replies that are asked for until one can be read
 MOST_TOKENS = 1024  # of a judgment
+MOST_WITH_REASONING = 8192  # where the endpoint counts what the judge thinks before too
 MOST_KEPT = 20_000  # characters of a reply: some endpoints do not stop at max_tokens
 OF_ONE_QUESTION = (400, 413, 422)  # how an endpoint refuses one request and not all: a content filter, a context that is too short
 FILE = "judgments.jsonl"
@@ -76,6 +79,7 @@ class Judge:
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
         self.section = section
+        self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": MOST_TOKENS}
         names = Names(
             where=OPTION,
             server=f"{OPTION} and --judge-model",
@@ -118,9 +122,12 @@ class Judge:
 
         messages, replies, used, value = list(task.messages), [], [0, 0, 0], None
         while value is None and len(replies) < ATTEMPTS:
+            sent = dict(self._settings)
             try:
                 answer = await self._endpoints.request("POST", CHAT, self._body(messages))
             except Refused as error:
+                if error.status == 400 and (self._settings != sent or self._adapts(error.what)):
+                    continue
                 if not is_taken() or error.status not in OF_ONE_QUESTION:
                     raise
                 replies.append(error.what)
@@ -134,7 +141,19 @@ class Judge:
         return Judgment(task.key, value, replies, *used, task.asked)
 
     def _body(self, messages: Messages) -> dict[str, Any]:
-        return {"model": self.section.model, "messages": messages, "temperature": 0, "max_tokens": MOST_TOKENS}
+        return {"model": self.section.model, "messages": messages, **self._settings}
+
+    def _adapts(self, what: str) -> bool:
+        """Whether there is a setting that the endpoint will not have, as some do for models that reason; it is changed for all requests."""
+        if "max_completion_tokens" in what and "max_tokens" in self._settings:
+            del self._settings["max_tokens"]
+            self._settings["max_completion_tokens"] = MOST_WITH_REASONING
+        elif "temperature" in self._settings and re.search("temperature.*support|support.*temperature", what, re.IGNORECASE):
+            del self._settings["temperature"]
+        else:
+            return False
+        log.info(f"judge: the endpoint refuses a setting; it is asked with {self._settings}")
+        return True
 
 
 def _text(answer: Any) -> str | None:

@@ -107,12 +107,10 @@ def compare(
     judged = judge.judge(stage, tasks, "comparisons", earlier)
     verdicts = {judgment.key: judgment.value for judgment in judged}
     outcomes = {(q.id, turn): _outcome(verdicts, q, turn) for q in questions for turn in range(len(q.turns))}
-    both = [pair for (id_, turn) in outcomes if None not in (pair := _sides(verdicts, id_, turn))]
     scores = _summed("win_rate", questions, lambda question, turn: outcomes[question.id, turn])
-    if both:
-        known = [outcome for outcome in outcomes.values() if outcome is not None]
-        scores["ties"] = mean_score([float(outcome == 0.5) for outcome in known])
-        scores["same_in_both_orders"] = mean_score([float(first == second) for first, second in both])
+    known = {key: outcome for key, outcome in outcomes.items() if outcome is not None}
+    scores["ties"] = _of_questions({key: float(outcome == 0.5) for key, outcome in known.items()})
+    scores["same_in_both_orders"] = _of_questions({key: float(len(set(_sides(verdicts, *key))) == 1) for key in known})
     return scores, _facts(judged)
 
 
@@ -153,6 +151,14 @@ def _summed(name: str, questions: Sequence[Question], value: Callable[[Question,
     for category in dict.fromkeys(question.category for question in means):
         scores[f"{name}/{category}"] = mean_score([mean for question, mean in means.items() if question.category == category], True)
     return scores
+
+
+def _of_questions(values: Mapping[tuple[str, int], float]) -> Score:
+    """The mean over questions of the mean of their turns."""
+    turns: dict[str, list[float]] = {}
+    for (id_, _), value in values.items():
+        turns.setdefault(id_, []).append(value)
+    return mean_score([sum(own) / len(own) for own in turns.values()])
 
 
 def _facts(judged: Sequence[Judgment]) -> dict[str, Any]:
