@@ -118,6 +118,18 @@ def test_evaluates_a_model_by_itself(copy: Game) -> None:
     assert read(copy.folder / "results/letters.json") == read(copy.folder / "evaluations/model/letters.json")
 
 
+def test_a_model_without_a_chat_template(copy: Game, server: JudgeServer) -> None:
+    """A base model: its benchmarks need none."""
+    needs_harness()
+    shutil.copytree(copy.root / "sft" / "model", copy.folder / "bare")
+    (copy.folder / "bare" / "chat_template.jinja").unlink()
+    result = copy.command("evaluate", "bare", *EVALUATE)
+    assert result.code == 0 and "Chat template not applied" in result.out, result.err
+    wrapped, judged = copy.command("evaluate", "bare", *EVALUATE, "--chat-template"), judge(copy, server, target="bare")
+    assert wrapped.code == judged.code == 2
+    assert all("bare: the model has no chat template" in one.err and "model.chat_template" not in one.err for one in (wrapped, judged))
+
+
 def test_benchmarks_in_a_recipe(copy: Game) -> None:
     """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
     needs_harness()
