@@ -182,7 +182,8 @@ def test_half_a_character(server: JudgeServer, tmp_path: Path) -> None:
 
 
 def test_tokens_that_the_endpoint_does_not_count(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
-    server.sends = lambda text: {"choices": [{"message": {"content": "Score: 7"}}], "usage": {"prompt_tokens": 3}}
+    parts = [{"type": "text", "text": "Score: "}, {"type": "text", "text": "7"}]
+    server.sends = lambda text: {"choices": [{"message": {"content": parts}}], "usage": {"prompt_tokens": 3}}
     _, facts = graded(server, tmp_path, questions)
     assert facts["judge_replies_uncounted"] == 6 and facts["judge_prompt_tokens"] == 18 and facts["judge_completion_tokens"] == 0
 

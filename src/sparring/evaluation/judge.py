@@ -157,12 +157,13 @@ class Judge:
 
 
 def _text(answer: Any) -> str | None:
-    """The text of a chat completion, None for what has not its form."""
+    """The text of a chat completion, whole or in parts; None for what has not its form."""
     try:
-        text = answer["choices"][0]["message"]["content"]
+        content = answer["choices"][0]["message"]["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     except (KeyError, IndexError, TypeError):
         return None
-    return without_surrogates(text) if isinstance(text, str) else None
+    return without_surrogates(text)
 
 
 def _usage(answer: Any) -> tuple[int, int, int]:
