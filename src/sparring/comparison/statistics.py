@@ -112,7 +112,7 @@ def mcnemar(gaps_N: np.ndarray) -> float:
 
 
 def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
-    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows, else by random flips. Of one it is 1."""
+    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows (1 for one), else by random flips."""
     from scipy import stats
 
     if len(gaps_N) < 2:  # which SciPy refuses
