@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 from accelerate.utils import set_seed
+from jinja2.exceptions import TemplateError
 
 from sparring.config import BenchmarksSection
 from sparring.console import log
@@ -43,7 +44,7 @@ FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
 # of what the harness reports; the rest is about the machine
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
 # what the files of a task, and the functions in them, may raise when it is loaded
-TASK_ERRORS = (ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError)
+TASK_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError, TemplateError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
