@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Game
+from conftest import TINY, Game, rows, write_rows
 from test_objective_games import small_game
 from zygote import Zygote
 
+import sparring
 from sparring.config import Recipe, load_recipe
 from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
-from sparring.rundir import RunDir
+from sparring.data.prepare import read_examples
+from sparring.data.records import Duel
+from sparring.dpo import _epochs
+from sparring.opponent import decode
+from sparring.opponent.replies import read_replies
+from sparring.policy.batches import Layout
+from sparring.rundir import RunDir, read_json
 
 FACTS = {
     "sft": {"trained_tokens": 1},
@@ -81,3 +89,33 @@ def test_a_control_is_equal_to_the_game_that_was_played_last(tmp_path: Path, zyg
 
 def steps(game: Game) -> int:
     return game.json("continued-sft/train/done.json")["facts"]["steps"]
+
+
+def test_a_prompt_is_paid_for_once_whatever_the_number_of_replies(played: Game) -> None:
+    """As packed sampling reads it; the last token of a reply is drawn and never fed."""
+    examples, replies = read_examples(played.root / "data/train.parquet"), read_replies(played.root / "iterations/000/generate")
+    assert len(replies) == 2 * len(examples)
+    computed = sum(len(example.prompt_ids) for example in examples) + sum(len(reply.token_ids) - 1 for reply in replies)
+    assert played.json("iterations/000/generate/done.json")["facts"]["sampled_tokens"] == computed
+
+
+@pytest.mark.parametrize("layout", ["tree", "rows"])
+def test_dpo_pays_for_every_prompt_that_its_layout_computes(layout: Layout) -> None:
+    """Pairs with prompts of 10 tokens and replies of 3: 14 tokens a pair where the prompt is shared, 24 where it is not."""
+    duels = [Duel(str(n), 0, (1,) * 10, (2, 3, n), ((4, 5, n),)) for n in range(7)]
+    of_epoch = 7 * {"tree": 14, "rows": 24}[layout]
+    assert _epochs(duels, 10 * of_epoch, 3, layout) == pytest.approx(3)  # the reference's pass, then 3 epochs of 3 passes
+    assert _epochs(duels, of_epoch, 3, layout) == pytest.approx(1 / 4)
+
+
+def test_padded_batches_read_a_prompt_for_every_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model that takes no packed rows, for which our tiny one passes here."""
+    monkeypatch.setattr(decode, "_agreed", {})
+    monkeypatch.setattr(decode, "_gap", lambda *_: math.inf)
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", rows(10))
+    sparring.run({**TINY, "data": {"path": "rows.jsonl", "held_out": 4}, "sft": None, "baseline": [], "iterations": 1, "showcase": []})
+    stage = tmp_path / "run/iterations/000/generate"
+    replies, examples = read_replies(stage), read_examples(tmp_path / "run/data/train.parquet")
+    computed = 2 * sum(len(example.prompt_ids) for example in examples) + sum(len(reply.token_ids) - 1 for reply in replies)
+    assert read_json(stage / "done.json")["facts"]["sampled_tokens"] == computed

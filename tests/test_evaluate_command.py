@@ -115,6 +115,18 @@ def test_evaluates_a_model_by_itself(copy: Game) -> None:
     assert read(copy.folder / "results/letters.json") == read(copy.folder / "evaluations/model/letters.json")
 
 
+def test_a_model_without_a_chat_template(copy: Game, server: JudgeServer) -> None:
+    """A base model: its benchmarks need none."""
+    needs_harness()
+    shutil.copytree(copy.root / "sft" / "model", copy.folder / "bare")
+    (copy.folder / "bare" / "chat_template.jinja").unlink()
+    result = copy.command("evaluate", "bare", *EVALUATE)
+    assert result.code == 0 and "Chat template not applied" in result.out, result.err
+    wrapped, judged = copy.command("evaluate", "bare", *EVALUATE, "--chat-template"), judge(copy, server, target="bare")
+    assert wrapped.code == judged.code == 2
+    assert all("bare: the model has no chat template" in one.err and "model.chat_template" not in one.err for one in (wrapped, judged))
+
+
 def test_benchmarks_in_a_recipe(copy: Game) -> None:
     """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
     needs_harness()
@@ -180,6 +192,39 @@ def test_compares_players(copy: Game, server: JudgeServer) -> None:
     assert len(server.bodies) == 12
     against_model = judge(copy, server, "--against", "../game/run/sft/model", "--player", "1")
     assert against_model.code == 0 and len(server.bodies) == 24, against_model.err
+
+
+def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServer) -> None:
+    """Every player's folder is called model: neither may stand in for the other."""
+    server.says = lambda text: "Verdict: tie"
+    mine, theirs = "run/sft/model", "run/iterations/000/train/model"
+    result = judge(copy, server, "--against", theirs, target=mine)
+    assert result.code == 0, result.err
+    folders = sorted(path.parent.parent for path in (copy.folder / "evaluations" / "model").glob("*/questions/answers"))
+    assert len(folders) == 2 and folders[0].name == "model" and folders[1].name.startswith("model-")
+    for folder, model in zip(folders, (mine, theirs), strict=True):
+        assert judge(copy, server, "--out", str(copy.folder / "alone" / folder.name), target=model).code == 2  # a tie is no grade
+        (answers,) = (copy.folder / "alone" / folder.name).glob("*/questions/answers")
+        for file in answers.glob("turn-*.json"):
+            assert read(file) == read(folder / "questions" / "answers" / file.name)
+    same = judge(copy, server, "--against", mine, target=mine)
+    assert same.code == 2 and "is the very model that it would be compared with" in same.err
+
+
+def test_more_questions_ask_for_the_new_ones_alone(copy: Game, server: JudgeServer) -> None:
+    first = judge(copy, server, "--player", "baseline", "--limit", "1")
+    assert first.code == 0 and len(server.bodies) == 4, first.err  # of two categories the first question
+    assert judge(copy, server, "--player", "baseline").code == 0 and len(server.bodies) == 6
+    kept = copy.root / "evaluations" / "baseline" / "questions" / "grades-judge" / "judgments.jsonl"
+    assert len(kept.read_text().splitlines()) == 6
+
+
+def test_names_are_no_markup(copy: Game, server: JudgeServer) -> None:
+    server.models["[/b]judge"] = None
+    questions = [{"question_id": 1, "category": "[/b]", "turns": ["a?"]}]
+    given = ["--judge", server.url, "--judge-model", "[/b]judge", "--questions", str(write_questions(copy.folder, questions))]
+    result = copy.command("judge", "run", *given, "--max-new-tokens", "3", "--player", "baseline")
+    assert result.code == 0 and "by [/b]judge" in result.out and "grade/[/b]" in result.out, result.err
 
 
 def test_a_killed_judging_goes_on(copy: Game, server: JudgeServer) -> None:

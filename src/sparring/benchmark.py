@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from sparring.config import BenchmarksSection
 from sparring.console import log, log_file
@@ -64,4 +65,4 @@ def _stage(run: RunDir, name: str, section: BenchmarksSection, subject: Subject,
 
 def print_evaluated(found: Evaluated, console: Console) -> None:
     print_benchmarks(found.scores, found.facts, console)
-    console.print(f"Scores, samples and settings: {found.folder}")
+    console.print(Text(f"Scores, samples and settings: {found.folder}"))

@@ -11,10 +11,10 @@ from sparring.console import log
 from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
 from sparring.data.records import Duel
-from sparring.policy.batches import branches_of
+from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord
-from sparring.stage_names import control_stage
+from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.fitting import fit_model
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import training_inputs
@@ -90,7 +90,7 @@ class _Prepared:
 def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tokens: int) -> _Prepared:
     duels = read_pairs(pairs_stage(ground, section).path / PAIRS)
     settings = _settings(ground, section)
-    epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes)
+    epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes, _layout(ground))
     lr = section.lr or at_iteration(settings.lr, 0)
     plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.folder)
     return _Prepared(duels, plan, settings)
@@ -107,8 +107,14 @@ def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared
     return score_stage(ground, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
 
 
-def _epochs(duels: list[Duel], forward_tokens: int, passes: int) -> float:
+def _layout(ground: Ground) -> Layout:
+    """How the game has laid out its duels: where its model takes no packed trees, every reply has computed the prompt for itself."""
+    trained = ground.run.finished(iteration_stage(0, "train"))
+    return "tree" if trained is None or trained.facts["layout"] == "tree" else "rows"
+
+
+def _epochs(duels: list[Duel], forward_tokens: int, passes: int, layout: Layout) -> float:
     """Passes over the pairs that cost so many tokens times forward passes, the reference's one pass included; at least a step is made."""
-    of_epoch = sum(branches_of(duel).tokens("tree") for duel in duels)
+    of_epoch = sum(branches_of(duel).tokens(layout) for duel in duels)
     share = forward_tokens / of_epoch
     return (share - 1) / passes if share >= 1 + passes else share / (1 + passes)

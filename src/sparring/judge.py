@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from sparring.config import ServerSection
 from sparring.console import log, log_file
-from sparring.evaluation.judge import Judge
+from sparring.errors import UserError
+from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
 from sparring.evaluation.judge_prompts import VERSION
 from sparring.evaluation.metrics import Score
 from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
@@ -20,7 +22,7 @@ from sparring.opponent.engines import Sampler
 from sparring.policy.compute import release_memory
 from sparring.policy.load import model_facts
 from sparring.report.tables import print_scores
-from sparring.rundir import RunDir, StageRecord, digest, read_json, write_json
+from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, write_json
 from sparring.subjects import LOG, Subject, default_out, find_subjects, is_run, remade_stage, slug
 
 SCORES = "scores.json"
@@ -58,6 +60,9 @@ def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | 
             subjects = find_subjects(target, wanted, out)
             other = None if against is None else _other(target, against, out)
             rivals = [subject for subject in subjects if other is None or subject.hash != other.hash]
+            if not rivals:
+                what = f"{against} is the very model that it would be compared with: equal weights"
+                raise UserError(what, where="--against", remedy="name another player or model")
             answers = {subject: _answers(run, asked, questions, subject) for subject in [*rivals, *([other] if other else [])]}
             stages = {s: _judged(run, asked, questions, judging, s, answers, other) for s in rivals}
             return _result(out, stages)
@@ -66,11 +71,11 @@ def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | 
 
 
 def _other(target: str, against: str, out: Path) -> Subject:
-    """Another player of the same run, or a model or the best player of another run, under a name of its own."""
+    """Another player of the same run; or a model, or the best player of another run, under a name that no other has."""
     if is_run(target) and not Path(against).exists() and "/" not in against:
         return find_subjects(target, [against], out)[0]
     found = find_subjects(against, ["best"] if is_run(against) else [], out / slug([against]))[0]
-    return replace(found, name=slug([Path(against).name]))
+    return replace(found, name=f"{slug([Path(against).name])}-{found.hash[:8]}")
 
 
 def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: Subject) -> StageRecord:
@@ -110,9 +115,10 @@ def _judged(
 
     def work(stage: Path) -> dict[str, Any]:
         if other is None:
-            scores, facts = grade(stage, judging, questions, ours)
+            scores, facts = grade(stage, judging, questions, ours, earlier)
         else:
-            scores, facts = compare(stage, judging, questions, ours, read_answers(answers[other].path, questions))
+            theirs = read_answers(answers[other].path, questions)
+            scores, facts = compare(stage, judging, questions, ours, theirs, earlier)
         write_json(stage / SCORES, scores)
         return facts
 
@@ -125,7 +131,16 @@ def _judged(
     }
     kind = "grades" if other is None else f"against-{other.name}"
     name = f"{subject.name}/{slug([short_name(asked.questions)])}/{kind}-{slug([asked.judge.model or ''])}"
+    earlier = _earlier(run, name, inputs)
     return remade_stage(run, name, inputs, work)
+
+
+def _earlier(run: RunDir, name: str, inputs: dict[str, Any]) -> list[Judgment]:
+    """What the same judge has found, by the same wording, in a stage that may be made anew: with more questions, say."""
+    before = run.inputs_of(name)
+    if before is None or any(before.get(key) != inputs[key] for key in ("judge", "wording")):
+        return []
+    return [one for folder in (name, name + PARTIAL) for one in read_judgments(run.root / folder / FILE)]
 
 
 def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
@@ -137,6 +152,8 @@ def print_judged(found: Judged, asked: Asked, against: str | None, console: Cons
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
     print_scores(f"{kind}, by {asked.judge.model} (+- standard error)", found.scores, console)
     for title, facts in found.facts.items():
-        tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens"
-        console.print(f"{title}: {facts['judgments']} judgments, {facts['unreadable']} of them unreadable, {tokens} of the judge")
-    console.print(f"Answers, judgments and scores: {found.folder}")
+        tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens of the judge"
+        if uncounted := facts["judge_replies_uncounted"]:  # a cost of 0 would be a wrong one
+            tokens += f" ({uncounted} of its {facts['judge_replies']} replies came without a count)"
+        console.print(Text(f"{title}: {facts['judgments']} judgments, {facts['unreadable']} of them unreadable, {tokens}"))
+    console.print(Text(f"Answers, judgments and scores: {found.folder}"))

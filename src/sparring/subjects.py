@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from sparring.config import ModelSection, Recipe, load_recipe
 from sparring.console import log
 from sparring.data.chat import Chat
+from sparring.errors import UserError
 from sparring.players import Players
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.rundir import RunDir, StageRecord, digest
@@ -22,13 +24,18 @@ MOST_LETTERS = 60
 
 @dataclass(frozen=True)
 class Subject:
-    """A player, or a model by itself: its folder, its content hash, the chat that it speaks, and the recipe that it plays by."""
+    """A player, or a model by itself: its folder, its content hash, and the recipe that it plays by."""
 
     name: str
     folder: Path
     hash: str
-    chat: Chat
     recipe: Recipe
+    find_chat: Callable[[], Chat]
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How it is talked to, which benchmarks may do without. Raises UserError for a model without a chat template."""
+        return self.find_chat()
 
     @property
     def title(self) -> str:
@@ -74,7 +81,7 @@ def _players(root: Path, wanted: Sequence[str]) -> list[Subject]:
     found = dict.fromkeys(players.find(name) for name in names)
     chat = players.chat()
     folders = {player: players.folder(player) for player in found}
-    return [Subject(player.name, folder, weights_hash(folder), chat, players.recipe) for player, folder in folders.items()]
+    return [Subject(player.name, folder, weights_hash(folder), players.recipe, lambda: chat) for player, folder in folders.items()]
 
 
 def _model(target: str, out: Path) -> Subject:
@@ -86,5 +93,11 @@ def _model(target: str, out: Path) -> Subject:
     # of the recipe only the model, the number format and what samples are read
     played = {"data": {"path": "builtin:tasks"}, "train": {"precision": "fp32"}}
     recipe = load_recipe({"run_dir": str(out), "model": {"path": target}, **played})
-    chat = Chat(load_tokenizer(folder), None, model_facts(folder)[1])
-    return Subject(MODEL, folder, weights_hash(folder), chat, recipe)
+    return Subject(MODEL, folder, weights_hash(folder), recipe, partial(_chat_of, target, folder))
+
+
+def _chat_of(target: str, folder: Path) -> Chat:
+    try:
+        return Chat(load_tokenizer(folder), None, model_facts(folder)[1])
+    except UserError as error:  # which names the key of a recipe
+        raise UserError(error.what, where=target, remedy="give the model a chat template, or take one that has it") from error

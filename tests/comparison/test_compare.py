@@ -177,6 +177,13 @@ def test_a_run_that_is_still_going(two: Game) -> None:
     refused(two, "fresh", "--unfinished", words=("this run has no scores yet",))
 
 
+def test_a_finished_run_that_is_played_on(two: Game) -> None:
+    """Its summary still tells of the end that it had; its lock tells that more comes."""
+    with RunDir(two.folder / "other").lock():
+        refused(two, "run", "other", words=("other: this run is still going", "--unfinished"))
+    assert two.command("compare", "run", "other").code == 0
+
+
 def test_scores_that_were_changed_or_are_of_an_older_version(two: Game) -> None:
     shutil.copytree(two.root, two.folder / "copy", symlinks=True)
     table = two.folder / "copy" / "iterations" / "000" / "evaluate" / "items.parquet"

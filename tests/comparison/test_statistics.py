@@ -99,3 +99,26 @@ def test_holm_keeps_its_promise() -> None:
     families = 4000
     wrong = sum(min(holm(list(rng.uniform(size=6)))) < 0.05 for _ in range(families)) / families
     assert wrong == pytest.approx(0.05, abs=0.012)
+
+
+def test_seeds_that_all_differ_alike_prove_little() -> None:
+    """Shares of few rows: t would be infinite, and p 0 from two seeds. Two signs of two alike: p is 2 of 4."""
+    two = over_seeds([0.5, 0.75], [0.25, 0.5], 0.95)
+    assert (two.difference, two.stderr, two.low, two.high, two.p) == (0.25, 0.0, None, None, 0.5) and two.test == "sign-flip"
+    rounded = over_seeds([0.3, 0.8, 0.4], [0.2, 0.7, 0.3], 0.95)  # 0.1, to what subtraction leaves
+    assert rounded.p == pytest.approx(2 / 2**3) and rounded.test == "sign-flip"
+    five = over_seeds([1.0] * 5, [0.0] * 5, 0.95)
+    assert five.p == pytest.approx(2 / 2**5)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+def test_what_is_no_number_proves_nothing(odd: float) -> None:
+    """A comparison with NaN is false, which would make the smallest p that there is."""
+    gone = over_rows(means(odd, 1.5, 2.0), means(1.0, 1.0, 1.0), 0.95, 0)
+    assert (gone.p, gone.low, gone.high, gone.stderr) == (None, None, None, None) and gone.n == 3
+    assert over_seeds([odd, 1.0], [1.0, 2.0], 0.95).p is None
+
+
+def test_one_row_proves_nothing() -> None:
+    found = over_rows(means(1.5), means(1.0), 0.95, 0)
+    assert (found.difference, found.stderr, found.low, found.p) == (0.5, None, None, 1.0)

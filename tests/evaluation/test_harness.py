@@ -174,8 +174,13 @@ def test_goes_on_where_it_was_killed(tmp_path: Path, model: Path, tasks: Path, m
         ("sums:f1", "sums: the metric 'f1' is not defined for this task\n  -> it has acc, acc_norm"),
         ("written:exact", "did you mean exact_match?"),
         ("sums@9", "sums: 9 shots are asked for, and the task has 8 items to draw them from\n  -> ask for fewer, as sums@8"),
+        ("zero@2", "zero: 2 shots are asked for, and the task insists on 0\n  -> ask for zero, as its file has it"),
+        ("code", "code: this task runs code that the model has written"),
+        ("typo", "mend this file of yours: "),
         ("gone", "gone: the data of this task cannot be reached"),
         ("broken", "broken: the harness cannot load this task"),
+        ("hollow", "hollow: the harness cannot load this task"),
+        ("template", "template: the harness cannot load this task"),
     ],
 )
 def test_what_cannot_be_played(tmp_path: Path, model: Path, tasks: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +191,12 @@ def test_what_cannot_be_played(tmp_path: Path, model: Path, tasks: Path, name: s
     for file in tasks.glob("*.yaml"):
         (folder / file.name).write_text(file.read_text())
     write_task(folder, CHOICE, task="gone", data=str(tmp_path / "nowhere.jsonl"))
+    write_task(folder, CHOICE, task="code", data=str(tasks / "rows.jsonl"), unsafe_code=True)
+    (folder / "typo.yaml").write_text("task: [typo\n")
+    write_task(folder, CHOICE, task="zero", data=str(tasks / "rows.jsonl"), num_fewshot=0)
+    (folder / "hollow.jsonl").write_text(json.dumps({"query": "a", "choices": ["", "b"], "gold": 0}) + "\n")
+    write_task(folder, CHOICE, task="hollow", data=str(folder / "hollow.jsonl"))
+    write_task(folder, CHOICE, task="template", data=str(tasks / "rows.jsonl"), doc_to_text="{{query")
     write_task(folder, CHOICE, task="broken", data=str(tasks / "rows.jsonl"), output_type="telepathy")
     with pytest.raises(UserError) as caught:
         play(tmp_path / "stage", model, section(folder, name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +30,29 @@ from sparring.evaluation.judge_prompts import comparing, grading, read_grade, re
         ("Score: 0", None),
         ("There are 3 mistakes and 2 good points.", None),
         ("", None),
+        ("[[10]]", 10.0),
+        ("Score: 8.", 8.0),
+        ("Score:\n8", 8.0),
+        ("Score - 8", 8.0),
+        ("Score (1-10): `8`", 8.0),
+        ("Score: 8\n- 2 mistakes", 8.0),
+        ("Score: 7\n(10 would need sources.)", 7.0),
+        ("My score:\n1. It is short.\n2. It is right.\nSo 8/10.", 8.0),  # a list is no grade
+        ("Score: -5", None),
+        ("-5", None),
+        ("Score: 4/5", None),  # another scale
+        ("Score: 8 out of 20", None),
+        ("Score: 8%", None),
+        ("Score: 7-8", None),
+        ("Score: 7 to 9", None),
+        ("7-8/10", None),
+        ("Score: 3 at first.\nScore: 7-8", None),
+        ("Score: 8,5", None),
+        ("8,5/10", None),
+        ("[[7-8]]", None),
+        ("Score: 100", None),
+        ("Score: 10.5", None),
+        ("10/10/2024", None),
         ("no", None),
     ],
 )
@@ -48,6 +73,21 @@ def test_grades(reply: str, grade: float | None) -> None:
         ("B", "B"),
         ("The winner is A.", "A"),
         ("Verdict: A would be wrong.\nVerdict: B", "B"),
+        ("Verdict: A tie", "tie"),  # its article is no side
+        ("The verdict is a draw.", "tie"),
+        ("a tie", "tie"),
+        ("Verdict: [[B]]", "B"),
+        ("Verdict: A - more complete than B", "A"),
+        ("Verdict: A (clearer)", "A"),
+        ('{"verdict": "B", "why": "clearer"}', "B"),
+        ("Verdict: `B`", "B"),
+        ("My verdict\n\nA few things matter.\nVerdict: B", "B"),
+        ("My verdict\n\nA few things matter.", None),
+        ("Verdict: A and B are equal", None),
+        ("Verdict: A or B", None),
+        ("Verdict: A/B", None),
+        ("Verdict: A slight edge to B", None),
+        ("Verdict: A, Verdict: B or Verdict: tie", None),  # the form itself
         ("Both are fine.", None),
         ("Assistant A is better", None),
         ("", None),
@@ -76,3 +116,11 @@ def test_a_grading_shows_the_conversation_up_to_its_turn() -> None:
 def test_a_comparison_shows_a_before_b() -> None:
     text = comparing(["one?"], ["mine"], ["theirs"], [], 0)[-1]["content"]
     assert text.index("assistant A") < text.index("mine") < text.index("assistant B") < text.index("theirs")
+
+
+def test_a_reply_without_end_is_read_in_no_time() -> None:
+    for part in ("score " + " " * 1000, "verdict: " + "\n" * 1000, "[[1", "1."):
+        reply = part * (300_000 // len(part))
+        began = time.monotonic()
+        assert read_grade(reply) is None and read_verdict(reply) is None
+        assert time.monotonic() - began < 5

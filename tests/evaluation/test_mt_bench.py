@@ -16,7 +16,7 @@ from loopback import Fault
 
 from sparring.config import ServerSection
 from sparring.errors import UserError
-from sparring.evaluation.judge import FILE, Judge
+from sparring.evaluation.judge import FILE, Judge, read_judgments
 from sparring.evaluation.mt_bench import compare, grade
 from sparring.evaluation.questions import read_questions
 from sparring.opponent import endpoints
@@ -120,6 +120,105 @@ def test_a_judge_that_refuses(server: JudgeServer, tmp_path: Path, questions: An
     server.key = KEY
     assert graded(server, tmp_path, questions, api_key_env="JUDGE_KEY")[0]["grade"]["value"] == 7
     assert all(KEY not in file.read_text() for file in tmp_path.rglob("*") if file.is_file())
+
+
+def test_a_judge_that_refuses_one_question(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """As content filters do: no judgment of that one, and no end of the others. Where nothing was answered before, it is the request."""
+    server.fault = lambda n, body: Fault(400, "content filter") if "Sure?" in body["messages"][-1]["content"] else None
+    scores, facts = graded(server, tmp_path, questions, concurrency=1)
+    assert facts["unreadable"] == 1 and scores["grade"]["n"] == 3 and scores["grade/turn-2"]["n"] == 2
+    refused = next(one for one in judgments(tmp_path) if one["key"] == "3/2")
+    assert "refuses /chat/completions: 400 content filter" in refused["replies"][0]
+    (tmp_path / FILE).unlink()
+    server.fault = lambda n, body: Fault(400, "max_tokens is not supported")
+    with pytest.raises(UserError, match="400 max_tokens is not supported"):
+        graded(server, tmp_path, questions)
+
+
+def test_a_judge_that_will_not_have_a_setting(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """As models that reason: neither max_tokens nor a temperature. Many requests are under way when the first one is refused."""
+
+    def fault(n: int, body: dict[str, Any]) -> Fault | None:
+        if "max_tokens" in body:
+            return Fault(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead.")
+        return Fault(400, "Unsupported value: 'temperature' does not support 0.") if "temperature" in body else None
+
+    server.fault = fault
+    scores, facts = graded(server, tmp_path, questions)
+    assert scores["grade"]["value"] == 7 and facts["judge_replies"] == 6
+    assert "max_completion_tokens" in server.bodies[-1] and not {"max_tokens", "temperature"} & server.bodies[-1].keys()
+
+
+def test_a_server_that_shows_the_key(server: JudgeServer, tmp_path: Path, questions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a grade, in what is no grade, and across the place where a long message is cut."""
+    monkeypatch.setenv("JUDGE_KEY", KEY)
+    server.says = lambda text: f"You are {KEY}.\nScore: 7"
+    graded(server, tmp_path, questions, api_key_env="JUDGE_KEY")
+    server.sends = lambda text: {"headers": {"authorization": f"Bearer {KEY}"}}
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError):
+        graded(server, tmp_path / "other", questions, api_key_env="JUDGE_KEY")
+    kept = [file.read_text() for file in tmp_path.rglob("*.jsonl") if file.name == FILE]
+    assert len(kept) == 2 and all(KEY not in text and "***" in text for text in kept)
+    server.fault = lambda n, body: Fault(400, "x" * (endpoints.SHOWN - 8) + KEY)
+    with pytest.raises(UserError) as caught:
+        graded(server, tmp_path / "other", questions, api_key_env="JUDGE_KEY")
+    assert KEY[:4] not in str(caught.value)
+
+
+def test_half_a_character(server: JudgeServer, tmp_path: Path) -> None:
+    """A lone surrogate can be written in JSON, and nowhere else."""
+    row = {"question_id": "\ud83d", "category": "\ude00", "turns": ["Say \ud83d."], "reference": ["\udfff"]}
+    questions = read_questions(str(write_questions(tmp_path, [row])))
+    server.says = lambda text: "Score: 6" if "has not the form" in text else "Fine \ud83d"
+    asking = judge(server)
+    try:
+        scores, _ = grade(tmp_path, asking, questions, {questions[0].id: ["so"]})
+    finally:
+        asking.close()
+    assert scores["grade"]["value"] == 6 and judgments(tmp_path)[0]["replies"] == ["Fine �", "Score: 6"]
+
+
+def test_tokens_that_the_endpoint_does_not_count(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    parts = [{"type": "text", "text": "Score: "}, {"type": "text", "text": "7"}]
+    server.sends = lambda text: {"choices": [{"message": {"content": parts}}], "usage": {"prompt_tokens": 3}}
+    _, facts = graded(server, tmp_path, questions)
+    assert facts["judge_replies_uncounted"] == 6 and facts["judge_prompt_tokens"] == 18 and facts["judge_completion_tokens"] == 0
+
+
+def test_what_an_earlier_attempt_has_cost_is_counted(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    server.says = lambda text: "?"
+    with pytest.raises(UserError, match="none of the judge's replies could be read"):
+        graded(server, tmp_path, questions)
+    server.says = by_turn
+    _, facts = graded(server, tmp_path, questions)
+    assert facts["judge_replies"] == 6 * 3 + 6 == len(server.bodies) and facts["judge_completion_tokens"] == 5 * len(server.bodies)
+
+
+def test_other_answers_are_judged_anew(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
+    """The file of judgments goes by what was asked and not by the question's name; earlier ones of the same are taken over."""
+    graded(server, tmp_path, questions)
+    asking, asked = judge(server), len(server.bodies)
+    try:
+        grade(tmp_path, asking, questions, {**ANSWERS, "2": ["two", "4"]})
+        assert len(server.bodies) - asked == 2  # the second turn's words hold the first one's answer
+        (tmp_path / "new").mkdir()
+        grade(tmp_path / "new", asking, questions[1:], ANSWERS, read_judgments(tmp_path / FILE))
+    finally:
+        asking.close()
+    assert len(server.bodies) - asked == 2 and {one["key"] for one in judgments(tmp_path / "new")} == {"2/1", "2/2", "3/1", "3/2"}
+
+
+def test_what_a_judge_needs(server: JudgeServer, tmp_path: Path, questions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.key = KEY
+    with pytest.raises(UserError, match=r"401.*\n.*name the variable of its key with --key-env"):
+        graded(server, tmp_path, questions)
+    server.close()
+    with pytest.raises(UserError, match="--concurrency, --timeout-seconds, --retries"):
+        graded(server, tmp_path, questions, retries=0)
+    monkeypatch.setattr("sparring.evaluation.judge.is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"--judge: .*httpx2, which is not installed\n.*pip install 'sparring\[server\]'"):
+        judge(server)
 
 
 def test_a_missing_key(server: JudgeServer) -> None:

@@ -325,7 +325,7 @@ def test_the_key_is_sent_and_never_shown(server: Loopback, monkeypatch: pytest.M
     section = {"api_key_env": "TEST_SERVER_KEY"}
     monkeypatch.setenv("TEST_SERVER_KEY", KEY)
     assert len(draw(sampling(server, section=section), same_prompt(LONG, 2))) == 2
-    assert "401" in refused(sampling(server), "name the variable of its key in api_key_env")
+    assert "401" in refused(sampling(server), "name the variable of its key with sampling.server.api_key_env")
 
     monkeypatch.setenv("TEST_SERVER_KEY", KEY + "x")
     message = refused(sampling(server, section=section), "401 ", "Incorrect API key provided: ***", "environment variable TEST_SERVER_KEY")

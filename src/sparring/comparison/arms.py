@@ -18,6 +18,7 @@ from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import SampledMetric
 from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, mean_score, ratio_score
+from sparring.locks import holder
 from sparring.report.summary import SUMMARY
 from sparring.rundir import RunDir, read_json
 from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, seed_folder
@@ -202,7 +203,8 @@ class Game:
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
         self.summary: dict[str, Any] = read_json(root / SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
-        self.is_going = self.summary["stop_reason"] is None
+        at_work = holder(root)  # a finished game may be played on, with more iterations or controls
+        self.is_going = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
         if self.is_going and not unfinished:
             raise UserError(
                 f"this run is still going or was stopped on its way: {len(self.summary['iterations'])} iterations are scored",

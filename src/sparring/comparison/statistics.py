@@ -11,6 +11,8 @@ import numpy as np
 from sparring.evaluation.metrics import ratio_score
 
 RESAMPLES = 9_999
+# spread of differences, as a share of the values, that is none: what subtraction leaves
+ROUNDING = 1e-12
 # numbers that a resampling holds at once: 128 MiB of float64
 BATCH_NUMBERS = 2**24
 
@@ -53,24 +55,28 @@ def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Pa
     assert np.array_equal(first.bottom_N, second.bottom_N), "a ratio is paired over equal denominators only"
     gaps_N = first.top_N - second.top_N
     score = ratio_score(gaps_N, first.bottom_N)
+    test = "McNemar" if first.is_binary and second.is_binary else "sign-flip"
+    if not np.isfinite(gaps_N).all():  # a likelihood of 0, say: no resampling makes a number of it, and comparisons with NaN are all false
+        return Paired(score["value"], None, None, None, None, test, score["n"])
     low, high = bootstrap(gaps_N, first.bottom_N, confidence, seed)
-    if first.is_binary and second.is_binary:
-        p, test = mcnemar(gaps_N), "McNemar"
-    else:
-        p, test = sign_flip(gaps_N, seed), "sign-flip"
+    p = mcnemar(gaps_N) if test == "McNemar" else sign_flip(gaps_N, seed)
     return Paired(score["value"], score["stderr"], low, high, p, test, score["n"])
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float], confidence: float) -> Paired:
-    """`first` less `second`, seed by seed: Student's paired t-test and its interval, which take differences between seeds as normal."""
+    """`first` less `second`, seed by seed: Student's paired t-test and its interval, which take differences between seeds as normal.
+
+    Where all seeds differ alike, as shares of few rows may, there is no spread to hold the mean against: t would be infinite and p 0 from
+    two seeds. The sign-flip test then says what so few can, and there is no interval.
+    """
     from scipy import stats
 
     gaps = np.asarray(first, dtype=float) - np.asarray(second, dtype=float)
     mean, n = float(gaps.mean()), len(gaps)
-    if n == 1:
+    if n == 1 or not np.isfinite(gaps).all():
         return Paired(mean, None, None, None, None, "paired t", n)
-    if np.ptp(gaps) == 0:  # no spread: the test's own quotient would be 0 / 0 or infinite
-        return Paired(mean, 0.0, mean, mean, float(mean == 0), "paired t", n)
+    if np.ptp(gaps) <= ROUNDING * np.abs([*first, *second]).max():
+        return Paired(mean, 0.0, None, None, sign_flip(np.full(n, mean), 0), "sign-flip", n)
     found = stats.ttest_1samp(gaps, 0.0)
     interval = found.confidence_interval(confidence)
     stderr = float(gaps.std(ddof=1) / math.sqrt(n))
@@ -106,8 +112,11 @@ def mcnemar(gaps_N: np.ndarray) -> float:
 
 
 def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
-    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows, else by random flips."""
+    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows (1 for one), else by random flips."""
     from scipy import stats
+
+    if len(gaps_N) < 2:  # which SciPy refuses
+        return 1.0
 
     found = stats.permutation_test(
         (gaps_N,),

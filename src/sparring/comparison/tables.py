@@ -57,7 +57,8 @@ def legend(found: Comparison) -> Iterator[str]:
     )
     yield "Holm's family: every player but the reference in every metric, held-out ones and benchmarks together."
     yield from (f"{metric.name}: {_asked(metric.asked)}." for metric in found.metrics if metric.asked)
-    yield "tokens, FLOPs and wall time: everything that led from the base model to the player, measurements on held-out rows left out."
+    summed = ", of all seeds together" if found.unit == "seeds" else ""
+    yield f"tokens, FLOPs and wall time: all that led from the base model to the player, measurements on held-out rows left out{summed}."
     if any(row.is_best for row in found.rows):
         yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: its score on them flatters it a little."
     yield from (f"note: {note}" for note in found.notes)

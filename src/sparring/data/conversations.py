@@ -68,7 +68,7 @@ def to_conversation(row: Row, shape: str, columns: Mapping[str, str], where: str
     if last is None:
         roles = ", ".join(turn["role"] for turn in (*prompt, *answer)) or "none"
         raise UserError(f"row without a reply: it has no assistant turn (its turns: {roles})", where=where, remedy=MEND_ROW)
-    turns = [_without_surrogates(turn) for turn in (*prompt, *answer[: last + 1])]
+    turns = [Message(role=turn["role"], content=without_surrogates(turn["content"])) for turn in (*prompt, *answer[: last + 1])]
     counts["trailing_turns_dropped"] += last + 1 < len(answer)
     counts["surrogates_replaced"] += turns != [*prompt, *answer[: last + 1]]
     return Conversation(tuple(turns[:-1]), turns[-1]["content"])
@@ -144,11 +144,11 @@ def _is_text_part(part: Any) -> bool:
     return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
 
 
-def _without_surrogates(turn: Message) -> Message:
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate, which can be neither written as UTF-8 nor tokenised."""
     try:
-        turn["content"].encode("utf-8")
+        text.encode("utf-8")
     except UnicodeEncodeError:
         # By way of UTF-16, so that two halves of one character that were escaped separately come together.
-        text = turn["content"].encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-        return Message(role=turn["role"], content=text)
-    return turn
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from accelerate.utils import set_seed
+from jinja2.exceptions import TemplateError
 
 from sparring.config import BenchmarksSection
 from sparring.console import log
@@ -37,11 +39,12 @@ if TYPE_CHECKING:
 
 PACKAGE, EXTRA = "lm_eval", "sparring[eval]"
 CACHE = "answers"
+SHOWN = 300  # characters of a parser's words
 FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
 # of what the harness reports; the rest is about the machine
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
 # what the files of a task, and the functions in them, may raise when it is loaded
-TASK_ERRORS = (ValueError, KeyError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError)
+TASK_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError, TemplateError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,8 @@ def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str,
         ) from error
     except TASK_ERRORS as error:
         raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
-    _check_metric(benchmark, list(loaded["tasks"].values()))
+    for check in (_check_kind, _check_shots, _check_metric):
+        check(benchmark, list(loaded["tasks"].values()))
     return loaded
 
 
@@ -169,7 +173,8 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
     if not shots:
         return
     splits = task.fewshot_cfg.split, task.config.test_split
-    there = len(list(task.fewshot_docs() or ())) - (splits[0] == splits[1] is not None)  # an item is no shot before itself
+    same = splits[0] == splits[1] is not None  # an item is no shot before itself
+    there = max(0, len(list(task.fewshot_docs() or ())) - same)
     if there < shots:
         raise UserError(
             f"{shots} shots are asked for, and the task has {there} items to draw them from",
@@ -178,6 +183,23 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
         )
     if splits[0] is None and not (task.has_training_docs() or task.has_validation_docs() or task.fewshot_cfg.samples):
         log.warning(f"{benchmark.task}: shots come from the items that are asked, the answer among them; its file needs a fewshot_split")
+
+
+def _check_kind(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
+    kinds = {"UNSAFE_CODE": "this task runs code that the model has written", "MULTIMODAL": "this task asks about pictures or sound"}
+    for mark, what in kinds.items():
+        if any(getattr(task, mark, False) for task in tasks):
+            raise UserError(f"{what}, which is not done here", where=benchmark.task, remedy="leave it out, or play it by `lm-eval` itself")
+
+
+def _check_shots(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
+    """Raise UserError where no task has the number of shots in the benchmark's name; tell of those that keep their 0."""
+    without = [task.config.task for task in tasks if benchmark.shots and not task.config.num_fewshot]
+    if without and len(without) == len(tasks):
+        what = f"{benchmark.shots} shots are asked for, and the task insists on 0"
+        raise UserError(what, where=benchmark.task, remedy=f"ask for {benchmark.task}, as its file has it")
+    if without:
+        log.warning(f"{benchmark.key}: played with 0 shots, on which their files insist: {', '.join(without)}")
 
 
 def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
@@ -228,13 +250,25 @@ def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> Ta
     everything = _manager(folders, True)
     for name in names:
         if name not in everything.task_index:
-            guess = nearest(name, everything.all_tasks)
-            raise UserError(
-                f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""),
-                where=TASKS_OPTION,
-                remedy="`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own",
-            )
+            raise _no_task(name, everything, folders)
     return everything
+
+
+def _no_task(name: str, everything: TaskManager, folders: Sequence[str]) -> UserError:
+    guess, broken = nearest(name, everything.all_tasks), next(_broken_files(folders), None)
+    remedy = "`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own"
+    if broken:  # which the harness passes over in silence
+        remedy = f"mend this file of yours: {broken}"
+    return UserError(f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""), where=TASKS_OPTION, remedy=remedy)
+
+
+def _broken_files(folders: Sequence[str]) -> Iterator[str]:
+    """Task files that are no YAML, each with the reason."""
+    for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
+        try:
+            yaml.compose(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            yield f"{path}: {' '.join(str(error).split())[:SHOWN]}"
 
 
 def _is_whole(index: Mapping[str, Any], name: str) -> bool:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from sparring.config import ServerSection
+from sparring.console import log
+from sparring.data.conversations import without_surrogates
+from sparring.errors import UserError
 from sparring.evaluation.judge_prompts import AGAIN, Messages
-from sparring.opponent.endpoints import Endpoints, read_key
+from sparring.opponent.engines import NEEDS
+from sparring.packages import is_installed
 from sparring.progress import progress
+from sparring.rundir import digest
 
 OPTION, KEY_OPTION = "--judge", "--key-env"
 CHAT = "/chat/completions"
 ATTEMPTS = 3  # replies that are asked for until one can be read
 MOST_TOKENS = 1024  # of a judgment
+MOST_WITH_REASONING = 8192  # where the endpoint counts what the judge thinks before too
+MOST_KEPT = 20_000  # characters of a reply: some endpoints do not stop at max_tokens
+OF_ONE_QUESTION = (400, 413, 422)  # how an endpoint refuses one request and not all: a content filter, a context that is too short
 FILE = "judgments.jsonl"
 
 
@@ -30,99 +39,158 @@ class Task:
     read: Callable[[str], Any]
     form: str
 
+    @property
+    def asked(self) -> str:
+        """Hash of what the judge is asked: under a key of before there may stand other words."""
+        return digest(self.messages)
+
 
 @dataclass(frozen=True)
 class Judgment:
-    """`value` is None where no reply could be read. Tokens are summed over all replies, as the endpoint counts them."""
+    """`value` is None where no reply could be read. `replies` are those of all attempts; tokens are their sum, as the endpoint counts
+    them, `uncounted` the replies for which it did not. `asked` is that of the task."""
 
     key: str
     value: Any
     replies: list[str]
     prompt_tokens: int
     completion_tokens: int
+    uncounted: int = 0
+    asked: str = ""
+
+    def after(self, earlier: Judgment | None) -> Judgment:
+        """With what an earlier attempt has cost."""
+        if earlier is None:
+            return self
+        tokens = (getattr(self, name) + getattr(earlier, name) for name in ("prompt_tokens", "completion_tokens", "uncounted"))
+        return Judgment(self.key, self.value, [*earlier.replies, *self.replies], *tokens, self.asked)
 
 
 class Judge:
     """Asks one model. Close it."""
 
     def __init__(self, section: ServerSection) -> None:
-        """Raises UserError when the key is missing."""
+        """Raises UserError when the key, or the package that asks, is missing."""
         assert section.model is not None
+        package, extra = NEEDS["server"]
+        if not is_installed(package):
+            what = f"a judge is asked by way of the package {package}, which is not installed"
+            raise UserError(what, where=OPTION, remedy=f"pip install '{extra}'")
+        from sparring.opponent.endpoints import Endpoints, Names, read_key
+
         self.section = section
-        key = read_key(section, KEY_OPTION)
-        self._endpoints = Endpoints(section, key, OPTION, f"{OPTION} and --judge-model", "docs/evaluation.md says what is asked of a judge")
+        self._settings: dict[str, Any] = {"temperature": 0, "max_tokens": MOST_TOKENS}
+        names = Names(
+            where=OPTION,
+            server=f"{OPTION} and --judge-model",
+            key=KEY_OPTION,
+            limits="--concurrency, --timeout-seconds, --retries",
+            manual="docs/evaluation.md says what is asked of a judge",
+        )
+        self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 
     def close(self) -> None:
         self._endpoints.close()
 
-    def judge(self, folder: Path, tasks: Sequence[Task], phase: str) -> list[Judgment]:
+    def judge(self, folder: Path, tasks: Sequence[Task], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:
         """The judgments in the order of the tasks; those that the folder's file has a value for are not asked for again.
 
+        earlier: judgments of other questions, of which the file begins with those that are asked for here too.
         Raises UserError when the endpoint refuses or stays silent; what came before is in the file.
         """
         file = folder / FILE
-        kept = _read(file)
+        asked = {task.key: task.asked for task in tasks}
+        taken_over = [one for one in earlier if asked.get(one.key) == one.asked]
+        if taken_over and not file.exists():
+            with open(file, "a", encoding="utf-8") as lines:
+                _append(lines, taken_over)
+        kept = {one.key: one for one in read_judgments(file) if asked.get(one.key) == one.asked}
         missing = [task for task in tasks if task.key not in kept or kept[task.key].value is None]
         with open(file, "a", encoding="utf-8") as lines, progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:
 
             async def one(task: Task) -> None:
-                kept[task.key] = await self._ask(task)
-                _append(lines, kept[task.key])
+                found = await self._ask(task, lambda: any(judgment.value is not None for judgment in kept.values()))
+                kept[task.key] = found.after(kept.get(task.key))
+                _append(lines, [kept[task.key]])
                 shown.advance()
 
             self._endpoints.run(self._endpoints.all([one(task) for task in missing]))
         return [kept[task.key] for task in tasks]
 
-    async def _ask(self, task: Task) -> Judgment:
-        messages, replies, tokens = list(task.messages), [], [0, 0]
-        for _ in range(ATTEMPTS):
-            answer = await self._endpoints.request("POST", CHAT, self._body(messages))
-            text, used = _text(answer), _usage(answer)
-            tokens = [tokens[0] + used[0], tokens[1] + used[1]]
-            replies.append(f"no chat completion: {json.dumps(answer)[:500]}" if text is None else text)
+    async def _ask(self, task: Task, is_taken: Callable[[], bool]) -> Judgment:
+        """is_taken: whether the endpoint has answered such requests, so that one which it refuses is a matter of what is in it."""
+        from sparring.opponent.endpoints import Refused
+
+        messages, replies, used, value = list(task.messages), [], [0, 0, 0], None
+        while value is None and len(replies) < ATTEMPTS:
+            sent = dict(self._settings)
+            try:
+                answer = await self._endpoints.request("POST", CHAT, self._body(messages))
+            except Refused as error:
+                if error.status == 400 and (self._settings != sent or self._adapts(error.what)):
+                    continue
+                if not is_taken() or error.status not in OF_ONE_QUESTION:
+                    raise
+                replies.append(error.what)
+                break
+            text = _text(answer)
+            used = [before + new for before, new in zip(used, _usage(answer), strict=True)]
+            replies.append(self._endpoints.hidden(f"no chat completion: {json.dumps(answer)}" if text is None else text)[:MOST_KEPT])
             value = None if text is None else task.read(text)
-            if value is not None:
-                return Judgment(task.key, value, replies, *tokens)
             again = AGAIN.format(form=task.form)
             messages = [*task.messages, {"role": "assistant", "content": text or "-"}, {"role": "user", "content": again}]
-        return Judgment(task.key, None, replies, *tokens)
+        return Judgment(task.key, value, replies, *used, task.asked)
 
     def _body(self, messages: Messages) -> dict[str, Any]:
-        return {"model": self.section.model, "messages": messages, "temperature": 0, "max_tokens": MOST_TOKENS}
+        return {"model": self.section.model, "messages": messages, **self._settings}
+
+    def _adapts(self, what: str) -> bool:
+        """Whether there is a setting that the endpoint will not have, as some do for models that reason; it is changed for all requests."""
+        if "max_completion_tokens" in what and "max_tokens" in self._settings:
+            del self._settings["max_tokens"]
+            self._settings["max_completion_tokens"] = MOST_WITH_REASONING
+        elif "temperature" in self._settings and re.search("temperature.*support|support.*temperature", what, re.IGNORECASE):
+            del self._settings["temperature"]
+        else:
+            return False
+        log.info(f"judge: the endpoint refuses a setting; it is asked with {self._settings}")
+        return True
 
 
 def _text(answer: Any) -> str | None:
-    """The text of a chat completion, None for what has not its form."""
+    """The text of a chat completion, whole or in parts; None for what has not its form."""
     try:
-        text = answer["choices"][0]["message"]["content"]
+        content = answer["choices"][0]["message"]["content"]
+        text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     except (KeyError, IndexError, TypeError):
         return None
-    return text if isinstance(text, str) else None
+    return without_surrogates(text)
 
 
-def _usage(answer: Any) -> tuple[int, int]:
+def _usage(answer: Any) -> tuple[int, int, int]:
+    """Tokens of the prompt and of the reply, and 1 where the endpoint has not counted them."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    prompt, completion = (count if type(count) is int and count >= 0 else 0 for count in counts)
-    return prompt, completion
+    prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
+    return prompt or 0, completion or 0, int(prompt is None or completion is None)
 
 
-def _append(lines: TextIO, judgment: Judgment) -> None:
-    lines.write(json.dumps(asdict(judgment), ensure_ascii=False) + "\n")
+def _append(lines: TextIO, judgments: Sequence[Judgment]) -> None:
+    lines.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
     lines.flush()
     os.fsync(lines.fileno())
 
 
-def _read(file: Path) -> dict[str, Judgment]:
-    """What an attempt before has left. A kill may have cut the last line short: it is taken away."""
+def read_judgments(file: Path) -> list[Judgment]:
+    """What an attempt before has left, of a key the newest last. A kill may have cut the last line short: it is taken away."""
     if not file.exists():
-        return {}
-    kept, whole = {}, 0
+        return []
+    found, whole = [], 0
     for line in file.read_bytes().splitlines(keepends=True):
         if not line.endswith(b"\n"):
             break
-        judgment = Judgment(**json.loads(line))
-        kept[judgment.key] = judgment
+        found.append(Judgment(**json.loads(line)))
         whole += len(line)
-    os.truncate(file, whole)
-    return kept
+    if whole < file.stat().st_size:
+        os.truncate(file, whole)
+    return found

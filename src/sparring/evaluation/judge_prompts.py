@@ -46,28 +46,65 @@ def comparing(turns: Sequence[str], first: Sequence[str], second: Sequence[str],
 
 def read_grade(reply: str) -> float | None:
     """The grade in a judge's reply, None where there is none from 1 to 10. The last one counts: reasons may name others."""
-    number = r"(\d+(?:\.\d+)?)"
-    for pattern in (
-        rf"\b(?:score|rating|grade)\b[\s*_:=\"'-]*(?:is\s+)?[\[*_\s]*{number}",
-        rf"\[\[\s*{number}\s*\]\]",
-        rf"\b{number}\s*(?:/|out of)\s*10\b",
-        rf"\A\W*{number}\W*\Z",
-    ):
-        found = [float(text) for text in re.findall(pattern, reply, re.IGNORECASE)]
+    for pattern in GRADES:
+        found = [claim for claim in pattern.finditer(reply) if not _is_list(claim)]
         if found:
-            return found[-1] if LOWEST <= found[-1] <= HIGHEST else None
+            return _grade(found[-1]["number"], reply[found[-1].end() :])
     return None
 
 
 def read_verdict(reply: str) -> str | None:
-    """What a judge's reply says: "A", "B" or "tie"; None where it says none of them."""
-    side = r"(?:assistant\s+)?(A|B|C|tie|draw)\b"
-    for pattern in (rf"\b(?:verdict|winner)\b[\s*_:=\"'-]*(?:is\s+)?[\[*_\s]*{side}", rf"\[\[\s*{side}\s*\]\]", rf"\A\W*{side}\W*\Z"):
-        found = re.findall(pattern, reply, re.IGNORECASE)
+    """Who is said to win: "A", "B" or "tie", None where nobody is. The last line with a verdict counts, if it names one side alone."""
+    for pattern in VERDICTS:
+        found = [(reply.count("\n", 0, claim.start()), _side(claim, reply[claim.end() :])) for claim in pattern.finditer(reply)]
         if found:
-            word = found[-1].upper()
-            return word if word in ("A", "B") else "tie"
+            sides = {side for line, side in found if line == found[-1][0]}
+            return sides.pop() if len(sides) == 1 else None
     return None
+
+
+# What may stand between a word and its value: a scale in brackets, marks, "is". Bounded, for a reply may be long. A dash before a digit is
+# a minus.
+_GAP = r"(?P<gap>(?:\s?\([^()\n]{0,40}\))?(?:[\s*_:=\"'`]|-(?!\d)){0,16}(?:is\s{1,4})?[\[*_`\s]{0,8})"
+_NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)*)"
+GRADES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:score|rating|grade)\b{_GAP}{_NUMBER}",
+        rf"\[\[\s*{_NUMBER}(?=\s*\]\])",
+        rf"(?<![\w.,/-]){_NUMBER}(?=\s*(?:/|out of)\s*10\b(?!/))",
+        rf"\A[^\w-]*{_NUMBER}(?=\W*\Z)",
+    )
+)
+# "a tie" before "A": its article is no side
+_SIDE = r"(?:(?:an?\s+)?(?P<tie>tie|draw)|(?:assistant\s+)?(?P<side>[ABC]))\b"
+VERDICTS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (rf"\b(?:verdict|winner)\b{_GAP}{_SIDE}", rf"\[\[\s*{_SIDE}(?=\s*\]\])", rf"\A\W*{_SIDE}(?=\W*\Z)")
+)
+# after a number: letters, a second number of a range, a share, or a scale that does not end at 10
+OTHER_NUMBER = re.compile(r"\w|[ \t]*(?:[-\u2013]|to\b)[ \t]*\d|[ \t]*%|[ \t\]*_`]*(?:/|out of)[ \t]*(?!10\b)\d", re.IGNORECASE)
+# after a side: the end of the line or of the sentence, or a reason set off by a mark
+END_OF_CLAIM = re.compile(r"[ \t\]*_\"'`]*(?:[-\u2013\u2014.;:(]|\n|\Z)|[\"']\s*[,}]|[^\w\n]*(?:\n|\Z)")
+
+
+def _is_list(claim: re.Match[str]) -> bool:
+    """Whether the number is that of the first reason: "My score:", then a line "1. It is short"."""
+    return "\n" in (claim.groupdict().get("gap") or "") and re.match(r"[.)]\s*\w", claim.string[claim.end() :]) is not None
+
+
+def _grade(number: str, rest: str) -> float | None:
+    """None for what is no one number on a scale of 10: "7-8", "8,5", "4/5", "80%"."""
+    if OTHER_NUMBER.match(rest) or "," in number or number.count(".") > 1:
+        return None
+    return float(number) if LOWEST <= float(number) <= HIGHEST else None
+
+
+def _side(claim: re.Match[str], rest: str) -> str | None:
+    """None where words follow a side at once: "A and B are equal", "A slight edge to B"."""
+    if claim["tie"] or claim["side"].upper() == "C":
+        return "tie"
+    return claim["side"].upper() if END_OF_CLAIM.match(rest) else None
 
 
 def _conversation(who: str, turns: Sequence[str], answers: Sequence[str], turn: int) -> list[str]:

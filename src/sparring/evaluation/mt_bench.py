@@ -74,14 +74,16 @@ def _answers_file(stage: Path, turn: int, category: str) -> Path:
 # -- grades
 
 
-def grade(stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers) -> tuple[dict[str, Score], dict[str, Any]]:
-    """(scores, facts) of the judge's grades, 1 to 10, of every answer."""
+def grade(
+    stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers, earlier: Sequence[Judgment] = ()
+) -> tuple[dict[str, Score], dict[str, Any]]:
+    """(scores, facts) of the judge's grades, 1 to 10, of every answer; `earlier` ones of the same are not asked for again."""
     tasks = [
         Task(f"{q.id}/{turn + 1}", grading(q.turns, answers[q.id], q.references, turn), read_grade, GRADE_FORM)
         for q in questions
         for turn in range(len(q.turns))
     ]
-    judged = judge.judge(stage, tasks, "grades")
+    judged = judge.judge(stage, tasks, "grades", earlier)
     value = {judgment.key: judgment.value for judgment in judged}
     return _summed("grade", questions, lambda question, turn: value[f"{question.id}/{turn + 1}"]), _facts(judged)
 
@@ -90,7 +92,7 @@ def grade(stage: Path, judge: Judge, questions: Sequence[Question], answers: Ans
 
 
 def compare(
-    stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers, others: Answers
+    stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers, others: Answers, earlier: Sequence[Judgment] = ()
 ) -> tuple[dict[str, Score], dict[str, Any]]:
     """(scores, facts): how often `answers` win against `others`, a tie counting half.
 
@@ -102,15 +104,13 @@ def compare(
         for turn in range(len(q.turns))
         for order in ORDERS
     ]
-    judged = judge.judge(stage, tasks, "comparisons")
+    judged = judge.judge(stage, tasks, "comparisons", earlier)
     verdicts = {judgment.key: judgment.value for judgment in judged}
     outcomes = {(q.id, turn): _outcome(verdicts, q, turn) for q in questions for turn in range(len(q.turns))}
-    both = [pair for (id_, turn) in outcomes if None not in (pair := _sides(verdicts, id_, turn))]
     scores = _summed("win_rate", questions, lambda question, turn: outcomes[question.id, turn])
-    if both:
-        known = [outcome for outcome in outcomes.values() if outcome is not None]
-        scores["ties"] = mean_score([float(outcome == 0.5) for outcome in known])
-        scores["same_in_both_orders"] = mean_score([float(first == second) for first, second in both])
+    known = {key: outcome for key, outcome in outcomes.items() if outcome is not None}
+    scores["ties"] = _of_questions({key: float(outcome == 0.5) for key, outcome in known.items()})
+    scores["same_in_both_orders"] = _of_questions({key: float(len(set(_sides(verdicts, *key))) == 1) for key in known})
     return scores, _facts(judged)
 
 
@@ -153,11 +153,20 @@ def _summed(name: str, questions: Sequence[Question], value: Callable[[Question,
     return scores
 
 
+def _of_questions(values: Mapping[tuple[str, int], float]) -> Score:
+    """The mean over questions of the mean of their turns."""
+    turns: dict[str, list[float]] = {}
+    for (id_, _), value in values.items():
+        turns.setdefault(id_, []).append(value)
+    return mean_score([sum(own) / len(own) for own in turns.values()])
+
+
 def _facts(judged: Sequence[Judgment]) -> dict[str, Any]:
     return {
         "judgments": len(judged),
         "unreadable": sum(judgment.value is None for judgment in judged),
         "judge_replies": sum(len(judgment.replies) for judgment in judged),
+        "judge_replies_uncounted": sum(judgment.uncounted for judgment in judged),
         "judge_prompt_tokens": sum(judgment.prompt_tokens for judgment in judged),
         "judge_completion_tokens": sum(judgment.completion_tokens for judgment in judged),
     }

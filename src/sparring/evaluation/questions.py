@@ -9,6 +9,7 @@ from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.arrow import hub_dataset
+from sparring.data.conversations import without_surrogates
 from sparring.data.sources import local_file, read_rows
 from sparring.errors import UserError
 
@@ -71,7 +72,7 @@ def _rows(path: str, option: str) -> list[tuple[str, Mapping[str, Any]]]:
 
 
 def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence[str]]) -> Question:
-    id_ = next((str(row[name]) for name in ID_COLUMNS if row.get(name) is not None), None)
+    id_ = next((without_surrogates(str(row[name])) for name in ID_COLUMNS if row.get(name) is not None), None)
     turns = next((row[name] for name in TURN_COLUMNS if row.get(name)), None)
     if id_ is None or not _is_texts(turns):
         raise UserError(
@@ -81,7 +82,8 @@ def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence
         )
     own = row.get("reference")
     references = answers.get(id_) or (own if _is_texts(own) else ())
-    return Question(id_, str(row.get("category") or "other"), tuple(turns), tuple(references[: len(turns)]))
+    category = without_surrogates(str(row.get("category") or "other"))
+    return Question(id_, category, _clean(turns), _clean(references[: len(turns)]))
 
 
 def _references(path: str) -> dict[str, list[str]]:
@@ -92,8 +94,12 @@ def _references(path: str) -> dict[str, list[str]]:
         turns = choices[0].get("turns") if isinstance(choices, Sequence) and choices and isinstance(choices[0], Mapping) else None
         if row.get("question_id") is None or not _is_texts(turns):
             raise UserError("this is no reference: it needs question_id and choices[0].turns", where=f"{REFERENCES_OPTION}: {where}")
-        found[str(row["question_id"])] = list(turns)
+        found[without_surrogates(str(row["question_id"]))] = list(turns)
     return found
+
+
+def _clean(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(without_surrogates, texts))
 
 
 def _is_texts(value: Any) -> bool:

@@ -147,6 +147,11 @@ def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> bo
     return agrees
 
 
+def packed_rows_disagree(model: PreTrainedModel) -> bool:
+    """Whether this process has found that models of this kind cannot take packed rows."""
+    return not _agreed.get(kind_of(model), (0, True))[1]
+
+
 def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
     """Largest distance between next-token distributions after a prompt, and after one token more from the cache, of packed rows and of
     the model's own unbatched forward: the mean difference of log-probs. In float32, for bfloat16's own noise is 0.05 here."""

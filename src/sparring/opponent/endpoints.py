@@ -6,6 +6,7 @@ A thread of its own runs the event loop, so that a caller may have one already (
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import threading
@@ -43,6 +44,14 @@ def read_key(section: ServerSection, where: str = f"{WHERE}.api_key_env") -> str
     return key
 
 
+class Refused(UserError):
+    """The server does not take the request, and would not take it again. `status` is that of its answer."""
+
+    def __init__(self, status: int, what: str, *, where: str, remedy: str) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.status = status
+
+
 class _Passing(Exception):
     """An attempt failed in a way that another may not; `wait` is what the server asks for, in seconds."""
 
@@ -64,19 +73,25 @@ class _Url:
         self.rests_until = max(self.rests_until, now + seconds)
 
 
+@dataclass(frozen=True)
+class Names:
+    """What messages name as the option behind the servers, as those of their address, their key and their limits, and as the page that
+    says what is asked of a server."""
+
+    where: str = WHERE
+    server: str = f"{WHERE}.urls and {WHERE}.model"
+    key: str = f"{WHERE}.api_key_env"
+    limits: str = "concurrency, timeout_seconds, retries"
+    manual: str = "docs/engines.md says what the engine asks of a server"
+
+
 @dataclass
 class Endpoints:
-    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread.
-
-    where, options, manual: what messages name as the option behind them, as those of the URL and the model, and as the page that says
-    what is asked of a server.
-    """
+    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread."""
 
     section: ServerSection
     key: str | None = field(repr=False)
-    where: str = WHERE
-    options: str = f"{WHERE}.urls and {WHERE}.model"
-    manual: str = "docs/engines.md says what the engine asks of a server"
+    names: Names = Names()
 
     def __post_init__(self) -> None:
         self._urls = [_Url(base) for base in self.section.urls]
@@ -190,34 +205,33 @@ class Endpoints:
         except ValueError:  # broken JSON and broken UTF-8
             raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
 
-    def _refused(self, at: _Url, path: str, response: httpx2.Response) -> UserError:
-        status, where = response.status_code, f"{self.where} ({at.base})"
+    def _refused(self, at: _Url, path: str, response: httpx2.Response) -> Refused:
+        status, where = response.status_code, f"{self.names.where} ({at.base})"
         what = f"the server refuses {path}: {status} {self._words(response)}"
         if status in (401, 403):
             name = self.section.api_key_env
-            remedy = f"check the key in the environment variable {name}" if name else "name the variable of its key in api_key_env"
-            return UserError(what, where=where, remedy=remedy)
+            remedy = f"check the key in the environment variable {name}" if name else f"name the variable of its key with {self.names.key}"
+            return Refused(status, what, where=where, remedy=remedy)
         if status == 404:
-            return UserError(what, where=where, remedy=f"check {self.options} (a URL goes up to and including /v1)")
-        return UserError(what, where=where, remedy=self.manual)
+            return Refused(status, what, where=where, remedy=f"check {self.names.server} (a URL goes up to and including /v1)")
+        return Refused(status, what, where=where, remedy=self.names.manual)
 
     def _gave_up(self, failed: Sequence[str]) -> UserError:
         kinds = list(dict.fromkeys(failed))
         return UserError(
             f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
-            where=self.where,
-            remedy="see that the server runs and keeps up (concurrency, timeout_seconds, retries); "
-            "the same command goes on, and nothing finished is lost",
+            where=self.names.where,
+            remedy=f"see that the server runs and keeps up ({self.names.limits}); the same command goes on, and nothing finished is lost",
         )
 
     def _words(self, response: httpx2.Response) -> str:
         """What the server says, short, in one line and without the key."""
-        text = " ".join(response.text.split())
-        return self.hidden(text if len(text) <= SHOWN else text[:SHOWN] + "...") or response.reason_phrase
+        text = self.hidden(" ".join(response.text.split()))  # before it is cut: a part of a key is none of a log's business
+        return (text if len(text) <= SHOWN else text[:SHOWN] + "...") or self.hidden(response.reason_phrase)
 
     def hidden(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self.key, "***") if self.key else text
+        """The text without the key, as it is or as JSON writes it."""
+        return text.replace(self.key, "***").replace(json.dumps(self.key)[1:-1], "***") if self.key else text
 
 
 def _plain(error: httpx2.RequestError) -> str:

@@ -27,6 +27,8 @@ from sparring.policy.load import DTYPES, load_model, model_shape
 from sparring.policy.score import Scorer
 
 # engine -> (the package that it needs, the extra that brings it)
+# in the facts of a check: every reply has read its prompt for itself
+PADDED = "padded"
 NEEDS = {"vllm": ("vllm", "sparring[vllm]"), "server": ("httpx2", "sparring[server]"), "ray": ("ray", "sparring[ray]")}
 
 
@@ -95,7 +97,9 @@ class Sampler:
         """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError where they differ."""
         sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
         with self._model_to_score() as model:
-            return check_agreement(Scorer(model), sampling, prompts, replies)
+            found = check_agreement(Scorer(model), sampling, prompts, replies)
+        is_padded = isinstance(self._engine, TransformersEngine) and self._engine.reads_prompts_again
+        return {**found, **({PADDED: True} if is_padded else {})}
 
     @contextlib.contextmanager
     def _model_to_score(self) -> Iterator[PreTrainedModel]:

@@ -21,7 +21,7 @@ from transformers import (
 from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
-from sparring.opponent.decode import Decoder, Row, packed_rows_agree
+from sparring.opponent.decode import Decoder, Row, packed_rows_agree, packed_rows_disagree
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.policy.head import logps_of
 from sparring.policy.packed import use_packed_attention
@@ -79,6 +79,11 @@ class TransformersEngine:
         other = copy.copy(self)
         other.sampling = self.sampling.model_copy(update={"temperature": temperature})
         return other
+
+    @property
+    def reads_prompts_again(self) -> bool:
+        """Whether every reply reads its prompt for itself, as far as it was found out: at any temperature."""
+        return packed_rows_disagree(self.model)
 
     def close(self) -> None:
         """Nothing to do: the model goes when the last reference to it does."""

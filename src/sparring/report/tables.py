@@ -173,12 +173,12 @@ def _print_table(title: str, columns: list[Column], rows: list[Row], console: Co
 
 
 def _table(title: str, columns: list[Column], rows: list[Row]) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(printable(title)), title_justify="left")
     table.add_column("model", no_wrap=True)
     for column in columns:
-        table.add_column(column.header, justify="right", no_wrap=True)
+        table.add_column(Text(printable(column.header)), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(f"{row.model} *" if row.is_best else row.model, *(column.cell(row) for column in columns))
+        table.add_row(Text(printable(f"{row.model} *" if row.is_best else row.model)), *(column.cell(row) for column in columns))
     return table
 
 

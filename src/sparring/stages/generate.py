@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.console import log
 from sparring.data.window import Window, build_window
-from sparring.opponent.engines import Sampler
+from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Policy
@@ -38,9 +38,11 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
                 partial(sampler.check, sampling.temperature),
                 ground.chat.decode,
             )
-        prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in ground.train_examples)
-        sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
-        return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
+        facts = checked_facts(stage)
+        readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
+        prompt_tokens = readings * sum(len(example.prompt_ids) for example in ground.train_examples)
+        sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
+        return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
     inputs = {
         **sampling_inputs(recipe, opponent, t),
