@@ -251,7 +251,8 @@ class Stages:
                 )
             prompt_tokens = sampling.replies_per_prompt * sum(len(example.prompt_ids) for example in self.train_examples)
             sampled_tokens = prompt_tokens + sum(len(reply.token_ids) for reply in replies)
-            return {"replies": len(replies), "sampled_tokens": sampled_tokens, **checked_facts(stage)}
+            # read by rank 0, which is the one that gives the stage its final name
+            return {"replies": len(replies), "sampled_tokens": sampled_tokens, **from_main(partial(checked_facts, stage))}
 
         inputs = {
             **self._sampling_inputs(opponent, t),
