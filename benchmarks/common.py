@@ -16,8 +16,9 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / "runs" / "training_speed"
 MODEL = WORK / "model"
 RANDOM = "random"
-# the shapes of Llama 3.2 1B and Llama 2 7B, and one to try the script with
+# the shapes of Llama 3.2 1B and Llama 2 7B, SmolLM2-135M's with a third of its layers, and one to try the scripts with
 SHAPES = {
+    "llama-64m": (49_152, 576, 1536, 10, 9, 3, True),
     "llama-1b": (128_256, 2048, 8192, 16, 32, 8, True),
     "llama-7b": (32_000, 4096, 11_008, 32, 32, 32, False),
     "llama-tiny": (512, 64, 128, 2, 4, 2, True),

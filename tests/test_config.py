@@ -640,6 +640,8 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
         ({"urls": []}, "sampling.server.urls: []: must name at least one"),
         ({"urls": ["http://a/v1", "http://a/v1"]}, "names one twice"),
         ({"urls": ["a:8000/v1"]}, "sampling.server.urls[0]: 'a:8000/v1': not an http or https URL"),
+        ({"urls": ["http://a:80000/v1"]}, "sampling.server.urls[0]: 'http://a:80000/v1': not an http or https URL"),
+        ({"urls": ["http://a:port/v1"]}, "sampling.server.urls[0]: 'http://a:port/v1': not an http or https URL"),
         ({"urls": ["http://me:sk-secret@a/v1"]}, "sampling.server.urls[0]: a URL of a server has no user, password"),
         ({"urls": ["http://a/v1?key=sk-secret"]}, "sampling.server.urls[0]: a URL of a server has no user, password"),
         ({"api_key_env": "sk-secret"}, "sampling.server.api_key_env: not the name of an environment variable"),

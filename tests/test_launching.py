@@ -24,6 +24,8 @@ from conftest import Game
 from safetensors.torch import load_file
 from zygote import Result, Running, Sabotage, Zygote
 
+from sparring import launch as launching
+from sparring import locks
 from sparring.config import LauncherSection, Recipe, load_recipe
 from sparring.data.chat import Chat
 from sparring.errors import UserError
@@ -122,6 +124,15 @@ def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> Non
     assert_same_player(begun, inline)
     result = begun.run()  # in one process: what the ranks have finished is finished
     assert result.code == 0 and "training" not in result.err, result.err
+
+
+def test_rank_0_alone_reads_back_what_it_is_about_to_give_its_final_name(begun: Game, inline: Game) -> None:
+    """The others may come to it when the folder has moved."""
+    shutil.rmtree(begun.root / "iterations/000/generate")
+    for result in results(ranks(begun, "iterations/000/generate", sabotage={1: [Sabotage("sparring.stages:checked_facts", do="crash")]})):
+        assert result.code == 0, result.err
+    facts = [game.json("iterations/000/generate/done.json")["facts"] for game in (begun, inline)]
+    assert facts[0]["logp_check"].keys() == facts[1]["logp_check"].keys() and facts[0]["replies"] == facts[1]["replies"]
 
 
 def test_ranks_that_outlive_their_run_keep_others_out(begun: Game) -> None:
@@ -315,6 +326,34 @@ def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
     assert_same_player(scored, inline)
 
 
+def test_a_call_ends_with_its_stage(begun: Game, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that lends its ranks to a call from before a kill must not answer the next one for the same stage when that is over."""
+    recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1"])
+    seen: list[Any] = []
+
+    def ranks_that_fail(_: LauncherSection, root: Path, stage: str) -> None:
+        seen.append(launching._read_call(root))
+        if stage == TRAIN:
+            raise RuntimeError("a rank was killed")
+
+    monkeypatch.setattr(launching, "_run_ranks", ranks_that_fail)
+    with launching.calling(recipe, begun.root):
+        launching.launch(recipe, begun.root, SCORE)
+        assert launching._read_call(begun.root) is None
+        with pytest.raises(RuntimeError):
+            launching.launch(recipe, begun.root, TRAIN)
+        assert launching._read_call(begun.root) is None
+    assert [call["stage"] for call in seen] == [SCORE, TRAIN]
+    assert launching._read_call(begun.root)["stage"] is None, "the others may go home"
+
+
+def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
+    """Typed again while the first one still waits, the command would send as many ranks again."""
+    with locks.hold(begun.root, ".lock-machine-1"):
+        result = begun.run(*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1", "launcher.machine_rank=1")
+    assert result.code == 2 and "another process works in this run directory" in result.err
+
+
 # --- bad input
 
 
@@ -381,6 +420,23 @@ def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tm
 def test_a_port_beside_a_file_is_handed_on(tmp_path: Path) -> None:
     launcher = LauncherSection(config_file="own.yaml", main_process_port=29511)
     assert "--main_process_port 29511" in " ".join(command(launcher, tmp_path, TRAIN))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("cpu", [False, True])
+def test_the_users_own_accelerate_config_does_not_count(processes: int, cpu: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which `accelerate config` has left in the cache: two ranks would be refused by its one GPU, and one would take its DeepSpeed."""
+    from accelerate.commands import launch
+    from accelerate.commands.config import config_args
+
+    own = tmp_path / "default_config.yaml"
+    own.write_text("distributed_type: DEEPSPEED\ngpu_ids: '0'\nmain_process_port: 1\ndeepspeed_config: {zero_stage: 3}\n", encoding="utf-8")
+    for module in (launch, config_args):
+        monkeypatch.setattr(module, "default_config_file", str(own))
+    options = command(LauncherSection(processes=processes, cpu=cpu), tmp_path, TRAIN)
+    args, defaults, _ = launch._validate_launch_command(launch.launch_command_parser().parse_args(options[3:]))
+    assert args.gpu_ids == "all" and not args.use_deepspeed and not args.use_fsdp and not defaults.deepspeed_config
+    assert (args.num_processes, args.multi_gpu, args.mixed_precision, args.main_process_port) == (processes, processes > 1, "no", 0)
 
 
 def test_ranks_by_hand_at_a_port_that_another_program_has(begun: Game) -> None:

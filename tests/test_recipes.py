@@ -12,7 +12,7 @@ import transformers
 from conftest import write_rows
 from zygote import Result, Zygote
 
-from sparring.config import Recipe, at_iteration, load_recipe, walk_fields
+from sparring.config import Recipe, at_iteration, load_recipe
 from sparring.planning.command import plan_of
 from sparring.planning.hardware import find_hardware
 from sparring.planning.known_shapes import KNOWN_SHAPES
@@ -32,24 +32,11 @@ HARDWARE = {
 }
 ZEPHYR = (Path(__file__).parent / "data" / "zephyr.jinja").read_text(encoding="utf-8")
 TINY = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-OPTIONS = dict(walk_fields())
 # played with all their iterations; of the others one is enough here
 IN_FULL = ("zephyr-7b-paper",)
 
 
-# What a recipe uses of options that this version may not have yet
-NEEDS = {"zephyr": "launcher", "llama": "launcher", "qwen": "train.lora"}
-
-
-def require_options(name: str) -> None:
-    """Skip a recipe whose options come with another part of the program."""
-    missing = [option for start, option in NEEDS.items() if name.startswith(start) and option not in OPTIONS]
-    if missing or (name.startswith("llama") and "sampling.vllm" not in OPTIONS):
-        pytest.skip(f"needs {missing or 'sampling.vllm'}, which this version does not have")
-
-
 def recipe(name: str, *overrides: str) -> Recipe:
-    require_options(name)
     return load_recipe(ROOT / "recipes" / name / "recipe.yaml", overrides)
 
 
@@ -60,7 +47,6 @@ def test_every_folder_is_listed_and_explained() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("**/*.yaml")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_recipe_loads(path: Path) -> None:
-    require_options(path.parent.name)
     load_recipe(path)
 
 
@@ -119,8 +105,7 @@ def play(name: str, folder: Path, zygote: Zygote) -> Result:
     overrides += ["sft.batch_size=4"] if recipe(name).sft else []
     if name not in IN_FULL:
         overrides += ["iterations=1", f"train.lr={at_iteration(recipe(name).train.lr, 0)}"]
-    overrides += ["launcher=inline"] if "launcher" in OPTIONS else []
-    overrides += ["sampling.engine=transformers", "sampling.vllm={}"] if "sampling.vllm" in OPTIONS else []
+    overrides += ["launcher=inline", "sampling.engine=transformers", "sampling.vllm={}"]
     return zygote.run(["run", str(ROOT / "recipes" / name / "recipe.yaml"), *overrides], folder)
 
 

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sparring import locks
 from sparring.config import LauncherSection, Recipe, to_yaml
 from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
@@ -29,6 +30,8 @@ from sparring.rundir import read_json, write_json, write_text
 # Names in the ranks' environment: where to leave word of what stopped them, and whether warnings alone are wanted
 REPORTS, QUIET = "SPARRING_REPORTS", "SPARRING_QUIET"
 CALL, CALLED_RECIPE = "launch.json", "launch.yaml"
+# So that nothing of the user's own `accelerate config` gets in
+NO_CONFIG = Path(__file__).with_name("accelerate.yaml")
 DEFAULT_PORT = 29500
 POLL_SECONDS = 0.5
 # How long a machine that finds an old game ended waits for a new one
@@ -71,20 +74,30 @@ def launch(recipe: Recipe, root: Path, stage: str) -> None:
     if recipe.launcher.machines > 1:
         write_json(root / CALL, {"attempt": uuid.uuid4().hex, "stage": stage})
         log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines meet at {_meeting_point(recipe.launcher)}")
-    _run_ranks(recipe.launcher, root, stage)
+    try:
+        _run_ranks(recipe.launcher, root, stage)
+    finally:  # who comes now would wait for ranks that have ended, and meet those of the next stage
+        (root / CALL).unlink(missing_ok=True)
 
 
 def follow(recipe: Recipe, root: Path) -> None:
-    """Lend this machine's ranks to every stage that machine 0 calls for, until the game is over."""
+    """Lend this machine's ranks to every stage that machine 0 calls for, until the game is over. Raises UserError where another process
+    does so already for the same machine: both would send ranks."""
     check_launcher(recipe.launcher)
-    log.info(f"machine {recipe.launcher.machine_rank} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")
+    number = recipe.launcher.machine_rank
+    with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
+        log.info(f"machine {number} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")
+        _answer_calls(recipe.launcher, root)
+
+
+def _answer_calls(launcher: LauncherSection, root: Path) -> None:
     seen, began = None, time.monotonic()
     while True:
         call = _read_call(root)
         if call is not None and call["attempt"] != seen:
             if call["stage"] is not None:
                 seen = call["attempt"]
-                _lend(recipe.launcher, root, call["stage"])
+                _lend(launcher, root, call["stage"])
             elif seen is not None or time.monotonic() - began > GRACE_SECONDS:
                 return
         time.sleep(POLL_SECONDS)
@@ -108,7 +121,8 @@ def _options(launcher: LauncherSection) -> list[str]:
             options += ["--main_process_port", str(launcher.main_process_port)]
         return options
     processes = process_count(launcher)
-    options = ["--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no", *_machine_options(launcher)]
+    options = ["--config_file", str(NO_CONFIG), "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
+    options += _machine_options(launcher)
     # the name of what starts several processes with torch's own launcher, on GPUs or not
     options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
@@ -178,7 +192,10 @@ def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
 
 
 def _read_call(root: Path) -> dict[str, Any] | None:
-    return read_json(root / CALL) if (root / CALL).exists() else None
+    try:
+        return read_json(root / CALL)
+    except OSError:  # none, or one that was just taken back
+        return None
 
 
 def _meeting_point(launcher: LauncherSection) -> str:

@@ -61,7 +61,7 @@ def sampling(*servers: Loopback | str, section: dict[str, Any] | None = None, **
 
 
 def draw(settings: SamplingSection, prompts: list[Prompt], stream: Stream = Stream(0, 0), **more: Any) -> list[Reply]:  # noqa: B008
-    engine = make_server_engine(Path("nowhere"), settings, [STOP])
+    engine = make_server_engine(Path("nowhere"), settings, [STOP], vocabulary=500)
     try:
         return engine.sample(prompts, stream, **more)
     finally:
@@ -180,7 +180,7 @@ def test_several_servers_share_the_work(start: Callable[..., Loopback]) -> None:
 
 def test_concurrency_is_bounded(server: Loopback) -> None:
     server.fault = lambda n, body: Fault(body="not JSON", seconds=0.02) if n <= 12 else None
-    draw(sampling(server, section={"concurrency": 4}), same_prompt(LONG, 30))
+    draw(sampling(server, section={"concurrency": 4, "retries": 8}), same_prompt(LONG, 30))
     assert 1 < server.busiest <= 4
 
 
@@ -189,6 +189,38 @@ def test_a_server_that_breaks_down_is_left_out(start: Callable[..., Loopback]) -
     one.fault = lambda n, body: Fault(status=503, body="down") if n > 5 else None
     replies = draw(sampling(one, other, section={"concurrency": 2}), same_prompt(LONG, 80))
     assert len(replies) == 80 and len(one.bodies) < 40 < len(other.bodies)
+    assert other.busiest <= 2, "the other one gets no more at once for it"
+
+
+def test_a_server_that_is_down_when_a_stage_begins_is_left_out(start: Callable[..., Loopback], caplog: pytest.LogCaptureFixture) -> None:
+    gone, other = start(), start()
+    expected = draw(sampling(other), same_prompt(LONG, 6))
+    gone.close()
+    with caplog.at_level("WARNING", "sparring"):
+        assert draw(sampling(gone, other), same_prompt(LONG, 6)) == expected
+    assert f"the server at {gone.url} is left out for this player: no answer" in caplog.text
+    other.models = {"another": other.models["player"]}
+    refused(sampling(gone, other, section={"model": "player"}), "does not serve 'player'", other.url)
+    other.close()
+    refused(sampling(gone, other), "no answer that can be used after 3 attempts", gone.url)
+
+
+def test_a_server_that_hangs_gets_one_request_at_a_time(start: Callable[..., Loopback]) -> None:
+    hangs, other = start(), start()
+    hangs.fault = lambda n, body: Fault(seconds=1.0)
+    other.fault = lambda n, body: time.sleep(0.02)
+    settings = sampling(hangs, other, section={"concurrency": 4, "timeout_seconds": 0.3})
+    began = time.monotonic()
+    assert len(draw(settings, same_prompt(LONG, 200))) == 200
+    assert len(hangs.bodies) <= 4 + (time.monotonic() - began) / 0.3 + 1
+
+
+def test_a_request_gives_up_after_its_own_attempts_not_those_of_the_queue(server: Loopback) -> None:
+    """An hour's time-outs for a shard of 2,048 rows, and not three days of them."""
+    server.fault = lambda n, body: Fault(seconds=1.0)
+    began = time.monotonic()
+    refused(sampling(server, section={"concurrency": 2, "timeout_seconds": 0.1}), "no answer within 0.1 s", prompts=60)
+    assert time.monotonic() - began < 2 and len(server.bodies) <= 6
 
 
 # --- faults that pass
@@ -201,10 +233,11 @@ def test_a_server_that_breaks_down_is_left_out(start: Callable[..., Loopback]) -
         Fault(status=503, body="loading"),
         Fault(body="<html>gateway</html>"),
         Fault(body='{"choices": [{"token_ids": [1, '),
+        Fault(body="[" * 100_000),
         Fault(body="", headers={"X": "1"}),
         Fault(cut=True),
     ],
-    ids=["500", "503", "html", "half JSON", "empty", "cut"],
+    ids=["500", "503", "html", "half JSON", "deep JSON", "empty", "cut"],
 )
 def test_a_fault_that_passes_changes_nothing(server: Loopback, fault: Fault) -> None:
     expected = draw(sampling(server), same_prompt(LONG, 6))
@@ -220,6 +253,18 @@ def test_429_is_waited_for_as_long_as_the_server_says(server: Loopback) -> None:
     assert 1.0 <= server.times[1] - server.times[0] < 3
 
 
+def test_nothing_is_sent_while_a_server_asks_for_rest(server: Loopback) -> None:
+    """Neither the request that it refused nor those that wait behind it."""
+
+    def busy(n: int, body: dict[str, Any]) -> Fault | None:
+        time.sleep(0.1 * (n == 2))  # the answer to the first is there before that to the second
+        return Fault(status=429, headers={"Retry-After": "1"}) if n == 1 else None
+
+    server.fault = busy
+    assert len(draw(sampling(server, section={"concurrency": 2}), same_prompt(LONG, 30))) == 30
+    assert not [sent for sent in server.times[2:] if sent < server.times[0] + 1], "one may be under way with the first"
+
+
 def test_retry_after_as_a_date_or_as_nonsense() -> None:
     class Response:
         def __init__(self, value: str | None) -> None:
@@ -229,6 +274,16 @@ def test_retry_after_as_a_date_or_as_nonsense() -> None:
     assert endpoints._retry_after(Response("7")) == 7.0
     assert endpoints._retry_after(Response("Wed, 21 Oct 2015 07:28:00 GMT")) == 0.0
     assert endpoints._retry_after(Response("Wed, 21 Oct 2099 07:28:00 GMT")) > 1e8
+    for nonsense in ("\u00b2", "-1", "1e400", "Wed, 21 Oct 99999999999 07:28:00 GMT"):
+        assert endpoints._retry_after(Response(nonsense)) is None, nonsense
+    assert endpoints._retry_after(Response("9" * 400)) == math.inf
+
+
+def test_a_server_may_stay_away_for_days() -> None:
+    """Each time that it is tried doubles the wait: past a minute no more, and never to a number that there is not."""
+    found = endpoints.Endpoints(ServerSection(), None)
+    assert all(0 < found._wait(failures) <= endpoints.LONGEST_WAIT for failures in (0, 10, 1023, 10_000))
+    found.close()
 
 
 # --- faults that do not
@@ -237,6 +292,10 @@ def test_retry_after_as_a_date_or_as_nonsense() -> None:
 def test_down(server: Loopback) -> None:
     server.close()
     refused(sampling(server), "no answer that can be used after 3 attempts", "cannot connect", server.url, "the same command goes on")
+
+
+def test_an_address_that_there_is_not() -> None:
+    refused(sampling("http://999.1.1.1/v1"), "sampling.server (http://999.1.1.1/v1)", "no server can be asked there")
 
 
 def test_slow(server: Loopback) -> None:
@@ -289,10 +348,11 @@ def test_a_player_that_goes_away_meanwhile(server: Loopback) -> None:
         (lambda choice: {**choice, "logprobs": None}, "no log-probs"),
         (lambda choice: {**choice, "logprobs": {"token_logprobs": [None]}}, "no log-probs"),
         (lambda choice: {**choice, "token_ids": [-1]}, "returns text without token ids"),
+        (lambda choice: {"token_ids": [500, STOP], "logprobs": {"token_logprobs": [-1, -1]}}, "returns the token 500, "),
         (lambda choice: {**choice, "token_ids": [3], "finish_reason": "stop"}, "ends without an end of turn"),
         (lambda choice: {**choice, "prompt_token_ids": [0, *LONG]}, "changed the prompt"),
     ],
-    ids=["text only", "words", "no log-probs", "null log-probs", "negative ids", "no stop token", "another prompt"],
+    ids=["text only", "words", "no log-probs", "null log-probs", "negative ids", "unknown ids", "no stop token", "another prompt"],
 )
 def test_answers_that_cannot_be_used(server: Loopback, change: Callable[[dict[str, Any]], dict[str, Any]], part: str) -> None:
     server.answer = lambda answer: {**answer, "choices": [change(answer["choices"][0])]}
@@ -332,7 +392,22 @@ def test_the_key_is_sent_and_never_shown(server: Loopback, monkeypatch: pytest.M
     server.fault = lambda n, body: Fault(status=500, body=f"I was given {KEY}x")
     server.key = KEY + "x"
     message += refused(sampling(server, section=section), "I was given ***")
+    server.fault = lambda n, body: Fault(status=500, body="." * (endpoints.SHOWN - 10) + f"{KEY}x")
+    message += refused(sampling(server, section=section), "....***")
     assert KEY not in message + caplog.text + repr(endpoints.Endpoints(ServerSection(), KEY))
+    assert KEY[:8] not in message, "a long answer is cut, and not through the key"
+
+
+@pytest.mark.parametrize("key", [KEY, 'sk-"\\/0123456789'])
+def test_a_server_that_answers_with_the_key(server: Loopback, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """In the middle of JSON that means nothing, as a word of a completion, as the name of a model."""
+    monkeypatch.setenv("TEST_SERVER_KEY", key)
+    settings = sampling(server, section={"api_key_env": "TEST_SERVER_KEY"})
+    for answer in ({"echo": [{f"of {key}": key}]}, {"choices": [{"token_ids": [3], "finish_reason": key}]}):
+        server.answer = lambda _, answer=answer: answer
+        assert key not in refused(settings, "***") and repr(key) not in refused(settings)
+    server.models = {key: server.models["player"], "other": server.models["player"]}
+    assert key not in refused(settings, "serves 2 models: '***', 'other'")
 
 
 @pytest.mark.parametrize(("value", "part"), [(None, "is not set"), (" ", "is not set"), (KEY + "\n€", "no HTTP header can carry")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,17 @@ import json, sys, urllib.request
 url, model, name = sys.argv[1:]
 body = json.dumps({"model": model, "name": name}).encode()
 urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60).read()
+"""
+# tells all servers, of which one may be gone
+UPDATE_ALL = """
+import json, sys, urllib.request
+model, name, *urls = sys.argv[1:]
+body = json.dumps({"model": model, "name": name}).encode()
+for url in urls:
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60).read()
+    except OSError as error:
+        print(error)
 """
 WRITE_TABLE = "sparring.data.tables:write_table"
 
@@ -114,8 +126,10 @@ def test_what_can_go_wrong_ends_with_code_2_and_the_same_command_goes_on(game: G
     refused(game, environment, "sampling.server.update_command", "it ended with code 3: cannot serve")
     set_up(game, server, iterations=1, section={"update_command": "no-such-command"})
     refused(game, environment, "sampling.server.update_command", "No such file")
-    set_up(game, server, iterations=1, section={"update_command": "true", "ready_timeout_seconds": 0.1})
+    set_up(game, server, iterations=1, section={"update_command": "true", "ready_timeout_seconds": 1.0})
     refused(game, environment, "after update_command the server serves nothing, where player-", "ready_timeout_seconds")
+    set_up(game, server, iterations=1, section={"update_command": "sleep 60", "ready_timeout_seconds": 0.2})
+    refused(game, environment, "sampling.server.update_command", "had not returned after 0.2 s", "in the background")
     assert not list(game.root.rglob("shard-*"))
 
     set_up(game, server, iterations=1)
@@ -148,6 +162,34 @@ def test_adapters_are_loaded_into_a_server_of_their_base(game: Game, server: Loo
     assert path == str((game.root / "iterations/000/train/model").absolute()) and name.startswith("sparring-") and len(name) == 21
     assert {body["model"] for body in server.bodies} == {"base", name}
     assert game.json("iterations/000/measure/done.json")["facts"]["logp_check"]["worst"] < 1e-3
+
+
+def test_one_of_two_servers_dies_and_stays_away(game: Game, server: Loopback) -> None:
+    """In the middle of a file of replies: the other one draws the rest, and those of all later stages."""
+    other = Loopback({}, loads=server.loads)
+    other.key = KEY
+    dying = threading.Event()
+
+    def die(n: int, body: dict[str, Any]) -> Fault | None:
+        if n < 5:  # of the start's own replies
+            return None
+        if not dying.is_set():
+            dying.set()
+            other.close()
+        return Fault(cut=True)
+
+    other.fault = die
+    urls, script = [server.url, other.url], game.folder / "update_all.py"
+    script.write_text(UPDATE_ALL)
+    controls = " ".join(url.removesuffix("/v1") + "/control" for url in urls)
+    command = f"{sys.executable} -S {script} {{model}} {{name}} {controls}"
+    section = {"urls": urls, "update_command": command, "ready_timeout_seconds": 1.0, "retries": 3}
+    environment = set_up(game, server, iterations=1, section=section)
+    result = game.run(environment=environment)
+    assert result.code == 0, result.err
+    assert dying.is_set() and f"the server at {other.url} is left out for this player: no answer 1 s after update_command" in result.err
+    drawn = [(row["row_id"], row["replica"]) for shard, found in replies(game).items() if "000/generate" in shard for row in found]
+    assert len(drawn) == len(set(drawn)) == 12
 
 
 def test_sections_of_other_engines_are_named(game: Game) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from sparring.errors import UserError
 from sparring.planning import hardware
-from sparring.planning.hardware import DEVICES, find_hardware
+from sparring.planning.hardware import DEVICES, Hardware, find_hardware
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,7 @@ from sparring.planning.hardware import DEVICES, find_hardware
         ("8xA100-80G", 8, "A100-80G"),
         ("1xRTX4090", 1, "RTX4090-24G"),
         ("rtx 4090", 1, "RTX4090-24G"),
+        ("8xA100-80GB", 8, "A100-80G"),
         ("2 x h100-80g", 2, "H100-80G"),
         ("16*L4", 16, "L4-24G"),
         ("H100-PCIE", 1, "H100-PCIE-80G"),
@@ -34,6 +35,8 @@ def test_devices_by_name(text: str, count: int, name: str) -> None:
         ("0xA100-80G", "8xNAME"),
         ("", "8xNAME"),
         ("4xcpu", "write cpu"),
+        pytest.param("9" * 5000 + "xL4", "known: cpu", id="thousands of digits"),
+        ("4xA100-80G+4xL4", "known: cpu"),
     ],
 )
 def test_other_names_are_refused_with_the_known_ones(text: str, told: str) -> None:
@@ -46,6 +49,13 @@ def test_every_device_says_where_its_numbers_are_from_and_holds_what_its_name_sa
     for name, device in DEVICES.items():
         assert device.source and device.memory == pytest.approx(float(name.rpartition("-")[2].removesuffix("G")) * 1e9)
         assert 1e13 < device.flops < 1e16 and 1e11 < device.bandwidth < 1e13
+
+
+def test_ranks_share_a_cpu_and_have_a_gpu_each() -> None:
+    gpu, cpu = find_hardware("8xL4"), Hardware("cpu", "cpu", 8e11, 4e10, 16e9, "by hand")
+    assert gpu.shared_by(4) == gpu and cpu.shared_by(1) == cpu
+    part = cpu.shared_by(4)
+    assert (part.flops, part.bandwidth, part.memory, part.count) == (2e11, 1e10, 4e9, 4)
 
 
 def test_this_machine_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

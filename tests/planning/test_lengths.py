@@ -63,6 +63,19 @@ def test_what_is_given_wins() -> None:
     assert find_lengths(recipe_of(), Given(reply_tokens=20, generated_tokens=7)).generated == 7
 
 
+def test_a_file_is_counted_though_the_tokenizer_is_elsewhere(data: Path) -> None:
+    """Of a Hub model whose sizes are known."""
+    found = find_lengths(recipe_of(data={"path": str(data), "held_out": 20}), Given())
+    assert (found.train_rows, found.held_out_rows, found.prompt) == (70, 20, 512) and found.are_bounds
+    assert find_lengths(recipe_of(data={"path": str(data), "held_out": 20, "max_examples": 50}), Given()).train_rows == 30
+    assert find_lengths(recipe_of(data={"path": str(data), "held_out": 20, "max_examples": 500}), Given()).train_rows == 70
+
+
+def test_a_given_mean_beyond_the_longest_is_the_longest() -> None:
+    found = find_lengths(recipe_of(), Given(prompt_tokens=900.5, reply_tokens=700))
+    assert (found.longest_prompt, found.longest_reply, found.generated) == (901, 700, 24)
+
+
 def test_rows_that_nobody_knows_are_asked_for() -> None:
     recipe = recipe_of("data.max_examples=null")
     with pytest.raises(UserError, match="--rows"):

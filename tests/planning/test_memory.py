@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 from by_hand import GPU, LENGTHS, SMOLLM2, llama, recipe_of
+from zoo import GPT2
 
 from sparring.config import LoraSection, ModelSection, TrainSection
 from sparring.planning import memory
 from sparring.planning.parallel import Parallel, Samplers
-from sparring.planning.shape import find_shape
+from sparring.planning.shape import Shape, find_shape, measure
 from sparring.policy.adapters import new_adapter
 from sparring.policy.footprint import OPTIMIZER_BYTES, activation_bytes, training_bytes
 
@@ -70,8 +72,10 @@ def test_recomputing_keeps_a_layer_and_the_streams_between() -> None:
 def test_what_each_strategy_cuts(strategy: str, cut: tuple[str, ...]) -> None:
     settings, shape = TrainSection(precision="fp32"), llama()
     one, eight = (memory.training(shape, settings, LENGTHS, 2, 100, "cuda", Parallel(n, strategy)) for n in (1, 8))
+    whole = 8 * max(shape.largest_layer, shape.outside_layers) if "weights" in cut else 0  # of a layer, to be reduced
     for name in ("masters", "gradients", "optimizer"):
-        assert getattr(one, name) / getattr(eight, name) == (8 if name in cut else 1)
+        passing = whole if name == "gradients" else 0
+        assert (getattr(one, name) - passing) / (getattr(eight, name) - passing) == (8 if name in cut else 1)
     gathered = 4 * (2 * shape.largest_layer + shape.outside_layers)
     assert eight.weights == (gathered if "weights" in cut else 0)  # float32 masters compute themselves
 
@@ -84,10 +88,31 @@ def test_sampling_by_hand() -> None:
     assert found.logits == 10 * 49_152 * (2 + 8)
 
 
-@pytest.mark.parametrize("options", [{}, {"dora": True}, {"targets": ["q_proj", "down_proj"]}, {"targets": ".*1.self_attn.*proj"}], ids=str)
-def test_adapters_have_as_many_weights_as_peft_gives_them(options: dict[str, Any]) -> None:
+GPT2_SHAPE = measure("a GPT-2", "by hand", transformers.GPT2Config(**GPT2))
+
+
+def test_of_a_server_the_check_of_its_log_probs_alone_is_held_here() -> None:
+    recipe = recipe_of("sampling.engine=server")
+    shape = find_shape(recipe.model)
+    room, small, cpu = GPU, replace(GPU, memory=2.5 * N), replace(GPU, kind="cpu", memory=2.5 * N)
+    held = [memory.sampling(shape, recipe, LENGTHS, 100, 1, device, Samplers()) for device in (room, small, cpu)]
+    assert [one.weights for one in held] == [2 * N, 0, 2 * N] and not any(one.cache for one in held)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        (llama(), {}),
+        (llama(), {"dora": True}),
+        (llama(), {"targets": ["q_proj", "down_proj"]}),
+        (llama(), {"targets": ".*1.self_attn.*proj"}),
+        (GPT2_SHAPE, {}),
+        (GPT2_SHAPE, {"targets": ["c_attn"]}),
+    ],
+    ids=["llama", "dora", "names", "expression", "gpt2", "gpt2 names"],
+)
+def test_adapters_have_as_many_weights_as_peft_gives_them(shape: Shape, options: dict[str, Any]) -> None:
     lora = LoraSection(rank=4, **options)
-    shape = llama()
     made = new_adapter(transformers.AutoModelForCausalLM.from_config(shape.config), lora, 0)
     trained = sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad)
     assert memory.trained_weights(shape, TrainSection(lora=lora)) == trained

@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from by_hand import GPU, LENGTHS, recipe_of
+from transformers.pytorch_utils import Conv1D
 from zoo import COMMON, GPT2, NEOX
 
 from sparring.config import ModelSection
 from sparring.errors import UserError
+from sparring.planning.estimate import estimate
 from sparring.planning.known_shapes import KNOWN_SHAPES
 from sparring.planning.shape import find_shape, measure
+from sparring.planning.work import position_bytes
+from sparring.policy.footprint import inner_size
 from sparring.policy.tiny import make_tiny
 
 # As their model cards say, in billions
@@ -51,11 +56,10 @@ def test_the_count_is_the_models_own(config: Any, options: dict[str, Any]) -> No
     made = transformers.AutoModelForCausalLM.from_config(config(**options))
     shape = measure("mine", "a test", made.config)
     assert shape.parameters == made.num_parameters()
-    linears = {name: module for name, module in made.named_modules() if isinstance(module, torch.nn.Linear)}
+    linears = {name: module for name, module in made.named_modules() if isinstance(module, (torch.nn.Linear, Conv1D))}
     without_head = {name: module for name, module in linears.items() if module is not made.get_output_embeddings()}
     assert {linear.name for linear in shape.linears} == set(without_head)
-    if without_head:  # GPT-2 has matrices of a class of its own
-        assert shape.passed == sum(module.weight.numel() for module in without_head.values())
+    assert shape.passed == sum(module.weight.numel() for module in without_head.values())
 
 
 def test_of_a_mixture_of_experts_a_token_passes_those_that_it_is_sent_to() -> None:
@@ -64,6 +68,69 @@ def test_of_a_mixture_of_experts_a_token_passes_those_that_it_is_sent_to() -> No
     assert one.parameters == four.parameters
     experts = 2 * 4 * 3 * COMMON["hidden_size"] * COMMON["intermediate_size"]  # layers, experts, matrices
     assert four.passed - one.passed == pytest.approx(experts * 3 / 4)
+
+
+def test_experts_in_one_parameter_are_known_whatever_they_are_called() -> None:
+    options = {**COMMON, "num_local_experts": 4}
+    one, two = (measure("x", "x", transformers.GraniteMoeConfig(**{**options, "num_experts_per_tok": k})) for k in (1, 2))
+    assert two.passed - one.passed == 2 * 3 * COMMON["hidden_size"] * COMMON["intermediate_size"]  # layers, matrices of an expert
+
+
+LATENT = {"num_key_value_heads": 2, "kv_lora_rank": 16, "q_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 4, "v_head_dim": 6}
+
+
+@pytest.mark.parametrize(
+    ("config", "options"),
+    [
+        (transformers.LlamaConfig, COMMON),
+        (transformers.GPT2Config, GPT2),
+        (transformers.Gemma3TextConfig, {**COMMON, "sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}),
+        (transformers.DeepseekV3Config, {**COMMON, **LATENT, "first_k_dense_replace": 2}),
+    ],
+    ids=["grouped", "gpt2", "windows", "latent"],
+)
+def test_the_cache_of_a_position_is_what_transformers_keeps(config: Any, options: dict[str, Any]) -> None:
+    """Three positions: within the window, beyond which this program's sampler keeps them all."""
+    made = config(**options)
+    model = transformers.AutoModelForCausalLM.from_config(made).eval()
+    shape = measure("x", "x", made)
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones(1, 3, dtype=torch.long), use_cache=True).past_key_values
+    kept = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert position_bytes(shape, 4) == 4 * kept / 3
+
+
+@pytest.mark.parametrize("kind", ["gemma3n_text", "gemma4_text"])
+def test_of_layers_of_several_sizes_the_largest_counts(kind: str) -> None:
+    """Their configs give no single size, and a run asks for one before it chooses its micro-batches."""
+    config = transformers.AutoConfig.for_model(kind)
+    shape = measure("x", "x", config)
+    assert shape.heads.queries >= shape.heads.keys > 0 and isinstance(inner_size(shape.config), int)
+    plan = estimate(recipe_of(), shape, LENGTHS, GPU)
+    assert plan.seconds > 0 and plan.micro_batch_tokens >= 256
+
+
+def test_layers_without_attention_keep_no_positions() -> None:
+    options = {**COMMON, "layer_types": ["linear_attention", "full_attention"], "num_experts": 2, "num_experts_per_tok": 1}
+    config = transformers.Qwen3NextConfig(**options)
+    assert position_bytes(measure("x", "x", config), 2) == 2 * 2 * config.head_dim  # of the one layer, a key and a value of 2 bytes
+
+
+def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:
+    """A translator, and configs that no model can be made of."""
+    with pytest.raises(UserError, match=r"model.path \(x\)(.|\n)*no causal language model"):
+        measure("x", "x", transformers.T5Config())
+    for name, text in {
+        "type": '{"model_type": "llama", "num_hidden_layers": "two"}',
+        "list": "[]",
+        "broken": '{"model_type": ',
+        "unknown": '{"model_type": "no-such-model"}',
+        "heads": '{"model_type": "llama", "hidden_size": 30, "num_attention_heads": 0}',
+    }.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(text)
+        with pytest.raises(UserError):
+            find_shape(ModelSection(path=str(tmp_path / name)))
 
 
 def test_a_folder_needs_no_weights(tmp_path: Path) -> None:

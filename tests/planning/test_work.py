@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from by_hand import GPU, LENGTHS, llama, recipe_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.planning.estimate import estimate
-from sparring.planning.parallel import Samplers
+from sparring.planning.parallel import Samplers, of_sampling
 from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
 from sparring.policy.batches import Branches
 from sparring.stage_names import BASELINE
@@ -30,9 +32,10 @@ def test_scoring_a_tree_by_hand() -> None:
     assert work.flops == 2 * BODY * 20 + 2 * HEAD * 12 + 4 * 32 * 2 * attended
 
 
-@pytest.mark.parametrize("recomputed", [False, True])
-def test_training_is_what_torch_counts(recomputed: bool) -> None:
-    """Forward and backward of a plain causal row, without attention, by torch's own counter of operations."""
+@pytest.mark.parametrize(("recomputed", "frozen"), [(False, False), (True, False), (False, True)])
+def test_training_is_what_torch_counts(recomputed: bool, frozen: bool) -> None:
+    """Forward and backward of a plain causal row, without attention, by torch's own counter of operations. Under adapters the gradient
+    passes frozen weights, the head's too."""
     import transformers
 
     shape = llama()
@@ -40,20 +43,22 @@ def test_training_is_what_torch_counts(recomputed: bool) -> None:
     if recomputed:
         model.train()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.requires_grad_(not frozen)
     ids = torch.arange(32)[None]
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()  # as after the first adapter
     with FlopCounterMode(display=False) as counter:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        model(inputs_embeds=embedded, labels=ids, use_cache=False).loss.backward()
     found = counter.get_flop_counts()["Global"]
     products = sum(count for operator, count in found.items() if "attention" not in str(operator))
-    body = training_passes(False, recomputed, 1024).body
+    passes = training_passes(frozen, recomputed, 1024)
     # checkpointing stops before a layer's last product, which nobody needs again
-    assert products == pytest.approx(2 * 32 * (body * BODY + 3 * HEAD), rel=0.05 if recomputed else 1e-6)
+    assert products == pytest.approx(2 * 32 * (passes.body * BODY + passes.head * HEAD), rel=0.05 if recomputed else 1e-6)
 
 
 def test_passes() -> None:
-    assert training_passes(False, False, 1024) == Passes(3, 3)
-    assert training_passes(False, True, 4096) == Passes(4, 4)
-    assert training_passes(True, False, 1024) == Passes(2, 3)  # frozen weights get no gradient of their own
+    assert training_passes(False, False, 1024) == Passes(3, 3, 3)
+    assert training_passes(False, True, 4096) == Passes(4, 4, 4)
+    assert training_passes(True, False, 1024) == Passes(2, 2, 3)  # frozen weights get no gradient of their own
 
 
 def test_sampling_by_hand() -> None:
@@ -69,6 +74,30 @@ def test_sampling_by_hand() -> None:
     assert sampling_work(shape, recipe, LENGTHS, 10, 2, Samplers(split=4)).bytes_read == work.bytes_read / 4
     # each of two takes a half of every shard: 5 replies at once, and the tail
     assert sampling_work(shape, recipe, LENGTHS, 10, 2, Samplers(copies=2)).steps == 2 * (20 + 4)
+
+
+def test_sampling_by_ray_and_by_servers() -> None:
+    """Ray deals calls of `batch_rows` to a worker on each device; every server has as many requests as its `concurrency`."""
+    shape, eight = llama(), replace(GPU, count=8)
+    ray = recipe_of("sampling.engine=ray", "sampling.ray.batch_rows=10", "sampling.shard_rows=40")
+    assert of_sampling(ray, eight) == Samplers(copies=8)
+    assert sampling_work(shape, ray, LENGTHS, 100, 1, Samplers(copies=8)).steps == 2 * (20 + 4), "ten calls, two of a worker"
+    assert of_sampling(recipe_of("sampling.engine=ray", "sampling.ray.max_workers=3"), eight).copies == 3
+    split = recipe_of("sampling.engine=ray", "sampling.ray.engine=vllm", "sampling.vllm.tensor_parallel=4")
+    assert of_sampling(split, eight) == Samplers(copies=2, split=4)
+    server = recipe_of("sampling.engine=server", "sampling.server={urls: ['http://a/v1', 'http://b/v1'], concurrency: 5}")
+    assert of_sampling(server, GPU).copies == 2
+    assert sampling_work(shape, server, LENGTHS, 100, 1, Samplers(copies=2)).steps == 10 * 20 + 4, "50 of each, 5 at once"
+
+
+def test_ray_draws_at_the_pace_of_the_engine_inside() -> None:
+    many = llama(num_hidden_layers=30)
+    plain, ray, vllm = (
+        next(stage for stage in estimate(recipe_of(*options), many, LENGTHS, GPU).stages if stage.kind == "generate").seconds
+        for options in ((), ("sampling.engine=ray",), ("sampling.engine=ray", "sampling.ray.engine=vllm"))
+    )
+    assert ray > plain, "no faster than without it on the one device: small calls have tails"
+    assert vllm < ray / 5
 
 
 def test_the_stages_of_a_game() -> None:

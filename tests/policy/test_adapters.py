@@ -202,6 +202,25 @@ def test_an_adapter_of_another_base(broken: Path) -> None:
     assert str(broken) in str(error.value) and "base_model_name_or_path" in str(error.value)
 
 
+def test_an_adapter_of_another_base_of_the_same_shape(broken: Path) -> None:
+    """The same weights rounded, and in several files, are the same base; and an adapter of another program says nothing."""
+    model = load_model(broken.parent / "model")
+    for target in (broken.parent / "model").glob("*.safetensors"):
+        target.unlink()
+    model.to(torch.bfloat16).save_pretrained(broken.parent / "model", max_shard_size="20KB")
+    assert len(list((broken.parent / "model").glob("*.safetensors"))) > 1
+    load_model(broken)
+
+    shutil.rmtree(broken.parent / "model")
+    make_tiny(broken.parent / "model", 9)
+    with pytest.raises(UserError, match="does not fit its base model: its base has other weights than the one that it was trained on"):
+        load_model(broken)
+    with pytest.raises(UserError, match="other weights"):
+        merge(broken, broken.parent / "merged")
+    save_file(load_file(broken / WEIGHTS), broken / WEIGHTS, metadata={"format": "pt"})
+    load_model(broken)
+
+
 def test_an_adapter_with_fewer_layers(broken: Path) -> None:
     state = load_file(broken / WEIGHTS)
     save_file({name: tensor for name, tensor in state.items() if ".layers.1." not in name}, broken / WEIGHTS)
@@ -269,6 +288,10 @@ def test_an_adapter_is_rounded_as_one(broken: Path) -> None:
     found = load_file(broken / WEIGHTS)
     assert found.keys() == before.keys() and all(torch.equal(found[name], before[name].bfloat16()) for name in found)
     load_model(broken)
+    shutil.rmtree(broken.parent / "model")
+    make_tiny(broken.parent / "model", 9)
+    with pytest.raises(UserError, match="other weights"):  # still knows its base
+        load_model(broken)
 
 
 def test_targets_that_the_model_does_not_have(base: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -34,11 +34,18 @@ def _secret(message: str) -> PydanticCustomError:
 
 def _base_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port_or_none(parts):
         raise ValueError("not an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise _secret("a URL of a server has no user, password or parameters; a key stands in the variable that api_key_env names")
     return url.rstrip("/")
+
+
+def _has_port_or_none(parts: SplitResult) -> bool:
+    try:
+        return parts.port != 0
+    except ValueError:  # no number, or beyond 65535
+        return False
 
 
 def _environment_name(name: str) -> str:

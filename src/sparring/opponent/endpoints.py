@@ -6,12 +6,13 @@ A thread of its own runs the event loop, so that a caller may have one already (
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import random
 import threading
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,12 +21,15 @@ from typing import Any, TypeVar
 import httpx2
 
 from sparring.config import ServerSection
+from sparring.console import log
 from sparring.errors import UserError
 
 T = TypeVar("T")
 WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
+TOLD_WAIT = 5.0  # seconds of a Retry-After from which on somebody who watches is told
+LOOK_AGAIN = 0.01  # seconds after which a request that found no room looks for some again
 CONNECT_SECONDS = 15.0
 # may pass by itself: overload, a server that restarts, a gateway without its server
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
@@ -52,6 +56,10 @@ class Refused(UserError):
         self.status = status
 
 
+class NoAnswer(UserError):
+    """All attempts at a request failed, in ways that may pass."""
+
+
 class _Passing(Exception):
     """An attempt failed in a way that another may not; `wait` is what the server asks for, in seconds."""
 
@@ -62,15 +70,29 @@ class _Passing(Exception):
 
 @dataclass
 class _Url:
+    """`rests_until`: others are preferred to it after a failure; `closed_until`: it asked not to be asked at all (Retry-After)."""
+
     base: str
     in_flight: int = 0
     failures: int = 0  # in a row
     rests_until: float = 0.0
+    closed_until: float = 0.0
 
-    def rest(self, seconds: float) -> None:
-        now = time.monotonic()
+    def rest(self, seconds: float, asked: float | None) -> None:
+        now, closed = time.monotonic(), min(asked or 0.0, LONGEST_ASKED_WAIT)
         self.failures += now >= self.rests_until  # requests that fail together are one failure
-        self.rests_until = max(self.rests_until, now + seconds)
+        if closed >= TOLD_WAIT and now >= self.closed_until:
+            log.info(f"{self.base} asks to be left alone for {closed:.0f} s")
+        self.rests_until = max(self.rests_until, now + max(seconds, closed))
+        self.closed_until = max(self.closed_until, now + closed)
+
+    @contextlib.contextmanager
+    def busy(self) -> Iterator[None]:
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,7 @@ class Endpoints:
 
     def __post_init__(self) -> None:
         self._urls = [_Url(base) for base in self.section.urls]
+        # a request keeps its place while it waits for another attempt: at the end of the queue it would not give up for hours
         self._limit = asyncio.Semaphore(self.section.concurrency * len(self._urls))
         self._jitter = random.Random()
         self._loop = asyncio.new_event_loop()
@@ -110,7 +133,12 @@ class Endpoints:
 
     @property
     def urls(self) -> Sequence[str]:
-        return self.section.urls
+        """Those of the recipe but the ones that were left out."""
+        return [found.base for found in self._urls]
+
+    def leave_out(self, url: str) -> None:
+        """Ask nothing more of this one, whatever becomes of it."""
+        self._urls = [found for found in self._urls if found.base != url]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of `work` on the engine's own loop; an interrupt cancels it."""
@@ -144,47 +172,63 @@ class Endpoints:
     ) -> Any:
         """The JSON (or text) that a server answers, at `url` or wherever there is room. Raises UserError when it refuses or all attempts
         failed."""
-        failed: list[str] = []
-        for attempt in range(self.section.retries + 1):
-            async with self._limit:
-                at = self._choose(url)
-                at.in_flight += 1
-                try:
-                    found = await self._once(at, method, path, body, as_text)
-                    at.failures = 0
-                    return found
-                except _Passing as error:
-                    failed.append(f"{at.base}: {error}")
-                    wait = self._wait(attempt, error.wait)
-                    at.rest(self._wait(at.failures, error.wait))
-                finally:
-                    at.in_flight -= 1
-            if attempt < self.section.retries:
-                await asyncio.sleep(wait if url or len(self._urls) == 1 else self._until_free())
+        failed, tried = list[str](), set[str]()
+        async with self._limit:
+            for attempt in range(self.section.retries + 1):
+                at = await self._free_url(url, tried)
+                tried.add(at.base)
+                with at.busy():
+                    try:
+                        found = await self._once(at, method, path, body, as_text)
+                        at.failures = 0
+                        return found
+                    except _Passing as error:
+                        failed.append(f"{at.base}: {error}")
+                        at.rest(self._wait(at.failures), error.wait)
+                if attempt < self.section.retries:
+                    await asyncio.sleep(self._wait(attempt) if url or len(self._urls) == 1 else self._until_rested())
         raise self._gave_up(failed)
 
     async def once(self, method: str, path: str, url: str) -> Any:
         """The JSON that the server answers in one attempt, None where it fails in a way that may pass. Raises UserError when it refuses."""
         try:
-            return await self._once(self._choose(url), method, path, None)
+            return await self._once(self._named(url), method, path, None)
         except _Passing:
             return None
 
-    def _choose(self, url: str | None) -> _Url:
-        """The URL asked for, else the least busy of those that do not rest after a failure."""
-        if url is not None:
-            return next(found for found in self._urls if found.base == url)
-        now = time.monotonic()
-        return min(self._urls, key=lambda found: (found.rests_until > now, found.in_flight, found.failures))
+    async def _free_url(self, url: str | None, tried: Collection[str]) -> _Url:
+        """The URL asked for, else the best (`_choose`) of those that have not failed this request and answered none since; waits until one
+        has room and does not ask to be left alone."""
+        among = [found for found in self._urls if url in (None, found.base)]
+        while True:
+            now = time.monotonic()
+            better = [found for found in among if not (found.failures and found.base in tried)]
+            at = self._choose([found for found in better or among if found.closed_until <= now], now)
+            if at is not None:
+                return at
+            until_open = min(found.closed_until for found in among) - now
+            await asyncio.sleep(max(LOOK_AGAIN, until_open * self._jitter.uniform(1.0, 1.1)))
 
-    def _until_free(self) -> float:
+    def _named(self, url: str) -> _Url:
+        return next(found for found in self._urls if found.base == url)
+
+    def _choose(self, urls: Sequence[_Url], now: float) -> _Url | None:
+        """The least busy of those that do not rest, or of all where all rest; None where these have no room.
+
+        One that failed last gets one request at a time, until it has answered: a server that hangs must not hold up a whole round again.
+        """
+        awake = [found for found in urls if found.rests_until <= now] or urls
+        healthy = any(not found.failures for found in self._urls)
+        room = [found for found in awake if found.in_flight < (1 if found.failures and healthy else self.section.concurrency)]
+        return min(room, key=lambda found: (found.in_flight, found.failures), default=None)
+
+    def _until_rested(self) -> float:
         """Seconds until some URL no longer rests."""
         return max(0.0, min(found.rests_until for found in self._urls) - time.monotonic())
 
-    def _wait(self, attempt: int, asked: float | None) -> float:
-        """Doubling, with jitter, so that many requests do not come back at the same moment; never sooner than the server asks."""
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**attempt) * self._jitter.uniform(0.5, 1.0)
-        return wait if asked is None else max(wait, min(asked, LONGEST_ASKED_WAIT))
+    def _wait(self, attempt: int) -> float:
+        """Doubling, with jitter, so that many requests do not come back at the same moment."""
+        return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempt, 60)) * self._jitter.uniform(0.5, 1.0)
 
     async def _once(self, at: _Url, method: str, path: str, body: dict[str, Any] | None, as_text: bool = False) -> Any:
         try:
@@ -194,15 +238,17 @@ class Endpoints:
             raise _Passing(f"no answer within {self.section.timeout_seconds:g} s") from None
         except httpx2.RequestError as error:
             raise _Passing(self.hidden(_plain(error))) from None
+        except httpx2.InvalidURL as error:
+            raise UserError(f"no server can be asked there: {error}", where=f"{self.where} ({at.base})") from None
         if response.status_code in PASSING:
             raise _Passing(f"{response.status_code} {self._words(response)}", _retry_after(response))
         if response.status_code != 200:
             raise self._refused(at, path, response)
         if as_text:
-            return response.text
+            return self.hidden(response.text)
         try:
-            return response.json()
-        except ValueError:  # broken JSON and broken UTF-8
+            return self._without_key(response.json())
+        except (ValueError, RecursionError):  # broken JSON, broken UTF-8, brackets without end
             raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
 
     def _refused(self, at: _Url, path: str, response: httpx2.Response) -> Refused:
@@ -216,9 +262,9 @@ class Endpoints:
             return Refused(status, what, where=where, remedy=f"check {self.names.server} (a URL goes up to and including /v1)")
         return Refused(status, what, where=where, remedy=self.names.manual)
 
-    def _gave_up(self, failed: Sequence[str]) -> UserError:
+    def _gave_up(self, failed: Sequence[str]) -> NoAnswer:
         kinds = list(dict.fromkeys(failed))
-        return UserError(
+        return NoAnswer(
             f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
             where=self.names.where,
             remedy=f"see that the server runs and keeps up ({self.names.limits}); the same command goes on, and nothing finished is lost",
@@ -226,8 +272,18 @@ class Endpoints:
 
     def _words(self, response: httpx2.Response) -> str:
         """What the server says, short, in one line and without the key."""
-        text = self.hidden(" ".join(response.text.split()))  # before it is cut: a part of a key is none of a log's business
+        text = " ".join(self.hidden(response.text).split())  # hidden first: a cut could leave a part of it
         return (text if len(text) <= SHOWN else text[:SHOWN] + "...") or self.hidden(response.reason_phrase)
+
+    def _without_key(self, answer: Any) -> Any:
+        """A server's JSON with the key blotted out wherever it stands: parts of an answer are shown, and some are kept."""
+        if not self.key:
+            return answer
+        if isinstance(answer, dict):
+            return {self.hidden(name): self._without_key(value) for name, value in answer.items()}
+        if isinstance(answer, list):
+            return [self._without_key(value) for value in answer]
+        return self.hidden(answer) if isinstance(answer, str) else answer
 
     def hidden(self, text: str) -> str:
         """The text without the key, as it is or as JSON writes it."""
@@ -250,9 +306,9 @@ def _retry_after(response: httpx2.Response) -> float | None:
     asked = response.headers.get("retry-after")
     if asked is None:
         return None
-    if asked.strip().isdigit():
+    if asked.strip().isdecimal():
         return float(asked)
     try:
         return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # neither, or a date without a zone
+    except (ValueError, TypeError, OverflowError):  # neither, a date without a zone, a year that there is not
         return None

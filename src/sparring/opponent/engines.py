@@ -23,7 +23,7 @@ from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.packages import is_installed
 from sparring.policy.budget import free_memory
 from sparring.policy.compute import make_accelerator, release_memory
-from sparring.policy.load import DTYPES, load_model, model_shape
+from sparring.policy.load import DTYPES, load_config, load_model, model_shape
 from sparring.policy.score import Scorer
 
 # engine -> (the package that it needs, the extra that brings it)
@@ -48,7 +48,7 @@ def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) ->
     if sampling.engine == "server":
         from sparring.opponent.server import make_server_engine
 
-        return make_server_engine(folder, sampling, chat.stop_ids)
+        return make_server_engine(folder, sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
     if sampling.engine == "ray":
         from sparring.opponent.ray_engine import RayEngine
 

@@ -18,7 +18,7 @@ from typing import Any
 from sparring.config import ServerSection
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.opponent.endpoints import WHERE, Endpoints
+from sparring.opponent.endpoints import WHERE, Endpoints, NoAnswer
 from sparring.policy import adapters
 from sparring.policy.load import weights_hash
 
@@ -31,7 +31,10 @@ Models = dict[str, str | None]  # served name -> the base model where it is an a
 
 
 def serve(endpoints: Endpoints, folder: Path) -> str:
-    """Have every server serve the player in `folder`; returns its served name. Raises UserError where one does not."""
+    """Have every server serve the player in `folder`; returns its served name. Raises UserError where one serves another.
+
+    One that does not answer, while another does, is left out for as long as this player draws: it might come back with an earlier one.
+    """
     section = endpoints.section
     name = _name(section, folder)
     if section.update_command is None:
@@ -55,8 +58,7 @@ def _short_hash(folder: Path) -> str:
 
 def _require(endpoints: Endpoints, name: str | None) -> str:
     """The name under which all servers serve now; null means the one model that they have."""
-    for url in endpoints.urls:
-        models = endpoints.run(_models(endpoints, url))
+    for url, models in _of_all(endpoints).items():
         name = name or _only(models, url)
         if name not in models:
             raise UserError(
@@ -66,6 +68,27 @@ def _require(endpoints: Endpoints, name: str | None) -> str:
             )
     assert name is not None
     return name
+
+
+def _of_all(endpoints: Endpoints) -> dict[str, Models]:
+    """What every server lists; those that do not answer are left out, unless none does."""
+
+    async def ask() -> list[Models | BaseException]:
+        return await asyncio.gather(*(_models(endpoints, url) for url in endpoints.urls), return_exceptions=True)
+
+    found = dict(zip(endpoints.urls, endpoints.run(ask()), strict=True))
+    silent = {url: error for url, error in found.items() if isinstance(error, NoAnswer)}
+    for error in found.values():
+        if isinstance(error, BaseException) and (not isinstance(error, NoAnswer) or len(silent) == len(found)):
+            raise error
+    for url, error in silent.items():
+        _leave_out(endpoints, url, error.what)
+    return {url: models for url, models in found.items() if not isinstance(models, BaseException)}
+
+
+def _leave_out(endpoints: Endpoints, url: str, why: str) -> None:
+    log.warning(f"sampling: the server at {url} is left out for this player: {why}")
+    endpoints.leave_out(url)
 
 
 def _only(models: Models, url: str) -> str:
@@ -98,7 +121,7 @@ def _served_now(endpoints: Endpoints, url: str) -> Models | None:
 
 
 def _wait_for(endpoints: Endpoints, name: str | None) -> str:
-    """Poll until every server lists the player."""
+    """Poll until every server lists the player. At the end of the wait one that does not answer is left out, unless none has the player."""
     seconds = endpoints.section.ready_timeout_seconds
     end = time.monotonic() + seconds
     waiting = list(endpoints.urls)
@@ -108,21 +131,24 @@ def _wait_for(endpoints: Endpoints, name: str | None) -> str:
             name = _only(models, waiting[0])
         if models and name in models:
             waiting.pop(0)
-        elif time.monotonic() > end:
+        elif time.monotonic() <= end:
+            waiting.append(waiting.pop(0))
+            time.sleep(POLL_SECONDS)
+        elif models is None and len(waiting) < len(endpoints.urls):
+            _leave_out(endpoints, waiting.pop(0), f"no answer {seconds:g} s after update_command")
+        else:
             says = "does not answer" if models is None else f"serves {_listed(models)}"
             raise UserError(
                 f"{seconds:g} s after update_command the server {says}, where {name or 'the player'} should be served",
                 where=f"{WHERE} ({waiting[0]})",
                 remedy=f"see the server's own log, or give it longer ({WHERE}.ready_timeout_seconds)",
             )
-        else:
-            time.sleep(POLL_SECONDS)
     assert name is not None
     return name
 
 
 def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
-    command = endpoints.section.update_command
+    command, seconds = endpoints.section.update_command, endpoints.section.ready_timeout_seconds
     assert command is not None
     values = {"{model}": str(folder.absolute()), "{name}": name or folder.absolute().name}
     words = [_filled(word, values) for word in shlex.split(command)]
@@ -130,9 +156,13 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
     where = f"{WHERE}.update_command"
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # no pipe: a server left running would keep it open
         try:
-            subprocess.run(words, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, check=True)
+            options = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT}
+            subprocess.run(words, check=True, timeout=seconds, **options)
         except OSError as error:
             raise UserError(f"cannot run it: {error.strerror}", where=where) from None
+        except subprocess.TimeoutExpired:
+            what = f"it was ended, for it had not returned after {seconds:g} s ({WHERE}.ready_timeout_seconds)"
+            raise UserError(what, where=where, remedy="have it start the server in the background (docs/engines.md)") from None
         except subprocess.CalledProcessError as error:
             said.seek(0)
             last = " | ".join(said.read().split("\n")[-LAST_LINES - 1 :]).strip(" |")
@@ -161,6 +191,7 @@ def _load_adapter(endpoints: Endpoints, folder: Path) -> str:
     async def load_all() -> None:
         await asyncio.gather(*(load(url) for url in endpoints.urls))
 
+    _of_all(endpoints)  # leaves out who is not there
     log.info(f"sampling: the servers load the adapter {name}")
     endpoints.run(load_all())
     return _require(endpoints, name)

@@ -23,11 +23,11 @@ COMPLETIONS = "/completions"
 PLACEHOLDER = "token_id:"  # vLLM's word for a token where ids are asked for
 
 
-def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collection[int]) -> ServerEngine:
-    """The engine, once the servers serve the player in `folder`."""
+def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float = math.inf) -> ServerEngine:
+    """The engine, once the servers serve the player in `folder`, which knows tokens below `vocabulary`."""
     endpoints = Endpoints(sampling.server, read_key(sampling.server))
     try:
-        return ServerEngine(endpoints, serve(endpoints, folder), sampling, stop_ids)
+        return ServerEngine(endpoints, serve(endpoints, folder), sampling, stop_ids, vocabulary)
     except BaseException:
         endpoints.close()
         raise
@@ -36,8 +36,9 @@ def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collec
 class ServerEngine:
     """Asks for one reply per request, each with the seed of its own stream, so that a repeated request gives the same reply."""
 
-    def __init__(self, endpoints: Endpoints, name: str, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
+    def __init__(self, endpoints: Endpoints, name: str, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float) -> None:
         self.endpoints, self.name, self.sampling, self.stop_ids = endpoints, name, sampling, sorted(stop_ids)
+        self.vocabulary = vocabulary
 
     def at(self, temperature: float) -> ServerEngine:
         other = copy.copy(self)
@@ -56,7 +57,11 @@ class ServerEngine:
 
     async def _sample_one(self, prompt: Prompt, seed: int, logps: bool) -> Reply:
         answer = await self.endpoints.request("POST", COMPLETIONS, self._body(prompt, seed))
-        return read_reply(answer, prompt, self.sampling.max_new_tokens, self.stop_ids, logps)
+        reply = read_reply(answer, prompt, self.sampling.max_new_tokens, self.stop_ids, logps)
+        if max(reply.token_ids) >= self.vocabulary:
+            what = f"the server returns the token {max(reply.token_ids)}, and the player knows {self.vocabulary}: it serves another model"
+            raise _unusable(what)
+        return reply
 
     def _body(self, prompt: Prompt, seed: int) -> dict[str, Any]:
         sampling = self.sampling

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from sparring.config import Recipe, load_recipe, walk_fields
+from sparring.config import Recipe, load_recipe
 from sparring.errors import UserError
 from sparring.planning import memory
 from sparring.planning.estimate import Plan, estimate
@@ -29,7 +30,7 @@ def advise(plan: Plan) -> list[Proposal]:
     """What makes the plan fit: first on the devices that are there, then on more of them. Empty where nothing known helps."""
     if plan.fits:
         return []
-    here = list(_that_fit(plan, _on_one_device(plan.recipe)))
+    here = list(_that_fit(plan, _on_one_device(plan)))
     # the number of devices alone: nothing that a proposal above has changed already
     return (here + list(_on_more(plan)))[:MOST_PROPOSALS]
 
@@ -50,14 +51,14 @@ def _tried(plan: Plan, changes: tuple[str, ...], devices: int) -> Plan | None:
     """The plan with some options changed; None where the recipe or a run refuses them."""
     try:
         recipe = load_recipe(plan.recipe, changes)
-        require_playable(recipe)
+        require_playable(recipe, plan.hardware.kind)
     except UserError:
         return None
     return estimate(recipe, plan.shape, plan.lengths, replace(plan.hardware, count=devices))
 
 
-def require_playable(recipe: Recipe) -> None:
-    """Raise UserError for combinations that `sparring run` refuses, though each option is right."""
+def require_playable(recipe: Recipe, kind: str) -> None:
+    """Raise UserError for combinations that `sparring run` refuses on such a device ("cuda" or "cpu"), though each option is right."""
     sections = [section for section in (recipe.train, recipe.sft) if section]
     if recipe.launcher.shards and any(section.four_bit or section.optimizer not in CUTTABLE for section in sections):
         raise UserError(
@@ -65,38 +66,51 @@ def require_playable(recipe: Recipe) -> None:
             where="launcher.strategy",
             remedy="use ddp, or rmsprop or adamw without quantize",
         )
+    if kind == "cpu" and any(section.four_bit for section in sections):
+        raise UserError("bases in 4 bits need a CUDA device", where="lora.quantize", remedy="name a GPU in --hardware, or leave it out")
     if recipe.train.four_bit and recipe.sampling.inner_engine != "transformers":
         raise UserError("train.lora.quantize needs the engine transformers", where="sampling.engine")
+    if recipe.sampling.inner_engine == "vllm" and recipe.train.lora and recipe.train.lora.dora:
+        raise UserError("vLLM serves no DoRA adapters", where="sampling.engine", remedy="take transformers, or leave out train.lora.dora")
 
 
-def _on_one_device(recipe: Recipe) -> Iterator[tuple[str, ...]]:
+def _on_one_device(plan: Plan) -> Iterator[tuple[str, ...]]:
     """Changes that leave the number of devices as it is, from those that cost the least."""
+    recipe, fewer = plan.recipe, _no_more_than(plan)
     again = _of_training(recipe, "gradient_checkpointing=true")
     smaller = _of_training(recipe, "micro_batch_tokens=1024")
     state = _of_training(recipe, f"optimizer={'adamw8bit' if recipe.train.optimizer.startswith('adamw') else 'rmsprop8bit'}")
     cache = ("sampling.batch_tokens=4096",)
     adapter, four_bit = _of_training(recipe, "lora={rank: 16}"), _of_training(recipe, "lora={rank: 16, quantize: 4bit}")
-    launcher = getattr(recipe, "launcher", None)
-    if launcher is not None and launcher.kind != "inline" and launcher.strategy != "ddp":
-        state = ()  # these states cannot be cut
     apart = ("evaluate.benchmarks=null",) if recipe.evaluate.benchmarks else ()  # and played by another program
-    for start in dict.fromkeys(((), apart, *_shared(recipe), state, adapter, four_bit)):
+    shared = () if "launcher=inline" in fewer else _shared(recipe)
+    for start in dict.fromkeys(((), apart, *shared, state, adapter, four_bit)):
         for extra in ((), again, smaller, cache, (*again, *smaller), (*again, *cache), (*again, *smaller, *cache)):
-            if start or extra:
-                yield (*start, *extra)
+            if fewer or start or extra:
+                yield (*fewer, *start, *extra)
+
+
+def _no_more_than(plan: Plan) -> tuple[str, ...]:
+    """Options that ask for no more devices than there are, where the recipe's do."""
+    launcher, count = plan.recipe.launcher, plan.hardware.count
+    split = plan.recipe.sampling.vllm.tensor_parallel if plan.recipe.sampling.inner_engine == "vllm" else 1
+    if plan.wanted[0] <= count:
+        return ()
+    changes = [f"sampling.vllm.tensor_parallel={2 ** int(math.log2(count))}"] if split > count else []
+    if count == 1 and launcher.kind != "inline":
+        return ("launcher=inline", *changes)
+    changes += ["launcher.machines=1"] if launcher.machines > 1 else []
+    return (*changes, f"launcher.processes={count}") if plan.parallel.devices > count else tuple(changes)
 
 
 def _of_training(recipe: Recipe, option: str) -> tuple[str, ...]:
-    """The option for every section that trains; nothing where this version has no such option."""
-    known = dict(walk_fields())
-    sections = ["train", *(["sft"] if recipe.sft else [])]
-    return tuple(f"{section}.{option}" for section in sections if f"{section}.{option.partition('=')[0]}" in known)
+    """The option for every section that trains."""
+    return tuple(f"{section}.{option}" for section in ("train", *(["sft"] if recipe.sft else [])))
 
 
 def _shared(recipe: Recipe) -> Iterator[tuple[str, ...]]:
     """Training cut over all the devices that there are."""
-    launcher = getattr(recipe, "launcher", None)
-    if launcher is not None and (launcher.kind == "inline" or launcher.strategy != "fsdp2"):
+    if recipe.launcher.kind == "inline" or recipe.launcher.strategy != "fsdp2":
         yield ("launcher={kind: accelerate, strategy: fsdp2}",)
 
 
@@ -117,7 +131,7 @@ def devices_needed(plan: Plan) -> int | None:
 
 def _on_more(plan: Plan) -> Iterator[Proposal]:
     """Training cut over more devices of this kind, and where one of them cannot hold the weights, replies by vLLM over several."""
-    if getattr(plan.recipe, "launcher", None) is None or plan.hardware.kind == "cpu":
+    if plan.hardware.kind == "cpu":
         return
     cut = ("launcher={kind: accelerate, strategy: fsdp2}", *_of_training(plan.recipe, "gradient_checkpointing=true"))
     for sampled in ((), ("sampling.engine=vllm", "sampling.vllm.tensor_parallel=8")):

@@ -21,7 +21,7 @@ def as_json(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Publi
         "hardware": asdict(plan.hardware),
         "training_devices": asdict(plan.parallel),
         "micro_batch_tokens": plan.micro_batch_tokens,
-        "assumptions": assumptions(plan.hardware, plan.recipe.sampling.engine),
+        "assumptions": assumptions(plan.device, plan.recipe.sampling.inner_engine),
         "stages": [_stage(stage, plan) for stage in plan.stages],
         "hours": plan.seconds / 3600,
         "disk_bytes": plan.disk,
@@ -41,5 +41,5 @@ def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
         "hours": stage.hours,
         "bound_by": stage.driver,
         "bytes": {**asdict(stage.memory), "total": total},
-        "fits": total <= plan.hardware.memory,
+        "fits": total <= plan.device.memory,
     }

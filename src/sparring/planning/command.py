@@ -22,7 +22,7 @@ from sparring.rundir import write_json
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None) -> Plan:
     """The plan of a recipe; `hardware` as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
     device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
-    require_playable(recipe)
+    require_playable(recipe, device.kind)
     shape = find_shape(recipe.model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 

@@ -11,7 +11,7 @@ from sparring.planning.hardware import Hardware
 from sparring.planning.hours import Duration
 from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
-from sparring.planning.parallel import Parallel, of_sampling, of_training
+from sparring.planning.parallel import Parallel, devices_wanted, of_sampling, of_training
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, gathered_at_once, held_at_most, tokens_at_once
@@ -56,7 +56,17 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        return self.peak.memory.total <= self.hardware.memory and self.parallel.devices <= self.hardware.count
+        return self.peak.memory.total <= self.device.memory and self.wanted[0] <= self.hardware.count
+
+    @property
+    def device(self) -> Hardware:
+        """What each process that trains has."""
+        return self.hardware.shared_by(self.parallel.devices)
+
+    @property
+    def wanted(self) -> tuple[int, str]:
+        """The most devices that an option asks for, and that option."""
+        return devices_wanted(self.recipe, self.hardware)
 
     def stages_of(self, owner: str) -> list[StagePlan]:
         return [stage for stage in self.stages if stage.owner == owner]
@@ -75,8 +85,9 @@ def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware)
 
 class _Game:
     def __init__(self, recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> None:
-        self.recipe, self.shape, self.lengths, self.hardware = recipe, shape, lengths, hardware
+        self.recipe, self.shape, self.lengths = recipe, shape, lengths
         self.parallel = of_training(recipe, hardware)
+        self.hardware = hardware.shared_by(self.parallel.devices)
 
     def stages(self) -> Iterator[StagePlan]:
         recipe = self.recipe
@@ -116,7 +127,7 @@ class _Game:
     def _sample(self, owner: str, kind: str, rows: int, replicas: int) -> StagePlan:
         samplers = of_sampling(self.recipe, self.hardware)
         work = sampling_work(self.shape, self.recipe, self.lengths, rows, replicas, samplers)
-        time = hours.sampling(work, self.hardware, samplers.devices, self.shape.layers, self.recipe.sampling.engine)
+        time = hours.sampling(work, self.hardware, samplers.devices, self.shape.layers, self.recipe.sampling.inner_engine)
         held = memory.sampling(self.shape, self.recipe, self.lengths, rows, replicas, self.hardware, samplers)
         return self._stage(owner, kind, work, held, time)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from sparring.errors import UserError, nearest
+from sparring.policy.container import whole_memory
 
 GB = 1e9
 
@@ -27,6 +28,13 @@ class Hardware:
     @property
     def label(self) -> str:
         return f"{self.count}x {self.name}" if self.kind == "cuda" else self.name
+
+    def shared_by(self, processes: int) -> Hardware:
+        """What each of some processes has: a device of its own, or its part of the one CPU and its memory."""
+        if self.kind == "cuda" or processes == 1:
+            return self
+        rates = {name: getattr(self, name) / processes for name in ("flops", "bandwidth", "memory")}
+        return replace(self, **rates, count=processes)
 
 
 def _gpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, source: str) -> Hardware:
@@ -85,10 +93,10 @@ def _known() -> str:
 
 
 def _count_and_name(text: str) -> tuple[int, str]:
-    found = re.fullmatch(r"\s*(?:(\d+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    found = re.fullmatch(r"\s*(?:(\d{1,6})\s*[xX*]\s*)?(\S.*?)\s*", text)
     if found is None or found[1] == "0" * len(found[1] or "x"):
         raise UserError(f"{text!r} is not a number of devices and their name", where=WHERE, remedy=_known())
-    return int(found[1] or 1), found[2].upper().replace(" ", "")
+    return int(found[1] or 1), re.sub(r"(?<=\d)GB$", "G", found[2].upper().replace(" ", ""))
 
 
 def _by_name(name: str) -> Hardware | None:
@@ -117,12 +125,10 @@ def _own_gpus() -> Hardware | None:
 @lru_cache
 def this_cpu() -> Hardware:
     """This machine's processor: its rates are measured for half a second, since no data sheet tells what a container gets."""
-    import psutil
-
     flops, bandwidth = _measured_rates()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
-    return Hardware(name, "cpu", flops, bandwidth, psutil.virtual_memory().total, "measured now: the best of some bfloat16 products")
+    return Hardware(name, "cpu", flops, bandwidth, whole_memory(), "measured now: the best of some bfloat16 products")
 
 
 def _measured_rates() -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -49,6 +50,7 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     """Measured on a sample where data and tokenizer are at hand, else assumed; what is given wins. Raises UserError for unknown rows."""
     found = _measured(recipe) or _assumed(recipe, given)
     own = {"prompt": given.prompt_tokens, "reply": given.reply_tokens, "generated": given.generated_tokens}
+    _require_possible(recipe, own)
     named = [f"{value:g} {name}" for name, value in own.items() if value is not None]
     if given.rows is not None:
         named.append(f"{given.rows:,} rows")
@@ -56,9 +58,20 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     if given.reply_tokens is not None and given.generated_tokens is None:
         own["generated"] = min(given.reply_tokens, recipe.sampling.max_new_tokens)
     own = {name: value for name, value in own.items() if value is not None}
+    own |= {f"longest_{name}": math.ceil(max(own[name], getattr(found, f"longest_{name}"))) for name in ("prompt", "reply") if name in own}
     if given.prompt_tokens and given.reply_tokens:  # nothing of what was found is left but the longest
         return replace(found, **own, are_bounds=False, source=f"given: {', '.join(named)}")
     return replace(found, **own, source=f"{found.source}; given: {', '.join(named)}" if named else found.source)
+
+
+def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:
+    for name, value in means.items():
+        if value is not None and not math.isfinite(value):
+            raise UserError(f"{value} is no number of tokens", where=f"--{name}-tokens")
+    generated, most = means["generated"], recipe.sampling.max_new_tokens
+    if generated is not None and generated > most:
+        what = f"{generated:g} tokens are more than sampling.max_new_tokens allows, {most}"
+        raise UserError(what, where="--generated-tokens", remedy="give less, or a larger sampling.max_new_tokens")
 
 
 def _measured(recipe: Recipe) -> Lengths | None:
@@ -101,7 +114,8 @@ def _lengths(
 
 def _assumed(recipe: Recipe, given: Given) -> Lengths:
     data = recipe.data
-    rows = given.rows or data.max_examples
+    known = [count for count in (data.max_examples, _rows_of_file(recipe)) if count is not None]
+    rows = given.rows or min(known, default=None)
     if rows is None:
         raise UserError(
             f"how many rows {data.path} has is not known before it is fetched",
@@ -111,6 +125,15 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
     train, held_out = _split(recipe, rows)
     source = "assumed: every prompt and reply as long as data.max_prompt_tokens and data.max_reply_tokens allow: an upper bound"
     return _lengths(recipe, train, held_out, [data.max_prompt_tokens], [data.max_reply_tokens], source, are_bounds=True)
+
+
+def _rows_of_file(recipe: Recipe) -> int | None:
+    """Rows of a file on this machine whose tokenizer is not on it, before any is left out; None for data that would have to be fetched."""
+    from sparring.data.sources import load_conversations, local_file
+
+    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+        return None
+    return load_conversations(recipe.data, recipe.seed).counts["read"]
 
 
 def _split(recipe: Recipe, rows: int) -> tuple[int, int]:

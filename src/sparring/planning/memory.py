@@ -56,8 +56,7 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
     number = NUMBER_BYTES[settings.precision]
     trained, frozen = trained_weights(shape, settings), is_frozen(settings)
     weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.precision) * shape.parameters
-    # a bfloat16 gradient lives until it was added: two of the largest matrix at most
-    passing = 0 if frozen else 2 * computing_copy_bytes(settings.precision) * shape.largest_matrix
+    passing = 0.0 if frozen else _passing(shape, settings, parallel)
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
     logits = logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
     return Memory(
@@ -69,6 +68,14 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
         logits=logits,
         process=_process(kind, "training", number, activations + logits),
     )
+
+
+def _passing(shape: Shape, settings: OptimSection, parallel: Parallel) -> float:
+    """Gradients on their way. One in bfloat16 lives until it was added: two of the largest matrix at most. Where weights are sharded, those
+    of a layer, or of embedding and head, are there whole, and once more in float32 to be reduced."""
+    if parallel.gathers:
+        return (NUMBER_BYTES[settings.precision] + GRADIENT_BYTES) * max(shape.largest_layer, shape.outside_layers)
+    return 2 * computing_copy_bytes(settings.precision) * shape.largest_matrix
 
 
 def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parallel: Parallel) -> Memory:
@@ -85,8 +92,9 @@ def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parall
 def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, hardware: Hardware, samplers: Samplers) -> Memory:
     """Weights, the key-value cache of all rows that are drawn together, their logits, and the prompts that are read in one forward."""
     kind, number = hardware.kind, NUMBER_BYTES[recipe.sampling_dtype]
-    if recipe.sampling.engine == "server":
-        return Memory(process=PROCESS[kind])
+    if recipe.sampling.engine == "server":  # the check of its log-probs loads the player here, where a device has room for it
+        checked = number * shape.parameters * (kind == "cpu" or 1.5 * number * shape.parameters < hardware.memory)
+        return Memory(weights=checked, process=_process(kind, "forward", number, 0))
     weights = computing_bytes(shape, recipe.train) if recipe.train.four_bit else number * shape.parameters
     at_once = slots(recipe, lengths, rows, replicas, samplers.copies)
     position = position_bytes(shape, number)
@@ -94,7 +102,7 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
     # logits, then their shares in float32 twice and the sums of blocks
     logits = at_once * shape.config.vocab_size * (number + 8)
     activations = PREFILL_TOKENS * _one_layer(shape, number)
-    if recipe.sampling.engine == "vllm":
+    if recipe.sampling.inner_engine == "vllm":
         return _vllm(recipe, weights / samplers.split, positions * position / samplers.split, logits + activations, hardware)
     cache = at_once * positions * position
     process = _process(kind, "forward", number, activations + logits)

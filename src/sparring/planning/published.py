@@ -19,7 +19,7 @@ from sparring.policy.footprint import NUMBER_BYTES
 
 PROMPTS_AT_ONCE = 8  # 64 over the paper's 8 devices: it gives its seconds by 64 examples
 # forward, backward and forward again for the player, forward for the reference
-PASSES = Passes(1 + 2 + 1 + 1, 1 + 2 + 1)
+PASSES = Passes(body=1 + 2 + 1 + 1, head=1 + 2 + 1, attention=1 + 2 + 1 + 1)
 
 
 @dataclass(frozen=True)

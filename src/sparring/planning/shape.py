@@ -9,7 +9,10 @@ from typing import Any
 from sparring.config import ModelSection
 from sparring.errors import UserError, first_line
 from sparring.planning.known_shapes import KNOWN_SHAPES
-from sparring.policy.footprint import head_sizes
+from sparring.policy.footprint import HeadSizes, head_sizes
+
+# Kinds of layers in a config's `layer_types` that keep no keys and values of every position
+WITHOUT_ATTENTION = {"linear_attention", "conv", "moe"}
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Shape:
         return self.config.vocab_size * self.config.hidden_size
 
     @property
-    def queries(self) -> int:
-        return head_sizes(self.config)[0]
+    def attending(self) -> int:
+        """Layers with attention."""
+        kinds = getattr(self.config, "layer_types", None) or [""] * self.layers
+        return sum(kind not in WITHOUT_ATTENTION for kind in kinds)
 
     @property
-    def keys(self) -> int:
-        return head_sizes(self.config)[1]
+    def heads(self) -> HeadSizes:
+        return head_sizes(self.config)
 
     @property
     def in_linears(self) -> int:
@@ -67,22 +72,22 @@ def find_shape(model: ModelSection) -> Shape:
 def measure(name: str, source: str, config: Any) -> Shape:
     """Count the parameters of a model that is built without memory for them (torch's "meta" device)."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     from sparring.policy.compute import layer_sizes
 
     text = config.get_text_config()
     _require_decoder(name, text)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    model = _without_memory(name, config)
+    head = model.get_output_embeddings()
     largest_layer, outside_layers = layer_sizes(model)
-    ends = {id(p) for module in (embedding, head) if module is not None for p in module.parameters()}
+    tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) or module is head)  # of positions, too
+    ends = {id(p) for module in tables for p in module.parameters()}
     passed = sum(_used(path, p, text) for path, p in model.named_parameters() if p.ndim >= 2 and id(p) not in ends)
-    linears = [
-        Linear(path, module.in_features, module.out_features)
+    linears = [  # GPT-2 has matrices of a class of its own, which lie the other way round
+        Linear(path, *(module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)))
         for path, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
     ]
     return Shape(
         name=name,
@@ -97,12 +102,27 @@ def measure(name: str, source: str, config: Any) -> Shape:
     )
 
 
+def _without_memory(name: str, config: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except Exception as error:  # whatever a model's own code says
+        raise UserError(
+            f"no causal language model can be made of its config ({getattr(config, 'model_type', 'unknown')}): {first_line(error)}",
+            where=f"model.path ({name})",
+            remedy="see its config.json; a decoder that transformers knows is needed",
+        ) from None
+
+
 def _used(path: str, parameter: Any, config: Any) -> float:
-    """Of a mixture of experts, those that a token is sent to."""
+    """Of a mixture of experts, those that a token is sent to. Experts in one parameter are its first dimension."""
     chosen = getattr(config, "num_experts_per_tok", None)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
-    share = chosen / experts if chosen and experts and ".experts" in path else 1
-    return parameter.numel() * share
+    of_experts = ".experts" in path or (parameter.ndim == 3 and parameter.shape[0] == experts)
+    return parameter.numel() * (chosen / experts if chosen and experts and of_experts else 1)
 
 
 def _require_decoder(name: str, config: Any) -> None:

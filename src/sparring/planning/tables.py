@@ -37,7 +37,10 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
     if published:
         console.print(_published_table(published))
     console.print("Assumed:")
-    assumed = assumptions(plan.hardware, plan.recipe.sampling.engine)
+    sampling = plan.recipe.sampling
+    assumed = assumptions(plan.device, sampling.inner_engine)
+    if sampling.engine == "server":
+        assumed.append(f"{len(sampling.server.urls)} servers draw, each as fast as one of these devices; their memory is their own")
     if plan.recipe.seeds is not None:
         assumed.append(f"all of this is the game of one seed, and the recipe plays {len(plan.recipe.seeds)}")
     if plan.recipe.evaluate.benchmarks is not None:
@@ -51,11 +54,12 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
 def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     """Fits or not, in what time, what the time goes into; and what to try."""
     peak = plan.peak
-    needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.hardware.memory)} GB"
+    needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
         return [f"Fits: {needed}. It takes {_cost(plan)}"]
-    if plan.parallel.devices > plan.hardware.count:
-        needed = f"the launcher wants {plan.parallel.devices} devices of {plan.hardware.count}"
+    wanted, option = plan.wanted
+    if wanted > plan.hardware.count:
+        needed = f"{option} wants {wanted} devices of {plan.hardware.count}"
     lines = [f"Does not fit: {needed}. (If it did: {_cost(plan)})"]
     if not proposals:
         return [*lines, "No change that plan knows of makes it fit: take a smaller model, or more or larger devices."]
@@ -91,7 +95,9 @@ def duration(seconds: float) -> str:
 def _facts(plan: Plan) -> list[str]:
     shape, lengths = plan.shape, plan.lengths
     device = plan.hardware.label
-    if plan.hardware.count > 1 or plan.parallel.devices > 1:
+    if plan.hardware.kind == "cpu" and plan.parallel.devices > 1:
+        device += f", shared by {plan.parallel.devices} ranks ({plan.parallel.strategy})"
+    elif plan.hardware.count > 1 or plan.parallel.devices > 1:
         device += f", of which {plan.parallel.devices} train ({plan.parallel.strategy})"
     return [
         f"Model: {shape.name}, {_count(shape.parameters)} parameters ({shape.source})",
@@ -150,7 +156,7 @@ def _memory_table(plan: Plan) -> Table:
     table.add_section()
     totals = [kinds[kind].memory.total for kind in order]
     table.add_row("together", *map(_gb, totals), style="bold")
-    table.add_row(f"fits {_gb(plan.hardware.memory)} GB", *("yes" if total <= plan.hardware.memory else "no" for total in totals))
+    table.add_row(f"fits {_gb(plan.device.memory)} GB", *("yes" if total <= plan.device.memory else "no" for total in totals))
     return table
 
 

@@ -37,20 +37,22 @@ class Work:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often weights and head are passed, in forward passes, from the scoring of one token to its training."""
+    """How often weights, head and attention's products are passed, in forward passes, from the scoring of one token to its training."""
 
     body: float
     head: float
+    attention: float
 
 
-SCORING = Passes(1, 1)
+SCORING = Passes(1, 1, 1)
 
 
 def training_passes(frozen: bool, recomputed: bool, micro_batch_tokens: int) -> Passes:
-    """Forward 1, backward 2 (1 through frozen weights, which get no gradient), 1 more where activations are computed again."""
+    """Forward 1, backward 2 (1 through frozen weights, which get no gradient; attention has none), 1 more where activations are computed
+    again."""
     backward = 1 if frozen else 2
     again = micro_batch_tokens > HEAD_CHUNK  # all chunks of logits but the last
-    return Passes(1 + backward + recomputed, 3 + again)
+    return Passes(1 + backward + recomputed, 1 + backward + again, 3 + recomputed)
 
 
 def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float, ...], count: float = 1) -> Work:
@@ -58,9 +60,8 @@ def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float,
     first, *others = (reply - 1 for reply in replies)
     tokens = prompt + first + sum(others)
     seen = (prompt + first) ** 2 / 2 + sum(other * (prompt + other / 2) for other in others)
-    body = 2 * shape.passed * tokens + _attention(shape, seen)
-    head = 2 * shape.head * sum(replies)
-    return Work(tokens * count, (passes.body * body + passes.head * head) * count)
+    weights = passes.body * shape.passed * tokens + passes.head * shape.head * sum(replies)
+    return Work(tokens * count, (2 * weights + passes.attention * _attention(shape, seen)) * count)
 
 
 def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, samplers: Samplers) -> Work:
@@ -81,16 +82,27 @@ def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, rep
 
 def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> int:
     """Replies that one sampler draws at once, of those to `rows` prompts."""
-    of_shard = math.ceil(min(rows, recipe.sampling.shard_rows) * replicas / copies)
-    if recipe.sampling.engine == "vllm":
-        return min(of_shard, recipe.sampling.vllm.max_num_seqs or VLLM_ROWS)
-    longest = lengths.longest_prompt + recipe.sampling.max_new_tokens
-    return max(1, min(of_shard, recipe.sampling.batch_tokens // longest))
+    sampling, (_, replies) = recipe.sampling, _rounds(recipe, rows, replicas, copies)
+    if sampling.engine == "server":
+        return min(math.ceil(replies), sampling.server.concurrency)
+    if sampling.inner_engine == "vllm":
+        return min(math.ceil(replies), sampling.vllm.max_num_seqs or VLLM_ROWS)
+    longest = lengths.longest_prompt + sampling.max_new_tokens
+    return max(1, min(math.ceil(replies), sampling.batch_tokens // longest))
+
+
+def _rounds(recipe: Recipe, rows: int, replicas: int, copies: int) -> tuple[int, float]:
+    """(rounds of one sampler, replies that it draws in each): all share the rows of a file, but for Ray, which deals out `batch_rows`."""
+    shard = min(rows, recipe.sampling.shard_rows)
+    if recipe.sampling.engine == "ray":
+        call = min(recipe.sampling.ray.batch_rows, shard * replicas)
+        return math.ceil(math.ceil(rows * replicas / call) / copies), call
+    return math.ceil(rows / shard), max(1.0, shard * replicas / copies)
 
 
 def position_bytes(shape: Shape, number_bytes: int) -> float:
     """Of the key-value cache, one position in all layers."""
-    return 2 * shape.keys * shape.layers * number_bytes
+    return shape.heads.cached * shape.attending * number_bytes
 
 
 def weight_bytes_read(shape: Shape, recipe: Recipe) -> float:
@@ -105,15 +117,14 @@ FOUR_BIT_BYTES = 0.5 + 0.127 / 8
 
 
 def _decoding(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> tuple[float, float]:
-    """(steps of one sampler, rows that are active in one on average): shard after shard, each with a tail in which its last rows end."""
-    shard = min(rows, recipe.sampling.shard_rows)
-    replies = max(1.0, shard * replicas / copies)
+    """(steps of one sampler, rows that are active in one on average): round after round, each with a tail in which its last rows end."""
+    rounds, replies = _rounds(recipe, rows, replicas, copies)
     at_once = min(slots(recipe, lengths, rows, replicas, copies), replies)
     new, longest = lengths.generated, lengths.longest_generated
-    steps_of_shard = max(1.0, replies / at_once) * new + max(0.0, longest - new)
-    return math.ceil(rows / shard) * steps_of_shard, replies * new / steps_of_shard
+    steps_of_round = max(1.0, replies / at_once) * new + max(0.0, longest - new)
+    return rounds * steps_of_round, replies * new / steps_of_round
 
 
 def _attention(shape: Shape, seen: float) -> float:
     """Scores and weighted sums over `seen` pairs of a query and a key."""
-    return 4 * shape.queries * shape.layers * seen
+    return 2 * (shape.heads.queries + shape.heads.found) * shape.attending * seen

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
 from sparring.errors import UserError, first_line
 from sparring.policy.hub import from_hub
+from sparring.policy.origin import marks_of, require_marks, save_with_marks, stored_marks
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
@@ -50,6 +51,7 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
         found = PeftModel.from_pretrained(model, folder, is_trainable=trainable, use_safetensors=True)
         _require_all(found, folder)
         _require_untied(found)
+        require_marks(folder / WEIGHTS, base_of(folder))
         return found
     except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
         raise UserError(
@@ -97,7 +99,7 @@ def require_weights(folder: Path) -> None:
 def convert(folder: Path, dtype: torch.dtype) -> None:
     """Round an adapter's own weights, in place."""
     file = folder / WEIGHTS
-    save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, metadata={"format": "pt"})
+    save_with_marks({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file, stored_marks(file))
 
 
 def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
@@ -108,12 +110,13 @@ def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Ten
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
-    save_file({name: weight.detach().contiguous() for name, weight in weights.items()}, folder / WEIGHTS, metadata={"format": "pt"})
     model.peft_config["default"].save_pretrained(folder)
     config = _config(folder)
     config |= {name: sorted(value) for name, value in config.items() if isinstance(value, list)}  # PEFT keeps sets
     name_base(folder, base, config)
+    weights = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    own = {name: weight.detach().contiguous() for name, weight in weights.items()}
+    save_with_marks(own, folder / WEIGHTS, json.dumps(marks_of(base_of(folder))))
 
 
 def name_base(folder: Path, base: str, config: dict[str, Any] | None = None, revision: str | None = None) -> None:
@@ -141,7 +144,6 @@ def start_dropout(model: torch.nn.Module, seed: int) -> int:
 def _require_all(model: Any, folder: Path) -> None:
     """PEFT says nothing of tensors that are missing, and leaves what it drew in their place."""
     from peft import get_peft_model_state_dict
-    from safetensors import safe_open
 
     with safe_open(folder / WEIGHTS, "pt") as file:
         stored = set(file.keys())

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
 from sparring.policy.compute import layer_sizes
+from sparring.policy.container import available_memory
 from sparring.policy.footprint import gathered_at_once, held_at_most, tokens_at_once
 from sparring.policy.shares import Parallel
 
@@ -20,4 +20,4 @@ def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool
 
 def free_memory(device: torch.device) -> int:
     """Bytes that this process could take of the device's memory now."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from sparring.policy.shares import Parallel
@@ -52,21 +53,46 @@ def gathered_at_once(largest_layer: int, outside_layers: int) -> int:
     return 2 * largest_layer + outside_layers
 
 
+def _largest(config: Any, name: str) -> int | None:
+    """A size in a config; the largest where the layers have each their own (Gemma-3n, Gemma-4), None where there is none."""
+    try:
+        found = getattr(config, name, None)
+    except RuntimeError:  # transformers refuses to give one for all
+        found = [getattr(layer, name, None) for layer in config.per_layer_config]
+    return max((size for size in found if size is not None), default=None) if isinstance(found, (list, tuple)) else found
+
+
 def inner_size(config: Any) -> int:
     """Width of the feed-forward part that a token passes: of a mixture of experts, of those that it is sent to."""
-    dense = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * config.hidden_size
+    dense = _largest(config, "intermediate_size") or getattr(config, "n_inner", None) or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None)
     if not experts:
         return dense
-    shared = getattr(config, "shared_expert_intermediate_size", None) or 0
-    return experts * (getattr(config, "moe_intermediate_size", None) or dense) + shared
+    of_expert = getattr(config, "moe_intermediate_size", None) or dense
+    shared = getattr(config, "shared_expert_intermediate_size", None) or (getattr(config, "n_shared_experts", None) or 0) * of_expert
+    return experts * of_expert + shared
 
 
-def head_sizes(config: Any) -> tuple[int, int]:
-    """(width of the queries, width of the keys) of all heads together."""
+@dataclass(frozen=True)
+class HeadSizes:
+    """Widths of all heads together: of the queries, keys and values, and of what the heads find; `cached` are the numbers that are kept of
+    a position, which for keys and values that are made from a latent vector (arXiv 2405.04434) are that and its rotary part."""
+
+    queries: int
+    keys: int
+    values: int
+    found: int
+    cached: int
+
+
+def head_sizes(config: Any) -> HeadSizes:
     heads = config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return heads * size, (getattr(config, "num_key_value_heads", None) or heads) * size
+    if getattr(config, "kv_lora_rank", None):
+        size, value = config.qk_nope_head_dim + config.qk_rope_head_dim, heads * config.v_head_dim
+        return HeadSizes(heads * size, heads * size, value, value, config.kv_lora_rank + config.qk_rope_head_dim)
+    size = _largest(config, "head_dim") or config.hidden_size // heads
+    kept = (_largest(config, "num_key_value_heads") or heads) * size
+    return HeadSizes(heads * size, kept, kept, heads * size, 2 * kept)
 
 
 def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
@@ -75,9 +101,9 @@ def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
     Two norms (their input in float32, its normed copies), queries, keys, values and what the heads found, three products of the
     feed-forward part and its activation, and attention's shares.
     """
-    queries, keys = head_sizes(config)
+    sizes = head_sizes(config)
     norms = 2 * (4 + 2 * number_bytes) * config.hidden_size
-    attention = number_bytes * (2 * queries + 2 * keys + scores * config.num_attention_heads)
+    attention = number_bytes * (sizes.queries + sizes.keys + sizes.values + sizes.found + scores * config.num_attention_heads)
     return norms + attention + 4 * number_bytes * inner_size(config)
 
 

@@ -12,6 +12,7 @@ from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Policy
+from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.ground import Ground
@@ -38,7 +39,7 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
                 partial(sampler.check, sampling.temperature),
                 ground.chat.decode,
             )
-        facts = checked_facts(stage)
+        facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
         readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
         prompt_tokens = readings * sum(len(example.prompt_ids) for example in ground.train_examples)
         sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed

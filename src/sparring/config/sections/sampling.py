@@ -52,7 +52,9 @@ class ServerSection(Section):
         description="Command that has the servers serve the next player, run before it samples: `{model}` is the player's folder, `{name}` "
         "its served name. It returns when the servers start to load; the run then waits for them.",
     )
-    ready_timeout_seconds: PositiveFloat = Field(1800.0, description="Longest wait for the servers after `update_command`.")
+    ready_timeout_seconds: PositiveFloat = Field(
+        1800.0, description="Longest wait for `update_command` to return, and then for the servers."
+    )
 
 
 class RaySection(Section):
