@@ -37,7 +37,7 @@ def recipe_of(mode: str, model: Path, options: dict[str, str]) -> Any:
 
 def child(mode: str, model: str, pairs: str, told: str) -> None:
     """Train, and print the process's peak."""
-    import sparring.stages  # noqa: F401  as a run does
+    import sparring.one_stage  # noqa: F401  as a run does
     from sparring.training.fit import fit
     from sparring.training.plan import make_plan
     from sparring.training.tasks import SpinTask

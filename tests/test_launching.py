@@ -129,7 +129,7 @@ def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> Non
 def test_rank_0_alone_reads_back_what_it_is_about_to_give_its_final_name(begun: Game, inline: Game) -> None:
     """The others may come to it when the folder has moved."""
     shutil.rmtree(begun.root / "iterations/000/generate")
-    for result in results(ranks(begun, "iterations/000/generate", sabotage={1: [Sabotage("sparring.stages:checked_facts", do="crash")]})):
+    for result in results(ranks(begun, "iterations/000/generate", sabotage={1: [Sabotage("sparring.stages.generate:checked_facts", do="crash")]})):
         assert result.code == 0, result.err
     facts = [game.json("iterations/000/generate/done.json")["facts"] for game in (begun, inline)]
     assert facts[0]["logp_check"].keys() == facts[1]["logp_check"].keys() and facts[0]["replies"] == facts[1]["replies"]

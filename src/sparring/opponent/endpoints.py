@@ -239,7 +239,7 @@ class Endpoints:
         except httpx2.RequestError as error:
             raise _Passing(self.hidden(_plain(error))) from None
         except httpx2.InvalidURL as error:
-            raise UserError(f"no server can be asked there: {error}", where=f"{self.where} ({at.base})") from None
+            raise UserError(f"no server can be asked there: {error}", where=f"{self.names.where} ({at.base})") from None
         if response.status_code in PASSING:
             raise _Passing(f"{response.status_code} {self._words(response)}", _retry_after(response))
         if response.status_code != 200:
