@@ -129,7 +129,8 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
 
 def _rows_of_file(recipe: Recipe) -> int | None:
     """Rows of a file on this machine whose tokenizer is not on it, before any is left out; None for data that would have to be fetched."""
-    from sparring.data.sources import load_conversations, local_file
+    from sparring.data.conversations import load_conversations
+    from sparring.data.sources import local_file
 
     if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
         return None
