@@ -75,15 +75,23 @@ def scored(begun: Game, inline: Game) -> Game:
     return begun
 
 
-def ranks(game: Game, stage: str, count: int = 2, overrides: dict[int, list[str]] | None = None, **more: dict[int, Any]) -> list[Running]:
+def ranks(
+    game: Game,
+    stage: str,
+    count: int = 2,
+    overrides: dict[int, list[str]] | None = None,
+    environment: dict[str, str] | None = None,
+    **more: dict[int, Any],
+) -> list[Running]:
     """`sparring stage` by hand in several processes, named as torchrun names them."""
     port = str(free_port())
     started = []
     for rank in range(count):
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"ACCELERATE_USE_CPU": "true", **(environment or {})}
         own = {name: value[rank] for name, value in more.items() if rank in value}
         arguments = ["stage", "recipe.yaml", stage, *TWO_RANKS, *(overrides or {}).get(rank, [])]
-        started.append(game.zygote.start(arguments, game.folder, environment={**names, "ACCELERATE_USE_CPU": "true"}, **own))
+        started.append(game.zygote.start(arguments, game.folder, environment=names, **own))
     return started
 
 
