@@ -270,7 +270,7 @@ def with_zero_3(game: Game) -> list[str]:
         pytest.param(
             with_zero_3,
             "DeepSpeedZero",
-            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra `deepspeed` is not installed"),
+            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="make test-deepspeed has DeepSpeed"),
         ),
     ],
 )
