@@ -33,12 +33,12 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python $(INSTALL) --no-deps -e .
 	touch $@
 
-# The environment of a lane sees the project's, and holds what its lock adds or has in another version. Compiled when imported: most is not.
+# The environment of a lane sees the project's, and holds what its lock adds or has in another version
 define lane
 	$(PYTHON) -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
 		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	$(@D)/bin/python $(INSTALL) --no-deps --no-compile -r $<
+	$(@D)/bin/python $(INSTALL) --no-deps -r $<
 	touch $@
 endef
 
@@ -72,7 +72,7 @@ test: setup
 
 # the real vLLM on a CPU, inside the run and as a server; SLOW=1: whole games killed, tensor parallel, in the workers of a Ray, which it installs
 test-vllm: setup-vllm
-	$(if $(SLOW),$(VLLM_VENV)/bin/python $(INSTALL) --no-deps --no-compile -r requirements-ray.lock)
+	$(if $(SLOW),$(VLLM_VENV)/bin/python $(INSTALL) --no-deps -r requirements-ray.lock)
 	$(VLLM_VENV)/bin/python $(PYTEST) --durations 15 tests/with_vllm
 
 # a real Ray: two nodes on this machine, one of them killed, one that joins

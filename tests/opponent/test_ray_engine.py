@@ -118,7 +118,7 @@ EXAMPLES = [Example(f"row{n}", Conversation((), ""), tuple((n * k) % 11 for k in
 LONG_REPLIES = {"max_new_tokens": 100, "top_p": 0.9}
 
 
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(found: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, f"no {what} after {seconds} s"
@@ -195,7 +195,7 @@ def add_node_while_sampling(cluster: Any, shards: Callable[[], int]) -> None:
     try:
         cluster.add_node(num_cpus=1)
         before = shards()
-        wait_for(lambda: shards() > before + 1, "shards of the node that joined", 120)  # one may have been on its way
+        wait_for(lambda: shards() > before + 1, "shards of the node that joined")  # one may have been on its way
     finally:
         worker.send_signal(signal.SIGCONT)
 

@@ -200,7 +200,7 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 400
+    end = time.monotonic() + 800
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()[-3000:]
         with socket.socket() as probe:
