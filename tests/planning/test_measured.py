@@ -76,7 +76,7 @@ measurer.measure(later, folder, Opponent(folder, stage), 1, "y")
 """,
 }
 ADAPTERS = {"lora": {"rank": 8}}
-# a quarter of a minute each, and half a minute: the formula of training again, that of the two stages before it, and what differs for adapters
+# the formula of training again, that of the two stages before it, and what differs for adapters: a minute and a half together
 SLOW = [("sft", {}), ("measure", {}), ("train", ADAPTERS), ("score", ADAPTERS)]
 STAGES = [("generate", {}), ("score", {}), ("train", {}), *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)]
 PROCESS = """
