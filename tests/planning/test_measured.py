@@ -93,7 +93,8 @@ def ids(seed, count):
     draw = random.Random(seed)
     return tuple(draw.choices(range(3, 40_000), k=draw.randint(*count)))
 chat = SimpleNamespace(stop_ids=frozenset({2}), decode=str)
-examples = [Example(str(n), Conversation((), ""), ids(n, PROMPT), ids(n + 100, REPLY)) for n in range(ROWS)]
+asked = Conversation(({"role": "user", "content": "?"},), "")
+examples = [Example(str(n), asked, ids(n, PROMPT), ids(n + 100, REPLY)) for n in range(ROWS)]
 duels = [Duel(str(n), 0, ids(n, PROMPT), ids(n + 100, REPLY), (ids(n + 200, REPLY),)) for n in range(ROWS)]
 {work}
 # not getrusage's maximum: a process begins with that of the one that started it
