@@ -75,7 +75,7 @@ test-vllm: setup-vllm
 	$(if $(SLOW),$(VLLM_VENV)/bin/python $(INSTALL) --no-deps -r requirements-ray.lock)
 	$(VLLM_VENV)/bin/python $(PYTEST) --durations 15 tests/with_vllm
 
-# a real Ray: two nodes on this machine, one of them killed, one that joins
+# a real Ray: two nodes on this machine, one of them killed
 test-ray: setup-ray
 	$(RAY_VENV)/bin/python $(PYTEST) --durations 15 tests/opponent/test_ray_engine.py
 

@@ -1,4 +1,4 @@
-"""The ray engine on a real cluster of two nodes on this machine: the same replies wherever they are drawn, when a node is lost or joins.
+"""The ray engine on a real cluster of two nodes on this machine: the same replies wherever they are drawn, and after a node is lost.
 
 The tests that need Ray are skipped where it is not installed; `make test-ray` installs it beside the project's environment.
 """
@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -34,6 +34,7 @@ from sparring.opponent.ray_engine import Inbox, stamp
 from sparring.opponent.ray_engine import _as_text as as_text
 from sparring.opponent.ray_engine import _check_model as check_model
 from sparring.opponent.ray_engine import _raise_error_of as raise_error_of
+from sparring.opponent.ray_engine import _report as report
 from sparring.opponent.replies import CHECK, sample_examples
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; `make test-ray` installs it and runs this")
@@ -112,7 +113,7 @@ def test_another_temperature_and_log_probs(on_ray: Callable[..., Engine], player
     assert all(one == pytest.approx(other, abs=1e-5) for mine, theirs in pairs for one, other in zip(mine.logps, theirs.logps, strict=True))
 
 
-# ---------------------------------------------------------------------------------------------- a node is lost, or joins
+# ---------------------------------------------------------------------------------------------- a node is lost
 
 EXAMPLES = [Example(f"row{n}", Conversation((), ""), tuple((n * k) % 11 for k in range(1, 4 + n % 5)), (1, 2)) for n in range(400)]
 LONG_REPLIES = {"max_new_tokens": 100, "top_p": 0.9}
@@ -185,40 +186,6 @@ def test_a_node_is_killed_mid_run(cluster: Any, player: Path, tmp_path: Path, ca
     assert sample_on(cluster, player, folder, shape) == expected
     assert {path.name: path.read_bytes() for path in folder.glob("shard-*")} == shards
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times, "what was there was not drawn again"
-
-
-def add_node_while_sampling(cluster: Any, shards: Callable[[], int]) -> None:
-    """A second node joins after the first shards; the only worker stands still from then on until the new node has drawn some."""
-    wait_for(shards, "first shard")
-    worker = wait_for(lambda: worker_at_work(cluster.head_node), "worker at work on the first node")
-    worker.send_signal(signal.SIGSTOP)
-    try:
-        cluster.add_node(num_cpus=1)
-        before = shards()
-        wait_for(lambda: shards() > before + 1, "shards of the node that joined")  # one may have been on its way
-    finally:
-        worker.send_signal(signal.SIGCONT)
-
-
-@needs_ray
-def test_a_node_that_joins_while_sampling_goes_on_draws_rows(
-    cluster: Any, player: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Elastic: the game begins on one node and ends on two; no row lost, none doubled, all as the transformers engine draws them."""
-    caplog.set_level(logging.INFO, logger="sparring")
-    for node in list(cluster.worker_nodes):
-        cluster.remove_node(node)
-    shape = {**LONG_REPLIES, "shard_rows": 20, "replies_per_prompt": 2}
-    folder = tmp_path_of(tmp_path, "shards")
-    with ThreadPoolExecutor(1) as background:
-        sampling = background.submit(sample_on, cluster, player, folder, shape)
-        add_node_while_sampling(cluster, lambda: len(list(folder.glob("shard-*"))))
-        replies = sampling.result()
-    one, two = re.search(r"2 Ray workers on 2 nodes drew (\d+) \+ (\d+) replies", caplog.text).groups()
-    assert int(one) + int(two) == len(replies) == 2 * len(EXAMPLES) and int(two) >= 20, "both nodes drew rows"
-    assert [(reply.row_id, reply.replica) for reply in replies] == [(e.row_id, replica) for e in EXAMPLES for replica in range(2)]
-    plain_folder = tmp_path_of(tmp_path, "plain")
-    assert replies == sample_examples(plain_folder, EXAMPLES, lambda: plain(player, **LONG_REPLIES), STREAM, 2, 20, "plain")
 
 
 def tmp_path_of(folder: Path, name: str) -> Path:
@@ -318,6 +285,12 @@ def test_a_reply_that_nobody_waits_for_is_a_fault(second: Reply) -> None:
     list(inbox.put([reply(0, 0), reply(0, 1), reply(0, 2), reply(1, 0)]))
     with pytest.raises(RuntimeError, match="twice, or one that was not asked for"):
         list(inbox.put([second]))
+
+
+def test_the_log_says_who_drew_how_much(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="sparring")
+    report(Counter({("node1/5", False): 300, ("node2/6", True): 90, ("node1/7", False): 10}))
+    assert "3 Ray workers on 2 nodes drew 310 + 90 replies, 1 of the workers in place of lost ones" in caplog.text
 
 
 def test_a_lost_reply_is_a_fault() -> None:
