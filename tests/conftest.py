@@ -51,6 +51,17 @@ def write_rows(path: Path, found: list[Any]) -> Path:
     return path
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: it runs with --slow"))
+
+
 class Game:
     """A folder with recipe.yaml and rows.jsonl in it, and the commands that a person would type there."""
 

@@ -80,15 +80,23 @@ def scored(begun: Game, inline: Game) -> Game:
     return begun
 
 
-def ranks(game: Game, stage: str, count: int = 2, overrides: dict[int, list[str]] | None = None, **more: dict[int, Any]) -> list[Running]:
+def ranks(
+    game: Game,
+    stage: str,
+    count: int = 2,
+    overrides: dict[int, list[str]] | None = None,
+    environment: dict[str, str] | None = None,
+    **more: dict[int, Any],
+) -> list[Running]:
     """`sparring stage` by hand in several processes, named as torchrun names them."""
     port = str(free_port())
     started = []
     for rank in range(count):
         names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        names |= {"ACCELERATE_USE_CPU": "true", **(environment or {})}
         own = {name: value[rank] for name, value in more.items() if rank in value}
         arguments = ["stage", "recipe.yaml", stage, *TWO_RANKS, *(overrides or {}).get(rank, [])]
-        started.append(game.zygote.start(arguments, game.folder, environment={**names, "ACCELERATE_USE_CPU": "true"}, **own))
+        started.append(game.zygote.start(arguments, game.folder, environment=names, **own))
     return started
 
 
@@ -129,7 +137,9 @@ def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> Non
 def test_rank_0_alone_reads_back_what_it_is_about_to_give_its_final_name(begun: Game, inline: Game) -> None:
     """The others may come to it when the folder has moved."""
     shutil.rmtree(begun.root / "iterations/000/generate")
-    for result in results(ranks(begun, "iterations/000/generate", sabotage={1: [Sabotage("sparring.stages.generate:checked_facts", do="crash")]})):
+    for result in results(
+        ranks(begun, "iterations/000/generate", sabotage={1: [Sabotage("sparring.stages.generate:checked_facts", do="crash")]})
+    ):
         assert result.code == 0, result.err
     facts = [game.json("iterations/000/generate/done.json")["facts"] for game in (begun, inline)]
     assert facts[0]["logp_check"].keys() == facts[1]["logp_check"].keys() and facts[0]["replies"] == facts[1]["replies"]
@@ -276,7 +286,7 @@ def with_zero_3(game: Game) -> list[str]:
         pytest.param(
             with_zero_3,
             "DeepSpeedZero",
-            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra `deepspeed` is not installed"),
+            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="make test-deepspeed has DeepSpeed"),
         ),
     ],
 )

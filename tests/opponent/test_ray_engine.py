@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -33,6 +34,7 @@ from sparring.opponent.ray_engine import Inbox, stamp
 from sparring.opponent.ray_engine import _as_text as as_text
 from sparring.opponent.ray_engine import _check_model as check_model
 from sparring.opponent.ray_engine import _raise_error_of as raise_error_of
+from sparring.opponent.ray_engine import _report as report
 from sparring.opponent.replies import CHECK, sample_examples
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed; `make test-ray` installs it and runs this")
@@ -117,7 +119,7 @@ EXAMPLES = [Example(f"row{n}", Conversation((), ""), tuple((n * k) % 11 for k in
 LONG_REPLIES = {"max_new_tokens": 100, "top_p": 0.9}
 
 
-def wait_for(found: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+def wait_for(found: Callable[[], Any], what: str, seconds: float = 400) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()):
         assert time.monotonic() < end, f"no {what} after {seconds} s"
@@ -283,6 +285,12 @@ def test_a_reply_that_nobody_waits_for_is_a_fault(second: Reply) -> None:
     list(inbox.put([reply(0, 0), reply(0, 1), reply(0, 2), reply(1, 0)]))
     with pytest.raises(RuntimeError, match="twice, or one that was not asked for"):
         list(inbox.put([second]))
+
+
+def test_the_log_says_who_drew_how_much(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="sparring")
+    report(Counter({("node1/5", False): 300, ("node2/6", True): 90, ("node1/7", False): 10}))
+    assert "3 Ray workers on 2 nodes drew 310 + 90 replies, 1 of the workers in place of lost ones" in caplog.text
 
 
 def test_a_lost_reply_is_a_fault() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import Game, rows, write_rows
 from loopback import Fault, Loopback, Served
+from test_launching import ranks, results
 from zygote import Sabotage
 
 from sparring.data.tables import read_rows
@@ -19,7 +21,8 @@ from sparring.policy.load import load_model
 
 KEY = "sk-very-secret-0123456789"
 UPDATE = """
-import json, sys, urllib.request
+import json, os, sys, urllib.request
+assert "RANK" not in os.environ, "no rank, whoever starts it"
 url, model, name = sys.argv[1:]
 body = json.dumps({"model": model, "name": name}).encode()
 urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=60).read()
@@ -148,6 +151,28 @@ def test_a_server_that_nobody_updates_is_found_out(game: Game, server: Loopback)
     server.models = {"fixed": Served(load_model(game.root / "iterations" / "000" / "train" / "model"))}
     result = game.run(environment=environment)
     assert result.code == 0, result.err
+
+
+def test_rank_0_alone_asks_the_server_and_tells_the_others(game: Game, server: Loopback) -> None:
+    """Stages of ranks that were started by hand; what a server refuses is told once, and ends all of them."""
+    environment = set_up(game, server, iterations=1)
+    assert game.run(environment=environment).code == 0
+    expected, asked = replies(game), len(server.bodies)
+    stages = ("baseline/measure", "iterations/000/generate")
+    for name in stages:
+        shutil.rmtree(game.root / name)
+    for name in stages:
+        server.fault = lambda n, body: Fault(status=500, body="out of memory")
+        one, two = results(ranks(game, name, environment=environment))
+        assert (one.code, two.code) == (2, 2) and two.err == "" and "out of memory" in one.err and "Traceback" not in one.err
+        server.fault = lambda n, body: None
+        before = len(server.bodies)
+        one, two = results(ranks(game, name, environment=environment))
+        assert (one.code, two.code) == (0, 0) and two.err == "", one.err
+        assert len(server.bodies) - before == sum(len(rows) for shard, rows in expected.items() if shard.startswith(name))
+        assert game.json(f"{name}/done.json")["facts"]["logp_check"]["rows"] == 4
+    assert replies(game) == expected and len(server.bodies) > asked
+    assert game.run(environment=environment).code == 0
 
 
 def test_adapters_are_loaded_into_a_server_of_their_base(game: Game, server: Loopback) -> None:

@@ -30,7 +30,7 @@ from sparring.training.tasks import SpinTask
 HERE = Path(__file__).parent
 LOSSES, WEIGHTS = 1e-5, 2e-5
 NUMBERS = ("loss", "margin", "reward_real", "reward_generated", "real_logp", "generated_logp", "grad_norm", "accuracy", "lr")
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="the extra `deepspeed` is not installed")
+needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="make test-deepspeed has DeepSpeed")
 STRATEGIES = [
     "ddp",
     "fsdp2",

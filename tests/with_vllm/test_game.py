@@ -31,8 +31,8 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.players import Players
 from sparring.policy.tiny import byte_tokenizer
 
-pytestmark = pytest.mark.timeout(1800)  # the first test plays the game that the others compare with
-SPARRING = Path(sys.executable).with_name("sparring")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]  # the first test plays the game that the others compare with
+SPARRING = [sys.executable, "-m", "sparring"]
 GENERATE = "iterations/000/generate"
 TRAINED_ON, SHARD_ROWS = 36, 3
 
@@ -67,8 +67,8 @@ def set_up(folder: Path, **changes: Any) -> None:
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values))
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    command = [str(SPARRING), "run", "recipe.yaml"]
+def start(folder: Path, *command: str) -> subprocess.Popen[str]:
+    command = command or (*SPARRING, "run", "recipe.yaml")
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=(folder / "err").open("w"), text=True)
 
 
@@ -166,6 +166,21 @@ def test_none_of_its_processes_outlives_a_run_that_is_killed_while_they_start(be
     assert_nothing_runs_in(begun)
 
 
+# --- ranks
+
+
+def test_ranks_by_hand_have_their_replies_from_rank_0(begun: Path, never_killed: Path) -> None:
+    """Under torchrun, whose names in the environment would have vLLM's processes wait for a store that is not theirs."""
+    options = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=true"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "sparring"]
+    assert start(begun, *torchrun, "stage", "recipe.yaml", GENERATE, *options).wait(800) == 0, (begun / "err").read_text()[-4000:]
+    shards, expected = (shards_of(folder / "run" / GENERATE) for folder in (begun, never_killed))
+    assert {name: content for name, (content, _) in shards.items()} == {name: content for name, (content, _) in expected.items()}
+    assert facts(begun, GENERATE)["logp_check"]["worst"] < 1e-3
+    assert (begun / "err").read_text().count("vLLM starts") == 1
+    assert_nothing_runs_in(begun)
+
+
 def facts(folder: Path, stage: str) -> dict[str, Any]:
     return json.loads((folder / "run" / stage / "done.json").read_text())["facts"]
 
@@ -187,7 +202,7 @@ def test_a_game_of_adapters(tmp_path: Path) -> None:
 def test_a_server_answers_as_the_exported_player(never_killed: Path, tmp_path: Path) -> None:
     """Through its chat endpoint, greedily: weights, chat template, end of turn and generation config are those of the folder."""
     run = never_killed / "run"
-    subprocess.run([SPARRING, "export", run, tmp_path / "out"], check=True)
+    subprocess.run([*SPARRING, "export", run, tmp_path / "out"], check=True)
     port, log = free_port(), tmp_path / "log"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", tmp_path / "out", "--served-model-name", "player"]
     command += ["--dtype", "float32", "--host", "127.0.0.1", "--port", port, "--enforce-eager", "--max-num-seqs", "4"]

@@ -1,4 +1,4 @@
-"""Data parallel: a vLLM in every worker of Ray. Where both are installed; `make test-vllm` has both."""
+"""Data parallel: a vLLM in every worker of Ray. Where both are installed: `make test-vllm SLOW=1`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from exact import LONG, STOP, p_value, same_prompt, sequences, tiny
 
 pytest.importorskip("vllm", reason="vLLM is not installed here: make test-vllm has an environment with it")
-pytest.importorskip("ray", reason="Ray is not installed here: make test-vllm has an environment with it")
+pytest.importorskip("ray", reason="Ray is not installed here: make test-vllm SLOW=1 has both")
 
 from test_vllm import HEAD_DIM
 
@@ -18,7 +18,7 @@ from sparring.config import load_recipe
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 CHAT: Any = SimpleNamespace(stop_ids=frozenset({STOP}))  # all that an engine asks of it
 
 

@@ -1,4 +1,4 @@
-"""The real vLLM: inside the run, and as a server on loopback. In an environment of its own: `make test-vllm`."""
+"""The real vLLM: inside the run, and as a server on loopback, started once each. In an environment of its own: `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -131,6 +131,7 @@ def test_what_it_does_not_take(engine: VllmEngine, folder: Path) -> None:
     assert "gpu_memory_utilization, max_model_len" in str(refused.value)
 
 
+@pytest.mark.slow
 def test_two_devices_draw_as_one_until_one_is_gone(engine: VllmEngine, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensor parallel over two processes; then one of them is killed, as a system short of memory does it."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # else it asks for a NUMA node for each
@@ -199,7 +200,7 @@ def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + 400
+    end = time.monotonic() + 800
     while time.monotonic() < end:
         assert process.poll() is None, log.read_text()[-3000:]
         with socket.socket() as probe:

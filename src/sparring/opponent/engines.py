@@ -19,16 +19,19 @@ from sparring.data.records import Message, Reply
 from sparring.errors import UserError
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
+from sparring.opponent.on_ranks import OfAllRanks, OfRankZero
 from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.packages import is_installed
 from sparring.policy.budget import free_memory
 from sparring.policy.compute import make_accelerator, release_memory
 from sparring.policy.load import DTYPES, load_config, load_model, model_shape
+from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer
+from sparring.policy.strategies import accelerator_of_rank
 
-# engine -> (the package that it needs, the extra that brings it)
 # in the facts of a check: every reply has read its prompt for itself
 PADDED = "padded"
+# engine -> (the package that it needs, the extra that brings it)
 NEEDS = {"vllm": ("vllm", "sparring[vllm]"), "server": ("httpx2", "sparring[server]"), "ray": ("ray", "sparring[ray]")}
 
 
@@ -89,9 +92,13 @@ class Sampler:
         self._engine: Engine | None = None
 
     def engine(self, temperature: float) -> Engine:
+        """The engine; where several ranks compute a stage together, that of all of them."""
         if self._engine is None:
-            self._engine = make_engine(self.recipe, self.chat, self.folder, temperature)
-        return self._engine.at(temperature)
+            make = partial(make_engine, self.recipe, self.chat, self.folder, temperature)
+            alone = accelerator_of_rank() is not None and self.recipe.sampling.engine != "transformers"
+            self._engine = OfRankZero(make) if alone else make()
+        engine = self._engine.at(temperature)
+        return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine
 
     def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
         """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError where they differ."""

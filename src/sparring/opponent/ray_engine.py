@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -74,7 +75,7 @@ class RayEngine:
 
         No worker waits for the end of a part. Raises UserError for what a worker refuses, and when no reply came in for `stall_minutes`.
         """
-        inbox, workers, size = Inbox(parts), dict[str, bool](), self.section.batch_rows
+        inbox, workers, size = Inbox(parts), Counter[tuple[str, bool]](), self.section.batch_rows
         tables = [
             _as_table(part[first : first + size], logps and number == 0)
             for number, part in enumerate(parts)
@@ -82,7 +83,7 @@ class RayEngine:
         ]
         for table in self._drawn(tables, stream):
             _raise_error_of(table)
-            workers |= zip(table["worker"].to_pylist(), table["restarted"].to_pylist(), strict=True)
+            workers.update(zip(table["worker"].to_pylist(), table["restarted"].to_pylist(), strict=True))
             yield from inbox.put([_as_reply(row) for row in table.to_pylist()])
         inbox.check_complete()
         _report(workers)
@@ -251,7 +252,11 @@ def _raise_error_of(table: pa.Table) -> None:
     raise UserError(found["what"], where=found["where"], remedy=found["remedy"])
 
 
-def _report(workers: dict[str, bool]) -> None:
-    nodes = {name.partition("/")[0] for name in workers}
-    again = sum(workers.values())
-    log.info(f"sampling: {len(workers)} Ray workers on {len(nodes)} nodes" + (f", {again} of them in place of lost ones" if again else ""))
+def _report(workers: Counter[tuple[str, bool]]) -> None:
+    """workers: (node/process, whether it is in place of a lost one) -> replies."""
+    nodes, again = Counter[str](), sum(restarted for _, restarted in workers)
+    for (name, _), replies in workers.items():
+        nodes[name.partition("/")[0]] += replies
+    shares = " + ".join(str(count) for _, count in nodes.most_common())
+    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes drew {shares} replies"
+    log.info(f"sampling: {drew}" + (f", {again} of the workers in place of lost ones" if again else ""))

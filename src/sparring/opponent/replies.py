@@ -10,8 +10,7 @@ from typing import Any
 from sparring.data.records import Example, Reply, TokenIds
 from sparring.data.tables import items_done, read_rows, run_parts
 from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
-from sparring.policy.batches import share_out
-from sparring.policy.ranks import from_main, gathered, rank, rank_count
+from sparring.policy.ranks import from_main
 from sparring.progress import PhaseProgress, progress
 from sparring.rundir import read_json, write_json
 
@@ -39,7 +38,7 @@ def sample_examples(
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
     done = from_main(lambda: items_done(folder))
     if done < len(prompts):
-        ready = OnRanks(engine()) if rank_count() > 1 else engine()
+        ready = engine()
         with progress(phase, len(prompts), "replies", done) as shown:
 
             def work(parts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
@@ -58,20 +57,6 @@ def sample_examples(
 def _show(shown: PhaseProgress, examples: Sequence[Example], reply: Reply, decode: Callable[[TokenIds], str]) -> None:
     asked = next(example for example in examples if example.row_id == reply.row_id)
     shown.sample(asked.conversation.prompt[-1]["content"], decode(reply.token_ids))
-
-
-class OnRanks:
-    """An engine of every rank as one: ranks take about as many tokens each. A reply depends on its own random stream alone."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-
-    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
-        shares = share_out([len(prompt.token_ids) for prompt in prompts], rank_count())
-        places = sorted(shares[rank()])
-        replies = self.engine.sample([prompts[place] for place in places], stream, logps)
-        found = {place: reply for part in gathered(list(zip(places, replies, strict=True))) for place, reply in part}
-        return [found[place] for place in range(len(prompts))]
 
 
 def checked_facts(folder: Path) -> dict[str, Any]:

@@ -172,7 +172,7 @@ class _Game:
             drawn = self._stage(owner, "measure", drawn.work.times(2), drawn.memory, Duration(2 * drawn.seconds, drawn.driver))
         scored = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(2), passes * rows)
         time = Duration(drawn.seconds + self._time(scored).seconds, drawn.driver)
-        held = max(drawn.memory, self._scoring(2), key=lambda found: found.total)
+        held = memory.measuring(drawn.memory, self._scoring(2), self.recipe, self.hardware.kind)
         return self._stage(owner, "measure", drawn.work + scored, held, time)
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------

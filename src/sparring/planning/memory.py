@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from sparring.config import OptimSection, Recipe
 from sparring.planning.hardware import Hardware
@@ -108,6 +108,14 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
     process = _process(kind, "forward", number, activations + logits)
     loading = _loading(shape, number, cache + logits + activations + process, kind)
     return Memory(weights=weights, cache=cache, logits=logits, activations=activations, loading=loading, process=process)
+
+
+def measuring(drawn: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memory:
+    """Replies, then log-probs, in one process: the larger, beside the kernels that the other kind of pass has left on a CPU."""
+    larger = max(drawn, scored, key=lambda held: held.total)
+    if kind != "cpu" or recipe.sampling.engine != "transformers":
+        return larger
+    return replace(larger, process=larger.process + KERNELS["forward", NUMBER_BYTES[recipe.sampling_dtype]])
 
 
 def _vllm(recipe: Recipe, weights: float, row: float, working: float, hardware: Hardware) -> Memory:

@@ -18,6 +18,10 @@ from sparring.errors import UserError
 # Rank 0 loads, checks and writes for all; the others wait in a collective meanwhile
 WAIT_FOR_OTHERS = timedelta(hours=2)
 
+# What torchrun and accelerate leave in a rank's environment
+NAMES_OF_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "ROLE_", "ACCELERATE_")
+
 _joined: Accelerator | None = None
 
 
@@ -105,6 +109,18 @@ def use_slurm_names() -> None:
         if int(os.environ.get("SLURM_STEP_NUM_NODES", "1")) > 1:
             raise UserError("MASTER_ADDR is not set, the address of the first node", where="sparring stage under srun")
         os.environ["MASTER_ADDR"] = "127.0.0.1"
+
+
+@contextlib.contextmanager
+def rank_names_hidden() -> Iterator[None]:
+    """For processes started meanwhile that are no ranks: with the names of one torch has them wait for a store that is not theirs."""
+    hidden = {name: value for name, value in os.environ.items() if name in NAMES_OF_RANK or name.startswith(PREFIXES_OF_LAUNCHERS)}
+    for name in hidden:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def _plugin_of(strategy: str) -> dict[str, Any]:

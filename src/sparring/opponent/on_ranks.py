@@ -1,0 +1,64 @@
+"""A sampling engine where several ranks compute a stage together."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from sparring.data.records import Reply
+from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.policy.batches import share_out
+from sparring.policy.ranks import from_main, gathered, rank, rank_count
+from sparring.policy.strategies import rank_names_hidden
+
+
+class OfAllRanks:
+    """The engines of every rank as one: ranks take about as many tokens each. A reply depends on its own random stream alone."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def at(self, temperature: float) -> OfAllRanks:
+        return OfAllRanks(self.engine.at(temperature))
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        shares = share_out([len(prompt.token_ids) for prompt in prompts], rank_count())
+        places = sorted(shares[rank()])
+        replies = self.engine.sample([prompts[place] for place in places], stream, logps)
+        found = {place: reply for part in gathered(list(zip(places, replies, strict=True))) for place, reply in part}
+        return [found[place] for place in range(len(prompts))]
+
+
+class OfRankZero:
+    """An engine with processes of its own, or a server's: rank 0 alone has it, and tells the others its replies, part by part."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        """Raises, on every rank, the UserError of `make`, which rank 0 alone calls."""
+        self._engine: Engine | None = None
+        from_main(partial(self._start, make))
+
+    def _start(self, make: Callable[[], Engine]) -> None:
+        with rank_names_hidden():
+            self._engine = make()
+
+    def at(self, temperature: float) -> OfRankZero:
+        other = copy.copy(self)
+        other._engine = self._engine and self._engine.at(temperature)
+        return other
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        return [reply for _, replies in self.sample_parts([prompts], stream, logps) for reply in replies]
+
+    def sample_parts(self, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
+        own = sample_parts(self._engine, parts, stream, logps) if self._engine else iter(())
+        for _ in parts:
+            yield from_main(partial(next, own))
+        from_main(partial(next, own, None))  # what the engine does when all is drawn
