@@ -35,7 +35,7 @@ ROWS, NEW = 24, 24
 PROMPT, REPLY = (50, 150), (60, 180)  # tokens, as varied as real ones are: every shape has kernels of its own
 CPU = Hardware("cpu", "cpu", 1e12, 1e10, 24 * GB, "by hand")
 
-# What every kind of stage computes, as sparring/stages.py has it computed
+# What every kind of stage computes, as sparring/stages/ has it computed
 WORK = {
     "sft": """
 from sparring.training.fit import fit
