@@ -106,7 +106,8 @@ def test_what_has_not_the_form_of_a_chat_completion_is_no_grade(server: JudgeSer
 
 
 def test_passing_faults(server: JudgeServer, tmp_path: Path, questions: Any) -> None:
-    faults = {1: Fault(503, "busy"), 2: Fault(200, "<html>"), 3: Fault(cut=True), 4: Fault(429, "slow down", {"Retry-After": "0"})}
+    """Of two retries the first question needs both, the next two one each."""
+    faults = {1: Fault(503, "busy"), 2: Fault(200, "<html>"), 4: Fault(cut=True), 6: Fault(429, "slow down", {"Retry-After": "0"})}
     server.fault = lambda n, body: faults.get(n)
     assert graded(server, tmp_path, questions, concurrency=1)[0]["grade"]["value"] == 7
 
