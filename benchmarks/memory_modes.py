@@ -6,7 +6,7 @@ keys: model=llama-64m, or another of common.py's random ones; duels=12 tokens=10
 
 Random token ids and weights, bfloat16, AdamW where the way says nothing else. Every training is a process of its own, of which the peak
 resident memory is read; so it needs Linux and a CPU. QLoRA has no row: it runs on CUDA alone. Prints a table and writes
-benchmarks/results/memory-modes.json.
+benchmarks/results/memory_modes.json.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def main(options: dict[str, str]) -> None:
         expected, found = planned(mode, model, pairs, options), measured(mode, model, pairs, options)
         print(f"| {mode} | {expected / 1e9:.2f} | {found / 1e9:.2f} | {expected / found - 1:+.0%} |", flush=True)
         results[mode] = {"planned_gb": round(expected / 1e9, 3), "measured_gb": round(found / 1e9, 3)}
-    save("memory-modes", {"options": options, "results": results})
+    save("memory_modes", {"options": options, "results": results})
 
 
 if __name__ == "__main__":
