@@ -410,6 +410,13 @@ def test_a_server_that_answers_with_the_key(server: Loopback, monkeypatch: pytes
     assert key not in refused(settings, "serves 2 models: '***', 'other'")
 
 
+@pytest.mark.parametrize("key", ["x", "EMPTY", "player"])
+def test_a_key_that_is_none(server: Loopback, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """What people set where a server wants no key: names and words of an answer that hold it stay what they are."""
+    monkeypatch.setenv("TEST_SERVER_KEY", key)
+    assert len(draw(sampling(server, section={"api_key_env": "TEST_SERVER_KEY"}), same_prompt(LONG, 2))) == 2
+
+
 @pytest.mark.parametrize(("value", "part"), [(None, "is not set"), (" ", "is not set"), (KEY + "\n€", "no HTTP header can carry")])
 def test_a_key_that_cannot_be_sent(server: Loopback, monkeypatch: pytest.MonkeyPatch, value: str | None, part: str) -> None:
     monkeypatch.delenv("TEST_SERVER_KEY", raising=False)

@@ -29,6 +29,7 @@ WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
 TOLD_WAIT = 5.0  # seconds of a Retry-After from which on somebody who watches is told
+LEAST_SECRET = 8  # characters: a key such as "EMPTY" or "x" keeps nobody out, and would be found in names and words all over an answer
 LOOK_AGAIN = 0.01  # seconds after which a request that found no room looks for some again
 CONNECT_SECONDS = 15.0
 # may pass by itself: overload, a server that restarts, a gateway without its server
@@ -277,7 +278,7 @@ class Endpoints:
 
     def _without_key(self, answer: Any) -> Any:
         """A server's JSON with the key blotted out wherever it stands: parts of an answer are shown, and some are kept."""
-        if not self.key:
+        if not self.key or len(self.key) < LEAST_SECRET:
             return answer
         if isinstance(answer, dict):
             return {self.hidden(name): self._without_key(value) for name, value in answer.items()}

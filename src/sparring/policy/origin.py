@@ -43,7 +43,9 @@ def save_with_marks(tensors: dict[str, torch.Tensor], file: Path, marks: str) ->
         header = json.loads(found.read(length))
         header = {**header, "__metadata__": dict(sorted(header["__metadata__"].items()))}
         found.seek(8)
-        found.write(json.dumps(header, separators=(",", ":")).encode().ljust(length))
+        again = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(again) <= length, "the numbers come right after it"
+        found.write(again.ljust(length))
 
 
 def stored_marks(file: Path) -> str:
