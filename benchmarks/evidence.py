@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from common import ROOT, machine, options_of
-from evidence_arms import Scores, Scoring, official
+from evidence_arms import Scoring, official, read_items
 from evidence_guards import play_guards
 from evidence_settings import KEYS, SETTINGS, SUCCESSORS
 from evidence_tables import CONTROLS, write_tables
@@ -28,6 +28,8 @@ from evidence_tasks import TRANSFER, write_rows
 
 import sparring
 from sparring.console import set_up_logging
+from sparring.rundir import read_json
+from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name
 
 RUNS = ROOT / "runs" / "evidence"
 SEARCH_SEED = 100
@@ -73,13 +75,13 @@ def _validate(name: str, values: dict[str, float], of_start: bool) -> float | No
     return _worth(Path(summary["run_dir"]), str(last["iteration"]), last["scores"])
 
 
-def _worth(root: Path, player: str, scores: Scores) -> float:
+def _worth(root: Path, player: str, scores: dict[str, Any]) -> float:
     """Exact match at temperature 1, whatever the game samples at; the likelihood where a task has no answers."""
     if "exact_match" not in scores:
         return -scores["nll_per_token"]["value"]
     scoring = Scoring(root)
     if scoring.recipe.sampling.temperature != 1:
-        scores = scoring.score(f"warm-{player}", scoring.folder(player), scoring.examples("held_out"))
+        scores = read_json(scoring.measure(f"warm-{player}", scoring.folder(player), scoring.examples("held_out")) / SCORES)
     return scores["exact_match"]["value"]
 
 
@@ -106,30 +108,35 @@ def play(data: Path, name: str, seed: int) -> None:
     rows(data, name)
     found = chosen_of(name)
     summary = play_game(name, seed, "spin", found["chosen"], controls=found["controls"])
-    root = Path(summary["run_dir"])
-    scores = {"start": summary["baseline"]["scores"]}
-    scores |= {f"SPIN {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
-    scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
+    root, last = Path(summary["run_dir"]), len(summary["iterations"]) - 1
     scoring = Scoring(root)
-    scores["cool start"] = scoring.score("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL)
-    scores |= {f"official {t}": one for t, one in enumerate(official(scoring))}
+    arms = {"start": root / evaluate_stage(BASELINE), **_iterations(root, "SPIN", summary)}
+    arms |= {entry["stage"]: root / evaluate_stage(entry["stage"]) for entry in summary["controls"]}
+    arms["cool start"] = scoring.measure("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL)
+    arms |= {f"official {t}": folder for t, folder in enumerate(official(scoring))}
     if setting.task in TRANSFER:
-        scores |= {f"transfer {player}": one for player, one in _transfer(scoring, name, len(summary["iterations"])).items()}
+        arms |= _transfer(scoring, name, last)
     if setting.with_successors:
         for successor, objective in SUCCESSORS.items():
             other = play_game(name, seed, successor, found["chosen"], objective=objective)
-            scores |= {f"{successor} {entry['iteration']}": entry["scores"] for entry in other["iterations"]}
+            arms |= _iterations(Path(other["run_dir"]), successor, other)
+    scores = {arm: read_json(folder / SCORES) for arm, folder in arms.items()}
     kept = {arm: {metric: one[metric]["value"] for metric in SHOWN if metric in one} for arm, one in scores.items()}
-    count = summary["baseline"]["scores"]["nll_per_token"]["n"]
-    result = {"machine": machine(), "scores": kept, "rows": count, "stages": summary["stages"]}
-    (RUNS / name / f"seed-{seed}.json").write_text(json.dumps(result, indent=1))
+    count = scores["start"]["nll_per_token"]["n"]
+    items = {arm: read_items(folder) for arm, folder in arms.items()}
+    result = {"machine": machine(), "scores": kept, "rows": count, "items": items, "stages": summary["stages"]}
+    (RUNS / name / f"seed-{seed}.json").write_text(json.dumps(result))
 
 
-def _transfer(scoring: Scoring, name: str, iterations: int) -> dict[str, Scores]:
+def _iterations(root: Path, arm: str, summary: dict[str, Any]) -> dict[str, Path]:
+    played = [entry["iteration"] for entry in summary["iterations"]]
+    return {f"{arm} {t}": root / evaluate_stage(iteration_name(t)) for t in played}
+
+
+def _transfer(scoring: Scoring, name: str, last: int) -> dict[str, Path]:
     examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    last = str(iterations - 1)
-    players = {"start": "baseline", f"SPIN {last}": last, "equal": "equal", "best-epoch": "best-epoch"}
-    return {arm: scoring.score(f"transfer-{player}", scoring.folder(player), examples) for arm, player in players.items()}
+    players = {"start": "baseline", f"SPIN {last}": str(last), "equal": "equal", "best-epoch": "best-epoch"}
+    return {f"transfer {arm}": scoring.measure(f"transfer-{player}", scoring.folder(player), examples) for arm, player in players.items()}
 
 
 def guards(data: Path, name: str, seed: int, options: dict[str, str]) -> None:

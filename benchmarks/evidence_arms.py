@@ -7,13 +7,13 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sparring.config import Recipe, at_iteration
 from sparring.data.chat import Chat
 from sparring.data.prepare import read_examples
 from sparring.data.records import Conversation, Duel, Example, Message
-from sparring.evaluation.evaluate import Evaluator
+from sparring.data.tables import read_rows as read_table_rows
+from sparring.evaluation.evaluate import ITEMS, Evaluator
 from sparring.evaluation.measure import Measurer, read_measured
 from sparring.opponent.engines import make_engine
 from sparring.opponent.protocol import Prompt, Stream
@@ -29,7 +29,8 @@ from sparring.training.tasks import SpinTask
 ROUND = 1000  # names the random streams of what is measured here: no iteration of a game gets so far
 MICRO_BATCH = 1024
 OFFICIAL_PROMPT = "### Instruction: {}\n\n### Response: "  # what the paper's code samples under; it trains under the chat template
-Scores = dict[str, Any]
+# what two arms of one seed are compared in, row by row
+OF_ROWS = ("exact_match", "exact_match_greedy", "nll_per_reply", "human_reply_tokens")
 
 
 class Scoring:
@@ -48,18 +49,17 @@ class Scoring:
     def examples(self, part: str) -> list[Example]:
         return read_examples(self.root / "data" / f"{part}.parquet")
 
-    def score(self, name: str, model: Path, examples: Sequence[Example], temperature: float = 1.0) -> Scores:
-        """Kept in `root`/extra/NAME, and not measured again."""
+    def measure(self, name: str, model: Path, examples: Sequence[Example], temperature: float = 1.0) -> Path:
+        """The folder with the scores, `root`/extra/NAME; what is there is not measured again."""
         target = self.root / "extra" / name
-        if not (target / "scores.json").exists():
+        if not (target / ITEMS).exists():
             target.mkdir(parents=True, exist_ok=True)
             sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
             recipe = self.recipe.model_copy(update={"sampling": sampling})
             score = partial(score_player, settings=recipe.train)
             Measurer(recipe, self.chat, examples, score).measure(target, model, None, ROUND, name)
-            scores = Evaluator(recipe, self.chat, examples).scores(read_measured(target))
-            (target / "scores.json").write_text(json.dumps(scores))
-        return json.loads((target / "scores.json").read_text())
+            Evaluator(recipe, self.chat, examples).evaluate(target, read_measured(target))
+        return target
 
     def read_rows(self, file: Path, count: int) -> list[Example]:
         """Examples of the first `count` rows of a file, under the run's chat template."""
@@ -71,9 +71,15 @@ class Scoring:
         return found
 
 
-def official(scoring: Scoring) -> list[Scores]:
+def read_items(evaluated: Path) -> dict[str, list[float]]:
+    """metric -> its value for every row, to four places."""
+    rows = read_table_rows(evaluated / ITEMS)
+    return {metric: [round(row[metric], 4) for row in rows] for metric in OF_ROWS if metric in rows[0]}
+
+
+def official(scoring: Scoring) -> list[Path]:
     """Iterations on the negatives of the paper's code, from the run's start and with its settings, one reply to a prompt: greedy, sampled
-    under another prompt, cut at the limit with an end of turn appended, decoded and encoded again. Scores of every iteration."""
+    under another prompt, cut at the limit with an end of turn appended, decoded and encoded again. The folders with every one's scores."""
     model, found, duels = scoring.folder("baseline"), [], []
     for t in range(scoring.recipe.iterations):
         stage = scoring.root / "official" / f"{t:03d}"
@@ -82,7 +88,7 @@ def official(scoring: Scoring) -> list[Scores]:
             duels = _official_duels(scoring, model, t) + [duel for duel in duels if duel.source_iteration == t - 1]
             _train(scoring, stage, model, duels, t)
         model = stage / "model"
-        found.append(scoring.score(f"official-{t}", model, scoring.examples("held_out")))
+        found.append(scoring.measure(f"official-{t}", model, scoring.examples("held_out")))
     return found
 
 

@@ -8,17 +8,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import ROOT
 from demo_study import over_seeds
 from evidence_settings import SETTINGS, SUCCESSORS
 
-from sparring.comparison.statistics import Paired, holm
+from sparring.comparison.statistics import Paired, Values, holm, over_rows
 from sparring.comparison.statistics import over_seeds as paired_over_seeds
+from sparring.evaluation.metrics import ratio_score
 
 PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
 METRICS = {"exact_match": "exact match, T=1", "exact_match_greedy": "exact match, greedy", "nll_per_token": "NLL per token"}
 CONTROLS = {"best-epoch": "continued SFT, searched epochs", "equal": "continued SFT, equal operations"}
+NUMBERS = re.compile(r"\[\s+([-\d.e,\s]+?)\s+\]")
+CONFIDENCE = 0.95
 # how often a token of each kind passed the weights
 PASSES = {"sampled_tokens": 1, "scored_tokens": 1, "trained_tokens": 3}
 OTHERS = {"start": "start", "cool start": "start at temperature 0.7", **CONTROLS}
@@ -28,7 +32,9 @@ Played = list[dict[str, Any]]  # one for each seed
 def write_tables(runs: Path) -> None:
     """Take what was played into evidence.json, where settings that were played elsewhere stay, and write the page anew."""
     found = {**_results(), **{name: one for name in SETTINGS if (one := _read(runs / name))}}
-    RESULTS.write_text(json.dumps({"settings": found}, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"settings": found}, indent=1) + "\n"
+    one_line = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
+    RESULTS.write_text(one_line, encoding="utf-8")
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -53,10 +59,13 @@ def _read(folder: Path) -> dict[str, Any] | None:
     if not files:
         return None
     seeds = [int(file.stem.partition("-")[2]) for file in files]
+    played = [json.loads(file.read_text()) for file in files]
+    if len(played) > 1:  # their spread says more than that of the rows of each
+        played = [{key: value for key, value in seed.items() if key != "items"} for seed in played]
     return {
         "seeds": seeds,
         "search": json.loads((folder / "search.json").read_text()),
-        "played": [json.loads(file.read_text()) for file in files],
+        "played": played,
         "guards": {file.stem.partition("-")[2]: json.loads(file.read_text()) for file in sorted(folder.glob("guards-*.json"))},
     }
 
@@ -69,8 +78,10 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     arms = {arm: title for arm, title in OTHERS.items() if _in_all(played, arm)} | _numbered(played, "SPIN") | _numbered(played, "official")
     pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in others if other != arm} for arm in arms}
     adjusted = iter(holm([pair.p for found in pairs.values() for pair in found.values() if pair.p is not None]))
-    yield f"{SETTINGS[name].title}; {len(played)} seeds, {played[0]['rows']} held-out rows each; mean ± standard error over seeds, "
-    yield f"differences in {METRICS[metrics[0]]} with p of the paired t-test over seeds, Holm-corrected over the table; forward tokens, in"
+    unit, count = ("seeds", f"{len(played)} seeds") if len(played) > 1 else ("rows", "1 seed")
+    tests = " and ".join(sorted({f"the {pair.test} test" for found in pairs.values() for pair in found.values()}))
+    yield f"{SETTINGS[name].title}; {count}, {played[0]['rows']} held-out rows each; mean ± standard error over {unit}, differences"
+    yield f"in {METRICS[metrics[0]]} with p of {tests} over {unit}, Holm-corrected over the table; forward tokens, in"
     yield "thousands: what the arm cost beyond the start, a token of sampling or scoring counted once, of training three times.\n"
     named = ["forward tokens", *(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]
     yield "| arm | " + " | ".join(named) + " |\n|---|" + "---|" * len(named)
@@ -174,7 +185,19 @@ def _values(played: Played, arm: str, metric: str) -> list[float]:
 
 
 def _mean(played: Played, arm: str, metric: str) -> str:
-    return _show(over_seeds(_values(played, arm, metric)), ".3f")
+    """± over seeds; over the rows of a single one."""
+    if len(played) > 1:
+        return _show(over_seeds(_values(played, arm, metric)), ".3f")
+    rows = _rows(played[0], arm, metric)
+    score = ratio_score(rows.top_N, rows.bottom_N)
+    return _show({"mean": score["value"], "stderr": score["stderr"]}, ".3f")
+
+
+def _rows(seed: dict[str, Any], arm: str, metric: str) -> Values:
+    items = seed["items"][arm]
+    if metric != "nll_per_token":
+        return Values.of_mean(items[metric])
+    return Values(np.asarray(items["nll_per_reply"]), np.asarray(items["human_reply_tokens"]))
 
 
 def _kept(played: Played, arms: Sequence[str], metric: str) -> dict[str, Any]:
@@ -185,7 +208,9 @@ def _kept(played: Played, arms: Sequence[str], metric: str) -> dict[str, Any]:
 
 
 def _paired(played: Played, metric: str, arm: str, other: str) -> Paired:
-    return paired_over_seeds(_values(played, arm, metric), _values(played, other, metric), 0.95)
+    if len(played) > 1:
+        return paired_over_seeds(_values(played, arm, metric), _values(played, other, metric), CONFIDENCE)
+    return over_rows(_rows(played[0], arm, metric), _rows(played[0], other, metric), CONFIDENCE, 0)
 
 
 def _gap(pair: Paired | None, adjusted: Iterator[float]) -> str:

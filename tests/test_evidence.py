@@ -70,16 +70,20 @@ def copied(played: Game, tmp_path: Path) -> Path:
 
 def test_the_arms_score_as_the_run_does(copied: Path) -> None:
     """Log-probs of the same weights on the same rows are the run's own; a cool start says less that is unlikely."""
-    from evidence_arms import Scoring
+    from evidence_arms import Scoring, read_items
 
     scoring = Scoring(copied)
     held_out = scoring.examples("held_out")
     own = json.loads((copied / "baseline/evaluate/scores.json").read_text())
-    warm, cool = (scoring.score(name, scoring.folder("baseline"), held_out, heat) for name, heat in (("warm", 1.0), ("cool", 0.1)))
+    folders = [scoring.measure(name, scoring.folder("baseline"), held_out, heat) for name, heat in (("warm", 1.0), ("cool", 0.1))]
+    warm, cool = (json.loads((folder / "scores.json").read_text()) for folder in folders)
     for scores in (warm, cool):
         assert scores["nll_per_token"]["value"] == pytest.approx(own["nll_per_token"]["value"], rel=1e-5)
     per_token = [scores["generated_logp"]["value"] / scores["reply_tokens"]["value"] for scores in (warm, cool)]
     assert per_token[0] < per_token[1]
+    items = read_items(folders[0])
+    assert sum(items["nll_per_reply"]) / sum(items["human_reply_tokens"]) == pytest.approx(warm["nll_per_token"]["value"], rel=1e-4)
+    assert read_items(copied / "baseline/evaluate")["nll_per_reply"] == pytest.approx(items["nll_per_reply"], rel=1e-4)
 
 
 def test_the_official_negatives(copied: Path) -> None:
@@ -122,6 +126,20 @@ def test_tables_of_made_up_seeds() -> None:
     [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 | 24 |")]
     assert "0.600 ± 0.000" in last and "+0.200" in last
     assert "±" in table and "nan" not in table  # a spread of 0 is no division by 0
+
+
+def test_a_single_seed_is_compared_row_by_row() -> None:
+    """By hand: of four rows the last iteration gains three, so McNemar's p is 2 / 2^3; its likelihood is 8 nats over 4 tokens."""
+    seed = made_up_seed(0.25, 1.0)
+    ones = [1.0] * 4
+    rows = {"exact_match": [1.0, 0.0, 0.0, 0.0], "exact_match_greedy": ones, "nll_per_reply": [3.0] * 4, "human_reply_tokens": ones}
+    seed["items"] = dict.fromkeys(seed["scores"], rows)
+    seed["items"]["SPIN 1"] = {**rows, "exact_match": ones, "nll_per_reply": [2.0] * 4}
+    table = arms_table([seed])
+    assert "1 seed, 400 held-out rows each; mean ± standard error over rows" in table and "p of the McNemar test over rows" in table
+    [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 |")]
+    assert "1.000 ± 0.000 | 1.000 ± 0.000 | 2.000 ± 0.000 | +0.750 (p 1)" in last  # 0.25 times the family's size
+    assert "| start | 0 | 0.250 ± 0.250 | 1.000 ± 0.000 | 3.000 ± 0.000 |" in table
 
 
 def test_a_seed_whose_game_ended_early_leaves_its_arms_out() -> None:
