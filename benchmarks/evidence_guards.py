@@ -10,7 +10,8 @@ from typing import Any
 
 from harness_tables import TASKS, link_data
 
-from sparring.subjects import slug
+from sparring.benchmark import result_name
+from sparring.config import BenchmarksSection
 
 NAMED = ("local_arc_easy@0", "local_hellaswag@0", "local_piqa@0")
 SCORES = {"ARC-Easy, acc": "local_arc_easy@0/acc", "HellaSwag, acc_norm": "local_hellaswag@0/acc_norm", "PIQA, acc": "local_piqa@0/acc"}
@@ -24,7 +25,7 @@ def play_guards(root: Path, data: Path, unpacked: Path, players: dict[str, str],
     here, out = link_data(data, unpacked, root / "guards" / "data"), root.resolve() / "guards"
     tasks = [word for task in NAMED for word in ("--task", task)]
     limited = ["--limit", str(limit)] if limit else []
-    found = {}
+    name, found = result_name(BenchmarksSection(tasks=NAMED, limit=limit or None), None), {}
     for arm, player in players.items():
         command = [
             "evaluate",
@@ -39,6 +40,6 @@ def play_guards(root: Path, data: Path, unpacked: Path, players: dict[str, str],
             str(out / player),
         ]
         subprocess.run([sys.executable, "-m", "sparring", *command], cwd=here, check=True, stdout=subprocess.DEVNULL)
-        [scores] = json.loads((out / player / f"{slug(NAMED)}.json").read_text(encoding="utf-8")).values()
+        [scores] = json.loads((out / player / f"{name}.json").read_text(encoding="utf-8")).values()
         found[arm] = {title: scores[name] for title, name in SCORES.items()}
     return found

@@ -19,7 +19,8 @@ from typing import Any
 
 from common import ROOT, save
 
-from sparring.subjects import slug
+from sparring.benchmark import result_name
+from sparring.config import BenchmarksSection
 
 TASKS = ROOT / "benchmarks" / "tasks"
 # how many items of them, and the tasks
@@ -86,7 +87,9 @@ def play(here: Path, target: str, out: Path, options: dict[str, str], *more: str
         limited = ["--limit", options[name]] if int(options[name]) else []
         command = ["evaluate", target, *named, "--task-folder", str(TASKS), *limited, "--dtype", options["dtype"], "--out", str(out), *more]
         subprocess.run([sys.executable, "-m", "sparring", *command], cwd=here, check=True, stdout=subprocess.DEVNULL)
-        [scores] = json.loads((out / f"{slug(tasks)}.json").read_text(encoding="utf-8")).values()
+        section = BenchmarksSection(tasks=tasks, limit=int(options[name]) or None)
+        file = out / f"{result_name(section, options['dtype'])}.json"
+        [scores] = json.loads(file.read_text(encoding="utf-8")).values()
         found |= scores
     return found
 

@@ -62,7 +62,7 @@ def judge(game: Game, server: JudgeServer, *more: str, target: str = "run") -> A
 
 
 def test_evaluates_the_baseline_and_the_best(copy: Game) -> None:
-    """Finished results are kept; other settings make them anew, and the run itself is never touched."""
+    """Finished results are kept; those of other settings lie beside them, and the run itself is never touched."""
     needs_harness()
     before = copy.state()
     result = copy.command("evaluate", "run", *EVALUATE)
@@ -76,8 +76,13 @@ def test_evaluates_the_baseline_and_the_best(copy: Game) -> None:
     again = copy.command("evaluate", "run", *EVALUATE)
     assert again.out == result.out and "benchmarks: letters" in result.err and "benchmarks: letters" not in again.err
     other = copy.command("evaluate", "run", *EVALUATE, "--chat-template", "--limit", "4", "--player", "baseline")
-    assert "Chat template applied, the first 4 items" in other.out and "is made anew: " in other.err
-    assert read(stage / "scores.json")["letters/acc"]["n"] == 4
+    assert "Chat template applied, the first 4 items" in other.out and "made anew" not in other.err
+    beside = copy.root / "evaluations" / "baseline" / "letters-limit-4-chat-template"
+    assert read(beside / "scores.json")["letters/acc"]["n"] == 4 and read(stage / "scores.json") == scores
+    with (copy.folder / "choices.jsonl").open("a") as rows:
+        rows.write(json.dumps({"query": "say d", "choices": ["d", "e"], "gold": 0}) + "\n")
+    changed = copy.command("evaluate", "run", *EVALUATE, "--player", "baseline")
+    assert "is made anew: local.data: " in changed.err and read(stage / "scores.json")["letters/acc"]["n"] == 9
     assert {name: was for name, was in copy.state().items() if not name.startswith("evaluations/")} == before
 
 
@@ -171,7 +176,7 @@ def test_judges_players(copy: Game, server: JudgeServer) -> None:
     best = copy.json("summary.json")["best"]["iteration"]
     assert "Grades from 1 to 10, by judge" in result.out and "7.000" in result.out
     assert "baseline: 6 judgments, 0 of them unreadable" in result.out and len(server.bodies) == 12
-    folder = copy.root / "evaluations" / "baseline" / "questions"
+    [folder] = (copy.root / "evaluations" / "baseline").glob("questions-*")
     first = read(folder / "answers" / "turn-1-math.json")
     assert set(first) == {"2", "3"} and f"iteration {best}: 6 judgments" in result.out
     texts = [body["messages"][-1]["content"] for body in server.bodies]
@@ -201,23 +206,41 @@ def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServ
     mine, theirs = "run/sft/model", "run/iterations/000/train/model"
     result = judge(copy, server, "--against", theirs, target=mine)
     assert result.code == 0, result.err
-    folders = sorted(path.parent.parent for path in (copy.folder / "evaluations" / "model").glob("*/questions/answers"))
+    folders = sorted(path.parent.parent for path in (copy.folder / "evaluations" / "model").glob("*/questions-*/answers"))
     assert len(folders) == 2 and folders[0].name == "model" and folders[1].name.startswith("model-")
     for folder, model in zip(folders, (mine, theirs), strict=True):
         assert judge(copy, server, "--out", str(copy.folder / "alone" / folder.name), target=model).code == 2  # a tie is no grade
-        (answers,) = (copy.folder / "alone" / folder.name).glob("*/questions/answers")
+        (answers,) = (copy.folder / "alone" / folder.name).glob("*/questions-*/answers")
         for file in answers.glob("turn-*.json"):
-            assert read(file) == read(folder / "questions" / "answers" / file.name)
+            assert read(file) == read(folder / answers.parent.name / "answers" / file.name)
     same = judge(copy, server, "--against", mine, target=mine)
     assert same.code == 2 and "is the very model that it would be compared with" in same.err
 
 
-def test_more_questions_ask_for_the_new_ones_alone(copy: Game, server: JudgeServer) -> None:
+def test_no_judgment_is_paid_for_twice(copy: Game, server: JudgeServer) -> None:
+    """More questions ask for the new ones alone, fewer for none, and neither takes the place of the other, nor does a file of that name."""
     first = judge(copy, server, "--player", "baseline", "--limit", "1")
     assert first.code == 0 and len(server.bodies) == 4, first.err  # of two categories the first question
-    assert judge(copy, server, "--player", "baseline").code == 0 and len(server.bodies) == 6
-    kept = copy.root / "evaluations" / "baseline" / "questions" / "grades-judge" / "judgments.jsonl"
-    assert len(kept.read_text().splitlines()) == 6
+    everything = judge(copy, server, "--player", "baseline")
+    assert everything.code == 0 and len(server.bodies) == 6
+    assert judge(copy, server, "--player", "baseline", "--limit", "1").out == first.out
+    (copy.folder / "other").mkdir()
+    other = write_questions(copy.folder / "other", [{"question_id": 1, "category": "math", "turns": ["Why?"]}])
+    assert judge(copy, server, "--player", "baseline", "--questions", str(other)).code == 0 and len(server.bodies) == 7
+    assert judge(copy, server, "--player", "baseline").out == everything.out and len(server.bodies) == 7
+    kept = (copy.root / "evaluations" / "baseline").glob("questions-*/grades-judge/judgments.jsonl")
+    assert sorted(len(file.read_text().splitlines()) for file in kept) == [1, 4, 6]
+
+
+def test_grades_with_and_without_references(copy: Game, server: JudgeServer) -> None:
+    """A reference changes what is asked about its own question alone; the grades without it stay."""
+    plain = judge(copy, server, "--player", "baseline")
+    answers = {"question_id": 2, "choices": [{"turns": ["This.", "That."]}]}
+    (copy.folder / "references.jsonl").write_text(json.dumps(answers) + "\n")
+    before = len(server.bodies)
+    referred = judge(copy, server, "--player", "baseline", "--references", "references.jsonl")
+    assert referred.code == 0 and len(server.bodies) == before + 2, referred.err
+    assert judge(copy, server, "--player", "baseline").out == plain.out and len(server.bodies) == before + 2
 
 
 def test_names_are_no_markup(copy: Game, server: JudgeServer) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from conftest import Game
 
 from sparring import rundir
 from sparring.errors import UserError
-from sparring.rundir import DONE, INPUTS, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
+from sparring.rundir import ATTEMPT, DONE, INPUTS, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
 from sparring.stage_names import stage_names, stages_from
 
 NAME = "iterations/000/train"
@@ -99,6 +100,18 @@ def half_finished(run: RunDir) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run.stage(NAME, INPUT, crash)
+
+
+def test_seconds_of_all_attempts_are_counted(run: RunDir) -> None:
+    """The last one of 40 seconds after 5 of those before, then killed: the time until the next one is nobody's."""
+    half_finished(run)
+    partial, began = run.root / (NAME + PARTIAL), time.time() - 1000
+    write_json(partial / ATTEMPT, {"began": began, "seconds": 5.0})
+    for file in ("shard-0", "model/weights"):
+        os.utime(partial / file, (began + 40, began + 40))
+    found = run.stage(NAME, INPUT, Work())
+    assert found.facts["wall_seconds"] == pytest.approx(45, abs=1) and ATTEMPT not in found.outputs
+    assert not (found.path / ATTEMPT).exists()
 
 
 def test_other_inputs_under_a_half_finished_stage_are_refused(run: RunDir) -> None:

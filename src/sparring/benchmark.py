@@ -21,6 +21,8 @@ from sparring.rundir import RunDir, StageRecord, read_json, write_json
 from sparring.stage_names import SCORES
 from sparring.subjects import LOG, Subject, default_out, find_subjects, remade_stage, slug
 
+DEFAULT_SEED = BenchmarksSection.model_fields["seed"].default
+
 
 @dataclass(frozen=True)
 class Evaluated:
@@ -36,12 +38,12 @@ def evaluate(
 ) -> Evaluated:
     """Play the benchmarks of `section` with players of the run `target`, or with the model of that name.
 
-    What is finished with equal inputs is not played again. dtype: that of the run's recipe when None, float32 for a model.
-    Raises UserError.
+    What is finished with equal inputs is not played again, and what is asked for otherwise lies beside it. dtype: that of the run's
+    recipe when None, float32 for a model. Raises UserError.
     """
     require_harness(section)
     out = out or default_out(target)
-    name = slug([*section.suites, *section.tasks])
+    name = result_name(section, dtype)
     run = RunDir(out)
     with run.lock(), log_file(out / LOG):
         subjects = find_subjects(target, wanted, out)
@@ -49,6 +51,13 @@ def evaluate(
         scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
         write_json(out / f"{name}.json", scores)
     return Evaluated(scores, next(iter(stages.values())).facts, out)
+
+
+def result_name(section: BenchmarksSection, dtype: str | None) -> str:
+    """Of the folder of the results: its tasks, and what is asked for otherwise than by default, so that a quick look costs no long play."""
+    parts = {"limit-{}": section.limit, "seed-{}": None if section.seed == DEFAULT_SEED else section.seed, "{}": dtype}
+    told = [form.format(value) for form, value in parts.items() if value is not None]
+    return "-".join([slug([*section.suites, *section.tasks]), *told, *(["chat-template"] if section.chat_template else [])])
 
 
 def _stage(run: RunDir, name: str, section: BenchmarksSection, subject: Subject, dtype: str | None) -> StageRecord:

@@ -16,7 +16,7 @@ FULL_PASSES = 3
 @dataclass(frozen=True)
 class Cost:
     """`tokens` were computed, padding left out; `forward_tokens` counts each as often as it passed the weights: once in sampling and
-    scoring, 3 times in training (2 times where the weights are frozen). `wall_seconds` are those of every stage's last attempt."""
+    scoring, 3 times in training (2 times where the weights are frozen). `wall_seconds` are those of all attempts at every stage."""
 
     tokens: int = 0
     forward_tokens: int = 0

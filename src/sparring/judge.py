@@ -26,6 +26,7 @@ from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, wri
 from sparring.subjects import LOG, Subject, default_out, find_subjects, is_run, remade_stage, slug
 
 SCORES = "scores.json"
+SHORT = 8  # digits of a hash that tells folders apart
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: 
     sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": asked.max_new_tokens, "top_p": 1.0})
     recipe = subject.recipe.model_copy(update={"sampling": sampling})
     inputs = {
-        "questions": digest([[question.id, question.category, question.turns] for question in questions]),
+        "questions": _content(questions),
         "model": subject.hash,
         "chat": subject.chat.template,
         "dtype": recipe.sampling_dtype,
@@ -97,7 +98,7 @@ def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: 
         return {"questions": len(questions)}
 
     log.info(f"{subject.title}: answers to {len(questions)} questions")
-    record = remade_stage(run, f"{subject.name}/{slug([short_name(asked.questions)])}/answers", inputs, work)
+    record = remade_stage(run, f"{subject.name}/{_folder(asked, questions)}/answers", inputs, work)
     release_memory()
     return record
 
@@ -129,18 +130,32 @@ def _judged(
         "judge": asked.judge.model,
         "wording": VERSION,
     }
-    kind = "grades" if other is None else f"against-{other.name}"
-    name = f"{subject.name}/{slug([short_name(asked.questions)])}/{kind}-{slug([asked.judge.model or ''])}"
-    earlier = _earlier(run, name, inputs)
-    return remade_stage(run, name, inputs, work)
+    parts = ["grades" if other is None else f"against-{other.name}", slug([asked.judge.model or ""])]
+    if any(question.references for question in questions):
+        parts.append(f"references-{inputs['references'][:SHORT]}")
+    earlier = _earlier(run, subject, inputs)
+    return remade_stage(run, f"{subject.name}/{_folder(asked, questions)}/{'-'.join(parts)}", inputs, work)
 
 
-def _earlier(run: RunDir, name: str, inputs: dict[str, Any]) -> list[Judgment]:
-    """What the same judge has found, by the same wording, in a stage that may be made anew: with more questions, say."""
-    before = run.inputs_of(name)
-    if before is None or any(before.get(key) != inputs[key] for key in ("judge", "wording")):
-        return []
-    return [one for folder in (name, name + PARTIAL) for one in read_judgments(run.root / folder / FILE)]
+def _folder(asked: Asked, questions: Sequence[Question]) -> str:
+    """Named after the questions' file, and after what is asked and how: what was asked otherwise, and paid for, lies beside it."""
+    how = digest([_content(questions), asked.max_new_tokens, asked.seed])
+    return f"{slug([short_name(asked.questions)])}-{how[:SHORT]}"
+
+
+def _content(questions: Sequence[Question]) -> str:
+    return digest([[question.id, question.category, question.turns] for question in questions])
+
+
+def _earlier(run: RunDir, subject: Subject, inputs: dict[str, Any]) -> list[Judgment]:
+    """What the same judge has found of this player by the same wording, whatever else was asked; the readable ones of a key last."""
+    found = []
+    for file in sorted((run.root / subject.name).glob(f"*/*/{FILE}")):
+        stage = file.parent.relative_to(run.root).as_posix().removesuffix(PARTIAL)
+        before = run.inputs_of(stage) or {}
+        if all(before.get(key) == inputs[key] for key in ("judge", "wording")):
+            found += read_judgments(file)
+    return sorted(found, key=lambda judgment: judgment.value is not None)
 
 
 def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:

@@ -25,6 +25,8 @@ from sparring.errors import UserError
 
 DONE = "done.json"
 INPUTS = "inputs.json"
+ATTEMPT = "attempt.json"  # when the attempt at a stage began, and the seconds of those before
+OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
@@ -68,15 +70,14 @@ class RunDir:
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
         """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
 
-        `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON).
-        Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished file was changed by hand.
+        `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON), to
+        which the seconds are added. Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished
+        file was changed by hand.
         """
         begun = self.begin(name, inputs)
         if isinstance(begun, StageRecord):
             return begun
-        began = time.monotonic()
-        facts = work(begun)
-        return self.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)})
+        return self.commit(name, inputs, work(begun))
 
     def begin(self, name: str, inputs: dict[str, Any]) -> StageRecord | Path:
         """The finished stage `name`, or the folder in which to do or go on with its work. Raises UserError as `stage` does."""
@@ -93,11 +94,15 @@ class RunDir:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             write_json(partial / INPUTS, inputs)
+        write_json(partial / ATTEMPT, {"began": time.time(), "seconds": _seconds_before(partial)})
         return partial
 
     def commit(self, name: str, inputs: dict[str, Any], facts: dict[str, Any]) -> StageRecord:
-        """Make the work in the folder that `begin` gave the finished stage."""
-        self._commit(self.root / (name + PARTIAL), self.root / name, json.loads(json.dumps(inputs)), facts)
+        """Make the work in the folder that `begin` gave the finished stage; its facts get `wall_seconds`, those of all attempts."""
+        partial = self.root / (name + PARTIAL)
+        attempt = read_json(partial / ATTEMPT)
+        seconds = attempt["seconds"] + max(0.0, time.time() - attempt["began"])
+        self._commit(partial, self.root / name, json.loads(json.dumps(inputs)), {**facts, "wall_seconds": round(seconds, 3)})
         return self._read_done(name)
 
     def finished(self, name: str) -> StageRecord | None:
@@ -157,7 +162,7 @@ class RunDir:
     def _commit(self, partial: Path, final: Path, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
         for leftover in partial.rglob("*.tmp"):  # of a write that was killed before its rename
             leftover.unlink()
-        files = sorted(path for path in partial.rglob("*") if path.is_file() and path != partial / INPUTS)
+        files = sorted(_work_in(partial))
         outputs = {path.relative_to(partial).as_posix(): file_hash(path) for path in files}
         stamps = {name: _stamp(partial / name) for name in outputs}
         for path in (*files, *(path for path in partial.rglob("*") if path.is_dir())):
@@ -167,7 +172,8 @@ class RunDir:
 
     def _publish(self, partial: Path, final: Path) -> None:
         """Give the finished work its name; from its done.json on, this may be repeated after a kill."""
-        (partial / INPUTS).unlink(missing_ok=True)
+        for name in OF_MAKING:
+            (partial / name).unlink(missing_ok=True)
         if final.exists():  # only leftovers of a removal that was killed: a finished stage never comes here
             shutil.rmtree(final)
         fsync(partial)
@@ -303,8 +309,22 @@ def now() -> str:
 
 def _holds_work(partial: Path) -> bool:
     """Whether an attempt got as far as a file of its own: one that met bad data leaves nothing that mended data could not replace."""
-    files = (path for path in partial.rglob("*") if path.is_file() and path != partial / INPUTS and not path.name.endswith(".tmp"))
-    return any(path.stat().st_size for path in files)
+    return any(path.stat().st_size for path in _work_in(partial) if not path.name.endswith(".tmp"))
+
+
+def _work_in(partial: Path) -> Iterator[Path]:
+    """The files of a stage that is being made."""
+    about = [partial / name for name in OF_MAKING]
+    return (path for path in partial.rglob("*") if path.is_file() and path not in about)
+
+
+def _seconds_before(partial: Path) -> float:
+    """What earlier attempts have worked. One that was killed says nothing, and counts up to the last file that it left."""
+    if not (partial / ATTEMPT).exists():
+        return 0.0
+    before = read_json(partial / ATTEMPT)
+    last = max((path.stat().st_mtime for path in _work_in(partial)), default=0.0)
+    return before["seconds"] + max(0.0, last - before["began"])
 
 
 def _stamp(path: Path) -> list[int]:

@@ -100,10 +100,10 @@ class Judge:
         """
         file = folder / FILE
         asked = {task.key: task.asked for task in tasks}
-        taken_over = [one for one in earlier if asked.get(one.key) == one.asked]
+        taken_over = {one.key: one for one in earlier if asked.get(one.key) == one.asked}
         if taken_over and not file.exists():
             with open(file, "a", encoding="utf-8") as lines:
-                _append(lines, taken_over)
+                _append(lines, list(taken_over.values()))
         kept = {one.key: one for one in read_judgments(file) if asked.get(one.key) == one.asked}
         missing = [task for task in tasks if task.key not in kept or kept[task.key].value is None]
         with open(file, "a", encoding="utf-8") as lines, progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence
     own = row.get("reference")
     references = answers.get(id_) or (own if _is_texts(own) else ())
     category = without_surrogates(str(row.get("category") or "other"))
+    if re.fullmatch(r"turn-\d+", category):
+        raise UserError(f"a category cannot be called {category!r}: so are the scores of a turn", where=where, remedy="rename it")
     return Question(id_, category, _clean(turns), _clean(references[: len(turns)]))
 
 

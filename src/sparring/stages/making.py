@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +84,5 @@ class Maker:
         begun = from_main(begin)
         if isinstance(begun, StageRecord):
             return begun
-        began = time.monotonic()
         facts = work(begun)
-        return from_main(lambda: self.run.commit(name, inputs, {**facts, "wall_seconds": round(time.monotonic() - began, 3)}))
+        return from_main(lambda: self.run.commit(name, inputs, facts))
