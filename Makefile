@@ -1,10 +1,11 @@
 # make demo | make test | make docs | make bench | make study | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
-# make test-vllm | test-ray | test-deepspeed | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=, DEEPSPEED_VENV=,
-# TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
+# make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
+# DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
 DEEPSPEED_VENV ?= .venv-deepspeed
+HARNESS_VENV ?= .venv-harness
 TRACKERS_VENV ?= .venv-trackers
 DOCS_VENV ?= .venv-docs
 PYTHON ?= python3
@@ -14,12 +15,13 @@ READY := $(VENV)/.ready
 VLLM_READY := $(VLLM_VENV)/.ready
 RAY_READY := $(RAY_VENV)/.ready
 DEEPSPEED_READY := $(DEEPSPEED_VENV)/.ready
+HARNESS_READY := $(HARNESS_VENV)/.ready
 TRACKERS_READY := $(TRACKERS_VENV)/.ready
 DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-trackers demo test test-vllm test-ray test-deepspeed test-trackers docs bench study lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study lint clean
 
 setup: $(READY)
 
@@ -57,6 +59,11 @@ setup-deepspeed: $(DEEPSPEED_READY)
 $(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
 	$(lane)
 
+setup-harness: $(HARNESS_READY)
+
+$(HARNESS_READY): requirements-harness.lock $(READY)
+	$(lane)
+
 setup-trackers: $(TRACKERS_READY)
 
 $(TRACKERS_READY): requirements-trackers.lock $(READY)
@@ -81,6 +88,10 @@ test-ray: setup-ray
 # ZeRO-2 and ZeRO-3 on two ranks, beside one process
 test-deepspeed: setup-deepspeed
 	$(DEEPSPEED_VENV)/bin/python $(PYTEST) --durations 15 -k deepspeed tests/training/test_ranks.py tests/test_launching.py
+
+# the real lm-evaluation-harness beside our scorer, and the benchmarks of a run
+test-harness: setup-harness
+	$(HARNESS_VENV)/bin/python $(PYTEST) --durations 15 tests/evaluation/test_harness.py tests/test_evaluate_command.py
 
 # the real trackers, killed and resumed
 test-trackers: setup-trackers
@@ -108,4 +119,4 @@ lint: setup
 	$(BIN)/ruff format --check src tests benchmarks
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(HARNESS_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

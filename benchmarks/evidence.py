@@ -90,6 +90,8 @@ def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
     setting = SETTINGS[name]
     equal = {f"equal-{lr:.0e}": {"lr": lr} for lr in setting.control_lrs}
     short = {f"short-{lr:.0e}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
+    if len(equal) == len(short) == 1:
+        return {"controls": {"equal": next(iter(equal.values())), "best-epoch": next(iter(short.values()))}, "controls_looked_at": {}}
     iterations = setting.searched_iterations
     summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short}, iterations=iterations)
     root = Path(summary["run_dir"])

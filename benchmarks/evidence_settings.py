@@ -23,7 +23,8 @@ KEYS = {
 @dataclass(frozen=True)
 class Setting:
     """`recipe` lacks the run directory, the seed and the rows' file. `grid`: values of KEYS to choose from, one key after the other, each
-    with the best of those before it, in games of `searched_iterations`. `control_lrs` and `control_epochs`: likewise, of the controls."""
+    with the best of those before it, in games of `searched_iterations`. `control_lrs` and `control_epochs`: likewise, of the controls.
+    A single value is taken without a search."""
 
     title: str
     task: str
@@ -66,6 +67,7 @@ SMOL: dict[str, Any] = {
     "stop": {"indistinguishable": False},
     "showcase": [],
 }
+SFT_LR = (2e-5,)  # where nothing is searched: the default of TRL's SFTTrainer
 SMOL_TRAIN = {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": 20}
 WORDS: dict[str, Any] = {
     **SMOL,
@@ -75,7 +77,7 @@ WORDS: dict[str, Any] = {
     "train": SMOL_TRAIN,
     "evaluate": {"answer_pattern": r"= *(-?[\d.]+)$", "greedy": True},
 }
-SMOL_GRID = {"lr": (5e-6, 1e-5, 2e-5), "beta": (0.1, 0.5, 1.0)}
+SMOL_GRID = {"lr": (5e-6, 1e-5, 2e-5), "beta": (0.1, 1.0)}
 
 
 def _with(recipe: dict[str, Any], rows: int, sft: dict[str, Any] | None) -> dict[str, Any]:
@@ -139,7 +141,7 @@ SETTINGS: dict[str, Setting] = {
             {"lr": 3e-5, "epochs": 1, "batch_size": 16},
         ),
         {},
-        (1e-5, 3e-5),
+        SFT_LR,
         (1,),
     ),
     "dolly": Setting(
@@ -157,7 +159,7 @@ SETTINGS: dict[str, Setting] = {
             None,
         ),
         {},
-        (1e-5, 3e-5),
+        SFT_LR,
         (1,),
     ),
 }

@@ -140,7 +140,8 @@ def _search_table(_: str, found: dict[str, Any]) -> Iterator[str]:
     for key, worth in searched["looked_at"].items():
         yield f"| {key} | {_worths(worth)} | {searched['chosen'][key]:g} |"
     taken = "; ".join(f"{kind}: " + ", ".join(f"{k} {v:g}" for k, v in one.items()) for kind, one in searched["controls"].items())
-    yield f"| controls (learning rate, epochs) | {_worths(searched['controls_looked_at'])} | {taken} |"
+    looked_at = _worths(searched["controls_looked_at"]) or "not searched"
+    yield f"| controls (learning rate, epochs) | {looked_at} | {taken} |"
 
 
 TABLES: dict[str, Callable[[str, dict[str, Any]], Iterator[str]]] = {
