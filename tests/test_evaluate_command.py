@@ -31,7 +31,7 @@ BENCHMARKS = "evaluate.benchmarks={tasks: [letters], task_folders: [tasks], limi
 
 
 def needs_harness() -> None:
-    pytest.importorskip("lm_eval", reason="needs sparring[eval]: pip install lm_eval")
+    pytest.importorskip("lm_eval", reason="make test-harness has lm-evaluation-harness")
 
 
 @pytest.fixture

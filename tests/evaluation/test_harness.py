@@ -21,7 +21,7 @@ from sparring.evaluation.suites import SUITES
 from sparring.policy.load import load_model, load_tokenizer
 from sparring.policy.tiny import make_tiny
 
-lm_eval = pytest.importorskip("lm_eval", reason="needs sparring[eval]: pip install lm_eval")
+lm_eval = pytest.importorskip("lm_eval", reason="make test-harness has lm-evaluation-harness")
 
 CHOICE = {
     "task": "sums",
