@@ -86,18 +86,18 @@ def _worth(root: Path, player: str, scores: dict[str, Any]) -> float:
 
 
 def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
-    """Which learning rate at equal operations, and which (learning rate, epochs) of the setting's."""
+    """Which learning rate at equal operations, and which (learning rate, epochs) of the setting's; a single one is not played."""
     setting = SETTINGS[name]
     equal = {f"equal-{lr:.0e}": {"lr": lr} for lr in setting.control_lrs}
     short = {f"short-{lr:.0e}-{n:g}": {"lr": lr, "epochs": n} for lr in setting.control_lrs for n in setting.control_epochs}
-    if len(equal) == len(short) == 1:
-        return {"controls": {"equal": next(iter(equal.values())), "best-epoch": next(iter(short.values()))}, "controls_looked_at": {}}
-    iterations = setting.searched_iterations
-    summary = play_game(name, SEARCH_SEED, "controls", chosen, part="search", controls={**equal, **short}, iterations=iterations)
-    root = Path(summary["run_dir"])
-    worth = {entry["stage"]: _worth(root, entry["stage"], entry["scores"]) for entry in summary["controls"]}
-    print(f"{name}: controls {worth}", flush=True)
-    best_of = {kind: max(kind_of, key=lambda one: worth[one]) for kind, kind_of in (("equal", equal), ("short", short))}
+    searched = {name: options for kind in (equal, short) if len(kind) > 1 for name, options in kind.items()}
+    worth: dict[str, float] = {}
+    if searched:
+        played = {"part": "search", "controls": searched, "iterations": setting.searched_iterations}
+        summary = play_game(name, SEARCH_SEED, "controls", chosen, **played)
+        worth = {entry["stage"]: _worth(Path(summary["run_dir"]), entry["stage"], entry["scores"]) for entry in summary["controls"]}
+        print(f"{name}: controls {worth}", flush=True)
+    best_of = {kind: max(of_kind, key=worth.get) for kind, of_kind in (("equal", equal), ("short", short))}
     return {"controls": {"equal": equal[best_of["equal"]], "best-epoch": short[best_of["short"]]}, "controls_looked_at": worth}
 
 

@@ -112,7 +112,7 @@ SETTINGS: dict[str, Setting] = {
         "words",
         _with(WORDS, 300, {"lr": 3e-5, "epochs": 1, "batch_size": 20}),
         SMOL_GRID,
-        (1e-5, 3e-5),
+        (3e-5,),
         (1, 3),
         searched_iterations=2,
     ),
