@@ -113,7 +113,7 @@ SETTINGS: dict[str, Setting] = {
         _with(WORDS, 300, {"lr": 3e-5, "epochs": 1, "batch_size": 20}),
         SMOL_GRID,
         (3e-5,),
-        (1, 3),
+        (3,),
         searched_iterations=2,
     ),
     "words-over": Setting(
