@@ -126,18 +126,18 @@ SETTINGS: dict[str, Setting] = {
         searched_iterations=2,
     ),
     "gsm8k": Setting(
-        "SmolLM2-135M, 100 GSM8K problems, one epoch",
+        "SmolLM2-135M, 80 GSM8K problems, one epoch",
         "gsm8k",
         _with(
             {
                 **SMOL,
                 "data": {"held_out": 40},
-                "iterations": 2,
+                "iterations": 1,
                 "sampling": {"max_new_tokens": 200},
                 "train": {**SMOL_TRAIN, "batch_size": 16},
                 "evaluate": {"answer_pattern": r"#### (-?[\d,.]+)", "greedy": False},
             },
-            100,
+            80,
             {"lr": 3e-5, "epochs": 1, "batch_size": 16},
         ),
         {},
