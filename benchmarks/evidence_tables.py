@@ -75,10 +75,9 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     played: Played = found["played"]
     metrics = [metric for metric in METRICS if metric in played[0]["scores"]["start"]]
     others = [other for other in ("start", *CONTROLS) if _in_all(played, other)]
-    own = [
-        arm for arm in OTHERS if _in_all(played, arm) and (arm != "cool start" or metrics[0] == "exact_match")
-    ]  # no likelihood of its own
-    arms = {arm: OTHERS[arm] for arm in own} | _numbered(played, "SPIN") | _numbered(played, "official")
+    left_out = "" if metrics[0] == "exact_match" else "cool start"  # whose likelihood is that of the start
+    arms = {arm: title for arm, title in OTHERS.items() if _in_all(played, arm) and arm != left_out}
+    arms |= _numbered(played, "SPIN") | _numbered(played, "official")
     pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in others if other != arm} for arm in arms}
     adjusted = iter(holm([pair.p for found in pairs.values() for pair in found.values() if pair.p is not None]))
     unit, count = ("seeds", f"{len(played)} seeds") if len(played) > 1 else ("rows", "1 seed")
