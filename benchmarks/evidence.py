@@ -22,7 +22,7 @@ from typing import Any
 from common import ROOT, machine, options_of
 from evidence_arms import Scoring, official, read_items
 from evidence_guards import play_guards
-from evidence_settings import KEYS, SETTINGS, SUCCESSORS
+from evidence_settings import KEYS, SETTINGS, T_SPIN_BETAS, successors
 from evidence_tables import CONTROLS, write_tables
 from evidence_tasks import TRANSFER, write_rows
 
@@ -59,6 +59,8 @@ def search(data: Path, name: str) -> None:
         best = None if of_start else worth[chosen[key]]
         print(f"{name}: {key} {chosen[key]} of {looked_at[key]}", flush=True)
     found = {"chosen": chosen, "looked_at": looked_at, **_search_controls(name, chosen)}
+    if setting.with_successors:
+        found["t_spin"] = _search_t_spin(name, chosen)
     (RUNS / name / "search.json").write_text(json.dumps(found, indent=1))
 
 
@@ -101,6 +103,18 @@ def _search_controls(name: str, chosen: dict[str, float]) -> dict[str, Any]:
     return {"controls": {"equal": equal[best_of["equal"]], "best-epoch": short[best_of["short"]]}, "controls_looked_at": worth}
 
 
+def _search_t_spin(name: str, chosen: dict[str, float]) -> dict[str, float]:
+    """Every beta with what it scored: T-SPIN's margin is none between opponent and player, so SPIN's beta need not suit it."""
+    found = {}
+    for beta in T_SPIN_BETAS:
+        objective = {"loss": "t-spin", "beta": beta}
+        summary = play_game(name, SEARCH_SEED, f"T-SPIN-beta-{beta:g}", chosen, part="search", objective=objective)
+        last = summary["iterations"][-1]
+        found[f"{beta:g}"] = _worth(Path(summary["run_dir"]), str(last["iteration"]), last["scores"])
+        print(f"{name}: T-SPIN, beta {beta:g}: {found[f'{beta:g}']}", flush=True)
+    return found
+
+
 # --- games
 
 
@@ -119,7 +133,7 @@ def play(data: Path, name: str, seed: int) -> None:
     if setting.task in TRANSFER:
         arms |= _transfer(scoring, name, last)
     if setting.with_successors:
-        for successor, objective in SUCCESSORS.items():
+        for successor, objective in successors(found).items():
             other = play_game(name, seed, successor, found["chosen"], objective=objective)
             arms |= _iterations(Path(other["run_dir"]), successor, other)
     scores = {arm: read_json(folder / SCORES) for arm, folder in arms.items()}

@@ -171,3 +171,13 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
     "T-SPIN": {"loss": "t-spin"},
     "alpha-SPIN, all opponents": {"loss": "alpha-spin", "window": 4},
 }
+T_SPIN_BETAS = (0.1, 0.5, 2.0, 8.0)
+T_SPIN_SEARCHED = "T-SPIN, its own beta"
+
+
+def successors(search: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Those of a setting with what its search has found; T-SPIN at its own beta where that was searched."""
+    if "t_spin" not in search:
+        return SUCCESSORS
+    beta = float(max(search["t_spin"], key=search["t_spin"].__getitem__))
+    return {**SUCCESSORS, T_SPIN_SEARCHED: {"loss": "t-spin", "beta": beta}}

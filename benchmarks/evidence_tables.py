@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from common import ROOT
 from demo_study import over_seeds
-from evidence_settings import SETTINGS, SUCCESSORS
+from evidence_settings import SETTINGS, successors
 
 from sparring.comparison.statistics import Paired, Values, holm, over_rows
 from sparring.comparison.statistics import over_seeds as paired_over_seeds
@@ -102,7 +102,7 @@ def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     for metric, title in METRICS.items():
         names = ["start", *(f"iteration {t}" for t in range(count)), "last less best before"]
         yield f"{title}\n\n| objective | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
-        for objective in ("SPIN", *SUCCESSORS):
+        for objective in ("SPIN", *successors(found["search"])):
             arms = [f"{objective} {t}" for t in range(count)]
             cells = [_mean(played, arm, metric) if _in_all(played, arm) else "" for arm in ("start", *arms)]
             kept = _show(_kept(played, arms, metric), "+.3f") if count > 1 and all(cells) else ""
@@ -141,6 +141,8 @@ def _search_table(_: str, found: dict[str, Any]) -> Iterator[str]:
     yield "| searched | values and what each scored | taken |\n|---|---|---|"
     for key, worth in searched["looked_at"].items():
         yield f"| {key} | {_worths(worth)} | {searched['chosen'][key]:g} |"
+    if worth := searched.get("t_spin"):
+        yield f"| beta of T-SPIN | {_worths(worth)} | {max(worth, key=worth.__getitem__)} |"
     taken = "; ".join(f"{kind}: " + ", ".join(f"{k} {v:g}" for k, v in one.items()) for kind, one in searched["controls"].items())
     looked_at = _worths(searched["controls_looked_at"]) or "not searched"
     yield f"| controls (learning rate, epochs) | {looked_at} | {taken} |"

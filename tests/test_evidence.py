@@ -150,13 +150,13 @@ def test_a_seed_whose_game_ended_early_leaves_its_arms_out() -> None:
         del played[1]["scores"][arm]
     table = arms_table(played)
     assert "SPIN, iteration 0" in table and "SPIN, iteration 1" not in table and "| continued SFT, equal" not in table
-    assert "| SPIN | 0.450" in "\n".join(TABLES["successors"]("tiny-under", {"played": played}))
+    assert "| SPIN | 0.450" in "\n".join(TABLES["successors"]("tiny-under", {"played": played, "search": {}}))
 
 
 def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where the value that the recipe has anyway stands in the grid, its game is the best one of the keys before it."""
     import evidence
-    from evidence_settings import SETTINGS
+    from evidence_settings import SETTINGS, T_SPIN_SEARCHED, successors
 
     games: list[dict[str, float]] = []
 
@@ -169,9 +169,11 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(evidence, "RUNS", tmp_path)
     monkeypatch.setattr(evidence, "_validate", validated)
     monkeypatch.setattr(evidence, "_search_controls", lambda *_: {})
+    monkeypatch.setattr(evidence, "_search_t_spin", lambda *_: {"0.5": 0.1, "8": 0.2})
     evidence.search(DATA, "tiny-best")
     found = json.loads((tmp_path / "tiny-best" / "search.json").read_text())
     grid = SETTINGS["tiny-best"].grid
+    assert successors(found)[T_SPIN_SEARCHED] == {"loss": "t-spin", "beta": 8.0} and T_SPIN_SEARCHED not in successors({})
     assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 1
     assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 2, temperature 1
     assert found["looked_at"]["temperature"] == {"0.7": None, "1.0": 3e-4 + 10}
