@@ -171,7 +171,7 @@ SUCCESSORS: dict[str, dict[str, Any]] = {
     "T-SPIN": {"loss": "t-spin"},
     "alpha-SPIN, all opponents": {"loss": "alpha-spin", "window": 4},
 }
-T_SPIN_BETAS = (0.1, 0.5, 2.0, 8.0)
+T_SPIN_BETAS = (0.1, 0.5, 2.0, 8.0, 32.0, 128.0)
 T_SPIN_SEARCHED = "T-SPIN, its own beta"
 
 

@@ -19,6 +19,7 @@ from sparring.evaluation.metrics import ratio_score
 
 PAGE = ROOT / "docs" / "evidence.md"
 RESULTS = ROOT / "benchmarks" / "results" / "evidence.json"
+MATCHES = ("exact_match", "exact_match_greedy")
 METRICS = {"exact_match": "exact match, T=1", "exact_match_greedy": "exact match, greedy", "nll_per_token": "NLL per token"}
 CONTROLS = {"best-epoch": "continued SFT, searched epochs", "equal": "continued SFT, equal operations"}
 NUMBERS = re.compile(r"\[\s+([-\d.e,\s]+?)\s+\]")
@@ -71,19 +72,20 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
-    """Every arm but the successors; differences in exact match (in likelihood where a task has no answers), seed by seed."""
+    """Every arm but the successors; differences in exact match (in likelihood where a task has no answers or nobody finds one)."""
     played: Played = found["played"]
     metrics = [metric for metric in METRICS if metric in played[0]["scores"]["start"]]
+    compared = next((metric for metric in metrics if len(_distinct(played, metric)) > 1), metrics[0])
     others = [other for other in ("start", *CONTROLS) if _in_all(played, other)]
-    left_out = "" if metrics[0] == "exact_match" else "cool start"  # whose likelihood is that of the start
+    left_out = "" if compared in MATCHES else "cool start"  # whose likelihood is that of the start
     arms = {arm: title for arm, title in OTHERS.items() if _in_all(played, arm) and arm != left_out}
     arms |= _numbered(played, "SPIN") | _numbered(played, "official")
-    pairs = {arm: {other: _paired(played, metrics[0], arm, other) for other in others if other != arm} for arm in arms}
+    pairs = {arm: {other: _paired(played, compared, arm, other) for other in others if other != arm} for arm in arms}
     adjusted = iter(holm([pair.p for found in pairs.values() for pair in found.values() if pair.p is not None]))
     unit, count = ("seeds", f"{len(played)} seeds") if len(played) > 1 else ("rows", "1 seed")
     tests = " and ".join(sorted({f"the {pair.test} test" for found in pairs.values() for pair in found.values()}))
     yield f"{SETTINGS[name].title}; {count}, {played[0]['rows']} held-out rows each; mean ± standard error over {unit}, differences"
-    yield f"in {METRICS[metrics[0]]} with p of {tests} over {unit}, Holm-corrected over the table; forward tokens, in"
+    yield f"in {METRICS[compared]} with p of {tests} over {unit}, Holm-corrected over the table; forward tokens, in"
     yield "thousands: what the arm cost beyond the start, a token of sampling or scoring counted once, of training three times.\n"
     named = ["forward tokens", *(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]
     yield "| arm | " + " | ".join(named) + " |\n|---|" + "---|" * len(named)
@@ -183,6 +185,10 @@ def _forward_tokens(stages: dict[str, dict[str, float]], arm: str) -> float:
     owners = {f"iterations/{t:03d}" for t in range(int(spin[1]) + 1)} if spin else {arm}
     own = [facts for stage, facts in stages.items() if stage.rpartition("/")[0] in owners]
     return sum(passes * facts.get(kind, 0) for facts in own for kind, passes in PASSES.items())
+
+
+def _distinct(played: Played, metric: str) -> set[float]:
+    return {scores[metric] for seed in played for scores in seed["scores"].values() if metric in scores}
 
 
 def _values(played: Played, arm: str, metric: str) -> list[float]:
