@@ -106,6 +106,8 @@ def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
         yield f"{title}\n\n| objective | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
         for objective in ("SPIN", *successors(found["search"])):
             arms = [f"{objective} {t}" for t in range(count)]
+            if not _in_all(played, arms[0]):
+                continue
             cells = [_mean(played, arm, metric) if _in_all(played, arm) else "" for arm in ("start", *arms)]
             kept = _show(_kept(played, arms, metric), "+.3f") if count > 1 and all(cells) else ""
             yield f"| {objective} | " + " | ".join([*cells, kept]) + " |"
