@@ -129,17 +129,17 @@ def test_tables_of_made_up_seeds() -> None:
 
 
 def test_a_single_seed_is_compared_row_by_row() -> None:
-    """By hand: of four rows the last iteration gains three, so McNemar's p is 2 / 2^3; its likelihood is 8 nats over 4 tokens."""
+    """By hand: of twelve rows the last iteration gains eleven, so McNemar's p is 2 / 2^11, and Holm multiplies the least of 18 by 18."""
     seed = made_up_seed(0.25, 1.0)
-    ones = [1.0] * 4
-    rows = {"exact_match": [1.0, 0.0, 0.0, 0.0], "exact_match_greedy": ones, "nll_per_reply": [3.0] * 4, "human_reply_tokens": ones}
+    ones = [1.0] * 12
+    rows = {"exact_match": [1.0] + [0.0] * 11, "exact_match_greedy": ones, "nll_per_reply": [3.0] * 12, "human_reply_tokens": ones}
     seed["items"] = dict.fromkeys(seed["scores"], rows)
-    seed["items"]["SPIN 1"] = {**rows, "exact_match": ones, "nll_per_reply": [2.0] * 4}
+    seed["items"]["SPIN 1"] = {**rows, "exact_match": ones, "nll_per_reply": [2.0] * 12}
     table = arms_table([seed])
     assert "1 seed, 400 held-out rows each; mean ± standard error over rows" in table and "p of the McNemar test over rows" in table
     [last] = [line for line in table.splitlines() if line.startswith("| SPIN, iteration 1 |")]
-    assert "1.000 ± 0.000 | 1.000 ± 0.000 | 2.000 ± 0.000 | +0.750 (p 1)" in last  # 0.25 times the family's size
-    assert "| start | 0 | 0.250 ± 0.250 | 1.000 ± 0.000 | 3.000 ± 0.000 |" in table
+    assert "1.000 ± 0.000 | 1.000 ± 0.000 | 2.000 ± 0.000 | +0.917 (p 0.018)" in last
+    assert "| start | 0 | 0.083 ± 0.083 | 1.000 ± 0.000 | 3.000 ± 0.000 |" in table
 
 
 def test_a_seed_whose_game_ended_early_leaves_its_arms_out() -> None:
