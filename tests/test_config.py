@@ -681,6 +681,7 @@ def test_to_yaml_is_plain_and_complete() -> None:
         "baseline": DPO,
         "track": "tensorboard",
         "evaluate": {"benchmarks": {"suites": ["paper-extra"]}},
+        "data": {"path": "rows.jsonl", "prompts": "prompts.jsonl"},
     }
     text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors

@@ -17,7 +17,7 @@ from sparring.config.option_types import Column, Metric, Section, Shape, at_iter
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
 from sparring.config.sections.baseline import BaselineSection
-from sparring.config.sections.data import DataSection, PairsSection
+from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
@@ -39,6 +39,7 @@ __all__ = [
     "ObjectiveSection",
     "OptimSection",
     "PairsSection",
+    "PromptsSection",
     "RaySection",
     "Recipe",
     "SamplingSection",

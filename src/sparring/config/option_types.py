@@ -110,6 +110,8 @@ Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
 Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated"]
 PairColumn = Literal["prompt", "chosen", "rejected"]
+PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input"]
+PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-def read_parquet(path: Path, section: Source) -> Rows:
+def read_parquet(path: Path, section: Source, further: Sequence[str] = ()) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
@@ -22,14 +23,14 @@ def read_parquet(path: Path, section: Source) -> Rows:
 
     try:
         # Dataset understands the column types that `Dataset.to_parquet` wrote into the file.
-        return _from_dataset(Dataset(InMemoryTable(pq.read_table(path))), str(path), section)
+        return _from_dataset(Dataset(InMemoryTable(pq.read_table(path))), str(path), section, further)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
 
 
-def read_hub(section: Source) -> Rows:
+def read_hub(section: Source, further: Sequence[str] = ()) -> Rows:
     dataset, source = hub_dataset(section)
-    return _from_dataset(dataset, source, section)
+    return _from_dataset(dataset, source, section, further)
 
 
 def hub_dataset(section: Source) -> tuple[Dataset, str]:
@@ -49,10 +50,10 @@ def hub_dataset(section: Source) -> tuple[Dataset, str]:
     return dataset, source
 
 
-def _from_dataset(dataset: Dataset, source: str, section: Source) -> Rows:
+def _from_dataset(dataset: Dataset, source: str, section: Source, further: Sequence[str]) -> Rows:
     columns = dataset.column_names
     known = PAIR_COLUMNS if isinstance(section, PairsSection) else STANDARD_COLUMNS
-    usable = [name for name in columns if name in known or name in section.columns.values()]
+    usable = [name for name in columns if name in known or name in further or name in section.columns.values()]
     # Columns that no shape reads (images, embeddings) are never decoded.
     rows = dataset.select_columns(usable) if usable else ({} for _ in range(len(dataset)))
     return Rows(source, tuple(columns), tuple((f"{source}, row {n}", row) for n, row in enumerate(rows, 1)))

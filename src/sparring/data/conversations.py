@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.records import Conversation, Message
 from sparring.data.rows import Row, kind_of
-from sparring.data.shapes import SHAPES, choose_shape
+from sparring.data.shapes import PROMPT_SHAPES, SHAPES, choose_shape
 from sparring.data.sources import read_rows
 from sparring.errors import UserError
 
@@ -26,11 +26,13 @@ Turns = list[Message]
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations with the place they came from. `counts`: read, trailing_turns_dropped, surrogates_replaced (in rows)."""
+    """Conversations with the place they came from. `counts`: read, trailing_turns_dropped, surrogates_replaced (in rows). `columns` are
+    all that the source has."""
 
     rows: list[tuple[str, Conversation]]
     counts: dict[str, int]
     notices: list[str]
+    columns: tuple[str, ...]
 
 
 def load_conversations(section: DataSection, seed: int) -> Loaded:
@@ -38,20 +40,44 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
 
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
-    rows = read_rows(section, seed)
+    rows = read_rows(section, seed, section.checker_columns)
     shape = choose_shape(section.shape, section.columns, rows.columns, rows.source)
     counts = Counter({"read": len(rows.items), "trailing_turns_dropped": 0, "surrogates_replaced": 0})
-    conversations = [(where, to_conversation(row, shape, section.columns, where, counts)) for where, row in rows.items]
+    conversations = []
+    for where, row in rows.items:
+        conversation = to_conversation(row, shape, section.columns, where, counts)
+        conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
     notices = []
     if section.shape == "auto":
         notices.append(f"data.shape: {shape}, by the columns {', '.join(rows.columns)}")
-    return Loaded(conversations, dict(counts), notices)
+    return Loaded(conversations, dict(counts), notices, rows.columns)
 
 
 def is_empty(conversation: Conversation) -> bool:
-    """Nothing was asked (only system turns have text) or nothing but blanks was answered."""
-    asked = any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
-    return not asked or not conversation.reply.strip()
+    """Nothing was asked or nothing but blanks was answered."""
+    return asks_nothing(conversation) or not conversation.reply.strip()
+
+
+def asks_nothing(conversation: Conversation) -> bool:
+    """Only system turns have text."""
+    return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
+
+
+def with_columns(conversation: Conversation, row: Row, answer: str | None, checker_columns: Sequence[str], where: str) -> Conversation:
+    """The conversation with the text of the column `answer`, and with the columns that a checker's function asks for."""
+    if answer is None and not checker_columns:
+        return conversation
+    text = None if answer is None else _answer(row.get(answer), answer, where)
+    return replace(conversation, answer=text, columns={name: row.get(name) for name in checker_columns})
+
+
+def _answer(value: Any, name: str, where: str) -> str | None:
+    """The text of a cell of the answer column; None where it is null or blank."""
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    if isinstance(value, (str, int, float)):
+        return without_surrogates(str(value))
+    raise UserError(f"{name} is {kind_of(value)}, not an answer: text or a number", where=where, remedy=MEND_ROW)
 
 
 def to_conversation(row: Row, shape: str, columns: Mapping[str, str], where: str, counts: Counter[str] | None = None) -> Conversation:
@@ -74,6 +100,24 @@ def to_conversation(row: Row, shape: str, columns: Mapping[str, str], where: str
     return Conversation(tuple(turns[:-1]), turns[-1]["content"])
 
 
+def to_prompt(row: Row, shape: str, columns: Mapping[str, str], where: str) -> tuple[Turns, bool]:
+    """(the turns of a row of `data.prompts`, whether assistant turns at their end were left out)."""
+    spec = PROMPT_SHAPES[shape]
+    cells = {name: row.get(columns.get(name, name)) for name in (*spec.required, *spec.optional)}
+    if shape == "alpaca":
+        turns = _alpaca_prompt(cells, columns, where)
+    elif shape == "prompt":
+        turns = _side(cells, "prompt", "user", columns, where)
+    else:
+        (column,) = spec.required
+        turns = _turns(cells[column], columns.get(column, column), where)
+    end = len(turns)
+    while end and turns[end - 1]["role"] == "assistant":
+        end -= 1
+    asked = [Message(role=turn["role"], content=without_surrogates(turn["content"])) for turn in turns[:end]]
+    return asked, end < len(turns)
+
+
 def _from_turns(column: str) -> Callable[[Row, Mapping[str, str], str], tuple[Turns, Turns]]:
     def read(cells: Row, columns: Mapping[str, str], where: str) -> tuple[Turns, Turns]:
         return [], _turns(cells[column], columns.get(column, column), where)
@@ -86,10 +130,13 @@ def _from_prompt_completion(cells: Row, columns: Mapping[str, str], where: str) 
 
 
 def _from_alpaca(cells: Row, columns: Mapping[str, str], where: str) -> tuple[Turns, Turns]:
+    return _alpaca_prompt(cells, columns, where), _side(cells, "output", "assistant", columns, where)
+
+
+def _alpaca_prompt(cells: Row, columns: Mapping[str, str], where: str) -> Turns:
     asked = _text(cells["instruction"], columns.get("instruction", "instruction"), where)
     extra = "" if cells["input"] is None else _text(cells["input"], columns.get("input", "input"), where)
-    prompt = Message(role="user", content=f"{asked}\n\n{extra}" if extra.strip() else asked)
-    return [prompt], _side(cells, "output", "assistant", columns, where)
+    return [Message(role="user", content=f"{asked}\n\n{extra}" if extra.strip() else asked)]
 
 
 TURNS_OF = {

@@ -6,16 +6,18 @@ The outcome depends on the rows as a set and on the recipe, never on the order o
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import Loaded, is_empty, load_conversations
+from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
 from sparring.data.records import Conversation, Example, Message
-from sparring.errors import UserError
+from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
 
@@ -41,12 +43,15 @@ class Prepared:
     ids; and of the kept rows' changes: reply_cut, trailing_turns_dropped, surrogates_replaced. With data.max_examples the rows
     outside the subset are not tokenised, so those that are too long count as not_in_subset.
     `notices`: what was decided on the way, one sentence each.
+    `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
     """
 
     train: list[Example]
     held_out: list[Example]
     counts: dict[str, int]
     notices: list[str]
+    prompts: list[Example] = field(default_factory=list)
+    prompt_counts: dict[str, int] = field(default_factory=dict)
 
 
 def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
@@ -65,7 +70,49 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     counts["train"], counts["held_out"] = len(train), len(held_out)
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
-    return Prepared(train, held_out, counts, [*loaded.notices, *chat.notices])
+    prompts = load_prompts(section.prompts, section.checker_columns) if section.prompts else None
+    _check_columns(section, [*loaded.columns, *(prompts.columns if prompts else ())])
+    found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if prompts else ([], {})
+    return Prepared(train, held_out, counts, [*loaded.notices, *chat.notices], found, prompt_counts)
+
+
+def _prompts(
+    loaded: LoadedPrompts, section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
+) -> tuple[list[Example], dict[str, int]]:
+    """The prompts of data.prompts. A fraction that is held out is held out of them too, by the same hash of the prompt."""
+    assert section.prompts is not None
+    share = section.held_out
+    found, counts = prompt_examples(
+        loaded,
+        chat,
+        section.max_prompt_tokens,
+        train,
+        held_out,
+        is_held_out=lambda key: isinstance(share, float) and bool(_below(share, [key])),
+        draw=lambda row_id: _draw(seed, row_id),
+        max_examples=section.prompts.max_examples,
+    )
+    if not found:
+        dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+        raise UserError(
+            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.path})", remedy="look at what dropped most"
+        )
+    if loaded.replies_dropped:
+        counts["replies_dropped"] = loaded.replies_dropped
+    if section.prompts.answer is not None:
+        counts["without_answer"] = sum(example.conversation.answer is None for example in found)
+    return found, counts
+
+
+def _check_columns(section: DataSection, present: Sequence[str]) -> None:
+    for name in section.checker_columns:
+        if name not in present:
+            guess, there = nearest(name, present), ", ".join(dict.fromkeys(present))
+            raise UserError(
+                f"{name!r} is no column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
+                where="data.checker_columns",
+                remedy=f"did you mean {guess}?" if guess else "correct the name",
+            )
 
 
 def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
@@ -173,17 +220,21 @@ def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError
     return UserError(what, where=section.path, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
 
 
-def write_examples(path: str | Path, examples: Iterable[Example]) -> None:
-    """Write examples as parquet, text and token ids alike; `read_examples` gives the equal list back."""
+def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
+    """Write examples as parquet, text and token ids alike; `read_examples` gives the equal list back.
+
+    Columns for answers and for a checker are written only where a row has one.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     turn = pa.struct([("role", pa.string()), ("content", pa.string())])
     ids = pa.list_(pa.int32())
-    schema = pa.schema(
-        [("row_id", pa.string()), ("prompt", pa.list_(turn)), ("reply", pa.string()), ("prompt_ids", ids), ("reply_ids", ids)]
-    )
-    pq.write_table(pa.Table.from_pylist([_as_row(example) for example in examples], schema=schema), str(path))
+    types = {"row_id": pa.string(), "prompt": pa.list_(turn), "reply": pa.string(), "prompt_ids": ids, "reply_ids": ids}
+    if any(example.conversation.answer is not None or example.conversation.columns for example in examples):
+        types |= {"answer": pa.string(), "columns": pa.string()}
+    rows = [{name: value for name, value in _as_row(example).items() if name in types} for example in examples]
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), str(path))
 
 
 def read_examples(path: str | Path) -> list[Example]:
@@ -208,10 +259,13 @@ def _as_row(example: Example) -> dict[str, Any]:
         "reply": conversation.reply,
         "prompt_ids": list(example.prompt_ids),
         "reply_ids": list(example.reply_ids),
+        "answer": conversation.answer,
+        "columns": json.dumps(conversation.columns, ensure_ascii=False, default=str) if conversation.columns else None,
     }
 
 
 def _as_example(row: dict[str, Any]) -> Example:
     prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in row["prompt"])
-    conversation = Conversation(prompt, row["reply"])
+    columns = json.loads(row["columns"]) if row.get("columns") else {}
+    conversation = Conversation(prompt, row["reply"], row.get("answer"), columns)
     return Example(row["row_id"], conversation, tuple(row["prompt_ids"]), tuple(row["reply_ids"]))

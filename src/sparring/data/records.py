@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 TokenIds = tuple[int, ...]
 FinishReason = Literal["stop", "length"]
@@ -18,10 +19,15 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Conversation:
-    """One SFT row before tokenisation: everything up to the last assistant turn, and that turn."""
+    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt that nobody has answered.
+
+    `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for.
+    """
 
     prompt: tuple[Message, ...]
     reply: str
+    answer: str | None = field(default=None, compare=False)
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     @property
     def prompt_key(self) -> str:
@@ -36,12 +42,17 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised SFT row. `prompt_ids` is exactly the prefix under which replies are sampled and scored."""
+    """One tokenised row. `prompt_ids` is exactly the prefix under which replies are sampled and scored; `reply_ids` of a prompt without a
+    human reply is empty."""
 
     row_id: str
     conversation: Conversation
     prompt_ids: TokenIds
     reply_ids: TokenIds
+
+    @property
+    def has_reply(self) -> bool:
+        return bool(self.reply_ids)
 
 
 @dataclass(frozen=True)

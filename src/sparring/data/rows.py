@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.config import DataSection, PairsSection
+from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.errors import UserError
 
 Row = Mapping[str, Any]
 LocatedRow = tuple[str, Row]
-Source = DataSection | PairsSection
+Source = DataSection | PairsSection | PromptsSection
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,14 @@ SHAPES: dict[str, Shape] = {
     "prompt_completion": Shape(("prompt", "completion")),
     "alpaca": Shape(("instruction", "output"), ("input",)),
 }
+# Of prompts that nobody has answered, each with the columns in which its rows would hold a reply
+PROMPT_SHAPES: dict[str, Shape] = {
+    "messages": Shape(("messages",)),
+    "sharegpt": Shape(("conversations",)),
+    "prompt": Shape(("prompt",)),
+    "alpaca": Shape(("instruction",), ("input",)),
+}
+REPLY_COLUMNS = {"prompt": ("completion",), "alpaca": ("output",)}
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in (*shape.required, *shape.optional))
 
@@ -30,25 +38,41 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
 
     `columns` maps standard names to the rows' own; a shape is only considered if it uses all of them.
     """
-    present = list(present)
-    _check_mapping(columns, present, source)
-    candidates = list(SHAPES) if shape == "auto" else [shape]
-    for name in candidates:
-        needed = SHAPES[name].required
-        if name == "real_generated" and shape == "auto":
-            needed = (*needed, *SHAPES[name].optional)  # a lone column `real` may mean anything
-        own = {columns.get(column, column) for column in needed}
-        if own <= set(present) and set(columns) <= {*SHAPES[name].required, *SHAPES[name].optional}:
-            return name
-    raise _no_shape(shape, columns, present, source)
+    candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
+    if shape == "auto":  # a lone column `real` may mean anything
+        candidates = {**candidates, "real_generated": Shape(("real", "generated"))}
+    found = _first_that_fits(candidates, columns, list(present), source, "data")
+    if found is None:
+        raise _no_shape(shape, columns, list(present), source)
+    return found
 
 
-def _check_mapping(columns: Mapping[str, str], present: list[str], source: str) -> None:
+def choose_prompt_shape(columns: Mapping[str, str], present: Iterable[str], source: str) -> str:
+    """The same for the rows of `data.prompts`, by PROMPT_SHAPES."""
+    found = _first_that_fits(PROMPT_SHAPES, columns, list(present), source, "data.prompts")
+    if found is None:
+        known = "; ".join(f"{name} ({', '.join(spec.required)})" for name, spec in PROMPT_SHAPES.items())
+        raise UserError(
+            f"no column holds a prompt; the columns are: {', '.join(present) or '(none)'}",
+            where=source,
+            remedy=f"known shapes: {known}; or name your own column, for example data.prompts.columns: {{prompt: question}}",
+        )
+    return found
+
+
+def _first_that_fits(
+    candidates: Mapping[str, Shape], columns: Mapping[str, str], present: list[str], source: str, option: str
+) -> str | None:
     for standard, own in columns.items():
         if own not in present:
             guess = nearest(own, present)
-            what = f"there is no column {own!r} (data.columns.{standard}); the columns are: {', '.join(present)}"
-            raise UserError(what, where=source, remedy=f"did you mean {guess}?" if guess else "correct data.columns")
+            what = f"there is no column {own!r} ({option}.columns.{standard}); the columns are: {', '.join(present)}"
+            raise UserError(what, where=source, remedy=f"did you mean {guess}?" if guess else f"correct {option}.columns")
+    for name, shape in candidates.items():
+        own = {columns.get(column, column) for column in shape.required}
+        if own <= set(present) and set(columns) <= {*shape.required, *shape.optional}:
+            return name
+    return None
 
 
 def _no_shape(shape: str, columns: Mapping[str, str], present: list[str], source: str) -> UserError:

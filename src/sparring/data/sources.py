@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
+from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
 from sparring.data.rows import Rows, Source, located_rows
 from sparring.data.text_files import read_csv, read_json, read_jsonl
@@ -16,25 +18,33 @@ DATA_FILES = (*TEXT_READERS, PARQUET)
 NOT_ON_HUB = (".txt", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml", ".yml")
 
 
-def read_rows(section: Source, seed: int) -> Rows:
-    """All rows of `section.path`, each with its place ("FILE, line 3"; rows count from 1). A local file wins over a Hub id."""
-    rows = _read(section, seed)
+def read_rows(section: Source, seed: int, further: Sequence[str] = ()) -> Rows:
+    """All rows of `section.path`, each with its place ("FILE, line 3"; rows count from 1). A local file wins over a Hub id.
+
+    further: columns that are read, where there are any, beside those of the known shapes and that of the answer.
+    """
+    answer = None if isinstance(section, PairsSection) else section.answer
+    rows = _read(section, seed, [*further, *([answer] if answer else [])])
     if not rows.items:
         option = section.option
         raise UserError("the data is empty: it holds no row", where=rows.source, remedy=f"check {option}.path (and {option}.split)")
+    if answer is not None and answer not in rows.columns:
+        guess = nearest(answer, rows.columns)
+        what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(rows.columns)}"
+        raise UserError(what, where=rows.source, remedy=f"did you mean {guess}?" if guess else f"correct {section.option}.answer")
     return rows
 
 
-def _read(section: Source, seed: int) -> Rows:
+def _read(section: Source, seed: int, further: Sequence[str]) -> Rows:
     if section.path.startswith("builtin:"):
         _refuse_hub_options(section, "the built-in tasks")
         return _read_builtin(section.path, seed)
     path = local_file(section)
     if path is None:
-        return read_hub(section)
+        return read_hub(section, further)
     _refuse_hub_options(section, "a local file")
     suffix = path.suffix.lower()
-    return read_parquet(path, section) if suffix == PARQUET else TEXT_READERS[suffix](path)
+    return read_parquet(path, section, further) if suffix == PARQUET else TEXT_READERS[suffix](path)
 
 
 def local_file(section: Source) -> Path | None:

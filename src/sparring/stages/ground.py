@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from sparring.config import OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
-from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
+from sparring.data.fingerprint import chat_fingerprint, data_inputs
 from sparring.data.prepare import prepare, read_examples, write_examples
 from sparring.data.records import Example
 from sparring.errors import UserError
@@ -22,6 +23,7 @@ from sparring.stages.micro_batches import choose_tokens
 
 Optim = TypeVar("Optim", bound=OptimSection)
 START_LINK = "start"
+PROMPTS = "prompts.parquet"
 
 
 class Ground:
@@ -66,11 +68,15 @@ class Ground:
                 log.info(f"data: {notice}")
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
-            log.info("data: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in prepared.counts.items()))
-            return {"counts": prepared.counts}
+            log.info(f"data: {told(prepared.counts)}")
+            if section.prompts is None:
+                return {"counts": prepared.counts}
+            write_examples(stage / PROMPTS, prepared.prompts)
+            log.info(f"data: prompts without a reply: {told(prepared.prompt_counts)}")
+            return {"counts": prepared.counts, "prompt_counts": prepared.prompt_counts}
 
         inputs = {
-            "data": {**section.model_dump(exclude={"path"}), "content": source_fingerprint(section)},
+            "data": data_inputs(section),
             "chat": chat_fingerprint(self.chat),
             "seed": self.recipe.seed,
         }
@@ -79,6 +85,16 @@ class Ground:
     @cached_property
     def train_examples(self) -> list[Example]:
         return read_examples(self.data.path / "train.parquet")
+
+    @cached_property
+    def prompts(self) -> list[Example]:
+        """Those that nobody has answered; none where the recipe has no data.prompts."""
+        return read_examples(self.data.path / PROMPTS) if self.recipe.data.prompts else []
+
+    @cached_property
+    def played_examples(self) -> list[Example]:
+        """Whose prompts the opponent replies to."""
+        return [*self.train_examples, *self.prompts]
 
     @cached_property
     def held_out(self) -> list[Example]:
@@ -93,6 +109,11 @@ class Ground:
         """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
         base = self.base.folder
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
+
+
+def told(counts: Mapping[str, int]) -> str:
+    """Counts as a line of the log."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
 
 
 def _linked(folder: Path, root: Path) -> Path:

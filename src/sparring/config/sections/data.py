@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import Columns, FrozenDict, PairColumns, PositiveInt, Section, Shape, Text
+from sparring.config.option_types import Columns, FrozenDict, PairColumns, PositiveInt, PromptColumns, Section, Shape, Text, Texts
+
+
+class PromptsSection(Section):
+    """Prompts without a human reply. Their limits in tokens are those of `data`."""
+
+    option: ClassVar[str] = "data.prompts"
+
+    path: Text = Field(description="Rows with a prompt: a .jsonl, .json, .csv or .parquet file, or a Hub id.")
+    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
+    split: Text = Field("train", description="Split of a Hub data set.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    columns: PromptColumns = Field(
+        default_factory=FrozenDict,
+        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction` and `input`.",
+    )
+    answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
+    replies: Literal["refuse", "drop"] = Field(
+        "refuse",
+        description="What happens where a row has a reply: the run stops, since such rows belong to `data.path`; or the reply is not read.",
+    )
+    max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
 
 class DataSection(Section):
@@ -37,6 +58,23 @@ class DataSection(Section):
         "drop",
         description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token. Prompts are never cut.",
     )
+
+    answer: Text | None = Field(
+        None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."
+    )
+    prompts: PromptsSection | None = Field(
+        None,
+        description="Further prompts, which nobody has answered: with `target` verified or majority they are played on as well. "
+        "`prompts: PATH` is short for its `path`.",
+    )
+    checker_columns: Texts = Field(
+        (), description="Columns of the rows and of the prompts that `target.checker` gets when it is a function of your own."
+    )
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _prompts_shorthand(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("held_out")
     @classmethod

@@ -1,0 +1,126 @@
+"""Prompts that nobody has answered: read, checked against the SFT rows, tokenised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from sparring.config import PromptsSection
+from sparring.data.chat import Chat
+from sparring.data.conversations import asks_nothing, to_prompt, with_columns
+from sparring.data.records import Conversation, Example
+from sparring.data.rows import Rows
+from sparring.data.shapes import REPLY_COLUMNS, choose_prompt_shape
+from sparring.data.sources import read_rows
+from sparring.errors import UserError
+
+# What became of the prompts; `read` is the sum of those that follow it here.
+PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "prompts")
+DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
+
+
+@dataclass(frozen=True)
+class LoadedPrompts:
+    """Prompts with the place they came from; `columns` are all that the source has, `replies_dropped` counts rows that had one."""
+
+    rows: list[tuple[str, Conversation]]
+    columns: tuple[str, ...]
+    replies_dropped: int
+
+
+def load_prompts(section: PromptsSection, checker_columns: Sequence[str]) -> LoadedPrompts:
+    """Every row as a Conversation without a reply. Raises UserError for what cannot be read, and for rows with a reply unless they may be
+    dropped."""
+    rows = read_rows(section, seed=0, further=checker_columns)
+    shape = choose_prompt_shape(section.columns, rows.columns, rows.source)
+    whole = _reply_columns(section, rows, shape, checker_columns)
+    if whole and section.replies == "refuse":
+        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=rows.source, remedy=DROP_REPLIES)
+    found, dropped = [], 0
+    for where, row in rows.items:
+        turns, has_reply = to_prompt(row, shape, section.columns, where)
+        if has_reply and section.replies == "refuse":
+            raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
+        dropped += has_reply or bool(whole)
+        conversation = Conversation(tuple(turns), "")
+        found.append((where, with_columns(conversation, row, section.answer, checker_columns, where)))
+    return LoadedPrompts(found, rows.columns, dropped)
+
+
+def _reply_columns(section: PromptsSection, rows: Rows, shape: str, checker_columns: Sequence[str]) -> list[str]:
+    """Columns that would hold a reply, but for those that the recipe uses for something else."""
+    used = {section.answer, *checker_columns, *section.columns.values()}
+    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in rows.columns and name not in used]
+
+
+def prompt_examples(
+    loaded: LoadedPrompts,
+    chat: Chat,
+    max_prompt_tokens: int,
+    sft_rows: Sequence[Example],
+    held_out_rows: Sequence[Example],
+    is_held_out: Callable[[str], bool],
+    draw: Callable[[str], bytes],
+    max_examples: int | None,
+) -> tuple[list[Example], dict[str, int]]:
+    """The prompts that are played on, in the order of their ids, and PROMPT_COUNTS.
+
+    No prompt of them is held out, by text, by token ids or by `is_held_out` of its key, and none is a prompt of the SFT rows. Where
+    `max_examples` is less than there are, `draw` of the row id gives the order in which they are taken.
+    """
+    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows)}
+    taken = _Seen(sft_rows), _Seen(held_out_rows)
+    distinct = _distinct(loaded, counts, *taken, is_held_out)
+    wanted = max_examples or len(distinct)
+    order = sorted(distinct, key=lambda row: draw(row[1].row_id)) if wanted < len(distinct) else distinct
+    found: list[Example] = []
+    for done, (where, conversation) in enumerate(order):
+        if len(found) == wanted:
+            counts["not_in_subset"] = len(order) - done
+            break
+        ids = chat.prompt_ids(conversation.prompt, where=where)
+        reason = _reason_against(ids, max_prompt_tokens, *taken)
+        if reason is None:
+            found.append(Example(conversation.row_id, conversation, ids, ()))
+        else:
+            counts[reason] += 1
+    counts["prompts"] = len(found)
+    return sorted(found, key=lambda example: example.row_id), counts
+
+
+class _Seen:
+    """Prompts of rows, as text and as token ids: different texts can render to the same ids."""
+
+    def __init__(self, examples: Sequence[Example]) -> None:
+        self.keys = {example.conversation.prompt_key for example in examples}
+        self.ids: Collection[tuple[int, ...]] = {example.prompt_ids for example in examples}
+
+
+def _distinct(
+    loaded: LoadedPrompts, counts: dict[str, int], sft: _Seen, held_out: _Seen, is_held_out: Callable[[str], bool]
+) -> list[tuple[str, Conversation]]:
+    rows: dict[str, tuple[str, Conversation]] = {}
+    for where, conversation in loaded.rows:
+        key = conversation.prompt_key
+        if asks_nothing(conversation):
+            counts["empty"] += 1
+        elif key in rows:
+            counts["duplicates"] += 1
+        elif key in held_out.keys or is_held_out(key):
+            counts["held_out"] += 1
+        elif key in sft.keys:
+            counts["in_sft_rows"] += 1
+        else:
+            rows[key] = (where, conversation)
+    return list(rows.values())
+
+
+def _reason_against(ids: tuple[int, ...], max_prompt_tokens: int, sft: _Seen, held_out: _Seen) -> str | None:
+    """Why a tokenised prompt is left out: a key of PROMPT_COUNTS, or None."""
+    if not ids:
+        return "empty"
+    if len(ids) > max_prompt_tokens:
+        return "prompt_too_long"
+    if ids in held_out.ids:
+        return "held_out"
+    return "in_sft_rows" if ids in sft.ids else None
