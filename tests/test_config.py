@@ -223,7 +223,7 @@ def test_at_iteration() -> None:
     ],
 )
 def test_chosen_metric(evaluate: dict[str, Any], metric: str) -> None:
-    assert load_recipe(recipe_dict(evaluate=evaluate)).evaluate.chosen_metric == metric
+    assert load_recipe(recipe_dict(evaluate=evaluate)).metric == metric
 
 
 # ---------------------------------------------------------------------------------------------- frozen, nothing shared

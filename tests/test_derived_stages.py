@@ -210,7 +210,7 @@ def test_the_control_of_fewer_iterations_is_not_shown_while_the_game_goes_on(cop
 NOTHING_TO_LEARN = """
 from sparring import selfplay
 from sparring.cli import main
-from sparring.data.window import Window
+from sparring.targets.window import Window
 selfplay.window_at = lambda ground, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
 main()
 """

@@ -20,7 +20,7 @@ FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
 FLOOR = {"errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
-STAGES = FLOOR | {"data", "policy", "opponent", "training", "evaluation"}
+STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
@@ -34,8 +34,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},
+    "checkers": FLOOR | {"data"},
+    "targets": FLOOR | {"data"},
     "training": FLOOR | {"data", "policy"},
-    "evaluation": FLOOR | {"data", "policy", "opponent"},
+    "evaluation": FLOOR | {"data", "policy", "opponent", "checkers"},
     "report": FLOOR | {"data.records", "data.tables"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},

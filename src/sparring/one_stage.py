@@ -115,7 +115,7 @@ def _played(ground: Ground) -> Played:
         iterations.append(_scores(ground, iteration_name(len(iterations))))
         if stop_reason(ground.recipe, start, iterations):
             break
-    best = best_iteration(iterations, ground.recipe.evaluate.chosen_metric) if iterations else None
+    best = best_iteration(iterations, ground.recipe.metric) if iterations else None
     return Played(_player(ground, -1), [_player(ground, t) for t in range(len(iterations))], best)
 
 

@@ -78,7 +78,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
             _publish(directory, recipe, scores_of(start), iterations, {}, None)
         reason = stop_reason(recipe, scores_of(start), iterations)
     log.info(f"the game ends - {reason}")
-    best = best_iteration(iterations, recipe.evaluate.chosen_metric) if iterations else None
+    best = best_iteration(iterations, recipe.metric) if iterations else None
     controls = play_controls(ground, Played(start, players, best))
     scores = {name: scores_of(player) for name, player in controls.items()}
     return _publish(directory, recipe, scores_of(start), iterations, scores, reason)
@@ -94,7 +94,7 @@ def _publish(
 ) -> dict[str, Any]:
     """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
     write_text(directory.root / RECIPE, to_yaml(recipe))
-    metric = recipe.evaluate.chosen_metric
+    metric = recipe.metric
     best = None
     if iterations:
         t = best_iteration(iterations, metric)

@@ -13,7 +13,7 @@ from sparring.rundir import PARTIAL
 SFT, BASELINE = "sft", "baseline"
 SCORES = "scores.json"  # what an evaluation leaves
 OF_PLAYER = ("measure", "evaluate", "benchmarks")
-OF_ITERATION = ("generate", "score", "score-start", "train", *OF_PLAYER)
+OF_ITERATION = ("generate", "grade", "score", "score-start", "train", *OF_PLAYER)
 OF_CONTROL = ("pairs", "score", "train", *OF_PLAYER)  # the first two of DPO alone
 
 
@@ -119,5 +119,5 @@ def is_used(name: str, recipe: Recipe) -> bool:
     kinds = {section.folder: section.kind for section in recipe.baseline}
     if owner in kinds:
         return kinds[owner] == "dpo" or part not in ("pairs", "score")
-    uses = {"score": recipe.objective.uses_opponent_logps, "score-start": recipe.objective.uses_start and iteration_of(owner) != 0}
+    uses = {"grade": recipe.target.moves, "score": recipe.objective.uses_opponent_logps, "score-start": recipe.objective.uses_start and iteration_of(owner) != 0}
     return uses.get(part, True)

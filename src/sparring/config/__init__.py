@@ -23,6 +23,7 @@ from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
 from sparring.config.sections.objective import ObjectiveSection
 from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
+from sparring.config.sections.target import TargetSection, is_own_checker
 from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
 
@@ -48,11 +49,13 @@ __all__ = [
     "SftSection",
     "Shape",
     "StopSection",
+    "TargetSection",
     "TrackSection",
     "TrainSection",
     "VllmSection",
     "at_iteration",
     "in_words",
+    "is_own_checker",
     "load_recipe",
     "recipe_of_run",
     "recipe_reference",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -114,6 +114,14 @@ PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "in
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
+
+
+class Contradiction(NamedTuple):
+    """An option that does not go with another section's: its key, its value, and why."""
+
+    key: str
+    value: Any
+    why: str
 
 
 class Section(BaseModel):

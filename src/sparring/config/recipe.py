@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sparring.config.option_types import PositiveInt, Section, Seed, SeedList, Text, Texts
+from sparring.config.option_types import Contradiction, PositiveInt, Section, Seed, SeedList, Text, Texts
 from sparring.config.sections.baseline import BaselineSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
@@ -15,6 +16,7 @@ from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
 from sparring.config.sections.objective import ObjectiveSection
 from sparring.config.sections.sampling import SamplingSection
+from sparring.config.sections.target import TargetSection
 from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import SftSection, TrainSection
 
@@ -41,6 +43,7 @@ class Recipe(Section):
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
+    target: TargetSection = Field(default_factory=TargetSection, description="Who wins a duel.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
     baseline: tuple[BaselineSection, ...] = Field(
@@ -73,6 +76,16 @@ class Recipe(Section):
     @property
     def sampling_dtype(self) -> str:
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+
+    @property
+    def metric(self) -> str:
+        """What picks the best iteration."""
+        has_answers = self.evaluate.answer_pattern is not None or self.target.checker is not None
+        return self.evaluate.metric or ("exact_match" if has_answers else "nll_per_token")
+
+    @property
+    def shows_headroom(self) -> bool:
+        return self.target.moves if self.evaluate.headroom is None else self.evaluate.headroom
 
     @property
     def trains_adapters_alone(self) -> bool:
@@ -129,16 +142,30 @@ class Recipe(Section):
         wrong = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and len(value) != iterations]
         if iterations is None or not wrong:
             return section
-        # One error per option, each under its own key; a ValueError could carry one only.
-        rule = "{count} values, but iterations is {iterations}; give one value, or one per iteration"
-        raise ValidationError.from_exception_data(
-            cls.__name__,
-            [
-                InitErrorDetails(
-                    type=PydanticCustomError("contradiction", rule, {"count": len(value), "iterations": iterations}),
-                    loc=(key,),
-                    input=value,
-                )
-                for key, value in wrong
-            ],
-        )
+        rule = "{} values, but iterations is {}; give one value, or one per iteration"
+        raise _refusal(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in wrong)
+
+    @field_validator("target")
+    @classmethod
+    def _target_fits(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
+        found = list(target.contradictions(*(info.data.get(name) for name in ("data", "sampling", "objective"))))
+        if found:
+            raise _refusal(found)
+        return target
+
+    @field_validator("evaluate")
+    @classmethod
+    def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
+        found = list(evaluate.contradictions(info.data.get("target", TargetSection())))
+        if found:
+            raise _refusal(found)
+        return evaluate
+
+
+def _refusal(found: Iterable[Contradiction]) -> ValidationError:
+    """One error per option, each under its own key; a ValueError could carry one only."""
+    details = [
+        InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
+        for key, value, why in found
+    ]
+    return ValidationError.from_exception_data("Recipe", details)

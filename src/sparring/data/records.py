@@ -106,5 +106,31 @@ class Triplet(Duel):
         return self.is_all_identical and all(ids == self.real_ids for ids in self.start_ids)
 
 
+@dataclass(frozen=True)
+class Contest:
+    """The replies to one prompt that win and those that lose: a tree with one branch each, winners first.
+
+    `pairs` says which of them meet, as (place among the winners, place among the losers); a contest without pairs has winners alone, for
+    their likelihood. `weight` multiplies the loss of the whole contest.
+    """
+
+    row_id: str
+    source_iteration: int
+    prompt_ids: TokenIds
+    winners: tuple[TokenIds, ...]
+    losers: tuple[TokenIds, ...]
+    pairs: tuple[tuple[int, int], ...]
+    weight: float
+
+    @property
+    def duel_id(self) -> str:
+        return f"{self.row_id}@{self.source_iteration}"
+
+
+def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:
+    """Nothing but the end-of-turn token."""
+    return all(token in stop_ids for token in ids)
+
+
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()

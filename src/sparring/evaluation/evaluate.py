@@ -10,9 +10,8 @@ from typing import Any
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
-from sparring.data.records import Example, Reply
+from sparring.data.records import Example, Reply, is_empty
 from sparring.data.tables import write_table
-from sparring.data.window import is_empty
 from sparring.errors import UserError
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import (

@@ -33,7 +33,7 @@ def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) 
         return None
     if recipe.stop.indistinguishable and (reason := _indistinguishable(iterations[-1], recipe.stop.confidence)):
         return reason
-    metric = recipe.evaluate.chosen_metric
+    metric = recipe.metric
     waited = _iterations_since_best([baseline, *iterations], metric)
     if recipe.stop.patience is not None and waited >= recipe.stop.patience:
         return f"patience: {metric} has not improved for {waited} iterations"

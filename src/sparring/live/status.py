@@ -26,7 +26,7 @@ def print_status(state: RunState, out: Console) -> None:
         table.add_row(name, Text(printable(value)))
     out.print(table)
     if shown := list(scores(state))[-MOST_SCORES:]:
-        out.print(_scores_table(shown, state.recipe.evaluate.chosen_metric))
+        out.print(_scores_table(shown, state.recipe.metric))
     if state.life not in (Life.FINISHED, Life.RUNNING):
         out.print(Text(how_to_go_on(state)), soft_wrap=True)
 

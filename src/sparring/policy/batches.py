@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sparring.data.records import Duel, TokenIds
+from sparring.data.records import Contest, Duel, TokenIds
 from sparring.policy.packed import no_mask
 from sparring.policy.transfer import sent
 from sparring.policy.tree_attention import Block, TreeIndex
@@ -90,8 +90,11 @@ class TreeBatch:
         return self.real_BL.long() if self.index is None else no_mask(self.input_ids_BL)
 
 
-def branches_of(duel: Duel) -> Branches:
-    """The replies that must be computed: the human one first, then the generated ones that differ from it."""
+def branches_of(duel: Duel | Contest) -> Branches:
+    """The replies that must be computed: the human one first, then the generated ones that differ from it; the winners of a contest, then
+    its losers."""
+    if isinstance(duel, Contest):
+        return Branches(duel.prompt_ids, duel.winners + duel.losers)
     return Branches(duel.prompt_ids, (duel.real_ids, *(ids for ids in duel.generated_ids if ids != duel.real_ids)))
 
 

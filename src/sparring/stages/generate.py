@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparring.console import log
-from sparring.data.window import Window, build_window
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
@@ -15,14 +15,17 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.ground import Ground
+from sparring.stages.candidates import candidates_at, rules_of
+from sparring.stages.ground import Ground, told
 from sparring.stages.inputs import sampling_inputs
 from sparring.stages.making import samples_on_ranks
+from sparring.targets import TARGETS
+from sparring.targets.window import Window, build_window, select_window
 
 
 def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
     """The opponent's replies to every training prompt."""
-    recipe, sampling = ground.recipe, ground.recipe.sampling
+    recipe, sampling, examples = ground.recipe, ground.recipe.sampling, ground.played_examples
 
     def work(stage: Path) -> dict[str, Any]:
         rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
@@ -30,7 +33,7 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
         with Sampler(recipe, ground.chat, opponent.folder) as sampler:
             replies = sample_examples(
                 stage,
-                ground.train_examples,
+                examples,
                 lambda: sampler.engine(sampling.temperature),
                 Stream(recipe.seed, t),
                 sampling.replies_per_prompt,
@@ -41,25 +44,42 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
             )
         facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
         readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
-        prompt_tokens = readings * sum(len(example.prompt_ids) for example in ground.train_examples)
+        prompt_tokens = readings * sum(len(example.prompt_ids) for example in examples)
         sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
         return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
     inputs = {
         **sampling_inputs(recipe, opponent, t),
         "replies_per_prompt": sampling.replies_per_prompt,
-        "data": ground.data.outputs["train.parquet"],
+        **ground.played_inputs,
     }
     return ground.maker.make(iteration_stage(t, "generate"), inputs, work, shared=samples_on_ranks(recipe))
 
 
 def window_at(ground: Ground, t: int) -> Window:
     """The duels of the newest `objective.window` iterations."""
+    iterations = range(max(0, t - ground.recipe.objective.window + 1), t + 1)
+    window = _graded_window(ground, iterations, t) if ground.recipe.target.moves else _human_window(ground, iterations, t)
+    log.info(f"iteration {t}: {told(window.counts)}")
+    return window
+
+
+def _human_window(ground: Ground, iterations: Sequence[int], t: int) -> Window:
     objective, root = ground.recipe.objective, ground.run.root
-    iterations = range(max(0, t - objective.window + 1), t + 1)
     replies = {i: read_replies(root / iteration_stage(i, "generate")) for i in iterations}
     of_start = read_replies(root / iteration_stage(0, "generate")) if objective.uses_start_replies else None
     keep = objective.learns_from_identical(t)
-    window = build_window(ground.train_examples, replies, ground.chat.stop_ids, of_start=of_start, keep_identical=keep)
-    log.info(f"iteration {t}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in window.counts.items()))
-    return window
+    return build_window(ground.train_examples, replies, ground.chat.stop_ids, of_start=of_start, keep_identical=keep)
+
+
+def _graded_window(ground: Ground, iterations: Sequence[int], t: int) -> Window:
+    recipe = ground.recipe
+    prompts = {example.row_id: example.prompt_ids for example in ground.played_examples}
+    return select_window(
+        prompts,
+        {i: candidates_at(ground, i) for i in iterations},
+        TARGETS[recipe.target.kind],
+        rules_of(recipe),
+        uses_gaps=recipe.objective.uses_gaps,
+        uses_likelihood=recipe.objective.uses_likelihood(t),
+    )

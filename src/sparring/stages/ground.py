@@ -97,6 +97,12 @@ class Ground:
         return [*self.train_examples, *self.prompts]
 
     @cached_property
+    def played_inputs(self) -> dict[str, str]:
+        """What they depend on, as part of a fingerprint."""
+        files = {"data": "train.parquet", **({"prompts": PROMPTS} if self.recipe.data.prompts else {})}
+        return {name: self.data.outputs[file] for name, file in files.items()}
+
+    @cached_property
     def held_out(self) -> list[Example]:
         return read_examples(self.data.path / "held_out.parquet")
 

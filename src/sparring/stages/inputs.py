@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparring.config import OptimSection, Recipe
-from sparring.data.records import Duel
+from sparring.data.records import Contest, Duel
 from sparring.policy.player import Policy
 from sparring.rundir import digest
 from sparring.training.plan import TrainPlan
@@ -39,7 +39,7 @@ def sampling_inputs(recipe: Recipe, model: Policy, round_index: int) -> dict[str
     }
 
 
-def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel], plan: TrainPlan, precision: str) -> dict[str, Any]:
+def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel | Contest], plan: TrainPlan, precision: str) -> dict[str, Any]:
     """What log-probs of duels depend on."""
     return {
         "opponent": opponent.hash,
@@ -54,5 +54,5 @@ def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel], plan
     }
 
 
-def duels_digest(duels: Sequence[Duel]) -> str:
+def duels_digest(duels: Sequence[Duel | Contest]) -> str:
     return digest([vars(duel) for duel in duels])

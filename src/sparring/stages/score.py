@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import OptimSection
-from sparring.data.records import Duel
-from sparring.data.window import Window
+from sparring.data.records import Contest, Duel
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import duels_digest, scoring_inputs
 from sparring.stages.sft import sft
+from sparring.targets.window import Window
 from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 
@@ -72,7 +72,7 @@ def score_stage(
     ground: Ground,
     name: str,
     model: Policy,
-    duels: Sequence[Duel],
+    duels: Sequence[Duel | Contest],
     plan: TrainPlan,
     settings: OptimSection,
     phase: str,

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import at_iteration
-from sparring.data.window import Window
 from sparring.policy.player import Policy
 from sparring.stage_names import iteration_stage
 from sparring.stages.fitting import fit_model
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import training_inputs
 from sparring.stages.score import scored, scored_inputs
+from sparring.targets.window import Window
+from sparring.training.contests import contest_task
 from sparring.training.opponent_pass import joined_logps
 from sparring.training.plan import iteration_plan
 from sparring.training.successors import objective_task
@@ -21,13 +22,15 @@ from sparring.training.successors import objective_task
 def train(ground: Ground, opponent: Policy, window: Window, t: int) -> Policy:
     """Opponent log-probs first, then the player, who starts as the opponent."""
     recipe, settings = ground.recipe, ground.recipe.train
-    objective = recipe.objective.at(t, recipe.sampling.replies_per_prompt)
+    moves = recipe.target.moves
+    objective = recipe.objective.at(t, 1 if moves else recipe.sampling.replies_per_prompt)
     plan = iteration_plan(recipe, len(window.duels), t)
     records = scored(ground, opponent, window, t)
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
-        task = objective_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
+        make_task = contest_task if moves else objective_task
+        task = make_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
         facts = fit_model(ground, stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
         return {**facts, "counts": window.counts}
 

@@ -58,7 +58,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
         log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
         trainer.weights.restore_optimizer(folder)
     rows = from_main(lambda: _metrics_until(stage / METRICS, first_step))
-    watch = HumanLogpWatch(phase)
+    watch = HumanLogpWatch(phase, task.preferred)
     for row in rows:  # what it saw before the interruption
         watch.see(row)
     with progress(phase, plan.steps, "steps", first_step) as shown, _appending(stage / METRICS) as write:

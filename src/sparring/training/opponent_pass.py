@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import OptimSection
-from sparring.data.records import Duel
+from sparring.data.records import Contest, Duel
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
@@ -19,7 +19,7 @@ from sparring.training.ranked import FrozenWeights
 STEPS_PER_SHARD = 8
 
 
-def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel], plan: TrainPlan, settings: OptimSection, phase: str) -> dict[str, Any]:
+def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel | Contest], plan: TrainPlan, settings: OptimSection, phase: str) -> dict[str, Any]:
     """Write the opponent's log-probs of every duel that `plan` uses into shards under `stage`; finished shards are kept.
 
     Same weights, same micro-batches, same arithmetic as the first pass of training: that makes the first-step margin exactly 0.
@@ -59,7 +59,7 @@ def joined_logps(stages: Iterable[Path]) -> dict[str, list[float]]:
 
 
 class _Scoring:
-    def __init__(self, folder: Path, duels: Sequence[Duel], settings: OptimSection, seed: int) -> None:
+    def __init__(self, folder: Path, duels: Sequence[Duel | Contest], settings: OptimSection, seed: int) -> None:
         self.trees = [branches_of(duel) for duel in duels]
         self.names = [duel.duel_id for duel in duels]
         self.weights = FrozenWeights(folder, settings, make_accelerator(), seed)

@@ -14,9 +14,7 @@ from sparring.policy.objectives import DuelLogps, mixed_logp, nll_anchor
 from sparring.policy.space import space_loss
 from sparring.policy.transfer import tensor_on
 from sparring.policy.triplets import TripletLogps, triplet_loss
-from sparring.training.tasks import DuelTask, ItemLosses, SpinTask, Task, duel_numbers, padded
-
-Logps = Mapping[str, Sequence[float]]
+from sparring.training.tasks import DuelTask, ItemLosses, Logps, SpinTask, Task, duel_numbers, padded
 
 
 def objective_task(duels: Sequence[Duel], objective: Mapping[str, Any], opponent: Logps, start: Logps) -> Task:
@@ -108,7 +106,8 @@ class Anchored:
 
     def __init__(self, task: Task, weight: float) -> None:
         self.task, self.nll_weight = task, weight
-        self.unit, self.name, self.branches, self.weight = task.unit, task.name, task.branches, task.weight
+        self.unit, self.preferred = task.unit, task.preferred
+        self.name, self.branches, self.weight = task.name, task.branches, task.weight
 
     def __len__(self) -> int:
         return len(self.task)

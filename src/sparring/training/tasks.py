@@ -19,6 +19,10 @@ from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
 from sparring.policy.transfer import tensor_on
 
 
+# duel id -> log-probs of its branches
+Logps = Mapping[str, Sequence[float]]
+
+
 @dataclass(frozen=True)
 class ItemLosses:
     """Losses [D] of a micro-batch, with their gradient, and detached numbers [D] for the log."""
@@ -28,9 +32,11 @@ class ItemLosses:
 
 
 class Task(Protocol):
-    """Items are known by their index; `unit` is what to call them. `losses` gets the scorer's log-probs [D, R] of their `branches`."""
+    """Items are known by their index; `unit` is what to call them, `preferred` the replies that should become likelier. `losses` gets the
+    scorer's log-probs [D, R] of their `branches`."""
 
     unit: str
+    preferred: str
 
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
@@ -42,7 +48,7 @@ class Task(Protocol):
 class DuelTask:
     """What the objectives over the duels of an iteration have in common."""
 
-    unit = "duels"
+    unit, preferred = "duels", "human replies"
 
     def __init__(self, duels: Sequence[Duel]) -> None:
         self.duels = duels
@@ -105,7 +111,7 @@ def duel_numbers(result: SpinLoss, player: DuelLogps, mask_DK: Tensor) -> dict[s
 class SftTask:
     """Negative log-likelihood of the human replies, mean over the reply tokens of a step, as SFT trainers do."""
 
-    unit = "rows"
+    unit, preferred = "rows", "human replies"
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self.examples = examples

@@ -21,8 +21,9 @@ class HumanLogpWatch:
     on. And once more at the end, the second half of the phase against its first: two steps against two will do, for no more will come.
     """
 
-    def __init__(self, phase: str) -> None:
-        self.phase = phase
+    def __init__(self, phase: str, preferred: str = "human replies") -> None:
+        """preferred: what the log calls the replies that should not become less likely."""
+        self.phase, self.preferred = phase, preferred
         self.rows: list[dict[str, Any]] = []
         self.warned_at: int | None = None
 
@@ -47,7 +48,7 @@ class HumanLogpWatch:
         if falls and _margin(newest) > max(0.0, _margin(before)):
             self.warned_at = newest[-1]["step"]
             log.warning(
-                f"{self.phase}: the margin grows but the human replies lose log-prob (mean reward {fmean(rewards):.3f} "
+                f"{self.phase}: the margin grows but the {self.preferred} lose log-prob (mean reward {fmean(rewards):.3f} "
                 f"over the last {width} steps): a larger objective.beta or a smaller train.lr holds them"
             )
 

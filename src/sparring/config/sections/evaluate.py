@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from sparring.config.option_types import Metric, PositiveInt, Regex, Section, Texts
+from sparring.config.option_types import Contradiction, Fraction, Metric, PositiveFloat, PositiveInt, Regex, Section, Texts
+from sparring.config.sections.target import TargetSection, is_own_checker
 
 
 class BenchmarksSection(Section):
@@ -45,36 +47,54 @@ class EvaluateSection(Section):
     answer_pattern: Regex | None = Field(
         None,
         description="Regular expression that finds the answer in a reply (its last match; group 1 if it has one). Exact match compares "
-        "it with the human reply's. No exact match when null.",
+        "it with the human reply's, or `target.checker` does. No exact match when null and without a checker.",
+    )
+    samples: PositiveInt = Field(
+        1,
+        description="Replies to every held-out prompt. Exact match is then the mean over them (pass@1), with errors by prompt, and pass@k, "
+        "the majority's exact match and distinct answers are reported too. More replies drown less in chance.",
     )
     greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
     metric: Metric | None = Field(
-        None, description="Picks the best iteration and feeds `patience`; exact_match where there is a pattern, else nll_per_token."
+        None,
+        description="Picks the best iteration and feeds `patience`; exact_match where there is a pattern or a checker, else nll_per_token.",
     )
-
+    headroom: bool | None = Field(
+        None,
+        description="After the start is measured, draw as many replies again at temperature 0.7, and greedy ones, and say what a cooler "
+        "temperature, the majority and verified replies could give. When null, where `target` is verified or majority.",
+    )
+    headroom_epochs: PositiveFloat | None = Field(
+        None, description="Epochs of a short continued SFT of the start, for its held-out NLL before and after; none when null."
+    )
     benchmarks: BenchmarksSection | None = Field(
         None, description="Benchmarks to play with the start, every iteration and the control; none when null. See docs/evaluation.md."
     )
 
-    @field_validator("greedy")
-    @classmethod
-    def _greedy_is_scored(cls, greedy: bool, info: ValidationInfo) -> bool:
-        if greedy and info.data.get("answer_pattern", "invalid") is None:
-            raise ValueError("greedy replies are scored by exact match, which needs evaluate.answer_pattern")
-        return greedy
+    def contradictions(self, target: TargetSection) -> Iterator[Contradiction]:
+        """What does not go with the checker that grades the held-out replies."""
+        checker = target.grading_checker
+        if checker == "exact" and self.answer_pattern is None:
+            why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
+            yield Contradiction("answer_pattern", None, why)
+        if target.kind == "majority" and is_own_checker(checker) and self.answer_pattern is None:
+            why = "majority counts votes for answers, and a function of your own reads none: this finds them"
+            yield Contradiction("answer_pattern", None, why)
+        if self.metric == "exact_match_greedy" and not self.greedy:
+            yield Contradiction("metric", self.metric, "needs evaluate.greedy: true")
+        if checker is None and self.answer_pattern is None:
+            yield from self._without_answers()
 
-    @field_validator("metric")
-    @classmethod
-    def _metric_is_measured(cls, metric: str | None, info: ValidationInfo) -> str | None:
-        if metric in ("exact_match", "exact_match_greedy") and info.data.get("answer_pattern", "invalid") is None:
-            raise ValueError("needs evaluate.answer_pattern")
-        if metric == "exact_match_greedy" and info.data.get("greedy") is False:
-            raise ValueError("needs evaluate.greedy: true")
-        return metric
-
-    @property
-    def chosen_metric(self) -> str:
-        return self.metric or ("exact_match" if self.answer_pattern is not None else "nll_per_token")
+    def _without_answers(self) -> Iterator[Contradiction]:
+        needs = "needs evaluate.answer_pattern, or a target.checker"
+        if self.greedy:
+            yield Contradiction("greedy", True, f"greedy replies are scored by exact match, which {needs}")
+        if self.metric in ("exact_match", "exact_match_greedy"):
+            yield Contradiction("metric", self.metric, needs)
+        if self.samples > 1:
+            yield Contradiction("samples", self.samples, f"several replies to a prompt are scored by their answers, which {needs}")
+        if self.headroom:
+            yield Contradiction("headroom", True, f"it is told in exact matches, which {needs}")
 
 
 class StopSection(Section):
@@ -86,4 +106,18 @@ class StopSection(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of that two-sided interval (Wilson).")
     patience: PositiveInt | None = Field(
         None, description="End the game after this many iterations in a row without a new best value of `evaluate.metric`; never when null."
+    )
+    plateau: bool = Field(
+        True,
+        description="With `target` verified or majority, end the game when the pass rate (majority: the share of votes) of the training "
+        "prompts has not risen by more than its standard error since the iteration before.",
+    )
+    min_pass_at_k: Fraction | None = Field(
+        0.9,
+        description="With `target` verified or majority and `evaluate.samples` above 1, end the game when pass@k falls below this share of "
+        "the start's: replies have lost their diversity. Never when null.",
+    )
+    min_distinct: Fraction | None = Field(
+        None,
+        description="The same for distinct answers a prompt. It falls in every game that succeeds, so nothing is ended by it when null.",
     )

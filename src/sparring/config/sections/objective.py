@@ -23,12 +23,13 @@ TAKEN_BY = {"beta": (*SPIN_LOSSES, "t-spin", "alpha-spin"), "mu": ("space",), "h
 
 
 class ObjectiveSection(Section):
-    loss: Literal["logistic", "hinge", "exponential", "correlation", "space", "t-spin", "alpha-spin"] = Field(
+    loss: Literal["logistic", "hinge", "exponential", "correlation", "space", "t-spin", "alpha-spin", "sft"] = Field(
         "logistic",
         description="The decreasing convex function ell of equation 4.7; or a successor of SPIN (docs/theory.md): `space` tells each reply "
         "from the opponent's by itself (arXiv 2512.07175), `t-spin` needs no opponent log-probs and also prefers the newest replies to "
         "those of the start (arXiv 2601.08198), `alpha-spin` plays against a mixture of the opponent and the start (arXiv 2404.04291). "
-        "The last two with the logistic ell.",
+        "The last two with the logistic ell. `sft` is the plain likelihood of the winners of `target` verified or majority, and compares "
+        "them with nothing (rejection-sampling fine-tuning, self-training).",
     )
     beta: PerIteration = Field(
         1.0,
@@ -37,13 +38,13 @@ class ObjectiveSection(Section):
     )
     nll_weight: WeightPerIteration = Field(
         0.0,
-        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply per token. 0 is SPIN; larger ones "
-        "keep the human replies likely. One value or one per iteration.",
+        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply (of the winners) per token. 0 is "
+        "SPIN; larger ones keep these replies likely. One value or one per iteration.",
     )
     mu: PositiveFloat | None = Field(
         None,
         description="Noise ratio of `loss: space`, how much the opponent's replies weigh against the human one; "
-        "`sampling.replies_per_prompt`, so that every reply weighs the same, when null.",
+        "`sampling.replies_per_prompt`, so that every reply weighs the same, when null (1 where winners meet losers in pairs).",
     )
     history_weight: WeightPerIteration = Field(
         0.1,
@@ -66,9 +67,25 @@ class ObjectiveSection(Section):
             raise ValueError(f"has no effect while objective.loss is {loss}; it is for {', '.join(TAKEN_BY[name])}")
         return value
 
+    @field_validator("nll_weight")
+    @classmethod
+    def _sft_is_likelihood(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("loss") == "sft" and value != 0.0:
+            raise ValueError("has no effect while objective.loss is sft, which is that likelihood")
+        return value
+
     @property
     def uses_opponent_logps(self) -> bool:
-        return self.loss != "t-spin"
+        return self.loss not in ("t-spin", "sft")
+
+    @property
+    def uses_gaps(self) -> bool:
+        """Whether winners are compared with losers."""
+        return self.loss != "sft"
+
+    def uses_likelihood(self, iteration: int) -> bool:
+        """Whether the winners' own likelihood is raised."""
+        return self.loss == "sft" or at_iteration(self.nll_weight, iteration) > 0
 
     @property
     def uses_start(self) -> bool:

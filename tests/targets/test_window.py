@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from sparring.data.records import Conversation, Duel, Example, Reply, Triplet
-from sparring.data.window import build_window, is_empty
+from sparring.data.records import Conversation, Duel, Example, Reply, Triplet, is_empty
+from sparring.targets.window import build_window
 
 STOP = frozenset({9})
 

@@ -1,0 +1,166 @@
+"""Who wins a duel, and how replies are graded for that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from sparring.config.option_types import Contradiction, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
+from sparring.config.sections.data import DataSection
+from sparring.config.sections.objective import ObjectiveSection
+from sparring.config.sections.sampling import SamplingSection
+from sparring.errors import nearest
+
+T = TypeVar("T")
+BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
+
+
+def is_own_checker(name: str | None) -> bool:
+    """Whether it names a function in a file, `path/to/file.py:function`."""
+    return name is not None and ".py:" in name
+
+
+class TargetSection(Section):
+    kind: Literal["human", "verified", "majority"] = Field(
+        "human",
+        description="Who wins a duel. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the opponent "
+        "that the checker passes; those that fail lose. `majority`: replies with the answer that most replies to the prompt give; the "
+        "others lose, and no answer needs to be known. See docs/targets.md.",
+    )
+    checker: Text | None = Field(
+        None,
+        description="How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math` "
+        "(`sparring[math]`), a function of your own as `path/to/file.py:function` (TRL's reward signature), or `random`, a control. "
+        "Held-out replies are graded by it too. See docs/checkers.md.",
+    )
+    random_like: Text | None = Field(
+        None,
+        description="For `checker: random`: the checker whose passes are dealt anew at random among the replies, so that the pass rate "
+        "stays; held-out replies are graded by this one itself.",
+    )
+    tolerance: NonNegativeFloat = Field(0.0, description="For `checker: number`: difference up to which two numbers are equal.")
+    pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")
+    human: Literal["fallback", "never", "mix", "only"] = Field(
+        "fallback",
+        description="The human reply's part, where a prompt has one. `fallback`: it wins where no reply of the opponent does. `never`: it "
+        "takes no part. `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again "
+        "(docs/theory.md). `only`: it alone wins, against the replies that lose.",
+    )
+    max_winners: PositiveInt = Field(
+        4, description="Winners of a prompt at most, distinct ones: prompts that are easy do not outweigh the others."
+    )
+    max_losers: PositiveInt = Field(4, description="Losers of a prompt at most, distinct ones.")
+    losers: Literal["all", "answered"] = Field(
+        "all", description="Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."
+    )
+    near_duplicates: Fraction | None = Field(
+        None,
+        description="Share of equal words, in order, from which a winner repeats another one and is left out; when null only equal texts "
+        "do. 0.9 leaves rewordings out.",
+    )
+    min_votes: Fraction = Field(
+        0.5, description="For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."
+    )
+    weigh_votes: bool = Field(
+        False,
+        description="For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109).",
+    )
+    timeout_seconds: PositiveFloat = Field(
+        10.0, description="Longest time that a function of your own, or `math`, may take for a reply; one that takes longer has no score."
+    )
+    memory_mb: PositiveInt = Field(
+        2048, description="Memory of a process in which a function of your own runs; one that imports torch may need more."
+    )
+    workers: PositiveInt = Field(1, description="Processes in which a function of your own, or `math`, runs.")
+
+    @field_validator("checker", "random_like")
+    @classmethod
+    def _is_a_checker(cls, name: str | None, info: ValidationInfo) -> str | None:
+        known = [one for one in BUILT_IN_CHECKERS if one != "random" or info.field_name == "checker"]
+        if name is None or name in known or is_own_checker(name):
+            return name
+        guess = nearest(name, known)
+        raise ValueError(
+            f"no checker; there are {', '.join(known)} and path/to/file.py:function" + (f"; did you mean {guess}?" * bool(guess))
+        )
+
+    @field_validator("checker")
+    @classmethod
+    def _kind_has_one(cls, checker: str | None, info: ValidationInfo) -> str | None:
+        kind = info.data.get("kind")
+        if kind in ("verified", "majority") and checker is None:
+            raise ValueError(f"target.kind {kind} needs one: it says which replies are right, or which answers are equal")
+        if checker == "random" and kind in ("human", "majority"):
+            raise ValueError(f"has no effect with target.kind {kind}; it is a control for verified")
+        return checker
+
+    @field_validator("random_like")
+    @classmethod
+    def _random_imitates_one(cls, name: str | None, info: ValidationInfo) -> str | None:
+        checker = info.data.get("checker", "invalid")
+        if checker == "random" and name is None:
+            raise ValueError("checker random needs it: its pass rate is that of another checker, which also grades held-out replies")
+        if checker not in ("random", "invalid") and name is not None:
+            raise ValueError("has an effect with checker random only")
+        return name
+
+    @field_validator("tolerance")
+    @classmethod
+    def _of_numbers(cls, value: float, info: ValidationInfo) -> float:
+        if value and "checker" in info.data and "number" not in (info.data["checker"], info.data.get("random_like")):
+            raise ValueError("has an effect with checker number only")
+        return value
+
+    @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
+    @classmethod
+    def _of_moving_targets(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") == "human" and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has no effect with target.kind human")
+        return value
+
+    @field_validator("min_votes", "weigh_votes")
+    @classmethod
+    def _of_votes(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("kind") in ("human", "verified") and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError("has an effect with target.kind majority only")
+        return value
+
+    @property
+    def moves(self) -> bool:
+        """Whether winners change while the game goes on."""
+        return self.kind != "human"
+
+    @property
+    def grading_checker(self) -> str | None:
+        """The checker that grades held-out replies."""
+        return self.random_like if self.checker == "random" else self.checker
+
+    def contradictions(
+        self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
+    ) -> Iterator[Contradiction]:
+        """What of this section does not go with others; a section that has faults of its own is None."""
+        if data is not None:
+            yield from self._against_data(data)
+        if sampling is not None and self.kind == "majority" and sampling.replies_per_prompt == 1:
+            yield Contradiction("kind", self.kind, "one reply has no majority; set sampling.replies_per_prompt, 8 for example")
+        if objective is not None:
+            yield from self._against_objective(objective)
+
+    def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
+        if data.prompts is not None and not self.moves:
+            yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; take verified or majority")
+        if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_checker(self.checker):
+            why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or take majority"
+            yield Contradiction("kind", self.kind, why)
+        if data.checker_columns and not (is_own_checker(self.checker) or is_own_checker(self.random_like)):
+            yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
+
+    def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
+        if objective.loss == "sft" and not self.moves:
+            why = "objective.loss sft on human replies is no game but continued SFT: see sft and baseline; or take verified or majority"
+            yield Contradiction("kind", self.kind, why)
+        if objective.loss == "t-spin" and self.moves:
+            why = "T-SPIN compares the human reply with those of the opponent and of the start; it is defined for human alone"
+            yield Contradiction("kind", self.kind, why)

@@ -1,0 +1,52 @@
+"""The recipe's checker, and what it is asked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+from sparring.checkers.grades import Asked, Checker
+from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.config import Recipe
+from sparring.data.records import Example, Reply, TokenIds
+
+
+@contextlib.contextmanager
+def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
+    """The checker of that name with the recipe's options, closed at the end. Raises UserError where it cannot be had."""
+    checker = make_checker(checker_settings(recipe, name))
+    try:
+        yield checker
+    finally:
+        checker.close()
+
+
+def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
+    """`name`: of the checker, `exact` by `evaluate.answer_pattern` when None."""
+    target = recipe.target
+    return CheckerSettings(
+        kind=name or "exact",
+        answer_pattern=recipe.evaluate.answer_pattern,
+        tolerance=target.tolerance if name == "number" else 0.0,
+        random_like=checker_settings(recipe, target.random_like) if name == "random" else None,
+        timeout_seconds=target.timeout_seconds,
+        memory_mb=target.memory_mb,
+        seed=recipe.seed,
+        workers=target.workers,
+    )
+
+
+def asked_of(examples: Sequence[Example], replies: Sequence[Reply], decode: Callable[[TokenIds], str], with_human: bool) -> list[Asked]:
+    """What a checker is asked, prompt by prompt in the order of the examples: the human reply first, where there is one and `with_human`,
+    then the replies in the order of their replicas."""
+    texts: dict[str, list[str]] = defaultdict(list)
+    for reply in sorted(replies, key=lambda reply: reply.replica):
+        texts[reply.row_id].append(decode(reply.token_ids))
+    found = []
+    for example in examples:
+        said = example.conversation
+        human = said.reply if example.has_reply else None
+        first = [human] if human is not None and with_human else []
+        found.append(Asked(example.row_id, said.prompt, said.answer, human, said.columns, (*first, *texts[example.row_id])))
+    return found

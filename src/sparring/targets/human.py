@@ -1,0 +1,16 @@
+"""SPIN's target (arXiv 2401.01335): the human reply wins, whatever the opponent says."""
+
+from __future__ import annotations
+
+from sparring.targets.select import Candidates, Rules, Selection
+
+
+def human(candidates: Candidates, rules: Rules) -> Selection:
+    """Every reply of the opponent loses, as often as it was sampled: SPIN's expectation is over what the opponent says.
+
+    `rules` has no effect. A prompt without a human reply has no winner.
+    """
+    if candidates.human is None:
+        return Selection((), candidates.replies, "unjudged")
+    is_decided = any(reply.token_ids != candidates.human.token_ids for reply in candidates.replies)
+    return Selection((candidates.human,), candidates.replies, "human_wins" if is_decided else "all_pass")

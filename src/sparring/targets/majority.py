@@ -1,0 +1,48 @@
+"""The majority target: the answer that most replies give wins (self-consistency as a preference, arXiv 2411.04109)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sparring.targets.select import Candidate, Candidates, Rules, Selection, decide
+
+
+def majority(candidates: Candidates, rules: Rules) -> Selection:
+    """Complete replies with the winning answer may win; the others lose, those without an answer too.
+
+    Each complete reply with an answer has one vote; equal answers vote together. The winning answer needs `min_votes` of all replies and
+    more votes than any other: a tie is no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
+    is the winning one without a vote.
+    """
+    votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
+    known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
+    if known is not None:
+        return _won_by(known, votes, candidates, rules)
+    if not votes:
+        return decide(candidates, rules, (), (), otherwise="unjudged")
+    (first, most), *others = votes.most_common(2)
+    if others and others[0][1] == most:
+        return decide(candidates, rules, (), candidates.replies, otherwise="ties")
+    if most < rules.min_votes * len(candidates.replies):
+        return decide(candidates, rules, (), candidates.replies, otherwise="few_votes")
+    return _won_by(first, votes, candidates, rules)
+
+
+def vote_share(replies: Sequence[Candidate]) -> float:
+    """Votes of the answer with most of them, as a share of all replies; 0 where nobody votes."""
+    votes = Counter(reply.answer for reply in replies if _votes(reply))
+    return max(votes.values(), default=0) / len(replies)
+
+
+def _votes(reply: Candidate) -> bool:
+    return reply.is_complete and reply.answer is not None
+
+
+def _won_by(answer: str | None, votes: Counter[str | None], candidates: Candidates, rules: Rules) -> Selection:
+    won = [reply for reply in candidates.replies if _votes(reply) and reply.answer == answer]
+    lost = [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
+    runner_up = max((count for other, count in votes.items() if other != answer), default=0)
+    margin = (votes[answer] - runner_up) / len(candidates.replies)
+    weight = max(0.0, margin) if rules.weigh_votes else 1.0
+    return decide(candidates, rules, won, lost, otherwise="none_pass", weight=weight)

@@ -1,0 +1,121 @@
+"""What a target sees and gives, and what all targets have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from typing import Literal
+
+from sparring.data.records import TokenIds
+
+HumanPart = Literal["fallback", "never", "mix", "only"]
+# What became of a prompt: some replies win and others lose; the human reply alone wins; nobody loses; nobody wins, for four reasons
+OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
+Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A reply and its grade. `is_complete`: it ended its turn and was not cut at the limit; `passed`: None where nothing judged it;
+    `answer`: None where none was found."""
+
+    token_ids: TokenIds
+    text: str = ""
+    is_complete: bool = True
+    passed: bool | None = None
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All replies to one prompt, and the human one where there is one."""
+
+    replies: tuple[Candidate, ...]
+    human: Candidate | None = None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The options of `target` that a selection depends on; each is described there."""
+
+    human: HumanPart = "fallback"
+    max_winners: int = 4
+    max_losers: int = 4
+    losers: Literal["all", "answered"] = "all"
+    near_duplicates: float | None = None
+    min_votes: float = 0.5
+    weigh_votes: bool = False
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Distinct winners, the human reply first where it is one; distinct losers; the factor of the prompt's loss; what became of it."""
+
+    winners: tuple[Candidate, ...]
+    losers: tuple[Candidate, ...]
+    outcome: Outcome
+    weight: float = 1.0
+
+
+Target = Callable[[Candidates, Rules], Selection]
+
+
+def decide(
+    candidates: Candidates,
+    rules: Rules,
+    winners: Sequence[Candidate],
+    losers: Sequence[Candidate],
+    otherwise: Outcome,
+    weight: float = 1.0,
+) -> Selection:
+    """The selection from the replies that may win and those that lose, with the human reply's part.
+
+    otherwise: what became of the prompt where nobody wins. Nothing depends on the order of the replies, or on their length: where there
+    are too many, a hash of their text says which are taken.
+    """
+    human = candidates.human
+    may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]
+    has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
+    first = [human] if human is not None and has_part else []
+    won = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
+    texts = {one.text for one in won}
+    lost = _distinct([one for one in losers if _may_lose(one, rules) and one.text not in texts], [], rules.max_losers)
+    return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), otherwise), weight)
+
+
+def _may_lose(candidate: Candidate, rules: Rules) -> bool:
+    return rules.losers == "all" or (candidate.is_complete and candidate.answer is not None)
+
+
+def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, otherwise: Outcome) -> Outcome:
+    if not winners:
+        return otherwise
+    if not losers:
+        return "unjudged" if otherwise == "unjudged" else "all_pass"
+    return "human_wins" if has_human and len(winners) == 1 else "decided"
+
+
+def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None) -> list[Candidate]:
+    """`first`, and after them `found` without those that repeat an earlier one, `most` together."""
+    kept = list(first)
+    for one in sorted(found, key=_draw):
+        if len(kept) >= most:
+            break
+        if not any(_repeats(one.text, other.text, near) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def _draw(candidate: Candidate) -> tuple[str, TokenIds]:
+    return hashlib.sha256(candidate.text.encode("utf-8", "surrogatepass")).hexdigest(), candidate.token_ids
+
+
+def _repeats(one: str, other: str, near: float | None) -> bool:
+    if one == other:
+        return True
+    if near is None:
+        return False
+    a, b = sorted((one, other))  # the ratio depends on the order
+    return SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio() >= near

@@ -1,0 +1,123 @@
+"""The window: which duels an iteration trains on."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
+from sparring.targets.human import human
+from sparring.targets.pairing import pair
+from sparring.targets.select import OUTCOMES, Candidate, Candidates, Rules, Selection, Target
+
+
+@dataclass(frozen=True)
+class Window:
+    """The duels with something to learn from, and counts of everything that was looked at.
+
+    `indistinguishable`: every reply of the opponents equals the human one.
+    """
+
+    duels: Sequence[Duel | Contest]
+    counts: dict[str, int]
+    indistinguishable: bool = False
+
+
+def build_window(
+    examples: Sequence[Example],
+    replies_by_iteration: Mapping[int, Sequence[Reply]],
+    stop_ids: frozenset[int],
+    *,
+    of_start: Sequence[Reply] | None = None,
+    keep_identical: bool = False,
+) -> Window:
+    """Join each example with its replies of every iteration in the window, by row id (paper, section 6.1: newest and previous).
+
+    A duel whose replies are all the same has an exactly zero gradient under a loss of gaps: it is left out and counted, unless
+    `keep_identical`. of_start: replies of the start of the game to the same rows, as many to each; they make triplets of the duels.
+    """
+    anchors = None if of_start is None else _by_row(of_start)
+    duels: list[Duel] = []
+    for iteration, replies in sorted(replies_by_iteration.items(), reverse=True):
+        by_row = _by_row(replies)
+        for example in examples:
+            own = by_row[example.row_id]
+            assert own, f"row {example.row_id} has no replies of iteration {iteration}"
+            won = human(Candidates(tuple(map(Candidate, own)), Candidate(example.reply_ids)), Rules())
+            (real,), generated = ([one.token_ids for one in side] for side in (won.winners, won.losers))
+            duel = Duel(example.row_id, iteration, example.prompt_ids, real, tuple(generated))
+            duels.append(duel if anchors is None else Triplet(**vars(duel), start_ids=anchors[example.row_id]))
+    used = duels if keep_identical else [duel for duel in duels if not duel.has_no_gap]
+    everything = [reply for replies in replies_by_iteration.values() for reply in replies]
+    real_ids = {example.row_id: example.reply_ids for example in examples}
+    counts = {
+        "duels": len(used),
+        "duels_all_identical": sum(duel.is_all_identical for duel in duels),
+        "replies": len(everything),
+        "replies_identical": sum(reply.token_ids == real_ids[reply.row_id] for reply in everything),
+        "replies_truncated": sum(reply.finish_reason == "length" for reply in everything),
+        "replies_empty": sum(is_empty(reply.token_ids, stop_ids) for reply in everything),
+    }
+    return Window(used, counts, indistinguishable=all(duel.is_all_identical for duel in duels))
+
+
+def select_window(
+    prompts: Mapping[str, TokenIds],
+    candidates_by_iteration: Mapping[int, Mapping[str, Candidates]],
+    target: Target,
+    rules: Rules,
+    *,
+    uses_gaps: bool,
+    uses_likelihood: bool,
+) -> Window:
+    """The contests that a target makes of the graded replies of every iteration in the window, the newest first.
+
+    prompts: row id -> token ids; candidates: iteration -> row id -> its replies. uses_gaps: the loss compares winners with losers;
+    uses_likelihood: it, or its anchor, raises the winners' own likelihood. A prompt that has nothing for the loss is left out; what
+    became of every prompt is counted.
+    """
+    contests: list[Contest] = []
+    outcomes: Counter[str] = Counter()
+    for iteration, found in sorted(candidates_by_iteration.items(), reverse=True):
+        for row_id, candidates in found.items():
+            selection = target(candidates, rules)
+            outcomes[selection.outcome] += 1
+            contest = _contest(row_id, iteration, prompts[row_id], selection, uses_gaps, uses_likelihood)
+            if contest is not None:
+                contests.append(contest)
+    replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
+    return Window(contests, {**_counts(contests, replies), "prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}})
+
+
+def _contest(
+    row_id: str, iteration: int, prompt_ids: TokenIds, selection: Selection, uses_gaps: bool, uses_likelihood: bool
+) -> Contest | None:
+    """None where there is nothing to learn: no winner, for a loss of gaps alone no loser, or no weight."""
+    winners, losers = ([one.token_ids for one in side] for side in (selection.winners, selection.losers))
+    pairs = pair(list(map(len, winners)), list(map(len, losers))) if uses_gaps else []
+    if not winners or not selection.weight or not (pairs or uses_likelihood):
+        return None
+    return Contest(row_id, iteration, prompt_ids, tuple(winners), tuple(losers) if pairs else (), tuple(pairs), selection.weight)
+
+
+def _counts(contests: Sequence[Contest], replies: Iterable[Candidate]) -> dict[str, int]:
+    replies = list(replies)
+    return {
+        "duels": len(contests),
+        "pairs": sum(len(contest.pairs) for contest in contests),
+        "winners": sum(len(contest.winners) for contest in contests),
+        "losers": sum(len(contest.losers) for contest in contests),
+        "replies": len(replies),
+        "replies_passed": sum(reply.passed is True and reply.is_complete for reply in replies),
+        "replies_without_answer": sum(reply.answer is None for reply in replies),
+        "replies_truncated": sum(not reply.is_complete for reply in replies),
+    }
+
+
+def _by_row(replies: Sequence[Reply]) -> dict[str, tuple[TokenIds, ...]]:
+    """row id -> its replies in the order of their replicas; an empty tuple for a row without any."""
+    found: dict[str, tuple[TokenIds, ...]] = defaultdict(tuple)
+    for reply in sorted(replies, key=lambda reply: reply.replica):
+        found[reply.row_id] += (reply.token_ids,)
+    return found

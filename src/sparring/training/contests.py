@@ -1,0 +1,146 @@
+"""The objectives over contests, in which several replies to a prompt may win: gaps between winners and losers, and plain likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparring.data.records import Contest
+from sparring.policy.batches import Branches, branches_of
+from sparring.policy.objectives import DuelLogps, SpinLoss, nll_anchor, spin_loss
+from sparring.policy.space import space_loss
+from sparring.policy.transfer import tensor_on
+from sparring.training.successors import mixed_opponent
+from sparring.training.tasks import ItemLosses, Logps, Task, padded
+
+
+def contest_task(contests: Sequence[Contest], objective: Mapping[str, Any], opponent: Logps, start: Logps) -> Task:
+    """The task of an iteration from what `ObjectiveSection.at` gives for it; opponent, start: as in `objective_task`."""
+    if objective["loss"] == "sft":
+        return WinnersTask(contests)
+    if objective["loss"] == "alpha-spin":
+        opponent = dict(mixed_opponent(opponent, start, objective["alpha"]))
+    return ContestTask(contests, opponent, objective)
+
+
+class _OverContests:
+    """What the objectives over contests have in common."""
+
+    unit, preferred = "prompts", "winners"
+
+    def __init__(self, contests: Sequence[Contest]) -> None:
+        self.contests = contests
+
+    def __len__(self) -> int:
+        return len(self.contests)
+
+    def name(self, index: int) -> str:
+        return self.contests[index].duel_id
+
+    def branches(self, index: int) -> Branches:
+        return branches_of(self.contests[index])
+
+    def _over_winners(self, indices: Sequence[int], values_DR: Tensor) -> Tensor:
+        """Sum [D] of the columns of each contest's winners, weighed by `values_DR`."""
+        won = tensor_on(values_DR.device, [len(self.contests[index].winners) for index in indices])
+        is_winner_DR = torch.arange(values_DR.shape[1], device=values_DR.device) < won[:, None]
+        return values_DR.masked_fill(~is_winner_DR, 0.0).sum(1)
+
+
+class WinnersTask(_OverContests):
+    """Negative log-likelihood of the winners, mean over the winners' tokens of a step, as SFT trainers take it over replies."""
+
+    def weight(self, batch: Sequence[int]) -> float:
+        return 1 / sum(len(reply) for index in batch for reply in self.contests[index].winners)
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        contests = [self.contests[index] for index in indices]
+        logp_D = self._over_winners(indices, logps_DR)
+        weight_D, won_D = (tensor_on(logps_DR.device, values, dtype=logps_DR.dtype) for values in _weights_and_winners(contests))
+        return ItemLosses(-weight_D * logp_D, {"real_logp": (logp_D / won_D).detach()})
+
+
+class ContestTask(_OverContests):
+    """A loss of gaps, mean over the pairs of a contest, against opponent log-probs computed once; with `nll_weight` also the winners' mean
+    negative log-likelihood per token (the anchor of Iterative RPO, arXiv 2404.19733). Every branch is computed once, however many pairs
+    it is in."""
+
+    def __init__(self, contests: Sequence[Contest], opponent_logps: Logps, objective: Mapping[str, Any]) -> None:
+        super().__init__(contests)
+        self.opponent_logps, self.objective = opponent_logps, objective
+        self.nll_weight = objective.get("nll_weight", 0.0)
+
+    def weight(self, batch: Sequence[int]) -> float:
+        """The loss of a step is the mean over its contests."""
+        return 1 / len(batch)
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        contests = [self.contests[index] for index in indices]
+        opponent_DR, _ = padded([self.opponent_logps[contest.duel_id] for contest in contests], logps_DR)
+        pairs = _Pairs.of(contests, logps_DR.device)
+        result = self._pair_losses(pairs.logps(logps_DR), pairs.logps(opponent_DR), logps_DR)
+        won_D = tensor_on(logps_DR.device, [len(contest.winners) for contest in contests], dtype=logps_DR.dtype)
+        numbers = _numbers(result, pairs, (self._over_winners(indices, logps_DR) / won_D).detach(), logps_DR.detach())
+        loss_D = pairs.mean(result.loss_D, of_none=0.0)
+        if self.nll_weight:
+            lengths_DR, _ = padded([[1.0 * len(reply) for reply in self.branches(index).replies] for index in indices], logps_DR)
+            nll_D = self._over_winners(indices, nll_anchor(logps_DR, lengths_DR.clamp(min=1.0))) / won_D
+            loss_D, numbers = loss_D + self.nll_weight * nll_D, {**numbers, "nll": nll_D.detach()}
+        weight_D = tensor_on(logps_DR.device, [contest.weight for contest in contests], dtype=logps_DR.dtype)
+        return ItemLosses(weight_D * loss_D, numbers)
+
+    def _pair_losses(self, player: DuelLogps, opponent: DuelLogps, like: Tensor) -> SpinLoss:
+        """The loss of every pair by itself, as a duel with one reply."""
+        mask = torch.ones_like(player.generated_DK, dtype=torch.bool)
+        if self.objective["loss"] == "space":
+            return space_loss(player, opponent, mask, mu=self.objective["mu"])
+        loss = "logistic" if self.objective["loss"] == "alpha-spin" else self.objective["loss"]
+        return spin_loss(player, opponent, mask, beta=self.objective["beta"], loss=loss)
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """The pairs of some contests, P in all: whose each is, and the columns of its two branches. `count_D`: pairs of every contest."""
+
+    contest_P: Tensor
+    winner_P: Tensor
+    loser_P: Tensor
+    count_D: Tensor
+
+    @classmethod
+    def of(cls, contests: Sequence[Contest], device: torch.device) -> _Pairs:
+        rows = [(d, i, len(contest.winners) + j) for d, contest in enumerate(contests) for i, j in contest.pairs]
+        index = partial(tensor_on, device, dtype=torch.long)
+        columns = [index([row[place] for row in rows]) for place in range(3)]
+        return cls(*columns, index([len(contest.pairs) for contest in contests]))
+
+    def logps(self, logps_DR: Tensor) -> DuelLogps:
+        """Every pair as a duel with one reply: [P] and [P, 1]."""
+        return DuelLogps(logps_DR[self.contest_P, self.winner_P], logps_DR[self.contest_P, self.loser_P][:, None])
+
+    def mean(self, value_P: Tensor, of_none: Tensor | float) -> Tensor:
+        """Mean [D] over the pairs of each contest; `of_none` where it has none."""
+        sum_D = value_P.new_zeros(len(self.count_D)).index_add(0, self.contest_P, value_P)
+        return torch.where(self.count_D > 0, sum_D / self.count_D.clamp(min=1), of_none)
+
+
+def _numbers(result: SpinLoss, pairs: _Pairs, winners_D: Tensor, logps_DR: Tensor) -> dict[str, Tensor]:
+    """What the log tells of each contest: means over its pairs, and the winners' mean log-prob. One without pairs counts as a tie."""
+    losers_P = logps_DR[pairs.contest_P, pairs.loser_P]
+    return {
+        "margin": pairs.mean(result.margin_D, 0.0),
+        "accuracy": pairs.mean(result.accuracy_D, 0.5),
+        "reward_real": pairs.mean(result.reward_real_D, 0.0),
+        "reward_generated": pairs.mean(result.reward_generated_DK[:, 0], 0.0),
+        "real_logp": winners_D,
+        "generated_logp": pairs.mean(losers_P, winners_D),
+    }
+
+
+def _weights_and_winners(contests: Sequence[Contest]) -> tuple[list[float], list[float]]:
+    return [contest.weight for contest in contests], [float(len(contest.winners)) for contest in contests]
