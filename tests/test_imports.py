@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},
     "training": FLOOR | {"data", "policy"},
-    "evaluation": FLOOR | {"data", "policy", "opponent"},
+    "checkers": FLOOR | {"data"},
+    "evaluation": FLOOR | {"data", "policy", "opponent", "checkers"},
     "report": FLOOR | {"data.records", "data.tables"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},
@@ -71,6 +72,9 @@ STARTS_AT_ONCE = [
     "sparring.config",
     "sparring.rundir",
     "sparring.data.records",
+    "sparring.checkers",
+    "sparring.checkers.make",
+    "sparring.checkers.probe",
     "sparring.cli",
     "sparring.report",
     "sparring.live.watch",
