@@ -119,5 +119,9 @@ def is_used(name: str, recipe: Recipe) -> bool:
     kinds = {section.folder: section.kind for section in recipe.baseline}
     if owner in kinds:
         return kinds[owner] == "dpo" or part not in ("pairs", "score")
-    uses = {"grade": recipe.target.moves, "score": recipe.objective.uses_opponent_logps, "score-start": recipe.objective.uses_start and iteration_of(owner) != 0}
+    uses = {
+        "grade": recipe.target.moves,
+        "score": recipe.objective.uses_opponent_logps,
+        "score-start": recipe.objective.uses_start and iteration_of(owner) != 0,
+    }
     return uses.get(part, True)

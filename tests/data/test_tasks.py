@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from sparring.checkers.answers import find_answer
 from sparring.data.tasks import ROWS, task_rows
-from sparring.evaluation.metrics import find_answer
 
 SEEDS = (0, 1, 2**32 - 1)
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from sparring.checkers.answers import find_answer
 from sparring.evaluation.metrics import (
     accuracy_score,
     auc_score,
-    find_answer,
     is_exact_match,
     mean_score,
     ratio_score,

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.answers import find_answer
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
@@ -19,7 +20,6 @@ from sparring.evaluation.metrics import (
     Score,
     accuracy_score,
     auc_score,
-    find_answer,
     is_exact_match,
     mean_score,
     ratio_score,

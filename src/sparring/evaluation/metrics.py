@@ -10,6 +10,8 @@ from typing import TypedDict
 
 import numpy as np
 
+from sparring.checkers.answers import find_answer
+
 # What a row of the held-out set has a value of; None where neither way is better.
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     "exact_match": True,
@@ -91,15 +93,6 @@ def auc_score(human: Sequence[int], generated: Sequence[int]) -> Score:
     q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
     spread = area * (1 - area) + (larger - 1) * (q1 - area * area) + (smaller - 1) * (q2 - area * area)
     return Score(value=area, n=len(second), stderr=math.sqrt(max(0.0, spread) / (larger * smaller)), higher_is_better=False)
-
-
-def find_answer(pattern: re.Pattern[str], text: str) -> str | None:
-    """The last match in a reply (its group 1 if the pattern has one), stripped; None without one.
-
-    Empty matches do not count: `.*` has one at the end of every text, and all replies would agree.
-    """
-    found = [(match.group(1 if pattern.groups else 0) or "").strip() for match in pattern.finditer(text)]
-    return next((answer for answer in reversed(found) if answer), None)
 
 
 def is_exact_match(pattern: re.Pattern[str], reply: str, human: str) -> bool:

@@ -19,7 +19,9 @@ from sparring.training.ranked import FrozenWeights
 STEPS_PER_SHARD = 8
 
 
-def score_duels(stage: Path, opponent: Path, duels: Sequence[Duel | Contest], plan: TrainPlan, settings: OptimSection, phase: str) -> dict[str, Any]:
+def score_duels(
+    stage: Path, opponent: Path, duels: Sequence[Duel | Contest], plan: TrainPlan, settings: OptimSection, phase: str
+) -> dict[str, Any]:
     """Write the opponent's log-probs of every duel that `plan` uses into shards under `stage`; finished shards are kept.
 
     Same weights, same micro-batches, same arithmetic as the first pass of training: that makes the first-step margin exactly 0.

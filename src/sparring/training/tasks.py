@@ -18,7 +18,6 @@ from sparring.policy.batches import Branches, branches_of
 from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
 from sparring.policy.transfer import tensor_on
 
-
 # duel id -> log-probs of its branches
 Logps = Mapping[str, Sequence[float]]
 

@@ -1,0 +1,82 @@
+"""The last number of a text, as an exact fraction. Linear in the length of the text, and nothing is evaluated."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+MAX_DIGITS = 100  # a longer number, or a larger power of ten, is no answer
+
+_SPACE = "[ \u00a0\u202f]"
+_SIGN = "[-\u2212]"
+# Digits with separators between them: 1,234.5 and 1 234, but 1.2.3 and 3,4 too: `_plain` says which are one number.
+_DIGITS = rf"(?:[0-9]++(?:[.,'\u2019][0-9]++|{_SPACE}[0-9]{{3}}(?![0-9]))*+|(?<!\.)\.[0-9]++(?!\.[0-9]))"
+_NUMBER = re.compile(
+    rf"""
+    (?:(?<![\w%)\].])(?P<sign>{_SIGN})(?:\\?[$€£¥₹])?)?  # 5-3 and (1)-2 have no sign, -5 and -$5 have one
+    (?<![A-Za-z_0-9])(?<![0-9][.,])                      # x2 and the tail of x2.5 are no numbers
+    (?:
+        \\[dt]?frac\{{(?P<top>[0-9]{{1,{MAX_DIGITS}}})\}}\{{(?P<bottom>[0-9]{{1,{MAX_DIGITS}}})\}}
+      | (?P<digits>{_DIGITS})
+        (?: [eE](?P<power>[-+\u2212]?[0-9]++)(?!\w)
+          | (?P<divided>(?:{_SPACE}?/{_SPACE}?{_DIGITS})++)
+          | {_SPACE}(?P<part>[0-9]++/[0-9]++)(?![0-9/.,])
+        )?+
+    )
+    """,
+    re.VERBOSE,
+)
+_GROUPED = re.compile(rf"[0-9]{{1,3}}(?:(?:,[0-9]{{3}})+|(?:['\u2019][0-9]{{3}})+|(?:{_SPACE}[0-9]{{3}})+)(\.[0-9]+)?")
+_PLAIN = re.compile(r"[0-9]+(\.[0-9]+)?|\.[0-9]+")
+
+
+def last_number(text: str) -> Fraction | None:
+    """The value of the last number of `text`. None: it has none, or the last one is not readable (over 100 digits, a date, x/0)."""
+    last = None
+    for last in _NUMBER.finditer(text):  # noqa: B007  # only the last one matters
+        pass
+    if last is None:
+        return None
+    value = _value(last)
+    return -value if value is not None and last["sign"] else value
+
+
+def _value(found: re.Match[str]) -> Fraction | None:
+    if found["top"]:
+        return _ratio(_plain(found["top"]), _plain(found["bottom"]))
+    digits = found["digits"]
+    if found["divided"]:
+        below = found["divided"].split("/")[1:]  # 12/05/2024 is no number
+        return _ratio(_plain(digits), _plain(below[0].strip())) if len(below) == 1 else None
+    if found["part"]:
+        top, bottom = map(_plain, found["part"].split("/"))
+        part, whole = _ratio(top, bottom), _plain(digits)
+        is_mixed = part is not None and part < 1 and whole is not None and whole.denominator == 1
+        return whole + part if is_mixed else part
+    return _scaled(_plain(digits), found["power"])
+
+
+def _plain(digits: str) -> Fraction | None:
+    """The value of digits with separators. Commas that are no thousands separators stand between numbers: 3,4 ends in 4."""
+    if len(digits) > 2 * MAX_DIGITS:
+        return None
+    if not _GROUPED.fullmatch(digits):
+        digits = re.split(f"[,'\u2019]|{_SPACE}", digits)[-1]
+    if not (_GROUPED.fullmatch(digits) or _PLAIN.fullmatch(digits)):
+        return None
+    digits = re.sub(r"[^0-9.]", "", digits)
+    return Fraction(digits) if len(digits.replace(".", "")) <= MAX_DIGITS else None
+
+
+def _ratio(top: Fraction | None, bottom: Fraction | None) -> Fraction | None:
+    return top / bottom if top is not None and bottom else None
+
+
+def _scaled(value: Fraction | None, power: str | None) -> Fraction | None:
+    """`value` times ten to the `power`, read only between -100 and 100: 1e999999999 must cost nothing."""
+    if value is None or power is None:
+        return value
+    sign, size = power[0] in "-\u2212", power.lstrip("+-\u2212").lstrip("0") or "0"
+    if len(size) > 3 or int(size) > MAX_DIGITS:
+        return None
+    return value / 10 ** int(size) if sign else value * 10 ** int(size)

@@ -1,0 +1,94 @@
+"""A function of the user's own as a checker: loaded from a local file, in processes of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sparring.checkers.answers import find_answer
+from sparring.checkers.grades import Asked, Grade
+from sparring.checkers.pool import Item, Pool, Result
+from sparring.checkers.worker import SIGNATURES
+from sparring.errors import UserError, first_line, nearest
+
+WHERE = "target.checker"
+
+
+class OwnChecker:
+    """Grades by `path/to/file.py:function`. The answer of a grade is what the pattern finds, where there is one.
+
+    Raises UserError when the file or the function cannot be loaded.
+    """
+
+    def __init__(self, name: str, pattern: re.Pattern[str] | None, seconds: float, memory_mb: int, workers: int) -> None:
+        path, _, function = name.rpartition(":")
+        source, sha256 = _read(path)
+        self.name, self._pattern = name, pattern
+        self.reads_answers = pattern is not None
+        self.fingerprint: dict[str, Any] = {
+            "kind": "own",
+            "path": path,
+            "function": function,
+            "sha256": sha256,
+            "answer_pattern": pattern.pattern if pattern else None,
+        }
+        self._pool = Pool({"path": path, "source": source, "name": function}, seconds, memory_mb, workers)
+        if trouble := self._pool.load():
+            self._pool.close()
+            raise _explained(path, function, trouble)
+
+    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+        results = iter(self._pool.answer([_item(one, reply) for one in asked for reply in one.replies]))
+        return [[self._grade(reply, next(results)) for reply in one.replies] for one in asked]
+
+    def expected(self, asked: Asked) -> str | None:
+        """Only the function knows."""
+        return None
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _grade(self, reply: str, result: Result) -> Grade:
+        if "failed" in result:
+            return Grade(None, None, result["failed"], failed=True)
+        answer = find_answer(self._pattern, reply) if self._pattern else None
+        score = result["score"]
+        return Grade(score, answer, "no score given" if score is None else f"scored {score:g}")
+
+
+def _read(path: str) -> tuple[str, str]:
+    """The file's text and hash."""
+    file = Path(path)
+    if file.suffix != ".py" or not file.is_file():
+        why = "is no Python file (.py)" if file.is_file() else "does not exist"
+        raise UserError(f"the file {path} {why}", where=WHERE, remedy="name a local file and its function: path/to/file.py:function")
+    try:
+        data = file.read_bytes()
+        return importlib.util.decode_source(data), hashlib.sha256(data).hexdigest()
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise UserError(f"the file {path} cannot be read: {first_line(error)}", where=WHERE) from error
+
+
+def _item(asked: Asked, reply: str) -> Item:
+    columns = {**asked.columns, "answer": asked.answer, "human_reply": asked.human, "row_id": asked.row_id}
+    return {"prompt": list(asked.prompt), "completion": reply, "columns": columns}
+
+
+def _explained(path: str, function: str, trouble: dict[str, Any]) -> UserError:
+    """What the first process could not do, in words."""
+    if "missing" in trouble:
+        if trouble["found"]:
+            return UserError(f"{function} in {path} is no function but of type {trouble['found']}", where=WHERE)
+        near = nearest(function, trouble["missing"])
+        return UserError(f"{path} has no function {function!r}", where=WHERE, remedy=f"did you mean {near}?" if near else None)
+    if "signature" in trouble:
+        what = f"{function} in {path} takes {trouble['signature'] or 'nobody knows what'}"
+        return UserError(what, where=WHERE, remedy=f"a checker is {SIGNATURES}")
+    what = f"{path} cannot be imported: {trouble.get('import') or trouble['lost']}"
+    if printed := trouble.get("printed"):
+        what += f"\n  it printed: {printed}"
+    return UserError(what, where=WHERE)

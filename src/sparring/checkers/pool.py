@@ -1,0 +1,244 @@
+"""Processes that calls are made in, with limits of time and memory. What is lost with a process is one call, and the pool goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from sparring.console import printable
+
+Item = dict[str, Any]
+Result = dict[str, Any]
+
+BATCH = 32  # items in one call
+LOADING = 6  # loading may take so many times the limit of a call: an import of torch takes seconds
+SHOWN = 2000  # characters of what a process has printed
+MAX_LINE = 1 << 20  # bytes of an answer: a batch of results has no more
+WORKER = Path(__file__).with_name("worker.py")
+KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
+
+
+class Lost(Exception):
+    """A call that ended with its process, or that raised as a whole; the text says why."""
+
+
+class Pool:
+    """Answers items by what `job` names, in `workers` processes that are started when they are needed.
+
+    A call takes a batch of items and `seconds` of wall time at most; the items of a batch that is lost are called one by one, so that
+    only the one which is to blame fails. Works in any thread; Ctrl-C and `close` end the processes, and so does the end of this one.
+    """
+
+    def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
+        self._job, self._seconds, self._memory_mb, self._workers = job, seconds, memory_mb, workers
+        self._home = tempfile.mkdtemp(prefix="sparring-checker-")
+        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
+        self._running: set[_Process] = set()
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    def load(self) -> dict[str, Any]:
+        """Start the first process. Returns its trouble with what it was to load, empty where there is none."""
+        try:
+            self._idle.put(self._start())
+        except _Trouble as trouble:
+            return trouble.args[0]
+        except Lost as lost:
+            return {"lost": str(lost)}
+        return {}
+
+    def answer(self, items: Sequence[Item]) -> list[Result]:
+        """One result an item, in their order."""
+        batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+        executor = ThreadPoolExecutor(self._workers)
+        try:
+            return [result for results in executor.map(self._answer_batch, batches) for result in results]
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            executor.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            running = list(self._running)
+        for process in running:
+            process.end()
+        shutil.rmtree(self._home, ignore_errors=True)
+
+    def _answer_batch(self, batch: Sequence[Item]) -> list[Result]:
+        try:
+            return self._call(batch)
+        except Lost as lost:
+            if len(batch) == 1:
+                return [{"failed": str(lost)}]
+            return [result for item in batch for result in self._answer_batch([item])]
+
+    def _call(self, batch: Sequence[Item]) -> list[Result]:
+        process = self._take()
+        try:
+            said = process.ask(batch, self._seconds)
+            if "raised" in said:
+                raise Lost(f"raised {said['raised']}")
+            results = said["results"]
+            if len(results) != len(batch):
+                raise KeyError
+        except (KeyError, TypeError):
+            process.end()
+            raise Lost("its process answered what is no answer") from None
+        finally:
+            if process.is_running:
+                self._idle.put(process)
+            else:
+                self._running.discard(process)
+        return results
+
+    def _take(self) -> _Process:
+        with contextlib.suppress(queue.Empty):
+            return self._idle.get_nowait()
+        try:
+            return self._start()
+        except _Trouble as trouble:
+            raise Lost(f"could not be loaded again: {trouble.args[0]}") from None
+
+    def _start(self) -> _Process:
+        with self._lock:
+            if self._is_closed:
+                raise Lost("the checker is closed")
+            process = _Process(self._home, self._memory_mb)
+            self._running.add(process)
+        said = process.ask(self._job, LOADING * self._seconds)
+        if "trouble" in said:
+            process.end()
+            raise _Trouble({**said["trouble"], "printed": process.printed()})
+        return process
+
+
+class _Trouble(Exception):
+    """The process could not load what it was told to; the dictionary says why."""
+
+
+class _Process:
+    """One process with its pipes."""
+
+    def __init__(self, home: str, memory_mb: int) -> None:
+        requests, self._requests = os.pipe()
+        self._replies, replies = os.pipe()
+        prints, printed = os.pipe()
+        os.set_blocking(self._requests, False)
+        # -u: what was printed is known when the process dies; -P: that file alone, not its folder's, whose names would hide the library's; in a session of its own no Ctrl-C reaches it
+        command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
+        environment = {name: os.environ[name] for name in KEPT if name in os.environ}
+        environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
+        try:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                env=environment,
+                pass_fds=(requests, replies),
+                start_new_session=True,
+            )
+        finally:
+            for number in (requests, replies, printed):
+                os.close(number)
+        self._printed = b""
+        self._reader = threading.Thread(target=self._keep_prints, args=(prints,), daemon=True)
+        self._reader.start()
+        self.is_running = True
+
+    def ask(self, message: Any, seconds: float) -> dict[str, Any]:
+        """The answer to one message. Raises Lost, and ends the process, where none comes within `seconds`, or none that can be read."""
+        deadline = time.monotonic() + seconds
+        try:
+            self._send(json.dumps(message, default=str).encode() + b"\n", deadline)
+            return json.loads(self._line(deadline))
+        except TimeoutError:
+            self.end()
+            raise Lost(f"timed out after {seconds:g} s") from None
+        except EOFError:
+            raise Lost(self._end_of_life()) from None
+        except ValueError:
+            self.end()
+            raise Lost("its process answered what is no answer") from None
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """Kill the process and all that it has started. Its pipes are closed once."""
+        if not self.is_running:
+            return
+        self.is_running = False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join(1.0)
+        os.close(self._requests)
+        os.close(self._replies)
+
+    def printed(self) -> str:
+        """The end of what the process has printed."""
+        return printable(self._printed.decode(errors="replace"))[-SHOWN:].strip()
+
+    def _end_of_life(self) -> str:
+        """How a process that closed its pipe has ended. It may have closed the pipe and live on: then it is killed."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)
+        code = self._process.returncode
+        self.end()
+        how = "closed its pipe" if code is None else f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        return f"its process {how}" + (f"; it printed: {self.printed()[-300:]}" if self.printed() else "")
+
+    def _send(self, data: bytes, deadline: float) -> None:
+        rest = memoryview(data)
+        while rest:
+            self._wait(self._requests, select.POLLOUT, deadline)
+            try:
+                rest = rest[os.write(self._requests, rest[:65536]) :]
+            except BlockingIOError:
+                continue
+            except BrokenPipeError:
+                raise EOFError from None
+
+    def _line(self, deadline: float) -> bytes:
+        data = b""
+        while not data.endswith(b"\n"):
+            self._wait(self._replies, select.POLLIN, deadline)
+            piece = os.read(self._replies, 65536)
+            if not piece:
+                raise EOFError
+            data += piece
+            if len(data) > MAX_LINE:
+                raise ValueError
+        return data
+
+    def _wait(self, number: int, event: int, deadline: float) -> None:
+        """Until the pipe is ready, or the process has closed its end of the other one."""
+        poller = select.poll()
+        poller.register(number, event)
+        poller.register(self._replies, select.POLLIN)
+        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            raise TimeoutError
+
+    def _keep_prints(self, prints: int) -> None:
+        """Read on whatever the process prints, so that it never waits, and keep the end."""
+        with open(prints, "rb", buffering=0) as pipe:
+            while piece := pipe.read(65536):
+                self._printed = (self._printed + piece)[-4 * SHOWN :]

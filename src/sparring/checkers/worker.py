@@ -1,0 +1,215 @@
+"""What runs in a process of its own: a person's function, or math-verify. Started as a script by pool.py; imports nothing of sparring.
+
+JSON lines over two pipes of its own, so that prints cannot get between them. The first request says what to load and is answered by
+{"ready": true} or {"trouble": ...}; every further one is a list of items, answered by {"results": [...]}, one result an item, or by
+{"raised": ...} where the call failed as a whole. A result is {"score": number or null} or {"failed": why}.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import json
+import math
+import os
+import select
+import signal
+import sys
+import traceback
+import types
+from collections.abc import Callable
+from typing import Any
+
+Item = dict[str, Any]
+Answer = Callable[[list[Item]], list[Any]]
+SIGNATURES = "f(prompts, completions, **columns) or compute_score(data_source, solution_str, ground_truth, extra_info)"
+
+
+class Trouble(Exception):
+    """What was asked for cannot be loaded; the dictionary says why."""
+
+
+# ---------------------------------------------------------------------------------------------- a function of the user's own
+
+
+def own_function(path: str, source: str, name: str) -> Answer:
+    """The function, called as its parameters say: as TRL calls reward functions, or as verl calls `compute_score`."""
+    function = getattr(load_module(path, source), name, None)
+    if not callable(function):
+        names = [found for found, value in vars(sys.modules["checker"]).items() if callable(value) and not found.startswith("_")]
+        raise Trouble({"missing": names, "found": type(function).__name__ if function is not None else None})
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        raise Trouble({"signature": None}) from None
+    if "solution_str" in parameters:
+        return lambda items: [verl_score(function, parameters, item) for item in items]
+    if "completions" in parameters:
+        return lambda items: trl_scores(function, parameters, items)
+    raise Trouble({"signature": str(inspect.signature(function))[:200]})
+
+
+def load_module(path: str, source: str) -> types.ModuleType:
+    """Run the text that the parent has read and hashed: every process has the same function. Its folder can be imported from."""
+    module = types.ModuleType("checker")
+    module.__file__ = path
+    sys.modules["checker"] = module
+    sys.path.append(os.path.dirname(os.path.abspath(path)))
+    try:
+        exec(compile(source, path, "exec"), vars(module))
+    except BaseException as error:
+        raise Trouble({"import": f"{line_of(error, path)}{said(error)}"}) from error
+    return module
+
+
+def line_of(error: BaseException, path: str) -> str:
+    if isinstance(error, SyntaxError) and error.filename == path:
+        return f"line {error.lineno}: "
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f"line {lines[-1]}: " if lines else ""
+
+
+def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item]) -> list[Any]:
+    """One call for all items: lists of one element a reply, of which the function gets those that it declares."""
+    names = dict.fromkeys(name for item in items for name in item["columns"])
+    columns = {name: [item["columns"].get(name) for item in items] for name in names}
+    columns["prompts"] = [item["prompt"] for item in items]
+    columns["completions"] = [[{"role": "assistant", "content": item["completion"]}] for item in items]
+    returned = settled(function(**declared(parameters, columns)))
+    if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
+        return [failed(f"returned {shown(returned)} where a list of scores belongs")] * len(items)
+    if len(returned) != len(items):
+        return [failed(f"returned {len(returned)} scores for {len(items)} replies")] * len(items)
+    return [result(value) for value in returned]
+
+
+def verl_score(function: Callable[..., Any], parameters: Any, item: Item) -> Any:
+    """One call a reply. An exception costs this reply alone."""
+    columns = item["columns"]
+    values = {
+        "data_source": columns.get("data_source", ""),
+        "solution_str": item["completion"],
+        "ground_truth": columns["human_reply"] if columns["answer"] is None else columns["answer"],
+        "extra_info": columns.get("extra_info", columns),
+    }
+    try:
+        returned = settled(function(**declared(parameters, values)))
+    except BaseException as error:
+        return failed(f"raised {said(error)}")
+    if isinstance(returned, dict):
+        if "score" not in returned:
+            return failed("returned a dictionary without 'score'")
+        returned = returned["score"]
+    return result(returned)
+
+
+def declared(parameters: Any, values: dict[str, Any]) -> dict[str, Any]:
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return values
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def settled(returned: Any) -> Any:
+    """What an asynchronous function returns in the end."""
+
+    async def wait() -> Any:
+        return await returned
+
+    return asyncio.run(wait()) if inspect.isawaitable(returned) else returned
+
+
+def result(value: Any) -> Any:
+    """A score as it goes over the pipe: True is 1, None is no score; texts, NaN and infinities are no scores and named."""
+    if value is None:
+        return {"score": None}
+    try:
+        if isinstance(value, (str, bytes)):
+            raise TypeError
+        number = float(value)
+    except Exception:
+        return failed(f"returned {shown(value)} where a number or None belongs")
+    return {"score": number} if math.isfinite(number) else failed(f"returned {number}, which is no score")
+
+
+def failed(why: str) -> Any:
+    return {"failed": why}
+
+
+def shown(value: Any) -> str:
+    with contextlib.suppress(Exception):
+        return f"{type(value).__name__} {repr(value)[:60]}"
+    return type(value).__name__
+
+
+def said(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+# ---------------------------------------------------------------------------------------------- the process
+
+
+def end_with_parent(requests: int) -> None:
+    """A second process waits until the parent's end of the pipe closes, however the parent went, and ends the group then.
+
+    Not a thread: a function that hangs in C would keep it from running.
+    """
+    if os.fork():
+        return
+    null = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    for number in [int(name) for name in os.listdir("/dev/fd")]:
+        if number > 2 and number != requests:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    poller = select.poll()
+    poller.register(requests, 0)  # hang-ups alone
+    poller.poll()
+    os.killpg(0, signal.SIGKILL)
+
+
+def limit_memory(megabytes: int) -> None:
+    """Of what a process writes to: what torch or CUDA reserve of addresses and never touch does not count."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
+
+
+def loaded(job: dict[str, Any]) -> Answer:
+    return own_function(**job)
+
+
+def answer(function: Answer, items: list[Item]) -> Any:
+    try:
+        return {"results": function(items)}
+    except BaseException as error:
+        return {"raised": said(error)}
+
+
+def main(requests: int, replies: int, megabytes: int) -> None:
+    end_with_parent(requests)
+    limit_memory(megabytes)
+    for number in (requests, replies):
+        os.set_inheritable(number, False)
+    with os.fdopen(requests, encoding="ascii") as lines, os.fdopen(replies, "w", encoding="ascii") as out:
+
+        def send(message: Any) -> None:
+            out.write(json.dumps(message) + "\n")
+            out.flush()
+
+        try:
+            function = loaded(json.loads(lines.readline()))
+        except Trouble as trouble:
+            return send({"trouble": trouble.args[0]})
+        send({"ready": True})
+        for line in lines:
+            send(answer(function, json.loads(line)))
+    return None
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))
