@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sparring.policy.batches import Branches
-from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
+from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, nll_anchor, spin_loss
 from sparring.policy.score import Scorer
 from sparring.policy.tiny import tiny_config
 
@@ -94,11 +94,16 @@ def preference_rows() -> list[dict[str, str]]:
     ]
 
 
-def trl_trainer(player: nn.Module, opponent: nn.Module, beta: float, loss: LossName, folder: Path) -> DPOTrainer:
+def trl_trainer(
+    player: nn.Module, opponent: nn.Module, beta: float, loss: LossName, folder: Path, nll_weight: float | None = None
+) -> DPOTrainer:
+    """TRL's trainer of this loss, with `nll_weight` that of TRL's likelihood of the chosen replies beside it."""
+    weights = {TRL_LOSS[loss]: 1.0} | ({} if nll_weight is None else {"sft": nll_weight})
     arguments = DPOConfig(
         output_dir=str(folder),
         beta=beta,
-        loss_type=TRL_LOSS[loss],
+        loss_type=list(weights),
+        loss_weights=list(weights.values()),
         use_cpu=True,
         bf16=False,
         gradient_checkpointing=False,
@@ -231,3 +236,62 @@ def test_loss_and_gradient_in_float64(duels: Callable[[nn.Module], DuelLogps], l
     ours.backward()
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
     assert_same_gradients(player, theirs_player, 1e-12)
+
+
+# --- likelihood of the winner beside the duel (iterative RPO)
+
+
+class Anchored(NamedTuple):
+    """Of the six pairs of ROWS, one reply each: our logistic loss, our anchor, and the length of the human reply."""
+
+    loss_D: Tensor
+    nll_D: Tensor
+    tokens_D: Tensor
+
+
+def anchored_pairs(player: nn.Module, opponent: nn.Module, beta: float) -> Anchored:
+    def pairs(model: nn.Module) -> DuelLogps:
+        duels = scored_duels(model)
+        return DuelLogps(duels.real_D.repeat_interleave(2), duels.generated_DK.reshape(6, 1))
+
+    with torch.no_grad():
+        of_opponent = pairs(opponent)
+    of_player = pairs(player)
+    tokens_D = torch.tensor([len(row.real_ids) for row in ROWS for _ in row.generated_ids])
+    loss_D = spin_loss(of_player, of_opponent, torch.ones(6, 1, dtype=torch.bool), beta=beta).loss_D
+    return Anchored(loss_D, nll_anchor(of_player.real_D, tokens_D), tokens_D)
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0])
+def test_trls_dpo_with_likelihood_is_ours_pair_by_pair(weight: float, tmp_path: Path) -> None:
+    """In a batch of one pair TRL's likelihood is per token of its chosen reply, as our anchor is. The mean over pairs is then ours."""
+    player, opponent = tiny_llama(0), tiny_llama(1)
+    trainer = trl_trainer(player, opponent, 0.5, "logistic", tmp_path, nll_weight=weight)
+    trainer.model.train()
+    trl_batch(trainer)  # for its check of the token ids
+    theirs = [trainer.compute_loss(trainer.model, trainer.data_collator([row])) / 6 for row in trainer.train_dataset]
+    torch.stack(theirs).sum().backward()
+
+    ours = anchored_pairs(player, opponent, 0.5)
+    total = (ours.loss_D + weight * ours.nll_D).mean()
+    total.backward()
+    assert total.item() == pytest.approx(torch.stack(theirs).sum().item(), rel=1e-5)
+    assert_same_gradients(player, trainer.model, 1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.2, 1.0])
+def test_trl_weighs_the_likelihood_in_a_batch_by_length(weight: float, tmp_path: Path) -> None:
+    """Over a batch it takes the mean over all tokens of the chosen replies: our anchor of each, weighed by its length."""
+    player, opponent = tiny_llama(0), tiny_llama(1)
+    trainer = trl_trainer(player, opponent, 0.5, "logistic", tmp_path, nll_weight=weight)
+    trainer.model.train()
+    theirs = trainer.compute_loss(trainer.model, trl_batch(trainer))
+    theirs.backward()
+
+    ours = anchored_pairs(player, opponent, 0.5)
+    total = ours.loss_D.mean() + weight * (ours.tokens_D * ours.nll_D).sum() / ours.tokens_D.sum()
+    total.backward()
+    assert total.item() == pytest.approx(theirs.item(), rel=1e-5)
+    assert_same_gradients(player, trainer.model, 1e-5)
+    mean_of_replies = (ours.loss_D + weight * ours.nll_D).mean().item()
+    assert abs(mean_of_replies - theirs.item()) > 0.01 * weight  # the two means do differ on these rows
