@@ -682,6 +682,8 @@ def test_to_yaml_is_plain_and_complete() -> None:
         "track": "tensorboard",
         "evaluate": {"benchmarks": {"suites": ["paper-extra"]}},
         "data": {"path": "rows.jsonl", "prompts": "prompts.jsonl"},
+        "sampling": {"replies_per_prompt": 4},
+        "target": {"kind": "majority", "checker": "number"},
     }
     text = to_yaml(load_recipe(recipe_dict(objective={"beta": [0.1, 1, 5]}, **chosen)))
     assert not set("!&") & set(text)  # neither tags nor anchors

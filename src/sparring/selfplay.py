@@ -20,7 +20,9 @@ from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_it
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages.check import check
+from sparring.stages.ending import nothing_to_learn
 from sparring.stages.generate import generate, window_at
+from sparring.stages.grade import grade
 from sparring.stages.ground import Ground
 from sparring.stages.results import evaluate, evaluate_baseline, scores_of
 from sparring.stages.sft import sft
@@ -66,9 +68,9 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     while reason is None:
         t, opponent = len(iterations), player
         generate(ground, opponent, t)
+        grade(ground, t)
         window = window_at(ground, t)
-        if window.indistinguishable:
-            reason = "indistinguishable: every reply of the opponent equals the human one"
+        if (reason := nothing_to_learn(ground, window, t)) is not None:
             break
         player = train(ground, opponent, window, t)
         player = evaluate(ground, player, opponent, t)

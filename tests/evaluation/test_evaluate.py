@@ -14,9 +14,10 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import ITEMS, SAMPLES, SCORES, Evaluator
+from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Evaluator
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
+from sparring.stages.checking import held_out_checker
 
 END = 0
 
@@ -56,8 +57,13 @@ def recipe(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Recipe:
     return load_recipe({"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, **sections})
 
 
+def made(chosen: Recipe, held_out: list[Example]) -> Evaluator:
+    with held_out_checker(chosen) as checker:
+        return Evaluator(chosen, FakeChat(), held_out, checker)  # type: ignore[arg-type]
+
+
 def evaluator(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Evaluator:
-    return Evaluator(recipe(pattern, confidence), FakeChat(), HELD_OUT)  # type: ignore[arg-type]
+    return made(recipe(pattern, confidence), HELD_OUT)
 
 
 def test_the_scores_by_hand() -> None:
@@ -140,11 +146,11 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     rows = read_rows(tmp_path / SAMPLES)
     assert [row["greedy"] for row in rows] == [None] * 3
     assert all(list(row) == texts + numbers[:3] for row in rows), "no duel without an opponent, no answers without a pattern"
-    assert {path.name for path in tmp_path.iterdir()} == {SCORES, ITEMS, SAMPLES}
+    assert {path.name for path in tmp_path.iterdir()} == {SCORES, ITEMS, SAMPLES, GRADES}
 
 
 def test_one_row_has_scores_too() -> None:
-    one = Evaluator(recipe(), FakeChat(), HELD_OUT[:1])  # type: ignore[arg-type]
+    one = made(recipe(), HELD_OUT[:1])
     scores = one.scores(Measured(REPLIES[:1], GREEDY[:1], WITH_OPPONENT[:1]))
     assert scores["nll_per_token"]["stderr"] is None and scores["exact_match"]["value"] == 1
     assert all(math.isfinite(score["value"]) for score in scores.values())
@@ -161,12 +167,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.mark.parametrize("pattern", [None, ".+", "[a-z]+"])
 def test_a_pattern_that_finds_every_answer_is_silent(pattern: str | None, warnings: pytest.LogCaptureFixture) -> None:
-    evaluator(pattern).check_pattern()
+    evaluator(pattern).check_answers()
     assert not warnings.records
 
 
 def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixture) -> None:
-    evaluator("[0-9]").check_pattern()
+    evaluator("[0-9]").check_answers()
     (line,) = [record.message for record in warnings.records]
     assert line == "evaluate.answer_pattern finds no answer in 1 of 3 held-out human replies: never a match"
 
@@ -175,6 +181,6 @@ def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixt
 def test_a_pattern_that_never_finds_an_answer_is_refused(pattern: str, warnings: pytest.LogCaptureFixture) -> None:
     human = [example(name, "q", reply) for name, reply in (("a", "is a"), ("b", "is b"))]
     with pytest.raises(UserError) as caught:
-        Evaluator(recipe(pattern), FakeChat(), human).check_pattern()  # type: ignore[arg-type]
+        made(recipe(pattern), human).check_answers()
     assert caught.value.where == "evaluate.answer_pattern" and f"{pattern!r} finds no answer in any of the 2" in caught.value.what
     assert "one of them is 'is a'" in caught.value.remedy and not warnings.records

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.answers import find_answer
-from sparring.config import Recipe
+from sparring.checkers.asking import ask
+from sparring.checkers.grades import Checker
+from sparring.config import Recipe, is_own_checker
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Reply, is_empty
 from sparring.data.tables import write_table
 from sparring.errors import UserError
+from sparring.evaluation.answers import GradedRow, answer_items, grade_rows, graded_columns
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import (
-    HIGHER_IS_BETTER,
     Score,
     accuracy_score,
     auc_score,
-    is_exact_match,
+    higher_is_better,
     mean_score,
     ratio_score,
     wins,
@@ -28,48 +28,54 @@ from sparring.evaluation.metrics import (
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
 
-ITEMS, SAMPLES = "items.parquet", "samples.parquet"
+ITEMS, SAMPLES, GRADES = "items.parquet", "samples.parquet", "grades.parquet"
 IN_SAMPLES = ("duel_margin", "exact_match", "exact_match_greedy")  # where they are measured
 
 
 class Evaluator:
     """Scores players on the held-out rows of one run."""
 
-    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example]) -> None:
-        self.recipe, self.chat, self.held_out = recipe, chat, held_out
+    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], checker: Checker | None) -> None:
+        """checker: what says whether a reply is right, None where nothing does."""
+        self.recipe, self.chat, self.held_out, self.checker = recipe, chat, held_out, checker
 
-    def check_pattern(self) -> None:
-        """Raise UserError when the answer pattern finds nothing in any human reply: every exact match would be 0. Some misses are told."""
-        text = self.recipe.evaluate.answer_pattern
-        if text is None:
+    def check_answers(self) -> None:
+        """Raise UserError when the checker reads no answer in any held-out row: every exact match would be 0. Some misses are told."""
+        checker, pattern = self.checker, self.recipe.evaluate.answer_pattern
+        if checker is None or is_own_checker(checker.name):
             return
-        pattern = re.compile(text)
-        missed = sum(find_answer(pattern, example.conversation.reply) is None for example in self.held_out)
+        by = "evaluate.answer_pattern" if pattern is not None else f"target.checker {checker.name}"
+        missed = sum(checker.expected(one) is None for one in ask(self.held_out, {}))
         if missed == len(self.held_out):
             raise UserError(
-                f"{text!r} finds no answer in any of the {missed} held-out human replies",
-                where="evaluate.answer_pattern",
+                f"{pattern or checker.name!r} finds no answer in any of the {missed} held-out human replies",
+                where=by,
                 remedy=f"one of them is {self.held_out[0].conversation.reply[:200]!r}",
             )
         if missed:
-            log.warning(
-                f"evaluate.answer_pattern finds no answer in {missed} of {len(self.held_out)} held-out human replies: never a match"
-            )
+            log.warning(f"{by} finds no answer in {missed} of {len(self.held_out)} held-out human replies: never a match")
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
-        """Write scores.json, items.parquet and samples.parquet to `stage`."""
-        items = self.items(measured)
+        """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply where a checker gives one."""
+        graded = self.grade(measured)
+        items = self._items(measured, graded)
         write_json(stage / SCORES, self._scores(items))
         write_table(stage / ITEMS, {"row_id": [example.row_id for example in self.held_out], **items})
         write_table(stage / SAMPLES, self._samples(measured, items))
+        if graded:
+            write_table(stage / GRADES, graded_columns(graded))
 
     def scores(self, measured: Measured) -> dict[str, Score]:
         """Every metric with its error."""
-        return self._scores(self.items(measured))
+        return self._scores(self._items(measured, self.grade(measured)))
+
+    def grade(self, measured: Measured) -> list[GradedRow]:
+        """The grades of all replies to every held-out row, and of the greedy one; empty without a checker."""
+        return [] if self.checker is None else grade_rows(self.held_out, measured.replies, measured.greedy, self.checker, self.chat.decode)
 
     def _scores(self, items: Mapping[str, list[float]]) -> dict[str, Score]:
         """Means of the items, and the three that are no plain mean."""
-        found = {name: mean_score(values, HIGHER_IS_BETTER[name]) for name, values in items.items()}
+        found = {name: mean_score(values, higher_is_better(name)) for name, values in items.items()}
         lengths = items["human_reply_tokens"]
         found["nll_per_token"] = ratio_score(items["nll_per_reply"], lengths, False)
         found["length_auc"] = auc_score(lengths, items["reply_tokens"])
@@ -77,29 +83,17 @@ class Evaluator:
             found["duel_accuracy"] = accuracy_score(items["duel_margin"], self.recipe.stop.confidence)
         return found
 
-    def items(self, measured: Measured) -> dict[str, list[float]]:
+    def _items(self, measured: Measured, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         """metric -> its value for every held-out row, in their order. NLL per token is the sum of nll_per_reply over human_reply_tokens."""
         real = [row["real"] for row in measured.logps]
+        target = self.recipe.target
         return {
-            **self._matches(measured),
+            **(answer_items(graded, target.pass_score, must_end=target.checker is not None) if graded else {}),
             "nll_per_reply": [-logp for logp in real],
             **_duels(measured.logps),
             "real_logp": real,
             "generated_logp": [row["own"] for row in measured.logps],
-            **self._of_replies(measured.replies),
-        }
-
-    def _matches(self, measured: Measured) -> dict[str, list[float]]:
-        """Per score that the recipe's pattern gives: 1 for every row whose reply has the human one's answer, else 0."""
-        if self.recipe.evaluate.answer_pattern is None:
-            return {}
-        pattern = re.compile(self.recipe.evaluate.answer_pattern)
-        human = {example.row_id: example.conversation.reply for example in self.held_out}
-        named = {"exact_match": measured.replies, "exact_match_greedy": measured.greedy}
-        return {
-            name: [float(is_exact_match(pattern, self.chat.decode(r.token_ids), human[r.row_id])) for r in those]
-            for name, those in named.items()
-            if those is not None
+            **self._of_replies(measured.first),
         }
 
     def _of_replies(self, replies: Sequence[Reply]) -> dict[str, list[float]]:
@@ -115,7 +109,7 @@ class Evaluator:
     def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
         """Every sample behind the scores, as text, for people and for the report, with those of its items that they look for."""
         greedy = {reply.row_id: self.chat.decode(reply.token_ids) for reply in measured.greedy or ()}
-        replies = measured.replies
+        replies = measured.first
         return {
             "row_id": [reply.row_id for reply in replies],
             "prompt": [example.conversation.prompt[-1]["content"] for example in self.held_out],

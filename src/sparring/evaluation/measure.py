@@ -34,15 +34,20 @@ class Opponent:
 
 @dataclass(frozen=True)
 class Measured:
-    """Per held-out row: sampled and (when the recipe asks) greedy replies, and log-probs.
+    """Per held-out row: `evaluate.samples` sampled replies and (when the recipe asks) a greedy one, and log-probs.
 
-    `logps`: of the human reply ("real") and the player's own reply ("own") under the player; with an opponent also those of the duel,
+    `logps`: of the human reply ("real") and the player's own first reply ("own") under the player; with an opponent also those of the duel,
     "player_real", "player_generated", "opponent_real", "opponent_generated".
     """
 
     replies: list[Reply]
     greedy: list[Reply] | None
     logps: list[dict[str, Any]]
+
+    @property
+    def first(self) -> list[Reply]:
+        """One sampled reply of every row."""
+        return [reply for reply in self.replies if reply.replica == 0]
 
 
 def read_measured(stage: Path) -> Measured:
@@ -70,19 +75,21 @@ class Measurer:
 
     def draw(self, stage: Path, player: Path, round_index: int, phase: str) -> list[Reply]:
         """The first part of it: the replies, of which those that are not greedy are returned."""
-        stream = Stream(self.recipe.seed, round_index)
+        stream, evaluate = Stream(self.recipe.seed, round_index), self.recipe.evaluate
         with Sampler(self.recipe, self.chat, player) as sampler:
-            replies = self._sample(stage / REPLIES, sampler, self.recipe.sampling.temperature, stream, f"{phase}: replies")
-            if self.recipe.evaluate.greedy:
-                self._sample(stage / GREEDY, sampler, 0.0, stream, f"{phase}: greedy replies")
+            temperature = self.recipe.sampling.temperature
+            replies = self.sample(stage / REPLIES, sampler, temperature, evaluate.samples, stream, f"{phase}: replies")
+            if evaluate.greedy:
+                self.sample(stage / GREEDY, sampler, 0.0, 1, stream, f"{phase}: greedy replies")
         return replies
 
-    def _sample(self, folder: Path, sampler: Sampler, temperature: float, stream: Stream, phase: str) -> list[Reply]:
+    def sample(self, folder: Path, sampler: Sampler, temperature: float, count: int, stream: Stream, phase: str) -> list[Reply]:
+        """`count` replies to every held-out prompt, in the order of the rows, those of one prompt together."""
         from_main(lambda: folder.mkdir(exist_ok=True))
         rows = self.recipe.sampling.shard_rows
         check = partial(sampler.check, temperature)
         engine = partial(sampler.engine, temperature)
-        return sample_examples(folder, self.held_out, engine, stream, 1, rows, phase, check, self.chat.decode)
+        return sample_examples(folder, self.held_out, engine, stream, count, rows, phase, check, self.chat.decode)
 
     def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
         lots = [self._trees(replies)]
@@ -98,7 +105,7 @@ class Measurer:
         return columns
 
     def _trees(self, replies: Sequence[Reply]) -> list[Branches]:
-        by_row = {reply.row_id: reply.token_ids for reply in replies}
+        by_row = {reply.row_id: reply.token_ids for reply in replies if reply.replica == 0}
         return [Branches(e.prompt_ids, (e.reply_ids, by_row[e.row_id])) for e in self.held_out]
 
 

@@ -26,7 +26,14 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
     "truncated": False,
     "identical": None,
     "empty": False,
+    "vote_share": None,
+    "distinct_answers": None,
 }
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Of a metric in HIGHER_IS_BETTER, or of one that names its number of replies, such as pass_at_8 and maj_at_8."""
+    return True if metric.startswith(("pass_at_", "maj_at_")) else HIGHER_IS_BETTER[metric]
 
 
 class Score(TypedDict, total=False):

@@ -16,6 +16,8 @@ from sparring.stage_names import SFT
 
 PARTS = {
     "generate": "sampling",
+    "grade": "grading",
+    "headroom": "headroom",
     "pairs": "preparing",
     "score": "opponent log-probs",
     "score-start": "log-probs of the start",

@@ -47,7 +47,12 @@ def publish(
     summary = {
         "baseline": {"name": start_name, "scores": baseline},
         "iterations": [
-            {"iteration": t, "scores": scores, "counts": _facts(root, iteration_stage(t, "train")).get("counts", {})}
+            {
+                "iteration": t,
+                "scores": scores,
+                "counts": _facts(root, iteration_stage(t, "train")).get("counts", {}),
+                **({"rates": _facts(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.moves else {}),
+            }
             for t, scores in enumerate(iterations)
         ],
         "controls": list(controls),

@@ -13,6 +13,7 @@ from sparring.launch import check_launcher
 from sparring.opponent.engines import require_engine
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import model_facts, model_shape
+from sparring.stages.checking import held_out_checker
 from sparring.stages.ground import Ground
 from sparring.stages.micro_batches import parallel_of
 from sparring.stages.showcase import showcase_turns
@@ -29,7 +30,8 @@ def check(ground: Ground) -> None:
             new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
     _announce_whole(ground)
     _check_context(ground)
-    Evaluator(recipe, ground.chat, ground.held_out).check_pattern()
+    with held_out_checker(recipe) as checker:
+        Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
     for _, section in trained:
         ground.with_budget(section)  # from what is free before anything is loaded
 
@@ -83,7 +85,7 @@ def _check_context(ground: Ground) -> None:
     if new >= context:
         what = f"{new} is beyond the model's context of {context} tokens"
         raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {context}")
-    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*ground.train_examples, *ground.held_out]]
+    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*ground.played_examples, *ground.held_out]]
     prompts += [("a showcase prompt", len(ground.chat.prompt_ids(turns)), 0) for turns in showcase_turns(ground.recipe)]
     for name, prompt, reply in prompts:
         if prompt + max(new, reply) > context:

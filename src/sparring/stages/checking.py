@@ -6,6 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
+from sparring.checkers.asking import ask
 from sparring.checkers.grades import Asked, Checker
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.config import Recipe
@@ -20,6 +21,17 @@ def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
         yield checker
     finally:
         checker.close()
+
+
+@contextlib.contextmanager
+def held_out_checker(recipe: Recipe) -> Iterator[Checker | None]:
+    """What grades held-out replies: the recipe's checker, else the answer pattern; None where there is neither."""
+    name = recipe.target.grading_checker
+    if name is None and recipe.evaluate.answer_pattern is None:
+        yield None
+        return
+    with open_checker(recipe, name) as checker:
+        yield checker
 
 
 def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
@@ -43,10 +55,8 @@ def asked_of(examples: Sequence[Example], replies: Sequence[Reply], decode: Call
     texts: dict[str, list[str]] = defaultdict(list)
     for reply in sorted(replies, key=lambda reply: reply.replica):
         texts[reply.row_id].append(decode(reply.token_ids))
-    found = []
-    for example in examples:
-        said = example.conversation
-        human = said.reply if example.has_reply else None
-        first = [human] if human is not None and with_human else []
-        found.append(Asked(example.row_id, said.prompt, said.answer, human, said.columns, (*first, *texts[example.row_id])))
-    return found
+    if with_human:
+        for example in examples:
+            if example.has_reply:
+                texts[example.row_id].insert(0, example.conversation.reply)
+    return ask(examples, texts)

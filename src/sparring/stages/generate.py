@@ -15,7 +15,8 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.candidates import candidates_at, rules_of
+from sparring.stages.candidates import rules_of
+from sparring.stages.grade import candidates_at
 from sparring.stages.ground import Ground, told
 from sparring.stages.inputs import sampling_inputs
 from sparring.stages.making import samples_on_ranks

@@ -8,40 +8,76 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Asked, Checker, Grade
+from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.errors import UserError
+from sparring.evaluation.metrics import Score
 from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
+from sparring.stages.candidates import HUMAN, candidates_of, rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.ground import Ground
+from sparring.targets import Candidates
 
-HUMAN = -1  # replica of the human reply in a table of grades
 PROMPTS_PER_SHARD = 256
 MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
+LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
+FALSE_POSITIVES = 0.01  # of a good checker: what its share of wrong winners is told with
 
 
-def grade(ground: Ground, t: int) -> StageRecord:
-    """Grades of all replies of iteration t, made anew, and they alone, where the checker has changed."""
+def grade(ground: Ground, t: int) -> StageRecord | None:
+    """Grades of all replies of iteration t, made anew, and they alone, where the checker has changed. None where the human reply wins."""
+    recipe = ground.recipe
+    if not recipe.target.moves:
+        return None
     replies_of = ground.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
-    with open_checker(ground.recipe, ground.recipe.target.checker) as checker:
+    with open_checker(recipe, recipe.target.checker) as checker:
 
         def work(stage: Path) -> dict[str, Any]:
             replies = read_replies(replies_of.path)
             asked = asked_of(ground.played_examples, replies, ground.chat.decode, with_human=checker.name != "random")
-            return grade_all(stage, asked, replies, checker, f"iteration {t}: grading")
+            facts = grade_all(stage, asked, replies, checker, f"iteration {t}: grading")
+            found = candidates_of(read_rows(stage), replies, ground.played_examples, recipe.target.pass_score)
+            scores = rate_scores(rates(found))
+            _tell(scores, recipe, t)
+            return {**facts, "rates": scores}
 
         inputs = {
             "replies": replies_of.digest,
-            "data": ground.played_inputs,
+            **ground.played_inputs,
             "checker": checker.fingerprint,
-            "pass_score": ground.recipe.target.pass_score,
+            "pass_score": recipe.target.pass_score,
         }
         return ground.maker.make(iteration_stage(t, "grade"), inputs, work, derived=True)
+
+
+def candidates_at(ground: Ground, t: int) -> dict[str, Candidates]:
+    """row id -> the graded replies of iteration t."""
+    generated, graded = (ground.run.root / iteration_stage(t, part) for part in ("generate", "grade"))
+    return candidates_of(read_rows(graded), read_replies(generated), ground.played_examples, ground.recipe.target.pass_score)
+
+
+def wrong_winners(pass_rate: float, false_positives: float) -> float:
+    """Share of wrong winners where so many replies are right, and the checker passes so many of the wrong ones."""
+    wrong = false_positives * (1 - pass_rate)
+    return wrong / (wrong + pass_rate) if wrong else 0.0
+
+
+def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
+    shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
+    log.info(f"iteration {t}: {', '.join(shown) or 'no reply was judged and no answer found'}")
+    rate = scores.get("pass_rate")
+    if t == 0 and recipe.target.kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
+        wrong = wrong_winners(rate["value"], FALSE_POSITIVES)
+        log.warning(
+            f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "
+            f"{wrong:.0%} of the winners are wrong: try easier prompts, a better start or more SFT first, and `sparring check-checker`"
+        )
 
 
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.data.fingerprint import chat_fingerprint
-from sparring.evaluation.evaluate import ITEMS, SAMPLES, Evaluator
+from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
@@ -15,6 +15,7 @@ from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord, read_json
 from sparring.stage_names import BASELINE, SCORES, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
+from sparring.stages.checking import held_out_checker
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import base_format, sampling_inputs
 from sparring.stages.making import samples_on_ranks
@@ -55,6 +56,7 @@ def measure(ground: Ground, owner: str, player: Policy, opponent: Policy | None,
         "opponent": opponent.hash if opponent else None,
         "data": ground.data.outputs["held_out.parquet"],
         "greedy": recipe.evaluate.greedy,
+        **({"samples": recipe.evaluate.samples} if recipe.evaluate.samples > 1 else {}),
         "precision": recipe.train.precision,
         **base_format(recipe),
     }
@@ -77,20 +79,24 @@ def _measurer(ground: Ground) -> Measurer:
 def _evaluated(ground: Ground, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
     recipe = ground.recipe
 
-    def work(stage: Path) -> dict[str, Any]:
-        Evaluator(recipe, ground.chat, ground.held_out).evaluate(stage, read_measured(measured.path))
-        if recipe.showcase:
-            answer_showcase(ground, stage / "showcase.json", player)
-        return {}
+    with held_out_checker(recipe) as checker:
 
-    inputs = {
-        "measured": measured.digest,
-        "answer_pattern": recipe.evaluate.answer_pattern,
-        "confidence": recipe.stop.confidence,
-        "showcase": [recipe.showcase_system, *recipe.showcase],
-        "tables": [SCORES, ITEMS, SAMPLES],
-    }
-    return ground.maker.make(evaluate_stage(owner), inputs, work, derived=True)
+        def work(stage: Path) -> dict[str, Any]:
+            Evaluator(recipe, ground.chat, ground.held_out, checker).evaluate(stage, read_measured(measured.path))
+            if recipe.showcase:
+                answer_showcase(ground, stage / "showcase.json", player)
+            return {}
+
+        inputs = {
+            "measured": measured.digest,
+            "answer_pattern": recipe.evaluate.answer_pattern,
+            "checker": checker and checker.fingerprint,
+            "pass_score": recipe.target.pass_score,
+            "confidence": recipe.stop.confidence,
+            "showcase": [recipe.showcase_system, *recipe.showcase],
+            "tables": [SCORES, ITEMS, SAMPLES, GRADES],
+        }
+        return ground.maker.make(evaluate_stage(owner), inputs, work, derived=True)
 
 
 def _benchmarked(ground: Ground, owner: str, player: Policy) -> StageRecord | None:

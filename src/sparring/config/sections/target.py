@@ -26,8 +26,8 @@ class TargetSection(Section):
     kind: Literal["human", "verified", "majority"] = Field(
         "human",
         description="Who wins a duel. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the "
-        "opponent that the checker passes; those that fail lose. `majority`: replies with the answer that most replies to the prompt give; the "
-        "others lose, and no answer needs to be known. See docs/targets.md.",
+        "opponent that the checker passes; those that fail lose. `majority`: replies with the answer that most replies to the prompt "
+        "give; the others lose, and no answer needs to be known. See docs/targets.md.",
     )
     checker: Text | None = Field(
         None,

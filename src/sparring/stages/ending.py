@@ -1,0 +1,61 @@
+"""Whether an iteration has anything to learn: asked when its replies are there, before it is trained."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from sparring.errors import UserError
+from sparring.stages.candidates import rates
+from sparring.stages.grade import candidates_at
+from sparring.stages.ground import Ground, told
+from sparring.targets.select import OUTCOMES
+from sparring.targets.window import Window
+
+
+def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
+    """Why the game ends before iteration t is trained, or None. Raises UserError where its first iteration has no winner, or no loser."""
+    if window.indistinguishable:
+        return "indistinguishable: every reply of the opponent equals the human one"
+    if not ground.recipe.target.moves:
+        return None
+    if not window.duels:
+        return _no_contest(ground, window, t)
+    return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
+
+
+def _no_contest(ground: Ground, window: Window, t: int) -> str:
+    counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
+    everything_passes = set(counts) == {"all_pass"}
+    if t:
+        return f"nothing to learn: {'every reply passes' if everything_passes else f'no prompt has winners and losers: {told(counts)}'}"
+    if everything_passes:
+        remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
+    else:
+        remedy = f"read the replies with `sparring grade {ground.run.root}`; {_remedy(counts)}"
+    raise UserError(f"no prompt has winners and losers: {told(counts)}", where=f"target.kind {ground.recipe.target.kind}", remedy=remedy)
+
+
+def _remedy(counts: dict[str, int]) -> str:
+    advice = {
+        "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
+        "ties": "more sampling.replies_per_prompt make ties rare",
+        "few_votes": "lower target.min_votes, or draw more replies",
+        "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
+    }
+    return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
+
+
+def _plateau(ground: Ground, t: int) -> str | None:
+    """The pass rate, or for majority the share of votes, has not risen since the iteration before: prompt by prompt, on the same ones."""
+    name = "vote_share" if ground.recipe.target.kind == "majority" else "pass_rate"
+    before, now = (rates(candidates_at(ground, i)).get(name) for i in (t - 1, t))
+    if before is None or now is None or len(before) != len(now) or len(now) < 2:
+        return None
+    rise = np.subtract(now, before)
+    stderr = float(rise.std(ddof=1)) / math.sqrt(len(rise))
+    if rise.mean() > stderr:
+        return None
+    words = "share of votes for the leading answer" if name == "vote_share" else "pass rate"
+    return f"plateau: the {words} of the training prompts rose by {rise.mean():+.3f}, its standard error is {stderr:.3f}"
