@@ -36,7 +36,7 @@ class OwnChecker:
             "sha256": sha256,
             "answer_pattern": pattern.pattern if pattern else None,
         }
-        self._pool = Pool({"path": path, "source": source, "name": function}, seconds, memory_mb, workers)
+        self._pool = Pool({"own": {"path": path, "source": source, "name": function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
             self._pool.close()
             raise _explained(path, function, trouble)
