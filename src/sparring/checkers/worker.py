@@ -182,20 +182,17 @@ def math_verify() -> Answer:
 # ---------------------------------------------------------------------------------------------- the process
 
 
-def end_with_parent(requests: int) -> None:
+def end_with_parent(requests: int, replies: int) -> None:
     """A second process waits until the parent's end of the pipe closes, however the parent went, and ends the group then.
 
     Not a thread: a function that hangs in C would keep it from running.
     """
     if os.fork():
         return
+    os.close(replies)
     null = os.open(os.devnull, os.O_RDWR)
     for number in range(3):
         os.dup2(null, number)
-    for number in [int(name) for name in os.listdir("/dev/fd")]:
-        if number > 2 and number != requests:
-            with contextlib.suppress(OSError):
-                os.close(number)
     poller = select.poll()
     poller.register(requests, 0)  # hang-ups alone
     poller.poll()
@@ -223,7 +220,7 @@ def answer(function: Answer, items: list[Item]) -> Any:
 
 
 def main(requests: int, replies: int, megabytes: int) -> None:
-    end_with_parent(requests)
+    end_with_parent(requests, replies)
     limit_memory(megabytes)
     for number in (requests, replies):
         os.set_inheritable(number, False)
