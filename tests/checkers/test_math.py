@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import subprocess
+import sys
+import threading
 
 import pytest
 from asking import ask, made
@@ -100,3 +103,23 @@ def test_no_text_is_run(tmp_path) -> None:
     with made("math") as checker:
         grades = checker.grade([ask(code, f"${code}$", rf"\boxed{{{code}}}", answer="18")])[0]
     assert not os.path.exists(mark) and 1.0 not in {grade.score for grade in grades}
+
+
+@needs_math_verify
+def test_it_works_in_a_thread() -> None:
+    """math-verify's own time-outs are signals, which no thread but the main one can have."""
+    found: list[float | None] = []
+
+    def grade() -> None:
+        with made("math") as checker:
+            found.extend(grade.score for grade in checker.grade([ask("$0.5$", "17", answer=r"\frac12")])[0])
+
+    thread = threading.Thread(target=grade)
+    thread.start()
+    thread.join()
+    assert found == [1.0, 0.0]
+
+
+def test_nothing_of_it_is_imported_here() -> None:
+    code = "import sys, sparring.checkers.make\nprint({'sympy', 'math_verify'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
