@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from sparring.checkers.answers import find_answer
+from sparring.checkers.answers import answer_text, right_text
 from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Asked, Grade
 from sparring.checkers.letters import chosen_letter, leading_letter
 from sparring.checkers.numbers import last_number
@@ -31,24 +31,24 @@ class TextChecker:
         return [self._grade_prompt(one) for one in asked]
 
     def expected(self, asked: Asked) -> str | None:
-        return expected_by(self._read, self._pattern, asked)
+        return self._read_from(right_text(self._pattern, asked))
 
     def close(self) -> None:
         """No process to end."""
 
     def _grade_prompt(self, asked: Asked) -> list[Grade]:
         gold = self.expected(asked)
-        answers = [read_by(self._read, self._pattern, reply) for reply in asked.replies]
+        answers = [self._read_from(answer_text(self._pattern, reply)) for reply in asked.replies]
         shared = self._shared(answer for answer in answers if answer is not None)
         return [self._grade(answer, shared, gold) for answer in answers]
 
+    def _read_from(self, text: str | None) -> str | None:
+        return None if text is None else self._read(text)
+
     def _grade(self, answer: str | None, shared: Mapping[str, str], gold: str | None) -> Grade:
-        voted = None if answer is None else shared[answer]
-        if gold is None:
-            return Grade(None, voted, NOTHING_TO_COMPARE)
         if answer is None:
-            return Grade(0.0, None, NO_ANSWER)
-        return Grade(1.0, voted, "equal") if self._equal(answer, gold) else Grade(0.0, voted, differs_from(gold))
+            return graded(None, False, gold)
+        return graded(shared[answer], gold is not None and self._equal(answer, gold), gold)
 
     def _equal(self, answer: str, gold: str) -> bool:
         return answer == gold
@@ -80,22 +80,13 @@ class NumberChecker(TextChecker):
         return shared
 
 
-def read_by(read: Read, pattern: re.Pattern[str] | None, text: str) -> str | None:
-    """The answer of a text: in what the pattern finds where there is a pattern, and never in the rest of the text then."""
-    found = text if pattern is None else find_answer(pattern, text)
-    return None if found is None else read(found)
-
-
-def expected_by(read: Read, pattern: re.Pattern[str] | None, asked: Asked) -> str | None:
-    """The right answer of a prompt. The answer column may hold the bare answer, which a pattern for whole replies does not find."""
-    if asked.answer is None or not asked.answer.strip():
-        return None if asked.human is None else read_by(read, pattern, asked.human)
-    found = find_answer(pattern, asked.answer) if pattern else None
-    return read(asked.answer if found is None else found)
-
-
-def differs_from(gold: str) -> str:
-    return f"differs from {gold[:60]!r}"
+def graded(answer: str | None, is_equal: bool, gold: str | None) -> Grade:
+    """The grade of an answer that was read, or of none, beside the right one."""
+    if gold is None:
+        return Grade(None, answer, NOTHING_TO_COMPARE)
+    if answer is None:
+        return Grade(0.0, None, NO_ANSWER)
+    return Grade(1.0, answer, "equal") if is_equal else Grade(0.0, answer, f"differs from {gold[:60]!r}")
 
 
 def read_text(text: str) -> str | None:

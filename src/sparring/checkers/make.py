@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
 from sparring.checkers.dealt import RandomChecker
 from sparring.checkers.grades import Checker
+from sparring.checkers.math import MathChecker
 from sparring.checkers.own import WHERE, OwnChecker
 from sparring.errors import UserError, nearest
 
-KINDS = ("exact", "number", "choice", "random")
+KINDS = ("exact", "number", "choice", "math", "random")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def make_checker(settings: CheckerSettings) -> Checker:
     if kind == "choice":
         return choice_checker(pattern)
     limits = (settings.timeout_seconds, settings.memory_mb, settings.workers)
-    return OwnChecker(kind, pattern, *limits)
+    return MathChecker(pattern, *limits) if kind == "math" else OwnChecker(kind, pattern, *limits)
 
 
 def _check_tolerance(settings: CheckerSettings) -> None:

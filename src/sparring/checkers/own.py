@@ -13,6 +13,7 @@ from sparring.checkers.answers import find_answer
 from sparring.checkers.grades import Asked, Grade
 from sparring.checkers.pool import Item, Pool, Result
 from sparring.checkers.worker import SIGNATURES
+from sparring.console import printable
 from sparring.errors import UserError, first_line, nearest
 
 WHERE = "target.checker"
@@ -36,9 +37,8 @@ class OwnChecker:
             "sha256": sha256,
             "answer_pattern": pattern.pattern if pattern else None,
         }
-        self._pool = Pool({"path": path, "source": source, "name": function}, seconds, memory_mb, workers)
+        self._pool = Pool({"own": {"path": path, "source": source, "name": function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
-            self._pool.close()
             raise _explained(path, function, trouble)
 
     def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
@@ -88,7 +88,7 @@ def _explained(path: str, function: str, trouble: dict[str, Any]) -> UserError:
     if "signature" in trouble:
         what = f"{function} in {path} takes {trouble['signature'] or 'nobody knows what'}"
         return UserError(what, where=WHERE, remedy=f"a checker is {SIGNATURES}")
-    what = f"{path} cannot be imported: {trouble.get('import') or trouble['lost']}"
+    what = f"{path} cannot be imported: {printable(trouble.get('import') or trouble['lost'])}"
     if printed := trouble.get("printed"):
         what += f"\n  it printed: {printed}"
     return UserError(what, where=WHERE)

@@ -7,7 +7,6 @@ import json
 import os
 import queue
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ BATCH = 32  # items in one call
 LOADING = 6  # loading may take so many times the limit of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer: a batch of results has no more
+NO_ANSWER = "its process answered what is no answer"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
 
@@ -45,21 +45,25 @@ class Pool:
 
     def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
         self._job, self._seconds, self._memory_mb, self._workers = job, seconds, memory_mb, workers
-        self._home = tempfile.mkdtemp(prefix="sparring-checker-")
+        self._home = tempfile.TemporaryDirectory(prefix="sparring-checker-", ignore_cleanup_errors=True)
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._running: set[_Process] = set()
         self._lock = threading.Lock()
         self._is_closed = False
 
     def load(self) -> dict[str, Any]:
-        """Start the first process. Returns its trouble with what it was to load, empty where there is none."""
+        """Start the first process. Returns its trouble with what it was to load, empty where there is none; then the pool is closed."""
         try:
             self._idle.put(self._start())
+            return {}
         except _Trouble as trouble:
-            return trouble.args[0]
+            why = trouble.args[0]
         except Lost as lost:
-            return {"lost": str(lost)}
-        return {}
+            why = {"lost": str(lost)}
+        finally:
+            if self._idle.empty():
+                self.close()
+        return why
 
     def answer(self, items: Sequence[Item]) -> list[Result]:
         """One result an item, in their order."""
@@ -68,18 +72,25 @@ class Pool:
         try:
             return [result for results in executor.map(self._answer_batch, batches) for result in results]
         except BaseException:
-            self.close()
+            self._kill()  # the threads that wait for a process go on, and find none
             raise
         finally:
             executor.shutdown(cancel_futures=True)
+            if self._is_closed:
+                self.close()
 
     def close(self) -> None:
+        """End all processes. A call that another thread has in progress is lost."""
+        self._kill()
+        while not self._idle.empty():
+            self._idle.get_nowait().end()
+        self._home.cleanup()
+
+    def _kill(self) -> None:
         with self._lock:
             self._is_closed = True
-            running = list(self._running)
-        for process in running:
-            process.end()
-        shutil.rmtree(self._home, ignore_errors=True)
+            for process in self._running:
+                process.kill()
 
     def _answer_batch(self, batch: Sequence[Item]) -> list[Result]:
         try:
@@ -94,39 +105,63 @@ class Pool:
         try:
             said = process.ask(batch, self._seconds)
             if "raised" in said:
-                raise Lost(f"raised {said['raised']}")
-            results = said["results"]
-            if len(results) != len(batch):
-                raise KeyError
-        except (KeyError, TypeError):
+                raise Lost(f"raised {printable(str(said['raised']))}")
+            return _results(said, len(batch))
+        except ValueError:
             process.end()
-            raise Lost("its process answered what is no answer") from None
+            raise Lost(NO_ANSWER) from None
         finally:
-            if process.is_running:
-                self._idle.put(process)
-            else:
-                self._running.discard(process)
-        return results
+            self._give_back(process)
 
     def _take(self) -> _Process:
         with contextlib.suppress(queue.Empty):
-            return self._idle.get_nowait()
+            while True:
+                process = self._idle.get_nowait()
+                if process.is_alive():
+                    return process
+                process.end()  # something else has killed it meanwhile
+                self._give_back(process)
         try:
             return self._start()
         except _Trouble as trouble:
             raise Lost(f"could not be loaded again: {trouble.args[0]}") from None
 
+    def _give_back(self, process: _Process) -> None:
+        with self._lock:
+            if process.is_open and not self._is_closed:
+                self._idle.put(process)
+                return
+            self._running.discard(process)
+        process.end()
+
     def _start(self) -> _Process:
         with self._lock:
             if self._is_closed:
                 raise Lost("the checker is closed")
-            process = _Process(self._home, self._memory_mb)
+            process = _Process(self._home.name, self._memory_mb)
             self._running.add(process)
-        said = process.ask(self._job, LOADING * self._seconds)
-        if "trouble" in said:
-            process.end()
-            raise _Trouble({**said["trouble"], "printed": process.printed()})
+        try:
+            said = process.ask(self._job, LOADING * self._seconds)
+            if "trouble" in said:
+                process.end()
+                raise _Trouble({**said["trouble"], "printed": process.printed()})
+        except BaseException:
+            self._give_back(process)
+            raise
         return process
+
+
+def _results(said: dict[str, Any], count: int) -> list[Result]:
+    """One result an item. Raises ValueError where the process did not answer with that."""
+    results = said.get("results")
+    if not isinstance(results, list) or len(results) != count:
+        raise ValueError
+    for result in results:
+        if not isinstance(result, dict) or len(result) != 1:
+            raise ValueError
+        if "failed" in result:
+            result["failed"] = printable(str(result["failed"]))
+    return results
 
 
 class _Trouble(Exception):
@@ -141,7 +176,8 @@ class _Process:
         self._replies, replies = os.pipe()
         prints, printed = os.pipe()
         os.set_blocking(self._requests, False)
-        # -u: what was printed is known when the process dies; -P: that file alone, not its folder's, whose names would hide the library's; in a session of its own no Ctrl-C reaches it
+        # -u: what was printed is known when the process dies; -P: its folder is no place to import from, for numbers.py would hide the
+        # library's; in a session of its own no Ctrl-C reaches it
         command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
@@ -161,14 +197,20 @@ class _Process:
         self._printed = b""
         self._reader = threading.Thread(target=self._keep_prints, args=(prints,), daemon=True)
         self._reader.start()
-        self.is_running = True
+        self.is_open = True  # its pipes are
+
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
 
     def ask(self, message: Any, seconds: float) -> dict[str, Any]:
         """The answer to one message. Raises Lost, and ends the process, where none comes within `seconds`, or none that can be read."""
         deadline = time.monotonic() + seconds
         try:
             self._send(json.dumps(message, default=str).encode() + b"\n", deadline)
-            return json.loads(self._line(deadline))
+            answer = json.loads(self._line(deadline))
+            if not isinstance(answer, dict):
+                raise ValueError
+            return answer
         except TimeoutError:
             self.end()
             raise Lost(f"timed out after {seconds:g} s") from None
@@ -176,18 +218,22 @@ class _Process:
             raise Lost(self._end_of_life()) from None
         except ValueError:
             self.end()
-            raise Lost("its process answered what is no answer") from None
+            raise Lost(NO_ANSWER) from None
         except BaseException:
             self.end()
             raise
 
-    def end(self) -> None:
-        """Kill the process and all that it has started. Its pipes are closed once."""
-        if not self.is_running:
-            return
-        self.is_running = False
+    def kill(self) -> None:
+        """The process and all that it has started. Whoever waits for an answer finds the pipe closed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill, and close the pipes: only in the thread that uses the process."""
+        if not self.is_open:
+            return
+        self.is_open = False
+        self.kill()
         self._process.wait()
         self._reader.join(1.0)
         os.close(self._requests)
@@ -234,8 +280,11 @@ class _Process:
         poller = select.poll()
         poller.register(number, event)
         poller.register(self._replies, select.POLLIN)
-        if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+        ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        if not ready:
             raise TimeoutError
+        if number not in ready:
+            raise EOFError
 
     def _keep_prints(self, prints: int) -> None:
         """Read on whatever the process prints, so that it never waits, and keep the end."""

@@ -1,0 +1,115 @@
+"""math: answers compared by math-verify, in processes of its own, for a hard expression may take it for ever."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from sparring.checkers.answers import answer_text, has_answer, right_text
+from sparring.checkers.builtin import graded
+from sparring.checkers.grades import Asked, Grade
+from sparring.checkers.pool import Pool, Result
+from sparring.errors import UserError
+from sparring.packages import is_installed
+
+MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")
+
+
+class MathChecker:
+    """Grades by `math_verify.verify(gold, answer)`. Raises UserError where the package is missing.
+
+    An answer's normal form is what math-verify read, written as the first, in sorted order, of those that are equal to it in its prompt.
+    """
+
+    name = "math"
+    reads_answers = True
+
+    def __init__(self, pattern: re.Pattern[str] | None, seconds: float, memory_mb: int, workers: int) -> None:
+        if not is_installed("math_verify"):
+            raise UserError("math needs the package math-verify", where="target.checker", remedy="pip install 'sparring[math]'")
+        self._pattern = pattern
+        self.fingerprint: dict[str, Any] = {"kind": "math", "answer_pattern": pattern.pattern if pattern else None}
+        self._pool = Pool({"math": True}, seconds, memory_mb, workers)
+
+    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+        golds = [self._gold_text(one) for one in asked]
+        replies = [[self._reply_text(reply) for reply in one.replies] for one in asked]
+        read = self._read([*golds, *(text for texts in replies for text in texts)])
+        pairs = {(gold, text) for gold, texts in zip(golds, replies, strict=True) for text in texts if _are_read(read, gold, text)}
+        equal = self._compare(sorted(pairs))
+        shared = self._votes(
+            [{read[text]["answer"]: text for text in sorted(filter(None, texts)) if _are_read(read, text)} for texts in replies]
+        )
+        return [
+            [_grade(text, gold, read, equal, votes) for text in texts] for gold, texts, votes in zip(golds, replies, shared, strict=True)
+        ]
+
+    def expected(self, asked: Asked) -> str | None:
+        text = self._gold_text(asked)
+        return self._read([text])[text].get("answer")
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _reply_text(self, reply: str) -> str | None:
+        text = answer_text(self._pattern, reply)
+        return _as_mathematics(text) if text and self._pattern else text
+
+    def _gold_text(self, asked: Asked) -> str | None:
+        text = right_text(self._pattern, asked)
+        return _as_mathematics(text) if text and (self._pattern or has_answer(asked)) else text
+
+    def _read(self, texts: Sequence[str | None]) -> dict[str | None, Result]:
+        """What math-verify reads in each text; nothing in None."""
+        unique = sorted({text for text in texts if text is not None})
+        results = self._pool.answer([{"text": text} for text in unique])
+        return {None: {"answer": None}, **dict(zip(unique, results, strict=True))}
+
+    def _compare(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Result]:
+        results = self._pool.answer([{"gold": gold, "answer": answer} for gold, answer in pairs])
+        return dict(zip(pairs, results, strict=True))
+
+    def _votes(self, prompts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+        """For each prompt's answers (what was read: the text that it was read in) the answer under which each votes.
+
+        In every round the first that is left stands for those which are equal to it; a comparison that fails makes no two equal.
+        """
+        shared: list[dict[str, str]] = [{} for _ in prompts]
+        waiting = [sorted(answers) for answers in prompts]
+        while any(waiting):
+            rounds = [(n, rest[0], other) for n, rest in enumerate(waiting) for other in rest[1:]]
+            equal = self._compare([(prompts[n][first], prompts[n][other]) for n, first, other in rounds])
+            for votes, rest in zip(shared, waiting, strict=True):
+                votes.update({rest[0]: rest[0]} if rest else {})
+            for n, first, other in rounds:
+                if equal[prompts[n][first], prompts[n][other]].get("score"):
+                    shared[n][other] = first
+            waiting = [[answer for answer in rest if answer not in votes] for votes, rest in zip(shared, waiting, strict=True)]
+        return shared
+
+
+def _as_mathematics(answer: str) -> str:
+    """A bare answer between dollar signs: in x^2+1 math-verify would find the number 1 otherwise."""
+    return answer if MARKED.search(answer) else f"${answer.strip()}$"
+
+
+def _are_read(read: dict[str | None, Result], *texts: str | None) -> bool:
+    return all(read[text].get("answer") is not None for text in texts)
+
+
+def _grade(
+    text: str | None,
+    gold: str | None,
+    read: dict[str | None, Result],
+    equal: dict[tuple[str, str], Result],
+    votes: dict[str, str],
+) -> Grade:
+    """What could not be read or compared in time is a failure and neither right nor wrong."""
+    found, right = read[text], read[gold]
+    compared = equal.get((gold, text), {}) if gold is not None and text is not None else {}
+    for result in (found, right, compared):
+        if "failed" in result:
+            return Grade(None, None, result["failed"], failed=True)
+    answer = None if found["answer"] is None else votes[found["answer"]]
+    return graded(answer, compared.get("score") == 1.0, right["answer"])

@@ -1,0 +1,141 @@
+"""What a checker lets through: replies of which it is known that they are right, or that they are not."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sparring.checkers.grades import Asked, Checker, Grade
+from sparring.checkers.letters import leading_letter
+from sparring.checkers.numbers import last_number
+
+DISTRACTORS = 9
+EXAMPLES = 3
+SEEN = 200  # rows whose answers are distractors of answers that are neither numbers nor letters
+DRAWS = 20  # to find a row with another answer
+UNKNOWN = "I do not know"
+
+
+@dataclass(frozen=True)
+class Example:
+    row_id: str
+    reply: str
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One kind of reply: how many were tried, how many passed and how many failed to be graded, and what went otherwise than it should.
+
+    `should_pass` is None where either may be right: a rule that takes the last number passes some sprayed answers.
+    """
+
+    name: str
+    should_pass: bool | None
+    tried: int
+    passed: int
+    failed: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """`rows`: prompts with a human reply, which alone are probed."""
+
+    rows: int
+    kinds: tuple[Tried, ...]
+
+    def __getitem__(self, name: str) -> Tried:
+        return next(tried for tried in self.kinds if tried.name == name)
+
+
+KINDS: dict[str, bool | None] = {
+    "human reply": True,
+    "empty": False,
+    "blank": False,
+    "prompt": False,
+    "sprayed": None,
+    "sprayed, reversed": None,
+    "half of the human reply": False,
+    "human reply of another row": False,
+    UNKNOWN: False,
+}
+
+
+def probe(checker: Checker, asked: Sequence[Asked], seed: int, pass_score: float = 1.0) -> ProbeReport:
+    """Grade made-up replies to every prompt that has a human reply; `asked.replies` are not read.
+
+    A score of `pass_score` or more passes. The same `seed` makes up the same replies.
+    """
+    rows = [one for one in asked if one.human is not None]
+    golds = [_gold(checker, one) for one in rows]
+    made = [_made_up(n, rows, golds, seed) for n in range(len(rows))]
+    graded = checker.grade([replace(one, replies=tuple(replies.values())) for one, replies in zip(rows, made, strict=True)])
+    found: dict[str, list[Example]] = {name: [] for name in KINDS}
+    for one, replies, grades in zip(rows, made, graded, strict=True):
+        for (name, reply), grade in zip(replies.items(), grades, strict=True):
+            found[name].append(Example(one.row_id, reply, grade))
+    return ProbeReport(len(rows), tuple(_counted(name, examples, pass_score) for name, examples in found.items()))
+
+
+def share_of_wrong_winners(pass_rate: float, false_positives: float) -> float:
+    """Of the replies that pass, the share that is wrong: f (1 - a) / (f (1 - a) + a).
+
+    a: the share of replies that are right; f: the share of wrong replies that pass all the same.
+    """
+    wrong = false_positives * (1 - pass_rate)
+    return wrong / (wrong + pass_rate) if wrong + pass_rate else 0.0
+
+
+def _counted(name: str, examples: Sequence[Example], pass_score: float) -> Tried:
+    passes = [example.grade.score is not None and example.grade.score >= pass_score for example in examples]
+    failed = sum(example.grade.failed for example in examples)
+    shown = [example for example, passed in zip(examples, passes, strict=True) if passed != bool(KINDS[name])]
+    return Tried(name, KINDS[name], len(examples), sum(passes), failed, tuple(shown[:EXAMPLES]))
+
+
+def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
+    """The replies that are tried on one row, by their kind. Some kinds need what not every row has."""
+    one, gold, chance = rows[n], golds[n], random.Random(f"{seed} {rows[n].row_id}")
+    assert one.human is not None
+    replies = {
+        "human reply": one.human,
+        "empty": "",
+        "blank": " \n\n ",
+        "prompt": "\n".join(message["content"] for message in one.prompt),
+        "half of the human reply": one.human[: len(one.human) // 2],
+        UNKNOWN: UNKNOWN,
+    }
+    if gold is not None:
+        words = _sprayed(gold, [other for other in golds[:SEEN] if other is not None], chance)
+        replies |= {"sprayed": ", ".join(words), "sprayed, reversed": ", ".join(reversed(words))}
+    other = _another_human_reply(n, rows, golds, chance)
+    return replies if other is None else {**replies, "human reply of another row": other}
+
+
+def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | None], chance: random.Random) -> str | None:
+    """Of a row drawn at random whose answer is another one, as far as that is known."""
+    for other in (chance.randrange(len(rows)) for _ in range(DRAWS)):
+        if rows[other].human != rows[n].human and (golds[n] is None or golds[other] != golds[n]):
+            return rows[other].human
+    return None
+
+
+def _gold(checker: Checker, asked: Asked) -> str | None:
+    """The right answer as the checker reads it, or as the data has it where only a function of one's own knows."""
+    return checker.expected(asked) or (asked.answer or "").strip() or None
+
+
+def _sprayed(gold: str, golds: Sequence[str], chance: random.Random) -> list[str]:
+    """The right answer at a random place among others of its sort: letters, numbers near it, or other rows' answers."""
+    value = last_number(gold)
+    if letter := leading_letter(gold):
+        others = [other for other in "ABCDEFGHIJ" if other != letter]
+    elif value is not None:
+        others = [str(value + step) for step in range(-DISTRACTORS, DISTRACTORS + 1) if step]
+    else:
+        others = sorted(set(golds) - {gold})
+    words = [gold, *chance.sample(others, min(DISTRACTORS, len(others)))]
+    chance.shuffle(words)
+    return words

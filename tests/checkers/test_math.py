@@ -1,0 +1,125 @@
+"""math: math-verify's own examples, votes, and what takes it for ever."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import threading
+
+import pytest
+from asking import ask, made
+
+from sparring.checkers import math as module
+from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.errors import UserError
+
+needs_math_verify = pytest.mark.skipif(
+    importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed: sparring[math]"
+)
+
+
+def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_installed", lambda package: False)
+    with pytest.raises(UserError, match=r"sparring\[math\]"):
+        make_checker(CheckerSettings("math", None))
+
+
+@needs_math_verify
+@pytest.mark.parametrize(
+    ("answer", "reply", "score"),
+    [
+        (r"\frac{1}{2}", "The answer is 0.5", 1.0),
+        (r"$\frac{1}{2}$", r"so \boxed{\frac12}", 1.0),
+        ("x^2+1", "$1 + x^2$", 1.0),
+        ("x^2+1", "1", 0.0),
+        ("1,234", "it is 1234", 1.0),
+        (r"\{1,3\} \cup \{2,4\}", r"${1,2,3,4}$", 1.0),  # of math-verify's README
+        ("18", "$x = 18$", 1.0),
+        ("18", "17", 0.0),
+        ("18", "none", 0.0),
+        ("18", "", 0.0),
+        ("18", r"$\boxed{?}$", 0.0),
+        ("18", "$1/0$", 0.0),
+        ("?", "?", None),
+        ("?", "18", None),
+    ],
+)
+def test_by_hand(answer: str, reply: str, score: float | None) -> None:
+    with made("math") as checker:
+        (grade,) = checker.grade([ask(reply, answer=answer)])[0]
+    assert (grade.score, grade.failed) == (score, False)
+
+
+@needs_math_verify
+def test_it_is_verify_with_the_right_answer_first() -> None:
+    """Order matters: an equation may stand for its right side, and not the other way round."""
+    from math_verify import parse, verify
+
+    pairs = [("1", "$x=1$"), ("x=1", "$1$"), ("(1,2)", r"$\{1,2\}$"), ("1 < x < 2", "$(1,2)$"), ("(1,2)", "$1 < x < 2$")]
+    with made("math") as checker:
+        grades = [prompt[0].score for prompt in checker.grade([ask(reply, answer=gold) for gold, reply in pairs])]
+    assert grades == [float(verify(parse(f"${gold}$"), parse(reply))) for gold, reply in pairs]
+    assert len(set(grades)) == 2
+
+
+@needs_math_verify
+def test_votes_whatever_the_order() -> None:
+    replies = ["$1/2$", "0.5", r"\boxed{\frac{2}{4}}", "$x^2$", "$x x$", "none", "7", "$7.0$"]
+    shuffled = random.Random(0).sample(replies, len(replies))
+    with made("math") as checker:
+        first, second = checker.grade([ask(*replies), ask(*shuffled)])
+        assert dict(zip(replies, first, strict=True)) == dict(zip(shuffled, second, strict=True))
+    answers = [grade.answer for grade in first]
+    assert answers[5] is None
+    groups = [answers[:3], answers[3:5], answers[6:]]
+    assert [len(set(group)) for group in groups] == [1, 1, 1] and len(set(answers)) == 4
+
+
+@needs_math_verify
+def test_the_pattern_is_kept_to() -> None:
+    with made("math", r"#### (.+)") as checker:
+        grades = checker.grade([ask("#### x^2 + 1", "x^2 + 1", "#### 1", answer="x^2+1", human="#### 3")])[0]
+        assert [grade.score for grade in grades] == [1.0, 0.0, 0.0]
+        assert checker.expected(ask(answer="x^2+1", human="#### 3")) == "x^2+1"
+        assert checker.expected(ask(human="7 #### 3")) == "3"
+        assert checker.expected(ask(human="7")) is None
+
+
+@needs_math_verify
+def test_what_takes_for_ever_is_a_failure_of_its_reply_alone() -> None:
+    with made("math", timeout_seconds=3.0) as checker:
+        right, endless, wrong = checker.grade([ask("18", "$" + "(" * 20_000 + "$", "17", answer="18")])[0]
+    assert (right.score, wrong.score) == (1.0, 0.0)
+    assert (endless.score, endless.answer, endless.failed, endless.reason) == (None, None, True, "timed out after 3 s")
+
+
+@needs_math_verify
+def test_no_text_is_run(tmp_path) -> None:
+    mark = tmp_path / "ran"
+    code = f"__import__('os').system('touch {mark}')"
+    with made("math") as checker:
+        grades = checker.grade([ask(code, f"${code}$", rf"\boxed{{{code}}}", answer="18")])[0]
+    assert not os.path.exists(mark) and 1.0 not in {grade.score for grade in grades}
+
+
+@needs_math_verify
+def test_it_works_in_a_thread() -> None:
+    """math-verify's own time-outs are signals, which no thread but the main one can have."""
+    found: list[float | None] = []
+
+    def grade() -> None:
+        with made("math") as checker:
+            found.extend(grade.score for grade in checker.grade([ask("$0.5$", "17", answer=r"\frac12")])[0])
+
+    thread = threading.Thread(target=grade)
+    thread.start()
+    thread.join()
+    assert found == [1.0, 0.0]
+
+
+def test_nothing_of_it_is_imported_here() -> None:
+    code = "import sys, sparring.checkers.make\nprint({'sympy', 'math_verify'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
