@@ -2,6 +2,7 @@
 
     python benchmarks/evidence.py DATA_FOLDER search SETTING ...              # hyper-parameters, on rows that the test never sees
     python benchmarks/evidence.py DATA_FOLDER play SETTING ... [seeds=0,1]    # the chosen ones; what is finished is not played again
+    python benchmarks/evidence.py DATA_FOLDER targets SETTING ... [seeds=0,1] [arms=NAME;NAME]    # games with targets that move
     python benchmarks/evidence.py DATA_FOLDER guards SETTING ... unpacked=WHEEL [seeds=0] [limit=400]    # benchmarks before and after
     python benchmarks/evidence.py DATA_FOLDER tables                          # the tables of docs/evidence.md, from what was played
 
@@ -13,17 +14,18 @@ any time; searches and plays of other seeds or settings can run beside each othe
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, machine, options_of
+from common import machine, options_of
 from evidence_arms import Scoring, official, read_items
 from evidence_guards import play_guards
+from evidence_runs import RUNS, copy_start, share_start
 from evidence_settings import KEYS, SETTINGS, T_SPIN_BETAS, successors
 from evidence_tables import CONTROLS, write_tables
+from evidence_targets import TARGET_SETTINGS
+from evidence_targets import play as play_targets
 from evidence_tasks import TRANSFER, write_rows
 
 import sparring
@@ -31,10 +33,8 @@ from sparring.console import set_up_logging
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name
 
-RUNS = ROOT / "runs" / "evidence"
 SEARCH_SEED = 100
-SHARED = ("base", "data", "sft", "baseline")  # what most searched values do not touch, and
-OF_START = ("start_epochs", "temperature")  # those that do
+OF_START = ("start_epochs", "temperature")  # searched values that the start depends on
 COOL = 0.7
 TRANSFERRED = 300
 SHOWN = ("exact_match", "exact_match_greedy", "nll_per_token", "real_logp", "generated_logp", "reply_tokens")
@@ -179,7 +179,7 @@ def play_game(
     start = "-".join(["start", *(f"{key}={values[key]:g}" for key in OF_START if key in values)])
     label = "-".join([arm.replace(",", "").replace(" ", "-"), *(f"{key}={value:g}" for key, value in values.items())])
     root = folder / label
-    _share_start(folder / start, root)
+    share_start(folder / start, root)
     recipe = {**SETTINGS[name].recipe, "run_dir": str(root), "seed": seed, "objective": objective or {}}
     recipe["iterations"] = iterations or recipe["iterations"]
     recipe["data"] = {**recipe["data"], "path": str(RUNS / name / "rows" / f"{part}.jsonl")}
@@ -188,25 +188,8 @@ def play_game(
     overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key not in own]
     summary = sparring.run(recipe, overrides)
     if not (folder / start).exists():
-        _copy_start(root, folder / start)
+        copy_start(root, folder / start)
     return {**summary, "run_dir": str(root)}
-
-
-def _share_start(start: Path, root: Path) -> None:
-    if start.exists() and not root.exists():
-        _copy_start(start, root)
-
-
-def _copy_start(source: Path, target: Path) -> None:
-    """Links, not copies: nothing changes a finished stage in place. Whole or not at all."""
-    partial = target.with_name(f"{target.name}.{os.getpid()}")
-    for stage in SHARED:
-        if (source / stage).exists():
-            shutil.copytree(source / stage, partial / stage, copy_function=os.link)
-    if target.exists():
-        shutil.rmtree(partial)
-    else:
-        partial.rename(target)
 
 
 def rows(data: Path, name: str) -> None:
@@ -222,11 +205,12 @@ def chosen_of(name: str) -> dict[str, Any]:
 
 def main(data: Path, command: str, words: list[str]) -> None:
     names = [word for word in words if "=" not in word]
-    defaults = {"seeds": "0" if command == "guards" else "0,1,2,3,4", "unpacked": "", "limit": "400"}
+    defaults = {"seeds": "0" if command == "guards" else "0,1,2,3,4", "unpacked": "", "limit": "400", "arms": ""}
     options = options_of(defaults, [word for word in words if "=" in word])
-    unknown = [name for name in names if name not in SETTINGS]
-    if unknown or command not in ("search", "play", "guards", "tables") or (command != "tables" and not names):
-        sys.exit(f"{__doc__}\nsettings: {', '.join(SETTINGS)}")
+    known = TARGET_SETTINGS if command == "targets" else SETTINGS
+    unknown = [name for name in names if name not in known]
+    if unknown or command not in ("search", "play", "targets", "guards", "tables") or (command != "tables" and not names):
+        sys.exit(f"{__doc__}\nsettings: {', '.join([*SETTINGS, *TARGET_SETTINGS])}")
     if command == "tables":
         write_tables(RUNS)
     for name in names:
@@ -236,6 +220,8 @@ def main(data: Path, command: str, words: list[str]) -> None:
         for seed in map(int, options["seeds"].split(",")):
             if command == "play":
                 play(data, name, seed)
+            elif command == "targets":
+                play_targets(data, name, seed, [arm for arm in options["arms"].split(";") if arm])
             elif command == "guards":
                 guards(data, name, seed, options)
 

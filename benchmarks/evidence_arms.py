@@ -20,6 +20,7 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.players import Players
 from sparring.policy.compute import release_memory
 from sparring.stage_names import recipe_of_game
+from sparring.stages.checking import held_out_checker
 from sparring.training.fit import fit
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import make_plan
@@ -58,7 +59,8 @@ class Scoring:
             recipe = self.recipe.model_copy(update={"sampling": sampling})
             score = partial(score_player, settings=recipe.train)
             Measurer(recipe, self.chat, examples, score).measure(target, model, None, ROUND, name)
-            Evaluator(recipe, self.chat, examples).evaluate(target, read_measured(target))
+            with held_out_checker(recipe) as checker:
+                Evaluator(recipe, self.chat, examples, checker).evaluate(target, read_measured(target))
         return target
 
     def read_rows(self, file: Path, count: int) -> list[Example]:

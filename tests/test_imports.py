@@ -45,9 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": STAGES | {"launch"},
     "cost": FLOOR,
     "dpo": STAGES | {"stages"},
-    "control": STAGES | {"stages", "cost", "dpo"},
+    "rft": STAGES | {"stages", "cost"},
+    "control": STAGES | {"stages", "cost", "dpo", "rft"},
+    "headroom": STAGES | {"stages", "control"},
     "one_stage": STAGES | {"launch", "stages", "control"},
-    "selfplay": STAGES | {"launch", "stages", "control", "report", "tracking"},
+    "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},

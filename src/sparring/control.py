@@ -10,6 +10,7 @@ from sparring.console import log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
 from sparring.policy.player import Policy
+from sparring.rft import train_rft
 from sparring.stage_names import control_stage
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import training_inputs
@@ -58,6 +59,8 @@ def train_control(ground: Ground, section: BaselineSection, game: Played) -> Pol
     cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
         return train_dpo(ground, section, reference(section, game), len(game.players), cost)
+    if section.kind == "rft":
+        return train_rft(ground, section, game.start, len(game.players), cost)
     return _continue_sft(ground, section, game, cost)
 
 

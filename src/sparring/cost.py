@@ -39,6 +39,11 @@ def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:
     return _cost_of(run, recipe, [iteration_stage(t, part) for t in range(played) for part in OF_ITERATION])
 
 
+def sampling_cost(run: RunDir, recipe: Recipe, stage: str) -> int:
+    """Tokens of one stage of sampling, each passed once."""
+    return _cost_of(run, recipe, [stage]).forward_tokens
+
+
 def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
     """Of a control's own training, likewise."""
     return _cost_of(run, recipe, [control_stage(control, part) for part in OF_CONTROL])

@@ -11,6 +11,7 @@ from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
@@ -62,6 +63,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     check(ground)
     check_controls(ground)
     start = player = evaluate_baseline(ground, sft(ground))
+    measure_headroom(ground, start)
     players: list[Policy] = []
     iterations: list[Scores] = []
     reason = None

@@ -12,6 +12,7 @@ from sparring.rundir import PARTIAL
 
 SFT, BASELINE = "sft", "baseline"
 SCORES = "scores.json"  # what an evaluation leaves
+PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and what a start leaves to gain
 OF_PLAYER = ("measure", "evaluate", "benchmarks")
 OF_ITERATION = ("generate", "grade", "score", "score-start", "train", *OF_PLAYER)
 OF_CONTROL = ("pairs", "score", "train", *OF_PLAYER)  # the first two of DPO alone
@@ -70,13 +71,19 @@ def benchmark_stage(owner: str) -> str:
     return f"{owner}/benchmarks"
 
 
+def headroom_stage() -> str:
+    """What the start of the game leaves to gain, measured before anything is played."""
+    return f"{BASELINE}/headroom"
+
+
 def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
     """Every stage that the run has or may get with these controls, in the order in which they build on each other."""
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
     of_controls = [control_stage(control, part) for control in controls for part in OF_CONTROL]
-    return ["base", "data", SFT, *(f"{BASELINE}/{part}" for part in OF_PLAYER), *played, *of_controls]
+    of_start = [*(f"{BASELINE}/{part}" for part in OF_PLAYER), PROBE, headroom_stage()]
+    return ["base", "data", SFT, *of_start, *played, *of_controls]
 
 
 def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
@@ -115,6 +122,8 @@ def is_used(name: str, recipe: Recipe) -> bool:
     that name may be left from an earlier recipe: they are no part of what a player has cost."""
     if name == SFT:
         return recipe.sft is not None
+    if name in (PROBE, headroom_stage()):
+        return recipe.shows_headroom and (name != PROBE or recipe.evaluate.headroom_epochs is not None)
     owner, _, part = name.rpartition("/")
     kinds = {section.folder: section.kind for section in recipe.baseline}
     if owner in kinds:

@@ -124,6 +124,14 @@ class Recipe(Section):
             raise ValueError(f"two controls are called {twice}; give each a name")
         return baseline
 
+    @field_validator("baseline")
+    @classmethod
+    def _rft_has_grades(cls, baseline: tuple[BaselineSection, ...], info: ValidationInfo) -> tuple[BaselineSection, ...]:
+        target = info.data.get("target")
+        if target is not None and not target.moves and any(one.kind == "rft" for one in baseline):
+            raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
+        return baseline
+
     @field_validator("launcher", mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:

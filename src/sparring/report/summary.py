@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.rundir import read_json, replace_link, write_json, write_text
-from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
+from sparring.stage_names import HEADROOM, SFT, control_stage, headroom_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
@@ -56,6 +56,7 @@ def publish(
             for t, scores in enumerate(iterations)
         ],
         "controls": list(controls),
+        **_headroom(root, recipe),
         "best": None if best is None else vars(best),
         "stop_reason": reason,
         "stages": {name: cost for name in stages if (cost := _cost(root, name))},
@@ -76,6 +77,11 @@ def published_iterations(root: Path) -> int:
 def _cost(root: Path, name: str) -> dict[str, Any]:
     facts = _facts(root, name)
     return {key: facts[key] for key in ("wall_seconds", *TOKEN_FACTS) if key in facts}
+
+
+def _headroom(root: Path, recipe: Recipe) -> dict[str, Any]:
+    file = root / headroom_stage() / HEADROOM
+    return {"headroom": read_json(file)} if recipe.shows_headroom and file.exists() else {}
 
 
 def _facts(root: Path, name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Asked, Checker, Grade
+from sparring.checkers.probe import share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
@@ -62,18 +63,12 @@ def candidates_at(ground: Ground, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), ground.played_examples, ground.recipe.target.pass_score)
 
 
-def wrong_winners(pass_rate: float, false_positives: float) -> float:
-    """Share of wrong winners where so many replies are right, and the checker passes so many of the wrong ones."""
-    wrong = false_positives * (1 - pass_rate)
-    return wrong / (wrong + pass_rate) if wrong else 0.0
-
-
 def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"iteration {t}: {', '.join(shown) or 'no reply was judged and no answer found'}")
     rate = scores.get("pass_rate")
     if t == 0 and recipe.target.kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
-        wrong = wrong_winners(rate["value"], FALSE_POSITIVES)
+        wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
         log.warning(
             f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "
             f"{wrong:.0%} of the winners are wrong: try easier prompts, a better start or more SFT first, and `sparring check-checker`"

@@ -17,10 +17,11 @@ TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", 
 class BaselineSection(Section):
     """One control: another way to spend as much on the same start."""
 
-    kind: Literal["continued-sft", "dpo"] = Field(
+    kind: Literal["continued-sft", "dpo", "rft"] = Field(
         "continued-sft",
         description="What it is: `continued-sft`, the start model trained further on the human replies; `dpo`, trained on labelled pairs "
-        "(arXiv 2305.18290), its start being the reference.",
+        "(arXiv 2305.18290), its start being the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the start trained on "
+        "the human replies and on those replies of its own that `target.checker` passes.",
     )
     name: FolderName | None = Field(
         None, description="Its folder in the run, where several of a kind are wanted; its kind when null, `spin-dpo` for `start: best`."
@@ -36,10 +37,11 @@ class BaselineSection(Section):
         "self-play iterations together.",
     )
     lr: PositiveFloat | None = Field(
-        None, description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` train's in iteration 0."
+        None,
+        description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` and `rft` train's in iteration 0.",
     )
     batch_size: PositiveInt | None = Field(
-        None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo`."
+        None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."
     )
 
     @field_validator("name")
@@ -57,8 +59,9 @@ class BaselineSection(Section):
     @field_validator("start", "pairs", "beta")
     @classmethod
     def _dpo_alone_takes_it(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") == "continued-sft" and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has no effect on continued-sft")
+        kind = info.data.get("kind")
+        if kind in ("continued-sft", "rft") and value != cls.model_fields[info.field_name or ""].default:
+            raise ValueError(f"has no effect on {kind}")
         if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
             raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
         return value
@@ -71,4 +74,4 @@ class BaselineSection(Section):
     @property
     def title(self) -> str:
         """Its name in tables."""
-        return self.name or {"continued-sft": "continued SFT", "dpo": "DPO", "spin-dpo": "SPIN, then DPO"}[self.folder]
+        return self.name or {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}[self.folder]

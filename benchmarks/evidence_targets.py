@@ -1,0 +1,183 @@
+"""Games with targets that move, beside SPIN and continued SFT: one start a seed, every arm from there, several replies a prompt.
+
+Arms are added to what is played; a run that is finished is not played again. `play` is called by evidence.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common import machine
+from evidence_arms import Scoring
+from evidence_runs import RUNS, copy_start, share_start
+from evidence_settings import TINY
+from evidence_tasks import TRANSFER, write_rows
+
+import sparring
+from sparring.config import load_recipe
+from sparring.cost import control_cost, iterations_cost
+from sparring.data.tables import read_rows
+from sparring.evaluation.evaluate import ITEMS
+from sparring.rundir import RunDir, read_json
+from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name
+
+COOL = 0.7
+OF_START = ("base", "sft", "baseline")  # shared by arms with prompts and without: only the data stage differs
+TRANSFERRED = 200
+Arm = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetSetting:
+    """`recipe` lacks the run directory, the seed and the rows' file. `arms`: name -> what a game has over the recipe, section by section.
+    `control_lrs` x `control_epochs`: continued SFT of the start, every one of them played in every seed."""
+
+    title: str
+    task: str
+    recipe: dict[str, Any]
+    arms: Mapping[str, Arm]
+    control_lrs: Sequence[float]
+    control_epochs: Sequence[float]
+    prompts: dict[str, Any] = field(default_factory=dict)
+
+
+def target(kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", **objective: Any) -> dict[str, Any]:
+    """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`."""
+    like = {"random_like": "exact"} if checker == "random" else {}
+    return {"target": {"kind": kind, "checker": checker, "human": human, **like}, "objective": {"loss": loss, "window": 1, **objective}}
+
+
+# The human reply of an SFT row is known and costs nothing, so that it is among the winners ("mix"): what rejection sampling does too.
+TARGET_ARMS: dict[str, Arm] = {
+    "majority, likelihood": target("majority"),
+    "verified, likelihood": target("verified"),
+    "random, likelihood": target("verified", checker="random"),
+    "majority, duels": target("majority", "logistic", beta=0.5, nll_weight=1.0),
+    "verified, duels": target("verified", "logistic", beta=0.5),
+    "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
+    "human against failing": target("verified", "logistic", "only", beta=0.5),
+}
+SPIN: Arm = {
+    "data": {"prompts": None},
+    "objective": {"loss": "logistic", "beta": 1.0, "window": 1},
+    "train": {"lr": 1e-4, "optimizer": "rmsprop"},
+}
+
+
+def _tiny(rows: int, epochs: float) -> dict[str, Any]:
+    return {
+        **TINY,
+        "data": {"held_out": 400, "max_examples": 400 + rows},
+        "sft": {**TINY["sft"], "epochs": epochs},
+        "sampling": {"max_new_tokens": 16, "replies_per_prompt": 8},
+        "train": {"optimizer": "adamw", "lr": 1e-3, "epochs": 2, "batch_size": 32, "precision": "fp32"},
+        "evaluate": {"answer_pattern": ".+", "greedy": True, "samples": 8, "headroom": False},
+        "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
+    }
+
+
+TINY_PROMPTS = {"replies": "drop", "answer": "completion", "max_examples": 2000}
+
+TARGET_SETTINGS: dict[str, TargetSetting] = {
+    "tiny-over-targets": TargetSetting(
+        "toy model, 100 rows, start over-fitted, 2,000 unanswered prompts",
+        "sorting",
+        _tiny(100, 200),
+        {**TARGET_ARMS, "SPIN": SPIN},
+        (1e-4, 3e-4, 1e-3),
+        (2, 8, 32, 200),
+        TINY_PROMPTS,
+    ),
+    "tiny-under-targets": TargetSetting(
+        "toy model, 400 rows, start under-trained, 2,000 unanswered prompts",
+        "sorting",
+        _tiny(400, 20),
+        {**TARGET_ARMS, "SPIN": SPIN},
+        (3e-4, 1e-3, 3e-3),
+        (2, 8, 32, 200),
+        TINY_PROMPTS,
+    ),
+}
+
+
+def play(data: Path, name: str, seed: int, arms: Sequence[str]) -> None:
+    """The arms named (all where none is) of one seed, after its controls; their scores go to runs/evidence/NAME/seed-N.json."""
+    setting = TARGET_SETTINGS[name]
+    write_rows(setting.task, data, RUNS / name / "rows")
+    controls = _played(name, seed, "controls", _controls(setting))
+    for arm in arms or setting.arms:
+        _played(name, seed, arm, setting.arms[arm])
+    _write(name, seed, controls)
+
+
+def _controls(setting: TargetSetting) -> Arm:
+    """A game of one iteration that nobody looks at, for continued SFT is a control of a game; the human target costs least."""
+    each = [(lr, epochs) for lr in setting.control_lrs for epochs in setting.control_epochs]
+    named = [{"name": f"sft-{lr:.0e}-{n:g}", "lr": lr, "epochs": n} for lr, n in each]
+    return {**SPIN, "iterations": 1, "sampling": {"replies_per_prompt": 1}, "baseline": named}
+
+
+def _folder(name: str, seed: int, arm: str) -> Path:
+    return RUNS / name / f"seed-{seed}" / arm.replace(",", "").replace(" ", "-")
+
+
+def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
+    """The run of one arm, with the start of the first run of this seed."""
+    setting, root = TARGET_SETTINGS[name], _folder(name, seed, arm)
+    start = root.parent / "start"
+    share_start(start, root)
+    rows = str(RUNS / name / "rows" / "test.jsonl")
+    recipe = _joined({**setting.recipe, "run_dir": str(root), "seed": seed}, {"data": {"path": rows}}, options)
+    has_prompts = "prompts" not in options.get("data", {})
+    if has_prompts:
+        recipe["data"]["prompts"] = {"path": rows, **setting.prompts}
+    sparring.run(recipe)
+    if not start.exists():
+        copy_start(root, start, OF_START)
+    return root
+
+
+def _joined(recipe: dict[str, Any], *changes: Arm) -> dict[str, Any]:
+    for change in changes:
+        recipe = {**recipe, **{key: {**recipe.get(key, {}), **one} if isinstance(one, dict) else one for key, one in change.items()}}
+    return recipe
+
+
+def _write(name: str, seed: int, controls: Path) -> None:
+    """Scores and cost of every arm that is finished: of a game each iteration, of the rest one."""
+    setting, found = TARGET_SETTINGS[name], {}
+    scoring = Scoring(controls)
+    found["start"] = _entry(controls / evaluate_stage(BASELINE), 0)
+    found["cool start"] = _entry(scoring.measure("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL), 0)
+    for section in load_recipe(controls / "recipe.yaml").baseline:
+        cost = control_cost(RunDir(controls), load_recipe(controls / "recipe.yaml"), section.folder).forward_tokens
+        found[section.folder] = _entry(controls / evaluate_stage(section.folder), cost)
+    for arm in setting.arms:
+        root = _folder(name, seed, arm)
+        if not (root / "summary.json").exists() or read_json(root / "summary.json")["stop_reason"] is None:
+            continue
+        recipe, played = load_recipe(root / "recipe.yaml"), len(read_json(root / "summary.json")["iterations"])
+        for t in range(played):
+            cost = iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
+            rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.moves else {}
+            found[f"{arm} {t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
+        if setting.task in TRANSFER:
+            found |= _transfer(Scoring(root), name, arm, played - 1)
+    (RUNS / name / f"seed-{seed}.json").write_text(json.dumps({"machine": machine(), "arms": found}))
+
+
+def _entry(stage: Path, cost: float) -> dict[str, Any]:
+    scores = {metric: {key: score[key] for key in ("value", "stderr", "n")} for metric, score in read_json(stage / SCORES).items()}
+    rows = read_rows(stage / ITEMS)
+    items = {metric: [round(row[metric], 4) for row in rows] for metric in ("exact_match", "nll_per_reply") if metric in rows[0]}
+    return {"scores": scores, "items": items, "forward_tokens": cost}
+
+
+def _transfer(scoring: Scoring, name: str, arm: str, last: int) -> dict[str, Any]:
+    examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
+    players = {"start": "baseline", f"{arm} {last}": str(last)}
+    return {f"transfer {one}": _entry(scoring.measure(f"transfer-{p}", scoring.folder(p), examples), 0) for one, p in players.items()}

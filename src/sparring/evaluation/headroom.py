@@ -1,0 +1,54 @@
+"""What a start leaves to gain, by which means: pure functions over its scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sparring.evaluation.metrics import Score
+
+COOL = 0.7  # the temperature at which a start is shown beside every game
+TOO_WEAK = 0.05  # pass@1 below which a model has been seen to learn nothing from its own replies
+
+Headroom = Mapping[str, Score]
+# In the order of the table: score -> its name there
+NAMES = {
+    "pass_at_1": "pass@1",
+    "greedy": "greedy",
+    "cool": f"temperature {COOL:g}",
+    "majority": "maj@k",
+    "any": "pass@k",
+    "nll": "NLL per token",
+    "nll_after": "NLL after more SFT",
+}
+
+
+def advice(scores: Headroom, k: int) -> str:
+    """One sentence: what a cooler temperature gives for nothing, what targets can reach, and whether more SFT is the better buy."""
+    now = scores["pass_at_1"]
+    found = [f"The start answers {now['value']:.1%} of held-out prompts"]
+    free = max((scores[name] for name in ("cool", "greedy")), key=lambda score: score["value"])
+    if _exceeds(free, now):
+        found.append(f"{free['value']:.1%} with a cooler temperature, which costs nothing")
+    if k > 1:
+        found.append(f"its majority of {k} replies {scores['majority']['value']:.1%}" if "majority" in scores else "")
+        found.append(f"one of {k} is right on {scores['any']['value']:.1%}, all that verified targets can pass on at once")
+    return f"{', '.join(filter(None, found))}: {_conclusion(scores, now)}."
+
+
+def _conclusion(scores: Headroom, now: Score) -> str:
+    before, after = scores.get("nll"), scores.get("nll_after")
+    if before is not None and after is not None and _exceeds(before, after):
+        return f"more SFT still lowers its NLL, from {before['value']:.3f} to {after['value']:.3f}, and is the better buy"
+    if now["value"] < TOO_WEAK:
+        return "that is too little to learn from its own replies; fine-tune it further first"
+    if "majority" in scores and _exceeds(scores["majority"], now):
+        return "majority targets have something to give, verified ones no less"
+    if "any" in scores and _exceeds(scores["any"], now):
+        return "its majority is no better than a single reply, so that verified targets alone have something to give"
+    return "no game has much to give here"
+
+
+def _exceeds(score: Score, other: Score) -> bool:
+    """By more than the error of both."""
+    return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)

@@ -1,0 +1,64 @@
+"""Rejection-sampling fine-tuning (arXiv 2308.01825) as a control: the start trained on human replies and on its own that passed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sparring.config import BaselineSection, at_iteration
+from sparring.console import log
+from sparring.cost import sampling_cost
+from sparring.data.records import Contest
+from sparring.policy.player import Policy
+from sparring.stage_names import control_stage, iteration_stage
+from sparring.stages.candidates import rules_of
+from sparring.stages.fitting import fit_model
+from sparring.stages.grade import candidates_at
+from sparring.stages.ground import Ground
+from sparring.stages.inputs import duels_digest, training_inputs
+from sparring.targets import TARGETS
+from sparring.targets.window import select_window
+from sparring.training.contests import WinnersTask
+from sparring.training.plan import order_seed, steps_plan
+
+
+def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: int, forward_tokens: int) -> Policy:
+    """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
+
+    forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
+    """
+    name, recipe = control_stage(section.folder, "train"), ground.recipe
+    winners = _winners(ground)
+    settings = recipe.train.model_copy(update={"batch_size": section.batch_size or recipe.train.batch_size, "horizon_epochs": None})
+    batch_size = min(settings.batch_size, len(winners))
+    if section.epochs is None:
+        task = WinnersTask(winners)
+        tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
+        left = max(0, forward_tokens - sampling_cost(ground.run, recipe, iteration_stage(0, "generate")))
+        steps = max(1, round(left / settings.passes / tokens / batch_size))
+        log.info(f"{section.folder}: {steps} steps, with the sampling, cost as many floating-point operations as the {played} iterations")
+    else:
+        steps = max(1, round(section.epochs * len(winners) / batch_size))
+    lr, epochs = section.lr or at_iteration(settings.lr, 0), steps * batch_size / len(winners)
+    plan = steps_plan(settings, len(winners), lr=lr, steps=steps, epochs=epochs, seed=order_seed(recipe, played))
+
+    def work(stage: Path) -> dict[str, Any]:
+        return fit_model(ground, stage, start, WinnersTask(winners), plan, settings, phase=name, labels={"stage": name})
+
+    inputs = {
+        "train": {**training_inputs(settings), "lr": lr, "epochs": None},
+        "steps": steps,
+        "winners": duels_digest(winners),
+        "start": start.hash,
+        "seed": recipe.seed,
+    }
+    return Policy.of_stage(ground.maker.make(name, inputs, work, shared=True, derived=True))
+
+
+def _winners(ground: Ground) -> list[Contest]:
+    """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
+    rules = replace(rules_of(ground.recipe), human="mix")
+    prompts = {example.row_id: example.prompt_ids for example in ground.played_examples}
+    window = select_window(prompts, {0: candidates_at(ground, 0)}, TARGETS["verified"], rules, uses_gaps=False, uses_likelihood=True)
+    return [duel for duel in window.duels if isinstance(duel, Contest)]
