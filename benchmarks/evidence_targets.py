@@ -14,7 +14,7 @@ from typing import Any
 from common import machine
 from evidence_arms import Scoring
 from evidence_runs import RUNS, copy_start, share_start
-from evidence_settings import TINY
+from evidence_settings import SMOL, TINY
 from evidence_tasks import TRANSFER, write_rows
 
 import sparring
@@ -45,10 +45,12 @@ class TargetSetting:
     prompts: dict[str, Any] = field(default_factory=dict)
 
 
-def target(kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", **objective: Any) -> dict[str, Any]:
-    """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`."""
-    like = {"random_like": "exact"} if checker == "random" else {}
-    return {"target": {"kind": kind, "checker": checker, "human": human, **like}, "objective": {"loss": loss, "window": 1, **objective}}
+def target(
+    kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", like: str = "exact", **objective: Any
+) -> dict[str, Any]:
+    """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`. like: whose passes `random` deals."""
+    imitated = {"random_like": like} if checker == "random" else {}
+    return {"target": {"kind": kind, "checker": checker, "human": human, **imitated}, "objective": {"loss": loss, "window": 1, **objective}}
 
 
 # The human reply of an SFT row is known and costs nothing, so that it is among the winners ("mix"): what rejection sampling does too.
@@ -82,6 +84,25 @@ def _tiny(rows: int, epochs: float) -> dict[str, Any]:
 
 TINY_PROMPTS = {"replies": "drop", "answer": "completion", "max_examples": 2000}
 
+WORDS = {
+    **SMOL,
+    "data": {"held_out": 200, "max_examples": 500},
+    "sft": {"lr": 3e-5, "epochs": 3, "batch_size": 20},
+    "iterations": 2,
+    "sampling": {"max_new_tokens": 24, "replies_per_prompt": 8},
+    "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": 20},
+    "evaluate": {"answer_pattern": r"= *(-?[\d.]+)$", "greedy": True, "samples": 8, "headroom": False},
+    "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
+    "report": False,
+}
+WORD_ARMS = {
+    "verified, likelihood": target("verified", checker="number"),
+    "majority, likelihood": target("majority", checker="number"),
+    "verified, duels and NLL": target("verified", "logistic", checker="number", beta=0.5, nll_weight=1.0),
+    "random, likelihood": target("verified", checker="random", like="number"),
+    "SPIN": {**SPIN, "train": {}},
+}
+
 TARGET_SETTINGS: dict[str, TargetSetting] = {
     "tiny-over-targets": TargetSetting(
         "toy model, 100 rows, start over-fitted, 2,000 unanswered prompts",
@@ -100,6 +121,15 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         (3e-4, 1e-3, 3e-3),
         (2, 8, 32, 200),
         TINY_PROMPTS,
+    ),
+    "words-targets": TargetSetting(
+        "SmolLM2-135M, 300 word problems, three epochs, 600 further problems with their answers alone",
+        "words",
+        WORDS,
+        WORD_ARMS,
+        (1e-5, 3e-5),
+        (1, 3),
+        {"replies": "drop", "answer": "completion", "max_examples": 600},
     ),
 }
 

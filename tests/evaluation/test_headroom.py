@@ -1,0 +1,49 @@
+"""What is said about a start before a game is paid for."""
+
+from __future__ import annotations
+
+import pytest
+
+from sparring.evaluation.headroom import advice
+from sparring.evaluation.metrics import Score
+
+
+def score(value: float, stderr: float = 0.01) -> Score:
+    return Score(value=value, n=100, stderr=stderr, higher_is_better=True)
+
+
+def scores(**values: float) -> dict[str, Score]:
+    start = {"pass_at_1": 0.4, "greedy": 0.4, "cool": 0.4, "majority": 0.4, "any": 0.4, "nll": 0.5}
+    return {name: score(value) for name, value in {**start, **values}.items()}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (scores(), "no game has much to give here"),
+        (scores(majority=0.5, any=0.7), "majority targets have something to give"),
+        (scores(any=0.7), "verified targets alone have something to give"),
+        (scores(pass_at_1=0.02, greedy=0.02, cool=0.02, majority=0.02, any=0.09), "too little to learn from its own replies"),
+        (scores(majority=0.5, any=0.7, nll_after=0.3), "more SFT still lowers its NLL, from 0.500 to 0.300"),
+        (scores(majority=0.5, any=0.7, nll_after=0.6), "majority targets have something to give"),
+    ],
+)
+def test_the_conclusion(found: dict[str, Score], words: str) -> None:
+    assert words in advice(found, 8)
+
+
+def test_a_difference_within_the_errors_is_none() -> None:
+    found = scores(majority=0.5, any=0.5)
+    wide = {name: score(one["value"], 0.08) for name, one in found.items()}
+    assert "majority targets" in advice(found, 8) and "no game" in advice(wide, 8)
+
+
+def test_a_cooler_temperature_is_told_where_it_gains() -> None:
+    assert "50.0% with a cooler temperature, which costs nothing" in advice(scores(cool=0.5), 8)
+    assert "costs nothing" not in advice(scores(), 8)
+
+
+def test_one_reply_a_prompt_has_neither_majority_nor_pass_at_k() -> None:
+    found = {name: one for name, one in scores().items() if name not in ("majority", "any")}
+    said = advice(found, 1)
+    assert "majority" not in said and "one of" not in said and "no game" in said

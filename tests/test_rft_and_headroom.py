@@ -1,0 +1,82 @@
+"""Rejection-sampling fine-tuning as a control, and the headroom of a start, in whole tiny games."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, rows, write_rows
+
+import sparring
+from sparring.errors import UserError
+from sparring.rundir import read_json
+
+
+@pytest.fixture(scope="module")
+def game(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A verified game of one iteration with both, and a checker under which some replies pass: those with an even number."""
+    folder = tmp_path_factory.mktemp("rft")
+    checker = folder / "even.py"
+    checker.write_text("def even(completions, **_):\n    return [float(len(c[0]['content']) % 2 == 0) for c in completions]\n")
+    recipe = {
+        **TINY,
+        "run_dir": str(folder / "run"),
+        "data": {"path": str(write_rows(folder / "rows.jsonl", rows())), "held_out": 8},
+        "iterations": 1,
+        "target": {"kind": "verified", "checker": f"{checker}:even"},
+        "objective": {"loss": "sft"},
+        "evaluate": {"samples": 2, "metric": "nll_per_token", "headroom_epochs": 1},
+        "baseline": [{"kind": "rft", "batch_size": 8}, {"kind": "rft", "name": "rft-twice", "epochs": 2}],
+    }
+    return sparring.run(recipe), folder / "run"
+
+
+def test_rft_is_trained_on_passing_and_human_replies_of_the_start(game: tuple[dict[str, Any], Path]) -> None:
+    summary, root = game
+    assert [control["name"] for control in summary["controls"]] == ["RFT", "rft-twice"]
+    twice = read_json(root / "rft-twice" / "train" / "done.json")
+    graded = read_json(root / "iterations" / "000" / "grade" / "done.json")
+    assert graded["facts"]["rates"]["pass_rate"]["n"] == 24, "every training prompt is judged"
+    assert twice["facts"]["steps"] * twice["facts"]["batch_size"] == pytest.approx(2 * 24, abs=4), "all 24 prompts have a winner: the human"
+
+
+def test_rft_of_equal_cost_pays_for_the_replies_that_it_learns_from(game: tuple[dict[str, Any], Path]) -> None:
+    _, root = game
+    facts = {
+        name: read_json(root / name / "done.json")["facts"] for name in ("iterations/000/generate", "iterations/000/train", "rft/train")
+    }
+    sampled, trained = facts["iterations/000/generate"]["sampled_tokens"], facts["iterations/000/train"]["trained_tokens"]
+    cost = sampled + 3 * facts["rft/train"]["trained_tokens"]
+    step = 3 * facts["rft/train"]["trained_tokens"] / facts["rft/train"]["steps"]
+    assert cost == pytest.approx(sampled + 3 * trained, abs=step)
+
+
+def test_headroom_is_measured_once_and_told(game: tuple[dict[str, Any], Path]) -> None:
+    summary, root = game
+    found = summary["headroom"]
+    assert found == read_json(root / "baseline" / "headroom" / "headroom.json")
+    assert found["k"] == 2
+    assert {"pass_at_1", "greedy", "cool", "any", "nll", "nll_after"} <= found["scores"].keys()
+    assert found["scores"]["any"]["value"] >= found["scores"]["pass_at_1"]["value"]
+    assert found["scores"]["nll"]["value"] == pytest.approx(summary["baseline"]["scores"]["nll_per_token"]["value"])
+    assert found["sentence"] in (root / "run.log").read_text()
+
+
+def test_a_recipe_may_do_without(tmp_path: Path, game: tuple[dict[str, Any], Path]) -> None:
+    _, root = game
+    again = sparring.run(root / "recipe.yaml", ["evaluate.headroom=false", "evaluate.headroom_epochs=null", "baseline=null"])
+    assert "headroom" not in again
+
+
+def test_rft_needs_grades(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="rft needs graded replies"):
+        sparring.run({**TINY, "run_dir": str(tmp_path / "run"), "baseline": "rft"})
+
+
+def test_headroom_needs_answers(tmp_path: Path) -> None:
+    recipe = json.loads(json.dumps({**TINY, "run_dir": str(tmp_path / "run")}))
+    recipe["evaluate"] = {"headroom": True}
+    with pytest.raises(UserError, match="headroom"):
+        sparring.run(recipe)
