@@ -43,6 +43,7 @@ class TargetSetting:
     control_lrs: Sequence[float]
     control_epochs: Sequence[float]
     prompts: dict[str, Any] = field(default_factory=dict)
+    rows: str = "test"  # "search" for a setting whose outcome chooses options: the test never sees its rows
 
 
 def target(
@@ -51,6 +52,10 @@ def target(
     """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`. like: whose passes `random` deals."""
     imitated = {"random_like": like} if checker == "random" else {}
     return {"target": {"kind": kind, "checker": checker, "human": human, **imitated}, "objective": {"loss": loss, "window": 1, **objective}}
+
+
+def _over(arm: Arm, **changes: dict[str, Any]) -> Arm:
+    return {**arm, **{section: {**arm.get(section, {}), **options} for section, options in changes.items()}}
 
 
 # The human reply of an SFT row is known and costs nothing, so that it is among the winners ("mix"): what rejection sampling does too.
@@ -83,6 +88,22 @@ def _tiny(rows: int, epochs: float) -> dict[str, Any]:
 
 
 TINY_PROMPTS = {"replies": "drop", "answer": "completion", "max_examples": 2000}
+
+# What could make a duel worth its cost: how strongly it is held, the winners' likelihood beside it, who loses, how fast, and in which order
+DUELS: dict[str, Arm] = {
+    f"majority, beta {beta:g}, NLL {nll:g}": target("majority", "logistic", beta=beta, nll_weight=nll)
+    for beta in (0.1, 0.5, 2.0)
+    for nll in (0.0, 1.0, 4.0)
+}
+DUELS |= {
+    "majority, likelihood": target("majority"),
+    "majority, beta 0.5, NLL 1, one loser": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), target={"max_losers": 1}),
+    "majority, beta 0.5, NLL 1, weighed": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), target={"weigh_votes": True}),
+    "majority, beta 0.5, NLL 1, lr 3e-4": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), train={"lr": 3e-4}),
+    "majority, likelihood, lr 3e-4": _over(target("majority"), train={"lr": 3e-4}),
+    "majority, likelihood, weighed": _over(target("majority"), target={"weigh_votes": True}),
+    "majority, likelihood, no human": target("majority", human="never"),
+}
 
 WORDS = {
     **SMOL,
@@ -122,6 +143,16 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         (2, 8, 32, 200),
         TINY_PROMPTS,
     ),
+    "tiny-over-duels": TargetSetting(
+        "toy model, 100 rows, start over-fitted: what makes a duel worth its cost",
+        "sorting",
+        _tiny(100, 200),
+        DUELS,
+        (3e-4,),
+        (32,),
+        TINY_PROMPTS,
+        "search",
+    ),
     "words-targets": TargetSetting(
         "SmolLM2-135M, 300 word problems, three epochs, 600 further problems with their answers alone",
         "words",
@@ -141,7 +172,7 @@ def play(data: Path, name: str, seed: int, arms: Sequence[str]) -> None:
     controls = _played(name, seed, "controls", _controls(setting))
     for arm in arms or setting.arms:
         _played(name, seed, arm, setting.arms[arm])
-    _write(name, seed, controls)
+        _write(name, seed, controls)
 
 
 def _controls(setting: TargetSetting) -> Arm:
@@ -160,7 +191,7 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
     setting, root = TARGET_SETTINGS[name], _folder(name, seed, arm)
     start = root.parent / "start"
     share_start(start, root)
-    rows = str(RUNS / name / "rows" / "test.jsonl")
+    rows = str(RUNS / name / "rows" / f"{setting.rows}.jsonl")
     recipe = _joined({**setting.recipe, "run_dir": str(root), "seed": seed}, {"data": {"path": rows}}, options)
     has_prompts = "prompts" not in options.get("data", {})
     if has_prompts:

@@ -11,16 +11,6 @@ COOL = 0.7  # the temperature at which a start is shown beside every game
 TOO_WEAK = 0.05  # pass@1 below which a model has been seen to learn nothing from its own replies
 
 Headroom = Mapping[str, Score]
-# In the order of the table: score -> its name there
-NAMES = {
-    "pass_at_1": "pass@1",
-    "greedy": "greedy",
-    "cool": f"temperature {COOL:g}",
-    "majority": "maj@k",
-    "any": "pass@k",
-    "nll": "NLL per token",
-    "nll_after": "NLL after more SFT",
-}
 
 
 def advice(scores: Headroom, k: int) -> str:
