@@ -86,15 +86,20 @@ class Evaluator:
     def _items(self, measured: Measured, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         """metric -> its value for every held-out row, in their order. NLL per token is the sum of nll_per_reply over human_reply_tokens."""
         real = [row["real"] for row in measured.logps]
-        target = self.recipe.target
         return {
-            **(answer_items(graded, target.pass_score, must_end=target.checker is not None) if graded else {}),
+            **self._of_answers(graded),
             "nll_per_reply": [-logp for logp in real],
             **_duels(measured.logps),
             "real_logp": real,
             "generated_logp": [row["own"] for row in measured.logps],
             **self._of_replies(measured.first),
         }
+
+    def _of_answers(self, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
+        target = self.recipe.target
+        if self.checker is None:
+            return {}
+        return answer_items(graded, target.pass_score, must_end=target.checker is not None, reads_answers=self.checker.reads_answers)
 
     def _of_replies(self, replies: Sequence[Reply]) -> dict[str, list[float]]:
         real = {example.row_id: example.reply_ids for example in self.held_out}

@@ -27,10 +27,10 @@ def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
 
 def _no_contest(ground: Ground, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    everything_passes = set(counts) == {"all_pass"}
+    nobody_loses = set(counts) == {"all_pass"}
     if t:
-        return f"nothing to learn: {'every reply passes' if everything_passes else f'no prompt has winners and losers: {told(counts)}'}"
-    if everything_passes:
+        return f"nothing to learn: {'no reply loses any more' if nobody_loses else f'no prompt has winners and losers: {told(counts)}'}"
+    if nobody_loses:
         remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
     else:
         remedy = f"read the replies with `sparring grade {ground.run.root}`; {_remedy(counts)}"
@@ -50,10 +50,11 @@ def _remedy(counts: dict[str, int]) -> str:
 def _plateau(ground: Ground, t: int) -> str | None:
     """The pass rate, or for majority the share of votes, has not risen since the iteration before: prompt by prompt, on the same ones."""
     name = "vote_share" if ground.recipe.target.kind == "majority" else "pass_rate"
-    before, now = (rates(candidates_at(ground, i)).get(name) for i in (t - 1, t))
-    if before is None or now is None or len(before) != len(now) or len(now) < 2:
+    before, now = (rates(candidates_at(ground, i)).get(name, {}) for i in (t - 1, t))
+    both = [row_id for row_id in now if row_id in before]  # a function of one's own may give no score in one of them
+    if len(both) < 2:
         return None
-    rise = np.subtract(now, before)
+    rise = np.array([now[row_id] - before[row_id] for row_id in both])
     stderr = float(rise.std(ddof=1)) / math.sqrt(len(rise))
     if rise.mean() > stderr:
         return None
