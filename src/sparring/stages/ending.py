@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from sparring.config import Recipe
+from sparring.console import log
 from sparring.errors import UserError
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
 from sparring.stages.candidates import rates
 from sparring.stages.grade import candidates_at
 from sparring.stages.ground import Ground, told
@@ -23,6 +27,20 @@ def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
     if not window.duels:
         return _no_contest(ground, window, t)
     return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
+
+
+def tell_collapse(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> None:
+    """Warn where the majority agrees more and is right less."""
+    if not agrees_on_errors(recipe, baseline, iterations):
+        return
+    (before, after), (votes, now) = (
+        [scores[name]["value"] for scores in (baseline, iterations[-1])] for name in ("exact_match", "vote_share")
+    )
+    log.warning(
+        f"the majority agrees on errors: the share of votes for the leading answer rose from {votes:.3f} to {now:.3f} since the start, and "
+        f"exact_match fell from {before:.3f} to {after:.3f}; the game ends after {recipe.stop.patience or COLLAPSE_PATIENCE} iterations "
+        "without a new best"
+    )
 
 
 def _no_contest(ground: Ground, window: Window, t: int) -> str:
