@@ -435,16 +435,16 @@ def test_all_problems_at_once() -> None:
         sft={"lr": "x", "foo": 1, "horizon_epochs": 0.5},
         objective={"beta": [1.0], "loss": "hing"},
         train={"lr": [1.0, 2.0], "epochs": [3.0], "horizon_epochs": 4},
-        evaluate={"metric": "exact_match", "greedy": 3},
+        evaluate={"metric": "exact_match"},
         baseline={"lr": -1},
     )
     message = refusal(values)
-    assert message.startswith("recipe: 11 problems in the recipe\n")
+    assert message.startswith("recipe: 10 problems in the recipe\n")
     assert message.endswith("  -> every key is documented in docs/recipe.md")
     keys = {line.partition(":")[0] for line in problems(values)}
     assert keys == {
         *("seed", "trian", "sft.lr", "sft.foo", "sft.epochs", "objective.loss", "train.lr", "train.epochs"),
-        *("evaluate.metric", "evaluate.greedy", "baseline.lr"),
+        *("evaluate.metric", "baseline.lr"),
     }
 
 

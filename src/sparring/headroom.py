@@ -71,7 +71,8 @@ def _answers(ground: Ground, start: Policy, stage: Path, checker: Checker, k: in
 
     def items(replies: list[Reply], of_greedy: list[Reply] | None) -> dict[str, list[float]]:
         rows = grade_rows(ground.held_out, replies, of_greedy, checker, chat.decode)
-        return answer_items(rows, recipe.target.pass_score, must_end=recipe.target.checker is not None)
+        must_end = recipe.target.checker is not None
+        return answer_items(rows, recipe.target.pass_score, must_end, checker.reads_answers)
 
     found, cooler = items(own, greedy), items(cool, None)
     values = {"pass_at_1": found["exact_match"], "greedy": found["exact_match_greedy"], "cool": cooler["exact_match"]}

@@ -21,7 +21,7 @@ from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_it
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages.check import check
-from sparring.stages.ending import nothing_to_learn
+from sparring.stages.ending import nothing_to_learn, tell_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
 from sparring.stages.ground import Ground
@@ -80,6 +80,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         iterations.append(scores_of(player))
         if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
             _publish(directory, recipe, scores_of(start), iterations, {}, None)
+        tell_collapse(recipe, scores_of(start), iterations)
         reason = stop_reason(recipe, scores_of(start), iterations)
     log.info(f"the game ends - {reason}")
     best = best_iteration(iterations, recipe.metric) if iterations else None

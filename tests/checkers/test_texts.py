@@ -78,6 +78,7 @@ def test_numbers_by_hand(text: str, value: str) -> None:
         "12/05/2024",
         "1.2.3",
         "9" * 101,
+        "1e100",
         "1e101",
         "1e999999999",
         "1e-999999999",

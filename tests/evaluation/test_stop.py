@@ -9,7 +9,7 @@ import pytest
 
 from sparring.config import Recipe, load_recipe
 from sparring.evaluation.metrics import Score, accuracy_score, wilson_interval
-from sparring.evaluation.stop import best_iteration, is_better, stop_reason
+from sparring.evaluation.stop import agrees_on_errors, best_iteration, is_better, stop_reason
 
 
 def recipe(iterations: int = 4, metric: str = "exact_match", **stop: Any) -> Recipe:
@@ -173,3 +173,66 @@ def test_patience_follows_the_chosen_metric() -> None:
 
 def test_without_patience_it_waits() -> None:
     assert stop_reason(recipe(iterations=9), baseline(0.9), [scores(0.5)] * 8) is None
+
+
+# --- targets that move
+
+
+def moving(kind: str = "verified", iterations: int = 9, **stop: Any) -> Recipe:
+    return load_recipe(
+        {
+            "run_dir": "run",
+            "model": {"path": "builtin:tiny"},
+            "data": {"path": "builtin:tasks"},
+            "iterations": iterations,
+            "sampling": {"replies_per_prompt": 8},
+            "target": {"kind": kind, "checker": "number"},
+            "evaluate": {"samples": 8},
+            "stop": stop,
+        }
+    )
+
+
+def sampled(exact_match: float, pass_at_8: float = 0.8, vote_share: float = 0.5, distinct: float = 3.0) -> dict[str, Score]:
+    values = {"pass_at_8": pass_at_8, "vote_share": vote_share, "distinct_answers": distinct}
+    return {**scores(exact_match, wins=50), **{name: Score(value=value, n=100, stderr=0.01) for name, value in values.items()}}
+
+
+def test_a_player_need_not_come_near_to_human_replies_where_others_win() -> None:
+    assert stop_reason(moving(), sampled(0.4), [sampled(0.5)]) is None
+    assert stop_reason(recipe(), baseline(), [sampled(0.5)]) is not None
+
+
+@pytest.mark.parametrize(("pass_at_8", "ends"), [(0.8, False), (0.72, False), (0.71, False), (0.70, True), (0.2, True)])
+def test_it_ends_where_pass_at_k_falls_below_a_share_of_the_starts_by_more_than_its_error(pass_at_8: float, ends: bool) -> None:
+    """0.9 of 0.8 is 0.72, and the error of the difference 0.0135."""
+    reason = stop_reason(moving(), sampled(0.4), [sampled(0.5), sampled(0.6, pass_at_8)])
+    assert (reason is not None) == ends
+    assert not ends or reason == f"diversity: pass_at_8 {pass_at_8:.3f} is less than 0.9 of the start's 0.800, by more than its error"
+    assert stop_reason(moving(min_pass_at_k=None), sampled(0.4), [sampled(0.6, pass_at_8)]) is None
+
+
+def test_distinct_answers_end_it_only_when_asked() -> None:
+    fewer = [sampled(0.5, distinct=1.0)]
+    assert stop_reason(moving(), sampled(0.4), fewer) is None
+    assert (stop_reason(moving(min_distinct=0.5), sampled(0.4), fewer) or "").startswith("diversity: distinct_answers 1.000")
+    assert stop_reason(moving(min_distinct=0.3), sampled(0.4), fewer) is None
+
+
+def test_a_majority_that_agrees_on_errors_has_two_iterations_to_turn() -> None:
+    """Votes rise, accuracy falls: the recipe names no patience, and it is 2."""
+    start, bad = sampled(0.5), sampled(0.4, vote_share=0.7)
+    assert agrees_on_errors(moving("majority"), start, [bad])
+    assert stop_reason(moving("majority"), start, [bad]) is None
+    assert stop_reason(moving("majority"), start, [bad, bad]) == "patience: exact_match has not improved for 2 iterations"
+    assert stop_reason(moving("majority", patience=3), start, [bad, bad]) is None, "the recipe's own comes first"
+    assert stop_reason(moving("majority"), start, [bad, sampled(0.6, vote_share=0.7)]) is None, "it has turned"
+
+
+@pytest.mark.parametrize(
+    ("kind", "exact_match", "vote_share", "agrees"),
+    [("majority", 0.4, 0.7, True), ("majority", 0.49, 0.7, False), ("majority", 0.4, 0.5, False), ("verified", 0.4, 0.7, False)],
+)
+def test_what_agreeing_on_errors_is(kind: str, exact_match: float, vote_share: float, agrees: bool) -> None:
+    """0.49 is within the error of 0.014 of the start's 0.5."""
+    assert agrees_on_errors(moving(kind), sampled(0.5), [sampled(exact_match, vote_share=vote_share)]) == agrees

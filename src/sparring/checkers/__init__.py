@@ -9,6 +9,7 @@ dealt.py      random: another checker's scores dealt anew
 pool.py       processes with limits of time and memory; worker.py is what runs in them
 make.py       settings to checker
 probe.py      what a checker lets through
+failures.py   what it cannot grade: counted, or the end of the run
 
 Nothing is imported here.
 """

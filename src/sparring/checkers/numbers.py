@@ -38,7 +38,9 @@ def last_number(text: str) -> Fraction | None:
     if last is None:
         return None
     value = _value(last)
-    return -value if value is not None and last["sign"] else value
+    if value is None or max(value.numerator, value.denominator) >= 10**MAX_DIGITS:  # 1e100: it could not be read back
+        return None
+    return -value if last["sign"] else value
 
 
 def _value(found: re.Match[str]) -> Fraction | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.answers import find_answer
+from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Grade
 from sparring.checkers.pool import Item, Pool, Result
 from sparring.checkers.worker import SIGNATURES
@@ -17,6 +18,7 @@ from sparring.console import printable
 from sparring.errors import UserError, first_line, nearest
 
 WHERE = "target.checker"
+TRIED = 16  # replies after which a function that fails on all of them is given up
 
 
 class OwnChecker:
@@ -42,8 +44,14 @@ class OwnChecker:
             raise _explained(path, function, trouble)
 
     def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
-        results = iter(self._pool.answer([_item(one, reply) for one in asked for reply in one.replies]))
-        return [[self._grade(reply, next(results)) for reply in one.replies] for one in asked]
+        """Raises UserError when none of the first TRIED replies can be graded: were each to take its time limit, it would take days."""
+        texts = [reply for one in asked for reply in one.replies]
+        items = [_item(one, reply) for one in asked for reply in one.replies]
+        first = self._grades(texts[:TRIED], items[:TRIED])
+        if len(first) == TRIED and all(grade.failed for grade in first):
+            require_few_failures(texts[:TRIED], first, self.name)
+        grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
+        return [[next(grades) for _ in one.replies] for one in asked]
 
     def expected(self, asked: Asked) -> str | None:
         """Only the function knows."""
@@ -51,6 +59,9 @@ class OwnChecker:
 
     def close(self) -> None:
         self._pool.close()
+
+    def _grades(self, texts: Sequence[str], items: Sequence[Item]) -> list[Grade]:
+        return [self._grade(text, result) for text, result in zip(texts, self._pool.answer(items), strict=True)]
 
     def _grade(self, reply: str, result: Result) -> Grade:
         if "failed" in result:

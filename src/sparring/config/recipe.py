@@ -164,7 +164,8 @@ class Recipe(Section):
     @field_validator("evaluate")
     @classmethod
     def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        found = list(evaluate.contradictions(info.data.get("target", TargetSection())))
+        target = info.data.get("target")  # None where it has faults of its own: whether there is a checker is not known then
+        found = [] if target is None else list(evaluate.contradictions(target))
         if found:
             raise _refusal(found)
         return evaluate

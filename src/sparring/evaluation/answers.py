@@ -52,9 +52,9 @@ def grade_rows(
     return found
 
 
-def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool) -> dict[str, list[float]]:
+def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool, reads_answers: bool) -> dict[str, list[float]]:
     """metric -> its value for every row. exact_match is the share of a row's replies that pass (pass@1), so that its mean over rows has
-    the error of a mean over prompts. must_end: a reply that was cut at the limit does not pass."""
+    the error of a mean over prompts. must_end: a reply that was cut at the limit does not pass; reads_answers: the checker's."""
 
     def passes(reply: GradedReply) -> bool:
         is_whole = reply.finish_reason == "stop" or not must_end
@@ -67,7 +67,7 @@ def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool)
     k = len(graded[0].replies)
     if k > 1:
         items |= {f"{PASS_AT}{n}": [pass_at(len(row), sum(row), n) for row in passed] for n in _sizes(k)}
-        if any(reply.grade.answer is not None for row in graded for reply in row.replies):
+        if reads_answers:  # and not only where there are any: a player that gives none is to be compared with the start
             items |= _answers(graded, passed, k)
     return items
 

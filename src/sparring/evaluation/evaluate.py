@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.asking import ask
+from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
 from sparring.config import Recipe, is_own_checker
 from sparring.console import log
@@ -70,8 +71,17 @@ class Evaluator:
         return self._scores(self._items(measured, self.grade(measured)))
 
     def grade(self, measured: Measured) -> list[GradedRow]:
-        """The grades of all replies to every held-out row, and of the greedy one; empty without a checker."""
-        return [] if self.checker is None else grade_rows(self.held_out, measured.replies, measured.greedy, self.checker, self.chat.decode)
+        """The grades of all replies to every held-out row, and of the greedy one; empty without a checker.
+
+        Raises UserError when the checker fails on many of them.
+        """
+        if self.checker is None:
+            return []
+        graded = grade_rows(self.held_out, measured.replies, measured.greedy, self.checker, self.chat.decode)
+        replies = [reply for row in graded for reply in (*row.replies, *([row.greedy] if row.greedy else []))]
+        if failures := require_few_failures([one.text for one in replies], [one.grade for one in replies], self.checker.name):
+            log.warning(f"target.checker could not grade {failures} of {len(replies)} held-out replies: they count as wrong")
+        return graded
 
     def _scores(self, items: Mapping[str, list[float]]) -> dict[str, Score]:
         """Means of the items, and the three that are no plain mean."""
@@ -86,15 +96,20 @@ class Evaluator:
     def _items(self, measured: Measured, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         """metric -> its value for every held-out row, in their order. NLL per token is the sum of nll_per_reply over human_reply_tokens."""
         real = [row["real"] for row in measured.logps]
-        target = self.recipe.target
         return {
-            **(answer_items(graded, target.pass_score, must_end=target.checker is not None) if graded else {}),
+            **self._of_answers(graded),
             "nll_per_reply": [-logp for logp in real],
             **_duels(measured.logps),
             "real_logp": real,
             "generated_logp": [row["own"] for row in measured.logps],
             **self._of_replies(measured.first),
         }
+
+    def _of_answers(self, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
+        target = self.recipe.target
+        if self.checker is None:
+            return {}
+        return answer_items(graded, target.pass_score, must_end=target.checker is not None, reads_answers=self.checker.reads_answers)
 
     def _of_replies(self, replies: Sequence[Reply]) -> dict[str, list[float]]:
         real = {example.row_id: example.reply_ids for example in self.held_out}

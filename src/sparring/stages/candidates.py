@@ -38,22 +38,25 @@ def candidates_of(
     return {example.row_id: Candidates(tuple(others[example.row_id]), humans.get(example.row_id)) for example in examples}
 
 
-def rates(found: Mapping[str, Candidates]) -> dict[str, list[float]]:
-    """Per prompt, in the order of their ids: the share of replies that passed, of the prompts in which any was judged; the share of votes
-    for the leading answer; how many different answers there are."""
-    ordered = [found[row_id] for row_id in sorted(found)]
-    judged = [one for one in ordered if any(reply.passed is not None for reply in one.replies)]
-    values = {"pass_rate": [_passed(one) for one in judged]} if judged else {}
-    if any(reply.answer is not None for one in ordered for reply in one.replies):
-        values["vote_share"] = [vote_share(one.replies) for one in ordered]
-        values["distinct_answers"] = [float(len({r.answer for r in one.replies if r.is_complete} - {None})) for one in ordered]
+def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
+    """For each prompt, by its id: the share of replies that passed, of the prompts in which any was judged; the share of votes for the
+    leading answer; how many different answers there are."""
+    judged = {row_id: one for row_id, one in found.items() if any(reply.passed is not None for reply in one.replies)}
+    values = {"pass_rate": {row_id: _passed(one) for row_id, one in judged.items()}} if judged else {}
+    if any(reply.answer is not None for one in found.values() for reply in one.replies):
+        values["vote_share"] = {row_id: vote_share(one.replies) for row_id, one in found.items()}
+        values["distinct_answers"] = {row_id: float(len(_answers(one))) for row_id, one in found.items()}
     return values
+
+
+def _answers(one: Candidates) -> set[str]:
+    return {reply.answer for reply in one.replies if reply.is_complete and reply.answer is not None}
 
 
 def _passed(one: Candidates) -> float:
     return sum(reply.passed is True and reply.is_complete for reply in one.replies) / len(one.replies)
 
 
-def rate_scores(values: Mapping[str, Sequence[float]]) -> dict[str, Score]:
+def rate_scores(values: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
     """Means over prompts with their errors."""
-    return {name: mean_score(found, True if name == "pass_rate" else None) for name, found in values.items()}
+    return {name: mean_score(list(found.values()), True if name == "pass_rate" else None) for name, found in values.items()}

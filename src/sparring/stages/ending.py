@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
+from sparring.config import Recipe
+from sparring.console import log
 from sparring.errors import UserError
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
 from sparring.stages.candidates import rates
 from sparring.stages.grade import candidates_at
 from sparring.stages.ground import Ground, told
@@ -25,12 +29,26 @@ def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
     return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
 
 
+def tell_collapse(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> None:
+    """Warn where the majority agrees more and is right less."""
+    if not agrees_on_errors(recipe, baseline, iterations):
+        return
+    (before, after), (votes, now) = (
+        [scores[name]["value"] for scores in (baseline, iterations[-1])] for name in ("exact_match", "vote_share")
+    )
+    log.warning(
+        f"the majority agrees on errors: the share of votes for the leading answer rose from {votes:.3f} to {now:.3f} since the start, and "
+        f"exact_match fell from {before:.3f} to {after:.3f}; the game ends after {recipe.stop.patience or COLLAPSE_PATIENCE} iterations "
+        "without a new best"
+    )
+
+
 def _no_contest(ground: Ground, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    everything_passes = set(counts) == {"all_pass"}
+    nobody_loses = set(counts) == {"all_pass"}
     if t:
-        return f"nothing to learn: {'every reply passes' if everything_passes else f'no prompt has winners and losers: {told(counts)}'}"
-    if everything_passes:
+        return f"nothing to learn: {'no reply loses any more' if nobody_loses else f'no prompt has winners and losers: {told(counts)}'}"
+    if nobody_loses:
         remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
     else:
         remedy = f"read the replies with `sparring grade {ground.run.root}`; {_remedy(counts)}"
@@ -50,10 +68,11 @@ def _remedy(counts: dict[str, int]) -> str:
 def _plateau(ground: Ground, t: int) -> str | None:
     """The pass rate, or for majority the share of votes, has not risen since the iteration before: prompt by prompt, on the same ones."""
     name = "vote_share" if ground.recipe.target.kind == "majority" else "pass_rate"
-    before, now = (rates(candidates_at(ground, i)).get(name) for i in (t - 1, t))
-    if before is None or now is None or len(before) != len(now) or len(now) < 2:
+    before, now = (rates(candidates_at(ground, i)).get(name, {}) for i in (t - 1, t))
+    both = [row_id for row_id in now if row_id in before]  # a function of one's own may give no score in one of them
+    if len(both) < 2:
         return None
-    rise = np.subtract(now, before)
+    rise = np.array([now[row_id] - before[row_id] for row_id in both])
     stderr = float(rise.std(ddof=1)) / math.sqrt(len(rise))
     if rise.mean() > stderr:
         return None

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Checker, Grade
 from sparring.checkers.probe import share_of_wrong_winners
 from sparring.config import Recipe
@@ -21,11 +22,10 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.candidates import HUMAN, candidates_of, rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
-from sparring.stages.ground import Ground
+from sparring.stages.ground import Ground, told
 from sparring.targets import Candidates
 
 PROMPTS_PER_SHARD = 256
-MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
 FALSE_POSITIVES = 0.01  # of a good checker: what its share of wrong winners is told with
 
@@ -78,7 +78,8 @@ def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
     """Write a table of grades into shards under `stage`, each row with its text; shards that are there are kept. Returns facts.
 
-    Raises UserError when a function of one's own fails on more than MOST_FAILURES of the replies.
+    Raises UserError when the checker fails on many of the replies; then no shard is left, for what it fails on may depend on what no
+    fingerprint holds: time limits, memory, files that it reads.
     """
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:
@@ -95,22 +96,22 @@ def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], che
             return {name: [row[name] for row in rows] for name in rows[0]}
 
         run_shards(stage, asked, PROMPTS_PER_SHARD, work)
-    rows = [row for row in read_rows(stage) if row["replica"] != HUMAN]
-    failed = [row for row in rows if row["failed"]]
-    if len(failed) > MOST_FAILURES * len(rows):
-        raise _too_many_failures(failed, len(rows), checker.name)
-    facts = {"replies": len(rows), "failures": len(failed)}
-    log.info(f"{phase}: {len(rows)} replies, {sum(row['answer'] is None for row in rows)} without an answer, {len(failed)} failures")
+    facts = _facts(stage, checker)
+    log.info(f"{phase}: {told(facts)}")
     return facts
+
+
+def _facts(stage: Path, checker: Checker) -> dict[str, int]:
+    rows = [row for row in read_rows(stage) if row["replica"] != HUMAN]
+    grades = [Grade(*(row[name] for name in ("score", "answer", "reason", "failed"))) for row in rows]
+    try:
+        failures = require_few_failures([row["text"] for row in rows], grades, checker.name)
+    except UserError:
+        for shard in stage.glob("shard-*.parquet"):
+            shard.unlink()
+        raise
+    return {"replies": len(rows), "without_answer": sum(grade.answer is None for grade in grades), "failures": failures}
 
 
 def _row(asked: Asked, replica: int, text: str, graded: Grade) -> dict[str, Any]:
     return {"row_id": asked.row_id, "replica": replica, "text": text, **vars(graded)}
-
-
-def _too_many_failures(failed: Sequence[Mapping[str, Any]], count: int, name: str) -> UserError:
-    return UserError(
-        f"{len(failed)} of {count} replies could not be graded, more than {MOST_FAILURES:.0%}; the first of them: {failed[0]['reason']}",
-        where=f"target.checker ({name}), on the reply {failed[0]['text'][:200]!r}",
-        remedy="correct the function, or raise target.timeout_seconds or target.memory_mb; nothing has to be sampled again",
-    )

@@ -13,20 +13,22 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
     Each complete reply with an answer has one vote; equal answers vote together. The winning answer needs `min_votes` of all replies and
     more votes than any other: a tie is no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
-    is the winning one without a vote.
+    is the winning one without a vote, and a vote's margin weighs nothing then.
     """
     votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
     known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
     if known is not None:
-        return _won_by(known, votes, candidates, rules)
+        return _won_by(known, candidates, rules, weight=1.0)
     if not votes:
         return decide(candidates, rules, (), (), otherwise="unjudged")
     (first, most), *others = votes.most_common(2)
     if others and others[0][1] == most:
         return decide(candidates, rules, (), candidates.replies, otherwise="ties")
-    if most < rules.min_votes * len(candidates.replies):
+    if most / len(candidates.replies) < rules.min_votes:  # 11 / 20 is the float 0.55, but 0.55 * 20 is above 11
         return decide(candidates, rules, (), candidates.replies, otherwise="few_votes")
-    return _won_by(first, votes, candidates, rules)
+    runner_up = others[0][1] if others else 0
+    weight = (most - runner_up) / len(candidates.replies) if rules.weigh_votes else 1.0
+    return _won_by(first, candidates, rules, weight)
 
 
 def vote_share(replies: Sequence[Candidate]) -> float:
@@ -39,10 +41,7 @@ def _votes(reply: Candidate) -> bool:
     return reply.is_complete and reply.answer is not None
 
 
-def _won_by(answer: str | None, votes: Counter[str | None], candidates: Candidates, rules: Rules) -> Selection:
+def _won_by(answer: str | None, candidates: Candidates, rules: Rules, weight: float) -> Selection:
     won = [reply for reply in candidates.replies if _votes(reply) and reply.answer == answer]
     lost = [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
-    runner_up = max((count for other, count in votes.items() if other != answer), default=0)
-    margin = (votes[answer] - runner_up) / len(candidates.replies)
-    weight = max(0.0, margin) if rules.weigh_votes else 1.0
     return decide(candidates, rules, won, lost, otherwise="none_pass", weight=weight)

@@ -80,8 +80,8 @@ def decide(
     has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
     first = [human] if human is not None and has_part else []
     won = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
-    texts = {one.text for one in won}
-    lost = _distinct([one for one in losers if _may_lose(one, rules) and one.text not in texts], [], rules.max_losers)
+    others = [one for one in losers if _may_lose(one, rules) and not any(_repeats(one, winner) for winner in won)]
+    lost = _distinct(others, [], rules.max_losers)
     return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), otherwise), weight)
 
 
@@ -103,7 +103,7 @@ def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int,
     for one in sorted(found, key=_draw):
         if len(kept) >= most:
             break
-        if not any(_repeats(one.text, other.text, near) for other in kept):
+        if not any(_repeats(one, other, near) for other in kept):
             kept.append(one)
     return kept
 
@@ -112,10 +112,10 @@ def _draw(candidate: Candidate) -> tuple[str, TokenIds]:
     return hashlib.sha256(candidate.text.encode("utf-8", "surrogatepass")).hexdigest(), candidate.token_ids
 
 
-def _repeats(one: str, other: str, near: float | None) -> bool:
-    if one == other:
+def _repeats(one: Candidate, other: Candidate, near: float | None = None) -> bool:
+    if one.text == other.text or one.token_ids == other.token_ids:  # a chat template may have trimmed the human text
         return True
     if near is None:
         return False
-    a, b = sorted((one, other))  # the ratio depends on the order
+    a, b = sorted((one.text, other.text))  # the ratio depends on the order
     return SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio() >= near

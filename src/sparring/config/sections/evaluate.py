@@ -80,6 +80,9 @@ class EvaluateSection(Section):
         if target.kind == "majority" and is_own_checker(checker) and self.answer_pattern is None:
             why = "majority counts votes for answers, and a function of your own reads none: this finds them"
             yield Contradiction("answer_pattern", None, why)
+        if target.losers == "answered" and is_own_checker(checker) and self.answer_pattern is None:
+            why = "with target.losers answered nobody loses without an answer, and a function of your own reads none: this finds them"
+            yield Contradiction("answer_pattern", None, why)
         if self.metric == "exact_match_greedy" and not self.greedy:
             yield Contradiction("metric", self.metric, "needs evaluate.greedy: true")
         if checker is None and self.answer_pattern is None:

@@ -151,10 +151,17 @@ class TargetSection(Section):
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.moves:
             yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; take verified or majority")
-        if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_checker(self.checker):
+        if (
+            self.kind == "verified"
+            and data.prompts is not None
+            and data.prompts.answer is None
+            and not is_own_checker(self.grading_checker)
+        ):
             why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or take majority"
             yield Contradiction("kind", self.kind, why)
-        if data.checker_columns and not (is_own_checker(self.checker) or is_own_checker(self.random_like)):
+        if self.human == "only" and data.prompts is not None:
+            yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; take fallback, never or mix")
+        if data.checker_columns and not is_own_checker(self.grading_checker):
             yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:

@@ -1,0 +1,116 @@
+"""Contradictions around `target` are refused before anything is loaded, by name and with the reason; what goes together is taken."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from sparring.config import load_recipe
+from sparring.errors import UserError
+
+BASE: dict[str, Any] = {
+    "run_dir": "run",
+    "model": {"path": "builtin:tiny"},
+    "data": {"path": "builtin:tasks"},
+    "sampling": {"replies_per_prompt": 4},
+    "target": {"kind": "verified", "checker": "number"},
+}
+OWN = "rules.py:score"
+MAJORITY = {"target.kind": "majority"}
+PROMPTS = {"data.prompts": {"path": "more.jsonl"}}
+ANSWERED = {"data.prompts": {"path": "more.jsonl", "answer": "gold"}}
+HUMAN = {"target": {"kind": "human"}}
+RANDOM = {"target.checker": "random", "target.random_like": "number"}
+
+
+def loaded(changes: dict[str, Any]) -> Any:
+    recipe = deepcopy(BASE)
+    for name, value in changes.items():
+        section, _, key = name.partition(".")
+        if key:
+            recipe.setdefault(section, {})[key] = value
+        else:
+            recipe[section] = value
+    return load_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"target": {"kind": "verified"}}, "target.checker: null: target.kind verified needs one"),
+        ({"target": {"kind": "majority"}}, "target.checker: null: target.kind majority needs one"),
+        ({"target.checker": "nmber"}, "did you mean number?"),
+        ({"target.kind": "majorty"}, "did you mean majority?"),
+        ({**MAJORITY, "sampling.replies_per_prompt": 1}, "target.kind: 'majority': one reply has no majority"),
+        ({**MAJORITY, "sampling.temperature": 0.0}, "at temperature 0 all replies to a prompt are the same"),
+        (PROMPTS, "target.kind: 'verified': nothing says which replies to data.prompts are right"),
+        ({**PROMPTS, **RANDOM}, "nothing says which replies to data.prompts are right"),
+        ({**ANSWERED, **HUMAN}, "target.kind: 'human': data.prompts have no human reply, which always wins here"),
+        ({**ANSWERED, "target.human": "only"}, "target.human: 'only': data.prompts have no human reply, which alone wins here"),
+        ({"target.checker": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
+        ({"target.checker": "random", "target.random_like": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
+        ({**MAJORITY, "target.checker": OWN}, "evaluate.answer_pattern: null: majority counts votes for answers"),
+        ({"target.losers": "answered", "target.checker": OWN}, "evaluate.answer_pattern: null: with target.losers answered nobody loses"),
+        ({**HUMAN, "objective.loss": "sft"}, "objective.loss sft on human replies is no game"),
+        ({"objective.loss": "sft", "objective.nll_weight": 1.0}, "objective.nll_weight: 1.0: has no effect while objective.loss is sft"),
+        ({"objective.loss": "sft", "objective.beta": 0.5}, "objective.beta: 0.5: has no effect while objective.loss is sft"),
+        ({"objective.loss": "t-spin"}, "T-SPIN compares the human reply"),
+        ({"target.checker": "random"}, "target.random_like: null: checker random needs it"),
+        ({"target.checker": "random", "target.random_like": "random"}, "target.random_like: 'random': no checker"),
+        ({"target.random_like": "number"}, "target.random_like: 'number': has an effect with checker random only"),
+        ({**RANDOM, "target.kind": "majority"}, "target.checker: 'random': has no effect with target.kind majority"),
+        ({"target": {"kind": "human", **{"checker": "random", "random_like": "number"}}}, "has no effect with target.kind human"),
+        ({"target.tolerance": 0.1, "target.checker": "choice"}, "target.tolerance: 0.1: has an effect with checker number only"),
+        ({"target.min_votes": 0.7}, "target.min_votes: 0.7: has an effect with target.kind majority only"),
+        ({"target.weigh_votes": True}, "target.weigh_votes: true: has an effect with target.kind majority only"),
+        ({**MAJORITY, "target.min_votes": 1.5}, "target.min_votes: 1.5 is refused"),
+        ({"target": {"kind": "human", "max_winners": 2}}, "target.max_winners: 2: has no effect with target.kind human"),
+        ({"target": {"kind": "human", "human": "mix"}}, "target.human: 'mix': has no effect with target.kind human"),
+        ({"data.checker_columns": ["level"]}, "data.checker_columns are for a function of your own"),
+        ({**HUMAN, "evaluate.samples": 4}, "evaluate.samples: 4: several replies to a prompt are scored by their answers"),
+        ({**HUMAN, "evaluate.metric": "exact_match"}, "evaluate.metric: 'exact_match': needs evaluate.answer_pattern, or a target.checker"),
+        ({"evaluate.metric": "exact_match_greedy"}, "needs evaluate.greedy: true"),
+        ({"target.winners": 3}, "target.winners: unknown key; did you mean target.max_winners?"),
+    ],
+)
+def test_contradictions(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        loaded(changes)
+    assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        ANSWERED,
+        {**PROMPTS, **MAJORITY},
+        {**PROMPTS, "target.checker": OWN},
+        {**PROMPTS, "target.checker": "random", "target.random_like": OWN},
+        {"target.checker": OWN, "data.checker_columns": ["level"]},
+        {**RANDOM, "target.tolerance": 0.1},
+        {"target.checker": OWN, "target.losers": "answered", "evaluate.answer_pattern": "#### (.+)"},
+        {"sampling.replies_per_prompt": 1},
+        {"objective.loss": "sft", "evaluate.samples": 8},
+        {"objective.loss": "space", "target.human": "never"},
+        {"objective.loss": "alpha-spin", "target.human": "mix"},
+        {**HUMAN, "target.checker": "number", "evaluate.samples": 4},
+    ],
+)
+def test_what_goes_together(changes: dict[str, Any]) -> None:
+    assert loaded(changes).run_dir == "run"
+
+
+def test_a_fault_of_the_target_is_told_alone() -> None:
+    """Without a checker, because its name is wrong: several samples are not refused for that as well."""
+    with pytest.raises(UserError) as caught:
+        loaded({"target.checker": "nmber", "evaluate.samples": 4, "evaluate.greedy": True})
+    assert "1 problem" in str(caught.value) and "evaluate" not in str(caught.value)
+
+
+def test_a_human_target_may_be_written_out() -> None:
+    recipe = {key: value for key, value in BASE.items() if key != "target"}
+    written = load_recipe({**recipe, "target": {"kind": "human", "checker": None, "human": "fallback", "max_winners": 4, "min_votes": 0.5}})
+    assert load_recipe(recipe) == written and not written.target.moves
