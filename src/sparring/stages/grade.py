@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Asked, Checker, Grade
-from sparring.checkers.probe import share_of_wrong_winners
+from sparring.checkers.probe import FALSE_POSITIVES, MOST_FAILURES, share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
@@ -25,9 +25,7 @@ from sparring.stages.ground import Ground
 from sparring.targets import Candidates
 
 PROMPTS_PER_SHARD = 256
-MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
-FALSE_POSITIVES = 0.01  # of a good checker: what its share of wrong winners is told with
 
 
 def grade(ground: Ground, t: int) -> StageRecord | None:
