@@ -139,6 +139,16 @@ def test_a_game_under_way_is_graded_as_far_as_it_is(copy: Game) -> None:
     assert list(by_stage(found))[-1] == "iterations/001/generate"
 
 
+def test_nothing_was_graded_and_nothing_sampled(copy: Game) -> None:
+    for evaluated in copy.root.rglob("evaluate"):
+        shutil.rmtree(evaluated)
+    result = copy.command("grade", "run")
+    assert result.code == 2 and "were not graded" in result.err and "--checker number" in result.err
+    for measured in [*copy.root.rglob("measure"), *copy.root.rglob("generate")]:
+        shutil.rmtree(measured)
+    assert "has sampled nothing yet" in copy.command("grade", "run", "--checker", "number").err
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
