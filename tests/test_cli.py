@@ -25,7 +25,7 @@ from sparring.config import load_recipe
 
 ROOT = Path(__file__).parent.parent
 COMMAND = typer.main.get_command(app)
-COMMANDS = ["run", "sample", "export", "report", "recipe"]
+COMMANDS = ["run", "sample", "grade", "check-checker", "export", "report", "recipe"]
 
 
 # ---------------------------------------------------------------------------------------------- help

@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "subjects": FLOOR | {"data", "policy", "players"},
     "benchmark": STAGES | {"subjects", "report"},
     "judge": STAGES | {"subjects", "report"},
+    "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing
     "samples": STAGES | {"players", "report"},
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
     "export": FLOOR | {"policy", "players", "publish"},
@@ -66,7 +67,21 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
     "cli_reference": {"cli", "config"},
     "cli": STAGES
-    | {"seeds", "comparison", "one_stage", "samples", "export", "push", "benchmark", "judge", "report", "planning", "live", "__init__"},
+    | {
+        "seeds",
+        "comparison",
+        "one_stage",
+        "samples",
+        "export",
+        "push",
+        "benchmark",
+        "judge",
+        "report",
+        "planning",
+        "live",
+        "grading",
+        "__init__",
+    },
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "pandas"}
 STARTS_AT_ONCE = [
@@ -82,6 +97,7 @@ STARTS_AT_ONCE = [
     "sparring.report",
     "sparring.live.watch",
     "sparring.report.run_page",
+    "sparring.grading.print_trial",
     "sparring.planning.command",  # until a model's parameters are counted
 ]
 

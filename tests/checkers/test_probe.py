@@ -19,7 +19,7 @@ def rows(count: int = 12) -> list[Asked]:
 
 def test_a_strict_checker_lets_nothing_through() -> None:
     with made("number", r"#### (\S+)") as checker:
-        report = probe(checker, [*rows(), ask(answer="3", row_id="unanswered")], 0)
+        report = probe(checker, [*rows(), ask(row_id="of which nothing is known")], 0)
     assert report.rows == 12 and {tried.name for tried in report.kinds} == set(KINDS)
     assert {tried.name: (tried.tried, tried.passed) for tried in report.kinds} == {
         name: (12, 12 if name == "human reply" else 0) for name in KINDS
@@ -77,9 +77,16 @@ def test_letters_are_sprayed_among_letters() -> None:
     assert report["sprayed"].tried == 10 and report["sprayed"].passed == 0
 
 
+def test_prompts_with_an_answer_alone_are_probed_by_what_needs_no_human_reply() -> None:
+    with made("number") as checker:
+        report = probe(checker, [ask(answer=str(n), row_id=f"r{n}") for n in range(5)], 0)
+    of_humans = {name for name in KINDS if "human" in name}
+    assert report.rows == 5 and {tried.name: tried.tried for tried in report.kinds} == {name: 5 * (name not in of_humans) for name in KINDS}
+
+
 def test_nothing_to_probe() -> None:
     with made("number") as checker:
-        assert [tried.tried for tried in probe(checker, [ask(answer="3")], 0).kinds] == [0] * len(KINDS)
+        assert [tried.tried for tried in probe(checker, [ask()], 0).kinds] == [0] * len(KINDS)
         (alone,) = [probe(checker, [ask(human="3")], 0)["human reply of another row"]]
     assert alone.tried == 0
 

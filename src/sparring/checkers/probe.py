@@ -10,6 +10,8 @@ from sparring.checkers.grades import Asked, Checker, Grade
 from sparring.checkers.letters import leading_letter
 from sparring.checkers.numbers import last_number
 
+FALSE_POSITIVES = 0.01  # share of wrong replies that a good checker passes at most
+MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
 DISTRACTORS = 9
 EXAMPLES = 3
 SEEN = 200  # rows whose answers are distractors of answers that are neither numbers nor letters
@@ -41,7 +43,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """`rows`: prompts with a human reply, which alone are probed."""
+    """`rows`: prompts with a human reply or a right answer, which alone are probed."""
 
     rows: int
     kinds: tuple[Tried, ...]
@@ -64,12 +66,12 @@ KINDS: dict[str, bool | None] = {
 
 
 def probe(checker: Checker, asked: Sequence[Asked], seed: int, pass_score: float = 1.0) -> ProbeReport:
-    """Grade made-up replies to every prompt that has a human reply; `asked.replies` are not read.
+    """Grade made-up replies to every prompt that has a human reply, or at least a right answer; `asked.replies` are not read.
 
     A score of `pass_score` or more passes. The same `seed` makes up the same replies.
     """
-    rows = [one for one in asked if one.human is not None]
-    golds = [_gold(checker, one) for one in rows]
+    known = [(one, gold) for one in asked if (gold := _gold(checker, one)) is not None or one.human is not None]
+    rows, golds = [one for one, _ in known], [gold for _, gold in known]
     made = [_made_up(n, rows, golds, seed) for n in range(len(rows))]
     graded = checker.grade([replace(one, replies=tuple(replies.values())) for one, replies in zip(rows, made, strict=True)])
     found: dict[str, list[Example]] = {name: [] for name in KINDS}
@@ -98,15 +100,14 @@ def _counted(name: str, examples: Sequence[Example], pass_score: float) -> Tried
 def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
     """The replies that are tried on one row, by their kind. Some kinds need what not every row has."""
     one, gold, chance = rows[n], golds[n], random.Random(f"{seed} {rows[n].row_id}")
-    assert one.human is not None
     replies = {
-        "human reply": one.human,
         "empty": "",
         "blank": " \n\n ",
         "prompt": "\n".join(message["content"] for message in one.prompt),
-        "half of the human reply": one.human[: len(one.human) // 2],
         UNKNOWN: UNKNOWN,
     }
+    if one.human is not None:
+        replies |= {"human reply": one.human, "half of the human reply": one.human[: len(one.human) // 2]}
     if gold is not None:
         words = _sprayed(gold, [other for other in golds[:SEEN] if other is not None], chance)
         replies |= {"sprayed": ", ".join(words), "sprayed, reversed": ", ".join(reversed(words))}
@@ -117,7 +118,7 @@ def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: i
 def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | None], chance: random.Random) -> str | None:
     """Of a row drawn at random whose answer is another one, as far as that is known."""
     for other in (chance.randrange(len(rows)) for _ in range(DRAWS)):
-        if rows[other].human != rows[n].human and (golds[n] is None or golds[other] != golds[n]):
+        if rows[other].human not in (None, rows[n].human) and (golds[n] is None or golds[other] != golds[n]):
             return rows[other].human
     return None
 

@@ -40,11 +40,11 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     """The tables of quality, duels and replies, one prompt answered by every model, and the verdict."""
     rows = list(rows_of(summary))
     held_out = next(iter(rows[0].scores.values()))["n"]
-    _print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
+    print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
     duels = [row for row in rows if row.opponent is not None]
     if duels:
-        _print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
-    _print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+        print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
+    print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
     _print_benchmarks(rows, root, console)
     _print_showcase(rows, root, console)
     console.print(Text(verdict(summary)))
@@ -75,7 +75,7 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
         yield Row(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 
-def _with_error(name: str, digits: int) -> Callable[[Row], str]:
+def with_error(name: str, digits: int) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         score = row.scores.get(name)
         if score is None:
@@ -100,21 +100,21 @@ def _accuracy(row: Row) -> str:
 
 
 _EXACT_COLUMNS = {
-    "exact_match": Column("exact match", _with_error("exact_match", 3)),
-    "exact_match_greedy": Column("exact, greedy", _with_error("exact_match_greedy", 3)),
+    "exact_match": Column("exact match", with_error("exact_match", 3)),
+    "exact_match_greedy": Column("exact, greedy", with_error("exact_match_greedy", 3)),
 }
 _LIKELIHOOD_COLUMNS = [
-    Column("NLL / token", _with_error("nll_per_token", 4)),
-    Column("log p human", _with_error("real_logp", 2)),
-    Column("log p own reply", _with_error("generated_logp", 2), "log p own"),
+    Column("NLL / token", with_error("nll_per_token", 4)),
+    Column("log p human", with_error("real_logp", 2)),
+    Column("log p own reply", with_error("generated_logp", 2), "log p own"),
 ]
 DUEL_COLUMNS = [
     Column("against", lambda row: row.opponent or "-"),
-    Column("margin", _with_error("duel_margin", 2)),
+    Column("margin", with_error("duel_margin", 2)),
     Column("accuracy (interval)", _accuracy),
 ]
 REPLY_COLUMNS = [
-    Column("reply tokens", _with_error("reply_tokens", 1), "tokens"),
+    Column("reply tokens", with_error("reply_tokens", 1), "tokens"),
     Column("human tokens", _value("human_reply_tokens", 1), "human"),
     Column("truncated", _count("truncated"), "trunc."),
     Column("identical", _count("identical"), "ident."),
@@ -150,31 +150,32 @@ def how_played(facts: Mapping[str, Any]) -> str:
 def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
     """One row per model, one column per score that any of them has."""
     rows = [Row(model, None, scores, stage="") for model, scores in named.items()]
-    _print_table(title, score_columns(rows), rows, console)
+    print_table(title, score_columns(rows), rows, console)
 
 
 def score_columns(rows: Sequence[Row], of_benchmarks: bool = False) -> list[Column]:
     """Of every score that any row has; `of_benchmarks`: whose names have a task before the metric."""
     names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
-    return [Column(name, _with_error(name, 3)) for name in names]
+    return [Column(name, with_error(name, 3)) for name in names]
 
 
-def _print_table(title: str, columns: list[Column], rows: list[Row], console: Console) -> None:
-    """One table; with short headers where the terminal is narrow; and where that is not enough, several with the same rows."""
-    whole = _table(title, columns, rows)
+def print_table(title: str, columns: list[Column], rows: list[Row], console: Console, first: str = "model") -> None:
+    """One table, whose first column is headed `first`; with short headers where the terminal is narrow; and where that is not enough,
+    several with the same rows."""
+    whole = _table(title, columns, rows, first)
     if _fits(whole, console):
         console.print(whole)
         return
     columns = [column._replace(header=column.short or column.header) for column in columns]
     while columns:
-        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows), console)), 1)
-        console.print(_table(title, columns[:count], rows))
+        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows, first), console)), 1)
+        console.print(_table(title, columns[:count], rows, first))
         title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
 
 
-def _table(title: str, columns: list[Column], rows: list[Row]) -> Table:
+def _table(title: str, columns: list[Column], rows: list[Row], first: str) -> Table:
     table = Table(title=Text(printable(title)), title_justify="left")
-    table.add_column("model", no_wrap=True)
+    table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(Text(printable(column.header)), justify="right", no_wrap=True)
     for row in rows:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Checker, Grade
-from sparring.checkers.probe import share_of_wrong_winners
+from sparring.checkers.probe import FALSE_POSITIVES, MOST_FAILURES, share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
@@ -27,7 +27,6 @@ from sparring.targets import Candidates
 
 PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
-FALSE_POSITIVES = 0.01  # of a good checker: what its share of wrong winners is told with
 
 
 def grade(ground: Ground, t: int) -> StageRecord | None:

@@ -1,0 +1,116 @@
+"""`sparring grade`: kept replies graded anew by another checker, or the kept grades themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.checkers.asking import ask
+from sparring.checkers.grades import Checker, Grade
+from sparring.config import Recipe
+from sparring.errors import UserError
+from sparring.grading.lots import Lot, Place, read_lots
+from sparring.grading.options import checker_of, settings_for
+from sparring.grading.outcome import Agreement, Example, Graded, agreement, examples_of, failures_of
+from sparring.progress import progress
+from sparring.stage_names import recipe_of_game
+
+CHECKER = "--checker"
+CHUNK = 256  # prompts that are graded together
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`checker`: all that new grades depend on, None where the kept ones are shown; `agreement` goes with it."""
+
+    lots: list[Graded]
+    checker: dict[str, Any] | None
+    agreement: Agreement | None
+    passed: list[Example]
+    failed: list[Example]
+    failures: list[tuple[int, Example]]
+
+
+def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: Sequence[int], limit: int | None) -> Outcome:
+    """By a new checker where one or a pattern is named, else the kept grades. The run is only read.
+
+    pattern: without a checker, for the run's own one; empty for none; limit: prompts of each lot. Raises UserError where there is
+    nothing to grade, or no kept grade to show.
+    """
+    recipe = recipe_of_game(root)
+    if checker is None and pattern is None:
+        return _kept(root, recipe, read_lots(root, iterations, limit))
+    with checker_of(settings_for(recipe, checker, pattern, CHECKER), CHECKER) as by:
+        lots = read_lots(root, iterations, limit)
+        graded = [Graded(lot, grade_lot(lot, by), recipe.target.pass_score) for lot in lots]
+        return _outcome(graded, by.fingerprint, agreement(graded))
+
+
+def grade_lot(lot: Lot, checker: Checker) -> dict[Place, Grade]:
+    asked = ask(lot.examples, {row_id: [one.text for one in said] for row_id, said in lot.said.items()})
+    found: dict[Place, Grade] = {}
+    with progress(f"grading: {lot.title}", len(asked), "prompts") as shown:
+        for start in range(0, len(asked), CHUNK):
+            part = asked[start : start + CHUNK]
+            for one, grades in zip(part, checker.grade(part), strict=True):
+                found |= {said.place: grade for said, grade in zip(lot.said[one.row_id], grades, strict=True)}
+            shown.advance(len(part))
+    return found
+
+
+def as_json(found: Outcome) -> dict[str, Any]:
+    """What the tables show, with whole texts. Scores are named as in scores.json: exact_match is the pass rate."""
+    both = found.agreement
+    return {
+        "checker": found.checker,
+        "replies_of": [
+            {
+                "stage": one.lot.stage,
+                "held_out": one.lot.is_held_out,
+                **one.counts(),
+                "scores": one.scores(),
+                **({"kept_scores": one.kept_scores()} if found.checker else {}),
+            }
+            for one in found.lots
+        ],
+        "examples": {"passed": [_as_json(e) for e in found.passed], "failed": [_as_json(e) for e in found.failed]},
+        "failures": [{"replies": count, **_as_json(example)} for count, example in found.failures],
+        "agreement": both
+        and [
+            {
+                "kept_passes": kept,
+                "passes": new,
+                "replies": both.counts[kept, new],
+                "examples": [_as_json(example) for example in both.examples.get((kept, new), ())],
+            }
+            for kept in (True, False)
+            for new in (True, False)
+        ],
+    }
+
+
+def _kept(root: Path, recipe: Recipe, lots: Sequence[Lot]) -> Outcome:
+    if not any(lot.kept for lot in lots):
+        what = "these replies were not graded when the run was made"
+        raise UserError(what, where=str(root), remedy=f"name what grades them now: {CHECKER} number, for example")
+    return _outcome([Graded(lot, lot.kept, recipe.target.pass_score) for lot in lots if lot.kept], None, None)
+
+
+def _outcome(graded: list[Graded], fingerprint: dict[str, Any] | None, both: Agreement | None) -> Outcome:
+    return Outcome(graded, fingerprint, both, examples_of(graded, True), examples_of(graded, False), failures_of(graded))
+
+
+def _as_json(example: Example) -> dict[str, Any]:
+    said = example.said
+    return {
+        "replies_of": example.title,
+        "row_id": said.row_id,
+        "replica": said.replica,
+        "prompt": example.prompt,
+        "reply": said.text,
+        "finish_reason": said.finish_reason,
+        **vars(example.grade),
+        "kept": example.kept and vars(example.kept),
+    }

@@ -1,0 +1,111 @@
+"""The tables of `sparring grade`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparring.checkers.probe import MOST_FAILURES
+from sparring.console import printable
+from sparring.errors import UserError
+from sparring.evaluation.answers import MAJ_AT, PASS_AT
+from sparring.evaluation.metrics import Score
+from sparring.grading.grade import Outcome, as_json, grade_run
+from sparring.grading.options import described
+from sparring.grading.outcome import Agreement, Example, Graded
+from sparring.grading.shown import excerpt, print_records, told_grade
+from sparring.report.tables import Column, Row, print_table, with_error
+from sparring.rundir import write_json
+
+KEPT = "kept"  # the pass rate by the kept grades
+COUNTS = {"prompts": "prompts", "replies": "replies", "without_answer": "no answer", "cut": "cut"}
+RARE = {"without_score": "no score", "failures": "failures"}  # shown where there are any
+
+
+def show_grades(
+    root: Path,
+    checker: str | None,
+    pattern: str | None,
+    iterations: Sequence[int],
+    limit: int | None,
+    json_file: Path | None,
+    console: Console,
+) -> None:
+    """Print what grades say of a run's replies, and write it as JSON where a file is named."""
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"make {json_file.absolute().parent} first")
+    found = grade_run(root, checker, pattern, iterations, limit)
+    if json_file is not None:
+        write_json(json_file, as_json(found))
+    print_grades(found, console)
+
+
+def print_grades(found: Outcome, console: Console) -> None:
+    by = f"graded anew by {described(found.checker)}" if found.checker else "as the run graded them"
+    rows = [_row(one, has_kept=found.checker is not None) for one in found.lots]
+    print_table(f"Replies, {by} (+- standard error over prompts)", _columns(rows), rows, console, first="replies of")
+    print_records("Passed, drawn at random", map(_record, found.passed), console)
+    print_records("Failed, drawn at random", map(_record, found.failed), console)
+    if found.agreement is not None:
+        _print_agreement(found.agreement, console)
+    _print_failures(found, console)
+
+
+def _row(one: Graded, has_kept: bool) -> Row:
+    counts = {name: Score(value=count, n=1, stderr=None) for name, count in one.counts().items()}
+    kept = one.kept_scores().get("exact_match") if has_kept else None
+    return Row(one.lot.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.lot.stage)
+
+
+def _columns(rows: Sequence[Row]) -> list[Column]:
+    """Those that any row has a score of; the largest k alone of pass@k."""
+    names = dict.fromkeys(name for row in rows for name in row.scores)
+    many = [name for name in names if name.startswith(PASS_AT)][-1:] + [name for name in names if name.startswith(MAJ_AT)]
+    headers = {"exact_match": "pass rate", KEPT: "kept", "exact_match_greedy": "greedy"}
+    headers |= {name: name.replace("_at_", "@") for name in many}
+    scores = [Column(header, with_error(name, 3)) for name, header in headers.items() if name in names]
+    rare = {name: header for name, header in RARE.items() if any(row.scores[name]["value"] for row in rows)}
+    return [*scores, *(Column(header, with_error(name, 0)) for name, header in {**COUNTS, **rare}.items())]
+
+
+def _record(example: Example) -> dict[str, str]:
+    said = example.said
+    place = "greedy" if said.replica is None else f"reply {said.replica}"
+    return {
+        "of": f"{example.title}, row {said.row_id}, {place}",
+        "prompt": excerpt(example.prompt),
+        "reply": excerpt(said.text) + (" [cut at the limit of tokens]" if said.finish_reason == "length" else ""),
+        "grade": told_grade(example.grade),
+        **({"kept": told_grade(example.kept)} if example.kept else {}),
+    }
+
+
+def _print_agreement(both: Agreement, console: Console) -> None:
+    if not both.replies:
+        console.print("No reply has a kept score and a new one: there is nothing to compare.")
+        return
+    console.print(f"Kept and new grades of {both.replies} replies: they differ on {both.differ}")
+    table = Table()
+    for header in ("kept grade", "passes now", "fails now"):
+        table.add_column(header, justify="right")
+    for kept in (True, False):
+        table.add_row("passed" if kept else "failed", str(both.counts[kept, True]), str(both.counts[kept, False]))
+    console.print(table)
+    print_records("Passed before, fail now", map(_record, both.examples[True, False]), console)
+    print_records("Failed before, pass now", map(_record, both.examples[False, True]), console)
+
+
+def _print_failures(found: Outcome, console: Console) -> None:
+    counts: Mapping[str, int] = {name: sum(one.counts()[name] for one in found.lots) for name in ("failures", "replies")}
+    if not counts["failures"]:
+        return
+    records = [{"replies": f"{count} such", **_record(example)} for count, example in found.failures]
+    print_records("Not graded, by reason", records, console)
+    told = f"{counts['failures']} of {counts['replies']} replies could not be graded."
+    if counts["failures"] > MOST_FAILURES * counts["replies"]:
+        told += f" A run ends where more than {MOST_FAILURES:.0%} cannot."
+    console.print(Text(printable(told)))

@@ -1,0 +1,90 @@
+"""The rows that a checker is tried on: of a run, of a recipe or of a data file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparring.checkers.asking import ask
+from sparring.checkers.grades import Asked
+from sparring.config import DataSection, PromptsSection, Recipe, load_recipe, section_from_options
+from sparring.data.conversations import asks_nothing, is_empty, load_conversations
+from sparring.data.prepare import read_examples
+from sparring.data.prompts import load_prompts
+from sparring.data.records import Conversation
+from sparring.errors import UserError
+from sparring.grading.options import in_words_of
+from sparring.rundir import RunDir
+from sparring.stage_names import recipe_of_game
+
+ANSWER = "--answer"
+
+
+@dataclass(frozen=True)
+class TrialRows:
+    """What is known of the prompts, the first `limit` of them by row id; `recipe`: None for a data file. `there`: how many there are."""
+
+    source: str
+    recipe: Recipe | None
+    asked: list[Asked]
+    there: int
+
+
+def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
+    """Rows with a human reply or an answer. Raises UserError for what cannot be read, and where there is no such row."""
+    path = Path(source)
+    is_recipe = path.suffix.lower() in (".yaml", ".yml")
+    if answer is not None and (is_recipe or path.is_dir()):
+        raise UserError(f"{answer!r} is for a data file; a recipe names the column itself", where=ANSWER, remedy="leave it out")
+    if path.is_dir():
+        recipe, asked = _of_run(path)
+    elif is_recipe:
+        recipe, asked = _of_recipe(path)
+    else:
+        recipe, asked = None, _of_file(source, answer)
+    usable = {one.row_id: one for one in asked if one.human is not None or one.answer is not None}
+    if not usable:
+        what = "no row has a human reply or an answer, so nothing is known of what a checker should say"
+        raise UserError(what, where=source, remedy=None if answer else f"name the column with the answer: {ANSWER}")
+    return TrialRows(source, recipe, [usable[row_id] for row_id in sorted(usable)[:limit]], len(usable))
+
+
+def _of_run(root: Path) -> tuple[Recipe, list[Asked]]:
+    """All rows that the run has prepared, those that are held out too."""
+    recipe, run = recipe_of_game(root), RunDir(root)
+    if run.finished("data") is None:
+        raise UserError("this run has not prepared its data yet", where=str(root), remedy="run its recipe, or name the recipe or the data")
+    files = sorted(run.verified("data").path.glob("*.parquet"))
+    return recipe, ask([example for file in files for example in read_examples(file)], {})
+
+
+def _of_recipe(path: Path) -> tuple[Recipe, list[Asked]]:
+    recipe = load_recipe(path)
+    data = recipe.data
+    asked = _with_replies(data, recipe.seed)
+    return recipe, [*asked, *(_prompts(data.prompts, data.checker_columns) if data.prompts else [])]
+
+
+def _of_file(source: str, answer: str | None) -> list[Asked]:
+    """Rows with replies or, where they are of no such shape, prompts with answers."""
+    values, options = {"path": source, "answer": answer}, {"path": "DATA", "answer": ANSWER}
+    with in_words_of({"data.answer": ANSWER, "data.prompts.answer": ANSWER, "data.columns": "data.columns of a recipe"}):
+        try:
+            return _with_replies(section_from_options(DataSection, values, options), seed=0)
+        except UserError as error:
+            try:
+                return _prompts(section_from_options(PromptsSection, values, options), ())
+            except UserError:
+                raise error from None
+
+
+def _with_replies(section: DataSection, seed: int) -> list[Asked]:
+    return [_asked(c, c.reply) for _, c in load_conversations(section, seed).rows if not is_empty(c)]
+
+
+def _prompts(section: PromptsSection, columns: tuple[str, ...]) -> list[Asked]:
+    return [_asked(c, None) for _, c in load_prompts(section, columns).rows if not asks_nothing(c)]
+
+
+def _asked(conversation: Conversation, human: str | None) -> Asked:
+    return Asked(conversation.row_id, conversation.prompt, conversation.answer, human, conversation.columns, ())
