@@ -107,7 +107,8 @@ class Check:
         out.mkdir(parents=True, exist_ok=True)
         self.site = out / "site"
         self.installed = install(wheels, self.site)
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [ROOT / "src", self.site]))}
+        path = [str(ROOT / "src"), str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
         self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine()}
         self.results = self._kept()
 
