@@ -1,4 +1,4 @@
-# make demo | make test | make docs | make bench | make study | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make docs | make bench | make study | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
 # make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
 # DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
@@ -21,7 +21,7 @@ DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study gpu-check lint clean
 
 setup: $(READY)
 
@@ -114,9 +114,14 @@ bench: setup
 study: setup
 	$(BIN)/python benchmarks/demo_study.py test 0 1 2
 
+# what this project is on one card, in 8 minutes and without network, by the PYTHON that has PyTorch there (before it, with network:
+# python scripts/gpu_wheels.py); DRY=1 runs it with tiny shapes on a CPU, then with PYTHON=.venv/bin/python
+gpu-check:
+	$(PYTHON) scripts/gpu_check.py $(if $(DRY),--dry)
+
 lint: setup
-	$(BIN)/ruff check src tests benchmarks
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
+	$(BIN)/ruff format --check src tests benchmarks scripts
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(HARNESS_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

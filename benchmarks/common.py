@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -91,7 +92,8 @@ def random_model(name: str) -> Path:
     folder = WORK / name
     if not folder.exists():
         vocabulary, hidden, inner, layers, heads, groups, tied = SHAPES[name]
-        make_tiny(folder, 0)
+        begun = WORK / f"{name}.begun"  # who waits for the folder finds it whole
+        make_tiny(begun, 0)
         config = LlamaConfig(
             vocab_size=vocabulary,
             hidden_size=hidden,
@@ -103,7 +105,8 @@ def random_model(name: str) -> Path:
             tie_word_embeddings=tied,
         )
         with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+            LlamaForCausalLM(config).bfloat16().save_pretrained(begun)
+        begun.rename(folder)
         release_memory()
     return folder
 
@@ -175,15 +178,18 @@ def matmul_peak() -> float:
 
 
 def machine() -> dict[str, Any]:
-    from importlib.metadata import version
+    from importlib.metadata import distributions
 
     names = ("sparring", "torch", "transformers", "trl", "accelerate")
+    versions = {found.name: found.version for found in distributions()}
     changed = "-changed" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
     commit = _git("rev-parse", "--short", "HEAD") + changed
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: version(name) for name in names}}
+    return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: versions.get(name) for name in names}}
 
 
 def _git(*words: str) -> str:
+    if shutil.which("git") is None:
+        return ""
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 

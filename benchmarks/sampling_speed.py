@@ -35,20 +35,21 @@ def packed(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: 
     return [len(reply.token_ids) for reply in replies]
 
 
-def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any, batch: int) -> list[int]:
+def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any, batch: int, **options: Any) -> list[int]:
+    """options: further ones of transformers' GenerationConfig."""
     import torch
     from transformers import GenerationConfig
 
     torch.manual_seed(0)
     config = GenerationConfig(
-        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=limit, eos_token_id=stops, pad_token_id=stops[0]
+        do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=limit, eos_token_id=stops, pad_token_id=stops[0], **options
     )
     lengths = []
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         longest = max(map(len, part))
-        ids = torch.tensor([[stops[0]] * (longest - len(one)) + list(one) for one in part])
-        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part])
+        ids = torch.tensor([[stops[0]] * (longest - len(one)) + list(one) for one in part], device=model.device)
+        mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part], device=model.device)
         for row in model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist():
             end = next((place for place, token in enumerate(row) if token in stops), len(row) - 1)
             lengths.append(end + 1)
@@ -65,8 +66,7 @@ def loaded(who: str, options: dict[str, str]) -> Any:
     from sparring.policy.compute import make_accelerator
     from sparring.policy.load import DTYPES, load_model
 
-    make_accelerator()  # as in a run
-    return load_model(MODEL, DTYPES[options["dtype"]])
+    return load_model(MODEL, DTYPES[options["dtype"]]).to(make_accelerator().device)  # as in a run
 
 
 def vllm(prompts: list[tuple[int, ...]], limit: int, stops: list[int], engine: Any) -> list[int]:

@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -62,14 +63,15 @@ DEFAULTS = {
 }
 
 
-def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str) -> dict[str, Any]:
+def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str, **options: Any) -> dict[str, Any]:
+    """options: further ones of the recipe's section `train`."""
     from sparring.training.fit import METRICS, fit
     from sparring.training.opponent_pass import read_logps, score_duels
     from sparring.training.plan import make_plan
     from sparring.training.tasks import SpinTask
 
     tokens = tokens_that_fit(model, optimizer)
-    duels, section = duels_of(rows), section_of(epochs=max(epochs), optimizer=optimizer, micro_batch_tokens=tokens)
+    duels, section = duels_of(rows), section_of(epochs=max(epochs), optimizer=optimizer, micro_batch_tokens=tokens, **options)
     plan = make_plan(section, len(duels), lr=LR, epochs=max(epochs), seed=0, name="benchmark")
     (folder / "score").mkdir()
     (folder / "train").mkdir()
@@ -83,7 +85,8 @@ def ours(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model:
     later = {several: sum(row["seconds"] for row in rows_of_steps[several * plan.steps // max(epochs) :]) for several in epochs}
     seconds = {several: ended - began - later[several] for several in epochs}
     facts = {"opponent_pass": scored - began, "steps": plan.steps, "first_loss": rows_of_steps[0]["loss"], "micro_batch_tokens": tokens}
-    return {"seconds": seconds, **facts}
+    first = {"first_margin": rows_of_steps[0]["margin"], "step_seconds": [row["seconds"] for row in rows_of_steps]}
+    return {"seconds": seconds, **facts, **first}
 
 
 def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: Path, optimizer: str, batch: int) -> dict[str, Any]:
@@ -98,6 +101,10 @@ def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: 
 
     class Clock(TrainerCallback):
         ends: ClassVar[list[float]] = []
+        steps: ClassVar[list[float]] = []
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.steps.append(time.perf_counter())
 
         def on_epoch_end(self, *_: Any, **__: Any) -> None:
             self.ends.append(time.perf_counter())
@@ -107,7 +114,7 @@ def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: 
         output_dir=str(folder),
         beta=BETA,
         learning_rate=LR,
-        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch_fused"}[optimizer],
+        optim={"rmsprop": "rmsprop", "adamw": "adamw_torch_fused", "adafactor": "adafactor"}[optimizer],
         lr_scheduler_type="linear",
         num_train_epochs=max(epochs),
         per_device_train_batch_size=batch,
@@ -133,7 +140,13 @@ def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: 
     ended = time.perf_counter()
     first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     seconds = {several: ended - began - (Clock.ends[-1] - Clock.ends[several - 1]) for several in epochs}
-    return {"seconds": seconds, "opponent_pass": scored - began, "steps": trainer.state.global_step, "first_loss": first}
+    steps = {"steps": trainer.state.global_step, "step_seconds": [end - start for start, end in pairwise([scored, *Clock.steps])]}
+    return {"seconds": seconds, "opponent_pass": scored - began, "first_loss": first, **steps}
+
+
+def tree_tokens(rows: list[dict[str, Any]]) -> int:
+    """Tokens that are computed of the pairs as trees: prompt once, last token of a reply not fed."""
+    return sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in rows)
 
 
 def useful_operations(rows: list[dict[str, Any]], model: Path, epochs: int) -> float:
@@ -228,7 +241,7 @@ def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]],
     memory = {who: statistics.median(one["peak_memory_gb"] for one in several) for who, several in found.items()}
     middle = {who: statistics.median(values) for who, values in seconds.items()}
     useful = useful_operations(rows, work.model, epochs)
-    tokens = sum(len(row["prompt_ids"]) + len(row["chosen_ids"]) + len(row["rejected_ids"]) - 2 for row in rows)
+    tokens = tree_tokens(rows)
     return {
         "machine": machine(),
         "pairs": len(rows),

@@ -22,6 +22,7 @@ from sparring.policy.compute import in_float32
 from sparring.policy.footprint import PREFILL_TOKENS
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
+from sparring.policy.transfer import sent, tensor_on
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 # Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
@@ -71,10 +72,11 @@ class NewPrompt:
 class DecodeStep:
     """The packed row of one forward: the newest tokens of the rows in slots 0 to A - 1, then whole prompts."""
 
-    def __init__(self, cache: Cache, position_A: Tensor, prompts: Sequence[NewPrompt]) -> None:
-        self.cache, self.position_A, self.prompts = cache, position_A, prompts
-        self.rows = len(position_A)
-        self.positions = int(position_A.max()) + 1 if self.rows else 0
+    def __init__(self, cache: Cache, positions: Sequence[int], prompts: Sequence[NewPrompt], device: torch.device) -> None:
+        """positions: of the newest tokens. Known here, so that nothing of it is read back from the device."""
+        self.cache, self.prompts, self.rows = cache, prompts, len(positions)
+        self.position_A = tensor_on(device, positions, dtype=torch.long)
+        self.positions = max(positions, default=-1) + 1
         self._bias: dict[int | None, Tensor] = {}
         self._index = self._prompts_index() if prompts else None
 
@@ -228,7 +230,7 @@ class Decoder:
         old = active[: len(active) - sum(len(prompt.slots) for prompt in prompts)]
         logits = self.logits(old, prompts, cache)
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
-        tokens = self.draw(logits, torch.from_numpy(uniforms).to(logits.device))
+        tokens = self.draw(logits, sent(torch.from_numpy(uniforms), logits.device))
         for row, token in zip(active, tokens.tolist(), strict=True):
             row.token_ids.append(token)
         if self.logps:
@@ -241,17 +243,17 @@ class Decoder:
         positions = [len(row.prompt_ids) + len(row.token_ids) - 1 for row in old]
         ids = [row.token_ids[-1] for row in old] + [token for prompt in prompts for token in prompt.token_ids]
         all_positions = positions + [place for prompt in prompts for place in range(len(prompt.token_ids))]
-        input_ids = torch.tensor([ids], device=device)
+        input_ids = tensor_on(device, [ids])
         last = [prompt.start + len(prompt.token_ids) - 1 for prompt in prompts for _ in prompt.slots]
-        step = DecodeStep(cache, torch.tensor(positions, dtype=torch.long, device=device), prompts)
+        step = DecodeStep(cache, positions, prompts, device)
         with packed(step):
             hidden_TH = self.model.base_model(
                 input_ids=input_ids,
-                position_ids=torch.tensor([all_positions], device=device),
+                position_ids=tensor_on(device, [all_positions]),
                 attention_mask=no_mask(input_ids),
                 use_cache=False,
             ).last_hidden_state[0]
-        return logits_of(self.model, hidden_TH[torch.tensor([*range(len(old)), *last], device=device)])
+        return logits_of(self.model, hidden_TH[tensor_on(device, [*range(len(old)), *last])])
 
     def _is_finished(self, row: Row) -> bool:
         return row.token_ids[-1] in self.stop_ids or len(row.token_ids) == self.max_new_tokens

@@ -23,11 +23,10 @@ from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import Decoder, Row, packed_rows_agree, packed_rows_disagree
 from sparring.opponent.protocol import Prompt, Stream, make_reply
-from sparring.policy.head import logps_of
+from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
 
 CDF_BLOCK = 256
-DRAWN_AT_ONCE = 16  # rows whose float32 shares stay in the processor's cache
 
 
 def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
@@ -128,7 +127,7 @@ class TransformersEngine:
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        parts = zip(logits.split(DRAWN_AT_ONCE), uniforms.split(DRAWN_AT_ONCE), strict=True)
+        parts = zip(*(each.split(rows_at_once(logits)) for each in (logits, uniforms)), strict=True)
         return torch.cat([self._draw_some(*part) for part in parts])
 
     def _draw_some(self, logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class _TargetLogps(torch.autograd.Function):
     def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:
         ctx.save_for_backward(logits_NV, target_N)
         wide = torch.promote_types(logits_NV.dtype, torch.float32)
-        total_N = torch.cat([rows.to(wide).logsumexp(1) for rows in logits_NV.split(_rows_at_once(logits_NV))])
+        total_N = torch.cat([rows.to(wide).logsumexp(1) for rows in logits_NV.split(rows_at_once(logits_NV))])
         return logits_NV.gather(1, target_N[:, None])[:, 0].to(wide) - total_N
 
     @staticmethod
@@ -76,7 +76,7 @@ class _TargetLogps(torch.autograd.Function):
         logits_NV, target_N = ctx.saved_tensors
         grad_NV = torch.empty_like(logits_NV)
         # 1 - p of a likely target would be lost in bfloat16
-        count = _rows_at_once(logits_NV)
+        count = rows_at_once(logits_NV)
         for row in zip(*(each.split(count) for each in (grad_NV, logits_NV, target_N[:, None], grad_N[:, None])), strict=True):
             found, logits, target, grad = row
             wide = logits.to(grad.dtype).softmax(1).mul_(-grad)
@@ -84,5 +84,6 @@ class _TargetLogps(torch.autograd.Function):
         return grad_NV, None
 
 
-def _rows_at_once(logits_NV: Tensor) -> int:
+def rows_at_once(logits_NV: Tensor) -> int:
+    """How many rows of these logits to make float32 copies of at once."""
     return ROWS_AT_ONCE.get(logits_NV.device.type, ROWS_AT_ONCE["cuda"])

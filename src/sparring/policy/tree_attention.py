@@ -23,7 +23,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 
 from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
-from sparring.policy.transfer import sent
+from sparring.policy.transfer import sent, tensor_on
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
@@ -153,7 +153,7 @@ class TreeIndex:
                     places[token].append(place)
                 padding += range(len(index) + len(block), len(index) + longest)
                 index += [*block, *[block[-1]] * (longest - len(block))]  # its own: NaN must not reach another tree
-        tensor = partial(torch.tensor, dtype=torch.long, device=self.tree_T.device)
+        tensor = partial(tensor_on, self.tree_T.device, dtype=torch.long)
         further = []
         for number in range(1, max(map(len, places))):
             having = [token for token, found in enumerate(places) if len(found) > number]
@@ -172,8 +172,8 @@ class TreeIndex:
             key_K = torch.arange(keys)
             query_NQ1 = (offset_N[:, None] + torch.arange(queries)).clamp(max=keys - 1)[:, :, None]
             seen = key_K <= query_NQ1 if window is None else (key_K <= query_NQ1) & (key_K > query_NQ1 - window)
-            found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None].to(self.tree_T.device)
-            self._masks[number, window, dtype] = found
+            found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None]
+            found = self._masks[number, window, dtype] = sent(found, self.tree_T.device)
         return found
 
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:

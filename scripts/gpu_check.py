@@ -1,0 +1,212 @@
+"""`make gpu-check`: what this project is on one card, in at most 8 minutes, without network.
+
+    python scripts/gpu_check.py [--dry] [out=runs/gpu_check] [wheels=wheels] [minutes=8] [steps=tests,game,...]
+
+Steps run in order of worth, each in a process of its own and within its own limit. After each, OUT/gpu_check.json is written anew, and the
+same command goes on with the steps that are not done: a cut loses nothing. --dry: tiny shapes on the CPU, to see that it runs to its end.
+Exit code 1 when a goal is missed or a step failed (not with --dry).
+
+Before it, where there is network: python scripts/gpu_wheels.py. Missing packages are taken from there; without TRL or bitsandbytes their
+steps are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(Path(__file__).parent))
+
+from gpu_wheels import install  # noqa: E402
+
+DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
+# step -> most seconds of it, in order of worth
+LIMITS = {
+    "tests": 150,
+    "game": 90,
+    "train_small": 60,
+    "trl_small": 60,
+    "train_large": 120,
+    "trl_large": 120,
+    "sampling": 90,
+    "lora": 60,
+    "qlora": 60,
+    "fsdp2": 90,
+}
+NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes"}
+SAME_WHEN_DRY = {"train_large", "trl_large"}  # the shapes of the small ones
+LEAST = 15  # seconds under which no step is begun
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`is_met` is None where it was not measured."""
+
+    what: str
+    found: str
+    is_met: bool | None
+
+
+def goals_of(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Goal]:
+    """What the results say to the goals. results: step -> what it printed."""
+    found = {name: one["found"] for name, one in results.items() if one.get("found")}
+    tests = found.get("tests", {})
+    failed = tests.get("failed", 0) + tests.get("error", 0)
+    said = ", ".join(f"{tests.get(word)} {word}" for word in ("passed", "failed", "error", "skipped"))
+    yield Goal("tests/test_gpu.py passes", said if tests else "", failed == 0 and tests["passed"] > 0 if tests else None)
+    game = found.get("game")
+    yield Goal("a killed game goes on", str(game["went_on"]) if game else "", game["killed"] and game["went_on"] if game else None)
+    margins = [margin for name in ("game", "fsdp2") for margin in found.get(name, {}).get("first_margins", [])]
+    margins += [found[name]["first_margin"] for name in ("train_small", "train_large", "lora", "qlora") if name in found]
+    yield Goal("first-step margin exactly 0", ", ".join(f"{m:g}" for m in margins), all(m == 0 for m in margins) if margins else None)
+    yield _at_least("MFU of training, 7B, of the data sheet's peak", found.get("train_large", {}).get("mfu_of_datasheet"), 0.45)
+    yield _at_least("times TRL's tokens a second, 7B", _ratio(found, "train_large", "trl_large"), 3)
+    rates = found.get("sampling", {}).get("tokens_per_second", {})
+    yield _at_least("times `generate`, sampling", rates["packed"] / rates["generate"] if len(rates) > 1 else None, 5)
+
+
+def _ratio(found: Mapping[str, Any], ours: str, theirs: str) -> float | None:
+    return found[ours]["tokens_per_second"] / found[theirs]["tokens_per_second"] if ours in found and theirs in found else None
+
+
+def _at_least(what: str, found: float | None, goal: float) -> Goal:
+    return Goal(f"{what} >= {goal:g}", "" if found is None else f"{found:.3g}", None if found is None else found >= goal)
+
+
+def print_goals(goals: Iterable[Goal], is_dry: bool) -> None:
+    words = {True: "met", False: "MISSED", None: "not measured"}
+    print("\n| goal | found | |\n|---|---|---|")
+    for goal in goals:
+        print(f"| {goal.what} | {goal.found} | {'dry' if is_dry else words[goal.is_met]} |")
+
+
+# --- running
+
+
+def code_hash() -> str:
+    """Of what is measured and what measures: there may be no git on the card's machine."""
+    files = [file for folder in ("src", "benchmarks", "scripts", "tests") for file in sorted((ROOT / folder).rglob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+class Check:
+    """The steps of one call, and the file that keeps what they found."""
+
+    def __init__(self, out: Path, wheels: Path, is_dry: bool, seconds: float) -> None:
+        self.out, self.mode, self.ends = out, "dry" if is_dry else "real", time.monotonic() + seconds
+        self.file = out / "gpu_check.json"
+        out.mkdir(parents=True, exist_ok=True)
+        self.site = out / "site"
+        self.installed = install(wheels, self.site)
+        path = [str(ROOT / "src"), str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
+        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine()}
+        self.results = self._kept()
+
+    def run(self, steps: Iterable[str]) -> None:
+        """Every step that is not done yet, in the order of LIMITS; the models are made beside the first of them."""
+        todo = [name for name in LIMITS if name in set(steps) and self.results.get(name, {}).get("status") != "done"]
+        with (self.out / "models.log").open("w") as log:
+            making = subprocess.Popen(self._command("models"), env=self.environment, cwd=ROOT, stdout=log, stderr=log)
+            try:
+                for name in todo:
+                    self.results[name] = self._step(name)
+                    self._write()
+                    print(f"{name}: {self.results[name]['status']}, {self.results[name].get('seconds', 0):.0f} s", flush=True)
+            finally:
+                making.terminate()
+                making.wait()
+
+    def _step(self, name: str) -> dict[str, Any]:
+        left = self.ends - time.monotonic()
+        if left < LEAST:
+            return {"status": "no time left"}
+        if (package := NEEDS.get(name)) and not self._has(package):
+            return {"status": f"left out: {package} is not installed, and {self.out / 'site'} has no wheel of it"}
+        began = time.monotonic()
+        process = subprocess.Popen(
+            self._command(name),
+            env=self.environment,
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            out, errors = process.communicate(timeout=min(left, LIMITS[name]) if self.mode == "real" else left)
+            status = "done" if process.returncode == 0 else "failed"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, 9)
+            out, errors = process.communicate()
+            status = "cut: it took too long"
+        (self.out / f"{name}.err").write_text(errors, encoding="utf-8")
+        facts = {"status": status, "seconds": time.monotonic() - began, "found": _last_json(out)}
+        return facts if status == "done" else {**facts, "error": errors[-2000:]}
+
+    def _command(self, name: str) -> list[str]:
+        return [sys.executable, str(ROOT / "scripts" / "gpu_steps.py"), name, str(self.out), self.mode]
+
+    def _has(self, package: str) -> bool:
+        return subprocess.run([sys.executable, "-c", f"import {package}"], env=self.environment, capture_output=True).returncode == 0
+
+    def _machine(self) -> dict[str, Any]:
+        """Versions, commit and card; a process of its own, so that this one holds no memory of the card."""
+        code = (
+            "import json, sys, torch; sys.path.insert(0, 'benchmarks'); from common import machine; "
+            "print(json.dumps({**machine(), 'card': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
+        )
+        done = subprocess.run([sys.executable, "-c", code], env=self.environment, cwd=ROOT, capture_output=True, text=True, check=True)
+        return {**json.loads(done.stdout.splitlines()[-1]), "wheels": self.installed}
+
+    def _kept(self) -> dict[str, dict[str, Any]]:
+        """The results of an earlier call with the same code on the same kind of card."""
+        if not self.file.exists():
+            return {}
+        before = json.loads(self.file.read_text(encoding="utf-8"))
+        same = before["machine"]["card"] == self.said["machine"]["card"]
+        return before["steps"] if same and all(before[name] == self.said[name] for name in ("mode", "code")) else {}
+
+    def _write(self) -> None:
+        goals = [vars(goal) for goal in goals_of(self.results)]
+        aside = self.file.with_suffix(".new")
+        aside.write_text(json.dumps({**self.said, "steps": self.results, "goals": goals}, indent=1) + "\n", encoding="utf-8")
+        aside.replace(self.file)
+
+
+def _last_json(text: str) -> dict[str, Any] | None:
+    found = [line for line in text.splitlines() if line.startswith("{")]
+    return json.loads(found[-1]) if found else None
+
+
+def main(words: list[str]) -> int:
+    options = dict(DEFAULTS)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word != "--dry" and (not equals or name not in options):
+            sys.exit(f"{word}: not an option\n{__doc__}")
+        options |= {name: value} if equals else {}
+    is_dry = "--dry" in words
+    steps = options["steps"].split(",") if options["steps"] else [name for name in LIMITS if not (is_dry and name in SAME_WHEN_DRY)]
+    if unknown := set(steps) - set(LIMITS):
+        sys.exit(f"no such steps: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
+    check = Check(Path(options["out"]).resolve(), Path(options["wheels"]), is_dry, 60 * float(options["minutes"]))
+    check.run(steps)
+    goals = list(goals_of(check.results))
+    print_goals(goals, is_dry)
+    failed = [name for name, one in check.results.items() if one["status"] in ("failed", "cut: it took too long")]
+    print(f"\n{check.file}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    return 1 if failed or (not is_dry and any(goal.is_met is False for goal in goals)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,267 @@
+"""What `make gpu-check` measures, a step a process: `python scripts/gpu_steps.py STEP FOLDER DRY` prints one line of JSON last.
+
+Models have random weights and stand in runs/training_speed, where benchmarks/common.py makes them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+DATASHEET = 989e12  # bfloat16 operations a second of an H100 or H200, dense
+TESTS_SECONDS = 130  # after which what is left of the tests is given up
+GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "baseline=null", "showcase=[]", "report=false"]
+GAME += ["sampling.max_new_tokens=12", "train.batch_size=8", "train.checkpoint_every=1"]
+
+
+@dataclass(frozen=True)
+class Size:
+    """small, large: shapes of benchmarks/common.py. batch: rows of `generate` at once."""
+
+    small: str
+    large: str
+    pairs: int
+    prompts: int
+    new_tokens: int
+    batch: int
+    iterations: int
+
+
+REAL = Size("llama-1b", "llama-7b", pairs=160, prompts=256, new_tokens=128, batch=32, iterations=2)
+DRY = Size("llama-tiny", "llama-tiny", pairs=16, prompts=4, new_tokens=6, batch=4, iterations=1)
+
+
+def models(_: Path, size: Size) -> dict[str, Any]:
+    """Makes the weights while the first steps run."""
+    from common import random_model
+
+    return {"models": sorted({str(random_model(name)) for name in (size.small, size.large)})}
+
+
+def model_at(name: str, seconds: float = 90) -> Path:
+    """The folder of a model that `models` makes. Waits until it is there; raises TimeoutError after so many seconds."""
+    from common import WORK
+
+    ends = time.monotonic() + seconds
+    while not (WORK / name).exists():
+        if time.monotonic() > ends:
+            raise TimeoutError(f"no weights in {WORK / name}; see models.log")
+        time.sleep(0.5)
+    return WORK / name
+
+
+# --- the tests, and games
+
+
+def tests(folder: Path, size: Size) -> dict[str, Any]:
+    """tests/test_gpu.py; several processes, for most of its time is compilation on the CPU."""
+    workers = min(8, (os.cpu_count() or 2) // 2) if size is REAL else 0
+    command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(workers), "tests/test_gpu.py"]
+    log, was_cut = folder / "tests.log", False
+    with log.open("w") as file:
+        try:
+            subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=TESTS_SECONDS)
+        except subprocess.TimeoutExpired:
+            was_cut = True
+    return {**outcomes(log.read_text()), "cut": was_cut}
+
+
+OUTCOME = "PASSED|FAILED|ERROR|SKIPPED"
+LINES = (re.compile(rf"^\[gw\d+\] \[ *\d+%\] (?P<outcome>{OUTCOME}) (?P<name>tests/.+?) *$", re.M),)  # of several processes
+LINES += (re.compile(rf"^(?P<name>tests/\S+::.+?) (?P<outcome>{OUTCOME})\b", re.M),)
+
+
+def outcomes(text: str) -> dict[str, Any]:
+    """Counts of pytest's verbose lines, and the names of what failed."""
+    said = {found["name"]: found["outcome"] for line in LINES for found in line.finditer(text)}
+    counts = {word.lower(): sum(one == word for one in said.values()) for word in OUTCOME.split("|")}
+    return {**counts, "failures": sorted(name for name, one in said.items() if one in ("FAILED", "ERROR"))}
+
+
+def game(folder: Path, size: Size) -> dict[str, Any]:
+    """The tiny recipe, killed after the first checkpoint of its first training, and gone on with."""
+    command = play(folder / "game", size)
+    log = (folder / "game.log").open("w")
+    first = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    while first.poll() is None and not any((folder / "game").rglob("checkpoint-*/step.json")):
+        time.sleep(0.02)
+    was_killed = first.poll() is None
+    if was_killed:
+        first.kill()
+    first.wait()
+    subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+    return {"killed": was_killed, "went_on": "going on from step" in (folder / "game.log").read_text(), **played(folder / "game")}
+
+
+def fsdp2(folder: Path, size: Size) -> dict[str, Any]:
+    """The tiny recipe on one rank under FSDP2, over NCCL where there is a card."""
+    more = ["launcher.kind=accelerate", "launcher.processes=1", "launcher.strategy=fsdp2"]
+    more += ["launcher.cpu=true"] if size is DRY else []
+    with (folder / "fsdp2.log").open("w") as log:
+        subprocess.run(play(folder / "fsdp2", size, *more), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
+    return played(folder / "fsdp2")
+
+
+def play(run_dir: Path, size: Size, *more: str) -> list[str]:
+    overrides = [f"run_dir={run_dir}", f"iterations={size.iterations}", *GAME, *more]
+    return [sys.executable, "-m", "sparring", "run", str(ROOT / "recipes" / "tiny.yaml"), *overrides]
+
+
+def played(run_dir: Path) -> dict[str, Any]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run_dir / "summary.json").read_text())
+    return {"iterations": len(summary["iterations"]), "first_margins": [row["margin"] for row in rows if row["step"] == 0]}
+
+
+# --- training
+
+
+def train_small(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("ours", size.small, size)
+
+
+def trl_small(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("trl", size.small, size)
+
+
+def train_large(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("ours", size.large, size)
+
+
+def trl_large(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("trl", size.large, size)
+
+
+def lora(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("ours", size.small, size, lora={"rank": 16}, lr=1e-4)
+
+
+def qlora(folder: Path, size: Size) -> dict[str, Any]:
+    return trained("ours", size.small, size, lora={"rank": 16, "quantize": "4bit"}, lr=1e-4)
+
+
+def trained(who: str, name: str, size: Size, **options: Any) -> dict[str, Any]:
+    """One epoch of random pairs: tokens a second and share of the peak once two steps are over, memory, the first margin."""
+    import training_speed
+    from common import matmul_peak, random_pairs
+
+    model = model_at(name)
+    rows = json.loads(random_pairs(size.pairs).read_text())
+    optimizer = optimizer_that_fits(name)
+    if who == "trl":
+        found = in_largest_batch(lambda batch, folder: training_speed.trl(rows, [1], folder, model, optimizer, batch))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = training_speed.ours(rows, [1], Path(folder), model, optimizer, **options)
+    seconds = statistics.median(found["step_seconds"][2:] or found["step_seconds"])
+    operations = training_speed.useful_operations(rows, model, 1) * 3 / 4 / found["steps"]  # the rest is the opponent pass
+    memory = peak_gb()  # before the peak's own matrices
+    return {
+        **found,
+        "peak_gb": memory,
+        "model": name,
+        "optimizer": optimizer,
+        "tokens_per_second": training_speed.tree_tokens(rows) / found["steps"] / seconds,
+        "mfu_of_datasheet": operations / seconds / DATASHEET,
+        "share_of_measured_peak": operations / seconds / matmul_peak() if size is REAL else None,
+    }
+
+
+def in_largest_batch(work: Callable[[int, Path], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` finds with the largest number of pairs that the device holds at once."""
+    import torch
+
+    for batch in (4, 2):
+        with contextlib.suppress(torch.OutOfMemoryError), tempfile.TemporaryDirectory() as folder:
+            return {**work(batch, Path(folder)), "batch": batch}
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    with tempfile.TemporaryDirectory() as folder:
+        return {**work(1, Path(folder)), "batch": 1}
+
+
+def optimizer_that_fits(name: str) -> str:
+    """RMSProp, the paper's; Adafactor where the device is too small for it (7B on 80 GB)."""
+    import torch
+    from common import WORK
+
+    from sparring.policy.budget import free_memory
+    from sparring.policy.footprint import training_bytes
+    from sparring.policy.load import model_shape
+    from sparring.policy.shares import Parallel
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    needed = training_bytes("bf16", "rmsprop", Parallel()) * model_shape(WORK / name).num_parameters()
+    return "rmsprop" if 1.15 * needed < free_memory(device) else "adafactor"
+
+
+def peak_gb() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+
+
+# --- sampling
+
+
+def sampling(folder: Path, size: Size) -> dict[str, Any]:
+    """Reply tokens a second: packed rows, `generate`, and `generate` with a static cache, which transformers compiles into CUDA graphs.
+
+    One token in 64 ends a reply, so that replies have lengths of their own, as those of a trained model do.
+    """
+    import random
+
+    import torch
+    from sampling_speed import generate, packed
+
+    from sparring.policy.compute import make_accelerator
+    from sparring.policy.load import load_model
+
+    draw = random.Random(0)
+    prompts = [tuple(draw.randrange(3, 500) for _ in range(draw.randint(30, 120))) for _ in range(size.prompts)]
+    model = load_model(model_at(size.small), torch.bfloat16).to(make_accelerator().device)
+    stops, limit = list(range(0, model.config.vocab_size, 64)), size.new_tokens
+    ways: dict[str, Callable[[], list[int]]] = {
+        "packed": lambda: packed(prompts, limit, stops, model),
+        "generate": lambda: generate(prompts, limit, stops, model, size.batch),
+    }
+    if torch.cuda.is_available():
+        ways["generate, static cache"] = lambda: generate(prompts, limit, stops, model, size.batch, cache_implementation="static")
+    rates: dict[str, float] = {}
+    own = model.config._attn_implementation
+    for name, way in ways.items():
+        model.set_attn_implementation(own)  # packed rows have left theirs
+        rates[name] = rate_of(way)
+        print(json.dumps({"tokens_per_second": rates}), flush=True)  # what is there if this is cut
+    return {"tokens_per_second": rates, "peak_gb": peak_gb()}
+
+
+def rate_of(way: Callable[[], list[int]]) -> float:
+    """Of the second of two goes: the first compiles, and checks the model's code."""
+    way()
+    began = time.perf_counter()
+    tokens = sum(way())
+    return tokens / (time.perf_counter() - began)
+
+
+STEPS: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
+    step.__name__: step for step in (models, tests, game, train_small, trl_small, train_large, trl_large, sampling, lora, qlora, fsdp2)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(STEPS[sys.argv[1]](Path(sys.argv[2]), DRY if sys.argv[3] == "dry" else REAL)), flush=True)

@@ -1,0 +1,167 @@
+"""`make gpu-check` without a card: it runs to its end, keeps what it has found, and judges by the goals."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = ROOT / "scripts"
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("gpu_check")
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("gpu_steps")
+
+
+class FakeSteps:
+    """Stands in for gpu_steps.py: `says` is what each step does, as Python."""
+
+    def __init__(self, folder: Path, says: dict[str, str]) -> None:
+        self.file, self.log = folder / "steps.py", folder / "called"
+        lines = [f"    {name!r}: {code!r}," for name, code in says.items()]
+        self.file.write_text(
+            "import json, sys, time\n"
+            f"open({str(self.log)!r}, 'a').write(sys.argv[1] + ' ')\n"
+            "exec({\n" + "\n".join(lines) + "\n}.get(sys.argv[1], ''))\n"
+        )
+
+    def command(self, name: str) -> list[str]:
+        return [sys.executable, str(self.file), name]
+
+    @property
+    def called(self) -> list[str]:
+        return sorted(set(self.log.read_text().split()) - {"models"})
+
+
+@pytest.fixture
+def checked(check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the check over fake steps; gives them and the file that was written."""
+
+    def run(says: dict[str, str], minutes: float = 1.0, limits: dict[str, int] | None = None) -> tuple[list[str], dict[str, Any]]:
+        fake = FakeSteps(tmp_path, says)
+        fake.log.write_text("")
+        monkeypatch.setattr(check, "LIMITS", limits or dict.fromkeys(says, 30))
+        monkeypatch.setattr(check, "LEAST", 1)
+        monkeypatch.setattr(check.Check, "_command", lambda _, name: fake.command(name))
+        monkeypatch.setattr(check.Check, "_machine", lambda _: {"card": None})
+        one = check.Check(tmp_path / "out", tmp_path / "no wheels", False, 60 * minutes)
+        one.run(says)
+        return fake.called, json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+
+    return run
+
+
+GAME = "print(json.dumps({'killed': True, 'went_on': True, 'first_margins': [0.0]}))"
+
+
+def test_a_step_that_fails_or_takes_too_long_costs_no_other_its_result(checked: Any) -> None:
+    says = {
+        "tests": "raise SystemExit('broken')",
+        "sampling": "print(json.dumps({'tokens_per_second': {'packed': 5}}), flush=True); time.sleep(60)",
+    }
+    _, found = checked({**says, "game": GAME}, limits={"tests": 30, "sampling": 2, "game": 30})
+    steps = found["steps"]
+    assert steps["tests"]["status"] == "failed" and "broken" in steps["tests"]["error"]
+    assert steps["sampling"]["status"].startswith("cut") and steps["sampling"]["found"] == {"tokens_per_second": {"packed": 5}}
+    assert steps["game"]["status"] == "done" and steps["game"]["found"]["went_on"] is True
+
+
+def test_a_second_call_goes_on_with_what_is_not_done(checked: Any) -> None:
+    called, found = checked({"game": GAME, "tests": "raise SystemExit('broken')"})
+    assert called == ["game", "tests"]
+    called, found = checked({"game": GAME, "tests": "print(json.dumps({'passed': 3}))"})
+    assert called == ["tests"] and found["steps"]["game"]["status"] == found["steps"]["tests"]["status"] == "done"
+
+
+def test_no_step_is_begun_when_the_time_is_over(checked: Any) -> None:
+    called, found = checked({"game": GAME}, minutes=0)
+    assert called == [] and found["steps"]["game"] == {"status": "no time left"}
+
+
+def of(found: dict[str, Any]) -> dict[str, Any]:
+    return {name: {"status": "done", "found": one} for name, one in found.items()}
+
+
+def test_goals_are_met_missed_or_not_measured(check: ModuleType) -> None:
+    def judged(found: dict[str, Any]) -> list[bool | None]:
+        return [goal.is_met for goal in check.goals_of(of(found))]
+
+    assert judged({}) == [None] * 6
+    good = {
+        "tests": {"passed": 27, "failed": 0, "error": 0, "skipped": 1},
+        "game": {"killed": True, "went_on": True, "first_margins": [0.0, 0.0]},
+        "train_large": {"mfu_of_datasheet": 0.47, "tokens_per_second": 9000.0, "first_margin": 0.0},
+        "trl_large": {"tokens_per_second": 2900.0},
+        "sampling": {"tokens_per_second": {"packed": 5000.0, "generate": 900.0}},
+    }
+    assert judged(good) == [True] * 6
+    bad = {
+        "tests": {"passed": 26, "failed": 1, "error": 0, "skipped": 1},
+        "game": {"killed": False, "went_on": False, "first_margins": [0.0, 1e-9]},
+        "train_large": {"mfu_of_datasheet": 0.44, "tokens_per_second": 8000.0, "first_margin": 0.0},
+        "trl_large": {"tokens_per_second": 2900.0},
+        "sampling": {"tokens_per_second": {"packed": 4000.0, "generate": 900.0}},
+    }
+    assert judged(bad) == [False] * 6
+    assert judged({"tests": {"passed": 0, "failed": 0, "error": 0, "skipped": 27}})[0] is False
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_outcomes_are_read_from_what_pytest_says(workers: int, steps: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_some.py").write_text(
+        "import pytest\n"
+        "@pytest.mark.parametrize('name', ['a', 'b, c - d'])\n"
+        "def test_name(name): assert name == 'a'\n"
+        "@pytest.mark.skip\n"
+        "def test_skipped(): ...\n"
+        "def test_broken(missing): ...\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-v", "-ra", "-p", "no:cacheprovider", "-n", str(workers), "tests/test_some.py"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+    file = "tests/test_some.py"
+    failures = [f"{file}::test_broken", f"{file}::test_name[b, c - d]"]
+    assert steps.outcomes(said) == {"passed": 1, "failed": 1, "error": 1, "skipped": 1, "failures": failures}
+
+
+def test_wheels_have_locked_versions_and_only_missing_ones_are_installed(check: ModuleType, tmp_path: Path) -> None:
+    wheels = importlib.import_module("gpu_wheels")
+    assert {wheels.key(name) for name in (*wheels.NAMES, *wheels.LARGE)} <= set(wheels.locked())
+    here = ["PyYAML-999.0-py3-none-any.whl", "typing_extensions-4.0-py3-none-any.whl"]
+    needed = ["no_such_package_here-1.0-py3-none-any.whl", "typing_extensions-999.0-py3-none-any.whl"]
+    for name in (*here, *needed):
+        (tmp_path / name).touch()
+    assert [wheel.name for wheel in wheels.missing(tmp_path)] == needed
+
+
+def test_options_are_checked() -> None:
+    for word, said in (("out", "not an option"), ("steps=tests,nothing", "no such steps: nothing")):
+        done = subprocess.run([sys.executable, SCRIPTS / "gpu_check.py", word], capture_output=True, text=True)
+        assert done.returncode == 1 and said in done.stderr
+
+
+@pytest.mark.slow
+def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, SCRIPTS / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "gpu_check.json").read_text())
+    statuses = {name: one["status"] for name, one in found["steps"].items()}
+    assert set(statuses.values()) == {"done"} and len(statuses) == 8
+    by_goal = {goal["what"]: goal["is_met"] for goal in found["goals"]}
+    assert by_goal["first-step margin exactly 0"] is True and by_goal["a killed game goes on"] is True
