@@ -90,6 +90,8 @@ class FrozenDict(dict[Any, Any]):
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+# One path, or the paths of several files
+Paths = Text | Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
 FolderName = Annotated[Text, AfterValidator(_folder_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]

@@ -1,6 +1,7 @@
 """From SFT rows to token ids: sources -> conversations -> chat -> prepare, as the records of `sparring.data.records`.
 
-sources.py        where rows come from; text_files.py, arrow.py and tasks.py are the sources, and rows.py what rows are then
+sources.py        where rows come from; text_files.py, arrow.py and tasks.py are the sources, compressed.py and json_text.py help them,
+                  and rows.py is what rows are then
 conversations.py  a row as turns and a reply, by the shapes of shapes.py
 preferences.py    a row as a labelled pair
 chat.py           turns as token ids

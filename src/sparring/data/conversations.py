@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparring.config import DataSection
+from sparring.config import DataSection, PromptsSection
 from sparring.data.records import Conversation, Message
-from sparring.data.rows import Row, kind_of
-from sparring.data.shapes import PROMPT_SHAPES, SHAPES, choose_shape
-from sparring.data.sources import read_rows
+from sparring.data.rows import BadRows, Row, kind_of
+from sparring.data.shapes import PROMPT_SHAPES, SHAPES, Shape, choose_shape
+from sparring.data.sources import open_table, read_rows
 from sparring.errors import UserError
 
 ROLES = {
@@ -27,12 +27,13 @@ Turns = list[Message]
 @dataclass(frozen=True)
 class Loaded:
     """Conversations with the place they came from. `counts`: read, trailing_turns_dropped, surrogates_replaced (in rows). `columns` are
-    all that the source has."""
+    all that the source has; `bad` are the rows that could not be read, of which `read` counts those too."""
 
     rows: list[tuple[str, Conversation]]
     counts: dict[str, int]
     notices: list[str]
     columns: tuple[str, ...]
+    bad: BadRows
 
 
 def load_conversations(section: DataSection, seed: int) -> Loaded:
@@ -40,17 +41,28 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
 
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
-    rows = read_rows(section, seed, section.checker_columns)
-    shape = choose_shape(section.shape, section.columns, rows.columns, rows.source)
-    counts = Counter({"read": len(rows.items), "trailing_turns_dropped": 0, "surrogates_replaced": 0})
+    bad = BadRows(section.on_bad_row == "drop")
+    table = open_table(section, seed, bad)
+    shape = choose_shape(section.shape, section.columns, table.columns, table.source)
+    rows = read_rows(table, columns_read(SHAPES[shape], section, section.checker_columns))
+    counts = Counter({"read": len(rows) + bad.count, "trailing_turns_dropped": 0, "surrogates_replaced": 0})
     conversations = []
-    for where, row in rows.items:
-        conversation = to_conversation(row, shape, section.columns, where, counts)
-        conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
-    notices = []
+    for where, row in rows:
+        try:
+            conversation = to_conversation(row, shape, section.columns, where, counts)
+            conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
+        except UserError as error:
+            bad.meet(error)
+    notices = list(table.notices)
     if section.shape == "auto":
-        notices.append(f"data.shape: {shape}, by the columns {', '.join(rows.columns)}")
-    return Loaded(conversations, dict(counts), notices, rows.columns)
+        notices.append(f"data.shape: {shape}, by the columns {', '.join(table.columns)}")
+    return Loaded(conversations, dict(counts), notices, table.columns, bad)
+
+
+def columns_read(shape: Shape, section: DataSection | PromptsSection, further: Sequence[str]) -> set[str]:
+    """Names of the source's own columns that are read of it: those of the shape, of the answer, and `further` ones."""
+    of_shape = (section.columns.get(name, name) for name in (*shape.required, *shape.optional))
+    return {*of_shape, *further, *([section.answer] if section.answer else [])}
 
 
 def is_empty(conversation: Conversation) -> bool:

@@ -12,14 +12,15 @@ from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import MEND_ROW, is_empty, to_conversation
 from sparring.data.records import Conversation, Duel, TokenIds
+from sparring.data.rows import BadRows
 from sparring.data.shapes import PAIR_COLUMNS
-from sparring.data.sources import read_rows
+from sparring.data.sources import open_table, read_rows
 from sparring.data.tables import read_rows as read_table
 from sparring.data.tables import write_table
 from sparring.errors import UserError
 
 # what became of the pairs; `read` is the sum of those that follow it here
-PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "pairs")
+PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "bad", "pairs")
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,25 @@ class Pair:
 
 @dataclass(frozen=True)
 class PreparedPairs:
+    """`counts`: PAIR_COUNTS. `notices`: what was decided on the way, one sentence each."""
+
     duels: list[Duel]
     counts: dict[str, int]
+    notices: list[str]
 
 
-def load_pairs(section: PairsSection) -> list[Pair]:
-    """Every row as a pair. Raises UserError for anything that cannot be read, with its file and line or row."""
-    rows = read_rows(section, seed=0)
-    for name in PAIR_COLUMNS[1:]:
-        _require_column(section, name, rows.columns, rows.source)
-    for name in section.columns:
-        _require_column(section, name, rows.columns, rows.source)
-    return [_pair(row, section.columns, where) for where, row in rows.items]
+def load_pairs(section: PairsSection, bad: BadRows) -> list[Pair]:
+    """Every row as a pair. Raises UserError for anything that cannot be read, with its file and line or row, unless `bad` takes it."""
+    table = open_table(section, 0, bad)
+    for name in (*PAIR_COLUMNS[1:], *section.columns):
+        _require_column(section, name, table.columns, table.source)
+    found = []
+    for where, row in read_rows(table, {section.columns.get(name, name) for name in PAIR_COLUMNS}):
+        try:
+            found.append(_pair(row, section.columns, where))
+        except UserError as error:
+            bad.meet(error)
+    return found
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -56,26 +64,31 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
 
     held_out: prompts that players are judged on; their pairs are left out. Raises UserError when no pair is left.
     """
-    pairs = load_pairs(section)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "read": len(pairs)}
+    bad = BadRows(limits.on_bad_row == "drop")
+    pairs = load_pairs(section, bad)
+    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "read": len(pairs) + bad.count}
     order = sorted(_distinct(pairs, counts), key=lambda pair: hashlib.sha256(f"{seed}:{pair.row_id}".encode()).digest())
     duels: list[Duel] = []
     for done, pair in enumerate(order):
         if len(duels) == section.max_examples:
             counts["not_in_subset"] = len(order) - done
             break
-        duel, reason = _tokenised(pair, limits, chat, held_out)
+        try:
+            duel, reason = _tokenised(pair, limits, chat, held_out)
+        except UserError as error:
+            bad.meet(error)
+            continue
         if duel is None:
             counts[reason] += 1
         else:
             duels.append(duel)
-    counts["pairs"] = len(duels)
+    counts["bad"], counts["pairs"] = bad.count, len(duels)
     if not duels:
         dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
         raise UserError(
-            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.path})", remedy="look at what dropped most"
+            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.named})", remedy="look at what dropped most"
         )
-    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts)
+    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts, bad.notices)
 
 
 def write_pairs(path: Path, duels: Sequence[Duel]) -> None:

@@ -17,6 +17,7 @@ from sparring.data.chat import Chat
 from sparring.data.conversations import Loaded, is_empty, load_conversations
 from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
 from sparring.data.records import Conversation, Example, Message
+from sparring.data.rows import BadRows
 from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
@@ -30,6 +31,7 @@ ROW_COUNTS = (
     "reply_too_long",
     "not_in_subset",
     "prompt_held_out",
+    "bad",
     "train",
     "held_out",
 )
@@ -62,18 +64,21 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     loaded = load_conversations(section, seed)
     counts = {**dict.fromkeys(ROW_COUNTS, 0), "reply_cut": 0, **loaded.counts}
     rows = _distinct(loaded, counts)
-    examples = _subset(rows, section, chat, seed, counts)
+    examples = _subset(rows, section, chat, seed, counts, loaded.bad)
+    counts["bad"] = loaded.bad.count
     if not examples:
-        raise _nothing_left(section, counts)
+        raise _nothing_left(section, counts, loaded.bad)
     train, held_out = split_by_prompt(examples, section.held_out)
     train = _without_prompts_of(held_out, train, counts)
     counts["train"], counts["held_out"] = len(train), len(held_out)
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
-    prompts = load_prompts(section.prompts, section.checker_columns) if section.prompts else None
+    prompts = load_prompts(section.prompts, section.checker_columns, BadRows(loaded.bad.drop)) if section.prompts else None
     _check_columns(section, [*loaded.columns, *(prompts.columns if prompts else ())])
     found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if prompts else ([], {})
-    return Prepared(train, held_out, counts, [*loaded.notices, *chat.notices], found, prompt_counts)
+    of_prompts = [*prompts.notices, *prompts.bad.notices] if prompts else []
+    notices = [*loaded.notices, *loaded.bad.notices, *of_prompts, *chat.notices]
+    return Prepared(train, held_out, counts, notices, found, prompt_counts)
 
 
 def _prompts(
@@ -95,7 +100,7 @@ def _prompts(
     if not found:
         dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
         raise UserError(
-            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.path})", remedy="look at what dropped most"
+            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.named})", remedy="look at what dropped most"
         )
     if loaded.replies_dropped:
         counts["replies_dropped"] = loaded.replies_dropped
@@ -127,7 +132,7 @@ def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
     return list(rows.values())
 
 
-def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int]) -> list[Example]:
+def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int], bad: BadRows) -> list[Example]:
     """The first `max_examples` rows within the limits, in an order that only the seed and the row ids give.
 
     Tokenises in that order and stops when it has enough: the same rows as tokenising all of them first, in a part of the time.
@@ -139,7 +144,11 @@ def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, co
         if len(examples) == wanted:
             counts["not_in_subset"] = len(rows) - done
             break
-        example = _tokenised(where, conversation, section, chat, counts)
+        try:
+            example = _tokenised(where, conversation, section, chat, counts)
+        except UserError as error:
+            bad.meet(error)
+            continue
         if example is not None:
             examples.append(example)
     return sorted(examples, key=lambda example: example.row_id)
@@ -201,7 +210,7 @@ def _without_prompts_of(held_out: list[Example], train: list[Example], counts: d
     return kept
 
 
-def _nothing_left(section: DataSection, counts: dict[str, int]) -> UserError:
+def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) -> UserError:
     rules = {
         "empty": "an empty prompt or reply",
         "prompt_too_long": f"a prompt over data.max_prompt_tokens ({section.max_prompt_tokens})",
@@ -210,14 +219,16 @@ def _nothing_left(section: DataSection, counts: dict[str, int]) -> UserError:
     dropped = [f"{counts[key]} for {rule}" for key, rule in rules.items() if counts[key]]
     if counts["duplicates"]:
         dropped.append(f"{counts['duplicates']} as duplicates")
+    if bad.first is not None:
+        dropped.append(f"{bad.count} as bad rows, the first {bad.first.where}: {bad.first.what}")
     what = f"no row is left of {counts['read']}: dropped {', '.join(dropped)}"
-    return UserError(what, where=section.path, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
+    return UserError(what, where=section.named, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
 
 
 def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
     side = "nothing is left to train on" if held_out else "nothing is held out"
     what = f"data.held_out is {section.held_out}, but {rows} rows are left after dropping and the subset: {side}"
-    return UserError(what, where=section.path, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
+    return UserError(what, where=section.named, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
 
 
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:

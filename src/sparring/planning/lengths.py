@@ -77,9 +77,9 @@ def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None
 def _measured(recipe: Recipe) -> Lengths | None:
     """From a sample of the rows, tokenised as the run will; None where the data or the tokenizer would have to be fetched."""
     from sparring.data.prepare import prepare
-    from sparring.data.sources import local_file
+    from sparring.data.sources import local_files
 
-    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
     chat = _chat(recipe.model)
     if chat is None:
@@ -91,7 +91,7 @@ def _measured(recipe: Recipe) -> Lengths | None:
     rows = round((counts["read"] - counts["empty"] - counts["duplicates"]) * len(examples) / looked_at)
     train, held_out = _split(recipe, min(limit or rows, rows))
     prompts, replies = [len(e.prompt_ids) for e in examples], [len(e.reply_ids) for e in examples]
-    return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.path}")
+    return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.named}")
 
 
 def _lengths(
@@ -118,7 +118,7 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
     rows = given.rows or min(known, default=None)
     if rows is None:
         raise UserError(
-            f"how many rows {data.path} has is not known before it is fetched",
+            f"how many rows {data.named} has is not known before it is fetched",
             where="data.max_examples",
             remedy="set it, or say --rows N",
         )
@@ -130,9 +130,9 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
 def _rows_of_file(recipe: Recipe) -> int | None:
     """Rows of a file on this machine whose tokenizer is not on it, before any is left out; None for data that would have to be fetched."""
     from sparring.data.conversations import load_conversations
-    from sparring.data.sources import local_file
+    from sparring.data.sources import local_files
 
-    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
     return load_conversations(recipe.data, recipe.seed).counts["read"]
 
