@@ -20,6 +20,7 @@ from sparring.data.conversations import is_empty, load_conversations, to_convers
 from sparring.data.rows import BadRows
 from sparring.data.shapes import SHAPES, choose_shape
 from sparring.data.sources import open_table
+from sparring.data.turns import Reading
 from sparring.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -54,7 +55,7 @@ def load(path, **options):
 
 
 def convert(row, shape, columns=None, counts=None):
-    return to_conversation(row, shape, columns or {}, "here, row 1", counts)
+    return to_conversation(row, shape, Reading(columns or {}, counts=Counter() if counts is None else counts), "here, row 1")
 
 
 # --- shapes ---
@@ -146,7 +147,8 @@ def test_any_text_comes_out_encodable_and_sound_text_unchanged(text):
         ({"messages": []}, "messages", r"row without a reply: .*\(its turns: none\)"),
         ({"messages": None}, "messages", "messages is missing or null, not a list of turns"),
         ({}, "messages", "messages is missing or null"),
-        ({"messages": "[]"}, "messages", r"messages is text \('\[\]'\), not a list of turns"),
+        ({"messages": "[]"}, "messages", r"row without a reply: .*\(its turns: none\)"),
+        ({"messages": "hello"}, "messages", r"messages is text \('hello'\), not a list of turns"),
         ({"messages": ["Q"]}, "messages", r"messages\[0\] is text \('Q'\), not a turn"),
         ({"messages": [{"role": "robot", "content": "Q"}]}, "messages", r"messages\[0\] has the role 'robot'; known roles: system, user"),
         ({"messages": [{"content": "Q"}]}, "messages", r"has the role None"),

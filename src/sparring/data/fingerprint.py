@@ -13,7 +13,7 @@ from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
 
 # Options that came after the first runs; the first of them say how rows of any kind are read
-ROW_OPTIONS = ("on_bad_row",)
+ROW_OPTIONS = ("on_bad_row", "reasoning")
 LATER_OPTIONS = (*ROW_OPTIONS, "answer", "checker_columns")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from sparring.data.compressed import bytes_of
 from sparring.data.json_text import parse_json, parsed
 from sparring.data.rows import BadRows, Table, table_of
-from sparring.data.shapes import STANDARD_COLUMNS
+from sparring.data.shapes import KNOWN_COLUMNS
 from sparring.errors import UserError
 
 LINES = "a .jsonl file holds one JSON object per line"
@@ -63,7 +63,7 @@ def _rows_inside(value: Any, path: Path) -> tuple[list[Any], tuple[str, ...]]:
     """(the rows of a parsed file, what to say of it)"""
     if isinstance(value, list):
         return value, ()
-    if not isinstance(value, dict) or STANDARD_COLUMNS & value.keys():
+    if not isinstance(value, dict) or KNOWN_COLUMNS & value.keys():
         return [value], ()
     lists = [key for key, inner in value.items() if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)]
     if not lists:

@@ -10,9 +10,9 @@ from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.arrow import hub_dataset
-from sparring.data.conversations import without_surrogates
 from sparring.data.rows import BadRows
 from sparring.data.sources import local_files, open_table
+from sparring.data.turns import without_surrogates
 from sparring.errors import UserError
 
 OPTION, REFERENCES_OPTION = "--questions", "--references"

@@ -88,7 +88,7 @@ def _measured(recipe: Recipe) -> Lengths | None:
     sample = prepare(section.model_copy(update={"max_examples": min(limit or SAMPLE_ROWS, SAMPLE_ROWS), "held_out": 1}), chat, recipe.seed)
     examples, counts = [*sample.train, *sample.held_out], sample.counts
     looked_at = len(examples) + counts["prompt_too_long"] + counts["reply_too_long"]
-    rows = round((counts["read"] - counts["empty"] - counts["duplicates"]) * len(examples) / looked_at)
+    rows = round((counts["read"] - sum(counts[name] for name in ("empty", "duplicates", "untrained", "bad"))) * len(examples) / looked_at)
     train, held_out = _split(recipe, min(limit or rows, rows))
     prompts, replies = [len(e.prompt_ids) for e in examples], [len(e.reply_ids) for e in examples]
     return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.named}")

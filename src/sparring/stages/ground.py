@@ -69,11 +69,12 @@ class Ground:
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
             log.info(f"data: {told(prepared.counts)}")
+            facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
             if section.prompts is None:
-                return {"counts": prepared.counts}
+                return facts
             write_examples(stage / PROMPTS, prepared.prompts)
             log.info(f"data: prompts without a reply: {told(prepared.prompt_counts)}")
-            return {"counts": prepared.counts, "prompt_counts": prepared.prompt_counts}
+            return {**facts, "prompt_counts": prepared.prompt_counts}
 
         inputs = {
             "data": data_inputs(section),

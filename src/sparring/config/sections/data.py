@@ -39,7 +39,8 @@ class PromptsSection(RowsSection):
     path: Paths = Field(description=f"Rows with a prompt: {FILES}, or a Hub id.")
     columns: PromptColumns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction` and `input`.",
+        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and "
+        "`history`.",
     )
     answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
     replies: Literal["refuse", "drop"] = Field(
@@ -56,7 +57,8 @@ class DataSection(RowsSection):
     shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
     columns: Columns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer}`.",
+        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer, "
+        "system: persona}`.",
     )
     max_examples: PositiveInt | None = Field(
         None, description="Random subset of this many rows, held-out rows included; all rows when null."
@@ -76,6 +78,11 @@ class DataSection(RowsSection):
         "stop",
         description="What happens at a row that cannot be read or used, of the prompts and of labelled pairs as well: the run stops and "
         "names it, since a fault in the data is rarely alone; or such rows are left out and counted, and the first is shown.",
+    )
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep",
+        description="What happens to what an assistant thought, where a turn keeps that apart (`reasoning_content`, `thinking` or "
+        "`reasoning`): the chat template gets it, and a row of which it would be lost is refused; or it is left out.",
     )
     answer: Text | None = Field(
         None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."
@@ -110,6 +117,6 @@ class PairsSection(RowsSection):
 
     path: Paths = Field(description=f"Rows with `prompt`, `chosen` and `rejected`: {FILES}, or a Hub id.")
     columns: PairColumns = Field(
-        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen` and `rejected`."
+        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen`, `rejected`, `system` and `history`."
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many pairs; all when null.")
