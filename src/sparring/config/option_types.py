@@ -68,8 +68,28 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _variable(name: str) -> str:
+    """Of a chat template: not what every rendering sets itself, and no word of the template's language."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name in GIVEN | WORDS or name.endswith("_token"):
+        raise ValueError("not a variable of a chat template that can be given a value")
+    return name
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate)") from None
+    return text
+
+
 def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+# Names that a rendering gives to every chat template, and words of Jinja
+GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+WORDS = frozenset(("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self"))
 
 
 class FrozenDict(dict[Any, Any]):
@@ -116,6 +136,10 @@ PairColumn = Literal["prompt", "chosen", "rejected", Beside]
 PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", Beside]
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
+TemplateKwargs = Annotated[
+    dict[Annotated[str, AfterValidator(_variable)], bool | int | float | Annotated[str, AfterValidator(_encodable)] | None],
+    AfterValidator(FrozenDict),
+]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 

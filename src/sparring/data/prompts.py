@@ -100,7 +100,7 @@ def prompt_examples(
             counts["not_in_subset"] = len(order) - done
             break
         try:
-            ids = chat.prompt_ids(conversation.prompt, where=where)
+            ids = chat.row_prompt_ids(conversation.prompt, where=where)
         except UserError as error:
             loaded.bad.meet(error)
             continue

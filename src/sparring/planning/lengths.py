@@ -155,13 +155,16 @@ def _chat(model: ModelSection) -> Chat | None:
     template = load_template(model.chat_template) if model.chat_template else None
     path, folder = model.path, Path(model.path).expanduser()
     if path.startswith("builtin:"):
-        return Chat(byte_tokenizer(), template)
-    if path.startswith("package:"):
-        return Chat(_gguf_tokenizer(package_file(path.removeprefix("package:"))), template)
-    if folder.suffix == ".gguf":
-        return Chat(_gguf_tokenizer(folder), template)
-    has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
-    return Chat(load_tokenizer(folder), template) if has_one else None
+        tokenizer = byte_tokenizer()
+    elif path.startswith("package:"):
+        tokenizer = _gguf_tokenizer(package_file(path.removeprefix("package:")))
+    elif folder.suffix == ".gguf":
+        tokenizer = _gguf_tokenizer(folder)
+    elif any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        tokenizer = load_tokenizer(folder)
+    else:
+        return None
+    return Chat(tokenizer, template, kwargs=model.chat_template_kwargs)
 
 
 def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:

@@ -51,7 +51,8 @@ class Ground:
     def chat(self) -> Chat:
         template = self.recipe.model.chat_template
         _, eos = model_facts(self.base.folder)
-        chat = Chat(load_tokenizer(self.base.folder), load_template(template) if template else None, eos)
+        own = load_template(template) if template else None
+        chat = Chat(load_tokenizer(self.base.folder), own, eos, self.recipe.model.chat_template_kwargs)
         chat.tokenizer.chat_template = chat.template  # so that every saved player carries the template it was trained under
         for notice in chat.notices:
             log.info(f"chat: {notice}")
