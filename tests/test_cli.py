@@ -524,6 +524,26 @@ def assert_is(folder: Path, weights: Path) -> None:
     assert AutoTokenizer.from_pretrained(folder).chat_template == TEMPLATE
 
 
+def test_variables_of_the_template_reach_rows_and_every_model_that_leaves_the_run(tmp_path: Path, zygote: Zygote) -> None:
+    from transformers import AutoTokenizer
+
+    game = without_sft(tmp_path / "game", zygote, "builtin:tiny")
+    (game.folder / "t.jinja").write_text(TEMPLATE.replace("assistant: {%", "assistant ({{ mood }}): {%"))
+    kwargs = {"path": "builtin:tiny", "chat_template": "t.jinja", "chat_template_kwargs": {"mood": "calm"}}
+    game.write(model=kwargs, sft=None, baseline=None, iterations=1)
+    refused = game.run()  # the reply's own turn has no mood
+    assert refused.code == 2 and "sampled under one prefix" in refused.err and "assistant (calm): " in refused.err
+    (game.folder / "t.jinja").write_text(
+        TEMPLATE.replace("<|im_start|>{{ m", "<|im_start|>{{ mood }} {{ m").replace("t|>ass", "t|>{{ mood }} ass")
+    )
+    assert game.run().code == 0
+    for player in ("0", "baseline"):
+        assert game.command("export", "run", player, "--iteration", player).code == 0
+        found = AutoTokenizer.from_pretrained(game.folder / player)
+        text = found.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True)
+        assert text == "<|im_start|>calm user: q<|im_end|>\n<|im_start|>calm assistant: "
+
+
 def test_a_start_that_is_a_folder_of_its_own_is_a_player(external: Game, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

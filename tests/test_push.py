@@ -126,10 +126,12 @@ def test_what_others_should_not_read_is_hidden(played: Game) -> None:
         "launcher.main_process_ip=10.1.2.3",
         "baseline=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
         "evaluate.benchmarks={tasks: [quiz], task_folders: [/home/anna/tasks]}",
+        "data.path=[/home/anna/a.jsonl.gz, /home/anna/*.csv]",
+        "data.prompts=/home/anna/prompts.jsonl",
     ]
     text = yaml.safe_dump(public(load_recipe(played.root / "recipe.yaml", changes)))
     assert not any(word in text for word in ("anna", "10.1.2.3", str(played.root))) and text.count("(not shown)") == 4
-    assert "path: pairs.jsonl" in text and "- tasks" in text
+    assert "path: pairs.jsonl" in text and "path: a.jsonl.gz, *.csv" in text and "path: prompts.jsonl" in text and "- tasks" in text
 
 
 # --- the data

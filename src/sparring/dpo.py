@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.config import BaselineSection, TrainSection, at_iteration
 from sparring.console import log
-from sparring.data.fingerprint import chat_fingerprint, source_fingerprint
+from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, source_fingerprint
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
 from sparring.data.records import Duel
 from sparring.policy.batches import Layout, branches_of
@@ -36,12 +36,14 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
         held_out = {example.prompt_ids for example in ground.held_out}
         found = prepare_pairs(source, recipe.data, ground.chat, recipe.seed, held_out)
         write_pairs(stage / PAIRS, found.duels)
+        for notice in found.notices:
+            log.info(f"{section.folder}: {notice}")
         log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items()))
         return {"counts": found.counts}
 
     inputs = {
         "pairs": {**source.model_dump(exclude={"path"}), "content": source_fingerprint(source)},
-        "limits": recipe.data.model_dump(include=set(DATA_LIMITS)),
+        "limits": {**recipe.data.model_dump(include=set(DATA_LIMITS)), **changed(recipe.data, ROW_OPTIONS)},
         "held_out": ground.data.outputs["held_out.parquet"],
         "chat": chat_fingerprint(ground.chat),
         "seed": recipe.seed,

@@ -34,7 +34,9 @@ def export(
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     _write_model(players, player, temporary, adapter)
-    if players.recipe.model.chat_template and not player.is_trained:  # the game was played under it, but the model does not carry it
+    model = players.recipe.model
+    # The game was played under this template, but a model that was not trained does not carry it.
+    if (model.chat_template or model.chat_template_kwargs) and not player.is_trained:
         players.chat().tokenizer.save_pretrained(temporary)
     if dtype is not None:
         convert(temporary, dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
+from sparring.config import ModelSection, Recipe
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
@@ -92,8 +92,10 @@ class Players:
         """The run's chat, which is the same for all players, from one that was trained if there is one: they carry it with them."""
         carrier = next((player for player in self.all if player.is_trained), self.all[0])
         folder = self.folder(carrier)
-        own = None if carrier.is_trained else self.recipe.model.chat_template
-        chat = Chat(load_tokenizer(folder), load_template(own) if own else None, model_facts(folder)[1])
+        # A trained player's tokenizer carries the template that it was trained under, with the values of its variables.
+        model = ModelSection(path=self.recipe.model.path) if carrier.is_trained else self.recipe.model
+        own = load_template(model.chat_template) if model.chat_template else None
+        chat = Chat(load_tokenizer(folder), own, model_facts(folder)[1], model.chat_template_kwargs)
         chat.tokenizer.chat_template = chat.template
         return chat
 

@@ -219,13 +219,10 @@ def test_template_without_end_of_turn_gets_eos_and_says_so():
     assert "the chat template writes no token after a reply: '</s>' is appended" in chat.notices
 
 
-def test_reply_that_spells_the_end_of_turn_keeps_all_of_its_text():
+def test_reply_that_spells_the_end_of_turn_is_refused():
     chat = Chat(byte_level(), template("chatml"))
-    pairs = ("u: what ends a turn?", "a: this: <|im_end|> and no other")
-    prompt_ids, reply_ids = chat.encode(conversation(*pairs))
-    assert own_ids(chat, turns(*pairs))[: len(prompt_ids + reply_ids)] == prompt_ids + reply_ids
-    assert reply_ids.count(chat.end_of_turn_id) == 2
-    assert chat.notices == ["some replies spell the end-of-turn token '<|im_end|>' in their own text"]
+    with pytest.raises(UserError, match=r"a turn of the assistant spells '<\|im_end\|>'"):
+        chat.encode(conversation("u: what ends a turn?", "a: this: <|im_end|> and no other"))
 
 
 def test_eos_that_is_appended_is_not_searched_in_the_reply():

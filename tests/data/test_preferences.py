@@ -51,7 +51,7 @@ def pair(n: int, **more: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_the_same_pair(tmp_path: Path, shape: str) -> None:
-    (found,) = load_pairs(section(tmp_path, [SHAPES[shape]]))
+    (found,) = load_pairs(section(tmp_path, [SHAPES[shape]]), limits()).pairs
     assert [dict(turn) for turn in found.chosen.prompt] == [USER] and found.rejected.prompt == found.chosen.prompt
     assert (found.chosen.reply, found.rejected.reply) == ("a", "b")
     (duel,) = prepare_pairs(section(tmp_path, [SHAPES[shape]]), limits(), chat(), 0, set()).duels
@@ -64,7 +64,7 @@ def test_every_shape_is_the_same_pair(tmp_path: Path, shape: str) -> None:
 def test_several_turns_and_own_columns(tmp_path: Path) -> None:
     row = {"q": [SYSTEM, USER, GOOD, {"role": "user", "content": "again"}], "good": [GOOD], "bad": [BAD], "score": 3}
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-    (found,) = load_pairs(section(tmp_path, [row], columns=columns))
+    (found,) = load_pairs(section(tmp_path, [row], columns=columns), limits()).pairs
     assert [turn["content"] for turn in found.chosen.prompt] == ["be brief", "say a", "a", "again"]
 
 
@@ -82,21 +82,21 @@ def test_several_turns_and_own_columns(tmp_path: Path) -> None:
 )
 def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_pairs(section(tmp_path, [row]))
+        load_pairs(section(tmp_path, [row]), limits())
     assert words in caught.value.what and "pairs.jsonl" in str(caught.value.where)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such data file") as caught:
-        load_pairs(PairsSection(path=str(tmp_path / "none.jsonl")))
+        load_pairs(PairsSection(path=str(tmp_path / "none.jsonl")), limits())
     assert "baseline.pairs.path" in caught.value.remedy
     with pytest.raises(UserError, match="holds no row") as caught:
-        load_pairs(section(tmp_path, []))
+        load_pairs(section(tmp_path, []), limits())
     assert "check baseline.pairs.path" in caught.value.remedy
     with pytest.raises(UserError, match="need a column 'chosen'"):
-        load_pairs(PairsSection(path="builtin:tasks"))
+        load_pairs(PairsSection(path="builtin:tasks"), limits())
     with pytest.raises(UserError, match="need a column 'x'"):
-        load_pairs(section(tmp_path, [pair(0)], columns={"chosen": "x"}))
+        load_pairs(section(tmp_path, [pair(0)], columns={"chosen": "x"}), limits())
 
 
 def test_what_becomes_of_every_pair(tmp_path: Path) -> None:
@@ -107,7 +107,18 @@ def test_what_becomes_of_every_pair(tmp_path: Path) -> None:
         held_out,
         max_reply_tokens=20,
     )
-    counts = {"read": 7, "empty": 1, "duplicates": 1, "same_reply": 1, "too_long": 1, "prompt_held_out": 1, "not_in_subset": 0, "pairs": 2}
+    counts = {
+        "read": 7,
+        "empty": 1,
+        "duplicates": 1,
+        "same_reply": 1,
+        "too_long": 1,
+        "prompt_held_out": 1,
+        "not_in_subset": 0,
+        "untrained": 0,
+        "bad": 0,
+    }
+    counts["pairs"] = 2
     assert found.counts == counts and tuple(counts) == PAIR_COUNTS
     write_pairs(tmp_path / "pairs.parquet", found.duels)
     assert read_pairs(tmp_path / "pairs.parquet") == found.duels

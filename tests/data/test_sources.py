@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from sparring.config import DataSection
 from sparring.data.conversations import is_empty, load_conversations, to_conversation
+from sparring.data.rows import BadRows
 from sparring.data.shapes import SHAPES, choose_shape
-from sparring.data.sources import read_rows
+from sparring.data.sources import open_table
+from sparring.data.turns import Reading
 from sparring.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -42,12 +44,18 @@ def jsonl(tmp_path, *rows) -> Path:
     return path
 
 
+def table(path, names=None, **options):
+    """(the columns of a source, its rows with their places)"""
+    found = open_table(section(path, **options), 0, BadRows())
+    return found.columns, list(found.read(found.columns if names is None else names))
+
+
 def load(path, **options):
     return [conversation for _, conversation in load_conversations(section(path, **options), seed=0).rows]
 
 
 def convert(row, shape, columns=None, counts=None):
-    return to_conversation(row, shape, columns or {}, "here, row 1", counts)
+    return to_conversation(row, shape, Reading(columns or {}, counts=Counter() if counts is None else counts), "here, row 1")
 
 
 # --- shapes ---
@@ -139,7 +147,8 @@ def test_any_text_comes_out_encodable_and_sound_text_unchanged(text):
         ({"messages": []}, "messages", r"row without a reply: .*\(its turns: none\)"),
         ({"messages": None}, "messages", "messages is missing or null, not a list of turns"),
         ({}, "messages", "messages is missing or null"),
-        ({"messages": "[]"}, "messages", r"messages is text \('\[\]'\), not a list of turns"),
+        ({"messages": "[]"}, "messages", r"row without a reply: .*\(its turns: none\)"),
+        ({"messages": "hello"}, "messages", r"messages is text \('hello'\), not a list of turns"),
         ({"messages": ["Q"]}, "messages", r"messages\[0\] is text \('Q'\), not a turn"),
         ({"messages": [{"role": "robot", "content": "Q"}]}, "messages", r"messages\[0\] has the role 'robot'; known roles: system, user"),
         ({"messages": [{"content": "Q"}]}, "messages", r"has the role None"),
@@ -239,22 +248,22 @@ def test_every_kind_of_file_gives_the_same_text(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     write_rows(path)
-    rows = read_rows(section(path), seed=0)
-    assert rows.columns == ("prompt", "completion")
-    assert [dict(row) for _, row in rows.items] == ROWS
+    columns, rows = table(path)
+    assert columns == ("prompt", "completion")
+    assert [dict(row) for _, row in rows] == ROWS
     assert [c.reply for c in load(path)] == ["007", "NA", "null"]
 
 
 def test_places_are_lines_in_text_and_rows_elsewhere(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,completion\n"two\nlines",A\n\nQ,B\n')
-    assert [where for where, _ in read_rows(section(path), 0).items] == [f"{path}, line 2", f"{path}, line 5"]
+    assert [where for where, _ in table(path)[1]] == [f"{path}, line 2", f"{path}, line 5"]
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": "1"}\n\n{"a": "2"}')
-    assert [where for where, _ in read_rows(section(path), 0).items] == [f"{path}, line 1", f"{path}, line 3"]
+    assert [where for where, _ in table(path)[1]] == [f"{path}, line 1", f"{path}, line 3"]
     path = tmp_path / "rows.parquet"
     write_rows(path)
-    assert read_rows(section(path), 0).items[0][0] == f"{path}, row 1"
+    assert table(path)[1][0][0] == f"{path}, row 1"
 
 
 def test_a_single_json_object_is_one_row(tmp_path):
@@ -272,8 +281,8 @@ def test_long_csv_cells_are_read(tmp_path):
 def test_parquet_with_turns_and_unused_columns(tmp_path):
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"messages": [[user("Q"), assistant("A")]], "score": [0.5], "raw": [b"\xff"]}), path)
-    rows = read_rows(section(path), seed=0)
-    assert rows.columns == ("messages", "score", "raw") and set(rows.items[0][1]) == {"messages"}
+    columns, rows = table(path, ["messages"])
+    assert columns == ("messages", "score", "raw") and set(rows[0][1]) == {"messages"}
     assert load(path)[0].reply == "A"
 
 
@@ -328,8 +337,6 @@ def test_missing_file_suggests_its_neighbours(tmp_path):
         load(tmp_path / "entirely-different.parquet")
     with pytest.raises(UserError, match=r"the folder .* does not exist either"):
         load(tmp_path / "no" / "rows.jsonl")
-    with pytest.raises(UserError, match=r"is a folder, not a data file\n  -> data files in that folder: rows.jsonl"):
-        load(tmp_path)
     with pytest.raises(UserError, match=r"data.jsonl: no such data file"):
         load("some/data.jsonl")
 

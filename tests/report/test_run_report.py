@@ -162,6 +162,16 @@ def test_falling_human_replies_are_a_warning(made: Path, tmp_path: Path) -> None
     assert page.count('<p class="warning">iteration') == 2
 
 
+def test_columns_that_nothing_reads_are_named_as_text(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run")
+    assert "nothing reads" not in Tags(report_page(read_run(root))).text
+    done = json.loads((root / "data" / "done.json").read_text())
+    done["facts"]["unused_columns"] = ["id", "<script>x</script>"]
+    (root / "data" / "done.json").write_text(json.dumps(done))
+    page = Tags(report_page(read_run(root)))
+    assert "Columns of the rows that nothing reads: id, <script>x</script>." in page.text
+
+
 def test_a_game_under_way_says_so(tmp_path: Path) -> None:
     text = Tags(report_page(read_run(make_run(tmp_path / "run", stop_reason=None)))).text
     assert "The game goes on." in text and "continued SFT" not in text and "load it again" in text

@@ -68,8 +68,28 @@ def _folder_name(name: str) -> str:
     return name
 
 
+def _variable(name: str) -> str:
+    """Of a chat template: not what every rendering sets itself, and no word of the template's language."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name in GIVEN | WORDS or name.endswith("_token"):
+        raise ValueError("not a variable of a chat template that can be given a value")
+    return name
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character (a lone surrogate)") from None
+    return text
+
+
 def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+# Names that a rendering gives to every chat template, and words of Jinja
+GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+WORDS = frozenset(("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self"))
 
 
 class FrozenDict(dict[Any, Any]):
@@ -90,6 +110,8 @@ class FrozenDict(dict[Any, Any]):
 Text = Annotated[str, AfterValidator(_not_blank)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+# One path, or the paths of several files
+Paths = Text | Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
 FolderName = Annotated[Text, AfterValidator(_folder_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]
@@ -108,11 +130,16 @@ Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
-Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated"]
-PairColumn = Literal["prompt", "chosen", "rejected"]
-PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input"]
+Beside = Literal["system", "history"]
+Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated", Beside]
+PairColumn = Literal["prompt", "chosen", "rejected", Beside]
+PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", Beside]
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
+TemplateKwargs = Annotated[
+    dict[Annotated[str, AfterValidator(_variable)], bool | int | float | Annotated[str, AfterValidator(_encodable)] | None],
+    AfterValidator(FrozenDict),
+]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 

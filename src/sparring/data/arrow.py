@@ -1,36 +1,124 @@
-"""Rows that `datasets` holds: parquet files, and data sets of the Hub."""
+"""Rows that Arrow holds: parquet files, and data sets of the Hub. Only the columns that are asked for are read or decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sparring.config import PairsSection
-from sparring.data.rows import Rows, Source
-from sparring.data.shapes import PAIR_COLUMNS, STANDARD_COLUMNS
+from sparring.data.rows import BadRows, LocatedRow, Source, Table
 from sparring.errors import UserError, first_line
 
 if TYPE_CHECKING:
-    from datasets import Dataset
-
-
-def read_parquet(path: Path, section: Source, further: Sequence[str] = ()) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from datasets import Dataset
-    from datasets.table import InMemoryTable
+
+
+def read_parquet(path: Path, bad: BadRows) -> Table:
+    file = _opened(path)
+    columns = tuple(file.schema_arrow.names)
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"has several columns of the name {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
+    return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
-        # Dataset understands the column types that `Dataset.to_parquet` wrote into the file.
-        return _from_dataset(Dataset(InMemoryTable(pq.read_table(path))), str(path), section, further)
-    except (pa.ArrowException, OSError) as error:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
 
 
-def read_hub(section: Source, further: Sequence[str] = ()) -> Rows:
+class _Unreadable:
+    """A cell that cannot be decoded."""
+
+    def __init__(self, error: Exception) -> None:
+        self.reason = first_line(error)
+
+
+def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows) -> Iterator[LocatedRow]:
+    columns = {name: _cells(file, path, name) for name in names}
+    for n in range(file.metadata.num_rows):
+        row = {name: cells[n] for name, cells in columns.items()}
+        where = f"{path}, row {n + 1}"
+        broken = next((name for name, cell in row.items() if isinstance(cell, _Unreadable)), None)
+        if broken is None:
+            yield where, row
+        else:
+            what = f"cannot decode the column {broken!r}: {row[broken].reason}"
+            bad.meet(UserError(what, where=where, remedy="mend the row or take it out of the file"))
+
+
+def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
+    """One column as Python values. Raises UserError for what cannot be read as a whole; a single cell may be _Unreadable."""
+    import pyarrow as pa
+
+    try:
+        table = file.read(columns=[name]).select([name])
+        feature = _json_feature(table, name)
+        return _decoded_by_datasets(table, name, feature) if feature else _plain(table.column(0))
+    # A damaged page, a value that Python has no type for, a codec that is not built in: Arrow raises all of these.
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, NotImplementedError, KeyError) as error:
+        what = f"cannot read the column {name!r} of the parquet file: {first_line(error)}"
+        raise UserError(what, where=str(path), remedy="write the column again as text or as a list of turns") from None
+
+
+def _plain(column: pa.ChunkedArray) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_cell(value) for value in column]
+
+
+def _cell(value: pa.Scalar) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        return _Unreadable(error)
+
+
+def _json_feature(table: pa.Table, name: str) -> dict[str, Any] | None:
+    """What `datasets` wrote into the file of a column in which it keeps JSON as text: Arrow itself does not decode that."""
+    try:
+        written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = written["info"]["features"][name]
+    except (ValueError, LookupError, TypeError):  # nothing, or something else than `datasets` writes
+        return None
+    return feature if '"_type": "Json"' in json.dumps(feature) else None
+
+
+def _decoded_by_datasets(table: pa.Table, name: str, feature: dict[str, Any]) -> list[Any]:
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+
+    # The other columns' features are left out: some may be of a type that this version does not know.
+    written = {b"huggingface": json.dumps({"info": {"features": {name: feature}}}).encode()}
+    return Dataset(InMemoryTable(table.replace_schema_metadata(written)))[name][:]
+
+
+def read_hub(section: Source) -> Table:
     dataset, source = hub_dataset(section)
-    return _from_dataset(dataset, source, section, further)
+    return Table(source, tuple(dataset.column_names), len(dataset), lambda names: _hub_rows(dataset, source, names))
+
+
+def _hub_rows(dataset: Dataset, source: str, names: Collection[str]) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+
+    place = 0
+    # Columns that are not asked for (images, embeddings) are never decoded.
+    rows = iter(dataset.select_columns(list(names))) if names else iter({} for _ in range(len(dataset)))
+    try:
+        for place, row in enumerate(rows, 1):
+            yield f"{source}, row {place}", row
+    except (pa.ArrowException, UnicodeDecodeError, ImportError) as error:
+        what = f"cannot decode one of the columns {', '.join(map(repr, names))}: {first_line(error)}"
+        raise UserError(what, where=f"{source}, after row {place}", remedy="write the data set again, with these columns as text") from None
 
 
 def hub_dataset(section: Source) -> tuple[Dataset, str]:
@@ -39,21 +127,12 @@ def hub_dataset(section: Source) -> tuple[Dataset, str]:
     from huggingface_hub.errors import HTTPError
 
     asked = ", ".join(f"{key} {value}" for key in ("name", "split", "revision") if (value := getattr(section, key)))
-    source = f"{section.path} ({asked})"
+    source = f"{section.named} ({asked})"
     try:
-        dataset = datasets.load_dataset(section.path, section.name, split=section.split, revision=section.revision)
+        dataset = datasets.load_dataset(section.named, section.name, split=section.split, revision=section.revision)
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:
         what = f"cannot load the data set: {type(error).__name__}: {first_line(error)}"
-        tried = f"tried: the local path {Path(section.path).absolute()} (does not exist), then the Hugging Face Hub and its cache"
+        tried = f"tried: the local path {Path(section.named).absolute()} (does not exist), then the Hugging Face Hub and its cache"
         remedy = f"{tried}; check the path, name, split and revision of {section.option}, and the network"
         raise UserError(what, where=f"{section.option}.path: {source}", remedy=remedy) from error
     return dataset, source
-
-
-def _from_dataset(dataset: Dataset, source: str, section: Source, further: Sequence[str]) -> Rows:
-    columns = dataset.column_names
-    known = PAIR_COLUMNS if isinstance(section, PairsSection) else STANDARD_COLUMNS
-    usable = [name for name in columns if name in known or name in further or name in section.columns.values()]
-    # Columns that no shape reads (images, embeddings) are never decoded.
-    rows = dataset.select_columns(usable) if usable else ({} for _ in range(len(dataset)))
-    return Rows(source, tuple(columns), tuple((f"{source}, row {n}", row) for n, row in enumerate(rows, 1)))

@@ -6,13 +6,32 @@ adds to that very prefix, up to and including the token with which the model its
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from sparring.data.given_back import (
+    END_OF_THINKING,
+    THINKING,
+    Lost,
+    cut_error,
+    cuts_thinking,
+    lost_error,
+    lost_turn,
+    marker_error,
+    no_reasoning_error,
+    opening_error,
+    opening_of,
+    prefix_error,
+    without_open_thinking,
+)
 from sparring.data.records import Conversation, Message, TokenIds
+from sparring.data.template_kwargs import Scalar, with_kwargs
+from sparring.data.turns import REASONING
 from sparring.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +42,7 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, Arithmetic
 
 # Stand-ins whose place in a rendering shows what the template puts around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
+_THOUGHT = "sparring probe thought"
 _OPTION = "model.chat_template"
 
 
@@ -45,7 +65,7 @@ def load_template(path: str | Path) -> str:
 class Chat:
     """A tokenizer with its chat template, probed once for how it treats system turns and ends a turn.
 
-    template: Jinja text that replaces the tokenizer's own; null keeps that.
+    template: Jinja text that replaces the tokenizer's own; null keeps that. kwargs: values for its variables.
     end_of_turn_ids: further ids that end a reply, as the model's generation config lists them.
 
     `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
@@ -53,12 +73,20 @@ class Chat:
     Rendering happens in transformers' sandbox alone. Nothing here reads the pad token, which may equal the end of turn.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, end_of_turn_ids: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None = None,
+        end_of_turn_ids: Iterable[int] = (),
+        kwargs: Mapping[str, Scalar] | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
         self.notices: list[str] = []
-        self.template = template if template is not None else _own_template(tokenizer)
+        self.source = "the model's own chat template" if template is None else f"the chat template of {_OPTION}"
+        self.template = with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
         self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
         self._takes_system = self._probe_system()
+        self._lost_of_roles: dict[tuple[str, ...], int | None] = {}
         self._probe_start()
         ends = {self.end_of_turn_id, tokenizer.eos_token_id, *end_of_turn_ids}
         self.stop_ids: frozenset[int] = frozenset(token for token in ends if token is not None)
@@ -70,17 +98,24 @@ class Chat:
         """
         return self._ids(self._render(self._folded(prompt), where, add_generation_prompt=True))
 
+    def row_prompt_ids(self, prompt: Sequence[Message], where: str | None = None) -> TokenIds:
+        """`prompt_ids` of a row, which is refused where the rendering does not hold the text of every turn."""
+        return self._ids(self._row_prompt(self._folded(prompt), where))
+
     def encode(self, conversation: Conversation, where: str | None = None) -> tuple[TokenIds, TokenIds]:
         """(prompt_ids, reply_ids) of an SFT row, the reply with its end-of-turn token.
 
         Together they are the tokenizer's own rendering of the whole conversation, less what the template writes after the end
         of the turn. Where a token would reach across the boundary, the prompt keeps its ids and the reply is tokenised alone.
+        Raises UserError where the template does not give back the row's texts, and these alone.
         """
-        prompt = self._folded(conversation.prompt)
-        prompt_text = self._render(prompt, where, add_generation_prompt=True)
-        full_text = self._render([*prompt, Message(role="assistant", content=conversation.reply)], where)
+        prompt, reply = self._folded(conversation.prompt), conversation.turn
+        self._check_turns([reply], where)
+        prompt_text = self._row_prompt(prompt, where)
+        full_text = self._render([*prompt, reply], where)
         if not full_text.startswith(prompt_text):
-            raise _prefix_changes(prompt_text, full_text, where)
+            raise prefix_error(self.source, prompt_text, full_text, where)
+        self._check_reply(prompt_text, full_text[len(prompt_text) :], reply, where)
         prompt_ids, full_ids = self._ids(prompt_text), self._ids(full_text)
         if full_ids[: len(prompt_ids)] == prompt_ids:
             reply_ids = full_ids[len(prompt_ids) :]
@@ -109,11 +144,18 @@ class Chat:
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
+            [self._as_taken(message) for message in messages],
             chat_template=self.template,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
+
+    def _as_taken(self, message: Message) -> dict[str, str]:
+        """The turn with what was thought under the key that the template reads."""
+        taken = {"role": message["role"], "content": message["content"]}
+        if "reasoning_content" in message and self._reasoning_key is not None:
+            taken[self._reasoning_key] = message["reasoning_content"]
+        return taken
 
     def _folded(self, prompt: Sequence[Message]) -> list[Message]:
         """The turns as the template can take them: where it has no system role, that text opens the first user turn."""
@@ -127,6 +169,75 @@ class Chat:
             return [Message(role="user", content="\n\n".join(system)), *turns]
         turns[first] = Message(role="user", content="\n\n".join([*system, turns[first]["content"]]))
         return turns
+
+    # --- the template gives back what it was given ---
+
+    def _row_prompt(self, prompt: Sequence[Message], where: str | None) -> str:
+        """The rendered prompt of a row, which holds the text of each of its turns."""
+        self._check_turns(prompt, where)
+        text = self._render(prompt, where, add_generation_prompt=True)
+        lost = lost_turn(text, prompt)
+        if lost is None and (place := self._lost_role(tuple(turn["role"] for turn in prompt))) is not None:
+            lost = Lost(place, text)
+        if lost is not None:
+            raise lost_error(self.source, prompt[lost.place], lost.written, where)
+        if cuts_thinking(text, prompt):
+            self._note("the chat template leaves what an assistant thought in earlier turns out of all prompts")
+        return text
+
+    def _lost_role(self, roles: tuple[str, ...]) -> int | None:
+        """The first of these turns that the template leaves out whatever it says. A short text of a row may stand elsewhere by chance."""
+        if roles not in self._lost_of_roles:
+            turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
+            try:
+                lost = lost_turn(self._render_raw(turns, True), turns)
+            except TEMPLATE_ERRORS:  # it takes these turns with the texts of the row alone
+                lost = None
+            self._lost_of_roles[roles] = lost and lost.place
+        return self._lost_of_roles[roles]
+
+    def _check_reply(self, prompt_text: str, written: str, reply: Message, where: str | None) -> None:
+        opening = opening_of(written, without_open_thinking(prompt_text, reply))
+        if opening is None:
+            raise cut_error(self.source, reply, written, where)
+        thinks = "reasoning_content" in reply  # then a mark of thinking opens the reply, which a sampled one writes as well
+        if self._marker.search(opening) if thinks else opening.strip():
+            raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
+
+    def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:
+        """Refuse texts with the template's own marks in them, and what was thought where the template has no use for that."""
+        for turn in turns:
+            if "reasoning_content" in turn and self._reasoning_key is None:
+                raise no_reasoning_error(self.source, turn, where)
+            for text in (turn["content"], turn.get("reasoning_content", "")):
+                if found := self._marker.search(text):
+                    raise marker_error(self.source, found, turn["role"], where)
+
+    @cached_property
+    def _marker(self) -> re.Pattern[str]:
+        """Matches the special tokens that the template marks turns with. What marks thinking is none: replies may spell that."""
+        asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
+        try:
+            text = self._render_raw([asked, answered, asked])
+        except TEMPLATE_ERRORS:
+            text = self._render_raw([asked, answered])
+        known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.tokenizer.unk_token_id}
+        tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in known.intersection(self._ids(text))]
+        marks = sorted({token for token in tokens if token.strip() and token not in (THINKING, END_OF_THINKING)}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+
+    @cached_property
+    def _reasoning_key(self) -> str | None:
+        """The key under which the template takes what an assistant thought before its reply; None where it has no use for it."""
+        asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
+        for key in REASONING:
+            try:
+                text = self.tokenizer.apply_chat_template([asked, {**answered, key: _THOUGHT}], chat_template=self.template, tokenize=False)
+            except TEMPLATE_ERRORS:
+                continue
+            if _THOUGHT in text:
+                return key
+        return None
 
     def _reply_alone(self, reply_text: str, prompt_ids: TokenIds, full_ids: TokenIds) -> TokenIds:
         """Ids of the reply by itself, for a boundary that tokens would reach across.
@@ -142,12 +253,10 @@ class Chat:
         return next((ids for ids in candidates if self._text(prompt_ids + ids, skip_special_tokens=False) == wanted), alone)
 
     def _up_to_end_of_turn(self, ids: TokenIds) -> TokenIds:
-        """The reply up to the end of its turn. The last such token counts: the reply's own text may spell it too."""
+        """The reply up to the end of its turn: the last such token, for a template may end what was thought with one too."""
         end = self.end_of_turn_id
         if not self._template_ends_turns or end not in ids:
             return (*ids, end)
-        if ids.count(end) > 1:
-            self._note(f"some replies spell the end-of-turn token {self._name(end)} in their own text")
         return ids[: len(ids) - ids[::-1].index(end)]
 
     # --- probes: what this template does, found out once ---
@@ -218,14 +327,3 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
 def _reason(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return f"{text} (template line {error.lineno})" if isinstance(error, TemplateSyntaxError) else text
-
-
-def _prefix_changes(prompt_text: str, full_text: str, where: str | None) -> UserError:
-    at = next((n for n, (a, b) in enumerate(zip(prompt_text, full_text, strict=False)) if a != b), min(len(prompt_text), len(full_text)))
-    sampled, scored = prompt_text[max(0, at - 20) : at + 20], full_text[max(0, at - 20) : at + 20]
-    return UserError(
-        "the chat template writes the prompt differently once the reply is there, so a reply would be sampled under one prefix and "
-        f"scored under another: {sampled!r} without the reply, {scored!r} with it",
-        where=where or _OPTION,
-        remedy=f"set {_OPTION} to a template whose rendering with the reply begins with its rendering without",
-    )

@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.config import DataSection
+from sparring.data.cells import Cells, Turns
 from sparring.data.records import Conversation, Message
-from sparring.data.rows import Row, kind_of
-from sparring.data.shapes import PROMPT_SHAPES, SHAPES, choose_shape
-from sparring.data.sources import read_rows
+from sparring.data.rows import BadRows, LocatedRow, Row, Source, Table, kind_of
+from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, Shape, choose_shape
+from sparring.data.sources import open_table, read_rows
+from sparring.data.turns import MEND_ROW, Reading, Turn, without_surrogates
 from sparring.errors import UserError
 
-ROLES = {
-    **dict.fromkeys(("system",), "system"),
-    **dict.fromkeys(("user", "human", "prompter"), "user"),
-    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatgpt", "bing", "bard"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
-MEND_ROW = "mend the row or take it out of the file"
-Turns = list[Message]
+MOST_NAMED, LONGEST_NAME = 100, 80  # of columns in a message: a file may have as many as it likes, and of any length
+
+
+def printable(name: str) -> str:
+    """A column's name for a message."""
+    return without_surrogates(name[:LONGEST_NAME]) or "''"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """Conversations with the place they came from. `counts`: read, trailing_turns_dropped, surrogates_replaced (in rows). `columns` are
-    all that the source has."""
+    """Conversations with the place they came from.
+
+    `counts`: read, trailing_turns_dropped, surrogates_replaced; and where there are any: untrained (no reply of the row is to be trained
+    on, so that it is left out), prompt_repeated (in the reply's column), turns_as_json, reasoning_dropped. `columns` are all that the
+    source has, `unused` those and the keys of turns that nothing reads. `bad` are the rows that could not be read, of which `read` counts
+    those too.
+    """
 
     rows: list[tuple[str, Conversation]]
     counts: dict[str, int]
     notices: list[str]
     columns: tuple[str, ...]
+    bad: BadRows
+    unused: tuple[str, ...]
 
 
 def load_conversations(section: DataSection, seed: int) -> Loaded:
@@ -40,17 +46,64 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
 
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
-    rows = read_rows(section, seed, section.checker_columns)
-    shape = choose_shape(section.shape, section.columns, rows.columns, rows.source)
-    counts = Counter({"read": len(rows.items), "trailing_turns_dropped": 0, "surrogates_replaced": 0})
+    bad = BadRows(section.on_bad_row == "drop")
+    table = open_table(section, seed, bad)
+    shape = choose_shape(section.shape, section.columns, table.columns, table.source)
+    further = [*section.checker_columns, *([section.answer] if section.answer else [])]
+    source = Shaped.of(table, section, SHAPES[shape], section.reasoning, further)
+    rows = source.rows()
+    source.reading.counts.update(read=len(rows) + bad.count, trailing_turns_dropped=0, surrogates_replaced=0)
     conversations = []
-    for where, row in rows.items:
-        conversation = to_conversation(row, shape, section.columns, where, counts)
-        conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
-    notices = []
-    if section.shape == "auto":
-        notices.append(f"data.shape: {shape}, by the columns {', '.join(rows.columns)}")
-    return Loaded(conversations, dict(counts), notices, rows.columns)
+    for where, row in rows:
+        try:
+            conversation = to_conversation(row, shape, source.reading, where)
+            if conversation is not None:
+                conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
+        except UserError as error:
+            bad.meet(error)
+    by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
+    notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
+    counts = dict(source.reading.counts)
+    return Loaded(conversations, counts, [*table.notices, *notices, *source.notices], table.columns, bad, source.unused)
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A source whose shape is known: what is read of its columns, and what is not."""
+
+    table: Table
+    option: str
+    reading: Reading
+    names: frozenset[str]
+    known: frozenset[str]
+
+    @classmethod
+    def of(cls, table: Table, section: Source, shape: Shape, reasoning: Any, further: Collection[str]) -> Shaped:
+        """`further` columns are read beside those of the shape."""
+        of_shape = [section.columns.get(name, name) for name in (*shape.required, *shape.optional)]
+        names = frozenset((*of_shape, *further))
+        refused = tuple(name for name in TOOL_COLUMNS if name not in names)
+        known = names.union(refused, (section.columns.get(name, name) for name in shape.unread))
+        return cls(table, section.option, Reading(section.columns, reasoning, refused), names.union(refused), known)
+
+    def rows(self) -> list[LocatedRow]:
+        return read_rows(self.table, self.names)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns that nothing reads, and keys of turns; known when the rows are read. A hundred at most, as they can be printed."""
+        names = [*(name for name in self.table.columns if name not in self.known), *self.reading.unread]
+        return tuple(printable(name) for name in names[:MOST_NAMED])
+
+    @property
+    def notices(self) -> list[str]:
+        if not self.unused:
+            return []
+        told = f"nothing reads these columns of {self.table.source}: {', '.join(self.unused)}"
+        like = next((name for name in self.unused if name.lower() in SYSTEM_LIKE), None)
+        if like is not None:
+            told += f" ({self.option}.columns: {{system: {like}}} makes {like} the system turn)"
+        return [told]
 
 
 def is_empty(conversation: Conversation) -> bool:
@@ -80,122 +133,91 @@ def _answer(value: Any, name: str, where: str) -> str | None:
     raise UserError(f"{name} is {kind_of(value)}, not an answer: text or a number", where=where, remedy=MEND_ROW)
 
 
-def to_conversation(row: Row, shape: str, columns: Mapping[str, str], where: str, counts: Counter[str] | None = None) -> Conversation:
-    """One row as the turns up to its last assistant turn, and that turn.
+def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conversation | None:
+    """One row as the turns up to its last assistant turn that is to be trained on, and that turn; None where none is.
 
-    Keys of a turn other than its role and text are ignored. Lone surrogates, which no tokenizer takes, become U+FFFD. `counts`,
-    when given, learns in how many rows that happened, and in how many turns after the last assistant turn were dropped.
-    Raises UserError, naming `where`, for a row without a reply or with anything but text in a turn.
+    Lone surrogates, which no tokenizer takes, become U+FFFD. `reading.counts` learns in how many rows that happened, and in how many
+    turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a turn.
     """
-    counts = Counter() if counts is None else counts
-    cells = {standard: row.get(columns.get(standard, standard)) for standard in (*SHAPES[shape].required, *SHAPES[shape].optional)}
-    prompt, answer = TURNS_OF[shape](cells, columns, where)
-    last = max((n for n, turn in enumerate(answer) if turn["role"] == "assistant"), default=None)
-    if last is None:
-        roles = ", ".join(turn["role"] for turn in (*prompt, *answer)) or "none"
+    prompt, answer = _sides(row, shape, reading, where)
+    replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]
+    if not replies:
+        roles = ", ".join(turn.role for turn in (*prompt, *answer)) or "none"
         raise UserError(f"row without a reply: it has no assistant turn (its turns: {roles})", where=where, remedy=MEND_ROW)
-    turns = [Message(role=turn["role"], content=without_surrogates(turn["content"])) for turn in (*prompt, *answer[: last + 1])]
-    counts["trailing_turns_dropped"] += last + 1 < len(answer)
-    counts["surrogates_replaced"] += turns != [*prompt, *answer[: last + 1]]
-    return Conversation(tuple(turns[:-1]), turns[-1]["content"])
+    last = max((place for place in replies if answer[place].trained), default=None)
+    if last is None:
+        reading.counts["untrained"] += 1
+        return None
+    turns = _clean([*prompt, *answer[: last + 1]], reading)
+    reading.counts["trailing_turns_dropped"] += last + 1 < len(answer)
+    *asked, reply = turns
+    return Conversation(tuple(turn.message for turn in asked), reply.content, reasoning=reply.reasoning)
 
 
-def to_prompt(row: Row, shape: str, columns: Mapping[str, str], where: str) -> tuple[Turns, bool]:
+def to_prompt(row: Row, shape: str, reading: Reading, where: str) -> tuple[list[Message], bool]:
     """(the turns of a row of `data.prompts`, whether assistant turns at their end were left out)."""
-    spec = PROMPT_SHAPES[shape]
-    cells = {name: row.get(columns.get(name, name)) for name in (*spec.required, *spec.optional)}
-    if shape == "alpaca":
-        turns = _alpaca_prompt(cells, columns, where)
-    elif shape == "prompt":
-        turns = _side(cells, "prompt", "user", columns, where)
-    else:
-        (column,) = spec.required
-        turns = _turns(cells[column], columns.get(column, column), where)
+    cells = Cells(row, reading, where)
+    cells.require_no_tools()
+    turns = cells.opened(ASKED[shape](cells))
     end = len(turns)
-    while end and turns[end - 1]["role"] == "assistant":
+    while end and turns[end - 1].role == "assistant":
         end -= 1
-    asked = [Message(role=turn["role"], content=without_surrogates(turn["content"])) for turn in turns[:end]]
-    return asked, end < len(turns)
+    return [turn.message for turn in _clean(turns[:end], reading)], end < len(turns)
 
 
-def _from_turns(column: str) -> Callable[[Row, Mapping[str, str], str], tuple[Turns, Turns]]:
-    def read(cells: Row, columns: Mapping[str, str], where: str) -> tuple[Turns, Turns]:
-        return [], _turns(cells[column], columns.get(column, column), where)
-
-    return read
-
-
-def _from_prompt_completion(cells: Row, columns: Mapping[str, str], where: str) -> tuple[Turns, Turns]:
-    return _side(cells, "prompt", "user", columns, where), _side(cells, "completion", "assistant", columns, where)
+def _clean(turns: Turns, reading: Reading) -> Turns:
+    clean = [turn.without_surrogates() for turn in turns]
+    reading.counts["surrogates_replaced"] += clean != turns
+    return clean
 
 
-def _from_alpaca(cells: Row, columns: Mapping[str, str], where: str) -> tuple[Turns, Turns]:
-    return _alpaca_prompt(cells, columns, where), _side(cells, "output", "assistant", columns, where)
+def _sides(row: Row, shape: str, reading: Reading, where: str) -> tuple[Turns, Turns]:
+    """(the turns before the reply's column, those of it); a column that holds a whole conversation is the second."""
+    cells = Cells(row, reading, where)
+    cells.require_no_tools()
+    if shape in WHOLE:
+        asked, answer = [], cells.turns(WHOLE[shape])
+    else:
+        before, answer = ASKED[shape](cells), cells.side(REPLY[shape], "assistant")
+        asked = before[: _not_repeated(before, answer)]
+        reading.counts["prompt_repeated"] += len(asked) < len(before)
+    turns = cells.opened([*asked, *answer])
+    return turns[: len(turns) - len(answer)], turns[len(turns) - len(answer) :]
 
 
-def _alpaca_prompt(cells: Row, columns: Mapping[str, str], where: str) -> Turns:
-    asked = _text(cells["instruction"], columns.get("instruction", "instruction"), where)
-    extra = "" if cells["input"] is None else _text(cells["input"], columns.get("input", "input"), where)
-    return [Message(role="user", content=f"{asked}\n\n{extra}" if extra.strip() else asked)]
+def _not_repeated(asked: Turns, answer: Turns) -> int:
+    """How many of the asked turns come before those with which the reply's column opens too.
+
+    That column may hold the conversation from its first turn, with a system turn of its own, or from a later one.
+    """
+    said, again = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (asked, answer))
+    systems = next((place for place, turn in enumerate(answer) if turn.role != "system"), len(answer))
+    if any(again[place : place + len(said)] == said for place in range(systems + 1)):
+        return 0
+    return next((kept for kept in range(1, len(said)) if again[: len(said) - kept] == said[kept:]), len(said))
 
 
-TURNS_OF = {
-    "messages": _from_turns("messages"),
-    "real_generated": _from_turns("real"),
-    "sharegpt": _from_turns("conversations"),
-    "prompt_completion": _from_prompt_completion,
-    "alpaca": _from_alpaca,
+def _of_prompt(cells: Cells) -> Turns:
+    return _after_history(cells, cells.side("prompt", "user"))
+
+
+def _of_alpaca(cells: Cells) -> Turns:
+    asked, extra = cells.text("instruction"), cells.optional_text("input")
+    return _after_history(cells, [Turn("user", f"{asked}\n\n{extra}" if extra else asked)])
+
+
+def _after_history(cells: Cells, turns: Turns) -> Turns:
+    systems = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    return [*turns[:systems], *cells.history(), *turns[systems:]]
+
+
+# By shape: the column of a whole conversation; or that of the reply, and how the turns before it are read
+WHOLE = {"messages": "messages", "real_generated": "real", "sharegpt": "conversations"}
+REPLY = {"prompt_completion": "completion", "alpaca": "output"}
+ASKED: dict[str, Callable[[Cells], Turns]] = {
+    "prompt_completion": _of_prompt,
+    "prompt": _of_prompt,
+    "alpaca": _of_alpaca,
+    "messages": lambda cells: cells.turns("messages"),
+    "sharegpt": lambda cells: cells.turns("conversations"),
 }
-
-
-def _side(cells: Row, column: str, role: str, columns: Mapping[str, str], where: str) -> Turns:
-    """A column that holds text or turns. A list counts as turns when its members have roles, else as parts of one text."""
-    value, name = cells[column], columns.get(column, column)
-    if value is None and role == "assistant":
-        raise UserError(f"row without a reply: {name} is missing or null", where=where, remedy=MEND_ROW)
-    if isinstance(value, list) and any(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value):
-        return _turns(value, name, where)
-    return [Message(role=role, content=_text(value, name, where))]
-
-
-def _turns(value: Any, column: str, where: str) -> Turns:
-    if not isinstance(value, list):
-        raise UserError(f"{column} is {kind_of(value)}, not a list of turns", where=where, remedy=MEND_ROW)
-    return [_turn(turn, f"{column}[{n}]", where) for n, turn in enumerate(value)]
-
-
-def _turn(turn: Any, name: str, where: str) -> Message:
-    """A turn in either spelling: role/content or from/value."""
-    if not isinstance(turn, dict):
-        raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=MEND_ROW)
-    role = turn.get("role") if turn.get("role") is not None else turn.get("from")
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
-        raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=MEND_ROW)
-    if turn.get("tool_calls"):
-        raise UserError(f"{name} calls a tool, which cannot be trained on here", where=where, remedy=MEND_ROW)
-    key = "content" if turn.get("content") is not None or "value" not in turn else "value"
-    return Message(role=known, content=_text(turn.get(key), f"{name}.{key}", where))
-
-
-def _text(value: Any, name: str, where: str) -> str:
-    """Text, or the list of text parts that multimodal chat formats use."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
-        return "".join(part["text"] for part in value)
-    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=MEND_ROW)
-
-
-def _is_text_part(part: Any) -> bool:
-    return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
-
-
-def without_surrogates(text: str) -> str:
-    """The text with U+FFFD for every lone surrogate, which can be neither written as UTF-8 nor tokenised."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        # By way of UTF-16, so that two halves of one character that were escaped separately come together.
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    return text

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.chat import Chat
 from sparring.data.rows import Source
-from sparring.data.sources import local_file
+from sparring.data.sources import local_files
 from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
+
+# Options that came after the first runs; the first of them say how rows of any kind are read
+ROW_OPTIONS = ("on_bad_row", "reasoning")
+LATER_OPTIONS = (*ROW_OPTIONS, "answer", "checker_columns")
 
 
 def data_inputs(section: DataSection) -> dict[str, Any]:
     """What the prepared rows depend on; options that came later are left out at their default, so that earlier runs still open."""
-    inputs = section.model_dump(exclude={"path", "prompts", "answer", "checker_columns"})
-    if section.answer is not None:
-        inputs["answer"] = section.answer
-    if section.checker_columns:
-        inputs["checker_columns"] = section.checker_columns
+    inputs = {**section.model_dump(exclude={"path", "prompts", *LATER_OPTIONS}), **changed(section, LATER_OPTIONS)}
     if section.prompts is not None:
         inputs["prompts"] = {**section.prompts.model_dump(exclude={"path"}), "content": source_fingerprint(section.prompts)}
     return {**inputs, "content": source_fingerprint(section)}
 
 
+def changed(section: DataSection, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the options that are not at their default."""
+    fields = type(section).model_fields
+    return {name: value for name in names if (value := getattr(section, name)) != fields[name].default}
+
+
 def source_fingerprint(section: Source) -> str:
-    """sha256 of a local file; for built-in data and Hub ids the name (the revision stands beside it in the recipe)."""
-    path = local_file(section)
-    if path is None:
-        return section.path
+    """sha256 of a local file, or of those of several files whatever their names; for built-in data and Hub ids the name (the revision
+    stands beside it in the recipe)."""
+    files = local_files(section)
+    if files is None:
+        return section.named
     try:
-        return file_hash(path)
+        hashes = [file_hash(file) for file in files]
     except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror}", where=f"{section.option}.path ({section.path})") from None
+        raise UserError(f"cannot read the file: {error.strerror}", where=f"{section.option}.path ({error.filename})") from None
+    return hashes[0] if len(hashes) == 1 else digest(sorted(hashes))
 
 
 def chat_fingerprint(chat: Chat) -> str:

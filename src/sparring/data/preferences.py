@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection, PairsSection
+from sparring.data.cells import Cells
 from sparring.data.chat import Chat
-from sparring.data.conversations import MEND_ROW, is_empty, to_conversation
+from sparring.data.conversations import Shaped, is_empty, to_conversation
 from sparring.data.records import Conversation, Duel, TokenIds
-from sparring.data.shapes import PAIR_COLUMNS
-from sparring.data.sources import read_rows
+from sparring.data.rows import BadRows, Row
+from sparring.data.shapes import PAIR_SHAPE
+from sparring.data.sources import open_table
 from sparring.data.tables import read_rows as read_table
 from sparring.data.tables import write_table
+from sparring.data.turns import MEND_ROW, ROLES, Reading, are_turns, unpacked
 from sparring.errors import UserError
 
 # what became of the pairs; `read` is the sum of those that follow it here
-PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "pairs")
+PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "untrained", "bad", "pairs")
 
 
 @dataclass(frozen=True)
@@ -37,18 +40,38 @@ class Pair:
 
 @dataclass(frozen=True)
 class PreparedPairs:
+    """`counts`: PAIR_COUNTS. `notices`: what was decided on the way, one sentence each."""
+
     duels: list[Duel]
     counts: dict[str, int]
+    notices: list[str]
 
 
-def load_pairs(section: PairsSection) -> list[Pair]:
-    """Every row as a pair. Raises UserError for anything that cannot be read, with its file and line or row."""
-    rows = read_rows(section, seed=0)
-    for name in PAIR_COLUMNS[1:]:
-        _require_column(section, name, rows.columns, rows.source)
-    for name in section.columns:
-        _require_column(section, name, rows.columns, rows.source)
-    return [_pair(row, section.columns, where) for where, row in rows.items]
+@dataclass(frozen=True)
+class LoadedPairs:
+    """`untrained` counts pairs whose chosen or rejected reply is not to be trained on; `bad` are those that could not be read."""
+
+    pairs: list[Pair]
+    untrained: int
+    notices: list[str]
+    bad: BadRows
+
+
+def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
+    """Every row as a pair. Raises UserError for what cannot be read, with its file and line or row, unless `data` has it dropped."""
+    bad = BadRows(data.on_bad_row == "drop")
+    table = open_table(section, 0, bad)
+    for name in (*PAIR_SHAPE.required, *section.columns):
+        _require_column(section, name, table.columns, table.source)
+    source = Shaped.of(table, section, PAIR_SHAPE, data.reasoning, ())
+    found = []
+    for where, row in source.rows():
+        try:
+            found.append(_pair(row, source.reading, where))
+        except UserError as error:
+            bad.meet(error)
+    kept = [pair for pair in found if pair is not None]
+    return LoadedPairs(kept, len(found) - len(kept), [*table.notices, *source.notices], bad)
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -56,26 +79,31 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
 
     held_out: prompts that players are judged on; their pairs are left out. Raises UserError when no pair is left.
     """
-    pairs = load_pairs(section)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "read": len(pairs)}
-    order = sorted(_distinct(pairs, counts), key=lambda pair: hashlib.sha256(f"{seed}:{pair.row_id}".encode()).digest())
+    loaded = load_pairs(section, limits)
+    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "untrained": loaded.untrained}
+    counts["read"] = len(loaded.pairs) + loaded.untrained + loaded.bad.count
+    order = sorted(_distinct(loaded.pairs, counts), key=lambda pair: hashlib.sha256(f"{seed}:{pair.row_id}".encode()).digest())
     duels: list[Duel] = []
     for done, pair in enumerate(order):
         if len(duels) == section.max_examples:
             counts["not_in_subset"] = len(order) - done
             break
-        duel, reason = _tokenised(pair, limits, chat, held_out)
+        try:
+            duel, reason = _tokenised(pair, limits, chat, held_out)
+        except UserError as error:
+            loaded.bad.meet(error)
+            continue
         if duel is None:
             counts[reason] += 1
         else:
             duels.append(duel)
-    counts["pairs"] = len(duels)
+    counts["bad"], counts["pairs"] = loaded.bad.count, len(duels)
     if not duels:
         dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
         raise UserError(
-            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.path})", remedy="look at what dropped most"
+            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.named})", remedy="look at what dropped most"
         )
-    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts)
+    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts, [*loaded.notices, *loaded.bad.notices])
 
 
 def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
@@ -106,10 +134,14 @@ def _require_column(section: PairsSection, name: str, there: Sequence[str], sour
         )
 
 
-def _pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Pair:
-    prompt, chosen = (row.get(columns.get(name, name)) for name in ("prompt", "chosen"))
+def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
+    own = {name: reading.columns.get(name, name) for name in ("prompt", "chosen", "rejected")}
+    row = {**row, **{name: unpacked(row.get(name), reading) for name in own.values()}}
+    prompt, chosen = row[own["prompt"]], row[own["chosen"]]
     read = _whole if _holds_prompt(prompt, chosen) else _after_prompt
-    sides = [read(row, columns, name, where) for name in ("chosen", "rejected")]
+    sides = [read(row, reading, name, where) for name in ("chosen", "rejected")]
+    if None in sides:
+        return None
     if sides[0].prompt != sides[1].prompt:
         raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
     asked = [turn["content"] for turn in sides[0].prompt]
@@ -122,24 +154,32 @@ def _holds_prompt(prompt: Any, chosen: Any) -> bool:
     """Whether the replies are whole conversations: there is no prompt, or they begin with a turn that is not the assistant's."""
     if prompt is None:
         return True
-    if not isinstance(chosen, list) or not chosen or not isinstance(chosen[0], dict):
+    if not are_turns(chosen) or not isinstance(chosen[0], dict):
         return False
     if isinstance(prompt, list):
         return chosen[: len(prompt)] == prompt
-    return chosen[0].get("role", chosen[0].get("from")) in ("system", "user", "human")
+    return ROLES.get(str(chosen[0].get("role", chosen[0].get("from"))).lower()) in ("system", "user")
 
 
-def _whole(row: Mapping[str, Any], columns: Mapping[str, str], name: str, where: str) -> Conversation:
-    own = columns.get(name, name)
+def _whole(row: Row, reading: Reading, name: str, where: str) -> Conversation | None:
+    own = reading.columns.get(name, name)
     if isinstance(row.get(own), str):
         remedy = "give a column prompt: plain texts do not say where the prompt ends"
         raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
-    return to_conversation(row, "messages", {"messages": own}, where)
+    if Cells(row, reading, where).history():
+        raise UserError(f"there is a history beside {name}, which holds the whole conversation", where=where, remedy=MEND_ROW)
+    return to_conversation(row, "messages", _named(reading, messages=own), where)
 
 
-def _after_prompt(row: Mapping[str, Any], columns: Mapping[str, str], name: str, where: str) -> Conversation:
-    names = {"prompt": columns.get("prompt", "prompt"), "completion": columns.get(name, name)}
-    return to_conversation(row, "prompt_completion", names, where)
+def _after_prompt(row: Row, reading: Reading, name: str, where: str) -> Conversation | None:
+    names = {"prompt": reading.columns.get("prompt", "prompt"), "completion": reading.columns.get(name, name)}
+    return to_conversation(row, "prompt_completion", _named(reading, **names), where)
+
+
+def _named(reading: Reading, **names: str) -> Reading:
+    """The same reading for the columns of one side of a pair."""
+    beside = {name: own for name, own in reading.columns.items() if name in ("system", "history")}
+    return replace(reading, columns={**names, **beside})
 
 
 def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
@@ -148,7 +188,7 @@ def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
     for pair in pairs:
         if is_empty(pair.chosen):
             counts["empty"] += 1
-        elif pair.chosen.reply == pair.rejected.reply:
+        elif pair.chosen.turn == pair.rejected.turn:
             counts["same_reply"] += 1
         elif pair.row_id in kept:
             counts["duplicates"] += 1

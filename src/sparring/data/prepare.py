@@ -16,7 +16,9 @@ from sparring.config import DataSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import Loaded, is_empty, load_conversations
 from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
-from sparring.data.records import Conversation, Example, Message
+from sparring.data.records import Conversation, Example
+from sparring.data.rows import BadRows
+from sparring.data.turns import Turn
 from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
@@ -30,6 +32,8 @@ ROW_COUNTS = (
     "reply_too_long",
     "not_in_subset",
     "prompt_held_out",
+    "untrained",
+    "bad",
     "train",
     "held_out",
 )
@@ -40,9 +44,11 @@ class Prepared:
     """Tokenised rows in the order of their ids. No prompt is in both lists, neither as text nor as token ids.
 
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
-    ids; and of the kept rows' changes: reply_cut, trailing_turns_dropped, surrogates_replaced. With data.max_examples the rows
-    outside the subset are not tokenised, so those that are too long count as not_in_subset.
+    ids, and `untrained` those that say of every reply that it is not to be trained on; and of changes to rows: reply_cut,
+    trailing_turns_dropped, surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped. With
+    data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
     `notices`: what was decided on the way, one sentence each.
+    `unused`: columns of the rows and of the prompts, and keys of their turns, that nothing reads.
     `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
     """
 
@@ -52,6 +58,7 @@ class Prepared:
     notices: list[str]
     prompts: list[Example] = field(default_factory=list)
     prompt_counts: dict[str, int] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
 
 
 def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
@@ -62,18 +69,22 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     loaded = load_conversations(section, seed)
     counts = {**dict.fromkeys(ROW_COUNTS, 0), "reply_cut": 0, **loaded.counts}
     rows = _distinct(loaded, counts)
-    examples = _subset(rows, section, chat, seed, counts)
+    examples = _subset(rows, section, chat, seed, counts, loaded.bad)
+    counts["bad"] = loaded.bad.count
     if not examples:
-        raise _nothing_left(section, counts)
+        raise _nothing_left(section, counts, loaded.bad)
     train, held_out = split_by_prompt(examples, section.held_out)
     train = _without_prompts_of(held_out, train, counts)
     counts["train"], counts["held_out"] = len(train), len(held_out)
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
-    prompts = load_prompts(section.prompts, section.checker_columns) if section.prompts else None
+    prompts = load_prompts(section.prompts, section) if section.prompts else None
     _check_columns(section, [*loaded.columns, *(prompts.columns if prompts else ())])
     found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if prompts else ([], {})
-    return Prepared(train, held_out, counts, [*loaded.notices, *chat.notices], found, prompt_counts)
+    of_prompts = [*prompts.notices, *prompts.bad.notices] if prompts else []
+    notices = [*loaded.notices, *loaded.bad.notices, *of_prompts, *chat.notices]
+    unused = (*loaded.unused, *(f"prompts: {name}" for name in (prompts.unused if prompts else ())))
+    return Prepared(train, held_out, counts, notices, found, prompt_counts, unused)
 
 
 def _prompts(
@@ -95,8 +106,9 @@ def _prompts(
     if not found:
         dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
         raise UserError(
-            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.path})", remedy="look at what dropped most"
+            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.named})", remedy="look at what dropped most"
         )
+    counts |= loaded.changes
     if loaded.replies_dropped:
         counts["replies_dropped"] = loaded.replies_dropped
     if section.prompts.answer is not None:
@@ -127,7 +139,7 @@ def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
     return list(rows.values())
 
 
-def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int]) -> list[Example]:
+def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int], bad: BadRows) -> list[Example]:
     """The first `max_examples` rows within the limits, in an order that only the seed and the row ids give.
 
     Tokenises in that order and stops when it has enough: the same rows as tokenising all of them first, in a part of the time.
@@ -139,7 +151,11 @@ def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, co
         if len(examples) == wanted:
             counts["not_in_subset"] = len(rows) - done
             break
-        example = _tokenised(where, conversation, section, chat, counts)
+        try:
+            example = _tokenised(where, conversation, section, chat, counts)
+        except UserError as error:
+            bad.meet(error)
+            continue
         if example is not None:
             examples.append(example)
     return sorted(examples, key=lambda example: example.row_id)
@@ -201,7 +217,7 @@ def _without_prompts_of(held_out: list[Example], train: list[Example], counts: d
     return kept
 
 
-def _nothing_left(section: DataSection, counts: dict[str, int]) -> UserError:
+def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) -> UserError:
     rules = {
         "empty": "an empty prompt or reply",
         "prompt_too_long": f"a prompt over data.max_prompt_tokens ({section.max_prompt_tokens})",
@@ -210,29 +226,36 @@ def _nothing_left(section: DataSection, counts: dict[str, int]) -> UserError:
     dropped = [f"{counts[key]} for {rule}" for key, rule in rules.items() if counts[key]]
     if counts["duplicates"]:
         dropped.append(f"{counts['duplicates']} as duplicates")
+    if bad.first is not None:
+        dropped.append(f"{bad.count} as bad rows, the first {bad.first.where}: {bad.first.what}")
+    if counts["untrained"]:
+        dropped.append(f"{counts['untrained']} because no reply is to be trained on")
     what = f"no row is left of {counts['read']}: dropped {', '.join(dropped)}"
-    return UserError(what, where=section.path, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
+    return UserError(what, where=section.named, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
 
 
 def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
     side = "nothing is left to train on" if held_out else "nothing is held out"
     what = f"data.held_out is {section.held_out}, but {rows} rows are left after dropping and the subset: {side}"
-    return UserError(what, where=section.path, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
+    return UserError(what, where=section.named, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
 
 
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     """Write examples as parquet, text and token ids alike; `read_examples` gives the equal list back.
 
-    Columns for answers and for a checker are written only where a row has one.
+    Columns for answers, for a checker and for reasoning are written only where a row has one.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    turn = pa.struct([("role", pa.string()), ("content", pa.string())])
+    thinks = any("reasoning_content" in turn for example in examples for turn in (*example.conversation.prompt, example.conversation.turn))
+    turn = pa.struct([(name, pa.string()) for name in ("role", "content", *(["reasoning_content"] if thinks else []))])
     ids = pa.list_(pa.int32())
     types = {"row_id": pa.string(), "prompt": pa.list_(turn), "reply": pa.string(), "prompt_ids": ids, "reply_ids": ids}
     if any(example.conversation.answer is not None or example.conversation.columns for example in examples):
         types |= {"answer": pa.string(), "columns": pa.string()}
+    if thinks:
+        types["reasoning"] = pa.string()
     rows = [{name: value for name, value in _as_row(example).items() if name in types} for example in examples]
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), str(path))
 
@@ -259,13 +282,14 @@ def _as_row(example: Example) -> dict[str, Any]:
         "reply": conversation.reply,
         "prompt_ids": list(example.prompt_ids),
         "reply_ids": list(example.reply_ids),
+        "reasoning": conversation.reasoning,
         "answer": conversation.answer,
         "columns": json.dumps(conversation.columns, ensure_ascii=False, default=str) if conversation.columns else None,
     }
 
 
 def _as_example(row: dict[str, Any]) -> Example:
-    prompt = tuple(Message(role=turn["role"], content=turn["content"]) for turn in row["prompt"])
+    prompt = tuple(Turn(turn["role"], turn["content"], turn.get("reasoning_content") or "").message for turn in row["prompt"])
     columns = json.loads(row["columns"]) if row.get("columns") else {}
-    conversation = Conversation(prompt, row["reply"], row.get("answer"), columns)
+    conversation = Conversation(prompt, row["reply"], row.get("answer"), columns, row.get("reasoning") or "")
     return Example(row["row_id"], conversation, tuple(row["prompt_ids"]), tuple(row["reply_ids"]))

@@ -5,52 +5,73 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from sparring.config import PromptsSection
+from sparring.config import DataSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import asks_nothing, to_prompt, with_columns
-from sparring.data.records import Conversation, Example
-from sparring.data.rows import Rows
-from sparring.data.shapes import REPLY_COLUMNS, choose_prompt_shape
-from sparring.data.sources import read_rows
+from sparring.data.conversations import Shaped, asks_nothing, to_prompt, with_columns
+from sparring.data.records import Conversation, Example, Message
+from sparring.data.rows import BadRows, Row, Table
+from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, choose_prompt_shape
+from sparring.data.sources import open_table
+from sparring.data.turns import Reading
 from sparring.errors import UserError
 
 # What became of the prompts; `read` is the sum of those that follow it here.
-PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "prompts")
+PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
+CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
 
 
 @dataclass(frozen=True)
 class LoadedPrompts:
-    """Prompts with the place they came from; `columns` are all that the source has, `replies_dropped` counts rows that had one."""
+    """Prompts with the place they came from; `columns` are all that the source has, `unused` those and the keys of turns that nothing
+    reads. `replies_dropped` counts rows that had one, `changes` what else was changed on the way; `bad` are those that could not be read.
+    `notices` tells what was decided about the source."""
 
     rows: list[tuple[str, Conversation]]
     columns: tuple[str, ...]
     replies_dropped: int
+    changes: dict[str, int]
+    bad: BadRows
+    notices: tuple[str, ...]
+    unused: tuple[str, ...]
 
 
-def load_prompts(section: PromptsSection, checker_columns: Sequence[str]) -> LoadedPrompts:
+def load_prompts(section: PromptsSection, data: DataSection) -> LoadedPrompts:
     """Every row as a Conversation without a reply. Raises UserError for what cannot be read, and for rows with a reply unless they may be
     dropped."""
-    rows = read_rows(section, seed=0, further=checker_columns)
-    shape = choose_prompt_shape(section.columns, rows.columns, rows.source)
-    whole = _reply_columns(section, rows, shape, checker_columns)
+    bad = BadRows(data.on_bad_row == "drop")
+    table = open_table(section, 0, bad)
+    shape = choose_prompt_shape(section.columns, table.columns, table.source)
+    further = [*data.checker_columns, *([section.answer] if section.answer else [])]
+    whole = _reply_columns(section, table, shape, further)
     if whole and section.replies == "refuse":
-        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=rows.source, remedy=DROP_REPLIES)
+        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=table.source, remedy=DROP_REPLIES)
+    source = Shaped.of(table, section, PROMPT_SHAPES[shape]._replace(unread=tuple(whole)), data.reasoning, further)
     found, dropped = [], 0
-    for where, row in rows.items:
-        turns, has_reply = to_prompt(row, shape, section.columns, where)
-        if has_reply and section.replies == "refuse":
-            raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
-        dropped += has_reply or bool(whole)
-        conversation = Conversation(tuple(turns), "")
-        found.append((where, with_columns(conversation, row, section.answer, checker_columns, where)))
-    return LoadedPrompts(found, rows.columns, dropped)
+    for where, row in source.rows():
+        try:
+            turns, has_reply = _prompt_of(row, shape, section, source.reading, where)
+            conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
+        except UserError as error:
+            bad.meet(error)
+        else:
+            found.append((where, conversation))
+            dropped += has_reply or bool(whole)
+    counts = {name: source.reading.counts[name] for name in CHANGES if source.reading.counts[name]}
+    return LoadedPrompts(found, table.columns, dropped, counts, bad, (*table.notices, *source.notices), source.unused)
 
 
-def _reply_columns(section: PromptsSection, rows: Rows, shape: str, checker_columns: Sequence[str]) -> list[str]:
+def _prompt_of(row: Row, shape: str, section: PromptsSection, reading: Reading, where: str) -> tuple[list[Message], bool]:
+    turns, has_reply = to_prompt(row, shape, reading, where)
+    if has_reply and section.replies == "refuse":
+        raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
+    return turns, has_reply
+
+
+def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:
     """Columns that would hold a reply, but for those that the recipe uses for something else."""
-    used = {section.answer, *checker_columns, *section.columns.values()}
-    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in rows.columns and name not in used]
+    used = {*further, *section.columns.values()}
+    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in table.columns and name not in used]
 
 
 def prompt_examples(
@@ -68,7 +89,7 @@ def prompt_examples(
     No prompt of them is held out, by text, by token ids or by `is_held_out` of its key, and none is a prompt of the SFT rows. Where
     `max_examples` is less than there are, `draw` of the row id gives the order in which they are taken.
     """
-    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows)}
+    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
     taken = _Seen(sft_rows), _Seen(held_out_rows)
     distinct = _distinct(loaded, counts, *taken, is_held_out)
     wanted = max_examples or len(distinct)
@@ -78,13 +99,17 @@ def prompt_examples(
         if len(found) == wanted:
             counts["not_in_subset"] = len(order) - done
             break
-        ids = chat.prompt_ids(conversation.prompt, where=where)
+        try:
+            ids = chat.row_prompt_ids(conversation.prompt, where=where)
+        except UserError as error:
+            loaded.bad.meet(error)
+            continue
         reason = _reason_against(ids, max_prompt_tokens, *taken)
         if reason is None:
             found.append(Example(conversation.row_id, conversation, ids, ()))
         else:
             counts[reason] += 1
-    counts["prompts"] = len(found)
+    counts["bad"], counts["prompts"] = loaded.bad.count, len(found)
     return sorted(found, key=lambda example: example.row_id), counts
 
 

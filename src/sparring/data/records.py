@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 TokenIds = tuple[int, ...]
 FinishReason = Literal["stop", "length"]
 
 
 class Message(TypedDict):
+    """`reasoning_content` is what an assistant thought before its text, where a row keeps that apart."""
+
     role: str
     content: str
+    reasoning_content: NotRequired[str]
 
 
 @dataclass(frozen=True)
 class Conversation:
     """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt that nobody has answered.
 
-    `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for.
+    `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for. `reasoning` is
+    what the assistant thought before the reply, where the row keeps that apart from it.
     """
 
     prompt: tuple[Message, ...]
     reply: str
     answer: str | None = field(default=None, compare=False)
     columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    reasoning: str = ""
+
+    @property
+    def turn(self) -> Message:
+        """The reply as the assistant's turn."""
+        message = Message(role="assistant", content=self.reply)
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        return message
+
+    @property
+    def text(self) -> str:
+        """The reply as people read it: behind what was thought before it."""
+        return f"{self.reasoning}\n\n{self.reply}" if self.reasoning else self.reply
 
     @property
     def prompt_key(self) -> str:
         """Hash of the prompt alone: the train / held-out split goes by it."""
-        return _digest([[m["role"], m["content"]] for m in self.prompt])
+        return _digest([list(_parts(message)) for message in self.prompt])
 
     @property
     def row_id(self) -> str:
         """Hash of prompt and reply: the same row has the same id in every subset and every run."""
-        return _digest([self.prompt_key, self.reply])[:16]
+        return _digest([self.prompt_key, *list(_parts(self.turn))[1:]])[:16]
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,13 @@ class Contest:
 def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:
     """Nothing but the end-of-turn token."""
     return all(token in stop_ids for token in ids)
+
+
+def _parts(message: Message) -> Iterator[str]:
+    """What tells a turn from others; nothing is added for a turn without reasoning, so that its row's ids are those of earlier versions."""
+    yield from (message["role"], message["content"])
+    if "reasoning_content" in message:
+        yield message["reasoning_content"]
 
 
 def _digest(value: object) -> str:

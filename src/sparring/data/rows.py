@@ -1,8 +1,8 @@
-"""Rows as a source gives them, before anybody knows their shape."""
+"""Rows as a source gives them, before anybody knows their shape; and what becomes of those that cannot be used."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,26 +14,62 @@ LocatedRow = tuple[str, Row]
 Source = DataSection | PairsSection | PromptsSection
 
 
+class BadRows:
+    """What happens at a row that cannot be read or used: the first one stops the run; with `drop` all are left out and counted."""
+
+    def __init__(self, drop: bool = False) -> None:
+        self.drop, self.count = drop, 0
+        self.first: UserError | None = None
+
+    def meet(self, error: UserError) -> None:
+        if not self.drop:
+            raise error
+        self.count += 1
+        self.first = self.first or error
+
+    @property
+    def notices(self) -> list[str]:
+        if self.first is None:
+            return []
+        return [f"data.on_bad_row: drop left out {self.count} of the rows; the first was {self.first.where}: {self.first.what}"]
+
+
 @dataclass(frozen=True)
-class Rows:
-    """The rows of one source. `columns` names all that exist; the rows may hold only those that a shape can use."""
+class Table:
+    """The rows of one source, `count` of them. `columns` names all that exist; `read` gives the rows with those columns that it is asked
+    for, and may give more of them. `notices` tells what was decided about the source, one sentence each."""
 
     source: str
     columns: tuple[str, ...]
-    items: tuple[LocatedRow, ...]
+    count: int
+    read: Callable[[Collection[str]], Iterable[LocatedRow]]
+    notices: tuple[str, ...] = ()
 
 
-def located_rows(source: str, items: Iterable[tuple[str, Any]]) -> Rows:
-    """Rows whose places get the source's name in front and whose columns are all that any row has."""
+def table_of(source: str, items: Iterable[tuple[str, Any]], bad: BadRows, notices: tuple[str, ...] = ()) -> Table:
+    """Rows that are in memory. Their places get the source's name in front, and their columns are all that any row has."""
     columns: dict[str, None] = {}
-    located = []
+    located: list[LocatedRow] = []
     for place, row in items:
         where = f"{source}, {place}"
-        if not isinstance(row, dict):
-            raise UserError(f"a row is an object with named columns, not {kind_of(row)}", where=where)
-        columns.update(dict.fromkeys(row))
-        located.append((where, row))
-    return Rows(source, tuple(columns), tuple(located))
+        if isinstance(row, dict):
+            columns.update(dict.fromkeys(row))
+            located.append((where, row))
+        else:
+            bad.meet(UserError(f"a row is an object with named columns, not {kind_of(row)}", where=where))
+    return Table(source, tuple(columns), len(located), lambda _: located, notices)
+
+
+def joined(source: str, tables: Collection[Table]) -> Table:
+    """The rows of several files as those of one source."""
+    columns = tuple(dict.fromkeys(name for table in tables for name in table.columns))
+
+    def read(names: Collection[str]) -> Iterable[LocatedRow]:
+        for table in tables:
+            yield from table.read([name for name in names if name in table.columns])
+
+    notices = tuple(notice for table in tables for notice in table.notices)
+    return Table(source, columns, sum(table.count for table in tables), read, notices)
 
 
 def kind_of(value: Any) -> str:

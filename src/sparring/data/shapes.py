@@ -9,28 +9,43 @@ from sparring.errors import UserError, nearest
 
 
 class Shape(NamedTuple):
+    """Standard columns of a row. Those of `unread` belong to it and are not read."""
+
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> set[str]:
+        return {*self.required, *self.optional, *self.unread}
+
+
+_WHOLE, _PARTS = ("system",), ("system", "history")  # what may stand beside whole conversations, and beside flattened ones
 
 
 # In the order in which `auto` tries them: a row that keeps whole conversations says more than its flattened columns do.
 SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",)),
-    "real_generated": Shape(("real",), ("generated",)),
-    "sharegpt": Shape(("conversations",)),
-    "prompt_completion": Shape(("prompt", "completion")),
-    "alpaca": Shape(("instruction", "output"), ("input",)),
+    "messages": Shape(("messages",), _WHOLE),
+    "real_generated": Shape(("real",), _WHOLE, ("generated",)),
+    "sharegpt": Shape(("conversations",), _WHOLE),
+    "prompt_completion": Shape(("prompt", "completion"), _PARTS),
+    "alpaca": Shape(("instruction", "output"), ("input", *_PARTS)),
 }
 # Of prompts that nobody has answered, each with the columns in which its rows would hold a reply
 PROMPT_SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",)),
-    "sharegpt": Shape(("conversations",)),
-    "prompt": Shape(("prompt",)),
-    "alpaca": Shape(("instruction",), ("input",)),
+    "messages": Shape(("messages",), _WHOLE),
+    "sharegpt": Shape(("conversations",), _WHOLE),
+    "prompt": Shape(("prompt",), _PARTS),
+    "alpaca": Shape(("instruction",), ("input", *_PARTS)),
 }
 REPLY_COLUMNS = {"prompt": ("completion",), "alpaca": ("output",)}
-PAIR_COLUMNS = ("prompt", "chosen", "rejected")
-STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in (*shape.required, *shape.optional))
+PAIR_SHAPE = Shape(("chosen", "rejected"), ("prompt", *_PARTS))
+STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in shape.columns)
+KNOWN_COLUMNS = STANDARD_COLUMNS | PAIR_SHAPE.columns
+# What no row may have filled: the model is not told of tools, and its replies call none
+TOOL_COLUMNS = ("tools", "functions")
+# Names of columns that often hold a system text; the recipe has to say so
+SYSTEM_LIKE = frozenset(("system_prompt", "system_message", "system_text", "sys_prompt", "instructions"))
 
 
 def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str], source: str) -> str:
@@ -40,7 +55,7 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
     """
     candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
     if shape == "auto":  # a lone column `real` may mean anything
-        candidates = {**candidates, "real_generated": Shape(("real", "generated"))}
+        candidates = {**candidates, "real_generated": Shape(("real", "generated"), _WHOLE)}
     found = _first_that_fits(candidates, columns, list(present), source, "data")
     if found is None:
         raise _no_shape(shape, columns, list(present), source)
@@ -70,7 +85,7 @@ def _first_that_fits(
             raise UserError(what, where=source, remedy=f"did you mean {guess}?" if guess else f"correct {option}.columns")
     for name, shape in candidates.items():
         own = {columns.get(column, column) for column in shape.required}
-        if own <= set(present) and set(columns) <= {*shape.required, *shape.optional}:
+        if own <= set(present) and set(columns) <= shape.columns:
             return name
     return None
 

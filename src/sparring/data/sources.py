@@ -1,80 +1,154 @@
-"""Where rows come from: a file, the Hub or the built-in tasks."""
+"""Where rows come from: files, the Hub or the built-in tasks."""
 
 from __future__ import annotations
 
+import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from pathlib import Path
 
 from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
-from sparring.data.rows import Rows, Source, located_rows
+from sparring.data.compressed import UNPACKERS
+from sparring.data.rows import BadRows, LocatedRow, Source, Table, joined, table_of
 from sparring.data.text_files import read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest
 
-TEXT_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
-PARQUET = ".parquet"
-DATA_FILES = (*TEXT_READERS, PARQUET)
+TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
+READERS = {**TEXT_READERS, ".parquet": read_parquet}
+DATA_FILES = (*READERS, *(f"{kind}{packing}" for kind in TEXT_READERS for packing in UNPACKERS))
 NOT_ON_HUB = (".txt", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml", ".yml")
+# Words in the names of files that tell the parts of a data set apart
+PARTS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation")}
 
 
-def read_rows(section: Source, seed: int, further: Sequence[str] = ()) -> Rows:
-    """All rows of `section.path`, each with its place ("FILE, line 3"; rows count from 1). A local file wins over a Hub id.
-
-    further: columns that are read, where there are any, beside those of the known shapes and that of the answer.
-    """
+def open_table(section: Source, seed: int, bad: BadRows) -> Table:
+    """The source that `section.path` names. A local file wins over a Hub id. Raises UserError for what cannot be read."""
+    table = _open(section, seed, bad)
+    _require_rows(section, table, bad)
     answer = None if isinstance(section, PairsSection) else section.answer
-    rows = _read(section, seed, [*further, *([answer] if answer else [])])
-    if not rows.items:
-        option = section.option
-        raise UserError("the data is empty: it holds no row", where=rows.source, remedy=f"check {option}.path (and {option}.split)")
-    if answer is not None and answer not in rows.columns:
-        guess = nearest(answer, rows.columns)
-        what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(rows.columns)}"
-        raise UserError(what, where=rows.source, remedy=f"did you mean {guess}?" if guess else f"correct {section.option}.answer")
-    return rows
+    if answer is not None and answer not in table.columns:
+        guess = nearest(answer, table.columns)
+        what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(table.columns)}"
+        raise UserError(what, where=table.source, remedy=f"did you mean {guess}?" if guess else f"correct {section.option}.answer")
+    return table
 
 
-def _read(section: Source, seed: int, further: Sequence[str]) -> Rows:
-    if section.path.startswith("builtin:"):
+def read_rows(table: Table, names: Collection[str]) -> list[LocatedRow]:
+    """All rows of the table, each with its place ("FILE, line 3"; rows count from 1), and of them the columns that it has of `names`."""
+    return list(table.read([name for name in table.columns if name in names]))
+
+
+def _require_rows(section: Source, table: Table, bad: BadRows) -> None:
+    if table.count:
+        return
+    if bad.first is not None:
+        what = f"none of its {bad.count} rows can be read; the first: {bad.first.what}"
+        raise UserError(what, where=bad.first.where, remedy=bad.first.remedy)
+    option = section.option
+    raise UserError("the data is empty: it holds no row", where=table.source, remedy=f"check {option}.path (and {option}.split)")
+
+
+def _open(section: Source, seed: int, bad: BadRows) -> Table:
+    if section.named.startswith("builtin:"):
         _refuse_hub_options(section, "the built-in tasks")
-        return _read_builtin(section.path, seed)
-    path = local_file(section)
-    if path is None:
-        return read_hub(section, further)
+        return _builtin(section.named, seed, bad)
+    files = local_files(section)
+    if files is None:
+        return read_hub(section)
     _refuse_hub_options(section, "a local file")
-    suffix = path.suffix.lower()
-    return read_parquet(path, section, further) if suffix == PARQUET else TEXT_READERS[suffix](path)
+    tables = [READERS[_kind(file)](file, bad) for file in files]
+    if len(tables) == 1:
+        return tables[0]
+    several = joined(section.named, tables)
+    told = f"{section.named}: {len(files)} files, {', '.join(file.name for file in files[:8])}{', ...' if len(files) > 8 else ''}"
+    return replace(several, notices=(told, *several.notices))
 
 
-def local_file(section: Source) -> Path | None:
-    """The file that the section's `path` names, None for a Hub id or built-in data. Raises UserError when it is missing or no data file."""
-    path = Path(section.path).expanduser()
-    if section.path.startswith("builtin:") or (not _exists(path) and _may_be_hub_id(section.path)):
+def local_files(section: Source) -> list[Path] | None:
+    """The files that the section's `path` names: one, those of a folder or of a pattern in the order of their names, or those of a list.
+
+    None for a Hub id or built-in data. Raises UserError where one is missing or is no data file.
+    """
+    if len(section.paths) == 1 and _is_elsewhere(section.named):
         return None
+    files = [file for path in section.paths for file in _files_of(path, section)]
+    twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
+    if twice is not None:
+        raise UserError("is named more than once", where=f"{section.option}.path: {twice}", remedy="name every file once")
+    return files
+
+
+def _is_elsewhere(path: str) -> bool:
+    return path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path))
+
+
+def _files_of(text: str, section: Source) -> list[Path]:
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _files_in(path)
+    if _exists(path) or not glob.has_magic(text):
+        return [_data_file(path, section)]
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))
+    files = [file for file in found if file.is_file()]
+    if not files:
+        raise UserError("no file fits this pattern", where=f"{section.option}.path: {text}", remedy="check the folder and the pattern")
+    return [_data_file(file, section) for file in files]
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The data files of a folder. Raises UserError where they are not plainly the parts of one data set."""
+    try:
+        files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(DATA_FILES) and file.is_file())
+    except OSError as error:
+        raise UserError(f"cannot read the folder: {error.strerror}", where=str(folder), remedy="check its permissions") from None
+    if not files:
+        raise UserError("the folder holds no data file", where=str(folder), remedy=f"known kinds: {', '.join(DATA_FILES)}")
+    kinds = sorted({_kind(file) for file in files})
+    parts = sorted({part for file in files if (part := _part(file))})
+    for found, of in ((kinds, "kind"), (parts, "part of a data set")):
+        if len(found) > 1:
+            names = ", ".join(file.name for file in files[:8])
+            what = f"the folder holds files of more than one {of} ({', '.join(found)}): {names}"
+            pattern = f"{folder / '*'}{_kind(files[0])}"
+            raise UserError(what, where=str(folder), remedy=f"name those that are meant, for example by a pattern: {pattern}")
+    return files
+
+
+def _part(file: Path) -> str | None:
+    """Which part of a data set a file is by its name, `train-00000-of-00002.parquet` for example."""
+    return next((PARTS[word] for word in re.split(r"[^a-z]+", file.name.lower()) if word in PARTS), None)
+
+
+def _data_file(path: Path, section: Source) -> Path:
     if not _exists(path):
         raise UserError("no such data file", where=str(path), remedy=_other_files(path) or f"check {section.option}.path")
-    if path.is_dir():
-        raise UserError("is a folder, not a data file", where=str(path), remedy=_other_files(path / "x") or "name one file")
-    if path.suffix.lower() not in DATA_FILES:
+    if not path.name.lower().endswith(DATA_FILES):
         known = ", ".join(DATA_FILES)
         raise UserError(f"unknown kind of file {path.suffix or '(no extension)'!r}; known: {known}", where=str(path), remedy="convert it")
     return path
 
 
-def _read_builtin(path: str, seed: int) -> Rows:
+def _kind(file: Path) -> str:
+    """The suffix that says how a data file is read."""
+    packed = file.suffix.lower() in UNPACKERS
+    return (Path(file.stem) if packed else file).suffix.lower()
+
+
+def _builtin(path: str, seed: int, bad: BadRows) -> Table:
     if path != "builtin:tasks":
         raise UserError(f"{path!r} is not built in", where="data.path", remedy="the built-in data is builtin:tasks")
     from sparring.data.tasks import task_rows
 
-    return located_rows(path, ((f"row {n}", row) for n, row in enumerate(task_rows(seed), 1)))
+    return table_of(path, ((f"row {n}", row) for n, row in enumerate(task_rows(seed), 1)), bad)
 
 
 def _refuse_hub_options(section: Source, what: str) -> None:
     for key in ("name", "revision"):
         if (value := getattr(section, key)) is not None:
             raise UserError(
-                f"{value!r} is for Hub data sets, but {section.path} is {what}", where=f"{section.option}.{key}", remedy="leave it out"
+                f"{value!r} is for Hub data sets, but {section.named} is {what}", where=f"{section.option}.{key}", remedy="leave it out"
             )
 
 
@@ -93,7 +167,7 @@ def _may_be_hub_id(path: str) -> bool:
 def _other_files(path: Path) -> str | None:
     """A hint that names the data files beside a missing one, the closest name first."""
     try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if entry.suffix.lower() in DATA_FILES)
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(DATA_FILES))
     except OSError:
         return f"the folder {path.parent} does not exist either, or cannot be read"
     guess = nearest(path.name, names)

@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .json and .csv files.
+"""Rows of .jsonl, .json and .csv files, compressed ones included.
 
 They are parsed here rather than by `datasets`: its JSON reader turns text that looks like a date into a timestamp,
 its CSV reader turns empty cells into nulls, neither says in which line a fault stands, and both copy the file into a cache.
@@ -11,39 +11,69 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.data.rows import LocatedRow, Rows, located_rows
+from sparring.data.compressed import bytes_of
+from sparring.data.json_text import parse_json, parsed
+from sparring.data.rows import BadRows, Table, table_of
+from sparring.data.shapes import KNOWN_COLUMNS
 from sparring.errors import UserError
 
+LINES = "a .jsonl file holds one JSON object per line"
+OTHER_DELIMITERS = (";", "\t", "|")
 
-def read_jsonl(path: Path) -> Rows:
-    return located_rows(str(path), _json_lines(_text_of(path), path))
+
+def read_jsonl(path: Path, bad: BadRows) -> Table:
+    return table_of(str(path), _json_lines(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path, bad), bad)
 
 
-def _json_lines(text: str, path: Path) -> Iterator[LocatedRow]:
+def _json_lines(data: bytes, path: Path, bad: BadRows) -> Iterator[tuple[str, Any]]:
     # Only "\n" ends a line: str.splitlines would also break at U+2028, which may stand inside a JSON string.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield f"line {number}", _parse_json(line, f"{path}, line {number}", "a .jsonl file holds one JSON object per line")
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = parsed(_decoded(line, path, number), f"{path}, line {number}", LINES)
+        except UserError as error:
+            bad.meet(error)
+        else:
+            yield f"line {number}", value
 
 
-def read_json(path: Path) -> Rows:
-    """A list of rows, one row, or JSON Lines under the wrong extension, which is common."""
-    text = _text_of(path)
+def read_json(path: Path, bad: BadRows) -> Table:
+    """A list of rows, an object that holds one, one row, or JSON Lines under the wrong extension, which is common."""
+    data = bytes_of(path).removeprefix(b"\xef\xbb\xbf")
+    text = _decoded(data, path)
     try:
-        value = json.loads(text) if text.strip() else []
+        value = parse_json(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        first_line = text.lstrip().split("\n", 1)[0]
-        if _is_json_object(first_line):
-            return located_rows(str(path), _json_lines(text, path))
+        if _is_json_object(text.lstrip().split("\n", 1)[0]):
+            return table_of(str(path), _json_lines(data, path, bad), bad)
         what = f"broken JSON: {error.msg} (column {error.colno})"
         raise UserError(what, where=f"{path}, line {error.lineno}", remedy="a .json file holds a list of rows") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"broken JSON: {error}", where=str(path)) from None
-    rows = value if isinstance(value, list) else [value]
-    return located_rows(str(path), ((f"row {n}", row) for n, row in enumerate(rows, 1)))
+    rows, notices = _rows_inside(value, path)
+    return table_of(str(path), ((f"row {n}", row) for n, row in enumerate(rows, 1)), bad, notices)
+
+
+def _rows_inside(value: Any, path: Path) -> tuple[list[Any], tuple[str, ...]]:
+    """(the rows of a parsed file, what to say of it)"""
+    if isinstance(value, list):
+        return value, ()
+    if not isinstance(value, dict) or KNOWN_COLUMNS & value.keys():
+        return [value], ()
+    lists = [key for key, inner in value.items() if isinstance(inner, list) and inner and all(isinstance(row, dict) for row in inner)]
+    if not lists:
+        return [value], ()
+    if len(lists) > 1:
+        what = f"holds several lists of rows: {', '.join(map(repr, lists))}"
+        raise UserError(what, where=str(path), remedy="keep one of them in the file, or write each to a file of its own")
+    others = [repr(key) for key in value if key != lists[0]]
+    beside = f"; not read: {', '.join(others)}" if others else ""
+    return value[lists[0]], (f"{path}: the rows are its list {lists[0]!r}{beside}",)
 
 
 def _is_json_object(line: str) -> bool:
@@ -53,26 +83,37 @@ def _is_json_object(line: str) -> bool:
         return False
 
 
-def _parse_json(line: str, where: str, remedy: str) -> Any:
-    try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        near = line[max(0, error.pos - 20) : error.pos + 20].strip()
-        raise UserError(f"broken JSON: {error.msg} (column {error.colno}, near {near!r})", where=where, remedy=remedy) from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"broken JSON: {error}", where=where, remedy=remedy) from None
-
-
-def read_csv(path: Path) -> Rows:
-    """Every cell is text; an empty cell is ""."""
+def read_csv(path: Path, bad: BadRows) -> Table:
+    """Every cell is text; an empty cell is "". Blanks around the names of the header are no part of them."""
     csv.field_size_limit(2**31 - 1)  # the standard limit of 128 KiB is less than a long conversation
-    lines = _csv_lines(csv.reader(io.StringIO(_text_of(path), newline=""), strict=True), path)
+    text = _decoded(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path)
+    delimiter = _delimiter(text)
+    lines = _csv_lines(_reader(text, delimiter), path)
     _, header = next(lines, (1, []))
+    header = [name.strip() for name in header]
     repeated = [name for name, count in Counter(header).items() if count > 1]
     if repeated:
         raise UserError(f"the header names {', '.join(map(repr, repeated))} more than once", where=f"{path}, line 1")
-    rows = located_rows(str(path), _csv_rows(lines, header, path))
-    return Rows(rows.source, tuple(header), rows.items)
+    notices = () if delimiter == "," else (f"{path}: its cells are separated by {delimiter!r}, by the header",)
+    rows = table_of(str(path), _csv_rows(lines, header, delimiter, path, bad), bad, notices)
+    return replace(rows, columns=tuple(header))
+
+
+def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+
+
+def _delimiter(text: str) -> str:
+    """A comma, unless the header has none and another sign would cut it into several names."""
+
+    def names(delimiter: str) -> int:
+        try:
+            return sum(bool(name.strip()) for name in next((record for record in _reader(text, delimiter) if record), []))
+        except csv.Error:
+            return 0
+
+    best = max(OTHER_DELIMITERS, key=names)
+    return best if names(",") == 1 < names(best) else ","
 
 
 def _csv_lines(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -91,22 +132,24 @@ def _csv_lines(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, l
         start = reader.line_num + 1  # type: ignore[attr-defined]
 
 
-def _csv_rows(lines: Iterable[tuple[int, list[str]]], header: list[str], path: Path) -> Iterator[LocatedRow]:
+def _csv_rows(
+    lines: Iterable[tuple[int, list[str]]], header: list[str], delimiter: str, path: Path, bad: BadRows
+) -> Iterator[tuple[str, Any]]:
     for line, cells in lines:
-        if len(cells) != len(header):
-            what = f"broken CSV: {len(cells)} cells, but the header names {len(header)} columns"
-            raise UserError(what, where=f"{path}, line {line}", remedy="put cells that hold commas or line breaks in quotes")
-        yield f"line {line}", dict(zip(header, cells, strict=True))
+        if len(cells) == len(header):
+            yield f"line {line}", dict(zip(header, cells, strict=True))
+            continue
+        signs, cut = ("commas", "") if delimiter == "," else (repr(delimiter), f" at {delimiter!r}")
+        what = f"broken CSV: {len(cells)} cells{cut}, but the header names {len(header)} columns"
+        remedy = f"put cells that hold {signs} or line breaks in quotes"
+        bad.meet(UserError(what, where=f"{path}, line {line}", remedy=remedy))
 
 
-def _text_of(path: Path) -> str:
+def _decoded(data: bytes, path: Path, line: int | None = None) -> str:
+    """The text of a file, or of one of its lines."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the file: {error.strerror or error}", where=str(path), remedy="check its permissions") from None
-    try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        number = line or data.count(b"\n", 0, error.start) + 1
         what = f"not UTF-8: byte 0x{data[error.start]:02x}"
-        raise UserError(what, where=f"{path}, line {line}", remedy="save the file in UTF-8") from None
+        raise UserError(what, where=f"{path}, line {number}", remedy="save the file in UTF-8") from None

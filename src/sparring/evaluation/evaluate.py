@@ -128,7 +128,7 @@ class Evaluator:
         return {
             "row_id": [reply.row_id for reply in replies],
             "prompt": [example.conversation.prompt[-1]["content"] for example in self.held_out],
-            "human": [example.conversation.reply for example in self.held_out],
+            "human": [example.conversation.text for example in self.held_out],
             "reply": [self.chat.decode(reply.token_ids) for reply in replies],
             "greedy": [greedy.get(reply.row_id) for reply in replies],
             "finish_reason": [reply.finish_reason for reply in replies],

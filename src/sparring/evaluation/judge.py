@@ -12,7 +12,7 @@ from typing import Any, TextIO
 
 from sparring.config import ServerSection
 from sparring.console import log
-from sparring.data.conversations import without_surrogates
+from sparring.data.turns import without_surrogates
 from sparring.errors import UserError
 from sparring.evaluation.judge_prompts import AGAIN, Messages
 from sparring.opponent.engines import NEEDS

@@ -10,8 +10,9 @@ from typing import Any
 
 from sparring.config import DataSection
 from sparring.data.arrow import hub_dataset
-from sparring.data.conversations import without_surrogates
-from sparring.data.sources import local_file, read_rows
+from sparring.data.rows import BadRows
+from sparring.data.sources import local_files, open_table
+from sparring.data.turns import without_surrogates
 from sparring.errors import UserError
 
 OPTION, REFERENCES_OPTION = "--questions", "--references"
@@ -64,8 +65,9 @@ def _first_of_categories(questions: Sequence[Question], limit: int) -> list[Ques
 def _rows(path: str, option: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
         section = DataSection(path=path)
-        if local_file(section) is not None:
-            return [(where, row) for where, row in read_rows(section, 0).items]
+        if local_files(section) is not None:
+            table = open_table(section, 0, BadRows())
+            return list(table.read(table.columns))
         dataset, source = hub_dataset(section)
     except UserError as error:
         raise UserError(error.what, where=f"{option} {path}", remedy="give a .jsonl file in FastChat's shape, or a Hub id") from error

@@ -77,9 +77,9 @@ def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None
 def _measured(recipe: Recipe) -> Lengths | None:
     """From a sample of the rows, tokenised as the run will; None where the data or the tokenizer would have to be fetched."""
     from sparring.data.prepare import prepare
-    from sparring.data.sources import local_file
+    from sparring.data.sources import local_files
 
-    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
     chat = _chat(recipe.model)
     if chat is None:
@@ -88,10 +88,10 @@ def _measured(recipe: Recipe) -> Lengths | None:
     sample = prepare(section.model_copy(update={"max_examples": min(limit or SAMPLE_ROWS, SAMPLE_ROWS), "held_out": 1}), chat, recipe.seed)
     examples, counts = [*sample.train, *sample.held_out], sample.counts
     looked_at = len(examples) + counts["prompt_too_long"] + counts["reply_too_long"]
-    rows = round((counts["read"] - counts["empty"] - counts["duplicates"]) * len(examples) / looked_at)
+    rows = round((counts["read"] - sum(counts[name] for name in ("empty", "duplicates", "untrained", "bad"))) * len(examples) / looked_at)
     train, held_out = _split(recipe, min(limit or rows, rows))
     prompts, replies = [len(e.prompt_ids) for e in examples], [len(e.reply_ids) for e in examples]
-    return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.path}")
+    return _lengths(recipe, train, held_out, prompts, replies, f"measured on {len(examples)} rows of {section.named}")
 
 
 def _lengths(
@@ -118,7 +118,7 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
     rows = given.rows or min(known, default=None)
     if rows is None:
         raise UserError(
-            f"how many rows {data.path} has is not known before it is fetched",
+            f"how many rows {data.named} has is not known before it is fetched",
             where="data.max_examples",
             remedy="set it, or say --rows N",
         )
@@ -130,9 +130,9 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
 def _rows_of_file(recipe: Recipe) -> int | None:
     """Rows of a file on this machine whose tokenizer is not on it, before any is left out; None for data that would have to be fetched."""
     from sparring.data.conversations import load_conversations
-    from sparring.data.sources import local_file
+    from sparring.data.sources import local_files
 
-    if not recipe.data.path.startswith("builtin:") and local_file(recipe.data) is None:
+    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
     return load_conversations(recipe.data, recipe.seed).counts["read"]
 
@@ -155,13 +155,16 @@ def _chat(model: ModelSection) -> Chat | None:
     template = load_template(model.chat_template) if model.chat_template else None
     path, folder = model.path, Path(model.path).expanduser()
     if path.startswith("builtin:"):
-        return Chat(byte_tokenizer(), template)
-    if path.startswith("package:"):
-        return Chat(_gguf_tokenizer(package_file(path.removeprefix("package:"))), template)
-    if folder.suffix == ".gguf":
-        return Chat(_gguf_tokenizer(folder), template)
-    has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
-    return Chat(load_tokenizer(folder), template) if has_one else None
+        tokenizer = byte_tokenizer()
+    elif path.startswith("package:"):
+        tokenizer = _gguf_tokenizer(package_file(path.removeprefix("package:")))
+    elif folder.suffix == ".gguf":
+        tokenizer = _gguf_tokenizer(folder)
+    elif any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
+        tokenizer = load_tokenizer(folder)
+    else:
+        return None
+    return Chat(tokenizer, template, kwargs=model.chat_template_kwargs)
 
 
 def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:

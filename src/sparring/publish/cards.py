@@ -51,10 +51,10 @@ class About:
     @classmethod
     def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
         """`base`, `data`, `pairs`: licences as the user gives them, which are looked up where None."""
-        labelled = {section.folder: section.pairs.path for section in recipe.baseline if section.pairs}
+        labelled = {section.folder: section.pairs.paths[0] for section in recipe.baseline if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
-            licence_of(recipe.data.path, "dataset", data, "--data-licence"),
+            licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
             {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
             **more,
         )
@@ -182,8 +182,8 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 
 def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
     """What the player has learned from, by its name on the Hub; the game's own replies stand in for data that are not there."""
-    data = recipe.data.path if is_hub_id(recipe.data.path) else about.dataset_repo
-    pairs = [section.pairs.path for section in recipe.baseline if section.pairs and section.folder == player.name]
+    data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
+    pairs = [section.pairs.paths[0] for section in recipe.baseline if section.pairs and section.folder == player.name]
     return [name for name in (data, *filter(is_hub_id, pairs)) if name]
 
 
@@ -192,7 +192,7 @@ def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     held_out = {
-        "dataset_type": recipe.data.path if is_hub_id(recipe.data.path) else "held-out",
+        "dataset_type": recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out",
         "dataset_name": f"held-out prompts of {public(recipe)['data']['path']}",
     }
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe, Section
 
-LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".jinja"}
+LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".jinja"}
 HIDDEN = "(not shown)"
 
 
 def public(recipe: Recipe) -> dict[str, Any]:
     """The recipe without the run's own folder, of local paths only the last part, and of other machines nothing."""
     values = recipe.model_dump(exclude={"run_dir"})
-    sources = [values["data"], *(control["pairs"] for control in values["baseline"] if control["pairs"])]
+    sources = [section for section in (values["data"], values["data"]["prompts"]) if section]
+    sources += [control["pairs"] for control in values["baseline"] if control["pairs"]]
     places = [(values["model"], "path"), (values["model"], "chat_template"), *((source, "path") for source in sources)]
     for section, key in places:
-        path = section[key]
-        if path is not None and is_local(path):
-            section[key] = Path(path).name
+        section[key] = _last_parts(section[key])
     if values["evaluate"]["benchmarks"]:
         folders = values["evaluate"]["benchmarks"]["task_folders"]
         values["evaluate"]["benchmarks"]["task_folders"] = [Path(folder).name for folder in folders]
@@ -27,6 +27,14 @@ def public(recipe: Recipe) -> dict[str, Any]:
     _hide(values["sampling"]["ray"], recipe.sampling.ray, "address")
     _hide(values["launcher"], recipe.launcher, "main_process_ip", "config_file")
     return values
+
+
+def _last_parts(path: str | tuple[str, ...] | None) -> str | None:
+    """Of a local path, or of each of several, the last part; what is named elsewhere as it is."""
+    if path is None:
+        return None
+    paths = (path,) if isinstance(path, str) else path
+    return ", ".join(Path(one).name if is_local(one) else one for one in paths)
 
 
 def _hide(values: dict[str, Any], section: Section, *names: str) -> None:
@@ -42,7 +50,13 @@ def is_local(path: str) -> bool:
     if path.startswith(("builtin:", "package:")):
         return False
     local = Path(path).expanduser()
-    return local.exists() or local.suffix.lower() in LOCAL_SUFFIXES or path.startswith((".", "/", "~")) or path.count("/") > 1
+    return (
+        glob.has_magic(path)
+        or local.exists()
+        or local.suffix.lower() in LOCAL_SUFFIXES
+        or path.startswith((".", "/", "~"))
+        or path.count("/") > 1
+    )
 
 
 def is_hub_id(path: str) -> bool:

@@ -48,7 +48,7 @@ def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply]
     of = [examples[reply.row_id].conversation for reply in replies]
     return {
         "prompt": [list(conversation.prompt) for conversation in of],
-        "chosen": [[_said(conversation.reply)] for conversation in of],
+        "chosen": [[conversation.turn] for conversation in of],
         "rejected": [[_said(decode(reply.token_ids))] for reply in replies],
         "row_id": [reply.row_id for reply in replies],
         "replica": [reply.replica for reply in replies],

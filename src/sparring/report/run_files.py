@@ -69,6 +69,10 @@ class RunFiles:
     def data_counts(self) -> dict[str, int]:
         return self.facts("data").get("counts", {})
 
+    @property
+    def unused_columns(self) -> list[str]:
+        return self.facts("data").get("unused_columns", [])
+
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage says of itself; nothing where there is no such stage."""
         done = self.root / stage / "done.json"

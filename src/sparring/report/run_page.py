@@ -103,6 +103,8 @@ def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:
 def _data(run: RunFiles) -> Markup:
     counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items()]
     parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
+    if unused := run.unused_columns:
+        parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))
     played = run.summary["iterations"]
     names = list(dict.fromkeys(name for entry in played for name in entry["counts"]))
     if names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sparring.config import Recipe, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
-from sparring.data.sources import local_file
+from sparring.data.sources import local_files
 from sparring.errors import UserError
 from sparring.evaluation.evaluate import Evaluator
 from sparring.evaluation.harness import require_harness
@@ -38,7 +38,7 @@ def check(ground: Ground) -> None:
 
 def _check_alone(recipe: Recipe) -> None:
     """What needs neither the model nor the rows."""
-    local_file(recipe.data)
+    local_files(recipe.data)
     require_engine(recipe)
     if recipe.evaluate.benchmarks:
         require_harness(recipe.evaluate.benchmarks)

@@ -51,7 +51,8 @@ class Ground:
     def chat(self) -> Chat:
         template = self.recipe.model.chat_template
         _, eos = model_facts(self.base.folder)
-        chat = Chat(load_tokenizer(self.base.folder), load_template(template) if template else None, eos)
+        own = load_template(template) if template else None
+        chat = Chat(load_tokenizer(self.base.folder), own, eos, self.recipe.model.chat_template_kwargs)
         chat.tokenizer.chat_template = chat.template  # so that every saved player carries the template it was trained under
         for notice in chat.notices:
             log.info(f"chat: {notice}")
@@ -69,11 +70,12 @@ class Ground:
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
             log.info(f"data: {told(prepared.counts)}")
+            facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
             if section.prompts is None:
-                return {"counts": prepared.counts}
+                return facts
             write_examples(stage / PROMPTS, prepared.prompts)
             log.info(f"data: prompts without a reply: {told(prepared.prompt_counts)}")
-            return {"counts": prepared.counts, "prompt_counts": prepared.prompt_counts}
+            return {**facts, "prompt_counts": prepared.prompt_counts}
 
         inputs = {
             "data": data_inputs(section),

@@ -6,21 +6,41 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import Columns, FrozenDict, PairColumns, PositiveInt, PromptColumns, Section, Shape, Text, Texts
+from sparring.config.option_types import Columns, FrozenDict, PairColumns, Paths, PositiveInt, PromptColumns, Section, Shape, Text, Texts
+
+FILES = "a .jsonl, .json, .csv or .parquet file (the first three also as .gz or .zst), a folder or a pattern of such files, a list of them"
 
 
-class PromptsSection(Section):
+class RowsSection(Section):
+    """Where rows come from."""
+
+    option: ClassVar[str]
+
+    path: Paths
+    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
+    split: Text = Field("train", description="Split of a Hub data set.")
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.path,) if isinstance(self.path, str) else self.path
+
+    @property
+    def named(self) -> str:
+        """What messages call the source."""
+        return ", ".join(self.paths)
+
+
+class PromptsSection(RowsSection):
     """Prompts without a human reply. Their limits in tokens are those of `data`."""
 
     option: ClassVar[str] = "data.prompts"
 
-    path: Text = Field(description="Rows with a prompt: a .jsonl, .json, .csv or .parquet file, or a Hub id.")
-    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
-    split: Text = Field("train", description="Split of a Hub data set.")
-    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    path: Paths = Field(description=f"Rows with a prompt: {FILES}, or a Hub id.")
     columns: PromptColumns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction` and `input`.",
+        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and "
+        "`history`.",
     )
     answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
     replies: Literal["refuse", "drop"] = Field(
@@ -30,19 +50,15 @@ class PromptsSection(Section):
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
 
-class DataSection(Section):
+class DataSection(RowsSection):
     option: ClassVar[str] = "data"
 
-    path: Text = Field(
-        description="SFT rows: a .jsonl, .json, .csv or .parquet file, a Hub id, or `builtin:tasks` for the generated task family."
-    )
-    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
-    split: Text = Field("train", description="Split of a Hub data set.")
-    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    path: Paths = Field(description=f"SFT rows: {FILES}, a Hub id, or `builtin:tasks` for the generated task family.")
     shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
     columns: Columns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer}`.",
+        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer, "
+        "system: persona}`.",
     )
     max_examples: PositiveInt | None = Field(
         None, description="Random subset of this many rows, held-out rows included; all rows when null."
@@ -58,7 +74,16 @@ class DataSection(Section):
         "drop",
         description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token. Prompts are never cut.",
     )
-
+    on_bad_row: Literal["stop", "drop"] = Field(
+        "stop",
+        description="What happens at a row that cannot be read or used, of the prompts and of labelled pairs as well: the run stops and "
+        "names it, since a fault in the data is rarely alone; or such rows are left out and counted, and the first is shown.",
+    )
+    reasoning: Literal["keep", "drop"] = Field(
+        "keep",
+        description="What happens to what an assistant thought, where a turn keeps that apart (`reasoning_content`, `thinking` or "
+        "`reasoning`): the chat template gets it, and a row of which it would be lost is refused; or it is left out.",
+    )
     answer: Text | None = Field(
         None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."
     )
@@ -85,16 +110,13 @@ class DataSection(Section):
         return held_out
 
 
-class PairsSection(Section):
+class PairsSection(RowsSection):
     """Labelled preference pairs. What a prompt and a reply may be is said by `data`: its limits hold here too."""
 
     option: ClassVar[str] = "baseline.pairs"
 
-    path: Text = Field(description="Rows with `prompt`, `chosen` and `rejected`: a .jsonl, .json, .csv or .parquet file, or a Hub id.")
-    name: Text | None = Field(None, description="Configuration name of a Hub data set.")
-    split: Text = Field("train", description="Split of a Hub data set.")
-    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub data set.")
+    path: Paths = Field(description=f"Rows with `prompt`, `chosen` and `rejected`: {FILES}, or a Hub id.")
     columns: PairColumns = Field(
-        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen` and `rejected`."
+        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen`, `rejected`, `system` and `history`."
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many pairs; all when null.")

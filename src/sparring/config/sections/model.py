@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from sparring.config.option_types import Section, Text
+from sparring.config.option_types import FrozenDict, Section, TemplateKwargs, Text
 
 
 class ModelSection(Section):
@@ -22,4 +22,9 @@ class ModelSection(Section):
     )
     chat_template: Text | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
+    )
+    chat_template_kwargs: TemplateKwargs = Field(
+        default_factory=FrozenDict,
+        description="Values for variables of the chat template, for example `{enable_thinking: false}`. Saved players carry them in their "
+        "template.",
     )

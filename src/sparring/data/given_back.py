@@ -1,0 +1,164 @@
+"""What a chat template gives back of a row: every turn's text, and the reply with nothing before it that the model is not sampled after."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sparring.data.records import Message
+from sparring.errors import UserError
+
+THINKING, END_OF_THINKING = "<think>", "</think>"
+OPTION = "model.chat_template"
+SHOWN = 60  # characters of a text in a message
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Which turn's text a rendering does not hold; `written` is what it has after the turns before."""
+
+    place: int
+    written: str
+
+
+def lost_turn(rendered: str, turns: Sequence[Message]) -> Lost | None:
+    """The first turn whose text does not follow those before it in the rendering; blanks may differ, since many templates trim them.
+
+    Of an assistant's earlier turn what it thought may be missing: templates of thinking models leave that out of prompts by design, when
+    a reply is sampled as when it is trained on.
+    """
+    lost = _first_lost(rendered, turns, str.strip)
+    return lost and _first_lost(rendered, turns, squeezed)
+
+
+def cuts_thinking(rendered: str, turns: Sequence[Message]) -> bool:
+    """Whether what an assistant thought in an earlier turn is missing."""
+    thoughts = [thought for turn in turns if turn["role"] == "assistant" and (thought := _thought(turn)).strip()]
+    return bool(thoughts) and any(squeezed(thought) not in squeezed(rendered) for thought in thoughts)
+
+
+def _thought(turn: Message) -> str:
+    return turn.get("reasoning_content") or turn["content"].rpartition(END_OF_THINKING)[0].rpartition(THINKING)[2]
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _first_lost(rendered: str, turns: Sequence[Message], form: Callable[[str], str]) -> Lost | None:
+    rendered, at = form(rendered), 0
+    for number, turn in enumerate(turns):
+        found = ((rendered.find(text, at), len(text)) for text in map(form, _texts(turn)))
+        place, length = next(((place, length) for place, length in found if place >= 0), (-1, 0))
+        if place < 0:
+            return Lost(number, rendered[at:])
+        at = place + length
+    return None
+
+
+def _texts(turn: Message) -> Iterator[str]:
+    """How a template may write the text of a turn."""
+    text = turn["content"]
+    yield text
+    if turn["role"] == "assistant" and END_OF_THINKING in text:
+        yield text.rpartition(END_OF_THINKING)[2]
+    if turn["role"] == "tool":  # some templates write what a tool says as JSON
+        yield json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def opening_of(written: str, reply: Message) -> str | None:
+    """What a template writes before the first text of a reply; None where it does not write all that was thought and said, in order."""
+    parts = [text for text in (reply.get("reasoning_content", ""), reply["content"]) if text.strip()]
+    for form in (str.strip, squeezed):
+        text, at, opening = form(written), 0, None
+        for part in map(form, parts):
+            place = text.find(part, at)
+            if place < 0:
+                break
+            opening = text[:place] if opening is None else opening
+            at = place + len(part)
+        else:
+            if opening and len(parts) == 1:  # a short reply may stand in the opening too: the whole of it is shown
+                opening = text[: text.rfind(form(parts[0]))]
+            return opening or ""
+    return None
+
+
+def without_open_thinking(prompt_text: str, reply: Message) -> Message:
+    """The reply as it goes on from a prompt that opens the thinking itself."""
+    text = reply["content"].lstrip()
+    if text.startswith(THINKING) and prompt_text.rstrip().endswith(THINKING):
+        return {**reply, "content": text.removeprefix(THINKING)}
+    return reply
+
+
+def lost_error(source: str, turn: Message, written: str, where: str | None) -> UserError:
+    """written: what the template wrote where the turn would stand."""
+    role, given = turn["role"], _clipped(turn["content"])
+    what = f"{source} does not give back the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
+    return UserError(what, where=where, remedy=f"set {OPTION} to a template that writes the {role}'s turns as they are, or drop the row")
+
+
+def no_reasoning_error(source: str, turn: Message, where: str | None) -> UserError:
+    thought = _clipped(turn["reasoning_content"])
+    what = f"{source} has no use for what the assistant thought ({thought!r}) before its text {_clipped(turn['content'])!r}"
+    remedy = f"set {OPTION} to a template that writes it, put it into the text as the model writes it, or data.reasoning: drop"
+    return UserError(what, where=where, remedy=remedy)
+
+
+def cut_error(source: str, reply: Message, written: str, where: str | None) -> UserError:
+    """The rendering does not hold all of the reply."""
+    whole = "\n".join(text for text in (reply.get("reasoning_content"), reply["content"]) if text)
+    given, written = _difference(whole, written)
+    what = f"{source} changes the reply of the assistant, so that another text would be trained on: it got {given!r} and wrote {written!r}"
+    remedy = f"set {OPTION} to a template that writes the assistant's turns as they are"
+    if "reasoning_content" in reply:
+        remedy += "; or data.reasoning: drop"
+    return UserError(what, where=where, remedy=remedy)
+
+
+def opening_error(source: str, opening: str, reply: str, where: str | None, kwargs_help: bool) -> UserError:
+    """Something stands between the prefix that is sampled under and the reply that is trained on."""
+    what = (
+        f"{source} writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
+        f"{_clipped(reply)!r}: sampled replies do not have it, so that the two could be told apart by it alone"
+    )
+    if END_OF_THINKING in opening and kwargs_help:
+        remedy = "set model.chat_template_kwargs: {enable_thinking: false}, with which the prefix has it too, or give what was thought"
+    elif END_OF_THINKING in opening:
+        remedy = f"set {OPTION} to a template that writes no thinking for replies without any"
+    else:
+        remedy = f"set {OPTION} to a template that writes the assistant's header where add_generation_prompt asks for it, and not else"
+    return UserError(what, where=where, remedy=remedy)
+
+
+def prefix_error(source: str, prompt_text: str, full_text: str, where: str | None) -> UserError:
+    at = next((n for n, (one, other) in enumerate(zip(prompt_text, full_text, strict=False)) if one != other), len(full_text))
+    sampled, scored = prompt_text[max(0, at - 20) : at + 20], full_text[max(0, at - 20) : at + 20]
+    return UserError(
+        f"{source} writes the prompt differently once the reply is there, so a reply would be sampled under one prefix and "
+        f"scored under another: {sampled!r} without the reply, {scored!r} with it",
+        where=where or OPTION,
+        remedy=f"set {OPTION} to a template whose rendering with the reply begins with its rendering without",
+    )
+
+
+def marker_error(source: str, found: re.Match[str], role: str, where: str | None) -> UserError:
+    near = found.string[max(0, found.start() - SHOWN // 3) : found.start() + SHOWN]
+    what = f"a turn of the {role} spells {found[0]!r}, a token with which {source} marks turns: {_clipped(near)!r}"
+    remedy = "give the turns as they are, without a template's marks around them (messages: a list of role and content), or drop the row"
+    return UserError(what, where=where, remedy=remedy)
+
+
+def _difference(given: str, written: str) -> tuple[str, str]:
+    """Both texts from a little before where they part."""
+    given, written = given.strip(), written.strip()
+    same = next((n for n, (one, other) in enumerate(zip(given, written, strict=False)) if one != other), min(len(given), len(written)))
+    first = max(0, same - SHOWN // 3)
+    return _clipped(given[first:]), _clipped(written[first:])
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -1,0 +1,36 @@
+"""JSON as rows hold it: files, lines of files, and cells that hold turns as text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sparring.errors import UserError
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands more than once in an object, and only one of its values could be read")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for a key that an object has twice."""
+    return _DECODER.decode(text)
+
+
+def parsed(text: str, where: str, remedy: str) -> Any:
+    """The value of one line or cell. Raises UserError, which shows what stands around the fault."""
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        near = text[max(0, error.pos - 20) : error.pos + 20].strip()
+        raise UserError(f"broken JSON: {error.msg} (column {error.colno}, near {near!r})", where=where, remedy=remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"broken JSON: {error}", where=where, remedy=remedy) from None

@@ -1,0 +1,164 @@
+"""One turn of a row, in any of the spellings that chat data sets have: its role, its text, and what its other keys say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from sparring.data.json_text import parse_json
+from sparring.data.records import Message
+from sparring.data.rows import kind_of
+from sparring.errors import UserError
+
+ROLES = {
+    **dict.fromkeys(("system",), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "ai", "chatgpt", "bing", "bard"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+    "developer": "system",
+}
+MEND_ROW = "mend the row or take it out of the file"
+CALLS = ("tool_calls", "function_call")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+# Keys that say whether an assistant turn is trained on; the last two say the opposite
+TRAINED = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask")
+MASKED = ("mask", "masked")
+READ_KEYS = frozenset((*CALLS, *TRAINED, *MASKED))
+FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """`reasoning` is what an assistant thought before its text, where the row keeps that apart; `trained` is False for a reply that the
+    row says is not to be learned."""
+
+    role: str
+    content: str
+    reasoning: str = ""
+    trained: bool = True
+
+    @property
+    def message(self) -> Message:
+        message = Message(role=self.role, content=self.content)
+        if self.reasoning:
+            message["reasoning_content"] = self.reasoning
+        return message
+
+    def without_surrogates(self) -> Turn:
+        return replace(self, content=without_surrogates(self.content), reasoning=without_surrogates(self.reasoning))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a source are read, and what was met there.
+
+    columns: the rows' own names of standard columns. reasoning: whether what assistants thought is kept. refused: columns that no row may
+    have filled. `counts` is of rows, but for turns_as_json (cells) and reasoning_dropped (turns). `unread` are keys of turns that nothing
+    reads, as "messages[].name".
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    reasoning: Literal["keep", "drop"] = "keep"
+    refused: tuple[str, ...] = ()
+    counts: Counter[str] = field(default_factory=Counter)
+    unread: dict[str, None] = field(default_factory=dict)
+
+
+def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) -> Turn:
+    """A turn in either spelling: role/content or from/value. Raises UserError, naming `where`, for what is no text turn."""
+    name = f"{column}[{place}]"
+    if not isinstance(turn, dict):
+        raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=MEND_ROW)
+    role_key = "role" if turn.get("role") is not None else "from"
+    role = turn.get(role_key)
+    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known is None:
+        raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=MEND_ROW)
+    if call := next((key for key in CALLS if turn.get(key)), None):
+        raise UserError(f"{name} calls a tool ({call}), which cannot be trained on here", where=where, remedy=MEND_ROW)
+    key = "content" if turn.get("content") is not None or "value" not in turn else "value"
+    content = text_of(turn.get(key), f"{name}.{key}", where)
+    read = {role_key, key}
+    reasoning, trained = "", True
+    if known == "assistant":
+        reasoning = _reasoning(turn, name, reading, where)
+        trained = _is_trained(turn, name, where)
+        read.update(REASONING)
+    if further := turn.keys() - READ_KEYS - read:
+        reading.unread.update({f"{column}[].{key}": None for key in sorted(map(str, further)) if turn.get(key) is not None})
+    return Turn(known, content, reasoning, trained)
+
+
+def _reasoning(turn: Mapping[str, Any], name: str, reading: Reading, where: str) -> str:
+    found = {key: text_of(turn[key], f"{name}.{key}", where) for key in REASONING if turn.get(key)}
+    texts = {text for text in found.values() if text.strip()}
+    if not texts:
+        return ""
+    if reading.reasoning == "drop":
+        reading.counts["reasoning_dropped"] += 1
+        return ""
+    if len(texts) > 1:
+        raise UserError(f"{name} has two different texts of reasoning: {', '.join(found)}", where=where, remedy=MEND_ROW)
+    return texts.pop()
+
+
+def _is_trained(turn: Mapping[str, Any], name: str, where: str) -> bool:
+    said = [(key, key in TRAINED) for key in (*TRAINED, *MASKED) if turn.get(key) is not None]
+    return all(_flag(turn[key], f"{name}.{key}", where) is wanted for key, wanted in said)
+
+
+def _flag(value: Any, name: str, where: str) -> bool:
+    # True == 1 == 1.0: numbers and truth values are looked up by what they equal
+    known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else {0: False, 1: True}.get(value) if _is_number(value) else None
+    if known is None:
+        what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false), with no weights between"
+        raise UserError(what, where=where, remedy=MEND_ROW)
+    return known
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (bool, int, float))
+
+
+def text_of(value: Any, name: str, where: str) -> str:
+    """Text, or the list of text parts that multimodal chat formats use."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
+        return "".join(part["text"] for part in value)
+    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=MEND_ROW)
+
+
+def _is_text_part(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+
+
+def are_turns(value: Any) -> bool:
+    """Whether a list is one of turns, and not of the parts of one text."""
+    return isinstance(value, list) and any(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+
+
+def unpacked(value: Any, reading: Reading) -> Any:
+    """The turns that a text holds as JSON, as table formats without lists keep them; any other value as it is."""
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = parse_json(value)
+    except (ValueError, RecursionError):
+        return value
+    if not are_turns(found):
+        return value
+    reading.counts["turns_as_json"] += 1
+    return found
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate, which can be neither written as UTF-8 nor tokenised."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        # By way of UTF-16, so that two halves of one character that were escaped separately come together.
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
