@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Checker, Grade
-from sparring.checkers.probe import FALSE_POSITIVES, MOST_FAILURES, share_of_wrong_winners
+from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
