@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.config.other_names import INSTEAD, SAME
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError
 
@@ -379,6 +380,37 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
 )
 def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> None:
     assert any(line.startswith(problem) for line in problems({**recipe_dict(), **values}))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rate", "that is train.lr here"),
+        ("train.learning_rate", "that is train.lr here"),
+        ("sft.learning_rate", "that is sft.lr here"),
+        ("baseline.learning_rate", "that is baseline.lr here"),
+        ("output_dir", "that is run_dir here"),
+        ("train.num_train_epochs", "that is train.epochs here"),
+        ("sft.per_device_train_batch_size", "that is sft.batch_size here"),
+        ("train.Gradient-Accumulation-Steps", "train.batch_size counts the duels"),
+        ("dataset", "that is data.path here"),
+        ("base_model", "that is model.path here"),
+        ("sft.lora_r", "that is sft.lora.rank here"),
+        ("train.lora.lora_alpha", "that is train.lora.alpha here"),
+        ("lora_target_modules", "that is train.lora.targets here"),
+        ("data.max_seq_length", "data.max_prompt_tokens and data.max_reply_tokens"),
+    ],
+)
+def test_names_of_other_trainers_are_translated(key: str, hint: str) -> None:
+    assert any(line.startswith(f"{key}: unknown key; {hint}") for line in problems(with_value(key, 1)))
+
+
+@pytest.mark.parametrize("name", sorted({*SAME, *INSTEAD}))
+def test_another_trainers_name_leads_to_keys_that_exist(name: str) -> None:
+    assert name not in FIELDS and (name in SAME) != (name in INSTEAD)
+    named = [SAME[name]] if name in SAME else re.findall(r"\b(?:data|train|sampling)\.[a-z_]+", INSTEAD[name])
+    assert set(named) <= set(FIELDS)
+    assert any(line.startswith(f"{name}: unknown key; ") and all(key in line for key in named) for line in problems(with_value(name, 1)))
 
 
 @pytest.mark.parametrize("track", ["wandb", ["wandb"], {"trackers": ["wandb"]}])

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
 from sparring.config.option_types import Section
+from sparring.config.other_names import hint
 from sparring.config.overrides import override_path
 from sparring.config.recipe import Recipe
 from sparring.errors import UserError, nearest
@@ -130,6 +131,8 @@ def _describe_unknown(key: str) -> str:
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"{shown}: unknown key; did you mean {' or '.join(elsewhere)}?"
+    if theirs := hint(key):
+        return f"{shown}: unknown key; {theirs}"
     prefix = f"{parent}." if parent else ""
     here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
     return f"{shown}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
