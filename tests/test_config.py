@@ -340,7 +340,10 @@ def test_refused(key: str, value: Any, rule: str) -> None:
         ({"train": {"horizon_epochs": 1}}, "train.epochs: 2.0: the stop at 2 epochs is after horizon_epochs, 1, where the schedule ends"),
         ({"train": {"horizon_epochs": 1.5, "epochs": [1, 2, 1]}}, "train.epochs: [1, 2, 1]: the stop at 2 epochs is after"),
         ({"sft": {"horizon_epochs": 0.5}}, "sft.epochs: 1.0: the stop at 1 epochs is after horizon_epochs, 0.5"),
-        ({"data": {"path": "d", "max_examples": 200}}, "data.held_out: 200: leaves no rows to train on, because max_examples is 200"),
+        (
+            {"data": {"path": "d", "max_examples": 200, "held_out": 200}},
+            "data.held_out: 200: leaves no rows to train on, because max_examples is 200",
+        ),
         ({"sampling": {"temperature": 0, "replies_per_prompt": 2}}, "sampling.replies_per_prompt: 2: at temperature 0 all replies"),
         (
             {"evaluate": {"answer_pattern": "x", "metric": "exact_match_greedy"}},

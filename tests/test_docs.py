@@ -119,9 +119,9 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would type the commands: recipes/, the README's own recipe, and data in the columns that it names.
+    """Where a reader would type the commands: recipes/, the README's own recipe, and 24 rows in the columns that it names.
 
-    Of the recipe only what would take hours or a network is replaced: the model, the length of replies, the held-out rows.
+    Of the recipe only what would take hours or a network is replaced: the model and the length of replies.
     """
     folder = tmp_path_factory.mktemp("reader")
     (folder / "recipes").symlink_to(ROOT / "recipes")
@@ -131,7 +131,6 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = load_recipe(folder / name).model_dump(mode="json", exclude_unset=True)
         values["model"] = {"path": "builtin:tiny", "dtype": "float32"}
         values["sampling"]["max_new_tokens"] = 8
-        values["data"]["held_out"] = 8
         columns = values["data"]["columns"]
         rows = [{columns["prompt"]: f"what is {n}", columns["completion"]: f"#### {n}"} for n in range(24)]
         write_rows(folder / values["data"]["path"], rows)
