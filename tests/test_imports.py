@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors"},
     "locks": {"errors"},
     "packages": set(),
-    "rundir": {"errors", "config", "locks"},
+    "rundir": {"errors", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
     "progress": {"errors", "console"},
     "data": FLOOR,

@@ -49,7 +49,7 @@ def how_it_is(state: RunState) -> str:
         case Life.KILLED if who is not None:
             return f"not running: {who.name}, since {_since(who.since)}, was killed"
         case Life.FINISHED:
-            return f"finished {_since(last['ended'])}" if last.get("ended") else "finished"
+            return f"finished {_since(state.last_finished)}" if state.last_finished else "finished"
     ended = f" {_since(last['ended'])}" if last.get("ended") else ""
     return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'nothing is known of it')}"
 
