@@ -475,7 +475,7 @@ def test_all_problems_at_once() -> None:
     )
     message = refusal(values)
     assert message.startswith("recipe: 10 problems in the recipe\n")
-    assert message.endswith("  -> every key is documented in docs/recipe.md")
+    assert message.endswith("  -> `sparring docs recipe` lists every key")
     keys = {line.partition(":")[0] for line in problems(values)}
     assert keys == {
         *("seed", "trian", "sft.lr", "sft.foo", "sft.epochs", "objective.loss", "train.lr", "train.epochs"),

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": {"errors"},
     "config": {"errors"},
     "locks": {"errors"},
+    "manual": {"errors"},
     "packages": set(),
     "rundir": {"errors", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
@@ -80,6 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "live",
         "grading",
+        "manual",
         "__init__",
     },
 }

@@ -40,7 +40,7 @@ def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> U
         lines += [_describe(item, place) + _culprit(key, overrides) for item, place in in_elements or problems[:1]]
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     text = "\n  ".join(lines)
-    return UserError(f"{count} in the recipe\n  {text}", where=where, remedy="every key is documented in docs/recipe.md")
+    return UserError(f"{count} in the recipe\n  {text}", where=where, remedy="`sparring docs recipe` lists every key")
 
 
 def _culprit(key: str, overrides: list[str]) -> str:

@@ -192,7 +192,7 @@ def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
             f"cannot get its config.json: {why}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and its local cache",
             where=where,
             remedy="check the spelling and the network, or say --config FILE, or --params 8B; the sizes of "
-            f"{len(KNOWN_SHAPES)} public models are known without the Hub{f', among them {near}' if near else ''}: docs/plan.md",
+            f"{len(KNOWN_SHAPES)} public models are known without the Hub{f', among them {near}' if near else ''}: `sparring docs plan`",
         ) from None
 
 
