@@ -19,7 +19,7 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"game_place", "errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rundir": {"errors", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
     "progress": {"errors", "console"},
+    "game_place": {"config", "rundir", "stage_names", "progress"},
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},

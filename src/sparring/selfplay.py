@@ -11,6 +11,7 @@ from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
@@ -40,7 +41,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
-    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), written_to(directory.root, command):
+    telling = written_to(directory.root, command, place_in(directory.root, recipe))
+    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
         try:
             if restart_from is not None:
                 redo(recipe, directory, restart_from)

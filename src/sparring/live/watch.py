@@ -106,7 +106,7 @@ class _Shown:
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._out.print(Text(line), soft_wrap=True)
+        self._out.print(Text(line), soft_wrap=not self._out.is_terminal)  # between words on a terminal; a pipe gets whole lines
 
 
 def _print_end(state: RunState, out: Console) -> None:
