@@ -22,6 +22,7 @@ from zygote import Sabotage, Zygote
 import sparring
 from sparring.cli import app
 from sparring.config import load_recipe
+from sparring.control import sft_settings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = typer.main.get_command(app)
@@ -70,7 +71,12 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
     assert result.code == 0 and result.err == ""
     resolved = game.folder / "resolved.yaml"
     resolved.write_text(result.out)
-    assert load_recipe(resolved) == load_recipe(path, overrides)
+    written, loaded = load_recipe(resolved), load_recipe(path, overrides)
+    filled = {"model": {"dtype"}, "evaluate": {"metric"}, "baseline": {"__all__": {"lr", "batch_size"}}}
+    assert written.model_dump(exclude=filled) == loaded.model_dump(exclude=filled)
+    assert written.sampling_dtype == loaded.sampling_dtype and written.metric == loaded.metric
+    assert [sft_settings(written, one) for one in written.baseline] == [sft_settings(loaded, one) for one in loaded.baseline]
+    assert None not in (written.model.dtype, written.evaluate.metric, *(one.lr for one in written.baseline))
     assert game.command("recipe", "resolved.yaml").out == result.out
 
 

@@ -11,7 +11,7 @@ import typer
 
 from sparring.cli.options import Overrides, RecipeFile
 from sparring.cli.outcome import encode_stdout, outcome, stdout
-from sparring.config import load_recipe, to_yaml
+from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
 
 
@@ -103,4 +103,4 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""
     with outcome():
         encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
-        print(to_yaml(load_recipe(recipe, overrides or [])), end="")
+        print(to_yaml(resolved(load_recipe(recipe, overrides or []))), end="")

@@ -118,6 +118,7 @@ class Recipe(Section):
     @field_validator("baseline")
     @classmethod
     def _each_has_a_folder(cls, baseline: tuple[BaselineSection, ...]) -> tuple[BaselineSection, ...]:
+        baseline = tuple(each for one in baseline for each in one.each())
         folders = [one.folder for one in baseline]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
