@@ -63,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing
     "samples": STAGES | {"players", "report"},
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
-    "export": FLOOR | {"policy", "players", "publish"},
+    "export": FLOOR | {"policy", "players", "publish", "report"},
     "push": FLOOR | {"policy", "players", "publish", "export"},
     "__init__": STAGES | {"seeds", "report"},
     "__main__": {"cli"},

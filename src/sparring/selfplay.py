@@ -17,6 +17,7 @@ from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
 from sparring.progress import written_to
+from sparring.report.health import tell_new
 from sparring.report.keep import keep_report
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
@@ -117,7 +118,9 @@ def _publish(
         for section in recipe.baseline
         if section.folder in controls
     ]
+    before = read_json(directory.root / SUMMARY) if (directory.root / SUMMARY).exists() else None
     summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
+    tell_new(before, summary, recipe)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
     return summary

@@ -9,12 +9,14 @@ from markupsafe import Markup
 
 from sparring.comparison.compare import Comparison, Metric, Row
 from sparring.comparison.tables import HEADERS, cells, legend, title
+from sparring.comparison.verdict import verdict
 from sparring.report import page, plots
 
 
 def html(found: Comparison) -> str:
-    lead = Markup("").join(page.paragraph(line) for line in legend(found))
+    lead = Markup("").join(page.paragraph(line, "verdict") for line in verdict(found))
     sections = [page.Section(_id(metric.name), metric.name, _section(found, metric)) for metric in found.metrics]
+    sections.append(page.Section("notes", "How to read this", Markup("").join(page.paragraph(line, "muted") for line in legend(found))))
     return page.render_page("Comparison", lead, sections)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.report import plots
+from sparring.report.outcome import WORDS
 from sparring.report.page import figure
 from sparring.report.plots import Score, Series
 from sparring.report.run_files import Player, RunFiles
-from sparring.report.verdict import WORDS
 from sparring.stage_names import SFT
 
 PARTS = {
