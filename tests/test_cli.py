@@ -197,7 +197,7 @@ def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) ->
     expected = facts()
     assert result.err.count("the human replies lose log-prob") == 1, result.err
     assert expected["steps"] == 12 and 7 <= expected["human_logp_warning_at_step"] < 12
-    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epochs" in result.err
+    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epoch," in result.err
     shutil.rmtree(game.root)
     assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", args=r" 11$")]).code == -9
     assert game.run().err.count("the human replies lose log-prob") == 1 and facts() == expected

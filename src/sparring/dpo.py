@@ -38,7 +38,7 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
         write_pairs(stage / PAIRS, found.duels)
         for notice in found.notices:
             log.info(f"{section.folder}: {notice}")
-        log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items()))
+        log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
         return {"counts": found.counts}
 
     inputs = {

@@ -21,6 +21,9 @@ def _of_metric(found: Comparison, metric: Metric) -> str | None:
     if not known:
         return None
     ranked = sorted(known, key=lambda row: -sign * row.cells[metric.name].score["value"])  # type: ignore[index]
+    values = {row.cells[metric.name].score["value"] for row in known}  # type: ignore[index]
+    if len(values) == 1 < len(known):
+        return f"By {metric.name} all stand equal, at {values.pop():.4f}."
     first, cell = ranked[0], ranked[0].cells[metric.name]
     head = f"By {metric.name} {_name(first)} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
     behind = ", ".join(f"{_name(row)} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1:])  # type: ignore[index]

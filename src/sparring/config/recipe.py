@@ -64,8 +64,8 @@ class Recipe(Section):
     )
     showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
     showcase: Texts = Field(
-        ("List the popular forms of transportation in Southampton.",),
-        description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
+        (),
+        description="Prompts that every iteration answers, shown side by side. When empty, the first held-out ones.",
     )
     report: bool = Field(
         True,

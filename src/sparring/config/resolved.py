@@ -13,14 +13,14 @@ def control_lr(recipe: Recipe, section: BaselineSection) -> float:
     """The learning rate of a control."""
     if section.lr is not None:
         return section.lr
-    if section.kind == "dpo":
+    if section.kind != "continued-sft":
         return at_iteration(recipe.train.lr, 0)
     return recipe.sft.lr if recipe.sft else SFT_LR
 
 
 def control_batch_size(recipe: Recipe, section: BaselineSection) -> int:
     """The rows of its optimizer step."""
-    inherited = recipe.sft if recipe.sft and section.kind != "dpo" else recipe.train
+    inherited = recipe.sft if recipe.sft and section.kind == "continued-sft" else recipe.train
     return section.batch_size or inherited.batch_size
 
 

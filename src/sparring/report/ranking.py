@@ -16,16 +16,21 @@ GREEDY = {"exact_match": "exact_match_greedy"}
 Arm = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples
 
 
-def ranking(root: Path, rows: Sequence[Row], metric: str, confidence: float) -> list[dict[str, Any]]:
+def ranking(
+    root: Path, rows: Sequence[Row], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
     """The arms by `metric`, the best first; of equal ones the simplest. JSON values, kept in summary.json.
 
     Each with `player` (what `sparring export --iteration` takes), `name`, `value`, `n`; `behind`: how far behind the first, and
     `over_start`: how much better than the start, paired by rows, each with `low` and `high`; None where there is nothing to pair.
+    headroom: scores of the start's cooler replies, where they were measured.
     """
     arms = [arm for row in rows for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
+    if metric == "exact_match" and headroom:  # their rows are not kept as samples, so that there is nothing to pair
+        arms.append((BASELINE, f"{rows[0].model}, cooler", {**headroom["cool"], "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
     return [
@@ -44,7 +49,7 @@ def ranking(root: Path, rows: Sequence[Row], metric: str, confidence: float) -> 
 def _arms(root: Path, row: Row, metric: str) -> list[Arm]:
     if metric not in row.scores:
         return []
-    player, samples = player_of(row), _samples(root / row.stage / SAMPLES)
+    player, samples = player_of(row), read_samples(root / row.stage / SAMPLES)
     found: list[Arm] = [(player, row.model, row.scores[metric], samples)]
     greedy = GREEDY.get(metric, "")
     if player == BASELINE and greedy in row.scores:  # no training at all: the same model, asked for its likeliest reply
@@ -59,7 +64,8 @@ def player_of(row: Row) -> str:
     return row.stage.removesuffix(evaluate_stage("")) if t is None else str(t)
 
 
-def _samples(file: Path) -> Samples:
+def read_samples(file: Path) -> Samples:
+    """Of a player's evaluation, by row; none of a stage that kept none."""
     return {sample["row_id"]: sample for sample in read_rows(file)} if file.exists() else {}
 
 

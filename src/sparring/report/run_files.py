@@ -14,14 +14,14 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
-from sparring.report.ranking import ranking
+from sparring.report.ranking import SAMPLES, ranking
+from sparring.report.showcase import SHOWCASE
 from sparring.report.summary import METRICS, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
-SAMPLES, SHOWCASE = "samples.parquet", "showcase.json"
 Samples = dict[str, dict[str, Any]]  # by row id
 
 

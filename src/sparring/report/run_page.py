@@ -18,6 +18,7 @@ from sparring.report.page import Cell, Section, code, figures, paragraph, render
 from sparring.report.paper import PAPER, differences_from_paper
 from sparring.report.run_files import RunFiles, read_run
 from sparring.report.run_plots import cost_figures, quality_figures, training_figures
+from sparring.report.showcase import shown_of
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns
@@ -107,8 +108,8 @@ def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = Fal
 
 
 def _showcase(run: RunFiles) -> Iterator[Section]:
-    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does."""
-    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in player.showcase))
+    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does. Without any, held-out ones."""
+    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
     if prompts:
         shown = [(shortened(prompt), _answers(run, prompt)) for prompt in prompts]
         yield Section("showcase", "Showcase", render("showcase.html", prompts=shown))
@@ -116,12 +117,12 @@ def _showcase(run: RunFiles) -> Iterator[Section]:
 
 def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:
     """(model, its reply)"""
-    found = [(player.name, entry) for player in run.players for entry in player.showcase]
+    found = [(player.name, entry) for player in run.players for entry in shown_of(player.showcase, player.samples)]
     return [(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt]
 
 
 def _data(run: RunFiles) -> Markup:
-    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items()]
+    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items() if count]
     parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
     if unused := run.unused_columns:
         parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))

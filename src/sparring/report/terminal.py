@@ -15,6 +15,8 @@ from sparring.console import printable
 from sparring.report.health import signs, warnings
 from sparring.report.next_steps import next_steps
 from sparring.report.outcome import verdict_lines
+from sparring.report.ranking import SAMPLES, read_samples
+from sparring.report.showcase import SHOWCASE, shown_of
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Row, print_benchmarks, print_table, quality_columns, rows_of
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, benchmark_stage
@@ -49,12 +51,14 @@ def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
 
 
 def _print_showcase(rows: list[Row], root: Path, console: Console) -> None:
-    answers = {row.model: file for row in rows if (file := root / row.stage / "showcase.json").exists()}
-    shown = {name: read_json(file) for name, file in answers.items()}
-    if not shown:
-        return
-    for index, first in enumerate(next(iter(shown.values()))):
+    shown = {row.model: entries for row in rows if (entries := _shown(root / row.stage))}
+    for index, first in enumerate(next(iter(shown.values()), [])):
         table = Table(title=Text(f"Prompt: {printable(first['prompt'])}"), title_justify="left", show_header=False)
         for name, entries in shown.items():
             table.add_row(name, Text(printable(entries[index]["reply"])))
         console.print(table)
+
+
+def _shown(stage: Path) -> list[Mapping[str, str]]:
+    file = stage / SHOWCASE
+    return shown_of(read_json(file) if file.exists() else [], read_samples(stage / SAMPLES))
