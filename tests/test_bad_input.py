@@ -54,7 +54,7 @@ def test_missing_recipe_in_the_real_command(tmp_path: Path) -> None:
         (lambda path: path.mkdir(), ["recipe.yaml: cannot read the recipe: Is a directory"]),
         (lambda path: path.write_bytes(b"run_dir: \xff\xfe"), ["recipe.yaml", "not UTF-8"]),
         (lambda path: path.write_text("run_dir: x\nmodel: {path: [\n"), ["recipe.yaml, line", "not valid YAML"]),
-        (lambda path: path.write_text(""), ["recipe.yaml", "mapping of keys to values, this is nothing", "docs/recipe.md"]),
+        (lambda path: path.write_text(""), ["recipe.yaml", "mapping of keys to values, this is nothing", "`sparring docs recipe`"]),
     ],
     ids=["folder", "not text", "not YAML", "empty"],
 )
@@ -76,7 +76,7 @@ def test_typical_mistakes_in_a_recipe(game: Game) -> None:
         "sampling.temperature: -1 is refused; wanted: number at least 0",
         "iteratons: unknown key; did you mean iterations?",
         "objective.beta: [0.1, 0.1, 5.0]: 3 values, but iterations is 2",
-        "docs/recipe.md",
+        "`sparring docs recipe`",
     )
     game.write(objective__betta=0.1)
     refused(game.run(), "recipe.yaml: 1 problem in the recipe", "objective.betta: unknown key; did you mean objective.beta?")

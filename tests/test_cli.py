@@ -22,6 +22,7 @@ from zygote import Sabotage, Zygote
 import sparring
 from sparring.cli import app
 from sparring.config import load_recipe
+from sparring.control import sft_settings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = typer.main.get_command(app)
@@ -70,7 +71,12 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
     assert result.code == 0 and result.err == ""
     resolved = game.folder / "resolved.yaml"
     resolved.write_text(result.out)
-    assert load_recipe(resolved) == load_recipe(path, overrides)
+    written, loaded = load_recipe(resolved), load_recipe(path, overrides)
+    filled = {"model": {"dtype"}, "evaluate": {"metric"}, "baseline": {"__all__": {"lr", "batch_size"}}}
+    assert written.model_dump(exclude=filled) == loaded.model_dump(exclude=filled)
+    assert written.sampling_dtype == loaded.sampling_dtype and written.metric == loaded.metric
+    assert [sft_settings(written, one) for one in written.baseline] == [sft_settings(loaded, one) for one in loaded.baseline]
+    assert None not in (written.model.dtype, written.evaluate.metric, *(one.lr for one in written.baseline))
     assert game.command("recipe", "resolved.yaml").out == result.out
 
 
@@ -85,7 +91,7 @@ def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
         assert row in result.out
     for column in ("exact match", "NLL / token", "margin", "accuracy", "log p human", "reply tokens", "truncated", "identical", "empty"):
         assert column in result.out
-    assert "Prompt: say ab" in result.out and "Best: iteration 1 (nll_per_token" in result.out
+    assert "Prompt: say ab" in result.out and "Best iteration: 1 (nll_per_token" in result.out
     assert "The game ended - iterations: all 2 are played." in result.out
     again = copy.run()
     assert again.out == result.out, "the finished game is told again, word for word"
@@ -191,7 +197,7 @@ def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) ->
     expected = facts()
     assert result.err.count("the human replies lose log-prob") == 1, result.err
     assert expected["steps"] == 12 and 7 <= expected["human_logp_warning_at_step"] < 12
-    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epochs" in result.err
+    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epoch," in result.err
     shutil.rmtree(game.root)
     assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", args=r" 11$")]).code == -9
     assert game.run().err.count("the human replies lose log-prob") == 1 and facts() == expected
@@ -202,7 +208,7 @@ def test_a_fault_says_where_its_traceback_is(game: Game) -> None:
     logged = game.run(sabotage=[crash])
     assert logged.code == 1 and "fault: RuntimeError: a crash made by a test" in logged.err and "Traceback" not in logged.err
     assert "the traceback is in run.log" in logged.err and "Traceback" in (game.root / "run.log").read_text()
-    for function in ("sparring.rundir:RunDir.lock", "sparring.report.tables:print_summary"):  # before the log is open, and after
+    for function in ("sparring.rundir:RunDir.lock", "sparring.report.terminal:print_summary"):  # before the log is open, and after
         result = game.run(sabotage=[Sabotage(function, do="crash")])
         assert result.code == 1 and "Traceback" in result.err and "the traceback is above" in result.err, function
 
@@ -227,7 +233,7 @@ def test_a_terminal_that_cannot_show_it_gets_question_marks(copy: Game, encoding
 def test_tables_never_wrap(played: Game, width: int) -> None:
     from rich.console import Console
 
-    from sparring.report.tables import print_summary
+    from sparring.report.terminal import print_summary
 
     console = Console(width=width, record=True, file=io.StringIO())
     print_summary(played.json("summary.json"), played.root, console)

@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.config.other_names import INSTEAD, SAME
+from sparring.config.resolved import resolved
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
+from sparring.control import unlike_lr
 from sparring.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -339,7 +342,10 @@ def test_refused(key: str, value: Any, rule: str) -> None:
         ({"train": {"horizon_epochs": 1}}, "train.epochs: 2.0: the stop at 2 epochs is after horizon_epochs, 1, where the schedule ends"),
         ({"train": {"horizon_epochs": 1.5, "epochs": [1, 2, 1]}}, "train.epochs: [1, 2, 1]: the stop at 2 epochs is after"),
         ({"sft": {"horizon_epochs": 0.5}}, "sft.epochs: 1.0: the stop at 1 epochs is after horizon_epochs, 0.5"),
-        ({"data": {"path": "d", "max_examples": 200}}, "data.held_out: 200: leaves no rows to train on, because max_examples is 200"),
+        (
+            {"data": {"path": "d", "max_examples": 200, "held_out": 200}},
+            "data.held_out: 200: leaves no rows to train on, because max_examples is 200",
+        ),
         ({"sampling": {"temperature": 0, "replies_per_prompt": 2}}, "sampling.replies_per_prompt: 2: at temperature 0 all replies"),
         (
             {"evaluate": {"answer_pattern": "x", "metric": "exact_match_greedy"}},
@@ -366,8 +372,8 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"sft": {"warm_up": 0.1}}, "sft.warm_up: unknown key; did you mean sft.warmup?"),
         ({"baseline": {"batchsize": 1}}, "baseline.batchsize: unknown key; did you mean baseline.batch_size?"),
         ({"beta": 1}, "beta: unknown key; did you mean objective.beta or baseline.beta?"),
-        ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
-        ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?"),
+        ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?"),
+        ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?"),
         ({"train.lr": 1}, "train.lr: unknown key; in a recipe, keys of a section stand indented below its name"),
         ({"stop": {"zzz": 1}}, "stop.zzz: unknown key; valid keys here: indistinguishable, confidence, patience"),
         ({"data": {"path": "d", "columns": {"promt": "q"}}}, "data.columns.promt: unknown column; did you mean prompt?"),
@@ -379,6 +385,104 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
 )
 def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> None:
     assert any(line.startswith(problem) for line in problems({**recipe_dict(), **values}))
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("learning_rate", "that is train.lr here"),
+        ("train.learning_rate", "that is train.lr here"),
+        ("sft.learning_rate", "that is sft.lr here"),
+        ("baseline.learning_rate", "that is baseline.lr here"),
+        ("output_dir", "that is run_dir here"),
+        ("train.num_train_epochs", "that is train.epochs here"),
+        ("sft.per_device_train_batch_size", "that is sft.batch_size here"),
+        ("train.Gradient-Accumulation-Steps", "train.batch_size counts the duels"),
+        ("dataset", "that is data.path here"),
+        ("base_model", "that is model.path here"),
+        ("sft.lora_r", "that is sft.lora.rank here"),
+        ("train.lora.lora_alpha", "that is train.lora.alpha here"),
+        ("lora_target_modules", "that is train.lora.targets here"),
+        ("data.max_seq_length", "data.max_prompt_tokens and data.max_reply_tokens"),
+    ],
+)
+def test_names_of_other_trainers_are_translated(key: str, hint: str) -> None:
+    assert any(line.startswith(f"{key}: unknown key; {hint}") for line in problems(with_value(key, 1)))
+
+
+@pytest.mark.parametrize("name", sorted({*SAME, *INSTEAD}))
+def test_another_trainers_name_leads_to_keys_that_exist(name: str) -> None:
+    assert name not in FIELDS and (name in SAME) != (name in INSTEAD)
+    named = [SAME[name]] if name in SAME else re.findall(r"\b(?:data|train|sampling)\.[a-z_]+", INSTEAD[name])
+    assert set(named) <= set(FIELDS)
+    assert any(line.startswith(f"{name}: unknown key; ") and all(key in line for key in named) for line in problems(with_value(name, 1)))
+
+
+def test_a_search_is_a_control_for_every_value() -> None:
+    recipe = load_recipe(
+        recipe_dict(baseline=[{"kind": "continued-sft"}]), ["baseline.search={lr: [1e-5, 2.5e-4, 0.003]}", "baseline.epochs=2"]
+    )
+    assert [(one.folder, one.lr, one.epochs, one.search) for one in recipe.baseline] == [
+        ("continued-sft-1e-5", 1e-5, 2, None),
+        ("continued-sft-25e-5", 2.5e-4, 2, None),
+        ("continued-sft-3e-3", 0.003, 2, None),
+    ]
+    assert load_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
+    named = load_recipe(recipe_dict(baseline=[{**DPO, "name": "pairs", "search": {"lr": [1e-6, 1e-5]}}, "continued-sft"]))
+    assert [one.folder for one in named.baseline] == ["pairs-1e-6", "pairs-1e-5", "continued-sft"]
+
+
+@pytest.mark.parametrize(
+    ("search", "problem"),
+    [
+        ({"lr": [1e-5]}, "baseline.search.lr: [1e-05] is refused"),
+        ({"lr": [1e-5, 1e-5]}, "baseline.search.lr: [1e-05, 1e-05]: names one twice"),
+        ({"lr": [1e-5, -1]}, "baseline.search.lr[1]: -1 is refused; wanted: number above 0"),
+        ({"beta": [1, 2]}, "baseline.search.lr: required key is missing"),
+    ],
+)
+def test_a_search_that_is_none(search: dict[str, Any], problem: str) -> None:
+    assert problems(recipe_dict(baseline={"search": search}))[0].startswith(problem)
+
+
+def test_a_learning_rate_is_searched_or_given() -> None:
+    assert "baseline.search: {'lr': [1e-05, 0.0001]}: lr is given as 1e-06" in refusal(
+        recipe_dict(baseline={"lr": 1e-6, "search": {"lr": [1e-5, 1e-4]}})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "lr", "batch_size"),
+    [
+        ({}, 1e-5, 64),
+        ({"sft": {"lr": 3e-5, "batch_size": 8}}, 3e-5, 8),
+        ({"sft": {"lr": 3e-5}, "baseline": {"lr": 1e-3, "batch_size": 4}}, 1e-3, 4),
+        ({"baseline": "DPO", "train": {"lr": [2e-6, 1e-6, 1e-6], "batch_size": 16}, "sft": {"batch_size": 8}}, 2e-6, 16),
+    ],
+)
+def test_resolved_says_what_a_control_takes(changes: dict[str, Any], lr: float, batch_size: int) -> None:
+    changes = {"baseline": "continued-sft", **changes}
+    (control,) = resolved(load_recipe(recipe_dict(**{**changes, **({"baseline": DPO} if changes["baseline"] == "DPO" else {})}))).baseline
+    assert (control.lr, control.batch_size) == (lr, batch_size)
+
+
+@pytest.mark.parametrize(
+    ("train_lr", "baseline", "unlike"),
+    [
+        (1e-4, "continued-sft", True),
+        (2e-6, "continued-sft", True),
+        (3e-5, "continued-sft", False),
+        (1e-4, {"lr": 1e-4}, False),
+        (1e-4, {"search": {"lr": [1e-6, 1e-5]}}, False),
+        (1e-4, DPO, False),
+    ],
+)
+def test_a_control_of_another_learning_rate_is_told(train_lr: float, baseline: Any, unlike: bool) -> None:
+    recipe = load_recipe(recipe_dict(train={"lr": train_lr}, baseline=baseline))
+    told = unlike_lr(recipe, recipe.baseline[0])
+    assert (told is not None) == unlike
+    if told is not None:
+        assert f"its learning rate is 1e-05 and the game's {train_lr:g}" in told and "baseline.search='{lr: [1e-05," in told
 
 
 @pytest.mark.parametrize("track", ["wandb", ["wandb"], {"trackers": ["wandb"]}])
@@ -440,7 +544,7 @@ def test_all_problems_at_once() -> None:
     )
     message = refusal(values)
     assert message.startswith("recipe: 10 problems in the recipe\n")
-    assert message.endswith("  -> every key is documented in docs/recipe.md")
+    assert message.endswith("  -> `sparring docs recipe` lists every key")
     keys = {line.partition(":")[0] for line in problems(values)}
     assert keys == {
         *("seed", "trian", "sft.lr", "sft.foo", "sft.epochs", "objective.loss", "train.lr", "train.epochs"),
@@ -690,6 +794,8 @@ def test_to_yaml_is_plain_and_complete() -> None:
     loaded = yaml.safe_load(text)
     assert loaded["objective"]["beta"] == [0.1, 1.0, 5.0]
     for key in FIELDS:
+        if key.startswith("baseline.search."):  # has become a control for each of its values
+            continue
         node = loaded
         for name in key.split("."):
             node = node[0] if isinstance(node, list) else node

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,9 +120,9 @@ def commands(program: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would type the commands: recipes/, the README's own recipe, and data in the columns that it names.
+    """Where a reader would type the commands: recipes/, the README's own recipe, and 24 rows in the columns that it names.
 
-    Of the recipe only what would take hours or a network is replaced: the model, the length of replies, the held-out rows.
+    Of the recipe only what would take hours or a network is replaced: the model and the length of replies.
     """
     folder = tmp_path_factory.mktemp("reader")
     (folder / "recipes").symlink_to(ROOT / "recipes")
@@ -131,7 +132,6 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         values = load_recipe(folder / name).model_dump(mode="json", exclude_unset=True)
         values["model"] = {"path": "builtin:tiny", "dtype": "float32"}
         values["sampling"]["max_new_tokens"] = 8
-        values["data"]["held_out"] = 8
         columns = values["data"]["columns"]
         rows = [{columns["prompt"]: f"what is {n}", columns["completion"]: f"#### {n}"} for n in range(24)]
         write_rows(folder / values["data"]["path"], rows)
@@ -198,7 +198,8 @@ def run_block(block: Block, folder: Path, zygote: Zygote) -> None:
     """As a reader would: commands typed, Python run, recipes and rows loaded."""
     if block.language == "bash":
         for line in block.text.splitlines():
-            run_command(shlex.split(line, comments=True), block.place, folder, zygote)
+            if words := shlex.split(line, comments=True):
+                run_command(words, block.place, folder, zygote)
     elif block.language == "python":
         result = zygote.run([], folder, python=block.text)
         assert result.code == 0 and result.out.strip(), (block.place, result.err)
@@ -258,6 +259,47 @@ def test_the_blocks_of_a_page_run(page: Path, taught: Path, zygote: Zygote) -> N
 def test_a_block_that_is_not_run(block: Block) -> None:
     """Counted and named in pytest's summary."""
     pytest.skip(f"docs/{block.place} is not run: {block.reason}")
+
+
+COLUMNS = 88  # of a block on the site, beside both of its menus
+
+
+def test_comments_in_blocks_fit_their_column() -> None:
+    """A command may be longer, and is scrolled; nobody scrolls to read what it is for."""
+    for page, found in BLOCKS.items():
+        for block in found:
+            comments = [
+                line for line in block.text.splitlines() if block.language in ("bash", "yaml", "python") and re.search(r"(^|\s)# ", line)
+            ]
+            assert [line for line in comments if len(line) > COLUMNS] == [], page.name
+
+
+# ---------------------------------------------------------------------------------------------- what an installed user has
+
+
+def test_every_page_comes_with_the_package(zygote: Zygote, tmp_path: Path) -> None:
+    listed = zygote.run(["docs"], tmp_path)
+    assert listed.code == 0 and [line.split()[0] for line in listed.out.splitlines()] == sorted(page.stem for page in BLOCKS)
+    shown = zygote.run(["docs", "engines"], tmp_path)
+    assert shown.out.strip() == (ROOT / "docs" / "engines.md").read_text(encoding="utf-8").strip()
+    wrong = zygote.run(["docs", "recipes"], tmp_path)
+    assert wrong.code == 2 and "did you mean recipe?" in wrong.err
+
+
+def test_errors_name_pages_that_exist_and_come_with_the_package() -> None:
+    named = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        named |= set(re.findall(r"`sparring docs ([a-z-]+)`", text))
+        remedies = [line for line in text.splitlines() if re.search(r"(remedy|manual)\b.*docs/[a-z-]+\.md", line)]
+        assert remedies == [], path
+    assert named and named <= {page.stem for page in BLOCKS}
+
+
+def test_the_citation_names_this_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
 
 
 def test_every_fence_belongs_to_a_block() -> None:

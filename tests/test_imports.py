@@ -19,7 +19,7 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"game_place", "errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -27,10 +27,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "console": {"errors"},
     "config": {"errors"},
     "locks": {"errors"},
+    "manual": {"errors"},
     "packages": set(),
-    "rundir": {"errors", "config", "locks"},
+    "rundir": {"errors", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
     "progress": {"errors", "console"},
+    "game_place": {"config", "rundir", "stage_names", "progress"},
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},
@@ -61,7 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing
     "samples": STAGES | {"players", "report"},
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
-    "export": FLOOR | {"policy", "players", "publish"},
+    "export": FLOOR | {"policy", "players", "publish", "report"},
     "push": FLOOR | {"policy", "players", "publish", "export"},
     "__init__": STAGES | {"seeds", "report"},
     "__main__": {"cli"},
@@ -80,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "live",
         "grading",
+        "manual",
         "__init__",
     },
 }

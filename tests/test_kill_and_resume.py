@@ -258,6 +258,8 @@ def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
         assert process.poll() is None and time.monotonic() < end
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
+    time.sleep(0.02)
+    process.send_signal(signal.SIGINT)  # by a person in a hurry
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "interrupted; nothing finished is lost" in err and "Traceback" not in err

@@ -100,10 +100,21 @@ def test_a_finished_run_in_one_screen(played: Game) -> None:
     before = tree(played.root)
     result = played.command("status", "run")
     assert result.code == 0 and result.err == "" and tree(played.root) == before, "it only reads"
-    for part in ("finished 20", "Best: iteration", "all 2 are played", "baseline", "iteration 1", "continued SFT", "nll per token"):
+    for part in ("finished 20", "Best iteration:", "all 2 are played", "baseline", "iteration 1", "continued SFT", "nll per token"):
         assert part in result.out, result.out
     assert len(result.out.splitlines()) <= 24 and "go on with" not in result.out
     assert played.command("watch", "run").code == 0, "nothing to wait for"
+
+
+def test_a_finished_run_that_is_typed_again_does_not_end_later(copy: Game) -> None:
+    ended = read_state(copy.root).last_finished
+    manifest = copy.root / "manifest.json"
+    attempts = json.loads(manifest.read_text())["attempts"]
+    again = {**attempts[-1], "started": "2031-01-01T00:00:00+00:00", "ended": "2031-01-01T00:00:09+00:00"}
+    manifest.write_text(json.dumps({"attempts": [*attempts, again]}))
+    state = read_state(copy.root)
+    assert state.last_finished == ended == max(json.loads(file.read_text())["finished"] for file in copy.root.rglob("done.json"))
+    assert f"finished {ended[:10]} {ended[11:16]} UTC" in " ".join(copy.command("status", "run").out.split())
 
 
 @pytest.mark.parametrize("columns", ["60", "80"])

@@ -16,11 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Game as PlayedGame
 from rich.console import Console
 
 from sparring import progress
+from sparring.config import load_recipe
 from sparring.console import animates, quoted
-from sparring.progress import PhaseProgress, Snapshot, at_stage, in_one_line, read_progress, written_to
+from sparring.game_place import place_in
+from sparring.progress import Game, PhaseProgress, Snapshot, at_stage, in_one_line, read_progress, written_to
 
 SRC = Path(__file__).parent.parent / "src"
 NOW = Snapshot(
@@ -32,14 +35,32 @@ NOW = Snapshot(
     numbers={"loss": 0.51234, "margin": 0.4, "accuracy": 0.7},
     memory=("RAM", 4_300_000_000),
     sample=None,
+    game=None,
 )
-WHOLE = "iteration 0: training: 30/120 steps  0:01:00 left  loss 0.5123  margin 0.4  accuracy 0.7  1.5/s  RAM 4.3 GB"
+WHOLE = "iteration 0: training 30/120 steps  0:01:00 left  loss 0.5123  margin 0.4  accuracy 0.7  1.5/s  RAM 4.3 GB"
 
 
 def test_the_line_holds_everything() -> None:
     assert in_one_line(NOW) == WHOLE
     nothing_yet = in_one_line({**NOW, "done": 0, "rate": 0.0, "numbers": {}})
-    assert nothing_yet == "iteration 0: training: 0/120 steps  RAM 4.3 GB"
+    assert nothing_yet == "iteration 0: training 0/120 steps  RAM 4.3 GB"
+
+
+GAME = Game(number=11, stages=20, iterations=3, stage_seconds=100.0, later_seconds=600.0)
+
+
+def test_the_line_of_a_game_begins_with_its_place() -> None:
+    now = {**NOW, "phase": "iteration 1: training", "game": GAME}
+    assert in_one_line(now).startswith("[11/20] iteration 1 of 3: training 30/120 steps  0:01:00 left  0:11:00 of the game  loss")
+    assert in_one_line({**now, "phase": "continued-sft/train"}).startswith("[11/20] continued-sft/train 30/120 steps")
+
+
+def test_time_left_of_a_game_is_told_when_something_tells_it() -> None:
+    first = {**NOW, "rate": 0.0, "done": 0, "game": GAME}
+    assert "steps  0:11:40 of the game" in in_one_line(first)
+    for game in ({**GAME, "later_seconds": None}, {**GAME, "stage_seconds": None}):
+        assert "of the game" not in in_one_line({**first, "game": game})
+    assert "of the game" in in_one_line({**NOW, "game": {**GAME, "stage_seconds": None}}), "by the phase's own pace"
 
 
 @pytest.mark.parametrize("width", [10, 40, 60, 80, 200])
@@ -102,7 +123,7 @@ def test_in_a_terminal_it_changes_in_place_and_leaves_no_trace(columns: int) -> 
     text = in_terminal(columns)
     lines = lines_of(text)
     assert all(len(line) <= columns for line in lines) and "\x1b[2J" not in text and "\x07" not in text and "\u202e" not in text
-    seen = [line for line in lines if line.startswith("iteration 0: training: ")]
+    seen = [line for line in lines if line.startswith("iteration 0: training ")]
     assert len(seen) > 3 and all("left" in line or "40/40" in line or " 0/40" in line for line in seen)
     running = [line for line in seen[1:] if "left" in line]
     assert all(("margin" in line) == ("\u2500" in line or "\u2501" in line) == (columns == 160) for line in running), running
@@ -148,7 +169,7 @@ def test_without_a_terminal_a_line_comes_now_and_then(monkeypatch: pytest.Monkey
     monkeypatch.setattr(progress, "PLAIN_LINE_SECONDS", 0.0)
     with caplog.at_level("INFO", "sparring"), progress.progress("sampling", 4, "replies", 2) as shown:
         shown.advance(1, tokens_per_reply=3.0)
-    assert re.fullmatch(r"sampling: 3/4 replies  \S+ left  tokens per reply 3  \S+/s  RAM \d+\.\d GB", caplog.messages[-1])
+    assert re.fullmatch(r"sampling 3/4 replies  \S+ left  tokens per reply 3  \S+/s  RAM \d+\.\d GB", caplog.messages[-1])
 
 
 def test_a_reply_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +209,7 @@ def test_the_file_follows_the_work(tmp_path: Path, quick: None) -> None:
             while (now := read_progress(tmp_path)["now"]) is None or now["done"] != 2:
                 assert time.monotonic() < end
             assert now["phase"] == "sft" and now["total"] == 5 and now["numbers"] == {"loss": 0.5}
-            assert in_one_line(now).startswith("sft: 2/5 steps")
+            assert in_one_line(now).startswith("sft 2/5 steps")
     ended = json.loads((tmp_path / "progress.json").read_text())
     assert ended["stage"] is None and ended["now"] is None and ended["command"] == "sparring run it.yaml"
     assert not list(tmp_path.glob("*.tmp"))
@@ -221,3 +242,24 @@ def test_nonsense_in_the_file_is_nothing(tmp_path: Path, content: str | None) ->
 def test_a_run_directory_that_cannot_be_written_ends_nothing(tmp_path: Path, quick: None) -> None:
     with written_to(tmp_path / "gone"):
         time.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------------------------- place in the game
+
+
+def test_the_place_of_a_stage_and_what_the_others_will_take(played: PlayedGame) -> None:
+    """A finished game, looked at from its second iteration: the first one's seconds are all that was known then."""
+    recipe = load_recipe(played.root / "recipe.yaml")
+    place = place_in(played.root, recipe)
+    took = {
+        part: played.json(f"iterations/000/{part}/done.json")["facts"]["wall_seconds"] for part in ("score", "train", "measure", "evaluate")
+    }
+    found = place("iterations/001/generate")
+    assert (found["number"], found["stages"], found["iterations"]) == (11, 18, 2)
+    assert found["stage_seconds"] is not None
+    of_control = 2 * sum(took[part] for part in ("score", "train")) + 2 * found["stage_seconds"]
+    of_players = [took[part] for part in ("score", "train", "measure", "evaluate", "measure", "evaluate")]
+    assert found["later_seconds"] == pytest.approx(sum(of_players) + of_control, abs=0.01)
+    first = place("iterations/000/generate")
+    assert first["stage_seconds"] is None or first["later_seconds"] is None, "nothing has been sampled before"
+    assert place("elsewhere") is None and place("continued-sft/evaluate")["later_seconds"] == 0

@@ -7,6 +7,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 import pytest
 from conftest import Game
 
-from sparring import rundir
+from sparring import interrupts, rundir
 from sparring.errors import UserError
 from sparring.rundir import ATTEMPT, DONE, INPUTS, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
 from sparring.stage_names import stage_names, stages_from
@@ -364,6 +365,35 @@ def test_a_place_that_cannot_be_a_run_directory(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- manifest
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_is_put_off_has_its_effect_afterwards(number: signal.Signals) -> None:
+    came, passed = [], []
+    before = signal.signal(number, lambda *_: came.append(number))
+    try:
+        with interrupts.put_off():
+            signal.raise_signal(number)
+            passed.append(list(came))
+    finally:
+        signal.signal(number, before)
+    assert passed == [[]] and came == [number]
+
+
+def test_a_second_ctrl_c_leaves_the_first_ones_word(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes while the manifest is written for the last time."""
+    run.root.mkdir()
+    whole = rundir.write_json
+
+    def hurried(path: Path, value: Any) -> None:
+        if value["attempts"][-1]["ended"]:
+            signal.raise_signal(signal.SIGINT)
+        whole(path, value)
+
+    monkeypatch.setattr(rundir, "write_json", hurried)
+    with pytest.raises(KeyboardInterrupt), Manifest(run).attempt():
+        raise KeyboardInterrupt
+    assert [attempt["outcome"] for attempt in read_json(run.root / "manifest.json")["attempts"]] == ["interrupted"]
 
 
 def test_the_manifest_records_every_attempt_and_how_it_ended(run: RunDir) -> None:

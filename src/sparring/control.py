@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparring.config import BaselineSection, OptimSection, Recipe, SftSection
+from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
 from sparring.console import log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
@@ -18,7 +18,7 @@ from sparring.stages.results import measure, results
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import order_seed, steps_plan
 
-DEFAULT_LR = 1e-5
+FAIR_FACTOR = 3.0  # of two learning rates, from which on a difference between arms may be theirs alone
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,22 @@ class Played:
 
 
 def check_controls(ground: Ground) -> None:
-    """Raise UserError for labelled pairs that cannot be read, before anything is played."""
+    """Raise UserError for labelled pairs that cannot be read, before anything is played; say where a comparison may be unfair."""
     for section in ground.recipe.baseline:
+        if (unlike := unlike_lr(ground.recipe, section)) is not None:
+            log.info(f"{section.folder}: {unlike}")
         if section.pairs is not None:
             pairs_stage(ground, section)
+
+
+def unlike_lr(recipe: Recipe, section: BaselineSection) -> str | None:
+    """What to say of a control whose learning rate is far from the game's first one; None where it is near, or one of several tried."""
+    own, game = control_lr(recipe, section), at_iteration(recipe.train.lr, 0)
+    several = {control_lr(recipe, other) for other in recipe.baseline if other.kind == section.kind}
+    if len(several) > 1 or max(own, game) <= FAIR_FACTOR * min(own, game) * (1 + 1e-9):
+        return None
+    remedy = f"baseline.search='{{lr: [{own:g}, {game:g}]}}' tries both"
+    return f"its learning rate is {own:g} and the game's {game:g}: which arm stands higher may be due to that alone; {remedy}"
 
 
 def play_controls(ground: Ground, game: Played) -> dict[str, Policy]:
@@ -110,6 +122,6 @@ def sft_settings(recipe: Recipe, section: BaselineSection) -> SftSection:
     """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
     sft, train = recipe.sft, recipe.train
     shared = OptimSection.model_fields.keys() - {"optimizer"}
-    inherited = sft or SftSection(**{name: getattr(train, name) for name in shared}, lr=DEFAULT_LR)
-    changes = {"lr": section.lr or inherited.lr, "batch_size": section.batch_size or inherited.batch_size, "horizon_epochs": None}
-    return inherited.model_copy(update=changes)
+    inherited = sft or SftSection(**{name: getattr(train, name) for name in shared})
+    own = {"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section), "horizon_epochs": None}
+    return inherited.model_copy(update=own)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, TrainSection, at_iteration
+from sparring.config import BaselineSection, TrainSection, control_batch_size, control_lr
 from sparring.console import log
 from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, source_fingerprint
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
@@ -38,7 +38,7 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
         write_pairs(stage / PAIRS, found.duels)
         for notice in found.notices:
             log.info(f"{section.folder}: {notice}")
-        log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items()))
+        log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
         return {"counts": found.counts}
 
     inputs = {
@@ -93,7 +93,7 @@ def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tok
     duels = read_pairs(pairs_stage(ground, section).path / PAIRS)
     settings = _settings(ground, section)
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes, _layout(ground))
-    lr = section.lr or at_iteration(settings.lr, 0)
+    lr = control_lr(ground.recipe, section)
     plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.folder)
     return _Prepared(duels, plan, settings)
 
@@ -101,7 +101,7 @@ def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tok
 def _settings(ground: Ground, section: BaselineSection) -> TrainSection:
     """The game's own way to train, with the control's batch size."""
     train = ground.recipe.train
-    return train.model_copy(update={"batch_size": section.batch_size or train.batch_size, "horizon_epochs": None})
+    return train.model_copy(update={"batch_size": control_batch_size(ground.recipe, section), "horizon_epochs": None})
 
 
 def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
+from sparring.console import log
 from sparring.errors import UserError
 from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
@@ -15,6 +16,7 @@ from sparring.policy.load import convert, merge
 from sparring.publish.cards import About, model_card
 from sparring.publish.names import is_hub_id
 from sparring.publish.plots import write_plots
+from sparring.report.outcome import standing_above
 
 
 def export(
@@ -30,6 +32,8 @@ def export(
     player = players.find(name)
     if players.summary is None:
         raise UserError("this run has no scores for the model card yet", where=str(root), remedy="let it play at least one iteration")
+    if (higher := standing_above(players.summary, player.name)) is not None:
+        log.info(f"{player.title}: {higher}")
     target = new_folder(target)
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 _received: list[int] = []
@@ -18,6 +21,30 @@ def stop_on_signals() -> None:
 def were_received() -> bool:
     """Foreign code that calls Python from C may turn a KeyboardInterrupt into an error of its own; this still tells."""
     return bool(_received)
+
+
+@contextlib.contextmanager
+def put_off() -> Iterator[None]:
+    """A signal that comes meanwhile has its effect afterwards: for the few lines that must come to their end, such as a file's last."""
+    if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread alone
+        yield
+        return
+    came: list[int] = []
+    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if (handler := signal.getsignal(number)) is not None}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
+
+
+def ignore_further() -> None:
+    """All is saved and said: another Ctrl-C while the interpreter clears up has nothing to end, and would only show a traceback."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(number: int, _: FrameType | None) -> None:

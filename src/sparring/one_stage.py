@@ -15,6 +15,7 @@ from sparring.console import RUN_LOG, be_silent, log_file, set_up_logging
 from sparring.control import Played, measure_control, score_control, train_control
 from sparring.errors import UserError
 from sparring.evaluation.stop import Scores, best_iteration, stop_reason
+from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
@@ -49,7 +50,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
             be_silent()
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
-        with _writer(directory):
+        with _writer(recipe, directory):
             _compute(Ground(recipe, directory, target=name), name)
         accelerator.end_training()  # leaves the group of ranks in good order
 
@@ -130,7 +131,7 @@ def _compared(recipe: Recipe, name: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _writer(directory: RunDir) -> Iterator[None]:
+def _writer(recipe: Recipe, directory: RunDir) -> Iterator[None]:
     """Rank 0 holds the run directory and its log; started by hand it is the one that works here, and not by `sparring run`."""
     with contextlib.ExitStack() as stack:
 
@@ -139,7 +140,8 @@ def _writer(directory: RunDir) -> Iterator[None]:
                 stack.enter_context(directory.lock())
             stack.enter_context(directory.ranks_lock())
             stack.enter_context(log_file(directory.root / RUN_LOG))
-            stack.enter_context(written_to(directory.root, read_progress(directory.root).get("command")))
+            typed = read_progress(directory.root).get("command")
+            stack.enter_context(written_to(directory.root, typed, place_in(directory.root, recipe)))
 
         from_main(enter)
         yield

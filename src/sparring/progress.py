@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypedDict
@@ -31,8 +32,19 @@ STALE_SECONDS = 60.0
 BAR_WIDTH = 40
 
 
+class Game(TypedDict):
+    """The place of a stage in its game, from 1; and what the stage and all later ones will take, None where nothing tells yet."""
+
+    number: int
+    stages: int
+    iterations: int
+    stage_seconds: float | None
+    later_seconds: float | None
+
+
 class Snapshot(TypedDict):
-    """One phase at one moment. `numbers`: the newest ones; `rate` per second, 0 where nothing is done yet; memory in bytes."""
+    """One phase at one moment. `numbers`: the newest ones; `rate` per second, 0 where nothing is done yet; memory in bytes.
+    `game`: None where the work is no part of one."""
 
     phase: str
     unit: str
@@ -42,23 +54,52 @@ class Snapshot(TypedDict):
     numbers: dict[str, float]
     memory: tuple[str, int]
     sample: tuple[str, str] | None
+    game: Game | None
+
+
+Place = Callable[[str], Game | None]
 
 
 # ---------------------------------------------------------------------------------------------- in one line
 
 
 def in_one_line(now: Snapshot, width: int | None = None) -> str:
-    """Phase, done/total, time left, numbers, rate, memory; of these, what fits into `width` characters, the first ones rather."""
+    """Place in the game, phase, done/total, time left of it and of the game, numbers, rate, memory; of these, what fits into `width`
+    characters, the first ones rather."""
     done, total, rate = now["done"], now["total"], now["rate"]
     place, size = now["memory"]
-    left = [f"{_clock((total - done) / rate)} left"] if rate > 0 and done < total else []
+    game, left = now.get("game"), []
+    if rate > 0 and done < total:
+        left.append(f"{_clock((total - done) / rate)} left")
+    if (of_game := _game_seconds(now)) is not None:
+        left.append(f"{_clock(of_game)} of the game")
     numbers = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in now["numbers"].items()]
     parts = [f"{done}/{total} {now['unit']}", *left, *numbers, *([f"{rate:.3g}/s"] if rate > 0 else []), f"{place} {size / 1e9:.1f} GB"]
-    line = f"{printable(now['phase'])}: {parts[0]}"
+    line = f"{_place(game)}{_phase(now['phase'], game)} {parts[0]}"
     for part in parts[1:]:
         if width is None or len(line) + 2 + len(part) <= width:
             line += f"  {part}"
     return line if width is None else line[:width]
+
+
+def _place(game: Game | None) -> str:
+    return f"[{game['number']}/{game['stages']}] " if game else ""
+
+
+def _phase(phase: str, game: Game | None) -> str:
+    """`iteration 1 of 3: training`."""
+    found = re.match(r"iteration \d+(?=:)", phase)
+    of = f" of {game['iterations']}" if found and game else ""
+    return printable(f"{found[0]}{of}{phase[found.end() :]}" if found else phase)
+
+
+def _game_seconds(now: Snapshot) -> float | None:
+    """What is left of the whole game: of this phase by its own pace, of the stage by its forerunner until there is one."""
+    game = now.get("game")
+    if not game or game["later_seconds"] is None:
+        return None
+    of_stage = (now["total"] - now["done"]) / now["rate"] if now["rate"] > 0 else game["stage_seconds"]
+    return None if of_stage is None else game["later_seconds"] + of_stage
 
 
 def _clock(seconds: float) -> str:
@@ -99,6 +140,7 @@ class PhaseProgress:
         self.phase, self.total, self.unit, self.done, self._first = phase, total, unit, done, done
         self._numbers: dict[str, float] = {}
         self._sample: tuple[str, str] | None = None
+        self._game = _now.place(_now.stage) if _now.place and _now.stage else None
         self._memory = memory()
         self._start = self._last_line = self._measured = time.monotonic()
         self._next_sample = 0.0
@@ -141,6 +183,7 @@ class PhaseProgress:
             numbers=self._numbers,
             memory=self._memory,
             sample=self._sample,
+            game=self._game,
         )
 
     def close(self) -> None:
@@ -176,6 +219,7 @@ class _Now:
     stage: str | None = None
     phase: PhaseProgress | None = None
     is_lent = False
+    place: Place | None = None
 
 
 _now = _Now()
@@ -193,11 +237,12 @@ def at_stage(name: str, lent: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_to(root: Path, command: str | None = None) -> Iterator[None]:
+def written_to(root: Path, command: str | None = None, place: Place | None = None) -> Iterator[None]:
     """Keep progress.json in the run directory fresh while the context lasts.
 
-    command: what a person types in this folder to go on, where it is known.
+    command: what a person types in this folder to go on, where it is known; place: where in the game a stage stands.
     """
+    _now.place = place
     typed = {"command": command, "folder": os.getcwd() if command else None}
     ended = threading.Event()
     writer = threading.Thread(target=_keep_fresh, args=(root / PROGRESS, typed, ended), daemon=True, name="sparring-progress")
@@ -205,6 +250,7 @@ def written_to(root: Path, command: str | None = None) -> Iterator[None]:
     try:
         yield
     finally:
+        _now.place = None
         ended.set()
         writer.join(REFRESH_SECONDS)
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, at_iteration
+from sparring.config import BaselineSection, control_batch_size, control_lr
 from sparring.console import log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
@@ -30,7 +30,7 @@ def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: i
     """
     name, recipe = control_stage(section.folder, "train"), ground.recipe
     winners = _winners(ground)
-    settings = recipe.train.model_copy(update={"batch_size": section.batch_size or recipe.train.batch_size, "horizon_epochs": None})
+    settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
     batch_size = min(settings.batch_size, len(winners))
     if section.epochs is None:
         task = WinnersTask(winners)
@@ -40,7 +40,7 @@ def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: i
         log.info(f"{section.folder}: {steps} steps, with the sampling, cost as many floating-point operations as the {played} iterations")
     else:
         steps = max(1, round(section.epochs * len(winners) / batch_size))
-    lr, epochs = section.lr or at_iteration(settings.lr, 0), steps * batch_size / len(winners)
+    lr, epochs = control_lr(recipe, section), steps * batch_size / len(winners)
     plan = steps_plan(settings, len(winners), lr=lr, steps=steps, epochs=epochs, seed=order_seed(recipe, played))
 
     def work(stage: Path) -> dict[str, Any]:

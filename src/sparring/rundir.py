@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sparring import locks
+from sparring import interrupts, locks
 from sparring.errors import UserError
 
 DONE = "done.json"
@@ -222,15 +222,14 @@ class Manifest:
         try:
             yield
             attempt["outcome"] = "done"
-        except KeyboardInterrupt:
-            attempt["outcome"] = "interrupted"
-            raise
         except BaseException as error:
-            attempt["outcome"] = type(error).__name__
+            stopped = isinstance(error, KeyboardInterrupt) or interrupts.were_received()
+            attempt["outcome"] = "interrupted" if stopped else type(error).__name__
             raise
         finally:
             attempt["ended"] = now()
-            with contextlib.suppress(OSError):  # a full disk is reported by what met it first
+            # a second Ctrl-C waits; a full disk is reported by what met it first
+            with interrupts.put_off(), contextlib.suppress(OSError):
                 self._write([*attempts, attempt])
 
     def _write(self, attempts: list[dict[str, Any]]) -> None:

@@ -11,11 +11,13 @@ from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
 from sparring.progress import written_to
+from sparring.report.health import tell_new
 from sparring.report.keep import keep_report
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
@@ -40,7 +42,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
-    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), written_to(directory.root, command):
+    telling = written_to(directory.root, command, place_in(directory.root, recipe))
+    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
         try:
             if restart_from is not None:
                 redo(recipe, directory, restart_from)
@@ -115,7 +118,9 @@ def _publish(
         for section in recipe.baseline
         if section.folder in controls
     ]
+    before = read_json(directory.root / SUMMARY) if (directory.root / SUMMARY).exists() else None
     summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
+    tell_new(before, summary, recipe)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
     return summary

@@ -136,6 +136,23 @@ def test_subset_equals_tokenising_everything_first(tmp_path):
     assert from_all.counts["read"] == sum(from_all.counts[key] for key in ROW_COUNTS[1:])
 
 
+@pytest.mark.parametrize(("rows", "held_out"), [(9, 8), (24, 8), (80, 8), (99, 9), (1990, 199), (2010, 200), (60000, 200)])
+def test_a_tenth_is_held_out_of_few_rows_and_200_of_many(rows, held_out):
+    assert DataSection(path="rows.jsonl").held_out_of(rows) == held_out
+    assert DataSection(path="rows.jsonl", held_out=3).held_out_of(rows) == 3
+    assert DataSection(path="rows.jsonl", held_out=0.5).held_out_of(rows) == 0.5
+
+
+def test_held_out_of_what_the_rules_leave(tmp_path):
+    """The tenth is one of the rows that are left, not of those that are read."""
+    path = jsonl(tmp_path / "r.jsonl", [(f"question {n}", f"answer {n}" if n < 150 else "") for n in range(200)])
+    found = run(path)
+    assert (found.counts["read"], len(found.train), len(found.held_out)) == (200, 135, 15)
+    assert run(path, max_examples=24).counts["held_out"] == 8
+    with pytest.raises(UserError, match=r"data\.held_out is 8, but 8 rows are left .*: nothing is left to train on"):
+        run(path, max_examples=8)
+
+
 def test_more_wanted_than_there_are(tmp_path):
     prepared = run(jsonl(tmp_path / "r.jsonl", MANY), held_out=5, max_examples=1000)
     assert len(prepared.train) + len(prepared.held_out) == 100 and prepared.counts["not_in_subset"] == 0

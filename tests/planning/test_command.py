@@ -51,6 +51,12 @@ def test_the_plan_of_a_recipe(zygote: Zygote, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("runs*")), "a plan makes no run"
 
 
+def test_a_model_that_nobody_has_here_is_planned_by_its_size(zygote: Zygote, tmp_path: Path) -> None:
+    result = plan(zygote, tmp_path, "dolly.yaml", "model.path=nobody/knows-this", "--params", "8B", "--layers", "32", "--hardware", "H200")
+    assert result.code == 0, result.err
+    assert "nobody/knows-this, 8.00B parameters (given: 8B; 32 layers of width 4096" in " ".join(result.out.split())
+
+
 def test_no_table_is_wider_than_the_terminal(zygote: Zygote, tmp_path: Path) -> None:
     result = plan(zygote, tmp_path, "dolly.yaml", *ZEPHYR, "--hardware", "8xA100-80G")
     lines = [line for line in result.out.splitlines() if line[:1] in "│┃┏├└┡"]
@@ -67,6 +73,7 @@ def test_no_table_is_wider_than_the_terminal(zygote: Zygote, tmp_path: Path) -> 
         (["--hardware", "L4", "--json", "nowhere/plan.json"], ["--json (nowhere/plan.json)", "does not exist"]),
         (["--hardware", "cpu", "train.lora.quantize=4bit"], ["need a CUDA device"]),
         (["--hardware", "L4", "sampling.engine=vllm", "train.lora.dora=true"], ["vLLM serves no DoRA adapters"]),
+        (["--hardware", "L4", "--params", "many"], ["--params", "'many' is no number of parameters"]),
         (["--hardware", "L4", "--prompt-tokens", "inf"], ["--prompt-tokens", "inf is no number of tokens"]),
         (["--hardware", "L4", "--generated-tokens", "5000"], ["--generated-tokens", "sampling.max_new_tokens"]),
     ],

@@ -15,21 +15,69 @@ from zoo import COMMON, GPT2, NEOX
 from sparring.config import ModelSection
 from sparring.errors import UserError
 from sparring.planning.estimate import estimate
+from sparring.planning.given_shape import GivenShape
 from sparring.planning.known_shapes import KNOWN_SHAPES
 from sparring.planning.shape import find_shape, measure
 from sparring.planning.work import position_bytes
 from sparring.policy.footprint import inner_size
 from sparring.policy.tiny import make_tiny
 
-# As their model cards say, in billions
+# As their model cards and papers say, in billions; one of every size
 PARAMETERS = {
-    "alignment-handbook/zephyr-7b-sft-full": 7.24,
+    "openai-community/gpt2": 0.1244,
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": 1.1,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 0.1345,
-    "Qwen/Qwen2.5-1.5B-Instruct": 1.54,
-    "meta-llama/Llama-3.2-1B": 1.24,
+    "HuggingFaceTB/SmolLM2-360M": 0.362,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1.71,
+    "meta-llama/Llama-2-7b-hf": 6.74,
+    "meta-llama/Llama-2-13b-chat-hf": 13.02,
+    "meta-llama/Meta-Llama-3-8B": 8.03,
     "meta-llama/Llama-3.1-8B": 8.03,
     "meta-llama/Llama-3.1-70B-Instruct": 70.6,
+    "meta-llama/Llama-3.3-70B-Instruct": 70.6,
+    "meta-llama/Llama-3.2-1B": 1.24,
+    "meta-llama/Llama-3.2-3B-Instruct": 3.21,
+    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": 8.03,
+    "alignment-handbook/zephyr-7b-sft-full": 7.24,
+    "HuggingFaceH4/zephyr-7b-beta": 7.24,
+    "mistralai/Mistral-7B-v0.1": 7.24,
+    "mistralai/Mistral-7B-Instruct-v0.2": 7.24,
+    "mistralai/Mistral-7B-Instruct-v0.3": 7.25,
+    "mistralai/Mistral-Nemo-Instruct-2407": 12.25,
+    "mistralai/Mistral-Small-24B-Instruct-2501": 23.6,
+    "mistralai/Mixtral-8x7B-v0.1": 46.7,
+    "Qwen/Qwen2.5-0.5B": 0.494,
+    "Qwen/Qwen2.5-1.5B-Instruct": 1.54,
+    "Qwen/Qwen2.5-3B": 3.09,
+    "Qwen/Qwen2.5-7B-Instruct": 7.62,
+    "Qwen/Qwen2.5-14B": 14.77,
+    "Qwen/Qwen2.5-32B": 32.8,
+    "Qwen/Qwen2.5-72B-Instruct": 72.7,
+    "Qwen/Qwen2.5-Coder-7B": 7.62,
+    "Qwen/Qwen2.5-Coder-32B": 32.8,
+    "Qwen/Qwen3-0.6B": 0.596,
+    "Qwen/Qwen3-1.7B-Base": 1.72,
+    "Qwen/Qwen3-4B": 4.02,
+    "Qwen/Qwen3-8B-Base": 8.19,
+    "Qwen/Qwen3-14B": 14.77,
+    "Qwen/Qwen3-32B": 32.8,
+    "Qwen/Qwen3-30B-A3B": 30.5,
+    "google/gemma-2b": 2.51,
+    "google/gemma-7b-it": 8.54,
+    "google/gemma-2-2b-it": 2.61,
+    "google/gemma-2-9b": 9.24,
+    "google/gemma-2-27b": 27.2,
+    "google/gemma-3-1b-it": 1.0,
+    "microsoft/phi-2": 2.78,
+    "microsoft/Phi-3-mini-4k-instruct": 3.82,
+    "microsoft/phi-4": 14.7,
+    "allenai/OLMo-2-1124-7B": 7.3,
+    "allenai/OLMo-2-1124-13B-Instruct": 13.7,
 }
+
+
+def test_every_known_size_is_checked() -> None:
+    assert all(any(shape == KNOWN_SHAPES[name] for name in PARAMETERS) for shape in KNOWN_SHAPES.values())
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -149,8 +197,64 @@ def test_a_folder_needs_no_weights(tmp_path: Path) -> None:
     ],
 )
 def test_what_has_no_config_is_refused(path: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # at once, with a network and without
+    monkeypatch.setattr("sparring.planning.shape._hub_answers", lambda *_: False)  # at once, with a network and without
     with pytest.raises(UserError) as refused:
         find_shape(ModelSection(path=path))
     assert "model.path" in str(refused.value) or "built-in" in str(refused.value)
     assert told in str(refused.value)
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """A port where nobody listens: the client's own download would ask six times in 25 seconds."""
+    asked = []
+
+    def refused(url: str, **options: Any) -> None:
+        asked.append(url)
+        raise ConnectionError("nobody there")
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", refused)
+    with pytest.raises(UserError, match="the Hub does not answer") as told:
+        find_shape(ModelSection(path="Qwen/Qwen2.5-7B-Instuct"))
+    assert len(asked) == 1 and not caplog.records
+    assert "among them Qwen/Qwen2.5-7B-Instruct" in str(told.value) and "--params 8B" in str(told.value)
+
+
+@pytest.mark.parametrize(("params", "layers"), [("8B", 32), ("8B", None), ("1.5b", 28), ("135M", 30), ("70B", 80), ("7000000000", 40)])
+def test_a_decoder_with_so_many_parameters(params: str, layers: int | None) -> None:
+    shape = find_shape(ModelSection(path="me/private"), GivenShape(params=params, layers=layers))
+    wanted = {"8B": 8e9, "1.5b": 1.5e9, "135M": 135e6, "70B": 70e9, "7000000000": 7e9}[params]
+    assert shape.parameters == pytest.approx(wanted, rel=1e-3)
+    assert layers in (shape.layers, None) and shape.config.num_attention_heads % shape.config.num_key_value_heads == 0
+    assert 2.5 < shape.config.intermediate_size / shape.config.hidden_size < 7
+
+
+def test_a_decoder_of_8_billion_is_near_llama_8b() -> None:
+    """What a plan takes from it: work of a token, bytes of a position and of activations."""
+    mine = find_shape(ModelSection(path="me/private"), GivenShape(params="8.03B", layers=32))
+    llama = find_shape(ModelSection(path="meta-llama/Llama-3.1-8B"))
+    assert mine.config.hidden_size == llama.config.hidden_size
+    assert mine.config.intermediate_size == pytest.approx(llama.config.intermediate_size, rel=1e-3)
+    assert mine.passed == pytest.approx(llama.passed, rel=1e-3) and position_bytes(mine, 2) == position_bytes(llama, 2)
+
+
+def test_a_config_file_stands_for_the_model(tmp_path: Path) -> None:
+    transformers.LlamaConfig(**COMMON).save_pretrained(tmp_path)
+    for path in (tmp_path, tmp_path / "config.json"):
+        shape = find_shape(ModelSection(path="me/private"), GivenShape(config=path))
+        assert shape.layers == COMMON["num_hidden_layers"] and str(path) in shape.source
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (GivenShape(params="many"), "--params: 'many' is no number of parameters"),
+        (GivenShape(params="0B"), "--params: '0B' is no number"),
+        (GivenShape(params="1M"), "--params: 1e\\+06 parameters are too few"),
+        (GivenShape(layers=3), "--layers: says nothing without"),
+        (GivenShape(config=Path("nowhere.json")), r"--config \(nowhere.json\): no config"),
+        (GivenShape(config=Path("x.json"), params="8B"), "--config: a config says the sizes"),
+    ],
+)
+def test_a_given_shape_that_is_none(given: GivenShape, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        find_shape(ModelSection(path="me/private"), given)

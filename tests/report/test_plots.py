@@ -55,7 +55,7 @@ def test_the_words_say_what_is_drawn() -> None:
     title, description, *_ = root
     assert title.text == "T<i>" and "baseline 0.3; iteration 0 0.31" in description.text
     drawn = "".join(root.itertext())
-    assert "<b>&amp;" in drawn and "$x_1$ [U+202E] [U+0000] 名前" in drawn and "a name that is much too lon…" in drawn
+    assert "<b>&amp;" in drawn and "$x_1$ [U+202E] [U+0000] 名前" in drawn and "a name that is much too long to sta…" in drawn
 
 
 def test_every_value_has_its_mark_and_its_error_bar() -> None:

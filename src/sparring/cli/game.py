@@ -11,7 +11,7 @@ import typer
 
 from sparring.cli.options import Overrides, RecipeFile
 from sparring.cli.outcome import encode_stdout, outcome, stdout
-from sparring.config import load_recipe, to_yaml
+from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
 
 
@@ -32,7 +32,7 @@ def run(
     with outcome(again):
         set_up_logging(quiet)
         checked = load_recipe(recipe, overrides or [])
-        from sparring.report.tables import print_summary
+        from sparring.report.terminal import print_summary
         from sparring.seeds import run as play
 
         gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
@@ -58,6 +58,15 @@ def plan(
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.", show_default=False)] = None,
     reply_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a human reply.", show_default=False)] = None,
     generated_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a sampled reply.", show_default=False)] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Plan for the model of this config.json, in place of the recipe's.", show_default=False),
+    ] = None,
+    params: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Plan for a decoder with so many parameters, such as 8B or 135M.", show_default=False),
+    ] = None,
+    layers: Annotated[int | None, typer.Option(min=1, help="With --params: its layers.", show_default=False)] = None,
     as_published: Annotated[bool, typer.Option("--as-published", help="Show beside it what the published code would take.")] = False,
 ) -> None:
     """What a game will cost: tokens, operations, memory per device and hours of every stage, and whether it fits. Loads no weights."""
@@ -65,10 +74,11 @@ def plan(
         set_up_logging(quiet=True)
         checked = load_recipe(recipe, overrides or [])
         from sparring.planning.command import show_plan
+        from sparring.planning.given_shape import GivenShape
         from sparring.planning.lengths import Given
 
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
-        show_plan(checked, hardware, given, json_file, as_published, stdout())
+        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, as_published, stdout())
 
 
 def stage(
@@ -93,4 +103,4 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""
     with outcome():
         encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
-        print(to_yaml(load_recipe(recipe, overrides or [])), end="")
+        print(to_yaml(resolved(load_recipe(recipe, overrides or []))), end="")

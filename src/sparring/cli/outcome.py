@@ -32,6 +32,8 @@ def outcome(again: str | None = None) -> Iterator[None]:
     except UserError as error:
         stop(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
+        if again:
+            interrupts.ignore_further()
         stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
     except Exception as error:
         if _is_full_disk(error):

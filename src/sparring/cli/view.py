@@ -1,4 +1,4 @@
-"""The commands that look at runs: sample, status, watch, compare, report."""
+"""The commands that look at runs: sample, status, watch, compare, report; and at the documentation: docs."""
 
 from __future__ import annotations
 
@@ -103,3 +103,17 @@ def report(
         from sparring.report.run_page import write_report
 
         print(f"wrote {write_report(run, output)}")
+
+
+def docs(
+    page: Annotated[str | None, typer.Argument(help="Its name; all names when not given.", show_default=False)] = None,
+) -> None:
+    """Print a page of the documentation, which comes with the package."""
+    with outcome():
+        from sparring import manual
+
+        if page is not None:
+            print(manual.page(page))
+            return
+        for name, title in manual.pages().items():
+            print(f"{name:<18}{title}")

@@ -9,17 +9,20 @@ from markupsafe import Markup
 
 from sparring.comparison.compare import Comparison, Metric, Row
 from sparring.comparison.tables import HEADERS, cells, legend, title
+from sparring.comparison.verdict import verdict
 from sparring.report import page, plots
 
 
 def html(found: Comparison) -> str:
-    lead = Markup("").join(page.paragraph(line) for line in legend(found))
+    lead = Markup("").join(page.paragraph(line, "verdict") for line in verdict(found))
     sections = [page.Section(_id(metric.name), metric.name, _section(found, metric)) for metric in found.metrics]
+    notes = Markup("").join(page.paragraph(line.replace("+-", "±"), "muted") for line in legend(found))
+    sections.append(page.Section("notes", "How to read this", notes))
     return page.render_page("Comparison", lead, sections)
 
 
 def _section(found: Comparison, metric: Metric) -> Markup:
-    rows = [cells(found, row, metric.name) for row in found.rows]
+    rows = [[cell.replace("+-", "±") for cell in cells(found, row, metric.name)] for row in found.rows]
     body = page.table(title(found, metric), HEADERS, rows)
     name = metric.name
     points = list(_points(found, name))
@@ -39,7 +42,7 @@ def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:
     for row in found.rows:
         score = row.cells[metric].score
         if score is not None and row.flops is not None:
-            yield plots.ComputePoint(f"{row.run}: {row.title}", row.flops, score["value"], score["stderr"], _group(row))
+            yield plots.ComputePoint(f"{row.run}: {row.title}", row.flops, score["value"], score["stderr"], _group(row), row.title)
 
 
 def _group(row: Row) -> str:

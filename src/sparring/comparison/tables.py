@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.comparison.compare import Cell, Comparison, Metric, Row
+from sparring.comparison.verdict import verdict
 from sparring.evaluation.metrics import Score
 from sparring.report.tables import printable
 
@@ -17,6 +18,8 @@ HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens"
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
+    for line in verdict(found):
+        console.print(Text(printable(line), style="bold"))
     for metric in found.metrics:
         table = Table(title=Text(title(found, metric)), title_justify="left")
         table.add_column(HEADERS[0], overflow="fold")
@@ -31,7 +34,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
 
 def markdown(found: Comparison) -> str:
     """The same tables and lines."""
-    parts = ["# Comparison\n"]
+    parts = ["# Comparison\n", *(f"{_escaped(line)}\n" for line in verdict(found))]
     for metric in found.metrics:
         lines = [f"| {' | '.join(HEADERS)} |", f"|---|{'---:|' * (len(HEADERS) - 1)}"]
         lines += [f"| {' | '.join(_escaped(cell) for cell in cells(found, row, metric.name))} |" for row in found.rows]

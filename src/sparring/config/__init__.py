@@ -16,6 +16,7 @@ from sparring.config.load import load_recipe, recipe_of_run, section_from_option
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
+from sparring.config.resolved import control_batch_size, control_lr, resolved
 from sparring.config.sections.baseline import BaselineSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
@@ -54,11 +55,14 @@ __all__ = [
     "TrainSection",
     "VllmSection",
     "at_iteration",
+    "control_batch_size",
+    "control_lr",
     "in_words",
     "is_own_checker",
     "load_recipe",
     "recipe_of_run",
     "recipe_reference",
+    "resolved",
     "section_from_options",
     "section_of",
     "to_yaml",

@@ -88,5 +88,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "nothing" if values is None else show(values)
-        raise UserError(f"a recipe is a mapping of keys to values, this is {found}", where=str(path), remedy="see docs/recipe.md")
+        raise UserError(
+            f"a recipe is a mapping of keys to values, this is {found}", where=str(path), remedy="`sparring docs recipe` shows one"
+        )
     return values

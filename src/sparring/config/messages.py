@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
 from sparring.config.option_types import Section
+from sparring.config.other_names import hint
 from sparring.config.overrides import override_path
 from sparring.config.recipe import Recipe
 from sparring.errors import UserError, nearest
@@ -39,7 +40,7 @@ def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> U
         lines += [_describe(item, place) + _culprit(key, overrides) for item, place in in_elements or problems[:1]]
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
     text = "\n  ".join(lines)
-    return UserError(f"{count} in the recipe\n  {text}", where=where, remedy="every key is documented in docs/recipe.md")
+    return UserError(f"{count} in the recipe\n  {text}", where=where, remedy="`sparring docs recipe` lists every key")
 
 
 def _culprit(key: str, overrides: list[str]) -> str:
@@ -130,6 +131,8 @@ def _describe_unknown(key: str) -> str:
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"{shown}: unknown key; did you mean {' or '.join(elsewhere)}?"
+    if theirs := hint(key):
+        return f"{shown}: unknown key; {theirs}"
     prefix = f"{parent}." if parent else ""
     here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
     return f"{shown}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"

@@ -119,6 +119,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 # Below 2**32, because NumPy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+FloatList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -64,8 +64,8 @@ class Recipe(Section):
     )
     showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
     showcase: Texts = Field(
-        ("List the popular forms of transportation in Southampton.",),
-        description="Prompts that every iteration answers, shown side by side; the default is the paper's running example.",
+        (),
+        description="Prompts that every iteration answers, shown side by side. When empty, the first held-out ones.",
     )
     report: bool = Field(
         True,
@@ -118,6 +118,7 @@ class Recipe(Section):
     @field_validator("baseline")
     @classmethod
     def _each_has_a_folder(cls, baseline: tuple[BaselineSection, ...]) -> tuple[BaselineSection, ...]:
+        baseline = tuple(each for one in baseline for each in one.each())
         folders = [one.folder for one in baseline]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:

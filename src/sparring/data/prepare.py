@@ -73,7 +73,7 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     counts["bad"] = loaded.bad.count
     if not examples:
         raise _nothing_left(section, counts, loaded.bad)
-    train, held_out = split_by_prompt(examples, section.held_out)
+    train, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
     train = _without_prompts_of(held_out, train, counts)
     counts["train"], counts["held_out"] = len(train), len(held_out)
     if not train or not held_out:
@@ -236,7 +236,7 @@ def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) ->
 
 def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
     side = "nothing is left to train on" if held_out else "nothing is held out"
-    what = f"data.held_out is {section.held_out}, but {rows} rows are left after dropping and the subset: {side}"
+    what = f"data.held_out is {section.held_out_of(rows)}, but {rows} rows are left after dropping and the subset: {side}"
     return UserError(what, where=section.named, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
 
 

@@ -156,7 +156,7 @@ def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str,
             f"the data of this task cannot be reached: {first_line(error)}",
             where=benchmark.task,
             remedy="check the network and the paths in data_files (which are taken from the current folder); "
-            "docs/evaluation.md shows tasks whose data are local files",
+            "`sparring docs evaluation` shows tasks whose data are local files",
         ) from error
     except TASK_ERRORS as error:
         raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
@@ -242,7 +242,7 @@ def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> Ta
     for folder in folders:
         if not any(Path(folder).expanduser().rglob("*.yaml")):
             what = "no folder with task files (*.yaml)"
-            raise UserError(what, where=f"{FOLDERS_OPTION}: {folder}", remedy="docs/evaluation.md shows one")
+            raise UserError(what, where=f"{FOLDERS_OPTION}: {folder}", remedy="`sparring docs evaluation` shows one")
     folders = tuple(str(Path(folder).expanduser()) for folder in folders)
     names = [benchmark.task for benchmark in benchmarks]
     if folders and all(_is_whole((own := _manager(folders, False)).task_index, name) for name in names):

@@ -85,7 +85,7 @@ class Judge:
             server=f"{OPTION} and --judge-model",
             key=KEY_OPTION,
             limits="--concurrency, --timeout-seconds, --retries",
-            manual="docs/evaluation.md says what is asked of a judge",
+            manual="`sparring docs evaluation` says what is asked of a judge",
         )
         self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 

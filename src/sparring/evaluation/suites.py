@@ -85,7 +85,7 @@ def _suite(name: str) -> Sequence[Benchmark]:
         raise UserError(
             f"{name} is graded by another model, which needs an endpoint and its questions",
             where=SUITES_OPTION,
-            remedy="sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME; see docs/evaluation.md",
+            remedy="sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME; see `sparring docs evaluation`",
         )
     if name not in SUITES:
         guess = nearest(name, SUITES)

@@ -18,7 +18,7 @@ from sparring.data.tables import items_done
 from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import METRICS, SUMMARY
-from sparring.rundir import MANIFEST, PARTIAL, RECIPE, RunDir, read_json
+from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_json
 from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
@@ -34,7 +34,8 @@ class Life(Enum):
 
 @dataclass(frozen=True)
 class RunState:
-    """`stage`: the one in work or the next; None where all are finished. `silent_seconds`: since the run wrote its last sign of life."""
+    """`stage`: the one in work or the next; None where all are finished. `silent_seconds`: since the run wrote its last sign of life.
+    `last_finished`: when its newest stage was; an attempt that finds nothing to do ends later."""
 
     root: Path
     recipe: Recipe
@@ -43,6 +44,7 @@ class RunState:
     stage: str | None
     finished: int
     stages: int
+    last_finished: str | None
     now: Snapshot | None
     command: str
     summary: dict[str, Any] | None
@@ -76,6 +78,7 @@ def read_state(root: Path) -> RunState:
         stage=begun or (None if ended else next(iter(missing), None)),
         finished=len(names) - len(missing),
         stages=len(names),
+        last_finished=_last_finished(root, names),
         now=told.get("now"),
         command=_command(root, recipe, told),
         summary=summary,
@@ -110,6 +113,11 @@ def kept(state: RunState) -> str | None:
         return f"its checkpoint after {max(steps)} steps"
     items = sum(items_done(place) for place in (folder, folder / "replies", folder / "greedy"))
     return f"its first {items} {'batches' if '/score' in state.stage else 'replies'}" if items else None
+
+
+def _last_finished(root: Path, stages: list[str]) -> str | None:
+    done = (_json_or_none(root / name / DONE) for name in stages)
+    return max((found["finished"] for found in done if found), default=None)
 
 
 def _folders(state: RunState, name: str) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ from rich.text import Text
 from sparring.console import printable
 from sparring.live.state import Life, RunState, kept, last_step, scores
 from sparring.progress import STALE_SECONDS, in_one_line
-from sparring.report.tables import verdict
+from sparring.report.outcome import verdict
 
 MOST_SCORES = 8
 
@@ -49,7 +49,7 @@ def how_it_is(state: RunState) -> str:
         case Life.KILLED if who is not None:
             return f"not running: {who.name}, since {_since(who.since)}, was killed"
         case Life.FINISHED:
-            return f"finished {_since(last['ended'])}" if last.get("ended") else "finished"
+            return f"finished {_since(state.last_finished)}" if state.last_finished else "finished"
     ended = f" {_since(last['ended'])}" if last.get("ended") else ""
     return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'nothing is known of it')}"
 
@@ -58,7 +58,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
     yield "run", str(state.root)
     yield "state", how_it_is(state)
     if state.life is Life.FINISHED and state.summary is not None:
-        yield "outcome", verdict(state.summary)
+        yield "outcome", verdict(state.summary, str(state.root))
         return
     if state.stage is not None:
         yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"

@@ -16,7 +16,7 @@ from sparring.live.state import Life, RunState, read_state
 from sparring.live.status import how_it_is, how_to_go_on, print_status
 from sparring.locks import holder
 from sparring.progress import PLAIN_LINE_SECONDS, PROGRESS, STALE_SECONDS, Snapshot, in_one_line, live_line, read_progress
-from sparring.report.tables import verdict
+from sparring.report.outcome import verdict
 
 POLL_SECONDS = 0.5
 # of run.log: date, time, level, message
@@ -106,12 +106,12 @@ class _Shown:
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._out.print(Text(line), soft_wrap=True)
+        self._out.print(Text(line), soft_wrap=not self._out.is_terminal)  # between words on a terminal; a pipe gets whole lines
 
 
 def _print_end(state: RunState, out: Console) -> None:
     if state.life is Life.FINISHED and state.summary is not None:
-        out.print(Text(verdict(state.summary)))
+        out.print(Text(verdict(state.summary, str(state.root))))
         return
     if state.life is Life.RUNNING:  # another process took over within a blink
         out.print(Text("another process goes on with it: call sparring watch again"))

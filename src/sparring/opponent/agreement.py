@@ -137,7 +137,7 @@ def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, d
         remedy = "have it compute in float32, or set model.dtype to the format that it computes in"
     else:
         what += ": other weights (an earlier player, another model), or other prompt tokens"
-        remedy = "see that it serves this very player; docs/engines.md says how a server is kept at the current one"
+        remedy = "see that it serves this very player; `sparring docs engines` says how a server is kept at the current one"
     return UserError(what, where=f"sampling.engine ({sampling.engine})", remedy=remedy)
 
 

@@ -105,7 +105,7 @@ class Names:
     server: str = f"{WHERE}.urls and {WHERE}.model"
     key: str = f"{WHERE}.api_key_env"
     limits: str = "concurrency, timeout_seconds, retries"
-    manual: str = "docs/engines.md says what the engine asks of a server"
+    manual: str = "`sparring docs engines` says what the engine asks of a server"
 
 
 @dataclass

@@ -64,7 +64,7 @@ def _require(endpoints: Endpoints, name: str | None) -> str:
             raise UserError(
                 f"the server does not serve {name!r}; it serves {_listed(models)}",
                 where=f"{WHERE}.model ({url})",
-                remedy="serve this player there under this name, or give an update_command that does (docs/engines.md)",
+                remedy="serve this player there under this name, or give an update_command that does (`sparring docs engines`)",
             )
     assert name is not None
     return name
@@ -162,7 +162,7 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
             raise UserError(f"cannot run it: {error.strerror}", where=where) from None
         except subprocess.TimeoutExpired:
             what = f"it was ended, for it had not returned after {seconds:g} s ({WHERE}.ready_timeout_seconds)"
-            raise UserError(what, where=where, remedy="have it start the server in the background (docs/engines.md)") from None
+            raise UserError(what, where=where, remedy="have it start the server in the background (`sparring docs engines`)") from None
         except subprocess.CalledProcessError as error:
             said.seek(0)
             last = " | ".join(said.read().split("\n")[-LAST_LINES - 1 :]).strip(" |")

@@ -136,5 +136,5 @@ def _of_logprobs(choice: dict[str, Any], key: str) -> Any:
     return logprobs.get(key) if isinstance(logprobs, dict) else None
 
 
-def _unusable(what: str, remedy: str = "docs/engines.md says what the engine asks of a server") -> UserError:
+def _unusable(what: str, remedy: str = "`sparring docs engines` says what the engine asks of a server") -> UserError:
     return UserError(what, where=WHERE, remedy=remedy)

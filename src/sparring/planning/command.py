@@ -11,6 +11,7 @@ from sparring.errors import UserError
 from sparring.planning.advice import advise, require_playable
 from sparring.planning.as_json import as_json
 from sparring.planning.estimate import Plan, estimate
+from sparring.planning.given_shape import GivenShape
 from sparring.planning.hardware import find_hardware
 from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.published import published_hours
@@ -19,19 +20,21 @@ from sparring.planning.tables import print_plan
 from sparring.rundir import write_json
 
 
-def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None) -> Plan:
-    """The plan of a recipe; `hardware` as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
+def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None, model: GivenShape | None = None) -> Plan:
+    """The plan of a recipe; all else as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
     device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
     require_playable(recipe, device.kind)
-    shape = find_shape(recipe.model)
+    shape = find_shape(recipe.model, model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 
 
-def show_plan(recipe: Recipe, hardware: str | None, given: Given, json_file: Path | None, as_published: bool, console: Console) -> None:
+def show_plan(
+    recipe: Recipe, hardware: str | None, given: Given, model: GivenShape, json_file: Path | None, as_published: bool, console: Console
+) -> None:
     """Print the plan, and write it to `json_file` when there is one."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"make {json_file.absolute().parent} first")
-    plan = plan_of(recipe, hardware, given)
+    plan = plan_of(recipe, hardware, given, model)
     proposals = advise(plan)
     published = []
     if as_published:

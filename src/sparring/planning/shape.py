@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import ModelSection
-from sparring.errors import UserError, first_line
+from sparring.errors import UserError, first_line, nearest
+from sparring.planning.given_shape import GivenShape, given_config
 from sparring.planning.known_shapes import KNOWN_SHAPES
 from sparring.policy.footprint import HeadSizes, head_sizes
 
@@ -63,9 +64,9 @@ class Shape:
         return sum(linear.inputs * linear.outputs for linear in self.linears)
 
 
-def find_shape(model: ModelSection) -> Shape:
-    """The shape of the recipe's model. Raises UserError where neither a folder, nor the Hub, nor sparring itself knows its config."""
-    config, source = _config(model)
+def find_shape(model: ModelSection, given: GivenShape | None = None) -> Shape:
+    """The shape of the recipe's model, or of what is given in its place. Raises UserError where nobody knows its config."""
+    config, source = given_config(given or GivenShape()) or _config(model)
     return measure(model.path, source, config)
 
 
@@ -180,16 +181,33 @@ def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
         raise UserError("no such model folder", where=where, remedy="give a folder with a config.json, or a Hub id")
     if (known := known_config(path)) is not None:
         return known, "sizes that sparring knows"
+    reached = _hub_answers(path, revision)
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False), "config.json of the Hub"
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, local_files_only=not reached)
+        return config, "config.json of the Hub"
     except (OSError, ValueError, KeyError) as error:
+        why = first_line(error) if reached else "the Hub does not answer"
+        near = nearest(path, KNOWN_SHAPES)
         raise UserError(
-            f"cannot get its config.json: {first_line(error)}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and "
-            "its local cache",
+            f"cannot get its config.json: {why}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and its local cache",
             where=where,
-            remedy="check the spelling and the network, or give a folder that holds the config.json; known without the Hub: "
-            + ", ".join(KNOWN_SHAPES),
+            remedy="check the spelling and the network, or say --config FILE, or --params 8B; the sizes of "
+            f"{len(KNOWN_SHAPES)} public models are known without the Hub{f', among them {near}' if near else ''}: `sparring docs plan`",
         ) from None
+
+
+def _hub_answers(path: str, revision: str | None) -> bool:
+    """Asked once, in a few seconds: the downloads of the Hub's own client ask six times, and print a line for each."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        get_hf_file_metadata(hf_hub_url(path, "config.json", revision=revision), timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        return True  # an answer, if only a refusal: transformers has the words for each
+    except Exception:  # of the HTTP library that the client's version uses, and of no other that can be named
+        return False
+    return True
 
 
 def known_config(name: str) -> Any | None:

@@ -12,7 +12,8 @@ from sparring.config.yaml_dialect import dump_yaml
 from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
 from sparring.publish.names import is_hub_id, public
-from sparring.report.tables import verdict
+from sparring.report.health import signs, warnings
+from sparring.report.outcome import verdict
 from sparring.stage_names import BASELINE
 
 TAGS = ["spin", "self-play", "sparring"]
@@ -78,7 +79,7 @@ def model_card(
 Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
 from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on {learned_from}.
 
-{_outcome(summary)}
+{_outcome(summary)}{_warnings(summary, recipe)}
 
 ## Scores
 
@@ -234,6 +235,11 @@ def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
 
 def _outcome(summary: Mapping[str, Any]) -> str:
     return "The game is not over yet." if summary["stop_reason"] is None else verdict(summary)
+
+
+def _warnings(summary: Mapping[str, Any], recipe: Recipe) -> str:
+    found = warnings(signs(summary, recipe))
+    return "\n\nKnown weaknesses of the game:\n\n" + "\n".join(f"- {line}" for line in found) if found else ""
 
 
 def _benchmarks(recipe: Recipe) -> str:

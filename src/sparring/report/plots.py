@@ -24,8 +24,9 @@ WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a
 # margins in inches, given instead of measured: a layout engine takes longer than all the drawing
 LEFT, LETTER, RIGHT, TOP, LEGEND, BOTTOM, NAMES, SLANTED = 0.85, 0.082, 0.1, 0.34, 0.22, 0.52, 0.3, 0.6
 MOST_POINTS = 300
-LEGEND_COLUMNS = 3
-LONGEST_LABEL = 28
+LEGEND_COLUMNS = {3: 13, 2: 22}  # how many side by side, and the longest name, in letters, that lets them
+NAME_WIDTH, NAME_HEIGHT = 0.3, 0.08  # of the axes, taken by a name beside its point
+LONGEST_LABEL = 36
 MARKS = "osD^vPX*"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 _STYLE = {
@@ -56,32 +57,37 @@ Error = tuple[float, float]  # how far the bar reaches below and above the value
 
 @dataclass(frozen=True)
 class Series:
-    """A named line; x and y of equal length."""
+    """A named line; x and y of equal length. `look`: which colour, mark and dash; its place among the lines when None."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    look: int | None = None
 
 
 @dataclass(frozen=True)
 class Score:
-    """A named value with the reach of its error bar, if it has one; `apart` marks a model that is no part of the row of players."""
+    """A named value with the reach of its error bar, if it has one; `apart` marks a model that is no part of the row of players. `look`:
+    which colour and mark; those of all that are apart, or not, when None."""
 
     name: str
     value: float
     error: Error | None = None
     apart: bool = False
+    look: int | None = None
 
 
 @dataclass(frozen=True)
 class ComputePoint:
-    """A model: what it cost to make and how good it is. `x` in floating-point operations; points of one `group` are joined in order."""
+    """A model: what it cost to make and how good it is. `x` in floating-point operations; points of one `group` are joined in order.
+    `beside`: what stands beside the point, where there is room; its name when None."""
 
     name: str
     x: float
     y: float
     yerr: float | None = None
     group: str = ""
+    beside: str | None = None
 
 
 def scores(name: str, title: str, values: Sequence[Score], y_label: str, reference: tuple[str, float] | None = None) -> str:
@@ -95,9 +101,9 @@ def scores(name: str, title: str, values: Sequence[Score], y_label: str, referen
                 label(reference[0]), (1, reference[1]), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=9, color=MUTED
             )
         row = [(x, score) for x, score in enumerate(values) if not score.apart]
-        axes.plot([x for x, _ in row], [score.value for _, score in row], color=SERIES[0], linewidth=1, alpha=0.5)
+        axes.plot([x for x, _ in row], [score.value for _, score in row], color=MUTED, linewidth=1, alpha=0.5)
         for x, score in enumerate(values):
-            _point(axes, x, score.value, score.error, 1 if score.apart else 0)
+            _point(axes, x, score.value, score.error, int(score.apart) if score.look is None else score.look)
         axes.set_xticks(range(len(values)), [label(score.name) for score in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.grid(axis="x", visible=False)
@@ -122,16 +128,17 @@ def lines(
         if log_y and _spans_decades([y for one in series for y in one.y]):
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        for index, one in enumerate(series):
+        for place, one in enumerate(series):
+            index = place if one.look is None else one.look
             x, y = thinned(one.x, one.y)
             marked = {"marker": MARKS[index % len(MARKS)], "markersize": 3.5} if len(x) <= 30 else {}
             axes.plot(x, y, color=colour(index), linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=label(one.name), **marked)
         axes.yaxis.set_major_formatter(_plain_numbers())
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        _legend(axes, len(series))
+        _legend(axes, [one.name for one in series])
 
     told = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series if len(one.y))
-    return _draw(name, title, f"{y_label} over {x_label}: {told}.", fill, x_label, y_label, top=_top(len(series)))
+    return _draw(name, title, f"{y_label} over {x_label}: {told}.", fill, x_label, y_label, top=_top([one.name for one in series]))
 
 
 def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
@@ -176,11 +183,11 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(_plain_numbers())
         axes.xaxis.set_major_locator(MaxNLocator(6))
-        _legend(axes, len(parts))
+        _legend(axes, [part for part, _ in parts])
 
     totals = [sum(values[n] for _, values in parts) for n in range(len(rows))]
     told = "; ".join(f"{row} {total:.4g}" for row, total in zip(rows, totals, strict=True))
-    height, top = max(2.2, 1.3 + 0.34 * len(rows)), _top(len(parts))
+    height, top = max(2.2, 1.3 + 0.34 * len(rows)), _top([part for part, _ in parts])
     return _draw(name, title, f"{x_label}: {told}.", fill, x_label, height=height, left=_beside(rows), top=top)
 
 
@@ -196,9 +203,6 @@ def quality_against_compute(
             axes.plot([p.x for p in own], [p.y for p in own], color=colour(index), linewidth=1, alpha=0.5, linestyle=DASHES[index % 4])
             for number, p in enumerate(own):
                 _point(axes, p.x, p.y, None if p.yerr is None else (p.yerr, p.yerr), index, group if number == 0 else None)
-        if len(points) <= 12:
-            for p in points:
-                axes.annotate(label(p.name), (p.x, p.y), xytext=(5, 4), textcoords="offset points", fontsize=8)
         if _spans_decades([point.x for point in points]):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -206,12 +210,27 @@ def quality_against_compute(
             axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(_plain_numbers())
         axes.margins(x=0.12)
-        _legend(axes, len([group for group in groups if group]))
+        _name_points(axes, points)
+        _legend(axes, [group for group in groups if group])
 
     told = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
     described = f"{y_label}: {told} floating-point operations."
-    entries = len({point.group for point in points if point.group})
+    entries = list(dict.fromkeys(point.group for point in points if point.group))
     return _draw(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
+
+
+def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
+    """Names beside the points that have room for one: where they crowd, marks and legend tell them apart, and the table has the numbers."""
+    axes.autoscale_view()  # Matplotlib puts it off, and the points have no place before
+    taken: list[tuple[float, float]] = []
+    for p in points:
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((p.x, p.y)))
+        if any(abs(x - a) < NAME_WIDTH and abs(y - b) < NAME_HEIGHT for a, b in taken):
+            continue
+        taken.append((x, y))
+        is_right = x > 1 - NAME_WIDTH
+        look = {"xytext": (-7 if is_right else 7, 4), "textcoords": "offset points", "ha": "right" if is_right else "left", "fontsize": 8}
+        axes.annotate(label(p.name if p.beside is None else p.beside), (p.x, p.y), **look)
 
 
 def label(text: str) -> str:
@@ -255,15 +274,22 @@ def _plain_numbers() -> FuncFormatter:
     return FuncFormatter(lambda value, _: short_number(value))
 
 
-def _legend(axes: Axes, entries: int) -> None:
+def _legend(axes: Axes, entries: Sequence[str]) -> None:
     """Above the drawing, where it hides nothing."""
-    if entries > 1:
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=LEGEND_COLUMNS, borderaxespad=0.2, handlelength=1.8, columnspacing=1.2)
+    if len(entries) > 1:
+        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
+        axes.legend(ncols=_columns(entries), handlelength=1.8, columnspacing=1.2, **place)
 
 
-def _top(entries: int) -> float:
-    """Inches that the title and a legend of so many entries take."""
-    return TOP + LEGEND * (math.ceil(entries / LEGEND_COLUMNS) if entries > 1 else 0)
+def _columns(entries: Sequence[str]) -> int:
+    """Of a legend: as many as stand side by side without a name cut."""
+    longest = max(len(label(entry)) for entry in entries)
+    return next((columns for columns, most in LEGEND_COLUMNS.items() if longest <= most), 1)
+
+
+def _top(entries: Sequence[str]) -> float:
+    """Inches that the title and the legend take."""
+    return TOP + LEGEND * (math.ceil(len(entries) / _columns(entries)) if len(entries) > 1 else 0)
 
 
 def _is_crowded(values: Sequence[Score]) -> bool:

@@ -14,13 +14,14 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
+from sparring.report.ranking import SAMPLES, ranking
+from sparring.report.showcase import SHOWCASE
 from sparring.report.summary import METRICS, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
-SAMPLES, SHOWCASE = "samples.parquet", "showcase.json"
 Samples = dict[str, dict[str, Any]]  # by row id
 
 
@@ -85,6 +86,8 @@ def read_run(root: Path) -> RunFiles:
     summary = _read(root / SUMMARY, read_json)
     try:
         rows = list(rows_of(summary))
+        if summary["best"] is not None and "ranking" not in summary:  # as earlier versions wrote it
+            summary["ranking"] = ranking(root, rows, summary["best"]["metric"], recipe.stop.confidence)
     except (KeyError, TypeError):
         raise UserError("this is not what a run writes: it was changed by hand", where=str(root / SUMMARY)) from None
     manifest = root / "manifest.json"

@@ -11,15 +11,18 @@ from markupsafe import Markup
 from sparring.config import to_yaml
 from sparring.config.fields import show
 from sparring.errors import UserError
+from sparring.report.health import signs, warnings
+from sparring.report.next_steps import next_steps
+from sparring.report.outcome import verdict_lines
 from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
 from sparring.report.paper import PAPER, differences_from_paper
 from sparring.report.run_files import RunFiles, read_run
 from sparring.report.run_plots import cost_figures, quality_figures, training_figures
+from sparring.report.showcase import shown_of
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns
 from sparring.report.untrusted import shortened
-from sparring.report.verdict import human_falls, verdict
 from sparring.rundir import now, write_text
 from sparring.stage_names import BASELINE, benchmark_stage
 
@@ -37,7 +40,9 @@ def write_report(root: Path, target: Path | None = None) -> Path:
 
 def report_page(run: RunFiles) -> str:
     """The page as text. Most important first."""
-    lead = [paragraph(verdict(run), "verdict"), *(paragraph(line, "warning") for line in human_falls(run))]
+    said = (paragraph(line, "verdict") for line in verdict_lines(run.summary, str(run.root)))
+    wrong = (paragraph(line, "warning") for line in [*warnings(signs(run.summary, run.recipe)), *_while_training(run)])
+    lead = [*said, *wrong, _next(run)]
     sections = [
         Section("scores", "Baseline, iterations and controls", _scores(run), "Scores"),
         *_benchmarks(run),
@@ -54,6 +59,22 @@ def report_page(run: RunFiles) -> str:
     state = f"State of the run at {now()}." if run.is_over else f"State of a game that goes on, at {now()}: load it again for more."
     title = f"sparring: {run.root.resolve().name}"
     return render_page(title, Markup("").join(lead), sections, script_of("unpack.js") + script_of("samples.js"), state)
+
+
+def _while_training(run: RunFiles) -> Iterator[str]:
+    """What the watch over the steps has seen."""
+    for player in run.played[1:]:
+        step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
+        if step is not None:
+            yield f"{player.name}: by step {step} the margin grew while the human replies lost log-prob."
+
+
+def _next(run: RunFiles) -> Markup:
+    """What one does with a run that is over; the page itself is what one looks at."""
+    if not run.is_over:
+        return Markup("")
+    steps = [f"{value:<60}  # {name}" for name, value in next_steps(run.root, run.summary) if name != "look"]
+    return code("\n".join(steps), "What next")
 
 
 def _scores(run: RunFiles) -> Markup:
@@ -87,8 +108,8 @@ def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = Fal
 
 
 def _showcase(run: RunFiles) -> Iterator[Section]:
-    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does."""
-    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in player.showcase))
+    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does. Without any, held-out ones."""
+    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
     if prompts:
         shown = [(shortened(prompt), _answers(run, prompt)) for prompt in prompts]
         yield Section("showcase", "Showcase", render("showcase.html", prompts=shown))
@@ -96,12 +117,12 @@ def _showcase(run: RunFiles) -> Iterator[Section]:
 
 def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:
     """(model, its reply)"""
-    found = [(player.name, entry) for player in run.players for entry in player.showcase]
+    found = [(player.name, entry) for player in run.players for entry in shown_of(player.showcase, player.samples)]
     return [(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt]
 
 
 def _data(run: RunFiles) -> Markup:
-    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items()]
+    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items() if count]
     parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
     if unused := run.unused_columns:
         parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))

@@ -8,11 +8,11 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.report import plots
+from sparring.report.outcome import WORDS
 from sparring.report.page import figure
 from sparring.report.plots import Score, Series
 from sparring.report.run_files import Player, RunFiles
-from sparring.report.verdict import WORDS
-from sparring.stage_names import SFT
+from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_of, title_of
 
 PARTS = {
     "generate": "sampling",
@@ -26,6 +26,7 @@ PARTS = {
     "evaluate": "evaluation",
     "benchmarks": "benchmarks",
 }
+CONTROL_LOOK, START_LOOK = 6, 7
 TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
 
 
@@ -85,6 +86,12 @@ def cost_figures(run: RunFiles) -> Iterator[Markup]:
         yield figure(plots.bars("tokens", "Tokens", [owners[n] for n in spent], parts, "tokens"))
 
 
+def _look(stage: str) -> int:
+    """Colour and mark of whom a stage belongs to, the same in every plot: of an iteration by its number, the last two for the others."""
+    t = iteration_of(stage)
+    return START_LOOK if stage in (SFT, evaluate_stage(BASELINE)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
+
+
 def _short_name(player: Player) -> str:
     return player.name.partition(" (")[0]
 
@@ -92,13 +99,19 @@ def _short_name(player: Player) -> str:
 def _score_plot(run: RunFiles, metric: str, words: str) -> str:
     found = [(player, player.row.scores[metric]) for player in run.players]
     errors = [None if score["stderr"] is None else (score["stderr"], score["stderr"]) for _, score in found]
-    values = [Score(_short_name(player), score["value"], error, player.apart) for (player, score), error in zip(found, errors, strict=True)]
+    values = [
+        Score(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
+        for (player, score), error in zip(found, errors, strict=True)
+    ]
     return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("baseline", values[0].value))
 
 
 def _two_sample_test(run: RunFiles) -> tuple[str, str]:
-    found = [(player, player.row.scores["duel_accuracy"]) for player in run.played[1:]]
-    values = [Score(_short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"]))) for p, s in found]
+    found = [(player, player.row.scores["duel_accuracy"]) for player in run.players[1:]]
+    values = [
+        Score(_short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"])), p.apart, _look(p.row.stage))
+        for p, s in found
+    ]
     drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("cannot tell", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
     return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot, and the game is over."
@@ -115,18 +128,18 @@ Phase = tuple[str, list[tuple[int, dict[str, Any]]]]
 
 
 def _phases(run: RunFiles, sft: bool) -> list[Phase]:
-    """(name, [(step from the first phase on, row)]) of the iterations, after the SFT stage if `sft`."""
+    """(name, [(step of the whole run, row)]) of the iterations, after the SFT stage if `sft`: one axis for all plots."""
     names = {None: "SFT"} if sft else {}
     names |= {t: f"iteration {t}" for t in range(len(run.summary["iterations"]))}
-    rows = [row for row in run.steps if row.get("iteration") in names and row.get("stage", SFT) == SFT]
-    numbered = list(enumerate(rows))
+    numbered = list(enumerate(row for row in run.steps if row.get("stage", SFT) == SFT))  # the SFT stage counts, shown or not
     return [(name, [(x, row) for x, row in numbered if row.get("iteration") == t]) for t, name in names.items()]
 
 
 def _series(phases: Sequence[Phase], key: str) -> list[Series]:
     """A line per phase."""
     found = [(name, [(x, row[key]) for x, row in rows if row.get(key) is not None]) for name, rows in phases]
-    return [Series(name, [x for x, _ in points], [y for _, y in points]) for name, points in found if points]
+    looks = {"SFT": SFT} | {title_of(iteration_name(t)): iteration_name(t) for t in range(len(phases))}
+    return [Series(name, [x for x, _ in points], [y for _, y in points], _look(looks[name])) for name, points in found if points]
 
 
 def _named(phases: Sequence[Phase], names: dict[str, str]) -> list[Series]:

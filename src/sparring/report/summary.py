@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
+from sparring.report.ranking import ranking
+from sparring.report.tables import rows_of
 from sparring.rundir import read_json, replace_link, write_json, write_text
 from sparring.stage_names import HEADROOM, SFT, control_stage, headroom_stage, is_used, iteration_stage, stage_names
 
@@ -61,12 +63,18 @@ def publish(
         "stop_reason": reason,
         "stages": {name: cost for name in stages if (cost := _cost(root, name))},
     }
+    summary["ranking"] = [] if best is None else _ranking(root, recipe, summary, best)
     write_json(root / SUMMARY, summary)
     played = [iteration_stage(t, "train") for t in range(len(iterations))]
     _join_metrics(root, [SFT, *played, *(control_stage(folder, "train") for folder in folders)])
     if best is not None:
         replace_link(root / "best", f"iterations/{best.iteration:03d}")
     return summary
+
+
+def _ranking(root: Path, recipe: Recipe, summary: dict[str, Any], best: Best) -> list[dict[str, Any]]:
+    headroom = summary.get("headroom", {}).get("scores")
+    return ranking(root, list(rows_of(summary)), best.metric, recipe.stop.confidence, headroom)
 
 
 def published_iterations(root: Path) -> int:

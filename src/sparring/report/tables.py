@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -12,8 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.console import printable
-from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, benchmark_stage, evaluate_stage, iteration_stage
+from sparring.stage_names import BASELINE, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
 
@@ -34,31 +32,6 @@ class Column(NamedTuple):
     header: str
     cell: Callable[[Row], str]
     short: str | None = None
-
-
-def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
-    """The tables of quality, duels and replies, one prompt answered by every model, and the verdict."""
-    rows = list(rows_of(summary))
-    held_out = next(iter(rows[0].scores.values()))["n"]
-    print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
-    duels = [row for row in rows if row.opponent is not None]
-    if duels:
-        print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
-    print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
-    _print_benchmarks(rows, root, console)
-    _print_showcase(rows, root, console)
-    console.print(Text(verdict(summary)))
-
-
-def verdict(summary: Mapping[str, Any]) -> str:
-    """The outcome in two sentences."""
-    best = summary["best"]
-    ended = f"The game ended - {summary['stop_reason']}."
-    if best is None:
-        return f"No iteration was played. {ended}"
-    compared = f"{best['metric']} {best['value']:.3f}, baseline {best['baseline_value']:.3f}"
-    note = "" if best["beats_baseline"] else " No iteration beats the baseline: `--iteration baseline` exports that."
-    return f"Best: iteration {best['iteration']} ({compared}).{note} {ended}"
 
 
 def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
@@ -127,13 +100,6 @@ def quality_columns(scores: Scores) -> list[Column]:
     return [*(column for name, column in _EXACT_COLUMNS.items() if name in scores), *_LIKELIHOOD_COLUMNS]
 
 
-def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
-    named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
-    if any(named.values()):
-        facts = read_json(root / benchmark_stage(BASELINE) / "done.json")["facts"]
-        print_benchmarks(named, facts, console)
-
-
 def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
     """The scores of some models, and what a reader of them must know, from the facts of a stage of benchmarks."""
     print_scores("Benchmarks (+- standard error)", named, console)
@@ -186,15 +152,3 @@ def _table(title: str, columns: list[Column], rows: list[Row], first: str) -> Ta
 def _fits(table: Table, console: Console) -> bool:
     unlimited = console.options.update(max_width=10_000)
     return Measurement.get(console, unlimited, table).maximum <= console.width
-
-
-def _print_showcase(rows: list[Row], root: Path, console: Console) -> None:
-    answers = {row.model: file for row in rows if (file := root / row.stage / "showcase.json").exists()}
-    shown = {name: read_json(file) for name, file in answers.items()}
-    if not shown:
-        return
-    for index, first in enumerate(next(iter(shown.values()))):
-        table = Table(title=Text(f"Prompt: {printable(first['prompt'])}"), title_justify="left", show_header=False)
-        for name, entries in shown.items():
-            table.add_row(name, Text(printable(entries[index]["reply"])))
-        console.print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sparring.config import Recipe, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
@@ -19,6 +21,8 @@ from sparring.stages.micro_batches import parallel_of
 from sparring.stages.showcase import showcase_turns
 from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
 
+LONG_SHARE = 0.95
+
 
 def check(ground: Ground) -> None:
     """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
@@ -29,6 +33,7 @@ def check(ground: Ground) -> None:
         if section.lora:
             new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
     _announce_whole(ground)
+    _announce_cut(ground)
     _check_context(ground)
     with held_out_checker(recipe) as checker:
         Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
@@ -52,6 +57,18 @@ def _check_alone(recipe: Recipe) -> None:
                 require_shardable(section, name)
     if recipe.model.chat_template:
         load_template(recipe.model.chat_template)
+
+
+def _announce_cut(ground: Ground) -> None:
+    """Say before anything is sampled when replies as long as the longer human ones could not be finished."""
+    lengths = sorted(len(example.reply_ids) for example in ground.train_examples if example.has_reply)
+    most = ground.recipe.sampling.max_new_tokens
+    long = lengths[math.ceil(LONG_SHARE * len(lengths)) - 1] if lengths else 0
+    if most < long:
+        log.warning(
+            f"sampling.max_new_tokens is {most}, and the 95th percentile of the human replies {long} tokens: longer ones will be cut, and "
+            f"known by their missing end; set it to {long} or more"
+        )
 
 
 def _announce_unused(recipe: Recipe) -> None:

@@ -120,8 +120,8 @@ class Ground:
 
 
 def told(counts: Mapping[str, int]) -> str:
-    """Counts as a line of the log."""
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items())
+    """Counts as a line of the log, zeros left out."""
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
 
 
 def _linked(folder: Path, root: Path) -> Path:

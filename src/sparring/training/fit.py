@@ -53,7 +53,8 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     """
     first_step, folder = from_main(lambda: latest_checkpoint(stage)) or (0, start)
     trainer = _Trainer(folder, task, plan, settings)
-    log.info(f"{phase}: {plan.steps} steps of {plan.batch_size} {task.unit}, {plan.epochs:.3g} epochs, lr {plan.lr:g}")
+    steps, epochs = ("step" if plan.steps == 1 else "steps"), ("epoch" if plan.epochs == 1 else "epochs")
+    log.info(f"{phase}: {plan.steps} {steps} of {plan.batch_size} {task.unit}, {plan.epochs:.3g} {epochs}, lr {plan.lr:g}")
     if first_step:
         log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
         trainer.weights.restore_optimizer(folder)

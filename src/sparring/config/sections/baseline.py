@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import FolderName, PositiveFloat, PositiveInt, Section
+from sparring.config.option_types import FloatList, FolderName, PositiveFloat, PositiveInt, Section
 from sparring.config.sections.data import PairsSection
 
 T = TypeVar("T")
 # what stands beside the controls in a run directory
 TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
+
+
+class SearchSection(Section):
+    """Values to try for a control."""
+
+    lr: Annotated[FloatList, Field(min_length=2)] = Field(description="Peak learning rates, two or more.")
+
+
+def scientific(value: float) -> str:
+    """1e-5, 25e-7: a number as a part of a folder's name."""
+    _, digits, exponent = Decimal(repr(value)).normalize().as_tuple()
+    return f"{''.join(map(str, digits))}e{exponent}"
 
 
 class BaselineSection(Section):
@@ -40,9 +53,21 @@ class BaselineSection(Section):
         None,
         description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` and `rft` train's in iteration 0.",
     )
+    search: SearchSection | None = Field(
+        None,
+        description="Tries several values, so that the control is a fair one: `search: {lr: [1e-6, 1e-5]}` is short for two controls of "
+        "these learning rates, each at the full cost and each with its own place in tables and verdict.",
+    )
     batch_size: PositiveInt | None = Field(
         None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."
     )
+
+    @field_validator("search")
+    @classmethod
+    def _searched_or_given(cls, search: SearchSection | None, info: ValidationInfo) -> SearchSection | None:
+        if search is not None and info.data.get("lr") is not None:
+            raise ValueError(f"lr is given as {info.data['lr']:g}; set one of the two")
+        return search
 
     @field_validator("name")
     @classmethod
@@ -65,6 +90,12 @@ class BaselineSection(Section):
         if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
             raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
         return value
+
+    def each(self) -> tuple[BaselineSection, ...]:
+        """Itself, or a control of its own for every value that `search` tries, with that value in its name."""
+        if self.search is None:
+            return (self,)
+        return tuple(self.model_copy(update={"search": None, "lr": lr, "name": f"{self.folder}-{scientific(lr)}"}) for lr in self.search.lr)
 
     @property
     def folder(self) -> str:

@@ -49,6 +49,8 @@ class PromptsSection(RowsSection):
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
+LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # where the recipe names no number
+
 
 class DataSection(RowsSection):
     option: ClassVar[str] = "data"
@@ -63,10 +65,10 @@ class DataSection(RowsSection):
     max_examples: PositiveInt | None = Field(
         None, description="Random subset of this many rows, held-out rows included; all rows when null."
     )
-    held_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] = Field(
-        200,
+    held_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None,
         description="Rows kept from training for evaluation, chosen by a hash of the prompt: a count, or a fraction between 0 and 1. "
-        "A fraction keeps every prompt on the same side in every data set.",
+        "A fraction keeps every prompt on the same side in every data set. When null, a tenth of the rows, 8 at least and 200 at most.",
     )
     max_prompt_tokens: PositiveInt = Field(512, description="Rows with a longer prompt are dropped and counted.")
     max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
@@ -103,11 +105,17 @@ class DataSection(RowsSection):
 
     @field_validator("held_out")
     @classmethod
-    def _leaves_training_rows(cls, held_out: int | float, info: ValidationInfo) -> int | float:
+    def _leaves_training_rows(cls, held_out: int | float | None, info: ValidationInfo) -> int | float | None:
         rows = info.data.get("max_examples")
-        if rows is not None and held_out >= rows:
+        if rows is not None and held_out is not None and held_out >= rows:
             raise ValueError(f"leaves no rows to train on, because max_examples is {rows}")
         return held_out
+
+    def held_out_of(self, rows: int) -> int | float:
+        """What is held out of `rows`: what the recipe says, or else enough for a score with an error, and little of a small file."""
+        if self.held_out is not None:
+            return self.held_out
+        return max(LEAST_HELD_OUT, min(MOST_HELD_OUT, rows // 10))
 
 
 class PairsSection(RowsSection):

@@ -103,7 +103,9 @@
       if (runs.length && runs[runs.length - 1].tag === tag) runs[runs.length - 1].text += word;
       else runs.push({ tag, text: word });
     }
-    return runs.map((run) => (run.tag ? make(run.tag, {}, run.text) : run.text));
+    // what was there and what stands instead would read as one word
+    const apart = (run, next) => run.tag && next && next.tag && !/\s$/.test(run.text) && !/^\s/.test(next.text);
+    return runs.map((run, i) => (run.tag ? make(run.tag, apart(run, runs[i + 1]) ? { class: "apart" } : {}, run.text) : run.text));
   }
 
   const nats = (number) => (known(number) ? number.toFixed(2) : "–");

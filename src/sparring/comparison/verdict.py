@@ -1,0 +1,45 @@
+"""What a comparison says in a sentence for each metric: who stands first, and whether by more than chance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sparring.comparison.compare import Comparison, Metric, Row
+
+CHANCE = 0.05  # Holm's p above which a difference is taken for chance
+
+
+def verdict(found: Comparison) -> Iterator[str]:
+    for metric in found.metrics:
+        if metric.higher_is_better is not None and (line := _of_metric(found, metric)) is not None:
+            yield line
+
+
+def _of_metric(found: Comparison, metric: Metric) -> str | None:
+    sign = 1 if metric.higher_is_better else -1
+    known = [row for row in found.rows if row.cells[metric.name].score is not None]
+    if not known:
+        return None
+    ranked = sorted(known, key=lambda row: -sign * row.cells[metric.name].score["value"])  # type: ignore[index]
+    values = {row.cells[metric.name].score["value"] for row in known}  # type: ignore[index]
+    if len(values) == 1 < len(known):
+        return f"By {metric.name} all stand equal, at {values.pop():.4f}."
+    first, cell = ranked[0], ranked[0].cells[metric.name]
+    head = f"By {metric.name} {_name(first)} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
+    behind = ", ".join(f"{_name(row)} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1:])  # type: ignore[index]
+    return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
+
+
+def _against(found: Comparison, row: Row, metric: Metric) -> str:
+    """Its difference from the reference, where it has one."""
+    cell = row.cells[metric.name]
+    if f"{row.run}:{row.player}" == found.against or cell.paired is None:
+        return ""
+    if cell.p_holm is None:
+        return f", {cell.paired.difference:+.4f} from {found.against}"
+    doubt = "more than chance" if cell.p_holm < CHANCE else "within chance"
+    return f", {cell.paired.difference:+.4f} from {found.against}, {doubt} (p {cell.p_holm:.2g} after Holm)"
+
+
+def _name(row: Row) -> str:
+    return f"{row.run}: {row.title}"

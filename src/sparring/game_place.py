@@ -1,0 +1,50 @@
+"""Where in its game a run stands: which of its stages, and how long the others will take by those that are finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sparring.config import Recipe
+from sparring.progress import Game
+from sparring.rundir import RunDir
+from sparring.stage_names import stages_of_game
+
+COMPUTED = ("generate", "score", "train")  # of an iteration: what a control of equal cost matches
+
+
+def place_in(root: Path, recipe: Recipe) -> Callable[[str], Game | None]:
+    """The place of a stage in the run's game, by its name; None for what is no stage of it."""
+
+    def place(stage: str) -> Game | None:
+        names = stages_of_game(root, recipe)
+        if stage not in names:
+            return None
+        number = names.index(stage) + 1
+        rest = _seconds(RunDir(root), recipe, names[:number], names[number:])
+        own = _seconds(RunDir(root), recipe, names[:number], [stage])
+        return Game(number=number, stages=len(names), iterations=recipe.iterations, stage_seconds=own, later_seconds=rest)
+
+    return place
+
+
+def _seconds(run: RunDir, recipe: Recipe, before: Sequence[str], names: Sequence[str]) -> float | None:
+    """What stages will take, each as long as the newest of its kind before; None where one has no forerunner.
+
+    A control's training costs the operations of all iterations: about what sampling, scoring and training took of them.
+    """
+    took = {"pairs": 0.0}  # a file is read
+    for name in before:
+        if (record := run.finished(name)) is not None:
+            took[_part(name)] = record.facts["wall_seconds"]
+    if "score" in took:
+        took.setdefault("score-start", took["score"])
+    controls = {section.folder for section in recipe.baseline}
+    matched = sum(took.get(part, 0.0) for part in COMPUTED) * recipe.iterations
+    seconds = [matched if _part(name) == "train" and name.partition("/")[0] in controls else took.get(_part(name)) for name in names]
+    known = [value for value in seconds if value is not None]
+    return sum(known) if len(known) == len(seconds) else None
+
+
+def _part(name: str) -> str:
+    return name.rpartition("/")[2]

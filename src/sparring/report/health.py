@@ -1,0 +1,87 @@
+"""What is wrong with a run though it ran: for terminal, log, report and card, each with its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from sparring.config import Recipe
+from sparring.console import log
+from sparring.report.tables import Row, rows_of
+
+MOST_CUT, MOST_BY_LENGTH, MOST_EQUAL = 0.2, 0.8, 0.9
+
+
+class Sign(NamedTuple):
+    """One thing seen in one arm: what it is, how much of it, and what mends it."""
+
+    what: str
+    arm: str
+    amount: str
+    remedy: str
+
+
+def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
+    """All of them, arm by arm in the order of the game."""
+    counts = {f"iteration {entry['iteration']}": entry["counts"] for entry in summary["iterations"]}
+    found: list[Sign] = []
+    before: Row | None = None
+    for row in rows_of(summary):
+        found += _of_replies(row, recipe)
+        if row.model in counts:
+            assert before is not None
+            found += [*_of_duels(row, counts[row.model], recipe), *_of_human(row, before)]
+        before = row
+    return found
+
+
+def warnings(found: Iterable[Sign]) -> list[str]:
+    """A line for everything that is wrong, with the arms in which it is."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for sign in found:
+        lines.setdefault((sign.what, sign.remedy), []).append(f"{sign.arm} {sign.amount}".strip())
+    return [f"{what}: {', '.join(arms)}. {remedy}." for (what, remedy), arms in lines.items()]
+
+
+def tell_new(before: Mapping[str, Any] | None, summary: Mapping[str, Any], recipe: Recipe) -> None:
+    """Log what is wrong now and was not in the summary before, so that a long game need not be over to be mended."""
+    known = set(signs(before, recipe)) if before else set()
+    for line in warnings(sign for sign in signs(summary, recipe) if sign not in known):
+        log.warning(f"warning: {line}")
+
+
+def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
+    n, cut = row.scores["truncated"]["n"], row.scores["truncated"]["value"]
+    if cut > MOST_CUT:
+        most = recipe.sampling.max_new_tokens
+        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is known by its missing end"
+        yield Sign("Replies are cut", row.model, f"{round(cut * n)} of {n}", remedy)
+    auc = row.scores["length_auc"]["value"]
+    if auc > MOST_BY_LENGTH:
+        yield Sign("Length alone tells the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
+    equal = row.scores["identical"]["value"]
+    if equal > MOST_EQUAL:
+        yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_TELL)
+
+
+def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[Sign]:
+    duels, batch = counts.get("duels"), recipe.train.batch_size
+    if duels and duels < batch:
+        remedy = "An epoch is a single step then: set train.batch_size lower, or use more rows"
+        yield Sign(f"Fewer duels than a batch of {batch}", row.model, f"{duels}", remedy)
+    if duels and counts.get("duels_all_identical", 0) > MOST_EQUAL * duels:
+        yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {duels}", _NOTHING_TO_TELL)
+
+
+def _of_human(row: Row, before: Row) -> Iterator[Sign]:
+    old, new = before.scores["real_logp"]["value"], row.scores["real_logp"]["value"]
+    if new < old:
+        yield Sign("The held-out human replies lost log-prob", row.model, f"from {old:.2f} to {new:.2f} nats", _HUMAN)
+
+
+_LENGTH = (
+    "Length is learnt before anything else: give room by sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
+    "objective.nll_weight"
+)
+_HUMAN = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
+_NOTHING_TO_TELL = "There is nothing to tell apart: sample at a higher sampling.temperature, or stop here"

@@ -1,0 +1,88 @@
+"""The one verdict on a run, the same in terminal, report, card and status: who stands first, whether by more than chance, what to use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sparring.stage_names import BASELINE
+
+WORDS = {
+    "exact_match": "exact match",
+    "exact_match_greedy": "exact match of greedy replies",
+    "nll_per_token": "NLL per token",
+    "nll_per_reply": "NLL per reply",
+}
+
+
+def verdict(summary: Mapping[str, Any], run: str = "RUN") -> str:
+    """All of it in some sentences."""
+    return " ".join(verdict_lines(summary, run))
+
+
+def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
+    """The arms in order, what to use, the best iteration, and how the game ended. `run`: the run directory, as a person would type it."""
+    ended = "The game goes on." if summary["stop_reason"] is None else f"The game ended - {summary['stop_reason']}."
+    if summary["best"] is None:
+        return [f"No iteration was played. {ended}"]
+    arms = summary.get("ranking") or []  # none in what earlier versions wrote
+    ranked = [_in_order(arms, summary["best"]["metric"]), _advice(arms, run, summary)] if arms else []
+    return [*ranked, f"{_best(summary['best'])} {ended}"]
+
+
+def _best(best: Mapping[str, Any]) -> str:
+    values = f"{best['metric']} {best['value']:.3f}, baseline {best['baseline_value']:.3f}"
+    return f"Best iteration: {best['iteration']} ({values})." + ("" if best["beats_baseline"] else " No iteration beats the baseline.")
+
+
+def _in_order(arms: list[dict[str, Any]], metric: str) -> str:
+    first, *others = arms
+    head = f"By {WORDS.get(metric, metric)} on {first['n']} held-out prompts {first['name']} stands first with {first['value']:.3f}"
+    return f"{head}{''.join(f'; {_behind(arm)}' for arm in others)}."
+
+
+def _behind(arm: Mapping[str, Any]) -> str:
+    gap = arm["behind"]
+    if gap is None:
+        return f"{arm['name']} {arm['value']:.3f}"
+    doubt = ", within chance" if gap["low"] <= 0 else ""
+    return f"{arm['name']} {arm['value']:.3f} ({gap['value']:.3f} behind, interval {gap['low']:.3f} to {gap['high']:.3f}{doubt})"
+
+
+def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) -> str:
+    """What to use, and where the money is better spent."""
+    first = arms[0]
+    best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
+    export = f"`sparring export {run} DIR --iteration {first['player']}`"
+    if first["player"] == BASELINE:
+        return f"Nothing that was trained stands above the start. Use the start: {export}. {_ELSEWHERE}"
+    is_control = first is not best and not first["player"].isdigit()
+    if is_control:
+        sure = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
+        told = "A control beats the game by more than chance" if sure else "A control stands above the game, though within chance"
+        return f"{told}: more of {first['name']} is the better buy here. Use it: {export}. {_ELSEWHERE}"
+    gained = first["over_start"]
+    if gained is None or gained["low"] <= 0:
+        return f"Its gain over the start is within chance: more held-out rows would tell. If you use it: {export}."
+    rivals = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
+    beside = f" {' and '.join(rivals)} cannot be told from it." if rivals else ""
+    return f"Its gain over the start is more than chance.{beside} Use it: {export}."
+
+
+_ELSEWHERE = (
+    "Self-play pays where the start has converged on the human replies, or with a target that the data does not limit "
+    "(`sparring docs targets`)."
+)
+
+
+def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
+    """What to say to who takes an iteration while another arm stands higher; None where none does, or nothing is known."""
+    arms = summary.get("ranking") or []
+    own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
+    above = [arm for arm in arms[:own] if not arm["player"].isdigit()] if own else []
+    if not above:
+        return None
+    first = above[0]
+    return (
+        f"{first['name']} stands higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` takes it"
+    )

@@ -1,0 +1,64 @@
+"""What the terminal shows of a run: tables, what is wrong, the verdict, and what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from sparring.config import recipe_of_run
+from sparring.console import printable
+from sparring.report.health import signs, warnings
+from sparring.report.next_steps import next_steps
+from sparring.report.outcome import verdict_lines
+from sparring.report.ranking import SAMPLES, read_samples
+from sparring.report.showcase import SHOWCASE, shown_of
+from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Row, print_benchmarks, print_table, quality_columns, rows_of
+from sparring.rundir import read_json
+from sparring.stage_names import BASELINE, benchmark_stage
+
+
+def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
+    """The tables of quality, duels and replies, one prompt answered by every model; then the warnings, the verdict and what comes next."""
+    rows = list(rows_of(summary))
+    held_out = next(iter(rows[0].scores.values()))["n"]
+    print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
+    duels = [row for row in rows if row.opponent is not None]
+    if duels:
+        print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
+    print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+    _print_benchmarks(rows, root, console)
+    _print_showcase(rows, root, console)
+    for line in warnings(signs(summary, recipe_of_run(root))):
+        console.print(Text(f"Warning: {printable(line)}", style="yellow"))
+    for line in verdict_lines(summary, str(root)):
+        console.print(Text(printable(line)))
+    steps = Table.grid(padding=(0, 2))
+    for name, value in next_steps(root, summary):
+        steps.add_row(Text(name), Text(printable(value), overflow="fold"))
+    console.print(steps)
+
+
+def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
+    named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
+    if any(named.values()):
+        facts = read_json(root / benchmark_stage(BASELINE) / "done.json")["facts"]
+        print_benchmarks(named, facts, console)
+
+
+def _print_showcase(rows: list[Row], root: Path, console: Console) -> None:
+    shown = {row.model: entries for row in rows if (entries := _shown(root / row.stage))}
+    for index, first in enumerate(next(iter(shown.values()), [])):
+        table = Table(title=Text(f"Prompt: {printable(first['prompt'])}"), title_justify="left", show_header=False)
+        for name, entries in shown.items():
+            table.add_row(name, Text(printable(entries[index]["reply"])))
+        console.print(table)
+
+
+def _shown(stage: Path) -> list[Mapping[str, str]]:
+    file = stage / SHOWCASE
+    return shown_of(read_json(file) if file.exists() else [], read_samples(stage / SAMPLES))

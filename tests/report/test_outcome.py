@@ -1,0 +1,191 @@
+"""The verdict over all arms: their order, the intervals, what to use; warnings with their remedies; what comes next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_run import make_run
+
+from sparring.config import Recipe, load_recipe
+from sparring.report.health import signs, tell_new, warnings
+from sparring.report.next_steps import next_steps
+from sparring.report.outcome import standing_above, verdict, verdict_lines
+from sparring.report.ranking import ranking
+from sparring.report.run_files import read_run
+from sparring.report.tables import rows_of
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("outcome") / "run")
+
+
+def summary_of(root: Path) -> dict[str, Any]:
+    return json.loads((root / "summary.json").read_text())
+
+
+def arm(player: str, value: float, behind: tuple[float, float, float] | None = None, gained: tuple[float, float, float] | None = None):
+    names = {"baseline": "baseline (start)", "continued-sft": "continued SFT"}
+    as_json = [None if three is None else dict(zip(("value", "low", "high"), three, strict=True)) for three in (behind, gained)]
+    name = names.get(player, f"iteration {player}")
+    return {"player": player, "name": name, "value": value, "n": 200, "behind": as_json[0], "over_start": as_json[1]}
+
+
+def judged(*arms: dict[str, Any], best: int = 1) -> str:
+    found = {"iteration": best, "metric": "nll_per_token", "value": 2.5, "baseline_value": 2.6, "beats_baseline": True}
+    return verdict({"best": found, "stop_reason": "iterations: all 2 are played", "ranking": list(arms)}, "runs/x")
+
+
+# ---------------------------------------------------------------------------------------------- the order
+
+
+def test_all_arms_are_ranked_with_paired_intervals(made: Path) -> None:
+    ranked = summary_of(made)["ranking"]
+    # right where row % 4 < player, player 3 being the control: 0, 3, 6 and 9 of 12 rows
+    assert [(one["player"], one["value"]) for one in ranked] == [("continued-sft", 0.75), ("1", 0.5), ("0", 0.25), ("baseline", 0.0)]
+    reach = 1.959964 * (9 / 44 / 12) ** 0.5  # differences are 1 on 3 of 12 rows, else 0: variance 9/44
+    assert ranked[0]["behind"] is None and ranked[3]["over_start"] is None
+    assert ranked[1]["behind"] == pytest.approx({"value": 0.25, "low": 0.25 - reach, "high": 0.25 + reach}, abs=1e-6)
+    assert ranked[2]["over_start"] == pytest.approx(ranked[1]["behind"])
+
+
+def test_of_a_loss_the_smallest_stands_first_and_of_equals_the_simplest(made: Path) -> None:
+    summary = summary_of(made)
+    by_nll = ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)
+    values = [one["value"] for one in by_nll]
+    assert values == sorted(values)
+    assert all(one["behind"] is None or one["behind"]["value"] >= 0 for one in by_nll)
+    for entry in (*summary["iterations"], *summary["controls"]):
+        entry["scores"] = summary["baseline"]["scores"]
+    assert ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)[0]["player"] == "baseline"
+
+
+def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:
+    summary = summary_of(made)
+    summary["baseline"]["scores"]["exact_match_greedy"] = {"value": 0.9, "n": 12, "stderr": 0.1, "higher_is_better": True}
+    first = ranking(made, list(rows_of(summary)), "exact_match", 0.95)[0]
+    assert (first["player"], first["name"], first["value"]) == ("baseline", "baseline (SFT), greedy", 0.9)
+
+
+def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Path) -> None:
+    root = make_run(tmp_path / "run")
+    summary = summary_of(root)
+    ranked = summary.pop("ranking")
+    (root / "summary.json").write_text(json.dumps(summary))
+    assert read_run(root).summary["ranking"] == ranked
+    assert verdict(summary).startswith("Best iteration: 1 (exact_match 0.500, baseline 0.000).")
+
+
+# ---------------------------------------------------------------------------------------------- what to use
+
+
+def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
+    said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("baseline", 2.6, (1.8, 1.7, 1.9)))
+    assert said.startswith(
+        "By NLL per token on 200 held-out prompts continued SFT stands first with 0.800; iteration 1 2.500 (1.700 behind, "
+    )
+    assert "interval 1.600 to 1.800)" in said and "within chance" not in said
+    assert "A control beats the game by more than chance: more of continued SFT is the better buy here." in said
+    assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs targets" in said
+    assert said.endswith("Best iteration: 1 (nll_per_token 2.500, baseline 2.600). The game ended - iterations: all 2 are played.")
+
+
+def test_a_control_that_may_win_by_chance_is_called_that() -> None:
+    said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("baseline", 2.6, (0.2, 0.1, 0.3)))
+    assert "A control stands above the game, though within chance" in said and "0.300, within chance)" in said
+
+
+@pytest.mark.parametrize(
+    ("gained", "told"),
+    [
+        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. continued SFT cannot be told from it. Use it: "),
+        ((0.1, -0.1, 0.3), "Its gain over the start is within chance: more held-out rows would tell."),
+        (None, "Its gain over the start is within chance"),
+    ],
+)
+def test_an_iteration_that_stands_first(gained: Any, told: str) -> None:
+    said = judged(arm("1", 2.1, gained=gained), arm("continued-sft", 2.2, (0.1, -0.1, 0.3)), arm("baseline", 2.6, (0.5, 0.3, 0.7)))
+    assert told in said and "--iteration 1`" in said
+
+
+def test_a_start_that_nothing_beats_is_kept() -> None:
+    said = judged(arm("baseline", 2.0), arm("1", 2.5, (0.5, 0.4, 0.6)))
+    assert "Nothing that was trained stands above the start. Use the start: `sparring export runs/x DIR --iteration baseline`" in said
+
+
+def test_no_iteration_has_no_order() -> None:
+    assert verdict_lines({"best": None, "stop_reason": "indistinguishable: x", "ranking": []}) == [
+        "No iteration was played. The game ended - indistinguishable: x."
+    ]
+
+
+def test_who_takes_an_iteration_below_a_control_is_told(made: Path) -> None:
+    summary = summary_of(made)
+    told = standing_above(summary, "1")
+    assert told == "continued SFT stands higher (0.750 against 0.500): `--iteration continued-sft` takes it"
+    assert standing_above(summary, "continued-sft") is None and standing_above({"best": None}, "1") is None
+
+
+# ---------------------------------------------------------------------------------------------- what is wrong
+
+
+def well() -> tuple[dict[str, Any], Recipe]:
+    """A summary with nothing wrong in it."""
+    recipe = load_recipe({"run_dir": "x", "model": {"path": "m"}, "data": {"path": "d"}, "train": {"batch_size": 8}})
+    score = {"truncated": 0.1, "length_auc": 0.6, "identical": 0.1, "real_logp": -40.0}
+    scores = {name: {"value": value, "n": 100} for name, value in score.items()}
+    iteration = {"scores": scores, "counts": {"duels": 50, "duels_all_identical": 2}}
+    iterations = [{"iteration": t, **json.loads(json.dumps(iteration))} for t in range(2)]
+    summary = {"baseline": {"name": "start", "scores": scores}, "iterations": iterations, "controls": [], "best": None}
+    return summary, recipe
+
+
+def test_a_run_that_is_well_has_no_warning() -> None:
+    assert signs(*well()) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "line", "remedy"),
+    [
+        ("truncated", 0.21, "Replies are cut: iteration 1 21 of 100.", "sampling.max_new_tokens (256)"),
+        ("length_auc", 0.81, "Length alone tells the replies from human ones (AUC): iteration 1 0.81.", "objective.nll_weight"),
+        ("identical", 0.95, "Nearly all replies equal the human ones: iteration 1 95%.", "sampling.temperature"),
+        ("real_logp", -41.0, "The held-out human replies lost log-prob: iteration 1 from -40.00 to -41.00 nats.", "train.lr"),
+        ("duels", 7, "Fewer duels than a batch of 8: iteration 1 7.", "train.batch_size"),
+        ("duels_all_identical", 46, "Nearly all duels are of equal replies: iteration 1 46 of 50.", "sampling.temperature"),
+    ],
+)
+def test_every_sign_has_its_threshold_and_its_remedy(score: str, value: float, line: str, remedy: str) -> None:
+    summary, recipe = well()
+    entry = summary["iterations"][1]
+    if score in entry["counts"]:
+        entry["counts"] |= {"duels_all_identical": 0, score: value}
+    else:
+        entry["scores"][score]["value"] = value
+    (told,) = warnings(signs(summary, recipe))
+    assert told.startswith(line) and remedy in told
+
+
+def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    summary, recipe = well()
+    before = json.loads(json.dumps(summary))
+    summary["iterations"][1]["scores"]["truncated"]["value"] = 0.5
+    with caplog.at_level("WARNING", "sparring"):
+        tell_new(before, summary, recipe)
+        tell_new(summary, summary, recipe)
+    assert len(caplog.messages) == 1 and caplog.messages[0].startswith("warning: Replies are cut: iteration 1 50 of 100.")
+
+
+# ---------------------------------------------------------------------------------------------- what next
+
+
+def test_what_comes_next_takes_the_arm_that_stands_first(made: Path) -> None:
+    steps = dict(next_steps(made, summary_of(made)))
+    assert steps["take away"] == f"sparring export {made} NEW_FOLDER --iteration continued-sft"
+    assert steps["look"] == f"sparring report {made}"
+    (made / "report.html").touch()
+    assert dict(next_steps(made, {}))["look"] == str(made / "report.html")
+    (made / "report.html").unlink()
