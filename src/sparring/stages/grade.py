@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Checker, Grade
-from sparring.checkers.probe import FALSE_POSITIVES, MOST_FAILURES, share_of_wrong_winners
+from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
@@ -20,10 +20,11 @@ from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.candidates import HUMAN, candidates_of, rate_scores, rates
+from sparring.stages.candidates import rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.ground import Ground, told
 from sparring.targets import Candidates
+from sparring.targets.graded import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
