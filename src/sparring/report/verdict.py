@@ -100,13 +100,18 @@ def _values(samples: Samples, ids: Sequence[str], metric: str) -> list[float] | 
 
 
 def human_falls(run: RunFiles) -> list[str]:
-    """One line for every iteration in which the human replies became less likely: the commonest failure of this method."""
+    """One line for every iteration in which the human replies became less likely: the commonest failure of this method.
+
+    With a target that moves, in which the winners did: it need not lead to the human replies.
+    """
     found = []
+    moves = run.recipe.target.moves
+    preferred = "winners" if moves else "human replies"
     for before, player in zip(run.played, run.played[1:], strict=False):
         old, new = before.row.scores["real_logp"]["value"], player.row.scores["real_logp"]["value"]
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
-        if new < old:
+        if new < old and not moves:
             found.append(f"{player.name}: the log-prob of the held-out human replies fell from {old:.2f} to {new:.2f} nats.")
         if step is not None:
-            found.append(f"{player.name}: by step {step} the margin grew while the human replies lost log-prob.")
+            found.append(f"{player.name}: by step {step} the margin grew while the {preferred} lost log-prob.")
     return found
