@@ -32,7 +32,8 @@ def pages(moving: Game, filtered: Game) -> dict[str, str]:
 
 
 def recipe_with(**target: Any) -> Recipe:
-    return load_recipe({**TINY, **{name: value for name, value in SUMS.items() if name != "target"}, "target": target})
+    data = {"path": "rows.jsonl"} if target.get("human") == "only" else SUMS["data"]
+    return load_recipe({**TINY, **SUMS, "data": data, "target": target})
 
 
 # ------------------------------------------------------------------------------------------------ the page

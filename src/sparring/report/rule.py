@@ -10,7 +10,7 @@ HUMAN_PART = {
     "fallback": "The human reply, where a prompt has one, wins where no reply of the model does.",
     "never": "Human replies take no part.",
     "mix": "The human reply, where a prompt has one, is always among the winners.",
-    "only": "The human reply alone wins, against the replies that lose; a prompt without one has no winner.",
+    "only": "The human reply alone wins, against the replies that lose.",
 }
 
 
