@@ -135,6 +135,44 @@ def played(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     return finished
 
 
+# Sums, of which some have a worked answer and 24 more have none: a majority game with several replies to every held-out prompt.
+SUMS: dict[str, Any] = {
+    "data": {"path": "rows.jsonl", "held_out": 8, "prompts": {"path": "prompts.jsonl", "answer": "gold"}},
+    "sft": {"lr": 3e-3, "epochs": 20, "batch_size": 8, "precision": "fp32"},
+    "sampling": {"max_new_tokens": 12, "replies_per_prompt": 4},
+    "objective": {"beta": 0.5, "nll_weight": 1.0},
+    "target": {"kind": "majority", "checker": "number", "min_votes": 0.25},
+    "train": {"lr": 1e-4, "epochs": 1, "batch_size": 8, "precision": "fp32"},
+    "evaluate": {"samples": 4, "greedy": True},
+    "stop": {"plateau": False, "min_pass_at_k": None},
+    "showcase": [],
+}
+
+
+def play_sums(folder: Path, zygote: Zygote, **changes: Any) -> Game:
+    """A finished game of sums: SUMS with `section__key=value` or `key=value` replaced."""
+    game = Game(folder, zygote, {**SUMS, **changes})
+    sums = [(a, b) for a in range(6) for b in range(6)]
+    write_rows(folder / "rows.jsonl", [{"prompt": f"add {a} {b}", "completion": f"{a} + {b} = {a + b}"} for a, b in sums])
+    write_rows(folder / "prompts.jsonl", [{"prompt": f"add {a} {b}", "gold": a + b} for a in range(6, 10) for b in range(6)])
+    result = game.run()
+    assert result.code == 0, result.err
+    return game
+
+
+@pytest.fixture(scope="session")
+def moving(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A finished majority game of sums, for tests that only read."""
+    return play_sums(tmp_path_factory.mktemp("moving") / "game", zygote)
+
+
+@pytest.fixture(scope="session")
+def filtered(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A finished verified game of sums that learns from winners alone, for tests that only read."""
+    changes = {"target": {"kind": "verified", "checker": "number"}, "objective": {"loss": "sft"}, "iterations": 1, "baseline": None}
+    return play_sums(tmp_path_factory.mktemp("filtered") / "game", zygote, **changes)
+
+
 @pytest.fixture
 def copy(tmp_path: Path, played: Game, zygote: Zygote) -> Game:
     """A finished game that may be changed."""

@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "targets": FLOOR | {"data"},
     "training": FLOOR | {"data", "policy"},
     "evaluation": FLOOR | {"data", "policy", "opponent", "checkers"},
-    "report": FLOOR | {"data.records", "data.tables"},  # the report only reads
+    "report": FLOOR | {"data.prepare", "data.records", "data.tables", "targets"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},
     "launch": FLOOR,
@@ -62,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": STAGES | {"subjects", "report"},
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing
     "samples": STAGES | {"players", "report"},
-    "publish": FLOOR | {"data", "policy", "opponent", "players", "report"},
+    "publish": FLOOR | {"data", "policy", "opponent", "players", "report", "targets"},
     "export": FLOOR | {"policy", "players", "publish", "report"},
     "push": FLOOR | {"policy", "players", "publish", "export"},
     "__init__": STAGES | {"seeds", "report"},

@@ -44,7 +44,7 @@ def export(
         players.chat().tokenizer.save_pretrained(temporary)
     if dtype is not None:
         convert(temporary, dtype)
-    about = about or About.of(players.recipe)
+    about = about or About.of(players.recipe, unanswered=players.unanswered)
     card = model_card(players.recipe, players.summary, player, about, adapter, write_plots(root, temporary))
     (temporary / "README.md").write_text(card, encoding="utf-8")
     if target.exists():

@@ -47,6 +47,12 @@ class Players:
         self.summary: dict[str, Any] | None = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
         self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
 
+    @property
+    def unanswered(self) -> int:
+        """Prompts without a human reply that the game is played on."""
+        data = self.run.finished("data")
+        return 0 if data is None else data.facts.get("prompt_counts", {}).get("prompts", 0)
+
     def find(self, name: str) -> Player:
         """A player by its name or as "best"; numbers may have leading zeros."""
         wanted = self._best() if name == "best" else name

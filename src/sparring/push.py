@@ -81,6 +81,7 @@ def _parcels(players: Players, order: Order) -> list[Parcel]:
         order.base_licence,
         order.data_licence,
         order.pairs_licence,
+        unanswered=players.unanswered,
         repo=order.repo,
         dataset_repo=order.dataset_repo,
         revisions=tuple(f"iteration-{player.name}" for player in revisions),

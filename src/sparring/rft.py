@@ -12,12 +12,12 @@ from sparring.cost import sampling_cost
 from sparring.data.records import Contest
 from sparring.policy.player import Policy
 from sparring.stage_names import control_stage, iteration_stage
-from sparring.stages.candidates import rules_of
 from sparring.stages.fitting import fit_model
 from sparring.stages.grade import candidates_at
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.targets import TARGETS
+from sparring.targets.graded import rules_of
 from sparring.targets.window import select_window
 from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan

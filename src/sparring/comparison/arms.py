@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from sparring.comparison.benchmarks import Played, only_in, played_benchmarks, require_same_samples, why_not
+from sparring.comparison.grading import is_sampled, other_grading, why_missing
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
-from sparring.config import ModelSection, recipe_of_run
+from sparring.config import ModelSection, Recipe, recipe_of_run
 from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import SampledMetric
-from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, mean_score, ratio_score
+from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_better, mean_score, ratio_score
 from sparring.locks import holder
 from sparring.report.summary import SUMMARY
 from sparring.rundir import RunDir, read_json
@@ -26,7 +27,6 @@ from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, 
 ITEMS, START = "items.parquet", "start"
 # sums over rows of the first by sums of the second
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
-BY_PATTERN = ("exact_match", "exact_match_greedy")
 # measured against each player's own opponent
 OF_DUELS = ("duel_margin", "duel_accuracy")
 METRICS = [*RATIOS, *(name for name in HIGHER_IS_BETTER if name not in (*OF_DUELS, "human_reply_tokens"))]
@@ -72,6 +72,11 @@ class Arm:
         return self.played.metrics
 
     @property
+    def sampled(self) -> list[str]:
+        """Scores that name their number of replies."""
+        return [name for name in self.columns if is_sampled(name)]
+
+    @property
     def stale_benchmarks(self) -> tuple[str, ...]:
         """Folders of benchmarks that were played before this player was trained anew."""
         return self.played.stale
@@ -89,7 +94,7 @@ class Arm:
     def higher_is_better(self, metric: str) -> bool | None:
         if is_benchmark(metric):
             return self.benchmarks[metric].score.get("higher_is_better")
-        return HIGHER_IS_BETTER[RATIOS[metric][0] if metric in RATIOS else metric]
+        return higher_is_better(RATIOS[metric][0] if metric in RATIOS else metric)
 
     def score(self, metric: str) -> Score | None:
         values = self.values(metric)
@@ -109,10 +114,9 @@ class Arm:
             return next((why for arm in (self, other) if (why := why_not(arm.benchmarks.get(metric), arm.label))), None)
         for arm in (self, other):
             if arm.values(metric) is None:
-                return f"is not defined for {arm.run.label}{' (it has no evaluate.answer_pattern)' * arm.run.has_no_pattern(metric)}"
-        patterns = [arm.run.recipe.evaluate.answer_pattern for arm in (self, other)]
-        if metric in BY_PATTERN and patterns[0] != patterns[1]:
-            return f"finds its answers by another evaluate.answer_pattern in {self.run.label} than in {other.run.label}"
+                return f"is not defined for {arm.run.label}{why_missing(metric, arm.run.recipe)}"
+        if why := other_grading(metric, self.run.graded, other.run.graded):
+            return why
         if metric in RATIOS and not np.array_equal(*(arm.columns[RATIOS[metric][1]] for arm in (self, other))):
             return f"counts other tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
         return None
@@ -155,6 +159,12 @@ class SeedArm:
         """Those that every seed has, as the first one has played them."""
         first, *others = [arm.benchmarks for arm in self.arms]
         return {name: metric for name, metric in first.items() if all(name in found for found in others)}
+
+    @property
+    def sampled(self) -> list[str]:
+        """Those that every seed has."""
+        first, *others = [arm.sampled for arm in self.arms]
+        return [name for name in first if all(name in found for found in others)]
 
     @property
     def stale_benchmarks(self) -> tuple[str, ...]:
@@ -252,8 +262,10 @@ class Game:
             return None
         return shape.passed + shape.head
 
-    def has_no_pattern(self, metric: str) -> bool:
-        return metric in BY_PATTERN and self.recipe.evaluate.answer_pattern is None
+    @property
+    def graded(self) -> tuple[RunDir, Recipe, str]:
+        """What says how its replies were graded."""
+        return self.run, self.recipe, self.label
 
     def _arm(self, player: str, title: str, owner: str, since_start: Cost) -> Arm:
         stage = self.run.verified(evaluate_stage(owner))

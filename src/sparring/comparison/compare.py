@@ -160,8 +160,8 @@ def _require_metric(name: str, arms: Sequence[Arm | SeedArm], reference: Arm | S
 
     A benchmark may be one that not all players have played.
     """
-    if name not in METRICS and not any(name in arm.benchmarks for arm in arms):
-        raise _unknown_metric(name, [found for arm in arms for found in arm.benchmarks])
+    if name not in METRICS and not any(name in (*arm.sampled, *arm.benchmarks) for arm in arms):
+        raise _unknown_metric(name, [found for arm in arms for found in (*arm.sampled, *arm.benchmarks)])
     if is_benchmark(name) and _rivals(name, arms, reference):
         return
     for arm in arms:
@@ -183,11 +183,11 @@ def _metric(name: str, reference: Arm | SeedArm) -> Metric:
     return Metric(name, reference.higher_is_better(name), "samples" if asked else "held-out rows", len(values.top_N), asked)
 
 
-def _unknown_metric(name: str, benchmarks: Sequence[str]) -> UserError:
+def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
     if name in OF_DUELS:
         what = f"{name} is measured against each player's own opponent, so that no two players' are comparable"
         return UserError(what, where="--metric", remedy=f"compare {', '.join(DEFAULT_METRICS)}")
-    there = list(dict.fromkeys([*METRICS, *benchmarks]))
+    there = list(dict.fromkeys([*METRICS, *further]))
     guess = nearest(name, there)
     known = f"did you mean {guess}?" if guess else f"there are {', '.join(there)}"
     what = f"no player has played a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sparring.comparison.arms import Arm, Game, SeedArm, Seeds, is_benchmark
 from sparring.comparison.benchmarks import other_prompts
+from sparring.comparison.grading import is_graded
 
 Arms = Sequence[Arm | SeedArm]
 
@@ -16,7 +17,7 @@ def notes(
     """A line each. everything: nobody asked for single metrics, so that a benchmark which cannot be compared is told of too."""
     held_out = [name for name in metrics if not is_benchmark(name)]
     benchmarks = [name for name in metrics if is_benchmark(name)]
-    found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs)]
+    found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs, held_out)]
     if everything or benchmarks:
         found += [*_of_gaps(arms, reference, benchmarks, everything), *_of_asking(arms, reference, benchmarks), *_of_stale(arms)]
     return list(dict.fromkeys(found))
@@ -37,8 +38,12 @@ def _of_players(arms: Arms, reference: Arm | SeedArm, held_out: Sequence[str]) -
             yield f"{arm.run.label}: no FLOPs, because the sizes of its model cannot be found"
 
 
-def _of_sampling(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
+def _of_sampling(runs: Sequence[Game] | Sequence[Seeds], held_out: Sequence[str]) -> Iterator[str]:
     games = [game for run in runs for game in (run.games if isinstance(run, Seeds) else [run])]
+    samples = {game.label: game.recipe.evaluate.samples for game in games}
+    if len(set(samples.values())) > 1 and any(map(is_graded, held_out)):
+        counts = ", ".join(f"{count} in {name}" for name, count in samples.items())
+        yield f"scores of answers go by evaluate.samples replies to a prompt, which differ, and so do their errors: {counts}"
     for key in ("temperature", "top_p", "max_new_tokens"):
         values = {game.label: getattr(game.recipe.sampling, key) for game in games}
         if len(set(values.values())) > 1:

@@ -24,7 +24,7 @@ def over_seeds_summary(root: Path) -> dict[str, Any]:
     `tests`: all players against the start, and against every control.
     """
     games = _games(root)
-    names = list(dict.fromkeys([*METRICS, *_compared(games)]))
+    names = list(dict.fromkeys([*METRICS, *games.arms[0].sampled, *_compared(games)]))
     return {
         "seeds": list(games.seeds),
         "players": [{"player": arm.player, "title": arm.title, "scores": _scores(arm, names)} for arm in games.arms],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from sparring.data.conversations import Loaded, is_empty, load_conversations
 from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
 from sparring.data.records import Conversation, Example
 from sparring.data.rows import BadRows
+from sparring.data.tables import read_rows
 from sparring.data.turns import Turn
 from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
+PROMPTS = "prompts.parquet"  # of a data stage: prompts that nobody has answered, where the recipe has any
 
 # What became of the rows; `read` is the sum of those that follow it here.
 ROW_COUNTS = (
@@ -260,18 +262,23 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), str(path))
 
 
-def read_examples(path: str | Path) -> list[Example]:
-    """What `write_examples` wrote. Raises UserError for a file that is missing or is something else."""
+def read_examples(path: str | Path, row_ids: Collection[str] | None = None) -> list[Example]:
+    """What `write_examples` wrote, or the rows of these ids alone. Raises UserError for a file that is missing or is something else."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        with Path(path).open("rb") as file:
-            rows = pq.read_table(file).to_pylist()
-        return [_as_example(row) for row in rows]
+        return [_as_example(row) for row in read_rows(Path(path), row_ids)]
     except (pa.ArrowException, OSError, KeyError) as error:
         what = f"cannot read the prepared examples: {type(error).__name__}: {error}"
         raise UserError(what, where=str(path), remedy="redo the data stage") from None
+
+
+def read_played(folder: Path, row_ids: Collection[str] | None = None) -> list[Example]:
+    """Of a run's data stage the rows whose prompts the opponent replies to: the training rows, then the prompts that nobody has answered.
+
+    row_ids: which of them; all when None.
+    """
+    return [example for file in (folder / "train.parquet", *folder.glob(PROMPTS)) for example in read_examples(file, row_ids)]
 
 
 def _as_row(example: Example) -> dict[str, Any]:

@@ -87,6 +87,11 @@ class Reply:
     finish_reason: FinishReason
     logps: tuple[float, ...] | None = field(default=None, compare=False)
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Reply:
+        """From a row of a shard of replies."""
+        return cls(row["row_id"], row["replica"], tuple(row["token_ids"]), row["finish_reason"])
+
 
 @dataclass(frozen=True)
 class Duel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,11 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
     os.replace(temporary, path)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of one parquet file, or of all shards of a folder in order."""
+def read_rows(path: Path, row_ids: Collection[str] | None = None) -> list[dict[str, Any]]:
+    """The rows of one parquet file, or of all shards of a folder in order; those of these row ids alone where any are given."""
     files = sorted(path.glob("shard-*.parquet")) if path.is_dir() else [path]
-    return [row for file in files for row in pq.read_table(file).to_pylist()]
+    wanted = None if row_ids is None else [("row_id", "in", sorted(row_ids))]
+    return [row for file in files for row in pq.read_table(file, filters=wanted).to_pylist()]
 
 
 def run_shards(

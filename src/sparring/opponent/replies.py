@@ -81,4 +81,4 @@ def as_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
 
 
 def read_replies(folder: Path) -> list[Reply]:
-    return [Reply(row["row_id"], row["replica"], tuple(row["token_ids"]), row["finish_reason"]) for row in read_rows(folder)]
+    return [Reply.of_row(row) for row in read_rows(folder)]

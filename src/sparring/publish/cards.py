@@ -11,7 +11,9 @@ from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
+from sparring.publish.moving import how_learned, told_of_pairs
 from sparring.publish.names import is_hub_id, public
+from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
 from sparring.stage_names import BASELINE
@@ -37,13 +39,15 @@ Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to
 class About:
     """What a card tells beyond the run: where things will lie on the Hub, and under which licences their parents stand.
 
-    pairs: control -> licence of its labelled pairs, where it has any. revision: the branch of the model that the card belongs to;
-    revisions: those of all iterations.
+    pairs: control -> licence of its labelled pairs, where it has any; prompts: of `data.prompts`, likewise, of which `unanswered` were
+    played on. revision: the branch of the model that the card belongs to; revisions: those of all iterations.
     """
 
     base: Licence
     data: Licence
     pairs: Mapping[str, Licence] = field(default_factory=dict)
+    prompts: Licence | None = None
+    unanswered: int = 0
     repo: str | None = None
     dataset_repo: str | None = None
     revision: str | None = None
@@ -57,6 +61,7 @@ class About:
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
             {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
+            recipe.data.prompts and licence_of(recipe.data.prompts.paths[0], "dataset", None, ""),
             **more,
         )
 
@@ -76,8 +81,8 @@ def model_card(
 
 # {title} of a self-play game
 
-Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
-from those of its own previous iteration. This is {title}, started from `{shown["model"]["path"]}`, trained on {learned_from}.
+{_how(recipe, about)}
+This is {title}, started from `{shown["model"]["path"]}`, trained on {learned_from}.
 
 {_outcome(summary)}{_warnings(summary, recipe)}
 
@@ -103,33 +108,24 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
-    """counts: iteration -> "rows", "identical", "truncated" of its pairs. Names no folder of this machine."""
-    shown = public(recipe)
-    lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
-    first = f"iteration_{min(counts)}"
+    """counts: as `write_pairs` gives them. Names no folder of this machine."""
+    shown, moves = public(recipe), recipe.target.moves
+    told = told_of_pairs(recipe, counts, about.unanswered) if moves else _told_of_replies(recipe, counts)
+    shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
+    unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which nobody has answered" if recipe.data.prompts else ""
     return f"""---
 {_dataset_metadata(counts, about)}
 ---
 
-# Human and generated replies of a self-play game
+# {"Winning and losing" if moves else "Human and generated"} replies of a self-play game
 
-The prompts and human replies are those of `{shown["data"]["path"]}` (the training part); the other replies were sampled by each
+The prompts and human replies are those of `{shown["data"]["path"]}` (the training part){unanswered}; the other replies were sampled by each
 iteration's opponent in a game of {METHOD}, played by sparring
-from `{shown["model"]["path"]}`. Nobody has judged them: `rejected` means "from the model".
-
-| iteration | rows | reply equals the human one | cut at the length limit |
-|---|---|---|---|
-{lines}
-
-Two configurations with one split per iteration:
-
-- `preference`: `prompt`, `chosen`, `rejected` as lists of turns, which TRL's `DPOTrainer` takes; with `row_id`, `replica` and
-  `finish_reason`.
-- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes.
+from `{shown["model"]["path"]}`. {told}
 
 ```python
 from datasets import load_dataset
-rows = load_dataset("{about.dataset_repo or "FOLDER"}", "preference", split="{first}")
+rows = load_dataset("{about.dataset_repo or "FOLDER"}", "{shape}", split="iteration_{iterations[0]}")
 ```
 
 These are texts. The game was played on token ids, and encoding a reply's text anew need not give them back; a reply that was cut
@@ -144,6 +140,29 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 {_recipe_block(shown)}
 
 {CITATION}"""
+
+
+def _how(recipe: Recipe, about: About) -> str:
+    if recipe.target.moves:
+        return f"{how_learned(recipe, about.unanswered)}\n"
+    return f"""Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
+from those of its own previous iteration."""
+
+
+def _told_of_replies(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
+    """Of a game in which the human reply always wins."""
+    lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
+    return f"""Nobody has judged them: `rejected` means "from the model".
+
+| iteration | rows | reply equals the human one | cut at the length limit |
+|---|---|---|---|
+{lines}
+
+Two configurations with one split per iteration:
+
+- `preference`: `prompt`, `chosen`, `rejected` as lists of turns, which TRL's `DPOTrainer` takes; with `row_id`, `replica` and
+  `finish_reason`.
+- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes."""
 
 
 def model_title(summary: Mapping[str, Any], player: Player) -> str:
@@ -170,8 +189,10 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
-    """The data, and the labelled pairs of a control that has learned from any."""
+    """The data, prompts that nobody has answered, and the labelled pairs of a control that has learned from any."""
     data, pairs = f"`{shown['data']['path']}`", _pairs(shown, recipe).get(player.name)
+    if recipe.data.prompts and player.name.isdigit():
+        data += f" and prompts of `{shown['data']['prompts']['path']}`, which nobody has answered"
     return f"{data} and the labelled pairs `{pairs}`" if pairs else data
 
 
@@ -184,8 +205,9 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
     """What the player has learned from, by its name on the Hub; the game's own replies stand in for data that are not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
+    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.name.isdigit() else []
     pairs = [section.pairs.paths[0] for section in recipe.baseline if section.pairs and section.folder == player.name]
-    return [name for name in (data, *filter(is_hub_id, pairs)) if name]
+    return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
 
 def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
@@ -218,8 +240,9 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
     from huggingface_hub import DatasetCardData
 
     configs = [
-        {"config_name": shape, "data_files": [{"split": f"iteration_{t}", "path": f"{shape}/iteration_{t}.parquet"} for t in counts]}
-        for shape in ("preference", "spin")
+        {"config_name": shape, "data_files": [{"split": f"iteration_{t}", "path": f"{shape}/iteration_{t}.parquet"} for t in iterations]}
+        for shape, iterations in splits(counts).items()
+        if iterations
     ]
     card = DatasetCardData(license=about.data.name, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
     return card.to_yaml(line_break="\n")
@@ -290,6 +313,8 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     """What it is made of, with the licences; labelled pairs count among it for the control `learner` that they trained alone."""
     pairs = _pairs(shown, recipe)
     rows = [("base model", shown["model"]["path"], about.base), ("data", shown["data"]["path"], about.data)]
+    if about.prompts is not None:
+        rows.append(("prompts without replies", shown["data"]["prompts"]["path"], about.prompts))
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
     lines = "\n".join(f"| {what} | `{name}` | {licence} |" for what, name, licence in rows)
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))

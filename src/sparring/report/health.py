@@ -30,7 +30,9 @@ def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
         found += _of_replies(row, recipe)
         if row.model in counts:
             assert before is not None
-            found += [*_of_duels(row, counts[row.model], recipe), *_of_human(row, before)]
+            found += _of_duels(row, counts[row.model], recipe)
+            if not recipe.target.moves:  # another target need not lead to the human replies
+                found += _of_human(row, before)
         before = row
     return found
 

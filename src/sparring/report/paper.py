@@ -19,6 +19,7 @@ PAPER: dict[str, Any] = {
     "sampling.top_p": 1.0,
     "sampling.max_new_tokens": 256,
     "sampling.replies_per_prompt": 1,
+    "target.kind": "human",
     "objective.loss": "logistic",
     "objective.beta": (0.1, 0.1, 0.1, 5.0),
     "objective.window": 2,

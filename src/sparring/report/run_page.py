@@ -22,6 +22,7 @@ from sparring.report.showcase import shown_of
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns
+from sparring.report.target_page import prompt_counts, target_section
 from sparring.report.untrusted import shortened
 from sparring.rundir import now, write_text
 from sparring.stage_names import BASELINE, benchmark_stage
@@ -46,6 +47,7 @@ def report_page(run: RunFiles) -> str:
     sections = [
         Section("scores", "Baseline, iterations and controls", _scores(run), "Scores"),
         *_benchmarks(run),
+        *target_section(run),
         Section("quality", "What came out", figures(list(quality_figures(run))), "Quality"),
         Section("training", "What happened on the way", figures(list(training_figures(run))), "Training"),
         *_showcase(run),
@@ -126,11 +128,15 @@ def _data(run: RunFiles) -> Markup:
     parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
     if unused := run.unused_columns:
         parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))
+    parts.append(prompt_counts(run))
     played = run.summary["iterations"]
     names = list(dict.fromkeys(name for entry in played for name in entry["counts"]))
     if names:
         rows = [[f"{entry['iteration']}", *(f"{entry['counts'].get(name, 0):,}" for name in names)] for entry in played]
-        parts.append(table("Duels that each iteration trained on", ["iteration", *(name.replace("_", " ") for name in names)], rows))
+        moves = run.recipe.target.moves  # several winners of a prompt meet its losers, and "duels" would be its pairs
+        headers = ["prompts trained on" if moves and name == "duels" else name.replace("_", " ") for name in names]
+        caption = "Prompts and replies of each iteration's window" if moves else "Duels that each iteration trained on"
+        parts.append(table(caption, ["iteration", *headers], rows))
     return Markup("").join(parts)
 
 

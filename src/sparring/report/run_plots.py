@@ -12,6 +12,7 @@ from sparring.report.outcome import WORDS
 from sparring.report.page import figure
 from sparring.report.plots import Score, Series
 from sparring.report.run_files import Player, RunFiles
+from sparring.report.target_plots import sampled_figures
 from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_of, title_of
 
 PARTS = {
@@ -36,7 +37,9 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
         yield figure(_score_plot(run, metric, WORDS[metric]), "Bars are standard errors over the held-out prompts.")
     if len(run.played) > 1:
         yield figure(*_two_sample_test(run))
-    yield figure(_score_plot(run, "real_logp", "log p of human replies"), "In nats, over held-out prompts; a fall is a warning sign.")
+    yield from sampled_figures(run)
+    sign = "winners need not be worded like them" if run.recipe.target.moves else "a fall is a warning sign"
+    yield figure(_score_plot(run, "real_logp", "log p of human replies"), f"In nats, over held-out prompts; {sign}.")
     yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it drew itself.")
     if lengths := _lengths(run):
         told = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
@@ -63,10 +66,11 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
     ):
         if lines := _series(duels, key):
             yield figure(plots.lines(key, title, lines, "optimizer step", label, zero=zero), told)
-    if lines := _named(duels, {"real_logp": "human replies", "generated_logp": "opponent's replies"}):
+    won, lost = ("winners", "losers") if run.recipe.target.moves else ("human replies", "opponent's replies")
+    if lines := _named(duels, {"real_logp": won, "generated_logp": lost}):
         yield figure(plots.lines("logps", "Log-probs", lines, "optimizer step", "log p, nats"), "Means of each batch, under the player.")
-    if lines := _named(duels, {"reward_real": "human replies", "reward_generated": "opponent's replies"}):
-        told = "Against the opponent that the iteration started from. The human line below 0 means that they lose log-prob."
+    if lines := _named(duels, {"reward_real": won, "reward_generated": lost}):
+        told = f"Against the opponent that the iteration started from. The line of the {won} below 0 means that they lose log-prob."
         yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), told)
     for key, title, logarithmic in (("loss", "Loss", False), ("grad_norm", "Gradient norm", True), ("lr", "Learning rate", False)):
         if lines := _series(whole, key):
@@ -114,7 +118,8 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
     ]
     drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("cannot tell", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
-    return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot, and the game is over."
+    over = "" if run.recipe.target.moves else ", and the game is over"
+    return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot{over}."
 
 
 def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:

@@ -72,10 +72,11 @@ def _accuracy(row: Row) -> str:
     return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
-_EXACT_COLUMNS = {
-    "exact_match": Column("exact match", with_error("exact_match", 3)),
-    "exact_match_greedy": Column("exact, greedy", with_error("exact_match_greedy", 3)),
-}
+# Counts of a game whose target moves: what became of the prompts, and the replies that met
+OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
+RATES = ("pass_rate", "vote_share", "distinct_answers")
+OUTCOMES_TITLE = "Winners: what became of all prompts in the window"
+RATES_TITLE = "Graded: each opponent's replies to the training prompts"
 _LIKELIHOOD_COLUMNS = [
     Column("NLL / token", with_error("nll_per_token", 4)),
     Column("log p human", with_error("real_logp", 2)),
@@ -97,7 +98,39 @@ REPLY_COLUMNS = [
 
 
 def quality_columns(scores: Scores) -> list[Column]:
-    return [*(column for name, column in _EXACT_COLUMNS.items() if name in scores), *_LIKELIHOOD_COLUMNS]
+    words = {name: words for name, words in answer_words(scores).items() if name in scores}
+    return [*(Column(words, with_error(name, 3)) for name, words in words.items()), *_LIKELIHOOD_COLUMNS]
+
+
+def answer_words(scores: Scores) -> dict[str, str]:
+    """Score of answers -> its name for people, whether it was measured or not. With k replies to a prompt exact match is pass@1."""
+    k = samples_of(scores)
+    exact = "exact match" if k == 1 else f"pass@1 (k={k})"
+    sampled = {f"pass_at_{k}": f"pass@{k}", f"maj_at_{k}": f"maj@{k}"} if k > 1 else {}
+    return {"exact_match": exact, "exact_match_greedy": "exact, greedy", **sampled}
+
+
+def samples_of(scores: Scores) -> int:
+    """Replies to every held-out prompt, as far as scores of answers tell."""
+    return max((int(name.removeprefix("pass_at_")) for name in scores if name.startswith("pass_at_")), default=1)
+
+
+def outcome_rows(summary: Mapping[str, Any]) -> Iterator[Row]:
+    """What became of the prompts that each iteration trained on, and the rates of its opponent's replies; nothing of a game in which the
+    human reply wins."""
+    for entry in summary["iterations"]:
+        if "decided" in entry["counts"]:
+            counts = {name: {"value": count, "stderr": None} for name, count in entry["counts"].items()}
+            t = entry["iteration"]
+            yield Row(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
+
+
+OUTCOME_COLUMNS = [Column(name.replace("_", " "), with_error(name, 0)) for name in OUTCOMES]
+
+
+def rate_columns(rows: Sequence[Row]) -> list[Column]:
+    """Of the rates that any iteration has."""
+    return [Column(name.replace("_", " "), with_error(name, 3)) for name in RATES if any(name in row.scores for row in rows)]
 
 
 def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:

@@ -12,12 +12,26 @@ from rich.text import Text
 
 from sparring.config import recipe_of_run
 from sparring.console import printable
+from sparring.report.headroom import print_headroom
 from sparring.report.health import signs, warnings
 from sparring.report.next_steps import next_steps
 from sparring.report.outcome import verdict_lines
 from sparring.report.ranking import SAMPLES, read_samples
 from sparring.report.showcase import SHOWCASE, shown_of
-from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Row, print_benchmarks, print_table, quality_columns, rows_of
+from sparring.report.tables import (
+    DUEL_COLUMNS,
+    OUTCOME_COLUMNS,
+    OUTCOMES_TITLE,
+    RATES_TITLE,
+    REPLY_COLUMNS,
+    Row,
+    outcome_rows,
+    print_benchmarks,
+    print_table,
+    quality_columns,
+    rate_columns,
+    rows_of,
+)
 from sparring.rundir import read_json
 from sparring.stage_names import BASELINE, benchmark_stage
 
@@ -31,6 +45,7 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     if duels:
         print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
     print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+    _print_target(summary, console)
     _print_benchmarks(rows, root, console)
     _print_showcase(rows, root, console)
     for line in warnings(signs(summary, recipe_of_run(root))):
@@ -41,6 +56,17 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     for name, value in next_steps(root, summary):
         steps.add_row(Text(name), Text(printable(value), overflow="fold"))
     console.print(steps)
+
+
+def _print_target(summary: Mapping[str, Any], console: Console) -> None:
+    """Of a game whose target moves: what the start left to gain, who won, and the rates of the opponents' replies."""
+    if "headroom" in summary:
+        print_headroom(summary["headroom"], console)
+    outcomes = list(outcome_rows(summary))
+    if outcomes:
+        print_table(OUTCOMES_TITLE, OUTCOME_COLUMNS, outcomes, console)
+        if columns := rate_columns(outcomes):
+            print_table(f"{RATES_TITLE} (+- standard error)", columns, outcomes, console)
 
 
 def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:

@@ -15,12 +15,12 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.candidates import rules_of
 from sparring.stages.grade import candidates_at
 from sparring.stages.ground import Ground, told
 from sparring.stages.inputs import sampling_inputs
 from sparring.stages.making import samples_on_ranks
 from sparring.targets import TARGETS
+from sparring.targets.graded import rules_of
 from sparring.targets.window import Window, build_window, select_window
 
 

@@ -20,10 +20,11 @@ from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.candidates import HUMAN, candidates_of, rate_scores, rates
+from sparring.stages.candidates import rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.ground import Ground, told
 from sparring.targets import Candidates
+from sparring.targets.graded import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)

@@ -11,7 +11,7 @@ from sparring.config import OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.data.fingerprint import chat_fingerprint, data_inputs
-from sparring.data.prepare import prepare, read_examples, write_examples
+from sparring.data.prepare import PROMPTS, prepare, read_examples, write_examples
 from sparring.data.records import Example
 from sparring.errors import UserError
 from sparring.policy.load import find_model, load_tokenizer, model_facts
@@ -23,7 +23,6 @@ from sparring.stages.micro_batches import choose_tokens
 
 Optim = TypeVar("Optim", bound=OptimSection)
 START_LINK = "start"
-PROMPTS = "prompts.parquet"
 
 
 class Ground:

@@ -49,6 +49,7 @@ class PromptsSection(RowsSection):
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
+
 LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # where the recipe names no number
 
 

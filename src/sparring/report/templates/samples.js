@@ -29,6 +29,11 @@
     const now = sample.replies[current()], before = sample.replies[0];
     return now && before && known(now.human_logp) && known(before.human_logp) ? now.human_logp - before.human_logp : null;
   };
+  // of one reply to a prompt 0 or 1, of several the share of them that is right
+  const rightness = (sample) => {
+    const now = sample.replies[current()]?.right, before = sample.replies[0]?.right;
+    return known(now) && known(before) ? now - before : 0;
+  };
   const length = (sample) => {
     const reply = sample.replies[current()];
     return reply ? reply.tokens ?? reply.text.length : null;
@@ -42,8 +47,8 @@
     all: () => () => true,
     improved: () => (sample) => known(change(sample)) && change(sample) > 0,
     worse: () => (sample) => known(change(sample)) && change(sample) < 0,
-    right: () => (sample) => sample.replies[current()]?.right === 1 && sample.replies[0]?.right === 0,
-    wrong: () => (sample) => sample.replies[current()]?.right === 0 && sample.replies[0]?.right === 1,
+    right: () => (sample) => rightness(sample) > 0,
+    wrong: () => (sample) => rightness(sample) < 0,
     truncated: () => (sample) => sample.replies[current()]?.finish === "length",
     identical: () => (sample) => Boolean(sample.replies[current()]?.identical),
     longest,
@@ -116,7 +121,7 @@
     const facts = [`log p human ${nats(reply.human_logp)}, own ${nats(reply.own_logp)}`];
     if (known(reply.margin)) facts.push(`margin change ${nats(reply.margin)}`);
     facts.push((known(reply.tokens) ? `${reply.tokens} tokens, ` : "") + (reply.finish === "length" ? "truncated (finish: length)" : `finish: ${reply.finish}`));
-    if (known(reply.right)) facts.push(reply.right ? "answer right" : "answer wrong");
+    if (known(reply.right)) facts.push(reply.right === 1 ? "answer right" : reply.right === 0 ? "answer wrong" : `${Math.round(100 * reply.right)}% of its replies right, of which this is the first`);
     if (reply.identical) facts.push("identical to the human reply");
     box.append(make("p", { class: "facts" }, facts.join(" · ")));
     if (known(reply.greedy)) box.append(make("details", {}, make("summary", {}, "greedy reply"), make("p", { class: "text", dir: "auto" }, reply.greedy)));

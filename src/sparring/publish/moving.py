@@ -1,0 +1,61 @@
+"""What cards say of a game whose target moves: who won by which rule and checker, and that winners are the model's own replies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sparring.config import Recipe
+from sparring.report.rule import checker_name, rule_of
+
+Counts = Mapping[int, Mapping[str, int]]
+HEADERS = {
+    "prompts": "prompts with pairs",
+    "unanswered": "of them without a human reply",
+    "rows": "pairs",
+    "chosen_human": "of them won by a human reply",
+    "truncated": "losers cut at the length limit",
+}
+
+
+def how_learned(recipe: Recipe, unanswered: int) -> str:
+    """The first lines of a player's card. unanswered: prompts without a human reply that the game was played on."""
+    target, count = recipe.target, recipe.sampling.replies_per_prompt
+    return f"""Fine-tuned by sparring in a self-play game whose target moves (`target.kind: {target.kind}`, checker
+`{checker_name(target)}`): in every iteration the previous player replied {count} times to every training prompt.
+{" ".join(rule_of(recipe))}
+
+{_whose(recipe, unanswered)}"""
+
+
+def told_of_pairs(recipe: Recipe, counts: Counts, unanswered: int) -> str:
+    """The body of the data set's card: the rule, a table of counts, what the configurations hold."""
+    lines = [
+        f"| iteration | {' | '.join(HEADERS.values())} |",
+        f"|---|{'---|' * len(HEADERS)}",
+        *(f"| {t} | {' | '.join(str(found[name]) for name in HEADERS)} |" for t, found in counts.items()),
+    ]
+    table, drawn = "\n".join(lines), recipe.sampling.replies_per_prompt
+    note = "" if recipe.objective.uses_gaps else " The game itself learned from winners alone: these pairs are those that would have met."
+    return f"""{" ".join(rule_of(recipe))}{note}
+
+{_whose(recipe, unanswered)}
+
+{table}
+
+Two configurations with a split per iteration that has rows for it:
+
+- `preference`: winners and losers that met, as `prompt`, `chosen`, `rejected` in lists of turns, which TRL's `DPOTrainer` takes; with
+  `row_id`, `iteration`, `chosen_by` (`human` where it is the human reply, token for token, else `model`), scores and answers as the
+  checker gave them, votes (how many of {drawn} replies ended and gave the same answer; a cut one has none), `weight` of the prompt,
+  and the loser's `finish_reason`.
+- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes: every reply of the model beside the human one,
+  whoever won. Prompts without a human reply are not in it."""
+
+
+def _whose(recipe: Recipe, unanswered: int) -> str:
+    """Whose replies the winners are, and how many prompts nobody has answered."""
+    asked = f"{unanswered} of the prompts had no human reply." if unanswered else "Every prompt had a human reply."
+    if recipe.target.human == "only":
+        return f"Winners are human replies. {asked}"
+    written = "the model's own replies" if recipe.target.human == "never" else "the model's own replies, but for the human ones"
+    return f"Winners are {written}: no person has written or read them, and a checker or a vote can be wrong. {asked}"

@@ -1,0 +1,74 @@
+"""Who wins in a game whose target moves, in words for people: on the report's page, and on the cards of what is published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.config import Recipe, TargetSection
+
+HUMAN_PART = {
+    "fallback": "The human reply, where a prompt has one, wins where no reply of the model does.",
+    "never": "Human replies take no part.",
+    "mix": "The human reply, where a prompt has one, is always among the winners.",
+    "only": "The human reply alone wins, against the replies that lose.",
+}
+
+
+def rule_of(recipe: Recipe) -> list[str]:
+    """Sentences: which replies win and which lose, the human reply's part, what is left out, and what is learned from them.
+
+    For a target that moves. Of a checker's path only the file's name is told.
+    """
+    target = recipe.target
+    who = _by_votes(target) if target.kind == "majority" else _by_checker(target)
+    return [who, _human(target), _left_out(target), _learned(recipe)]
+
+
+def checker_name(target: TargetSection) -> str:
+    """What grades the held-out replies, and those of the opponent unless they are dealt at random."""
+    return Path(target.grading_checker or "").name
+
+
+def _by_checker(target: TargetSection) -> str:
+    checker = checker_name(target)
+    least = "" if target.pass_score == 1.0 else f" with a score of {target.pass_score:g} or more"
+    if target.checker == "random":
+        return (
+            f"A control: replies win that were drawn at random, as many as the checker {checker} passes{least}; the other ones that it "
+            "has judged lose."
+        )
+    return (
+        f"A reply of the model wins if the checker {checker} passes it{least} and it ended its turn; the other ones that it has judged "
+        "lose."
+    )
+
+
+def _by_votes(target: TargetSection) -> str:
+    return (
+        f"The answer that most replies of the model to a prompt give wins, if {target.min_votes:.0%} of them or more do and no other has "
+        "as many votes; replies with another answer, or with none, lose. Answers are read and compared by the checker "
+        f"{checker_name(target)}; a reply that was cut at the limit has no vote. A right answer need not be known."
+    )
+
+
+def _human(target: TargetSection) -> str:
+    told = HUMAN_PART[target.human]
+    known = " Its answer, where it can be read, is the winning one without a vote."
+    return told + known if target.kind == "majority" and target.human in ("mix", "only") else told
+
+
+def _left_out(target: TargetSection) -> str:
+    near = "" if target.near_duplicates is None else f", nor a winner that shares {target.near_duplicates:.0%} of its words with another"
+    answered = " Only complete replies with an answer can lose." if target.losers == "answered" else ""
+    limits = f"Of one prompt {target.max_winners} winners and {target.max_losers} losers at most count, no text twice{near}."
+    return limits + answered
+
+
+def _learned(recipe: Recipe) -> str:
+    if not recipe.objective.uses_gaps:
+        return "The player learns the winners alone, by their likelihood (objective.loss: sft)."
+    anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
+    kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
+    weighed = "; each prompt is weighed by its margin of votes" if recipe.target.weigh_votes else ""
+    told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.loss})"
+    return f"{told}{kept}{weighed}."

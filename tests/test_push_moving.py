@@ -1,0 +1,165 @@
+"""`sparring push` of games whose target moves: preference rows are winners and losers that met, and cards say who won."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Game
+
+from sparring.config import load_recipe
+from sparring.data.tables import read_rows
+from sparring.publish.moving import how_learned, told_of_pairs
+from sparring.publish.names import public
+from sparring.publish.pairs import splits
+
+UNANSWERED = {f"add {a} {b}" for a in range(6, 10) for b in range(6)}
+
+
+@pytest.fixture(scope="module")
+def folder(moving: Game) -> Path:
+    return pushed(moving)
+
+
+def pushed(game: Game) -> Path:
+    result = game.command("push", "run", "--repo", "me/model", "--dataset-repo", "me/replies", "--dry-run", "pushed")
+    assert result.code == 0, result.err
+    return game.folder / "pushed"
+
+
+def rows_of(folder: Path, shape: str, t: int) -> list[dict[str, Any]]:
+    return read_rows(folder / f"data/{shape}/iteration_{t}.parquet")
+
+
+def asked(row: dict[str, Any]) -> str:
+    return row["prompt"][0]["content"]
+
+
+def said(row: dict[str, Any], side: str) -> str:
+    (turn,) = row[side]
+    assert turn["role"] == "assistant"
+    return turn["content"]
+
+
+# --- the data
+
+
+def test_the_rows_are_the_pairs_that_the_game_counted(folder: Path, moving: Game) -> None:
+    """The window of iteration 0 holds its own replies alone."""
+    assert len(rows_of(folder, "preference", 0)) == moving.json("summary.json")["iterations"][0]["counts"]["pairs"]
+
+
+def test_winners_have_the_leading_answer_and_losers_another_or_none(folder: Path, moving: Game) -> None:
+    for t in (0, 1):
+        grades = read_rows(moving.root / f"iterations/{t:03d}/grade")
+        cut = {(r["row_id"], r["replica"]) for r in read_rows(moving.root / f"iterations/{t:03d}/generate") if r["finish_reason"] != "stop"}
+        for row in rows_of(folder, "preference", t):
+            own = [grade for grade in grades if grade["row_id"] == row["row_id"] and grade["replica"] >= 0]
+            votes = Counter(grade["answer"] for grade in own if grade["answer"] and (grade["row_id"], grade["replica"]) not in cut)
+            assert row["iteration"] == t and row["weight"] == 1.0 and said(row, "chosen") != said(row, "rejected")
+            assert said(row, "rejected") in [grade["text"] for grade in own]
+            if row["chosen_by"] == "human":
+                assert asked(row) not in UNANSWERED, "nobody has answered it"
+                continue
+            assert said(row, "chosen") in [grade["text"] for grade in own]
+            assert votes[row["chosen_answer"]] == row["chosen_votes"] == max(votes.values()) > row["rejected_votes"]
+
+
+def test_human_winners_are_the_data_and_prompts_that_nobody_answered_have_none(folder: Path) -> None:
+    rows = [row for t in (0, 1) for row in rows_of(folder, "preference", t)]
+    by = Counter((row["chosen_by"], asked(row) in UNANSWERED) for row in rows)
+    assert by["human", False] and by["model", True] and not by["human", True]
+    for row in rows:
+        if row["chosen_by"] == "human":
+            _, a, b = asked(row).split()
+            assert said(row, "chosen") == f"{a} + {b} = {int(a) + int(b)}" and row["chosen_score"] == 1.0
+
+
+def test_the_spin_shape_holds_rows_with_a_human_reply_alone(folder: Path) -> None:
+    rows = rows_of(folder, "spin", 0)
+    assert len(rows) == 28 * 4
+    assert not {row["real"][0]["content"] for row in rows} & UNANSWERED and all(row["real"][-1]["content"] for row in rows)
+
+
+def test_both_shapes_load_by_their_card(folder: Path, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    for t in (0, 1):
+        rows = load_dataset(str(folder / "data"), "preference", split=f"iteration_{t}", cache_dir=str(tmp_path))
+        assert {name: rows.features[name].dtype for name in ("chosen_score", "chosen_answer", "chosen_votes")} == {
+            "chosen_score": "float64",
+            "chosen_answer": "string",
+            "chosen_votes": "int64",
+        }
+    spin = load_dataset(str(folder / "data"), "spin", split="iteration_1", cache_dir=str(tmp_path))
+    assert spin.column_names == ["real", "generated"] and len(spin) == 28 * 4
+
+
+def test_likelihood_of_winners_has_pairs_that_would_have_met(filtered: Game) -> None:
+    folder = pushed(filtered)
+    grades = {(row["row_id"], row["text"]): row for row in read_rows(filtered.root / "iterations/000/grade")}
+    for row in rows_of(folder, "preference", 0):
+        assert row["chosen_by"] == "human" or grades[row["row_id"], said(row, "chosen")]["score"] == 1.0
+        assert row["rejected_score"] == 0.0 or row["finish_reason"] == "length"
+    text = (folder / "data/README.md").read_text()
+    assert "these pairs are those that would have met" in text and "the checker number passes it" in text
+
+
+def test_an_iteration_without_rows_has_no_split() -> None:
+    counts = {0: {"rows": 0, "spin_rows": 5}, 1: {"rows": 3, "spin_rows": 5}}
+    assert splits(counts) == {"preference": [1], "spin": [0, 1]}
+    assert splits({0: {"rows": 4}}) == {"preference": [0], "spin": [0]}
+
+
+# --- the cards
+
+
+def test_the_data_card_says_who_won_and_counts(folder: Path) -> None:
+    text = " ".join((folder / "data/README.md").read_text().split())
+    for t in (0, 1):
+        rows = rows_of(folder, "preference", t)
+        prompts = {asked(row) for row in rows}
+        humans = sum(row["chosen_by"] == "human" for row in rows)
+        cut = sum(row["finish_reason"] == "length" for row in rows)
+        assert f"| {t} | {len(prompts)} | {len(prompts & UNANSWERED)} | {len(rows)} | {humans} | {cut} |" in text
+    for words in (
+        "Winning and losing replies",
+        "The answer that most replies of the model to a prompt give wins",
+        "compared by the checker number",
+        "no person has written or read them",
+        "24 of the prompts had no human reply",
+        "prompts of `prompts.jsonl`, which nobody has answered",
+        "| prompts without replies | `prompts.jsonl` | unknown",
+    ):
+        assert words in text, words
+    assert "Nobody has judged them" not in text
+
+
+def test_the_model_card_says_what_won(folder: Path) -> None:
+    text = " ".join((folder / "model/README.md").read_text().split())
+    assert "whose target moves (`target.kind: majority`, checker `number`)" in text and "replied 4 times to every training prompt" in text
+    assert "Winners are the model's own replies" in text and "24 of the prompts had no human reply" in text
+    assert "learned to tell human replies" not in text and "| pass_at_4 | 8 |" in text
+
+
+def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game) -> None:
+    recipe = load_recipe(moving.root / "recipe.yaml", ["target.human=never"])
+    assert "Every prompt had a human reply" in how_learned(recipe, 0)
+    counts = {0: dict.fromkeys(("prompts", "unanswered", "rows", "chosen_human", "truncated"), 7)}
+    assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in told_of_pairs(recipe, counts, 0)
+    assert "Winners are human replies" in how_learned(
+        load_recipe(moving.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
+    )
+
+
+def test_folders_of_prompts_and_checkers_are_hidden(moving: Game) -> None:
+    changes = [
+        "data.prompts.path=/home/anna/prompts.jsonl",
+        "target={kind: verified, checker: random, random_like: '/home/anna/rules.py:check'}",
+        "evaluate.answer_pattern='[0-9]+'",
+    ]
+    text = yaml.safe_dump(public(load_recipe(moving.root / "recipe.yaml", changes)))
+    assert "anna" not in text and "path: prompts.jsonl" in text and "random_like: rules.py:check" in text
