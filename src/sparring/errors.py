@@ -28,5 +28,6 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type. A heading takes the next in."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]
