@@ -19,13 +19,14 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"errors", "files", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "interrupts": set(),
     "console": {"errors"},
-    "config": {"errors"},
+    "files": {"errors"},
+    "config": {"errors", "files"},
     "locks": {"errors"},
     "packages": set(),
     "rundir": {"errors", "config", "locks"},

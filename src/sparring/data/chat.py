@@ -14,6 +14,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from sparring.data.records import Conversation, Message, TokenIds
 from sparring.errors import UserError
+from sparring.files import MOST_TEXT_BYTES, require_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,6 +30,7 @@ _OPTION = "model.chat_template"
 def load_template(path: str | Path) -> str:
     """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
     where = f"{_OPTION}: {path}"
+    require_regular(Path(path).expanduser(), where, MOST_TEXT_BYTES)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:

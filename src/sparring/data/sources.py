@@ -11,6 +11,7 @@ from sparring.data.arrow import read_hub, read_parquet
 from sparring.data.rows import Rows, Source, located_rows
 from sparring.data.text_files import read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest
+from sparring.files import require_regular
 
 TEXT_READERS = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
 PARQUET = ".parquet"
@@ -54,6 +55,7 @@ def local_file(section: Source) -> Path | None:
         return None
     if not _exists(path):
         raise UserError("no such data file", where=str(path), remedy=_other_files(path) or f"check {section.option}.path")
+    require_regular(path, str(path))
     if path.is_dir():
         raise UserError("is a folder, not a data file", where=str(path), remedy=_other_files(path / "x") or "name one file")
     if path.suffix.lower() not in DATA_FILES:

@@ -64,6 +64,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
     """
     from peft import LoraConfig, get_peft_model
 
+    _require_rank(model, lora.rank, where.replace("targets", "rank"))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -85,6 +86,14 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
                 where=where,
                 remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
             ) from error
+
+
+def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
+    """A product of two factors has the rank of the matrix that it stands beside at most; beyond it is memory for nothing."""
+    most = max((min(weight.shape) for weight in model.parameters() if weight.ndim == 2), default=rank)
+    if rank > most:
+        what = f"{rank} is beyond what any matrix of {type(model).__name__} has, {most}"
+        raise UserError(what, where=where, remedy="the usual 8 to 64 do")
 
 
 def require_weights(folder: Path) -> None:
