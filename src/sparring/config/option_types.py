@@ -97,7 +97,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 # Folders of iterations are numbered with three digits.
 Iterations = Annotated[int, Field(gt=0, lt=1000)]
 # Each prompt is held as often in memory at once; the published runs take one.
-Replies = Annotated[int, Field(gt=0, lt=1000)]
+Replies = Annotated[int, Field(gt=0, le=1000)]
 # Below 2**32, because NumPy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
