@@ -7,20 +7,19 @@ adds to that very prefix, up to and including the token with which the model its
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from sparring.data.records import Conversation, Message, TokenIds
+from sparring.data.rendering import Renderer
 from sparring.errors import UserError
 from sparring.files import MOST_TEXT_BYTES, require_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# What a template can raise while it renders. Templates come with models, so none of it may look like a fault of ours.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 # Stand-ins whose place in a rendering shows what the template puts around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
@@ -52,13 +51,15 @@ class Chat:
 
     `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
     tells, once each, what had to be decided for this template; it may grow while conversations come in.
-    Rendering happens in transformers' sandbox alone. Nothing here reads the pad token, which may equal the end of turn.
+    Rendering happens in transformers' sandbox alone, in a process with limits (rendering.py). Nothing here reads the pad token, which may
+    equal the end of turn.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None = None, end_of_turn_ids: Iterable[int] = ()) -> None:
         self.tokenizer = tokenizer
         self.notices: list[str] = []
         self.template = template if template is not None else _own_template(tokenizer)
+        self._renderer = Renderer(partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False))
         self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
         self._takes_system = self._probe_system()
         self._probe_start()
@@ -104,18 +105,13 @@ class Chat:
     def _render(self, messages: Sequence[Message], where: str | None, add_generation_prompt: bool = False) -> str:
         try:
             return self._render_raw(messages, add_generation_prompt)
-        except TEMPLATE_ERRORS as error:
+        except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
             raise UserError(what, where=where, remedy=f"mend or drop the row, or set {_OPTION} to a template that takes it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            chat_template=self.template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        return self._renderer([dict(message) for message in messages], add_generation_prompt=add_generation_prompt)
 
     def _folded(self, prompt: Sequence[Message]) -> list[Message]:
         """The turns as the template can take them: where it has no system role, that text opens the first user turn."""
@@ -159,7 +155,7 @@ class Chat:
         messages = [Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)]
         try:
             text = self._render_raw(messages)
-        except TEMPLATE_ERRORS as error:
+        except TemplateError as error:
             what = f"the chat template cannot render a question and its answer: {_reason(error)}"
             raise UserError(what, where=_OPTION, remedy="correct the template") from None
         if _ASKED not in text or _ANSWERED not in text:
@@ -187,7 +183,7 @@ class Chat:
         """Whether a system turn reaches the rendering; some templates refuse it, some drop it without a word."""
         try:
             text = self._render_raw([Message(role="system", content=_SYSTEM), Message(role="user", content=_ASKED)], True)
-        except TEMPLATE_ERRORS:
+        except TemplateError:
             return False
         return _SYSTEM in text
 
