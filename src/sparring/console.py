@@ -14,7 +14,20 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
+from sparring.secrecy import without_secrets
+
 log = logging.getLogger("sparring")
+
+
+def _tell_no_secrets(record: logging.LogRecord) -> bool:
+    """A filter of the log: what it lets through, tracebacks included, is without secrets."""
+    record.msg, record.args = without_secrets(record.getMessage()), ()
+    if record.exc_info and not record.exc_text:
+        record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info))
+    return True
+
+
+log.addFilter(_tell_no_secrets)
 console = Console(stderr=True, highlight=False)
 RUN_LOG = "run.log"
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from sparring.secrecy import without_secrets
+
 
 class UserError(Exception):
     """Bad input. The command line prints it without a traceback and exits with code 2.
 
     `what` says what is wrong with its value and the rule, `where` names the file, row or recipe key,
-    `remedy` says what to do next.
+    `remedy` says what to do next. No secret gets into any of them.
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = what, where, remedy
-        lines = [f"{where}: {what}" if where else what]
+        self.what, self.where, self.remedy = (text and without_secrets(text) for text in (what, where, remedy))
+        lines = [f"{self.where}: {self.what}" if where else self.what]
         if remedy:
-            lines.append(f"  -> {remedy}")
+            lines.append(f"  -> {self.remedy}")
         super().__init__("\n".join(lines))
 
 

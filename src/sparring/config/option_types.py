@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from sparring.secrecy import looks_like_a_key
+
 T = TypeVar("T")
 
 
@@ -49,7 +51,7 @@ def _has_port_or_none(parts: SplitResult) -> bool:
 
 
 def _environment_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if looks_like_a_key(name) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise _secret("not the name of an environment variable; the key itself does not belong here")
     return name
 

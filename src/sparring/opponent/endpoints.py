@@ -23,13 +23,13 @@ import httpx2
 from sparring.config import ServerSection
 from sparring.console import log
 from sparring.errors import UserError
+from sparring.secrecy import LEAST_SECRET
 
 T = TypeVar("T")
 WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
 TOLD_WAIT = 5.0  # seconds of a Retry-After from which on somebody who watches is told
-LEAST_SECRET = 8  # characters: a key such as "EMPTY" or "x" keeps nobody out, and would be found in names and words all over an answer
 LOOK_AGAIN = 0.01  # seconds after which a request that found no room looks for some again
 CONNECT_SECONDS = 15.0
 # may pass by itself: overload, a server that restarts, a gateway without its server
