@@ -19,15 +19,15 @@ from sparring.secrecy import without_secrets
 log = logging.getLogger("sparring")
 
 
-def _tell_no_secrets(record: logging.LogRecord) -> bool:
-    """A filter of the log: what it lets through, tracebacks included, is without secrets."""
-    record.msg, record.args = without_secrets(record.getMessage()), ()
+def _make_harmless(record: logging.LogRecord) -> bool:
+    """A filter of the log: what it lets through, tracebacks included, tells no secret and moves no cursor."""
+    record.msg, record.args = printable(without_secrets(record.getMessage())), ()
     if record.exc_info and not record.exc_text:
-        record.exc_text = without_secrets(logging.Formatter().formatException(record.exc_info))
+        record.exc_text = printable(without_secrets(logging.Formatter().formatException(record.exc_info)))
     return True
 
 
-log.addFilter(_tell_no_secrets)
+log.addFilter(_make_harmless)
 console = Console(stderr=True, highlight=False)
 RUN_LOG = "run.log"
 

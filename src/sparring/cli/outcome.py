@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from sparring import interrupts
-from sparring.console import is_in_log_file
+from sparring.console import is_in_log_file, printable
 from sparring.errors import UserError
 from sparring.secrecy import without_secrets
 
@@ -34,6 +34,8 @@ def outcome(again: str | None = None) -> Iterator[None]:
         stop(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
         stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
+    except typer.Exit:
+        raise
     except Exception as error:
         if _is_full_disk(error):
             stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
@@ -60,11 +62,11 @@ def _is_full_disk(error: BaseException) -> bool:
 
 
 def _print_traceback(error: BaseException) -> None:
-    print(without_secrets("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+    print(printable(without_secrets("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
 
 
 def stop(message: str, code: int) -> None:
-    print(without_secrets(message), file=sys.stderr)
+    print(printable(without_secrets(message)), file=sys.stderr)
     raise typer.Exit(code) from None
 
 

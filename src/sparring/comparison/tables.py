@@ -18,7 +18,7 @@ HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens"
 
 def print_comparison(found: Comparison, console: Console) -> None:
     for metric in found.metrics:
-        table = Table(title=Text(title(found, metric)), title_justify="left")
+        table = Table(title=Text(printable(title(found, metric))), title_justify="left")
         table.add_column(HEADERS[0], overflow="fold")
         for name in HEADERS[1:]:
             table.add_column(name, justify="right", no_wrap=True)

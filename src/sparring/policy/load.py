@@ -20,7 +20,7 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
-from sparring.policy.folder import CONFIG, check_folder, read_headers, reading
+from sparring.policy.folder import CONFIG, check_files, check_folder, read_headers, reading
 from sparring.policy.hub import from_hub
 from sparring.policy.strategies import load_whole
 from sparring.policy.tiny import make_tiny
@@ -199,6 +199,7 @@ def weights_hash(folder: Path) -> str:
 
 def copy_extras(source: Path, target: Path) -> None:
     """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
+    check_files(source)
     target.mkdir(parents=True, exist_ok=True)
     skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json", adapters.CONFIG}
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
