@@ -198,15 +198,28 @@ def test_a_model_folder_without_weights(game: Game, model: Path) -> None:
 @pytest.mark.parametrize(
     "name, content, part",
     [
-        ("model.safetensors", b"garbage", "cannot load the model"),
+        ("model.safetensors", b"garbage", "model.safetensors: cannot read the weights"),
         ("config.json", b"{", "config.json"),
         ("config.json", b'{"model_type": "no-such-model"}', "no-such-model"),
-        ("tokenizer.json", b"{", "cannot load the tokenizer"),
+        ("tokenizer.json", b"{", "tokenizer.json: not a valid JSON file"),
     ],
 )
 def test_a_broken_model_folder(game: Game, model: Path, name: str, content: bytes, part: str) -> None:
     (model / name).write_bytes(content)
     refused(game.run(), part, str(model.name))
+
+
+def test_a_row_with_a_token_that_the_model_has_no_embedding_of(game: Game, model: Path) -> None:
+    from sparring.policy.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    tokenizer.save_pretrained(model)
+    write_rows(game.folder / "rows.jsonl", [*rows(), {"prompt": "see <image>", "completion": "a cat"}])
+    refused(game.run(), "<image>")
+    write_rows(game.folder / "rows.jsonl", rows())
+    shutil.rmtree(game.root)
+    assert game.run("iterations=1", "baseline=null").code == 0
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import os
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +20,7 @@ from pydantic import ValidationError
 from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
 from sparring.config.other_names import INSTEAD, SAME
 from sparring.config.resolved import resolved
-from sparring.config.yaml_dialect import dump_yaml, parse_yaml
+from sparring.config.yaml_dialect import MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml
 from sparring.control import unlike_lr
 from sparring.errors import UserError
 
@@ -275,7 +277,7 @@ def test_a_recipe_is_hashable_and_can_be_copied_and_pickled() -> None:
     ("key", "value", "rule"),
     [
         # types
-        ("iterations", "3", "'3' is refused; wanted: whole number above 0, but this is text"),
+        ("iterations", "3", "'3' is refused; wanted: whole number above 0 and below 1000, but this is text"),
         ("iterations", True, "true is refused; wanted: whole number above 0"),
         ("iterations", 2.0, "2.0 is refused; wanted: whole number above 0"),
         ("iterations", [3], "[3] is refused; wanted: whole number above 0"),
@@ -580,7 +582,7 @@ def test_long_values_are_cut() -> None:
         ("seed: *x\n", "not valid YAML: found undefined alias 'x'"),
         ("seed: \x07\n", "not valid YAML: unacceptable character"),
         ("[a]: 1\n", "not valid YAML: found unhashable key"),
-        (f"seed: {'9' * 5000}\n", "not valid YAML: Exceeds the limit"),
+        (f"seed: {'9' * 5000}\n", "not valid YAML: a whole number of 5,000 digits; no option takes more than 18"),
         ("", "a recipe is a mapping of keys to values, this is nothing"),
         ("- a\n", "a recipe is a mapping of keys to values, this is ['a']"),
         ("hello\n", "a recipe is a mapping of keys to values, this is 'hello'"),
@@ -594,7 +596,67 @@ def test_broken_files(recipe_file: Any, text: str, message: str) -> None:
 
 
 def test_recursive_alias(recipe_file: Any) -> None:
-    assert "train.sub: unknown key" in refusal(recipe_file(f"{SMALLEST}train: &a {{sub: *a, lr: *a}}\n"))
+    assert "*a stands for something that it is a part of" in refusal(recipe_file(f"{SMALLEST}train: &a {{sub: *a, lr: *a}}\n"))
+
+
+def lists_of_aliases(levels: int, width: int) -> str:
+    """Nested `width ** levels` values, in a few lines."""
+    lines = [f"- &a0 [{','.join(['x'] * width)}]"]
+    lines += [f"- &a{level} [{','.join([f'*a{level - 1}'] * width)}]" for level in range(1, levels)]
+    return "showcase:\n" + "\n".join(f"  {line}" for line in lines) + "\n"
+
+
+def merged_mappings(levels: int, width: int) -> str:
+    lines = ["x0: &m0 {a: 1, b: 2}"]
+    return "\n".join([*lines, *(f"x{n}: &m{n} {{<<: [{','.join([f'*m{n - 1}'] * width)}]}}" for n in range(1, levels))]) + "\n"
+
+
+@pytest.mark.parametrize("make", [lists_of_aliases, merged_mappings])
+@pytest.mark.parametrize(("levels", "width"), [(9, 9), (30, 2), (3, 200), (12, 4)])
+def test_a_text_that_grows_without_end_is_refused_while_it_is_read(
+    make: Callable[[int, int], str], levels: int, width: int, recipe_file: Any
+) -> None:
+    message = refusal(recipe_file(SMALLEST + make(levels, width)))
+    assert re.search(", line [0-9]+: not valid YAML: (more than 10,000 values, counting what aliases stand for|nested more than)", message)
+
+
+@given(st.integers(1, 9), st.integers(1, 9))
+def test_what_aliases_stand_for_is_counted(levels: int, width: int) -> None:
+    sizes = [1 + width]
+    while len(sizes) < levels:
+        sizes.append(1 + width * sizes[-1])
+    is_allowed = 3 + sum(sizes) <= MOST_VALUES  # the mapping, its key and its list
+    try:
+        assert len(parse_yaml(lists_of_aliases(levels, width), "here")["showcase"]) == levels and is_allowed
+    except UserError:
+        assert not is_allowed
+
+
+@pytest.mark.parametrize("depth", [MOST_DEPTH + 1, 1000, 20_000])
+@pytest.mark.parametrize(("opening", "closing"), ["[]", ("{a: ", "}")])
+def test_nesting_without_end(opening: str, closing: str, depth: int, recipe_file: Any) -> None:
+    deep = opening * depth + closing * depth
+    assert f"not valid YAML: nested more than {MOST_DEPTH} deep" in refusal(recipe_file(f"{SMALLEST}showcase: {deep}\n"))
+    assert f"nested more than {MOST_DEPTH} deep" in refusal(recipe_dict(), f"showcase={deep}")
+
+
+def test_a_text_of_megabytes(recipe_file: Any) -> None:
+    assert "such a file has 1,048,576 at most" in refusal(recipe_file(f"{SMALLEST}# {'x' * 2**20}\n"))
+
+
+@pytest.mark.parametrize("option", ["seed", "iterations", "train.lr", "objective.beta", "run_dir", "sampling.max_new_tokens"])
+@pytest.mark.parametrize("digits", [19, 400, 5000])
+@pytest.mark.parametrize("form", ["{}", "-{}", "[{}]"])
+def test_numbers_of_many_digits_on_the_command_line(option: str, digits: int, form: str) -> None:
+    message = refusal(recipe_dict(), f"{option}={form.format('9' * digits)}")
+    assert f"a whole number of {digits:,} digits; no option takes more than 18" in message and len(message) < 400
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_recipe_that_is_a_pipe_or_a_device(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        assert "not a regular file" in refusal(path)
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
@@ -674,7 +736,7 @@ def test_the_last_override_wins() -> None:
             "train.lr=abc",
             "train.lr: 'abc' is refused; wanted: number above 0, or list of numbers above 0, but this is text (from the override",
         ),
-        ('iterations="3"', "iterations: '3' is refused; wanted: whole number above 0, but this is text (from the override"),
+        ('iterations="3"', "iterations: '3' is refused; wanted: whole number above 0 and below 1000, but this is text (from the override"),
         ("train.lor=1", "train.lor: unknown key; did you mean train.lora? (from the override 'train.lor=1')"),
         ("trian.lr=1", "trian: unknown key; did you mean train? (from the override 'trian.lr=1')"),
         ("sft={lr: 1, foo: 2}", "sft.foo: unknown key; valid keys here: "),

@@ -19,13 +19,29 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"game_place", "errors", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"secrecy", "errors", "files", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR |= {"game_place"}
+    "secrecy",
+    "game_place",
+    "errors",
+    "files",
+    "interrupts",
+    "console",
+    "config",
+    "locks",
+    "packages",
+    "rundir",
+    "stage_names",
+    "progress",
+}
 STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "errors": set(),
+    "secrecy": set(),
+    "errors": {"secrecy"},
     "interrupts": set(),
-    "console": {"errors"},
-    "config": {"errors"},
+    "console": {"errors", "secrecy"},
+    "files": {"errors"},
+    "config": {"errors", "files", "secrecy"},
     "locks": {"errors"},
     "manual": {"errors"},
     "packages": set(),

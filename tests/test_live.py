@@ -194,10 +194,10 @@ def test_no_such_run(game: Game, command: str) -> None:
 
 def test_words_of_a_model_do_nothing_to_the_terminal(copy: Game) -> None:
     told = json.loads((copy.root / "progress.json").read_text())
-    (copy.root / "progress.json").write_text(json.dumps({**told, "command": "sparring run \x1b[2J[red]"}))
+    (copy.root / "progress.json").write_text(json.dumps({**told, "command": "sparring run 'r[red]'", "folder": "/x\x1b[2J"}))
     (copy.root / "iterations/001/train").rename(copy.root / "iterations/001/train.partial")
     out = copy.command("status", "run").out
-    assert "\x1b" not in out and "sparring run \ufffd[2J[red]" in out
+    assert "\x1b" not in out and "cd '/x\ufffd[2J' && sparring run 'r[red]'" in out
 
 
 # ---------------------------------------------------------------------------------------------- watch

@@ -38,7 +38,8 @@ class Sabotage:
     """At the `nth` call of `function` ("module:attribute") whose arguments match the pattern `args`, do something `before` or `after` it.
 
     do: "kill" (SIGKILL), "interrupt" (SIGINT), "interrupt, lost" (SIGINT, which foreign code turns into an error), "terminate" (SIGTERM),
-    "full disk" (raises ENOSPC), "no memory" (a petabyte is asked for) or "crash" (raises RuntimeError).
+    "full disk" (raises ENOSPC), "no memory" (a petabyte is asked for) "leak HF_TOKEN" (raises
+    RuntimeError with it) or "crash" (raises RuntimeError).
     `forever`: at every later call as well.
     """
 
@@ -276,6 +277,8 @@ def _strike(do: str) -> None:
         import torch
 
         torch.empty(2**50)  # raises what torch raises
+    elif do == "leak HF_TOKEN":
+        raise RuntimeError(f"401 for the key {os.environ['HF_TOKEN']}")
     elif do == "crash":
         raise RuntimeError("a crash made by a test")
     else:

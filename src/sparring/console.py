@@ -14,7 +14,20 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
+from sparring.secrecy import without_secrets
+
 log = logging.getLogger("sparring")
+
+
+def _make_harmless(record: logging.LogRecord) -> bool:
+    """A filter of the log: what it lets through, tracebacks included, tells no secret and moves no cursor."""
+    record.msg, record.args = printable(without_secrets(record.getMessage())), ()
+    if record.exc_info and not record.exc_text:
+        record.exc_text = printable(without_secrets(logging.Formatter().formatException(record.exc_info)))
+    return True
+
+
+log.addFilter(_make_harmless)
 console = Console(stderr=True, highlight=False)
 RUN_LOG = "run.log"
 

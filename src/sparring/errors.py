@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from sparring.secrecy import without_secrets
+
 
 class UserError(Exception):
     """Bad input. The command line prints it without a traceback and exits with code 2.
 
     `what` says what is wrong with its value and the rule, `where` names the file, row or recipe key,
-    `remedy` says what to do next.
+    `remedy` says what to do next. No secret gets into any of them.
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = what, where, remedy
-        lines = [f"{where}: {what}" if where else what]
+        self.what, self.where, self.remedy = (text and without_secrets(text) for text in (what, where, remedy))
+        lines = [f"{self.where}: {self.what}" if where else self.what]
         if remedy:
-            lines.append(f"  -> {remedy}")
+            lines.append(f"  -> {self.remedy}")
         super().__init__("\n".join(lines))
 
 
@@ -28,5 +30,6 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type. A heading takes the next in."""
+    first, *more = (str(error).strip() or type(error).__name__).splitlines()
+    return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]

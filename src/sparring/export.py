@@ -11,6 +11,7 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
+from sparring.policy.folder import check_files
 from sparring.policy.hub import HUB_FILES
 from sparring.policy.load import convert, merge
 from sparring.publish.cards import About, model_card
@@ -70,6 +71,7 @@ def _write_model(players: Players, player: Player, target: Path, adapter: bool) 
     if is_adapter(folder) and not adapter:
         merge(folder, target)
         return
+    check_files(folder)
     shutil.copytree(folder, target, ignore=_not_of_a_model)
     if adapter:  # its base is named by a way within the run, which does not lead there from anywhere else
         path = players.recipe.model.path

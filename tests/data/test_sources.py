@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -429,3 +430,16 @@ def test_real_file_with_other_columns_is_explained():
         load(path)
     with pytest.raises(UserError, match=r"mt_bench_questions.jsonl, line 1: turns\[0\] is text .*, not a turn"):
         load(path, columns={"messages": "turns"})
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
+def test_a_pipe_is_not_waited_for(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"rows{suffix}"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a regular file but a pipe"):
+        open_table(DataSection(path=str(path)), 0, BadRows())
+
+
+def test_a_device_has_no_end() -> None:
+    with pytest.raises(UserError, match="not a regular file but a pipe, a device"):
+        open_table(DataSection(path="/dev/zero"), 0, BadRows())

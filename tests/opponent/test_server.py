@@ -424,3 +424,30 @@ def test_a_key_that_cannot_be_sent(server: Loopback, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv("TEST_SERVER_KEY", value)
     message = refused(sampling(server, section={"api_key_env": "TEST_SERVER_KEY"}), part, "TEST_SERVER_KEY")
     assert KEY not in message and json.dumps(KEY)[1:-1] not in message
+
+
+# ---------------------------------------------------------------------------------------------- answers without end, and to others
+
+
+@pytest.mark.parametrize("status", [200, 400, 500])
+def test_an_answer_without_end(status: int, server: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "MOST_BYTES", 100_000)
+    server.fault = lambda n, body: Fault(status, body=json.dumps({"choices": "x" * 200_000}))
+    refused(sampling(server), "does not end within 100,000 bytes", server.url)
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate", "gzip, gzip", "br", "zstd", "x"])
+def test_nothing_is_unpacked(coding: str, server: Loopback) -> None:
+    """A kilobyte can be packed gigabytes, and packed again and again."""
+    server.fault = lambda n, body: Fault(200, body="packed", headers={"Content-Encoding": coding})
+    refused(sampling(server), f"is compressed ({coding}), though none was to be", "Accept-Encoding: identity")
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_takes_no_key_to_another_host(status: int, start: Callable[..., Loopback], monkeypatch: pytest.MonkeyPatch) -> None:
+    server, other = start(), start()
+    monkeypatch.setenv("THE_KEY", KEY)
+    server.key = other.key = KEY
+    server.fault = lambda n, body: Fault(status, headers={"Location": f"{other.url}/completions?was={KEY}"})
+    said = refused(sampling(server, section={"api_key_env": "THE_KEY"}), "sends /completions on to", other.url)
+    assert KEY not in said and not other.bodies

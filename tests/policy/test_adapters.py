@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sparring.config import ModelSection, TrainSection
+from sparring.config import LoraSection, ModelSection, TrainSection
 from sparring.errors import UserError
-from sparring.policy.adapters import CONFIG, WEIGHTS, base_of, is_adapter, name_base, start_dropout
+from sparring.policy.adapters import CONFIG, WEIGHTS, base_of, is_adapter, name_base, new_adapter, start_dropout
 from sparring.policy.batches import Branches
-from sparring.policy.load import convert, find_model, load_config, load_model, load_tokenizer, merge, model_facts, weights_hash
+from sparring.policy.load import convert, find_model, load_config, load_model, load_tokenizer, merge, model_facts, model_shape, weights_hash
 from sparring.policy.score import Scorer, score_trees
 from sparring.policy.tiny import make_tiny
 from sparring.training.masters import AdapterWeights
@@ -237,8 +237,8 @@ def test_a_base_that_is_gone(broken: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot read the adapter's config"),
-        ("[]", "not a LoRA adapter"),
+        ("{", r"adapter_config.json: not a valid JSON file"),
+        ("[]", "holds a list, not an object"),
         ('{"peft_type": "IA3"}', "not a LoRA adapter"),
         ('{"peft_type": "LORA"}', "does not say what it belongs to"),
     ],
@@ -297,3 +297,11 @@ def test_an_adapter_is_rounded_as_one(broken: Path) -> None:
 def test_targets_that_the_model_does_not_have(base: Path) -> None:
     with pytest.raises(UserError, match=r"lora\.targets.*no_such_proj|no_such_proj"):
         AdapterWeights(base, settings(targets=("no_such_proj",)), CPU, seed=1)
+
+
+@pytest.mark.parametrize("rank", [65, 10**7, 10**17])
+def test_a_rank_beyond_the_models_own_sizes(rank: int, tmp_path: Path) -> None:
+    make_tiny(tmp_path, 0)
+    with pytest.raises(UserError, match=rf"train.lora.rank: {rank} is beyond what any matrix of LlamaForCausalLM has, 64"):
+        new_adapter(model_shape(tmp_path), LoraSection(rank=rank), 0, where="train.lora.targets")
+    new_adapter(model_shape(tmp_path), LoraSection(rank=64), 0)

@@ -118,3 +118,11 @@ def test_every_rate_is_above_0_and_at_most_the_peak(items: int, epochs: float, l
 def test_a_plan_of_given_steps() -> None:
     found = steps_plan(TrainSection(batch_size=10, warmup=0.0), 40, lr=1.0, steps=6, epochs=1.5, seed=0)
     assert (found.steps, found.horizon_steps, found.batch_size, found.epochs) == (6, 6, 10, 1.5)
+
+
+@pytest.mark.parametrize("epochs", [1e-300, 5e-324, 1e-9, 0.3])
+@pytest.mark.parametrize("horizon", [None, 6.0, 1e300])
+def test_next_to_no_epochs_are_one_step(epochs: float, horizon: float | None) -> None:
+    settings = TrainSection(batch_size=64, horizon_epochs=horizon, epochs=0.1)
+    found = make_plan(settings, 64, lr=1e-3, epochs=epochs, seed=0, name="train")
+    assert found.steps == 1 and found.batch(0) and 0 < found.learning_rate(0) <= 1e-3

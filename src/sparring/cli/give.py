@@ -9,7 +9,7 @@ import typer
 
 from sparring.cli.options import Dtype, RunFolder, Weights
 from sparring.cli.outcome import outcome
-from sparring.console import set_up_logging
+from sparring.console import printable, set_up_logging
 
 
 def export(
@@ -26,7 +26,7 @@ def export(
         set_up_logging()
         from sparring.export import export as write
 
-        print(f"wrote {write(run, target, iteration, dtype.rounded, adapter)}")
+        print(printable(f"wrote {write(run, target, iteration, dtype.rounded, adapter)}"))
 
 
 def push(
@@ -70,4 +70,4 @@ def push(
         licences = {"base_licence": base_licence, "data_licence": data_licence, "pairs_licence": pairs_licence}
         order = Order(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, **licences)
         for line in publish(run, order, dry_run):
-            print(line)
+            print(printable(line))

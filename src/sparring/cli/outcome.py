@@ -14,8 +14,9 @@ import typer
 from rich.console import Console
 
 from sparring import interrupts
-from sparring.console import is_in_log_file
+from sparring.console import is_in_log_file, printable
 from sparring.errors import UserError
+from sparring.secrecy import without_secrets
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,15 +36,20 @@ def outcome(again: str | None = None) -> Iterator[None]:
         if again:
             interrupts.ignore_further()
         stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
+    except typer.Exit:
+        raise
     except Exception as error:
         if _is_full_disk(error):
             stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
-        if not again or "SPARRING_DEBUG" in os.environ:
+        if "SPARRING_DEBUG" in os.environ:
             raise
+        if not again:
+            _print_traceback(error)
+            raise typer.Exit(FAULT) from None
         if is_in_log_file(error):
             hint = "the traceback is in run.log in the run directory"
         else:
-            traceback.print_exception(error)
+            _print_traceback(error)
             hint = "the traceback is above"
         stop(f"fault: {type(error).__name__}: {error}\n  -> {hint}; go on with:\n  {again}", FAULT)
 
@@ -57,8 +63,12 @@ def _is_full_disk(error: BaseException) -> bool:
     )
 
 
+def _print_traceback(error: BaseException) -> None:
+    print(printable(without_secrets("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
+
+
 def stop(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    print(printable(without_secrets(message)), file=sys.stderr)
     raise typer.Exit(code) from None
 
 

@@ -9,7 +9,7 @@ import typer
 
 from sparring.cli.options import RunFolder
 from sparring.cli.outcome import FAULT, INTERRUPTED, outcome, stdout, stop
-from sparring.console import set_up_logging
+from sparring.console import printable, set_up_logging
 
 
 def sample(
@@ -102,7 +102,7 @@ def report(
         set_up_logging()
         from sparring.report.run_page import write_report
 
-        print(f"wrote {write_report(run, output)}")
+        print(printable(f"wrote {write_report(run, output)}"))
 
 
 def docs(

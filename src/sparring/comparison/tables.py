@@ -21,7 +21,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
     for line in verdict(found):
         console.print(Text(printable(line), style="bold"))
     for metric in found.metrics:
-        table = Table(title=Text(title(found, metric)), title_justify="left")
+        table = Table(title=Text(printable(title(found, metric))), title_justify="left")
         table.add_column(HEADERS[0], overflow="fold")
         for name in HEADERS[1:]:
             table.add_column(name, justify="right", no_wrap=True)

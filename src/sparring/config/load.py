@@ -16,6 +16,7 @@ from sparring.config.overrides import apply_override
 from sparring.config.recipe import Recipe
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError
+from sparring.files import MOST_TEXT_BYTES, require_regular
 
 S = TypeVar("S", bound=Section)
 
@@ -77,6 +78,7 @@ def _plain(value: Any) -> Any:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    require_regular(path, str(path), MOST_TEXT_BYTES)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
 from sparring.config.option_types import Section
 from sparring.config.other_names import hint
-from sparring.config.overrides import override_path
+from sparring.config.overrides import override_path, shown_override
 from sparring.config.recipe import Recipe
 from sparring.errors import UserError, nearest
 
@@ -48,7 +48,7 @@ def _culprit(key: str, overrides: list[str]) -> str:
     for override in reversed(overrides):
         path = override_path(override)
         if f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}."):
-            return f" (from the override {show(override)})"
+            return f" (from the override {shown_override(override)})"
     return ""
 
 

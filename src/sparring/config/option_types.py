@@ -10,6 +10,8 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from sparring.secrecy import looks_like_a_key
+
 T = TypeVar("T")
 
 
@@ -49,7 +51,7 @@ def _has_port_or_none(parts: SplitResult) -> bool:
 
 
 def _environment_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+    if looks_like_a_key(name) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise _secret("not the name of an environment variable; the key itself does not belong here")
     return name
 
@@ -116,6 +118,10 @@ EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
 FolderName = Annotated[Text, AfterValidator(_folder_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
+# Folders of iterations are numbered with three digits.
+Iterations = Annotated[int, Field(gt=0, lt=1000)]
+# Each prompt is held as often in memory at once; the published runs take one.
+Replies = Annotated[int, Field(gt=0, le=1000)]
 # Below 2**32, because NumPy takes no larger seed.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from sparring.config.fields import show
 from sparring.config.yaml_dialect import parse_scalar, parse_yaml
 from sparring.errors import UserError
+from sparring.secrecy import HIDDEN
 
 
 def override_path(override: str) -> str:
@@ -14,11 +16,17 @@ def override_path(override: str) -> str:
     return override.partition("=")[0].strip()
 
 
+def shown_override(override: str) -> str:
+    """The override as a message repeats it: its value only where it is none of those beside which a secret may stand."""
+    path = override_path(override)
+    return show(f"{path}={HIDDEN}" if re.search(r"(?i)url|key|token|secret|password|command", path) else override)
+
+
 def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     """`values` with one key set; sections on the way are copied or made, never changed in place."""
     keys = override_path(override).split(".")
     if "=" not in override or not all(keys):
-        raise UserError(f"override {override!r} is not of the form section.key=value")
+        raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
         child = node.get(key)
@@ -29,7 +37,7 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["baseline"]:
             child = child[0]
         if child is not None and not isinstance(child, dict):
-            raise UserError(f"override {override!r}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")
+            raise UserError(f"override {shown_override(override)}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")
         node[key] = dict(child or {})
         node = node[key]
     node[keys[-1]] = _override_value(override)
@@ -38,12 +46,10 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
 
 def _override_value(override: str) -> Any:
     """The typed value: a quoted text, [list] or {mapping} is YAML, anything else a plain scalar."""
-    text = override.partition("=")[2].strip()
+    text, where = override.partition("=")[2].strip(), f"override {shown_override(override)}"
     if text[:1] not in ("[", "{", "'", '"'):
-        return parse_scalar(text)
+        return parse_scalar(text, where)
     try:
-        return parse_yaml(text, f"override {override!r}")
+        return parse_yaml(text, where)
     except UserError as error:
-        raise UserError(
-            error.what, where=f"override {override!r}", remedy="a text that begins with [ { or a quote must itself stand in quotes"
-        ) from None
+        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself stand in quotes") from None

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sparring.config.option_types import Contradiction, PositiveInt, Section, Seed, SeedList, Text, Texts
+from sparring.config.option_types import Contradiction, Iterations, Section, Seed, SeedList, Text, Texts
 from sparring.config.sections.baseline import BaselineSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
@@ -39,7 +39,7 @@ class Recipe(Section):
         description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
         "model as it is.",
     )
-    iterations: PositiveInt = Field(3, description="Self-play iterations at most; the paper plays 4.")
+    iterations: Iterations = Field(3, description="Self-play iterations at most; the paper plays 4.")
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")

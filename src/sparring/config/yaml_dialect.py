@@ -20,16 +20,50 @@ _SCALARS = {
 }
 
 
+# What a text may come to. A recipe has some 150 keys, three deep, and a few kilobytes; showcase prompts are what may make it longer.
+MOST_DEPTH = 20  # Python's own limit is about a thousand frames, and every level takes several
+MOST_VALUES = 10_000  # with everything that an alias stands for: nine lists of nine aliases each would be 400 million
+MOST_DIGITS = 18  # of a whole number, which then fits 64 bits wherever it goes
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads the scalars above, refuses a repeated key (PyYAML lets the last one win) and tags such as `!!int`."""
+    """Reads the scalars above, refuses a repeated key (PyYAML lets the last one win), tags such as `!!int` and what has no end.
+
+    Everything is counted while it is read, before any list or mapping is made of it.
+    """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = self._values = 0
+        self._sizes: dict[int, int] = {}  # of finished nodes, by id; those that hold themselves are not finished
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "tag", None) not in (None, "!"):
             raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} has no place in a recipe", event.start_mark)
-        return super().compose_node(parent, index)
+        before = self._values
+        self._depth += 1
+        if self._depth > MOST_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MOST_DEPTH} deep", event.start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for something that it is a part of", event.start_mark)
+        self._values += self._sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
+        if self._values > MOST_VALUES:
+            what = f"more than {MOST_VALUES:,} values, counting what aliases stand for"
+            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+        self._sizes.setdefault(id(node), self._values - before)
+        return node
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        digits = len(node.value.lstrip("+-"))
+        if digits > MOST_DIGITS:
+            what = f"a whole number of {digits:,} digits; no option takes more than {MOST_DIGITS}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        return int(node.value)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here, and not when the dict is made, because by then `<<` has copied its keys into the node.
@@ -54,6 +88,7 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
@@ -63,25 +98,27 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; `where` names the text in the error."""
+    """The value of a YAML text; `where` names the text in the error. Raises UserError for what is no YAML or beyond the limits above."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
         raise UserError(f"not valid YAML: {error.problem or error.context}", where=where + line) from None
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: an integer of thousands of digits
+    except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=where) from None
 
 
-def parse_scalar(text: str) -> Any:
-    """The value of a plain scalar that is the whole text, `#` and `: ` included."""
+def parse_scalar(text: str, where: str) -> Any:
+    """The value of a plain scalar that is the whole text, `#` and `: ` included. Raises UserError for a number too long."""
     loader = _Loader("")
     tag = loader.resolve(yaml.ScalarNode, text, (True, False))
     try:
         return loader.construct_object(yaml.ScalarNode(tag, text))
-    except (yaml.YAMLError, ValueError):  # `<<`, which only means something as a key, or an integer of thousands of digits
-        return text
+    except yaml.constructor.ConstructorError as error:
+        if tag.endswith(":int"):
+            raise UserError(error.problem, where=where) from None
+        return text  # `<<`, which only means something as a key
 
 
 def dump_yaml(value: Any) -> str:

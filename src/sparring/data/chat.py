@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,15 +30,14 @@ from sparring.data.given_back import (
     without_open_thinking,
 )
 from sparring.data.records import Conversation, Message, TokenIds
+from sparring.data.rendering import Renderer
 from sparring.data.template_kwargs import Scalar, with_kwargs
 from sparring.data.turns import REASONING
 from sparring.errors import UserError
+from sparring.files import MOST_TEXT_BYTES, require_regular
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# What a template can raise while it renders. Templates come with models, so none of it may look like a fault of ours.
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RecursionError)
 
 # Stand-ins whose place in a rendering shows what the template puts around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
@@ -49,6 +48,7 @@ _OPTION = "model.chat_template"
 def load_template(path: str | Path) -> str:
     """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
     where = f"{_OPTION}: {path}"
+    require_regular(Path(path).expanduser(), where, MOST_TEXT_BYTES)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -70,7 +70,8 @@ class Chat:
 
     `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
     tells, once each, what had to be decided for this template; it may grow while conversations come in.
-    Rendering happens in transformers' sandbox alone. Nothing here reads the pad token, which may equal the end of turn.
+    Rendering happens in transformers' sandbox alone, in a process with limits (rendering.py). Nothing here reads the pad token, which may
+    equal the end of turn.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Chat:
         self.notices: list[str] = []
         self.source = "the model's own chat template" if template is None else f"the chat template of {_OPTION}"
         self.template = with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
+        self._renderer = Renderer(partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False))
         self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
         self._takes_system = self._probe_system()
         self._lost_of_roles: dict[tuple[str, ...], int | None] = {}
@@ -137,18 +139,13 @@ class Chat:
     def _render(self, messages: Sequence[Message], where: str | None, add_generation_prompt: bool = False) -> str:
         try:
             return self._render_raw(messages, add_generation_prompt)
-        except TEMPLATE_ERRORS as error:
+        except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
             raise UserError(what, where=where, remedy=f"mend or drop the row, or set {_OPTION} to a template that takes it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
-        return self.tokenizer.apply_chat_template(
-            [self._as_taken(message) for message in messages],
-            chat_template=self.template,
-            add_generation_prompt=add_generation_prompt,
-            tokenize=False,
-        )
+        return self._renderer([self._as_taken(message) for message in messages], add_generation_prompt=add_generation_prompt)
 
     def _as_taken(self, message: Message) -> dict[str, str]:
         """The turn with what was thought under the key that the template reads."""
@@ -191,7 +188,7 @@ class Chat:
             turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
             try:
                 lost = lost_turn(self._render_raw(turns, True), turns)
-            except TEMPLATE_ERRORS:  # it takes these turns with the texts of the row alone
+            except TemplateError:  # it takes these turns with the texts of the row alone
                 lost = None
             self._lost_of_roles[roles] = lost and lost.place
         return self._lost_of_roles[roles]
@@ -219,7 +216,7 @@ class Chat:
         asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
         try:
             text = self._render_raw([asked, answered, asked])
-        except TEMPLATE_ERRORS:
+        except TemplateError:
             text = self._render_raw([asked, answered])
         known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.tokenizer.unk_token_id}
         tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in known.intersection(self._ids(text))]
@@ -229,11 +226,11 @@ class Chat:
     @cached_property
     def _reasoning_key(self) -> str | None:
         """The key under which the template takes what an assistant thought before its reply; None where it has no use for it."""
-        asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
+        asked, answered = dict(role="user", content=_ASKED), dict(role="assistant", content=_ANSWERED)
         for key in REASONING:
             try:
-                text = self.tokenizer.apply_chat_template([asked, {**answered, key: _THOUGHT}], chat_template=self.template, tokenize=False)
-            except TEMPLATE_ERRORS:
+                text = self._renderer([asked, {**answered, key: _THOUGHT}])
+            except TemplateError:
                 continue
             if _THOUGHT in text:
                 return key
@@ -266,7 +263,7 @@ class Chat:
         messages = [Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)]
         try:
             text = self._render_raw(messages)
-        except TEMPLATE_ERRORS as error:
+        except TemplateError as error:
             what = f"the chat template cannot render a question and its answer: {_reason(error)}"
             raise UserError(what, where=_OPTION, remedy="correct the template") from None
         if _ASKED not in text or _ANSWERED not in text:
@@ -294,7 +291,7 @@ class Chat:
         """Whether a system turn reaches the rendering; some templates refuse it, some drop it without a word."""
         try:
             text = self._render_raw([Message(role="system", content=_SYSTEM), Message(role="user", content=_ASKED)], True)
-        except TEMPLATE_ERRORS:
+        except TemplateError:
             return False
         return _SYSTEM in text
 

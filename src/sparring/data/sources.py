@@ -14,6 +14,7 @@ from sparring.data.compressed import UNPACKERS
 from sparring.data.rows import BadRows, LocatedRow, Source, Table, joined, table_of
 from sparring.data.text_files import read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest
+from sparring.files import require_regular
 
 TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
 READERS = {**TEXT_READERS, ".parquet": read_parquet}
@@ -124,6 +125,7 @@ def _part(file: Path) -> str | None:
 def _data_file(path: Path, section: Source) -> Path:
     if not _exists(path):
         raise UserError("no such data file", where=str(path), remedy=_other_files(path) or f"check {section.option}.path")
+    require_regular(path, str(path))
     if not path.name.lower().endswith(DATA_FILES):
         known = ", ".join(DATA_FILES)
         raise UserError(f"unknown kind of file {path.suffix or '(no extension)'!r}; known: {known}", where=str(path), remedy="convert it")

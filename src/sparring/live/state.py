@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
+from sparring.config.overrides import apply_override
 from sparring.data.tables import items_done
+from sparring.errors import UserError
 from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import METRICS, SUMMARY
@@ -134,11 +136,28 @@ def _silent_seconds(root: Path) -> float | None:
 
 def _command(root: Path, recipe: Recipe, told: dict[str, Any]) -> str:
     typed, folder = told.get("command"), told.get("folder")
-    if typed:
+    if _is_ours(typed) and isinstance(folder, str | None):
         return typed if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {typed}"
     own = Path(recipe.run_dir)
     elsewhere = [] if own.exists() and own.samefile(root) else [f"run_dir={root}"]
     return shlex.join(["sparring", "run", str(root / RECIPE), *elsewhere])
+
+
+def _is_ours(typed: Any) -> bool:
+    """Whether somebody can paste it: the file comes with the run directory, and a shell would do whatever stands in it.
+
+    Of the form that `sparring run` writes it in, quoted argument by argument, with a recipe file and overrides that parse.
+    """
+    if not isinstance(typed, str):
+        return False
+    try:
+        arguments = shlex.split(typed)
+        for override in arguments[3:]:
+            apply_override({}, override)
+    except (ValueError, UserError):
+        return False
+    is_run = arguments[:2] == ["sparring", "run"] and len(arguments) > 2 and not arguments[2].startswith("-")
+    return is_run and shlex.join(arguments) == typed and typed.isprintable()
 
 
 def _last_line(file: Path) -> dict[str, Any] | None:

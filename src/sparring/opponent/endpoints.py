@@ -23,18 +23,20 @@ import httpx2
 from sparring.config import ServerSection
 from sparring.console import log
 from sparring.errors import UserError
+from sparring.secrecy import LEAST_SECRET
 
 T = TypeVar("T")
 WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
 TOLD_WAIT = 5.0  # seconds of a Retry-After from which on somebody who watches is told
-LEAST_SECRET = 8  # characters: a key such as "EMPTY" or "x" keeps nobody out, and would be found in names and words all over an answer
 LOOK_AGAIN = 0.01  # seconds after which a request that found no room looks for some again
 CONNECT_SECONDS = 15.0
 # may pass by itself: overload, a server that restarts, a gateway without its server
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
 SHOWN = 300  # characters of a server's words in a message
+# of an answer. The ids and log-probs of a reply of 100,000 tokens, and of its prompt, have some 20 MB as JSON
+MOST_BYTES = 2**26
 
 
 def read_key(section: ServerSection, where: str = f"{WHERE}.api_key_env") -> str | None:
@@ -124,10 +126,12 @@ class Endpoints:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sparring-server-engine", daemon=True)
         self._thread.start()
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        # nothing is unpacked: a kilobyte can be packed gigabytes
+        headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
         # no limit of its own on connections: the semaphore is the limit
         self._client = httpx2.AsyncClient(
             headers=headers,
+            follow_redirects=False,  # the key would go with them
             timeout=httpx2.Timeout(self.section.timeout_seconds, connect=min(CONNECT_SECONDS, self.section.timeout_seconds)),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
@@ -234,7 +238,7 @@ class Endpoints:
     async def _once(self, at: _Url, method: str, path: str, body: dict[str, Any] | None, as_text: bool = False) -> Any:
         try:
             async with asyncio.timeout(self.section.timeout_seconds):  # the client's own begins anew with every byte that comes
-                response = await self._client.request(method, at.base + path, json=body)
+                response = await self._receive(at, method, path, body)
         except (TimeoutError, httpx2.ReadTimeout):
             raise _Passing(f"no answer within {self.section.timeout_seconds:g} s") from None
         except httpx2.RequestError as error:
@@ -252,9 +256,34 @@ class Endpoints:
         except (ValueError, RecursionError):  # broken JSON, broken UTF-8, brackets without end
             raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
 
+    async def _receive(self, at: _Url, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
+        """The answer, read up to a bound."""
+        content = bytearray()
+        async with self._client.stream(method, at.base + path, json=body) as response:
+            async for piece in response.aiter_raw():
+                content += piece
+                if len(content) > MOST_BYTES:
+                    raise UserError(
+                        f"the server's answer to {path} does not end within {MOST_BYTES:,} bytes",
+                        where=f"{self.names.where} ({at.base})",
+                        remedy=self.names.manual,
+                    )
+        packed = response.headers.get("content-encoding", "identity")
+        if packed != "identity":
+            raise UserError(
+                f"the server's answer to {path} is compressed ({packed[:SHOWN]}), though none was to be",
+                where=f"{self.names.where} ({at.base})",
+                remedy="have what stands before the server heed Accept-Encoding: identity",
+            )
+        return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=response.request)
+
     def _refused(self, at: _Url, path: str, response: httpx2.Response) -> Refused:
         status, where = response.status_code, f"{self.names.where} ({at.base})"
         what = f"the server refuses {path}: {status} {self._words(response)}"
+        if 300 <= status < 400:
+            place = " ".join(self.hidden(response.headers.get("location", "nowhere")).split())[:SHOWN]
+            remedy = f"give the right address in {self.names.server}; a key goes to no other by itself"
+            return Refused(status, f"the server sends {path} on to {place}", where=where, remedy=remedy)
         if status in (401, 403):
             name = self.section.api_key_env
             remedy = f"check the key in the environment variable {name}" if name else f"name the variable of its key with {self.names.key}"

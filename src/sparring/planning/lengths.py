@@ -140,7 +140,7 @@ def _rows_of_file(recipe: Recipe) -> int | None:
 def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
     """(training rows, held-out rows) of `rows`."""
     held_out = recipe.data.held_out_of(rows)
-    kept = round(held_out * rows) if isinstance(held_out, float) else held_out
+    kept = max(1, round(held_out * rows)) if isinstance(held_out, float) else held_out
     if kept >= rows:
         raise UserError(f"data.held_out is {held_out}, but there are {rows} rows", where="data.held_out", remedy="hold out fewer")
     return rows - kept, kept

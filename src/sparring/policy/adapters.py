@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
 from sparring.errors import UserError, first_line
+from sparring.policy.folder import ADAPTER_CONFIG, read_object, reading
 from sparring.policy.hub import from_hub
 from sparring.policy.origin import marks_of, require_marks, save_with_marks, stored_marks
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 BASE = "base_model_name_or_path"
 
 
@@ -47,18 +48,13 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
     from peft import PeftModel
 
     require_weights(folder)
-    try:
+    remedy = f"check that {BASE} in its {CONFIG} names the model that it was trained on"
+    with reading("this adapter does not fit its base model", folder, remedy):
         found = PeftModel.from_pretrained(model, folder, is_trainable=trainable, use_safetensors=True)
         _require_all(found, folder)
         _require_untied(found)
         require_marks(folder / WEIGHTS, base_of(folder))
         return found
-    except (RuntimeError, ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
-        raise UserError(
-            f"this adapter does not fit its base model: {first_line(error)}",
-            where=str(folder),
-            remedy=f"check that {BASE} in its {CONFIG} names the model that it was trained on",
-        ) from error
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
@@ -68,6 +64,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
     """
     from peft import LoraConfig, get_peft_model
 
+    _require_rank(model, lora.rank, where.replace("targets", "rank"))
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
@@ -89,6 +86,14 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
                 where=where,
                 remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
             ) from error
+
+
+def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
+    """A product of two factors has the rank of the matrix that it stands beside at most; beyond it is memory for nothing."""
+    most = max((min(weight.shape) for weight in model.parameters() if weight.ndim == 2), default=rank)
+    if rank > most:
+        what = f"{rank} is beyond what any matrix of {type(model).__name__} has, {most}"
+        raise UserError(what, where=where, remedy="the usual 8 to 64 do")
 
 
 def require_weights(folder: Path) -> None:
@@ -153,20 +158,20 @@ def _require_all(model: Any, folder: Path) -> None:
 
 
 def _require_untied(model: Any) -> None:
-    """Added to one of two matrices that share their memory, an adapter would change both."""
+    """Added to one of two matrices that share their memory, or put in its place, an adapter would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     base = model.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    if getattr(base.config.get_text_config(), "tie_word_embeddings", False) and any(isinstance(end, BaseTunerLayer) for end in ends):
+    if getattr(base.config.get_text_config(), "tie_word_embeddings", False) and any(
+        isinstance(end, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for end in ends
+    ):
         raise ValueError("embedding and head of this model share their weights, and an adapter on one of them cannot be merged")
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the adapter's config: {first_line(error)}", where=str(folder / CONFIG)) from None
-    if not isinstance(found, dict) or found.get("peft_type") != "LORA":
+    found = read_object(folder / CONFIG)
+    if found.get("peft_type") != "LORA":
         raise UserError("not a LoRA adapter; other kinds of adapters are not supported", where=str(folder / CONFIG))
     return found

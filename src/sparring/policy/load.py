@@ -6,22 +6,21 @@ import contextlib
 import importlib.util
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from sparring.config import ModelSection
 from sparring.console import log
-from sparring.errors import UserError, first_line
+from sparring.errors import UserError
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
+from sparring.policy.folder import CONFIG, check_files, check_folder, read_headers, reading
 from sparring.policy.hub import from_hub
 from sparring.policy.strategies import load_whole
 from sparring.policy.tiny import make_tiny
@@ -29,6 +28,10 @@ from sparring.rundir import digest, file_hash
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+PROBE = "any text"  # some tokenizers load, and trip over the first text
+# A model may hold more weights than its files, where several of its matrices are one; far more are those of another model, and there need
+# be no memory for them
+MOST_TOLD = 2
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,11 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
         return ModelSource(path, None, lambda folder: _unpack_gguf(local, folder), file_hash(local))
     folder = local if local.is_dir() else from_hub(path, section.revision, "model.path")
     if adapters.is_adapter(folder):
+        adapters.require_weights(folder)
+        check_folder(folder)
+        _check_model(adapters.base_of(folder))
         return ModelSource(path, None, lambda target: merge(folder, target), weights_hash(folder))
+    _check_model(folder)
     return ModelSource(path, folder, None, weights_hash(folder))
 
 
@@ -72,7 +79,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
         return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
     load_whole()
-    try:
+    with reading("cannot load the model", folder):
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
@@ -83,14 +90,18 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
             ignore_mismatched_sizes=True,  # for our own message below
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"cannot load the model: {first_line(error)}", where=str(folder)) from error
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
             f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
             "transformers would make them up at random",
             where=str(folder),
             remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
+        )
+    if more := sorted(report["unexpected_keys"]):
+        raise UserError(
+            f"the weights hold {len(more)} tensors that the model has no place for, {more[0]} for one: without them it is another model",
+            where=str(folder),
+            remedy="check that config.json belongs to these weights, its num_hidden_layers for one",
         )
     _make_saveable(model)
     return keep_soft_caps(model).eval()
@@ -111,25 +122,52 @@ def _make_saveable(model: PreTrainedModel) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    try:
-        # the class of a tokenizer may go by the model's config, which an adapter's folder does not have
-        config = load_config(folder) if adapters.is_adapter(folder) else None
-        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+    """The folder's tokenizer. Raises UserError where it cannot be loaded, and where it knows tokens that the model does not."""
+    # the class of a tokenizer may go by the model's config, which an adapter's folder does not have
+    config = load_config(folder) if adapters.is_adapter(folder) else None
+    with reading("cannot load the tokenizer", folder, "the folder needs tokenizer.json (or tokenizer.model)"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
+        vocabulary = tokenizer.get_vocab()
+        tokenizer.decode(tokenizer(PROBE, add_special_tokens=False, verbose=False)["input_ids"], clean_up_tokenization_spaces=False)
+    if config is not None or (folder / CONFIG).exists():
+        _check_vocabulary(tokenizer, vocabulary, load_config(folder).get_text_config().vocab_size, folder)
+    return tokenizer
+
+
+def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int], size: int, folder: Path) -> None:
+    """Every token needs a row of the embedding, but for special ones that no text is made of: Gemma-3's text models list one for images."""
+    own = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    unused = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special} - own
+    if beyond := sorted(token for token in vocabulary.values() if token >= size and token not in unused):
         raise UserError(
-            f"cannot load the tokenizer: {first_line(error)}",
+            f"the tokenizer has {len(beyond)} tokens that the model does not know: it numbers {len(vocabulary)} tokens up to {beyond[-1]}, "
+            f"and vocab_size in {CONFIG} is {size}",
             where=str(folder),
-            remedy="the folder needs tokenizer.json (or tokenizer.model)",
-        ) from error
+            remedy="take the tokenizer that belongs to this model",
+        )
+
+
+def _check_model(folder: Path) -> None:
+    """Raise UserError for a folder that is no model, before there is memory for one: its files, then the sizes that its config tells."""
+    _require_weights(folder)
+    check_folder(folder)
+    told, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
+    if told > MOST_TOLD * held:
+        raise UserError(
+            f"{CONFIG} describes a model of {told:,} weights, and the files hold {held:,}",
+            where=str(folder),
+            remedy=f"check that {CONFIG} belongs to these weights and that no *.safetensors file is missing",
+        )
 
 
 def model_facts(folder: Path) -> tuple[int | None, frozenset[int]]:
     """(longest context in tokens or None, end-of-sequence ids of the generation config) without loading the weights."""
     config = load_config(folder)
-    try:
-        generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    except OSError:
-        generation = GenerationConfig.from_model_config(config)
+    with reading("cannot read the model's generation_config.json", folder):
+        try:
+            generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
+        except OSError:  # there is none
+            generation = GenerationConfig.from_model_config(config)
     eos = generation.eos_token_id
     ids = frozenset() if eos is None else frozenset([eos] if isinstance(eos, int) else eos)
     return getattr(config.get_text_config(), "max_position_embeddings", None), ids
@@ -138,17 +176,16 @@ def model_facts(folder: Path) -> tuple[int | None, frozenset[int]]:
 def load_config(folder: Path) -> Any:
     if adapters.is_adapter(folder):
         return load_config(adapters.base_of(folder))
-    try:
+    with reading("cannot read the model's config.json", folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, StrictDataclassError) as error:
-        raise UserError(f"cannot read the model's config.json: {first_line(error)}", where=str(folder)) from error
 
 
 def model_shape(folder: Path) -> PreTrainedModel:
-    """The model without memory for its weights: config and sizes."""
+    """The model without memory for its weights: config and sizes. Raises UserError for a config that no model can be made of."""
+    config = load_config(folder)
     load_whole()
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(folder), trust_remote_code=False)
+    with reading("no causal language model can be made of its config.json", folder), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def weights_hash(folder: Path) -> str:
@@ -162,6 +199,7 @@ def weights_hash(folder: Path) -> str:
 
 def copy_extras(source: Path, target: Path) -> None:
     """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
+    check_files(source)
     target.mkdir(parents=True, exist_ok=True)
     skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json", adapters.CONFIG}
     for pattern in ("*.json", "*.jinja", "*.model", "*.txt"):
@@ -202,12 +240,10 @@ def package_file(spec: str) -> Path:
 def _unpack_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file as float32 safetensors with its tokenizer: quantised weights cannot be trained."""
     log.info(f"unpacking {file.name} to float32 safetensors")
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar per tensor, whatever its settings say
-            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"cannot load the GGUF file: {first_line(error)}", where=str(file)) from error
+    # transformers draws a bar per tensor, whatever its settings say
+    with reading("cannot load the GGUF file", file), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # the weights are plain tensors now; what is left of the quantiser would refuse to save them
     model.hf_quantizer = None
     for name in ("is_quantized", "quantization_method"):

@@ -11,11 +11,13 @@ from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
+from sparring.publish.markdown import code_span, one_line, words
 from sparring.publish.moving import how_learned, told_of_pairs
 from sparring.publish.names import is_hub_id, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
+from sparring.report.untrusted import visible
 from sparring.stage_names import BASELINE
 
 TAGS = ["spin", "self-play", "sparring"]
@@ -79,10 +81,10 @@ def model_card(
 {_model_metadata(recipe, summary, player, about, adapter)}
 ---
 
-# {title} of a self-play game
+# {words(title)} of a self-play game
 
 {_how(recipe, about)}
-This is {title}, started from `{shown["model"]["path"]}`, trained on {learned_from}.
+This is {words(title)}, started from {code_span(shown["model"]["path"])}, trained on {learned_from}.
 
 {_outcome(summary)}{_warnings(summary, recipe)}
 
@@ -119,9 +121,9 @@ def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about:
 
 # {"Winning and losing" if moves else "Human and generated"} replies of a self-play game
 
-The prompts and human replies are those of `{shown["data"]["path"]}` (the training part){unanswered}; the other replies were sampled by each
-iteration's opponent in a game of {METHOD}, played by sparring
-from `{shown["model"]["path"]}`. {told}
+The prompts and human replies are those of {code_span(shown["data"]["path"])} (the training part){unanswered}; the other replies
+were sampled by each iteration's opponent in a game of {METHOD}, played by sparring
+from {code_span(shown["model"]["path"])}. {told}
 
 ```python
 from datasets import load_dataset
@@ -180,7 +182,7 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
         datasets=_datasets(recipe, about, player) or None,
         library_name="peft" if adapter else "transformers",
         license=about.base.name,
-        model_name=about.repo or model_title(summary, player),
+        model_name=about.repo or one_line(model_title(summary, player)),
         pipeline_tag="text-generation",
         tags=TAGS,
         eval_results=_eval_results(recipe, _scores_of(summary, player)),
@@ -190,10 +192,10 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
     """The data, prompts that nobody has answered, and the labelled pairs of a control that has learned from any."""
-    data, pairs = f"`{shown['data']['path']}`", _pairs(shown, recipe).get(player.name)
+    data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player.name)
     if recipe.data.prompts and player.name.isdigit():
-        data += f" and prompts of `{shown['data']['prompts']['path']}`, which nobody has answered"
-    return f"{data} and the labelled pairs `{pairs}`" if pairs else data
+        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which nobody has answered"
+    return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
 
 def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
@@ -216,20 +218,20 @@ def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
 
     held_out = {
         "dataset_type": recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out",
-        "dataset_name": f"held-out prompts of {public(recipe)['data']['path']}",
+        "dataset_name": one_line(f"held-out prompts of {public(recipe)['data']['path']}"),
     }
 
     def asked(name: str) -> dict[str, str]:
-        task, of_benchmark, _ = name.partition("/")
+        task, of_benchmark, _ = one_line(name).partition("/")
         return {"dataset_type": task, "dataset_name": f"{task}, by lm-evaluation-harness"} if of_benchmark else held_out
 
     return [
         EvalResult(
             task_type="text-generation",
             **asked(name),
-            metric_type=name,
+            metric_type=one_line(name),
             metric_value=round(score["value"], 6),
-            metric_name=f"{name}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
+            metric_name=f"{one_line(name)}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
         )
         for name, score in scores.items()
         if score.get("higher_is_better") is not None
@@ -257,7 +259,7 @@ def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
-    return "The game is not over yet." if summary["stop_reason"] is None else verdict(summary)
+    return "The game is not over yet." if summary["stop_reason"] is None else words(verdict(summary))
 
 
 def _warnings(summary: Mapping[str, Any], recipe: Recipe) -> str:
@@ -279,7 +281,7 @@ def _choice(summary: Mapping[str, Any]) -> str:
     if best is None:
         return ""
     return (
-        f"The best iteration, {best['iteration']}, was chosen by its {best['metric']} on these same prompts, "
+        f"The best iteration, {best['iteration']}, was chosen by its {words(best['metric'])} on these same prompts, "
         "so its score flatters it a little."
     )
 
@@ -316,9 +318,11 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     if about.prompts is not None:
         rows.append(("prompts without replies", shown["data"]["prompts"]["path"], about.prompts))
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
-    lines = "\n".join(f"| {what} | `{name}` | {licence} |" for what, name, licence in rows)
+    lines = "\n".join(f"| {what} | {code_span(name, in_table=True)} | {words(str(licence))} |" for what, name, licence in rows)
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
-    told = "".join(f"\n\nThe labelled pairs `{name}`, {licence}, trained controls of this game alone." for name, licence in others)
+    told = "".join(
+        f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, trained controls of this game alone." for name, licence in others
+    )
     return f"| | name | licence |\n|---|---|---|\n{lines}{told}"
 
 
@@ -327,7 +331,7 @@ def _link(what: str, prefix: str, repo: str | None) -> str:
 
 
 def _recipe_block(shown: Mapping[str, Any]) -> str:
-    text = dump_yaml(shown).strip()
+    text = visible(dump_yaml(shown).strip())
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # a showcase prompt may hold a fence itself
     return f"{fence}yaml\n{text}\n{fence}"
 
@@ -337,15 +341,15 @@ def _score_table(summary: Mapping[str, Any]) -> str:
     models |= {f"iteration {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
     models |= {entry["name"]: entry["scores"] for entry in summary["controls"]}
     names = list(dict.fromkeys(metric for scores in models.values() for metric in scores))
-    lines = [f"| metric | n | {' | '.join(models)} |", f"|---|---|{'---|' * len(models)}"]
+    lines = [f"| metric | n | {' | '.join(map(words, models))} |", f"|---|---|{'---|' * len(models)}"]
     for metric in names:
         n = next(scores[metric]["n"] for scores in models.values() if metric in scores)
-        lines.append(f"| {metric} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
+        lines.append(f"| {words(metric)} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
     return "\n".join(lines)
 
 
 def _images(plots: Mapping[str, str]) -> str:
-    return "".join(f"\n\n![{name} of every player]({file})" for name, file in plots.items())
+    return "".join(f"\n\n![{words(name)} of every player]({file})" for name, file in plots.items())
 
 
 def _cell(score: Mapping[str, Any] | None) -> str:

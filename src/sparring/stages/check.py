@@ -14,7 +14,7 @@ from sparring.evaluation.harness import require_harness
 from sparring.launch import check_launcher
 from sparring.opponent.engines import require_engine
 from sparring.policy.adapters import new_adapter
-from sparring.policy.load import model_facts, model_shape
+from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
 from sparring.stages.ground import Ground
 from sparring.stages.micro_batches import parallel_of
@@ -33,6 +33,7 @@ def check(ground: Ground) -> None:
         if section.lora:
             new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
     _announce_whole(ground)
+    _check_tokens(ground)
     _announce_cut(ground)
     _check_context(ground)
     with held_out_checker(recipe) as checker:
@@ -91,6 +92,17 @@ def _announce_whole(ground: Ground) -> None:
         log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine vllm cuts them")
     if recipe.evaluate.benchmarks:
         log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
+
+
+def _check_tokens(ground: Ground) -> None:
+    """Raise UserError for a row with a token that the model has no embedding of: its tokenizer may list special ones beyond."""
+    size = load_config(ground.base.folder).get_text_config().vocab_size
+    for example in (*ground.train_examples, *ground.held_out):
+        token = max((*example.prompt_ids, *example.reply_ids))
+        if token >= size:
+            name = ground.chat.tokenizer.convert_ids_to_tokens(token)
+            what = f"row {example.row_id} holds the token {name!r} ({token}), and the model knows {size} tokens"
+            raise UserError(what, where="data.path", remedy="drop the row, or take the model that this token is for")
 
 
 def _check_context(ground: Ground) -> None:

@@ -11,6 +11,9 @@ import numpy as np
 from sparring.config import OptimSection, Recipe, at_iteration
 from sparring.console import log
 
+# Steps of a schedule. Nobody gets there; it keeps a horizon over next to no epochs from being infinite
+LONGEST_HORIZON = 2**53
+
 
 @dataclass(frozen=True)
 class TrainPlan:
@@ -74,12 +77,12 @@ def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, s
     batch_size = min(settings.batch_size, items)
     if batch_size < settings.batch_size:
         log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")
-    return steps_plan(settings, items, lr=lr, steps=_whole(epochs * items / batch_size), epochs=epochs, seed=seed)
+    return steps_plan(settings, items, lr=lr, steps=max(1, _whole(epochs * items / batch_size)), epochs=epochs, seed=seed)
 
 
 def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, epochs: float, seed: int) -> TrainPlan:
     """The plan for exactly `steps` steps, which are `epochs` passes."""
-    horizon = max(steps, round(steps * (settings.horizon_epochs or epochs) / epochs))
+    horizon = max(steps, round(min(steps * (settings.horizon_epochs or epochs) / epochs, LONGEST_HORIZON)))
     warmup = _whole(settings.warmup * horizon) if settings.warmup else 0
     return TrainPlan(items, steps, horizon, warmup, min(settings.batch_size, items), lr, settings.schedule, seed)
 

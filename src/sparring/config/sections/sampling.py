@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text, Urls
+from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Replies, Section, Text, Urls
 
 
 class VllmSection(Section):
@@ -88,9 +88,7 @@ class SamplingSection(Section):
     temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
     max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
-    replies_per_prompt: PositiveInt = Field(
-        1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy."
-    )
+    replies_per_prompt: Replies = Field(1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy.")
     batch_tokens: PositiveInt = Field(
         32768,
         description="Prompt and new tokens of the rows that are sampled together. More are faster; their keys and values take memory.",

@@ -1,0 +1,129 @@
+"""Chat templates are programs that come with models: they run in a process of their own, which can be ended.
+
+Jinja's sandbox keeps a template from files and from Python, but not from looping for ever, from one power or division of huge numbers that
+Python computes in a single step, or from writing without end. Neither a signal nor another thread stops such a step; the end of its process
+does. A fork takes 20 ms and has the tokenizer and its compiled template at hand; a rendering by way of it 0.15 ms more, beside 1 ms for the
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import weakref
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, Pipe
+from typing import Any
+
+import psutil
+from jinja2.exceptions import TemplateError, TemplateRuntimeError, TemplateSyntaxError
+
+# A conversation takes a millisecond; a machine that is busy or swaps may take a thousand times as long
+MOST_SECONDS = 20.0
+# beyond what the process holds when it is forked; a conversation needs a few times its own size
+MOST_BYTES = 2**30
+# characters beyond TIMES_ITS_OWN those of the conversation: system turns, tool lists and dates that templates bring along have thousands
+MOST_WRITTEN = 2**20
+TIMES_ITS_OWN = 4
+GRACE_SECONDS = 5  # after the limit the process ends itself, should nobody be there to end it
+
+Messages = Sequence[dict[str, Any]]
+Render = Callable[..., str]
+
+
+class Renderer:
+    """Calls `render(messages, **options)` in another process, which is started at the first call and again after it had to be ended.
+
+    Raises jinja2's TemplateError for whatever `render` raises and where it goes beyond a limit above.
+    """
+
+    def __init__(self, render: Render) -> None:
+        self._render = render
+        self._process: weakref.finalize | None = None
+
+    def __call__(self, messages: Messages, **options: Any) -> str:
+        if self._process is None or not self._process.alive:
+            self._start()
+        try:
+            self._pipe.send_bytes(json.dumps([messages, options]).encode())
+            if not self._pipe.poll(MOST_SECONDS):
+                raise self._ended(f"it does not come to an end within {MOST_SECONDS:g} s")
+            answer = json.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise self._ended("its process was killed, as the system does when memory is full") from None
+        except BaseException:  # an interrupt, after which the next answer would be that to this call
+            self._ended("")
+            raise
+        if "line" in answer:
+            wrong = TemplateSyntaxError(answer["error"], answer["line"])
+            wrong.translated = True  # the line is told by whoever shows it
+            raise wrong
+        if "error" in answer:
+            raise TemplateRuntimeError(answer["error"])
+        return answer["text"]
+
+    def _start(self) -> None:
+        self._pipe, theirs = Pipe()
+        pid = os.fork()
+        if pid == 0:
+            _serve(self._render, theirs)
+        theirs.close()
+        self._process = weakref.finalize(self, _end, pid, self._pipe)
+
+    def _ended(self, why: str) -> TemplateRuntimeError:
+        assert self._process is not None
+        self._process()
+        return TemplateRuntimeError(why)
+
+
+def _end(pid: int, pipe: Connection) -> None:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    pipe.close()
+
+
+def _serve(render: Render, pipe: Connection) -> None:
+    """Answer until the other end of the pipe is closed, as it is when that process is gone, however it went."""
+    try:
+        _leave_the_parent_alone(pipe.fileno())
+        with contextlib.suppress(ValueError, OSError):  # a system without such a limit
+            most = psutil.Process().memory_info().vms + MOST_BYTES
+            resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        while True:
+            messages, options = json.loads(pipe.recv_bytes())
+            signal.alarm(int(MOST_SECONDS) + GRACE_SECONDS)
+            pipe.send_bytes(json.dumps(_answer(render, messages, options)).encode())
+            signal.alarm(0)
+    finally:
+        os._exit(0)
+
+
+def _leave_the_parent_alone(kept: int) -> None:
+    """Hold none of its locks, sockets, devices and terminals open, and none of its signal handlers."""
+    for number, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGALRM, signal.SIG_DFL)):
+        signal.signal(number, handler)
+    os.closerange(3, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for number in range(3):
+        os.dup2(nowhere, number)
+
+
+def _answer(render: Render, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:
+    try:
+        text = render(messages, **options)
+        own = sum(len(json.dumps(message)) for message in messages)
+        if len(text) > MOST_WRITTEN + TIMES_ITS_OWN * own:
+            return {"error": f"it writes {len(text):,} characters for a conversation of {own:,}"}
+        return {"text": text}
+    except TemplateSyntaxError as error:
+        return {"error": error.message or "", "line": error.lineno}
+    except MemoryError:
+        return {"error": f"it needs more than {MOST_BYTES // 2**20:,} MiB of memory"}
+    except Exception as error:  # what a template can raise while it renders is anything
+        said = str(error).strip()
+        return {"error": said if isinstance(error, TemplateError) and said else f"{type(error).__name__}: {said}"}

@@ -1,0 +1,27 @@
+"""Files that a person names: what may be opened. Reading a named pipe waits for ever, and a device may have no end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.errors import UserError
+
+# of texts that are read whole: recipes, chat templates; the longest known template has 20 kB
+MOST_TEXT_BYTES = 2**20
+
+
+def require_regular(path: Path, where: str, most_bytes: int | None = None) -> None:
+    """Raise UserError, naming `where`, for a path that leads to anything but a regular file, a folder or nothing, and for a file too long.
+
+    Folders and what cannot be looked at are left to those who open them, for their own words.
+    """
+    try:
+        if not path.exists() or path.is_dir():
+            return
+        is_regular, size = path.is_file(), path.stat().st_size
+    except OSError:
+        return
+    if not is_regular:
+        raise UserError("not a regular file but a pipe, a device or a socket", where=where, remedy="write it to a file and give that")
+    if most_bytes is not None and size > most_bytes:
+        raise UserError(f"{size:,} bytes, and such a file has {most_bytes:,} at most", where=where)

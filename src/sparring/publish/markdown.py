@@ -1,0 +1,27 @@
+"""Names and words of others in Markdown: shown as they are, and read as nothing else."""
+
+from __future__ import annotations
+
+import re
+
+from sparring.report.untrusted import shortened
+
+LONGEST = 300  # characters of a name or a sentence on a card
+
+
+def one_line(text: str) -> str:
+    """Text of which nothing is unseen, in one line; in a card's metadata a line of its own could end them."""
+    return shortened(" ".join(text.split()), LONGEST).replace("\n", " ")
+
+
+def words(text: str) -> str:
+    """Text within a line, a table's cell or a heading: no link, image, tag, code or further cell comes of it."""
+    return re.sub(r"([\\`*\[\]<>|~])", r"\\\1", one_line(text))
+
+
+def code_span(text: str, in_table: bool = False) -> str:
+    """Text as code; in a table a bar would end the cell in spite of that."""
+    shown = one_line(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown)), default=0))
+    padding = " " if "`" in shown else ""
+    return f"{fence}{padding}{shown.replace('|', chr(92) + '|') if in_table else shown}{padding}{fence}"
