@@ -21,19 +21,6 @@ FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
 FLOOR = {"secrecy", "errors", "files", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
 FLOOR |= {"game_place"}
-    "secrecy",
-    "game_place",
-    "errors",
-    "files",
-    "interrupts",
-    "console",
-    "config",
-    "locks",
-    "packages",
-    "rundir",
-    "stage_names",
-    "progress",
-}
 STAGES = FLOOR | {"data", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "secrecy": set(),

@@ -226,7 +226,7 @@ class Chat:
     @cached_property
     def _reasoning_key(self) -> str | None:
         """The key under which the template takes what an assistant thought before its reply; None where it has no use for it."""
-        asked, answered = dict(role="user", content=_ASKED), dict(role="assistant", content=_ANSWERED)
+        asked, answered = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
         for key in REASONING:
             try:
                 text = self._renderer([asked, {**answered, key: _THOUGHT}])

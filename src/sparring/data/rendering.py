@@ -65,6 +65,10 @@ class Renderer:
             raise TemplateRuntimeError(answer["error"])
         return answer["text"]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy, as Ray's workers get it, starts a process of its own."""
+        return Renderer, (self._render,)
+
     def _start(self) -> None:
         self._pipe, theirs = Pipe()
         pid = os.fork()
