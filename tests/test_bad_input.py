@@ -137,7 +137,7 @@ def test_a_data_file_that_may_not_be_read(game: Game) -> None:
     file = game.folder / "rows.jsonl"
     file.unlink()
     file.mkdir()
-    refused(game.run(), "rows.jsonl: is a folder, not a data file")
+    refused(game.run(), "rows.jsonl: the folder holds no data file")
     file.rmdir()
     write_rows(file, rows())
     file.chmod(0)
