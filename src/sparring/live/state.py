@@ -21,7 +21,7 @@ from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import METRICS, SUMMARY
 from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_json
-from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, recipe_of_game, stages_of_game, title_of
+from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, iteration_stage, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
 
@@ -105,6 +105,17 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, found
 
 
+def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
+    """(who, rates) of the newest iteration whose replies are graded, where the target moves."""
+    if not state.recipe.target.moves:
+        return None
+    for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
+        done = _json_or_none(state.root / iteration_stage(t, "grade") / DONE)
+        if done is not None:
+            return title_of(iteration_name(t)), done["facts"].get("rates", {})
+    return None
+
+
 def kept(state: RunState) -> str | None:
     """What of the stage in work a new start would not do again."""
     if state.stage is None:
@@ -113,8 +124,9 @@ def kept(state: RunState) -> str | None:
     steps = [read_json(file)["step"] for file in folder.glob("checkpoint-*/step.json")]
     if steps:
         return f"its checkpoint after {max(steps)} steps"
-    items = sum(items_done(place) for place in (folder, folder / "replies", folder / "greedy"))
-    return f"its first {items} {'batches' if '/score' in state.stage else 'replies'}" if items else None
+    items = sum(items_done(place) for place in (folder, folder / "replies", folder / "cool", folder / "greedy"))
+    unit = {"score": "batches", "score-start": "batches", "grade": "prompts"}.get(state.stage.rpartition("/")[2], "replies")
+    return f"its first {items} {unit}" if items else None
 
 
 def _last_finished(root: Path, stages: list[str]) -> str | None:

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.console import printable
-from sparring.live.state import Life, RunState, kept, last_step, scores
+from sparring.live.state import Life, RunState, kept, last_step, rates, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import verdict
+from sparring.report.tables import answer_words, samples_of
 
 MOST_SCORES = 8
 
@@ -59,6 +60,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
     yield "state", how_it_is(state)
     if state.life is Life.FINISHED and state.summary is not None:
         yield "outcome", verdict(state.summary, str(state.root))
+        yield from _graded(state)
         return
     if state.stage is not None:
         yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"
@@ -66,11 +68,19 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
         yield "progress", in_one_line(state.now)
         if sample := state.now["sample"]:
             yield "a reply", " -> ".join(sample)
+    yield from _graded(state)
     if (row := last_step(state)) is not None:
         yield "last step", _step(row)
     if state.life is not Life.RUNNING and state.stage is not None:
         rest = kept(state)
         yield "goes on", f"with {state.stage}" + (f", from {rest}" if rest else "")
+
+
+def _graded(state: RunState) -> Iterator[tuple[str, str]]:
+    """How the newest opponent's replies were graded, where the target moves."""
+    if found := rates(state):
+        told = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
+        yield "graded", f"{found[0]}: {told or 'no reply was judged and no answer found'}"
 
 
 def _step(row: dict[str, Any]) -> str:
@@ -81,11 +91,20 @@ def _step(row: dict[str, Any]) -> str:
 
 def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str) -> Table:
     table = Table(title="Scores so far (+- standard error)", title_justify="left")
-    for header in ("model", metric.replace("_", " "), "duel margin", "duel accuracy"):
+    names = {metric: metric.replace("_", " "), **_sampled(shown[0][1]), "duel_margin": "duel margin", "duel_accuracy": "duel accuracy"}
+    for header in ("model", *names.values()):
         table.add_column(header, justify="left" if header == "model" else "right")
     for who, found in shown:
-        table.add_row(who, *(_score(found.get(name)) for name in (metric, "duel_margin", "duel_accuracy")))
+        table.add_row(who, *(_score(found.get(name)) for name in names))
     return table
+
+
+def _sampled(scores: dict[str, Any]) -> dict[str, str]:
+    """What several replies to a prompt say, by the names of the other tables; nothing of one reply."""
+    if samples_of(scores) == 1:
+        return {}
+    words = {name: word for name, word in answer_words(scores).items() if name != "exact_match_greedy"} | {"vote_share": "vote share"}
+    return {name: word for name, word in words.items() if name in scores}
 
 
 def _score(score: dict[str, Any] | None) -> str:

@@ -5,6 +5,7 @@ hardware.py    devices: peak rate, bandwidth, memory, and where the numbers are 
 shape.py       a model's sizes, from its config alone
 known_shapes.py  the configs of some public models
 lengths.py     how many rows and tokens there are: measured, given or assumed
+contests.py    the same of prompts that nobody has answered; how many replies to a prompt are trained on where the target moves
 parallel.py    how stages spread over devices
 work.py        what every stage computes: tokens, floating-point operations, decoding steps
 memory.py      what every stage holds on a device

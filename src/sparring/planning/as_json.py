@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sparring.planning.advice import Proposal
+from sparring.planning.contests import assumptions_of_answers
 from sparring.planning.estimate import Plan, StagePlan
 from sparring.planning.hours import assumptions
 from sparring.planning.published import Published
@@ -21,7 +22,7 @@ def as_json(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Publi
         "hardware": asdict(plan.hardware),
         "training_devices": asdict(plan.parallel),
         "micro_batch_tokens": plan.micro_batch_tokens,
-        "assumptions": assumptions(plan.device, plan.recipe.sampling.inner_engine),
+        "assumptions": [*assumptions(plan.device, plan.recipe.sampling.inner_engine), *assumptions_of_answers(plan.recipe)],
         "stages": [_stage(stage, plan) for stage in plan.stages],
         "hours": plan.seconds / 3600,
         "disk_bytes": plan.disk,

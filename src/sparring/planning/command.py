@@ -10,10 +10,11 @@ from sparring.config import Recipe
 from sparring.errors import UserError
 from sparring.planning.advice import advise, require_playable
 from sparring.planning.as_json import as_json
+from sparring.planning.contests import find_played_lengths
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.given_shape import GivenShape
 from sparring.planning.hardware import find_hardware
-from sparring.planning.lengths import Given, find_lengths
+from sparring.planning.lengths import Given
 from sparring.planning.published import published_hours
 from sparring.planning.shape import find_shape
 from sparring.planning.tables import print_plan
@@ -25,7 +26,7 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
-    return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
+    return estimate(recipe, shape, find_played_lengths(recipe, given or Given()), device)
 
 
 def show_plan(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration
 from sparring.planning import hours, memory
+from sparring.planning.contests import contest_branches, rft_branches
 from sparring.planning.hardware import Hardware
 from sparring.planning.hours import Duration
 from sparring.planning.lengths import Lengths
@@ -85,15 +86,17 @@ def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware)
 
 class _Game:
     def __init__(self, recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> None:
-        self.recipe, self.shape, self.lengths = recipe, shape, lengths
+        self.recipe, self.shape, self.lengths, self.played = recipe, shape, lengths, lengths.played
+        self.contests = replace(self.played, reply=lengths.generated, longest_reply=lengths.longest_generated)  # a winner is generated too
         self.parallel = of_training(recipe, hardware)
         self.hardware = hardware.shared_by(self.parallel.devices)
 
     def stages(self) -> Iterator[StagePlan]:
         recipe = self.recipe
         if recipe.sft:
-            yield self._train("sft", recipe.sft, {1: recipe.sft.epochs * self.lengths.train_rows})
+            yield self._train("sft", recipe.sft, self.lengths, {1: recipe.sft.epochs * self.lengths.train_rows})
         yield from self._results(BASELINE, 1)
+        yield from self._headroom()
         forward = 0.0
         for t in range(recipe.iterations):
             played = list(self._iteration(t))
@@ -105,56 +108,87 @@ class _Game:
             yield from self._results(section.folder, 3)
 
     def _iteration(self, t: int) -> Iterator[StagePlan]:
-        recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.lengths.train_rows
+        recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.played.train_rows
         window = min(t + 1, objective.window)
-        epochs, branches = at_iteration(recipe.train.epochs, t), 1 + recipe.sampling.replies_per_prompt
+        epochs, of_window = at_iteration(recipe.train.epochs, t), self._branches(t, window)
+        branches, trees = min(of_window), self.contests if recipe.target.moves else self.lengths
         first_pass = min(1.0, epochs)
-        yield self._sample(owner, "generate", rows, recipe.sampling.replies_per_prompt)
+        yield self._sample(owner, "generate", self.played, rows, recipe.sampling.replies_per_prompt)
         if objective.uses_opponent_logps:
-            yield self._score(owner, "score", window * rows * first_pass, branches)
+            yield self._score(owner, "score", trees, window * rows * first_pass, branches)
         if objective.uses_start and t:
-            yield self._score(owner, "score-start", rows * first_pass, branches)
-        yield self._train(owner, recipe.train, {count: epochs * rows * part for count, part in self._branches(t, window).items()})
+            yield self._score(owner, "score-start", trees, rows * first_pass, branches)
+        yield self._train(owner, recipe.train, trees, {count: epochs * rows * part for count, part in of_window.items()})
 
     def _branches(self, t: int, window: int) -> dict[int, int]:
         """Branches of a tree -> iterations in the window whose trees have so many: T-SPIN's have the start's replies too, but once."""
         replies = self.recipe.sampling.replies_per_prompt
+        if self.recipe.target.moves:
+            return {contest_branches(self.recipe): window}
         if not self.recipe.objective.at(t, replies).get("history_weight"):
             return {1 + replies: window}
         of_start = int(window == t + 1)  # iteration 0 is in the window
         return {1 + 2 * replies: window - of_start, 1 + replies: of_start}
 
-    def _sample(self, owner: str, kind: str, rows: int, replicas: int) -> StagePlan:
+    def _sample(self, owner: str, kind: str, lengths: Lengths, rows: int, replicas: int) -> StagePlan:
         samplers = of_sampling(self.recipe, self.hardware)
-        work = sampling_work(self.shape, self.recipe, self.lengths, rows, replicas, samplers)
+        work = sampling_work(self.shape, self.recipe, lengths, rows, replicas, samplers)
         time = hours.sampling(work, self.hardware, samplers.devices, self.shape.layers, self.recipe.sampling.inner_engine)
-        held = memory.sampling(self.shape, self.recipe, self.lengths, rows, replicas, self.hardware, samplers)
+        held = memory.sampling(self.shape, self.recipe, lengths, rows, replicas, self.hardware, samplers)
         return self._stage(owner, kind, work, held, time)
 
-    def _score(self, owner: str, kind: str, duels: float, branches: int) -> StagePlan:
-        work = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(branches), duels)
-        return self._stage(owner, kind, work, self._scoring(branches), self._time(work))
+    def _score(self, owner: str, kind: str, lengths: Lengths, duels: float, branches: int) -> StagePlan:
+        work = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, branches), duels)
+        return self._stage(owner, kind, work, self._scoring(lengths, branches), self._time(work))
 
-    def _train(self, owner: str, settings: OptimSection, items: Mapping[int, float]) -> StagePlan:
+    def _train(self, owner: str, settings: OptimSection, lengths: Lengths, items: Mapping[int, float]) -> StagePlan:
         """items: branches of a tree -> how many trees have so many."""
         passes = training_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
-        parts = [tree_work(self.shape, passes, self.lengths.prompt, self._replies(count), trees) for count, trees in items.items()]
+        parts = [tree_work(self.shape, passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
-        return self._stage(owner, "train", work, self._training(settings, max(items)), self._time(work))
+        return self._stage(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
 
     def _control(self, section: BaselineSection, forward: float) -> Iterator[StagePlan]:
         """As many rows as `forward` tokens that pass the model once pay for (control.py); pairs are taken to be as long as the data."""
-        rows = (section.epochs or 0) * ((section.pairs and section.pairs.max_examples) or self.lengths.train_rows)
-        if section.kind == "dpo":
-            settings, tree = self.recipe.train, self.lengths.prompt + self.lengths.reply + self.lengths.generated - 2
-            items = rows or forward / (settings.passes + 1) / tree
-            yield self._score(section.folder, "score", min(items, self.lengths.train_rows), 2)
-            yield self._train(section.folder, settings, {2: items})
+        lengths = self.lengths
+        rows = (section.epochs or 0) * ((section.pairs and section.pairs.max_examples) or lengths.train_rows)
+        if section.kind == "rft":
+            yield self._rft(section, forward)
             return
+        if section.kind == "dpo":
+            settings, tree = self.recipe.train, lengths.prompt + lengths.reply + lengths.generated - 2
+            items = rows or forward / (settings.passes + 1) / tree
+            yield self._score(section.folder, "score", lengths, min(items, lengths.train_rows), 2)
+            yield self._train(section.folder, settings, lengths, {2: items})
+            return
+        own = self._sft_settings()
+        items = rows or forward / own.passes / (lengths.prompt + lengths.reply - 1)
+        yield self._train(section.folder, own, lengths, {1: items})
+
+    def _sft_settings(self) -> SftSection:
+        """As a run trains on human replies after its start (control.py)."""
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
-        own = self.recipe.sft or SftSection(**inherited)
-        items = rows or forward / own.passes / (self.lengths.prompt + self.lengths.reply - 1)
-        yield self._train(section.folder, own, {1: items})
+        return self.recipe.sft or SftSection(**inherited)
+
+    def _rft(self, section: BaselineSection, forward: float) -> StagePlan:
+        """The winners of iteration 0's replies, whose sampling counts among its cost (rft.py)."""
+        settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
+        drawn = self._sample(BASELINE, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
+        of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
+        left = max(0.0, forward - drawn.work.tokens) / settings.passes / of_tree
+        return self._train(section.folder, settings, played, {branches: (section.epochs or 0) * played.train_rows or left})
+
+    def _headroom(self) -> Iterator[StagePlan]:
+        """What the start leaves to gain (headroom.py): replies at two temperatures and greedy ones, and a short continued SFT."""
+        recipe, rows = self.recipe, self.lengths.held_out_rows
+        if not recipe.shows_headroom:
+            return
+        if recipe.evaluate.headroom_epochs is not None:
+            yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
+        many = self._sample(BASELINE, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
+        one = self._sample(BASELINE, "headroom", self.lengths, rows, 1)
+        work, seconds = many.work.times(2) + one.work, 2 * many.seconds + one.seconds
+        yield self._stage(BASELINE, "headroom", work, many.memory, Duration(seconds, many.driver))
 
     def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
         """What follows from a player; of benchmarks the memory alone, in the one process that plays, for their lengths are not known."""
@@ -166,13 +200,15 @@ class _Game:
 
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
-        rows = self.lengths.held_out_rows
-        drawn = self._sample(owner, "measure", rows, 1)
+        lengths, rows = self.lengths, self.lengths.held_out_rows
+        drawn = self._sample(owner, "measure", lengths, rows, self.recipe.evaluate.samples)
         if self.recipe.evaluate.greedy:
-            drawn = self._stage(owner, "measure", drawn.work.times(2), drawn.memory, Duration(2 * drawn.seconds, drawn.driver))
-        scored = tree_work(self.shape, SCORING, self.lengths.prompt, self._replies(2), passes * rows)
+            greedy = self._sample(owner, "measure", lengths, rows, 1)
+            seconds = drawn.seconds + greedy.seconds
+            drawn = self._stage(owner, "measure", drawn.work + greedy.work, drawn.memory, Duration(seconds, drawn.driver))
+        scored = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, 2), passes * rows)
         time = Duration(drawn.seconds + self._time(scored).seconds, drawn.driver)
-        held = memory.measuring(drawn.memory, self._scoring(2), self.recipe, self.hardware.kind)
+        held = memory.measuring(drawn.memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
         return self._stage(owner, "measure", drawn.work + scored, held, time)
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
@@ -185,23 +221,20 @@ class _Game:
         held = held_at_most(self.shape.parameters, gathered, self.recipe.trains_adapters_alone, self.parallel)
         return tokens_at_once(self.shape.config, held, self.hardware.memory, self.hardware.kind)
 
-    def _at_once(self, settings: OptimSection, branches: int) -> int:
+    def _at_once(self, settings: OptimSection, lengths: Lengths, branches: int) -> int:
         """Tokens of the largest micro-batch."""
-        others = (branches - 1) * self.lengths.generated
-        whole_batch = settings.batch_size / self.parallel.devices * (self.lengths.prompt + self.lengths.reply + others)
-        longest = self.lengths.longest_prompt + self.lengths.longest_reply + (branches - 1) * self.lengths.longest_generated
+        others = (branches - 1) * lengths.generated
+        whole_batch = settings.batch_size / self.parallel.devices * (lengths.prompt + lengths.reply + others)
+        longest = lengths.longest_prompt + lengths.longest_reply + (branches - 1) * lengths.longest_generated
         return round(max(longest, min(self.micro_batch(settings), whole_batch)))
 
-    def _training(self, settings: OptimSection, branches: int) -> Memory:
-        tokens = self._at_once(settings, branches)
-        return memory.training(self.shape, settings, self.lengths, branches, tokens, self.hardware.kind, self.parallel)
+    def _training(self, settings: OptimSection, lengths: Lengths, branches: int) -> Memory:
+        tokens = self._at_once(settings, lengths, branches)
+        return memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
 
-    def _scoring(self, branches: int) -> Memory:
+    def _scoring(self, lengths: Lengths, branches: int) -> Memory:
         settings = self.recipe.train
-        return memory.scoring(self.shape, settings, self._at_once(settings, branches), self.hardware.kind, self.parallel)
-
-    def _replies(self, branches: int) -> tuple[float, ...]:
-        return (self.lengths.reply, *[self.lengths.generated] * (branches - 1))
+        return memory.scoring(self.shape, settings, self._at_once(settings, lengths, branches), self.hardware.kind, self.parallel)
 
     def _time(self, work: Work) -> Duration:
         return hours.computing(work, self.hardware, self.parallel.devices)
@@ -216,3 +249,8 @@ class _Game:
         made_anew = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
         kept = whole * (made_anew + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
         return kept + whole * len(recipe.baseline) + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained
+
+
+def _replies(lengths: Lengths, branches: int) -> tuple[float, ...]:
+    """Mean tokens of the branches of a tree, the preferred reply first."""
+    return (lengths.reply, *[lengths.generated] * (branches - 1))

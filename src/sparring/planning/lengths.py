@@ -32,7 +32,8 @@ class Given:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rows of the data, and mean tokens of a prompt, a human reply and a generated one. `source` says where they are from."""
+    """Rows of the data, and mean tokens of a prompt, a human reply and a generated one. `source` says where they are from; `unanswered`
+    is said of the prompts of `data.prompts`."""
 
     train_rows: int
     held_out_rows: int
@@ -44,6 +45,17 @@ class Lengths:
     longest_generated: int
     source: str
     are_bounds: bool = False
+    unanswered_rows: int = 0
+    unanswered_prompt: float = 0.0
+    longest_unanswered: int = 0
+
+    @property
+    def played(self) -> Lengths:
+        """Those of all prompts that the opponent replies to: the training rows and the prompts that nobody has answered."""
+        rows = self.train_rows + self.unanswered_rows
+        prompt = (self.train_rows * self.prompt + self.unanswered_rows * self.unanswered_prompt) / rows
+        longest = max(self.longest_prompt, self.longest_unanswered)
+        return replace(self, train_rows=rows, unanswered_rows=0, prompt=prompt, longest_prompt=longest)
 
 
 def find_lengths(recipe: Recipe, given: Given) -> Lengths:
@@ -81,11 +93,12 @@ def _measured(recipe: Recipe) -> Lengths | None:
 
     if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
-    chat = _chat(recipe.model)
+    chat = chat_at_hand(recipe.model)
     if chat is None:
         return None
     section, limit = recipe.data, recipe.data.max_examples
-    sample = prepare(section.model_copy(update={"max_examples": min(limit or SAMPLE_ROWS, SAMPLE_ROWS), "held_out": 1}), chat, recipe.seed)
+    of_sample = {"max_examples": min(limit or SAMPLE_ROWS, SAMPLE_ROWS), "held_out": 1, "prompts": None}
+    sample = prepare(section.model_copy(update=of_sample), chat, recipe.seed)
     examples, counts = [*sample.train, *sample.held_out], sample.counts
     looked_at = len(examples) + counts["prompt_too_long"] + counts["reply_too_long"]
     rows = round((counts["read"] - sum(counts[name] for name in ("empty", "duplicates", "untrained", "bad"))) * len(examples) / looked_at)
@@ -146,7 +159,7 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
     return rows - kept, kept
 
 
-def _chat(model: ModelSection) -> Chat | None:
+def chat_at_hand(model: ModelSection) -> Chat | None:
     """The tokenizer with its template, where it is on this machine."""
     from sparring.data.chat import Chat, load_template
     from sparring.policy.load import load_tokenizer, package_file

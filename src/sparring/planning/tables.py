@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.planning.advice import Proposal
+from sparring.planning.contests import assumptions_of_answers
 from sparring.planning.estimate import Plan, StagePlan
 from sparring.planning.hours import assumptions
 from sparring.planning.memory import Memory
@@ -38,7 +39,7 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
         console.print(_published_table(published))
     console.print("Assumed:")
     sampling = plan.recipe.sampling
-    assumed = assumptions(plan.device, sampling.inner_engine)
+    assumed = [*assumptions(plan.device, sampling.inner_engine), *assumptions_of_answers(plan.recipe)]
     if sampling.engine == "server":
         assumed.append(f"{len(sampling.server.urls)} servers draw, each as fast as one of these devices; their memory is their own")
     if plan.recipe.seeds is not None:
@@ -99,10 +100,12 @@ def _facts(plan: Plan) -> list[str]:
         device += f", shared by {plan.parallel.devices} ranks ({plan.parallel.strategy})"
     elif plan.hardware.count > 1 or plan.parallel.devices > 1:
         device += f", of which {plan.parallel.devices} train ({plan.parallel.strategy})"
+    asked = f"; {lengths.unanswered_rows:,} prompts that nobody has answered, of {lengths.unanswered_prompt:.0f} tokens"
+    asked = asked if lengths.unanswered_rows else ""
     return [
         f"Model: {shape.name}, {_count(shape.parameters)} parameters ({shape.source})",
         f"Data: {lengths.train_rows:,} rows to train on, {lengths.held_out_rows:,} held out; {lengths.prompt:.0f} prompt, "
-        f"{lengths.reply:.0f} reply and {lengths.generated:.0f} generated tokens a row ({lengths.source})",
+        f"{lengths.reply:.0f} reply and {lengths.generated:.0f} generated tokens a row ({lengths.source}){asked}",
         f"Device: {device}; micro-batches of {plan.micro_batch_tokens} tokens",
     ]
 
@@ -144,7 +147,7 @@ def _memory_table(plan: Plan) -> Table:
     kinds: dict[str, StagePlan] = {}
     for stage in sorted(plan.stages, key=lambda stage: stage.memory.total):
         kinds["sft" if stage.owner == "sft" else stage.kind] = stage
-    order = [kind for kind in ("sft", "generate", "score", "score-start", "train", "measure", "benchmarks") if kind in kinds]
+    order = [kind for kind in ("sft", "generate", "score", "score-start", "train", "measure", "headroom", "benchmarks") if kind in kinds]
     table = Table(title="Memory per device, GB", title_justify="left")
     table.add_column("", no_wrap=True)
     for kind in order:

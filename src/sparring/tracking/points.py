@@ -1,7 +1,8 @@
 """What trackers are sent: one point per optimizer step, on one axis over all stages of a game, made from the run directory alone.
 
 A point stands at the number of optimizer steps that the player has behind it. The scores of a player belong to the point of its last
-step, which therefore waits for them: every point is sent once and whole, and the points of a series rise.
+step, which therefore waits for them, and the rates of its opponent's graded replies, where the target moves, to that of its first: every
+point is sent once and whole, and the points of a series rise.
 """
 
 from __future__ import annotations
@@ -64,15 +65,17 @@ def points(root: Path, series: Series, after: int) -> Iterator[Point]:
     before = _steps_behind(root, series.begins_after)
     for train, owner in series.rounds:
         rows = [] if train is None else _lines(root, train)
+        first = _rates(root, owner)
         for place, line in enumerate(rows[:-1]):
             if before + place + 1 > after:
-                yield Point(before + place + 1, _numbers(json.loads(line), series.objective))
+                yield Point(before + place + 1, {**_numbers(json.loads(line), series.objective), **(first if place == 0 else {})})
         scores = root / evaluate_stage(owner) / SCORES
         if not scores.exists() or (train is not None and not (root / train / DONE).exists()):
             return
         before += len(rows)
         if before > after:
-            yield Point(before, {**(_numbers(json.loads(rows[-1]), series.objective) if rows else {}), **_scores(read_json(scores))})
+            last = _numbers(json.loads(rows[-1]), series.objective) if rows else {}
+            yield Point(before, {**last, **(first if len(rows) == 1 else {}), **_scores(read_json(scores))})
 
 
 def identities(root: Path, series: Series) -> dict[str, str]:
@@ -104,7 +107,13 @@ def _numbers(row: dict[str, Any], objective: str) -> dict[str, float]:
     return {f"{kind}/{name}": value for name, value in row.items() if name not in NOT_NUMBERS}
 
 
-def _scores(scores: dict[str, Any]) -> dict[str, float]:
-    values = {f"scores/{name}": score["value"] for name, score in scores.items()}
-    errors = {f"scores/{name}_stderr": score["stderr"] for name, score in scores.items() if score["stderr"] is not None}
+def _rates(root: Path, owner: str) -> dict[str, float]:
+    """Of the replies of an iteration's opponent, where they were graded: before its first step."""
+    done = root / owner / "grade" / DONE
+    return _scores(read_json(done)["facts"].get("rates", {}), "opponent") if done.exists() else {}
+
+
+def _scores(scores: dict[str, Any], group: str = "scores") -> dict[str, float]:
+    values = {f"{group}/{name}": score["value"] for name, score in scores.items()}
+    errors = {f"{group}/{name}_stderr": score["stderr"] for name, score in scores.items() if score["stderr"] is not None}
     return {**values, **errors}
