@@ -37,7 +37,7 @@ def game(kind: str = "verified", **stop: Any) -> Any:
 def reason(monkeypatch: pytest.MonkeyPatch, before: Table, now: Table, kind: str = "verified", **stop: Any) -> str | None:
     tables = [{row_id: Candidates(replies) for row_id, replies in table.items()} for table in (before, now)]
     monkeypatch.setattr(ending, "candidates_at", lambda ground, t: tables[t])
-    return nothing_to_learn(game(kind, **stop), Window(["a contest"], {}), 1)
+    return nothing_to_learn(game(kind, **stop), Window(["a contest"], {"unjudged": 0, "prompts": 4}), 1)
 
 
 def passing(*counts: int) -> Table:
@@ -51,7 +51,7 @@ def passing(*counts: int) -> Table:
 
 
 def counted(**counts: int) -> Window:
-    return Window([], {name: counts.get(name, 0) for name in OUTCOMES})
+    return Window([], {**{name: counts.get(name, 0) for name in OUTCOMES}, "prompts": sum(counts.values())})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,12 @@ def test_a_later_one_ends_the_game() -> None:
     )
 
 
+def test_likelihood_of_human_replies_alone_is_no_game() -> None:
+    """Nothing was said of any reply of the opponent; human replies win by default, and their likelihood could be trained on."""
+    with pytest.raises(UserError, match="2 unjudged"):
+        nothing_to_learn(game(), Window(["a contest"], counted(unjudged=2).counts), 0)
+
+
 # --- the plateau
 
 
@@ -103,7 +109,7 @@ def test_it_ends_where_the_pass_rate_rises_by_no_more_than_its_error(
 
 def test_it_can_be_switched_off_and_needs_two_iterations(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(monkeypatch, passing(1, 1), passing(1, 1), plateau=False) is None
-    assert nothing_to_learn(game(), Window(["a contest"], {}), 0) is None
+    assert nothing_to_learn(game(), Window(["a contest"], {"unjudged": 1, "prompts": 2}), 0) is None
     assert reason(monkeypatch, passing(1), passing(1)) is None, "one prompt has no error"
 
 

@@ -1,13 +1,14 @@
 """Exact expectations over who wins and who loses: every tuple of replies and every verdict on it is enumerated.
 
-Losses are those of the library (`spin_loss`, `nll_anchor`); minimisers are found numerically from them.
+Losses are those of the library (`spin_loss`, `nll_anchor`), and so are the targets (`verified`, `majority`); minimisers are found
+numerically from them.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import product
 
 import torch
@@ -15,6 +16,7 @@ from test_tabular import gradient, newton
 from torch import Tensor
 
 from sparring.policy.objectives import DuelLogps, LossName, nll_anchor, spin_loss
+from sparring.targets import Candidate, Candidates, Rules, Target, majority, verified
 
 PASSES = torch.tensor([True, False, True, False, False])  # of the five replies of P_START: pass rate 0.3
 CHECKER = PASSES.double()  # a checker is the probability [n] that each reply passes; this one is never wrong
@@ -34,23 +36,32 @@ def draws(p: Tensor, k: int) -> Iterator[tuple[float, tuple[int, ...]]]:
 
 
 def checked(passes: Tensor) -> Deal:
-    """Target `verified`: what passes wins, what fails loses. `passes` is the probability [n] that a reply passes, 0 or 1 without errors."""
+    """Target `verified`, the library's. `passes` is the probability [n] that a reply passes, 0 or 1 without errors."""
 
     def deal(replies: Sequence[int]) -> Iterator[tuple[float, list[int], list[int]]]:
         for verdicts in product((True, False), repeat=len(replies)):
             probability = math.prod(passes[y].item() if v else 1 - passes[y].item() for y, v in zip(replies, verdicts, strict=True))
             if probability:
-                judged = list(zip(replies, verdicts, strict=True))
-                yield probability, [y for y, v in judged if v], [y for y, v in judged if not v]
+                won, lost = places(verified, tuple(Candidate((n,), f"{n}", passed=v) for n, v in enumerate(verdicts)))
+                yield probability, [replies[n] for n in won], [replies[n] for n in lost]
 
     return deal
 
 
 def voted(replies: Sequence[int]) -> Iterator[tuple[float, list[int], list[int]]]:
-    """Target `majority`, each reply an answer of its own: most votes win, the others lose; a tie is no preference."""
-    (first, votes), *others = Counter(replies).most_common(2)
-    if not others or others[0][1] < votes:
-        yield 1.0, [first] * votes, [y for y in replies if y != first]
+    """Target `majority`, the library's, each reply an answer of its own; nothing where there is a tie, which is no preference."""
+    won, lost = places(majority, tuple(Candidate((n,), f"{n}", answer=f"{y}") for n, y in enumerate(replies)))
+    if won:
+        yield 1.0, [replies[n] for n in won], [replies[n] for n in lost]
+
+
+@cache
+def places(target: Target, replies: tuple[Candidate, ...]) -> tuple[list[int], list[int]]:
+    """The places of the winners and of the losers. Each reply is a text of its own, its place, and counts as often as it is drawn; what
+    keeping distinct ones does is a test by itself (test_checkers.py)."""
+    found = target(Candidates(replies), Rules(max_winners=len(replies), max_losers=len(replies), min_votes=0.0))
+    won, lost = ([one.token_ids[0] for one in side] for side in (found.winners, found.losers))
+    return won, lost
 
 
 def pair_weights(p: Tensor, k: int, deal: Deal) -> Tensor:

@@ -21,10 +21,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from sparring.policy.batches import Branches
+from sparring.data.records import Contest
+from sparring.policy.batches import Branches, branches_of
 from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, nll_anchor, spin_loss
 from sparring.policy.score import Scorer
 from sparring.policy.tiny import tiny_config
+from sparring.training.contests import ContestTask
 
 pytest.importorskip("trl", reason="TRL, the independent DPO implementation, is not installed")
 
@@ -276,6 +278,37 @@ def test_trls_dpo_with_likelihood_is_ours_pair_by_pair(weight: float, tmp_path: 
     total = (ours.loss_D + weight * ours.nll_D).mean()
     total.backward()
     assert total.item() == pytest.approx(torch.stack(theirs).sum().item(), rel=1e-5)
+    assert_same_gradients(player, trainer.model, 1e-5)
+
+
+@pytest.mark.parametrize("one_each", [True, False], ids=["contests of one pair", "contests of two pairs"])
+def test_trls_dpo_with_likelihood_is_that_of_contests(one_each: bool, tmp_path: Path) -> None:
+    """As a game with a moving target trains: by its task, on trees of one winner and one or two losers in one micro-batch."""
+    player, opponent = tiny_llama(0), tiny_llama(1)
+    trainer = trl_trainer(player, opponent, 0.5, "logistic", tmp_path, nll_weight=0.7)
+    trainer.model.train()
+    trl_batch(trainer)  # for its check of the token ids
+    theirs = torch.stack([trainer.compute_loss(trainer.model, trainer.data_collator([row])) / 6 for row in trainer.train_dataset]).sum()
+    theirs.backward()
+
+    lots = [(row, lot) for row in ROWS for lot in ([[ids] for ids in row.generated_ids] if one_each else [row.generated_ids])]
+    contests = [
+        Contest(
+            str(n), 0, tuple(row.prompt_ids), (tuple(row.real_ids),), tuple(map(tuple, lot)), tuple((0, j) for j in range(len(lot))), 1.0
+        )
+        for n, (row, lot) in enumerate(lots)
+    ]
+    of_player, of_opponent = (Scorer(model) for model in (player, opponent))
+    of_player.layout = of_opponent.layout = "tree"
+    trees = [branches_of(contest) for contest in contests]
+    with torch.no_grad():
+        scored = of_opponent(of_opponent.collate(trees)).tolist()
+    stored = {contest.duel_id: row[: len(tree.replies)] for contest, tree, row in zip(contests, trees, scored, strict=True)}
+    task = ContestTask(contests, stored, {"loss": "logistic", "beta": 0.5, "nll_weight": 0.7})
+    indices = range(len(contests))
+    total = task.losses(indices, of_player(of_player.collate(trees))).loss_D.sum() * task.weight(indices)
+    total.backward()
+    assert total.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_same_gradients(player, trainer.model, 1e-5)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from sparring.config import Recipe, unused_sections
+from sparring.checkers.asking import ask
+from sparring.checkers.grades import Checker
+from sparring.config import Recipe, is_own_checker, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.sources import local_files
@@ -38,8 +40,25 @@ def check(ground: Ground) -> None:
     _check_context(ground)
     with held_out_checker(recipe) as checker:
         Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
+        _check_prompts(ground, checker)
     for _, section in trained:
         ground.with_budget(section)  # from what is free before anything is loaded
+
+
+def _check_prompts(ground: Ground, checker: Checker | None) -> None:
+    """Raise UserError when no prompt without a reply has an answer to compare with: all its replies would be drawn for nothing."""
+    if ground.recipe.target.kind != "verified" or checker is None or is_own_checker(checker.name) or not ground.prompts:
+        return
+    missed = sum(checker.expected(one) is None for one in ask(ground.prompts, {}))
+    if missed == len(ground.prompts):
+        answers = [example.conversation.answer for example in ground.prompts]
+        raise UserError(
+            f"target.checker {checker.name} finds no answer in any of the {missed} rows",
+            where=f"data.prompts.answer {ground.recipe.data.prompts and ground.recipe.data.prompts.answer!r}",
+            remedy=f"the first one holds {answers[0]!r:.200}; mend the column, or take target.kind majority, which needs no answers",
+        )
+    if missed:
+        log.warning(f"target.checker finds no answer in {missed} of {len(ground.prompts)} data.prompts: their replies neither win nor lose")
 
 
 def _check_alone(recipe: Recipe) -> None:

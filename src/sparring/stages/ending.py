@@ -19,12 +19,13 @@ from sparring.targets.window import Window
 
 
 def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
-    """Why the game ends before iteration t is trained, or None. Raises UserError where its first iteration has no winner, or no loser."""
+    """Why the game ends before iteration t is trained, or None. Raises UserError where its first iteration has no winner, or no loser, or
+    where nothing could be said of any reply: human replies alone would be trained on then."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
     if not ground.recipe.target.moves:
         return None
-    if not window.duels:
+    if not window.duels or window.counts["unjudged"] == window.counts["prompts"]:
         return _no_contest(ground, window, t)
     return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sparring.config import at_iteration
+from sparring.config import at_iteration, recipe_of_run
+from sparring.errors import UserError
 from sparring.policy.player import Policy
+from sparring.rundir import differences
 from sparring.stage_names import iteration_stage
 from sparring.stages.fitting import fit_model
 from sparring.stages.ground import Ground
-from sparring.stages.inputs import training_inputs
+from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.stages.score import scored, scored_inputs
 from sparring.targets.window import Window
 from sparring.training.contests import contest_task
@@ -24,6 +26,7 @@ def train(ground: Ground, opponent: Policy, window: Window, t: int) -> Policy:
     recipe, settings = ground.recipe, ground.recipe.train
     moves = recipe.target.moves
     objective = recipe.objective.at(t, 1 if moves else recipe.sampling.replies_per_prompt)
+    _require_same_winners(ground, window, t)
     plan = iteration_plan(recipe, len(window.duels), t)
     records = scored(ground, opponent, window, t)
 
@@ -42,3 +45,23 @@ def train(ground: Ground, opponent: Policy, window: Window, t: int) -> Policy:
         "seed": recipe.seed,
     }
     return Policy.of_stage(ground.maker.make(iteration_stage(t, "train"), inputs, work, shared=True))
+
+
+def _require_same_winners(ground: Ground, window: Window, t: int) -> None:
+    """Raise UserError in the words of the recipe where the iteration has begun with other winners: a fingerprint knows them as a hash."""
+    recipe = ground.recipe
+    name = iteration_stage(t, "score" if recipe.objective.uses_opponent_logps else "train")
+    begun = (ground.run.inputs_of(name) or {}).get("duels")
+    if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
+        return
+    was, now = (
+        {part: getattr(one, part).model_dump() for part in ("target", "evaluate", "objective")}
+        for one in (recipe_of_run(ground.run.root), recipe)
+    )
+    changes = "".join(f"\n  {line}" for line in differences(was, now))
+    raise UserError(
+        f"stage {name} was made from other winners and losers than the recipe now makes{changes}",
+        where=str(ground.run.root),
+        remedy=f"undo the change and run again, or redo from there on purpose with --restart-from {name} (the replies of its iteration "
+        "are kept), or keep this run and choose another run_dir",
+    )

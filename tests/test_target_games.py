@@ -1,0 +1,435 @@
+"""Whole games with targets that move: kills and resumption, every loss, adapters, seeds, ranks, other checkers, and what can be got wrong.
+
+All go on from one start: the base model, the data, a short SFT and its measurements are made once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Game, write_rows
+from safetensors.torch import load_file
+from test_bad_input import refused
+from test_kill_and_resume import assert_same_outcome, metrics, outcome
+from test_launching import WEIGHTS, ranks, results
+from torch.testing import assert_close
+from zygote import Sabotage, Zygote
+
+from sparring.config import load_recipe
+from sparring.data.tables import read_rows
+from sparring.stage_names import stages_of_game
+from sparring.targets.select import OUTCOMES
+
+STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
+ROWS = [{"prompt": f"pick {chr(97 + n)}", "completion": f"so {n % 3}"} for n in range(16)]
+MORE = [{"prompt": f"pick {chr(65 + n)}", "gold": n % 3} for n in range(8)]
+# Twelve rows and eight prompts: 20 prompts with 4 replies each; after the SFT most replies are like "so 2", and a fifth are right.
+CHANGES: dict[str, Any] = {
+    "data": {"path": "rows.jsonl", "held_out": 4, "prompts": {"path": "more.jsonl", "answer": "gold"}},
+    "sft": {"lr": 5e-3, "epochs": 20, "batch_size": 6, "precision": "fp32"},
+    "sampling": {"max_new_tokens": 6, "replies_per_prompt": 4},
+    "objective": {"beta": 0.5, "nll_weight": 0.5},
+    "target": {"kind": "majority", "checker": "number"},
+    "train__micro_batch_tokens": 100,
+    "evaluate": {"samples": 2, "headroom": False},
+    "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
+    "showcase": [],
+    "baseline": None,
+}
+VERIFIED = {"target": {"kind": "verified", "checker": "number"}}
+ONE = {"iterations": 1}
+START = ("base", "data", "sft", "baseline/measure", "baseline/evaluate")
+
+
+def game_in(folder: Path, zygote: Zygote, **changes: Any) -> Game:
+    game = Game(folder, zygote, {**CHANGES, **changes})
+    write_rows(folder / "rows.jsonl", ROWS)
+    write_rows(folder / "more.jsonl", MORE)
+    return game
+
+
+@pytest.fixture(scope="module")
+def majority(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """A game that nobody has stopped. Only to be read."""
+    game = game_in(tmp_path_factory.mktemp("majority") / "game", zygote)
+    result = game.run()
+    assert result.code == 0, result.err
+    return game
+
+
+Begin = Callable[..., Game]
+
+
+def begun(folder: Path, majority: Game, changes: dict[str, Any]) -> Game:
+    """A game with these changes, before its first iteration."""
+    game = game_in(folder, majority.zygote, **changes)
+    for stage in START:
+        shutil.copytree(majority.root / stage, game.root / stage)
+    return game
+
+
+@pytest.fixture
+def begin(tmp_path: Path, majority: Game) -> Begin:
+    return lambda **changes: begun(tmp_path / "game", majority, changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, majority: Game) -> Callable[[str], Game]:
+    """Other games, each played when it is first asked for. Only to be read."""
+
+    def play(name: str) -> Game:
+        game = begun(tmp_path_factory.mktemp("whole") / "game", majority, GAMES[name])
+        result = game.run()
+        assert result.code == 0, result.err
+        return game
+
+    return cache(play)
+
+
+def inputs(game: Game, stage: str) -> dict[str, Any]:
+    return game.json(f"{stage}/done.json")["inputs"]
+
+
+def facts(game: Game, stage: str) -> dict[str, Any]:
+    return game.json(f"{stage}/done.json")["facts"]
+
+
+def weights(game: Game) -> dict[str, bytes]:
+    return {
+        path.relative_to(game.root).as_posix(): path.read_bytes() for path in sorted(game.root.glob("iterations/*/train/**/*.safetensors"))
+    }
+
+
+def steps(game: Game) -> list[dict[str, Any]]:
+    return [row for row in metrics(game.root) if "iteration" in row]
+
+
+# ---------------------------------------------------------------------------------------------- what is played
+
+LOSSES = ("logistic", "hinge", "exponential", "correlation", "space", "sft")
+GAMES: dict[str, dict[str, Any]] = {
+    "verified": VERIFIED,
+    **{f"verified, {loss}": {**ONE, **VERIFIED, "objective": {"loss": loss}} for loss in LOSSES},
+    "alpha-spin": {"objective": {"loss": "alpha-spin", "alpha": 0.5, "beta": 0.5}},
+    "majority, sft, lora": {
+        **ONE,
+        "objective": {"loss": "sft"},
+        "train__lora": {"rank": 2, "alpha": 4.0},
+        "target": {"kind": "majority", "checker": "number", "max_winners": 1},
+    },
+    "weighed votes": {**ONE, "target": {"kind": "majority", "checker": "number", "weigh_votes": True, "human": "never"}},
+}
+
+
+def test_a_majority_game(majority: Game) -> None:
+    done = {stage: facts(majority, f"iterations/{stage}") for stage in ("000/grade", "000/train", "001/grade", "001/train")}
+    for stage in ("000/train", "001/train"):
+        counts = done[stage]["counts"]
+        assert counts["decided"] and counts["human_wins"] and counts["pairs"] >= counts["duels"] > 0
+        assert counts["prompts"] == sum(counts[name] for name in OUTCOMES) == {"000/train": 20, "001/train": 40}[stage]
+        assert counts["replies"] == 4 * counts["prompts"]
+    grades = read_rows(majority.root / "iterations/000/grade")
+    assert [row["replica"] for row in grades[:5]] == [-1, 0, 1, 2, 3] and [row["replica"] for row in grades[60:64]] == [0, 1, 2, 3]
+    assert len(grades) == 12 * 5 + 8 * 4 and done["000/grade"]["replies"] == 80
+    scores = majority.json("iterations/000/evaluate/scores.json")
+    assert {"exact_match", "pass_at_2", "maj_at_2", "vote_share", "distinct_answers"} <= scores.keys()
+    assert scores["exact_match"]["n"] == 4, "errors are by prompt"
+    assert set(stages_of_game(majority.root, load_recipe(majority.root / "recipe.yaml"))) == set(outcome(majority.root)["stages"])
+
+
+@pytest.mark.parametrize("name", [name for name in GAMES if "sft" not in name])
+def test_the_first_step_has_margin_exactly_0(name: str, whole: Callable[[str], Game]) -> None:
+    """Opponent pass and training in the same micro-batches, contests without pairs and of several winners among them."""
+    first = steps(whole(name))[0]
+    assert (first["margin"], first["reward_real"], first["reward_generated"]) == (0.0, 0.0, 0.0)
+    assert all(value == value for row in steps(whole(name)) for value in row.values() if isinstance(value, float))
+
+
+def test_the_second_iteration_starts_at_0_too(whole: Callable[[str], Game], majority: Game) -> None:
+    for game in (majority, whole("verified")):
+        assert next(row["margin"] for row in steps(game) if row["iteration"] == 1) == 0.0
+
+
+@pytest.mark.parametrize("name", ["verified, sft", "majority, sft, lora"])
+def test_likelihood_compares_with_nothing(name: str, whole: Callable[[str], Game]) -> None:
+    game = whole(name)
+    assert not (game.root / "iterations/000/score").exists()
+    counts = facts(game, "iterations/000/train")["counts"]
+    assert counts["pairs"] == counts["losers"] == 0 and counts["winners"] >= counts["duels"]
+    rows = steps(game)
+    assert "margin" not in rows[0] and rows[-1]["loss"] < rows[0]["loss"] and "winners" in (game.root / "run.log").read_text()
+    if "lora" in name:
+        assert counts["winners"] == counts["duels"], "max_winners is 1"
+        assert (game.root / "iterations/000/train/model/adapter_model.safetensors").exists()
+
+
+def test_votes_weigh(whole: Callable[[str], Game], majority: Game) -> None:
+    """The loss of the first step is ln 2 times the mean weight, and the anchor beside it weighed alike."""
+    game = whole("weighed votes")
+    assert facts(game, "iterations/000/train")["counts"]["human_wins"] == 0
+    assert steps(game)[0]["loss"] < steps(majority)[0]["loss"]
+
+
+def test_only_what_a_checker_passed_wins(whole: Callable[[str], Game]) -> None:
+    """Read back from the files: the duels of the digest are those that the grades say."""
+    game = whole("verified")
+    grades = read_rows(game.root / "iterations/000/grade")
+    complete = {(r["row_id"], r["replica"]): r["finish_reason"] == "stop" for r in read_rows(game.root / "iterations/000/generate")}
+    of_opponent = [row for row in grades if row["replica"] >= 0]
+    passed = [row for row in of_opponent if row["score"] == 1.0 and complete[row["row_id"], row["replica"]]]
+    counts = facts(game, "iterations/000/train")["counts"]
+    assert counts["replies_passed"] == len(passed) > 0
+    prompts = {row["row_id"] for row in passed}
+    with_loser = {row["row_id"] for row in of_opponent if not (row["score"] == 1.0 and complete[row["row_id"], row["replica"]])}
+    assert counts["decided"] == len(prompts & with_loser) and counts["all_pass"] == len(prompts - with_loser)
+
+
+# ---------------------------------------------------------------------------------------------- kills
+
+KILLS = {
+    "grading": Sabotage("sparring.stages.grade:run_shards", nth=2),
+    "grades written, not committed": Sabotage(REPLACE, args=r"000/grade\.partial .*grade$"),
+    "between grading and scoring": Sabotage("sparring.selfplay:train", nth=2),
+    "training": Sabotage(STEP, nth=4 + 3),
+}
+
+
+@pytest.mark.parametrize("place", KILLS)
+def test_killed_and_resumed_is_as_if_never_killed(place: str, begin: Begin, majority: Game) -> None:
+    game = begin()
+    assert game.run(sabotage=[KILLS[place]]).code == -signal.SIGKILL
+    kept = game.state()
+    result = game.run()
+    assert result.code == 0 and kept.items() <= game.state().items(), result.err
+    assert weights(game) == weights(majority) and len(weights(game)) == 2
+    assert_same_outcome(game.root, majority.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "kill"),
+    [
+        ("verified", Sabotage(STEP, nth=3)),
+        ("alpha-spin", Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=12)),
+        ("majority, sft, lora", Sabotage(STEP, nth=3)),
+    ],
+)
+def test_other_games_killed(name: str, kill: Sabotage, begin: Begin, whole: Callable[[str], Game]) -> None:
+    game = begin(**GAMES[name])
+    assert game.run(sabotage=[kill]).code == -signal.SIGKILL
+    assert game.run().code == 0
+    assert weights(game) == weights(whole(name))
+
+
+# ---------------------------------------------------------------------------------------------- done again
+
+
+@pytest.fixture
+def copy(tmp_path: Path, majority: Game) -> Game:
+    """The finished majority game, to be changed."""
+    game = game_in(tmp_path / "game", majority.zygote)
+    shutil.copytree(majority.root, game.root, symlinks=True)
+    return game
+
+
+OTHER = "stage iterations/000/score was made from other winners and losers than the recipe now makes"
+
+
+def redone(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]) -> set[str]:
+    return {name.rpartition("/")[0].partition("/model")[0] for name, value in after.items() if before.get(name) != value}
+
+
+def test_again_nothing_is_done(copy: Game) -> None:
+    before = copy.state()
+    result = copy.run()
+    assert result.code == 0 and copy.state() == before and "grading" not in result.err, result.err
+
+
+def test_restart_from_grades_samples_nothing(copy: Game, majority: Game) -> None:
+    before = copy.state()
+    result = copy.run("--restart-from", "iterations/000/grade")
+    assert result.code == 0 and "removed stage iterations/000/grade" in result.err, result.err
+    generated = {name: value for name, value in before.items() if name.startswith("iterations/000/generate/")}
+    assert generated and generated.items() <= copy.state().items()
+    assert_same_outcome(copy.root, majority.root)
+
+
+def test_another_checker_grades_anew_and_leaves_the_rest(copy: Game, majority: Game) -> None:
+    """Nothing is sampled; the training that other grades had led to is refused by name; and the old checker takes everything back."""
+    before = copy.state()
+    other = "target.checker=exact", "evaluate.answer_pattern=([0-9])"
+    result = copy.run(*other)
+    refused(
+        result, OTHER, 'target.checker: "number" -> "exact"', "--restart-from iterations/000/score (the replies of its iteration are kept)"
+    )
+    assert "iterations/000/grade is made anew: " in result.err and 'checker.kind: "number" -> "exact"' in result.err
+    changed = redone(before, copy.state())
+    assert changed == {"baseline/evaluate", "iterations/000/grade"} and "sampling" not in result.err, changed
+    assert copy.run().code == 0
+    assert_same_outcome(copy.root, majority.root)
+    assert copy.run(*other, "--restart-from", "iterations/000/score").code == 0
+    assert {name: inputs(copy, f"iterations/{name}/grade")["checker"]["kind"] for name in ("000", "001")} == {
+        "000": "exact",
+        "001": "exact",
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("max_winners=1", "max_winners: 4 -> 1"), ("human=never", 'human: "fallback" -> "never"'), ("min_votes=0.9", "0.5 -> 0.9")],
+)
+def test_another_rule_is_another_game(copy: Game, option: str, words: str) -> None:
+    before = copy.state()
+    refused(copy.run(f"target.{option}"), OTHER, words, "--restart-from iterations/000/score")
+    assert copy.state() == before
+
+
+def test_another_rule_after_training_by_likelihood(begin: Begin) -> None:
+    """There are no log-probs of opponents, and it is the training that knows its winners."""
+    game = begin(**GAMES["verified, sft"])
+    assert game.run().code == 0
+    refused(game.run("target.max_winners=1"), "stage iterations/000/train was made from other winners", "max_winners: 4 -> 1")
+    refused(game.run("objective.loss=logistic"), "objective.loss", "--restart-from iterations/000/train")
+
+
+# ---------------------------------------------------------------------------------------------- seeds, ranks, the human target
+
+
+def test_seeds(tmp_path: Path, zygote: Zygote, majority: Game) -> None:
+    """Each in its own folder, and the first is the game of that seed alone."""
+    game = game_in(tmp_path / "game", zygote, **ONE, seeds=[0, 3])
+    result = game.run()
+    assert result.code == 0, result.err
+    first, second = (game.root / f"seed-{seed}/iterations/000" for seed in (0, 3))
+    assert read_rows(first / "grade") == read_rows(majority.root / "iterations/000/grade") != read_rows(second / "grade")
+    assert (first / "train/model/model.safetensors").read_bytes() == weights(majority)["iterations/000/train/model/model.safetensors"]
+
+
+def test_two_ranks(copy: Game, majority: Game) -> None:
+    """Opponent pass and training over contests, some of them without pairs: the ranks' player is that of one process, to rounding."""
+    shutil.rmtree(copy.root / "iterations/001/train")
+    for name in ("score", "train"):
+        shutil.rmtree(copy.root / f"iterations/001/{name}", ignore_errors=True)
+        for result in results(ranks(copy, f"iterations/001/{name}")):
+            assert result.code == 0, result.err
+    ours, theirs = (load_file(game.root / "iterations/001/train/model/model.safetensors") for game in (copy, majority))
+    for name, tensor in theirs.items():
+        assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
+    assert facts(copy, "iterations/001/train")["counts"] == facts(majority, "iterations/001/train")["counts"]
+
+
+def test_the_human_target_written_out_is_the_same_game(tmp_path: Path, played: Game) -> None:
+    """No fingerprint knows of it: a run from before there were targets goes on."""
+    game = Game(tmp_path / "game", played.zygote, {"target": {"kind": "human", "human": "fallback", "max_winners": 4, "checker": None}})
+    shutil.copytree(played.root, game.root, symlinks=True)
+    before = game.state()
+    result = game.run()
+    assert result.code == 0 and game.state() == before, result.err
+    assert not (game.root / "iterations/000/grade").exists()
+    assert not any("target" in json.dumps(done["inputs"]) for done in outcome(game.root)["stages"].values())
+
+
+# ---------------------------------------------------------------------------------------------- what can be got wrong
+
+
+def own(game: Game, body: str) -> str:
+    """A checker of one's own: `text`, the reply, and `asked`, its prompt, to a score."""
+    code = "def f(prompts, completions):\n    return [one(c[0]['content'], p[-1]['content']) for p, c in zip(prompts, completions)]\n"
+    (game.folder / "rules.py").write_text(f"{code}def one(text, asked):\n    {body}\n")
+    return "target.checker=rules.py:f"
+
+
+GAPS = ["target.kind=verified", "objective.nll_weight=0"]
+
+
+def unharmed(game: Game, majority: Game) -> None:
+    """What was sampled is there, and the majority game goes on from it."""
+    replies = game.root / "iterations/000/generate"
+    assert read_rows(replies) == read_rows(majority.root / "iterations/000/generate")
+    kept = {name: value for name, value in game.state().items() if "generate" in name}
+    assert game.run("iterations=1").code == 0 and kept.items() <= game.state().items()
+
+
+def test_every_reply_is_invalid(begin: Begin) -> None:
+    """Cut at the limit: nobody votes. Likelihood of the human replies, which are there, would be no game but continued SFT."""
+    game = begin(sampling={"max_new_tokens": 1, "replies_per_prompt": 4})
+    shutil.rmtree(game.root / "baseline")
+    refused(game.run(), "no prompt has winners and losers: 20 unjudged", "target.kind majority", "evaluate.answer_pattern")
+    assert len(read_rows(game.root / "iterations/000/generate")) == 80
+
+
+def test_every_reply_passes(begin: Begin, majority: Game) -> None:
+    game = begin()
+    always = own(game, "return 1.0 if len(text) < 100 else 0.0")
+    game_has_cut = any(row["finish_reason"] == "length" for row in read_rows(majority.root / "iterations/000/generate"))
+    assert game_has_cut, "a cut reply does not win"
+    result = game.run(always, *GAPS, "target.losers=answered", "evaluate.answer_pattern=([0-9])")
+    refused(result, "no prompt has winners and losers: ", "all pass")
+    unharmed(game, majority)
+
+
+def test_no_reply_passes(begin: Begin, majority: Game) -> None:
+    game = begin()
+    result = game.run(own(game, "return 0.0"), *GAPS, "target.human=never")
+    refused(result, "no prompt has winners and losers: 20 none pass", "target.kind verified", "easier prompts", "sparring grade run")
+    assert "only 0.0% of the replies pass; if it passes 1% of wrong replies, 100% of the winners are wrong" in result.err
+    unharmed(game, majority)
+
+
+def test_no_reply_passes_and_the_human_one_wins(begin: Begin) -> None:
+    result = begin(**ONE).run("target.kind=verified", "target.pass_score=2")
+    assert result.code == 0 and "12 human wins" in result.err and "8 none pass" in result.err, result.err
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [(range(3), "finds no answer in 3 of 8 data.prompts: their replies neither win nor lose"), (range(8), "")]
+)
+def test_answers_are_missing(missing: range, words: str, tmp_path: Path, zygote: Zygote) -> None:
+    game = game_in(tmp_path / "game", zygote, **ONE, **VERIFIED, sft=None)
+    write_rows(game.folder / "more.jsonl", [row | ({"gold": None} if n in missing else {}) for n, row in enumerate(MORE)])
+    result = game.run()
+    if len(missing) == 8:
+        refused(result, "finds no answer in any of the 8 rows", "data.prompts.answer 'gold'", "the first one holds None", "majority")
+        assert not (game.root / "baseline").exists()
+        return
+    assert words in result.err and "Traceback" not in result.err
+    assert re.search(r"3 unjudged", result.err), result.err
+
+
+def test_a_checker_that_raises_is_corrected_and_nothing_is_sampled_again(begin: Begin, majority: Game) -> None:
+    game = begin(**ONE, **VERIFIED)
+    checker = own(game, "return 1.0 if text[-1:] in '012' else 0.0 if asked[-1].islower() else 1 / 0")
+    result = game.run(checker)
+    refused(result, "of 80 replies could not be graded, more than 5%", "raised ZeroDivisionError: division by zero", "rules.py:f")
+    kept = {name: value for name, value in game.state().items() if "generate" in name}
+    assert kept and not (game.root / "iterations/000/grade").exists()
+    refused(game.run(checker), "more than 5%")
+    result = game.run(own(game, "return 1.0 if text[-1:] in '012' else 0.0"))
+    assert result.code == 0 and "sampling" not in result.err and kept.items() <= game.state().items(), result.err
+
+
+def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_is_sampled(begin: Begin) -> None:
+    game = begin(**ONE, **VERIFIED)
+    refused(game.run(own(game, "1 / 0")), "8 of 8 replies could not be graded", "ZeroDivisionError")
+    assert not (game.root / "iterations").exists() and (game.root / "baseline/measure/done.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["sampling.replies_per_prompt=1"], "one reply has no majority"),
+        (["target.kind=human", "objective.nll_weight=0"], "data.prompts have no human reply"),
+        (["target.checker=missing.py:f", "target.kind=verified"], "missing.py does not exist"),
+    ],
+)
+def test_contradictions_are_refused_before_anything_is_made(overrides: list[str], words: str, tmp_path: Path, zygote: Zygote) -> None:
+    game = game_in(tmp_path / "game", zygote)
+    refused(game.run(*overrides), words)
+    assert not (game.root / "sft").exists()
