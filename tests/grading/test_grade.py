@@ -21,6 +21,7 @@ from sparring.grading.grade import Outcome
 from sparring.grading.lots import Lot, Said
 from sparring.grading.outcome import EXAMPLES, Graded, agreement, examples_of, failures_of
 from sparring.grading.print_grades import print_grades
+from sparring.stages.candidates import HUMAN
 
 MOVING = {
     "iterations": 1,
@@ -121,13 +122,21 @@ def test_a_limit_takes_the_same_prompts_of_every_iteration(played: Game) -> None
 
 
 def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
-    (moved.folder / "bad.py").write_text("def f(completions): return [1 / 0 for _ in completions]")
+    """On every text of an even length, the empty one included."""
+    (moved.folder / "bad.py").write_text("def f(completions): return [1 / (len(c[0]['content']) % 2) for c in completions]")
     result, found = graded(moved, "--checker", "bad.py:f", "--iteration", "0")
-    total = sum(lot["replies"] for lot in found["replies_of"])
-    assert [(row["replies"], row["reason"]) for row in found["failures"]] == [(total, "raised ZeroDivisionError: division by zero")]
-    assert all(lot["scores"] == {} and lot["failures"] == lot["without_score"] == lot["replies"] for lot in found["replies_of"])
-    assert f"{total} of {total} replies could not be graded. A run ends where more than 5% cannot." in result.out
-    assert "there is nothing to compare" in result.out
+    files = [*(moved.root / "iterations/000/grade").glob("shard-*"), moved.root / "iterations/000/evaluate/grades.parquet"]
+    texts = [row["text"] for file in files for row in pq.read_table(file).to_pylist() if row["replica"] != HUMAN]
+    even = sum(len(text) % 2 == 0 for text in texts)
+    assert [(row["replies"], row["reason"]) for row in found["failures"]] == [(even, "raised ZeroDivisionError: division by zero")]
+    assert sum(lot["failures"] for lot in found["replies_of"]) == sum(lot["without_score"] for lot in found["replies_of"]) == even
+    assert f"{even} of {len(texts)} replies could not be graded. A run ends where more than 5% cannot." in result.out
+
+
+def test_a_function_that_fails_on_everything_is_given_up(moved: Game) -> None:
+    (moved.folder / "none.py").write_text("def f(completions): return [1 / 0 for _ in completions]")
+    result = moved.command("grade", "run", "--checker", "none.py:f")
+    assert result.code == 2 and "--checker (none.py:f)" in result.err and "ZeroDivisionError" in result.err
 
 
 def test_a_game_under_way_is_graded_as_far_as_it_is(copy: Game) -> None:
@@ -154,7 +163,7 @@ def test_nothing_was_graded_and_nothing_sampled(copy: Game) -> None:
     [
         (["--checker", "nubmer"], "--checker: there is no checker 'nubmer'\n  -> did you mean number?"),
         (["--checker", "random"], "--checker: random deals"),
-        (["--checker", "none.py:f"], "--checker: the file none.py does not exist"),
+        (["--checker", "missing.py:f"], "--checker: the file missing.py does not exist"),
         (["--checker", "exact", "--pattern", ""], "--checker: exact needs --pattern"),
         (["--pattern", "("], "--pattern '(' is no regular expression"),
         (["--iteration", "7"], "--iteration: this run has no replies of iteration 7\n  -> it has 0, 1"),
@@ -181,12 +190,13 @@ def lot(*replies: tuple[str, str], is_held_out: bool = False, must_end: bool = T
     """One prompt with (text, finish reason) of its replies."""
     example = Example("r", Conversation(({"role": "user", "content": "Why?"},), "so"), (1,), (2,))
     said = tuple(Said("r", n, text, reason, kept) for n, (text, reason) in enumerate(replies))
-    return Lot("iterations/000/measure" if is_held_out else "iterations/000/generate", is_held_out, (example,), {"r": said}, must_end)
+    stage = "iterations/000/measure" if is_held_out else "iterations/000/generate"
+    return Lot(stage, is_held_out, (example,), {"r": said}, must_end, reads_answers=False)
 
 
 def with_scores(one: Lot, *scores: float | None) -> Graded:
     grades = [Grade(score, None, "by hand", failed=score is None) for score in scores]
-    return Graded(one, dict(zip([said.place for said in one.replies], grades, strict=True)), pass_score=0.5)
+    return Graded(one, dict(zip([said.place for said in one.replies], grades, strict=True)), pass_score=0.5, reads_answers=False)
 
 
 def test_what_passes() -> None:
@@ -218,7 +228,7 @@ def test_failures_by_reason_the_frequent_first() -> None:
     one = lot(*[(str(n), "stop") for n in range(5)])
     reasons = ["rare", "often", "often", None, "often"]
     grades = {said.place: Grade(None, None, why or "", failed=why is not None) for said, why in zip(one.replies, reasons, strict=True)}
-    found = failures_of([Graded(one, grades, 1.0)])
+    found = failures_of([Graded(one, grades, 1.0, False)])
     assert [(count, example.said.text, example.grade.reason) for count, example in found] == [(3, "1", "often"), (1, "0", "rare")]
 
 

@@ -49,7 +49,7 @@ def test_a_checker_that_behaves(data: str) -> None:
         ("0.0", "it fails 100 of 100 human replies"),
         ("float(a in c[0]['content'])", "a mention is enough"),
         ("float(c[0]['content'] != '')", "'prompt'"),
-        ("1 / 0", "it failed to grade 900 of 900 replies"),
+        ("1 / ('#' in c[0]['content'])", "replies; a run ends where more than 5% fail"),
         ("0.9", "it fails 100 of 100 human replies"),
     ],
 )
@@ -88,6 +88,10 @@ def test_rows_of_a_recipe_a_run_and_a_file(played: Game, monkeypatch: pytest.Mon
     assert [rows.recipe is not None for rows in found] == [True, True, False]
     assert tried("exact", recipe, answer=None).checker == {"kind": "exact", "answer_pattern": "[0-9]+$"}, "the recipe's pattern"
     assert tried("exact", recipe, "[a-z]", answer=None).checker["answer_pattern"] == "[a-z]"
+
+
+def test_a_folder_of_data_is_no_run(tmp_path: Path, data: str) -> None:
+    assert trial_rows(str(tmp_path), "gold", 500).there == 300
 
 
 def test_prompts_with_answers_and_no_replies(tmp_path: Path) -> None:

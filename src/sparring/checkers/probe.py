@@ -11,7 +11,6 @@ from sparring.checkers.letters import leading_letter
 from sparring.checkers.numbers import last_number
 
 FALSE_POSITIVES = 0.01  # share of wrong replies that a good checker passes at most
-MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
 DISTRACTORS = 9
 EXAMPLES = 3
 SEEN = 200  # rows whose answers are distractors of answers that are neither numbers nor letters

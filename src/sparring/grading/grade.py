@@ -44,7 +44,7 @@ def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: 
         return _kept(root, recipe, read_lots(root, iterations, limit))
     with checker_of(settings_for(recipe, checker, pattern, CHECKER), CHECKER) as by:
         lots = read_lots(root, iterations, limit)
-        graded = [Graded(lot, grade_lot(lot, by), recipe.target.pass_score) for lot in lots]
+        graded = [Graded(lot, grade_lot(lot, by), recipe.target.pass_score, by.reads_answers) for lot in lots]
         return _outcome(graded, by.fingerprint, agreement(graded))
 
 
@@ -95,7 +95,7 @@ def _kept(root: Path, recipe: Recipe, lots: Sequence[Lot]) -> Outcome:
     if not any(lot.kept for lot in lots):
         what = "these replies were not graded when the run was made"
         raise UserError(what, where=str(root), remedy=f"name what grades them now: {CHECKER} number, for example")
-    return _outcome([Graded(lot, lot.kept, recipe.target.pass_score) for lot in lots if lot.kept], None, None)
+    return _outcome([Graded(lot, lot.kept, recipe.target.pass_score, lot.reads_answers) for lot in lots if lot.kept], None, None)
 
 
 def _outcome(graded: list[Graded], fingerprint: dict[str, Any] | None, both: Agreement | None) -> Outcome:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Grade
+from sparring.config import is_own_checker
 from sparring.data.prepare import read_examples
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
@@ -44,7 +45,7 @@ class Lot:
     """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones.
 
     `examples` are in the order of their row ids, and `said` holds the replies of each by its row id, a greedy one last. `must_end`: a
-    reply that was cut at the limit does not pass, as the run itself counts.
+    reply that was cut at the limit does not pass, as the run itself counts. `reads_answers`: whether kept grades can have an answer.
     """
 
     stage: str
@@ -52,6 +53,7 @@ class Lot:
     examples: tuple[Example, ...]
     said: Mapping[str, tuple[Said, ...]]
     must_end: bool
+    reads_answers: bool
 
     @property
     def title(self) -> str:
@@ -102,7 +104,10 @@ class _Reader:
         data = self._run.verified("data").path
         examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in said), key=lambda e: e.row_id)
         must_end = not is_held_out or self._recipe.target.checker is not None
-        return Lot(name, is_held_out, tuple(examples[:limit]), {row_id: tuple(own) for row_id, own in said.items()}, must_end)
+        own_function = is_own_checker(self._recipe.target.grading_checker)
+        reads_answers = not own_function or self._recipe.evaluate.answer_pattern is not None
+        by_row = {row_id: tuple(own) for row_id, own in said.items()}
+        return Lot(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
 
     def _graded(self, name: str, is_held_out: bool) -> dict[Place, dict[str, Any]]:
         """The rows of the run's own table of grades by the reply; none where it has no such table."""

@@ -18,10 +18,10 @@ PATTERN = "--pattern"
 
 @contextlib.contextmanager
 def checker_of(settings: CheckerSettings, option: str) -> Iterator[Checker]:
-    """The checker, closed at the end. `option`: what named it. Raises UserError, in words of the options, where it cannot be had."""
-    with in_words_of({"target.checker": option, "evaluate.answer_pattern": PATTERN}):
-        checker = make_checker(settings)
-    with contextlib.closing(checker):
+    """The checker, closed at the end. `option`: what named it. Raises UserError, in words of the options, where it cannot be had, and
+    where a function of one's own fails on everything."""
+    words = {"target.checker": option, "evaluate.answer_pattern": PATTERN}
+    with in_words_of(words), contextlib.closing(make_checker(settings)) as checker:
         yield checker
 
 

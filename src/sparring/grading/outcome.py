@@ -20,11 +20,12 @@ Pair = tuple[bool, bool]  # whether a reply passed by the kept grade, and by the
 
 @dataclass(frozen=True)
 class Graded:
-    """A lot with the grades that are looked at: new ones, or the kept ones themselves."""
+    """A lot with the grades that are looked at: new ones, or the kept ones themselves. `reads_answers`: whether they can have one."""
 
     lot: Lot
     grades: Grades
     pass_score: float
+    reads_answers: bool
 
     def passed(self, said: Said, grade: Grade | None) -> bool | None:
         """Whether a reply with this grade passes; None where it has no score."""
@@ -33,10 +34,10 @@ class Graded:
         return grade.score >= self.pass_score and (said.finish_reason == "stop" or not self.lot.must_end)
 
     def scores(self) -> dict[str, Score]:
-        return self._scores(self.grades)
+        return self._scores(self.grades, self.reads_answers)
 
     def kept_scores(self) -> dict[str, Score]:
-        return self._scores(self.lot.kept)
+        return self._scores(self.lot.kept, self.lot.reads_answers)
 
     def counts(self) -> dict[str, int]:
         """What there is, and what of it has no answer, was cut at the limit or could not be graded."""
@@ -50,13 +51,13 @@ class Graded:
             "failures": sum(grade.failed for grade in grades),
         }
 
-    def _scores(self, grades: Grades) -> dict[str, Score]:
+    def _scores(self, grades: Grades, reads_answers: bool) -> dict[str, Score]:
         """As the run scores such replies, under the same names: means over prompts. Of training prompts those count in which a reply has
         a score, of held-out ones all; nothing where no reply has one."""
         rows = [row for example in self.lot.examples if (row := self._row(example.row_id, grades)) is not None]
         scored = [row for row in rows if any(reply.grade.score is not None for reply in row.replies)]
         counted = rows if self.lot.is_held_out and scored else scored
-        items = answer_items(counted, self.pass_score, self.lot.must_end) if counted else {}
+        items = answer_items(counted, self.pass_score, self.lot.must_end, reads_answers) if counted else {}
         return {name: mean_score(values, higher_is_better(name)) for name, values in items.items() if _is_shown(name)}
 
     def _row(self, row_id: str, grades: Grades) -> GradedRow | None:

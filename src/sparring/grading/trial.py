@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkers.probe import FALSE_POSITIVES, MOST_FAILURES, ProbeReport, Tried, probe
+from sparring.checkers.failures import MOST_FAILURES
+from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
 from sparring.evaluation.metrics import wilson_interval
 from sparring.grading.options import checker_of, settings_for
 from sparring.grading.trial_rows import TrialRows, trial_rows

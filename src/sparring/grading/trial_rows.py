@@ -14,7 +14,7 @@ from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation
 from sparring.errors import UserError
 from sparring.grading.options import in_words_of
-from sparring.rundir import RunDir
+from sparring.rundir import RECIPE, RunDir
 from sparring.stage_names import recipe_of_game
 
 ANSWER = "--answer"
@@ -33,10 +33,10 @@ class TrialRows:
 def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
     """Rows with a human reply or an answer. Raises UserError for what cannot be read, and where there is no such row."""
     path = Path(source)
-    is_recipe = path.suffix.lower() in (".yaml", ".yml")
-    if answer is not None and (is_recipe or path.is_dir()):
+    is_recipe, is_run = path.suffix.lower() in (".yaml", ".yml"), (path / RECIPE).is_file()
+    if answer is not None and (is_recipe or is_run):
         raise UserError(f"{answer!r} is for a data file; a recipe names the column itself", where=ANSWER, remedy="leave it out")
-    if path.is_dir():
+    if is_run:
         recipe, asked = _of_run(path)
     elif is_recipe:
         recipe, asked = _of_recipe(path)
@@ -62,18 +62,19 @@ def _of_recipe(path: Path) -> tuple[Recipe, list[Asked]]:
     recipe = load_recipe(path)
     data = recipe.data
     asked = _with_replies(data, recipe.seed)
-    return recipe, [*asked, *(_prompts(data.prompts, data.checker_columns) if data.prompts else [])]
+    return recipe, [*asked, *(_prompts(data.prompts, data) if data.prompts else [])]
 
 
 def _of_file(source: str, answer: str | None) -> list[Asked]:
     """Rows with replies or, where they are of no such shape, prompts with answers."""
     values, options = {"path": source, "answer": answer}, {"path": "DATA", "answer": ANSWER}
     with in_words_of({"data.answer": ANSWER, "data.prompts.answer": ANSWER, "data.columns": "data.columns of a recipe"}):
+        data = section_from_options(DataSection, values, options)
         try:
-            return _with_replies(section_from_options(DataSection, values, options), seed=0)
+            return _with_replies(data, seed=0)
         except UserError as error:
             try:
-                return _prompts(section_from_options(PromptsSection, values, options), ())
+                return _prompts(section_from_options(PromptsSection, values, options), data)
             except UserError:
                 raise error from None
 
@@ -82,8 +83,8 @@ def _with_replies(section: DataSection, seed: int) -> list[Asked]:
     return [_asked(c, c.reply) for _, c in load_conversations(section, seed).rows if not is_empty(c)]
 
 
-def _prompts(section: PromptsSection, columns: tuple[str, ...]) -> list[Asked]:
-    return [_asked(c, None) for _, c in load_prompts(section, columns).rows if not asks_nothing(c)]
+def _prompts(section: PromptsSection, data: DataSection) -> list[Asked]:
+    return [_asked(c, None) for _, c in load_prompts(section, data).rows if not asks_nothing(c)]
 
 
 def _asked(conversation: Conversation, human: str | None) -> Asked:
