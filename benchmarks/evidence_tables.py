@@ -12,6 +12,7 @@ import numpy as np
 from common import ROOT
 from demo_study import over_seeds
 from evidence_settings import SETTINGS, successors
+from evidence_target_tables import target_tables, write_results
 
 from sparring.comparison.statistics import Paired, Values, holm, over_rows
 from sparring.comparison.statistics import over_seeds as paired_over_seeds
@@ -36,6 +37,7 @@ def write_tables(runs: Path) -> None:
     text = json.dumps({"settings": found}, indent=1) + "\n"
     one_line = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
     RESULTS.write_text(one_line, encoding="utf-8")
+    write_results(runs)
     PAGE.write_text(rendered(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
@@ -47,7 +49,7 @@ def rendered(page: str) -> str:
             table = "\n".join(lines(name, found[name])) if name in found else "Not played yet."
             mark = re.compile(rf"(<!-- table: {name} {kind} -->\n).*?(<!-- end -->)", re.DOTALL)
             page = mark.sub(lambda match, table=table: f"{match[1]}\n{table}\n\n{match[2]}", page)
-    return page
+    return target_tables(page)
 
 
 def _results() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 import sparring
 from sparring.console import set_up_logging
-from sparring.report.tables import print_summary
+from sparring.report.terminal import print_summary
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,0 +1,123 @@
+"""The tables of docs/evidence.md about targets that move, and the numbers behind them in benchmarks/results/evidence_targets.json."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from common import ROOT
+from demo_study import over_seeds
+from evidence_targets import TARGET_SETTINGS
+
+from sparring.comparison.statistics import over_seeds as paired_over_seeds
+
+RESULTS = ROOT / "benchmarks" / "results" / "evidence_targets.json"
+COLUMNS = {
+    "exact_match": "pass@1",
+    "exact_match_greedy": "greedy",
+    "pass_at_8": "pass@8",
+    "maj_at_8": "maj@8",
+    "nll_per_token": "NLL per token",
+}
+CONFIDENCE = 0.95
+SFT = re.compile(r"sft-(.+)-([\d.]+)")
+Arms = Mapping[str, Mapping[str, Any]]  # arm -> seed -> its scores and cost
+
+
+def write_results(runs: Path) -> None:
+    """Take what was played into evidence_targets.json; seeds that were played elsewhere stay."""
+    found = _results()
+    for name in TARGET_SETTINGS:
+        for file in sorted((runs / name).glob("seed-*.json")):
+            played = json.loads(file.read_text())
+            seeds = found.setdefault(name, {})
+            seeds[file.stem.removeprefix("seed-")] = {
+                "machine": played["machine"],
+                "arms": {arm: _short(entry) for arm, entry in played["arms"].items()},
+            }
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def target_tables(page: str) -> str:
+    """The page with its tables of moving targets."""
+    found = _results()
+    for name in TARGET_SETTINGS:
+        lines = "\n".join(_table(found[name])) if found.get(name) else "Not played yet."
+        mark = re.compile(rf"(<!-- targets: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        page = mark.sub(lambda match, lines=lines: f"{match[1]}\n{lines}\n\n{match[2]}", page)
+    return page
+
+
+def _results() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+
+
+def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
+    scores = {metric: round(entry["scores"][metric]["value"], 4) for metric in COLUMNS if metric in entry["scores"]}
+    return {
+        **scores,
+        "forward_tokens": entry["forward_tokens"],
+        "rates": {k: round(v["value"], 4) for k, v in entry.get("rates", {}).items()},
+    }
+
+
+def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
+    """Every arm at its last iteration, beside the continued SFT that came out best on the test itself, which favours that control."""
+    arms = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
+    best = max((arm for arm in arms if SFT.fullmatch(arm)), key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
+    kept = {arm: of for arm, of in arms.items() if not SFT.fullmatch(arm) or arm == best}
+    shown = [metric for metric in COLUMNS if metric in next(iter(kept["start"].values()))]
+    heads = [*(COLUMNS[metric] for metric in shown), "pass@1, round by round", f"less {_title(best)}: pass@1", "million forward tokens"]
+    yield f"| arm (seeds) | {' | '.join(heads)} |"
+    yield f"|---|{'---|' * len(heads)}"
+    for arm, last in _last_of(kept).items():
+        of = arms[f"{arm} {last}" if last is not None else arm]
+        cells = [_mean([one[metric] for one in of.values()]) for metric in shown]
+        rounds = _rounds(arms, arm, last)
+        cost = fmean(one["forward_tokens"] for one in of.values()) / 1e6
+        yield f"| {_title(arm)} ({len(of)}) | {' | '.join(cells)} | {rounds} | {_difference(of, arms[best])} | {cost:.2f} |"
+
+
+def _mean(values: list[float]) -> str:
+    found = over_seeds(values)
+    return f"{found['mean']:.3f}" + ("" if found["stderr"] is None else f" ± {found['stderr']:.3f}")
+
+
+def _arms(seeds: Mapping[str, Any]) -> list[str]:
+    return list(dict.fromkeys(arm for one in seeds.values() for arm in one["arms"]))
+
+
+def _last_of(arms: Arms) -> dict[str, int | None]:
+    """Arm without its iteration -> its last iteration, None for what has none."""
+    found: dict[str, int | None] = {}
+    for arm in arms:
+        name, _, number = arm.rpartition(" ")
+        if number.isdigit() and not SFT.fullmatch(arm):
+            found[name] = max(found.get(name) or 0, int(number))
+        else:
+            found[arm] = None
+    return found
+
+
+def _rounds(arms: Arms, arm: str, last: int | None) -> str:
+    if last is None:
+        return "-"
+    return ", ".join(f"{fmean(one['exact_match'] for one in arms[f'{arm} {t}'].values()):.3f}" for t in range(last + 1))
+
+
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    both = [seed for seed in ours if seed in theirs]
+    found = paired_over_seeds(*([of[seed]["exact_match"] for seed in both] for of in (ours, theirs)), CONFIDENCE)
+    if found.low is None or found.high is None:
+        return f"{found.difference:+.3f}"
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _title(arm: str) -> str:
+    found = SFT.fullmatch(arm)
+    names = {"start": "start", "cool start": "start at temperature 0.7"}
+    return f"continued SFT, {found[1]}, {found[2]} epochs" if found else names.get(arm, arm)
