@@ -76,9 +76,12 @@ def plan(
         from sparring.planning.command import show_plan
         from sparring.planning.given_shape import GivenShape
         from sparring.planning.lengths import Given
+        from sparring.report.headroom import headroom_of, print_headroom
 
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
         show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, as_published, stdout())
+        if (found := headroom_of(Path(checked.run_dir))) is not None:
+            print_headroom(found, stdout())
 
 
 def stage(

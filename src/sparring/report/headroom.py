@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -11,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.report.page import paragraph, table
+from sparring.rundir import read_json
+from sparring.stage_names import HEADROOM, headroom_stage
 
 TITLE = "Headroom of the start"
 # score -> its name; k stands for the number of replies
@@ -23,6 +26,12 @@ NAMES = {
     "nll": "NLL / token",
     "nll_after": "NLL after more SFT",
 }
+
+
+def headroom_of(root: Path) -> dict[str, Any] | None:
+    """What the run in `root` has measured of its start; None where there is none yet."""
+    file = root / headroom_stage() / HEADROOM
+    return read_json(file) if file.exists() else None
 
 
 def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sparring.config import to_yaml
 from sparring.config.fields import show
 from sparring.errors import UserError
+from sparring.report.headroom import headroom_markup
 from sparring.report.health import signs, warnings
 from sparring.report.next_steps import next_steps
 from sparring.report.outcome import verdict_lines
@@ -93,6 +94,8 @@ def _scores(run: RunFiles) -> Markup:
             "muted",
         ),
     ]
+    if "headroom" in run.summary:
+        parts.append(headroom_markup(run.summary["headroom"]))
     return Markup("").join(parts)
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
+from sparring.report.headroom import headroom_of
 from sparring.report.ranking import ranking
 from sparring.report.tables import rows_of
 from sparring.rundir import read_json, replace_link, write_json, write_text
-from sparring.stage_names import HEADROOM, SFT, control_stage, headroom_stage, is_used, iteration_stage, stage_names
+from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
@@ -88,8 +89,8 @@ def _cost(root: Path, name: str) -> dict[str, Any]:
 
 
 def _headroom(root: Path, recipe: Recipe) -> dict[str, Any]:
-    file = root / headroom_stage() / HEADROOM
-    return {"headroom": read_json(file)} if recipe.shows_headroom and file.exists() else {}
+    found = headroom_of(root) if recipe.shows_headroom else None
+    return {"headroom": found} if found else {}
 
 
 def _facts(root: Path, name: str) -> dict[str, Any]:
