@@ -82,7 +82,7 @@ def test_typical_mistakes_in_a_recipe(game: Game) -> None:
     refused(game.run(), "recipe.yaml: 1 problem in the recipe", "objective.betta: unknown key; did you mean objective.beta?")
     game.write()
     refused(game.run("train.lr=1e-6x"), "train.lr", "1e-6x", "from the override 'train.lr=1e-6x'")
-    refused(game.run("lr=1e-6"), "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr?")
+    refused(game.run("lr=1e-6"), "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?")
     refused(game.run("train.lr"), "'train.lr' is not of the form section.key=value")
     assert not game.root.exists()
 

@@ -118,7 +118,7 @@ def test_killed_while_it_is_scored_and_asked_for_other_scores(game: Game, fresh:
 
 def test_without_a_showcase_no_model_is_loaded_for_it(copy: Game) -> None:
     result = copy.run("showcase=[]", sabotage=[Sabotage("sparring.opponent.engines:load_sampler", do="crash")])
-    assert result.code == 0 and "Prompt:" not in result.out, result.err
+    assert result.code == 0, result.err
     assert not list(copy.root.rglob("showcase.json"))
 
 

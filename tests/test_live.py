@@ -214,7 +214,7 @@ def test_watch_follows_a_run_to_its_end(game: Game) -> None:
     assert result.code == 0 and result.err == "", result.err
     assert "running: process" in result.out and "iteration 1: training: 12 steps" in result.out
     assert '-> "' in result.out, "a reply now and then"
-    assert result.out.rstrip().endswith("The game ended - iterations: all 2 are played.")
+    assert " ".join(result.out.split()).endswith("The game ended - iterations: all 2 are played.")
     assert "DEBUG" not in result.out and "\x1b" not in result.out and "\r" not in result.out
 
 

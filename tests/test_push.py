@@ -128,6 +128,7 @@ def test_what_others_should_not_read_is_hidden(played: Game) -> None:
         "evaluate.benchmarks={tasks: [quiz], task_folders: [/home/anna/tasks]}",
         "data.path=[/home/anna/a.jsonl.gz, /home/anna/*.csv]",
         "data.prompts=/home/anna/prompts.jsonl",
+        "target={kind: majority, checker: number}",
     ]
     text = yaml.safe_dump(public(load_recipe(played.root / "recipe.yaml", changes)))
     assert not any(word in text for word in ("anna", "10.1.2.3", str(played.root))) and text.count("(not shown)") == 4

@@ -439,7 +439,8 @@ def test_where_a_restart_begins(tmp_path: Path) -> None:
     names = stage_names(tmp_path, 2, controls)
     of_player = ("measure", "evaluate", "benchmarks")
     assert names[:6] == ["base", "data", "sft", *(f"baseline/{part}" for part in of_player)]
-    assert names[6:13] == [f"iterations/000/{part}" for part in ("generate", "score", "score-start", "train", *of_player)]
+    assert names[6:8] == ["probe/train", "baseline/headroom"]
+    assert names[8:16] == [f"iterations/000/{part}" for part in ("generate", "grade", "score", "score-start", "train", *of_player)]
     assert names[-4:] == [f"continued-sft/{part}" for part in ("train", *of_player)]
     assert stages_from("baseline", tmp_path, 2, controls) == stages_from("baseline/measure", tmp_path, 2, controls) == names[3:]
     later = [name for name in names if name.startswith(("iterations/001", "continued"))]

@@ -9,7 +9,8 @@ import pytest
 from conftest import Game
 from rich.console import Console
 
-from sparring.report.tables import outcome_rows, print_summary, quality_columns, rate_columns
+from sparring.report.tables import outcome_rows, quality_columns, rate_columns
+from sparring.report.terminal import print_summary
 
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 

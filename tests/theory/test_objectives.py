@@ -106,7 +106,7 @@ def test_logistic_is_stable_at_extreme_margins(dtype: torch.dtype, margin: float
 
 
 def test_losses_are_the_ones_of_the_recipe() -> None:
-    assert list(typing.get_args(ObjectiveSection.model_fields["loss"].annotation)) == [*ALL_LOSSES, "space", "t-spin", "alpha-spin"]
+    assert list(typing.get_args(ObjectiveSection.model_fields["loss"].annotation)) == [*ALL_LOSSES, "space", "t-spin", "alpha-spin", "sft"]
     assert list(SPIN_LOSSES) == ALL_LOSSES
 
 

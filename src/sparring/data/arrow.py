@@ -44,6 +44,11 @@ class _Unreadable:
 
 def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows) -> Iterator[LocatedRow]:
     columns = {name: _cells(file, path, name) for name in names}
+    short = next((name for name, cells in columns.items() if len(cells) != file.metadata.num_rows), None)
+    if short is not None:
+        there, told = len(columns[short]), file.metadata.num_rows
+        what = f"the file is damaged: its column {short!r} has {there} cells, and it says that it has {told} rows"
+        raise UserError(what, where=str(path), remedy="write the file again")
     for n in range(file.metadata.num_rows):
         row = {name: cells[n] for name, cells in columns.items()}
         where = f"{path}, row {n + 1}"

@@ -11,7 +11,7 @@ from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
-from sparring.publish.markdown import code_span, one_line, words
+from sparring.publish.markdown import LONGEST_TEXT, code_span, one_line, words
 from sparring.publish.moving import how_learned, told_of_pairs
 from sparring.publish.names import is_hub_id, public
 from sparring.publish.pairs import splits
@@ -259,7 +259,7 @@ def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
-    return "The game is not over yet." if summary["stop_reason"] is None else words(verdict(summary))
+    return "The game is not over yet." if summary["stop_reason"] is None else words(verdict(summary), LONGEST_TEXT)
 
 
 def _warnings(summary: Mapping[str, Any], recipe: Recipe) -> str:

@@ -7,16 +7,17 @@ import re
 from sparring.report.untrusted import shortened
 
 LONGEST = 300  # characters of a name or a sentence on a card
+LONGEST_TEXT = 5000  # of several sentences, such as the verdict on all arms of a run
 
 
-def one_line(text: str) -> str:
+def one_line(text: str, longest: int = LONGEST) -> str:
     """Text of which nothing is unseen, in one line; in a card's metadata a line of its own could end them."""
-    return shortened(" ".join(text.split()), LONGEST).replace("\n", " ")
+    return shortened(" ".join(text.split()), longest).replace("\n", " ")
 
 
-def words(text: str) -> str:
+def words(text: str, longest: int = LONGEST) -> str:
     """Text within a line, a table's cell or a heading: no link, image, tag, code or further cell comes of it."""
-    return re.sub(r"([\\`*\[\]<>|~])", r"\\\1", one_line(text))
+    return re.sub(r"([\\`*\[\]<>|~])", r"\\\1", one_line(text, longest))
 
 
 def code_span(text: str, in_table: bool = False) -> str:

@@ -23,7 +23,7 @@ class Sign(NamedTuple):
 
 def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
     """All of them, arm by arm in the order of the game."""
-    counts = {f"iteration {entry['iteration']}": entry["counts"] for entry in summary["iterations"]}
+    counts = {f"iteration {entry['iteration']}": entry.get("counts", {}) for entry in summary["iterations"]}
     found: list[Sign] = []
     before: Row | None = None
     for row in rows_of(summary):

@@ -90,8 +90,7 @@ def _evaluated(ground: Ground, owner: str, player: Policy, measured: StageRecord
         inputs = {
             "measured": measured.digest,
             "answer_pattern": recipe.evaluate.answer_pattern,
-            "checker": checker and checker.fingerprint,
-            "pass_score": recipe.target.pass_score,
+            **({"checker": checker.fingerprint, "pass_score": recipe.target.pass_score} if checker and recipe.target.checker else {}),
             "confidence": recipe.stop.confidence,
             "showcase": [recipe.showcase_system, *recipe.showcase],
             "tables": [SCORES, ITEMS, SAMPLES, GRADES],
