@@ -783,7 +783,7 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
         sampling=any_section(
             temperature=positive,
             top_p=st.floats(0, 1, exclude_min=True),
-            replies_per_prompt=counts,
+            replies_per_prompt=st.integers(1, 1000),
             engine=st.sampled_from(["transformers", "vllm", "server"]),
             vllm=any_section(tensor_parallel=counts, max_model_len=counts | st.none(), enforce_eager=st.booleans() | st.none()),
             server=any_section(model=texts, concurrency=counts, timeout_seconds=positive),
