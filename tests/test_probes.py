@@ -131,10 +131,11 @@ def test_a_card_of_hostile_names(text: str, tmp_path: Path) -> None:
     folder.mkdir()
     recipe = load_recipe({"run_dir": "r", "model": {"path": str(folder)}, "data": {"path": f"{folder}/x.jsonl"}, "showcase": [text or "x"]})
     score = {"value": 0.5, "n": 3, "stderr": 0.1, "higher_is_better": True}
-    scores = {"exact_match": score, "nll_per_token": score, text: score}
+    seen = dict.fromkeys(("truncated", "length_auc", "identical", "real_logp"), {**score, "value": 1.0})  # so that warnings name the arms
+    scores = {"exact_match": score, "nll_per_token": score, **seen, text: score}
     summary = {
         "baseline": {"name": text, "scores": scores},
-        "iterations": [{"iteration": 0, "scores": scores}],
+        "iterations": [{"iteration": 0, "scores": scores, "counts": {}}],
         "controls": [{"name": text, "stage": text, "scores": scores, "from_iteration": None}],
         "best": {"iteration": 0, "metric": text, "value": 0.5, "baseline_value": 0.4, "beats_baseline": True},
         "stop_reason": text,

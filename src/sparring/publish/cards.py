@@ -264,7 +264,7 @@ def _outcome(summary: Mapping[str, Any]) -> str:
 
 def _warnings(summary: Mapping[str, Any], recipe: Recipe) -> str:
     found = warnings(signs(summary, recipe))
-    return "\n\nKnown weaknesses of the game:\n\n" + "\n".join(f"- {line}" for line in found) if found else ""
+    return "\n\nKnown weaknesses of the game:\n\n" + "\n".join(f"- {words(line, LONGEST_TEXT)}" for line in found) if found else ""
 
 
 def _benchmarks(recipe: Recipe) -> str:
