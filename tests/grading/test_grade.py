@@ -21,7 +21,7 @@ from sparring.grading.grade import Outcome
 from sparring.grading.lots import Lot, Said
 from sparring.grading.outcome import EXAMPLES, Graded, agreement, examples_of, failures_of
 from sparring.grading.print_grades import print_grades
-from sparring.stages.candidates import HUMAN
+from sparring.targets.graded import HUMAN
 
 MOVING = {
     "iterations": 1,
