@@ -10,12 +10,14 @@ from typing import Any
 from sparring.config import Recipe
 from sparring.report.ranking import ranking
 from sparring.report.tables import rows_of
-from sparring.rundir import read_json, replace_link, write_json, write_text
+from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
 from sparring.stage_names import HEADROOM, SFT, control_stage, headroom_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
+
+OF_SUMMARY = ("baseline", "iterations", "controls", "best", "stop_reason")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def _ranking(root: Path, recipe: Recipe, summary: dict[str, Any], best: Best) ->
 
 def published_iterations(root: Path) -> int:
     """How many iterations the summary tells of."""
-    return len(read_json(root / SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
+    return len(read_object(root / SUMMARY, *OF_SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
 
 
 def _cost(root: Path, name: str) -> dict[str, Any]:
