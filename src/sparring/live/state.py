@@ -110,7 +110,7 @@ def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
     if not state.recipe.target.moves:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
-        done = _json_or_none(state.root / iteration_stage(t, "grade") / DONE)
+        done = _object_or_none(state.root / iteration_stage(t, "grade") / DONE, "facts")
         if done is not None:
             return title_of(iteration_name(t)), done["facts"].get("rates", {})
     return None
