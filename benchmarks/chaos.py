@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,8 @@ class Campaign:
             try:
                 found["what"] = trial(random.Random(f"{self.seed} {kind} {n}"), game)
             except AssertionError as error:
-                found |= {"passed": False, "what": str(error)[:2000]}
+                broken = traceback.extract_tb(error.__traceback__)[-1].line
+                found |= {"passed": False, "what": f"{broken}: {error}"[:3000]}
                 print(f"{kind} {n}: FAILED: {found['what'][:500]}", flush=True)
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(found) + "\n")
