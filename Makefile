@@ -1,4 +1,4 @@
-# make demo | make test | make docs | make bench | make study | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make docs | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
 # make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
 # DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
@@ -21,7 +21,7 @@ DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study gpu-check lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study chaos gpu-check lint clean
 
 setup: $(READY)
 
@@ -113,6 +113,10 @@ bench: setup
 # the study behind docs/results.md: three seeds of the demo's game, some 40 minutes
 study: setup
 	$(BIN)/python benchmarks/demo_study.py test 0 1 2
+
+# random kills, bad inputs and hostile words over tiny games; hours in full, and the same command goes on: docs/reliability.md
+chaos: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py kills=200 inputs=500 probes=100
 
 # what this project is on one card, in 8 minutes and without network, by the PYTHON that has PyTorch there (before it, with network:
 # python scripts/gpu_wheels.py); DRY=1 runs it with tiny shapes on a CPU, then with PYTHON=.venv/bin/python

@@ -8,7 +8,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sparring.console import log
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
 from sparring.policy.folder import check_files
@@ -56,9 +56,13 @@ def export(
 
 def new_folder(path: Path) -> Path:
     """The whole path of a folder that does not exist or is empty."""
-    path = path.resolve()  # `.` has no name to put beside
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError("this folder exists and is not empty", where=str(path), remedy="give a new folder")
+    try:
+        path = path.resolve()  # `.` has no name to put beside
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError("this folder exists and is not empty", where=str(path), remedy="give a new folder")
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in it
+        raise UserError(f"no folder can be made there: {first_line(error)}", where=str(path)[:100], remedy="choose another") from None
     return path
 
 

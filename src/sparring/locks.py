@@ -54,7 +54,7 @@ def holder(root: Path) -> Holder | None:
 
 def _holder_of(path: Path) -> Holder | None:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             is_held, text = _is_held(file), file.read().strip()
     except OSError:
         return None
@@ -95,7 +95,7 @@ def _lock(file: TextIO, root: Path) -> None:
 def _open(root: Path, name: str) -> TextIO:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        return open(root / name, "a+", encoding="utf-8")
+        return open(root / name, "a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
             f"cannot make the run directory or write in it: {error.strerror}", where=f"run_dir ({root})", remedy="choose another"

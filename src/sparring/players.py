@@ -11,8 +11,8 @@ from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
-from sparring.report.summary import SUMMARY
-from sparring.rundir import RunDir, read_json
+from sparring.report.summary import OF_SUMMARY, SUMMARY
+from sparring.rundir import RunDir, read_object
 from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, recipe_of_game
 
 BASE, SFT = "base", "sft"
@@ -44,7 +44,7 @@ class Players:
     def __init__(self, root: Path) -> None:
         self.recipe: Recipe = recipe_of_game(root)
         self.run = RunDir(root)
-        self.summary: dict[str, Any] | None = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
+        self.summary: dict[str, Any] | None = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else None
         self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
 
     @property

@@ -259,7 +259,7 @@ def read_progress(root: Path) -> dict[str, Any]:
     """The file's content; empty where there is none, or nothing that makes sense."""
     try:
         found = json.loads((root / PROGRESS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from sparring import interrupts, locks
-from sparring.errors import UserError
+from sparring.errors import UserError, first_line
 
 DONE = "done.json"
 INPUTS = "inputs.json"
 ATTEMPT = "attempt.json"  # when the attempt at a stage began, and the seconds of those before
+OF_ATTEMPT = ("began", "seconds")
 OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
+REMADE = (MANIFEST, ATTEMPT, "summary.json", "chosen.json")  # what a run has no need of to go on
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
@@ -89,7 +91,7 @@ class RunDir:
             self._check_same(name, found.inputs, inputs)
             return self.verified(name)
         if (partial / INPUTS).exists() and _holds_work(partial):
-            self._check_same(name, read_json(partial / INPUTS), inputs)
+            self._check_same(name, read_object(partial / INPUTS), inputs)
         else:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -100,7 +102,7 @@ class RunDir:
     def commit(self, name: str, inputs: dict[str, Any], facts: dict[str, Any]) -> StageRecord:
         """Make the work in the folder that `begin` gave the finished stage; its facts get `wall_seconds`, those of all attempts."""
         partial = self.root / (name + PARTIAL)
-        attempt = read_json(partial / ATTEMPT)
+        attempt = read_object(partial / ATTEMPT, *OF_ATTEMPT)
         seconds = attempt["seconds"] + max(0.0, time.time() - attempt["began"])
         self._commit(partial, self.root / name, json.loads(json.dumps(inputs)), {**facts, "wall_seconds": round(seconds, 3)})
         return self._read_done(name)
@@ -121,8 +123,8 @@ class RunDir:
             return found.inputs
         partial = self.root / (name + PARTIAL)
         if (partial / DONE).exists():  # finished, and killed before it got its name
-            return read_json(partial / DONE)["inputs"]
-        return read_json(partial / INPUTS) if (partial / INPUTS).exists() else None
+            return read_object(partial / DONE, "inputs")["inputs"]
+        return read_object(partial / INPUTS) if (partial / INPUTS).exists() else None
 
     def changes(self, name: str, inputs: dict[str, Any]) -> list[str]:
         """One line per input in which the stage, finished or begun, was made from something else; none where there is no stage."""
@@ -216,7 +218,7 @@ class Manifest:
     @contextlib.contextmanager
     def attempt(self) -> Iterator[None]:
         """Record this attempt: started now, and how it ended."""
-        attempts = read_json(self._path)["attempts"] if self._path.exists() else []
+        attempts = read_object(self._path, "attempts")["attempts"] if self._path.exists() else []
         attempt = {**environment(), "started": now(), "ended": None, "outcome": "running or killed"}
         self._write([*attempts, attempt])
         try:
@@ -271,12 +273,25 @@ def file_hash(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
+    """The value in a file of the run. Raises UserError for what is no JSON in UTF-8, OSError where it cannot be opened."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"not valid JSON: {error}", where=str(path), remedy="it was changed by hand; restore it or restart from its stage"
-        ) from None
+    except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
+        raise _changed(path, f"not valid JSON: {first_line(error)}") from None
+
+
+def read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """As `read_json`, of a file that holds an object with these keys, and more."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not set(keys) <= found.keys():
+        missing = next((key for key in keys if not isinstance(found, dict) or key not in found), None)
+        raise _changed(path, "not what a run writes" + (f": there is no {missing!r} in it" if missing else ""))
+    return found
+
+
+def _changed(path: Path, what: str) -> UserError:
+    remedy = "take it away, and the next run writes it anew" if path.name in REMADE else "restore it, or restart from its stage"
+    return UserError(what, where=str(path), remedy=f"it was cut or changed by hand; {remedy}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -321,7 +336,7 @@ def _seconds_before(partial: Path) -> float:
     """What earlier attempts have worked. One that was killed says nothing, and counts up to the last file that it left."""
     if not (partial / ATTEMPT).exists():
         return 0.0
-    before = read_json(partial / ATTEMPT)
+    before = read_object(partial / ATTEMPT, *OF_ATTEMPT)
     last = max((path.stat().st_mtime for path in _work_in(partial)), default=0.0)
     return before["seconds"] + max(0.0, last - before["began"])
 

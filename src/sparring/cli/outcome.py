@@ -19,6 +19,8 @@ from sparring.errors import UserError
 from sparring.secrecy import without_secrets
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
+# of a path that a person has chosen, or of the file system that it leads to
+CANNOT_BE_USED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -41,6 +43,9 @@ def outcome(again: str | None = None) -> Iterator[None]:
     except Exception as error:
         if _is_full_disk(error):
             stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
+        if isinstance(error, OSError) and error.errno in CANNOT_BE_USED and error.filename is not None:
+            remedy = "choose another path, or see to its permissions; nothing finished is lost"
+            stop(f"error: {_shortened(error.filename)}: {error.strerror}\n  -> {remedy}{go_on}", USER_ERROR)
         if "SPARRING_DEBUG" in os.environ:
             raise
         if not again:
@@ -61,6 +66,11 @@ def _is_full_disk(error: BaseException) -> bool:
         or "No space left on device" in str(error)
         or "File too large" in str(error)
     )
+
+
+def _shortened(path: object) -> str:
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else str(path)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _print_traceback(error: BaseException) -> None:

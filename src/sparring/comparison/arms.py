@@ -20,8 +20,8 @@ from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import SampledMetric
 from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_better, mean_score, ratio_score
 from sparring.locks import holder
-from sparring.report.summary import SUMMARY
-from sparring.rundir import RunDir, read_json
+from sparring.report.summary import OF_SUMMARY, SUMMARY
+from sparring.rundir import RunDir, read_object
 from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, seed_folder
 
 ITEMS, START = "items.parquet", "start"
@@ -212,7 +212,7 @@ class Game:
         """unfinished: take what there is of a game that is still going; it is refused otherwise."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
-        self.summary: dict[str, Any] = read_json(root / SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
+        self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
         at_work = holder(root)  # a finished game may be played on, with more iterations or controls
         self.is_going = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
         if self.is_going and not unfinished:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
 from sparring.secrecy import looks_like_a_key
@@ -15,9 +15,13 @@ from sparring.secrecy import looks_like_a_key
 T = TypeVar("T")
 
 
-def _not_blank(text: str) -> str:
+def _can_be_used(text: str) -> str:
+    """No file's name and no tokenizer takes halves of a character or NUL."""
     if not text.strip():
         raise ValueError("must not be blank")
+    wrong = re.search("[\x00\ud800-\udfff]", text)
+    if wrong is not None:
+        raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is no character of a text")
     return text
 
 
@@ -109,7 +113,7 @@ class FrozenDict(dict[Any, Any]):
         return FrozenDict, (dict(self),)
 
 
-Text = Annotated[str, AfterValidator(_not_blank)]
+Text = Annotated[str, AfterValidator(_can_be_used)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 # One path, or the paths of several files
@@ -158,6 +162,9 @@ class Contradiction(NamedTuple):
     why: str
 
 
+LARGEST = 3.4028234663852886e38  # of float32, which optimizers and losses compute in
+
+
 class Section(BaseModel):
     """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity.
 
@@ -166,6 +173,14 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _fits_a_tensor(cls, value: Any) -> Any:
+        largest = max((abs(one) for one in (value if isinstance(value, tuple) else [value]) if type(one) is float), default=0.0)
+        if largest > LARGEST:
+            raise ValueError(f"is beyond {LARGEST:.3g}, the largest number of 32 bits")
+        return value
 
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:

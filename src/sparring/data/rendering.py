@@ -76,6 +76,7 @@ class Renderer:
             _serve(self._render, theirs)
         theirs.close()
         self._process = weakref.finalize(self, _end, pid, self._pipe)
+        self._process.atexit = False  # it ends by itself with this process, and an interrupt that comes then would be lost
 
     def _ended(self, why: str) -> TemplateRuntimeError:
         assert self._process is not None
@@ -86,7 +87,7 @@ class Renderer:
 def _end(pid: int, pipe: Connection) -> None:
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
+        os.waitpid(pid, os.WNOHANG)  # no waiting: in a finalizer an interrupt would be lost
     pipe.close()
 
 

@@ -19,8 +19,8 @@ from sparring.data.tables import items_done
 from sparring.errors import UserError
 from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
-from sparring.report.summary import METRICS, SUMMARY
-from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_json
+from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
+from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_object
 from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, iteration_stage, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
@@ -66,7 +66,7 @@ def read_state(root: Path) -> RunState:
     """Raises UserError where `root` is no run directory."""
     recipe = recipe_of_game(root)
     run = RunDir(root)
-    summary = _json_or_none(root / SUMMARY)
+    summary = _object_or_none(root / SUMMARY, *OF_SUMMARY)
     names = stages_of_game(root, recipe)
     begun = next((name for name in names if (root / (name + PARTIAL)).exists()), None)
     ended = summary is not None and summary["stop_reason"] is not None
@@ -84,7 +84,7 @@ def read_state(root: Path) -> RunState:
         now=told.get("now"),
         command=_command(root, recipe, told),
         summary=summary,
-        attempts=(_json_or_none(root / MANIFEST) or {"attempts": []})["attempts"],
+        attempts=(_object_or_none(root / MANIFEST, "attempts") or {"attempts": []})["attempts"],
     )
 
 
@@ -100,7 +100,7 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
     titles = {owner: title_of(owner) for owner in (BASELINE, *(iteration_name(t) for t in range(count)))}
     titles |= {section.folder: section.title for section in state.recipe.baseline}
     for owner, title in titles.items():
-        found = _json_or_none(state.root / evaluate_stage(owner) / SCORES)
+        found = _object_or_none(state.root / evaluate_stage(owner) / SCORES)
         if found is not None:
             yield title, found
 
@@ -110,7 +110,7 @@ def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
     if not state.recipe.target.moves:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
-        done = _json_or_none(state.root / iteration_stage(t, "grade") / DONE)
+        done = _object_or_none(state.root / iteration_stage(t, "grade") / DONE, "facts")
         if done is not None:
             return title_of(iteration_name(t)), done["facts"].get("rates", {})
     return None
@@ -121,7 +121,7 @@ def kept(state: RunState) -> str | None:
     if state.stage is None:
         return None
     folder = state.root / (state.stage + PARTIAL)
-    steps = [read_json(file)["step"] for file in folder.glob("checkpoint-*/step.json")]
+    steps = [read_object(file, "step")["step"] for file in folder.glob("checkpoint-*/step.json")]
     if steps:
         return f"its checkpoint after {max(steps)} steps"
     items = sum(items_done(place) for place in (folder, folder / "replies", folder / "cool", folder / "greedy"))
@@ -130,7 +130,7 @@ def kept(state: RunState) -> str | None:
 
 
 def _last_finished(root: Path, stages: list[str]) -> str | None:
-    done = (_json_or_none(root / name / DONE) for name in stages)
+    done = (_object_or_none(root / name / DONE, "finished") for name in stages)
     return max((found["finished"] for found in done if found), default=None)
 
 
@@ -177,13 +177,15 @@ def _last_line(file: Path) -> dict[str, Any] | None:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
         whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing behind it
         if whole:
-            return json.loads(whole.rpartition(b"\n")[2])
+            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself says so when it goes on
+                found = json.loads(whole.rpartition(b"\n")[2])
+                return found if isinstance(found, dict) else None
     return None
 
 
-def _json_or_none(file: Path) -> Any:
+def _object_or_none(file: Path, *keys: str) -> dict[str, Any] | None:
     """A file that the run may make, replace or take away while we look."""
     try:
-        return read_json(file)
+        return read_object(file, *keys)
     except OSError:
         return None

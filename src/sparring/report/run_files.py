@@ -16,9 +16,9 @@ from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.ranking import SAMPLES, ranking
 from sparring.report.showcase import SHOWCASE
-from sparring.report.summary import METRICS, SUMMARY
+from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
 from sparring.report.tables import Row, rows_of
-from sparring.rundir import read_json
+from sparring.rundir import read_json, read_object
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
@@ -77,13 +77,13 @@ class RunFiles:
     def facts(self, stage: str) -> dict[str, Any]:
         """What a finished stage says of itself; nothing where there is no such stage."""
         done = self.root / stage / "done.json"
-        return _read(done, read_json)["facts"] if done.exists() else {}
+        return _read(done, lambda file: read_object(file, "facts"))["facts"] if done.exists() else {}
 
 
 def read_run(root: Path) -> RunFiles:
     """Raises UserError where there is no run, no finished iteration, or a file that cannot be read."""
     recipe = _require_run(root)
-    summary = _read(root / SUMMARY, read_json)
+    summary = _read(root / SUMMARY, lambda file: read_object(file, *OF_SUMMARY))
     try:
         rows = list(rows_of(summary))
         if summary["best"] is not None and "ranking" not in summary:  # as earlier versions wrote it
@@ -97,7 +97,7 @@ def read_run(root: Path) -> RunFiles:
         summary,
         [_player(root, row) for row in rows],
         _read(root / METRICS, _json_lines),
-        _read(manifest, read_json)["attempts"] if manifest.exists() else [],
+        _read(manifest, lambda file: read_object(file, "attempts"))["attempts"] if manifest.exists() else [],
     )
 
 
@@ -128,7 +128,7 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
 def _read(path: Path, reader: Callable[[Path], T]) -> T:
     try:
         return reader(path)
-    except (OSError, ValueError, pa.ArrowException) as error:  # text that is not UTF-8 or JSON is a ValueError
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:  # text that is not UTF-8 or JSON is a ValueError
         raise UserError(
             f"cannot read this file: {_reason(error)}", where=str(path), remedy="restore it, or redo its stage with --restart-from"
         ) from None

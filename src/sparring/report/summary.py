@@ -11,12 +11,14 @@ from sparring.config import Recipe
 from sparring.report.headroom import headroom_of
 from sparring.report.ranking import ranking
 from sparring.report.tables import rows_of
-from sparring.rundir import read_json, replace_link, write_json, write_text
+from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
 from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
+
+OF_SUMMARY = ("baseline", "iterations", "controls", "best", "stop_reason")
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def _ranking(root: Path, recipe: Recipe, summary: dict[str, Any], best: Best) ->
 
 def published_iterations(root: Path) -> int:
     """How many iterations the summary tells of."""
-    return len(read_json(root / SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
+    return len(read_object(root / SUMMARY, *OF_SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
 
 
 def _cost(root: Path, name: str) -> dict[str, Any]:

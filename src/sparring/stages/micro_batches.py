@@ -11,7 +11,7 @@ from sparring.policy.budget import free_memory, token_budget
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import model_shape
 from sparring.policy.shares import Parallel
-from sparring.rundir import read_json, write_json
+from sparring.rundir import read_object, write_json
 
 CHOSEN = "chosen.json"
 
@@ -20,7 +20,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
     """What was chosen for the run in `root`; chosen anew, for the model in folder `base`, on another device or shared in another way."""
     file, device, parallel = root / CHOSEN, make_accelerator().device, parallel_of(recipe.launcher)
     shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.cuts else None
-    chosen, reasons = read_json(file) if file.exists() else {}, {"device": device.type, "shared": shared}
+    chosen, reasons = read_object(file) if file.exists() else {}, {"device": device.type, "shared": shared}
     if any(chosen.get(name) != reason for name, reason in reasons.items()):
         shape, free = model_shape(base), free_memory(device)
         if device.type == "cpu":  # which the ranks of this machine share
@@ -30,7 +30,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
         log.info(f"micro_batch_tokens: {tokens}, for {size} and {free / 2**30:.1f} GiB free")
         chosen = {"micro_batch_tokens": tokens, **reasons}
         write_json(file, chosen)
-    return chosen["micro_batch_tokens"]
+    return read_object(file, "micro_batch_tokens")["micro_batch_tokens"]
 
 
 def parallel_of(launcher: LauncherSection) -> Parallel:

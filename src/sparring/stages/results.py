@@ -13,7 +13,7 @@ from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Policy
-from sparring.rundir import StageRecord, read_json
+from sparring.rundir import StageRecord, read_object
 from sparring.stage_names import BASELINE, SCORES, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
 from sparring.stages.checking import held_out_checker
 from sparring.stages.ground import Ground
@@ -68,7 +68,7 @@ def scores_of(player: Policy) -> dict[str, Score]:
     """What its evaluation and its benchmarks found."""
     assert player.evaluated is not None
     files = [stage / SCORES for stage in (player.evaluated, player.benchmarks) if stage]
-    return {name: score for file in files for name, score in read_json(file).items()}
+    return {name: score for file in files for name, score in read_object(file).items()}
 
 
 def _measurer(ground: Ground) -> Measurer:

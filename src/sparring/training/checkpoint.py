@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sparring.rundir import fsync, read_json, write_json
+from sparring.rundir import fsync, read_object, write_json
 
 FOLDER, OPTIMIZER = "checkpoint", "optimizer.safetensors"
 
@@ -44,7 +44,7 @@ def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str
 def latest_checkpoint(stage: Path) -> tuple[int, Path] | None:
     """(steps done, folder) of the newest complete checkpoint; leftovers of a killed save are ignored."""
     complete = [folder for folder in _folders(stage) if (folder / "step.json").exists()]
-    return (read_json(complete[-1] / "step.json")["step"], complete[-1]) if complete else None
+    return (read_object(complete[-1] / "step.json", "step")["step"], complete[-1]) if complete else None
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:

@@ -199,12 +199,22 @@ def _appending(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of the steps that the checkpoint holds; later ones, of steps that will be done again, are cut from the file."""
+    """The rows of the steps that the checkpoint holds; later ones, of steps that will be done again, are cut from the file.
+
+    Raises UserError where the file does not hold them.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()[:step]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()[:step]
+        rows = [json.loads(line) for line in lines]
+    except (ValueError, RecursionError):
+        rows = []
+    if len(rows) < step or not all(isinstance(row, dict) for row in rows):
+        remedy = "it was cut or changed by hand; restore it, or redo the stage with --restart-from"
+        raise UserError(f"its first {step} lines are not the metrics of the first {step} steps", where=str(path), remedy=remedy)
     write_text(path, "".join(line + "\n" for line in lines))
-    return [json.loads(line) for line in lines]
+    return rows
 
 
 def _not_finite(what: str, step: int, names: Sequence[str]) -> UserError:
