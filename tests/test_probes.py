@@ -135,7 +135,8 @@ def test_a_card_of_hostile_names(text: str, tmp_path: Path) -> None:
     folder.mkdir()
     recipe = load_recipe({"run_dir": "r", "model": {"path": str(folder)}, "data": {"path": f"{folder}/x.jsonl"}, "showcase": [text or "x"]})
     score = {"value": 0.5, "n": 3, "stderr": 0.1, "higher_is_better": True}
-    seen = dict.fromkeys(("truncated", "length_auc", "identical", "real_logp"), {**score, "value": 1.0})  # so that warnings name the arms
+    # so that warnings name the arms
+    seen = {key: {**score, "value": 1.0} for key in ("truncated", "length_auc", "identical", "real_logp")}
     scores = {"exact_match": score, "nll_per_token": score, **seen, text: score}
     summary = {
         "baseline": {"name": text, "scores": scores},
