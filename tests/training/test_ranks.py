@@ -100,6 +100,20 @@ def assert_close(found: Path, expected: Path, weights: str = "model.safetensors"
         torch.testing.assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS, msg=lambda text, name=name: f"{name}: {text}")
 
 
+def products_ignore_places() -> bool:
+    """Whether this processor rounds a product alike wherever its operands lie in memory: Intel's do, AMD's do not for a single row."""
+    torch.manual_seed(0)
+    row, weight, room = torch.randn(1, 64), torch.randn(64, 64), torch.empty(64 * 64 + 16)
+    moved = (room[place : place + weight.numel()].view(64, 64).copy_(weight) for place in range(16))
+    return all(torch.equal(torch.nn.functional.linear(row, one), torch.nn.functional.linear(row, weight)) for one in moved)
+
+
+def assert_zero(margins: list[float]) -> None:
+    """Exactly, where the processor allows it; ranks hold their weights elsewhere while they score than while they train."""
+    assert len(margins) >= 15
+    assert set(margins) == {0.0} if products_ignore_places() else max(map(abs, margins)) <= 1e-5
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_adapters_on_two_ranks(strategy: str, name: str, ranks: Ranks) -> None:
@@ -135,7 +149,7 @@ def test_two_ranks_are_one_process(strategy: str, ranks: Ranks) -> None:
 def test_the_opponent_is_base_and_adapter(strategy: str, ranks: Ranks, tmp_path: Path) -> None:
     """At later iterations the opponent carries an adapter: log-probs against those of the merged model's own."""
     found = ranks.found(strategy)
-    assert set(found["margins_lora_fp32"]) == {0.0} and len(found["margins_lora_fp32"]) >= 15
+    assert_zero(found["margins_lora_fp32"])
     assert max(map(abs, found["margins_lora_bf16"])) <= 1e-3
     merge(ranks.folder / strategy / "lora" / "model", tmp_path / "merged")
     merged, base = plain_opponent(tmp_path / "merged"), plain_opponent(ranks.start)
@@ -194,7 +208,7 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(strategy: str, ranks: 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_first_pass_has_margin_exactly_0(strategy: str, ranks: Ranks) -> None:
     found = ranks.found(strategy)
-    assert set(found["margins_fp32"]) == {0.0} and len(found["margins_fp32"]) >= 15
+    assert_zero(found["margins_fp32"])
     first = metrics(ranks.folder / strategy / "bf16" / "train")[0]
     assert first["loss"] == pytest.approx(AT_ZERO["logistic"], abs=1e-6)
     assert max(map(abs, found["margins_bf16"])) <= 1e-3

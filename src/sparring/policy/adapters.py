@@ -18,7 +18,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
 from sparring.errors import UserError, first_line
-from sparring.policy.aligned import align
 from sparring.policy.folder import ADAPTER_CONFIG, read_object, reading
 from sparring.policy.hub import from_hub
 from sparring.policy.origin import marks_of, require_marks, save_with_marks, stored_marks
@@ -55,7 +54,6 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
         _require_all(found, folder)
         _require_untied(found)
         require_marks(folder / WEIGHTS, base_of(folder))
-        align(found)
         return found
 
 

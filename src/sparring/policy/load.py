@@ -19,7 +19,6 @@ from sparring.config import ModelSection
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import adapters
-from sparring.policy.aligned import align
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.folder import CONFIG, check_files, check_folder, read_headers, reading
 from sparring.policy.hub import from_hub
@@ -105,7 +104,6 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
             remedy="check that config.json belongs to these weights, its num_hidden_layers for one",
         )
     _make_saveable(model)
-    align(model)
     return keep_soft_caps(model).eval()
 
 
