@@ -133,7 +133,8 @@ def test_a_card_of_hostile_names(text: str, tmp_path: Path) -> None:
     """Model, data, control, metric and stop reason, as a run from elsewhere may name them."""
     folder = tmp_path / as_name(text)
     folder.mkdir()
-    recipe = load_recipe({"run_dir": "r", "model": {"path": str(folder)}, "data": {"path": f"{folder}/x.jsonl"}, "showcase": [text or "x"]})
+    shown = text.replace("\0", "") or "x"  # which a recipe refuses
+    recipe = load_recipe({"run_dir": "r", "model": {"path": str(folder)}, "data": {"path": f"{folder}/x.jsonl"}, "showcase": [shown]})
     score = {"value": 0.5, "n": 3, "stderr": 0.1, "higher_is_better": True}
     # so that warnings name the arms
     seen = {key: {**score, "value": 1.0} for key in ("truncated", "length_auc", "identical", "real_logp")}

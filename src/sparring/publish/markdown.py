@@ -17,7 +17,8 @@ def one_line(text: str, longest: int = LONGEST) -> str:
 
 def words(text: str, longest: int = LONGEST) -> str:
     """Text within a line, a table's cell or a heading: no link, image, tag, code or further cell comes of it."""
-    return re.sub(r"([\\`*\[\]<>|~])", r"\\\1", one_line(text, longest))
+    # an underscore within a word, as metrics have them, means nothing in Markdown
+    return re.sub(r"([\\`*\[\]<>|~]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", one_line(text, longest))
 
 
 def code_span(text: str, in_table: bool = False) -> str:
