@@ -74,10 +74,9 @@ class Campaign:
         self.folder, self.seed, self.zygote = folder, seed, Zygote()
         shutil.rmtree(folder / "work", ignore_errors=True)
         self.calm = Game(folder / "work" / "calm", self.zygote, {})
-        began = time.monotonic()
         result = self.calm.run()
         assert result.code == 0, result.err
-        self.seconds = time.monotonic() - began
+        self.files = count_files(self.calm.root)  # how far a game has come, on a machine as busy as it is
 
     def play(self, kind: str, count: int) -> list[dict[str, Any]]:
         """The first `count` trials of a kind, those that are on the disk taken from there."""
@@ -105,7 +104,10 @@ class Campaign:
     # --- kills
 
     def try_kills(self, draw: random.Random, game: Game) -> str:
-        told = [self._interrupt(draw, game) for _ in range(draw.randint(1, 3))]
+        told: list[str] = []
+        while all(one.endswith(": 0") for one in told):  # it was over before anything happened to it
+            shutil.rmtree(game.root, ignore_errors=True)
+            told = [self._interrupt(draw, game) for _ in range(draw.randint(1, 3))]
         result = game.run()
         assert result.code == 0, f"{told}: {result.err}"
         assert_same_outcome(game.root, self.calm.root)
@@ -119,9 +121,12 @@ class Campaign:
             _as_it_must_end(result := game.run(sabotage=[at]), (0, 2, 130, -signal.SIGKILL))
             return f"{do} at call {at.nth} of {at.function}: {result.code}"
         number = draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
-        running = game.start()
-        time.sleep(draw.uniform(0, self.seconds))
-        os.kill(running.pid, number)  # it stays in the process table until it is waited for
+        running, files = game.start(), draw.uniform(0, self.files)
+        while self.zygote.poll(running.pid) is None and count_files(game.root) < files:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.2))
+        if self.zygote.poll(running.pid) is None:
+            os.kill(running.pid, number)
         _as_it_must_end(result := running.wait(), (0, 130, -signal.SIGKILL))
         return f"{number.name}: {result.code}"
 
@@ -203,6 +208,10 @@ class Campaign:
         for card in ("model", "data"):
             check_card((game.folder / "card" / card / "README.md").read_text())
         return repr(texts)
+
+
+def count_files(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("*"))
 
 
 def _as_it_must_end(result: Result, codes: tuple[int, ...]) -> None:
