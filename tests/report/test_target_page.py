@@ -21,6 +21,7 @@ from sparring.report.rule import checker_name, rule_of
 from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page
 from sparring.report.untrusted import visible
+from sparring.rundir import read_json, write_json
 from sparring.targets.majority import majority
 from sparring.targets.verified import verified
 
@@ -148,3 +149,18 @@ def test_human_replies_that_get_less_likely_are_a_fault_only_where_they_win(tmp_
     assert sum(sign.what == told for sign in signs(run.summary, run.recipe)) == 2
     moving = recipe_with(kind="majority", checker="number")
     assert not any(sign.what == told for sign in signs(run.summary, moving))
+
+
+@pytest.mark.parametrize(("target", "preferred"), [(None, "human replies"), ({"kind": "majority", "checker": "number"}, "winners")])
+def test_what_should_have_become_likelier_is_named(tmp_path: Path, target: dict[str, Any] | None, preferred: str) -> None:
+    run = read_run(make_run(tmp_path / "run"))
+    done = run.root / "iterations/001/train/done.json"
+    write_json(done, {**read_json(done), "facts": {"human_logp_warning_at_step": 3}})
+    for entry in run.summary["iterations"]:
+        entry["counts"]["duels"] = 7
+    if target is not None:
+        object.__setattr__(run, "recipe", recipe_with(**target))
+    text = Tags(report_page(run)).text
+    assert f"iteration 1: by step 3 the margin grew while the {preferred} lost log-prob." in text
+    few = [sign.what for sign in signs(run.summary, run.recipe) if sign.what.startswith("Fewer")]
+    assert few == [f"Fewer {'duels' if target is None else 'prompts to learn from'} than a batch of {run.recipe.train.batch_size}"] * 2

@@ -70,7 +70,8 @@ def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[S
     duels, batch = counts.get("duels"), recipe.train.batch_size
     if duels and duels < batch:
         remedy = "An epoch is a single step then: set train.batch_size lower, or use more rows"
-        yield Sign(f"Fewer duels than a batch of {batch}", row.model, f"{duels}", remedy)
+        what = "prompts to learn from" if recipe.target.moves else "duels"
+        yield Sign(f"Fewer {what} than a batch of {batch}", row.model, f"{duels}", remedy)
     if duels and counts.get("duels_all_identical", 0) > MOST_EQUAL * duels:
         yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {duels}", _NOTHING_TO_TELL)
 

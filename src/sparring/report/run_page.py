@@ -66,10 +66,11 @@ def report_page(run: RunFiles) -> str:
 
 def _while_training(run: RunFiles) -> Iterator[str]:
     """What the watch over the steps has seen."""
+    preferred = "winners" if run.recipe.target.moves else "human replies"
     for player in run.played[1:]:
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
         if step is not None:
-            yield f"{player.name}: by step {step} the margin grew while the human replies lost log-prob."
+            yield f"{player.name}: by step {step} the margin grew while the {preferred} lost log-prob."
 
 
 def _next(run: RunFiles) -> Markup:
