@@ -54,6 +54,10 @@ def target(
     return {"target": {"kind": kind, "checker": checker, "human": human, **imitated}, "objective": {"loss": loss, "window": 1, **objective}}
 
 
+# `after` of an arm: the arm whose player it starts from, and how many of that arm's iterations come first.
+AFTER = "after"
+
+
 def _over(arm: Arm, **changes: dict[str, Any]) -> Arm:
     return {**arm, **{section: {**arm.get(section, {}), **options} for section, options in changes.items()}}
 
@@ -103,6 +107,7 @@ DUELS |= {
     "majority, likelihood, lr 3e-4": _over(target("majority"), train={"lr": 3e-4}),
     "majority, likelihood, weighed": _over(target("majority"), target={"weigh_votes": True}),
     "majority, likelihood, no human": target("majority", human="never"),
+    "majority, likelihood, then duels": {**target("majority", "logistic", beta=0.5, nll_weight=1.0), "after": ("majority, likelihood", 2)},
 }
 
 WORDS = {
@@ -190,9 +195,14 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
     """The run of one arm, with the start of the first run of this seed."""
     setting, root = TARGET_SETTINGS[name], _folder(name, seed, arm)
     start = root.parent / "start"
-    share_start(start, root)
     rows = str(RUNS / name / "rows" / f"{setting.rows}.jsonl")
     recipe = _joined({**setting.recipe, "run_dir": str(root), "seed": seed}, {"data": {"path": rows}}, options)
+    if AFTER in options:
+        first, played = recipe.pop(AFTER)
+        earlier = Scoring(_played(name, seed, first, setting.arms[first])).folder(str(played - 1))
+        recipe |= {"model": {**recipe["model"], "path": str(earlier)}, "sft": None, "iterations": recipe["iterations"] - played}
+    else:
+        share_start(start, root)
     has_prompts = "prompts" not in options.get("data", {})
     if has_prompts:
         recipe["data"]["prompts"] = {"path": rows, **setting.prompts}
@@ -222,10 +232,13 @@ def _write(name: str, seed: int, controls: Path) -> None:
         if not (root / "summary.json").exists() or read_json(root / "summary.json")["stop_reason"] is None:
             continue
         recipe, played = load_recipe(root / "recipe.yaml"), len(read_json(root / "summary.json")["iterations"])
+        first, before = setting.arms[arm].get(AFTER, (arm, 0))
+        found |= {f"{arm} {t}": found[f"{first} {t}"] for t in range(before)}
+        spent = found[f"{arm} {before - 1}"]["forward_tokens"] if before else 0
         for t in range(played):
-            cost = iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
+            cost = spent + iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
             rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.moves else {}
-            found[f"{arm} {t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
+            found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
         if setting.task in TRANSFER:
             found |= _transfer(Scoring(root), name, arm, played - 1)
     (RUNS / name / f"seed-{seed}.json").write_text(json.dumps({"machine": machine(), "arms": found}))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from real_data import unwrap_dolly
 
+from sparring.data.tasks import task_rows
+
 Row = dict[str, str]
 DIGITS, SORTS = 8, 6000
+TASKS_SEED, GYM_ROWS = 1_000_000, 3000
 SEARCHED_SHARE = 0.45
 
 
@@ -80,7 +85,53 @@ def _dolly(data: Path, folder: Path) -> Iterator[Row]:
     return map(json.loads, rows.splitlines())
 
 
+def _tasks(_: Path, __: Path) -> Iterator[Row]:
+    """The built-in family of the demo, drawn with a seed that no recipe has."""
+    for row in task_rows(TASKS_SEED):
+        system, question, reply = (message["content"] for message in row["messages"])
+        yield {"system": system, "prompt": question, "completion": reply, "answer": row["answer"]}
+
+
+def _legs(_: Path, __: Path) -> Iterator[Row]:
+    """reasoning-gym's leg counting, two animals or three, with the products and sums written out."""
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    for item in _gym("leg_counting", min_animals=2, max_animals=3, min_instances=2, max_instances=9):
+        counts = item["metadata"]["animals"]
+        products = [number * ANIMALS[animal] for animal, number in counts.items()]
+        steps = [f"{number} * {ANIMALS[animal]} = {product}" for (animal, number), product in zip(counts.items(), products, strict=True)]
+        yield _gym_row(item, [*steps, f"{' + '.join(map(str, products))} = {sum(products)}"])
+
+
+def _chain(_: Path, __: Path) -> Iterator[Row]:
+    """reasoning-gym's chains of three numbers of two digits, worked one operation at a time."""
+    for item in _gym("chain_sum", min_terms=3, max_terms=3, min_digits=2, max_digits=2):
+        first, *rest = item["metadata"]["expression"].split()
+        value, steps = int(first), []
+        for sign, number in zip(rest[::2], rest[1::2], strict=True):
+            after = value + int(number) * (1 if sign == "+" else -1)
+            steps.append(f"{value} {sign} {number} = {after}")
+            value = after
+        yield _gym_row(item, steps)
+
+
+def _gym(name: str, **options: int) -> Iterator[dict[str, Any]]:
+    """GYM_ROWS items. reasoning-gym (`pip install reasoning-gym==0.1.25`) is needed once, to write the rows."""
+    from reasoning_gym import create_dataset
+
+    yield from itertools.islice(create_dataset(name, size=GYM_ROWS, seed=0, **options), GYM_ROWS)
+
+
+def _gym_row(item: dict[str, Any], steps: list[str]) -> Row:
+    """The question without the blank lines around it. The last number of the steps is the answer, or the worked reply would be wrong."""
+    reply = "; ".join(steps)
+    if reply.rpartition("= ")[2] != item["answer"]:
+        raise ValueError(f"{item['question']!r}: the steps {reply!r} do not end in {item['answer']}")
+    return {"prompt": " ".join(item["question"].split()), "completion": reply, "answer": item["answer"]}
+
+
 TASKS: dict[str, Callable[[Path, Path], Iterable[Row]]] = {"sorting": _sorting, "words": _words, "gsm8k": _gsm8k, "dolly": _dolly}
+TASKS |= {"tasks": _tasks, "legs": _legs, "chain": _chain}
 TRANSFER = {"words": _svamp}
 
 

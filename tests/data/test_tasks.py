@@ -13,6 +13,7 @@ from sparring.checkers.answers import find_answer
 from sparring.data.tasks import ROWS, task_rows
 
 SEEDS = (0, 1, 2**32 - 1)
+ANSWER = re.compile("[^=]+$")
 
 
 @cache
@@ -77,7 +78,8 @@ def test_the_same_seed_gives_the_same_rows_and_another_other_ones() -> None:
 def test_rows_have_the_messages_shape() -> None:
     rows: list[dict[str, Any]] = task_rows(0)
     for row in rows:
-        assert list(row) == ["messages"]
+        assert list(row) == ["messages", "answer"]
+        assert find_answer(ANSWER, row["messages"][-1]["content"]) == row["answer"]
         assert [message["role"] for message in row["messages"]] == ["system", "user", "assistant"]
         assert all(message["content"].strip() == message["content"] != "" for message in row["messages"])
 

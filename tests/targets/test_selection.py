@@ -118,7 +118,7 @@ MAJORITY: dict[str, tuple[tuple[Candidate, ...], dict[str, Case]]] = {
     "a tie": (
         voting("5", "7", "5", "7"),
         {
-            "fallback": ({"by hand"}, {"5 0", "7 1", "5 2", "7 3"}, "human_wins"),
+            "fallback": ({"by hand"}, {"5 0", "5 2"}, "human_wins"),
             "never": (set(), {"5 0", "7 1", "5 2", "7 3"}, "ties"),
             "mix": ({"by hand", "7 1", "7 3"}, {"5 0", "5 2"}, "decided"),
             "only": ({"by hand"}, {"5 0", "5 2"}, "human_wins"),
@@ -127,7 +127,7 @@ MAJORITY: dict[str, tuple[tuple[Candidate, ...], dict[str, Case]]] = {
     "too few votes": (
         voting("5", "5", "7", None, "8"),
         {
-            "fallback": ({"by hand"}, {"5 0", "5 1", "7 2", "8 4"}, "human_wins"),
+            "fallback": ({"by hand"}, {"5 0", "5 1", "8 4"}, "human_wins"),
             "never": (set(), {"5 0", "5 1", "7 2", "8 4"}, "few_votes"),
             "mix": ({"by hand", "7 2"}, {"5 0", "5 1", "None 3", "8 4"}, "decided"),
             "only": ({"by hand"}, {"5 0", "5 1", "None 3", "8 4"}, "human_wins"),

@@ -1,7 +1,7 @@
 """`builtin:tasks`: a family of short tasks with exact answers, made by a seeded generator. All texts are our own.
 
 Four kinds in equal shares: a sum or difference told as a story, words to sort, words to reverse, and numbers to compare. The answer is
-what stands after the last "=" of a reply, or the whole reply: `evaluate.answer_pattern: "[^=]+$"`.
+what stands after the last "=" of a reply, or the whole reply: `evaluate.answer_pattern: "[^=]+$"`. The column `answer` holds it.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _WORDS = """
 
 
 def task_rows(seed: int) -> list[dict[str, Any]]:
-    """`ROWS` distinct rows of the `messages` shape, the same for the same seed."""
+    """`ROWS` distinct rows of the `messages` shape with their `answer`, the same for the same seed."""
     draw = random.Random(seed)
     kinds: tuple[Callable[[random.Random], tuple[str, str]], ...] = (_story, _sort, _reverse, _compare)
     rows: dict[str, str] = {}
     while len(rows) < ROWS:
-        question, answer = kinds[len(rows) % len(kinds)](draw)
-        rows.setdefault(question, answer)
-    return [{"messages": _messages(question, answer)} for question, answer in rows.items()]
+        question, reply = kinds[len(rows) % len(kinds)](draw)
+        rows.setdefault(question, reply)
+    return [{"messages": _messages(question, reply), "answer": reply.rpartition("= ")[2]} for question, reply in rows.items()]
 
 
-def _messages(question: str, answer: str) -> list[dict[str, str]]:
-    turns = (("system", SYSTEM), ("user", question), ("assistant", answer))
+def _messages(question: str, reply: str) -> list[dict[str, str]]:
+    turns = (("system", SYSTEM), ("user", question), ("assistant", reply))
     return [{"role": role, "content": content} for role, content in turns]
 
 

@@ -13,7 +13,8 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
     Each complete reply with an answer has one vote; equal answers vote together. The winning answer needs `min_votes` of all replies and
     more votes than any other: a tie is no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
-    is the winning one without a vote, and a vote's margin weighs nothing then.
+    is the winning one without a vote, and a vote's margin weighs nothing then. Where the human reply wins for want of a majority, replies
+    with its answer do not lose.
     """
     votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
     known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
@@ -23,9 +24,9 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
         return decide(candidates, rules, (), (), otherwise="unjudged")
     (first, most), *others = votes.most_common(2)
     if others and others[0][1] == most:
-        return decide(candidates, rules, (), candidates.replies, otherwise="ties")
+        return decide(candidates, rules, (), _unlike_human(candidates, rules), otherwise="ties")
     if most / len(candidates.replies) < rules.min_votes:  # 11 / 20 is the float 0.55, but 0.55 * 20 is above 11
-        return decide(candidates, rules, (), candidates.replies, otherwise="few_votes")
+        return decide(candidates, rules, (), _unlike_human(candidates, rules), otherwise="few_votes")
     runner_up = others[0][1] if others else 0
     weight = (most - runner_up) / len(candidates.replies) if rules.weigh_votes else 1.0
     return _won_by(first, candidates, rules, weight)
@@ -39,6 +40,12 @@ def vote_share(replies: Sequence[Candidate]) -> float:
 
 def _votes(reply: Candidate) -> bool:
     return reply.is_complete and reply.answer is not None
+
+
+def _unlike_human(candidates: Candidates, rules: Rules) -> list[Candidate]:
+    """The replies without those that give the answer of a human reply that has a part."""
+    answer = None if candidates.human is None or rules.human == "never" else candidates.human.answer
+    return [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
 
 
 def _won_by(answer: str | None, candidates: Candidates, rules: Rules, weight: float) -> Selection:
