@@ -19,7 +19,7 @@ from conftest import Game, write_rows
 from safetensors.torch import load_file
 from test_bad_input import refused
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from test_launching import WEIGHTS, ranks, results
+from test_launching import TWO_RANKS, WEIGHTS, ranks, results
 from torch.testing import assert_close
 from zygote import Sabotage, Zygote
 
@@ -323,6 +323,27 @@ def test_two_ranks(copy: Game, majority: Game) -> None:
     for name, tensor in theirs.items():
         assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
     assert facts(copy, "iterations/001/train")["counts"] == facts(majority, "iterations/001/train")["counts"]
+
+
+def test_accelerate_starts_two_ranks(begin: Begin, majority: Game) -> None:
+    """The stages of an iteration under `accelerate launch`: graded, selected and trained as by one process, to rounding."""
+    game = begin(**ONE)
+    result = game.run(*TWO_RANKS)
+    assert result.code == 0, result.err
+    assert facts(game, "iterations/000/train")["ranks"] == 2
+    assert read_rows(game.root / "iterations/000/grade") == read_rows(majority.root / "iterations/000/grade")
+    ours, theirs = (load_file(one.root / "iterations/000/train/model/model.safetensors") for one in (game, majority))
+    for name, tensor in theirs.items():
+        assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
+
+
+def test_near_duplicates_win_once(begin: Begin, majority: Game) -> None:
+    """At a ratio next to 0 only replies without a word in common win beside each other."""
+    game = begin(**ONE, target={**CHANGES["target"], "near_duplicates": 1e-9})
+    result = game.run()
+    assert result.code == 0, result.err
+    few, many = (facts(one, "iterations/000/train")["counts"] for one in (game, majority))
+    assert few["duels"] == many["duels"] and few["winners"] < many["winners"]
 
 
 def test_the_human_target_written_out_is_the_same_game(tmp_path: Path, played: Game) -> None:
