@@ -134,9 +134,9 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         "toy model, 100 rows, start over-fitted, 2,000 unanswered prompts",
         "sorting",
         _tiny(100, 200),
-        {**TARGET_ARMS, "SPIN": SPIN},
+        {**TARGET_ARMS, "majority, likelihood, 8 rounds": {**target("majority"), "iterations": 8}, "SPIN": SPIN},
         (1e-4, 3e-4, 1e-3),
-        (2, 8, 32, 200),
+        (2, 8, 32, 200, 400),
         TINY_PROMPTS,
     ),
     "tiny-under-targets": TargetSetting(
