@@ -129,6 +129,26 @@ WORD_ARMS = {
     "SPIN": {**SPIN, "train": {}},
 }
 
+# recipes/demo.yaml
+DEMO = {
+    **SMOL,
+    "data": {"held_out": 200, "max_examples": 340},
+    "sft": {"lr": 3e-5, "epochs": 6, "batch_size": 20},
+    "iterations": 2,
+    "sampling": {"max_new_tokens": 32, "replies_per_prompt": 4},
+    "train": {"optimizer": "adamw", "lr": 5e-5, "epochs": 1, "batch_size": 20},
+    "evaluate": {"answer_pattern": "[^=]+$", "greedy": True, "samples": 4, "headroom": False},
+    "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
+    "report": False,
+}
+DEMO_ARMS = {
+    "verified, likelihood": target("verified"),
+    "SPIN": {**SPIN, "train": {"lr": 1e-5}, "sampling": {"replies_per_prompt": 2}},
+    "majority, likelihood": target("majority"),
+    "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
+    "random, likelihood": target("verified", checker="random"),
+}
+
 TARGET_SETTINGS: dict[str, TargetSetting] = {
     "tiny-over-targets": TargetSetting(
         "toy model, 100 rows, start over-fitted, 2,000 unanswered prompts",
@@ -157,6 +177,15 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         (32,),
         TINY_PROMPTS,
         "search",
+    ),
+    "tasks-targets": TargetSetting(
+        "SmolLM2-135M, the demo's task family, 140 rows, 400 further prompts with their answers alone",
+        "tasks",
+        DEMO,
+        DEMO_ARMS,
+        (3e-5, 1e-4),
+        (4, 12),
+        {"replies": "drop", "answer": "answer", "max_examples": 400},
     ),
     "words-targets": TargetSetting(
         "SmolLM2-135M, 300 word problems, three epochs, 600 further problems with their answers alone",
