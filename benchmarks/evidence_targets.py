@@ -54,12 +54,14 @@ def target(
     return {"target": {"kind": kind, "checker": checker, "human": human, **imitated}, "objective": {"loss": loss, "window": 1, **objective}}
 
 
+def _joined(recipe: dict[str, Any], *changes: Arm) -> dict[str, Any]:
+    for change in changes:
+        recipe = {**recipe, **{key: {**recipe.get(key, {}), **one} if isinstance(one, dict) else one for key, one in change.items()}}
+    return recipe
+
+
 # `after` of an arm: the arm whose player it starts from, and how many of that arm's iterations come first.
 AFTER = "after"
-
-
-def _over(arm: Arm, **changes: dict[str, Any]) -> Arm:
-    return {**arm, **{section: {**arm.get(section, {}), **options} for section, options in changes.items()}}
 
 
 # The human reply of an SFT row is known and costs nothing, so that it is among the winners ("mix"): what rejection sampling does too.
@@ -70,7 +72,8 @@ TARGET_ARMS: dict[str, Arm] = {
     "majority, duels": target("majority", "logistic", beta=0.5, nll_weight=1.0),
     "verified, duels": target("verified", "logistic", beta=0.5),
     "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
-    "human against failing": target("verified", "logistic", "only", beta=0.5),
+    # only where a human reply is: further prompts have none
+    "human against failing": _joined(target("verified", "logistic", "only", beta=0.5), {"data": {"prompts": None}}),
 }
 SPIN: Arm = {
     "data": {"prompts": None},
@@ -93,6 +96,7 @@ def _tiny(rows: int, epochs: float) -> dict[str, Any]:
 
 TINY_PROMPTS = {"replies": "drop", "answer": "completion", "max_examples": 2000}
 
+ANCHORED = target("majority", "logistic", beta=0.5, nll_weight=1.0)
 # What could make a duel worth its cost: how strongly it is held, the winners' likelihood beside it, who loses, how fast, and in which order
 DUELS: dict[str, Arm] = {
     f"majority, beta {beta:g}, NLL {nll:g}": target("majority", "logistic", beta=beta, nll_weight=nll)
@@ -101,13 +105,13 @@ DUELS: dict[str, Arm] = {
 }
 DUELS |= {
     "majority, likelihood": target("majority"),
-    "majority, beta 0.5, NLL 1, one loser": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), target={"max_losers": 1}),
-    "majority, beta 0.5, NLL 1, weighed": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), target={"weigh_votes": True}),
-    "majority, beta 0.5, NLL 1, lr 3e-4": _over(target("majority", "logistic", beta=0.5, nll_weight=1.0), train={"lr": 3e-4}),
-    "majority, likelihood, lr 3e-4": _over(target("majority"), train={"lr": 3e-4}),
-    "majority, likelihood, weighed": _over(target("majority"), target={"weigh_votes": True}),
+    "majority, beta 0.5, NLL 1, one loser": _joined(ANCHORED, {"target": {"max_losers": 1}}),
+    "majority, beta 0.5, NLL 1, weighed": _joined(ANCHORED, {"target": {"weigh_votes": True}}),
+    "majority, beta 0.5, NLL 1, lr 3e-4": _joined(ANCHORED, {"train": {"lr": 3e-4}}),
+    "majority, likelihood, lr 3e-4": _joined(target("majority"), {"train": {"lr": 3e-4}}),
+    "majority, likelihood, weighed": _joined(target("majority"), {"target": {"weigh_votes": True}}),
     "majority, likelihood, no human": target("majority", human="never"),
-    "majority, likelihood, then duels": {**target("majority", "logistic", beta=0.5, nll_weight=1.0), "after": ("majority, likelihood", 2)},
+    "majority, likelihood, then duels": {**ANCHORED, "after": ("majority, likelihood", 2)},
 }
 
 WORDS = {
@@ -147,6 +151,26 @@ DEMO_ARMS = {
     "majority, likelihood": target("majority"),
     "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
     "random, likelihood": target("verified", checker="random"),
+}
+
+
+def _gym(rows: int, longest: int) -> dict[str, Any]:
+    """The demo's game on a task of reasoning-gym. longest: of a reply, in tokens."""
+    return _joined(
+        DEMO,
+        {
+            "data": {"max_examples": 200 + rows},
+            "sampling": {"max_new_tokens": longest},
+            "evaluate": {"answer_pattern": r"= *(-?\d+)$"},
+        },
+    )
+
+
+GYM_PROMPTS = {"replies": "drop", "answer": "answer", "max_examples": 400}
+GYM_ARMS = {
+    "verified, likelihood": target("verified", checker="number"),
+    "majority, likelihood": target("majority", checker="number"),
+    "SPIN": DEMO_ARMS["SPIN"],
 }
 
 TARGET_SETTINGS: dict[str, TargetSetting] = {
@@ -196,6 +220,24 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         (1, 3),
         {"replies": "drop", "answer": "completion", "max_examples": 600},
     ),
+    "legs-targets": TargetSetting(
+        "SmolLM2-135M, reasoning-gym's leg counting, 80 rows, 400 further prompts with their answers alone",
+        "legs",
+        _gym(80, 48),
+        GYM_ARMS,
+        (3e-5, 1e-4),
+        (4, 12),
+        GYM_PROMPTS,
+    ),
+    "chain-targets": TargetSetting(
+        "SmolLM2-135M, reasoning-gym's chains of sums, 140 rows, 400 further prompts with their answers alone",
+        "chain",
+        _gym(140, 32),
+        GYM_ARMS,
+        (3e-5, 1e-4),
+        (4, 12),
+        GYM_PROMPTS,
+    ),
 }
 
 
@@ -239,12 +281,6 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
     if not start.exists():
         copy_start(root, start, OF_START)
     return root
-
-
-def _joined(recipe: dict[str, Any], *changes: Arm) -> dict[str, Any]:
-    for change in changes:
-        recipe = {**recipe, **{key: {**recipe.get(key, {}), **one} if isinstance(one, dict) else one for key, one in change.items()}}
-    return recipe
 
 
 def _write(name: str, seed: int, controls: Path) -> None:
