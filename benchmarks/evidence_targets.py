@@ -147,7 +147,7 @@ DEMO = {
 }
 DEMO_ARMS = {
     "verified, likelihood": target("verified"),
-    "SPIN": {**SPIN, "train": {"lr": 1e-5}, "sampling": {"replies_per_prompt": 2}},
+    "SPIN": {**SPIN, "train": {"lr": 1e-5, "epochs": 2}},  # about as many operations as the other games, which have more prompts
     "majority, likelihood": target("majority"),
     "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
     "random, likelihood": target("verified", checker="random"),
