@@ -69,8 +69,14 @@ setup-trackers: $(TRACKERS_READY)
 $(TRACKERS_READY): requirements-trackers.lock $(READY)
 	$(lane)
 
+# SPIN from the demo's start, at about the cost of its game
+SPIN_OF_DEMO = run_dir=runs/demo-spin model.path=runs/demo/sft/model sft=null baseline=null iterations=2 objective.window=1 \
+	sampling.replies_per_prompt=4 train.epochs=2 evaluate.samples=4 evaluate.headroom=false
+
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml
+	$(BIN)/sparring run recipes/spin.yaml $(SPIN_OF_DEMO)
+	$(BIN)/sparring compare runs/demo runs/demo-spin
 
 # tests beside each other, one process and one thread a core
 test: lint

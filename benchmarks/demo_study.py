@@ -1,9 +1,9 @@
-"""Does the game help on the demo's task family? SPIN against its own start and against continued SFT at equal extra compute.
+"""Does SPIN help on the built-in task family? SPIN against its own start and against continued SFT at equal extra compute.
 
     python benchmarks/demo_study.py tune            # hyper-parameters, on the held-out rows of seed 100: they are never tested on
     python benchmarks/demo_study.py test 0 1 2      # the chosen ones, three seeds; writes benchmarks/results/demo_study.json
 
-Every number of docs/results.md about the demo comes from here. A finished run directory is not played again.
+Every number of docs/results.md about the task family comes from here. A finished run directory is not played again.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from sparring.evaluation.metrics import is_exact_match, mean_score
 from sparring.policy.load import load_tokenizer, model_facts
 
 ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "recipes" / "demo.yaml"
+RECIPE = ROOT / "recipes" / "spin.yaml"
 RUNS = ROOT / "runs" / "study"
-SIZE = ["sampling.replies_per_prompt=3", "data.max_examples=360"]  # the demo itself is a little smaller, to stay within its minutes
+SIZE = ["sampling.replies_per_prompt=3", "data.max_examples=360"]  # the recipe itself is a little smaller, to stay within minutes
 VALIDATION_SEED = 100
 SHARED = ("base", "data", "sft", "baseline")  # what no tuned value touches
 NOT_LINKED = shutil.ignore_patterns(".lock", "run.log", "manifest.json")  # files that a run changes in place
@@ -41,7 +41,7 @@ METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
 
 
 def play(name: str, seed: int, overrides: list[str], share_from: str | None = None) -> dict[str, Any]:
-    """One run of the demo's recipe in runs/study/NAME, starting from the finished SFT stage of another run where there is one."""
+    """One run of the recipe in runs/study/NAME, starting from the finished SFT stage of another run where there is one."""
     folder = RUNS / name
     if share_from and not folder.exists():
         folder.mkdir(parents=True)
