@@ -44,8 +44,13 @@ def replayed(game: Game) -> None:
 def test_missing_recipe_in_the_real_command(tmp_path: Path) -> None:
     done = subprocess.run([SPARRING, "run", "recipes/tyni.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("error: recipes/tyni.yaml: no such recipe file\n  -> check the path; recipes/tiny.yaml is a working example\n")
+    assert done.stderr == (
+        "error: recipes/tyni.yaml: no such recipe file\n  -> check the path; `sparring docs tutorial` has a recipe that works\n"
+    )
     assert not any(tmp_path.iterdir())
+    (tmp_path / "mine.yaml").write_text("run_dir: runs/x")
+    done = subprocess.run([SPARRING, "run", "mine.yml"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stderr == "error: mine.yml: no such recipe file\n  -> did you mean mine.yaml?\n"
 
 
 @pytest.mark.parametrize(

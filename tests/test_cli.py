@@ -91,7 +91,7 @@ def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
         assert row in result.out
     for column in ("exact match", "NLL / token", "margin", "accuracy", "log p human", "reply tokens", "truncated", "identical", "empty"):
         assert column in result.out
-    assert "Prompt: say ab" in result.out and "Best iteration: 1 (nll_per_token" in result.out
+    assert "Prompt: say ab" in result.out and "Best iteration: 1 (NLL per token" in result.out
     assert "The game ended - iterations: all 2 are played." in result.out
     again = copy.run()
     assert again.out == result.out, "the finished game is told again, word for word"
@@ -224,6 +224,9 @@ def test_a_terminal_that_cannot_show_it_gets_question_marks(copy: Game, encoding
     assert "?" in result.out and "+--" in result.out and "┏" not in result.out
     again = copy.command("run", "recipe.yaml", python=IN_ASCII.format(encoding))
     assert again.code == 0 and "+--" in again.out and "baseline (SFT)" in again.out, again.err
+    assert (" +- " in again.out) == (encoding == "ascii") != (" \N{REPLACEMENT CHARACTER} " in again.out), (
+        "read as UTF-8, a ± of Latin 1 is none"
+    )
     folder = copy.folder / "resolved.yaml"
     folder.write_text(copy.command("recipe", "recipe.yaml", f"showcase=['{question}']", python=IN_ASCII.format(encoding)).out)
     assert load_recipe(folder).showcase == (question,), "a recipe is UTF-8 wherever it is printed"

@@ -188,6 +188,8 @@ def test_several_controls() -> None:
         ({"baseline": {"kind": "dpo"}}, "baseline.pairs: null: dpo needs labelled pairs; set pairs to a file or a Hub id"),
         ({"baseline": {"pairs": "p.jsonl"}}, "has no effect on continued-sft"),
         ({"baseline": {"start": "best"}}, "baseline.start: 'best': has no effect on continued-sft"),
+        ({"baseline": "sft"}, "wanted: continued-sft, dpo or rft; did you mean continued-sft?"),
+        ({"baseline": {"name": "dpo"}}, "baseline.name: 'dpo': is what DPO is called; choose another name"),
         ({"baseline": {"beta": 0.2}}, "baseline.beta: 0.2: has no effect on continued-sft"),
         ({"baseline": {"name": "sft"}}, "baseline.name: 'sft': a run keeps something else under this name"),
         ({"baseline": {"name": "../x"}}, "a name has small letters, digits and hyphens"),

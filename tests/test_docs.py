@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -244,6 +245,10 @@ def taught(readers_folder: Path, zygote: Zygote) -> Path:
 def test_the_tutorial_leaves_what_it_says(taught: Path) -> None:
     summary = json.loads((taught / "runs/first/summary.json").read_text())
     assert len(summary["iterations"]) == 3
+    start, *played, control = [found["scores"] for found in (summary["baseline"], *summary["iterations"], *summary["controls"])]
+    assert max(played[n]["exact_match"]["value"] for n in (0, 1)) > start["exact_match"]["value"] + 0.05, "the toy learns something"
+    assert control["exact_match"]["value"] > start["exact_match"]["value"] + 0.1
+    assert all(scores["truncated"]["value"] < 0.1 for scores in (start, *played, control)), "replies are not cut"
     names = ("my-first-model/model.safetensors", "to-the-hub/model/README.md", "to-the-hub/data/README.md", "runs/soft/summary.json")
     assert all((taught / name).exists() for name in names)
 
@@ -266,7 +271,7 @@ COLUMNS = 88  # of a block on the site, beside both of its menus
 
 def test_comments_in_blocks_fit_their_column() -> None:
     """A command may be longer, and is scrolled; nobody scrolls to read what it is for."""
-    for page, found in BLOCKS.items():
+    for page, found in {**BLOCKS, ROOT / "README.md": page_blocks(ROOT / "README.md")}.items():
         for block in found:
             comments = [
                 line for line in block.text.splitlines() if block.language in ("bash", "yaml", "python") and re.search(r"(^|\s)# ", line)
@@ -294,6 +299,19 @@ def test_errors_name_pages_that_exist_and_come_with_the_package() -> None:
         remedies = [line for line in text.splitlines() if re.search(r"(remedy|manual)\b.*docs/[a-z-]+\.md", line)]
         assert remedies == [], path
     assert named and named <= {page.stem for page in BLOCKS}
+
+
+def test_the_text_on_a_package_index_has_links_that_hold_there() -> None:
+    """README.md's own lead to files of a clone. With an address of the project they lead to it, without one to what the package prints."""
+    make = runpy.run_path(str(ROOT / "setup.py"))["long_description"]
+    own = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", README)
+    assert len(own) > 10
+    at_home, nowhere = make("https://example.org/sparring/blob/main/"), make(None)
+    assert all(f"](https://example.org/sparring/blob/main/{path})" in at_home for path in own)
+    for text in (at_home, nowhere):
+        assert re.findall(r"\]\((?!https?://)", text) == []
+    named = re.findall(r"`sparring docs ([\w-]+)`", nowhere)
+    assert len(named) >= len(own) and {*named} <= {page.stem for page in BLOCKS}
 
 
 def test_the_citation_names_this_version() -> None:

@@ -100,7 +100,7 @@ def test_a_finished_run_in_one_screen(played: Game) -> None:
     before = tree(played.root)
     result = played.command("status", "run")
     assert result.code == 0 and result.err == "" and tree(played.root) == before, "it only reads"
-    for part in ("finished 20", "Best iteration:", "all 2 are played", "baseline", "iteration 1", "continued SFT", "nll per token"):
+    for part in ("finished 20", "Best iteration:", "all 2 are played", "baseline", "iteration 1", "continued SFT", "NLL per token"):
         assert part in result.out, result.out
     assert len(result.out.splitlines()) <= 24 and "go on with" not in result.out
     assert played.command("watch", "run").code == 0, "nothing to wait for"

@@ -32,7 +32,7 @@ def test_status_shows_rates_and_several_replies(moving: Game) -> None:
     summary = moving.json("summary.json")
     rate, share = (summary["iterations"][1]["rates"][name] for name in ("pass_rate", "vote_share"))
     told = " ".join(result.out.split())
-    assert f"graded iteration 1: pass rate {rate['value']:.3f} +- {rate['stderr']:.3f}, vote share {share['value']:.3f}" in told
+    assert f"graded iteration 1: pass rate {rate['value']:.3f} ± {rate['stderr']:.3f}, vote share {share['value']:.3f}" in told
     for header in ("pass@1 (k=4)", "pass@4", "maj@4", "vote share", "duel margin"):
         assert header in result.out, header
     assert f"{summary['baseline']['scores']['pass_at_4']['value']:.3f}" in result.out

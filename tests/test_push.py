@@ -97,7 +97,7 @@ def test_the_card_says_where_everything_comes_from_and_how_to_use_it(folder: Pat
     best, first = ((folder / name / "README.md").read_text() for name in ("model", "iteration-0"))
     assert "| base model | `builtin:tiny` | apache-2.0 (part of sparring) |" in best
     assert "| data | `rows.jsonl` | cc-by-4.0 (as the publisher says, by --data-licence) |" in best
-    assert "Best iteration: 1 (nll_per_token" in best and "@inproceedings{chen2024selfplay," in best
+    assert "Best iteration: 1 (NLL per token" in best and "@inproceedings{chen2024selfplay," in best
     assert 'pipeline("text-generation", "me/model")' in best and "vllm serve me/model\n" in best
     assert 'pipeline("text-generation", "me/model", revision="iteration-0")' in first and "--revision iteration-0" in first
     assert "one of `iteration-0`, `iteration-1`" in best and "(https://huggingface.co/datasets/me/replies)" in best

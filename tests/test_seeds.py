@@ -78,9 +78,9 @@ def test_the_tests_are_paired_by_seed(several: Game) -> None:
 
 def test_what_is_printed(several: Game) -> None:
     text = (several.folder / "out.txt").read_text()
-    assert "Over 3 seeds: mean +- standard error (standard deviation)" in text
+    assert "Over 3 seeds: mean ± standard error (standard deviation)" in text
     assert "measurements on held-out rows left out, of all seeds together." in text
-    assert "3 seeds, less run:start" in text and "3 seeds, less run:continued-sft" in text and "Student's t over seeds" in text
+    assert "3 seeds, less run: baseline (SFT)" in text and "3 seeds, less run: continued SFT" in text and "Student's t over seeds" in text
 
 
 def test_the_status_of_one_of_them_tells_how_all_go_on(several: Game) -> None:

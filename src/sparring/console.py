@@ -103,6 +103,21 @@ def printable(text: str) -> str:
     return "".join(char if char == "\n" or char.isprintable() else "�" for char in text)
 
 
+def fitting(text: str, terminal: Console) -> str:
+    """The same, with `+-` for `±` on a terminal whose encoding has no such sign."""
+    try:
+        "±".encode(terminal.encoding)
+    except (UnicodeEncodeError, LookupError):
+        text = text.replace("±", "+-")
+    return printable(text)
+
+
+def counted(count: float, noun: str) -> str:
+    """`1 step`, `12 steps`, `0.5 epochs`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:.3g}"
+    return f"{number} {noun}" + ("" if count == 1 else "s")
+
+
 def quoted(text: str, length: int = 70) -> str:
     """The beginning of a model's text, in one line."""
     words = " ".join(printable(text[: 20 * length]).split())

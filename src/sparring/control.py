@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
-from sparring.console import log
+from sparring.console import counted, log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
 from sparring.policy.player import Policy
@@ -34,7 +34,7 @@ def check_controls(ground: Ground) -> None:
     """Raise UserError for labelled pairs that cannot be read, before anything is played; say where a comparison may be unfair."""
     for section in ground.recipe.baseline:
         if (unlike := unlike_lr(ground.recipe, section)) is not None:
-            log.info(f"{section.folder}: {unlike}")
+            log.info(f"{section.title}: {unlike}")
         if section.pairs is not None:
             pairs_stage(ground, section)
 
@@ -98,7 +98,7 @@ def from_iteration(section: BaselineSection, best: int | None) -> int | None:
 def _has_place(section: BaselineSection, game: Played) -> bool:
     if game.players or (section.epochs is not None and section.start == "start"):
         return True
-    log.info(f"{section.folder}: no iteration was played, so there is no cost to match; left out")
+    log.info(f"{section.title}: no iteration was played, so there is no cost to match; left out")
     return False
 
 
@@ -109,7 +109,8 @@ def _continue_sft(ground: Ground, section: BaselineSection, game: Played, forwar
     if section.epochs is None:
         tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
         steps = max(1, round(forward_tokens / settings.passes / tokens / batch_size))
-        log.info(f"{section.folder}: {steps} steps cost as many floating-point operations as the {played} iterations")
+        same = f"as many floating-point operations as {counted(played, 'iteration')} of the game"
+        log.info(f"{section.title}: {counted(steps, 'step')} cost {same}")
     else:
         steps = max(1, round(section.epochs * len(examples) / batch_size))
     epochs = steps * batch_size / len(examples)

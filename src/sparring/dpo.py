@@ -37,8 +37,8 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
         found = prepare_pairs(source, recipe.data, ground.chat, recipe.seed, held_out)
         write_pairs(stage / PAIRS, found.duels)
         for notice in found.notices:
-            log.info(f"{section.folder}: {notice}")
-        log.info(f"{section.folder}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
+            log.info(f"{section.title}: {notice}")
+        log.info(f"{section.title}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
         return {"counts": found.counts}
 
     inputs = {
@@ -63,7 +63,7 @@ def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, playe
     def work(stage: Path) -> dict[str, Any]:
         task = SpinTask(duels, read_logps(score.path), section.beta, "logistic")
         name = control_stage(section.folder, "train")
-        return fit_model(ground, stage, reference, task, plan, settings, phase=name, labels={"stage": name})
+        return fit_model(ground, stage, reference, task, plan, settings, phase=f"{section.title}: training", labels={"stage": name})
 
     inputs = {
         "train": {**training_inputs(settings), "lr": plan.lr, "epochs": None},
@@ -94,7 +94,7 @@ def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tok
     settings = _settings(ground, section)
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes, _layout(ground))
     lr = control_lr(ground.recipe, section)
-    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.folder)
+    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.title)
     return _Prepared(duels, plan, settings)
 
 
@@ -105,7 +105,7 @@ def _settings(ground: Ground, section: BaselineSection) -> TrainSection:
 
 
 def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:
-    name, phase = control_stage(section.folder, "score"), f"{section.folder}: reference log-probs"
+    name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
     return score_stage(ground, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
 
 

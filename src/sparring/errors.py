@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from sparring.secrecy import without_secrets
@@ -24,8 +25,9 @@ class UserError(Exception):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name closest in spelling to `word`, or None when nothing is close."""
-    matches = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    """The valid name that has `word` as a part, as continued-sft has sft, or the closest in spelling; None when nothing is close."""
+    names = list(valid)
+    matches = [name for name in names if word and word in re.split(r"[^a-z0-9]+", name)] or difflib.get_close_matches(word, names, 1, 0.5)
     return matches[0] if matches else None
 
 

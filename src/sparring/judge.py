@@ -165,7 +165,7 @@ def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
 
 def print_judged(found: Judged, asked: Asked, against: str | None, console: Console) -> None:
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
-    print_scores(f"{kind}, by {asked.judge.model} (+- standard error)", found.scores, console)
+    print_scores(f"{kind}, by {asked.judge.model} (± standard error)", found.scores, console)
     for title, facts in found.facts.items():
         tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens of the judge"
         if uncounted := facts["judge_replies_uncounted"]:  # a cost of 0 would be a wrong one

@@ -13,7 +13,7 @@ from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, recipe_of_game
+from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, recipe_of_game, title_of_player
 
 BASE, SFT = "base", "sft"
 
@@ -30,7 +30,7 @@ class Player:
 
     @property
     def title(self) -> str:
-        return f"iteration {self.name}" if self.name.isdigit() else self.name
+        return title_of_player(self.name)
 
     @property
     def is_trained(self) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import BaselineSection, control_batch_size, control_lr
-from sparring.console import log
+from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
 from sparring.policy.player import Policy
@@ -37,14 +37,17 @@ def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: i
         tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
         left = max(0, forward_tokens - sampling_cost(ground.run, recipe, iteration_stage(0, "generate")))
         steps = max(1, round(left / settings.passes / tokens / batch_size))
-        log.info(f"{section.folder}: {steps} steps, with the sampling, cost as many floating-point operations as the {played} iterations")
+        cost = f"with the sampling, cost as many floating-point operations as {counted(played, 'iteration')} of the game"
+        log.info(f"{section.title}: {counted(steps, 'step')}, {cost}")
     else:
         steps = max(1, round(section.epochs * len(winners) / batch_size))
     lr, epochs = control_lr(recipe, section), steps * batch_size / len(winners)
     plan = steps_plan(settings, len(winners), lr=lr, steps=steps, epochs=epochs, seed=order_seed(recipe, played))
 
     def work(stage: Path) -> dict[str, Any]:
-        return fit_model(ground, stage, start, WinnersTask(winners), plan, settings, phase=name, labels={"stage": name})
+        return fit_model(
+            ground, stage, start, WinnersTask(winners), plan, settings, phase=f"{section.title}: training", labels={"stage": name}
+        )
 
     inputs = {
         "train": {**training_inputs(settings), "lr": lr, "epochs": None},

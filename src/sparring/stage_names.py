@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from sparring.config import Recipe, recipe_of_run
+from sparring.config import CONTROL_TITLES, Recipe, recipe_of_run
 from sparring.errors import UserError, nearest
 from sparring.rundir import PARTIAL
 
@@ -29,9 +29,14 @@ def iteration_of(stage: str) -> int | None:
 
 
 def title_of(owner: str) -> str:
-    """What people call a player."""
+    """What people call a player, by the folder that holds its stages; the same in logs, tables, plots and cards."""
     t = iteration_of(owner)
-    return owner.replace("-", " ") if t is None else f"iteration {t}"
+    return f"iteration {t}" if t is not None else "SFT" if owner == SFT else CONTROL_TITLES.get(owner, owner)
+
+
+def title_of_player(name: str) -> str:
+    """The same by what commands take: an iteration's number, baseline or a control's folder."""
+    return title_of(iteration_name(int(name)) if name.isdigit() else name)
 
 
 def iteration_stage(t: int, part: str) -> str:

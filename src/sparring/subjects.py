@@ -16,6 +16,7 @@ from sparring.errors import UserError
 from sparring.players import Players
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.rundir import RunDir, StageRecord, digest
+from sparring.stage_names import title_of_player
 
 MODEL = "model"
 LOG = "evaluate.log"
@@ -39,7 +40,7 @@ class Subject:
 
     @property
     def title(self) -> str:
-        return f"iteration {self.name}" if self.name.isdigit() else self.name
+        return title_of_player(self.name)
 
 
 def find_subjects(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:

@@ -394,7 +394,7 @@ def test_builtin_tasks_get_the_seed(monkeypatch):
     def task_rows(seed):
         return [{"messages": [user(f"Q{seed}"), assistant("A")]}]
 
-    monkeypatch.setitem(sys.modules, "sparring.data.tasks", SimpleNamespace(task_rows=task_rows))
+    monkeypatch.setitem(sys.modules, "sparring.data.tasks", SimpleNamespace(task_rows=task_rows, digit_rows=list))
     loaded = load_conversations(section("builtin:tasks"), seed=7)
     assert [(where, c.prompt[0]["content"]) for where, c in loaded.rows] == [("builtin:tasks, row 1", "Q7")]
     with pytest.raises(UserError, match=r"'builtin:task' is not built in"):

@@ -24,11 +24,11 @@ FOUND: dict[str, Any] = {
 
 def test_only_what_was_measured_is_shown_and_k_is_named() -> None:
     assert headroom_cells(FOUND) == {
-        "pass@1": "0.500 +- 0.050",
-        "greedy": "0.600 +- 0.060",
-        "at temperature 0.7": "0.550 +- 0.050",
-        "pass@8": "0.900 +- 0.030",
-        "NLL / token": "0.250 +- 0.000",
+        "pass@1": "0.500 ± 0.050",
+        "greedy": "0.600 ± 0.060",
+        "at temperature 0.7": "0.550 ± 0.050",
+        "pass@8": "0.900 ± 0.030",
+        "NLL / token": "0.250 ± 0.000",
     }
 
 
@@ -37,5 +37,5 @@ def test_terminal_and_page_say_the_same() -> None:
     print_headroom(FOUND, Console(file=text, width=160))
     page = str(headroom_markup(FOUND))
     assert "The start answers 50.0% <b>." in text.getvalue() and "The start answers 50.0% &lt;b&gt;." in page
-    for value in ("0.900 +- 0.030", "pass@8"):
-        assert value in text.getvalue() and value.replace("+-", "±") in page
+    for value in ("0.900 ± 0.030", "pass@8"):
+        assert value in text.getvalue() and value in page

@@ -38,7 +38,7 @@ def test_several_replies_to_a_prompt_have_columns_of_their_own(moving: Game) -> 
         ("maj@4", "maj_at_4"),
         ("exact, greedy", "exact_match_greedy"),
     ):
-        assert row[header] == f"{scores[name]['value']:.3f} +- {scores[name]['stderr']:.3f}", header
+        assert row[header] == f"{scores[name]['value']:.3f} ± {scores[name]['stderr']:.3f}", header
     assert "exact match" not in row
 
 
@@ -57,7 +57,7 @@ def test_who_won(name: str, request: pytest.FixtureRequest) -> None:
     assert sum(int(row[header.replace("_", " ")]) for header in OUTCOMES) == int(row["prompts"]) == 28 + 24
     assert row["winners"] == str(entry["counts"]["winners"]) and row["pairs"] == str(entry["counts"]["pairs"])
     rate = entry["rates"]["pass_rate"]
-    assert row_of(printed(game), "Graded:", "iteration 0")["pass rate"] == f"{rate['value']:.3f} +- {rate['stderr']:.3f}"
+    assert row_of(printed(game), "Graded:", "iteration 0")["pass rate"] == f"{rate['value']:.3f} ± {rate['stderr']:.3f}"
 
 
 def test_rates_that_nobody_has_measured_have_no_column(moving: Game) -> None:

@@ -76,7 +76,7 @@ def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Pat
     ranked = summary.pop("ranking")
     (root / "summary.json").write_text(json.dumps(summary))
     assert read_run(root).summary["ranking"] == ranked
-    assert verdict(summary).startswith("Best iteration: 1 (exact_match 0.500, baseline 0.000).")
+    assert verdict(summary).startswith("Best iteration: 1 (exact match 0.500, baseline 0.000).")
 
 
 # ---------------------------------------------------------------------------------------------- what to use
@@ -90,7 +90,7 @@ def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
     assert "interval 1.600 to 1.800)" in said and "within chance" not in said
     assert "A control beats the game by more than chance: more of continued SFT is the better buy here." in said
     assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs targets" in said
-    assert said.endswith("Best iteration: 1 (nll_per_token 2.500, baseline 2.600). The game ended - iterations: all 2 are played.")
+    assert said.endswith("Best iteration: 1 (NLL per token 2.500, baseline 2.600). The game ended - iterations: all 2 are played.")
 
 
 def test_a_control_that_may_win_by_chance_is_called_that() -> None:

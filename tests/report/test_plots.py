@@ -67,6 +67,61 @@ def test_every_value_has_its_mark_and_its_error_bar() -> None:
     assert marks([Score(one.name, one.value, (0.1, 0.1)) for one in bare]) == 12, "a mark and the two ends of its bar"
 
 
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def told(svg: str) -> list[str]:
+    """What a pointer that rests on a mark, a bar or a box is told."""
+    root = ET.fromstring(svg)
+    return [element.find(f"{SVG}title").text for element in root.iter() if element is not root and element.find(f"{SVG}title") is not None]
+
+
+def test_a_pointer_is_told_the_values() -> None:
+    assert told(plots.scores("fig", "t", VALUES[:3], "share")) == [
+        "baseline: share 0.3",
+        "iteration 0: share 0.31 [0.29, 0.34]",
+        "<b>&amp;: share 0.32 [0.3, 0.35]",
+    ]
+    assert told(plots.scores("fig", "t", [Score("a", 0.5, (0.1, 0.1))], "share")) == ["a: share 0.5 ± 0.1"]
+    assert told(plots.lines("fig", "t", [Series("$x$ \u202e", [7, 8], [0.25, 1e9])], "step", "y")) == [
+        "$x$ [U+202E], step 7: 0.25",
+        "$x$ [U+202E], step 8: 1e9",
+    ]
+    boxes = told(plots.distributions("fig", "t", [("a", [1.0, 2.0, 5.0])], "tokens"))
+    assert boxes == ["a: median 2, middle half 1.5 to 3.5, mean 2.667 tokens"]
+    bars = told(plots.bars("fig", "t", ["a", "b"], [("p", [1.0, 2.0]), ("q", [3.0, 0.0])], "s"))
+    assert bars == ["a, p: 1 s", "b, p: 2 s", "a, q: 3 s", "b, q: 0 s"]
+    assert told(plots.quality_against_compute(POINTS[:1], "exact match")) == [
+        "baseline: exact match 0.3 ± 0.02, 1e12 floating-point operations"
+    ]
+
+
+def test_a_long_line_is_told_at_some_of_its_points() -> None:
+    long, short = Series("long", range(900), [float(n) for n in range(900)]), Series("short", range(900, 1000), range(100))
+    names = [text.partition(",")[0] for text in told(plots.lines("fig", "t", [long, short], "step", "y"))]
+    assert 20 <= names.count("long") <= 30 and 2 <= names.count("short") <= 4, "marks are as dense on both"
+
+
+def test_a_legend_takes_nothing_from_the_drawing() -> None:
+    def height(count: int) -> float:
+        named = [Series(f"a line of quite a long name {n}", [0, 1], [0, 1]) for n in range(count)]
+        root = ET.fromstring(plots.lines("fig", "t", named, "step", "y"))
+        return float(root.get("viewBox").split()[3])
+
+    assert height(1) < height(2) < height(5) and height(5) - height(2) == pytest.approx(3 * plots.LEGEND * 72)
+
+
+def test_names_keep_clear_of_other_points() -> None:
+
+    def named(height: float) -> list[str]:
+        points = [ComputePoint(f"the player {n}", 1e12 * (1 + n / 10), height * n, group="run") for n in range(5)]
+        texts = [element.text for element in ET.fromstring(plots.quality_against_compute(points, "y")).iter(f"{SVG}text")]
+        return [text for text in texts if text.startswith("the player")]
+
+    assert named(0.2) == [f"the player {n}" for n in range(5)], "on a slope every name has room"
+    assert named(0.0) == [], "on a level another point stands in the way of each"
+
+
 def test_long_lines_are_thinned_to_means() -> None:
     x, y = plots.thinned(range(10_000), [float(n % 2) for n in range(10_000)])
     assert len(x) == len(y) == MOST_POINTS and np.allclose(y, 0.5, atol=0.02) and x[0] < 40 and x[-1] > 9960

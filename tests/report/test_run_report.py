@@ -57,7 +57,7 @@ def test_the_report_of_a_game(played: Game, tmp_path: Path) -> None:
     text = Tags(page).text
     summary = played.json("summary.json")
     best = summary["best"]
-    assert f"Best iteration: {best['iteration']} (nll_per_token {best['value']:.3f}" in text and summary["stop_reason"] in text
+    assert f"Best iteration: {best['iteration']} (NLL per token {best['value']:.3f}" in text and summary["stop_reason"] in text
     assert re.search(r"\d\.\d{3} behind, interval", text), "the samples of a run of today hold all that an interval needs"
     for part in ("baseline (SFT)", "iteration 1", "continued SFT", "say ab", "builtin:tiny", "Every start of this run", "Two-sample test"):
         assert part in text, part
@@ -76,7 +76,7 @@ def test_a_game_draws_its_report_and_redoing_a_stage_takes_it_away(game: Game) -
     result = game.run()
     assert result.code == 0 and "was not drawn" not in result.err
     text = Tags((game.root / REPORT).read_text()).text
-    assert "The game ended - iterations: all 1 are played." in text and "State of the run at" in text
+    assert "The game ended - iterations: the only one is played." in text and "State of the run at" in text
     broken = [Sabotage("sparring.training.fit:_Trainer.step", do="crash")]
     assert game.run("--restart-from", "iterations/000/train", sabotage=broken).code == 1
     assert not (game.root / REPORT).exists(), "what it told of is gone"
@@ -150,7 +150,7 @@ def test_falling_human_replies_are_a_warning(made: Path, tmp_path: Path) -> None
     done = root / "iterations/000/train/done.json"
     done.write_text(json.dumps({"facts": {"human_logp_warning_at_step": 7}}))
     page = write_report(root).read_text()
-    assert "iteration 0: by step 7 the margin grew" in page and "to -99.50 nats" in page
+    assert "lost log-prob: iteration 0 by step 7" in page and "to -99.50 nats" in page
     assert all(line.partition(":")[0] in page for line in warnings(signs(summary, read_run(root).recipe)))
 
 

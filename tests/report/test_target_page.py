@@ -161,6 +161,6 @@ def test_what_should_have_become_likelier_is_named(tmp_path: Path, target: dict[
     if target is not None:
         object.__setattr__(run, "recipe", recipe_with(**target))
     text = Tags(report_page(run)).text
-    assert f"iteration 1: by step 3 the margin grew while the {preferred} lost log-prob." in text
+    assert f"On the way the margin grew while the {preferred} lost log-prob: iteration 1 by step 3. Lower train.lr" in text
     few = [sign.what for sign in signs(run.summary, run.recipe) if sign.what.startswith("Fewer")]
     assert few == [f"Fewer {'duels' if target is None else 'prompts to learn from'} than a batch of {run.recipe.train.batch_size}"] * 2

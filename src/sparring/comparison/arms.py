@@ -228,7 +228,7 @@ class Game:
     def arms(self) -> list[Arm]:
         """Start, iterations and controls, in this order."""
         start = self.recipe.sft is not None
-        found = [self._arm(START, f"start ({'SFT' if start else 'as it was'})", BASELINE, Cost())]
+        found = [self._arm(START, f"baseline ({'SFT' if start else 'start'})", BASELINE, Cost())]
         for t in range(len(self.summary["iterations"])):
             found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:

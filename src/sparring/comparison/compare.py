@@ -58,6 +58,10 @@ class Row:
     flops: float | None
     cells: dict[str, Cell]
 
+    @property
+    def name(self) -> str:
+        return f"{self.run}: {self.title}"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -71,6 +75,11 @@ class Comparison:
     notes: tuple[str, ...]
     confidence: float
     seed: int
+
+    @property
+    def reference(self) -> str:
+        """Whom all are compared with, by the name that the tables give it."""
+        return next((row.name for row in self.rows if f"{row.run}:{row.player}" == self.against), self.against)
 
     @property
     def tests(self) -> int:

@@ -11,25 +11,31 @@ from sparring.comparison.compare import Comparison, Metric, Row
 from sparring.comparison.tables import HEADERS, cells, legend, title
 from sparring.comparison.verdict import verdict
 from sparring.report import page, plots
+from sparring.report.outcome import metric_words
 
 
 def html(found: Comparison) -> str:
     lead = Markup("").join(page.paragraph(line, "verdict") for line in verdict(found))
-    sections = [page.Section(_id(metric.name), metric.name, _section(found, metric)) for metric in found.metrics]
-    notes = Markup("").join(page.paragraph(line.replace("+-", "±"), "muted") for line in legend(found))
+    sections = [page.Section(_id(metric.name), _heading(metric), _section(found, metric)) for metric in found.metrics]
+    notes = Markup("").join(page.paragraph(line, "muted") for line in legend(found))
     sections.append(page.Section("notes", "How to read this", notes))
     return page.render_page("Comparison", lead, sections)
 
 
 def _section(found: Comparison, metric: Metric) -> Markup:
-    rows = [[cell.replace("+-", "±") for cell in cells(found, row, metric.name)] for row in found.rows]
+    rows = [cells(found, row, metric.name) for row in found.rows]
     body = page.table(title(found, metric), HEADERS, rows)
-    name = metric.name
-    points = list(_points(found, name))
+    points = list(_points(found, metric.name))
     if points:
-        drawn = plots.quality_against_compute(points, name, f"compute-{_id(name)}", f"{name} against compute")
+        told = f"{_heading(metric)} against compute"
+        drawn = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", told)
         body += page.figure(drawn, "Floating-point operations from the base model on; bars are one standard error; a game is joined.")
     return body
+
+
+def _heading(metric: Metric) -> str:
+    words = metric_words(metric.name)
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def _id(name: str) -> str:
@@ -42,8 +48,8 @@ def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:
     for row in found.rows:
         score = row.cells[metric].score
         if score is not None and row.flops is not None:
-            yield plots.ComputePoint(f"{row.run}: {row.title}", row.flops, score["value"], score["stderr"], _group(row), row.title)
+            yield plots.ComputePoint(row.name, row.flops, score["value"], score["stderr"], _group(row), row.title)
 
 
 def _group(row: Row) -> str:
-    return f"{row.run}: {row.title}" if row.is_control else row.run
+    return row.name if row.is_control else row.run

@@ -16,6 +16,7 @@ from sparring.comparison.as_json import as_json
 from sparring.comparison.compare import DEFAULT_METRICS, Comparison, compare
 from sparring.comparison.tables import print_comparison
 from sparring.config import recipe_of_run
+from sparring.console import fitting
 
 
 def over_seeds_summary(root: Path) -> dict[str, Any]:
@@ -37,11 +38,12 @@ def print_over_seeds(root: Path, console: Console) -> None:
     """Mean and spread of the scores that are compared, then the tests."""
     games = _games(root)
     shown = _compared(games)
-    table = Table(title=f"Over {len(games.seeds)} seeds: mean +- standard error (standard deviation)", title_justify="left")
+    title = f"Over {len(games.seeds)} seeds: mean ± standard error (standard deviation)"
+    table = Table(title=Text(fitting(title, console)), title_justify="left")
     for n, header in enumerate(("model", *shown)):
         table.add_column(header, justify="right" if n else "left", no_wrap=True)
     for arm in games.arms:
-        table.add_row(Text(arm.title), *(_cell(_spread(arm, name)) for name in shown))
+        table.add_row(*(Text(fitting(cell, console)) for cell in (arm.title, *(_cell(_spread(arm, name)) for name in shown))))
     console.print(table)
     for found in _comparisons(games):
         print_comparison(found, console)
@@ -84,5 +86,5 @@ def _spread(arm: SeedArm, metric: str) -> dict[str, Any] | None:
 def _cell(spread: dict[str, Any] | None) -> str:
     if spread is None:
         return "-"
-    error = "" if spread["stderr"] is None else f" +- {spread['stderr']:.4f} ({spread['standard_deviation']:.4f})"
+    error = "" if spread["stderr"] is None else f" ± {spread['stderr']:.4f} ({spread['standard_deviation']:.4f})"
     return f"{spread['mean']:.4f}{error}"

@@ -11,25 +11,26 @@ from rich.text import Text
 
 from sparring.comparison.compare import Cell, Comparison, Metric, Row
 from sparring.comparison.verdict import verdict
+from sparring.console import fitting, printable
 from sparring.evaluation.metrics import Score
-from sparring.report.tables import printable
+from sparring.report.outcome import metric_words
 
 HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens", "FLOPs", "wall time")
 
 
 def print_comparison(found: Comparison, console: Console) -> None:
     for line in verdict(found):
-        console.print(Text(printable(line), style="bold"))
+        console.print(Text(fitting(line, console), style="bold"))
     for metric in found.metrics:
-        table = Table(title=Text(printable(title(found, metric))), title_justify="left")
+        table = Table(title=Text(fitting(title(found, metric), console)), title_justify="left")
         table.add_column(HEADERS[0], overflow="fold")
         for name in HEADERS[1:]:
             table.add_column(name, justify="right", no_wrap=True)
         for row in found.rows:
-            table.add_row(*(Text(printable(cell)) for cell in cells(found, row, metric.name)))
+            table.add_row(*(Text(fitting(cell, console)) for cell in cells(found, row, metric.name)))
         console.print(table)
     for line in legend(found):
-        console.print(Text(printable(line)))
+        console.print(Text(fitting(line, console)))
 
 
 def markdown(found: Comparison) -> str:
@@ -45,7 +46,7 @@ def markdown(found: Comparison) -> str:
 
 def title(found: Comparison, metric: Metric) -> str:
     better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
-    return f"{metric.name} ({better}), {metric.count} {metric.unit}, less {found.against}"
+    return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, less {found.reference}"
 
 
 def legend(found: Comparison) -> Iterator[str]:
@@ -55,7 +56,7 @@ def legend(found: Comparison) -> Iterator[str]:
     resampled = "rows or samples" if any(metric.asked for metric in found.metrics) else "rows"
     interval = f"bootstrap over {resampled}" if found.unit == "rows" else "Student's t over seeds"
     yield (
-        f"+- is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
+        f"± is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
         f"Holm over all {found.tests} tests shown."
     )
     yield "Holm's family: every player but the reference in every metric, held-out ones and benchmarks together."
@@ -69,7 +70,7 @@ def legend(found: Comparison) -> Iterator[str]:
 
 def cells(found: Comparison, row: Row, metric: str) -> list[str]:
     """In the order of HEADERS."""
-    name = f"{row.run}: {row.title}{' *' * row.is_best}{' (still going)' * row.is_going}"
+    name = f"{row.name}{' *' * row.is_best}{' (still going)' * row.is_going}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
     return [name, *_of_metric(found, row, row.cells[metric]), *cost]
 
@@ -99,14 +100,14 @@ def _of_metric(found: Comparison, row: Row, cell: Cell) -> list[str]:
     if paired is None:
         return [_value(cell.score), *["-"] * 4]
     interval = "-" if paired.low is None else f"[{paired.low:+.4f}, {paired.high:+.4f}]"
-    error = "" if paired.stderr is None else f" +- {paired.stderr:.4f}"
+    error = "" if paired.stderr is None else f" ± {paired.stderr:.4f}"
     return [_value(cell.score), f"{paired.difference:+.4f}{error}", interval, _p(paired.p), _p(cell.p_holm)]
 
 
 def _value(score: Score | None) -> str:
     if score is None:
         return "-"
-    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" +- {score['stderr']:.4f}")
+    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
 
 
 def _p(p: float | None) -> str:

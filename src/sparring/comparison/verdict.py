@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparring.comparison.compare import Comparison, Metric, Row
+from sparring.report.outcome import metric_words
 
 CHANCE = 0.05  # Holm's p above which a difference is taken for chance
 
@@ -23,10 +24,10 @@ def _of_metric(found: Comparison, metric: Metric) -> str | None:
     ranked = sorted(known, key=lambda row: -sign * row.cells[metric.name].score["value"])  # type: ignore[index]
     values = {row.cells[metric.name].score["value"] for row in known}  # type: ignore[index]
     if len(values) == 1 < len(known):
-        return f"By {metric.name} all stand equal, at {values.pop():.4f}."
+        return f"By {metric_words(metric.name)} all stand equal, at {values.pop():.4f}."
     first, cell = ranked[0], ranked[0].cells[metric.name]
-    head = f"By {metric.name} {_name(first)} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
-    behind = ", ".join(f"{_name(row)} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1:])  # type: ignore[index]
+    head = f"By {metric_words(metric.name)} {first.name} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
+    behind = ", ".join(f"{row.name} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1:])  # type: ignore[index]
     return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
 
 
@@ -36,10 +37,6 @@ def _against(found: Comparison, row: Row, metric: Metric) -> str:
     if f"{row.run}:{row.player}" == found.against or cell.paired is None:
         return ""
     if cell.p_holm is None:
-        return f", {cell.paired.difference:+.4f} from {found.against}"
+        return f", {cell.paired.difference:+.4f} from {found.reference}"
     doubt = "more than chance" if cell.p_holm < CHANCE else "within chance"
-    return f", {cell.paired.difference:+.4f} from {found.against}, {doubt} (p {cell.p_holm:.2g} after Holm)"
-
-
-def _name(row: Row) -> str:
-    return f"{row.run}: {row.title}"
+    return f", {cell.paired.difference:+.4f} from {found.reference}, {doubt} (p {cell.p_holm:.2g} after Holm)"

@@ -69,8 +69,14 @@ def show(value: Any) -> str:
     """A value as the person wrote it, in one line of at most 100 characters."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
+    if isinstance(value, Section):
+        return _shortened(f"{{{', '.join(f'{name}: {show(getattr(value, name))}' for name in sorted(value.model_fields_set))}}}")
     try:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python prints no integer of more than 4300 digits
         text = "an integer of thousands of digits"
+    return _shortened(text)
+
+
+def _shortened(text: str) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -15,7 +15,7 @@ from sparring.config.option_types import Section
 from sparring.config.overrides import apply_override
 from sparring.config.recipe import Recipe
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
-from sparring.errors import UserError
+from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_regular
 
 S = TypeVar("S", bound=Section)
@@ -82,7 +82,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError("no such recipe file", where=str(path), remedy="check the path; recipes/tiny.yaml is a working example") from None
+        guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
+        remedy = f"did you mean {path.parent / guess}?" if guess else "check the path; `sparring docs tutorial` has a recipe that works"
+        raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:
         raise UserError(f"cannot read the recipe: {error.strerror}", where=str(path)) from None
     except UnicodeDecodeError as error:

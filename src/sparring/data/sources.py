@@ -53,7 +53,7 @@ def _require_rows(section: Source, table: Table, bad: BadRows) -> None:
 
 def _open(section: Source, seed: int, bad: BadRows) -> Table:
     if section.named.startswith("builtin:"):
-        _refuse_hub_options(section, "the built-in tasks")
+        _refuse_hub_options(section, "built-in data")
         return _builtin(section.named, seed, bad)
     files = local_files(section)
     if files is None:
@@ -139,11 +139,12 @@ def _kind(file: Path) -> str:
 
 
 def _builtin(path: str, seed: int, bad: BadRows) -> Table:
-    if path != "builtin:tasks":
-        raise UserError(f"{path!r} is not built in", where="data.path", remedy="the built-in data is builtin:tasks")
-    from sparring.data.tasks import task_rows
+    from sparring.data.tasks import digit_rows, task_rows
 
-    return table_of(path, ((f"row {n}", row) for n, row in enumerate(task_rows(seed), 1)), bad)
+    make = {"builtin:tasks": task_rows, "builtin:digits": digit_rows}.get(path)
+    if make is None:
+        raise UserError(f"{path!r} is not built in", where="data.path", remedy="the built-in data are builtin:digits and builtin:tasks")
+    return table_of(path, ((f"row {n}", row) for n, row in enumerate(make(seed), 1)), bad)
 
 
 def _refuse_hub_options(section: Source, what: str) -> None:

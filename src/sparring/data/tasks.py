@@ -1,7 +1,10 @@
-"""`builtin:tasks`: a family of short tasks with exact answers, made by a seeded generator. All texts are our own.
+"""Built-in data, made by seeded generators; all texts are our own.
 
-Four kinds in equal shares: a sum or difference told as a story, words to sort, words to reverse, and numbers to compare. The answer is
-what stands after the last "=" of a reply, or the whole reply: `evaluate.answer_pattern: "[^=]+$"`. The column `answer` holds it.
+`builtin:digits`: three digits to sort, which a toy model learns in seconds.
+
+`builtin:tasks`: a family of short tasks with exact answers, in four kinds of equal shares: a sum or difference told as a story, words to
+sort, words to reverse, and numbers to compare. The answer is what stands after the last "=" of a reply, or the whole reply:
+`evaluate.answer_pattern: "[^=]+$"`. The column `answer` holds it.
 """
 
 from __future__ import annotations
@@ -34,8 +37,18 @@ def task_rows(seed: int) -> list[dict[str, Any]]:
     return [{"messages": _messages(question, reply), "answer": reply.rpartition("= ")[2]} for question, reply in rows.items()]
 
 
+def digit_rows(seed: int) -> list[dict[str, Any]]:
+    """Every three digits once, in an order of the seed: "sort 715" -> "157"."""
+    numbers = [f"{number:03d}" for number in range(1000)]
+    random.Random(seed).shuffle(numbers)
+    return [{"messages": _turns(("user", f"sort {digits}"), ("assistant", "".join(sorted(digits))))} for digits in numbers]
+
+
 def _messages(question: str, reply: str) -> list[dict[str, str]]:
-    turns = (("system", SYSTEM), ("user", question), ("assistant", reply))
+    return _turns(("system", SYSTEM), ("user", question), ("assistant", reply))
+
+
+def _turns(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 

@@ -45,7 +45,7 @@ def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) 
     if patience is not None and waited >= patience:
         return f"patience: {metric} has not improved for {waited} iterations"
     if len(iterations) >= recipe.iterations:
-        return f"iterations: all {recipe.iterations} are played"
+        return "iterations: " + (f"all {recipe.iterations} are played" if recipe.iterations > 1 else "the only one is played")
     return None
 
 

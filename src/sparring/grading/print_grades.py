@@ -47,7 +47,7 @@ def show_grades(
 def print_grades(found: Outcome, console: Console) -> None:
     by = f"graded anew by {described(found.checker)}" if found.checker else "as the run graded them"
     rows = [_row(one, has_kept=found.checker is not None) for one in found.lots]
-    print_table(f"Replies, {by} (+- standard error over prompts)", _columns(rows), rows, console, first="replies of")
+    print_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, console, first="replies of")
     print_records("Passed, drawn at random", map(_record, found.passed), console)
     print_records("Failed, drawn at random", map(_record, found.failed), console)
     if found.agreement is not None:

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.console import printable
+from sparring.console import fitting, printable
 from sparring.live.state import Life, RunState, kept, last_step, rates, scores
 from sparring.progress import STALE_SECONDS, in_one_line
-from sparring.report.outcome import verdict
+from sparring.report.outcome import metric_words, verdict
 from sparring.report.tables import answer_words, samples_of
 
 MOST_SCORES = 8
@@ -24,10 +24,10 @@ def print_status(state: RunState, out: Console) -> None:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in _lines(state):
-        table.add_row(name, Text(printable(value)))
+        table.add_row(name, Text(fitting(value, out)))
     out.print(table)
     if shown := list(scores(state))[-MOST_SCORES:]:
-        out.print(_scores_table(shown, state.recipe.metric))
+        out.print(_scores_table(shown, state.recipe.metric, state.life is Life.FINISHED, out))
     if state.life not in (Life.FINISHED, Life.RUNNING):
         out.print(Text(how_to_go_on(state)), soft_wrap=True)
 
@@ -89,13 +89,19 @@ def _step(row: dict[str, Any]) -> str:
     return f"{where}, step {row['step'] + 1}: {', '.join(numbers)}"
 
 
-def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str) -> Table:
-    table = Table(title="Scores so far (+- standard error)", title_justify="left")
-    names = {metric: metric.replace("_", " "), **_sampled(shown[0][1]), "duel_margin": "duel margin", "duel_accuracy": "duel accuracy"}
+def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> Table:
+    so_far = "" if is_over else " so far"
+    table = Table(title=Text(fitting(f"Scores{so_far} (± standard error)", out)), title_justify="left")
+    names = {
+        metric: metric_words(metric).replace("_", " "),
+        **_sampled(shown[0][1]),
+        "duel_margin": "duel margin",
+        "duel_accuracy": "duel accuracy",
+    }
     for header in ("model", *names.values()):
         table.add_column(header, justify="left" if header == "model" else "right")
     for who, found in shown:
-        table.add_row(who, *(_score(found.get(name)) for name in names))
+        table.add_row(who, *(Text(fitting(_score(found.get(name)), out)) for name in names))
     return table
 
 
@@ -110,7 +116,7 @@ def _sampled(scores: dict[str, Any]) -> dict[str, str]:
 def _score(score: dict[str, Any] | None) -> str:
     if score is None:
         return "-"
-    error = "" if score["stderr"] is None else f" +- {score['stderr']:.3f}"
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
     return f"{score['value']:.3f}{error}"
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sparring.console import fitting
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, headroom_stage
@@ -37,7 +38,7 @@ def headroom_of(root: Path) -> dict[str, Any] | None:
 def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
     """Name -> value with its standard error, of what was measured."""
     return {
-        name.format(k=found["k"]): f"{score['value']:.3f} +- {score['stderr'] or 0:.3f}"
+        name.format(k=found["k"]): f"{score['value']:.3f} ± {score['stderr'] or 0:.3f}"
         for key, name in NAMES.items()
         if (score := found["scores"].get(key)) is not None
     }
@@ -49,12 +50,12 @@ def print_headroom(found: Mapping[str, Any], console: Console) -> None:
     shown = Table(title=TITLE, title_justify="left")
     for name in cells:
         shown.add_column(name, justify="right")
-    shown.add_row(*cells.values())
+    shown.add_row(*(fitting(cell, console) for cell in cells.values()))
     console.print(shown)
     console.print(Text(found["sentence"]))
 
 
 def headroom_markup(found: Mapping[str, Any]) -> Markup:
     """The same for the page."""
-    cells = {name: value.replace("+-", "±") for name, value in headroom_cells(found).items()}
+    cells = headroom_cells(found)
     return paragraph(found["sentence"]) + table(f"{TITLE} (± standard error over prompts)", ["", *cells], [["start", *cells.values()]])

@@ -79,12 +79,12 @@ def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[S
 def _of_human(row: Row, before: Row) -> Iterator[Sign]:
     old, new = before.scores["real_logp"]["value"], row.scores["real_logp"]["value"]
     if new < old:
-        yield Sign("The held-out human replies lost log-prob", row.model, f"from {old:.2f} to {new:.2f} nats", _HUMAN)
+        yield Sign("The held-out human replies lost log-prob", row.model, f"from {old:.2f} to {new:.2f} nats", REMEDY_LOST)
 
 
 _LENGTH = (
     "Length is learnt before anything else: give room by sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
     "objective.nll_weight"
 )
-_HUMAN = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
+REMEDY_LOST = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
 _NOTHING_TO_TELL = "There is nothing to tell apart: sample at a higher sampling.temperature, or stop here"

@@ -15,6 +15,11 @@ WORDS = {
 }
 
 
+def metric_words(metric: str) -> str:
+    """A metric's name for people; those of benchmarks are what their authors call them."""
+    return WORDS.get(metric, metric)
+
+
 def verdict(summary: Mapping[str, Any], run: str = "RUN") -> str:
     """All of it in some sentences."""
     return " ".join(verdict_lines(summary, run))
@@ -31,13 +36,13 @@ def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
 
 
 def _best(best: Mapping[str, Any]) -> str:
-    values = f"{best['metric']} {best['value']:.3f}, baseline {best['baseline_value']:.3f}"
+    values = f"{metric_words(best['metric'])} {best['value']:.3f}, baseline {best['baseline_value']:.3f}"
     return f"Best iteration: {best['iteration']} ({values})." + ("" if best["beats_baseline"] else " No iteration beats the baseline.")
 
 
 def _in_order(arms: list[dict[str, Any]], metric: str) -> str:
     first, *others = arms
-    head = f"By {WORDS.get(metric, metric)} on {first['n']} held-out prompts {first['name']} stands first with {first['value']:.3f}"
+    head = f"By {metric_words(metric)} on {first['n']} held-out prompts {first['name']} stands first with {first['value']:.3f}"
     return f"{head}{''.join(f'; {_behind(arm)}' for arm in others)}."
 
 

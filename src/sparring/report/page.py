@@ -123,7 +123,7 @@ def figures(plots: Sequence[Markup]) -> Markup:
 
 
 def paragraph(text: str, kind: str = "") -> Markup:
-    """kind: "" or "warning"."""
+    """kind: a class of page.css, or none; what stands between backticks is code."""
     return render("paragraph.html", text=text, kind=kind)
 
 

@@ -1,7 +1,7 @@
 """The figures of the reports, drawn by Matplotlib and returned as SVG text for `page.figure`. Nothing here knows where numbers come from.
 
 `name` of a figure is unique on its page and becomes its ids. Every figure is one plot of the width of a phone, and tells series apart by
-marks or dashes as well as by colour.
+marks or dashes as well as by colour. A pointer that rests on a mark, a bar or a box is told its values.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, to_svg
+from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, tell, to_svg
 from sparring.report.untrusted import visible
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a phone
 # margins in inches, given instead of measured: a layout engine takes longer than all the drawing
 LEFT, LETTER, RIGHT, TOP, LEGEND, BOTTOM, NAMES, SLANTED = 0.85, 0.082, 0.1, 0.34, 0.22, 0.52, 0.3, 0.6
-MOST_POINTS = 300
+MOST_POINTS, MOST_MARKS = 300, 30  # of a line
 LEGEND_COLUMNS = {3: 13, 2: 22}  # how many side by side, and the longest name, in letters, that lets them
-NAME_WIDTH, NAME_HEIGHT = 0.3, 0.08  # of the axes, taken by a name beside its point
+# of the axes: a letter of a name beside its point, how far from it and how high it stands, and half of a mark
+NAME_LETTER, NAME_GAP, NAME_HEIGHT, MARK_WIDTH = 0.0148, 0.022, 0.08, 0.014
 LONGEST_LABEL = 36
 MARKS = "osD^vPX*"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
@@ -103,7 +104,8 @@ def scores(name: str, title: str, values: Sequence[Score], y_label: str, referen
         row = [(x, score) for x, score in enumerate(values) if not score.apart]
         axes.plot([x for x, _ in row], [score.value for _, score in row], color=MUTED, linewidth=1, alpha=0.5)
         for x, score in enumerate(values):
-            _point(axes, x, score.value, score.error, int(score.apart) if score.look is None else score.look)
+            look = int(score.apart) if score.look is None else score.look
+            _point(axes, x, score.value, score.error, look, _told(score.name, y_label, score.value, score.error))
         axes.set_xticks(range(len(values)), [label(score.name) for score in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.grid(axis="x", visible=False)
@@ -128,11 +130,14 @@ def lines(
         if log_y and _spans_decades([y for one in series for y in one.y]):
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
+        span = max((x for one in series for x in one.x), default=0) - min((x for one in series for x in one.x), default=0)
         for place, one in enumerate(series):
             index = place if one.look is None else one.look
             x, y = thinned(one.x, one.y)
-            marked = {"marker": MARKS[index % len(MARKS)], "markersize": 3.5} if len(x) <= 30 else {}
-            axes.plot(x, y, color=colour(index), linestyle=DASHES[index % len(DASHES)], linewidth=1.4, label=label(one.name), **marked)
+            every = _marked_every(x, span)
+            look = {"marker": MARKS[index % len(MARKS)], "markersize": 3.5, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.4}
+            (line,) = axes.plot(x, y, color=colour(index), label=label(one.name), markevery=every, **look)
+            tell(line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)])
         axes.yaxis.set_major_formatter(_plain_numbers())
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _legend(axes, [one.name for one in series])
@@ -158,8 +163,10 @@ def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[fl
             whiskerprops={"color": MUTED},
             capprops={"color": MUTED},
         )
-        for box in boxes["boxes"]:
+        for box, (one, numbers) in zip(boxes["boxes"], values, strict=True):
             box.set(facecolor=SERIES[0], alpha=0.45, edgecolor=MUTED)
+            low, middle, high = np.quantile(numbers, (0.25, 0.5, 0.75))
+            tell(box, [f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"])
         axes.set_yticks(range(1, len(values) + 1), [label(one) for one, _ in values])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -176,13 +183,16 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
         left = np.zeros(len(rows))
         for index, (part, values) in enumerate(parts):
             look = {"color": colour(index), "edgecolor": PAPER, "linewidth": 0.8, "height": 0.65}
-            axes.barh(range(len(rows)), values, left=left, label=label(part), **look)
+            drawn = axes.barh(range(len(rows)), values, left=left, label=label(part), **look)
             left += np.asarray(values, dtype=float)
+            for bar, row, value in zip(drawn, rows, values, strict=True):
+                tell(bar, [f"{visible(row)}, {visible(part)}: {short_number(value)} {x_label}"])
         axes.set_yticks(range(len(rows)), [label(row) for row in rows])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(_plain_numbers())
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xlim(0, 1.08 * max(left) or 1)  # the last number has room below it
         _legend(axes, [part for part, _ in parts])
 
     totals = [sum(values[n] for _, values in parts) for n in range(len(rows))]
@@ -202,7 +212,9 @@ def quality_against_compute(
             own = [point for point in points if point.group == group]
             axes.plot([p.x for p in own], [p.y for p in own], color=colour(index), linewidth=1, alpha=0.5, linestyle=DASHES[index % 4])
             for number, p in enumerate(own):
-                _point(axes, p.x, p.y, None if p.yerr is None else (p.yerr, p.yerr), index, group if number == 0 else None)
+                error = None if p.yerr is None else (p.yerr, p.yerr)
+                told = f"{_told(p.name, y_label, p.y, error)}, {short_number(p.x)} floating-point operations"
+                _point(axes, p.x, p.y, error, index, told, group if number == 0 else None)
         if _spans_decades([point.x for point in points]):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -222,15 +234,36 @@ def quality_against_compute(
 def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
     """Names beside the points that have room for one: where they crowd, marks and legend tell them apart, and the table has the numbers."""
     axes.autoscale_view()  # Matplotlib puts it off, and the points have no place before
-    taken: list[tuple[float, float]] = []
+    taken = [_mark_box(axes, p) for p in points]
     for p in points:
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform((p.x, p.y)))
-        if any(abs(x - a) < NAME_WIDTH and abs(y - b) < NAME_HEIGHT for a, b in taken):
-            continue
-        taken.append((x, y))
-        is_right = x > 1 - NAME_WIDTH
-        look = {"xytext": (-7 if is_right else 7, 4), "textcoords": "offset points", "ha": "right" if is_right else "left", "fontsize": 8}
-        axes.annotate(label(p.name if p.beside is None else p.beside), (p.x, p.y), **look)
+        text = label(p.name if p.beside is None else p.beside)
+        x, y = _place(axes, p.x, p.y)
+        width = NAME_LETTER * len(text)
+        for left, offset, side in ((x + NAME_GAP, 7, "left"), (x - NAME_GAP - width, -7, "right")):
+            box = (left, y, left + width, y + NAME_HEIGHT)
+            if left >= 0 and left + width <= 1.02 and not any(_meet(box, other) for other in taken):
+                taken.append(box)
+                axes.annotate(text, (p.x, p.y), xytext=(offset, 4), textcoords="offset points", ha=side, fontsize=8)
+                break
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right and top as fractions of the axes
+
+
+def _place(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    x, y = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
+    return x, y
+
+
+def _mark_box(axes: Axes, p: ComputePoint) -> Box:
+    """What a point takes with its error bar."""
+    error = p.yerr or 0.0
+    (x, low), (_, high) = _place(axes, p.x, p.y - error), _place(axes, p.x, p.y + error)
+    return x - MARK_WIDTH, low - MARK_WIDTH, x + MARK_WIDTH, high + MARK_WIDTH
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def label(text: str) -> str:
@@ -259,10 +292,26 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
     return means[:, 0], means[:, 1]
 
 
-def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, name: str | None = None) -> None:
+def _marked_every(x: np.ndarray, span: float) -> int:
+    """Which points of a line are marked, so that marks stand as dense on a line through a part of the axis as on one through all."""
+    share = (x[-1] - x[0]) / span if len(x) and span else 1
+    return max(1, math.ceil(len(x) / max(2, MOST_MARKS * share)))
+
+
+def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, told: str, name: str | None = None) -> None:
     reach = None if error is None else [[error[0]], [error[1]]]
     look = {"fmt": MARKS[index % len(MARKS)], "color": colour(index), "markersize": 6, "capsize": 4}
-    axes.errorbar([x], [y], yerr=reach, label=label(name) if name else None, **look)
+    drawn = axes.errorbar([x], [y], yerr=reach, label=label(name) if name else None, **look)
+    tell(drawn.lines[0], [told])
+
+
+def _told(name: str, y_label: str, value: float, error: Error | None) -> str:
+    """A value in words, with its error; of a bar whose halves differ, its ends."""
+    if error is None:
+        return f"{visible(name)}: {y_label} {value:.4g}"
+    below, above = error
+    beside = f" ± {above:.2g}" if math.isclose(below, above) else f" [{value - below:.4g}, {value + above:.4g}]"
+    return f"{visible(name)}: {y_label} {value:.4g}{beside}"
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
@@ -321,6 +370,7 @@ def _draw(
     bottom: float = BOTTOM,
 ) -> str:
     """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are the inches around it."""
+    height += top - TOP  # a legend takes nothing from the drawing
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
         figure = Figure(figsize=(WIDTH, height))

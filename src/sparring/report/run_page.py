@@ -12,7 +12,7 @@ from sparring.config import to_yaml
 from sparring.config.fields import show
 from sparring.errors import UserError
 from sparring.report.headroom import headroom_markup
-from sparring.report.health import signs, warnings
+from sparring.report.health import REMEDY_LOST, Sign, signs, warnings
 from sparring.report.next_steps import next_steps
 from sparring.report.outcome import verdict_lines
 from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
@@ -43,7 +43,7 @@ def write_report(root: Path, target: Path | None = None) -> Path:
 def report_page(run: RunFiles) -> str:
     """The page as text. Most important first."""
     said = (paragraph(line, "verdict") for line in verdict_lines(run.summary, str(run.root)))
-    wrong = (paragraph(line, "warning") for line in [*warnings(signs(run.summary, run.recipe)), *_while_training(run)])
+    wrong = (paragraph(line, "warning") for line in warnings([*signs(run.summary, run.recipe), *_while_training(run)]))
     lead = [*said, *wrong, _next(run)]
     sections = [
         Section("scores", "Baseline, iterations and controls", _scores(run), "Scores"),
@@ -59,18 +59,19 @@ def report_page(run: RunFiles) -> str:
         Section("attempts", "Attempts and environment", _attempts(run), "Environment"),
         Section("again", "Play it again", _again(run), "Reproduce"),
     ]
-    state = f"State of the run at {now()}." if run.is_over else f"State of a game that goes on, at {now()}: load it again for more."
+    at = _moment(now())
+    state = f"State of the run at {at}." if run.is_over else f"State of a game that goes on, at {at}: load it again for more."
     title = f"sparring: {run.root.resolve().name}"
     return render_page(title, Markup("").join(lead), sections, script_of("unpack.js") + script_of("samples.js"), state)
 
 
-def _while_training(run: RunFiles) -> Iterator[str]:
+def _while_training(run: RunFiles) -> Iterator[Sign]:
     """What the watch over the steps has seen."""
     preferred = "winners" if run.recipe.target.moves else "human replies"
     for player in run.played[1:]:
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
         if step is not None:
-            yield f"{player.name}: by step {step} the margin grew while the {preferred} lost log-prob."
+            yield Sign(f"On the way the margin grew while the {preferred} lost log-prob", player.name, f"by step {step}", REMEDY_LOST)
 
 
 def _next(run: RunFiles) -> Markup:
@@ -109,7 +110,7 @@ def _benchmarks(run: RunFiles) -> Iterator[Section]:
 
 def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
     rows = [player.row for player in run.players if not duels or player.row.opponent is not None]
-    cells = [[Cell(row.model, best=row.is_best), *(column.cell(row).replace("+-", "±") for column in columns)] for row in rows]
+    cells = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
     return table(caption, ["model", *(column.header for column in columns)], cells) if rows else Markup("")
 
 
@@ -134,7 +135,7 @@ def _data(run: RunFiles) -> Markup:
         parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))
     parts.append(prompt_counts(run))
     played = run.summary["iterations"]
-    names = list(dict.fromkeys(name for entry in played for name in entry["counts"]))
+    names = list(dict.fromkeys(name for entry in played for name, count in entry["counts"].items() if count))
     if names:
         rows = [[f"{entry['iteration']}", *(f"{entry['counts'].get(name, 0):,}" for name in names)] for entry in played]
         moves = run.recipe.target.moves  # several winners of a prompt meet its losers, and "duels" would be its pairs
@@ -160,8 +161,8 @@ def _recipe(run: RunFiles) -> Markup:
 def _attempts(run: RunFiles) -> Markup:
     rows = [
         [
-            attempt["started"],
-            attempt["ended"] or "-",
+            _moment(attempt["started"]),
+            _moment(attempt["ended"] or "-"),
             attempt["outcome"],
             attempt["sparring"],
             attempt["python"],
@@ -172,6 +173,11 @@ def _attempts(run: RunFiles) -> Markup:
     ]
     headers = ["started", "ended", "outcome", "sparring", "Python", "libraries", "hardware"]
     return table("Every start of this run", headers, rows, numbers=False)
+
+
+def _moment(written: str) -> str:
+    """`2026-11-29 05:57:24 UTC`, which does not break where a line ends."""
+    return written.replace("T", " ").replace("+00:00", " UTC").replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _again(run: RunFiles) -> Markup:

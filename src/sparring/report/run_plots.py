@@ -27,7 +27,7 @@ PARTS = {
     "evaluate": "evaluation",
     "benchmarks": "benchmarks",
 }
-CONTROL_LOOK, START_LOOK = 6, 7
+CONTROL_LOOK, START_LOOK, WON_LOOK, LOST_LOOK = 6, 7, 8, 9  # below them the iterations; the last two are no players but whose replies
 TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
 
 
@@ -67,9 +67,9 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
         if lines := _series(duels, key):
             yield figure(plots.lines(key, title, lines, "optimizer step", label, zero=zero), told)
     won, lost = ("winners", "losers") if run.recipe.target.moves else ("human replies", "opponent's replies")
-    if lines := _named(duels, {"real_logp": won, "generated_logp": lost}):
+    if lines := _named(duels, {"real_logp": (won, WON_LOOK), "generated_logp": (lost, LOST_LOOK)}):
         yield figure(plots.lines("logps", "Log-probs", lines, "optimizer step", "log p, nats"), "Means of each batch, under the player.")
-    if lines := _named(duels, {"reward_real": won, "reward_generated": lost}):
+    if lines := _named(duels, {"reward_real": (won, WON_LOOK), "reward_generated": (lost, LOST_LOOK)}):
         told = f"Against the opponent that the iteration started from. The line of the {won} below 0 means that they lose log-prob."
         yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), told)
     for key, title, logarithmic in (("loss", "Loss", False), ("grad_norm", "Gradient norm", True), ("lr", "Learning rate", False)):
@@ -118,7 +118,8 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
     ]
     drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("cannot tell", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
-    over = "" if run.recipe.target.moves else ", and the game is over"
+    ends = run.recipe.stop.indistinguishable and not run.recipe.target.moves
+    over = ", and the game is over" if ends else ""
     return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot{over}."
 
 
@@ -147,21 +148,20 @@ def _series(phases: Sequence[Phase], key: str) -> list[Series]:
     return [Series(name, [x for x, _ in points], [y for _, y in points], _look(looks[name])) for name, points in found if points]
 
 
-def _named(phases: Sequence[Phase], names: dict[str, str]) -> list[Series]:
-    """A line per key through all phases; none where a key is missing."""
+def _named(phases: Sequence[Phase], names: dict[str, tuple[str, int]]) -> list[Series]:
+    """A line per key through all phases, by its name and look; none where a key is missing."""
     rows = [row for _, rows in phases for row in rows]
     if not rows or any(row.get(key) is None for _, row in rows for key in names):
         return []
-    return [Series(name, [x for x, _ in rows], [row[key] for _, row in rows]) for key, name in names.items()]
+    return [Series(name, [x for x, _ in rows], [row[key] for _, row in rows], look) for key, (name, look) in names.items()]
 
 
 def _owner_and_part(stage: str) -> tuple[str, str]:
     """`iterations/001/train` -> ("iteration 1", "training")."""
     owner, _, part = stage.rpartition("/")
     if not owner:
-        return ("SFT", "training") if stage == SFT else (stage, "preparing")
-    folder, _, number = owner.partition("/")
-    return f"iteration {int(number)}" if number else folder, PARTS[part]
+        return (title_of(stage), "training" if stage == SFT else "preparing")
+    return title_of(owner), PARTS[part]
 
 
 def _table(

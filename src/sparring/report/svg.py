@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 
+from matplotlib.artist import Artist
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # colours to draw with: each becomes a class of the page's style (.f-ink fills with it, .s-ink strokes), so that a plot has no colour itself
-ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": str(n) for n in range(8)}}
+ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": str(n) for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _SIZE = re.compile(r"([\d.]+)px")
 _REFERENCE = re.compile(r"#([\w-]+)")
+_TOLD = "told:"
+
+
+def tell(artist: Artist, texts: Sequence[str]) -> None:
+    """What a pointer that rests on it is told: a text for each of its marks, or one for the whole. It travels as the artist's group id."""
+    artist.set_gid(_TOLD + json.dumps(list(texts)))
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
@@ -25,6 +34,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(drawn.getvalue().encode())
     _drop(root, {"metadata", "style"})
+    _tell_what_is_there(root)
     _name(root, name)
     for element in root.iter():
         _plain_attributes(element)
@@ -38,6 +48,19 @@ def _drop(root: ET.Element, tags: set[str]) -> None:
         for child in list(parent):
             if child.tag.rpartition("}")[2] in tags:
                 parent.remove(child)
+
+
+def _tell_what_is_there(root: ET.Element) -> None:
+    """The texts of `tell` as <title> elements, which browsers show beside the pointer."""
+    for group in root.iter(f"{{{SVG}}}g"):
+        if (told := group.get("id", "")).startswith(_TOLD):
+            texts = json.loads(told.removeprefix(_TOLD))
+            marks = list(group.iter(f"{{{SVG}}}use")) or [group]
+            if len(marks) == len(texts):  # a value that is no number has no mark, and which it is cannot be told
+                for mark, text in zip(marks, texts, strict=True):
+                    title = ET.Element(f"{{{SVG}}}title")
+                    title.text = text
+                    mark.insert(0, title)
 
 
 def _name(root: ET.Element, name: str) -> None:

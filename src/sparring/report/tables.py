@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from sparring.console import printable
+from sparring.console import fitting
 from sparring.stage_names import BASELINE, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
@@ -53,7 +53,7 @@ def with_error(name: str, digits: int) -> Callable[[Row], str]:
         score = row.scores.get(name)
         if score is None:
             return "-"
-        error = "" if score["stderr"] is None else f" +- {score['stderr']:.{digits}f}"
+        error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
         return f"{score['value']:.{digits}f}{error}"
 
     return cell
@@ -135,7 +135,7 @@ def rate_columns(rows: Sequence[Row]) -> list[Column]:
 
 def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
     """The scores of some models, and what a reader of them must know, from the facts of a stage of benchmarks."""
-    print_scores("Benchmarks (+- standard error)", named, console)
+    print_scores("Benchmarks (± standard error)", named, console)
     console.print(how_played(facts))
 
 
@@ -161,24 +161,25 @@ def score_columns(rows: Sequence[Row], of_benchmarks: bool = False) -> list[Colu
 def print_table(title: str, columns: list[Column], rows: list[Row], console: Console, first: str = "model") -> None:
     """One table, whose first column is headed `first`; with short headers where the terminal is narrow; and where that is not enough,
     several with the same rows."""
-    whole = _table(title, columns, rows, first)
+    whole = _table(title, columns, rows, first, console)
     if _fits(whole, console):
         console.print(whole)
         return
     columns = [column._replace(header=column.short or column.header) for column in columns]
     while columns:
-        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows, first), console)), 1)
-        console.print(_table(title, columns[:count], rows, first))
+        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows, first, console), console)), 1)
+        console.print(_table(title, columns[:count], rows, first, console))
         title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
 
 
-def _table(title: str, columns: list[Column], rows: list[Row], first: str) -> Table:
-    table = Table(title=Text(printable(title)), title_justify="left")
+def _table(title: str, columns: list[Column], rows: list[Row], first: str, console: Console) -> Table:
+    table = Table(title=Text(fitting(title, console)), title_justify="left")
     table.add_column(first, no_wrap=True)
     for column in columns:
-        table.add_column(Text(printable(column.header)), justify="right", no_wrap=True)
+        table.add_column(Text(fitting(column.header, console)), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(Text(printable(f"{row.model} *" if row.is_best else row.model)), *(column.cell(row) for column in columns))
+        cells = [f"{row.model} *" if row.is_best else row.model, *(column.cell(row) for column in columns)]
+        table.add_row(*(Text(fitting(cell, console)) for cell in cells))
     return table
 
 

@@ -54,7 +54,7 @@ def _notes(run: RunFiles) -> Iterator[str]:
 
 
 def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Markup:
-    cells = [[row.model, *(column.cell(row).replace("+-", "±") for column in columns)] for row in rows]
+    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
     return table(caption, ["iteration", *(column.header for column in columns)], cells) if rows and columns else Markup("")
 
 

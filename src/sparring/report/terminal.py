@@ -40,7 +40,7 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     """The tables of quality, duels and replies, one prompt answered by every model; then the warnings, the verdict and what comes next."""
     rows = list(rows_of(summary))
     held_out = next(iter(rows[0].scores.values()))["n"]
-    print_table(f"Quality on {held_out} held-out prompts (+- standard error)", quality_columns(rows[0].scores), rows, console)
+    print_table(f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows, console)
     duels = [row for row in rows if row.opponent is not None]
     if duels:
         print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
@@ -66,7 +66,7 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
     if outcomes:
         print_table(OUTCOMES_TITLE, OUTCOME_COLUMNS, outcomes, console)
         if columns := rate_columns(outcomes):
-            print_table(f"{RATES_TITLE} (+- standard error)", columns, outcomes, console)
+            print_table(f"{RATES_TITLE} (± standard error)", columns, outcomes, console)
 
 
 def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:

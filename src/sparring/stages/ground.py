@@ -23,6 +23,7 @@ from sparring.stages.micro_batches import choose_tokens
 
 Optim = TypeVar("Optim", bound=OptimSection)
 START_LINK = "start"
+SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
 
 
 class Ground:
@@ -120,7 +121,13 @@ class Ground:
 
 def told(counts: Mapping[str, int]) -> str:
     """Counts as a line of the log, zeros left out."""
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return ", ".join(f"{count} {_words(name, count)}" for name, count in counts.items() if count)
+
+
+def _words(name: str, count: int) -> str:
+    """`1 reply truncated`."""
+    first, *more = name.split("_")
+    return " ".join([SINGULAR.get(first, first) if count == 1 else first, *more])
 
 
 def _linked(folder: Path, root: Path) -> Path:

@@ -26,7 +26,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
         if device.type == "cpu":  # which the ranks of this machine share
             free //= ranks_here(recipe.launcher)
         tokens = token_budget(shape, free, device.type, recipe.trains_adapters_alone, parallel)
-        size = f"{shape.num_parameters() / 1e6:.0f}M parameters{f', {shared},' if shared else ''}"
+        size = f"{shape.num_parameters() / 1e6:.3g}M parameters{f', {shared},' if shared else ''}"
         log.info(f"micro_batch_tokens: {tokens}, for {size} and {free / 2**30:.1f} GiB free")
         chosen = {"micro_batch_tokens": tokens, **reasons}
         write_json(file, chosen)

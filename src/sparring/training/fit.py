@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sparring.config import OptimSection
-from sparring.console import log
+from sparring.console import counted, log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
 from sparring.policy.batches import dealt, hardest, longest_row, shortest
@@ -53,8 +53,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     """
     first_step, folder = from_main(lambda: latest_checkpoint(stage)) or (0, start)
     trainer = _Trainer(folder, task, plan, settings)
-    steps, epochs = ("step" if plan.steps == 1 else "steps"), ("epoch" if plan.epochs == 1 else "epochs")
-    log.info(f"{phase}: {plan.steps} {steps} of {plan.batch_size} {task.unit}, {plan.epochs:.3g} {epochs}, lr {plan.lr:g}")
+    log.info(f"{phase}: {counted(plan.steps, 'step')} of {plan.batch_size} {task.unit}, {counted(plan.epochs, 'epoch')}, lr {plan.lr:g}")
     if first_step:
         log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
         trainer.weights.restore_optimizer(folder)

@@ -14,6 +14,9 @@ T = TypeVar("T")
 # what stands beside the controls in a run directory
 TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
 
+# folder -> name in tables, logs and plots, of those that have no name of their own
+CONTROL_TITLES = {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}
+
 
 class SearchSection(Section):
     """Values to try for a control."""
@@ -71,9 +74,11 @@ class BaselineSection(Section):
 
     @field_validator("name")
     @classmethod
-    def _folder_is_free(cls, name: str | None) -> str | None:
+    def _folder_is_free(cls, name: str | None, info: ValidationInfo) -> str | None:
         if name in TAKEN_NAMES:
             raise ValueError("a run keeps something else under this name")
+        if name in CONTROL_TITLES and name != info.data.get("kind"):
+            raise ValueError(f"is what {CONTROL_TITLES[name]} is called; choose another name")
         return name
 
     @field_validator("pairs", mode="before")
@@ -104,5 +109,5 @@ class BaselineSection(Section):
 
     @property
     def title(self) -> str:
-        """Its name in tables."""
-        return self.name or {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}[self.folder]
+        """Its name for people."""
+        return CONTROL_TITLES.get(self.folder, self.folder)

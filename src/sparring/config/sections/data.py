@@ -56,7 +56,10 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # where the recipe names no number
 class DataSection(RowsSection):
     option: ClassVar[str] = "data"
 
-    path: Paths = Field(description=f"SFT rows: {FILES}, a Hub id, or `builtin:tasks` for the generated task family.")
+    path: Paths = Field(
+        description=f"SFT rows: {FILES}, a Hub id, `builtin:tasks` for a generated family of short tasks, or `builtin:digits` for three "
+        "digits to sort, which the toy model can learn."
+    )
     shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
     columns: Columns = Field(
         default_factory=FrozenDict,
