@@ -13,6 +13,7 @@ import pytest
 from conftest import Game, rows, write_rows
 from zygote import Sabotage, Zygote
 
+from sparring.comparison.compare import _labels
 from sparring.config import load_recipe
 from sparring.cost import iterations_cost
 from sparring.data.tables import read_rows
@@ -147,7 +148,19 @@ def test_a_metric_that_a_run_does_not_have(two: Game) -> None:
     refused(two, "run", "pattern", "--metric", "exact_match", words=("another evaluate.answer_pattern",))
     result = two.command("compare", "run", "plain", "pattern")
     assert result.code == 0 and "note: exact_match is not defined for plain" in result.out
-    assert "note: exact_match finds its answers by another" in result.out and "nll_per_token" in result.out
+    assert "note: exact_match finds its answers by another" in result.out and "NLL per token" in result.out
+
+
+@pytest.mark.parametrize(
+    ("folders", "labels"),
+    [
+        (["runs/a", "elsewhere/b"], ["a", "b"]),
+        (["runs/a/seed", "runs/b/seed"], ["a/seed", "b/seed"]),
+        (["x/runs/a", "y/runs/a", "z"], ["x/runs/a", "y/runs/a", "z"]),
+    ],
+)
+def test_runs_are_called_by_as_little_of_their_paths_as_tells_them_apart(folders: list[str], labels: list[str]) -> None:
+    assert _labels([Path(folder) for folder in folders]) == labels
 
 
 def test_other_rows_are_refused(two: Game) -> None:

@@ -113,7 +113,7 @@ def compare(
 
 def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]:
     """Games, or folders of several seeds where all are such and have the same ones; the games within them else."""
-    labels = [str(folder) for folder in folders]
+    labels = _labels(folders)
     seeds = [recipe_of_run(folder).seeds for folder in folders]
     if seeds[0] is not None and all(one == seeds[0] for one in seeds):
         groups = [Seeds(folder, label, seeds[0], unfinished) for folder, label in zip(folders, labels, strict=True)]
@@ -124,6 +124,17 @@ def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]
         found += [Game(folder, label, unfinished)] if own is None else Seeds(folder, label, own, unfinished).games
     _require_distinct(found)
     return found
+
+
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """Of each path its last parts, as few as tell it from the others."""
+    parts = [folder.resolve().parts for folder in folders]
+    labels = []
+    for place, own in enumerate(parts):
+        others = [*parts[:place], *parts[place + 1 :]]
+        tails = (last for last in range(1, len(own)) if all(other[-last:] != own[-last:] for other in others))
+        labels.append("/".join(own[-next(tails, len(own)) :]))
+    return labels
 
 
 def _require_distinct(runs: Sequence[Game] | Sequence[Seeds]) -> None:
@@ -140,7 +151,7 @@ def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> A
     label, _, player = against.rpartition(":")
     if not label and len(runs) == 1:
         return runs[0].find(player)
-    found = next((run for run in runs if run.label == label or str(Path(label)) == run.label), None)
+    found = next((run for run in runs if label == run.label or Path(label).resolve() == run.root.resolve()), None)
     if found is None:
         names = ", ".join(run.label for run in runs)
         raise UserError(

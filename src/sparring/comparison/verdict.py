@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from sparring.comparison.compare import Comparison, Metric, Row
 from sparring.report.outcome import metric_words
 
+NAMED = 3  # players behind the first, before the sentence says how many more
 CHANCE = 0.05  # Holm's p above which a difference is taken for chance
 
 
@@ -27,7 +28,8 @@ def _of_metric(found: Comparison, metric: Metric) -> str | None:
         return f"By {metric_words(metric.name)} all stand equal, at {values.pop():.4f}."
     first, cell = ranked[0], ranked[0].cells[metric.name]
     head = f"By {metric_words(metric.name)} {first.name} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
-    behind = ", ".join(f"{row.name} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1:])  # type: ignore[index]
+    behind = ", ".join(f"{row.name} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1 : 1 + NAMED])  # type: ignore[index]
+    behind += f" and {len(ranked) - 1 - NAMED} more" if len(ranked) > 1 + NAMED else ""
     return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
 
 
