@@ -75,6 +75,11 @@ TARGET_ARMS: dict[str, Arm] = {
     # only where a human reply is: further prompts have none
     "human against failing": _joined(target("verified", "logistic", "only", beta=0.5), {"data": {"prompts": None}}),
 }
+# What one seed of tiny-over-duels and the first rounds suggested, written before these runs
+CHOSEN: dict[str, Arm] = {
+    "majority, duels, beta 0.1": target("majority", "logistic", beta=0.1, nll_weight=1.0),
+    "majority, likelihood, 8 rounds": {**target("majority"), "iterations": 8},
+}
 SPIN: Arm = {
     "data": {"prompts": None},
     "objective": {"loss": "logistic", "beta": 1.0, "window": 1},
@@ -178,7 +183,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         "toy model, 100 rows, start over-fitted, 2,000 unanswered prompts",
         "sorting",
         _tiny(100, 200),
-        {**TARGET_ARMS, "majority, likelihood, 8 rounds": {**target("majority"), "iterations": 8}, "SPIN": SPIN},
+        {**TARGET_ARMS, **CHOSEN, "SPIN": SPIN},
         (1e-4, 3e-4, 1e-3),
         (2, 8, 32, 200, 400),
         TINY_PROMPTS,
