@@ -1,4 +1,4 @@
-# make demo | make test | make docs | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make test-fast | make docs | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
 # make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
 # DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
@@ -21,7 +21,7 @@ DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study chaos gpu-check lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study chaos gpu-check lint clean
 
 setup: $(READY)
 
@@ -81,6 +81,10 @@ demo: setup
 # tests beside each other, one process and one thread a core
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal --durations 15
+
+# without the tests that type commands in real processes
+test-fast: lint
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal -m "not game"
 
 # the real vLLM on a CPU, inside the run and as a server; SLOW=1: whole games killed, tensor parallel, in the workers of a Ray, which it installs
 test-vllm: setup-vllm
