@@ -75,10 +75,12 @@ TARGET_ARMS: dict[str, Arm] = {
     # only where a human reply is: further prompts have none
     "human against failing": _joined(target("verified", "logistic", "only", beta=0.5), {"data": {"prompts": None}}),
 }
-# What one seed of tiny-over-duels and the first rounds suggested, written before these runs
+# What one seed of tiny-over-duels suggested, written before these runs: a prompt's loss weighed by its margin of votes
+WEIGHED = {"target": {"weigh_votes": True}}
 CHOSEN: dict[str, Arm] = {
-    "majority, duels, beta 0.1": target("majority", "logistic", beta=0.1, nll_weight=1.0),
-    "majority, likelihood, 8 rounds": {**target("majority"), "iterations": 8},
+    "majority, likelihood, weighed": _joined(target("majority"), WEIGHED),
+    "majority, duels, weighed": _joined(target("majority", "logistic", beta=0.5, nll_weight=1.0), WEIGHED),
+    "majority, likelihood, weighed, 8 rounds": _joined(target("majority"), WEIGHED, {"iterations": 8}),
 }
 SPIN: Arm = {
     "data": {"prompts": None},
@@ -111,10 +113,10 @@ DUELS: dict[str, Arm] = {
 DUELS |= {
     "majority, likelihood": target("majority"),
     "majority, beta 0.5, NLL 1, one loser": _joined(ANCHORED, {"target": {"max_losers": 1}}),
-    "majority, beta 0.5, NLL 1, weighed": _joined(ANCHORED, {"target": {"weigh_votes": True}}),
+    "majority, beta 0.5, NLL 1, weighed": _joined(ANCHORED, WEIGHED),
     "majority, beta 0.5, NLL 1, lr 3e-4": _joined(ANCHORED, {"train": {"lr": 3e-4}}),
     "majority, likelihood, lr 3e-4": _joined(target("majority"), {"train": {"lr": 3e-4}}),
-    "majority, likelihood, weighed": _joined(target("majority"), {"target": {"weigh_votes": True}}),
+    "majority, likelihood, weighed": _joined(target("majority"), WEIGHED),
     "majority, likelihood, no human": target("majority", human="never"),
     "majority, likelihood, then duels": {**ANCHORED, "after": ("majority, likelihood", 2)},
 }
