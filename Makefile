@@ -71,7 +71,7 @@ $(TRACKERS_READY): requirements-trackers.lock $(READY)
 
 # SPIN from the demo's start, at about the cost of its game
 SPIN_OF_DEMO = run_dir=runs/demo-spin model.path=runs/demo/sft/model sft=null baseline=null iterations=2 objective.window=1 \
-	sampling.replies_per_prompt=4 train.epochs=2 evaluate.samples=4 evaluate.headroom=false
+	sampling.replies_per_prompt=4 train.epochs=2 evaluate.samples=2 evaluate.headroom=false
 
 demo: setup
 	$(BIN)/sparring run recipes/demo.yaml

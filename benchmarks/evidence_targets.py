@@ -144,11 +144,11 @@ WORD_ARMS = {
 DEMO = {
     **SMOL,
     "data": {"held_out": 200, "max_examples": 340},
-    "sft": {"lr": 3e-5, "epochs": 6, "batch_size": 20},
+    "sft": {"lr": 1e-4, "epochs": 6, "batch_size": 20},
     "iterations": 2,
     "sampling": {"max_new_tokens": 32, "replies_per_prompt": 4},
     "train": {"optimizer": "adamw", "lr": 5e-5, "epochs": 1, "batch_size": 20},
-    "evaluate": {"answer_pattern": "[^=]+$", "greedy": True, "samples": 4, "headroom": False},
+    "evaluate": {"answer_pattern": "[^=]+$", "greedy": True, "samples": 2, "headroom": False},
     "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
     "report": False,
 }
@@ -215,7 +215,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         DEMO,
         DEMO_ARMS,
         (3e-5, 1e-4),
-        (4, 12),
+        (8,),
         {"replies": "drop", "answer": "answer", "max_examples": 400},
     ),
     "words-targets": TargetSetting(
@@ -233,7 +233,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         _gym(80, 48),
         GYM_ARMS,
         (3e-5, 1e-4),
-        (4, 12),
+        (8,),
         GYM_PROMPTS,
     ),
     "chain-targets": TargetSetting(
@@ -242,7 +242,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         _gym(140, 32),
         GYM_ARMS,
         (3e-5, 1e-4),
-        (4, 12),
+        (8,),
         GYM_PROMPTS,
     ),
 }
