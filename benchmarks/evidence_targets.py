@@ -70,10 +70,10 @@ TARGET_ARMS: dict[str, Arm] = {
     "verified, likelihood": target("verified"),
     "random, likelihood": target("verified", checker="random"),
     "majority, duels": target("majority", "logistic", beta=0.5, nll_weight=1.0),
-    "verified, duels": target("verified", "logistic", beta=0.5),
+    "verified, duels": target("verified", "logistic", beta=0.5, nll_weight=0.0),
     "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
     # only where a human reply is: further prompts have none
-    "human against failing": _joined(target("verified", "logistic", "only", beta=0.5), {"data": {"prompts": None}}),
+    "human against failing": _joined(target("verified", "logistic", "only", beta=0.5, nll_weight=0.0), {"data": {"prompts": None}}),
 }
 # What one seed of tiny-over-duels suggested, written before these runs: a prompt's loss weighed by its margin of votes
 WEIGHED = {"target": {"weigh_votes": True}}

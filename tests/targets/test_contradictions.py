@@ -114,3 +114,22 @@ def test_a_human_target_may_be_written_out() -> None:
     recipe = {key: value for key, value in BASE.items() if key != "target"}
     written = load_recipe({**recipe, "target": {"kind": "human", "checker": None, "human": "fallback", "max_winners": 4, "min_votes": 0.5}})
     assert load_recipe(recipe) == written and not written.target.moves
+
+
+@pytest.mark.parametrize(
+    ("changes", "beta", "nll_weight"),
+    [
+        ({}, 0.5, 1.0),
+        (MAJORITY, 0.5, 1.0),
+        ({"objective.loss": "hinge"}, 0.5, 1.0),
+        ({"objective.beta": 2.0}, 2.0, 1.0),
+        ({"objective.nll_weight": 0.0}, 0.5, 0.0),
+        ({"objective.loss": "space"}, 1.0, 1.0),
+        ({"objective.loss": "sft"}, 1.0, 0.0),
+        (HUMAN, 1.0, 0.0),
+    ],
+)
+def test_the_defaults_of_duels_where_the_target_moves(changes: dict[str, Any], beta: float, nll_weight: float) -> None:
+    """What the recipe names stays; what has no effect stays at its own default."""
+    objective = loaded(changes).objective
+    assert (objective.beta, objective.nll_weight) == (beta, nll_weight)

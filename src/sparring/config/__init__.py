@@ -22,7 +22,7 @@ from sparring.config.sections.data import DataSection, PairsSection, PromptsSect
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
-from sparring.config.sections.objective import ObjectiveSection
+from sparring.config.sections.objective import OF_MOVING_TARGETS, ObjectiveSection
 from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
 from sparring.config.sections.target import TargetSection, is_own_checker
 from sparring.config.sections.track import TrackSection
@@ -30,6 +30,7 @@ from sparring.config.sections.train import LoraSection, OptimSection, SftSection
 
 __all__ = [
     "CONTROL_TITLES",
+    "OF_MOVING_TARGETS",
     "BaselineSection",
     "BenchmarksSection",
     "Column",

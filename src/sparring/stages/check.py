@@ -6,7 +6,7 @@ import math
 
 from sparring.checkers.asking import ask
 from sparring.checkers.grades import Checker
-from sparring.config import Recipe, is_own_checker, unused_sections
+from sparring.config import OF_MOVING_TARGETS, Recipe, is_own_checker, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.sources import local_files
@@ -96,6 +96,9 @@ def _announce_unused(recipe: Recipe) -> None:
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
+    if recipe.target.moves and objective.uses_gaps:
+        usual = ", ".join(f"{key} {value:g}" for key, value in OF_MOVING_TARGETS.items())
+        log.info(f"objective: beta {objective.beta}, nll_weight {objective.nll_weight} (by default {usual} where the target moves)")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 

@@ -20,6 +20,8 @@ T = TypeVar("T")
 # The losses that an option has an effect on; the others refuse it.
 SPIN_LOSSES = ("logistic", "hinge", "exponential", "correlation")
 TAKEN_BY = {"beta": (*SPIN_LOSSES, "t-spin", "alpha-spin"), "mu": ("space",), "history_weight": ("t-spin",), "alpha": ("alpha-spin",)}
+# Defaults where the target moves (docs/evidence.md): without likelihood beside them such duels lose what the model can do, at any beta
+OF_MOVING_TARGETS = {"beta": 0.5, "nll_weight": 1.0}
 
 
 class ObjectiveSection(Section):
@@ -34,12 +36,14 @@ class ObjectiveSection(Section):
     beta: PerIteration = Field(
         1.0,
         description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its gaps), one value or one per iteration. The paper "
-        "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md). Not for `space`.",
+        "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where "
+        "`target` is verified or majority. Not for `space`.",
     )
     nll_weight: WeightPerIteration = Field(
         0.0,
-        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply (of the winners) per token. 0 is "
-        "SPIN; larger ones keep these replies likely. One value or one per iteration.",
+        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
+        "the default, is SPIN; larger ones keep these replies likely: 1 where `target` is verified or majority, as without it such duels "
+        "were seen to collapse (docs/evidence.md). One value or one per iteration.",
     )
     mu: PositiveFloat | None = Field(
         None,
