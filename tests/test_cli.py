@@ -197,7 +197,8 @@ def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) ->
     expected = facts()
     assert result.err.count("the human replies lose log-prob") == 1, result.err
     assert expected["steps"] == 12 and 7 <= expected["human_logp_warning_at_step"] < 12
-    assert "iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3" in result.err and "sft: 6 steps of 4 rows, 1 epoch," in result.err
+    told = ("iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3", "SFT: training: 6 steps of 4 rows, 1 epoch,")
+    assert all(line in result.err for line in told)
     shutil.rmtree(game.root)
     assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", args=r" 11$")]).code == -9
     assert game.run().err.count("the human replies lose log-prob") == 1 and facts() == expected
@@ -470,6 +471,16 @@ def test_the_model_card_names_no_folder_of_ours(
     assert yaml.safe_load(front).get("base_model") == base_model
     assert f"started from `{shown}`, trained on `rows.jsonl`" in body and f"path: {shown}\n" in body
     assert "anna" not in card and str(tmp_path) not in card and "run_dir" not in card
+
+
+def test_export_says_when_a_control_stands_higher(copy: Game, tmp_path: Path) -> None:
+    summary = copy.json("summary.json")
+    arms = {arm["player"]: arm for arm in summary["ranking"]}
+    for first, told in (("continued-sft", True), ("0", False)):
+        rest = [arm for player, arm in arms.items() if player != first]
+        (copy.root / "summary.json").write_text(json.dumps({**summary, "ranking": [arms[first], *rest]}))
+        result = copy.command("export", "run", str(tmp_path / first), "--iteration", "0")
+        assert result.code == 0 and ("continued SFT stands higher" in result.err) == told, result.err
 
 
 def test_export_in_another_number_format(played: Game, tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_without_an_iteration_there_is_no_control(game: Game) -> None:
     """Every reply of the opponent equals the human one: there is no cost that a control could match."""
     result = game.command("run", "recipe.yaml", python=NOTHING_TO_LEARN)
     assert result.code == 0, result.err
-    assert "continued-sft: no iteration was played, so there is no cost to match; left out" in result.err
+    assert "continued SFT: no iteration was played, so there is no cost to match; left out" in result.err
     summary = game.json("summary.json")
     assert summary["iterations"] == summary["controls"] == [] and summary["best"] is None
     assert summary["stop_reason"] == "indistinguishable: every reply of the opponent equals the human one"

@@ -266,7 +266,7 @@ def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
     assert err.rstrip().endswith("sparring run recipe.yaml seed=3")
     again = shlex.split(err.rstrip().splitlines()[-1])[1:]  # the command that it says goes on with the work
     running = zygote.start(again, game.folder)
-    running.wait_for(lambda: "sft: going on from step" in running.err)
+    running.wait_for(lambda: "SFT: training: going on from step" in running.err)
     before = int(re.search(r"going on from step (\d+) of 600", running.err)[1])
     assert before >= 40 and before % 20 == 0
     os.kill(running.pid, signal.SIGTERM)  # as a batch system does it

@@ -205,7 +205,7 @@ def test_words_of_a_model_do_nothing_to_the_terminal(copy: Game) -> None:
 
 def test_watch_follows_a_run_to_its_end(game: Game) -> None:
     running = game.start()
-    running.wait_for(lambda: "sft: 6 steps" in running.err)
+    running.wait_for(lambda: "SFT: training: 6 steps" in running.err)
     status = game.command("status", "run")
     assert f"running: process {running.pid} on " in status.out and "finished)" in status.out
     watched = game.zygote.start(["watch", "run"], game.folder)
@@ -221,7 +221,7 @@ def test_watch_follows_a_run_to_its_end(game: Game) -> None:
 def test_watch_says_that_the_writer_was_killed(game: Game) -> None:
     game.write(sft__epochs=200)
     running = game.start()
-    running.wait_for(lambda: "sft: 1200 steps" in running.err)
+    running.wait_for(lambda: "SFT: training: 1,200 steps" in running.err)
     watched = game.zygote.start(["watch", "run"], game.folder)
     watched.wait_for(lambda: "running: process" in watched.out)
     os.kill(running.pid, signal.SIGKILL)

@@ -34,7 +34,7 @@ def export(
     if players.summary is None:
         raise UserError("this run has no scores for the model card yet", where=str(root), remedy="let it play at least one iteration")
     if (higher := standing_above(players.summary, player.name)) is not None:
-        log.info(f"{player.title}: {higher}")
+        log.warning(f"{player.title}: {higher}")
     target = new_folder(target)
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)

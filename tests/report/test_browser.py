@@ -136,7 +136,7 @@ def test_every_plot_has_visible_marks(loaded: Page) -> None:
         """[...document.querySelectorAll('svg.plot')].map((svg) => {
           const paper = getComputedStyle(document.body).backgroundColor;
           const coloured = [...svg.querySelectorAll('[class*="s-"], [class*="f-"]')];
-          const marks = coloured.filter((mark) => /\\b[sf]-[0-7]\\b/.test(mark.getAttribute('class')));
+          const marks = coloured.filter((mark) => /\\b[sf]-[0-9]\\b/.test(mark.getAttribute('class')));
           const seen = marks.filter((mark) => {
             const box = mark.getBoundingClientRect(), style = getComputedStyle(mark);
             const visible = [style.stroke, style.fill].some((colour) => colour.startsWith('rgb(') && colour !== paper);
@@ -148,6 +148,23 @@ def test_every_plot_has_visible_marks(loaded: Page) -> None:
     )
     assert len(plots) == 15
     assert [title for title, marks, width, height in plots if marks < 1 or width < 200 or height < 100] == []
+
+
+def test_a_pointer_that_rests_on_a_mark_meets_what_it_is_told(loaded: Page) -> None:
+    """Chromium shows the <title> of the element under the pointer; the drawing of that bubble is its own."""
+    told = loaded.js(
+        """[...document.querySelectorAll('svg.plot')].map((svg) => {
+          const marks = [...svg.querySelectorAll('title')].map((title) => title.parentElement).filter((one) => one !== svg);
+          const hit = marks.filter((mark) => {
+            mark.scrollIntoView({block: 'center'});
+            const box = mark.getBoundingClientRect();
+            const met = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+            return mark.contains(met);
+          });
+          return [svg.querySelector('title').textContent, marks.length, hit.length];
+        })"""
+    )
+    assert [title for title, marks, hit in told if marks == 0 or hit < marks / 2] == [], "some lie below others"
 
 
 def test_search_goes_over_prompts_and_replies(loaded: Page) -> None:

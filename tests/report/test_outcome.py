@@ -42,6 +42,14 @@ def judged(*arms: dict[str, Any], best: int = 1) -> str:
 # ---------------------------------------------------------------------------------------------- the order
 
 
+def test_a_winner_whose_replies_are_cut_is_not_praised(made: Path) -> None:
+    summary = summary_of(made)
+    told = "But 5 of its 12 replies are cut: mend that before you use or compare it."
+    assert told not in verdict(summary)
+    summary["controls"][0]["scores"]["truncated"]["value"] = 5 / 12
+    assert told in verdict_lines(summary)[1]
+
+
 def test_all_arms_are_ranked_with_paired_intervals(made: Path) -> None:
     ranked = summary_of(made)["ranking"]
     # right where row % 4 < player, player 3 being the control: 0, 3, 6 and 9 of 12 rows
@@ -137,7 +145,7 @@ def well() -> tuple[dict[str, Any], Recipe]:
     recipe = load_recipe({"run_dir": "x", "model": {"path": "m"}, "data": {"path": "d"}, "train": {"batch_size": 8}})
     score = {"truncated": 0.1, "length_auc": 0.6, "identical": 0.1, "real_logp": -40.0}
     scores = {name: {"value": value, "n": 100} for name, value in score.items()}
-    iteration = {"scores": scores, "counts": {"duels": 50, "duels_all_identical": 2}}
+    iteration = {"scores": scores, "counts": {"duels": 50, "duels_all_identical": 2, "replies": 50}}
     iterations = [{"iteration": t, **json.loads(json.dumps(iteration))} for t in range(2)]
     summary = {"baseline": {"name": "start", "scores": scores}, "iterations": iterations, "controls": [], "best": None}
     return summary, recipe
@@ -167,6 +175,14 @@ def test_every_sign_has_its_threshold_and_its_remedy(score: str, value: float, l
         entry["scores"][score]["value"] = value
     (told,) = warnings(signs(summary, recipe))
     assert told.startswith(line) and remedy in told
+
+
+def test_duels_of_equal_replies_that_are_left_out_are_part_of_the_whole() -> None:
+    """Under a loss of gaps they are no duels: 40 of 50 are too few for the warning, though ten are left; 46 are enough."""
+    summary, recipe = well()
+    for equal, told in ((40, []), (46, ["46 of 50"])):
+        summary["iterations"][1]["counts"] = {"duels": 50 - equal, "duels_all_identical": equal, "replies": 50}
+        assert [sign.amount for sign in signs(summary, recipe) if sign.what.startswith("Nearly all")] == told
 
 
 def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

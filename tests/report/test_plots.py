@@ -88,7 +88,7 @@ def test_a_pointer_is_told_the_values() -> None:
         "$x$ [U+202E], step 8: 1e9",
     ]
     boxes = told(plots.distributions("fig", "t", [("a", [1.0, 2.0, 5.0])], "tokens"))
-    assert boxes == ["a: median 2, middle half 1.5 to 3.5, mean 2.667 tokens"]
+    assert boxes == 3 * ["a: median 2, middle half 1.5 to 3.5, mean 2.667 tokens"], "the box, and its marks that lie above it"
     bars = told(plots.bars("fig", "t", ["a", "b"], [("p", [1.0, 2.0]), ("q", [3.0, 0.0])], "s"))
     assert bars == ["a, p: 1 s", "b, p: 2 s", "a, q: 3 s", "b, q: 0 s"]
     assert told(plots.quality_against_compute(POINTS[:1], "exact match")) == [

@@ -94,8 +94,7 @@ def stage(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Compute one stage as one of its ranks: the same command in every process of accelerate launch, torchrun or srun. `sparring run`
-    starts it where the recipe has a launcher."""
+    """Compute one stage as one of its ranks, under accelerate launch, torchrun or srun; `sparring run` starts it by itself."""
     with outcome():
         from sparring.one_stage import run_stage
 

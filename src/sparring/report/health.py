@@ -72,8 +72,9 @@ def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[S
         remedy = "An epoch is a single step then: set train.batch_size lower, or use more rows"
         what = "prompts to learn from" if recipe.target.moves else "duels"
         yield Sign(f"Fewer {what} than a batch of {batch}", row.model, f"{duels}", remedy)
-    if duels and counts.get("duels_all_identical", 0) > MOST_EQUAL * duels:
-        yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {duels}", _NOTHING_TO_TELL)
+    drawn = counts.get("replies", 0) // recipe.sampling.replies_per_prompt  # those of equal replies may be left out of the duels
+    if drawn and counts.get("duels_all_identical", 0) > MOST_EQUAL * drawn:
+        yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {drawn}", _NOTHING_TO_TELL)
 
 
 def _of_human(row: Row, before: Row) -> Iterator[Sign]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sparring.report.health import MOST_CUT
 from sparring.stage_names import BASELINE
 
 WORDS = {
@@ -31,7 +32,7 @@ def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
     if summary["best"] is None:
         return [f"No iteration was played. {ended}"]
     arms = summary.get("ranking") or []  # none in what earlier versions wrote
-    ranked = [_in_order(arms, summary["best"]["metric"]), _advice(arms, run, summary)] if arms else []
+    ranked = [_in_order(arms, summary["best"]["metric"]), _advice(arms, run, summary) + _caution(arms[0], summary)] if arms else []
     return [*ranked, f"{_best(summary['best'])} {ended}"]
 
 
@@ -72,6 +73,17 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     rivals = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
     beside = f" {' and '.join(rivals)} cannot be told from it." if rivals else ""
     return f"Its gain over the start is more than chance.{beside} Use it: {export}."
+
+
+def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """Where the arm that stands first by its metric writes replies that nobody could use."""
+    players = {BASELINE: summary.get("baseline"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
+    players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
+    entry = players.get(first["player"])
+    if entry is None or entry["scores"]["truncated"]["value"] <= MOST_CUT:
+        return ""
+    n = entry["scores"]["truncated"]["n"]
+    return f" But {round(entry['scores']['truncated']['value'] * n)} of its {n} replies are cut: mend that before you use or compare it."
 
 
 _ELSEWHERE = (

@@ -163,10 +163,12 @@ def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[fl
             whiskerprops={"color": MUTED},
             capprops={"color": MUTED},
         )
-        for box, (one, numbers) in zip(boxes["boxes"], values, strict=True):
+        for box, median, mean, (one, numbers) in zip(*(boxes[part] for part in ("boxes", "medians", "means")), values, strict=True):
             box.set(facecolor=SERIES[0], alpha=0.45, edgecolor=MUTED)
             low, middle, high = np.quantile(numbers, (0.25, 0.5, 0.75))
-            tell(box, [f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"])
+            told = f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"
+            for drawn in (box, median, mean):
+                tell(drawn, [told])
         axes.set_yticks(range(1, len(values) + 1), [label(one) for one, _ in values])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)

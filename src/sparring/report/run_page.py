@@ -78,8 +78,9 @@ def _next(run: RunFiles) -> Markup:
     """What one does with a run that is over; the page itself is what one looks at."""
     if not run.is_over:
         return Markup("")
-    steps = [f"{value:<60}  # {name}" for name, value in next_steps(run.root, run.summary) if name != "look"]
-    return code("\n".join(steps), "What next")
+    steps = [(name, value) for name, value in next_steps(run.root, run.summary) if name != "look"]
+    width = max(len(value) for _, value in steps)
+    return code("\n".join(f"{value:<{width}}  # {name}" for name, value in steps), "What next")
 
 
 def _scores(run: RunFiles) -> Markup:
