@@ -50,8 +50,8 @@ def target(
     kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", like: str = "exact", **objective: Any
 ) -> dict[str, Any]:
     """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`. like: whose passes `random` deals."""
-    imitated = {"random_like": like} if checker == "random" else {}
-    return {"target": {"kind": kind, "checker": checker, "human": human, **imitated}, "objective": {"loss": loss, "window": 1, **objective}}
+    more = {"random_like": like} if checker == "random" else {"weigh_votes": False} if kind == "majority" else {}
+    return {"target": {"kind": kind, "checker": checker, "human": human, **more}, "objective": {"loss": loss, "window": 1, **objective}}
 
 
 def _joined(recipe: dict[str, Any], *changes: Arm) -> dict[str, Any]:

@@ -37,7 +37,7 @@ CHANGES: dict[str, Any] = {
     "sft": {"lr": 5e-3, "epochs": 20, "batch_size": 6, "precision": "fp32"},
     "sampling": {"max_new_tokens": 6, "replies_per_prompt": 4},
     "objective": {"beta": 0.5, "nll_weight": 0.5},
-    "target": {"kind": "majority", "checker": "number"},
+    "target": {"kind": "majority", "checker": "number", "weigh_votes": False},
     "train__micro_batch_tokens": 100,
     "evaluate": {"samples": 2, "headroom": False},
     "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},

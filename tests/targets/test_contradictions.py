@@ -64,7 +64,7 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({"target": {"kind": "human", **{"checker": "random", "random_like": "number"}}}, "has no effect with target.kind human"),
         ({"target.tolerance": 0.1, "target.checker": "choice"}, "target.tolerance: 0.1: has an effect with checker number only"),
         ({"target.min_votes": 0.7}, "target.min_votes: 0.7: has an effect with target.kind majority only"),
-        ({"target.weigh_votes": True}, "target.weigh_votes: true: has an effect with target.kind majority only"),
+        ({"target.weigh_votes": False}, "target.weigh_votes: false: has an effect with target.kind majority only"),
         ({**MAJORITY, "target.min_votes": 1.5}, "target.min_votes: 1.5 is refused"),
         ({"target": {"kind": "human", "max_winners": 2}}, "target.max_winners: 2: has no effect with target.kind human"),
         ({"target": {"kind": "human", "human": "mix"}}, "target.human: 'mix': has no effect with target.kind human"),

@@ -65,10 +65,11 @@ def _left_out(target: TargetSection) -> str:
 
 
 def _learned(recipe: Recipe) -> str:
+    target = recipe.target
+    weighed = "; each prompt is weighed by its margin of votes" if target.kind == "majority" and target.weigh_votes else ""
     if not recipe.objective.uses_gaps:
-        return "The player learns the winners alone, by their likelihood (objective.loss: sft)."
+        return f"The player learns the winners alone, by their likelihood (objective.loss: sft){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
-    weighed = "; each prompt is weighed by its margin of votes" if recipe.target.weigh_votes else ""
     told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.loss})"
     return f"{told}{kept}{weighed}."

@@ -46,7 +46,7 @@ class Rules:
     losers: Literal["all", "answered"] = "all"
     near_duplicates: float | None = None
     min_votes: float = 0.5
-    weigh_votes: bool = False
+    weigh_votes: bool = True
 
 
 @dataclass(frozen=True)
