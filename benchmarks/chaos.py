@@ -38,6 +38,7 @@ from test_probes import check_card, check_page, harmless  # noqa: E402
 from zygote import Result, Sabotage, Zygote  # noqa: E402
 
 from sparring.config import section_of, walk_fields  # noqa: E402
+from sparring.locks import LOCK  # noqa: E402
 
 DEFAULTS = {"kills": "200", "inputs": "500", "probes": "100", "seed": "0", "folder": str(ROOT / "runs" / "chaos")}
 SHORT = {"iterations": 1, "baseline": None, "sft": None}
@@ -122,7 +123,7 @@ class Campaign:
             return f"{do} at call {at.nth} of {at.function}: {result.code}"
         number = draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
         running, files = game.start(), draw.uniform(0, self.files)
-        while self.zygote.poll(running.pid) is None and count_files(game.root) < files:
+        while self.zygote.poll(running.pid) is None and not (has_begun(running.pid, game.root) and count_files(game.root) >= files):
             time.sleep(0.002)
         time.sleep(draw.uniform(0, 0.2))
         if self.zygote.poll(running.pid) is None:
@@ -212,6 +213,11 @@ class Campaign:
 
 def count_files(folder: Path) -> int:
     return sum(1 for _ in folder.rglob("*"))
+
+
+def has_begun(pid: int, root: Path) -> bool:
+    """Whether the process has taken the run: before that there is nothing to lose, and a signal ends it as any Python that starts."""
+    return (root / LOCK).exists() and f"process {pid} on" in (root / LOCK).read_text()
 
 
 def _as_it_must_end(result: Result, codes: tuple[int, ...]) -> None:
