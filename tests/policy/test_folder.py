@@ -109,7 +109,7 @@ def sentence_or_nothing(folder: Path) -> None:
         find_model(ModelSection(path=str(folder)), 0)
         _, ends = model_facts(folder)
         Chat(load_tokenizer(folder), None, ends).prompt_ids(TURN)
-        load_model(folder)
+        load_model(folder).save_pretrained(folder.with_name("saved"))  # as training does with what it has loaded
     except UserError as error:
         assert len(str(error)) < 2000
 
