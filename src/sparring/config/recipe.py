@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
@@ -112,6 +113,12 @@ class Recipe(Section):
         loss = objective.get("loss", "logistic")
         fitting = {key: value for key, value in OF_MOVING_TARGETS.items() if loss != "sft" and loss in TAKEN_BY.get(key, (loss,))}
         return {**values, "objective": {**fitting, **objective}}
+
+    @field_validator("run_dir")
+    @classmethod
+    def _at_home(cls, run_dir: str) -> str:
+        """What a shell does with `~`, before some libraries do it and others do not."""
+        return os.path.expanduser(run_dir)
 
     @field_validator("seeds")
     @classmethod
