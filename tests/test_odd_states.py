@@ -107,7 +107,7 @@ def test_a_folder_in_the_place_of_a_state_file(copy: Game) -> None:
 
 # ---------------------------------------------------------------------------------------------- places
 
-PLACES = ["ein Lauf, er läuft 🏃", "a 'quoted' \"one\" $HOME `x`", "-dash", "a/b/../c", "x" * 200]
+PLACES = ["ein Lauf, er läuft 🏃", "a 'quoted' \"one\" $HOME `x`", "-dash", "a/b/../c", "x" * 200, "s3:", "./~root"]
 
 
 @pytest.mark.parametrize("place", PLACES)
