@@ -15,6 +15,7 @@ probes   words for terminals, browsers, Markdown and YAML in rows or names, thro
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -35,9 +36,10 @@ from conftest import Game, rows, write_rows  # noqa: E402
 from probes import ALL, as_name  # noqa: E402
 from test_kill_and_resume import assert_same_outcome  # noqa: E402
 from test_probes import check_card, check_page, harmless  # noqa: E402
-from zygote import Result, Sabotage, Zygote  # noqa: E402
+from zygote import PAUSE_SECONDS, Result, Sabotage, Zygote  # noqa: E402
 
 from sparring.config import section_of, walk_fields  # noqa: E402
+from sparring.locks import LOCK  # noqa: E402
 
 DEFAULTS = {"kills": "200", "inputs": "500", "probes": "100", "seed": "0", "folder": str(ROOT / "runs" / "chaos")}
 SHORT = {"iterations": 1, "baseline": None, "sft": None}
@@ -68,14 +70,15 @@ JSON_FILES = ["config.json", "generation_config.json", "tokenizer_config.json", 
 
 
 class Campaign:
-    """The trials of all kinds over one unkilled game and one model."""
+    """The trials of all kinds over one game that is never touched, and its model; `calm` where it was played already."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed, self.zygote = folder, seed, Zygote()
+    def __init__(self, folder: Path, seed: int, zygote: Zygote, calm: Game | None) -> None:
+        self.folder, self.seed, self.zygote = folder, seed, zygote
         shutil.rmtree(folder / "work", ignore_errors=True)
-        self.calm = Game(folder / "work" / "calm", self.zygote, {})
-        result = self.calm.run()
-        assert result.code == 0, result.err
+        self.calm = calm or Game(folder / "work" / "calm", zygote, {})
+        if calm is None:
+            result = self.calm.run()
+            assert result.code == 0, result.err
         self.files = count_files(self.calm.root)  # how far a game has come, on a machine as busy as it is
 
     def play(self, kind: str, count: int) -> list[dict[str, Any]]:
@@ -122,8 +125,8 @@ class Campaign:
             return f"{do} at call {at.nth} of {at.function}: {result.code}"
         number = draw.choice([signal.SIGKILL] * 3 + [signal.SIGTERM, signal.SIGINT])
         running, files = game.start(), draw.uniform(0, self.files)
-        while self.zygote.poll(running.pid) is None and count_files(game.root) < files:
-            time.sleep(0.002)
+        while self.zygote.poll(running.pid) is None and not (has_begun(running.pid, game.root) and count_files(game.root) >= files):
+            time.sleep(PAUSE_SECONDS)
         time.sleep(draw.uniform(0, 0.2))
         if self.zygote.poll(running.pid) is None:
             os.kill(running.pid, number)
@@ -211,7 +214,13 @@ class Campaign:
 
 
 def count_files(folder: Path) -> int:
-    return sum(1 for _ in folder.rglob("*"))
+    """Folders among them; `os.walk` passes over those that get another name meanwhile."""
+    return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
+
+
+def has_begun(pid: int, root: Path) -> bool:
+    """Whether the process has taken the run: before that there is nothing to lose, and a signal ends it as any Python that starts."""
+    return (root / LOCK).exists() and f"process {pid} on" in (root / LOCK).read_text()
 
 
 def _as_it_must_end(result: Result, codes: tuple[int, ...]) -> None:
@@ -219,23 +228,21 @@ def _as_it_must_end(result: Result, codes: tuple[int, ...]) -> None:
     assert "Traceback" not in result.out + result.err and "fault: " not in result.err, result.err
 
 
-def main(options: dict[str, str]) -> dict[str, Any]:
+def main(options: dict[str, str], zygote: Zygote, calm: Game | None = None) -> dict[str, Any]:
     folder = Path(options["folder"])
     folder.mkdir(parents=True, exist_ok=True)
-    campaign = Campaign(folder, int(options["seed"]))
+    campaign = Campaign(folder, int(options["seed"]), zygote, calm)
     figures = {}
-    try:
-        for kind in ("kills", "inputs", "probes"):
-            found = campaign.play(kind, int(options[kind]))
-            figures[kind] = {"tried": len(found), "passed": sum(one["passed"] for one in found)}
-            print(f"{kind}: {figures[kind]['passed']} of {figures[kind]['tried']} passed", flush=True)
-    finally:
-        campaign.zygote.close()
+    for kind in ("kills", "inputs", "probes"):
+        found = campaign.play(kind, int(options[kind]))
+        figures[kind] = {"tried": len(found), "passed": sum(one["passed"] for one in found)}
+        print(f"{kind}: {figures[kind]['passed']} of {figures[kind]['tried']} passed", flush=True)
     return figures
 
 
 if __name__ == "__main__":
     chosen = options_of(DEFAULTS, sys.argv[1:])
-    found = main(chosen)
+    with contextlib.closing(Zygote()) as started:
+        found = main(chosen, started)
     save("chaos", {"command": " ".join(["python benchmarks/chaos.py", *sys.argv[1:]]), "figures": found})
     sys.exit(any(one["passed"] < one["tried"] for one in found.values()))

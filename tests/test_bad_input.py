@@ -615,3 +615,35 @@ def test_sample_with_a_prompt_longer_than_the_context(copy: Game) -> None:
 def test_a_command_line_that_cannot_be_parsed(game: Game, args: list[str]) -> None:
     result = game.command(*args)
     assert result.code == 2 and "Traceback" not in result.err and "Usage: " in result.err and "--help" in result.err
+
+
+NUMBER = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["export", "run", "out", "--iteration", NUMBER],
+        ["compare", "run", "--against", NUMBER],
+        ["evaluate", "run", "--player", NUMBER],
+        ["plan", "recipe.yaml", "--params", NUMBER],
+        ["plan", "recipe.yaml", "--params", "9" * 300 + "B"],
+        ["stage", "recipe.yaml", f"iterations/{NUMBER}/train"],
+        ["sample", "run", "x", "--seed", NUMBER],
+        ["run", "recipe.yaml", f"seed={NUMBER}"],
+        ["run", "recipe.yaml", "--restart-from", f"iterations/{NUMBER}/train"],
+    ],
+    ids=lambda args: " ".join(args)[:40],
+)
+def test_numbers_of_thousands_of_digits(copy: Game, args: list[str]) -> None:
+    result = copy.command(*args)
+    assert result.code == 2 and "rror" in result.err and "Traceback" not in result.err, result.err[:2000]
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [("007", "7"), ("0", "0"), ("best", "best"), ("-1", "-1"), ("\u0663", "3"), (NUMBER, NUMBER[:100])]
+)
+def test_a_player_by_any_number(text: str, name: str) -> None:
+    from sparring.stage_names import player_name
+
+    assert player_name(text) == name

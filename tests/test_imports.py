@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locks": {"errors"},
     "manual": {"errors"},
     "packages": set(),
-    "rundir": {"errors", "interrupts", "config", "locks"},
+    "rundir": {"errors", "files", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
     "progress": {"errors", "console"},
     "game_place": {"config", "rundir", "stage_names", "progress"},

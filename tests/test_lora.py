@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,27 @@ def test_sample_and_export_of_adapters(adapters: Game, tmp_path: Path) -> None:
         ours = load_model(player(adapters, 2))(input_ids=ids).logits
         for name in ("adapter", "merged"):
             torch.testing.assert_close(load_model(tmp_path / name)(input_ids=ids).logits, ours, atol=1e-5, rtol=1e-5)
+
+
+STAND_IN = """
+import logging
+logging.getLogger("bitsandbytes.backends.cpu.ops").warning("a kernel is missing")
+logging.getLogger("bitsandbytes.cextension").error("a library is missing")
+print("imported")
+class nn:
+    class Linear8bitLt: pass
+    class Linear4bit: pass
+"""
+RUN = "import sys; sys.path.insert(0, '.'); sys.argv = ['sparring', 'run', 'recipe.yaml']; from sparring.cli import main; main()"
+
+
+def test_on_a_cpu_bitsandbytes_complains_to_nobody(game: Game) -> None:
+    """PEFT imports it, and by its own words everything is missing on a CPU: what is shown are the game's own lines and no others."""
+    (game.folder / "bitsandbytes.py").write_text(STAND_IN)
+    game.write(**CHANGES, iterations=1, sft=None)
+    result = game.command(python=RUN)
+    assert result.code == 0 and "imported" in result.out, result.err
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in result.err.splitlines()), result.err
 
 
 def test_a_whole_model_has_no_adapter_to_export(adapters: Game, tmp_path: Path) -> None:

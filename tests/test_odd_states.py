@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,9 @@ import pytest
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome
 from zygote import Result, Sabotage
+
+from sparring.errors import UserError
+from sparring.files import require_plain
 
 BROKEN = {"empty": b"", "object": b"{}", "list": b"[]", "null": b"null", "cut": None, "not text": b'{"a": "\xff\xfe"}', "deep": b"[" * 5000}
 # some seconds each: the others run with --slow
@@ -71,9 +77,37 @@ def killed(game: Game) -> Game:
     return game
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "progress.json", ".lock", "iterations/000/train/done.json", "recipe.yaml"])
+@pytest.mark.parametrize("what", ["pipe", "link to a device", "socket"])
+def test_what_no_reader_would_come_back_from(name: str, what: str, copy: Game) -> None:
+    """A run may come from elsewhere: a pipe would be waited for, and a device has no end."""
+    file = copy.root / name
+    file.unlink(missing_ok=True)
+    if what == "pipe":
+        os.mkfifo(file)
+    elif what == "socket":
+        socket.socket(socket.AF_UNIX).bind(os.path.relpath(file))  # by a short way: such a name has 108 bytes at most
+    else:
+        file.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="not a regular file but a pipe, a device or a socket") as refused:
+        require_plain(copy.root)
+    assert refused.value.where == str(file)
+    if name == "manifest.json" and what == "pipe":  # the commands' way there
+        for command in (["status", "run"], ["watch", "run"], ["export", "run", "out"], ["compare", "run"], ["run", "recipe.yaml"]):
+            sane(result := copy.command(*command), (2,))
+            assert "run/manifest.json: not a regular file but a pipe" in result.err
+
+
+def test_a_folder_in_the_place_of_a_state_file(copy: Game) -> None:
+    (copy.root / "manifest.json").unlink()
+    (copy.root / "manifest.json").mkdir()
+    for command in (["status", "run"], ["export", "run", "out"], ["run", "recipe.yaml"]):
+        sane(copy.command(*command))
+
+
 # ---------------------------------------------------------------------------------------------- places
 
-PLACES = ["ein Lauf, er läuft 🏃", "a 'quoted' \"one\" $HOME `x`", "-dash", "a/b/../c", "x" * 200]
+PLACES = ["ein Lauf, er läuft 🏃", "a 'quoted' \"one\" $HOME `x`", "-dash", "a/b/../c", "x" * 200, "s3:", "./~root"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -83,6 +117,14 @@ def test_unusual_names_of_runs(place: str, game: Game) -> None:
     sane(game.run(), (0,))
     sane(game.command("status", "--", place), (0,))
     sane(game.command("export", "--", place, "out"), (0,))
+
+
+def test_a_run_at_home(game: Game) -> None:
+    """Some libraries know `~` by themselves and others do not: it is resolved once, for all of them."""
+    (game.folder / "home").mkdir()
+    game.write(run_dir="~/a run", iterations=1, baseline=None, sft=None)
+    sane(game.run(environment={"HOME": str(game.folder / "home")}), (0,))
+    assert (game.folder / "home" / "a run" / "summary.json").exists() and not (game.folder / "~").exists()
 
 
 @pytest.mark.parametrize("place", ["x\x00y", "x" * 300, "x/" * 3000, "\ud800", "/proc/nowhere", "/dev/null", "/dev/null/x", "/sys/run"])
@@ -105,7 +147,6 @@ def test_paths_that_cannot_be(option: str, path: str, game: Game) -> None:
 @pytest.mark.parametrize("target", ["x\x00y", "x" * 300, "/proc/nowhere/out", "/dev/null/out", "rows.jsonl/out"])
 def test_an_export_into_nowhere(target: str, copy: Game) -> None:
     if "\x00" in target:
-        from sparring.errors import UserError
         from sparring.export import export
 
         with pytest.raises(UserError):
@@ -140,6 +181,69 @@ def test_a_lock_of_another_process_that_lives(game: Game) -> None:
     sane(game.command("status", "run"), (0,))
 
 
+# ---------------------------------------------------------------------------------------------- read-only places, readers beside a writer
+
+LOOKS = [
+    ["status", "run"],
+    ["watch", "run"],
+    ["sample", "run", "say ab"],
+    ["compare", "run"],
+    ["report", "run", "--output", "page.html"],
+]
+LOOKS += [["export", "run", "out/model"], ["push", "run", "--repo", "me/it", "--dry-run", "out/push"]]
+
+
+@pytest.fixture
+def locked(game: Game) -> Iterator[Callable[[str], None]]:
+    """Call it with "ro" to have the run's folder on a file system that is read-only, with "rw" to write there again."""
+    game.root.mkdir()
+
+    def mount(*args: str) -> None:
+        made = subprocess.run(["mount", *args, str(game.root)], capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"cannot mount a file system here: {made.stderr.strip()}")
+
+    mount("-t", "tmpfs", "-o", "size=100m", "tmpfs")
+    yield lambda mode: mount("-o", f"remount,{mode}")
+    subprocess.run(["umount", "-l", str(game.root)], check=True)
+
+
+def test_a_read_only_file_system(locked: Callable[[str], None], game: Game, played: Game) -> None:
+    """Refused by its name before anything is computed, and gone on with by the same command once it can be written."""
+    locked("ro")
+    sane(empty := game.run(), (2,))
+    locked("rw")
+    assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 5)]).code == -9
+    locked("ro")
+    sane(begun := game.run(), (2,))
+    assert all("run" in one.err and "ead-only file system" in one.err and "Traceback" not in one.err for one in (empty, begun))
+    locked("rw")
+    sane(game.run(), (0,))
+    assert_same_outcome(game.root, played.root)
+    locked("ro")
+    for command in LOOKS:
+        sane(game.command(*command), (0,))
+    sane(game.command("report", "run"), (2,))
+
+
+@pytest.mark.parametrize("stages", [0, 3, 8, 12])
+def test_readers_during_a_run(stages: int, game: Game, played: Game) -> None:
+    """Whatever is there or not there yet, they show it or say what is missing; and the run is what it is without them."""
+    running = game.start()
+    running.wait_for(lambda: game.root.exists() and len(list(game.root.rglob("done.json"))) >= stages)
+    os.kill(running.pid, signal.SIGSTOP)  # so that they see it in the middle, however slow they are
+    try:
+        for command in LOOKS:
+            if command[0] != "watch":  # which lasts as long as the run
+                sane(game.command(*command))
+        watching = game.zygote.start(["watch", "run"], game.folder)
+    finally:
+        os.kill(running.pid, signal.SIGCONT)
+    sane(running.wait(), (0,))
+    sane(watching.wait())
+    assert_same_outcome(game.root, played.root)
+
+
 # ---------------------------------------------------------------------------------------------- kills in odd moments
 
 
@@ -169,13 +273,69 @@ def test_numbers_that_explode(option: str, game: Game) -> None:
     sane(game.run(option))
 
 
-RUBBISH: list[tuple[str, dict[str, Any]]] = [
-    ("truncated", {"sampling__max_new_tokens": 1}),
-    ("identical", {"sampling__temperature": 0.0, "sampling__replies_per_prompt": 1}),
-]
+NO_NUMBER = """
+from sparring.training import fit
+step, calls = fit._Trainer.step, 0
+def poisoned(self, number):
+    global calls
+    calls += 1
+    if calls == {at}:
+        next(self.model.parameters()).data[:] = float("nan")
+    return step(self, number)
+fit._Trainer.step = poisoned
+from sparring.cli import main
+main()
+"""
 
 
-@pytest.mark.parametrize(("name", "changes"), RUBBISH)
-def test_replies_of_one_kind(name: str, changes: dict[str, Any], game: Game) -> None:
+@pytest.mark.parametrize(("at", "step"), [(1, 0), (4, 3), (6 + 6, 5), (12 + 9, 8)], ids=["sft, first", "sft", "iteration 0", "iteration 1"])
+def test_no_number_at_a_step(at: int, step: int, game: Game, played: Game) -> None:
+    """The weights are no numbers from one step on: it ends before the update, and the same command goes on from the last good step."""
+    result = game.command("run", "recipe.yaml", python=NO_NUMBER.format(at=at))
+    sane(result, (2,))
+    assert f"step {step}" in result.err and "lr" in result.err, result.err
+    sane(game.run(), (0,))
+    assert_same_outcome(game.root, played.root)
+
+
+@pytest.mark.parametrize("weight", ["model.norm.weight", "model.embed_tokens.weight"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_whose_weights_are_no_numbers(weight: str, value: float, game: Game, played: Game) -> None:
+    """It is loaded like any other; nothing can be drawn from it."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(played.root / "base" / "model", game.folder / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights[weight][3] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    game.write(model__path="model", sft=None)
+    sane(result := game.run(), (2,))
+    assert "the model computes no numbers (NaN)" in result.err and "see that its weights" in result.err
+
+
+# every draw of every reply gives this token; the tiny model's end of turn is 1
+SAY = """
+import torch
+from sparring.opponent.hf import TransformersEngine
+TransformersEngine._draw = lambda self, logits, uniforms: torch.full(logits.shape[:-1], {token})
+from sparring.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("token", "kind"), [(1, "empty"), (70, "truncated")])
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["whole", "adapters"])
+def test_all_replies_are_one(token: int, kind: str, lora: dict[str, Any] | None, game: Game) -> None:
+    """Nothing at all, or the same letter until they are cut: played to the end, counted, and said."""
+    game.write(train__lora=lora, report=True)
+    result = game.command("run", "recipe.yaml", python=SAY.format(token=token))
+    sane(result, (0,))
+    assert f"24 duels, 48 replies, 48 replies {kind}" in result.err, result.err
+    for command in LOOKS:
+        sane(game.command(*command), (0,))
+
+
+@pytest.mark.parametrize("changes", [{"sampling__max_new_tokens": 1}, {"sampling__temperature": 0.0, "sampling__replies_per_prompt": 1}])
+def test_the_shortest_and_the_likeliest_replies(changes: dict[str, Any], game: Game) -> None:
     game.write(**changes, report=True)
     sane(game.run(), (0,))

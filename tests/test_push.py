@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ from zygote import Sabotage
 from sparring.config import DataSection, load_recipe
 from sparring.data.conversations import load_conversations
 from sparring.errors import UserError
+from sparring.locks import hold
 from sparring.players import Player
 from sparring.publish.cards import About, model_card
 from sparring.publish.licences import licence_of
 from sparring.publish.names import public
-from sparring.push import Order, push
+from sparring.push import LOCK, Order, push
 from sparring.samples import answers
 
 TOKEN = "hf_thisIsNoRealTokenButAFakeOne"
@@ -273,7 +275,7 @@ def test_the_whole_command_uploads_what_a_dry_run_writes(folder: Path, played: G
     assert without(hub.repos["dataset/me/replies"]["main"]) == files_of(folder / "data")
     assert set(hub.private.values()) == {True}
     assert TOKEN not in done.stdout + done.stderr
-    assert not list(played.root.glob(".push-*")) and not any(TOKEN.encode() in text for text in files_of(played.folder).values())
+    assert not list(played.root.glob(".push")) and not any(TOKEN.encode() in text for text in files_of(played.folder).values())
 
 
 def without(files: dict[str, bytes]) -> dict[str, bytes]:
@@ -288,6 +290,48 @@ def test_a_second_push_takes_away_what_the_first_one_left(played: Game, hub: Hub
     assert "adapter_model.safetensors" not in files and "notes.pdf" in files
     assert json.loads(files["config.json"])["dtype"] == "bfloat16" and b"# iteration 0 of" in files["README.md"]
     assert list(hub.repos["model/me/model"]["main"]) == [".gitattributes"]
+
+
+# as the hub fixture does it, in another process
+PUSH_THERE = """
+from huggingface_hub import constants
+constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = {url!r}, False, True
+from sparring.cli import main
+main()
+"""
+CLIENT = "huggingface_hub.hf_api:HfApi"
+KILLS = {
+    "the model half written": Sabotage("sparring.export:model_card"),
+    "no repository yet": Sabotage(f"{CLIENT}.create_repo"),
+    "repository created": Sabotage(f"{CLIENT}.create_repo", when="after"),
+    "files sent, not committed": Sabotage(f"{CLIENT}.preupload_lfs_files", when="after"),
+    "committed": Sabotage(f"{CLIENT}.create_commit", when="after"),
+    "between model and replies": Sabotage("sparring.push:dataset_card"),
+    "in the second upload": Sabotage(f"{CLIENT}.create_commit", nth=2),
+}
+
+
+@pytest.mark.parametrize("at", KILLS)
+def test_a_push_that_was_killed_is_pushed_again(at: str, copy: Game) -> None:
+    """What it leaves is that of a push that was never killed, there as here."""
+    hub = HubLoopback(TOKEN)
+    command = {"python": PUSH_THERE.format(url=hub.url), "environment": {"HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}}
+    kept = copy.state()
+    assert copy.command("push", "run", *BOTH, **command, sabotage=[KILLS[at]]).code == -signal.SIGKILL
+    assert list(copy.root.glob(".push/*")), "there is something to clear up"
+    done = copy.command("push", "run", *BOTH, **command)
+    hub.close()
+    assert done.code == 0, done.err
+    assert copy.command("push", "run", *BOTH, "--dry-run", "pushed").code == 0
+    assert without(hub.repos["model/me/model"]["main"]) == files_of(copy.folder / "pushed/model")
+    assert without(hub.repos["dataset/me/replies"]["main"]) == files_of(copy.folder / "pushed/data")
+    assert not (copy.root / ".push").exists() and copy.state() == kept
+
+
+def test_two_pushes_at_once(played: Game, hub: HubLoopback) -> None:
+    with hold(played.root, LOCK), pytest.raises(UserError, match="another process works in this run directory: process"):
+        list(push(played.root, Order("me/model")))
+    assert hub.repos == {}
 
 
 @pytest.mark.parametrize(
@@ -317,7 +361,7 @@ def test_a_refusal_is_told_without_the_token(
     text = str(refused.value)
     assert all(part in text for part in parts) and "me/model" in text, text
     said = capfd.readouterr()
-    assert TOKEN not in text + said.out + said.err and not list(played.root.glob(".push-*"))
+    assert TOKEN not in text + said.out + said.err and not list(played.root.glob(".push"))
 
 
 def test_a_token_that_no_header_can_carry_is_not_shown(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,7 @@ def test_what_the_environment_holds_as_a_secret(value: str) -> None:
         "skills-and-more-than-sixteen-letters",
         "eos_token_id: 3, max_new_tokens=256 (token: 5)",
         "me@example.org at http://host/v1",
+        "C:/models/me@work, file:/home/me@work/x",
         "pk",
     ],
 )
@@ -72,6 +73,13 @@ OVERRIDES = [
     "sampling.server.api_key_env=[{}",
     "hf_token={}",
     "sampling.server.update_command=[{}",
+    "run_dir=http://u:{}@h/run",
+    "run_dir=http:/u:{}@h/run",
+    "model.path=https://u:{}@h/model",
+    "model.chat_template=https://h/t.jinja?access_token={}",
+    "data.path=hf://u:{}@h/rows.jsonl",
+    'data.path=[a.jsonl, "s3://u:{}@h/rows.jsonl"]',
+    "launcher.config_file=ssh://u:{}@h/accelerate.yaml",
 ]
 
 

@@ -13,7 +13,7 @@ from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
 from sparring.policy.folder import check_files
 from sparring.policy.hub import HUB_FILES
-from sparring.policy.load import convert, merge
+from sparring.policy.load import convert, merge, name_ends
 from sparring.publish.cards import About, model_card
 from sparring.publish.names import is_hub_id
 from sparring.publish.plots import write_plots
@@ -39,10 +39,8 @@ def export(
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     _write_model(players, player, temporary, adapter)
-    model = players.recipe.model
-    # The game was played under this template, but a model that was not trained does not carry it.
-    if (model.chat_template or model.chat_template_kwargs) and not player.is_trained:
-        players.chat().tokenizer.save_pretrained(temporary)
+    if not player.is_trained:
+        _carry_chat(players, temporary)
     if dtype is not None:
         convert(temporary, dtype)
     about = about or About.of(players.recipe, unanswered=players.unanswered)
@@ -52,6 +50,14 @@ def export(
         target.rmdir()
     temporary.rename(target)
     return target
+
+
+def _carry_chat(players: Players, folder: Path) -> None:
+    """The game was played under its recipe's template and ends of turn, but a model that was not trained does not carry them."""
+    chat, model = players.chat(), players.recipe.model
+    if model.chat_template or model.chat_template_kwargs:
+        chat.tokenizer.save_pretrained(folder)
+    name_ends(folder, chat.stop_ids)
 
 
 def new_folder(path: Path) -> Path:

@@ -33,7 +33,7 @@ from sparring.stages.train import train
 
 OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure"
 SHARED = f"{OF_GAME}, continued-sft/train and measure, dpo/score too"
-OF_ITERATION = re.compile(r"iterations/(\d{3,})/(generate|score|score-start|train|measure)")
+OF_ITERATION = re.compile(r"iterations/(\d{3})/(generate|score|score-start|train|measure)")
 
 
 def run_stage(recipe: Recipe, name: str) -> None:

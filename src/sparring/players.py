@@ -13,7 +13,7 @@ from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, recipe_of_game, title_of_player
+from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, player_name, recipe_of_game, title_of_player
 
 BASE, SFT = "base", "sft"
 
@@ -56,7 +56,7 @@ class Players:
     def find(self, name: str) -> Player:
         """A player by its name or as "best"; numbers may have leading zeros."""
         wanted = self._best() if name == "best" else name
-        wanted = str(int(wanted)) if wanted.isdecimal() else wanted
+        wanted = player_name(wanted)
         found = next((player for player in self.all if player.name == wanted), None)
         if found is None:
             there = ", ".join(player.name for player in self.all) or "none yet"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sparring.errors import UserError
 from sparring.export import export, new_folder
+from sparring.locks import hold
 from sparring.players import Player, Players
 from sparring.policy.hub import HUB_FILES
 from sparring.publish.cards import About, dataset_card, model_title
@@ -19,6 +20,8 @@ from sparring.publish.plots import FOLDER as PLOTS
 
 if TYPE_CHECKING:
     from sparring.publish.upload import Hub
+
+ASIDE, LOCK = ".push", ".lock-push"  # in the run directory: what is under way to the Hub, and who pushes
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,8 @@ def push(root: Path, order: Order, dry_run: Path | None = None) -> Iterator[str]
         yield from (_write(parcel, target) for parcel in parcels)
         return
     hub = Hub()
-    yield from (_send(parcel, hub, root, order.private) for parcel in parcels)
+    with hold(root, LOCK):
+        yield from (_send(parcel, hub, root, order.private) for parcel in parcels)
 
 
 def _parcels(players: Players, order: Order) -> list[Parcel]:
@@ -115,11 +119,17 @@ def _write(parcel: Parcel, target: Path) -> str:
 
 
 def _send(parcel: Parcel, hub: Hub, root: Path, private: bool) -> str:
-    """By way of a folder in the run directory, where there is room for a model; nothing is created for what cannot be made."""
-    with tempfile.TemporaryDirectory(prefix=".push-", dir=root) as folder:
-        made = Path(folder) / parcel.name
-        parcel.make(made)
+    """By way of a folder in the run directory, where there is room for a model; nothing is created for what cannot be made.
+
+    A push that was killed leaves that folder to the next one, which makes it anew.
+    """
+    folder = root / ASIDE
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        parcel.make(made := folder / parcel.name)
         hub.create(parcel.repo, parcel.kind, private)
         replaces = (*HUB_FILES, f"{PLOTS}/*.svg") if parcel.kind == "model" else ("*.parquet",)
         hub.upload(made, parcel.repo, parcel.kind, parcel.revision, parcel.title, replaces)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return f"pushed {parcel.title} to {parcel.repo}{f' ({parcel.revision})' if parcel.revision else ''}"

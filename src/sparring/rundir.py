@@ -22,6 +22,7 @@ from typing import Any
 
 from sparring import interrupts, locks
 from sparring.errors import UserError, first_line
+from sparring.files import require_plain
 
 DONE = "done.json"
 INPUTS = "inputs.json"
@@ -60,6 +61,7 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run directory as its one writer; the system releases the lock when the process dies."""
+        require_plain(self.root)
         with locks.hold(self.root, locks.RANKS_LOCK):  # ranks that outlived the process that had started them
             pass
         with locks.hold(self.root, locks.LOCK):

@@ -14,7 +14,7 @@ _KEY = re.compile(
     r"(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}"  # with a digit, as none of twenty words joined by hyphens has
 )
 _IN_URL = (
-    (re.compile(r"(?<=://)[^\s/\"'<>]*@"), f"{HIDDEN}@"),  # user and password
+    (re.compile(r"(?<=:/)(/*)[^\s/\"'<>]*@"), rf"\g<1>{HIDDEN}@"),  # user and password; a path has one slash
     (re.compile(r"(?i)([?&][\w.-]*(?:key|token|secret|passw|sig)[\w.-]*=)[^\s&\"'<>\])}]+"), rf"\g<1>{HIDDEN}"),
 )
 _BEARER = re.compile(r"(?i)(?<=\bbearer )[^\s\"']+")
@@ -28,6 +28,11 @@ def without_secrets(text: str) -> str:
     for pattern, replacement in _IN_URL:
         text = pattern.sub(replacement, text)
     return _KEY.sub(HIDDEN, _BEARER.sub(HIDDEN, text))
+
+
+def holds_a_password(text: str) -> bool:
+    """Whether the text, taken for a URL, has a user and password or a key in it."""
+    return any(pattern.search(text) for pattern, _ in _IN_URL)
 
 
 def looks_like_a_key(text: str) -> bool:

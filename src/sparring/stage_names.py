@@ -14,6 +14,8 @@ SFT, BASELINE = "sft", "baseline"
 SCORES = "scores.json"  # what an evaluation leaves
 PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and what a start leaves to gain
 OF_PLAYER = ("measure", "evaluate", "benchmarks")
+MOST_DIGITS = 18  # of an iteration's number: there are 999 at most, and Python itself refuses to read thousands of digits
+LONGEST_NAME = 100  # of a player, as a message repeats it
 OF_ITERATION = ("generate", "grade", "score", "score-start", "train", *OF_PLAYER)
 OF_CONTROL = ("pairs", "score", "train", *OF_PLAYER)  # the first two of DPO alone
 
@@ -61,6 +63,11 @@ def recipe_of_game(root: Path) -> Recipe:
     return recipe
 
 
+def player_name(text: str) -> str:
+    """A player's name as it was typed, with an end: an iteration's number may have leading zeros."""
+    return str(int(text)) if text.isdecimal() and len(text) <= MOST_DIGITS else text[:LONGEST_NAME]
+
+
 def measure_stage(owner: str) -> str:
     """What is drawn from and computed with the weights of a player: held-out replies and log-probs."""
     return f"{owner}/measure"
@@ -83,7 +90,7 @@ def headroom_stage() -> str:
 
 def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
     """Every stage that the run has or may get with these controls, in the order in which they build on each other."""
-    on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9]*")]
+    on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9][0-9][0-9]")]
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
     of_controls = [control_stage(control, part) for control in controls for part in OF_CONTROL]

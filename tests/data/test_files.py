@@ -68,6 +68,13 @@ def in_two(folder: Path) -> tuple[Path, Path]:
     return write(folder / "a.jsonl", lines(ROWS[:2])), write(folder / "b.jsonl", lines(ROWS[2:]))
 
 
+def test_hidden_files_of_a_folder_are_no_data(tmp_path: Path) -> None:
+    in_two(tmp_path)
+    for name in ("._a.jsonl", ".a.jsonl.swp", ".test.csv"):
+        write(tmp_path / name, b"no row")
+    assert len(load_conversations(DataSection(path=str(tmp_path)), seed=0).rows) == len(ROWS)
+
+
 @pytest.mark.parametrize("named", ["folder", "pattern", "deep pattern", "list", "list of patterns"])
 def test_several_files_are_one_source(tmp_path: Path, named: str) -> None:
     folder = tmp_path / "rows"

@@ -16,7 +16,7 @@ from test_chat import SPECIAL, Chat, Conversation, Message, _wrap, conversation,
 
 from sparring.config import ModelSection
 from sparring.data.fingerprint import chat_fingerprint
-from sparring.data.given_back import lost_turn, opening_of, squeezed
+from sparring.data.given_back import closing_of, lost_turn, opening_of, squeezed
 from sparring.data.template_kwargs import with_kwargs
 from sparring.errors import UserError
 
@@ -132,6 +132,30 @@ def test_thinking_cut_from_earlier_turns_is_announced() -> None:
 
 def test_a_flag_that_the_template_takes_out_of_the_text_is_refused() -> None:
     refused(chat("smollm3"), conversation("s: be brief /no_think now", "u: q", "a: r"), "turn of the system", "/no_think now")
+
+
+# --- what stands behind a reply ---
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if "content" in template(name)])
+@pytest.mark.parametrize("suffix", [" Done.", "</answer>", "1"])
+def test_words_between_a_reply_and_the_end_of_its_turn_are_refused(name: str, suffix: str) -> None:
+    found, said = chat(name, **PLAIN[name]), conversation("u: q", "a: some reply")
+    prompt, _ = found.encode(said)
+    changed = Chat(tokenizer(), template(name), kwargs=PLAIN[name])
+    render = changed._renderer
+    changed._renderer = lambda messages, **options: render(messages, **options).replace("some reply", f"some reply{suffix}")  # type: ignore[assignment]
+    assert changed.prompt_ids(turns("u: q")) == prompt
+    refused(changed, said, f"writes {suffix.strip()!r} between the human reply 'some reply' and the end of its turn", "told apart")
+
+
+@given(TEXT.filter(str.strip), TEXT.filter(str.strip))
+def test_what_stands_behind_a_reply_is_found(reply: str, closing: str) -> None:
+    said = Message(role="assistant", content=reply)
+    assert closing_of(f"{reply}<|end|>\n", said, "<|end|>") == closing_of(f"{reply}\n", said, None) == ""
+    assert squeezed(closing).endswith(closing_of(f"{reply} {closing}<|end|>\n", said, "<|end|>"))
+    if squeezed(reply) not in squeezed(reply + closing)[1:]:
+        assert closing_of(f"{reply} {closing}<|end|>\n", said, "<|end|>") == squeezed(closing)
 
 
 # --- headers and roles ---

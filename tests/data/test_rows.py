@@ -161,10 +161,12 @@ def test_a_developer_is_the_system(tmp_path: Path, role: str) -> None:
 
 
 NOT_TRAINED = [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss_mask": 0}, {"trainable": "false"}, {"loss": False}, {"mask": 1}]
+NOT_TRAINED += [{"loss_scale": 0.0}, {"loss_weight": "0"}, {"trained": "off"}, {"is_trainable": False}]
 TRAINED = [{}, {"weight": 1}, {"train": True}, {"loss_mask": 1.0}, {"weight": None}, {"masked": False}, {"training": "yes"}]
+TRAINED += [{"loss_scale": 1}, {"loss_weight": 1.0}, {"trained": "on"}, {"is_trainable": True}]
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(range(7))), min_size=1, max_size=5))
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(range(len(TRAINED)))), min_size=1, max_size=5))
 def test_the_reply_is_the_last_turn_that_is_to_be_trained_on(tmp_path_factory, marks: list[tuple[bool, int]]) -> None:
     turns: list[dict] = []
     for n, (trained, which) in enumerate(marks):

@@ -17,6 +17,7 @@ from zoo import COMMON, GPT2, NEOX
 
 from sparring.config import SamplingSection
 from sparring.data.records import Reply
+from sparring.errors import UserError
 from sparring.opponent import decode, hf
 from sparring.opponent.hf import TransformersEngine, draw_by_inverse_cdf
 from sparring.opponent.protocol import Prompt, Stream
@@ -193,3 +194,14 @@ def test_the_draw_is_the_inverse_of_the_cumulative_distribution(seed: int, vocab
         before = cumulative[row, token - 1] if token else 0.0
         assert shares[row, token] > 0
         assert before - 1e-12 <= wanted <= cumulative[row, token] + 1e-12
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nothing_is_drawn_from_what_is_no_number(value: float) -> None:
+    scores = torch.zeros(3, 300)
+    scores[1, 7] = value
+    with pytest.raises(UserError, match=r"computes no numbers \(NaN\)"):
+        draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64))
+    scores[1] = -torch.inf
+    scores[1, 7] = 0.0  # tokens that cannot be are no fault
+    assert draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64))[1] == 7

@@ -109,7 +109,7 @@ def sentence_or_nothing(folder: Path) -> None:
         find_model(ModelSection(path=str(folder)), 0)
         _, ends = model_facts(folder)
         Chat(load_tokenizer(folder), None, ends).prompt_ids(TURN)
-        load_model(folder)
+        load_model(folder).save_pretrained(folder.with_name("saved"))  # as training does with what it has loaded
     except UserError as error:
         assert len(str(error)) < 2000
 
@@ -146,6 +146,8 @@ def test_a_json_file_without_end(model: Path) -> None:
     ("name", "values", "said"),
     [
         ("config.json", {"num_hidden_layers": -1}, "num_hidden_layers is -1, and must be a whole number of at least 1"),
+        ("config.json", {"num_hidden_layers": [1, 1]}, r"num_hidden_layers is \[1, 1\], and must be"),
+        ("config.json", {"output_attentions": True}, "transformers reads this model and will not write it again: .*correct config.json"),
         ("config.json", {"num_hidden_layers": 1}, "the weights hold 9 tensors that the model has no place for, model.layers.1."),
         ("config.json", {"num_hidden_layers": 3}, "describes a model|are missing from its weights"),
         ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the weights have 20 tensors in all"),
@@ -168,6 +170,27 @@ def test_values_that_cannot_be(name: str, values: dict[str, Any], said: str, mod
     message = refusal(model)
     assert re.search(said, message, re.DOTALL), message
     assert message.startswith(str(model)) and "config.json" in message
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"pad_token_id": -1},
+        {"temperature": 0.6},
+        {"do_sample": False, "top_p": 0.9},
+        {"num_beams": 4},
+        {"max_length": 20},
+        {"early_stopping": True},
+    ],
+    ids=str,
+)
+def test_what_transformers_will_not_write_again_is_left_out(name: str, values: dict[str, Any], model: Path, tmp_path: Path) -> None:
+    """Released models have such generation settings; a checkpoint must not fail on them after hours."""
+    change(model / name, **values)
+    loaded = load_model(model)
+    loaded.save_pretrained(tmp_path / "saved")
+    assert load_model(tmp_path / "saved").generation_config.eos_token_id == loaded.config.eos_token_id == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn])

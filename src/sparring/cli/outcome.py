@@ -20,7 +20,7 @@ from sparring.secrecy import without_secrets
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 # of a path that a person has chosen, or of the file system that it leads to
-CANNOT_BE_USED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ELOOP)
+CANNOT_BE_USED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

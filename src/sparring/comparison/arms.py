@@ -22,7 +22,7 @@ from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_bette
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, seed_folder
+from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, player_name, seed_folder
 
 ITEMS, START = "items.parquet", "start"
 # sums over rows of the first by sums of the second
@@ -321,7 +321,7 @@ class Seeds:
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
     """`name` as one of those that are there; "best" and "baseline" are other names of two of them."""
     wanted = {"best": best or "best", "baseline": START}.get(name, name)
-    wanted = str(int(wanted)) if wanted.isdecimal() else wanted
+    wanted = player_name(wanted)
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
     return wanted

@@ -16,7 +16,7 @@ from sparring.config.overrides import apply_override
 from sparring.config.recipe import Recipe
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError, nearest
-from sparring.files import MOST_TEXT_BYTES, require_regular
+from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 S = TypeVar("S", bound=Section)
 
@@ -58,6 +58,7 @@ def recipe_of_run(root: Path) -> Recipe:
         raise UserError(
             "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
         )
+    require_plain(root)
     return load_recipe(root / "recipe.yaml")
 
 

@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from sparring.secrecy import looks_like_a_key
+from sparring.secrecy import holds_a_password, looks_like_a_key
 
 T = TypeVar("T")
 
@@ -23,6 +23,12 @@ def _can_be_used(text: str) -> str:
     if wrong is not None:
         raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is no character of a text")
     return text
+
+
+def _without_password(path: str) -> str:
+    if holds_a_password(path):
+        raise ValueError("holds a password or a key, as of a URL; neither a path nor a Hub id has one, and a run keeps its recipe")
+    return path
 
 
 def _regular_expression(pattern: str) -> str:
@@ -116,8 +122,9 @@ class FrozenDict(dict[Any, Any]):
 Text = Annotated[str, AfterValidator(_can_be_used)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+PathText = Annotated[Text, AfterValidator(_without_password)]
 # One path, or the paths of several files
-Paths = Text | Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
+Paths = PathText | Annotated[tuple[PathText, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
 FolderName = Annotated[Text, AfterValidator(_folder_name)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sparring.config.option_types import Contradiction, Iterations, Section, Seed, SeedList, Text, Texts
+from sparring.config.option_types import Contradiction, Iterations, PathText, Section, Seed, SeedList, Text, Texts
 from sparring.config.sections.baseline import BaselineSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
@@ -26,7 +27,7 @@ T = TypeVar("T")
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
-    run_dir: Text = Field(description="Folder of this run: all state lives there.")
+    run_dir: PathText = Field(description="Folder of this run: all state lives there.")
     seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
     seeds: SeedList | None = Field(
         None,
@@ -112,6 +113,12 @@ class Recipe(Section):
         loss = objective.get("loss", "logistic")
         fitting = {key: value for key, value in OF_MOVING_TARGETS.items() if loss != "sft" and loss in TAKEN_BY.get(key, (loss,))}
         return {**values, "objective": {**fitting, **objective}}
+
+    @field_validator("run_dir")
+    @classmethod
+    def _at_home(cls, run_dir: str) -> str:
+        """What a shell does with `~`, before some libraries do it and others do not."""
+        return os.path.expanduser(run_dir)
 
     @field_validator("seeds")
     @classmethod

@@ -29,8 +29,10 @@ def _opened(path: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from sparring.data.tables import whole
+
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(whole(path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
 

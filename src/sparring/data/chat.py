@@ -18,6 +18,8 @@ from sparring.data.given_back import (
     END_OF_THINKING,
     THINKING,
     Lost,
+    closing_error,
+    closing_of,
     cut_error,
     cuts_thinking,
     lost_error,
@@ -194,12 +196,15 @@ class Chat:
         return self._lost_of_roles[roles]
 
     def _check_reply(self, prompt_text: str, written: str, reply: Message, where: str | None) -> None:
-        opening = opening_of(written, without_open_thinking(prompt_text, reply))
+        going_on = without_open_thinking(prompt_text, reply)
+        opening = opening_of(written, going_on)
         if opening is None:
             raise cut_error(self.source, reply, written, where)
         thinks = "reasoning_content" in reply  # then a mark of thinking opens the reply, which a sampled one writes as well
         if self._marker.search(opening) if thinks else opening.strip():
             raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
+        if closing := closing_of(written, going_on, self._end_of_turn):
+            raise closing_error(self.source, closing, reply["content"], where)
 
     def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:
         """Refuse texts with the template's own marks in them, and what was thought where the template has no use for that."""
@@ -209,6 +214,11 @@ class Chat:
             for text in (turn["content"], turn.get("reasoning_content", "")):
                 if found := self._marker.search(text):
                     raise marker_error(self.source, found, turn["role"], where)
+
+    @property
+    def _end_of_turn(self) -> str | None:
+        """As the template writes it, where it does."""
+        return self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id) if self._template_ends_turns else None
 
     @cached_property
     def _marker(self) -> re.Pattern[str]:

@@ -86,6 +86,13 @@ def opening_of(written: str, reply: Message) -> str | None:
     return None
 
 
+def closing_of(written: str, reply: Message, end_of_turn: str | None) -> str:
+    """What a template that holds the reply writes between it and the end of its turn, blanks apart."""
+    said = squeezed(reply["content"])
+    text = written if end_of_turn is None or end_of_turn not in written else written.rpartition(end_of_turn)[0].replace(end_of_turn, "")
+    return squeezed(text).rpartition(said)[2] if said else ""
+
+
 def without_open_thinking(prompt_text: str, reply: Message) -> Message:
     """The reply as it goes on from a prompt that opens the thinking itself."""
     text = reply["content"].lstrip()
@@ -132,6 +139,15 @@ def opening_error(source: str, opening: str, reply: str, where: str | None, kwar
     else:
         remedy = f"set {OPTION} to a template that writes the assistant's header where add_generation_prompt asks for it, and not else"
     return UserError(what, where=where, remedy=remedy)
+
+
+def closing_error(source: str, closing: str, reply: str, where: str | None) -> UserError:
+    """Something stands between the reply that is trained on and the end of its turn."""
+    what = (
+        f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies need "
+        "not have it, so that the two could be told apart by it alone"
+    )
+    return UserError(what, where=where, remedy=f"set {OPTION} to a template that ends the assistant's turn right after its text")
 
 
 def prefix_error(source: str, prompt_text: str, full_text: str, where: str | None) -> UserError:

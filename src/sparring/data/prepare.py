@@ -18,7 +18,7 @@ from sparring.data.conversations import Loaded, is_empty, load_conversations
 from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
 from sparring.data.records import Conversation, Example
 from sparring.data.rows import BadRows
-from sparring.data.tables import read_rows
+from sparring.data.tables import read_rows, whole
 from sparring.data.turns import Turn
 from sparring.errors import UserError, nearest
 
@@ -259,7 +259,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
     if thinks:
         types["reasoning"] = pa.string()
     rows = [{name: value for name, value in _as_row(example).items() if name in types} for example in examples]
-    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), str(path))
+    pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(types.items()))), whole(Path(path)))
 
 
 def read_examples(path: str | Path, row_ids: Collection[str] | None = None) -> list[Example]:

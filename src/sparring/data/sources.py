@@ -99,9 +99,13 @@ def _files_of(text: str, section: Source) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The data files of a folder. Raises UserError where they are not plainly the parts of one data set."""
+    """The data files of a folder, hidden ones left out, as a pattern leaves them out: systems put such files beside others.
+
+    Raises UserError where they are not plainly the parts of one data set.
+    """
     try:
-        files = sorted(file for file in folder.iterdir() if file.name.lower().endswith(DATA_FILES) and file.is_file())
+        shown = (file for file in folder.iterdir() if not file.name.startswith("."))
+        files = sorted(file for file in shown if file.name.lower().endswith(DATA_FILES) and file.is_file())
     except OSError as error:
         raise UserError(f"cannot read the folder: {error.strerror}", where=str(folder), remedy="check its permissions") from None
     if not files:

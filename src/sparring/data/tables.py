@@ -28,7 +28,12 @@ def read_rows(path: Path, row_ids: Collection[str] | None = None) -> list[dict[s
     """The rows of one parquet file, or of all shards of a folder in order; those of these row ids alone where any are given."""
     files = sorted(path.glob("shard-*.parquet")) if path.is_dir() else [path]
     wanted = None if row_ids is None else [("row_id", "in", sorted(row_ids))]
-    return [row for file in files for row in pq.read_table(file, filters=wanted).to_pylist()]
+    return [row for file in files for row in pq.read_table(whole(file), filters=wanted).to_pylist()]
+
+
+def whole(path: Path) -> str:
+    """What pyarrow is to be given: a relative path that begins with `~` or has a colon in it would be a home folder or a URL for it."""
+    return str(path.absolute())
 
 
 def run_shards(

@@ -22,11 +22,12 @@ ROLES = {
 MEND_ROW = "mend the row or take it out of the file"
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
-# Keys that say whether an assistant turn is trained on; the last two say the opposite
-TRAINED = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_mask")
+# Keys that say whether an assistant turn is trained on; MASKED ones say the opposite
+TRAINED = ("weight", "train", "training", "trainable", "trained", "is_trainable", "train_on_turn")
+TRAINED += ("loss", "loss_mask", "loss_weight", "loss_scale")
 MASKED = ("mask", "masked")
 READ_KEYS = frozenset((*CALLS, *TRAINED, *MASKED))
-FLAGS = {"0": False, "false": False, "no": False, "1": True, "true": True, "yes": True}
+FLAGS = {"0": False, "false": False, "no": False, "off": False, "1": True, "true": True, "yes": True, "on": True}
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from transformers import (
 from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
+from sparring.errors import UserError
 from sparring.opponent.decode import Decoder, Row, packed_rows_agree, packed_rows_disagree
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
@@ -34,10 +35,14 @@ def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
 
     One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share. Sums
     are in float64, in which they keep a large vocabulary's tail: first of blocks, then within the block that holds the token.
+    Raises UserError where the scores are no numbers.
     """
     shares = torch.nn.functional.pad(scores_BV.float().softmax(-1), (0, -scores_BV.shape[-1] % CDF_BLOCK)).unflatten(-1, (-1, CDF_BLOCK))
     cumulative = shares.sum(-1, dtype=torch.float64).cumsum(-1)
     total = cumulative[:, -1:]
+    if not total.isfinite().all():
+        remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
+        raise UserError("the model computes no numbers (NaN) as the logits of a next token, so that none can be drawn", remedy=remedy)
     threshold = torch.minimum(uniform_B1 * total, torch.nextafter(total, torch.zeros_like(total)))
     block = torch.searchsorted(cumulative, threshold, right=True)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)

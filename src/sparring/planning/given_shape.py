@@ -14,6 +14,7 @@ _HEAD = 128  # width of an attention head
 _WIDTHS = range(_HEAD, 32_769, _HEAD)
 _SMALL_VOCABULARY, _VOCABULARY = 49_152, 128_256  # SmolLM2's below a billion parameters, Llama 3's above
 _RATIO = 3.5
+MOST_PARAMETERS = 1e15  # a thousand times what the largest models have
 _TIED_BELOW = 4e9  # where embedding and head are usually one
 
 
@@ -52,9 +53,11 @@ def _of_file(path: Path) -> Any:
 
 def _parameters(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().upper())
-    if found is None or float(found[1]) == 0:
-        raise UserError(f"{text!r} is no number of parameters", where="--params", remedy="for example 8B, 1.5B or 135M")
-    return float(found[1]) * _UNITS.get(found[2], 1.0)
+    parameters = 0.0 if found is None else float(found[1]) * _UNITS.get(found[2], 1.0)
+    if not 0 < parameters <= MOST_PARAMETERS:
+        what = f"{text[:100]!r} is no number of parameters, of which there are {MOST_PARAMETERS:.0e} at most"
+        raise UserError(what, where="--params", remedy="for example 8B, 1.5B or 135M")
+    return parameters
 
 
 def decoder_of(parameters: float, layers: int | None) -> Any:

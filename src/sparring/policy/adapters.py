@@ -7,6 +7,7 @@ samples and scores, and the player trains, through one and the same arithmetic o
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def base_of(folder: Path) -> Path:
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
     """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError where it does not fit."""
+    _hush_bitsandbytes()
     from peft import PeftModel
 
     require_weights(folder)
@@ -62,6 +64,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
 
     Raises UserError, naming `where`, when the model has none of the targets.
     """
+    _hush_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     _require_rank(model, lora.rank, where.replace("targets", "rank"))
@@ -86,6 +89,12 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
                 where=where,
                 remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
             ) from error
+
+
+def _hush_bitsandbytes() -> None:
+    """PEFT imports it where it is installed, and on a CPU it complains of what it lacks there; 4-bit bases are for CUDA alone."""
+    if not torch.cuda.is_available():
+        logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:

@@ -200,6 +200,8 @@ def _check_config(file: Path, config: Mapping[str, Any], weights: Weights) -> No
                 raise UserError(f"{name} is {value!r}, and must be a whole number of at least 1", where=str(file), remedy=_FITS)
     for name in LAYERS:
         layers = _text_part(config).get(name)
+        if isinstance(layers, list):  # other sizes may be lists, of one for every layer
+            raise UserError(f"{name} is {layers!r}, and must be a whole number of at least 1", where=str(file), remedy=_FITS)
         if layers is not None and weights.tensors and layers > len(weights.tensors):
             what = f"{name} is {layers}, and the weights have {len(weights.tensors)} tensors in all"
             raise UserError(what, where=str(file), remedy=_FITS)

@@ -6,7 +6,8 @@ import contextlib
 import importlib.util
 import io
 import shutil
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
-from sparring.policy.folder import CONFIG, check_files, check_folder, read_headers, reading
+from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, read_headers, read_object, reading
 from sparring.policy.hub import from_hub
 from sparring.policy.strategies import load_whole
 from sparring.policy.tiny import make_tiny
-from sparring.rundir import digest, file_hash
+from sparring.rundir import digest, file_hash, write_json
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -103,22 +104,25 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
             where=str(folder),
             remedy="check that config.json belongs to these weights, its num_hidden_layers for one",
         )
-    _make_saveable(model)
+    _make_saveable(model, folder)
     return keep_soft_caps(model).eval()
 
 
-def _make_saveable(model: PreTrainedModel) -> None:
-    """Replace an inconsistent generation config: released models have them, and transformers loads but refuses to save them.
+def _make_saveable(model: PreTrainedModel, folder: Path) -> None:
+    """What transformers loads it may refuse to save: known now, and not when the first checkpoint is due.
 
-    Nothing here samples by it, and the model's own file is copied beside what we save.
+    An inconsistent generation config, which released models have, is replaced: nothing here samples by it, and the model's own file is
+    copied beside what we save. Raises UserError for a config that cannot be written again.
     """
     own = model.generation_config
     try:
         own.validate(strict=True)
     except ValueError:
-        model.generation_config = GenerationConfig(
-            bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id, pad_token_id=own.pad_token_id
-        )
+        model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
+    remedy = f"correct {CONFIG}: what is trained is written with it"
+    with tempfile.TemporaryDirectory() as aside, reading("transformers reads this model and will not write it again", folder, remedy):
+        model.config.save_pretrained(aside)
+        model.generation_config.save_pretrained(aside)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -206,6 +210,14 @@ def copy_extras(source: Path, target: Path) -> None:
         for file in source.glob(pattern):
             if file.name not in skip:
                 shutil.copyfile(file, target / file.name)
+
+
+def name_ends(folder: Path, stop_ids: Collection[int]) -> None:
+    """Have whatever generates with the model in `folder` stop where its replies did in the game: at the template's end of turn, which
+    may be another token than the model's own end of sequence, as well as there."""
+    file = folder / GENERATION
+    own = read_object(file) if file.exists() else {}
+    write_json(file, {**own, "eos_token_id": sorted(stop_ids)})
 
 
 def _require_weights(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import OptimSection
-from sparring.policy.load import copy_extras, merge
+from sparring.policy.load import copy_extras, merge, name_ends
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import fsync, read_json, write_json
@@ -51,7 +51,6 @@ def _save_model(ground: Ground, result: FitResult, folder: Path, merged: bool) -
         shutil.rmtree(own)
     copy_extras(ground.base.folder, folder)
     ground.chat.tokenizer.save_pretrained(folder)
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
-    write_json(folder / "generation_config.json", {**generation, "eos_token_id": sorted(ground.chat.stop_ids)})
+    name_ends(folder, ground.chat.stop_ids)
     for file in folder.iterdir():  # on the disk before the checkpoints go
         fsync(file)

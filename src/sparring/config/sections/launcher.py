@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import PositiveInt, Section, Text
+from sparring.config.option_types import PathText, PositiveInt, Section, Text
 
 T = TypeVar("T")
 
@@ -16,7 +16,7 @@ class LauncherSection(Section):
         "accelerate",
         description="The process that plays the game computes all (`inline`), or `accelerate launch` starts the heavy stages on many.",
     )
-    config_file: Text | None = Field(
+    config_file: PathText | None = Field(
         None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
     )
     processes: PositiveInt | None = Field(

@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from sparring.config.option_types import FrozenDict, Section, TemplateKwargs, Text
+from sparring.config.option_types import FrozenDict, PathText, Section, TemplateKwargs, Text
 
 
 class ModelSection(Section):
-    path: Text = Field(
+    path: PathText = Field(
         description="The SFT (or base) model: a local folder, a Hub id, a .gguf file, `package:NAME/FILE.gguf` for a file "
         "inside an installed Python package, or `builtin:tiny` for a toy model made on the spot."
     )
@@ -20,7 +20,7 @@ class ModelSection(Section):
         description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
         "the replies are drawn from. That of train.precision when null. The saved weights are float32 either way.",
     )
-    chat_template: Text | None = Field(
+    chat_template: PathText | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
     )
     chat_template_kwargs: TemplateKwargs = Field(
