@@ -37,7 +37,7 @@ CHANGES: dict[str, Any] = {
     "sft": {"lr": 5e-3, "epochs": 20, "batch_size": 6, "precision": "fp32"},
     "sampling": {"max_new_tokens": 6, "replies_per_prompt": 4},
     "objective": {"beta": 0.5, "nll_weight": 0.5},
-    "target": {"kind": "majority", "checker": "number", "weigh_votes": False},
+    "target": {"kind": "majority", "checker": "number"},
     "train__micro_batch_tokens": 100,
     "evaluate": {"samples": 2, "headroom": False},
     "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
@@ -123,9 +123,9 @@ GAMES: dict[str, dict[str, Any]] = {
         **ONE,
         "objective": {"loss": "sft"},
         "train__lora": {"rank": 2, "alpha": 4.0},
-        "target": {"kind": "majority", "checker": "number", "max_winners": 1},
+        "target": {"kind": "majority", "checker": "number", "max_winners": 1, "weigh_votes": False},
     },
-    "weighed votes": {**ONE, "target": {"kind": "majority", "checker": "number", "weigh_votes": True, "human": "never"}},
+    "equal votes": {**ONE, "target": {"kind": "majority", "checker": "number", "weigh_votes": False, "human": "never"}},
 }
 
 
@@ -173,9 +173,9 @@ def test_likelihood_compares_with_nothing(name: str, whole: Callable[[str], Game
 
 def test_votes_weigh(whole: Callable[[str], Game], majority: Game) -> None:
     """The loss of the first step is ln 2 times the mean weight, and the anchor beside it weighed alike."""
-    game = whole("weighed votes")
+    game = whole("equal votes")
     assert facts(game, "iterations/000/train")["counts"]["human_wins"] == 0
-    assert steps(game)[0]["loss"] < steps(majority)[0]["loss"]
+    assert steps(game)[0]["loss"] > steps(majority)[0]["loss"]
 
 
 def test_only_what_a_checker_passed_wins(whole: Callable[[str], Game]) -> None:
