@@ -162,7 +162,7 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
 def chat_at_hand(model: ModelSection) -> Chat | None:
     """The tokenizer with its template, where it is on this machine."""
     from sparring.data.chat import Chat, load_template
-    from sparring.policy.load import load_tokenizer, package_file
+    from sparring.policy.load import load_tokenizer, package_file, require_gguf
     from sparring.policy.tiny import byte_tokenizer
 
     template = load_template(model.chat_template) if model.chat_template else None
@@ -170,8 +170,11 @@ def chat_at_hand(model: ModelSection) -> Chat | None:
     if path.startswith("builtin:"):
         tokenizer = byte_tokenizer()
     elif path.startswith("package:"):
-        tokenizer = _gguf_tokenizer(package_file(path.removeprefix("package:")))
+        file = package_file(path.removeprefix("package:"))
+        require_gguf()
+        tokenizer = _gguf_tokenizer(file)
     elif folder.suffix == ".gguf":
+        require_gguf()
         tokenizer = _gguf_tokenizer(folder)
     elif any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
         tokenizer = load_tokenizer(folder)
