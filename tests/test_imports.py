@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "files", "secrecy"},
     "locks": {"errors"},
     "manual": {"errors"},
+    "doctor": FLOOR | {"policy.container"},
     "packages": set(),
     "rundir": {"errors", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
@@ -86,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "live",
         "grading",
         "manual",
+        "doctor",
         "__init__",
     },
 }
@@ -100,6 +102,7 @@ STARTS_AT_ONCE = [
     "sparring.checkers.make",
     "sparring.checkers.probe",
     "sparring.cli",
+    "sparring.doctor",
     "sparring.report",
     "sparring.live.watch",
     "sparring.report.run_page",

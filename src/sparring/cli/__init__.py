@@ -17,7 +17,7 @@ from sparring.cli.game import demo, plan, run, show_recipe, stage
 from sparring.cli.give import export, push
 from sparring.cli.grade import evaluate, judge
 from sparring.cli.outcome import encode_stdout
-from sparring.cli.view import compare, docs, report, sample, status, watch
+from sparring.cli.view import compare, docs, doctor, report, sample, status, watch
 
 app = typer.Typer(
     help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
@@ -28,7 +28,7 @@ app = typer.Typer(
 for command in (run, demo, plan, stage, sample, status, watch, evaluate, judge):
     app.command()(command)
 app.command("grade")(grade_replies)
-for command in (check_checker, compare, export, report, push, docs):
+for command in (check_checker, compare, export, report, push, doctor, docs):
     app.command()(command)
 app.command("recipe")(show_recipe)
 
