@@ -44,7 +44,7 @@ def replayed(game: Game) -> None:
 def test_missing_recipe_in_the_real_command(tmp_path: Path) -> None:
     done = subprocess.run([SPARRING, "run", "recipes/tyni.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    remedy = "check the path; builtin:tiny is a working example"
+    remedy = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
     assert done.stderr == f"error: recipes/tyni.yaml: no such recipe file\n  -> {remedy}\n"
     assert not any(tmp_path.iterdir())
     (tmp_path / "mine.yaml").write_text("run_dir: runs/x")

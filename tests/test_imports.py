@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "one_stage": STAGES | {"launch", "stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
+    "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
     "seeds": FLOOR | {"selfplay", "comparison", "report"},
@@ -88,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "grading",
         "manual",
         "doctor",
+        "draft",
         "__init__",
     },
 }

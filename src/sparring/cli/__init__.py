@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once.
 
-game.py view.py grade.py check.py give.py   the commands
+begin.py game.py view.py grade.py check.py give.py   the commands
 options.py                                           what several of them take
 outcome.py                                           how all of them end
 """
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 import sparring
+from sparring.cli.begin import init
 from sparring.cli.check import check_checker, grade_replies
 from sparring.cli.game import demo, plan, run, show_recipe, stage
 from sparring.cli.give import export, push
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # in the order of --help
-for command in (run, demo, plan, stage, sample, status, watch, evaluate, judge):
+for command in (init, run, demo, plan, stage, sample, status, watch, evaluate, judge):
     app.command()(command)
 app.command("grade")(grade_replies)
 for command in (check_checker, compare, export, report, push, doctor, docs):

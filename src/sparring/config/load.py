@@ -100,7 +100,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
-        known = "check the path; builtin:tiny is a working example"
+        known = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
         remedy = f"did you mean {path.parent / guess}?" if guess else known
         raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:
