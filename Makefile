@@ -1,4 +1,4 @@
-# make demo | make test | make test-fast | make docs | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make demo | make test | make test-fast | make docs | make wheel | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
 # make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
 # DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
 VENV ?= .venv
@@ -21,7 +21,7 @@ DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs bench study chaos gpu-check lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs wheel bench study chaos gpu-check lint clean
 
 setup: $(READY)
 
@@ -115,6 +115,11 @@ $(DOCS_READY): requirements-docs.lock
 # the site of docs/ in site/, by Zensical, which reads mkdocs.yml; a link that leads nowhere fails it
 docs: $(DOCS_READY)
 	$(DOCS_VENV)/bin/zensical build --strict --clean
+
+# the package for people who never clone, in dist/: recipes and documentation are inside; build/ may hold modules that are gone
+wheel: setup
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 # training beside TRL's DPOTrainer; hours in full, see the options in the script
 bench: setup

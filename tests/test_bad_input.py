@@ -44,9 +44,8 @@ def replayed(game: Game) -> None:
 def test_missing_recipe_in_the_real_command(tmp_path: Path) -> None:
     done = subprocess.run([SPARRING, "run", "recipes/tyni.yaml"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == (
-        "error: recipes/tyni.yaml: no such recipe file\n  -> check the path; `sparring docs tutorial` has a recipe that works\n"
-    )
+    remedy = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
+    assert done.stderr == f"error: recipes/tyni.yaml: no such recipe file\n  -> {remedy}\n"
     assert not any(tmp_path.iterdir())
     (tmp_path / "mine.yaml").write_text("run_dir: runs/x")
     done = subprocess.run([SPARRING, "run", "mine.yml"], cwd=tmp_path, capture_output=True, text=True)

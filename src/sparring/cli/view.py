@@ -1,4 +1,4 @@
-"""The commands that look at runs: sample, status, watch, compare, report; and at the documentation: docs."""
+"""The commands that look at runs: sample, status, watch, compare, report; at this machine: doctor; and at the documentation: docs."""
 
 from __future__ import annotations
 
@@ -103,6 +103,15 @@ def report(
         from sparring.report.run_page import write_report
 
         print(printable(f"wrote {write_report(run, output)}"))
+
+
+def doctor() -> None:
+    """What is installed here and what for, what the machine has, whether the Hub is used. Exit code 0: a game can be played; 2: it cannot,
+    and what to do."""
+    with outcome():
+        from sparring.doctor import examine
+
+        examine()
 
 
 def docs(

@@ -12,7 +12,7 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 """
 
 from sparring.config.fields import in_words, section_of, walk_fields
-from sparring.config.load import load_recipe, recipe_of_run, section_from_options, to_yaml
+from sparring.config.load import builtin_recipes, load_recipe, recipe_of_run, section_from_options, to_yaml
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
@@ -57,6 +57,7 @@ __all__ = [
     "TrainSection",
     "VllmSection",
     "at_iteration",
+    "builtin_recipes",
     "control_batch_size",
     "control_lr",
     "in_words",

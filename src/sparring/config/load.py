@@ -19,15 +19,16 @@ from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 S = TypeVar("S", bound=Section)
+BUILTIN, RECIPES = "builtin:", Path(__file__).parent.parent / "recipes"
 
 
 def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iterable[str] = ()) -> Recipe:
-    """Read and check a recipe: a YAML file, a dict or a Recipe, with `section.key=value` overrides on top.
+    """Read and check a recipe: a YAML file, `builtin:NAME`, a dict or a Recipe, with `section.key=value` overrides on top.
 
     Raises one UserError that lists every problem: the key, its value, the rule and the nearest valid key.
     """
     from_file = isinstance(source, (str, Path))
-    values = _read_yaml(Path(source)) if from_file else _plain(source)
+    values = _read_yaml(_located(str(source))) if from_file else _plain(source)
     overrides = list(overrides)
     for override in overrides:
         values = apply_override(values, override)
@@ -35,6 +36,22 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise as_user_error(error, str(source) if from_file else "recipe", overrides) from None
+
+
+def builtin_recipes() -> dict[str, Path]:
+    """`builtin:NAME` -> file of every recipe that comes with the package."""
+    files = sorted(RECIPES.rglob("*.yaml"))
+    return {f"{BUILTIN}{path.parent.name if path.stem == 'recipe' else path.stem}": path for path in files}
+
+
+def _located(name: str) -> Path:
+    """The file that a recipe's name stands for. Raises UserError for an unknown `builtin:NAME`."""
+    known = builtin_recipes() if name.startswith(BUILTIN) else {}
+    if known and name not in known:
+        guess = nearest(name, known)
+        remedy = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+        raise UserError("no recipe of this name comes with the package", where=name, remedy=remedy)
+    return known.get(name, Path(name))
 
 
 def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapping[str, str]) -> S:
@@ -84,7 +101,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
-        remedy = f"did you mean {path.parent / guess}?" if guess else "check the path; `sparring docs tutorial` has a recipe that works"
+        known = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
+        remedy = f"did you mean {path.parent / guess}?" if guess else known
         raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:
         raise UserError(f"cannot read the recipe: {error.strerror}", where=str(path)) from None

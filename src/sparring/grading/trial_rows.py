@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparring.checkers.asking import ask
 from sparring.checkers.grades import Asked
-from sparring.config import DataSection, PromptsSection, Recipe, load_recipe, section_from_options
+from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
 from sparring.data.conversations import asks_nothing, is_empty, load_conversations
 from sparring.data.prepare import read_examples
 from sparring.data.prompts import load_prompts
@@ -33,7 +33,7 @@ class TrialRows:
 def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
     """Rows with a human reply or an answer. Raises UserError for what cannot be read, and where there is no such row."""
     path = Path(source)
-    is_recipe, is_run = path.suffix.lower() in (".yaml", ".yml"), (path / RECIPE).is_file()
+    is_recipe, is_run = source in builtin_recipes() or path.suffix.lower() in (".yaml", ".yml"), (path / RECIPE).is_file()
     if answer is not None and (is_recipe or is_run):
         raise UserError(f"{answer!r} is for a data file; a recipe names the column itself", where=ANSWER, remedy="leave it out")
     if is_run:

@@ -162,7 +162,7 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
 def chat_at_hand(model: ModelSection) -> Chat | None:
     """The tokenizer with its template, where it is on this machine."""
     from sparring.data.chat import Chat, load_template
-    from sparring.policy.load import load_tokenizer, package_file
+    from sparring.policy.load import load_tokenizer, package_file, require_gguf
     from sparring.policy.tiny import byte_tokenizer
 
     template = load_template(model.chat_template) if model.chat_template else None
@@ -170,14 +170,31 @@ def chat_at_hand(model: ModelSection) -> Chat | None:
     if path.startswith("builtin:"):
         tokenizer = byte_tokenizer()
     elif path.startswith("package:"):
-        tokenizer = _gguf_tokenizer(package_file(path.removeprefix("package:")))
+        file = package_file(path.removeprefix("package:"))
+        require_gguf()
+        tokenizer = _gguf_tokenizer(file)
     elif folder.suffix == ".gguf":
+        require_gguf()
         tokenizer = _gguf_tokenizer(folder)
-    elif any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")):
-        tokenizer = load_tokenizer(folder)
     else:
-        return None
+        has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+        found = folder if has_one else _in_hub_cache(model)
+        if found is None:
+            return None
+        tokenizer = load_tokenizer(found)
     return Chat(tokenizer, template, kwargs=model.chat_template_kwargs)
+
+
+def _in_hub_cache(model: ModelSection) -> Path | None:
+    """The folder of a Hub model whose tokenizer was fetched before."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(model.path, "tokenizer_config.json", revision=model.revision)
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:

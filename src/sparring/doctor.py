@@ -1,0 +1,135 @@
+"""`sparring doctor`: what is installed here, what the machine has, and whether a game can be played."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from sparring.console import printable
+from sparring.errors import UserError
+
+PACKAGE, GB = "sparring", 1e9
+SHOWN = ("torch", "transformers", "accelerate", "peft")  # of what is required; of the rest only what is missing or out of range
+EXTRAS = {
+    "math": "the checker math",
+    "gguf": "models in GGUF files, such as the demo's",
+    "8bit": "8-bit optimizers, and adapters over a base in 4 bits",
+    "server": "replies from an OpenAI-compatible server, and judges",
+    "vllm": "replies by vLLM inside the run",
+    "ray": "replies by many machines of a Ray cluster",
+    "eval": "benchmarks of lm-evaluation-harness",
+    "deepspeed": "training sharded by DeepSpeed ZeRO",
+    "tensorboard": "metrics in TensorBoard",
+    "trackio": "metrics in Trackio",
+    "wandb": "metrics in Weights & Biases",
+    "mlflow": "metrics in MLflow",
+}
+
+
+class Finding(NamedTuple):
+    """One line of the report; `remedy` where nothing can be played for it."""
+
+    name: str
+    value: str
+    remedy: str | None = None
+
+
+def examine() -> None:
+    """Print what was found. Raises UserError, naming every remedy, where no game can be played."""
+    versions = list(_versions())
+    sections = {"versions": versions, f"extras, as in pip install '{PACKAGE}[math]'": list(_extras())}
+    if not any(finding.remedy for finding in versions):  # the rest is asked of these packages
+        sections |= {"machine": list(_machine()), "Hugging Face Hub": list(_hub())}
+    for title, findings in sections.items():
+        print(f"{title}\n" + "".join(f"  {finding.name:<14}{printable(finding.value)}\n" for finding in findings))
+    wrong = [finding for findings in sections.values() for finding in findings if finding.remedy]
+    if wrong:
+        what = "; ".join(f"{finding.name}: {finding.value}" for finding in wrong)
+        raise UserError(what, where="no game can be played here", remedy="\n     ".join(finding.remedy or "" for finding in wrong))
+    print("A game can be played here. `sparring run builtin:tiny` plays the smallest one.")
+
+
+def _versions() -> Iterator[Finding]:
+    own = metadata.distribution(PACKAGE)
+    yield Finding(PACKAGE, f"{own.version} in {Path(__file__).parent}")
+    wanted, python = SpecifierSet(own.metadata["Requires-Python"]), platform.python_version()
+    remedy = None if wanted.contains(python, prereleases=True) else f"make an environment with Python {wanted}"
+    yield Finding("python", python + (f", but {PACKAGE} needs {wanted}" if remedy else ""), remedy)
+    for requirement in _requirements():
+        problem = _problem(requirement)
+        if problem is not None:
+            yield Finding(requirement.name, problem, f"pip install '{_bare(requirement)}'")
+        elif requirement.name in SHOWN:
+            yield Finding(requirement.name, metadata.version(requirement.name))
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, use in EXTRAS.items():
+        missing = [f"{one.name}: {problem}" for one in _requirements(extra) if (problem := _problem(one)) is not None]
+        yield Finding(extra, f"{use} ({', '.join(missing) or 'installed'})")
+
+
+def _requirements(extra: str = "") -> list[Requirement]:
+    """What the package asks for here, or what one of its extras asks for beside that."""
+    found = map(Requirement, metadata.requires(PACKAGE) or [])
+    if not extra:
+        return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [one for one in found if one.marker and one.marker.evaluate({"extra": extra}) and not one.marker.evaluate({"extra": ""})]
+
+
+def _problem(requirement: Requirement) -> str | None:
+    """What is wrong with the installed version, or None."""
+    try:
+        version = metadata.version(requirement.name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+    is_right = requirement.specifier.contains(version, prereleases=True)
+    return None if is_right else f"{version} is installed, but {PACKAGE} needs {requirement.specifier}"
+
+
+def _bare(requirement: Requirement) -> str:
+    return f"{requirement.name}{requirement.specifier}"
+
+
+def _machine() -> Iterator[Finding]:
+    from sparring.policy.container import available_memory, whole_memory
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {whole_memory() / GB:.1f} GB of memory free")
+    yield from _gpus()
+    here, may_write = Path.cwd(), os.access(".", os.W_OK)
+    value = f"{shutil.disk_usage(here).free / GB:.1f} GB free in {here}"
+    yield Finding(
+        "disk", value if may_write else f"{here} cannot be written to", None if may_write else "go to a folder that you may write to"
+    )
+
+
+def _gpus() -> Iterator[Finding]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # a library that it needs is missing
+        yield Finding("torch", f"cannot be loaded: {error}", "pip install --force-reinstall torch")
+        return
+    if not torch.cuda.is_available():
+        built = f"made for CUDA {torch.version.cuda}" if torch.version.cuda else "made without CUDA"
+        yield Finding("gpu", f"none that PyTorch can use (it is {built})")
+    for number in range(torch.cuda.device_count()):
+        device = torch.cuda.get_device_properties(number)
+        yield Finding(f"gpu {number}", f"{device.name}, {device.total_memory / GB:.1f} GB")
+
+
+def _hub() -> Iterator[Finding]:
+    from huggingface_hub import constants, get_token
+
+    offline = "offline (HF_HUB_OFFLINE): models and data come from the cache alone"
+    yield Finding("network", offline if constants.HF_HUB_OFFLINE else "online, unless HF_HUB_OFFLINE=1 is set")
+    yield Finding("token", "set" if get_token() else "none; private models and `sparring push` need one (`hf auth login`)")
+    yield Finding("cache", constants.HF_HUB_CACHE)
