@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,10 @@ from conftest import Game, rows, write_rows
 from test_kill_and_resume import assert_same_outcome, outcome
 from zygote import Result, Sabotage, Zygote
 
+from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
+from sparring.errors import UserError
+from sparring.stages.check import _check_tokens
 
 SPARRING = str(Path(sys.executable).with_name("sparring"))
 
@@ -397,6 +401,17 @@ def test_the_other_way_on_is_to_redo(copy: Game) -> None:
     result = copy.run("objective.beta=0.5", "--restart-from", "iterations/000/train")
     assert result.code == 0 and copy.json("iterations/000/train/done.json")["inputs"]["objective"]["beta"] == 0.5
     assert "beta: 0.5" in (copy.root / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(("reply", "where"), [((5,), "data.path"), ((), "data.prompts")])
+def test_a_token_that_the_model_has_no_embedding_of(reply: tuple[int, ...], where: str, played: Game) -> None:
+    row = Example("a row", Conversation(({"role": "user", "content": "q"},), ""), (1, 10**6), reply)
+    chat = SimpleNamespace(tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda token: "<far>"))
+    folder = played.root / "base/model"
+    ground: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), played_examples=[row], held_out=[], chat=chat)
+    with pytest.raises(UserError, match=r"row a row holds the token '<far>' \(1000000\), and the model knows \d+ tokens") as caught:
+        _check_tokens(ground)
+    assert caught.value.where == where
 
 
 # ---------------------------------------------------------------------------------------------- an answer pattern that finds nothing

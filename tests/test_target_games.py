@@ -405,7 +405,8 @@ def test_no_reply_passes(begin: Begin, majority: Game) -> None:
 
 
 def test_no_reply_passes_and_the_human_one_wins(begin: Begin) -> None:
-    result = begin(**ONE).run("target.kind=verified", "target.pass_score=2")
+    game = begin(**ONE)
+    result = game.run("target.kind=verified", own(game, "return 0.0"))
     assert result.code == 0 and "12 human wins" in result.err and "8 none pass" in result.err, result.err
 
 
@@ -438,8 +439,18 @@ def test_a_checker_that_raises_is_corrected_and_nothing_is_sampled_again(begin: 
 
 def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_is_sampled(begin: Begin) -> None:
     game = begin(**ONE, **VERIFIED)
-    refused(game.run(own(game, "1 / 0")), "8 of 8 replies could not be graded", "ZeroDivisionError")
+    refused(game.run(own(game, "1 / 0")), "4 of 4 replies could not be graded", "ZeroDivisionError")
     assert not (game.root / "iterations").exists() and (game.root / "baseline/measure/done.json").exists()
+
+
+def test_a_checker_that_needs_a_column_which_the_recipe_does_not_name_is_refused_before_anything_is_made(
+    tmp_path: Path, zygote: Zygote
+) -> None:
+    game = game_in(tmp_path / "game", zygote, **ONE, **VERIFIED)
+    (game.folder / "rules.py").write_text("def f(completions, level):\n    return [1.0] * len(completions)\n")
+    result = game.run("target.checker=rules.py:f")
+    refused(result, "missing 1 required positional argument: 'level'", "on the reply 'so ", "data.checker_columns")
+    assert not (game.root / "sft").exists() and not (game.root / "baseline").exists()
 
 
 @pytest.mark.parametrize(
@@ -453,4 +464,4 @@ def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_
 def test_contradictions_are_refused_before_anything_is_made(overrides: list[str], words: str, tmp_path: Path, zygote: Zygote) -> None:
     game = game_in(tmp_path / "game", zygote)
     refused(game.run(*overrides), words)
-    assert not (game.root / "sft").exists()
+    assert not any((game.root / name).exists() for name in ("base", "data", "sft"))

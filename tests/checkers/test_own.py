@@ -369,6 +369,7 @@ def refused(kind: str, **settings) -> str:
         ("def g(completions): ...", "has no function 'f'"),
         ("f = 3", "f in {path} is no function but of type int"),
         ("def f(prompt, response): ...", "takes (prompt, response)"),
+        ("def f(prompts, completions, /): ...", "takes (prompts, completions, /)"),
         ("def f(prompt, response): ...", "compute_score(data_source, solution_str, ground_truth, extra_info)"),
         ("import no_such_module", "line 1: ModuleNotFoundError: No module named 'no_such_module'"),
         ("x = 1\n\n1 / 0", "line 3: ZeroDivisionError: division by zero"),

@@ -44,6 +44,16 @@ HASHES = r"#### (.+)"
         ("7 3/2", "3/2"),  # not mixed: the fraction is no part of one
         (r"\frac{1}{2}", "1/2"),
         (r"-\dfrac{3}{4}", "-3/4"),
+        (r"\frac{-1}{2}", "-1/2"),
+        (r"-\frac{ -1.5 }{2}", "3/4"),
+        (r"5 = \frac{a}{b}", "5"),
+        ("1{,}234", "1234"),
+        (r"1,\!234,\!567", "1234567"),
+        (r"18\,000", "18000"),
+        (r"3\,4", "4"),
+        ("18 cm^2", "18"),
+        ("18 m^{-1}", "18"),
+        ("2^3 = 8", "8"),
         ("50%", "50"),
         ("$18", "18"),
         ("-$5", "-5"),
@@ -76,6 +86,11 @@ def test_numbers_by_hand(text: str, value: str) -> None:
         "x2.5",
         "1/0",
         "12/05/2024",
+        "10^6",
+        r"3 \times 10^{-6}",
+        "x^2",
+        r"\frac{x}{2}",
+        r"\frac{1}{0}",
         "1.2.3",
         "9" * 101,
         "1e100",
@@ -95,6 +110,7 @@ def test_a_number_that_cannot_be_read_hides_the_ones_before_it() -> None:
     """Else a reply that ends in a date or in endless digits would be graded by some other number of it."""
     assert last_number("18, on 12/05/2024") is None
     assert last_number("18 " + "7" * 500) is None
+    assert last_number(r"18 or \frac{x}{2}") is None
 
 
 @given(st.fractions(max_denominator=10**6), st.text(alphabet="abc \n.", max_size=20))
@@ -124,7 +140,30 @@ def test_equality_is_that_of_fractions(a: int, b: int, c: int, d: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["1", "1,", "1 ", "1/", "123,", "123 ", "1e", "-", ".1", "1'", "1 222 ", r"\frac{1", "(", "[{", "1 2/3", "$"]
+    "piece",
+    [
+        "1",
+        "1,",
+        "1 ",
+        "1/",
+        "123,",
+        "123 ",
+        "1e",
+        "-",
+        ".1",
+        "1'",
+        "1 222 ",
+        r"\frac{1",
+        r"\frac{",
+        r"\frac{1}{",
+        "1{,}",
+        r"1\,",
+        "^{",
+        "(",
+        "[{",
+        "1 2/3",
+        "$",
+    ],
 )
 def test_a_megabyte_of_anything_is_read(piece: str) -> None:
     """Were the reading quadratic, this would take hours and not a second."""

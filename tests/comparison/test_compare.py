@@ -157,6 +157,7 @@ def test_a_metric_that_a_run_does_not_have(two: Game) -> None:
         (["runs/a", "elsewhere/b"], ["a", "b"]),
         (["runs/a/seed", "runs/b/seed"], ["a/seed", "b/seed"]),
         (["x/runs/a", "y/runs/a", "z"], ["x/runs/a", "y/runs/a", "z"]),
+        (["/x/run", "/x/run"], ["/x/run", "/x/run"]),
     ],
 )
 def test_runs_are_called_by_as_little_of_their_paths_as_tells_them_apart(folders: list[str], labels: list[str]) -> None:

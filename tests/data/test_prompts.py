@@ -64,13 +64,14 @@ def test_a_fraction_holds_prompts_out_by_the_same_hash_as_rows(tmp_path: Path) -
 
 def test_answers_and_columns_of_a_checker_survive_the_file(tmp_path: Path) -> None:
     rows = [{"prompt": "a", "gold": 18, "level": {"n": 1}}, {"prompt": "b", "gold": None, "level": None}, {"prompt": "c", "gold": " "}]
+    rows.append({"prompt": "d", "gold": float("nan")})  # which pandas writes for null
     found = run(tmp_path, rows, {"checker_columns": ["level"]}, answer="gold")
     path = tmp_path / "prompts.parquet"
     write_examples(path, found.prompts)
     again = {one.conversation.prompt[0]["content"]: one.conversation for one in read_examples(path)}
-    assert {name: one.answer for name, one in again.items()} == {"a": "18", "b": None, "c": None}
+    assert {name: one.answer for name, one in again.items()} == {"a": "18", "b": None, "c": None, "d": None}
     assert again["a"].columns == {"level": {"n": 1}}
-    assert found.prompt_counts["without_answer"] == 2
+    assert found.prompt_counts["without_answer"] == 3
 
 
 def test_answers_of_sft_rows(tmp_path: Path) -> None:

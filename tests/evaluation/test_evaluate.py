@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,20 @@ def test_a_pattern_that_never_finds_an_answer_is_refused(pattern: str, warnings:
         made(recipe(pattern), human).check_answers()
     assert caught.value.where == "evaluate.answer_pattern" and f"{pattern!r} finds no answer in any of the 2" in caught.value.what
     assert "one of them is 'is a'" in caught.value.remedy and not warnings.records
+
+
+def test_where_answers_have_a_column_that_is_what_is_told(warnings: pytest.LogCaptureFixture) -> None:
+    base = {"run_dir": "run", "model": {"path": "builtin:tiny"}, "target": {"kind": "verified", "checker": "number"}}
+    chosen = load_recipe({**base, "data": {"path": "builtin:tasks", "answer": "gold"}})
+
+    def with_answers(*answers: str | None) -> Evaluator:
+        rows = [replace(one, conversation=replace(one.conversation, answer=a)) for one, a in zip(HELD_OUT, answers, strict=True)]
+        return made(chosen, rows)
+
+    with pytest.raises(UserError) as caught:
+        with_answers("n/a", "n/a", "n/a").check_answers()
+    assert "finds no answer in any of the 3 held-out rows (data.answer 'gold')" in caught.value.what
+    assert caught.value.remedy == "one of them is 'n/a'"
+    with_answers("4", None, "n/a").check_answers()
+    (line,) = [record.message for record in warnings.records]
+    assert line == "target.checker number finds no answer in 1 of 3 held-out rows (data.answer 'gold'): never a match"

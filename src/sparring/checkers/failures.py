@@ -18,6 +18,7 @@ def require_few_failures(texts: Sequence[str], grades: Sequence[Grade], name: st
         raise UserError(
             f"{len(failed)} of {len(grades)} replies could not be graded, more than {MOST_FAILURES:.0%}; the first of them: {reason}",
             where=f"target.checker ({name}), on the reply {text[:200]!r}",
-            remedy="correct the function, or raise target.timeout_seconds or target.memory_mb; nothing has to be sampled again",
+            remedy="correct the function, name columns that it needs in data.checker_columns, or raise target.timeout_seconds or "
+            "target.memory_mb; nothing has to be sampled again",
         )
     return len(failed)

@@ -43,14 +43,16 @@ def own_function(path: str, source: str, name: str) -> Answer:
         names = [found for found, value in vars(sys.modules["checker"]).items() if callable(value) and not found.startswith("_")]
         raise Trouble({"missing": names, "found": type(function).__name__ if function is not None else None})
     try:
-        parameters = inspect.signature(function).parameters
+        signature = inspect.signature(function)
     except (TypeError, ValueError):
         raise Trouble({"signature": None}) from None
+    # by their names alone are they passed
+    parameters = {name: one for name, one in signature.parameters.items() if one.kind is not one.POSITIONAL_ONLY}
     if "solution_str" in parameters:
         return lambda items: [verl_score(function, parameters, item) for item in items]
     if "completions" in parameters:
         return lambda items: trl_scores(function, parameters, items)
-    raise Trouble({"signature": str(inspect.signature(function))[:200]})
+    raise Trouble({"signature": str(signature)[:200]})
 
 
 def load_module(path: str, source: str) -> types.ModuleType:

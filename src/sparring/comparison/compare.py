@@ -133,7 +133,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     for place, own in enumerate(parts):
         others = [*parts[:place], *parts[place + 1 :]]
         tails = (last for last in range(1, len(own)) if all(other[-last:] != own[-last:] for other in others))
-        labels.append("/".join(own[-next(tails, len(own)) :]))
+        labels.append(Path(*own[-next(tails, len(own)) :]).as_posix())
     return labels
 
 

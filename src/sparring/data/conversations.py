@@ -125,8 +125,8 @@ def with_columns(conversation: Conversation, row: Row, answer: str | None, check
 
 
 def _answer(value: Any, name: str, where: str) -> str | None:
-    """The text of a cell of the answer column; None where it is null or blank."""
-    if value is None or (isinstance(value, str) and not value.strip()):
+    """The text of a cell of the answer column; None where it is null, NaN (pandas' null) or blank."""
+    if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
     if isinstance(value, (str, int, float)):
         return without_surrogates(str(value))

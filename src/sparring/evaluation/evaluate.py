@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.answers import has_answer
 from sparring.checkers.asking import ask
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
@@ -46,15 +47,18 @@ class Evaluator:
         if checker is None or is_own_checker(checker.name):
             return
         by = "evaluate.answer_pattern" if pattern is not None else f"target.checker {checker.name}"
-        missed = sum(checker.expected(one) is None for one in ask(self.held_out, {}))
-        if missed == len(self.held_out):
+        asked = ask(self.held_out, {})
+        missed = sum(checker.expected(one) is None for one in asked)
+        column = self.recipe.data.answer
+        rows = "held-out human replies" if column is None else f"held-out rows (data.answer {column!r})"
+        if missed == len(asked):
             raise UserError(
-                f"{pattern or checker.name!r} finds no answer in any of the {missed} held-out human replies",
+                f"{pattern or checker.name!r} finds no answer in any of the {missed} {rows}",
                 where=by,
-                remedy=f"one of them is {self.held_out[0].conversation.reply[:200]!r}",
+                remedy=f"one of them is {(asked[0].answer if has_answer(asked[0]) else asked[0].human or '')[:200]!r}",
             )
         if missed:
-            log.warning(f"{by} finds no answer in {missed} of {len(self.held_out)} held-out human replies: never a match")
+            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: never a match")
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
         """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply where a checker gives one."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 from sparring.checkers.asking import ask
+from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
+from sparring.checkers.own import TRIED
 from sparring.config import OF_MOVING_TARGETS, Recipe, is_own_checker, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
@@ -30,19 +32,34 @@ def check(ground: Ground) -> None:
     """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
     recipe = ground.recipe
     _check_alone(recipe)
-    trained = [(name, section) for name, section in (("train", recipe.train), ("sft", recipe.sft)) if section]
-    for name, section in trained:
-        if section.lora:
+    with held_out_checker(recipe) as checker:
+        _check_model_and_rows(ground)
+        Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
+        _check_prompts(ground, checker)
+        _check_own(ground, checker)
+    for section in filter(None, (recipe.train, recipe.sft)):
+        ground.with_budget(section)  # from what is free before anything is loaded
+
+
+def _check_model_and_rows(ground: Ground) -> None:
+    for name, section in (("train", ground.recipe.train), ("sft", ground.recipe.sft)):
+        if section and section.lora:
             new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
     _announce_whole(ground)
     _check_tokens(ground)
     _announce_cut(ground)
     _check_context(ground)
-    with held_out_checker(recipe) as checker:
-        Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
-        _check_prompts(ground, checker)
-    for _, section in trained:
-        ground.with_budget(section)  # from what is free before anything is loaded
+
+
+def _check_own(ground: Ground, checker: Checker | None) -> None:
+    """Raise UserError where a function of one's own can grade none of the first human replies: a column that it needs may be missing."""
+    if checker is None or not is_own_checker(checker.name):
+        return
+    texts = {example.row_id: example.conversation.reply for example in ground.held_out[:TRIED]}
+    asked = ask(ground.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
+    grades = [grade for grades in checker.grade(asked) for grade in grades]
+    if all(grade.failed for grade in grades):
+        require_few_failures(list(texts.values()), grades, checker.name)
 
 
 def _check_prompts(ground: Ground, checker: Checker | None) -> None:
@@ -119,12 +136,13 @@ def _announce_whole(ground: Ground) -> None:
 def _check_tokens(ground: Ground) -> None:
     """Raise UserError for a row with a token that the model has no embedding of: its tokenizer may list special ones beyond."""
     size = load_config(ground.base.folder).get_text_config().vocab_size
-    for example in (*ground.train_examples, *ground.held_out):
+    for example in (*ground.played_examples, *ground.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
         if token >= size:
             name = ground.chat.tokenizer.convert_ids_to_tokens(token)
             what = f"row {example.row_id} holds the token {name!r} ({token}), and the model knows {size} tokens"
-            raise UserError(what, where="data.path", remedy="drop the row, or take the model that this token is for")
+            where = "data.path" if example.has_reply else "data.prompts"
+            raise UserError(what, where=where, remedy="drop the row, or take the model that this token is for")
 
 
 def _check_context(ground: Ground) -> None:

@@ -83,6 +83,9 @@ class EvaluateSection(Section):
         if target.losers == "answered" and is_own_checker(checker) and self.answer_pattern is None:
             why = "with target.losers answered nobody loses without an answer, and a function of your own reads none: this finds them"
             yield Contradiction("answer_pattern", None, why)
+        if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.moves)):
+            why = "has no effect where no headroom is measured; set evaluate.headroom: true"
+            yield Contradiction("headroom_epochs", self.headroom_epochs, why)
         if self.metric == "exact_match_greedy" and not self.greedy:
             yield Contradiction("metric", self.metric, "needs evaluate.greedy: true")
         if checker is None and self.answer_pattern is None:

@@ -114,6 +114,13 @@ class TargetSection(Section):
             raise ValueError("has an effect with checker number only")
         return value
 
+    @field_validator("pass_score")
+    @classmethod
+    def _tells_right_from_wrong(cls, value: float, info: ValidationInfo) -> float:
+        if "checker" in info.data and not is_own_checker(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
+            raise ValueError("built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none")
+        return value
+
     @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
     @classmethod
     def _of_moving_targets(cls, value: T, info: ValidationInfo) -> T:
@@ -166,6 +173,9 @@ class TargetSection(Section):
             yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
+        if objective.loss == "sft" and self.human == "only":
+            why = "with objective.loss sft the human reply alone would be trained on: that is continued SFT; take fallback, never or mix"
+            yield Contradiction("human", self.human, why)
         if objective.loss == "sft" and not self.moves:
             why = "objective.loss sft on human replies is no game but continued SFT: see sft and baseline; or take verified or majority"
             yield Contradiction("kind", self.kind, why)
