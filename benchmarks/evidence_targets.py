@@ -140,7 +140,7 @@ WORD_ARMS = {
     "SPIN": {**SPIN, "train": {}},
 }
 
-# recipes/demo.yaml
+# recipes/demo.yaml, somewhat larger
 DEMO = {
     **SMOL,
     "data": {"held_out": 200, "max_examples": 340},
