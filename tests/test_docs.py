@@ -143,7 +143,7 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_sparring_command_of_the_readme_runs(readers_folder: Path, zygote: Zygote) -> None:
     """In the order of the page, as a reader would type them."""
     found = commands("sparring")
-    assert {args[0] for args in found} >= {"run", "sample", "export", "recipe"}
+    assert {args[0] for args in found} >= {"init", "run", "export"}
     for args in found:
         result = zygote.run(args, readers_folder)
         assert result.code == 0, (args, result.err)
