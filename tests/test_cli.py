@@ -66,7 +66,7 @@ def test_no_command_prints_the_help_and_completion_is_there(game: Game) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name)
 def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
-    overrides = ["train.lr=3e-7", "objective.beta=2", "showcase=[]"]
+    overrides = ["train.lr=3e-7", "train.warmup=0.5", "showcase=[]"]
     result = game.command("recipe", str(path), *overrides)
     assert result.code == 0 and result.err == ""
     resolved = game.folder / "resolved.yaml"
@@ -343,7 +343,7 @@ def test_a_moved_run_keeps_its_best(copy: Game) -> None:
 def test_sample_answers_with_every_player(played: Game) -> None:
     result = played.command("sample", "run", "say ab")
     assert result.code == 0 and result.err == ""
-    for name in ("baseline", "iteration 0", "iteration 1", "continued-sft"):
+    for name in ("baseline", "iteration 0", "iteration 1", "continued SFT"):
         assert name in result.out
     # the run's own showcase asked the same under the same random stream
     for stage in ("baseline/evaluate", "iterations/000/evaluate", "iterations/001/evaluate"):

@@ -16,6 +16,7 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
 from sparring.data.given_back import (
     END_OF_THINKING,
+    SPELT_MARK,
     THINKING,
     Lost,
     closing_error,
@@ -203,7 +204,8 @@ class Chat:
         thinks = "reasoning_content" in reply  # then a mark of thinking opens the reply, which a sampled one writes as well
         if self._marker.search(opening) if thinks else opening.strip():
             raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
-        if closing := closing_of(written, going_on, self._end_of_turn):
+        closing = closing_of(written, going_on, self._end_of_turn)
+        if closing and not (self._end_of_turn is None and SPELT_MARK.fullmatch(closing)):
             raise closing_error(self.source, closing, reply["content"], where)
 
     def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:

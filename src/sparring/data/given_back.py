@@ -12,6 +12,8 @@ from sparring.errors import UserError
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 OPTION = "model.chat_template"
+# <|im_end|> where the tokenizer has no such token: the end of the turn in letters, which the model learns with the reply
+SPELT_MARK = re.compile(r"<[^<>/\s][^<>\s]*>")
 SHOWN = 60  # characters of a text in a message
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from sparring.console import log
 from sparring.data.records import TokenIds
+from sparring.errors import UserError
 from sparring.policy.compute import in_float32
 from sparring.policy.footprint import PREFILL_TOKENS
 from sparring.policy.head import logits_of, logps_of
@@ -25,6 +26,7 @@ from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, 
 from sparring.policy.transfer import sent, tensor_on
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
+NOT_DRAWN = -1  # no token
 # Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
 AGREEMENT = 1e-3
 
@@ -180,6 +182,14 @@ def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> f
     return float((expected_V.exp() * (logits_V.float().log_softmax(-1) - expected_V).abs()).sum())
 
 
+def require_drawn(tokens: Sequence[int]) -> list[int]:
+    """The tokens. Raises UserError where one was not drawn, for its scores were no numbers."""
+    if NOT_DRAWN in tokens:
+        remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
+        raise UserError("the model computes no numbers (NaN) as the logits of a next token, so that none can be drawn", remedy=remedy)
+    return list(tokens)
+
+
 class Decoder:
     """Runs rows through a model whose attention was set by `use_packed_attention`."""
 
@@ -231,7 +241,7 @@ class Decoder:
         logits = self.logits(old, prompts, cache)
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
         tokens = self.draw(logits, sent(torch.from_numpy(uniforms), logits.device))
-        for row, token in zip(active, tokens.tolist(), strict=True):
+        for row, token in zip(active, require_drawn(tokens.tolist()), strict=True):
             row.token_ids.append(token)
         if self.logps:
             for row, logp in zip(active, logps_of(logits, tokens).tolist(), strict=True):

@@ -21,8 +21,7 @@ from transformers import (
 from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
-from sparring.errors import UserError
-from sparring.opponent.decode import Decoder, Row, packed_rows_agree, packed_rows_disagree
+from sparring.opponent.decode import NOT_DRAWN, Decoder, Row, packed_rows_agree, packed_rows_disagree, require_drawn
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
@@ -35,21 +34,18 @@ def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
 
     One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share. Sums
     are in float64, in which they keep a large vocabulary's tail: first of blocks, then within the block that holds the token.
-    Raises UserError where the scores are no numbers.
+    NOT_DRAWN where the scores are no numbers: the device is not waited for to find out here (see `require_drawn`).
     """
     shares = torch.nn.functional.pad(scores_BV.float().softmax(-1), (0, -scores_BV.shape[-1] % CDF_BLOCK)).unflatten(-1, (-1, CDF_BLOCK))
     cumulative = shares.sum(-1, dtype=torch.float64).cumsum(-1)
     total = cumulative[:, -1:]
-    if not total.isfinite().all():
-        remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
-        raise UserError("the model computes no numbers (NaN) as the logits of a next token, so that none can be drawn", remedy=remedy)
     threshold = torch.minimum(uniform_B1 * total, torch.nextafter(total, torch.zeros_like(total)))
-    block = torch.searchsorted(cumulative, threshold, right=True)
+    block = torch.searchsorted(cumulative, threshold, right=True).clamp(max=cumulative.shape[1] - 1)
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = shares[torch.arange(len(shares), device=shares.device), block[:, 0]]
     token = torch.searchsorted(before + inside.double().cumsum(-1), threshold, right=True)
     last_possible = CDF_BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)  # rounding must not lead past it
-    return (block * CDF_BLOCK + torch.minimum(token, last_possible))[:, 0]
+    return torch.where(total.isfinite(), block * CDF_BLOCK + torch.minimum(token, last_possible), NOT_DRAWN)[:, 0]
 
 
 class InverseCdf(LogitsProcessor):
@@ -61,6 +57,7 @@ class InverseCdf(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
         token = draw_by_inverse_cdf(scores, self.uniforms_BT[:, step : step + 1])
+        require_drawn(token.tolist())
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
