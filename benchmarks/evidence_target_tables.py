@@ -1,9 +1,15 @@
-"""The tables of docs/evidence.md about targets that move, and the numbers behind them in benchmarks/results/evidence_targets.json."""
+"""The tables of docs/evidence.md about targets that move, and the numbers behind them in benchmarks/results/evidence_targets.json.
+
+    python benchmarks/evidence_target_tables.py SETTING ARM OTHER METRIC    # their difference over the seeds that both have played
+
+ARM and OTHER as in the results, "majority, duels 3" and sft-1e-03-200 for example; METRIC: a key of COLUMNS.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -109,9 +115,9 @@ def _rounds(arms: Arms, arm: str, last: int | None) -> str:
     return ", ".join(f"{fmean(one['exact_match'] for one in arms[f'{arm} {t}'].values()):.3f}" for t in range(last + 1))
 
 
-def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str = "exact_match") -> str:
     both = [seed for seed in ours if seed in theirs]
-    found = paired_over_seeds(*([of[seed]["exact_match"] for seed in both] for of in (ours, theirs)), CONFIDENCE)
+    found = paired_over_seeds(*([of[seed][metric] for seed in both] for of in (ours, theirs)), CONFIDENCE)
     if found.low is None or found.high is None:
         return f"{found.difference:+.3f}"
     return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
@@ -121,3 +127,13 @@ def _title(arm: str) -> str:
     found = SFT.fullmatch(arm)
     names = {"start": "start", "cool start": "start at temperature 0.7"}
     return f"continued SFT, {found[1]}, {found[2]} epochs" if found else names.get(arm, arm)
+
+
+def main(setting: str, arm: str, other: str, metric: str) -> None:
+    seeds = _results()[setting]
+    of = [{seed: one["arms"][name] for seed, one in seeds.items() if name in one["arms"]} for name in (arm, other)]
+    print(f"{arm} less {other}, {metric}: {_difference(*of, metric)}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

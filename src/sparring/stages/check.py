@@ -114,8 +114,10 @@ def _announce_unused(recipe: Recipe) -> None:
     if not objective.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
     if recipe.target.moves and objective.uses_gaps:
-        usual = ", ".join(f"{key} {value:g}" for key, value in OF_MOVING_TARGETS.items())
-        log.info(f"objective: beta {objective.beta}, nll_weight {objective.nll_weight} (by default {usual} where the target moves)")
+        in_use = {"nll_weight", *objective.at(0, sampling.replies_per_prompt)}
+        taken = {key: value for key, value in OF_MOVING_TARGETS.items() if key in in_use}
+        told = ", ".join(f"{key} {getattr(objective, key)} (by default {value:g} where the target moves)" for key, value in taken.items())
+        log.info(f"objective: {told}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
