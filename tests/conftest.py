@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import signal
 import sys
@@ -98,6 +99,10 @@ class Game:
 
     def json(self, name: str) -> Any:
         return json.loads((self.root / name).read_text(encoding="utf-8"))
+
+    def finished_stages(self) -> int:
+        """How many there are, counted while the game may be renaming and deleting folders (which `Path.rglob` does not survive)."""
+        return sum("done.json" in files for _, _, files in os.walk(self.root))
 
     def state(self) -> dict[str, tuple[str, int]]:
         """name -> (content, time of writing) of every file that no later attempt may touch: finished stages and shards."""

@@ -231,7 +231,7 @@ def test_a_read_only_file_system(locked: Callable[[str], None], game: Game, play
 def test_readers_during_a_run(stages: int, game: Game, played: Game) -> None:
     """Whatever is there or not there yet, they show it or say what is missing; and the run is what it is without them."""
     running = game.start()
-    running.wait_for(lambda: game.root.exists() and len(list(game.root.rglob("done.json"))) >= stages)
+    running.wait_for(lambda: game.root.exists() and game.finished_stages() >= stages)
     os.kill(running.pid, signal.SIGSTOP)  # so that they see it in the middle, however slow they are
     try:
         for command in LOOKS:

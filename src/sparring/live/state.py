@@ -120,12 +120,18 @@ def kept(state: RunState) -> str | None:
     """What of the stage in work a new start would not do again."""
     if state.stage is None:
         return None
-    folder = state.root / (state.stage + PARTIAL)
+    try:
+        return _kept(state.stage, state.root / (state.stage + PARTIAL))
+    except FileNotFoundError:  # the run renamed or deleted something while we looked
+        return None
+
+
+def _kept(stage: str, folder: Path) -> str | None:
     steps = [read_object(file, "step")["step"] for file in folder.glob("checkpoint-*/step.json")]
     if steps:
         return f"its checkpoint after {max(steps)} steps"
     items = sum(items_done(place) for place in (folder, folder / "replies", folder / "cool", folder / "greedy"))
-    unit = {"score": "batches", "score-start": "batches", "grade": "prompts"}.get(state.stage.rpartition("/")[2], "replies")
+    unit = {"score": "batches", "score-start": "batches", "grade": "prompts"}.get(stage.rpartition("/")[2], "replies")
     return f"its first {items} {unit}" if items else None
 
 
