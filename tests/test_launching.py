@@ -42,7 +42,7 @@ from sparring.stages.sft import sft
 
 # as in tests/training/test_ranks.py, after more steps
 WEIGHTS = 2e-4
-ONE_ITERATION = {"iterations": 1, "sft": None, "baseline": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
+ONE_ITERATION = {"iterations": 1, "sft": None, "controls": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
 TWO_RANKS = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=true"]
 TRAIN, SCORE, MEASURE = "iterations/000/train", "iterations/000/score", "iterations/000/measure"
 
@@ -220,7 +220,7 @@ def test_measuring_on_shards_killed_and_gone_on_with(begun: Game, inline: Game) 
 
 def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranks, here one in this process, find the replies there, and score."""
-    without_measurements(begun, inline, "baseline")
+    without_measurements(begun, inline, "start")
     monkeypatch.chdir(begun.folder)
     others = ["launcher.strategy=fsdp2", "sampling.engine=server"]
     recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, *others])
@@ -232,15 +232,15 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
-        measure(Ground(recipe, RunDir(root), target=stage), "baseline", start, None, round_index=0)
+        measure(Ground(recipe, RunDir(root), target=stage), "start", start, None, round_index=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
     monkeypatch.setattr("sparring.stages.making.launch", launched)
     ground = Ground(recipe, RunDir(Path(recipe.run_dir)))
     start = sft(ground)
-    measure(ground, "baseline", start, None, round_index=0)
-    assert happened == ["engine", "baseline/measure"]
-    assert_same_measurements(begun, inline, "baseline")
+    measure(ground, "start", start, None, round_index=0)
+    assert happened == ["engine", "start/measure"]
+    assert_same_measurements(begun, inline, "start")
 
 
 # --- by accelerate

@@ -113,7 +113,7 @@ def test_the_card_shows_the_scores_of_every_player(folder: Path) -> None:
     for file in files:
         drawing = ElementTree.parse(folder / "model" / file).getroot()
         texts = ["".join(element.itertext()) for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
-        assert {"baseline", "iteration 0", "iteration 1"} <= set(texts), file
+        assert {"start", "iteration 0", "iteration 1"} <= set(texts), file
         style = next(drawing.iter("{http://www.w3.org/2000/svg}style")).text
         assert all(f".{name} " in style for element in drawing.iter() for name in element.get("class", "").split()), file
 
@@ -126,7 +126,7 @@ def test_what_others_should_not_read_is_hidden(played: Game) -> None:
         "sampling.ray.address=10.1.2.3:6379",
         "launcher.kind=accelerate",
         "launcher.main_process_ip=10.1.2.3",
-        "baseline=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
+        "controls=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
         "evaluate.benchmarks={tasks: [quiz], task_folders: [/home/anna/tasks]}",
         "data.path=[/home/anna/a.jsonl.gz, /home/anna/*.csv]",
         "data.prompts=/home/anna/prompts.jsonl",
@@ -416,6 +416,6 @@ def test_bad_input(played: Game, arguments: list[str], parts: list[str]) -> None
 
 def test_a_run_without_a_finished_iteration(game: Game) -> None:
     stopped = game.run(sabotage=[Sabotage("sparring.selfplay:generate")])
-    assert stopped.code == -9 and (game.root / "baseline").exists()
+    assert stopped.code == -9 and (game.root / "start").exists()
     result = game.command("push", "run", *BOTH, "--dry-run", "x")
     assert result.code == 2 and "no best iteration yet" in result.err and not (game.folder / "x").exists()

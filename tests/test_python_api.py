@@ -42,7 +42,7 @@ def test_micro_batches_are_chosen_once_for_a_run(game: Game, played: Game) -> No
     few, many = (each.json("sft/done.json")["facts"] for each in (game, played))
     assert few["micro_batches"] > many["micro_batches"] == many["steps"]
     assert few["trained_tokens"] == many["trained_tokens"] and few["padding"] == many["padding"] == 0
-    of = [each.json("summary.json")["baseline"]["scores"]["nll_per_token"]["value"] for each in (game, played)]
+    of = [each.json("summary.json")["start"]["scores"]["nll_per_token"]["value"] for each in (game, played)]
     assert of[0] == pytest.approx(of[1], rel=1e-5)
 
 

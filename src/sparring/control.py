@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
+from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
@@ -32,26 +32,26 @@ class Played:
 
 def check_controls(ground: Ground) -> None:
     """Raise UserError for labelled pairs that cannot be read, before anything is played; say where a comparison may be unfair."""
-    for section in ground.recipe.baseline:
+    for section in ground.recipe.controls:
         if (unlike := unlike_lr(ground.recipe, section)) is not None:
             log.info(f"{section.title}: {unlike}")
         if section.pairs is not None:
             pairs_stage(ground, section)
 
 
-def unlike_lr(recipe: Recipe, section: BaselineSection) -> str | None:
+def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
     """What to say of a control whose learning rate is far from the game's first one; None where it is near, or one of several tried."""
     own, game = control_lr(recipe, section), at_iteration(recipe.train.lr, 0)
-    several = {control_lr(recipe, other) for other in recipe.baseline if other.kind == section.kind}
+    several = {control_lr(recipe, other) for other in recipe.controls if other.kind == section.kind}
     if len(several) > 1 or max(own, game) <= FAIR_FACTOR * min(own, game) * (1 + 1e-9):
         return None
-    remedy = f"baseline.search='{{lr: [{own:g}, {game:g}]}}' tries both"
+    remedy = f"controls.search='{{lr: [{own:g}, {game:g}]}}' tries both"
     return f"its learning rate is {own:g} and the game's {game:g}: which arm stands higher may be due to that alone; {remedy}"
 
 
 def play_controls(ground: Ground, game: Played) -> dict[str, Policy]:
     """Train and evaluate every control of the recipe, by its folder; what has no cost to match or nothing to start from is left out."""
-    played = [section for section in ground.recipe.baseline if _has_place(section, game)]
+    played = [section for section in ground.recipe.controls if _has_place(section, game)]
     return {
         section.folder: results(
             ground, section.folder, train_control(ground, section, game), reference(section, game), len(game.players) + 1, derived=True
@@ -60,13 +60,13 @@ def play_controls(ground: Ground, game: Played) -> dict[str, Policy]:
     }
 
 
-def measure_control(ground: Ground, section: BaselineSection, game: Played) -> None:
+def measure_control(ground: Ground, section: ControlSection, game: Played) -> None:
     """What its weights are needed for after its training."""
     player = train_control(ground, section, game)
     measure(ground, section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
 
 
-def train_control(ground: Ground, section: BaselineSection, game: Played) -> Policy:
+def train_control(ground: Ground, section: ControlSection, game: Played) -> Policy:
     """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
     cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
@@ -76,13 +76,13 @@ def train_control(ground: Ground, section: BaselineSection, game: Played) -> Pol
     return _continue_sft(ground, section, game, cost)
 
 
-def score_control(ground: Ground, section: BaselineSection, game: Played) -> None:
+def score_control(ground: Ground, section: ControlSection, game: Played) -> None:
     """The reference's log-probs of the pairs, which DPO trains with."""
     cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
     score_dpo(ground, section, reference(section, game), len(game.players), cost)
 
 
-def reference(section: BaselineSection, game: Played) -> Policy:
+def reference(section: ControlSection, game: Played) -> Policy:
     """Whom the control starts as, and duels with."""
     if section.start == "start":
         return game.start
@@ -90,19 +90,19 @@ def reference(section: BaselineSection, game: Played) -> Policy:
     return game.players[game.best]
 
 
-def from_iteration(section: BaselineSection, best: int | None) -> int | None:
+def from_iteration(section: ControlSection, best: int | None) -> int | None:
     """The iteration that it starts from, None for the start of the game."""
     return best if section.start == "best" else None
 
 
-def _has_place(section: BaselineSection, game: Played) -> bool:
+def _has_place(section: ControlSection, game: Played) -> bool:
     if game.players or (section.epochs is not None and section.start == "start"):
         return True
     log.info(f"{section.title}: no iteration was played, so there is no cost to match; left out")
     return False
 
 
-def _continue_sft(ground: Ground, section: BaselineSection, game: Played, forward_tokens: int) -> Policy:
+def _continue_sft(ground: Ground, section: ControlSection, game: Played, forward_tokens: int) -> Policy:
     examples, played = ground.train_examples, len(game.players)
     settings = sft_settings(ground.recipe, section)
     batch_size = min(settings.batch_size, len(examples))
@@ -119,7 +119,7 @@ def _continue_sft(ground: Ground, section: BaselineSection, game: Played, forwar
     return sft_stage(ground, control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
 
 
-def sft_settings(recipe: Recipe, section: BaselineSection) -> SftSection:
+def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:
     """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
     sft, train = recipe.sft, recipe.train
     shared = OptimSection.model_fields.keys() - {"optimizer"}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, TrainSection, control_batch_size, control_lr
+from sparring.config import ControlSection, TrainSection, control_batch_size, control_lr
 from sparring.console import log
 from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, source_fingerprint
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
@@ -27,7 +27,7 @@ PAIRS = "pairs.parquet"
 DATA_LIMITS = ("max_prompt_tokens", "max_reply_tokens", "too_long")
 
 
-def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
+def pairs_stage(ground: Ground, section: ControlSection) -> StageRecord:
     """The pairs, tokenised."""
     source, recipe = section.pairs, ground.recipe
     assert source is not None
@@ -51,7 +51,7 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
     return ground.maker.make(control_stage(section.folder, "pairs"), inputs, work, derived=True)
 
 
-def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
+def train_dpo(ground: Ground, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
     """The reference's log-probs of the pairs first, then the player, who starts as the reference.
 
     forward_tokens: what it may cost where the recipe names no epochs.
@@ -77,7 +77,7 @@ def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, playe
     return Policy.of_stage(ground.maker.make(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
 
 
-def score_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
+def score_dpo(ground: Ground, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
     """The reference's log-probs alone."""
     return _score(ground, section, reference, _prepared(ground, section, played, forward_tokens))
 
@@ -89,7 +89,7 @@ class _Prepared:
     settings: TrainSection
 
 
-def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tokens: int) -> _Prepared:
+def _prepared(ground: Ground, section: ControlSection, played: int, forward_tokens: int) -> _Prepared:
     duels = read_pairs(pairs_stage(ground, section).path / PAIRS)
     settings = _settings(ground, section)
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes, _layout(ground))
@@ -98,13 +98,13 @@ def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tok
     return _Prepared(duels, plan, settings)
 
 
-def _settings(ground: Ground, section: BaselineSection) -> TrainSection:
+def _settings(ground: Ground, section: ControlSection) -> TrainSection:
     """The game's own way to train, with the control's batch size."""
     train = ground.recipe.train
     return train.model_copy(update={"batch_size": control_batch_size(ground.recipe, section), "horizon_epochs": None})
 
 
-def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:
+def _score(ground: Ground, section: ControlSection, reference: Policy, prepared: _Prepared) -> StageRecord:
     name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
     return score_stage(ground, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker
-from sparring.config import BaselineSection
+from sparring.config import ControlSection
 from sparring.console import log
 from sparring.control import sft_settings
 from sparring.data.records import Reply
@@ -32,7 +32,7 @@ ROUND = 2**31  # names the random streams of these replies: no iteration of a ga
 
 
 def measure_headroom(ground: Ground, start: Policy) -> None:
-    """baseline/headroom/headroom.json: scores of the start and a sentence about them, told in the log, where the recipe asks for it."""
+    """start/headroom/headroom.json: scores of the start and a sentence about them, told in the log, where the recipe asks for it."""
     recipe = ground.recipe
     if not recipe.shows_headroom:
         return
@@ -98,7 +98,7 @@ def _probe(ground: Ground, start: Policy) -> Policy | None:
     recipe, epochs = ground.recipe, ground.recipe.evaluate.headroom_epochs
     if epochs is None:
         return None
-    settings = sft_settings(recipe, BaselineSection())
+    settings = sft_settings(recipe, ControlSection())
     plan = make_plan(settings, len(ground.train_examples), lr=settings.lr, epochs=epochs, seed=recipe.seed, name=PROBE)
     inputs = {"sft": training_inputs(settings), "steps": plan.steps}
     return sft_stage(ground, PROBE, start, plan, settings, inputs, derived=True)

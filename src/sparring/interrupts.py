@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
+RETRY_SECONDS = 0.02
 _received: list[int] = []
 
 
 def stop_on_signals() -> None:
     """Both raise KeyboardInterrupt from now on. A SIGINT that is ignored, as in a job in the background, stays so."""
+    sys.unraisablehook = _raise_again
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stop)
@@ -44,9 +48,19 @@ def put_off() -> Iterator[None]:
 
 def ignore_further() -> None:
     """All is saved and said: another Ctrl-C while the interpreter clears up has nothing to end, and would only show a traceback."""
+    signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _stop(number: int, _: FrameType | None) -> None:
     _received.append(number)
     raise KeyboardInterrupt
+
+
+def _raise_again(found: Any) -> None:
+    """Python can only report what is raised within a callback at a fork or a finaliser: there an interrupt would be lost."""
+    if isinstance(found.exc_value, KeyboardInterrupt):
+        signal.signal(signal.SIGALRM, _stop)
+        signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)  # not at once: that would be within this hook, and lost as well
+    else:
+        sys.__unraisablehook__(found)

@@ -23,7 +23,7 @@ from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import BASELINE, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stage_names import SCORES, SFT, START, evaluate_stage, iteration_name, iteration_stage, measure_stage
 from sparring.stages.generate import generate, window_at
 from sparring.stages.ground import Ground
 from sparring.stages.results import measure
@@ -31,7 +31,7 @@ from sparring.stages.score import score, score_start
 from sparring.stages.sft import sft
 from sparring.stages.train import train
 
-OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure"
+OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, start/measure"
 SHARED = f"{OF_GAME}, continued-sft/train and measure, dpo/score too"
 OF_ITERATION = re.compile(r"iterations/(\d{3})/(generate|score|score-start|train|measure)")
 
@@ -61,8 +61,8 @@ def _compute(ground: Ground, name: str) -> None:
         _compute_of_iteration(ground, int(found[1]), found[2])
     elif name == SFT:
         sft(ground)
-    elif name == measure_stage(BASELINE):
-        measure(ground, BASELINE, sft(ground), None, round_index=0)
+    elif name == measure_stage(START):
+        measure(ground, START, sft(ground), None, round_index=0)
     elif not _compute_of_control(ground, name):
         raise AgreedError(f"{name!r} is no stage that ranks compute together", where="STAGE", remedy=f"there are {SHARED}")
 
@@ -70,7 +70,7 @@ def _compute(ground: Ground, name: str) -> None:
 def _compute_of_control(ground: Ground, name: str) -> bool:
     """False where `name` is no such stage."""
     folder, _, part = name.partition("/")
-    section = next((section for section in ground.recipe.baseline if section.folder == folder), None)
+    section = next((section for section in ground.recipe.controls if section.folder == folder), None)
     parts = {"train": train_control, "measure": measure_control}
     if section is not None and section.kind == "dpo":
         parts["score"] = score_control
@@ -96,7 +96,7 @@ def _compute_of_iteration(ground: Ground, t: int, part: str) -> None:
 def _player(ground: Ground, t: int) -> Policy:
     """Who came out of iteration t with its measurements, as far as there are any; the start of the game for -1."""
     if t < 0:
-        return _measured(ground, BASELINE, sft(ground))
+        return _measured(ground, START, sft(ground))
     record = ground.run.finished(iteration_stage(t, "train"))
     if record is None:
         what = f"{iteration_stage(t, 'train')} is not finished"
@@ -110,7 +110,7 @@ def _measured(ground: Ground, owner: str, player: Policy) -> Policy:
 
 def _played(ground: Ground) -> Played:
     """The game before its controls: up to the stop rule, as the game itself judges it."""
-    start = _scores(ground, BASELINE)
+    start = _scores(ground, START)
     iterations: list[Scores] = []
     while ground.run.finished(evaluate_stage(iteration_name(len(iterations)))):
         iterations.append(_scores(ground, iteration_name(len(iterations))))

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, control_batch_size, control_lr
+from sparring.config import ControlSection, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
@@ -23,7 +23,7 @@ from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan
 
 
-def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: int, forward_tokens: int) -> Policy:
+def train_rft(ground: Ground, section: ControlSection, start: Policy, played: int, forward_tokens: int) -> Policy:
     """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
 
     forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.

@@ -26,7 +26,7 @@ def run(
 
     recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it;
     command: what `sparring status` tells to type to go on.
-    Returns the summary (also in summary.json): baseline, iterations with their scores, best, stop_reason, cost per stage; of several
+    Returns the summary (also in summary.json): start, iterations with their scores, best, stop_reason, cost per stage; of several
     seeds mean and spread of every player's scores, and the tests over seeds. Raises UserError for bad input.
     """
     checked = load_recipe(recipe, list(overrides))

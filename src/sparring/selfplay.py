@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring import interrupts
-from sparring.config import Recipe, to_yaml
+from sparring.config import Recipe, require_layout, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import Played, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
@@ -27,7 +27,7 @@ from sparring.stages.ending import nothing_to_learn, tell_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
 from sparring.stages.ground import Ground
-from sparring.stages.results import evaluate, evaluate_baseline, scores_of
+from sparring.stages.results import evaluate, evaluate_start, scores_of
 from sparring.stages.sft import sft
 from sparring.stages.train import train
 from sparring.tracking.sending import tracked
@@ -39,6 +39,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     restart_from: a stage to redo on purpose, with all after it; command: what `sparring status` tells to type to go on.
     """
     directory = RunDir(Path(recipe.run_dir))
+    require_layout(directory.root)
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
@@ -65,7 +66,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     ground = Ground(recipe, directory)
     check(ground)
     check_controls(ground)
-    start = player = evaluate_baseline(ground, sft(ground))
+    start = player = evaluate_start(ground, sft(ground))
     measure_headroom(ground, start)
     players: list[Policy] = []
     iterations: list[Scores] = []
@@ -95,7 +96,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
 def _publish(
     directory: RunDir,
     recipe: Recipe,
-    baseline: Scores,
+    start: Scores,
     iterations: Sequence[Scores],
     controls: Mapping[str, Scores],
     reason: str | None,
@@ -106,8 +107,8 @@ def _publish(
     best = None
     if iterations:
         t = best_iteration(iterations, metric)
-        ours, start = iterations[t][metric], baseline[metric]
-        best = Best(t, metric, ours["value"], start["value"], is_better(ours, start))
+        ours, first = iterations[t][metric], start[metric]
+        best = Best(t, metric, ours["value"], first["value"], is_better(ours, first))
     shown = [
         {
             "name": section.title,
@@ -115,11 +116,11 @@ def _publish(
             "from_iteration": from_iteration(section, best and best.iteration),
             "scores": controls[section.folder],
         }
-        for section in recipe.baseline
+        for section in recipe.controls
         if section.folder in controls
     ]
     before = read_json(directory.root / SUMMARY) if (directory.root / SUMMARY).exists() else None
-    summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", baseline, iterations, shown, best, reason)
+    summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
     tell_new(before, summary, recipe)
     if recipe.report:
         keep_report(directory.root, is_over=reason is not None)
@@ -128,7 +129,7 @@ def _publish(
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
-    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.baseline])
+    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.controls])
     for derived in (SUMMARY, REPORT, "best"):  # what they tell of is about to go
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):

@@ -35,7 +35,7 @@ def scores(exact_match: float = 0.5, nll: float = 1.0, wins: int = 80, duels: in
     }
 
 
-def baseline(exact_match: float = 0.4, nll: float = 1.5) -> dict[str, Score]:
+def start(exact_match: float = 0.4, nll: float = 1.5) -> dict[str, Score]:
     found = scores(exact_match, nll)
     del found["duel_accuracy"], found["duel_margin"]
     return found
@@ -80,18 +80,18 @@ def test_better_is_strict() -> None:
 
 
 def test_the_game_begins_and_goes_on() -> None:
-    assert stop_reason(recipe(), baseline(), []) is None
-    assert stop_reason(recipe(), baseline(), [scores()] * 3) is None
+    assert stop_reason(recipe(), start(), []) is None
+    assert stop_reason(recipe(), start(), [scores()] * 3) is None
 
 
 def test_it_ends_at_the_number_of_iterations() -> None:
-    assert stop_reason(recipe(iterations=2), baseline(), [scores(), scores()]) == "iterations: all 2 are played"
+    assert stop_reason(recipe(iterations=2), start(), [scores(), scores()]) == "iterations: all 2 are played"
 
 
 @pytest.mark.parametrize(("wins", "ends"), [(50, True), (59, True), (60, False), (40, True), (0, True), (100, False)])
 def test_it_ends_when_the_interval_contains_one_half(wins: int, ends: bool) -> None:
     """95% Wilson of 100 duels: 59 wins reach down to 0.492, 60 only to 0.502. Below one half the player tells even less."""
-    reason = stop_reason(recipe(), baseline(), [scores(wins=80), scores(wins=wins)])
+    reason = stop_reason(recipe(), start(), [scores(wins=80), scores(wins=wins)])
     assert (reason is not None) == ends
     if reason:
         assert reason.startswith(f"indistinguishable: duel accuracy {wins / 100:.3f}, 95% interval ")
@@ -111,40 +111,40 @@ def test_it_ends_when_the_interval_contains_one_half(wins: int, ends: bool) -> N
     ],
 )
 def test_it_says_where_the_interval_lies_and_what_may_be_wrong(wins: int, margin: float, end: str) -> None:
-    assert stop_reason(recipe(), baseline(), [scores(wins=wins, margin=margin)]).endswith(end)
+    assert stop_reason(recipe(), start(), [scores(wins=wins, margin=margin)]).endswith(end)
 
 
 def test_the_level_in_the_reason_is_the_recipes() -> None:
-    assert ", 90% interval " in stop_reason(recipe(confidence=0.9), baseline(), [scores(wins=50)])
+    assert ", 90% interval " in stop_reason(recipe(confidence=0.9), start(), [scores(wins=50)])
 
 
 def test_the_interval_is_the_last_iterations() -> None:
-    assert stop_reason(recipe(), baseline(), [scores(wins=50), scores(wins=90)]) is None
+    assert stop_reason(recipe(), start(), [scores(wins=50), scores(wins=90)]) is None
 
 
 def test_more_duels_tell_a_smaller_difference() -> None:
-    assert stop_reason(recipe(), baseline(), [scores(wins=55, duels=100)]) is not None
-    assert stop_reason(recipe(), baseline(), [scores(wins=550, duels=1000)]) is None
+    assert stop_reason(recipe(), start(), [scores(wins=55, duels=100)]) is not None
+    assert stop_reason(recipe(), start(), [scores(wins=550, duels=1000)]) is None
 
 
 def test_ties_are_indistinguishable() -> None:
     tied = {**scores(margin=0.0), "duel_accuracy": accuracy_score([0.0] * 200, 0.95)}
-    reason = stop_reason(recipe(), baseline(), [tied])
+    reason = stop_reason(recipe(), start(), [tied])
     assert reason.startswith("indistinguishable") and "the player hardly moved" in reason
 
 
 def test_the_rule_can_be_switched_off() -> None:
-    assert stop_reason(recipe(indistinguishable=False), baseline(), [scores(wins=50)]) is None
+    assert stop_reason(recipe(indistinguishable=False), start(), [scores(wins=50)]) is None
 
 
 def test_patience_counts_iterations_without_a_new_best() -> None:
     patient = recipe(iterations=9, patience=2)
-    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5)]) is None
-    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.6)]) == (
+    assert stop_reason(patient, start(0.4), [scores(0.6), scores(0.5)]) is None
+    assert stop_reason(patient, start(0.4), [scores(0.6), scores(0.5), scores(0.6)]) == (
         "patience: exact_match has not improved for 2 iterations"
     ), "an equal value is no improvement"
-    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7)]) is None
-    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(0.5), scores(0.7), scores(0.6)]) is None
+    assert stop_reason(patient, start(0.4), [scores(0.6), scores(0.5), scores(0.7)]) is None
+    assert stop_reason(patient, start(0.4), [scores(0.6), scores(0.5), scores(0.7), scores(0.6)]) is None
 
 
 def test_an_equal_value_with_a_better_tie_break_is_no_new_best() -> None:
@@ -152,27 +152,27 @@ def test_an_equal_value_with_a_better_tie_break_is_no_new_best() -> None:
     patient = recipe(iterations=9, patience=2)
     played = [scores(0.6, 1.0), scores(0.6, 0.9), scores(0.6, 0.8)]
     assert best_iteration(played, "exact_match") == 2
-    assert stop_reason(patient, baseline(0.4), played[:2]) is None
-    assert stop_reason(patient, baseline(0.4), played) == "patience: exact_match has not improved for 2 iterations"
-    assert stop_reason(patient, baseline(0.4), [scores(0.6), scores(math.nan), scores(math.nan)]) is not None
+    assert stop_reason(patient, start(0.4), played[:2]) is None
+    assert stop_reason(patient, start(0.4), played) == "patience: exact_match has not improved for 2 iterations"
+    assert stop_reason(patient, start(0.4), [scores(0.6), scores(math.nan), scores(math.nan)]) is not None
 
 
-def test_patience_measures_against_the_baseline_too() -> None:
+def test_patience_measures_against_the_start_too() -> None:
     impatient = recipe(patience=1)
-    assert stop_reason(impatient, baseline(0.9), [scores(0.6)]) == "patience: exact_match has not improved for 1 iterations"
-    assert stop_reason(recipe(patience=2), baseline(0.9), [scores(0.6)]) is None
-    assert stop_reason(recipe(patience=2), baseline(0.9), [scores(0.6), scores(0.8)]) is not None, "better than before, not than the start"
-    assert stop_reason(impatient, baseline(0.5), [scores(0.6)]) is None
+    assert stop_reason(impatient, start(0.9), [scores(0.6)]) == "patience: exact_match has not improved for 1 iterations"
+    assert stop_reason(recipe(patience=2), start(0.9), [scores(0.6)]) is None
+    assert stop_reason(recipe(patience=2), start(0.9), [scores(0.6), scores(0.8)]) is not None, "better than before, not than the start"
+    assert stop_reason(impatient, start(0.5), [scores(0.6)]) is None
 
 
 def test_patience_follows_the_chosen_metric() -> None:
     played = [scores(0.6, 1.0), scores(0.5, 0.9)]
-    assert stop_reason(recipe(patience=1), baseline(), played) is not None
-    assert stop_reason(recipe(patience=1, metric="nll_per_token"), baseline(), played) is None
+    assert stop_reason(recipe(patience=1), start(), played) is not None
+    assert stop_reason(recipe(patience=1, metric="nll_per_token"), start(), played) is None
 
 
 def test_without_patience_it_waits() -> None:
-    assert stop_reason(recipe(iterations=9), baseline(0.9), [scores(0.5)] * 8) is None
+    assert stop_reason(recipe(iterations=9), start(0.9), [scores(0.5)] * 8) is None
 
 
 # --- targets that move
@@ -200,7 +200,7 @@ def sampled(exact_match: float, pass_at_8: float = 0.8, vote_share: float = 0.5,
 
 def test_a_player_need_not_come_near_to_human_replies_where_others_win() -> None:
     assert stop_reason(moving(), sampled(0.4), [sampled(0.5)]) is None
-    assert stop_reason(recipe(), baseline(), [sampled(0.5)]) is not None
+    assert stop_reason(recipe(), start(), [sampled(0.5)]) is not None
 
 
 @pytest.mark.parametrize(("pass_at_8", "ends"), [(0.8, False), (0.72, False), (0.71, False), (0.70, True), (0.2, True)])

@@ -13,7 +13,7 @@ from sparring.data.tables import write_table
 from sparring.evaluation.metrics import accuracy_score, auc_score, mean_score, ratio_score
 from sparring.report.summary import Best, publish
 from sparring.rundir import write_json, write_text
-from sparring.stage_names import BASELINE, control_stage, evaluate_stage, iteration_stage
+from sparring.stage_names import START, control_stage, evaluate_stage, iteration_stage
 
 CONTROL = "continued-sft"
 WORDS = "the bus train ferry tram runs from harbour to station every ten minutes and walking is free".split()
@@ -32,25 +32,25 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "data": {"path": "builtin:tasks", "max_examples": 96, "held_out": 12},
         "iterations": 2,
         "evaluate": {"answer_pattern": "[a-z]+$", "metric": "exact_match"},
-        "baseline": CONTROL,
+        "controls": CONTROL,
         "showcase": ["List the popular forms of transportation in Southampton."],
         **changes,
     }
 
 
 def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: str | None = "iterations: all 2 are played") -> Path:
-    """Baseline, two iterations and the control over `rows` held-out prompts; None as the reason is a game under way."""
+    """The start, two iterations and the control over `rows` held-out prompts; None as the reason is a game under way."""
     root.mkdir(parents=True, exist_ok=True)
     made = load_recipe(recipe(sft={"epochs": 1}))
     write_text(root / "recipe.yaml", to_yaml(made))
-    owners = [evaluate_stage(BASELINE), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
-    baseline, first, second, control = (_evaluated(root / stage, rows, player, text) for player, stage in enumerate(owners))
+    owners = [evaluate_stage(START), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
+    start, first, second, control = (_evaluated(root / stage, rows, player, text) for player, stage in enumerate(owners))
     for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), control_stage(CONTROL, "train")):
         _trained(root, name)
     _done(root / "data", {"counts": {"read": 4000, "train": 84, "held_out": rows}, "wall_seconds": 0.2})
-    best = Best(1, "exact_match", second["exact_match"]["value"], baseline["exact_match"]["value"], True)
+    best = Best(1, "exact_match", second["exact_match"]["value"], start["exact_match"]["value"], True)
     shown = {"name": "continued SFT", "stage": CONTROL, "from_iteration": None, "scores": control}
-    publish(root, made, "SFT", baseline, [first, second], [shown] if stop_reason else [], best, stop_reason)
+    publish(root, made, "SFT", start, [first, second], [shown] if stop_reason else [], best, stop_reason)
     libraries = {"torch": "2.13.0", "transformers": "5.19.0"}
     attempt = {"sparring": "0.1.0", "python": "3.11.7", "libraries": libraries, "hardware": {"machine": "x86_64", "cpus": 2}}
     attempt |= {"started": "2026-11-22T11:24:20+00:00", "ended": None, "outcome": "running or killed"}

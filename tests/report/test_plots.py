@@ -13,13 +13,13 @@ from sparring.report import plots
 from sparring.report.page import TEMPLATES
 from sparring.report.plots import MOST_POINTS, ComputePoint, Score, Series
 
-NAMES = ["baseline", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
+NAMES = ["start", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
 VALUES = [Score(name, 0.3 + 0.01 * n, (0.02, 0.03) if n else None, apart=n == 4) for n, name in enumerate(NAMES)]
 SERIES = [Series(name, range(5), [n + x * x for x in range(5)]) for n, name in enumerate(NAMES)]
 GROWING = [Series("a", range(5), [10.0**x for x in range(5)])]
 POINTS = [ComputePoint(name, 1e12 * 5**n, 0.3 + 0.1 * n, 0.02, group=f"run {n % 2}") for n, name in enumerate(NAMES)]
 DRAWN = {
-    "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("baseline", 0.3)),
+    "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("start", 0.3)),
     "lines": lambda name: plots.lines(name, "T<i>", SERIES, "step", "margin", zero=0.0),
     "log lines": lambda name: plots.lines(name, "T<i>", GROWING, "step", "norm", log_y=True),
     "distributions": lambda name: plots.distributions(name, "T<i>", [(n, [1.0, 2.0, 5.0]) for n in NAMES], "tokens"),
@@ -53,7 +53,7 @@ def test_ids_are_the_figures_own_and_lead_somewhere(kind: str) -> None:
 def test_the_words_say_what_is_drawn() -> None:
     root = ET.fromstring(DRAWN["scores"]("fig"))
     title, description, *_ = root
-    assert title.text == "T<i>" and "baseline 0.3; iteration 0 0.31" in description.text
+    assert title.text == "T<i>" and "start 0.3; iteration 0 0.31" in description.text
     drawn = "".join(root.itertext())
     assert "<b>&amp;" in drawn and "$x_1$ [U+202E] [U+0000] 名前" in drawn and "a name that is much too long to sta…" in drawn
 
@@ -78,7 +78,7 @@ def told(svg: str) -> list[str]:
 
 def test_a_pointer_is_told_the_values() -> None:
     assert told(plots.scores("fig", "t", VALUES[:3], "share")) == [
-        "baseline: share 0.3",
+        "start: share 0.3",
         "iteration 0: share 0.31 [0.29, 0.34]",
         "<b>&amp;: share 0.32 [0.3, 0.35]",
     ]
@@ -92,7 +92,7 @@ def test_a_pointer_is_told_the_values() -> None:
     bars = told(plots.bars("fig", "t", ["a", "b"], [("p", [1.0, 2.0]), ("q", [3.0, 0.0])], "s"))
     assert bars == ["a, p: 1 s", "b, p: 2 s", "a, q: 3 s", "b, q: 0 s"]
     assert told(plots.quality_against_compute(POINTS[:1], "exact match")) == [
-        "baseline: exact match 0.3 ± 0.02, 1e12 floating-point operations"
+        "start: exact match 0.3 ± 0.02, 1e12 floating-point operations"
     ]
 
 

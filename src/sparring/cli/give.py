@@ -15,7 +15,7 @@ from sparring.console import printable, set_up_logging
 def export(
     run: RunFolder,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
-    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or a control, such as continued-sft.")] = "best",
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or a control, such as continued-sft.")] = "best",
     dtype: Weights = Dtype.float32,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="Of a LoRA player, write the adapter alone and not the model that it makes.")
@@ -39,7 +39,7 @@ def push(
     dry_run: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the folders to this new one and upload nothing.", show_default=False)
     ] = None,
-    iteration: Annotated[str, typer.Option(help="An iteration's number, best, baseline or continued-sft.")] = "best",
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or continued-sft.")] = "best",
     all_iterations: Annotated[
         bool, typer.Option("--all-iterations", help="Every iteration's player too, in branches iteration-0, iteration-1, ...")
     ] = False,

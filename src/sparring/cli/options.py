@@ -32,7 +32,7 @@ Players = Annotated[
     list[str] | None,
     typer.Option(
         "--player",
-        help="Of a run: an iteration's number, best, baseline or a control's folder; may be repeated. Baseline and best by default.",
+        help="Of a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default.",
         show_default=False,
     ),
 ]

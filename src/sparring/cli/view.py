@@ -58,7 +58,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="RUN:PLAYER",
-            help="Whom all others are compared with: baseline, best, a number or a control; the first run's baseline when not given.",
+            help="Whom all others are compared with: start, best, a number or a control; the first run's start when not given.",
             show_default=False,
         ),
     ] = None,

@@ -22,9 +22,9 @@ from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_bette
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, player_name, seed_folder
+from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, player_name, seed_folder, start_title
 
-ITEMS, START = "items.parquet", "start"
+ITEMS = "items.parquet"
 # sums over rows of the first by sums of the second
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent
@@ -64,7 +64,7 @@ class Arm:
     @cached_property
     def played(self) -> Played:
         """Its benchmarks. Reads every sample, so only where they are asked for."""
-        name, trained = (BASELINE, None) if self.owner == BASELINE else (self.player, f"{self.owner}/train")
+        name, trained = (START, None) if self.owner == START else (self.player, f"{self.owner}/train")
         return played_benchmarks(self.run.run, name, self.owner, trained)
 
     @property
@@ -221,14 +221,13 @@ class Game:
                 where=str(root),
                 remedy="`sparring run` with its recipe plays it to the end; --unfinished compares what there is",
             )
-        if not self.run.finished(evaluate_stage(BASELINE)):
+        if not self.run.finished(evaluate_stage(START)):
             raise UserError("this run has no scores yet", where=str(root), remedy="run its recipe first")
 
     @cached_property
     def arms(self) -> list[Arm]:
         """Start, iterations and controls, in this order."""
-        start = self.recipe.sft is not None
-        found = [self._arm(START, f"baseline ({'SFT' if start else 'start'})", BASELINE, Cost())]
+        found = [self._arm(START, start_title("SFT" if self.recipe.sft else START), START, Cost())]
         for t in range(len(self.summary["iterations"])):
             found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:
@@ -319,9 +318,8 @@ class Seeds:
 
 
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
-    """`name` as one of those that are there; "best" and "baseline" are other names of two of them."""
-    wanted = {"best": best or "best", "baseline": START}.get(name, name)
-    wanted = player_name(wanted)
+    """`name` as one of those that are there; "best" is another name of one of them."""
+    wanted = player_name(best or name if name == "best" else name)
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
     return wanted

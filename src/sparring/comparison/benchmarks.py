@@ -10,7 +10,7 @@ from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import RESULTS, SampledMetric, sampled_metrics
 from sparring.policy.player import adapter_hash
 from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
-from sparring.stage_names import BASELINE, benchmark_stage, measure_stage
+from sparring.stage_names import START, benchmark_stage, measure_stage
 
 EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
 REMEDY = "play it alike in all of them with `sparring evaluate`, or say with --metric what to compare"
@@ -86,7 +86,7 @@ def how_asked(metric: SampledMetric) -> dict[str, Any]:
 
 def _hashes(run: RunDir, owner: str, trained: str | None) -> set[str]:
     """The player's, as the game and as `sparring evaluate` know it."""
-    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, BASELINE))
+    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, START))
     record = run.finished(trained) if trained else None
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparring.comparison.arms import METRICS, OF_DUELS, START, Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.arms import METRICS, OF_DUELS, Arm, Game, SeedArm, Seeds, is_benchmark
 from sparring.comparison.benchmarks import how_asked
 from sparring.comparison.notes import notes
 from sparring.comparison.statistics import Paired, holm
@@ -15,6 +15,7 @@ from sparring.config import recipe_of_run
 from sparring.cost import Cost
 from sparring.errors import UserError, nearest
 from sparring.evaluation.metrics import Score
+from sparring.stage_names import START
 
 # what is compared where nobody asks for something else, as far as it was measured
 DEFAULT_METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.comparison.arms import METRICS, START, SeedArm, Seeds
+from sparring.comparison.arms import METRICS, SeedArm, Seeds
 from sparring.comparison.as_json import as_json
 from sparring.comparison.compare import DEFAULT_METRICS, Comparison, compare
 from sparring.comparison.tables import print_comparison
 from sparring.config import recipe_of_run
 from sparring.console import fitting
+from sparring.stage_names import START
 
 
 def over_seeds_summary(root: Path) -> dict[str, Any]:

@@ -12,12 +12,12 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 """
 
 from sparring.config.fields import in_words, section_of, walk_fields
-from sparring.config.load import builtin_recipes, load_recipe, recipe_of_run, section_from_options, to_yaml
+from sparring.config.load import builtin_recipes, load_recipe, recipe_of_run, require_layout, section_from_options, to_yaml
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
 from sparring.config.resolved import control_batch_size, control_lr, resolved
-from sparring.config.sections.baseline import CONTROL_TITLES, BaselineSection
+from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
@@ -31,9 +31,9 @@ from sparring.config.sections.train import LoraSection, OptimSection, SftSection
 __all__ = [
     "CONTROL_TITLES",
     "OF_MOVING_TARGETS",
-    "BaselineSection",
     "BenchmarksSection",
     "Column",
+    "ControlSection",
     "DataSection",
     "EvaluateSection",
     "LauncherSection",
@@ -65,6 +65,7 @@ __all__ = [
     "load_recipe",
     "recipe_of_run",
     "recipe_reference",
+    "require_layout",
     "resolved",
     "section_from_options",
     "section_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,6 +20,7 @@ from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 S = TypeVar("S", bound=Section)
+OLD_KEYS = {"baseline": "controls"}  # former name -> name
 BUILTIN, RECIPES = "builtin:", Path(__file__).parent.parent / "recipes"
 
 
@@ -28,14 +30,25 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
     Raises one UserError that lists every problem: the key, its value, the rule and the nearest valid key.
     """
     from_file = isinstance(source, (str, Path))
-    values = _read_yaml(_located(str(source))) if from_file else _plain(source)
+    values = _with_new_keys(_read_yaml(_located(str(source))) if from_file else _plain(source))
     overrides = list(overrides)
     for override in overrides:
-        values = apply_override(values, override)
+        values = _with_new_keys(apply_override(values, override))
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         raise as_user_error(error, str(source) if from_file else "recipe", overrides) from None
+
+
+def _with_new_keys(values: Any) -> Any:
+    """A recipe of an earlier version: its keys by the names that they have now, each announced."""
+    for old, new in OLD_KEYS.items():
+        if isinstance(values, dict) and old in values:
+            if new in values:
+                raise UserError(f"`{old}` is the former name of `{new}`, and the recipe has both", where=old, remedy=f"keep `{new}`")
+            logging.getLogger("sparring").warning(f"recipe: `{old}` is now called `{new}`; it is read as `{new}`")
+            values = {new if key == old else key: value for key, value in values.items()}
+    return values
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -76,7 +89,21 @@ def recipe_of_run(root: Path) -> Recipe:
             "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
         )
     require_plain(root)
+    require_layout(root)
     return load_recipe(root / "recipe.yaml")
+
+
+def require_layout(root: Path) -> None:
+    """Raise UserError for a run of an earlier version, whose folder of the start's scores was called `baseline`."""
+    if not (root / "baseline").is_dir():
+        return
+    linked = (root / "start").is_symlink()  # the base model of adapters, which are found by this link
+    remedy = f"rename {root / 'baseline'} to {root / 'start'}, then run its recipe again: what is finished is kept"
+    raise UserError(
+        "this run was written by an earlier version, which called the folder of the start's scores `baseline`",
+        where=str(root),
+        remedy="play the recipe again in another run_dir, or use the version that wrote it" if linked else remedy,
+    )
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -23,25 +23,25 @@ def is_better(score: Score, than: Score) -> bool:
     return _rank(score) > _rank(than)
 
 
-def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> str | None:
+def stop_reason(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> str | None:
     """Why the game ends after these iterations, or None while it goes on.
 
     1. The player cannot tell human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
        at `stop.confidence`, is not above one half (the interval contains one half, or lies below it altogether).
        Asked only where the human reply wins: with another target the player need not come near to it.
     2. With a target that moves, pass@k or the distinct answers a prompt fell below a share of the start's.
-    3. `stop.patience` iterations in a row brought no new best value of the metric, the baseline included.
+    3. `stop.patience` iterations in a row brought no new best value of the metric, the start included.
     4. The recipe's number of iterations is played.
     """
     if not iterations:
         return None
-    if recipe.target.moves and (reason := _lost_diversity(recipe, baseline, iterations[-1])):
+    if recipe.target.moves and (reason := _lost_diversity(recipe, start, iterations[-1])):
         return reason
     if recipe.stop.indistinguishable and not recipe.target.moves and (reason := _indistinguishable(iterations[-1], recipe.stop.confidence)):
         return reason
     metric = recipe.metric
-    waited = _iterations_since_best([baseline, *iterations], metric)
-    patience = recipe.stop.patience or (COLLAPSE_PATIENCE if agrees_on_errors(recipe, baseline, iterations) else None)
+    waited = _iterations_since_best([start, *iterations], metric)
+    patience = recipe.stop.patience or (COLLAPSE_PATIENCE if agrees_on_errors(recipe, start, iterations) else None)
     if patience is not None and waited >= patience:
         return f"patience: {metric} has not improved for {waited} iterations"
     if len(iterations) >= recipe.iterations:
@@ -49,26 +49,26 @@ def stop_reason(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) 
     return None
 
 
-def agrees_on_errors(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> bool:
+def agrees_on_errors(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> bool:
     """Whether votes for the leading answer rise while held-out accuracy falls, by more than its error: how majority targets collapse."""
     last = iterations[-1]
     if recipe.target.kind != "majority" or "vote_share" not in last:
         return False
-    fall = baseline["exact_match"]["value"] - last["exact_match"]["value"]
-    errors = [scores["exact_match"]["stderr"] or 0.0 for scores in (baseline, last)]
-    return last["vote_share"]["value"] > baseline["vote_share"]["value"] and fall > math.hypot(*errors)
+    fall = start["exact_match"]["value"] - last["exact_match"]["value"]
+    errors = [scores["exact_match"]["stderr"] or 0.0 for scores in (start, last)]
+    return last["vote_share"]["value"] > start["vote_share"]["value"] and fall > math.hypot(*errors)
 
 
-def _lost_diversity(recipe: Recipe, baseline: Scores, scores: Scores) -> str | None:
+def _lost_diversity(recipe: Recipe, start: Scores, scores: Scores) -> str | None:
     limits = {f"pass_at_{recipe.evaluate.samples}": recipe.stop.min_pass_at_k, "distinct_answers": recipe.stop.min_distinct}
     for name, limit in limits.items():
         if limit is None or name not in scores:
             continue
-        ours, start = scores[name], baseline[name]
-        error = math.hypot(ours["stderr"] or 0.0, limit * (start["stderr"] or 0.0))
-        if limit * start["value"] - ours["value"] > error:
+        ours, first = scores[name], start[name]
+        error = math.hypot(ours["stderr"] or 0.0, limit * (first["stderr"] or 0.0))
+        if limit * first["value"] - ours["value"] > error:
             return (
-                f"diversity: {name} {ours['value']:.3f} is less than {limit:g} of the start's {start['value']:.3f}, by more than its error"
+                f"diversity: {name} {ours['value']:.3f} is less than {limit:g} of the start's {first['value']:.3f}, by more than its error"
             )
     return None
 

@@ -30,12 +30,12 @@ def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
     return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
 
 
-def tell_collapse(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> None:
+def tell_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
     """Warn where the majority agrees more and is right less."""
-    if not agrees_on_errors(recipe, baseline, iterations):
+    if not agrees_on_errors(recipe, start, iterations):
         return
     (before, after), (votes, now) = (
-        [scores[name]["value"] for scores in (baseline, iterations[-1])] for name in ("exact_match", "vote_share")
+        [scores[name]["value"] for scores in (start, iterations[-1])] for name in ("exact_match", "vote_share")
     )
     log.warning(
         f"the majority agrees on errors: the share of votes for the leading answer rose from {votes:.3f} to {now:.3f} since the start, and "

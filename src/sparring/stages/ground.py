@@ -22,7 +22,7 @@ from sparring.stages.making import Maker
 from sparring.stages.micro_batches import choose_tokens
 
 Optim = TypeVar("Optim", bound=OptimSection)
-START_LINK = "start"
+BASE_LINK = "base-model"
 SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
 
 
@@ -132,7 +132,7 @@ def _words(name: str, count: int) -> str:
 
 def _linked(folder: Path, root: Path) -> Path:
     """A link in the run to a base model outside of it, by which the adapters find it wherever either is moved."""
-    link = root / START_LINK
+    link = root / BASE_LINK
 
     def lay() -> None:
         if link.exists() and link.samefile(folder):

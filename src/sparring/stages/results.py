@@ -14,7 +14,7 @@ from sparring.evaluation.metrics import Score
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord, read_object
-from sparring.stage_names import BASELINE, SCORES, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
+from sparring.stage_names import SCORES, START, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
 from sparring.stages.checking import held_out_checker
 from sparring.stages.ground import Ground
 from sparring.stages.inputs import base_format, sampling_inputs
@@ -23,8 +23,8 @@ from sparring.stages.showcase import answer_showcase
 from sparring.training.ranked import score_player
 
 
-def evaluate_baseline(ground: Ground, start: Policy) -> Policy:
-    return results(ground, BASELINE, start, None, round_index=0)
+def evaluate_start(ground: Ground, start: Policy) -> Policy:
+    return results(ground, START, start, None, round_index=0)
 
 
 def evaluate(ground: Ground, player: Policy, opponent: Policy, t: int) -> Policy:
