@@ -965,7 +965,7 @@ def test_every_option_is_read(key: str, attributes_read: set[str]) -> None:
 
 
 def test_the_former_name_of_a_key_is_read_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    recipe = load_recipe({**recipe_dict(), "baseline": "rft", "target": {"kind": "verified", "checker": "number"}}, ["baseline.lr=1e-4"])
+    recipe = load_recipe({**recipe_dict(), "baseline": "rft", "target": {"kind": "verified", "checker": "number"}}, ["controls.lr=1e-4"])
     assert [(one.kind, one.lr) for one in recipe.controls] == [("rft", 1e-4)]
     assert caplog.messages == ["recipe: `baseline` is now called `controls`; it is read as `controls`"]
     with pytest.raises(UserError, match="`baseline` is the former name of `controls`, and the recipe has both"):

@@ -211,7 +211,7 @@ NOTHING_TO_LEARN = """
 from sparring import selfplay
 from sparring.cli import main
 from sparring.targets.window import Window
-selfplay.window_at = lambda ground, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
+selfplay.window_at = lambda context, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
 main()
 """
 

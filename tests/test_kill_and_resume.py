@@ -36,7 +36,7 @@ DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.d
 # Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
 KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
-    "data half written": ("data", [Sabotage("sparring.stages.ground:write_examples", nth=2)]),
+    "data half written": ("data", [Sabotage("sparring.stages.context:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
     "start: replies drawn, not scored": ("start/measure", [Sabotage(SCORE_MODEL)]),
     "start: measured, not evaluated": ("start/evaluate", [Sabotage(EVALUATE)]),

@@ -22,7 +22,7 @@ from sparring.files import require_plain
 BROKEN = {"empty": b"", "object": b"{}", "list": b"[]", "null": b"null", "cut": None, "not text": b'{"a": "\xff\xfe"}', "deep": b"[" * 5000}
 # some seconds each: the others run with --slow
 HOW = [pytest.param(how, marks=[] if how in ("object", "not text") else pytest.mark.slow) for how in BROKEN]
-FINISHED = ["manifest.json", "summary.json", "progress.json", "metrics.jsonl", "recipe.yaml", "chosen.json"]
+FINISHED = ["manifest.json", "summary.json", "progress.json", "metrics.jsonl", "recipe.yaml", "micro_batch.json"]
 
 
 def sane(result: Result, codes: tuple[int, ...] = (0, 2)) -> None:

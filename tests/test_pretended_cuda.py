@@ -154,7 +154,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
     weights.prepare(settings)
     with card.watched() as waits:
         task = spin()
-        logps = weights.passes(weights.scorer.collate([task.branches(index) for index in range(len(task))]))
+        logps = weights.wrapped(weights.scorer.collate([task.branches(index) for index in range(len(task))]))
         weights.backward(task.losses(range(len(task)), logps).loss_D.sum(), True)
     assert not waits and logps.dtype == torch.float64
     masters, computing = list(weights.model.parameters()), list(weights.scorer.model.parameters())
@@ -166,7 +166,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
         group["lr"] = settings.lr
     before = [weight.held.clone() for weight in computing]
     weights.optimizer.step()
-    weights.publish()
+    weights.sync_compute_weights()
     assert any(not torch.equal(weight.held, old) for weight, old in zip(computing, before, strict=True))
     for master, weight in zip(masters, computing, strict=True):
         assert torch.equal(weight.held, master.held.bfloat16())

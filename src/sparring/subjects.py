@@ -43,7 +43,7 @@ class Subject:
         return title_of_player(self.name)
 
 
-def find_subjects(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
+def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
     """The wanted players of a run (the start and the best when none are named), or the model that `target` names otherwise.
 
     A model that is no folder of safetensors is written to `out` first. Raises UserError for who is not there.

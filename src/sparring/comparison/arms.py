@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.comparison.benchmarks import Played, only_in, played_benchmarks, require_same_samples, why_not
+from sparring.comparison.benchmarks import PlayedBenchmarks, only_in, played_benchmarks, require_same_samples, why_not
 from sparring.comparison.grading import is_sampled, other_grading, why_missing
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, Recipe, recipe_of_run
@@ -62,7 +62,7 @@ class Arm:
         return None if self.run.weights is None else self.cost.flops(self.run.weights)
 
     @cached_property
-    def played(self) -> Played:
+    def played(self) -> PlayedBenchmarks:
         """Its benchmarks. Reads every sample, so only where they are asked for."""
         name, trained = (START, None) if self.owner == START else (self.player, f"{self.owner}/train")
         return played_benchmarks(self.run.run, name, self.owner, trained)

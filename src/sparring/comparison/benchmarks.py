@@ -18,7 +18,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedBenchmarks:
     """metrics: name, as in scores.json -> its samples; by_recipe: those of `evaluate.benchmarks`; stale: folders of an earlier player."""
 
     metrics: Mapping[str, SampledMetric]
@@ -26,7 +26,7 @@ class Played:
     stale: tuple[str, ...]
 
 
-def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> Played:
+def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> PlayedBenchmarks:
     """Of the player that `sparring evaluate` calls `player`, whose results lie in `owner`, whose model in the stage `trained`.
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
@@ -38,7 +38,7 @@ def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None)
         for one in _read(record, hashes, stale):
             if one.name not in found or _count(one) > _count(found[one.name]):
                 found[one.name] = one
-    return Played({**found, **recipes}, frozenset(recipes), tuple(stale))
+    return PlayedBenchmarks({**found, **recipes}, frozenset(recipes), tuple(stale))
 
 
 def why_not(mine: SampledMetric | None, label: str) -> str | None:

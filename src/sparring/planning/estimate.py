@@ -101,7 +101,7 @@ class _Game:
         for t in range(recipe.iterations):
             played = list(self._iteration(t))
             yield from played
-            forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played)
+            forward += sum(stage.work.tokens * (recipe.train.forward_passes if stage.kind == "train" else 1) for stage in played)
             yield from self._results(iteration_name(t), 3)
         for section in recipe.controls:
             yield from self._control(section, forward)
@@ -157,12 +157,12 @@ class _Game:
             return
         if section.kind == "dpo":
             settings, tree = self.recipe.train, lengths.prompt + lengths.reply + lengths.generated - 2
-            items = rows or forward / (settings.passes + 1) / tree
+            items = rows or forward / (settings.forward_passes + 1) / tree
             yield self._score(section.folder, "score", lengths, min(items, lengths.train_rows), 2)
             yield self._train(section.folder, settings, lengths, {2: items})
             return
         own = self._sft_settings()
-        items = rows or forward / own.passes / (lengths.prompt + lengths.reply - 1)
+        items = rows or forward / own.forward_passes / (lengths.prompt + lengths.reply - 1)
         yield self._train(section.folder, own, lengths, {1: items})
 
     def _sft_settings(self) -> SftSection:
@@ -175,7 +175,7 @@ class _Game:
         settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
         drawn = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
-        left = max(0.0, forward - drawn.work.tokens) / settings.passes / of_tree
+        left = max(0.0, forward - drawn.work.tokens) / settings.forward_passes / of_tree
         return self._train(section.folder, settings, played, {branches: (section.epochs or 0) * played.train_rows or left})
 
     def _headroom(self) -> Iterator[StagePlan]:
