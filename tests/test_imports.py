@@ -54,8 +54,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "rft": STAGES | {"stages", "cost"},
     "control": STAGES | {"stages", "cost", "dpo", "rft"},
     "headroom": STAGES | {"stages", "control"},
-    "one_stage": STAGES | {"launch", "stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
+    "one_stage": STAGES | {"launch", "stages", "selfplay"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs

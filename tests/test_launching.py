@@ -37,6 +37,7 @@ from sparring.policy.compute import memory_error
 from sparring.rundir import RunDir
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
+from sparring.stages.making import TargetReached
 from sparring.stages.results import measure
 from sparring.stages.sft import sft
 
@@ -161,7 +162,7 @@ def test_ranks_with_different_recipes_and_stages_out_of_turn(begun: Game) -> Non
     one, two = results(ranks(begun, TRAIN))
     assert (one.code, two.code) == (2, 2) and f"{SCORE} comes before {TRAIN} and is not finished" in one.err
     one, two = results(ranks(begun, "iterations/000/evaluate"))
-    assert (one.code, two.code) == (2, 2) and "no stage that ranks compute together" in one.err
+    assert (one.code, two.code) == (2, 2) and "no stage of this game that ranks compute together" in one.err
 
 
 def test_slurm_names_the_ranks(begun: Game) -> None:
@@ -232,7 +233,8 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
-        measure(RunContext(recipe, RunDir(root), target=stage), "start", start, None, sampling_round=0)
+        with pytest.raises(TargetReached):
+            measure(RunContext(recipe, RunDir(root), target=stage), "start", start, None, sampling_round=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
     monkeypatch.setattr("sparring.stages.making.launch", launched)

@@ -11,7 +11,9 @@ from conftest import TINY, rows, write_rows
 
 import sparring
 from sparring.errors import UserError
-from sparring.rundir import read_json
+from sparring.one_stage import ON_RANKS
+from sparring.rundir import StageRecord, read_json
+from sparring.stages.making import StageRunner
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,22 @@ def test_headroom_is_measured_once_and_told(game: tuple[dict[str, Any], Path]) -
     assert found["scores"]["any"]["value"] >= found["scores"]["pass_at_1"]["value"]
     assert found["scores"]["nll"]["value"] == pytest.approx(summary["start"]["scores"]["nll_per_token"]["value"])
     assert found["sentence"] in (root / "run.log").read_text()
+
+
+def test_every_stage_of_ranks_is_known_to_the_command(game: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The short continued SFT of the headroom and the controls among them."""
+    _, root = game
+    shared: dict[str, bool] = {}
+
+    def recorded(self: StageRunner, name: str, *args: Any, **more: Any) -> StageRecord:
+        shared[name] = more.get("shared", False)
+        return run_stage(self, name, *args, **more)
+
+    run_stage = StageRunner.run_stage
+    monkeypatch.setattr(StageRunner, "run_stage", recorded)
+    sparring.run(root / "recipe.yaml")
+    assert {"probe/train", "rft-twice/train"} <= {name for name, of_ranks in shared.items() if of_ranks}
+    assert {name: ON_RANKS.fullmatch(name) is not None for name in shared} == shared
 
 
 def test_a_recipe_may_do_without(tmp_path: Path, game: tuple[dict[str, Any], Path]) -> None:

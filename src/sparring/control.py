@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import iterations_cost
-from sparring.dpo import pairs_stage, score_dpo, train_dpo
+from sparring.dpo import pairs_stage, train_dpo
 from sparring.policy.player import Policy
 from sparring.rft import train_rft
 from sparring.stage_names import control_stage
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import training_inputs
-from sparring.stages.results import measure, results
+from sparring.stages.results import results
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import order_seed, steps_plan
 
@@ -60,12 +60,6 @@ def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
     }
 
 
-def measure_control(context: RunContext, section: ControlSection, game: GameResult) -> None:
-    """What its weights are needed for after its training."""
-    player = train_control(context, section, game)
-    measure(context, section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
-
-
 def train_control(context: RunContext, section: ControlSection, game: GameResult) -> Policy:
     """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
     cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
@@ -74,12 +68,6 @@ def train_control(context: RunContext, section: ControlSection, game: GameResult
     if section.kind == "rft":
         return train_rft(context, section, game.start, len(game.players), cost)
     return _continue_sft(context, section, game, cost)
-
-
-def score_control(context: RunContext, section: ControlSection, game: GameResult) -> None:
-    """The reference's log-probs of the pairs, which DPO trains with."""
-    cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
-    score_dpo(context, section, reference(section, game), len(game.players), cost)
 
 
 def reference(section: ControlSection, game: GameResult) -> Policy:

@@ -77,11 +77,6 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Policy, p
     return Policy.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
 
 
-def score_dpo(context: RunContext, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
-    """The reference's log-probs alone."""
-    return _score(context, section, reference, _prepared(context, section, played, forward_tokens))
-
-
 @dataclass(frozen=True)
 class _Prepared:
     duels: list[Duel]

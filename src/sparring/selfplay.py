@@ -28,6 +28,7 @@ from sparring.stages.ending import nothing_to_learn, tell_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
 from sparring.stages.results import evaluate, evaluate_start, scores_of
+from sparring.stages.score import score
 from sparring.stages.sft import sft
 from sparring.stages.train import train
 from sparring.tracking.sending import tracked
@@ -51,7 +52,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(recipe))
             with calling(recipe, directory.root), tracked(recipe, directory.root):
-                return play(recipe, directory)
+                return play(RunContext(recipe, directory))
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
             if interrupts.were_received():
@@ -61,11 +62,12 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             raise
 
 
-def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
+def play(context: RunContext) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
-    context = RunContext(recipe, directory)
-    check(context)
-    check_controls(context)
+    recipe = context.recipe
+    if not context.is_rank:
+        check(context)
+        check_controls(context)
     start = player = evaluate_start(context, sft(context))
     measure_headroom(context, start)
     players: list[Policy] = []
@@ -78,31 +80,39 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         window = window_at(context, t)
         if (reason := nothing_to_learn(context, window, t)) is not None:
             break
-        player = train(context, opponent, window, t)
+        logps = score(context, opponent, window, t)
+        player = train(context, opponent, window, logps, t)
         player = evaluate(context, player, opponent, t)
         players.append(player)
         iterations.append(scores_of(player))
-        if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
-            _publish(directory, recipe, scores_of(start), iterations, {}, None)
-        tell_collapse(recipe, scores_of(start), iterations)
+        publish_iteration(context, scores_of(start), iterations)
         reason = stop_reason(recipe, scores_of(start), iterations)
     log.info(f"the game ends - {reason}")
     best = best_iteration(iterations, recipe.metric) if iterations else None
     controls = play_controls(context, GameResult(start, players, best))
     scores = {name: scores_of(player) for name, player in controls.items()}
-    return _publish(directory, recipe, scores_of(start), iterations, scores, reason)
+    return _publish(context, scores_of(start), iterations, scores, reason)
+
+
+def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[Scores]) -> None:
+    """What is known after an iteration, unless it was before: passing finished ones again must not take the summary back."""
+    if context.is_rank:
+        return
+    if len(iterations) > published_iterations(context.run.root):
+        _publish(context, start, iterations, {}, None)
+    tell_collapse(context.recipe, start, iterations)
 
 
 def _publish(
-    directory: RunDir,
-    recipe: Recipe,
+    context: RunContext,
     start: Scores,
     iterations: Sequence[Scores],
     controls: Mapping[str, Scores],
     reason: str | None,
 ) -> dict[str, Any]:
     """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
-    write_text(directory.root / RECIPE, to_yaml(recipe))
+    recipe, root = context.recipe, context.run.root
+    write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
     best = None
     if iterations:
@@ -119,11 +129,11 @@ def _publish(
         for section in recipe.controls
         if section.folder in controls
     ]
-    before = read_json(directory.root / SUMMARY) if (directory.root / SUMMARY).exists() else None
-    summary = publish(directory.root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
+    before = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
+    summary = publish(root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
     tell_new(before, summary, recipe)
     if recipe.report:
-        keep_report(directory.root, is_over=reason is not None)
+        keep_report(root, is_over=reason is not None)
     return summary
 
 

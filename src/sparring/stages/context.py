@@ -33,6 +33,11 @@ class RunContext:
         """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
         self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target)
 
+    @property
+    def is_rank(self) -> bool:
+        """Whether this process is one of several that compute a stage; the one that started them has checked the recipe and reports."""
+        return self.stages.target is not None
+
     @cached_property
     def base(self) -> Policy:
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
 def samples_on_ranks(recipe: Recipe) -> bool:
     """Other engines than transformers bring their own processes."""
     return recipe.sampling.engine == "transformers"
+
+
+class TargetReached(Exception):
+    """Raised on all ranks once their stage is committed: the rest of the game is not theirs."""
 
 
 class StageRunner:
@@ -82,7 +87,10 @@ class StageRunner:
             return self.run.begin(name, inputs)
 
         begun = from_main(begin)
-        if isinstance(begun, StageRecord):
+        if name != self.target:
             return begun
-        facts = work(begun)
-        return from_main(lambda: self.run.commit(name, inputs, facts))
+        log.setLevel(logging.DEBUG)
+        if isinstance(begun, Path):
+            facts = work(begun)
+            from_main(lambda: self.run.commit(name, inputs, facts))
+        raise TargetReached

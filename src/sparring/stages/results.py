@@ -28,7 +28,7 @@ def evaluate_start(context: RunContext, start: Policy) -> Policy:
 
 
 def evaluate(context: RunContext, player: Policy, opponent: Policy, t: int) -> Policy:
-    """Stage 3 of an iteration: the player on the held-out rows."""
+    """Stage 4 of an iteration: the player on the held-out rows."""
     return results(context, iteration_name(t), player, opponent, sampling_round=t + 1)
 
 

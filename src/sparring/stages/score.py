@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.config import OptimSection
+from sparring.config import OptimSection, recipe_of_run
 from sparring.data.records import Contest, Duel
+from sparring.errors import UserError
 from sparring.policy.player import Policy
-from sparring.rundir import StageRecord
+from sparring.rundir import StageRecord, differences
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import duels_digest, scoring_inputs
@@ -18,15 +19,30 @@ from sparring.targets.window import Window
 from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 
+# "opponent_logps", "start_logps" -> the stages that hold the log-probs of the duels under that model
+Logps = dict[str, list[StageRecord]]
 
-def score(context: RunContext, opponent: Policy, window: Window, t: int) -> StageRecord:
-    """The opponent's log-probs of the duels, in the micro-batches of the training that follows."""
+
+def score(context: RunContext, opponent: Policy, window: Window, t: int) -> Logps:
+    """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
+    _require_same_winners(context, window, t)
+    needs, found = context.recipe.objective, {}
+    if needs.uses_opponent_logps:
+        found["opponent_logps"] = [_score_opponent(context, opponent, window, t)]
+    if needs.uses_start:
+        newest = _score_start(context, window, t)
+        found["start_logps"] = [*_of_start(context, t), *([newest] if newest else [])]
+    return found
+
+
+def _score_opponent(context: RunContext, opponent: Policy, window: Window, t: int) -> StageRecord:
+    """In the micro-batches of the training that follows."""
     plan = iteration_plan(context.recipe, len(window.duels), t)
     name, settings = iteration_stage(t, "score"), context.recipe.train
     return score_stage(context, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
 
 
-def score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
+def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
     """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
 
     The opponent of iteration 0 is the start: what it has scored there is not scored again.
@@ -43,23 +59,32 @@ def score_start(context: RunContext, window: Window, t: int) -> StageRecord | No
     return score_stage(context, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
 
 
-def scored(context: RunContext, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
-    """The stages that hold the log-probs which the objective needs, those made first that are not there yet."""
-    needs, found = context.recipe.objective, {}
-    if needs.uses_opponent_logps:
-        found["opponent_logps"] = [score(context, opponent, window, t)]
-    if needs.uses_start:
-        newest = score_start(context, window, t)
-        found["start_logps"] = [*_of_start(context, t), *([newest] if newest else [])]
-    return found
-
-
-def scored_inputs(records: dict[str, list[StageRecord]], window: Window) -> dict[str, Any]:
+def scored_inputs(records: Logps, window: Window) -> dict[str, Any]:
     """What a training stage knows its duels by: their log-probs, or where it needs none the duels themselves."""
     if not records:
         return {"duels": duels_digest(window.duels)}
     start = [record.digest for record in records.get("start_logps", [])]
     return {"opponent_logps": records["opponent_logps"][0].digest, **({"start_logps": start} if start else {})}
+
+
+def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
+    """Raise UserError in the words of the recipe where the iteration has begun with other winners: a fingerprint knows them as a hash."""
+    recipe = context.recipe
+    name = iteration_stage(t, "score" if recipe.objective.uses_opponent_logps else "train")
+    begun = (context.run.inputs_of(name) or {}).get("duels")
+    if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
+        return
+    was, now = (
+        {part: getattr(one, part).model_dump() for part in ("target", "evaluate", "objective")}
+        for one in (recipe_of_run(context.run.root), recipe)
+    )
+    changes = "".join(f"\n  {line}" for line in differences(was, now))
+    raise UserError(
+        f"stage {name} was made from other winners and losers than the recipe now makes{changes}",
+        where=str(context.run.root),
+        remedy=f"undo the change and run again, or redo from there on purpose with --restart-from {name} (the replies of its iteration "
+        "are kept), or keep this run and choose another run_dir",
+    )
 
 
 def _of_start(context: RunContext, t: int) -> list[StageRecord]:
