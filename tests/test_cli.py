@@ -100,7 +100,7 @@ def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
 RESTARTS = {
     "data": ["data", "sft", "start", "iterations/000/", "iterations/001/", "continued-sft/"],
     "sft": ["sft", "start", "iterations/000/", "iterations/001/", "continued-sft/"],
-    "controls": ["start", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "start": ["start", "iterations/000/", "iterations/001/", "continued-sft/"],
     "iterations/000/score": [
         "iterations/000/score",
         "iterations/000/train",
@@ -575,7 +575,7 @@ def test_a_start_that_is_a_folder_of_its_own_is_a_player(external: Game, tmp_pat
         result = external.zygote.run(["export", str(external.root), "out", "--iteration", "start"], folder)
         assert result.code == 0, result.err
         assert_is(folder / "out", tmp_path / "mine" / "model.safetensors")
-        assert "# the start (start) of a self-play game" in (folder / "out" / "README.md").read_text()
+        assert "# the start of a self-play game" in (folder / "out" / "README.md").read_text()
         assert suffixes(folder / "out") <= {".json", ".safetensors", ".jinja", ".md", ".svg"}
     assert external.command("export", "run", "played", "--iteration", "0").code == 0
     assert_is(external.folder / "played", external.root / "iterations/000/train/model/model.safetensors")

@@ -150,7 +150,7 @@ def test_an_interrupted_game_ends_in_the_same_bits(tmp_path: Path, zygote: Zygot
     for t in range(2):
         files = [game.root / f"iterations/{t:03d}/train/model/adapter_model.safetensors" for game in (whole, killed)]
         assert files[0].read_bytes() == files[1].read_bytes()
-    assert (killed.root / "start").is_symlink()
+    assert (killed.root / "base-model").is_symlink()
 
 
 def test_a_base_that_was_changed_is_noticed(tmp_path: Path, zygote: Zygote) -> None:

@@ -99,7 +99,7 @@ def test_one_winner_and_distinct_losers_are_a_duel(name: str, folders: tuple[Pat
     assert ours.keys() == theirs.keys()
     for number, value in theirs.items():
         torch.testing.assert_close(ours[number], value, rtol=1e-6, atol=1e-6, msg=number)
-    assert [task.loss_scale([1, 2, 3]), task.name(2), len(task)] == [expected.weight([1, 2, 3]), expected.name(2), len(expected)]
+    assert [task.loss_scale([1, 2, 3]), task.name(2), len(task)] == [expected.loss_scale([1, 2, 3]), expected.name(2), len(expected)]
 
 
 def test_several_winners_and_every_loss_by_hand() -> None:
@@ -150,7 +150,7 @@ def test_one_winner_is_an_sft_row(folders: tuple[Path, Path]) -> None:
     examples = [Example(one.row_id, Conversation((), "x"), one.prompt_ids, one.winners[0]) for one in winners]
     ours, theirs = WinnersTask(winners), SftTask(examples)
     assert_same(by_task(folders[0], ours), by_task(folders[0], theirs))
-    assert ours.weight([2, 5, 7]) == theirs.weight([2, 5, 7])
+    assert ours.loss_scale([2, 5, 7]) == theirs.loss_scale([2, 5, 7])
 
 
 def test_several_winners_are_so_many_rows(folders: tuple[Path, Path], tmp_path: Path) -> None:

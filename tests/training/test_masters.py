@@ -69,7 +69,7 @@ def test_a_frozen_parameter_gets_no_gradient_and_is_no_obstacle(start: Path, mon
         next(model.parameters()).requires_grad = False
         return model
 
-    monkeypatch.setattr("sparring.training.master_model.load_model", frozen)
+    monkeypatch.setattr("sparring.training.masters.load_model", frozen)
     weights = MasterWeights(start, torch.bfloat16, CPU)
     loss_of(weights.model, IDS).backward()
     first, *others = weights.master_model.parameters()

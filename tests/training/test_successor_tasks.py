@@ -132,7 +132,7 @@ def test_the_anchor_adds_its_weight_times_the_likelihood_per_token(folders: tupl
     start, other = folders
     task = SpinTask(DUELS, plain_opponent(other), 0.3, "hinge")
     anchored = Anchored(task, 0.25)
-    assert (anchored.unit, len(anchored), anchored.name(3), anchored.weight([1, 2])) == ("duels", 14, task.name(3), 0.5)
+    assert (anchored.unit, len(anchored), anchored.name(3), anchored.loss_scale([1, 2])) == ("duels", 14, task.name(3), 0.5)
     indices = [2, 0, 5]
     _, logps_DR = scored(start, [task.branches(index) for index in indices])
     plain, found = task.losses(indices, logps_DR), anchored.losses(indices, logps_DR)
