@@ -116,10 +116,10 @@ def _p_likeliest(logits_TV: Tensor, sampling: SamplingSection) -> Tensor:
 
 def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
     """Probability of a count so far from the expected one (two-sided; greedy: too few only), from the exact Poisson binomial law."""
-    law = np.ones(1)
-    for chance in chances_N:
-        law = np.append(law, 0.0) * (1 - chance) + np.insert(law, 0, 0.0) * chance
-    below, above = float(law[: hits + 1].sum()), float(law[hits:].sum())
+    from scipy.stats import poisson_binom  # slow to import, and engines of our own need none of it
+
+    law = poisson_binom(chances_N)
+    below, above = float(law.cdf(hits)), float(law.sf(hits - 1))
     return min(1.0, below) if greedy else min(1.0, 2 * min(below, above))
 
 
