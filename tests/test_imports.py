@@ -60,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
-    "seeds": FLOOR | {"selfplay", "comparison", "report"},
+    "game": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
     "subjects": FLOOR | {"data", "policy", "players"},
     "benchmark": STAGES | {"subjects", "report"},
@@ -70,12 +70,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report", "targets"},
     "export": FLOOR | {"policy", "players", "publish", "report"},
     "push": FLOOR | {"policy", "players", "publish", "export"},
-    "__init__": STAGES | {"seeds", "report"},
+    "__init__": STAGES | {"game", "report"},
     "__main__": {"cli"},
     "cli_reference": {"cli", "config"},
     "cli": STAGES
     | {
-        "seeds",
+        "game",
         "comparison",
         "one_stage",
         "samples",
