@@ -70,7 +70,7 @@ $(TRACKERS_READY): requirements-trackers.lock $(READY)
 	$(lane)
 
 # SPIN from the demo's start: one iteration at somewhat more than the cost of one of the demo's
-SPIN_OF_DEMO = run_dir=runs/demo-spin model.path=runs/demo/sft/model sft=null baseline=null iterations=1 data.max_examples=260 data.held_out=120 \
+SPIN_OF_DEMO = run_dir=runs/demo-spin model.path=runs/demo/sft/model sft=null controls=null iterations=1 data.max_examples=260 data.held_out=120 \
 	sampling.replies_per_prompt=4 train.epochs=2 evaluate.samples=2 evaluate.headroom=false
 
 demo: setup

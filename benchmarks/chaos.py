@@ -42,7 +42,7 @@ from sparring.config import section_of, walk_fields  # noqa: E402
 from sparring.locks import LOCK  # noqa: E402
 
 DEFAULTS = {"kills": "200", "inputs": "500", "probes": "100", "seed": "0", "folder": str(ROOT / "runs" / "chaos")}
-SHORT = {"iterations": 1, "baseline": None, "sft": None}
+SHORT = {"iterations": 1, "controls": None, "sft": None}
 # what a full disk or a kill may meet, beside a random moment
 FUNCTIONS = ["os:replace", "os:fsync", "sparring.training.fit:_Trainer.step", "sparring.opponent.decode:Decoder._step", "shutil:rmtree"]
 VALUES: list[Any] = [

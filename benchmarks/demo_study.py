@@ -33,10 +33,10 @@ RECIPE = ROOT / "recipes" / "spin.yaml"
 RUNS = ROOT / "runs" / "study"
 SIZE = ["sampling.replies_per_prompt=3", "data.max_examples=360"]  # the recipe itself is a little smaller, to stay within minutes
 VALIDATION_SEED = 100
-SHARED = ("base", "data", "sft", "baseline")  # what no tuned value touches
+SHARED = ("base", "data", "sft", "start")  # what no tuned value touches
 NOT_LINKED = shutil.ignore_patterns(".lock", "run.log", "manifest.json")  # files that a run changes in place
 SPIN_GRID = {"lr 5e-6": ["train.lr=5e-6"], "lr 1e-5": ["train.lr=1e-5"], "lr 2e-5": ["train.lr=2e-5"]}
-CONTROL_GRID = {"lr 1e-5": ["baseline.lr=1e-5"], "lr 3e-5": ["baseline.lr=3e-5"]}
+CONTROL_GRID = {"lr 1e-5": ["controls.lr=1e-5"], "lr 3e-5": ["controls.lr=3e-5"]}
 METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
 
 
@@ -55,9 +55,9 @@ def tune() -> None:
     first = None
     for name, overrides in SPIN_GRID.items():
         directory = f"tune-spin-{overrides[0].rpartition('=')[2]}"
-        summary = play(directory, VALIDATION_SEED, [*overrides, "baseline=null"], first)
+        summary = play(directory, VALIDATION_SEED, [*overrides, "controls=null"], first)
         first = first or directory
-        for entry in [summary["baseline"], *summary["iterations"]]:
+        for entry in [summary["start"], *summary["iterations"]]:
             show(f"SPIN {name} {entry.get('iteration', 'start')}", entry["scores"])
     for name, overrides in CONTROL_GRID.items():
         spin = ["train.lr=" + SPIN_GRID["lr 1e-5"][0].rpartition("=")[2]]
@@ -94,7 +94,7 @@ def test(seeds: list[int]) -> None:
 
 
 def model_rows(summary: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    yield "start", summary["baseline"]["scores"]
+    yield "start", summary["start"]["scores"]
     for entry in summary["iterations"]:
         yield f"iteration {entry['iteration']}", entry["scores"]
     for entry in summary["controls"]:
@@ -114,7 +114,7 @@ def paired_difference(seeds: list[int], first: str, second: str, column: str) ->
 
 
 def correct(seed: int, model: str, column: str) -> list[float]:
-    stages = {"start": "baseline/evaluate", "continued SFT": "continued-sft/evaluate"}
+    stages = {"start": "start/evaluate", "continued SFT": "continued-sft/evaluate"}
     stage = stages.get(model) or f"iterations/{int(model.split()[1]):03d}/evaluate"
     rows = pq.read_table(RUNS / f"seed-{seed}" / stage / "samples.parquet").sort_by("row_id").to_pylist()
     pattern = re.compile(sparring.load_recipe(RECIPE).evaluate.answer_pattern or "")

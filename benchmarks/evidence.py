@@ -31,7 +31,7 @@ from evidence_tasks import TRANSFER, write_rows
 import sparring
 from sparring.console import set_up_logging
 from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name
+from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name
 
 SEARCH_SEED = 100
 OF_START = ("start_epochs", "temperature")  # searched values that the start depends on
@@ -70,7 +70,7 @@ def _validate(name: str, values: dict[str, float], of_start: bool) -> float | No
     iterations = 1 if of_start else SETTINGS[name].searched_iterations
     summary = play_game(name, SEARCH_SEED, "short" if of_start else "spin", values, part="search", iterations=iterations)
     if of_start:
-        return -summary["baseline"]["scores"]["nll_per_token"]["value"]
+        return -summary["start"]["scores"]["nll_per_token"]["value"]
     if not summary["iterations"]:
         return None
     last = summary["iterations"][-1]
@@ -126,9 +126,9 @@ def play(data: Path, name: str, seed: int) -> None:
     summary = play_game(name, seed, "spin", found["chosen"], controls=found["controls"])
     root, last = Path(summary["run_dir"]), len(summary["iterations"]) - 1
     scoring = Scoring(root)
-    arms = {"start": root / evaluate_stage(BASELINE), **_iterations(root, "SPIN", summary)}
+    arms = {"start": root / evaluate_stage(START), **_iterations(root, "SPIN", summary)}
     arms |= {entry["stage"]: root / evaluate_stage(entry["stage"]) for entry in summary["controls"]}
-    arms["cool start"] = scoring.measure("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL)
+    arms["cool start"] = scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL)
     arms |= {f"official {t}": folder for t, folder in enumerate(official(scoring))}
     if setting.task in TRANSFER:
         arms |= _transfer(scoring, name, last)
@@ -151,7 +151,7 @@ def _iterations(root: Path, arm: str, summary: dict[str, Any]) -> dict[str, Path
 
 def _transfer(scoring: Scoring, name: str, last: int) -> dict[str, Path]:
     examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    players = {"start": "baseline", f"SPIN {last}": str(last), "equal": "equal", "best-epoch": "best-epoch"}
+    players = {"start": "start", f"SPIN {last}": str(last), "equal": "equal", "best-epoch": "best-epoch"}
     return {f"transfer {arm}": scoring.measure(f"transfer-{player}", scoring.folder(player), examples) for arm, player in players.items()}
 
 
@@ -159,7 +159,7 @@ def guards(data: Path, name: str, seed: int, options: dict[str, str]) -> None:
     """Writes runs/evidence/NAME/guards-N.json."""
     summary = play_game(name, seed, "spin", chosen_of(name)["chosen"], controls=chosen_of(name)["controls"])
     last = str(len(summary["iterations"]) - 1)
-    players = {"start": "baseline", f"SPIN {last}": last, **{control: control for control in CONTROLS}}
+    players = {"start": "start", f"SPIN {last}": last, **{control: control for control in CONTROLS}}
     found = play_guards(Path(summary["run_dir"]), data, Path(options["unpacked"]), players, int(options["limit"]))
     (RUNS / name / f"guards-{seed}.json").write_text(json.dumps(found, indent=1))
 
@@ -183,7 +183,7 @@ def play_game(
     recipe = {**SETTINGS[name].recipe, "run_dir": str(root), "seed": seed, "objective": objective or {}}
     recipe["iterations"] = iterations or recipe["iterations"]
     recipe["data"] = {**recipe["data"], "path": str(RUNS / name / "rows" / f"{part}.jsonl")}
-    recipe["baseline"] = [{"name": control, **options} for control, options in (controls or {}).items()]
+    recipe["controls"] = [{"name": control, **options} for control, options in (controls or {}).items()]
     own = {*(objective or {}), *(["beta"] if (objective or {}).get("loss") == "space" else [])}  # SPACE has none
     overrides = [f"{KEYS[key]}={value:g}" for key, value in values.items() if key not in own]
     summary = sparring.run(recipe, overrides)

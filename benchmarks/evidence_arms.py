@@ -82,7 +82,7 @@ def read_items(evaluated: Path) -> dict[str, list[float]]:
 def official(scoring: Scoring) -> list[Path]:
     """Iterations on the negatives of the paper's code, from the run's start and with its settings, one reply to a prompt: greedy, sampled
     under another prompt, cut at the limit with an end of turn appended, decoded and encoded again. The folders with every one's scores."""
-    model, found, duels = scoring.folder("baseline"), [], []
+    model, found, duels = scoring.folder("start"), [], []
     for t in range(scoring.recipe.iterations):
         stage = scoring.root / "official" / f"{t:03d}"
         if not (stage / "model" / "done").exists():

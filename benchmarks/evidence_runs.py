@@ -10,7 +10,7 @@ from pathlib import Path
 from common import ROOT
 
 RUNS = ROOT / "runs" / "evidence"
-SHARED = ("base", "data", "sft", "baseline")  # what most values do not touch
+SHARED = ("base", "data", "sft", "start")  # what most values do not touch
 
 
 def share_start(start: Path, root: Path) -> None:

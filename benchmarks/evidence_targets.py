@@ -23,10 +23,10 @@ from sparring.cost import control_cost, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.evaluation.evaluate import ITEMS
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name
+from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name
 
 COOL = 0.7
-OF_START = ("base", "sft", "baseline")  # shared by arms with prompts and without: only the data stage differs
+OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: only the data stage differs
 TRANSFERRED = 200
 Arm = Mapping[str, Any]
 
@@ -262,7 +262,7 @@ def _controls(setting: TargetSetting) -> Arm:
     """A game of one iteration that nobody looks at, for continued SFT is a control of a game; the human target costs least."""
     each = [(lr, epochs) for lr in setting.control_lrs for epochs in setting.control_epochs]
     named = [{"name": f"sft-{lr:.0e}-{n:g}", "lr": lr, "epochs": n} for lr, n in each]
-    return {**SPIN, "iterations": 1, "sampling": {"replies_per_prompt": 1}, "baseline": named}
+    return {**SPIN, "iterations": 1, "sampling": {"replies_per_prompt": 1}, "controls": named}
 
 
 def _folder(name: str, seed: int, arm: str) -> Path:
@@ -294,9 +294,9 @@ def _write(name: str, seed: int, controls: Path) -> None:
     """Scores and cost of every arm that is finished: of a game each iteration, of the rest one."""
     setting, found = TARGET_SETTINGS[name], {}
     scoring = Scoring(controls)
-    found["start"] = _entry(controls / evaluate_stage(BASELINE), 0)
-    found["cool start"] = _entry(scoring.measure("cool", scoring.folder("baseline"), scoring.examples("held_out"), COOL), 0)
-    for section in load_recipe(controls / "recipe.yaml").baseline:
+    found["start"] = _entry(controls / evaluate_stage(START), 0)
+    found["cool start"] = _entry(scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL), 0)
+    for section in load_recipe(controls / "recipe.yaml").controls:
         cost = control_cost(RunDir(controls), load_recipe(controls / "recipe.yaml"), section.folder).forward_tokens
         found[section.folder] = _entry(controls / evaluate_stage(section.folder), cost)
     for arm in setting.arms:
@@ -325,5 +325,5 @@ def _entry(stage: Path, cost: float) -> dict[str, Any]:
 
 def _transfer(scoring: Scoring, name: str, arm: str, last: int) -> dict[str, Any]:
     examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    players = {"start": "baseline", f"{arm} {last}": str(last)}
+    players = {"start": "start", f"{arm} {last}": str(last)}
     return {f"transfer {one}": _entry(scoring.measure(f"transfer-{p}", scoring.folder(p), examples), 0) for one, p in players.items()}

@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         summary = sparring.run(ROOT / "recipes" / f"{name}.yaml", [f"run_dir={run_dir}", *overrides])
         print_summary(summary, run_dir, Console(width=160, highlight=False))
         print("seconds:", {stage: cost["wall_seconds"] for stage, cost in summary["stages"].items()}, flush=True)
-        results[name] = {key: summary[key] for key in ("baseline", "iterations", "best", "stop_reason", "stages")}
+        results[name] = {key: summary[key] for key in ("start", "iterations", "best", "stop_reason", "stages")}
     target = ROOT / "benchmarks" / "results" / "real_data.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

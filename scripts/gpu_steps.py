@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 DATASHEET = 989e12  # bfloat16 operations a second of an H100 or H200, dense
 TESTS_SECONDS = 130  # after which what is left of the tests is given up
-GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "baseline=null", "showcase=[]", "report=false"]
+GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "controls=null", "showcase=[]", "report=false"]
 GAME += ["sampling.max_new_tokens=12", "train.batch_size=8", "train.checkpoint_every=1"]
 
 

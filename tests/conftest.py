@@ -36,7 +36,7 @@ TINY: dict[str, Any] = {
     "train": {"lr": 1e-3, "epochs": 1, "batch_size": 4, "precision": "fp32", "checkpoint_every": 2, "micro_batch_tokens": 120},
     "evaluate": {"answer_pattern": "[0-9]+$", "metric": "nll_per_token"},
     "stop": {"indistinguishable": False},
-    "baseline": {"kind": "continued-sft", "batch_size": 16},
+    "controls": {"kind": "continued-sft", "batch_size": 16},
     "showcase": ["say ab"],
     "report": False,  # seconds of drawing that few tests look at
 }
@@ -175,7 +175,7 @@ def moving(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
 @pytest.fixture(scope="session")
 def filtered(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A finished verified game of sums that learns from winners alone, for tests that only read."""
-    changes = {"target": {"kind": "verified", "checker": "number"}, "objective": {"loss": "sft"}, "iterations": 1, "baseline": None}
+    changes = {"target": {"kind": "verified", "checker": "number"}, "objective": {"loss": "sft"}, "iterations": 1, "controls": None}
     return play_sums(tmp_path_factory.mktemp("filtered") / "game", zygote, **changes)
 
 

@@ -90,7 +90,7 @@ def test_typical_mistakes_in_a_recipe(game: Game) -> None:
     refused(game.run(), "recipe.yaml: 1 problem in the recipe", "objective.betta: unknown key; did you mean objective.beta?")
     game.write()
     refused(game.run("train.lr=1e-6x"), "train.lr", "1e-6x", "from the override 'train.lr=1e-6x'")
-    refused(game.run("lr=1e-6"), "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?")
+    refused(game.run("lr=1e-6"), "lr: unknown key; did you mean sft.lr or train.lr or controls.lr or controls.search.lr?")
     refused(game.run("train.lr"), "'train.lr' is not of the form section.key=value")
     assert not game.root.exists()
 
@@ -138,7 +138,7 @@ def test_bad_data(game: Game, name: str, content: str | bytes | None, parts: lis
         (game.folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     refused(game.run(), *parts)
     assert game.json("manifest.json")["attempts"][-1]["outcome"] == "UserError"
-    assert "baseline" not in {path.name for path in game.root.iterdir()}
+    assert "start" not in {path.name for path in game.root.iterdir()}
 
 
 def test_a_data_file_that_may_not_be_read(game: Game) -> None:
@@ -227,7 +227,7 @@ def test_a_row_with_a_token_that_the_model_has_no_embedding_of(game: Game, model
     refused(game.run(), "<image>")
     write_rows(game.folder / "rows.jsonl", rows())
     shutil.rmtree(game.root)
-    assert game.run("iterations=1", "baseline=null").code == 0
+    assert game.run("iterations=1", "controls=null").code == 0
 
 
 @pytest.mark.parametrize(
@@ -262,12 +262,12 @@ def test_a_missing_file_is_told_before_a_model_is_fetched(game: Game) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "stage", "difference"),
-    [({}, "sft", "start: "), ({"sft": None}, "baseline/measure", "model: ")],
+    [({}, "sft", "start: "), ({"sft": None}, "start/measure", "model: ")],
     ids=["with sft", "without"],
 )
 def test_a_config_edited_under_a_run(game: Game, model: Path, changes: dict[str, Any], stage: str, difference: str) -> None:
     """The same weights under another config are another model."""
-    game.write(model__path="model", iterations=1, baseline=None, **changes)
+    game.write(model__path="model", iterations=1, controls=None, **changes)
     assert game.run().code == 0
     before, file = game.state(), model / "config.json"
     good = file.read_text()
@@ -314,12 +314,12 @@ def test_more_new_tokens_than_the_context(game: Game) -> None:
         ("seed=1", "base", "builtin:tiny, seed 0"),
         ("data.max_examples=30", "data", "data.max_examples: null -> 30"),
         ("sft.lr=1e-3", "sft", "sft.lr: 0.003 -> 0.001"),
-        ("sampling.temperature=0.9", "baseline/measure", "sampling.temperature: 1.0 -> 0.9"),
-        ("sampling.max_new_tokens=7", "baseline/measure", "sampling.max_new_tokens: 6 -> 7"),
+        ("sampling.temperature=0.9", "start/measure", "sampling.temperature: 1.0 -> 0.9"),
+        ("sampling.max_new_tokens=7", "start/measure", "sampling.max_new_tokens: 6 -> 7"),
         ("sampling.replies_per_prompt=3", "iterations/000/generate", "replies_per_prompt: 2 -> 3"),
-        ("model.dtype=bfloat16", "baseline/measure", 'dtype: "float32" -> "bfloat16"'),
-        ("train.precision=bf16", "baseline/measure", 'precision: "fp32" -> "bf16"'),
-        ("evaluate.greedy=true", "baseline/measure", "greedy: false -> true"),
+        ("model.dtype=bfloat16", "start/measure", 'dtype: "float32" -> "bfloat16"'),
+        ("train.precision=bf16", "start/measure", 'precision: "fp32" -> "bf16"'),
+        ("evaluate.greedy=true", "start/measure", "greedy: false -> true"),
         ("train.lr=[1e-3,1e-4]", "iterations/001/train", "train.lr: 0.001 -> 0.0001"),
         ("objective.loss=hinge", "iterations/000/train", 'objective.loss: "logistic" -> "hinge"'),
         ("train.batch_size=6", "iterations/000/score", "batches.batch_size: 4 -> 6"),
@@ -408,9 +408,9 @@ def test_a_token_that_the_model_has_no_embedding_of(reply: tuple[int, ...], wher
     row = Example("a row", Conversation(({"role": "user", "content": "q"},), ""), (1, 10**6), reply)
     chat = SimpleNamespace(tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda token: "<far>"))
     folder = played.root / "base/model"
-    ground: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), played_examples=[row], held_out=[], chat=chat)
+    context: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), played_examples=[row], held_out=[], chat=chat)
     with pytest.raises(UserError, match=r"row a row holds the token '<far>' \(1000000\), and the model knows \d+ tokens") as caught:
-        _check_tokens(ground)
+        _check_tokens(context)
     assert caught.value.where == where
 
 
@@ -423,7 +423,7 @@ NO_ANSWER = ("evaluate.answer_pattern: '#### [0-9]+' finds no answer in any of t
 def test_an_answer_pattern_that_no_human_reply_matches(game: Game) -> None:
     refused(game.run("evaluate.answer_pattern='#### [0-9]+'"), *NO_ANSWER)
     assert {path.name for path in game.root.iterdir() if path.is_dir()} == {"base", "data"}, "before any work"
-    assert game.run("iterations=1", "baseline=null").code == 0
+    assert game.run("iterations=1", "controls=null").code == 0
 
 
 def test_an_answer_pattern_that_finds_nothing_under_a_finished_run(copy: Game) -> None:
@@ -590,7 +590,7 @@ def test_sample_and_export_before_there_is_a_player(game: Game) -> None:
     shutil.rmtree(game.root / "base")
     refused(game.command("sample", "run", "hello"), "no player yet", "run its recipe first")
     refused(game.command("export", "run", "out"), "no best iteration yet", "let it play at least one iteration")
-    refused(game.command("export", "run", "out", "--iteration", "baseline"), "no player 'baseline'")
+    refused(game.command("export", "run", "out", "--iteration", "start"), "no player 'start'")
 
 
 def test_export_in_the_middle_of_a_game(game: Game) -> None:
@@ -604,7 +604,7 @@ def test_export_in_the_middle_of_a_game(game: Game) -> None:
 
 
 def test_export_of_what_does_not_exist(copy: Game) -> None:
-    refused(copy.command("export", "run", "out", "--iteration", "7"), "no player '7'", "it has baseline, 0, 1, continued-sft")
+    refused(copy.command("export", "run", "out", "--iteration", "7"), "no player '7'", "it has start, 0, 1, continued-sft")
     refused(copy.command("export", "run", "out", "--iteration", "last"), "no player 'last'")
     result = copy.command("export", "run", "out", "--dtype", "int8")
     assert result.code == 2 and "'int8' is not one of 'float32', 'bfloat16', 'float16'" in result.err

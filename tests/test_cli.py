@@ -72,11 +72,11 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
     resolved = game.folder / "resolved.yaml"
     resolved.write_text(result.out)
     written, loaded = load_recipe(resolved), load_recipe(path, overrides)
-    filled = {"model": {"dtype"}, "evaluate": {"metric"}, "baseline": {"__all__": {"lr", "batch_size"}}}
+    filled = {"model": {"dtype"}, "evaluate": {"metric"}, "controls": {"__all__": {"lr", "batch_size"}}}
     assert written.model_dump(exclude=filled) == loaded.model_dump(exclude=filled)
     assert written.sampling_dtype == loaded.sampling_dtype and written.metric == loaded.metric
-    assert [sft_settings(written, one) for one in written.baseline] == [sft_settings(loaded, one) for one in loaded.baseline]
-    assert None not in (written.model.dtype, written.evaluate.metric, *(one.lr for one in written.baseline))
+    assert [sft_settings(written, one) for one in written.controls] == [sft_settings(loaded, one) for one in loaded.controls]
+    assert None not in (written.model.dtype, written.evaluate.metric, *(one.lr for one in written.controls))
     assert game.command("recipe", "resolved.yaml").out == result.out
 
 
@@ -87,7 +87,7 @@ def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
     result = copy.run("--quiet")
     assert result.code == 0 and result.err == ""
     assert all(len(line) <= 160 for line in result.out.splitlines()) and "…" not in result.out
-    for row in ("baseline (SFT)", "iteration 0", "iteration 1", "continued SFT"):
+    for row in ("start (SFT)", "iteration 0", "iteration 1", "continued SFT"):
         assert row in result.out
     for column in ("exact match", "NLL / token", "margin", "accuracy", "log p human", "reply tokens", "truncated", "identical", "empty"):
         assert column in result.out
@@ -98,9 +98,9 @@ def test_the_tables_come_out_whole_and_quiet_is_quiet(copy: Game) -> None:
 
 
 RESTARTS = {
-    "data": ["data", "sft", "baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
-    "sft": ["sft", "baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
-    "baseline": ["baseline", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "data": ["data", "sft", "start", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "sft": ["sft", "start", "iterations/000/", "iterations/001/", "continued-sft/"],
+    "controls": ["start", "iterations/000/", "iterations/001/", "continued-sft/"],
     "iterations/000/score": [
         "iterations/000/score",
         "iterations/000/train",
@@ -175,19 +175,19 @@ def test_fewer_iterations_than_played(copy: Game, played: Game) -> None:
 
 
 def test_a_game_that_ends_early_says_why(game: Game) -> None:
-    game.write(stop={"indistinguishable": False, "patience": 1}, train__lr=1e-9, baseline=None, sft=None)
+    game.write(stop={"indistinguishable": False, "patience": 1}, train__lr=1e-9, controls=None, sft=None)
     result = game.run()
     assert result.code == 0
     summary = game.json("summary.json")
-    if summary["best"]["beats_baseline"]:  # so small a step may go either way
+    if summary["best"]["beats_start"]:  # so small a step may go either way
         assert summary["stop_reason"].startswith("iterations")
     else:
         assert summary["stop_reason"] == "patience: nll_per_token has not improved for 1 iterations" and len(summary["iterations"]) == 1
-    assert summary["baseline"]["name"] == "start" and summary["controls"] == []
+    assert summary["start"]["name"] == "start" and summary["controls"] == []
 
 
 def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) -> None:
-    game.write(train__lr=0.3, train__epochs=2.0, iterations=1, baseline=None)
+    game.write(train__lr=0.3, train__epochs=2.0, iterations=1, controls=None)
 
     def facts() -> dict[str, object]:
         found = game.json("iterations/000/train/done.json")["facts"]
@@ -224,7 +224,7 @@ def test_a_terminal_that_cannot_show_it_gets_question_marks(copy: Game, encoding
     assert result.code == 0, result.err
     assert "?" in result.out and "+--" in result.out and "┏" not in result.out
     again = copy.command("run", "recipe.yaml", python=IN_ASCII.format(encoding))
-    assert again.code == 0 and "+--" in again.out and "baseline (SFT)" in again.out, again.err
+    assert again.code == 0 and "+--" in again.out and "start (SFT)" in again.out, again.err
     assert (" +- " in again.out) == (encoding == "ascii") != (" \N{REPLACEMENT CHARACTER} " in again.out), (
         "read as UTF-8, a ± of Latin 1 is none"
     )
@@ -244,9 +244,9 @@ def test_tables_never_wrap(played: Game, width: int) -> None:
     text = console.export_text()
     assert "…" not in text and max(map(len, text.splitlines())) <= width
     rows = re.findall(r"^│ (\S.*?) +│ +(\S.*?) +│", text, re.MULTILINE)
-    tables = [text.count(f"│ {name} ") for name in ("baseline (SFT)", "iteration 0 ", "continued SFT")]
+    tables = [text.count(f"│ {name} ") for name in ("start (SFT)", "iteration 0 ", "continued SFT")]
     assert len(set(tables[1:])) == 1 and tables[0] == tables[1] - text.count("Duels"), "every table has every model, a duel two"
-    assert {("iteration 0", "baseline"), ("iteration 1 *", "iteration 0"), ("continued SFT", "baseline")} <= set(rows)
+    assert {("iteration 0", "start"), ("iteration 1 *", "iteration 0"), ("continued SFT", "start")} <= set(rows)
     for cell in ("NLL / token", "log p human", "margin", "accuracy (interval)", "empty"):
         assert cell in text
     assert ("truncated" in text) == (width > 100) and ("trunc." in text) == (width <= 100)
@@ -287,9 +287,9 @@ DUEL_STEP = {"iteration", "margin", "accuracy", "reward_real", "reward_generated
 
 
 def test_scores_hold_value_n_error_and_direction(played: Game) -> None:
-    for stage in ("baseline/evaluate", "iterations/000/evaluate", "iterations/001/evaluate", "continued-sft/evaluate"):
+    for stage in ("start/evaluate", "iterations/000/evaluate", "iterations/001/evaluate", "continued-sft/evaluate"):
         scores = played.json(f"{stage}/scores.json")
-        assert SCORES | ({"duel_margin", "duel_accuracy"} if stage != "baseline/evaluate" else set()) <= scores.keys()
+        assert SCORES | ({"duel_margin", "duel_accuracy"} if stage != "start/evaluate" else set()) <= scores.keys()
         for name, score in scores.items():
             assert {"value", "n", "higher_is_better"} <= score.keys() and (name == "length_auc" or score["stderr"] >= 0), name
             assert score["n"] == 8 and score["higher_is_better"] in (True, False, None)
@@ -309,7 +309,7 @@ def test_metrics_hold_one_object_per_step(played: Game) -> None:
 
 def test_the_summary_holds_everything_in_one_file(played: Game) -> None:
     summary = played.json("summary.json")
-    assert summary["baseline"] == {"name": "SFT", "scores": played.json("baseline/evaluate/scores.json")}
+    assert summary["start"] == {"name": "SFT", "scores": played.json("start/evaluate/scores.json")}
     for t, entry in enumerate(summary["iterations"]):
         assert entry["iteration"] == t and entry["scores"] == played.json(f"iterations/{t:03d}/evaluate/scores.json")
         assert {"duels", "replies", "replies_identical", "replies_truncated", "replies_empty"} <= entry["counts"].keys()
@@ -328,8 +328,8 @@ def test_best_points_at_the_best_iteration(played: Game) -> None:
     assert best["iteration"] == values.index(min(values)) and best["value"] == min(values) and best["metric"] == "nll_per_token"
     assert os.readlink(played.root / "best") == f"iterations/{best['iteration']:03d}"
     assert (played.root / "best" / "train" / "model" / "model.safetensors").exists()
-    baseline = summary["baseline"]["scores"]["nll_per_token"]["value"]
-    assert best["baseline_value"] == baseline and best["beats_baseline"] == (min(values) < baseline)
+    baseline = summary["start"]["scores"]["nll_per_token"]["value"]
+    assert best["start_value"] == baseline and best["beats_start"] == (min(values) < baseline)
 
 
 def test_a_moved_run_keeps_its_best(copy: Game) -> None:
@@ -343,10 +343,10 @@ def test_a_moved_run_keeps_its_best(copy: Game) -> None:
 def test_sample_answers_with_every_player(played: Game) -> None:
     result = played.command("sample", "run", "say ab")
     assert result.code == 0 and result.err == ""
-    for name in ("baseline", "iteration 0", "iteration 1", "continued SFT"):
+    for name in ("start", "iteration 0", "iteration 1", "continued SFT"):
         assert name in result.out
     # the run's own showcase asked the same under the same random stream
-    for stage in ("baseline/evaluate", "iterations/000/evaluate", "iterations/001/evaluate"):
+    for stage in ("start/evaluate", "iterations/000/evaluate", "iterations/001/evaluate"):
         (shown,) = played.json(f"{stage}/showcase.json")
         words = "".join(char if char.isprintable() else "�" for char in shown["reply"]).split()
         assert all(word in result.out for word in words), (stage, shown)
@@ -373,7 +373,7 @@ def test_sample_prints_no_control_characters(played: Game) -> None:
 @pytest.fixture(scope="module")
 def exports(played: Game) -> Iterator[dict[str, Path]]:
     found = {}
-    for name in ("best", "0", "001", "baseline", "continued-sft"):
+    for name in ("best", "0", "001", "start", "continued-sft"):
         target = played.folder / "exports" / f"of-{name}"
         result = played.command("export", "run", str(target), "--iteration", name)
         assert result.code == 0 and result.out == f"wrote {target}\n", result.err
@@ -391,7 +391,7 @@ STAGE_OF = {
     "best": "best/train",
     "0": "iterations/000/train",
     "001": "iterations/001/train",
-    "baseline": "sft",
+    "start": "sft",
     "continued-sft": "continued-sft/train",
 }
 
@@ -417,7 +417,7 @@ def test_an_exported_folder_is_that_player(exports: dict[str, Path], played: Gam
 
 @pytest.mark.parametrize(
     "name, title",
-    [("best", "iteration 1"), ("0", "iteration 0"), ("001", "iteration 1"), ("baseline", "SFT"), ("continued-sft", "control")],
+    [("best", "iteration 1"), ("0", "iteration 0"), ("001", "iteration 1"), ("start", "SFT"), ("continued-sft", "control")],
 )
 def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, name: str, title: str) -> None:
     card = (exports[name] / "README.md").read_text()
@@ -428,7 +428,7 @@ def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, 
     assert title in heading
     assert "`builtin:tiny`" in body and "`rows.jsonl`" in body and "arXiv 2401.01335" in body
     summary = played.json("summary.json")
-    for scores in (summary["baseline"]["scores"], *(entry["scores"] for entry in summary["iterations"]), summary["controls"][0]["scores"]):
+    for scores in (summary["start"]["scores"], *(entry["scores"] for entry in summary["iterations"]), summary["controls"][0]["scores"]):
         for metric in ("nll_per_token", "reply_tokens"):
             assert f"{scores[metric]['value']:.4f} ± {scores[metric]['stderr']:.4f}" in body
     recipe = re.search(r"```yaml\n(.*?)\n```", body, re.DOTALL)[1]
@@ -518,7 +518,7 @@ TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}: {{
 def without_sft(folder: Path, zygote: Zygote, model: str, **more: object) -> Game:
     """One iteration from the model itself, under a chat template of its own that lies beside the recipe."""
     game = Game(folder, zygote, {})
-    game.write(model={"path": model, "dtype": "float32", "chat_template": "t.jinja"}, sft=None, baseline=None, iterations=1, **more)
+    game.write(model={"path": model, "dtype": "float32", "chat_template": "t.jinja"}, sft=None, controls=None, iterations=1, **more)
     (folder / "t.jinja").write_text(TEMPLATE)
     return game
 
@@ -550,14 +550,14 @@ def test_variables_of_the_template_reach_rows_and_every_model_that_leaves_the_ru
     game = without_sft(tmp_path / "game", zygote, "builtin:tiny")
     (game.folder / "t.jinja").write_text(TEMPLATE.replace("assistant: {%", "assistant ({{ mood }}): {%"))
     kwargs = {"path": "builtin:tiny", "chat_template": "t.jinja", "chat_template_kwargs": {"mood": "calm"}}
-    game.write(model=kwargs, sft=None, baseline=None, iterations=1)
+    game.write(model=kwargs, sft=None, controls=None, iterations=1)
     refused = game.run()  # the reply's own turn has no mood
     assert refused.code == 2 and "sampled under one prefix" in refused.err and "assistant (calm): " in refused.err
     (game.folder / "t.jinja").write_text(
         TEMPLATE.replace("<|im_start|>{{ m", "<|im_start|>{{ mood }} {{ m").replace("t|>ass", "t|>{{ mood }} ass")
     )
     assert game.run().code == 0
-    for player in ("0", "baseline"):
+    for player in ("0", "start"):
         assert game.command("export", "run", player, "--iteration", player).code == 0
         found = AutoTokenizer.from_pretrained(game.folder / player)
         text = found.apply_chat_template([{"role": "user", "content": "q"}], tokenize=False, add_generation_prompt=True)
@@ -569,10 +569,10 @@ def test_a_start_that_is_a_folder_of_its_own_is_a_player(external: Game, tmp_pat
     elsewhere.mkdir()
     for folder in (external.folder, elsewhere):  # the relative path of the template means nothing there
         result = external.zygote.run(["sample", str(external.root), "say ab"], folder)
-        assert result.code == 0 and "baseline" in result.out and "iteration 0" in result.out, result.err
-        (shown,) = external.json("baseline/evaluate/showcase.json")
+        assert result.code == 0 and "start" in result.out and "iteration 0" in result.out, result.err
+        (shown,) = external.json("start/evaluate/showcase.json")
         assert all(word in result.out for word in "".join(c if c.isprintable() else "�" for c in shown["reply"]).split())
-        result = external.zygote.run(["export", str(external.root), "out", "--iteration", "baseline"], folder)
+        result = external.zygote.run(["export", str(external.root), "out", "--iteration", "start"], folder)
         assert result.code == 0, result.err
         assert_is(folder / "out", tmp_path / "mine" / "model.safetensors")
         assert "# the start (start) of a self-play game" in (folder / "out" / "README.md").read_text()
@@ -585,7 +585,7 @@ def test_a_start_that_has_changed_since_is_refused(external: Game, tmp_path: Pat
     from sparring.policy.tiny import make_tiny
 
     make_tiny(tmp_path / "mine", seed=8)
-    for command in (["sample", "run", "say ab"], ["export", "run", "out", "--iteration", "baseline"]):
+    for command in (["sample", "run", "say ab"], ["export", "run", "out", "--iteration", "start"]):
         result = external.command(*command)
         assert result.code == 2 and "no longer the model that the run started from" in result.err, result.err
     assert external.command("export", "run", "out", "--iteration", "0").code == 0
@@ -595,7 +595,7 @@ def test_a_start_that_was_made_gets_the_template_it_played_under(tmp_path: Path,
     game = without_sft(tmp_path / "game", zygote, "builtin:tiny")
     assert game.run().code == 0
     assert game.command("sample", "run", "say ab").code == 0
-    assert game.command("export", "run", "out", "--iteration", "baseline").code == 0
+    assert game.command("export", "run", "out", "--iteration", "start").code == 0
     assert_is(game.folder / "out", game.root / "base/model/model.safetensors")
 
 
@@ -612,11 +612,11 @@ def test_a_stage_edited_by_hand_is_neither_sampled_nor_exported(copy: Game, stag
 
 
 def test_iterations_that_no_longer_count_are_no_players(copy: Game) -> None:
-    assert copy.run("iterations=1", "baseline=null").code == 0
+    assert copy.run("iterations=1", "controls=null").code == 0
     result = copy.command("sample", "run", "say ab")
     assert result.code == 0 and "iteration 0" in result.out and "iteration 1" not in result.out and "continued-sft" not in result.out
     refused = copy.command("export", "run", "out", "--iteration", "1")
-    assert refused.code == 2 and "no player '1'" in refused.err and "it has baseline, 0\n" in refused.err
+    assert refused.code == 2 and "no player '1'" in refused.err and "it has start, 0\n" in refused.err
     assert copy.command("export", "run", "out").code == 0
 
 
@@ -629,6 +629,6 @@ def test_a_game_that_ended_without_an_iteration(copy: Game) -> None:
         assert (
             result.code == 2 and "the game ended without an iteration - indistinguishable" in result.err and "let it play" not in result.err
         )
-    assert "`--iteration baseline`" in best.err and "no player '0'" in first.err and "it has baseline;" in first.err
-    assert copy.command("export", "run", "out", "--iteration", "baseline").code == 0
+    assert "`--iteration start`" in best.err and "no player '0'" in first.err and "it has start;" in first.err
+    assert copy.command("export", "run", "out", "--iteration", "start").code == 0
     assert "# the start (SFT)" in (copy.folder / "out" / "README.md").read_text()

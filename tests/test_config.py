@@ -43,8 +43,8 @@ def with_value(key: str, value: Any) -> dict[str, Any]:
     *sections, name = key.split(".")
     for section in sections:
         node = node.setdefault(section, {"path": "p.jsonl"} if section == "pairs" else {})
-    if key.startswith("baseline.pairs."):
-        values["baseline"]["kind"] = "dpo"
+    if key.startswith("controls.pairs."):
+        values["start"]["kind"] = "dpo"
     node[name] = value
     return values
 
@@ -84,7 +84,7 @@ def test_defaults_are_the_papers() -> None:
     recipe = load_recipe(recipe_dict())
     assert (recipe.train.lr, recipe.train.epochs, recipe.train.batch_size, recipe.train.optimizer) == (5e-7, 2.0, 64, "rmsprop")
     assert (recipe.sampling.temperature, recipe.sampling.top_p, recipe.objective.window) == (1.0, 1.0, 2)
-    assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.baseline) == ("logistic", 1.0, None, ())
+    assert (recipe.objective.loss, recipe.objective.beta, recipe.sft, recipe.controls) == ("logistic", 1.0, None, ())
     assert recipe.objective.nll_weight == 0.0 and not recipe.objective.learns_from_identical(0)
 
 
@@ -166,36 +166,36 @@ def test_byte_order_mark(tmp_path: Path) -> None:
     assert load_recipe(path) == load_recipe(str(path)) == load_recipe({"run_dir": "runs/x", "model": {"path": "m"}, "data": {"path": "d"}})
 
 
-@pytest.mark.parametrize("baseline", ["continued-sft", {}, {"kind": "continued-sft"}, ["continued-sft"], [{}]])
-def test_baseline_shorthand(baseline: Any) -> None:
-    assert load_recipe(recipe_dict(baseline=baseline)).baseline == load_recipe(recipe_dict(baseline={"lr": None})).baseline
+@pytest.mark.parametrize("controls", ["continued-sft", {}, {"kind": "continued-sft"}, ["continued-sft"], [{}]])
+def test_controls_shorthand(controls: Any) -> None:
+    assert load_recipe(recipe_dict(controls=controls)).controls == load_recipe(recipe_dict(controls={"lr": None})).controls
 
 
 DPO = {"kind": "dpo", "pairs": "p.jsonl"}
 
 
 def test_several_controls() -> None:
-    recipe = load_recipe(recipe_dict(baseline=["continued-sft", {"name": "one-epoch", "epochs": 1}, DPO, {**DPO, "start": "best"}]))
-    assert [control.folder for control in recipe.baseline] == ["continued-sft", "one-epoch", "dpo", "spin-dpo"]
-    assert [control.title for control in recipe.baseline] == ["continued SFT", "one-epoch", "DPO", "SPIN, then DPO"]
+    recipe = load_recipe(recipe_dict(controls=["continued-sft", {"name": "one-epoch", "epochs": 1}, DPO, {**DPO, "start": "best"}]))
+    assert [control.folder for control in recipe.controls] == ["continued-sft", "one-epoch", "dpo", "spin-dpo"]
+    assert [control.title for control in recipe.controls] == ["continued SFT", "one-epoch", "DPO", "SPIN, then DPO"]
     assert load_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
 
 
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"baseline": ["continued-sft", {}]}, "two controls are called continued-sft; give each a name"),
-        ({"baseline": {"kind": "dpo"}}, "baseline.pairs: null: dpo needs labelled pairs; set pairs to a file or a Hub id"),
-        ({"baseline": {"pairs": "p.jsonl"}}, "has no effect on continued-sft"),
-        ({"baseline": {"start": "best"}}, "baseline.start: 'best': has no effect on continued-sft"),
-        ({"baseline": "sft"}, "wanted: continued-sft, dpo or rft; did you mean continued-sft?"),
-        ({"baseline": {"name": "dpo"}}, "baseline.name: 'dpo': is what DPO is called; choose another name"),
-        ({"baseline": {"beta": 0.2}}, "baseline.beta: 0.2: has no effect on continued-sft"),
-        ({"baseline": {"name": "sft"}}, "baseline.name: 'sft': a run keeps something else under this name"),
-        ({"baseline": {"name": "../x"}}, "a name has small letters, digits and hyphens"),
-        ({"baseline": ["continued-sft", {**DPO, "epochs": -1}]}, "baseline[1].epochs: -1 is refused; wanted: number above 0"),
-        ({"baseline": ["continued-sft", {**DPO, "epoch": 1}]}, "baseline[1].epoch: unknown key"),
-        ({"baseline": {**DPO, "pairs": {"path": "p", "columns": {"choose": "a"}}}}, "unknown column; did you mean chosen?"),
+        ({"controls": ["continued-sft", {}]}, "two controls are called continued-sft; give each a name"),
+        ({"controls": {"kind": "dpo"}}, "controls.pairs: null: dpo needs labelled pairs; set pairs to a file or a Hub id"),
+        ({"controls": {"pairs": "p.jsonl"}}, "has no effect on continued-sft"),
+        ({"controls": {"start": "best"}}, "controls.start: 'best': has no effect on continued-sft"),
+        ({"controls": "sft"}, "wanted: continued-sft, dpo or rft; did you mean continued-sft?"),
+        ({"controls": {"name": "dpo"}}, "controls.name: 'dpo': is what DPO is called; choose another name"),
+        ({"controls": {"beta": 0.2}}, "controls.beta: 0.2: has no effect on continued-sft"),
+        ({"controls": {"name": "sft"}}, "controls.name: 'sft': a run keeps something else under this name"),
+        ({"controls": {"name": "../x"}}, "a name has small letters, digits and hyphens"),
+        ({"controls": ["continued-sft", {**DPO, "epochs": -1}]}, "controls[1].epochs: -1 is refused; wanted: number above 0"),
+        ({"controls": ["continued-sft", {**DPO, "epoch": 1}]}, "controls[1].epoch: unknown key"),
+        ({"controls": {**DPO, "pairs": {"path": "p", "columns": {"choose": "a"}}}}, "unknown column; did you mean chosen?"),
         ({"seed": 1, "seeds": [1, 2]}, "seeds: [1, 2]: the game is played once per seed, and seed is 1; set one of the two"),
         ({"seeds": []}, "seeds: []: must name at least one"),
         ({"seeds": [1, 1]}, "names one twice"),
@@ -237,10 +237,10 @@ def test_chosen_metric(evaluate: dict[str, Any], metric: str) -> None:
 
 
 def test_the_callers_dict_is_neither_changed_nor_shared() -> None:
-    values = recipe_dict(sft={"lr": 1e-5}, objective={"beta": [1.0, 2.0, 3.0]}, showcase=["a"], baseline="continued-sft")
+    values = recipe_dict(sft={"lr": 1e-5}, objective={"beta": [1.0, 2.0, 3.0]}, showcase=["a"], controls="continued-sft")
     values["data"]["columns"] = {"prompt": "q"}
     before = copy.deepcopy(values)
-    recipe = load_recipe(values, ["sft.lr=2e-5", "data.columns.completion=a", "baseline.lr=1e-5"])
+    recipe = load_recipe(values, ["sft.lr=2e-5", "data.columns.completion=a", "controls.lr=1e-5"])
     assert values == before
     values["data"]["columns"]["prompt"] = "changed"
     values["objective"]["beta"][0] = 9.0
@@ -299,7 +299,7 @@ def test_a_recipe_is_hashable_and_can_be_copied_and_pickled() -> None:
         ("train", None, "null is refused; wanted: a section"),
         ("sft", [1], "[1] is refused; wanted: a section"),
         ("model", "path", "'path' is refused; wanted: a section, its keys indented below its name"),
-        ("baseline", 5, "5 is refused; wanted: a section"),
+        ("controls", 5, "5 is refused; wanted: a section"),
         # ranges
         ("seed", -1, "-1 is refused; wanted: whole number at least 0 and below 4294967296"),
         ("seed", 2**32, "4294967296 is refused"),
@@ -318,7 +318,7 @@ def test_a_recipe_is_hashable_and_can_be_copied_and_pickled() -> None:
         ("objective.window", 0, "0 is refused; wanted: whole number above 0"),
         # choices
         ("train.schedule", "cosin", "'cosin' is refused; wanted: linear, cosine or constant; did you mean cosine?"),
-        ("baseline", "continued", "'continued' is refused; wanted: continued-sft"),
+        ("controls", "continued", "'continued' is refused; wanted: continued-sft"),
         # blank texts
         ("run_dir", "", "'': must not be blank"),
         ("run_dir", " \n", r"' \n': must not be blank"),
@@ -336,7 +336,7 @@ def test_a_recipe_is_hashable_and_can_be_copied_and_pickled() -> None:
 def test_refused(key: str, value: Any, rule: str) -> None:
     (problem,) = problems(with_value(key, value))
     found, _, text = problem.partition(": ")
-    assert found == ("baseline.kind" if value == "continued" else key)
+    assert found == ("controls.kind" if value == "continued" else key)
     assert rule in text
 
 
@@ -374,10 +374,10 @@ def test_contradictions_and_elements(values: dict[str, Any], problem: str) -> No
         ({"itertions": 3}, "itertions: unknown key; did you mean iterations?"),
         ({"train": {"leaning_rate": 1, "schedul": "linear"}}, "train.schedul: unknown key; did you mean train.schedule?"),
         ({"sft": {"warm_up": 0.1}}, "sft.warm_up: unknown key; did you mean sft.warmup?"),
-        ({"baseline": {"batchsize": 1}}, "baseline.batchsize: unknown key; did you mean baseline.batch_size?"),
-        ({"beta": 1}, "beta: unknown key; did you mean objective.beta or baseline.beta?"),
-        ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?"),
-        ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or baseline.lr or baseline.search.lr?"),
+        ({"controls": {"batchsize": 1}}, "controls.batchsize: unknown key; did you mean controls.batch_size?"),
+        ({"beta": 1}, "beta: unknown key; did you mean objective.beta or controls.beta?"),
+        ({"lr": 1}, "lr: unknown key; did you mean sft.lr or train.lr or controls.lr or controls.search.lr?"),
+        ({"objective": {"lr": 1}}, "objective.lr: unknown key; did you mean sft.lr or train.lr or controls.lr or controls.search.lr?"),
         ({"train.lr": 1}, "train.lr: unknown key; in a recipe, keys of a section stand indented below its name"),
         ({"stop": {"zzz": 1}}, "stop.zzz: unknown key; valid keys here: indistinguishable, confidence, patience"),
         ({"data": {"path": "d", "columns": {"promt": "q"}}}, "data.columns.promt: unknown column; did you mean prompt?"),
@@ -397,7 +397,7 @@ def test_unknown_keys_name_the_nearest(values: dict[Any, Any], problem: str) -> 
         ("learning_rate", "that is train.lr here"),
         ("train.learning_rate", "that is train.lr here"),
         ("sft.learning_rate", "that is sft.lr here"),
-        ("baseline.learning_rate", "that is baseline.lr here"),
+        ("controls.learning_rate", "that is controls.lr here"),
         ("output_dir", "that is run_dir here"),
         ("train.num_train_epochs", "that is train.epochs here"),
         ("sft.per_device_train_batch_size", "that is sft.batch_size here"),
@@ -424,34 +424,34 @@ def test_another_trainers_name_leads_to_keys_that_exist(name: str) -> None:
 
 def test_a_search_is_a_control_for_every_value() -> None:
     recipe = load_recipe(
-        recipe_dict(baseline=[{"kind": "continued-sft"}]), ["baseline.search={lr: [1e-5, 2.5e-4, 0.003]}", "baseline.epochs=2"]
+        recipe_dict(controls=[{"kind": "continued-sft"}]), ["controls.search={lr: [1e-5, 2.5e-4, 0.003]}", "controls.epochs=2"]
     )
-    assert [(one.folder, one.lr, one.epochs, one.search) for one in recipe.baseline] == [
+    assert [(one.folder, one.lr, one.epochs, one.search) for one in recipe.controls] == [
         ("continued-sft-1e-5", 1e-5, 2, None),
         ("continued-sft-25e-5", 2.5e-4, 2, None),
         ("continued-sft-3e-3", 0.003, 2, None),
     ]
     assert load_recipe(yaml.safe_load(to_yaml(recipe))) == recipe
-    named = load_recipe(recipe_dict(baseline=[{**DPO, "name": "pairs", "search": {"lr": [1e-6, 1e-5]}}, "continued-sft"]))
-    assert [one.folder for one in named.baseline] == ["pairs-1e-6", "pairs-1e-5", "continued-sft"]
+    named = load_recipe(recipe_dict(controls=[{**DPO, "name": "pairs", "search": {"lr": [1e-6, 1e-5]}}, "continued-sft"]))
+    assert [one.folder for one in named.controls] == ["pairs-1e-6", "pairs-1e-5", "continued-sft"]
 
 
 @pytest.mark.parametrize(
     ("search", "problem"),
     [
-        ({"lr": [1e-5]}, "baseline.search.lr: [1e-05] is refused"),
-        ({"lr": [1e-5, 1e-5]}, "baseline.search.lr: [1e-05, 1e-05]: names one twice"),
-        ({"lr": [1e-5, -1]}, "baseline.search.lr[1]: -1 is refused; wanted: number above 0"),
-        ({"beta": [1, 2]}, "baseline.search.lr: required key is missing"),
+        ({"lr": [1e-5]}, "controls.search.lr: [1e-05] is refused"),
+        ({"lr": [1e-5, 1e-5]}, "controls.search.lr: [1e-05, 1e-05]: names one twice"),
+        ({"lr": [1e-5, -1]}, "controls.search.lr[1]: -1 is refused; wanted: number above 0"),
+        ({"beta": [1, 2]}, "controls.search.lr: required key is missing"),
     ],
 )
 def test_a_search_that_is_none(search: dict[str, Any], problem: str) -> None:
-    assert problems(recipe_dict(baseline={"search": search}))[0].startswith(problem)
+    assert problems(recipe_dict(controls={"search": search}))[0].startswith(problem)
 
 
 def test_a_learning_rate_is_searched_or_given() -> None:
-    assert "baseline.search: {'lr': [1e-05, 0.0001]}: lr is given as 1e-06" in refusal(
-        recipe_dict(baseline={"lr": 1e-6, "search": {"lr": [1e-5, 1e-4]}})
+    assert "controls.search: {'lr': [1e-05, 0.0001]}: lr is given as 1e-06" in refusal(
+        recipe_dict(controls={"lr": 1e-6, "search": {"lr": [1e-5, 1e-4]}})
     )
 
 
@@ -460,18 +460,18 @@ def test_a_learning_rate_is_searched_or_given() -> None:
     [
         ({}, 1e-5, 64),
         ({"sft": {"lr": 3e-5, "batch_size": 8}}, 3e-5, 8),
-        ({"sft": {"lr": 3e-5}, "baseline": {"lr": 1e-3, "batch_size": 4}}, 1e-3, 4),
-        ({"baseline": "DPO", "train": {"lr": [2e-6, 1e-6, 1e-6], "batch_size": 16}, "sft": {"batch_size": 8}}, 2e-6, 16),
+        ({"sft": {"lr": 3e-5}, "controls": {"lr": 1e-3, "batch_size": 4}}, 1e-3, 4),
+        ({"controls": "DPO", "train": {"lr": [2e-6, 1e-6, 1e-6], "batch_size": 16}, "sft": {"batch_size": 8}}, 2e-6, 16),
     ],
 )
 def test_resolved_says_what_a_control_takes(changes: dict[str, Any], lr: float, batch_size: int) -> None:
-    changes = {"baseline": "continued-sft", **changes}
-    (control,) = resolved(load_recipe(recipe_dict(**{**changes, **({"baseline": DPO} if changes["baseline"] == "DPO" else {})}))).baseline
+    changes = {"controls": "continued-sft", **changes}
+    (control,) = resolved(load_recipe(recipe_dict(**{**changes, **({"controls": DPO} if changes["controls"] == "DPO" else {})}))).controls
     assert (control.lr, control.batch_size) == (lr, batch_size)
 
 
 @pytest.mark.parametrize(
-    ("train_lr", "baseline", "unlike"),
+    ("train_lr", "controls", "unlike"),
     [
         (1e-4, "continued-sft", True),
         (2e-6, "continued-sft", True),
@@ -481,12 +481,12 @@ def test_resolved_says_what_a_control_takes(changes: dict[str, Any], lr: float, 
         (1e-4, DPO, False),
     ],
 )
-def test_a_control_of_another_learning_rate_is_told(train_lr: float, baseline: Any, unlike: bool) -> None:
-    recipe = load_recipe(recipe_dict(train={"lr": train_lr}, baseline=baseline))
-    told = unlike_lr(recipe, recipe.baseline[0])
+def test_a_control_of_another_learning_rate_is_told(train_lr: float, controls: Any, unlike: bool) -> None:
+    recipe = load_recipe(recipe_dict(train={"lr": train_lr}, controls=controls))
+    told = unlike_lr(recipe, recipe.controls[0])
     assert (told is not None) == unlike
     if told is not None:
-        assert f"its learning rate is 1e-05 and the game's {train_lr:g}" in told and "baseline.search='{lr: [1e-05," in told
+        assert f"its learning rate is 1e-05 and the game's {train_lr:g}" in told and "controls.search='{lr: [1e-05," in told
 
 
 @pytest.mark.parametrize("track", ["wandb", ["wandb"], {"trackers": ["wandb"]}])
@@ -544,7 +544,7 @@ def test_all_problems_at_once() -> None:
         objective={"beta": [1.0], "loss": "hing"},
         train={"lr": [1.0, 2.0], "epochs": [3.0], "horizon_epochs": 4},
         evaluate={"metric": "exact_match"},
-        baseline={"lr": -1},
+        controls={"lr": -1},
     )
     message = refusal(values)
     assert message.startswith("recipe: 10 problems in the recipe\n")
@@ -552,7 +552,7 @@ def test_all_problems_at_once() -> None:
     keys = {line.partition(":")[0] for line in problems(values)}
     assert keys == {
         *("seed", "trian", "sft.lr", "sft.foo", "sft.epochs", "objective.loss", "train.lr", "train.epochs"),
-        *("evaluate.metric", "baseline.lr"),
+        *("evaluate.metric", "controls.lr"),
     }
 
 
@@ -687,9 +687,9 @@ def test_the_file_is_named_with_its_problems(recipe_file: Any) -> None:
         ("sft={}", "sft.lr", 2e-5),
         ("sft={lr: 1e-5, warmup: 0}", "sft.lr", 1e-5),
         ("sft.lr=1e-5", "sft.lr", 1e-5),
-        ("baseline=continued-sft", "baseline.0.kind", "continued-sft"),
-        ("baseline.lr=1e-5", "baseline.0.lr", 1e-5),
-        ("baseline=[continued-sft, {kind: dpo, pairs: p.jsonl}]", "baseline.1.pairs.path", "p.jsonl"),
+        ("controls=continued-sft", "controls.0.kind", "continued-sft"),
+        ("controls.lr=1e-5", "controls.0.lr", 1e-5),
+        ("controls=[continued-sft, {kind: dpo, pairs: p.jsonl}]", "controls.1.pairs.path", "p.jsonl"),
         ("seeds=[3, 0]", "seeds", (3, 0)),
         ("data.columns.prompt=question", "data.columns", {"prompt": "question"}),
         ("model.path=a=b", "model.path", "a=b"),
@@ -710,13 +710,13 @@ def test_overrides(override: str, key: str, value: Any) -> None:
     assert value_of(load_recipe(recipe_dict(), [override]), key) == value
 
 
-@pytest.mark.parametrize("baseline", [None, "continued-sft", {"batch_size": 4}])
-def test_overriding_below_every_form_of_baseline(baseline: Any) -> None:
-    recipe = load_recipe(recipe_dict(baseline=baseline), ["baseline.lr=1e-5"])
-    (control,) = recipe.baseline
+@pytest.mark.parametrize("controls", [None, "continued-sft", {"batch_size": 4}])
+def test_overriding_below_every_form_of_controls(controls: Any) -> None:
+    recipe = load_recipe(recipe_dict(controls=controls), ["controls.lr=1e-5"])
+    (control,) = recipe.controls
     assert (control.kind, control.lr) == ("continued-sft", 1e-5)
-    assert control.batch_size == (4 if isinstance(baseline, dict) else None)
-    assert load_recipe(recipe, ["baseline.lr=1e-4"]).baseline[0].lr == 1e-4
+    assert control.batch_size == (4 if isinstance(controls, dict) else None)
+    assert load_recipe(recipe, ["controls.lr=1e-4"]).controls[0].lr == 1e-4
 
 
 def test_the_last_override_wins() -> None:
@@ -793,7 +793,7 @@ def recipe_values(draw: st.DrawFn) -> dict[str, Any]:
             server=any_section(model=texts, concurrency=counts, timeout_seconds=positive),
         ),
         stop=any_section(confidence=st.floats(0.5, 1, exclude_min=True, exclude_max=True), patience=counts | st.none()),
-        baseline=st.none()
+        controls=st.none()
         | st.just("continued-sft")
         | any_section(lr=positive | st.none(), epochs=positive)
         | st.just([{}, {"kind": "dpo", "pairs": "p.jsonl", "start": "best"}]),
@@ -848,7 +848,7 @@ def test_to_yaml_is_plain_and_complete() -> None:
     chosen = {
         "sft": {"lora": {}},
         "lora": {},
-        "baseline": DPO,
+        "controls": DPO,
         "track": "tensorboard",
         "evaluate": {"benchmarks": {"suites": ["paper-extra"]}},
         "data": {"path": "rows.jsonl", "prompts": "prompts.jsonl"},
@@ -860,7 +860,7 @@ def test_to_yaml_is_plain_and_complete() -> None:
     loaded = yaml.safe_load(text)
     assert loaded["objective"]["beta"] == [0.1, 1.0, 5.0]
     for key in FIELDS:
-        if key.startswith("baseline.search."):  # has become a control for each of its values
+        if key.startswith("controls.search."):  # has become a control for each of its values
             continue
         node = loaded
         for name in key.split("."):

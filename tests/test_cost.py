@@ -43,7 +43,7 @@ def run(tmp_path: Path) -> RunDir:
 
 
 def recipe(**changes: Any) -> Recipe:
-    return load_recipe({**TINY, "baseline": [], **changes})
+    return load_recipe({**TINY, "controls": [], **changes})
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_iterations_cost_what_their_objective_uses(run: RunDir, objective: dict[
 
 def test_a_control_costs_what_its_kind_uses(run: RunDir) -> None:
     dpo, sft = ({"name": "mine", "kind": kind, **more} for kind, more in (("dpo", {"pairs": "p.jsonl"}), ("continued-sft", {})))
-    assert control_cost(run, recipe(baseline=[dpo]), "mine").forward_tokens == 2_100_000
-    assert control_cost(run, recipe(baseline=[sft]), "mine").forward_tokens == 2_000_000
+    assert control_cost(run, recipe(controls=[dpo]), "mine").forward_tokens == 2_100_000
+    assert control_cost(run, recipe(controls=[sft]), "mine").forward_tokens == 2_000_000
     moving = {"target": {"kind": "verified", "checker": "exact"}, "evaluate": {"answer_pattern": ".+"}}
     rft = {"name": "mine", "kind": "rft"}  # 10 tokens of iteration 0's sampling beside its own training
-    assert control_cost(run, recipe(baseline=[rft], **moving), "mine").forward_tokens == 2_000_010
+    assert control_cost(run, recipe(controls=[rft], **moving), "mine").forward_tokens == 2_000_010
 
 
 def test_an_sft_stage_that_the_game_no_longer_starts_from(run: RunDir) -> None:
@@ -74,7 +74,7 @@ def test_an_sft_stage_that_the_game_no_longer_starts_from(run: RunDir) -> None:
 
 def test_a_control_is_equal_to_the_game_that_was_played_last(tmp_path: Path, zygote: Zygote) -> None:
     """Log-probs of the objective before stay where they are, as `--restart-from` says, and the control does not pay for them."""
-    changes: dict[str, Any] = {"iterations": 1, "baseline": {"batch_size": 1}}
+    changes: dict[str, Any] = {"iterations": 1, "controls": {"batch_size": 1}}
     changed, fresh = (
         small_game(tmp_path / name, zygote, {"loss": loss}, **changes) for name, loss in (("changed", "logistic"), ("fresh", "t-spin"))
     )
@@ -117,7 +117,7 @@ def test_padded_batches_read_a_prompt_for_every_reply(tmp_path: Path, monkeypatc
     monkeypatch.setattr(decode, "_gap", lambda *_: math.inf)
     monkeypatch.chdir(tmp_path)
     write_rows(tmp_path / "rows.jsonl", rows(10))
-    sparring.run({**TINY, "data": {"path": "rows.jsonl", "held_out": 4}, "sft": None, "baseline": [], "iterations": 1, "showcase": []})
+    sparring.run({**TINY, "data": {"path": "rows.jsonl", "held_out": 4}, "sft": None, "controls": [], "iterations": 1, "showcase": []})
     stage = tmp_path / "run/iterations/000/generate"
     replies, examples = read_replies(stage), read_examples(tmp_path / "run/data/train.parquet")
     computed = 2 * sum(len(example.prompt_ids) for example in examples) + sum(len(reply.token_ids) - 1 for reply in replies)

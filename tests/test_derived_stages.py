@@ -13,7 +13,7 @@ from conftest import Game
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
 from zygote import Sabotage, Zygote
 
-OWNERS = ("baseline", "iterations/000", "iterations/001", "continued-sft")
+OWNERS = ("start", "iterations/000", "iterations/001", "continued-sft")
 EVALUATE = "sparring.evaluation.evaluate:Evaluator.evaluate"
 # every option that other scores or samples follow from
 OTHERS = [
@@ -67,7 +67,7 @@ def test_a_finished_run_is_scored_anew_without_sampling_or_training(
     for owner in OWNERS:
         ours, theirs = (game.json(f"{owner}/evaluate/scores.json") for game in (copy, played))
         assert {name for name in theirs if ours.get(name) != theirs[name]} == scores & theirs.keys(), owner
-    assert copy.json("summary.json")["baseline"]["scores"] == copy.json("baseline/evaluate/scores.json")
+    assert copy.json("summary.json")["start"]["scores"] == copy.json("start/evaluate/scores.json")
     after = copy.state()
     assert copy.run(override).code == 0 and copy.state() == after, "and once is enough"
 
@@ -104,7 +104,7 @@ def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) 
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/001/train.partial").exists()
     result = game.run(*OTHERS)
     assert result.code == 0 and "going on from step 2 of 12" in result.err
-    assert [stage for stage, _ in made_anew(result.err)] == ["baseline/evaluate", "iterations/000/evaluate"]
+    assert [stage for stage, _ in made_anew(result.err)] == ["start/evaluate", "iterations/000/evaluate"]
     assert_same_outcome(game.root, fresh.root)
 
 
@@ -124,7 +124,7 @@ def test_without_a_showcase_no_model_is_loaded_for_it(copy: Game) -> None:
 
 def test_the_system_turn_stands_before_every_showcase_prompt(copy: Game, played: Game) -> None:
     assert copy.run("showcase_system=You are terse.").code == 0
-    shown = copy.json("baseline/evaluate/showcase.json")
+    shown = copy.json("start/evaluate/showcase.json")
     assert [entry["prompt"] for entry in shown] == ["say ab"]
     files = [f"{owner}/evaluate/showcase.json" for owner in OWNERS]
     assert [copy.json(file) for file in files] != [played.json(file) for file in files]
@@ -134,10 +134,10 @@ def test_the_system_turn_stands_before_every_showcase_prompt(copy: Game, played:
 
 
 def test_a_hand_edited_score_is_noticed_unless_it_is_made_anew(copy: Game) -> None:
-    (copy.root / "baseline/evaluate/scores.json").write_text("{}")
+    (copy.root / "start/evaluate/scores.json").write_text("{}")
     refused = copy.run()
     assert refused.code == 2 and "scores.json was changed after the stage had finished" in refused.err
-    assert "--restart-from baseline/evaluate" in refused.err
+    assert "--restart-from start/evaluate" in refused.err
     assert copy.run("stop.confidence=0.9").code == 0
 
 
@@ -146,7 +146,7 @@ def test_a_hand_edited_score_is_noticed_unless_it_is_made_anew(copy: Game) -> No
 
 def test_another_control_is_trained_anew_and_nothing_else(copy: Game) -> None:
     before = copy.state()
-    result = copy.run("baseline.lr=1e-4")
+    result = copy.run("controls.lr=1e-4")
     assert result.code == 0, result.err
     changed = redone(before, copy.state())
     assert (
@@ -160,7 +160,7 @@ def test_another_control_is_trained_anew_and_nothing_else(copy: Game) -> None:
 def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygote: Zygote) -> None:
     expected = Game(tmp_path / "expected", zygote, {})
     shutil.copytree(copy.root, expected.root, symlinks=True)
-    assert expected.run("baseline.lr=1e-4").code == 0
+    assert expected.run("controls.lr=1e-4").code == 0
     for one in (
         Sabotage("shutil:rmtree", args="continued-sft/train"),
         Sabotage("sparring.training.fit:_Trainer.step", nth=5),
@@ -168,13 +168,13 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
         Sabotage("sparring.stages.results:score_player"),
         Sabotage(EVALUATE),
     ):
-        assert copy.run("baseline.lr=1e-4", sabotage=[one]).code == -signal.SIGKILL, one
-    assert copy.run("baseline.lr=1e-4").code == 0
+        assert copy.run("controls.lr=1e-4", sabotage=[one]).code == -signal.SIGKILL, one
+    assert copy.run("controls.lr=1e-4").code == 0
     assert_same_outcome(copy.root, expected.root)
 
 
 def test_a_half_trained_control_with_other_settings_is_begun_anew(copy: Game, played: Game) -> None:
-    killed = copy.run("baseline.lr=1e-4", sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=5)])
+    killed = copy.run("controls.lr=1e-4", sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=5)])
     assert killed.code == -signal.SIGKILL and (copy.root / "continued-sft/train.partial").exists()
     result = copy.run()
     assert result.code == 0 and ("continued-sft/train", "sft.lr: 0.0001 -> 0.003") in made_anew(result.err)
@@ -183,7 +183,7 @@ def test_a_half_trained_control_with_other_settings_is_begun_anew(copy: Game, pl
 
 def test_a_control_that_is_no_longer_wanted_is_not_shown(copy: Game, played: Game) -> None:
     before, state = outcome(played.root), copy.state()
-    result = copy.run("baseline=null")
+    result = copy.run("controls=null")
     assert result.code == 0 and copy.state() == state, result.err
     assert "continued" not in result.out and "iteration 1" in result.out
     summary = copy.json("summary.json")
@@ -211,7 +211,7 @@ NOTHING_TO_LEARN = """
 from sparring import selfplay
 from sparring.cli import main
 from sparring.targets.window import Window
-selfplay.window_at = lambda ground, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
+selfplay.window_at = lambda context, t: Window([], {"duels": 0, "duels_all_identical": 24}, indistinguishable=True)
 main()
 """
 

@@ -245,7 +245,7 @@ def taught(readers_folder: Path, zygote: Zygote) -> Path:
 def test_the_tutorial_leaves_what_it_says(taught: Path) -> None:
     summary = json.loads((taught / "runs/first/summary.json").read_text())
     assert len(summary["iterations"]) == 3
-    start, *played, control = [found["scores"] for found in (summary["baseline"], *summary["iterations"], *summary["controls"])]
+    start, *played, control = [found["scores"] for found in (summary["start"], *summary["iterations"], *summary["controls"])]
     assert max(played[n]["exact_match"]["value"] for n in (0, 1)) > start["exact_match"]["value"] + 0.05, "the toy learns something"
     assert control["exact_match"]["value"] > start["exact_match"]["value"] + 0.1
     assert all(scores["truncated"]["value"] < 0.1 for scores in (start, *played, control)), "replies are not cut"

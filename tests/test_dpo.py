@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     write_rows(game.folder / "pairs.jsonl", pairs())
     (game.folder / "template.jinja").write_text(TEMPLATE)
     dpo = {**DPO, "epochs": STEPS * BATCH / PAIRS, "lr": LR, "beta": BETA}
-    game.write(model__chat_template="template.jinja", sft=None, iterations=1, baseline=dpo, train__optimizer="adamw", train__warmup=0.0)
+    game.write(model__chat_template="template.jinja", sft=None, iterations=1, controls=dpo, train__optimizer="adamw", train__warmup=0.0)
     result = game.run()
     assert result.code == 0, result.err
     return game
@@ -133,7 +133,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     game = Game(tmp_path_factory.mktemp("both") / "game", zygote, {})
     write_rows(game.folder / "pairs.jsonl", pairs())
     equal = {key: value for key, value in DPO.items() if key != "epochs"}
-    game.write(baseline=["continued-sft", equal, {**equal, "start": "best", "epochs": 1}, {"name": "half-epoch", "epochs": 0.5}])
+    game.write(controls=["continued-sft", equal, {**equal, "start": "best", "epochs": 1}, {"name": "half-epoch", "epochs": 0.5}])
     result = game.run()
     assert result.code == 0, result.err
     return game
@@ -232,7 +232,7 @@ COUNTED = (("generate", "sampled_tokens", 1), ("score", "scored_tokens", 1), ("t
 def test_other_pairs_train_dpo_anew_and_nothing_else(both: Game) -> None:
     write_rows(both.folder / "other.jsonl", pairs(8))
     before = both.state()
-    result = both.run("baseline=[continued-sft, {kind: dpo, pairs: other.jsonl, batch_size: 4, epochs: 1}]")
+    result = both.run("controls=[continued-sft, {kind: dpo, pairs: other.jsonl, batch_size: 4, epochs: 1}]")
     assert result.code == 0 and "dpo/pairs is made anew" in result.err and "dpo/train is made anew" in result.err, result.err
     assert {name for name, content in before.items() if both.state().get(name) != content} == {n for n in before if n.startswith("dpo/")}
     assert [one["stage"] for one in both.json("summary.json")["controls"]] == ["continued-sft", "dpo"]
@@ -240,7 +240,7 @@ def test_other_pairs_train_dpo_anew_and_nothing_else(both: Game) -> None:
 
 
 def test_bad_pairs_stop_the_run_before_it_plays(game: Game) -> None:
-    game.write(baseline=DPO)
+    game.write(controls=DPO)
     result = game.run()
     assert result.code == 2 and "no such data file" in result.err and "Traceback" not in result.err
     assert not (game.root / "sft").exists()
@@ -258,7 +258,7 @@ KILLS = {
     "trained, not committed": Sabotage("os:replace", args=r"dpo/train\.partial .*train$"),
     "in measuring": Sabotage("sparring.stages.results:score_player", nth=1 + 2 + 2),
 }
-QUICK = {"sft": None, "iterations": 1, "baseline": {**DPO, "epochs": 2}, "showcase": []}
+QUICK = {"sft": None, "iterations": 1, "controls": {**DPO, "epochs": 2}, "showcase": []}
 
 
 @pytest.fixture(scope="module")

@@ -69,19 +69,19 @@ def test_evaluates_the_baseline_and_the_best(copy: Game) -> None:
     assert result.code == 0, result.err
     best = copy.json("summary.json")["best"]["iteration"]
     assert "Chat template not applied, all items, lm-evaluation-harness 0.4.13." in result.out
-    assert "baseline" in result.out and f"iteration {best}" in result.out
-    stage = copy.root / "evaluations" / "baseline" / "letters"
+    assert "start" in result.out and f"iteration {best}" in result.out
+    stage = copy.root / "evaluations" / "start" / "letters"
     scores = read(stage / "scores.json")
-    assert scores["letters/acc"]["n"] == 8 and read(copy.root / "evaluations" / "letters.json")["baseline"] == scores
+    assert scores["letters/acc"]["n"] == 8 and read(copy.root / "evaluations" / "letters.json")["start"] == scores
     again = copy.command("evaluate", "run", *EVALUATE)
     assert again.out == result.out and "benchmarks: letters" in result.err and "benchmarks: letters" not in again.err
-    other = copy.command("evaluate", "run", *EVALUATE, "--chat-template", "--limit", "4", "--player", "baseline")
+    other = copy.command("evaluate", "run", *EVALUATE, "--chat-template", "--limit", "4", "--player", "start")
     assert "Chat template applied, the first 4 items" in other.out and "made anew" not in other.err
-    beside = copy.root / "evaluations" / "baseline" / "letters-limit-4-chat-template"
+    beside = copy.root / "evaluations" / "start" / "letters-limit-4-chat-template"
     assert read(beside / "scores.json")["letters/acc"]["n"] == 4 and read(stage / "scores.json") == scores
     with (copy.folder / "choices.jsonl").open("a") as rows:
         rows.write(json.dumps({"query": "say d", "choices": ["d", "e"], "gold": 0}) + "\n")
-    changed = copy.command("evaluate", "run", *EVALUATE, "--player", "baseline")
+    changed = copy.command("evaluate", "run", *EVALUATE, "--player", "start")
     assert "is made anew: local.data: " in changed.err and read(stage / "scores.json")["letters/acc"]["n"] == 9
     assert {name: was for name, was in copy.state().items() if not name.startswith("evaluations/")} == before
 
@@ -95,10 +95,10 @@ def test_what_was_played_is_compared(copy: Game) -> None:
     assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run:start" in result.out, result.err
     assert "note: letters/acc: not played by" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
     compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
-    for player, folder in (("start", "baseline"), (best, best)):
+    for player, folder in (("start", "start"), (best, best)):
         score = read(copy.root / "evaluations" / folder / "letters" / "scores.json")["letters/acc"]
         assert compared[player]["value"] == pytest.approx(score["value"]) and compared[player]["stderr"] == pytest.approx(score["stderr"])
-    values = [[json.loads(line)["acc"] for line in lines(copy.root / "evaluations" / folder / "letters")] for folder in (best, "baseline")]
+    values = [[json.loads(line)["acc"] for line in lines(copy.root / "evaluations" / folder / "letters")] for folder in (best, "start")]
     gaps = [mine - theirs for mine, theirs in zip(*values, strict=True)]
     assert compared[best]["difference"]["difference"] == pytest.approx(sum(gaps) / 8) and compared[best]["difference"]["test"] == "McNemar"
     assert copy.run(BENCHMARKS, "report=true").code == 0
@@ -143,12 +143,12 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
     assert result.code == 0, result.err
     assert "Chat template not applied, the first 5 items" in result.out and "letters/acc" in result.out
     summary = copy.json("summary.json")
-    everybody = [summary["baseline"], *summary["iterations"], *summary["controls"]]
+    everybody = [summary["start"], *summary["iterations"], *summary["controls"]]
     assert len(everybody) == 4 and all(entry["scores"]["letters/acc"]["n"] == 5 for entry in everybody)
     assert {name: was for name, was in copy.state().items() if "/benchmarks/" not in name} == before
     assert copy.run(BENCHMARKS).out == result.out
     without = copy.run()
-    assert without.code == 0 and "letters" not in without.out and "letters/acc" not in copy.json("summary.json")["baseline"]["scores"]
+    assert without.code == 0 and "letters" not in without.out and "letters/acc" not in copy.json("summary.json")["start"]["scores"]
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_judges_players(copy: Game, server: JudgeServer) -> None:
     best = copy.json("summary.json")["best"]["iteration"]
     assert "Grades from 1 to 10, by judge" in result.out and "7.000" in result.out
     assert "baseline: 6 judgments, 0 of them unreadable" in result.out and len(server.bodies) == 12
-    [folder] = (copy.root / "evaluations" / "baseline").glob("questions-*")
+    [folder] = (copy.root / "evaluations" / "start").glob("questions-*")
     first = read(folder / "answers" / "turn-1-math.json")
     assert set(first) == {"2", "3"} and f"iteration {best}: 6 judgments" in result.out
     texts = [body["messages"][-1]["content"] for body in server.bodies]
@@ -185,16 +185,16 @@ def test_judges_players(copy: Game, server: JudgeServer) -> None:
     assert judge(copy, server).out == result.out and len(server.bodies) == 12
     server.models["other"] = None
     written = (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns
-    assert judge(copy, server, "--judge-model", "other", "--player", "baseline").code == 0
+    assert judge(copy, server, "--judge-model", "other", "--player", "start").code == 0
     assert len(server.bodies) == 18 and (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns == written
 
 
 def test_compares_players(copy: Game, server: JudgeServer) -> None:
     """The rival itself is not judged against itself."""
     server.says = lambda text: "Verdict: A"
-    result = judge(copy, server, "--against", "baseline", "--player", "0", "--player", "baseline")
+    result = judge(copy, server, "--against", "start", "--player", "0", "--player", "start")
     assert result.code == 0, result.err
-    assert "Win rate against baseline, a tie counts half" in result.out and "0.500" in result.out
+    assert "Win rate against start, a tie counts half" in result.out and "0.500" in result.out
     assert len(server.bodies) == 12
     against_model = judge(copy, server, "--against", "../game/run/sft/model", "--player", "1")
     assert against_model.code == 0 and len(server.bodies) == 24, against_model.err
@@ -219,42 +219,42 @@ def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServ
 
 def test_no_judgment_is_paid_for_twice(copy: Game, server: JudgeServer) -> None:
     """More questions ask for the new ones alone, fewer for none, and neither takes the place of the other, nor does a file of that name."""
-    first = judge(copy, server, "--player", "baseline", "--limit", "1")
+    first = judge(copy, server, "--player", "start", "--limit", "1")
     assert first.code == 0 and len(server.bodies) == 4, first.err  # of two categories the first question
-    everything = judge(copy, server, "--player", "baseline")
+    everything = judge(copy, server, "--player", "start")
     assert everything.code == 0 and len(server.bodies) == 6
-    assert judge(copy, server, "--player", "baseline", "--limit", "1").out == first.out
+    assert judge(copy, server, "--player", "start", "--limit", "1").out == first.out
     (copy.folder / "other").mkdir()
     other = write_questions(copy.folder / "other", [{"question_id": 1, "category": "math", "turns": ["Why?"]}])
-    assert judge(copy, server, "--player", "baseline", "--questions", str(other)).code == 0 and len(server.bodies) == 7
-    assert judge(copy, server, "--player", "baseline").out == everything.out and len(server.bodies) == 7
-    kept = (copy.root / "evaluations" / "baseline").glob("questions-*/grades-judge/judgments.jsonl")
+    assert judge(copy, server, "--player", "start", "--questions", str(other)).code == 0 and len(server.bodies) == 7
+    assert judge(copy, server, "--player", "start").out == everything.out and len(server.bodies) == 7
+    kept = (copy.root / "evaluations" / "start").glob("questions-*/grades-judge/judgments.jsonl")
     assert sorted(len(file.read_text().splitlines()) for file in kept) == [1, 4, 6]
 
 
 def test_grades_with_and_without_references(copy: Game, server: JudgeServer) -> None:
     """A reference changes what is asked about its own question alone; the grades without it stay."""
-    plain = judge(copy, server, "--player", "baseline")
+    plain = judge(copy, server, "--player", "start")
     answers = {"question_id": 2, "choices": [{"turns": ["This.", "That."]}]}
     (copy.folder / "references.jsonl").write_text(json.dumps(answers) + "\n")
     before = len(server.bodies)
-    referred = judge(copy, server, "--player", "baseline", "--references", "references.jsonl")
+    referred = judge(copy, server, "--player", "start", "--references", "references.jsonl")
     assert referred.code == 0 and len(server.bodies) == before + 2, referred.err
-    assert judge(copy, server, "--player", "baseline").out == plain.out and len(server.bodies) == before + 2
+    assert judge(copy, server, "--player", "start").out == plain.out and len(server.bodies) == before + 2
 
 
 def test_names_are_no_markup(copy: Game, server: JudgeServer) -> None:
     server.models["[/b]judge"] = None
     questions = [{"question_id": 1, "category": "[/b]", "turns": ["a?"]}]
     given = ["--judge", server.url, "--judge-model", "[/b]judge", "--questions", str(write_questions(copy.folder, questions))]
-    result = copy.command("judge", "run", *given, "--max-new-tokens", "3", "--player", "baseline")
+    result = copy.command("judge", "run", *given, "--max-new-tokens", "3", "--player", "start")
     assert result.code == 0 and "by [/b]judge" in result.out and "grade/[/b]" in result.out, result.err
 
 
 def test_a_killed_judging_goes_on(copy: Game, server: JudgeServer) -> None:
     sabotage = Sabotage("sparring.evaluation.judge:_append", nth=4, when="after")
     questions = str(write_questions(copy.folder))
-    given = ["--judge", server.url, "--judge-model", "judge", "--questions", questions, "--player", "baseline", "--max-new-tokens", "3"]
+    given = ["--judge", server.url, "--judge-model", "judge", "--questions", questions, "--player", "start", "--max-new-tokens", "3"]
     assert copy.command("judge", "run", *given, "--concurrency", "1", sabotage=[sabotage]).code == -9
     asked = len(server.bodies)
     assert copy.command("judge", "run", *given).code == 0

@@ -74,8 +74,8 @@ def test_the_arms_score_as_the_run_does(copied: Path) -> None:
 
     scoring = Scoring(copied)
     held_out = scoring.examples("held_out")
-    own = json.loads((copied / "baseline/evaluate/scores.json").read_text())
-    folders = [scoring.measure(name, scoring.folder("baseline"), held_out, heat) for name, heat in (("warm", 1.0), ("cool", 0.1))]
+    own = json.loads((copied / "start/evaluate/scores.json").read_text())
+    folders = [scoring.measure(name, scoring.folder("start"), held_out, heat) for name, heat in (("warm", 1.0), ("cool", 0.1))]
     warm, cool = (json.loads((folder / "scores.json").read_text()) for folder in folders)
     for scores in (warm, cool):
         assert scores["nll_per_token"]["value"] == pytest.approx(own["nll_per_token"]["value"], rel=1e-5)
@@ -83,7 +83,7 @@ def test_the_arms_score_as_the_run_does(copied: Path) -> None:
     assert per_token[0] < per_token[1]
     items = read_items(folders[0])
     assert sum(items["nll_per_reply"]) / sum(items["human_reply_tokens"]) == pytest.approx(warm["nll_per_token"]["value"], rel=1e-4)
-    assert read_items(copied / "baseline/evaluate")["nll_per_reply"] == pytest.approx(items["nll_per_reply"], rel=1e-4)
+    assert read_items(copied / "start/evaluate")["nll_per_reply"] == pytest.approx(items["nll_per_reply"], rel=1e-4)
 
 
 def test_the_official_negatives(copied: Path) -> None:
@@ -91,7 +91,7 @@ def test_the_official_negatives(copied: Path) -> None:
     from evidence_arms import Scoring, _official_duels, official
 
     scoring = Scoring(copied)
-    start, end = scoring.folder("baseline"), scoring.chat.end_of_turn_id
+    start, end = scoring.folder("start"), scoring.chat.end_of_turn_id
     duels = _official_duels(scoring, start, 0)
     assert duels and all(len(duel.generated_ids) == 1 and duel.generated_ids[0][-1] == end for duel in duels)
     assert _official_duels(scoring, start, 0) == duels

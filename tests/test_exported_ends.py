@@ -61,10 +61,10 @@ class Say(LogitsProcessor):
 def test_what_is_exported_stops_at_the_end_of_a_turn(name: str, changes: dict[str, Any], game: Game) -> None:
     make_base(game.folder / "model", name, generation=name != "llama3")
     template = TEMPLATES / f"{name}.jinja"
-    game.write(model__path="model", model__chat_template=str(template), iterations=1, baseline=None, **changes)
+    game.write(model__path="model", model__chat_template=str(template), iterations=1, controls=None, **changes)
     result = game.run()
     assert result.code == 0, result.err
-    for player in ("0", "baseline"):
+    for player in ("0", "start"):
         result = game.command("export", "run", player, "--iteration", player)
         assert result.code == 0, result.err
         stops(game.folder / player)

@@ -25,7 +25,7 @@ from sparring.training.tasks import SpinTask
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")]
 
 ROOT = Path(__file__).parent.parent
-SMALL = ["data.max_examples=24", "data.held_out=8", "sft=null", "baseline=null", "iterations=2", "sampling.max_new_tokens=12"]
+SMALL = ["data.max_examples=24", "data.held_out=8", "sft=null", "controls=null", "iterations=2", "sampling.max_new_tokens=12"]
 
 
 def play(folder: Path, *overrides: str) -> dict[str, Any]:

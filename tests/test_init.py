@@ -76,7 +76,7 @@ def test_the_recipe_plays(zygote: Zygote, tmp_path: Path) -> None:
     played = zygote.run(["run", "recipe.yaml", "iterations=1", "report=false"], tmp_path)
     assert played.code == 0, played.err
     summary = json.loads((tmp_path / "runs/rows/summary.json").read_text())
-    assert len(summary["iterations"]) == 1 and summary["baseline"]["scores"]["exact_match"]["n"] == 8
+    assert len(summary["iterations"]) == 1 and summary["start"]["scores"]["exact_match"]["n"] == 8
 
 
 def test_a_tokenizer_that_is_not_there_is_made_up_for_by_words(zygote: Zygote, tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.d
 # Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
 KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
-    "data half written": ("data", [Sabotage("sparring.stages.ground:write_examples", nth=2)]),
+    "data half written": ("data", [Sabotage("sparring.stages.context:write_examples", nth=2)]),
     "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
-    "baseline: replies drawn, not scored": ("baseline/measure", [Sabotage(SCORE_MODEL)]),
-    "baseline: measured, not evaluated": ("baseline/evaluate", [Sabotage(EVALUATE)]),
+    "baseline: replies drawn, not scored": ("start/measure", [Sabotage(SCORE_MODEL)]),
+    "baseline: measured, not evaluated": ("start/evaluate", [Sabotage(EVALUATE)]),
     "generation in a later shard": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18)]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
@@ -84,7 +84,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         "iterations/000/evaluate",
         [Sabotage("sparring.stages.results:answer_showcase", nth=2)],
     ),
-    "evaluation, showcase written": ("baseline/evaluate", [Sabotage("sparring.stages.results:answer_showcase", when="after")]),
+    "evaluation, showcase written": ("start/evaluate", [Sabotage("sparring.stages.results:answer_showcase", when="after")]),
     "evaluated, not committed": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"000/evaluate\.partial .*evaluate$")]),
     "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
     "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
@@ -249,7 +249,7 @@ def test_another_shard_size_after_a_kill_in_generation(game: Game, played: Game,
 
 
 def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
-    game.write(sft__epochs=100, sft__checkpoint_every=20, iterations=1, baseline=None)
+    game.write(sft__epochs=100, sft__checkpoint_every=20, iterations=1, controls=None)
     command = [str(Path(sys.executable).with_name("sparring")), "run", "recipe.yaml", "seed=3"]
     process = subprocess.Popen(command, cwd=game.folder, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     metrics_file = game.root / "sft.partial" / "metrics.jsonl"

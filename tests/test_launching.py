@@ -36,13 +36,13 @@ from sparring.opponent.hf import TransformersEngine
 from sparring.policy.compute import memory_error
 from sparring.rundir import RunDir
 from sparring.stages.check import check
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.results import measure
 from sparring.stages.sft import sft
 
 # as in tests/training/test_ranks.py, after more steps
 WEIGHTS = 2e-4
-ONE_ITERATION = {"iterations": 1, "sft": None, "baseline": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
+ONE_ITERATION = {"iterations": 1, "sft": None, "controls": None, "showcase": [], "train__epochs": 6, "train__lr": 1e-4}
 TWO_RANKS = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=true"]
 TRAIN, SCORE, MEASURE = "iterations/000/train", "iterations/000/score", "iterations/000/measure"
 
@@ -220,7 +220,7 @@ def test_measuring_on_shards_killed_and_gone_on_with(begun: Game, inline: Game) 
 
 def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ranks, here one in this process, find the replies there, and score."""
-    without_measurements(begun, inline, "baseline")
+    without_measurements(begun, inline, "start")
     monkeypatch.chdir(begun.folder)
     others = ["launcher.strategy=fsdp2", "sampling.engine=server"]
     recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, *others])
@@ -232,15 +232,15 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
-        measure(Ground(recipe, RunDir(root), target=stage), "baseline", start, None, round_index=0)
+        measure(RunContext(recipe, RunDir(root), target=stage), "start", start, None, sampling_round=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
     monkeypatch.setattr("sparring.stages.making.launch", launched)
-    ground = Ground(recipe, RunDir(Path(recipe.run_dir)))
-    start = sft(ground)
-    measure(ground, "baseline", start, None, round_index=0)
-    assert happened == ["engine", "baseline/measure"]
-    assert_same_measurements(begun, inline, "baseline")
+    context = RunContext(recipe, RunDir(Path(recipe.run_dir)))
+    start = sft(context)
+    measure(context, "start", start, None, sampling_round=0)
+    assert happened == ["engine", "start/measure"]
+    assert_same_measurements(begun, inline, "start")
 
 
 # --- by accelerate
@@ -477,16 +477,16 @@ def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards
     def checked(strategy: str) -> str:
         caplog.clear()
         recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, f"launcher.strategy={strategy}"])
-        check(Ground(recipe, RunDir(Path(recipe.run_dir))))
+        check(RunContext(recipe, RunDir(Path(recipe.run_dir))))
         return caplog.text
 
     said = checked("fsdp2")
     assert "whoever draws replies has the whole model on a device" in said and "parameters, fsdp2 over 2 ranks, and" in said
-    assert begun.json("chosen.json")["shared"] == "fsdp2 over 2 ranks"
+    assert begun.json("micro_batch.json")["shared"] == "fsdp2 over 2 ranks"
     assert "micro_batch_tokens: " not in checked("fsdp2"), "kept"
     said = checked("ddp")
     assert "whole model" not in said and "micro_batch_tokens: " in said and "ranks" not in said
-    assert begun.json("chosen.json")["shared"] is None
+    assert begun.json("micro_batch.json")["shared"] is None
 
 
 def test_an_optimizer_that_cannot_be_sharded(begun: Game) -> None:

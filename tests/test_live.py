@@ -100,7 +100,7 @@ def test_a_finished_run_in_one_screen(played: Game) -> None:
     before = tree(played.root)
     result = played.command("status", "run")
     assert result.code == 0 and result.err == "" and tree(played.root) == before, "it only reads"
-    for part in ("finished 20", "Best iteration:", "all 2 are played", "baseline", "iteration 1", "continued SFT", "NLL per token"):
+    for part in ("finished 20", "Best iteration:", "all 2 are played", "start", "iteration 1", "continued SFT", "NLL per token"):
         assert part in result.out, result.out
     assert len(result.out.splitlines()) <= 24 and "go on with" not in result.out
     assert played.command("watch", "run").code == 0, "nothing to wait for"
@@ -140,7 +140,7 @@ def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
     assert "not running: process " in out and "was killed" in out
     assert "stage iterations/000/train (7 of 18 finished)" in out, result.out
     assert "goes on with iterations/000/train, from its checkpoint after 2 steps" in out
-    assert "iteration 0, step 3: loss " in out and "baseline" in out
+    assert "iteration 0, step 3: loss " in out and "start" in out
     assert result.out.rstrip().endswith("go on with:\n  sparring run recipe.yaml sampling.top_p=0.9")
     elsewhere = game.zygote.run(["status", str(game.root)], game.folder.parent)
     assert elsewhere.out.rstrip().endswith(f"cd {game.folder} && sparring run recipe.yaml sampling.top_p=0.9")

@@ -35,7 +35,7 @@ def test_status_shows_rates_and_several_replies(moving: Game) -> None:
     assert f"graded iteration 1: pass rate {rate['value']:.3f} ± {rate['stderr']:.3f}, vote share {share['value']:.3f}" in told
     for header in ("pass@1 (k=4)", "pass@4", "maj@4", "vote share", "duel margin"):
         assert header in result.out, header
-    assert f"{summary['baseline']['scores']['pass_at_4']['value']:.3f}" in result.out
+    assert f"{summary['start']['scores']['pass_at_4']['value']:.3f}" in result.out
 
 
 @pytest.mark.parametrize("columns", ["60", "80"])
@@ -101,7 +101,7 @@ def test_grades_and_headroom_cost_the_iterations_nothing(moving: Game) -> None:
     assert iterations_cost(run, recipe, 2).tokens == sum(
         stages[f"iterations/00{t}/{part}"][key] for t in (0, 1) for part, key in parts.items()
     )
-    assert "baseline/headroom" in stages and "iterations/001/grade" in stages
+    assert "start/headroom" in stages and "iterations/001/grade" in stages
 
 
 def test_likelihood_of_winners_costs_no_opponent_pass(filtered: Game) -> None:

@@ -23,7 +23,7 @@ from sparring.policy.tiny import make_tiny
 from sparring.rundir import RunDir
 
 LORA: dict[str, Any] = {"rank": 4, "alpha": 8.0}
-CHANGES: dict[str, Any] = {"train__lora": LORA, "train__lr": 2e-2, "baseline": None}
+CHANGES: dict[str, Any] = {"train__lora": LORA, "train__lr": 2e-2, "controls": None}
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def duel_of(duel_id: str) -> tuple[str, int]:
 def test_an_adapters_hash_is_known_without_its_weights(adapters: Game) -> None:
     """As `sparring evaluate` computes it from the files: that is how a comparison knows whose benchmarks it reads."""
     run = RunDir(adapters.root)
-    start = (run.inputs_of("baseline/measure") or {})["model"]
+    start = (run.inputs_of("start/measure") or {})["model"]
     assert adapter_hash(run.verified("iterations/001/train"), start) == weights_hash(player(adapters, 1))
     assert adapter_hash(run.verified("sft"), start) is None and weights_hash(adapters.root / "sft/model") == start
 
@@ -129,7 +129,7 @@ def test_on_a_cpu_bitsandbytes_complains_to_nobody(game: Game) -> None:
 
 
 def test_a_whole_model_has_no_adapter_to_export(adapters: Game, tmp_path: Path) -> None:
-    result = adapters.command("export", "run", str(tmp_path / "x"), "--iteration", "baseline", "--adapter")
+    result = adapters.command("export", "run", str(tmp_path / "x"), "--iteration", "start", "--adapter")
     assert result.code == 2 and "--adapter" in result.err and "Traceback" not in result.err
 
 
@@ -169,7 +169,7 @@ def test_a_base_that_was_changed_is_noticed(tmp_path: Path, zygote: Zygote) -> N
 def test_an_sft_adapter_over_a_base_outside_of_a_run_that_is_a_link(tmp_path: Path, zygote: Zygote) -> None:
     make_tiny(tmp_path / "start", 3)
     (tmp_path / "far" / "away").mkdir(parents=True)
-    changes = {"model__path": str(tmp_path / "start"), "sft__lora": LORA, "sft__lr": 2e-2, "baseline": None, "iterations": 1}
+    changes = {"model__path": str(tmp_path / "start"), "sft__lora": LORA, "sft__lr": 2e-2, "controls": None, "iterations": 1}
     game = Game(tmp_path / "game", zygote, changes)
     game.root.symlink_to(tmp_path / "far" / "away", target_is_directory=True)
     result = game.run()

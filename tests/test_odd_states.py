@@ -22,7 +22,7 @@ from sparring.files import require_plain
 BROKEN = {"empty": b"", "object": b"{}", "list": b"[]", "null": b"null", "cut": None, "not text": b'{"a": "\xff\xfe"}', "deep": b"[" * 5000}
 # some seconds each: the others run with --slow
 HOW = [pytest.param(how, marks=[] if how in ("object", "not text") else pytest.mark.slow) for how in BROKEN]
-FINISHED = ["manifest.json", "summary.json", "progress.json", "metrics.jsonl", "recipe.yaml", "chosen.json"]
+FINISHED = ["manifest.json", "summary.json", "progress.json", "metrics.jsonl", "recipe.yaml", "micro_batch.json"]
 
 
 def sane(result: Result, codes: tuple[int, ...] = (0, 2)) -> None:
@@ -113,7 +113,7 @@ PLACES = ["ein Lauf, er läuft 🏃", "a 'quoted' \"one\" $HOME `x`", "-dash", "
 
 @pytest.mark.parametrize("place", PLACES)
 def test_unusual_names_of_runs(place: str, game: Game) -> None:
-    game.write(run_dir=place, iterations=1, baseline=None, sft=None)
+    game.write(run_dir=place, iterations=1, controls=None, sft=None)
     sane(game.run(), (0,))
     sane(game.run(), (0,))
     sane(game.command("status", "--", place), (0,))
@@ -123,7 +123,7 @@ def test_unusual_names_of_runs(place: str, game: Game) -> None:
 def test_a_run_at_home(game: Game) -> None:
     """Some libraries know `~` by themselves and others do not: it is resolved once, for all of them."""
     (game.folder / "home").mkdir()
-    game.write(run_dir="~/a run", iterations=1, baseline=None, sft=None)
+    game.write(run_dir="~/a run", iterations=1, controls=None, sft=None)
     sane(game.run(environment={"HOME": str(game.folder / "home")}), (0,))
     assert (game.folder / "home" / "a run" / "summary.json").exists() and not (game.folder / "~").exists()
 
@@ -168,7 +168,7 @@ def test_a_run_behind_a_link(game: Game, played: Game) -> None:
 
 @pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "\x00", "\ufffe"])
 def test_texts_that_are_no_text(text: str, game: Game) -> None:
-    game.write(showcase=[text], iterations=1, baseline=None, sft=None)
+    game.write(showcase=[text], iterations=1, controls=None, sft=None)
     sane(game.run())
 
 
@@ -176,7 +176,7 @@ def test_a_lock_of_another_process_that_lives(game: Game) -> None:
     """Its number means nothing where nobody holds the lock: another machine, or one that has started anew."""
     game.root.mkdir()
     (game.root / ".lock").write_text(f"process {os.getpid()} on {socket.gethostname()}, since 2026-01-01T00:00:00+00:00")
-    game.write(iterations=1, baseline=None, sft=None)
+    game.write(iterations=1, controls=None, sft=None)
     sane(game.run(), (0,))
     (game.root / ".lock").write_bytes(b"\xff\x00")
     sane(game.command("status", "run"), (0,))
@@ -250,7 +250,7 @@ def test_readers_during_a_run(stages: int, game: Game, played: Game) -> None:
 
 @pytest.mark.parametrize("function", ["sparring.report.run_page:render_page", "sparring.report.run_files:read_run"])
 def test_killed_while_the_report_is_drawn(function: str, game: Game) -> None:
-    game.write(iterations=1, baseline=None, sft=None, report=True)
+    game.write(iterations=1, controls=None, sft=None, report=True)
     assert game.run(sabotage=[Sabotage(function)]).code == -9
     sane(game.run(), (0,))
     assert "<html" in (game.root / "report.html").read_text()
@@ -270,7 +270,7 @@ def test_killed_while_stages_are_deleted(nth: int, copy: Game, played: Game) -> 
 
 @pytest.mark.parametrize("option", ["train.lr=1e30", "train.lr=1e300", "sft.lr=1e30", "objective.beta=1e300", "train.epochs=1e-300"])
 def test_numbers_that_explode(option: str, game: Game) -> None:
-    game.write(iterations=1, baseline=None)
+    game.write(iterations=1, controls=None)
     sane(game.run(option))
 
 

@@ -154,7 +154,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
     weights.prepare(settings)
     with card.watched() as waits:
         task = spin()
-        logps = weights.passes(weights.scorer.collate([task.branches(index) for index in range(len(task))]))
+        logps = weights.wrapped(weights.scorer.collate([task.branches(index) for index in range(len(task))]))
         weights.backward(task.losses(range(len(task)), logps).loss_D.sum(), True)
     assert not waits and logps.dtype == torch.float64
     masters, computing = list(weights.model.parameters()), list(weights.scorer.model.parameters())
@@ -166,7 +166,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
         group["lr"] = settings.lr
     before = [weight.held.clone() for weight in computing]
     weights.optimizer.step()
-    weights.publish()
+    weights.sync_compute_weights()
     assert any(not torch.equal(weight.held, old) for weight, old in zip(computing, before, strict=True))
     for master, weight in zip(masters, computing, strict=True):
         assert torch.equal(weight.held, master.held.bfloat16())
@@ -244,7 +244,7 @@ def test_replies_are_those_of_a_cpu_and_a_step_waits_for_its_tokens_alone(name: 
 @pytest.mark.parametrize("lora", [[], pytest.param(["train.lora.rank=4"], marks=pytest.mark.slow)], ids=["all weights", "lora"])
 def test_the_whole_game_waits_only_where_it_is_listed(lora: list[str], card: PretendedCard, tmp_path: Path) -> None:
     small = ["data.max_examples=12", "data.held_out=4", "sft=null", "iterations=2", "sampling.max_new_tokens=6", "report=false"]
-    mixed = ["model.dtype=bfloat16", "train.precision=bf16", "train.batch_size=4", "baseline=null", "showcase=[]"]
+    mixed = ["model.dtype=bfloat16", "train.precision=bf16", "train.batch_size=4", "controls=null", "showcase=[]"]
     summary = sparring.run(ROOT / "recipes" / "tiny.yaml", [f"run_dir={tmp_path}", *small, *mixed, *lora])
     assert len(summary["iterations"]) == 2
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -41,7 +41,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote, played: Ga
         data={"path": "rows.jsonl", "held_out": 12},
         iterations=1,
         sft={"epochs": 1, "lr": 1e-3, "batch_size": 16, "precision": "fp32"},
-        baseline=[{"kind": "continued-sft", "batch_size": 16}],
+        controls=[{"kind": "continued-sft", "batch_size": 16}],
         evaluate={"answer_pattern": ".+", "metric": "exact_match"},
         showcase=[ALL[0], MARKDOWN[5], "\u202e\x1b[2J"],
         report=True,
@@ -140,15 +140,15 @@ def test_a_card_of_hostile_names(text: str, tmp_path: Path) -> None:
     seen = {key: {**score, "value": 1.0} for key in ("truncated", "length_auc", "identical", "real_logp")}
     scores = {"exact_match": score, "nll_per_token": score, **seen, text: score}
     summary = {
-        "baseline": {"name": text, "scores": scores},
+        "start": {"name": text, "scores": scores},
         "iterations": [{"iteration": 0, "scores": scores, "counts": {}}],
         "controls": [{"name": text, "stage": text, "scores": scores, "from_iteration": None}],
-        "best": {"iteration": 0, "metric": text, "value": 0.5, "baseline_value": 0.4, "beats_baseline": True},
+        "best": {"iteration": 0, "metric": text, "value": 0.5, "start_value": 0.4, "beats_start": True},
         "stop_reason": text,
     }
     licence = Licence(None, text)
     about = About(licence, licence, repo="me/it", dataset_repo="me/data")
-    for player in (Player("0", "iterations/000/train"), Player("baseline", None), Player(text, text)):
+    for player in (Player("0", "iterations/000/train"), Player("start", None), Player(text, text)):
         card = model_card(recipe, summary, player, about)
         check_card(card)
         wide = {line.count("|") - line.count("\\|") for line in card.splitlines() if line.startswith("| ") or line.startswith("|---|---|-")}

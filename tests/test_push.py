@@ -28,7 +28,7 @@ from sparring.players import Player
 from sparring.publish.cards import About, model_card
 from sparring.publish.licences import licence_of
 from sparring.publish.names import public
-from sparring.push import LOCK, Order, push
+from sparring.push import LOCK, PushOptions, push
 from sparring.samples import answers
 
 TOKEN = "hf_thisIsNoRealTokenButAFakeOne"
@@ -113,7 +113,7 @@ def test_the_card_shows_the_scores_of_every_player(folder: Path) -> None:
     for file in files:
         drawing = ElementTree.parse(folder / "model" / file).getroot()
         texts = ["".join(element.itertext()) for element in drawing.iter("{http://www.w3.org/2000/svg}text")]
-        assert {"baseline", "iteration 0", "iteration 1"} <= set(texts), file
+        assert {"start", "iteration 0", "iteration 1"} <= set(texts), file
         style = next(drawing.iter("{http://www.w3.org/2000/svg}style")).text
         assert all(f".{name} " in style for element in drawing.iter() for name in element.get("class", "").split()), file
 
@@ -126,7 +126,7 @@ def test_what_others_should_not_read_is_hidden(played: Game) -> None:
         "sampling.ray.address=10.1.2.3:6379",
         "launcher.kind=accelerate",
         "launcher.main_process_ip=10.1.2.3",
-        "baseline=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
+        "controls=[continued-sft, {kind: dpo, pairs: /home/anna/pairs.jsonl}]",
         "evaluate.benchmarks={tasks: [quiz], task_folders: [/home/anna/tasks]}",
         "data.path=[/home/anna/a.jsonl.gz, /home/anna/*.csv]",
         "data.prompts=/home/anna/prompts.jsonl",
@@ -283,10 +283,10 @@ def without(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_a_second_push_takes_away_what_the_first_one_left(played: Game, hub: HubLoopback) -> None:
-    list(push(played.root, Order("me/model", revision="try")))
+    list(push(played.root, PushOptions("me/model", revision="try")))
     files = hub.repos["model/me/model"]["try"]
     files |= {"adapter_model.safetensors": b"of an earlier push", "notes.pdf": b"the user's own"}
-    list(push(played.root, Order("me/model", iteration="0", dtype="bfloat16", revision="try")))
+    list(push(played.root, PushOptions("me/model", iteration="0", dtype="bfloat16", revision="try")))
     assert "adapter_model.safetensors" not in files and "notes.pdf" in files
     assert json.loads(files["config.json"])["dtype"] == "bfloat16" and b"# iteration 0 of" in files["README.md"]
     assert list(hub.repos["model/me/model"]["main"]) == [".gitattributes"]
@@ -330,7 +330,7 @@ def test_a_push_that_was_killed_is_pushed_again(at: str, copy: Game) -> None:
 
 def test_two_pushes_at_once(played: Game, hub: HubLoopback) -> None:
     with hold(played.root, LOCK), pytest.raises(UserError, match="another process works in this run directory: process"):
-        list(push(played.root, Order("me/model")))
+        list(push(played.root, PushOptions("me/model")))
     assert hub.repos == {}
 
 
@@ -357,7 +357,7 @@ def test_a_refusal_is_told_without_the_token(
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the client waits between its attempts
     hub.refuse = lambda method, path: (status, {"error": f"Bad request with Bearer {TOKEN}"}) if path.startswith(at) else None
     with pytest.raises(UserError) as refused:
-        list(push(played.root, Order("me/model", revision="x")))
+        list(push(played.root, PushOptions("me/model", revision="x")))
     text = str(refused.value)
     assert all(part in text for part in parts) and "me/model" in text, text
     said = capfd.readouterr()
@@ -367,20 +367,20 @@ def test_a_refusal_is_told_without_the_token(
 def test_a_token_that_no_header_can_carry_is_not_shown(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN + "\x07ü")
     with pytest.raises(UserError, match="could not create the repository") as refused:
-        list(push(played.root, Order("me/model")))
+        list(push(played.root, PushOptions("me/model")))
     assert TOKEN not in str(refused.value)
 
 
 def test_no_hub_there(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
     with pytest.raises(UserError, match="could not create the repository") as refused:
-        list(push(played.root, Order("me/model")))
+        list(push(played.root, PushOptions("me/model")))
     assert "check the network" in str(refused.value)
 
 
 def test_nothing_is_created_for_what_cannot_be_made(played: Game, hub: HubLoopback) -> None:
     with pytest.raises(UserError, match="a whole model and no adapter"):
-        list(push(played.root, Order("me/model", adapter=True)))
+        list(push(played.root, PushOptions("me/model", adapter=True)))
     assert hub.repos == {}
 
 
@@ -388,7 +388,7 @@ def test_no_token(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="no token for the Hub") as refused:
-        list(push(played.root, Order("me/model")))
+        list(push(played.root, PushOptions("me/model")))
     assert "hf auth login" in str(refused.value) and hub.seen == []
 
 
@@ -416,6 +416,6 @@ def test_bad_input(played: Game, arguments: list[str], parts: list[str]) -> None
 
 def test_a_run_without_a_finished_iteration(game: Game) -> None:
     stopped = game.run(sabotage=[Sabotage("sparring.selfplay:generate")])
-    assert stopped.code == -9 and (game.root / "baseline").exists()
+    assert stopped.code == -9 and (game.root / "start").exists()
     result = game.command("push", "run", *BOTH, "--dry-run", "x")
     assert result.code == 2 and "no best iteration yet" in result.err and not (game.folder / "x").exists()

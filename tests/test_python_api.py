@@ -34,15 +34,15 @@ def test_a_game_from_a_dict_is_the_game_from_the_command(game: Game, played: Gam
 
 def test_micro_batches_are_chosen_once_for_a_run(game: Game, played: Game) -> None:
     """TINY's sft section names none. What an earlier attempt chose stays, whatever is free now; so does the result, to rounding."""
-    assert played.json("chosen.json") == {"micro_batch_tokens": 1024, "device": "cpu", "shared": None}
+    assert played.json("micro_batch.json") == {"micro_batch_tokens": 1024, "device": "cpu", "shared": None}
     game.root.mkdir()
-    (game.root / "chosen.json").write_text('{"micro_batch_tokens": 30, "device": "cpu"}')
+    (game.root / "micro_batch.json").write_text('{"micro_batch_tokens": 30, "device": "cpu"}')
     result = game.run()
     assert result.code == 0 and "micro_batch_tokens:" not in result.err
     few, many = (each.json("sft/done.json")["facts"] for each in (game, played))
     assert few["micro_batches"] > many["micro_batches"] == many["steps"]
     assert few["trained_tokens"] == many["trained_tokens"] and few["padding"] == many["padding"] == 0
-    of = [each.json("summary.json")["baseline"]["scores"]["nll_per_token"]["value"] for each in (game, played)]
+    of = [each.json("summary.json")["start"]["scores"]["nll_per_token"]["value"] for each in (game, played)]
     assert of[0] == pytest.approx(of[1], rel=1e-5)
 
 

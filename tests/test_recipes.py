@@ -117,7 +117,7 @@ def test_it_plays_for_real_in_the_small(name: str, zygote: Zygote, tmp_path: Pat
     summary = json.loads((run / "summary.json").read_text())
     played = wanted.iterations if name in IN_FULL else 1
     assert len(summary["iterations"]) == played
-    assert bool(summary["controls"]) is bool(wanted.baseline)
+    assert bool(summary["controls"]) is bool(wanted.controls)
     for t in range(played):
         first = json.loads((run / f"iterations/00{t}/train/metrics.jsonl").read_text().splitlines()[0])
         assert first["margin"] == pytest.approx(0.0, abs=1e-9)

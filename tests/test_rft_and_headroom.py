@@ -28,7 +28,7 @@ def game(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
         "target": {"kind": "verified", "checker": f"{checker}:even"},
         "objective": {"loss": "sft"},
         "evaluate": {"samples": 2, "metric": "nll_per_token", "headroom_epochs": 1},
-        "baseline": [{"kind": "rft", "batch_size": 8}, {"kind": "rft", "name": "rft-twice", "epochs": 2}],
+        "controls": [{"kind": "rft", "batch_size": 8}, {"kind": "rft", "name": "rft-twice", "epochs": 2}],
     }
     return sparring.run(recipe), folder / "run"
 
@@ -56,23 +56,23 @@ def test_rft_of_equal_cost_pays_for_the_replies_that_it_learns_from(game: tuple[
 def test_headroom_is_measured_once_and_told(game: tuple[dict[str, Any], Path]) -> None:
     summary, root = game
     found = summary["headroom"]
-    assert found == read_json(root / "baseline" / "headroom" / "headroom.json")
+    assert found == read_json(root / "start" / "headroom" / "headroom.json")
     assert found["k"] == 2
     assert {"pass_at_1", "greedy", "cool", "any", "nll", "nll_after"} <= found["scores"].keys()
     assert found["scores"]["any"]["value"] >= found["scores"]["pass_at_1"]["value"]
-    assert found["scores"]["nll"]["value"] == pytest.approx(summary["baseline"]["scores"]["nll_per_token"]["value"])
+    assert found["scores"]["nll"]["value"] == pytest.approx(summary["start"]["scores"]["nll_per_token"]["value"])
     assert found["sentence"] in (root / "run.log").read_text()
 
 
 def test_a_recipe_may_do_without(tmp_path: Path, game: tuple[dict[str, Any], Path]) -> None:
     _, root = game
-    again = sparring.run(root / "recipe.yaml", ["evaluate.headroom=false", "evaluate.headroom_epochs=null", "baseline=null"])
+    again = sparring.run(root / "recipe.yaml", ["evaluate.headroom=false", "evaluate.headroom_epochs=null", "controls=null"])
     assert "headroom" not in again
 
 
 def test_rft_needs_grades(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rft needs graded replies"):
-        sparring.run({**TINY, "run_dir": str(tmp_path / "run"), "baseline": "rft"})
+        sparring.run({**TINY, "run_dir": str(tmp_path / "run"), "controls": "rft"})
 
 
 def test_headroom_needs_answers(tmp_path: Path) -> None:

@@ -439,10 +439,10 @@ def test_where_a_restart_begins(tmp_path: Path) -> None:
     names = stage_names(tmp_path, 2, controls)
     of_player = ("measure", "evaluate", "benchmarks")
     assert names[:6] == ["base", "data", "sft", *(f"baseline/{part}" for part in of_player)]
-    assert names[6:8] == ["probe/train", "baseline/headroom"]
+    assert names[6:8] == ["probe/train", "start/headroom"]
     assert names[8:16] == [f"iterations/000/{part}" for part in ("generate", "grade", "score", "score-start", "train", *of_player)]
     assert names[-4:] == [f"continued-sft/{part}" for part in ("train", *of_player)]
-    assert stages_from("baseline", tmp_path, 2, controls) == stages_from("baseline/measure", tmp_path, 2, controls) == names[3:]
+    assert stages_from("start", tmp_path, 2, controls) == stages_from("start/measure", tmp_path, 2, controls) == names[3:]
     later = [name for name in names if name.startswith(("iterations/001", "continued"))]
     assert stages_from("iterations/001", tmp_path, 2, controls) == later
     assert stages_from("iterations/001/train", tmp_path, 2, controls)[0] == "iterations/001/train"
@@ -453,4 +453,4 @@ def test_where_a_restart_begins(tmp_path: Path) -> None:
     assert stages_from("continued-sft", tmp_path, 2, controls)[-4:] == [f"dpo/{part}" for part in ("train", *of_player)]
     with pytest.raises(UserError, match="no stage named 'iteration/001'; did you mean iterations/001") as caught:
         stages_from("iteration/001", tmp_path, 2, controls)
-    assert "baseline" in caught.value.remedy and caught.value.where == "--restart-from"
+    assert "start" in caught.value.remedy and caught.value.where == "--restart-from"

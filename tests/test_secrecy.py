@@ -136,7 +136,7 @@ def command_lines() -> str:
 
 
 def test_a_whole_game_and_what_is_made_of_it(game: Game) -> None:
-    game.write(iterations=1, baseline=None, report=True)
+    game.write(iterations=1, controls=None, report=True)
     running = game.start(environment=ENVIRONMENT)
     running.wait_for(lambda: (game.root / "sft.partial").exists())
     seen = command_lines()

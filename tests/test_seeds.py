@@ -55,7 +55,7 @@ def test_a_game_for_each_seed(several: Game) -> None:
 def test_mean_and_spread_by_hand(several: Game) -> None:
     summary = several.json("summary.json")
     assert [one["player"] for one in summary["players"]] == ["start", "0", "continued-sft"] and summary["left_out"] == []
-    for player, owner in zip(summary["players"], ("baseline", "iterations/000", "continued-sft"), strict=True):
+    for player, owner in zip(summary["players"], ("start", "iterations/000", "continued-sft"), strict=True):
         values = scores(several, owner, "nll_per_token")
         found = player["scores"]["nll_per_token"]
         assert found["values"] == pytest.approx(values, rel=1e-12)
@@ -66,7 +66,7 @@ def test_mean_and_spread_by_hand(several: Game) -> None:
 def test_the_tests_are_paired_by_seed(several: Game) -> None:
     tests = several.json("summary.json")["tests"]
     assert [one["against"] for one in tests] == ["run:start", "run:continued-sft"] and {one["paired_over"] for one in tests} == {"seeds"}
-    for one, owner in zip(tests, ("baseline", "continued-sft"), strict=True):
+    for one, owner in zip(tests, ("start", "continued-sft"), strict=True):
         pairs = zip(scores(several, "iterations/000", "nll_per_token"), scores(several, owner, "nll_per_token"), strict=True)
         gaps = [mine - theirs for mine, theirs in pairs]
         found = next(player for player in one["players"] if player["player"] == "0")["scores"]["nll_per_token"]["difference"]
@@ -80,7 +80,7 @@ def test_what_is_printed(several: Game) -> None:
     text = (several.folder / "out.txt").read_text()
     assert "Over 3 seeds: mean ± standard error (standard deviation)" in text
     assert "measurements on held-out rows left out, of all seeds together." in text
-    assert "3 seeds, less run: baseline (SFT)" in text and "3 seeds, less run: continued SFT" in text and "Student's t over seeds" in text
+    assert "3 seeds, less run: start (SFT)" in text and "3 seeds, less run: continued SFT" in text and "Student's t over seeds" in text
 
 
 def test_the_status_of_one_of_them_tells_how_all_go_on(several: Game) -> None:
@@ -129,7 +129,7 @@ def test_the_folder_is_no_game_itself(several: Game, game: Game) -> None:
     assert stage.code == 2 and "belongs to the game of one seed" in stage.err
     other = several.run("seeds=null")
     assert other.code == 2 and "this run directory holds the games of several seeds" in other.err
-    game.write(iterations=1, sft=None, baseline=None)
+    game.write(iterations=1, sft=None, controls=None)
     assert game.run().code == 0
     game.write(**QUICK)
     refused = game.run()

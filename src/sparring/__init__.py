@@ -15,7 +15,7 @@ __version__ = metadata.version("sparring")
 
 # loaded on first use: `import sparring` and `sparring --help` must not wait for torch
 _HOMES = {
-    "run": "sparring.seeds",
+    "run": "sparring.game",
     "load_recipe": "sparring.config",
     "Recipe": "sparring.config",
     "UserError": "sparring.errors",

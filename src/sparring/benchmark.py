@@ -19,7 +19,7 @@ from sparring.policy.load import DTYPES
 from sparring.report.tables import print_benchmarks
 from sparring.rundir import RunDir, StageRecord, read_json, write_json
 from sparring.stage_names import SCORES
-from sparring.subjects import LOG, Subject, default_out, find_subjects, remade_stage, slug
+from sparring.subjects import LOG, Subject, default_out, remade_stage, resolve_models, slug
 
 DEFAULT_SEED = BenchmarksSection.model_fields["seed"].default
 
@@ -46,7 +46,7 @@ def evaluate(
     name = result_name(section, dtype)
     run = RunDir(out)
     with run.lock(), log_file(out / LOG):
-        subjects = find_subjects(target, wanted, out)
+        subjects = resolve_models(target, wanted, out)
         stages = {subject.title: _stage(run, f"{subject.name}/{name}", section, subject, dtype) for subject in subjects}
         scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
         write_json(out / f"{name}.json", scores)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
+from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, score_dpo, train_dpo
 from sparring.policy.player import Policy
 from sparring.rft import train_rft
 from sparring.stage_names import control_stage
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.inputs import training_inputs
 from sparring.stages.results import measure, results
 from sparring.stages.sft import sft_stage
@@ -22,7 +22,7 @@ FAIR_FACTOR = 3.0  # of two learning rates, from which on a difference between a
 
 
 @dataclass(frozen=True)
-class Played:
+class GameResult:
     """A game that is over: its start, the player of every iteration, and which of them is the best."""
 
     start: Policy
@@ -30,59 +30,59 @@ class Played:
     best: int | None
 
 
-def check_controls(ground: Ground) -> None:
+def check_controls(context: RunContext) -> None:
     """Raise UserError for labelled pairs that cannot be read, before anything is played; say where a comparison may be unfair."""
-    for section in ground.recipe.baseline:
-        if (unlike := unlike_lr(ground.recipe, section)) is not None:
+    for section in context.recipe.controls:
+        if (unlike := unlike_lr(context.recipe, section)) is not None:
             log.info(f"{section.title}: {unlike}")
         if section.pairs is not None:
-            pairs_stage(ground, section)
+            pairs_stage(context, section)
 
 
-def unlike_lr(recipe: Recipe, section: BaselineSection) -> str | None:
+def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
     """What to say of a control whose learning rate is far from the game's first one; None where it is near, or one of several tried."""
     own, game = control_lr(recipe, section), at_iteration(recipe.train.lr, 0)
-    several = {control_lr(recipe, other) for other in recipe.baseline if other.kind == section.kind}
+    several = {control_lr(recipe, other) for other in recipe.controls if other.kind == section.kind}
     if len(several) > 1 or max(own, game) <= FAIR_FACTOR * min(own, game) * (1 + 1e-9):
         return None
-    remedy = f"baseline.search='{{lr: [{own:g}, {game:g}]}}' tries both"
+    remedy = f"controls.search='{{lr: [{own:g}, {game:g}]}}' tries both"
     return f"its learning rate is {own:g} and the game's {game:g}: which arm stands higher may be due to that alone; {remedy}"
 
 
-def play_controls(ground: Ground, game: Played) -> dict[str, Policy]:
+def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
     """Train and evaluate every control of the recipe, by its folder; what has no cost to match or nothing to start from is left out."""
-    played = [section for section in ground.recipe.baseline if _has_place(section, game)]
+    played = [section for section in context.recipe.controls if _has_place(section, game)]
     return {
         section.folder: results(
-            ground, section.folder, train_control(ground, section, game), reference(section, game), len(game.players) + 1, derived=True
+            context, section.folder, train_control(context, section, game), reference(section, game), len(game.players) + 1, derived=True
         )
         for section in played
     }
 
 
-def measure_control(ground: Ground, section: BaselineSection, game: Played) -> None:
+def measure_control(context: RunContext, section: ControlSection, game: GameResult) -> None:
     """What its weights are needed for after its training."""
-    player = train_control(ground, section, game)
-    measure(ground, section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
+    player = train_control(context, section, game)
+    measure(context, section.folder, player, reference(section, game), len(game.players) + 1, derived=True)
 
 
-def train_control(ground: Ground, section: BaselineSection, game: Played) -> Policy:
+def train_control(context: RunContext, section: ControlSection, game: GameResult) -> Policy:
     """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
-    cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
+    cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
-        return train_dpo(ground, section, reference(section, game), len(game.players), cost)
+        return train_dpo(context, section, reference(section, game), len(game.players), cost)
     if section.kind == "rft":
-        return train_rft(ground, section, game.start, len(game.players), cost)
-    return _continue_sft(ground, section, game, cost)
+        return train_rft(context, section, game.start, len(game.players), cost)
+    return _continue_sft(context, section, game, cost)
 
 
-def score_control(ground: Ground, section: BaselineSection, game: Played) -> None:
+def score_control(context: RunContext, section: ControlSection, game: GameResult) -> None:
     """The reference's log-probs of the pairs, which DPO trains with."""
-    cost = iterations_cost(ground.run, ground.recipe, len(game.players)).forward_tokens
-    score_dpo(ground, section, reference(section, game), len(game.players), cost)
+    cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
+    score_dpo(context, section, reference(section, game), len(game.players), cost)
 
 
-def reference(section: BaselineSection, game: Played) -> Policy:
+def reference(section: ControlSection, game: GameResult) -> Policy:
     """Whom the control starts as, and duels with."""
     if section.start == "start":
         return game.start
@@ -90,36 +90,36 @@ def reference(section: BaselineSection, game: Played) -> Policy:
     return game.players[game.best]
 
 
-def from_iteration(section: BaselineSection, best: int | None) -> int | None:
+def from_iteration(section: ControlSection, best: int | None) -> int | None:
     """The iteration that it starts from, None for the start of the game."""
     return best if section.start == "best" else None
 
 
-def _has_place(section: BaselineSection, game: Played) -> bool:
+def _has_place(section: ControlSection, game: GameResult) -> bool:
     if game.players or (section.epochs is not None and section.start == "start"):
         return True
     log.info(f"{section.title}: no iteration was played, so there is no cost to match; left out")
     return False
 
 
-def _continue_sft(ground: Ground, section: BaselineSection, game: Played, forward_tokens: int) -> Policy:
-    examples, played = ground.train_examples, len(game.players)
-    settings = sft_settings(ground.recipe, section)
+def _continue_sft(context: RunContext, section: ControlSection, game: GameResult, forward_tokens: int) -> Policy:
+    examples, played = context.train_examples, len(game.players)
+    settings = sft_settings(context.recipe, section)
     batch_size = min(settings.batch_size, len(examples))
     if section.epochs is None:
         tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
-        steps = max(1, round(forward_tokens / settings.passes / tokens / batch_size))
+        steps = max(1, round(forward_tokens / settings.forward_passes / tokens / batch_size))
         same = f"as many floating-point operations as {counted(played, 'iteration')} of the game"
         log.info(f"{section.title}: {counted(steps, 'step')} cost {same}")
     else:
         steps = max(1, round(section.epochs * len(examples) / batch_size))
     epochs = steps * batch_size / len(examples)
-    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=order_seed(ground.recipe, played))
+    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=order_seed(context.recipe, played))
     inputs = {"sft": training_inputs(settings), "steps": steps, "iterations": played}
-    return sft_stage(ground, control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
+    return sft_stage(context, control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
 
 
-def sft_settings(recipe: Recipe, section: BaselineSection) -> SftSection:
+def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:
     """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
     sft, train = recipe.sft, recipe.train
     shared = OptimSection.model_fields.keys() - {"optimizer"}

@@ -46,7 +46,7 @@ def sampling_cost(run: RunDir, recipe: Recipe, stage: str) -> int:
 
 def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
     """Of a control's own training, likewise, and for RFT of sampling the replies that it is trained on, which are iteration 0's."""
-    is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.baseline)
+    is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.controls)
     sampled = [iteration_stage(0, "generate")] if is_rft else []
     return _cost_of(run, recipe, [*sampled, *(control_stage(control, part) for part in OF_CONTROL)])
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, TrainSection, control_batch_size, control_lr
+from sparring.config import ControlSection, TrainSection, control_batch_size, control_lr
 from sparring.console import log
 from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, source_fingerprint
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
@@ -15,8 +15,8 @@ from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage, iteration_stage
+from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
-from sparring.stages.ground import Ground
 from sparring.stages.inputs import training_inputs
 from sparring.stages.score import score_stage
 from sparring.training.opponent_pass import read_logps
@@ -27,14 +27,14 @@ PAIRS = "pairs.parquet"
 DATA_LIMITS = ("max_prompt_tokens", "max_reply_tokens", "too_long")
 
 
-def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
+def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     """The pairs, tokenised."""
-    source, recipe = section.pairs, ground.recipe
+    source, recipe = section.pairs, context.recipe
     assert source is not None
 
     def work(stage: Path) -> dict[str, Any]:
-        held_out = {example.prompt_ids for example in ground.held_out}
-        found = prepare_pairs(source, recipe.data, ground.chat, recipe.seed, held_out)
+        held_out = {example.prompt_ids for example in context.held_out}
+        found = prepare_pairs(source, recipe.data, context.chat, recipe.seed, held_out)
         write_pairs(stage / PAIRS, found.duels)
         for notice in found.notices:
             log.info(f"{section.title}: {notice}")
@@ -44,26 +44,26 @@ def pairs_stage(ground: Ground, section: BaselineSection) -> StageRecord:
     inputs = {
         "pairs": {**source.model_dump(exclude={"path"}), "content": source_fingerprint(source)},
         "limits": {**recipe.data.model_dump(include=set(DATA_LIMITS)), **changed(recipe.data, ROW_OPTIONS)},
-        "held_out": ground.data.outputs["held_out.parquet"],
-        "chat": chat_fingerprint(ground.chat),
+        "held_out": context.data.outputs["held_out.parquet"],
+        "chat": chat_fingerprint(context.chat),
         "seed": recipe.seed,
     }
-    return ground.maker.make(control_stage(section.folder, "pairs"), inputs, work, derived=True)
+    return context.stages.run_stage(control_stage(section.folder, "pairs"), inputs, work, derived=True)
 
 
-def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
+def train_dpo(context: RunContext, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
     """The reference's log-probs of the pairs first, then the player, who starts as the reference.
 
     forward_tokens: what it may cost where the recipe names no epochs.
     """
-    prepared = _prepared(ground, section, played, forward_tokens)
+    prepared = _prepared(context, section, played, forward_tokens)
     duels, plan, settings = prepared.duels, prepared.plan, prepared.settings
-    score = _score(ground, section, reference, prepared)
+    score = _score(context, section, reference, prepared)
 
     def work(stage: Path) -> dict[str, Any]:
         task = SpinTask(duels, read_logps(score.path), section.beta, "logistic")
         name = control_stage(section.folder, "train")
-        return fit_model(ground, stage, reference, task, plan, settings, phase=f"{section.title}: training", labels={"stage": name})
+        return fit_model(context, stage, reference, task, plan, settings, phase=f"{section.title}: training", labels={"stage": name})
 
     inputs = {
         "train": {**training_inputs(settings), "lr": plan.lr, "epochs": None},
@@ -72,14 +72,14 @@ def train_dpo(ground: Ground, section: BaselineSection, reference: Policy, playe
         "reference": reference.hash,
         "reference_logps": score.digest,
         "order": plan.seed,
-        "seed": ground.recipe.seed,
+        "seed": context.recipe.seed,
     }
-    return Policy.of_stage(ground.maker.make(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
+    return Policy.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
 
 
-def score_dpo(ground: Ground, section: BaselineSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
+def score_dpo(context: RunContext, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> StageRecord:
     """The reference's log-probs alone."""
-    return _score(ground, section, reference, _prepared(ground, section, played, forward_tokens))
+    return _score(context, section, reference, _prepared(context, section, played, forward_tokens))
 
 
 @dataclass(frozen=True)
@@ -89,29 +89,29 @@ class _Prepared:
     settings: TrainSection
 
 
-def _prepared(ground: Ground, section: BaselineSection, played: int, forward_tokens: int) -> _Prepared:
-    duels = read_pairs(pairs_stage(ground, section).path / PAIRS)
-    settings = _settings(ground, section)
-    epochs = section.epochs or _epochs(duels, forward_tokens, settings.passes, _layout(ground))
-    lr = control_lr(ground.recipe, section)
-    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(ground.recipe, played), name=section.title)
+def _prepared(context: RunContext, section: ControlSection, played: int, forward_tokens: int) -> _Prepared:
+    duels = read_pairs(pairs_stage(context, section).path / PAIRS)
+    settings = _settings(context, section)
+    epochs = section.epochs or _epochs(duels, forward_tokens, settings.forward_passes, _layout(context))
+    lr = control_lr(context.recipe, section)
+    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(context.recipe, played), name=section.title)
     return _Prepared(duels, plan, settings)
 
 
-def _settings(ground: Ground, section: BaselineSection) -> TrainSection:
+def _settings(context: RunContext, section: ControlSection) -> TrainSection:
     """The game's own way to train, with the control's batch size."""
-    train = ground.recipe.train
-    return train.model_copy(update={"batch_size": control_batch_size(ground.recipe, section), "horizon_epochs": None})
+    train = context.recipe.train
+    return train.model_copy(update={"batch_size": control_batch_size(context.recipe, section), "horizon_epochs": None})
 
 
-def _score(ground: Ground, section: BaselineSection, reference: Policy, prepared: _Prepared) -> StageRecord:
+def _score(context: RunContext, section: ControlSection, reference: Policy, prepared: _Prepared) -> StageRecord:
     name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
-    return score_stage(ground, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
+    return score_stage(context, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
 
 
-def _layout(ground: Ground) -> Layout:
+def _layout(context: RunContext) -> Layout:
     """How the game has laid out its duels: where its model takes no packed trees, every reply has computed the prompt for itself."""
-    trained = ground.run.finished(iteration_stage(0, "train"))
+    trained = context.run.finished(iteration_stage(0, "train"))
     return "tree" if trained is None or trained.facts["layout"] == "tree" else "rows"
 
 

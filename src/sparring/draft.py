@@ -47,7 +47,7 @@ COMMENTS = {
     "sampling.replies_per_prompt": "more make the gradient less noisy",
     "objective.window": "train on the newest replies and those of the iteration before",
     "train.lr": "one value, or one per iteration",
-    "baseline": "control: the same compute spent on more SFT",
+    "start": "control: the same compute spent on more SFT",
 }
 
 
@@ -209,7 +209,7 @@ def _settings(rows: int, max_new_tokens: int) -> dict[str, Any]:
         "sampling": {"max_new_tokens": max_new_tokens, "replies_per_prompt": 2},
         "objective": {"window": 2},  # beta has its default, which the target decides
         "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": batch},
-        "baseline": "continued-sft",
+        "controls": "continued-sft",
     }
 
 

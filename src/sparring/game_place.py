@@ -39,7 +39,7 @@ def _seconds(run: RunDir, recipe: Recipe, before: Sequence[str], names: Sequence
             took[_part(name)] = record.facts["wall_seconds"]
     if "score" in took:
         took.setdefault("score-start", took["score"])
-    controls = {section.folder for section in recipe.baseline}
+    controls = {section.folder for section in recipe.controls}
     matched = sum(took.get(part, 0.0) for part in COMPUTED) * recipe.iterations
     seconds = [matched if _part(name) == "train" and name.partition("/")[0] in controls else took.get(_part(name)) for name in names]
     known = [value for value in seconds if value is not None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker
-from sparring.config import BaselineSection
+from sparring.config import ControlSection
 from sparring.console import log
 from sparring.control import sft_settings
 from sparring.data.records import Reply
@@ -22,7 +22,7 @@ from sparring.policy.player import Policy
 from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, headroom_stage
 from sparring.stages.checking import held_out_checker
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.inputs import sampling_inputs, training_inputs
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import make_plan
@@ -31,18 +31,18 @@ from sparring.training.ranked import score_player
 ROUND = 2**31  # names the random streams of these replies: no iteration of a game gets so far
 
 
-def measure_headroom(ground: Ground, start: Policy) -> None:
-    """baseline/headroom/headroom.json: scores of the start and a sentence about them, told in the log, where the recipe asks for it."""
-    recipe = ground.recipe
+def measure_headroom(context: RunContext, start: Policy) -> None:
+    """start/headroom/headroom.json: scores of the start and a sentence about them, told in the log, where the recipe asks for it."""
+    recipe = context.recipe
     if not recipe.shows_headroom:
         return
-    probe = _probe(ground, start)
+    probe = _probe(context, start)
     k = max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt)
     with held_out_checker(recipe) as checker:
         assert checker is not None, "the recipe was checked"
 
         def work(stage: Path) -> dict[str, Any]:
-            scores = {**_answers(ground, start, stage, checker, k), **_likelihoods(ground, start, probe)}
+            scores = {**_answers(context, start, stage, checker, k), **_likelihoods(context, start, probe)}
             sentence = advice(scores, k)
             write_json(stage / HEADROOM, {"k": k, "scores": scores, "sentence": sentence})
             log.info(f"headroom: {sentence}")
@@ -51,18 +51,18 @@ def measure_headroom(ground: Ground, start: Policy) -> None:
         inputs = {
             **sampling_inputs(recipe, start, ROUND),
             "k": k,
-            "data": ground.data.outputs["held_out.parquet"],
+            "data": context.data.outputs["held_out.parquet"],
             "checker": checker.fingerprint,
             "pass_score": recipe.target.pass_score,
             "probe": probe and probe.hash,
         }
-        ground.maker.make(headroom_stage(), inputs, work, derived=True)
+        context.stages.run_stage(headroom_stage(), inputs, work, derived=True)
 
 
-def _answers(ground: Ground, start: Policy, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
+def _answers(context: RunContext, start: Policy, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
     """pass@1, greedy, at a cooler temperature, the majority's and any of k: each with its error over prompts."""
-    recipe, chat = ground.recipe, ground.chat
-    draw = Measurer(recipe, chat, ground.held_out, partial(score_player, settings=ground.with_budget(recipe.train))).sample
+    recipe, chat = context.recipe, context.chat
+    draw = Measurer(recipe, chat, context.held_out, partial(score_player, settings=context.with_budget(recipe.train))).sample
     with Sampler(recipe, chat, start.folder) as sampler:
         stream = Stream(recipe.seed, ROUND)
         own = draw(stage / "replies", sampler, recipe.sampling.temperature, k, stream, "headroom: replies")
@@ -70,7 +70,7 @@ def _answers(ground: Ground, start: Policy, stage: Path, checker: Checker, k: in
         greedy = draw(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
 
     def items(replies: list[Reply], of_greedy: list[Reply] | None) -> dict[str, list[float]]:
-        rows = grade_rows(ground.held_out, replies, of_greedy, checker, chat.decode)
+        rows = grade_rows(context.held_out, replies, of_greedy, checker, chat.decode)
         must_end = recipe.target.checker is not None
         return answer_items(rows, recipe.target.pass_score, must_end, checker.reads_answers)
 
@@ -81,24 +81,24 @@ def _answers(ground: Ground, start: Policy, stage: Path, checker: Checker, k: in
     return {name: mean_score(value, True) for name, value in values.items()}
 
 
-def _likelihoods(ground: Ground, start: Policy, probe: Policy | None) -> dict[str, Score]:
+def _likelihoods(context: RunContext, start: Policy, probe: Policy | None) -> dict[str, Score]:
     assert start.measured is not None
-    lengths = [len(example.reply_ids) for example in ground.held_out]
+    lengths = [len(example.reply_ids) for example in context.held_out]
     before = [-row["real"] for row in read_measured(start.measured).logps]
     scores = {"nll": ratio_score(before, lengths, False)}
     if probe is not None:
-        trees = [Branches(example.prompt_ids, (example.reply_ids,)) for example in ground.held_out]
-        [scored] = score_player(probe.folder, [trees], settings=ground.with_budget(ground.recipe.train))
+        trees = [Branches(example.prompt_ids, (example.reply_ids,)) for example in context.held_out]
+        [scored] = score_player(probe.folder, [trees], settings=context.with_budget(context.recipe.train))
         scores["nll_after"] = ratio_score([-logps[0] for logps in scored], lengths, False)
     return scores
 
 
-def _probe(ground: Ground, start: Policy) -> Policy | None:
+def _probe(context: RunContext, start: Policy) -> Policy | None:
     """The start after a short continued SFT, where the recipe asks for it."""
-    recipe, epochs = ground.recipe, ground.recipe.evaluate.headroom_epochs
+    recipe, epochs = context.recipe, context.recipe.evaluate.headroom_epochs
     if epochs is None:
         return None
-    settings = sft_settings(recipe, BaselineSection())
-    plan = make_plan(settings, len(ground.train_examples), lr=settings.lr, epochs=epochs, seed=recipe.seed, name=PROBE)
+    settings = sft_settings(recipe, ControlSection())
+    plan = make_plan(settings, len(context.train_examples), lr=settings.lr, epochs=epochs, seed=recipe.seed, name=PROBE)
     inputs = {"sft": training_inputs(settings), "steps": plan.steps}
-    return sft_stage(ground, PROBE, start, plan, settings, inputs, derived=True)
+    return sft_stage(context, PROBE, start, plan, settings, inputs, derived=True)

@@ -23,15 +23,15 @@ from sparring.policy.compute import release_memory
 from sparring.policy.load import model_facts
 from sparring.report.tables import print_scores
 from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, write_json
-from sparring.subjects import LOG, Subject, default_out, find_subjects, is_run, remade_stage, slug
+from sparring.subjects import LOG, Subject, default_out, is_run, remade_stage, resolve_models, slug
 
 SCORES = "scores.json"
 SHORT = 8  # digits of a hash that tells folders apart
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What is asked and how. `judge.model` names the judge; max_new_tokens: of an answer."""
+class JudgeOptions:
+    """What is options and how. `judge.model` names the judge; max_new_tokens: of an answer."""
 
     questions: str
     references: str | None
@@ -50,22 +50,22 @@ class Judged:
     folder: Path
 
 
-def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Judged:
+def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Judged:
     """Grade the answers of players of the run `target`, or of the model of that name; with `against` compare them with those of another
     player of the run, or another model. What is finished with equal inputs is kept. Raises UserError."""
-    questions = read_questions(asked.questions, asked.references, asked.limit)
+    questions = read_questions(options.questions, options.references, options.limit)
     out = out or default_out(target)
-    run, judging = RunDir(out), Judge(asked.judge)
+    run, judging = RunDir(out), Judge(options.judge)
     try:
         with run.lock(), log_file(out / LOG):
-            subjects = find_subjects(target, wanted, out)
+            subjects = resolve_models(target, wanted, out)
             other = None if against is None else _other(target, against, out)
             rivals = [subject for subject in subjects if other is None or subject.hash != other.hash]
             if not rivals:
                 what = f"{against} is the very model that it would be compared with: equal weights"
                 raise UserError(what, where="--against", remedy="name another player or model")
-            answers = {subject: _answers(run, asked, questions, subject) for subject in [*rivals, *([other] if other else [])]}
-            stages = {s: _judged(run, asked, questions, judging, s, answers, other) for s in rivals}
+            answers = {subject: _answers(run, options, questions, subject) for subject in [*rivals, *([other] if other else [])]}
+            stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in rivals}
             return _result(out, stages)
     finally:
         judging.close()
@@ -74,13 +74,13 @@ def judge(target: str, asked: Asked, wanted: Sequence[str] = (), against: str | 
 def _other(target: str, against: str, out: Path) -> Subject:
     """Another player of the same run; or a model, or the best player of another run, under a name that no other has."""
     if is_run(target) and not Path(against).exists() and "/" not in against:
-        return find_subjects(target, [against], out)[0]
-    found = find_subjects(against, ["best"] if is_run(against) else [], out / slug([against]))[0]
+        return resolve_models(target, [against], out)[0]
+    found = resolve_models(against, ["best"] if is_run(against) else [], out / slug([against]))[0]
     return replace(found, name=f"{slug([Path(against).name])}-{found.hash[:8]}")
 
 
-def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: Subject) -> StageRecord:
-    sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": asked.max_new_tokens, "top_p": 1.0})
+def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], subject: Subject) -> StageRecord:
+    sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": options.max_new_tokens, "top_p": 1.0})
     recipe = subject.recipe.model_copy(update={"sampling": sampling})
     inputs = {
         "questions": _content(questions),
@@ -88,24 +88,24 @@ def _answers(run: RunDir, asked: Asked, questions: Sequence[Question], subject: 
         "chat": subject.chat.template,
         "dtype": recipe.sampling_dtype,
         "engine": sampling.engine,
-        "max_new_tokens": asked.max_new_tokens,
-        "seed": asked.seed,
+        "max_new_tokens": options.max_new_tokens,
+        "seed": options.seed,
     }
 
     def work(stage: Path) -> dict[str, Any]:
         with Sampler(recipe, subject.chat, subject.folder) as sampler:
-            answer_questions(stage, questions, sampler, asked.seed, model_facts(subject.folder)[0])
+            answer_questions(stage, questions, sampler, options.seed, model_facts(subject.folder)[0])
         return {"questions": len(questions)}
 
     log.info(f"{subject.title}: answers to {len(questions)} questions")
-    record = remade_stage(run, f"{subject.name}/{_folder(asked, questions)}/answers", inputs, work)
+    record = remade_stage(run, f"{subject.name}/{_folder(options, questions)}/answers", inputs, work)
     release_memory()
     return record
 
 
 def _judged(
     run: RunDir,
-    asked: Asked,
+    options: JudgeOptions,
     questions: Sequence[Question],
     judging: Judge,
     subject: Subject,
@@ -127,20 +127,20 @@ def _judged(
         "answers": answers[subject].digest,
         "against": answers[other].digest if other else None,
         "references": digest([question.references for question in questions]),
-        "judge": asked.judge.model,
+        "judge": options.judge.model,
         "wording": VERSION,
     }
-    parts = ["grades" if other is None else f"against-{other.name}", slug([asked.judge.model or ""])]
+    parts = ["grades" if other is None else f"against-{other.name}", slug([options.judge.model or ""])]
     if any(question.references for question in questions):
         parts.append(f"references-{inputs['references'][:SHORT]}")
     earlier = _earlier(run, subject, inputs)
-    return remade_stage(run, f"{subject.name}/{_folder(asked, questions)}/{'-'.join(parts)}", inputs, work)
+    return remade_stage(run, f"{subject.name}/{_folder(options, questions)}/{'-'.join(parts)}", inputs, work)
 
 
-def _folder(asked: Asked, questions: Sequence[Question]) -> str:
-    """Named after the questions' file, and after what is asked and how: what was asked otherwise, and paid for, lies beside it."""
-    how = digest([_content(questions), asked.max_new_tokens, asked.seed])
-    return f"{slug([short_name(asked.questions)])}-{how[:SHORT]}"
+def _folder(options: JudgeOptions, questions: Sequence[Question]) -> str:
+    """Named after the questions' file, and after what is options and how: what was options otherwise, and paid for, lies beside it."""
+    how = digest([_content(questions), options.max_new_tokens, options.seed])
+    return f"{slug([short_name(options.questions)])}-{how[:SHORT]}"
 
 
 def _content(questions: Sequence[Question]) -> str:
@@ -148,7 +148,7 @@ def _content(questions: Sequence[Question]) -> str:
 
 
 def _earlier(run: RunDir, subject: Subject, inputs: dict[str, Any]) -> list[Judgment]:
-    """What the same judge has found of this player by the same wording, whatever else was asked; the readable ones of a key last."""
+    """What the same judge has found of this player by the same wording, whatever else was options; the readable ones of a key last."""
     found = []
     for file in sorted((run.root / subject.name).glob(f"*/*/{FILE}")):
         stage = file.parent.relative_to(run.root).as_posix().removesuffix(PARTIAL)
@@ -163,9 +163,9 @@ def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
     return Judged(scores, {subject.title: stage.facts for subject, stage in stages.items()}, out)
 
 
-def print_judged(found: Judged, asked: Asked, against: str | None, console: Console) -> None:
+def print_judged(found: Judged, options: JudgeOptions, against: str | None, console: Console) -> None:
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
-    print_scores(f"{kind}, by {asked.judge.model} (± standard error)", found.scores, console)
+    print_scores(f"{kind}, by {options.judge.model} (± standard error)", found.scores, console)
     for title, facts in found.facts.items():
         tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens of the judge"
         if uncounted := facts["judge_replies_uncounted"]:  # a cost of 0 would be a wrong one

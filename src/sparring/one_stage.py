@@ -12,7 +12,7 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.console import RUN_LOG, be_silent, log_file, set_up_logging
-from sparring.control import Played, measure_control, score_control, train_control
+from sparring.control import GameResult, measure_control, score_control, train_control
 from sparring.errors import UserError
 from sparring.evaluation.stop import Scores, best_iteration, stop_reason
 from sparring.game_place import place_in
@@ -23,15 +23,15 @@ from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import BASELINE, SCORES, SFT, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stage_names import SCORES, SFT, START, evaluate_stage, iteration_name, iteration_stage, measure_stage
+from sparring.stages.context import RunContext
 from sparring.stages.generate import generate, window_at
-from sparring.stages.ground import Ground
 from sparring.stages.results import measure
 from sparring.stages.score import score, score_start
 from sparring.stages.sft import sft
 from sparring.stages.train import train
 
-OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, baseline/measure"
+OF_GAME = "sft, iterations/NNN/generate, score, score-start, train and measure, start/measure"
 SHARED = f"{OF_GAME}, continued-sft/train and measure, dpo/score too"
 OF_ITERATION = re.compile(r"iterations/(\d{3})/(generate|score|score-start|train|measure)")
 
@@ -51,77 +51,77 @@ def run_stage(recipe: Recipe, name: str) -> None:
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
         with _writer(recipe, directory):
-            _compute(Ground(recipe, directory, target=name), name)
+            _compute(RunContext(recipe, directory, target=name), name)
         accelerator.end_training()  # leaves the group of ranks in good order
 
 
-def _compute(ground: Ground, name: str) -> None:
+def _compute(context: RunContext, name: str) -> None:
     found = OF_ITERATION.fullmatch(name)
     if found is not None:
-        _compute_of_iteration(ground, int(found[1]), found[2])
+        _compute_of_iteration(context, int(found[1]), found[2])
     elif name == SFT:
-        sft(ground)
-    elif name == measure_stage(BASELINE):
-        measure(ground, BASELINE, sft(ground), None, round_index=0)
-    elif not _compute_of_control(ground, name):
+        sft(context)
+    elif name == measure_stage(START):
+        measure(context, START, sft(context), None, sampling_round=0)
+    elif not _compute_of_control(context, name):
         raise AgreedError(f"{name!r} is no stage that ranks compute together", where="STAGE", remedy=f"there are {SHARED}")
 
 
-def _compute_of_control(ground: Ground, name: str) -> bool:
+def _compute_of_control(context: RunContext, name: str) -> bool:
     """False where `name` is no such stage."""
     folder, _, part = name.partition("/")
-    section = next((section for section in ground.recipe.baseline if section.folder == folder), None)
+    section = next((section for section in context.recipe.controls if section.folder == folder), None)
     parts = {"train": train_control, "measure": measure_control}
     if section is not None and section.kind == "dpo":
         parts["score"] = score_control
     if section is None or part not in parts:
         return False
-    parts[part](ground, section, _played(ground))
+    parts[part](context, section, _played(context))
     return True
 
 
-def _compute_of_iteration(ground: Ground, t: int, part: str) -> None:
-    opponent = _player(ground, t - 1)
+def _compute_of_iteration(context: RunContext, t: int, part: str) -> None:
+    opponent = _player(context, t - 1)
     if part == "generate":
-        generate(ground, opponent, t)
+        generate(context, opponent, t)
     elif part == "measure":
-        measure(ground, iteration_name(t), _player(ground, t), opponent, round_index=t + 1)
+        measure(context, iteration_name(t), _player(context, t), opponent, sampling_round=t + 1)
     elif part == "score-start":
-        score_start(ground, window_at(ground, t), t)
+        score_start(context, window_at(context, t), t)
     else:
         work = {"score": score, "train": train}[part]
-        work(ground, opponent, window_at(ground, t), t)
+        work(context, opponent, window_at(context, t), t)
 
 
-def _player(ground: Ground, t: int) -> Policy:
+def _player(context: RunContext, t: int) -> Policy:
     """Who came out of iteration t with its measurements, as far as there are any; the start of the game for -1."""
     if t < 0:
-        return _measured(ground, BASELINE, sft(ground))
-    record = ground.run.finished(iteration_stage(t, "train"))
+        return _measured(context, START, sft(context))
+    record = context.run.finished(iteration_stage(t, "train"))
     if record is None:
         what = f"{iteration_stage(t, 'train')} is not finished"
-        raise AgreedError(what, where=str(ground.run.root), remedy="`sparring run` plays up to it")
-    return _measured(ground, iteration_name(t), Policy.of_stage(record))
+        raise AgreedError(what, where=str(context.run.root), remedy="`sparring run` plays up to it")
+    return _measured(context, iteration_name(t), Policy.of_stage(record))
 
 
-def _measured(ground: Ground, owner: str, player: Policy) -> Policy:
-    return player.with_results(ground.run.root / measure_stage(owner), ground.run.root / evaluate_stage(owner))
+def _measured(context: RunContext, owner: str, player: Policy) -> Policy:
+    return player.with_results(context.run.root / measure_stage(owner), context.run.root / evaluate_stage(owner))
 
 
-def _played(ground: Ground) -> Played:
+def _played(context: RunContext) -> GameResult:
     """The game before its controls: up to the stop rule, as the game itself judges it."""
-    start = _scores(ground, BASELINE)
+    start = _scores(context, START)
     iterations: list[Scores] = []
-    while ground.run.finished(evaluate_stage(iteration_name(len(iterations)))):
-        iterations.append(_scores(ground, iteration_name(len(iterations))))
-        if stop_reason(ground.recipe, start, iterations):
+    while context.run.finished(evaluate_stage(iteration_name(len(iterations)))):
+        iterations.append(_scores(context, iteration_name(len(iterations))))
+        if stop_reason(context.recipe, start, iterations):
             break
-    best = best_iteration(iterations, ground.recipe.metric) if iterations else None
-    return Played(_player(ground, -1), [_player(ground, t) for t in range(len(iterations))], best)
+    best = best_iteration(iterations, context.recipe.metric) if iterations else None
+    return GameResult(_player(context, -1), [_player(context, t) for t in range(len(iterations))], best)
 
 
-def _scores(ground: Ground, owner: str) -> Scores:
-    return read_json(ground.run.root / evaluate_stage(owner) / SCORES)
+def _scores(context: RunContext, owner: str) -> Scores:
+    return read_json(context.run.root / evaluate_stage(owner) / SCORES)
 
 
 def _compared(recipe: Recipe, name: str) -> dict[str, Any]:

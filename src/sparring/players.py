@@ -13,14 +13,14 @@ from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, control_stage, iteration_stage, measure_stage, player_name, recipe_of_game, title_of_player
+from sparring.stage_names import START, control_stage, iteration_stage, measure_stage, player_name, recipe_of_game, title_of_player
 
 BASE, SFT = "base", "sft"
 
 
 @dataclass(frozen=True)
 class Player:
-    """A player by name: "baseline", an iteration's number or a control's folder.
+    """A player by name: "start", an iteration's number or a control's folder.
 
     `stage` holds its model; None is the model that the recipe names where that is a folder of its own, which a run does not copy.
     """
@@ -73,7 +73,7 @@ class Players:
                 self._require_base(folder)
             return folder
         source = find_model(self.recipe.model, self.recipe.seed)
-        played = self.run.inputs_of(measure_stage(BASELINE)) or {}
+        played = self.run.inputs_of(measure_stage(START)) or {}
         if source.folder is None or source.fingerprint != played.get("model"):
             raise UserError(
                 "this is no longer the model that the run started from (its hash differs)",
@@ -87,7 +87,7 @@ class Players:
         start = self._baseline()[0]
         if start.stage is not None:
             self.run.verified(start.stage)
-        elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(BASELINE)) or {}).get("model"):
+        elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(START)) or {}).get("model"):
             raise UserError(
                 "the base model of this player is no longer the one that the run started from (its hash differs)",
                 where=str(base_of(adapter)),
@@ -108,7 +108,7 @@ class Players:
     def _possible(self) -> list[Player]:
         if self.summary is None:
             iterations = len(list((self.run.root / "iterations").glob("[0-9]*")))
-            controls = [section.folder for section in self.recipe.baseline]
+            controls = [section.folder for section in self.recipe.controls]
         else:
             iterations, controls = len(self.summary["iterations"]), [entry["stage"] for entry in self.summary["controls"]]
         played = [Player(str(t), iteration_stage(t, "train")) for t in range(iterations)]
@@ -116,10 +116,10 @@ class Players:
 
     def _baseline(self) -> list[Player]:
         if self.recipe.sft is not None:
-            return [Player(BASELINE, SFT)]
+            return [Player(START, SFT)]
         if self.run.finished(BASE):
-            return [Player(BASELINE, BASE)]
-        return [Player(BASELINE, None)] if self.run.finished(measure_stage(BASELINE)) else []
+            return [Player(START, BASE)]
+        return [Player(START, None)] if self.run.finished(measure_stage(START)) else []
 
     def _best(self) -> str:
         best = self.summary and self.summary["best"]
@@ -128,7 +128,7 @@ class Players:
             raise UserError(
                 "this run has no best iteration" + (ended or " yet"),
                 where=str(self.run.root),
-                remedy="`--iteration baseline` is the model that it started from" if ended else "let it play at least one iteration",
+                remedy="`--iteration start` is the model that it started from" if ended else "let it play at least one iteration",
             )
         return str(best["iteration"])
 

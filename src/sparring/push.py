@@ -25,7 +25,7 @@ ASIDE, LOCK = ".push", ".lock-push"  # in the run directory: what is under way t
 
 
 @dataclass(frozen=True)
-class Order:
+class PushOptions:
     """What is to be published: the options of the command.
 
     repo: of the model; dataset_repo: of the replies; at least one of them. revision: the branch of the player that is chosen.
@@ -46,7 +46,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Upload:
     """One folder of a push: `make` writes it; `name` is what a dry run calls it, `title` what the commit is called."""
 
     name: str
@@ -57,55 +57,55 @@ class Parcel:
     make: Callable[[Path], object]
 
 
-def push(root: Path, order: Order, dry_run: Path | None = None) -> Iterator[str]:
+def push(root: Path, options: PushOptions, dry_run: Path | None = None) -> Iterator[str]:
     """Publish, or write the folders to the new folder `dry_run` and upload nothing. Yields a line per folder that is where it belongs."""
     from sparring.publish.upload import Hub, check_repo_id
 
-    for repo, option in ((order.repo, "--repo"), (order.dataset_repo, "--dataset-repo")):
+    for repo, option in ((options.repo, "--repo"), (options.dataset_repo, "--dataset-repo")):
         if repo is not None:
             check_repo_id(repo, option)
-    parcels = _parcels(Players(root), order)
+    uploads = _uploads(Players(root), options)
     if dry_run is not None:
         target = new_folder(dry_run)
-        yield from (_write(parcel, target) for parcel in parcels)
+        yield from (_write(upload, target) for upload in uploads)
         return
     hub = Hub()
     with hold(root, LOCK):
-        yield from (_send(parcel, hub, root, order.private) for parcel in parcels)
+        yield from (_send(upload, hub, root, options.private) for upload in uploads)
 
 
-def _parcels(players: Players, order: Order) -> list[Parcel]:
-    if order.repo is None and order.dataset_repo is None:
+def _uploads(players: Players, options: PushOptions) -> list[Upload]:
+    if options.repo is None and options.dataset_repo is None:
         raise UserError(
             "nothing to push", where="push", remedy="give --repo for the model, --dataset-repo for the generated replies, or both"
         )
-    revisions = [player for player in players.all if player.name.isdigit()] if order.all_iterations else []
+    revisions = [player for player in players.all if player.name.isdigit()] if options.all_iterations else []
     about = About.of(
         players.recipe,
-        order.base_licence,
-        order.data_licence,
-        order.pairs_licence,
+        options.base_licence,
+        options.data_licence,
+        options.pairs_licence,
         unanswered=players.unanswered,
-        repo=order.repo,
-        dataset_repo=order.dataset_repo,
+        repo=options.repo,
+        dataset_repo=options.dataset_repo,
         revisions=tuple(f"iteration-{player.name}" for player in revisions),
     )
-    parcels = []
-    if order.repo is not None:
-        parcels = [_model(players, order, about, players.find(order.iteration), "model", order.revision)]
-        parcels += [_model(players, order, about, *named) for named in zip(revisions, about.revisions, about.revisions, strict=True)]
-    if order.dataset_repo is not None:
-        parcels.append(Parcel("data", "the generated replies", "dataset", order.dataset_repo, None, partial(_data, players, about)))
-    return parcels
+    uploads = []
+    if options.repo is not None:
+        uploads = [_model(players, options, about, players.find(options.iteration), "model", options.revision)]
+        uploads += [_model(players, options, about, *named) for named in zip(revisions, about.revisions, about.revisions, strict=True)]
+    if options.dataset_repo is not None:
+        uploads.append(Upload("data", "the generated replies", "dataset", options.dataset_repo, None, partial(_data, players, about)))
+    return uploads
 
 
-def _model(players: Players, order: Order, about: About, player: Player, name: str, revision: str | None) -> Parcel:
+def _model(players: Players, options: PushOptions, about: About, player: Player, name: str, revision: str | None) -> Upload:
     def make(folder: Path) -> None:
-        export(players.run.root, folder, player.name, order.dtype, order.adapter, replace(about, revision=revision))
+        export(players.run.root, folder, player.name, options.dtype, options.adapter, replace(about, revision=revision))
 
-    assert order.repo is not None
+    assert options.repo is not None
     title = model_title(players.summary, player) if players.summary else player.title
-    return Parcel(name, title, "model", order.repo, revision, make)
+    return Upload(name, title, "model", options.repo, revision, make)
 
 
 def _data(players: Players, about: About, folder: Path) -> None:
@@ -113,12 +113,12 @@ def _data(players: Players, about: About, folder: Path) -> None:
     (folder / "README.md").write_text(dataset_card(players.recipe, counts, about), encoding="utf-8")
 
 
-def _write(parcel: Parcel, target: Path) -> str:
-    parcel.make(target / parcel.name)
-    return f"wrote {parcel.title} to {target / parcel.name}"
+def _write(upload: Upload, target: Path) -> str:
+    upload.make(target / upload.name)
+    return f"wrote {upload.title} to {target / upload.name}"
 
 
-def _send(parcel: Parcel, hub: Hub, root: Path, private: bool) -> str:
+def _send(upload: Upload, hub: Hub, root: Path, private: bool) -> str:
     """By way of a folder in the run directory, where there is room for a model; nothing is created for what cannot be made.
 
     A push that was killed leaves that folder to the next one, which makes it anew.
@@ -126,10 +126,10 @@ def _send(parcel: Parcel, hub: Hub, root: Path, private: bool) -> str:
     folder = root / ASIDE
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        parcel.make(made := folder / parcel.name)
-        hub.create(parcel.repo, parcel.kind, private)
-        replaces = (*HUB_FILES, f"{PLOTS}/*.svg") if parcel.kind == "model" else ("*.parquet",)
-        hub.upload(made, parcel.repo, parcel.kind, parcel.revision, parcel.title, replaces)
+        upload.make(made := folder / upload.name)
+        hub.create(upload.repo, upload.kind, private)
+        replaces = (*HUB_FILES, f"{PLOTS}/*.svg") if upload.kind == "model" else ("*.parquet",)
+        hub.upload(made, upload.repo, upload.kind, upload.revision, upload.title, replaces)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return f"pushed {parcel.title} to {parcel.repo}{f' ({parcel.revision})' if parcel.revision else ''}"
+    return f"pushed {upload.title} to {upload.repo}{f' ({upload.revision})' if upload.revision else ''}"

@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sparring.config import BaselineSection, control_batch_size, control_lr
+from sparring.config import ControlSection, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
 from sparring.policy.player import Policy
 from sparring.stage_names import control_stage, iteration_stage
+from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
 from sparring.stages.grade import candidates_at
-from sparring.stages.ground import Ground
 from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.targets import TARGETS
 from sparring.targets.graded import rules_of
@@ -23,20 +23,20 @@ from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan
 
 
-def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: int, forward_tokens: int) -> Policy:
+def train_rft(context: RunContext, section: ControlSection, start: Policy, played: int, forward_tokens: int) -> Policy:
     """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
 
     forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
     """
-    name, recipe = control_stage(section.folder, "train"), ground.recipe
-    winners = _winners(ground)
+    name, recipe = control_stage(section.folder, "train"), context.recipe
+    winners = _winners(context)
     settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
     batch_size = min(settings.batch_size, len(winners))
     if section.epochs is None:
         task = WinnersTask(winners)
         tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
-        left = max(0, forward_tokens - sampling_cost(ground.run, recipe, iteration_stage(0, "generate")))
-        steps = max(1, round(left / settings.passes / tokens / batch_size))
+        left = max(0, forward_tokens - sampling_cost(context.run, recipe, iteration_stage(0, "generate")))
+        steps = max(1, round(left / settings.forward_passes / tokens / batch_size))
         cost = f"with the sampling, cost as many floating-point operations as {counted(played, 'iteration')} of the game"
         log.info(f"{section.title}: {counted(steps, 'step')}, {cost}")
     else:
@@ -46,7 +46,7 @@ def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: i
 
     def work(stage: Path) -> dict[str, Any]:
         return fit_model(
-            ground, stage, start, WinnersTask(winners), plan, settings, phase=f"{section.title}: training", labels={"stage": name}
+            context, stage, start, WinnersTask(winners), plan, settings, phase=f"{section.title}: training", labels={"stage": name}
         )
 
     inputs = {
@@ -56,12 +56,12 @@ def train_rft(ground: Ground, section: BaselineSection, start: Policy, played: i
         "start": start.hash,
         "seed": recipe.seed,
     }
-    return Policy.of_stage(ground.maker.make(name, inputs, work, shared=True, derived=True))
+    return Policy.of_stage(context.stages.run_stage(name, inputs, work, shared=True, derived=True))
 
 
-def _winners(ground: Ground) -> list[Contest]:
+def _winners(context: RunContext) -> list[Contest]:
     """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
-    rules = replace(rules_of(ground.recipe), human="mix")
-    prompts = {example.row_id: example.prompt_ids for example in ground.played_examples}
-    window = select_window(prompts, {0: candidates_at(ground, 0)}, TARGETS["verified"], rules, uses_gaps=False, uses_likelihood=True)
+    rules = replace(rules_of(context.recipe), human="mix")
+    prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
+    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_gaps=False, uses_likelihood=True)
     return [duel for duel in window.duels if isinstance(duel, Contest)]

@@ -31,7 +31,7 @@ OF_ATTEMPT = ("began", "seconds")
 OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
-REMADE = (MANIFEST, ATTEMPT, "summary.json", "chosen.json")  # what a run has no need of to go on
+REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # what a run has no need of to go on
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sparring import interrupts
 from sparring.config import Recipe, to_yaml
 from sparring.console import RUN_LOG, log, log_file
-from sparring.control import Played, check_controls, from_iteration, play_controls
+from sparring.control import GameResult, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
 from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
@@ -23,11 +23,11 @@ from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_it
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages.check import check
+from sparring.stages.context import RunContext
 from sparring.stages.ending import nothing_to_learn, tell_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
-from sparring.stages.ground import Ground
-from sparring.stages.results import evaluate, evaluate_baseline, scores_of
+from sparring.stages.results import evaluate, evaluate_start, scores_of
 from sparring.stages.sft import sft
 from sparring.stages.train import train
 from sparring.tracking.sending import tracked
@@ -62,23 +62,23 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
 
 def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
-    ground = Ground(recipe, directory)
-    check(ground)
-    check_controls(ground)
-    start = player = evaluate_baseline(ground, sft(ground))
-    measure_headroom(ground, start)
+    context = RunContext(recipe, directory)
+    check(context)
+    check_controls(context)
+    start = player = evaluate_start(context, sft(context))
+    measure_headroom(context, start)
     players: list[Policy] = []
     iterations: list[Scores] = []
     reason = None
     while reason is None:
         t, opponent = len(iterations), player
-        generate(ground, opponent, t)
-        grade(ground, t)
-        window = window_at(ground, t)
-        if (reason := nothing_to_learn(ground, window, t)) is not None:
+        generate(context, opponent, t)
+        grade(context, t)
+        window = window_at(context, t)
+        if (reason := nothing_to_learn(context, window, t)) is not None:
             break
-        player = train(ground, opponent, window, t)
-        player = evaluate(ground, player, opponent, t)
+        player = train(context, opponent, window, t)
+        player = evaluate(context, player, opponent, t)
         players.append(player)
         iterations.append(scores_of(player))
         if len(iterations) > published_iterations(directory.root):  # passing finished ones again must not take the summary back
@@ -87,7 +87,7 @@ def play(recipe: Recipe, directory: RunDir) -> dict[str, Any]:
         reason = stop_reason(recipe, scores_of(start), iterations)
     log.info(f"the game ends - {reason}")
     best = best_iteration(iterations, recipe.metric) if iterations else None
-    controls = play_controls(ground, Played(start, players, best))
+    controls = play_controls(context, GameResult(start, players, best))
     scores = {name: scores_of(player) for name, player in controls.items()}
     return _publish(directory, recipe, scores_of(start), iterations, scores, reason)
 
@@ -115,7 +115,7 @@ def _publish(
             "from_iteration": from_iteration(section, best and best.iteration),
             "scores": controls[section.folder],
         }
-        for section in recipe.baseline
+        for section in recipe.controls
         if section.folder in controls
     ]
     before = read_json(directory.root / SUMMARY) if (directory.root / SUMMARY).exists() else None
@@ -128,7 +128,7 @@ def _publish(
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
     """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
-    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.baseline])
+    stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.controls])
     for derived in (SUMMARY, REPORT, "best"):  # what they tell of is about to go
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):

@@ -10,7 +10,7 @@ from sparring.config import CONTROL_TITLES, Recipe, recipe_of_run
 from sparring.errors import UserError, nearest
 from sparring.rundir import PARTIAL
 
-SFT, BASELINE = "sft", "baseline"
+SFT, START = "sft", "start"
 SCORES = "scores.json"  # what an evaluation leaves
 PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and what a start leaves to gain
 OF_PLAYER = ("measure", "evaluate", "benchmarks")
@@ -85,7 +85,7 @@ def benchmark_stage(owner: str) -> str:
 
 def headroom_stage() -> str:
     """What the start of the game leaves to gain, measured before anything is played."""
-    return f"{BASELINE}/headroom"
+    return f"{START}/headroom"
 
 
 def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
@@ -94,7 +94,7 @@ def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[st
     count = max([iterations, *on_disk])
     played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
     of_controls = [control_stage(control, part) for control in controls for part in OF_CONTROL]
-    of_start = [*(f"{BASELINE}/{part}" for part in OF_PLAYER), PROBE, headroom_stage()]
+    of_start = [*(f"{START}/{part}" for part in OF_PLAYER), PROBE, headroom_stage()]
     return ["base", "data", SFT, *of_start, *played, *of_controls]
 
 
@@ -116,7 +116,7 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
 
 def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
     """The stages of this very game, in order: without those that it has no use for."""
-    controls = [section.folder for section in recipe.baseline]
+    controls = [section.folder for section in recipe.controls]
     return [name for name in stage_names(root, recipe.iterations, controls) if _is_of_game(name, root, recipe)]
 
 
@@ -137,7 +137,7 @@ def is_used(name: str, recipe: Recipe) -> bool:
     if name in (PROBE, headroom_stage()):
         return recipe.shows_headroom and (name != PROBE or recipe.evaluate.headroom_epochs is not None)
     owner, _, part = name.rpartition("/")
-    kinds = {section.folder: section.kind for section in recipe.baseline}
+    kinds = {section.folder: section.kind for section in recipe.controls}
     if owner in kinds:
         return kinds[owner] == "dpo" or part not in ("pairs", "score")
     uses = {

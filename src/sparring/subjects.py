@@ -43,7 +43,7 @@ class Subject:
         return title_of_player(self.name)
 
 
-def find_subjects(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
+def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
     """The wanted players of a run (the baseline and the best when none are named), or the model that `target` names otherwise.
 
     A model that is no folder of safetensors is written to `out` first. Raises UserError for who is not there.
@@ -78,7 +78,7 @@ def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[
 def _players(root: Path, wanted: Sequence[str]) -> list[Subject]:
     players = Players(root)
     has_best = players.summary is not None and players.summary["best"] is not None
-    names = wanted or ["baseline", *(["best"] if has_best else [])]
+    names = wanted or ["start", *(["best"] if has_best else [])]
     found = dict.fromkeys(players.find(name) for name in names)
     chat = players.chat()
     folders = {player: players.folder(player) for player in found}

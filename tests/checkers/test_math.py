@@ -55,7 +55,7 @@ def test_by_hand(answer: str, reply: str, score: float | None) -> None:
 
 @needs_math_verify
 def test_it_is_verify_with_the_right_answer_first() -> None:
-    """Order matters: an equation may stand for its right side, and not the other way round."""
+    """PushOptions matters: an equation may stand for its right side, and not the other way round."""
     from math_verify import parse, verify
 
     pairs = [("1", "$x=1$"), ("x=1", "$1$"), ("(1,2)", r"$\{1,2\}$"), ("1 < x < 2", "$(1,2)$"), ("(1,2)", "$1 < x < 2$")]

@@ -26,7 +26,7 @@ from sparring.errors import UserError
 from sparring.rundir import RunDir
 from sparring.stage_names import benchmark_stage, measure_stage
 
-OWNERS = {"baseline": "baseline", "0": "iterations/000", "1": "iterations/001", "continued-sft": "continued-sft"}
+OWNERS = {"start": "start", "0": "iterations/000", "1": "iterations/001", "continued-sft": "continued-sft"}
 START, BEST = [1, 0, 1, 0, 0, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1, 0]
 
 
@@ -108,7 +108,7 @@ def refused(*folders: str, **more: Any) -> str:
 
 def test_samples_are_paired_by_hand(runs: Path) -> None:
     """Of 8 samples 3 are gained and none lost: gaps of mean 3/8, variance 15/56, McNemar's p 2/2^3. Their order in the file is nothing."""
-    evaluated("run", "baseline", START)
+    evaluated("run", "start", START)
     rows = [sample("letters", number, value) for number, value in enumerate(BEST)]
     play("other", "1", {"letters": rows[::-1]})
     found = compare([Path("run"), Path("other")])
@@ -125,7 +125,7 @@ def test_samples_are_paired_by_hand(runs: Path) -> None:
 
 def test_one_family_of_tests(runs: Path) -> None:
     """Holm's correction over players, held-out metrics and benchmarks together, and the table says so."""
-    for player, values in (("baseline", START), ("0", BEST), ("1", BEST[::-1])):
+    for player, values in (("start", START), ("0", BEST), ("1", BEST[::-1])):
         evaluated("run", player, values)
     found = compare([Path("run")])
     cells = [cell for row in found.rows for cell in row.cells.values() if cell.paired]
@@ -137,7 +137,7 @@ def test_one_family_of_tests(runs: Path) -> None:
 
 
 def test_values_that_are_not_0_or_1_take_the_sign_flip_test(runs: Path) -> None:
-    evaluated("run", "baseline", [0.5, 0.25])
+    evaluated("run", "start", [0.5, 0.25])
     evaluated("run", "0", [0.75, 0.5])
     found = cell(compare([Path("run")]), "run", "0").paired
     assert found.test == "sign-flip" and found.difference == pytest.approx(0.25) and found.p == 0.5, "2 of 4 signs are as far from 0"
@@ -146,7 +146,7 @@ def test_values_that_are_not_0_or_1_take_the_sign_flip_test(runs: Path) -> None:
 def test_a_group_is_the_samples_of_its_tasks(runs: Path) -> None:
     tasks = {name: [sample(name, n, float(n < right)) for n in range(4)] for name, right in (("a", 1), ("b", 3))}
     better = {**tasks, "b": [sample("b", n, 1.0) for n in range(4)]}
-    play("run", "baseline", tasks, name="group")
+    play("run", "start", tasks, name="group")
     play("run", "0", better, name="group")
     found = compare([Path("run")])
     assert cell(found, "run", "0", "group/acc").paired.difference == pytest.approx(1 / 8) and found.metrics[-1].count == 8
@@ -154,7 +154,7 @@ def test_a_group_is_the_samples_of_its_tasks(runs: Path) -> None:
 
 def test_a_number_that_is_no_mean_over_samples_is_left_out(runs: Path) -> None:
     """A group that counts its tasks equally, or a metric of the whole: its samples' differences are not its difference."""
-    for player in ("baseline", "0"):
+    for player in ("start", "0"):
         evaluated("run", player, START, value=0.9)
     found = compare([Path("run")])
     assert "letters/acc" not in names(found)
@@ -163,7 +163,7 @@ def test_a_number_that_is_no_mean_over_samples_is_left_out(runs: Path) -> None:
 
 
 def test_only_the_metric_that_was_asked_for(runs: Path) -> None:
-    for player in ("baseline", "0"):
+    for player in ("start", "0"):
         evaluated("run", player, START, benchmark={"task": "letters", "shots": None, "metric": "acc_norm"})
     assert "letters/acc" not in names(compare([Path("run")]))
     assert names(compare([Path("run")], metrics=["letters/acc"])) == ["letters/acc"], "by its name"
@@ -174,7 +174,7 @@ def test_the_recipes_own_come_first_then_those_with_most_samples(runs: Path) -> 
         evaluated("run", player, [0.0])
         by_recipe("run", player, START)
     assert compare([Path("run")]).metrics[-1].count == 8
-    for player in ("baseline", "0"):
+    for player in ("start", "0"):
         evaluated("other", player, [1.0])
         evaluated("other", player, START, folder="more")
     assert compare([Path("other")]).metrics[-1].count == 8
@@ -184,7 +184,7 @@ def test_the_recipes_own_come_first_then_those_with_most_samples(runs: Path) -> 
 
 
 def test_other_versions_settings_and_shots_are_refused(runs: Path) -> None:
-    evaluated("run", "baseline", START)
+    evaluated("run", "start", START)
     changes: list[tuple[dict[str, Any], str]] = [
         ({"versions": {"letters": 2.0}}, "version.letters: 1.0 -> 2.0"),
         ({"n-shot": {"letters": 5}}, "shots.letters: 0 -> 5"),
@@ -201,7 +201,7 @@ def test_other_versions_settings_and_shots_are_refused(runs: Path) -> None:
 
 
 def test_other_samples_are_refused_and_named(runs: Path) -> None:
-    evaluated("run", "baseline", START)
+    evaluated("run", "start", START)
     rows = [sample("letters", n, 1.0, doc_hash="changed" if n == 5 else f"letters {n}") for n in range(2, 8)]
     play("other", "0", {"letters": rows})
     text = refused("run", "other")
@@ -212,7 +212,7 @@ def test_other_samples_are_refused_and_named(runs: Path) -> None:
 def test_other_prompts_are_refused_unless_a_chat_template_makes_them(runs: Path) -> None:
     rows = [sample("letters", n, 1.0, prompt_hash="other") for n in range(8)]
     for template in (False, True):
-        evaluated("run", "baseline", START, chat_template=template)
+        evaluated("run", "start", START, chat_template=template)
         play("other", "0", {"letters": rows}, chat_template=template)
         if template:
             assert any("other chat templates" in note for note in compare([Path("run"), Path("other")]).notes)
@@ -223,7 +223,7 @@ def test_other_prompts_are_refused_unless_a_chat_template_makes_them(runs: Path)
 
 
 def test_who_has_not_played_is_told(runs: Path) -> None:
-    for player in ("baseline", "1"):
+    for player in ("start", "1"):
         evaluated("run", player, START)
     found = compare([Path("run"), Path("other")])
     assert "letters/acc: not played by run:0, run:continued-sft, other" in found.notes
@@ -236,14 +236,14 @@ def test_who_has_not_played_is_told(runs: Path) -> None:
 
 
 def test_benchmarks_of_an_earlier_player_are_left_out(runs: Path) -> None:
-    evaluated("run", "baseline", START)
+    evaluated("run", "start", START)
     evaluated("run", "0", BEST, model="trained otherwise")
     found = compare([Path("run")])
     assert "letters/acc" not in names(found) and any("run/evaluations/0/letters is of an earlier player" in note for note in found.notes)
 
 
 def test_another_harness_is_told(runs: Path) -> None:
-    evaluated("run", "baseline", START)
+    evaluated("run", "start", START)
     evaluated("run", "0", START, harness="0.4.99")
     note = "letters/acc was played by lm-evaluation-harness 0.4.13 in run:start, 0.4.99 in run:0"
     assert note in compare([Path("run")]).notes
@@ -254,11 +254,11 @@ def test_another_harness_is_told(runs: Path) -> None:
 
 def test_every_form_shows_it(runs: Path) -> None:
     for name, values in (("run", START), ("other", BEST)):
-        evaluated(name, "baseline", values)
+        evaluated(name, "start", values)
     found = compare([Path("run"), Path("other")])
     how = "letters/acc: task version 1.0, 0 shots, chat template not applied, lm-evaluation-harness 0.4.13."
     for text in (markdown(found), html(found)):
-        assert "letters/acc (higher is better), 8 samples, less run: baseline (SFT)" in text and how in text and "+0.3750" in text
+        assert "letters/acc (higher is better), 8 samples, less run: start (SFT)" in text and how in text and "+0.3750" in text
     told = as_json(found)["metrics"]["letters/acc"]
     asked = {"task_version": 1.0, "shots": 0, "chat_template": False, "harness": "0.4.13"}
     assert told == {"higher_is_better": True, "paired_over": "samples", "n": 8, "benchmark": asked}
@@ -266,8 +266,8 @@ def test_every_form_shows_it(runs: Path) -> None:
 
 def test_the_command(runs: Path, played: Game) -> None:
     game = Game(runs / "shell", played.zygote, {})
-    evaluated("run", "baseline", START)
-    evaluated("other", "baseline", BEST)
+    evaluated("run", "start", START)
+    evaluated("other", "start", BEST)
     result = game.command("compare", "../run", "../other", "--metric", "letters/acc")
     assert result.code == 0 and "letters/acc (higher is better), 8 samples" in result.out and "+0.3750" in result.out, result.err
     evaluated("other", "0", BEST[:5])
@@ -286,8 +286,8 @@ def test_over_seeds(runs: Path) -> None:
         shutil.move(source, root)
         same = 8 - 2 * seed
         for player in OWNERS:
-            by_recipe(str(root), player, START if player == "baseline" else BEST[:same] + START[same:])
-        for player, values in (("baseline", START), ("0", [1.0])):
+            by_recipe(str(root), player, START if player == "start" else BEST[:same] + START[same:])
+        for player, values in (("start", START), ("0", [1.0])):
             evaluated(str(root), player, values, name="by-hand")
     summary = over_seeds_summary(Path("seeds"))
     by_player = {one["player"]: one["scores"]["letters/acc"] for one in summary["players"]}

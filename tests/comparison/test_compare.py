@@ -25,7 +25,7 @@ def two(played: Game, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) 
     """The finished game as `run`, and a second one of another objective on the same rows as `other`."""
     game = Game(tmp_path_factory.mktemp("compare") / "game", zygote, {})
     shutil.copytree(played.root, game.root, symlinks=True)
-    result = game.run("run_dir=other", "objective.beta=0.1", "iterations=1", "baseline=null")
+    result = game.run("run_dir=other", "objective.beta=0.1", "iterations=1", "controls=null")
     assert result.code == 0, result.err
     return game
 
@@ -55,7 +55,7 @@ def test_all_players_of_all_runs(found: dict[str, Any]) -> None:
 
 def test_the_values_are_the_runs_own(found: dict[str, Any], two: Game) -> None:
     summary = two.json("summary.json")
-    owners = {"start": summary["baseline"], "0": summary["iterations"][0], "1": summary["iterations"][1]}
+    owners = {"start": summary["start"], "0": summary["iterations"][0], "1": summary["iterations"][1]}
     owners["continued-sft"] = summary["controls"][0]
     for name, owner in owners.items():
         for metric, score in player(found, "run", name)["scores"].items():
@@ -64,7 +64,7 @@ def test_the_values_are_the_runs_own(found: dict[str, Any], two: Game) -> None:
 
 
 def test_the_difference_is_paired_by_row_id(found: dict[str, Any], two: Game) -> None:
-    start, last = items(two, "baseline"), items(two, "iterations/001")
+    start, last = items(two, "start"), items(two, "iterations/001")
     gaps = [last[row]["nll_per_reply"] - start[row]["nll_per_reply"] for row in start]
     tokens = [start[row]["human_reply_tokens"] for row in start]
     difference = player(found, "run", "1")["scores"]["nll_per_token"]["difference"]
@@ -103,7 +103,7 @@ def weights_of_tiny() -> int:
 def test_the_files_say_the_same(found: dict[str, Any], two: Game) -> None:
     text, page = ((two.folder / name).read_text() for name in ("c.md", "c.html"))
     assert text.count("| run: iteration 1 \\* |") == 2 and "other: iteration 0" in text
-    assert "iteration 1 *" in found["out"] and "less run: baseline (SFT)" in found["out"] and "Holm over all 10 tests" in found["out"]
+    assert "iteration 1 *" in found["out"] and "less run: start (SFT)" in found["out"] and "Holm over all 10 tests" in found["out"]
     value = f"{player(found, 'run', '0')['scores']['nll_per_token']['value']:.4f}"
     assert value in text and value in page and value in found["out"]
     assert page.count("<svg") == 2 and "NLL per token against compute" in page
@@ -143,7 +143,7 @@ def test_what_it_does_not_know(two: Game) -> None:
 
 def test_a_metric_that_a_run_does_not_have(two: Game) -> None:
     for name, pattern in (("plain", "null"), ("pattern", "'[a-z] [0-9]+$'")):
-        assert two.run(f"run_dir={name}", "iterations=1", "baseline=null", f"evaluate.answer_pattern={pattern}").code == 0
+        assert two.run(f"run_dir={name}", "iterations=1", "controls=null", f"evaluate.answer_pattern={pattern}").code == 0
     refused(two, "run", "plain", "--metric", "exact_match", words=("exact_match is not defined for plain", "no evaluate.answer_pattern"))
     refused(two, "run", "pattern", "--metric", "exact_match", words=("another evaluate.answer_pattern",))
     result = two.command("compare", "run", "plain", "pattern")
@@ -166,7 +166,7 @@ def test_runs_are_called_by_as_little_of_their_paths_as_tells_them_apart(folders
 
 def test_other_rows_are_refused(two: Game) -> None:
     write_rows(two.folder / "more.jsonl", rows(40))
-    assert two.run("run_dir=rows", "data.path=more.jsonl", "data.held_out=10", "iterations=1", "baseline=null").code == 0
+    assert two.run("run_dir=rows", "data.path=more.jsonl", "data.held_out=10", "iterations=1", "controls=null").code == 0
     mine, theirs = (set(items_of(two.folder / name)) for name in ("run", "rows"))
     words = ("run was scored on 8 held-out rows", f"rows on 10, with {len(mine & theirs)} in both")
     lines = (f"only in rows ({len(theirs - mine)}): {sorted(theirs - mine)[0]}",)
@@ -175,7 +175,7 @@ def test_other_rows_are_refused(two: Game) -> None:
 
 
 def items_of(root: Path) -> list[str]:
-    return [row["row_id"] for row in read_rows(root / "baseline" / "evaluate" / "items.parquet")]
+    return [row["row_id"] for row in read_rows(root / "start" / "evaluate" / "items.parquet")]
 
 
 def test_a_run_that_is_still_going(two: Game) -> None:

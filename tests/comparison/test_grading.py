@@ -40,7 +40,7 @@ def test_shares_of_replies_are_compared_by_sign_flips(pair: Game) -> None:
     )
     assert list(found["metrics"]) == ["exact_match", "pass_at_4", "maj_at_4", "vote_share"]
     assert [found["metrics"][name]["higher_is_better"] for name in found["metrics"]] == [True, True, True, None]
-    tables = [read_rows(pair.root / owner / "evaluate/items.parquet") for owner in ("baseline", "iterations/001")]
+    tables = [read_rows(pair.root / owner / "evaluate/items.parquet") for owner in ("start", "iterations/001")]
     start, last = ({row["row_id"]: row for row in table} for table in tables)
     scores = next(one for one in found["players"] if (one["run"], one["player"]) == ("run", "1"))["scores"]
     for name in found["metrics"]:
@@ -75,7 +75,7 @@ def recipe(target: dict[str, Any] | None, **changes: Any) -> Recipe:
 
 def run(root: Path, name: str, found: Recipe, checker: dict[str, Any] | None, **inputs: Any) -> tuple[RunDir, Recipe, str]:
     """A run of which only the evaluation's inputs are there. checker: None for those of a version without checkers."""
-    stage = root / name / "baseline/evaluate"
+    stage = root / name / "start/evaluate"
     stage.mkdir(parents=True)
     own = inputs if checker is None else {"checker": checker, "pass_score": 1.0, **inputs}
     write_json(stage / "done.json", {"inputs": own, "outputs": {}, "facts": {}, "stamps": {}})

@@ -89,10 +89,10 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], words: str) -> 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such data file") as caught:
         load_pairs(PairsSection(path=str(tmp_path / "none.jsonl")), limits())
-    assert "baseline.pairs.path" in caught.value.remedy
+    assert "controls.pairs.path" in caught.value.remedy
     with pytest.raises(UserError, match="holds no row") as caught:
         load_pairs(section(tmp_path, []), limits())
-    assert "check baseline.pairs.path" in caught.value.remedy
+    assert "check controls.pairs.path" in caught.value.remedy
     with pytest.raises(UserError, match="need a column 'chosen'"):
         load_pairs(PairsSection(path="builtin:tasks"), limits())
     with pytest.raises(UserError, match="need a column 'x'"):

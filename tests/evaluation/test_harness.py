@@ -179,7 +179,7 @@ def test_goes_on_where_it_was_killed(tmp_path: Path, model: Path, tasks: Path, m
         ("typo", "mend this file of yours: "),
         ("gone", "gone: the data of this task cannot be reached"),
         ("broken", "broken: the harness cannot load this task"),
-        ("hollow", "hollow: the harness cannot load this task"),
+        ("empty_model", "empty_model: the harness cannot load this task"),
         ("template", "template: the harness cannot load this task"),
     ],
 )
@@ -194,8 +194,8 @@ def test_what_cannot_be_played(tmp_path: Path, model: Path, tasks: Path, name: s
     write_task(folder, CHOICE, task="code", data=str(tasks / "rows.jsonl"), unsafe_code=True)
     (folder / "typo.yaml").write_text("task: [typo\n")
     write_task(folder, CHOICE, task="zero", data=str(tasks / "rows.jsonl"), num_fewshot=0)
-    (folder / "hollow.jsonl").write_text(json.dumps({"query": "a", "choices": ["", "b"], "gold": 0}) + "\n")
-    write_task(folder, CHOICE, task="hollow", data=str(folder / "hollow.jsonl"))
+    (folder / "empty_model.jsonl").write_text(json.dumps({"query": "a", "choices": ["", "b"], "gold": 0}) + "\n")
+    write_task(folder, CHOICE, task="empty_model", data=str(folder / "empty_model.jsonl"))
     write_task(folder, CHOICE, task="template", data=str(tasks / "rows.jsonl"), doc_to_text="{{query")
     write_task(folder, CHOICE, task="broken", data=str(tasks / "rows.jsonl"), output_type="telepathy")
     with pytest.raises(UserError) as caught:

@@ -75,8 +75,8 @@ def measurer(recipe: Recipe, chat: Chat, held_out: list[Example]) -> Measurer:
 @pytest.fixture(scope="module")
 def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The opponent's own measurements, with the fresh replies that its successor is judged on."""
-    stage = tmp_path_factory.mktemp("baseline")
-    facts = measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "baseline")
+    stage = tmp_path_factory.mktemp("start")
+    facts = measurer(recipe(), chat, held_out).measure(stage, models[0], None, 0, "start")
     check = facts.pop("logp_check")
     assert facts == {"rows": 7} and check["rows"] == 3 and check["worst"] < 1e-4, "the rows of the first shard"
     return stage

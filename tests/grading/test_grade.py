@@ -58,7 +58,7 @@ def by_stage(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {lot["stage"]: lot for lot in found["replies_of"]}
 
 
-STAGES = ["baseline/measure", "iterations/000/generate", "iterations/000/measure", "continued-sft/measure"]
+STAGES = ["start/measure", "iterations/000/generate", "iterations/000/measure", "continued-sft/measure"]
 
 
 def test_the_kept_grades_give_the_scores_of_the_run(moved: Game) -> None:
@@ -110,7 +110,7 @@ def test_replies_of_a_game_that_graded_none_of_them(played: Game) -> None:
 
 def test_kept_grades_of_a_game_of_human_winners_are_those_of_its_pattern(played: Game) -> None:
     _, found = graded(played)
-    assert list(by_stage(found)) == ["baseline/measure", "iterations/000/measure", "iterations/001/measure", "continued-sft/measure"]
+    assert list(by_stage(found)) == ["start/measure", "iterations/000/measure", "iterations/001/measure", "continued-sft/measure"]
     of_run = played.json("iterations/001/evaluate/scores.json")["exact_match"]
     assert by_stage(found)["iterations/001/measure"]["scores"]["exact_match"] == of_run
 

@@ -306,7 +306,7 @@ def test_a_lost_reply_is_a_fault() -> None:
 @needs_ray
 def test_a_whole_game(cluster: Any, game: Game) -> None:
     section = {"address": cluster.address, "batch_rows": 8}
-    shape = {"iterations": 1, "baseline": None, "sft": None, "showcase": []}
+    shape = {"iterations": 1, "controls": None, "sft": None, "showcase": []}
     game.write(**shape, sampling__engine="ray", sampling__ray=section)
     result = game.run()
     assert result.code == 0, result.err

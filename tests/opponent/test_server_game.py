@@ -65,7 +65,7 @@ def set_up(game: Game, server: Loopback, **changes: Any) -> dict[str, str]:
     }
     sampling = {"engine": "server", "max_new_tokens": 5, "shard_rows": 4, "server": section}
     write_rows(game.folder / "rows.jsonl", rows(16))
-    game.write(sampling=sampling, sft=None, baseline=None, showcase=[], data__held_out=4, **changes)
+    game.write(sampling=sampling, sft=None, controls=None, showcase=[], data__held_out=4, **changes)
     return {"TEST_SERVER_KEY": KEY}
 
 
@@ -85,7 +85,7 @@ def test_a_game_goes_on_after_a_kill_as_if_there_was_none(game: Game, server: Lo
 
     kept = game.json("iterations/000/generate/done.json")["facts"]
     assert kept["replies"] == 12 and kept["logp_check"]["rows"] == 4 and kept["logp_check"]["worst"] < 1e-3
-    assert game.json("baseline/measure/done.json")["facts"]["logp_check"]["rows"] == 4
+    assert game.json("start/measure/done.json")["facts"]["logp_check"]["rows"] == 4
     first = [row["row_id"] for shard, found in replies(game).items() if "000/generate" in shard for row in found]
     assert len(first) == len(set(first)) == 12, "no row lost, none doubled"
     assert asked.count(asked[0]) == 2, "the two committed shards were not drawn again: this prompt is drawn for iterations 0 and 1 only"
@@ -158,7 +158,7 @@ def test_rank_0_alone_asks_the_server_and_tells_the_others(game: Game, server: L
     environment = set_up(game, server, iterations=1)
     assert game.run(environment=environment).code == 0
     expected, asked = replies(game), len(server.bodies)
-    stages = ("baseline/measure", "iterations/000/generate")
+    stages = ("start/measure", "iterations/000/generate")
     for name in stages:
         shutil.rmtree(game.root / name)
     for name in stages:
@@ -218,7 +218,7 @@ def test_one_of_two_servers_dies_and_stays_away(game: Game, server: Loopback) ->
 
 
 def test_sections_of_other_engines_are_named(game: Game) -> None:
-    game.write(sampling__server={"concurrency": 3}, sampling__vllm={"max_model_len": 9}, iterations=1, sft=None, baseline=None, showcase=[])
+    game.write(sampling__server={"concurrency": 3}, sampling__vllm={"max_model_len": 9}, iterations=1, sft=None, controls=None, showcase=[])
     result = game.run()
     assert result.code == 0, result.err
     for name in ("vllm", "server"):

@@ -82,7 +82,7 @@ def test_sampling_reads_all_prompts_and_measuring_only_those_with_a_reply() -> N
     found, without = stages(moving()), stages(moving(), LENGTHS)
     work = found["iterations/000/generate"].work
     assert work.tokens == pytest.approx(100 * 40 + 300 * 20 + 400 * 4 * 19)
-    assert found["baseline/measure"].work == without["baseline/measure"].work
+    assert found["start/measure"].work == without["start/measure"].work
     longest = [one["iterations/000/generate"].memory.logits for one in (found, without)]
     assert longest[0] < longest[1], "with a longest prompt of 80 tokens fewer replies are drawn at once"
 
@@ -128,7 +128,7 @@ def test_likelihood_of_winners_needs_no_opponent() -> None:
 
 
 def test_rft_pays_for_the_replies_that_it_learns_from() -> None:
-    found = stages(moving("baseline=[rft, continued-sft]"))
+    found = stages(moving("controls=[rft, continued-sft]"))
     spent = sum(
         found[f"iterations/00{t}/{kind}"].work.tokens * (3 if kind == "train" else 1)
         for t in (0, 1)
@@ -146,17 +146,17 @@ def test_several_replies_to_held_out_prompts() -> None:
     recipe = moving("evaluate.samples=8", "evaluate.greedy=true")
     drawn = sum((sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (8, 1)), 0.0)
     scored = tree_work(llama(), SCORING, 40, (30, 20), 10).tokens
-    assert stages(recipe)["baseline/measure"].work.tokens == pytest.approx(drawn + scored)
-    assert stages(moving("evaluate.greedy=true"))["baseline/measure"].work.tokens < drawn
+    assert stages(recipe)["start/measure"].work.tokens == pytest.approx(drawn + scored)
+    assert stages(moving("evaluate.greedy=true"))["start/measure"].work.tokens < drawn
 
 
 def test_headroom_is_planned_where_it_is_measured() -> None:
     recipe = moving("evaluate.headroom=true", "evaluate.samples=6", "evaluate.headroom_epochs=2")
     found = stages(recipe)
     drawn = [sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (6, 6, 1)]
-    assert found["baseline/headroom"].work.tokens == pytest.approx(sum(drawn))
+    assert found["start/headroom"].work.tokens == pytest.approx(sum(drawn))
     assert found["probe/train"].work.tokens == pytest.approx(2 * 100 * (40 + 30 - 1))
-    assert not {"baseline/headroom", "probe/train"} & set(stages(moving()))
+    assert not {"start/headroom", "probe/train"} & set(stages(moving()))
     assert "probe/train" not in stages(moving("evaluate.headroom=true"))
 
 

@@ -119,7 +119,7 @@ def values(folder: Path, **train: Any) -> dict[str, Any]:
         "data": {"path": "none.jsonl"},
         "sft": sizes,
         "iterations": 1,
-        "baseline": None,
+        "controls": None,
         "train": {**sizes, **train},
         "sampling": {"max_new_tokens": NEW},
     }

@@ -13,7 +13,7 @@ from sparring.planning.estimate import estimate
 from sparring.planning.parallel import Samplers, of_sampling
 from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
 from sparring.policy.batches import Branches
-from sparring.stage_names import BASELINE
+from sparring.stage_names import START
 
 BODY = 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)  # weights of the matrices of two layers
 HEAD = 100 * 32
@@ -102,11 +102,11 @@ def test_ray_draws_at_the_pace_of_the_engine_inside() -> None:
 
 def test_the_stages_of_a_game() -> None:
     """In the order of selfplay.py; the window doubles the duels of the second iteration; the control costs what the iterations did."""
-    recipe = recipe_of("iterations=2", "train.epochs=[2, 1]", "baseline=continued-sft", "sft={epochs: 3}")
+    recipe = recipe_of("iterations=2", "train.epochs=[2, 1]", "controls=continued-sft", "sft={epochs: 3}")
     plan = estimate(recipe, llama(), LENGTHS, GPU)
     names = [f"{stage.owner}/{stage.kind}" for stage in plan.stages]
     played = [f"iterations/00{t}/{kind}" for t in (0, 1) for kind in ("generate", "score", "train", "measure")]
-    assert names == ["sft/train", f"{BASELINE}/measure", *played, "continued-sft/train", "continued-sft/measure"]
+    assert names == ["sft/train", f"{START}/measure", *played, "continued-sft/train", "continued-sft/measure"]
     by_name = dict(zip(names, plan.stages, strict=True))
     tokens = 40 + 29 + 19
     assert by_name["sft/train"].work.tokens == 3 * 100 * (40 + 29)

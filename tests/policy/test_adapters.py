@@ -36,7 +36,7 @@ def logits(model: torch.nn.Module) -> Tensor:
 
 
 def train(weights: AdapterWeights, steps: int = 3) -> None:
-    moving = torch.optim.SGD([p for p in weights.masters.parameters() if p.requires_grad], lr=1.0)
+    moving = torch.optim.SGD([p for p in weights.master_model.parameters() if p.requires_grad], lr=1.0)
     for _ in range(steps):
         weights.model(input_ids=IDS, labels=IDS).loss.backward()
         moving.step()
@@ -63,7 +63,7 @@ def trained(base: Path) -> tuple[AdapterWeights, Path]:
 def test_a_new_adapter_changes_nothing_and_trains_nothing_else(base: Path, kind: dict[str, Any]) -> None:
     weights = AdapterWeights(base, settings(**kind), CPU, seed=1)
     assert torch.equal(logits(weights.model), logits(load_model(base)))
-    moved = {name for name, parameter in weights.masters.named_parameters() if parameter.requires_grad}
+    moved = {name for name, parameter in weights.master_model.named_parameters() if parameter.requires_grad}
     assert moved and all(".lora_" in name for name in moved)
     train(weights)
     assert (logits(weights.model) - logits(load_model(base))).abs().max() > 0.1
@@ -108,7 +108,7 @@ def test_the_scorer_scores_an_adapter_as_its_merged_model(trained: tuple[Adapter
 
 def test_one_copy_of_the_base_and_float32_adapters(base: Path) -> None:
     weights = AdapterWeights(base, settings("bf16"), CPU, seed=1)
-    storages = {p.data_ptr(): p for p in [*weights.masters.parameters(), *weights.model.parameters()]}
+    storages = {p.data_ptr(): p for p in [*weights.master_model.parameters(), *weights.model.parameters()]}
     adapter = sum(p.nbytes for p in storages.values() if p.requires_grad)
     frozen = sum(p.nbytes for p in storages.values() if not p.requires_grad)
     assert frozen == 2 * load_model(base).num_parameters()
@@ -125,7 +125,7 @@ def test_files_do_not_depend_on_the_process(base: Path, tmp_path: Path) -> None:
 
 
 def test_the_same_seed_draws_the_same_adapter(base: Path) -> None:
-    found = [AdapterWeights(base, settings(), CPU, seed).masters.state_dict() for seed in (1, 1, 2)]
+    found = [AdapterWeights(base, settings(), CPU, seed).master_model.state_dict() for seed in (1, 1, 2)]
     assert all(torch.equal(found[0][name], tensor) for name, tensor in found[1].items())
     assert any(not torch.equal(found[0][name], tensor) for name, tensor in found[2].items())
 

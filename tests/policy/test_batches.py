@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask
 
 from sparring.data.records import Duel
-from sparring.policy.batches import Branches, TreeBatch, branches_of, collate, hardest, micro_batches
+from sparring.policy.batches import Branches, TreeBatch, branches_of, collate, layout_probe_trees, micro_batches
 
 TREE = Branches((7, 8), ((1, 2, 3), (4,), (5, 6)))
 OTHER = Branches((9,), ((10, 11), (12, 13)))
@@ -177,8 +177,8 @@ def test_the_hardest_trees_have_the_longest_path_the_longest_second_branch_and_t
     many_replies = Branches((1,), ((1, 2, 3, 4),) * 5)
     long_path = Branches(tuple(range(12)), ((1,), (2,)))
     assert many_replies.tokens("tree") > long_path.tokens("tree")
-    assert hardest([TREE, many_replies, OTHER, long_path]) == [long_path, many_replies, TREE]
-    assert hardest([OTHER, OTHER]) == [OTHER], "one tree can be all of them"
+    assert layout_probe_trees([TREE, many_replies, OTHER, long_path]) == [long_path, many_replies, TREE]
+    assert layout_probe_trees([OTHER, OTHER]) == [OTHER], "one tree can be all of them"
 
 
 @pytest.mark.parametrize("empty", [((), ((1,),)), ((1,), ((2,), ())), ((1,), ())])

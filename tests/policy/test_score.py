@@ -15,7 +15,7 @@ from zoo import COMMON, GPT2, NEOX, OPT, VOCABULARY, ZOO
 
 from sparring.errors import UserError
 from sparring.policy import score, tree_attention
-from sparring.policy.batches import Branches, hardest, longest_row
+from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.head import ChunkedHead
 from sparring.policy.score import Scorer, score_trees
 
@@ -165,7 +165,7 @@ def test_sums_are_taken_in_float64() -> None:
 def test_choose_layout_finds_the_fastest_that_is_right(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sparring")
     scorer = Scorer(make(name))
-    scorer.choose_layout(*hardest(TREES))
+    scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == ZOO[name][1]
     lines = [record.message for record in caplog.records if record.name == "sparring"]
     assert len(lines) == ALL_LAYOUTS.index(scorer.layout)
@@ -187,7 +187,7 @@ def test_a_head_that_only_the_model_knows_is_left_to_the_model(caplog: pytest.Lo
 
     model.forward = shifted
     scorer = Scorer(model)
-    scorer.choose_layout(*hardest(TREES))
+    scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == "plain"
     assert [record.message.split(" layout")[0].split()[-1] for record in caplog.records] == ["tree", "rows"]
     row = score_trees(scorer, TREES, 64)[0]
@@ -210,14 +210,14 @@ def test_a_window_of_unusual_code_is_noticed_on_the_longest_path() -> None:
     scorer = Scorer(model)
     scorer.choose_layout(bushy)
     assert scorer.layout == "tree"
-    scorer.choose_layout(*hardest([bushy, long_path]))
+    scorer.choose_layout(*layout_probe_trees([bushy, long_path]))
     assert scorer.layout == "rows"
 
 
 def test_a_recurrence_is_noticed_though_the_longest_path_has_one_token_replies() -> None:
     long_path = Branches(tuple(range(3, 20)), ((30,), (31,)))
     scorer = Scorer(make("mamba-2"))
-    scorer.choose_layout(*hardest([long_path, TREES[0]]))
+    scorer.choose_layout(*layout_probe_trees([long_path, TREES[0]]))
     assert scorer.layout == "rows"
 
 
@@ -226,11 +226,11 @@ def test_a_model_whose_replies_depend_on_their_neighbours_is_computed_reply_by_r
     scorer = Scorer(make("phi-3, long"))
     scorer.choose_layout(TREES[4])
     assert scorer.layout == "tree"
-    scorer.choose_layout(*hardest(TREES))
+    scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == "alone"
     monkeypatch.setattr(score, "is_sharded", lambda: True)
     with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs every reply in a forward of its own(.|\n)*use ddp"):
-        scorer.choose_layout_on_main(*hardest(TREES), row_tokens=0)
+        scorer.choose_layout_on_main(*layout_probe_trees(TREES), row_tokens=0)
 
 
 def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full_length() -> None:
@@ -245,7 +245,7 @@ def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full
     scorer = Scorer(make("llama"))
     scorer.model.model.layers[1].self_attn.register_forward_pre_hook(turn_up, with_kwargs=True)
     for row_tokens, layout in ((60, "tree"), (longest_row(many, 10_000), "rows")):
-        scorer.choose_layout(*hardest(many), row_tokens=row_tokens)
+        scorer.choose_layout(*layout_probe_trees(many), row_tokens=row_tokens)
         assert scorer.layout == layout
         expected = [reference(scorer.model, tree.prompt_ids, reply).item() for tree in many for reply in tree.replies]
         found = [logp for row in score_trees(scorer, many, row_tokens) for logp in row]
@@ -255,13 +255,13 @@ def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full
 def test_a_model_that_looks_ahead_is_refused() -> None:
     bert = {**COMMON, "is_decoder": False, "type_vocab_size": 1}
     with pytest.raises(UserError, match="the log-probs of BertLMHeadModel depend on what comes after a token"):
-        Scorer(of_config(transformers.BertConfig(**bert))).choose_layout(*hardest(TREES))
+        Scorer(of_config(transformers.BertConfig(**bert))).choose_layout(*layout_probe_trees(TREES))
 
 
 def test_soft_caps_hold_also_where_torchs_own_attention_would_ignore_them() -> None:
     torch.manual_seed(0)
     scorer = Scorer(transformers.AutoModelForCausalLM.from_config(ZOO["gemma-2"][0](), attn_implementation="sdpa").eval())
-    scorer.choose_layout(*hardest(TREES))
+    scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == "tree"
     expected = references(make("gemma-2"), TREES)
     with torch.no_grad():

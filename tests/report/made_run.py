@@ -13,7 +13,7 @@ from sparring.data.tables import write_table
 from sparring.evaluation.metrics import accuracy_score, auc_score, mean_score, ratio_score
 from sparring.report.summary import Best, publish
 from sparring.rundir import write_json, write_text
-from sparring.stage_names import BASELINE, control_stage, evaluate_stage, iteration_stage
+from sparring.stage_names import START, control_stage, evaluate_stage, iteration_stage
 
 CONTROL = "continued-sft"
 WORDS = "the bus train ferry tram runs from harbour to station every ten minutes and walking is free".split()
@@ -32,7 +32,7 @@ def recipe(**changes: Any) -> dict[str, Any]:
         "data": {"path": "builtin:tasks", "max_examples": 96, "held_out": 12},
         "iterations": 2,
         "evaluate": {"answer_pattern": "[a-z]+$", "metric": "exact_match"},
-        "baseline": CONTROL,
+        "start": CONTROL,
         "showcase": ["List the popular forms of transportation in Southampton."],
         **changes,
     }
@@ -43,7 +43,7 @@ def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: s
     root.mkdir(parents=True, exist_ok=True)
     made = load_recipe(recipe(sft={"epochs": 1}))
     write_text(root / "recipe.yaml", to_yaml(made))
-    owners = [evaluate_stage(BASELINE), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
+    owners = [evaluate_stage(START), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
     baseline, first, second, control = (_evaluated(root / stage, rows, player, text) for player, stage in enumerate(owners))
     for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), control_stage(CONTROL, "train")):
         _trained(root, name)

@@ -43,7 +43,7 @@ def test_several_replies_to_a_prompt_have_columns_of_their_own(moving: Game) -> 
 
 
 def test_one_reply_to_a_prompt_is_an_exact_match(played: Game) -> None:
-    headers = [column.header for column in quality_columns(played.json("summary.json")["baseline"]["scores"])]
+    headers = [column.header for column in quality_columns(played.json("summary.json")["start"]["scores"])]
     assert headers == ["exact match", "NLL / token", "log p human", "log p own reply"]
     assert "Winners:" not in printed(played)
 

@@ -28,14 +28,14 @@ def summary_of(root: Path) -> dict[str, Any]:
 
 
 def arm(player: str, value: float, behind: tuple[float, float, float] | None = None, gained: tuple[float, float, float] | None = None):
-    names = {"baseline": "baseline (start)", "continued-sft": "continued SFT"}
+    names = {"start": "baseline (start)", "continued-sft": "continued SFT"}
     as_json = [None if three is None else dict(zip(("value", "low", "high"), three, strict=True)) for three in (behind, gained)]
     name = names.get(player, f"iteration {player}")
     return {"player": player, "name": name, "value": value, "n": 200, "behind": as_json[0], "over_start": as_json[1]}
 
 
 def judged(*arms: dict[str, Any], best: int = 1) -> str:
-    found = {"iteration": best, "metric": "nll_per_token", "value": 2.5, "baseline_value": 2.6, "beats_baseline": True}
+    found = {"iteration": best, "metric": "nll_per_token", "value": 2.5, "start_value": 2.6, "beats_start": True}
     return verdict({"best": found, "stop_reason": "iterations: all 2 are played", "ranking": list(arms)}, "runs/x")
 
 
@@ -53,7 +53,7 @@ def test_a_winner_whose_replies_are_cut_is_not_praised(made: Path) -> None:
 def test_all_arms_are_ranked_with_paired_intervals(made: Path) -> None:
     ranked = summary_of(made)["ranking"]
     # right where row % 4 < player, player 3 being the control: 0, 3, 6 and 9 of 12 rows
-    assert [(one["player"], one["value"]) for one in ranked] == [("continued-sft", 0.75), ("1", 0.5), ("0", 0.25), ("baseline", 0.0)]
+    assert [(one["player"], one["value"]) for one in ranked] == [("continued-sft", 0.75), ("1", 0.5), ("0", 0.25), ("start", 0.0)]
     reach = 1.959964 * (9 / 44 / 12) ** 0.5  # differences are 1 on 3 of 12 rows, else 0: variance 9/44
     assert ranked[0]["behind"] is None and ranked[3]["over_start"] is None
     assert ranked[1]["behind"] == pytest.approx({"value": 0.25, "low": 0.25 - reach, "high": 0.25 + reach}, abs=1e-6)
@@ -67,15 +67,15 @@ def test_of_a_loss_the_smallest_stands_first_and_of_equals_the_simplest(made: Pa
     assert values == sorted(values)
     assert all(one["behind"] is None or one["behind"]["value"] >= 0 for one in by_nll)
     for entry in (*summary["iterations"], *summary["controls"]):
-        entry["scores"] = summary["baseline"]["scores"]
-    assert ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)[0]["player"] == "baseline"
+        entry["scores"] = summary["start"]["scores"]
+    assert ranking(made, list(rows_of(summary)), "nll_per_token", 0.95)[0]["player"] == "start"
 
 
 def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:
     summary = summary_of(made)
-    summary["baseline"]["scores"]["exact_match_greedy"] = {"value": 0.9, "n": 12, "stderr": 0.1, "higher_is_better": True}
+    summary["start"]["scores"]["exact_match_greedy"] = {"value": 0.9, "n": 12, "stderr": 0.1, "higher_is_better": True}
     first = ranking(made, list(rows_of(summary)), "exact_match", 0.95)[0]
-    assert (first["player"], first["name"], first["value"]) == ("baseline", "baseline (SFT), greedy", 0.9)
+    assert (first["player"], first["name"], first["value"]) == ("start", "start (SFT), greedy", 0.9)
 
 
 def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Pat
 
 
 def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
-    said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("baseline", 2.6, (1.8, 1.7, 1.9)))
+    said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("start", 2.6, (1.8, 1.7, 1.9)))
     assert said.startswith(
         "By NLL per token on 200 held-out prompts continued SFT stands first with 0.800; iteration 1 2.500 (1.700 behind, "
     )
@@ -102,7 +102,7 @@ def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
 
 
 def test_a_control_that_may_win_by_chance_is_called_that() -> None:
-    said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("baseline", 2.6, (0.2, 0.1, 0.3)))
+    said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("start", 2.6, (0.2, 0.1, 0.3)))
     assert "A control stands above the game, though within chance" in said and "0.300, within chance)" in said
 
 
@@ -115,13 +115,13 @@ def test_a_control_that_may_win_by_chance_is_called_that() -> None:
     ],
 )
 def test_an_iteration_that_stands_first(gained: Any, told: str) -> None:
-    said = judged(arm("1", 2.1, gained=gained), arm("continued-sft", 2.2, (0.1, -0.1, 0.3)), arm("baseline", 2.6, (0.5, 0.3, 0.7)))
+    said = judged(arm("1", 2.1, gained=gained), arm("continued-sft", 2.2, (0.1, -0.1, 0.3)), arm("start", 2.6, (0.5, 0.3, 0.7)))
     assert told in said and "--iteration 1`" in said
 
 
 def test_a_start_that_nothing_beats_is_kept() -> None:
-    said = judged(arm("baseline", 2.0), arm("1", 2.5, (0.5, 0.4, 0.6)))
-    assert "Nothing that was trained stands above the start. Use the start: `sparring export runs/x DIR --iteration baseline`" in said
+    said = judged(arm("start", 2.0), arm("1", 2.5, (0.5, 0.4, 0.6)))
+    assert "Nothing that was trained stands above the start. Use the start: `sparring export runs/x DIR --iteration start`" in said
 
 
 def test_no_iteration_has_no_order() -> None:
@@ -147,7 +147,7 @@ def well() -> tuple[dict[str, Any], Recipe]:
     scores = {name: {"value": value, "n": 100} for name, value in score.items()}
     iteration = {"scores": scores, "counts": {"duels": 50, "duels_all_identical": 2, "replies": 50}}
     iterations = [{"iteration": t, **json.loads(json.dumps(iteration))} for t in range(2)]
-    summary = {"baseline": {"name": "start", "scores": scores}, "iterations": iterations, "controls": [], "best": None}
+    summary = {"start": {"name": "start", "scores": scores}, "iterations": iterations, "controls": [], "best": None}
     return summary, recipe
 
 

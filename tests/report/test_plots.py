@@ -13,13 +13,13 @@ from sparring.report import plots
 from sparring.report.page import TEMPLATES
 from sparring.report.plots import MOST_POINTS, ComputePoint, Score, Series
 
-NAMES = ["baseline", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
+NAMES = ["start", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
 VALUES = [Score(name, 0.3 + 0.01 * n, (0.02, 0.03) if n else None, apart=n == 4) for n, name in enumerate(NAMES)]
 SERIES = [Series(name, range(5), [n + x * x for x in range(5)]) for n, name in enumerate(NAMES)]
 GROWING = [Series("a", range(5), [10.0**x for x in range(5)])]
 POINTS = [ComputePoint(name, 1e12 * 5**n, 0.3 + 0.1 * n, 0.02, group=f"run {n % 2}") for n, name in enumerate(NAMES)]
 DRAWN = {
-    "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("baseline", 0.3)),
+    "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("start", 0.3)),
     "lines": lambda name: plots.lines(name, "T<i>", SERIES, "step", "margin", zero=0.0),
     "log lines": lambda name: plots.lines(name, "T<i>", GROWING, "step", "norm", log_y=True),
     "distributions": lambda name: plots.distributions(name, "T<i>", [(n, [1.0, 2.0, 5.0]) for n in NAMES], "tokens"),

@@ -59,7 +59,7 @@ def test_the_report_of_a_game(played: Game, tmp_path: Path) -> None:
     best = summary["best"]
     assert f"Best iteration: {best['iteration']} (NLL per token {best['value']:.3f}" in text and summary["stop_reason"] in text
     assert re.search(r"\d\.\d{3} behind, interval", text), "the samples of a run of today hold all that an interval needs"
-    for part in ("baseline (SFT)", "iteration 1", "continued SFT", "say ab", "builtin:tiny", "Every start of this run", "Two-sample test"):
+    for part in ("start (SFT)", "iteration 1", "continued SFT", "say ab", "builtin:tiny", "Every start of this run", "Two-sample test"):
         assert part in text, part
     assert page.count("<svg") == 15
     samples = packed(page)
@@ -72,7 +72,7 @@ def test_the_report_of_a_game(played: Game, tmp_path: Path) -> None:
 
 
 def test_a_game_draws_its_report_and_redoing_a_stage_takes_it_away(game: Game) -> None:
-    game.write(report=True, iterations=1, baseline=None)
+    game.write(report=True, iterations=1, controls=None)
     result = game.run()
     assert result.code == 0 and "was not drawn" not in result.err
     text = Tags((game.root / REPORT).read_text()).text
@@ -83,7 +83,7 @@ def test_a_game_draws_its_report_and_redoing_a_stage_takes_it_away(game: Game) -
 
 
 def test_a_report_that_cannot_be_drawn_costs_the_game_nothing(game: Game) -> None:
-    game.write(report=True, iterations=1, baseline=None)
+    game.write(report=True, iterations=1, controls=None)
     result = game.run(sabotage=[Sabotage("sparring.report.run_page:report_page", do="crash", forever=True)])
     assert result.code == 0 and "Best iteration: 0" in result.out
     assert result.err.count("report.html was not drawn (RuntimeError; the traceback is in run.log)") == 2, (
@@ -122,7 +122,7 @@ def test_samples_of_an_earlier_version_have_no_interval_and_no_lengths(tmp_path:
     del summary["ranking"]
     write_json(root / "summary.json", summary)
     page = write_report(root).read_text()
-    assert "continued SFT stands first with 0.750; iteration 1 0.500; iteration 0 0.250; baseline (SFT) 0.000." in Tags(page).text
+    assert "continued SFT stands first with 0.750; iteration 1 0.500; iteration 0 0.250; start (SFT) 0.000." in Tags(page).text
     assert "Reply lengths" not in page
     assert packed(page)["samples"][0]["replies"][1]["margin"] is None
 
@@ -131,12 +131,12 @@ def test_the_recipes_benchmarks_and_how_they_were_asked(made: Path, tmp_path: Pa
     assert "Benchmarks" not in Tags(report_page(read_run(made))).text
     root = make_run(tmp_path / "run")
     summary = json.loads((root / "summary.json").read_text())
-    for n, player in enumerate([summary["baseline"], *summary["iterations"], *summary["controls"]]):
+    for n, player in enumerate([summary["start"], *summary["iterations"], *summary["controls"]]):
         player["scores"]["letters@2/acc"] = {"value": 0.5 + n / 10, "n": 5, "stderr": 0.2, "higher_is_better": True}
     (root / "summary.json").write_text(json.dumps(summary))
     facts = {"harness": "0.4.13", "limit": 5, "chat_template": True}
-    (root / "baseline" / "benchmarks").mkdir()
-    write_json(root / "baseline" / "benchmarks" / "done.json", {"facts": facts})
+    (root / "start" / "benchmarks").mkdir()
+    write_json(root / "start" / "benchmarks" / "done.json", {"facts": facts})
     text = Tags(report_page(read_run(root))).text
     assert "letters@2/acc" in text and "0.600 ± 0.200" in text
     assert "Chat template applied, the first 5 items, lm-evaluation-harness 0.4.13." in text
@@ -244,7 +244,7 @@ def test_numbers_that_are_none_are_no_json(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------ bad input
 
 
-SAMPLES = "baseline/evaluate/samples.parquet"
+SAMPLES = "start/evaluate/samples.parquet"
 
 
 def replace_by_folder(path: Path) -> None:

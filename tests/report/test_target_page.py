@@ -143,7 +143,7 @@ def test_the_target_is_a_difference_from_the_paper() -> None:
 
 def test_human_replies_that_get_less_likely_are_a_fault_only_where_they_win(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
-    for entry, value in zip([run.summary["baseline"], *run.summary["iterations"]], (-10.0, -12.0, -14.0), strict=True):
+    for entry, value in zip([run.summary["start"], *run.summary["iterations"]], (-10.0, -12.0, -14.0), strict=True):
         entry["scores"]["real_logp"]["value"] = value
     told = "The held-out human replies lost log-prob"
     assert sum(sign.what == told for sign in signs(run.summary, run.recipe)) == 2

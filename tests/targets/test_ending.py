@@ -36,7 +36,7 @@ def game(kind: str = "verified", **stop: Any) -> Any:
 
 def reason(monkeypatch: pytest.MonkeyPatch, before: Table, now: Table, kind: str = "verified", **stop: Any) -> str | None:
     tables = [{row_id: Candidates(replies) for row_id, replies in table.items()} for table in (before, now)]
-    monkeypatch.setattr(ending, "candidates_at", lambda ground, t: tables[t])
+    monkeypatch.setattr(ending, "candidates_at", lambda context, t: tables[t])
     return nothing_to_learn(game(kind, **stop), Window(["a contest"], {"unjudged": 0, "prompts": 4}), 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
-from sparring.policy import hollow, score
+from sparring.policy import empty_model, score
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
@@ -89,13 +89,13 @@ def main(strategy: str, folder: Path) -> None:
 def count_loads() -> list[Path]:
     """Grows by every model that this rank reads from disk, where it is to be dealt out."""
     seen: list[Path] = []
-    load = hollow.load_model
+    load = empty_model.load_model
 
     def counted(folder: Path, *more: Any) -> Any:
         seen.append(folder)
         return load(folder, *more)
 
-    hollow.load_model = counted
+    empty_model.load_model = counted
     return seen
 
 

@@ -99,7 +99,7 @@ def test_one_winner_and_distinct_losers_are_a_duel(name: str, folders: tuple[Pat
     assert ours.keys() == theirs.keys()
     for number, value in theirs.items():
         torch.testing.assert_close(ours[number], value, rtol=1e-6, atol=1e-6, msg=number)
-    assert [task.weight([1, 2, 3]), task.name(2), len(task)] == [expected.weight([1, 2, 3]), expected.name(2), len(expected)]
+    assert [task.loss_scale([1, 2, 3]), task.name(2), len(task)] == [expected.weight([1, 2, 3]), expected.name(2), len(expected)]
 
 
 def test_several_winners_and_every_loss_by_hand() -> None:

@@ -420,7 +420,9 @@ def test_every_step_computes_with_the_newest_weights(start: Path, other: Path) -
     seen = []
     for step in range(3):
         trainer.step(step)
-        for master, parameter in zip(trainer.weights.masters.masters.parameters(), trainer.weights.masters.model.parameters(), strict=True):
+        for master, parameter in zip(
+            trainer.weights.master_model.master_model.parameters(), trainer.weights.master_model.model.parameters(), strict=True
+        ):
             assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
         seen.append(parameter.clone())
     assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])

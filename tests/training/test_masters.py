@@ -36,17 +36,17 @@ def loss_of(model: torch.nn.Module, ids: Tensor) -> Tensor:
 
 def test_in_float32_the_model_is_its_own_master(start: Path) -> None:
     weights = MasterWeights(start, torch.float32, CPU)
-    assert weights.model is weights.masters
+    assert weights.model is weights.master_model
 
 
 def test_gradients_are_summed_in_float32(start: Path) -> None:
     """Over 300 equal micro-batches: bfloat16 sums would stop growing at 256 times the first."""
     weights = MasterWeights(start, torch.bfloat16, CPU)
     loss_of(weights.model, IDS).backward()
-    once = [master.grad.clone() for master in weights.masters.parameters()]
+    once = [master.grad.clone() for master in weights.master_model.parameters()]
     for _ in range(299):
         loss_of(weights.model, IDS).backward()
-    for master, gradient in zip(weights.masters.parameters(), once, strict=True):
+    for master, gradient in zip(weights.master_model.parameters(), once, strict=True):
         assert master.grad.dtype == torch.float32
         torch.testing.assert_close(master.grad, 300 * gradient, rtol=1e-5, atol=0)
     assert all(parameter.grad is None for parameter in weights.model.parameters()), "each is freed as soon as it was added"
@@ -57,7 +57,7 @@ def test_gradients_are_those_of_the_bfloat16_model(start: Path) -> None:
     weights, plain = MasterWeights(start, torch.bfloat16, CPU), load_model(start, torch.bfloat16)
     loss_of(weights.model, IDS).backward()
     loss_of(plain, IDS).backward()
-    for (name, master), parameter in zip(weights.masters.named_parameters(), plain.parameters(), strict=True):
+    for (name, master), parameter in zip(weights.master_model.named_parameters(), plain.parameters(), strict=True):
         assert torch.equal(master.grad, parameter.grad.float()), name
 
 
@@ -69,20 +69,20 @@ def test_a_frozen_parameter_gets_no_gradient_and_is_no_obstacle(start: Path, mon
         next(model.parameters()).requires_grad = False
         return model
 
-    monkeypatch.setattr("sparring.training.masters.load_model", frozen)
+    monkeypatch.setattr("sparring.training.master_model.load_model", frozen)
     weights = MasterWeights(start, torch.bfloat16, CPU)
     loss_of(weights.model, IDS).backward()
-    first, *others = weights.masters.parameters()
+    first, *others = weights.master_model.parameters()
     assert first.grad is None and all(master.grad is not None for master in others)
 
 
 def test_values_are_published_as_loading_would_round_them(start: Path, tmp_path: Path) -> None:
     weights = MasterWeights(start, torch.bfloat16, CPU)
     with torch.no_grad():
-        for master in weights.masters.parameters():
+        for master in weights.master_model.parameters():
             master.mul_(1.2345)
-    weights.publish()
-    weights.masters.save_pretrained(tmp_path)
+    weights.sync_compute_weights()
+    weights.master_model.save_pretrained(tmp_path)
     loaded = load_model(tmp_path, torch.bfloat16)
     for ours, theirs in zip(weights.model.state_dict().values(), loaded.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
@@ -112,11 +112,11 @@ def test_bytes_per_parameter_are_those_of_the_docs(
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 512}
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape, num_key_value_heads=2)).save_pretrained(tmp_path)
     weights = MasterWeights(tmp_path, COMPUTE_DTYPES[precision], CPU)
-    moving = make_optimizer(weights.masters, TrainSection(optimizer=optimizer))
+    moving = make_optimizer(weights.master_model, TrainSection(optimizer=optimizer))
     loss_of(weights.model, IDS).backward()
     moving.step()
-    count = weights.masters.num_parameters()
-    held = [*weights.masters.parameters(), *weights.model.parameters()]
+    count = weights.master_model.num_parameters()
+    held = [*weights.master_model.parameters(), *weights.model.parameters()]
     assert nbytes(held) / count == pytest.approx(weights_bytes, abs=0.05)
     assert nbytes(p.grad for p in held if p.grad is not None) / count == pytest.approx(gradient_bytes, abs=0.05)
     states = [value for state in moving.state.values() for value in state.values() if isinstance(value, Tensor)]

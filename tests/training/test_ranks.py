@@ -20,7 +20,7 @@ from rank_worker import ADAPTERS, MEASURED
 from safetensors.torch import load_file
 from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
 
-from sparring.policy.batches import dealt, share_out
+from sparring.policy.batches import assign_to_ranks, dealt
 from sparring.policy.load import load_model, merge
 from sparring.policy.score import plain_logps
 from sparring.training.checkpoint import latest_checkpoint
@@ -233,18 +233,18 @@ def test_work_is_balanced_by_tokens_and_nothing_is_lost() -> None:
     draw = torch.Generator().manual_seed(0)
     for ranks in (1, 2, 3, 8):
         sizes = torch.randint(10, 2000, (65,), generator=draw).tolist()
-        shares = share_out(sizes, ranks)
+        shares = assign_to_ranks(sizes, ranks)
         assert sorted(place for share in shares for place in share) == list(range(65)), "none dropped, none twice"
         loads = [sum(sizes[place] for place in share) for share in shares]
         assert max(loads) <= 1.05 * sum(sizes) / ranks
-    assert share_out([1000, 10, 10, 10], 2) == [[0], [1, 2, 3]], "by tokens, not by rows"
-    assert share_out([5], 3) == [[0], [], []]
+    assert assign_to_ranks([1000, 10, 10, 10], 2) == [[0], [1, 2, 3]], "by tokens, not by rows"
+    assert assign_to_ranks([5], 3) == [[0], [], []]
 
 
 def test_one_rank_has_the_micro_batches_of_one_process() -> None:
     shapes = [(1, length) for length in (7, 30, 12, 50, 9, 21)]
-    (groups,) = dealt(shapes, 60, "tree", 1)
+    (groups,) = micro_batches_of_ranks(shapes, 60, "tree", 1)
     assert groups == [[0, 4, 2, 5], [1], [3]]
-    both = dealt(shapes, 60, "tree", 2)
+    both = micro_batches_of_ranks(shapes, 60, "tree", 2)
     assert sorted(place for groups in both for group in groups for place in group) == list(range(6))
     assert all(sum(shapes[place][1] for place in group) <= 60 for groups in both for group in groups)

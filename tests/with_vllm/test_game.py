@@ -59,7 +59,7 @@ def set_up(folder: Path, **changes: Any) -> None:
         "data": {"path": "rows.jsonl", "held_out": 4},
         "sampling": {"engine": "vllm", "max_new_tokens": 12, "shard_rows": SHARD_ROWS, "vllm": section},
         "sft": None,
-        "baseline": None,
+        "controls": None,
         "showcase": [],
         "iterations": 1,
         **changes,
@@ -155,7 +155,7 @@ def test_a_game_killed_while_it_samples_ends_as_one_that_was_not(begun: Path, ne
     assert shards_of(begun / "run" / GENERATE).items() >= kept.items(), "what was there was not sampled again"
     found = [row["row_id"] for row in read_rows(begun / "run" / GENERATE)]
     assert len(found) == len(set(found)) == TRAINED_ON, "no row lost, none doubled"
-    for stage in ("baseline/measure", GENERATE, "iterations/000/measure"):
+    for stage in ("start/measure", GENERATE, "iterations/000/measure"):
         check = facts(begun, stage)["logp_check"]
         assert check["rows"] >= 2 and check["worst"] < 1e-3, (stage, check)
     assert_same_outcome(begun / "run", never_killed / "run")

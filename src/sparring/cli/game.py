@@ -34,8 +34,8 @@ def run(
     with outcome(again):
         set_up_logging(quiet)
         checked = load_recipe(recipe, overrides or [])
+        from sparring.game import run as play
         from sparring.report.terminal import print_summary
-        from sparring.seeds import run as play
 
         gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
         summary = play(checked, restart_from=restart_from, command=again)

@@ -64,10 +64,10 @@ def push(
     """Publish a player, and the replies that were sampled, on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
     with outcome():
         set_up_logging()
-        from sparring.push import Order
+        from sparring.push import PushOptions
         from sparring.push import push as publish
 
         licences = {"base_licence": base_licence, "data_licence": data_licence, "pairs_licence": pairs_licence}
-        order = Order(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, **licences)
-        for line in publish(run, order, dry_run):
+        options = PushOptions(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, **licences)
+        for line in publish(run, options, dry_run):
             print(printable(line))

@@ -71,12 +71,12 @@ def judge(
     """Have a judge grade answers of players of a run, or of a model, as MT-Bench does. What is judged is not paid for twice."""
     with outcome():
         set_up_logging()
-        from sparring.judge import Asked, print_judged
+        from sparring.judge import JudgeOptions, print_judged
         from sparring.judge import judge as ask
 
         endpoint = {"urls": [url], "model": model, "api_key_env": key_env, "concurrency": concurrency}
         options = {"urls": "--judge", "model": "--judge-model", "api_key_env": "--key-env", "concurrency": "--concurrency"}
         options |= {"timeout_seconds": "--timeout-seconds", "retries": "--retries"}
         server = section_from_options(ServerSection, {**endpoint, "timeout_seconds": timeout_seconds, "retries": retries}, options)
-        asked = Asked(questions, references, server, max_new_tokens, seed, limit)
+        asked = JudgeOptions(questions, references, server, max_new_tokens, seed, limit)
         print_judged(ask(target, asked, players or [], against, out), asked, against, stdout())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sparring.comparison.benchmarks import Played, only_in, played_benchmarks, require_same_samples, why_not
+from sparring.comparison.benchmarks import PlayedBenchmarks, only_in, played_benchmarks, require_same_samples, why_not
 from sparring.comparison.grading import is_sampled, other_grading, why_missing
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, Recipe, recipe_of_run
@@ -22,7 +22,7 @@ from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_bette
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, player_name, seed_folder
+from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, player_name, seed_folder
 
 ITEMS, START = "items.parquet", "start"
 # sums over rows of the first by sums of the second
@@ -62,9 +62,9 @@ class Arm:
         return None if self.run.weights is None else self.cost.flops(self.run.weights)
 
     @cached_property
-    def played(self) -> Played:
+    def played(self) -> PlayedBenchmarks:
         """Its benchmarks. Reads every sample, so only where they are asked for."""
-        name, trained = (BASELINE, None) if self.owner == BASELINE else (self.player, f"{self.owner}/train")
+        name, trained = (START, None) if self.owner == START else (self.player, f"{self.owner}/train")
         return played_benchmarks(self.run.run, name, self.owner, trained)
 
     @property
@@ -221,14 +221,14 @@ class Game:
                 where=str(root),
                 remedy="`sparring run` with its recipe plays it to the end; --unfinished compares what there is",
             )
-        if not self.run.finished(evaluate_stage(BASELINE)):
+        if not self.run.finished(evaluate_stage(START)):
             raise UserError("this run has no scores yet", where=str(root), remedy="run its recipe first")
 
     @cached_property
     def arms(self) -> list[Arm]:
         """Start, iterations and controls, in this order."""
         start = self.recipe.sft is not None
-        found = [self._arm(START, f"baseline ({'SFT' if start else 'start'})", BASELINE, Cost())]
+        found = [self._arm(START, f"baseline ({'SFT' if start else 'start'})", START, Cost())]
         for t in range(len(self.summary["iterations"])):
             found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:
@@ -319,8 +319,8 @@ class Seeds:
 
 
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
-    """`name` as one of those that are there; "best" and "baseline" are other names of two of them."""
-    wanted = {"best": best or "best", "baseline": START}.get(name, name)
+    """`name` as one of those that are there; "best" and "start" are other names of two of them."""
+    wanted = {"best": best or "best", "start": START}.get(name, name)
     wanted = player_name(wanted)
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")

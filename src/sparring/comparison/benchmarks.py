@@ -10,7 +10,7 @@ from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import RESULTS, SampledMetric, sampled_metrics
 from sparring.policy.player import adapter_hash
 from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
-from sparring.stage_names import BASELINE, benchmark_stage, measure_stage
+from sparring.stage_names import START, benchmark_stage, measure_stage
 
 EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
 REMEDY = "play it alike in all of them with `sparring evaluate`, or say with --metric what to compare"
@@ -18,7 +18,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Played:
+class PlayedBenchmarks:
     """metrics: name, as in scores.json -> its samples; by_recipe: those of `evaluate.benchmarks`; stale: folders of an earlier player."""
 
     metrics: Mapping[str, SampledMetric]
@@ -26,7 +26,7 @@ class Played:
     stale: tuple[str, ...]
 
 
-def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> Played:
+def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> PlayedBenchmarks:
     """Of the player that `sparring evaluate` calls `player`, whose results lie in `owner`, whose model in the stage `trained`.
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
@@ -38,7 +38,7 @@ def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None)
         for one in _read(record, hashes, stale):
             if one.name not in found or _count(one) > _count(found[one.name]):
                 found[one.name] = one
-    return Played({**found, **recipes}, frozenset(recipes), tuple(stale))
+    return PlayedBenchmarks({**found, **recipes}, frozenset(recipes), tuple(stale))
 
 
 def why_not(mine: SampledMetric | None, label: str) -> str | None:
@@ -86,7 +86,7 @@ def how_asked(metric: SampledMetric) -> dict[str, Any]:
 
 def _hashes(run: RunDir, owner: str, trained: str | None) -> set[str]:
     """The player's, as the game and as `sparring evaluate` know it."""
-    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, BASELINE))
+    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, START))
     record = run.finished(trained) if trained else None
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
 

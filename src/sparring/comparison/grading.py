@@ -6,7 +6,7 @@ from typing import Any
 
 from sparring.config import Recipe, is_own_checker
 from sparring.rundir import RunDir
-from sparring.stage_names import BASELINE, evaluate_stage
+from sparring.stage_names import START, evaluate_stage
 
 BY_ANSWER = ("exact_match", "exact_match_greedy")
 # what k replies to a prompt say depends on k, but for an unbiased estimate of the same number
@@ -26,7 +26,7 @@ def is_graded(metric: str) -> bool:
 
 def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """By what the held-out replies of a run were graded. A function of one's own is known by its text, wherever it lies."""
-    inputs = run.inputs_of(evaluate_stage(BASELINE)) or {}
+    inputs = run.inputs_of(evaluate_stage(START)) or {}
     pattern = recipe.evaluate.answer_pattern
     exact = None if pattern is None else {"kind": "exact", "answer_pattern": pattern}  # of a run from before there were checkers
     checker = inputs.get("checker", exact) or {}

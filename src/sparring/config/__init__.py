@@ -17,7 +17,7 @@ from sparring.config.option_types import Column, Metric, Section, Shape, at_iter
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
 from sparring.config.resolved import control_batch_size, control_lr, resolved
-from sparring.config.sections.baseline import CONTROL_TITLES, BaselineSection
+from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
@@ -31,7 +31,7 @@ from sparring.config.sections.train import LoraSection, OptimSection, SftSection
 __all__ = [
     "CONTROL_TITLES",
     "OF_MOVING_TARGETS",
-    "BaselineSection",
+    "ControlSection",
     "BenchmarksSection",
     "Column",
     "DataSection",

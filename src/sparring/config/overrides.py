@@ -30,11 +30,11 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
         child = node.get(key)
-        if isinstance(child, str) and keys[:depth] in (["baseline"], ["launcher"]):
+        if isinstance(child, str) and keys[:depth] in (["controls"], ["launcher"]):
             child = {"kind": child}
         if isinstance(child, (str, list)) and keys[:depth] == ["track"]:
             child = {"trackers": [child] if isinstance(child, str) else child}
-        if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["baseline"]:
+        if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["controls"]:
             child = child[0]
         if child is not None and not isinstance(child, dict):
             raise UserError(f"override {shown_override(override)}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sparring.config.option_types import Contradiction, Iterations, PathText, Section, Seed, SeedList, Text, Texts
-from sparring.config.sections.baseline import BaselineSection
+from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
@@ -47,9 +47,9 @@ class Recipe(Section):
     target: TargetSection = Field(default_factory=TargetSection, description="Who wins a duel.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
-    baseline: tuple[BaselineSection, ...] = Field(
+    controls: tuple[ControlSection, ...] = Field(
         (),
-        description="Controls to show beside the game, one or a list of them; `baseline: continued-sft` is short for its defaults, null "
+        description="Controls to show beside the game, one or a list of them; `controls: continued-sft` is short for its defaults, null "
         "plays without.",
     )
     launcher: LauncherSection = Field(
@@ -127,29 +127,29 @@ class Recipe(Section):
             raise ValueError(f"the game is played once per seed, and seed is {info.data['seed']}; set one of the two")
         return seeds
 
-    @field_validator("baseline", mode="before")
+    @field_validator("controls", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
         return tuple({"kind": one} if isinstance(one, str) else one for one in values)
 
-    @field_validator("baseline")
+    @field_validator("controls")
     @classmethod
-    def _each_has_a_folder(cls, baseline: tuple[BaselineSection, ...]) -> tuple[BaselineSection, ...]:
-        baseline = tuple(each for one in baseline for each in one.each())
-        folders = [one.folder for one in baseline]
+    def _each_has_a_folder(cls, controls: tuple[ControlSection, ...]) -> tuple[ControlSection, ...]:
+        controls = tuple(each for one in controls for each in one.each())
+        folders = [one.folder for one in controls]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two controls are called {twice}; give each a name")
-        return baseline
+        return controls
 
-    @field_validator("baseline")
+    @field_validator("controls")
     @classmethod
-    def _rft_has_grades(cls, baseline: tuple[BaselineSection, ...], info: ValidationInfo) -> tuple[BaselineSection, ...]:
+    def _rft_has_grades(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         target = info.data.get("target")
-        if target is not None and not target.moves and any(one.kind == "rft" for one in baseline):
+        if target is not None and not target.moves and any(one.kind == "rft" for one in controls):
             raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
-        return baseline
+        return controls
 
     @field_validator("launcher", mode="before")
     @classmethod

@@ -61,21 +61,21 @@ class Measurer:
     def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], score: Score) -> None:
         self.recipe, self.chat, self.held_out, self.score = recipe, chat, held_out, score
 
-    def measure(self, stage: Path, player: Path, opponent: Opponent | None, round_index: int, phase: str) -> dict[str, Any]:
+    def measure(self, stage: Path, player: Path, opponent: Opponent | None, sampling_round: int, phase: str) -> dict[str, Any]:
         """Write replies and log-probs of the model in folder `player` to `stage`, going on from what is there; returns the stage's facts.
 
-        `round_index` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
+        `sampling_round` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
         """
-        replies = self.draw(stage, player, round_index, phase)
+        replies = self.draw(stage, player, sampling_round, phase)
         if not from_main((stage / LOGPS).exists):
             log.info(f"{phase}: log-probs of {len(self.held_out)} held-out rows")
             logps = self._logps(player, opponent, replies)
             from_main(lambda: write_table(stage / LOGPS, logps))
         return {"rows": len(self.held_out), **from_main(lambda: checked_facts(stage / REPLIES))}
 
-    def draw(self, stage: Path, player: Path, round_index: int, phase: str) -> list[Reply]:
+    def draw(self, stage: Path, player: Path, sampling_round: int, phase: str) -> list[Reply]:
         """The first part of it: the replies, of which those that are not greedy are returned."""
-        stream, evaluate = Stream(self.recipe.seed, round_index), self.recipe.evaluate
+        stream, evaluate = Stream(self.recipe.seed, sampling_round), self.recipe.evaluate
         with Sampler(self.recipe, self.chat, player) as sampler:
             temperature = self.recipe.sampling.temperature
             replies = self.sample(stage / REPLIES, sampler, temperature, evaluate.samples, stream, f"{phase}: replies")

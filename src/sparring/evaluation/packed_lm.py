@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparring.data.records import TokenIds
 from sparring.errors import UserError
-from sparring.policy.batches import Branches, hardest, longest_row, micro_batches
+from sparring.policy.batches import Branches, layout_probe_trees, longest_row, micro_batches
 from sparring.policy.score import Scorer
 from sparring.progress import progress
 
@@ -37,7 +37,7 @@ class PackedLM(HFLM):
         """The answers to all requests, in their order. Replaces the harness's batches of rows; its cache is told of every one."""
         trees = self._trees(requests)
         layouts = [tree for tree, _ in trees]
-        self._scorer.choose_layout(*hardest(layouts), row_tokens=longest_row(layouts, self.batch_tokens))
+        self._scorer.choose_layout(*layout_probe_trees(layouts), row_tokens=longest_row(layouts, self.batch_tokens))
         shapes = [tree.shape(self._scorer.row_layout) for tree in layouts]
         answers: dict[int, Answer] = {}
         with progress("benchmarks: answers scored", len(requests), "answers") as shown:

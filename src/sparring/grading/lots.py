@@ -20,7 +20,7 @@ from sparring.evaluation.measure import GREEDY, REPLIES
 from sparring.opponent.replies import read_replies
 from sparring.players import Players
 from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
-from sparring.stages.ground import PROMPTS
+from sparring.stages.context import PROMPTS
 
 Place = tuple[str, int | None]  # row id and replica; None for the greedy reply
 

@@ -21,7 +21,7 @@ from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
 from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_object
-from sparring.stage_names import BASELINE, SCORES, evaluate_stage, iteration_name, iteration_stage, recipe_of_game, stages_of_game, title_of
+from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name, iteration_stage, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
 
@@ -97,8 +97,8 @@ def last_step(state: RunState) -> dict[str, Any] | None:
 def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
     """(who, scores) of everybody who has been evaluated, in the order of the game."""
     count = len(list((state.root / "iterations").glob("[0-9]*")))
-    titles = {owner: title_of(owner) for owner in (BASELINE, *(iteration_name(t) for t in range(count)))}
-    titles |= {section.folder: section.title for section in state.recipe.baseline}
+    titles = {owner: title_of(owner) for owner in (START, *(iteration_name(t) for t in range(count)))}
+    titles |= {section.folder: section.title for section in state.recipe.controls}
     for owner, title in titles.items():
         found = _object_or_none(state.root / evaluate_stage(owner) / SCORES)
         if found is not None:

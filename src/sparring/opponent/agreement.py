@@ -19,7 +19,7 @@ from sparring.config import SamplingSection
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.protocol import Prompt
-from sparring.policy.batches import Branches, hardest
+from sparring.policy.batches import Branches, layout_probe_trees
 from sparring.policy.head import logps_of
 from sparring.policy.score import Scorer
 
@@ -89,7 +89,7 @@ def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence
 
 def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Prompt, Reply]]) -> Iterator[_Row]:
     trees = [Branches(prompt.token_ids, (reply.token_ids[:TOKENS],)) for prompt, reply in pairs]
-    scorer.choose_layout(*hardest(trees))
+    scorer.choose_layout(*layout_probe_trees(trees))
     for tree, (_, reply) in zip(trees, pairs, strict=True):
         logits_TV = scorer.token_logits(tree).float()
         target_T = torch.tensor(tree.replies[0], device=logits_TV.device)

@@ -23,7 +23,7 @@ from sparring.policy.compute import in_float32
 from sparring.policy.footprint import PREFILL_TOKENS
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
-from sparring.policy.transfer import sent, tensor_on
+from sparring.policy.transfer import tensor_on, to_device
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 NOT_DRAWN = -1  # no token
@@ -240,7 +240,7 @@ class Decoder:
         old = active[: len(active) - sum(len(prompt.slots) for prompt in prompts)]
         logits = self.logits(old, prompts, cache)
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
-        tokens = self.draw(logits, sent(torch.from_numpy(uniforms), logits.device))
+        tokens = self.draw(logits, to_device(torch.from_numpy(uniforms), logits.device))
         for row, token in zip(active, require_drawn(tokens.tolist()), strict=True):
             row.token_ids.append(token)
         if self.logps:

@@ -8,7 +8,7 @@ from functools import partial
 
 from sparring.data.records import Reply
 from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
-from sparring.policy.batches import share_out
+from sparring.policy.batches import assign_to_ranks
 from sparring.policy.ranks import from_main, gathered, rank, rank_count
 from sparring.policy.strategies import rank_names_hidden
 
@@ -26,7 +26,7 @@ class OfAllRanks:
         self.engine.close()
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
-        shares = share_out([len(prompt.token_ids) for prompt in prompts], rank_count())
+        shares = assign_to_ranks([len(prompt.token_ids) for prompt in prompts], rank_count())
         places = sorted(shares[rank()])
         replies = self.engine.sample([prompts[place] for place in places], stream, logps)
         found = {place: reply for part in gathered(list(zip(places, replies, strict=True))) for place, reply in part}

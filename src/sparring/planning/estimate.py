@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sparring.config import BaselineSection, OptimSection, Recipe, SftSection, at_iteration
+from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration
 from sparring.planning import hours, memory
 from sparring.planning.contests import contest_branches, rft_branches
 from sparring.planning.hardware import Hardware
@@ -16,7 +16,7 @@ from sparring.planning.parallel import Parallel, devices_wanted, of_sampling, of
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, gathered_at_once, held_at_most, tokens_at_once
-from sparring.stage_names import BASELINE, iteration_name
+from sparring.stage_names import START, iteration_name
 
 
 @dataclass(frozen=True)
@@ -95,15 +95,15 @@ class _Game:
         recipe = self.recipe
         if recipe.sft:
             yield self._train("sft", recipe.sft, self.lengths, {1: recipe.sft.epochs * self.lengths.train_rows})
-        yield from self._results(BASELINE, 1)
+        yield from self._results(START, 1)
         yield from self._headroom()
         forward = 0.0
         for t in range(recipe.iterations):
             played = list(self._iteration(t))
             yield from played
-            forward += sum(stage.work.tokens * (recipe.train.passes if stage.kind == "train" else 1) for stage in played)
+            forward += sum(stage.work.tokens * (recipe.train.forward_passes if stage.kind == "train" else 1) for stage in played)
             yield from self._results(iteration_name(t), 3)
-        for section in recipe.baseline:
+        for section in recipe.controls:
             yield from self._control(section, forward)
             yield from self._results(section.folder, 3)
 
@@ -148,7 +148,7 @@ class _Game:
         work = sum(parts, Work())
         return self._stage(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
 
-    def _control(self, section: BaselineSection, forward: float) -> Iterator[StagePlan]:
+    def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
         """As many rows as `forward` tokens that pass the model once pay for (control.py); pairs are taken to be as long as the data."""
         lengths = self.lengths
         rows = (section.epochs or 0) * ((section.pairs and section.pairs.max_examples) or lengths.train_rows)
@@ -157,12 +157,12 @@ class _Game:
             return
         if section.kind == "dpo":
             settings, tree = self.recipe.train, lengths.prompt + lengths.reply + lengths.generated - 2
-            items = rows or forward / (settings.passes + 1) / tree
+            items = rows or forward / (settings.forward_passes + 1) / tree
             yield self._score(section.folder, "score", lengths, min(items, lengths.train_rows), 2)
             yield self._train(section.folder, settings, lengths, {2: items})
             return
         own = self._sft_settings()
-        items = rows or forward / own.passes / (lengths.prompt + lengths.reply - 1)
+        items = rows or forward / own.forward_passes / (lengths.prompt + lengths.reply - 1)
         yield self._train(section.folder, own, lengths, {1: items})
 
     def _sft_settings(self) -> SftSection:
@@ -170,12 +170,12 @@ class _Game:
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
         return self.recipe.sft or SftSection(**inherited)
 
-    def _rft(self, section: BaselineSection, forward: float) -> StagePlan:
+    def _rft(self, section: ControlSection, forward: float) -> StagePlan:
         """The winners of iteration 0's replies, whose sampling counts among its cost (rft.py)."""
         settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
-        drawn = self._sample(BASELINE, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
+        drawn = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
-        left = max(0.0, forward - drawn.work.tokens) / settings.passes / of_tree
+        left = max(0.0, forward - drawn.work.tokens) / settings.forward_passes / of_tree
         return self._train(section.folder, settings, played, {branches: (section.epochs or 0) * played.train_rows or left})
 
     def _headroom(self) -> Iterator[StagePlan]:
@@ -185,10 +185,10 @@ class _Game:
             return
         if recipe.evaluate.headroom_epochs is not None:
             yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
-        many = self._sample(BASELINE, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
-        one = self._sample(BASELINE, "headroom", self.lengths, rows, 1)
+        many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
+        one = self._sample(START, "headroom", self.lengths, rows, 1)
         work, seconds = many.work.times(2) + one.work, 2 * many.seconds + one.seconds
-        yield self._stage(BASELINE, "headroom", work, many.memory, Duration(seconds, many.driver))
+        yield self._stage(START, "headroom", work, many.memory, Duration(seconds, many.driver))
 
     def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
         """What follows from a player; of benchmarks the memory alone, in the one process that plays, for their lengths are not known."""
@@ -248,7 +248,7 @@ class _Game:
         trained = memory.trained_weights(self.shape, recipe.train)
         made_anew = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
         kept = whole * (made_anew + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
-        return kept + whole * len(recipe.baseline) + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained
+        return kept + whole * len(recipe.controls) + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained
 
 
 def _replies(lengths: Lengths, branches: int) -> tuple[float, ...]:

@@ -46,7 +46,7 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], published: Sequence[Pu
         assumed.append(f"all of this is the game of one seed, and the recipe plays {len(plan.recipe.seeds)}")
     if plan.recipe.evaluate.benchmarks is not None:
         assumed.append("benchmarks: the memory of the one process that plays them is counted, their time is not")
-    if any(section.pairs for section in plan.recipe.baseline):
+    if any(section.pairs for section in plan.recipe.controls):
         assumed.append("preference pairs are as many and as long as the rows of data")
     _print_lines([f"- {line}" for line in assumed], console)
     _print_lines(verdict(plan, proposals), console)

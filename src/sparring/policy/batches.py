@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparring.data.records import Contest, Duel, TokenIds
 from sparring.policy.packed import no_mask
-from sparring.policy.transfer import sent
+from sparring.policy.transfer import to_device
 from sparring.policy.tree_attention import Block, TreeIndex
 
 Layout = Literal["tree", "rows"]
@@ -49,7 +49,7 @@ class Branches:
         return len(self.prompt_ids) + min(len(reply) - 1 for reply in self.replies)
 
     @property
-    def beside_first(self) -> int:
+    def sibling_tokens(self) -> int:
         """Tokens that stand between the first branch and the end of the tree."""
         return sum(len(reply) - 1 for reply in self.replies[1:])
 
@@ -76,7 +76,7 @@ class TreeBatch:
     index: TreeIndex | None
 
     def to(self, device: torch.device) -> TreeBatch:
-        tensors = {name: sent(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **tensors, index=self.index and self.index.to(device))
 
     @property
@@ -119,11 +119,11 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
     )
 
 
-def hardest(trees: Iterable[Branches]) -> list[Branches]:
+def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
     """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences), the
     shortest path (rotary embeddings that go by the longest row of a batch)."""
     trees = list(trees)
-    longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "beside_first"))
+    longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "sibling_tokens"))
     return list(dict.fromkeys([longest, bushiest, min(trees, key=attrgetter("shortest_path"))]))
 
 
@@ -132,7 +132,7 @@ def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
     return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
-def share_out(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+def assign_to_ranks(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     """Places 0 .. len(sizes) - 1 dealt to the ranks so that the sums of their sizes are close: the largest first, each to the rank that
     has least so far (Graham's LPT rule, at most 4/3 of the best possible). Every place once, none twice; the same everywhere."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -144,9 +144,9 @@ def share_out(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     return shares
 
 
-def dealt(shapes: Sequence[tuple[int, int]], max_tokens: int, layout: Layout, ranks: int) -> list[list[list[int]]]:
+def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, layout: Layout, ranks: int) -> list[list[list[int]]]:
     """The micro-batches of every rank, as places in `shapes`, which are those of the trees of an optimizer step."""
-    shares = share_out([rows * length for rows, length in shapes], ranks)
+    shares = assign_to_ranks([rows * length for rows, length in shapes], ranks)
     return [list(micro_batches(share, shapes.__getitem__, max_tokens, layout)) for share in shares]
 
 

@@ -126,7 +126,7 @@ def memory_error(error: BaseException) -> UserError | None:
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"out of memory: {said}",
-        remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, chosen.json in the run "
+        remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, micro_batch.json in the run "
         "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run goes on "
         "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
         "vllm, which lays them over several, for replies are drawn with all of them",

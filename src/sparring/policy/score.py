@@ -49,7 +49,7 @@ def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
     go wrong."""
     return (
         max(tree.longest_path for tree in trees),
-        max(tree.beside_first for tree in trees),
+        max(tree.sibling_tokens for tree in trees),
         -min(tree.shortest_path for tree in trees),
         row_tokens,
     )
@@ -262,17 +262,17 @@ def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextMa
 
 @torch.no_grad()
 def score_trees(
-    scorer: Scorer, trees: Sequence[Branches], max_tokens: int, passes: nn.Module | None = None, in_step: bool = False
+    scorer: Scorer, trees: Sequence[Branches], max_tokens: int, wrapped: nn.Module | None = None, needs_all_ranks: bool = False
 ) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`; ranks share the trees.
 
-    passes: what the scorer is wrapped in, if it is; in_step: every pass needs all ranks, so that some compute a tree for nothing.
+    wrapped: what the scorer is wrapped in, if it is; needs_all_ranks: every pass needs all ranks, so that some compute a tree for nothing.
     """
     shapes = [tree.shape(scorer.row_layout) for tree in trees]
-    groups = dealt(shapes, max_tokens, scorer.row_layout, rank_count())
+    groups = micro_batches_of_ranks(shapes, max_tokens, scorer.row_layout, rank_count())
     mine = groups[rank()]
-    idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if in_step else []
-    logps = [(passes or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
+    idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if needs_all_ranks else []
+    logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
     # all are on their way before the first is waited for
     found = {index: row for group, rows in zip(mine, logps, strict=False) for index, row in zip(group, rows.tolist(), strict=True)}
     scored = {index: row for part in gathered(found) for index, row in part.items()}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """`tensor` on `device`. A plain copy to a GPU would first wait until all that was asked of the GPU is done; one from pinned memory does
     not, and torch keeps that memory until the copy is made."""
     if device.type != "cuda" or tensor.device.type != "cpu":
@@ -18,4 +18,4 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 def tensor_on(device: torch.device, values: Any, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.tensor(values)` on `device`, without a wait."""
-    return sent(torch.tensor(values, dtype=dtype), device)
+    return to_device(torch.tensor(values, dtype=dtype), device)

@@ -23,7 +23,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 
 from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
-from sparring.policy.transfer import sent, tensor_on
+from sparring.policy.transfer import tensor_on, to_device
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15
@@ -122,7 +122,7 @@ class TreeIndex:
     def to(self, device: torch.device) -> TreeIndex:
         if device == self.tree_T.device:
             return self
-        return TreeIndex(self.blocks, *(sent(tensor, device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
+        return TreeIndex(self.blocks, *(to_device(tensor, device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
 
     @cached_property
     def groups(self) -> list[list[Block]]:
@@ -173,7 +173,7 @@ class TreeIndex:
             query_NQ1 = (offset_N[:, None] + torch.arange(queries)).clamp(max=keys - 1)[:, :, None]
             seen = key_K <= query_NQ1 if window is None else (key_K <= query_NQ1) & (key_K > query_NQ1 - window)
             found = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, -torch.inf)[:, None]
-            found = self._masks[number, window, dtype] = sent(found, self.tree_T.device)
+            found = self._masks[number, window, dtype] = to_device(found, self.tree_T.device)
         return found
 
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:
@@ -204,7 +204,7 @@ class TreeIndex:
 
         if window not in self._masks:
             some, full = self._squares(window)
-            listed = [sent(tensor, self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
+            listed = [to_device(tensor, self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
             sizes = {"BLOCK_SIZE": FLEX_BLOCK, "seq_lengths": (len(self.tree_T), len(self.tree_T))}
             self._masks[window] = BlockMask.from_kv_blocks(*listed, mask_mod=sees, **sizes)
         return self._masks[window]

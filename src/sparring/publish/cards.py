@@ -18,7 +18,7 @@ from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
 from sparring.report.untrusted import visible
-from sparring.stage_names import BASELINE
+from sparring.stage_names import START
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
@@ -58,7 +58,7 @@ class About:
     @classmethod
     def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
         """`base`, `data`, `pairs`: licences as the user gives them, which are looked up where None."""
-        labelled = {section.folder: section.pairs.paths[0] for section in recipe.baseline if section.pairs}
+        labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
@@ -168,9 +168,9 @@ Two configurations with one split per iteration:
 
 
 def model_title(summary: Mapping[str, Any], player: Player) -> str:
-    start = f"the start ({summary['baseline']['name']})"
+    start = f"the start ({summary['start']['name']})"
     controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
-    return {BASELINE: start, **controls}.get(player.name, player.title)
+    return {START: start, **controls}.get(player.name, player.title)
 
 
 def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool) -> str:
@@ -200,7 +200,7 @@ def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> s
 
 def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     """control -> the name of the labelled pairs that it learns from."""
-    named = zip(recipe.baseline, shown["baseline"], strict=True)
+    named = zip(recipe.controls, shown["controls"], strict=True)
     return {section.folder: values["pairs"]["path"] for section, values in named if section.pairs}
 
 
@@ -208,7 +208,7 @@ def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
     """What the player has learned from, by its name on the Hub; the game's own replies stand in for data that are not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
     prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.name.isdigit() else []
-    pairs = [section.pairs.paths[0] for section in recipe.baseline if section.pairs and section.folder == player.name]
+    pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player.name]
     return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
 
@@ -251,8 +251,8 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
 
 
 def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
-    if player.name == BASELINE:
-        return summary["baseline"]["scores"]
+    if player.name == START:
+        return summary["start"]["scores"]
     scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
     scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
     return scores.get(player.name, {})
@@ -337,7 +337,7 @@ def _recipe_block(shown: Mapping[str, Any]) -> str:
 
 
 def _score_table(summary: Mapping[str, Any]) -> str:
-    models = {"baseline": summary["baseline"]["scores"]}
+    models = {"start": summary["start"]["scores"]}
     models |= {f"iteration {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
     models |= {entry["name"]: entry["scores"] for entry in summary["controls"]}
     names = list(dict.fromkeys(metric for scores in models.values() for metric in scores))

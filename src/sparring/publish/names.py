@@ -16,7 +16,7 @@ def public(recipe: Recipe) -> dict[str, Any]:
     """The recipe without the run's own folder, of local paths only the last part, and of other machines nothing."""
     values = recipe.model_dump(exclude={"run_dir"})
     sources = [section for section in (values["data"], values["data"]["prompts"]) if section]
-    sources += [control["pairs"] for control in values["baseline"] if control["pairs"]]
+    sources += [control["pairs"] for control in values["controls"] if control["pairs"]]
     places = [(values["model"], "path"), (values["model"], "chat_template"), *((source, "path") for source in sources)]
     for section, key in places:
         section[key] = _last_parts(section[key])

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sparring.report.health import MOST_CUT
-from sparring.stage_names import BASELINE
+from sparring.stage_names import START
 
 WORDS = {
     "exact_match": "exact match",
@@ -37,8 +37,8 @@ def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
 
 
 def _best(best: Mapping[str, Any]) -> str:
-    values = f"{metric_words(best['metric'])} {best['value']:.3f}, baseline {best['baseline_value']:.3f}"
-    return f"Best iteration: {best['iteration']} ({values})." + ("" if best["beats_baseline"] else " No iteration beats the baseline.")
+    values = f"{metric_words(best['metric'])} {best['value']:.3f}, baseline {best['start_value']:.3f}"
+    return f"Best iteration: {best['iteration']} ({values})." + ("" if best["beats_start"] else " No iteration beats the baseline.")
 
 
 def _in_order(arms: list[dict[str, Any]], metric: str) -> str:
@@ -60,7 +60,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     first = arms[0]
     best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
     export = f"`sparring export {run} DIR --iteration {first['player']}`"
-    if first["player"] == BASELINE:
+    if first["player"] == START:
         return f"Nothing that was trained stands above the start. Use the start: {export}. {_ELSEWHERE}"
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
@@ -77,7 +77,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """Where the arm that stands first by its metric writes replies that nobody could use."""
-    players = {BASELINE: summary.get("baseline"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
+    players = {START: summary.get("start"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
     players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
     entry = players.get(first["player"])
     if entry is None or entry["scores"]["truncated"]["value"] <= MOST_CUT:

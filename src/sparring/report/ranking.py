@@ -9,7 +9,7 @@ from typing import Any
 from sparring.data.tables import read_rows
 from sparring.report.gains import Gain, Samples, gain
 from sparring.report.tables import Row
-from sparring.stage_names import BASELINE, evaluate_stage, iteration_of
+from sparring.stage_names import START, evaluate_stage, iteration_of
 
 SAMPLES = "samples.parquet"
 GREEDY = {"exact_match": "exact_match_greedy"}
@@ -30,7 +30,7 @@ def ranking(
         return []
     start = arms[0]
     if metric == "exact_match" and headroom:  # their rows are not kept as samples, so that there is nothing to pair
-        arms.append((BASELINE, f"{rows[0].model}, cooler", {**headroom["cool"], "higher_is_better": True}, {}))
+        arms.append((START, f"{rows[0].model}, cooler", {**headroom["cool"], "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
     return [
@@ -52,7 +52,7 @@ def _arms(root: Path, row: Row, metric: str) -> list[Arm]:
     player, samples = player_of(row), read_samples(root / row.stage / SAMPLES)
     found: list[Arm] = [(player, row.model, row.scores[metric], samples)]
     greedy = GREEDY.get(metric, "")
-    if player == BASELINE and greedy in row.scores:  # no training at all: the same model, asked for its likeliest reply
+    if player == START and greedy in row.scores:  # no training at all: the same model, asked for its likeliest reply
         cooler = {row_id: {**sample, metric: sample.get(greedy)} for row_id, sample in samples.items()}
         found.append((player, f"{row.model}, greedy", row.scores[greedy], cooler))
     return found

@@ -19,7 +19,7 @@ from sparring.report.showcase import SHOWCASE
 from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json, read_object
-from sparring.stage_names import BASELINE, evaluate_stage, iteration_of, recipe_of_game
+from sparring.stage_names import START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
 Samples = dict[str, dict[str, Any]]  # by row id
@@ -39,7 +39,7 @@ class Player:
 
     @property
     def apart(self) -> bool:
-        return iteration_of(self.row.stage) is None and self.row.stage != evaluate_stage(BASELINE)
+        return iteration_of(self.row.stage) is None and self.row.stage != evaluate_stage(START)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_play
 from sparring.report.target_page import prompt_counts, target_section
 from sparring.report.untrusted import shortened
 from sparring.rundir import now, write_text
-from sparring.stage_names import BASELINE, benchmark_stage
+from sparring.stage_names import START, benchmark_stage
 
 
 def write_report(root: Path, target: Path | None = None) -> Path:
@@ -105,7 +105,7 @@ def _scores(run: RunFiles) -> Markup:
 def _benchmarks(run: RunFiles) -> Iterator[Section]:
     """Those of the recipe, with how they were asked."""
     if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
-        told = paragraph(how_played(run.facts(benchmark_stage(BASELINE))), "muted")
+        told = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
         yield Section("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + told)
 
 

@@ -13,7 +13,7 @@ from sparring.report.page import figure
 from sparring.report.plots import Score, Series
 from sparring.report.run_files import Player, RunFiles
 from sparring.report.target_plots import sampled_figures
-from sparring.stage_names import BASELINE, SFT, evaluate_stage, iteration_name, iteration_of, title_of
+from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, iteration_of, title_of
 
 PARTS = {
     "generate": "sampling",
@@ -93,7 +93,7 @@ def cost_figures(run: RunFiles) -> Iterator[Markup]:
 def _look(stage: str) -> int:
     """Colour and mark of whom a stage belongs to, the same in every plot: of an iteration by its number, the last two for the others."""
     t = iteration_of(stage)
-    return START_LOOK if stage in (SFT, evaluate_stage(BASELINE)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
+    return START_LOOK if stage in (SFT, evaluate_stage(START)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
 
 
 def _short_name(player: Player) -> str:
@@ -107,7 +107,7 @@ def _score_plot(run: RunFiles, metric: str, words: str) -> str:
         Score(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
         for (player, score), error in zip(found, errors, strict=True)
     ]
-    return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("baseline", values[0].value))
+    return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("start", values[0].value))
 
 
 def _two_sample_test(run: RunFiles) -> tuple[str, str]:

@@ -18,7 +18,7 @@ Scores = Mapping[str, Any]
 METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 
-OF_SUMMARY = ("baseline", "iterations", "controls", "best", "stop_reason")
+OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Best:
     iteration: int
     metric: str
     value: float
-    baseline_value: float
-    beats_baseline: bool
+    start_value: float
+    beats_start: bool
 
 
 def publish(
@@ -50,7 +50,7 @@ def publish(
     folders = [control["stage"] for control in controls]
     stages = [name for name in stage_names(root, len(iterations), folders) if is_used(name, recipe)]
     summary = {
-        "baseline": {"name": start_name, "scores": baseline},
+        "start": {"name": start_name, "scores": baseline},
         "iterations": [
             {
                 "iteration": t,

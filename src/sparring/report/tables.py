@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.console import fitting
-from sparring.stage_names import BASELINE, evaluate_stage, iteration_stage
+from sparring.stage_names import START, evaluate_stage, iteration_stage
 
 Scores = Mapping[str, Any]
 
@@ -37,14 +37,14 @@ class Column(NamedTuple):
 def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
     """The models of a run in order: baseline, iterations, control."""
     best = summary["best"]
-    yield Row(f"baseline ({summary['baseline']['name']})", None, summary["baseline"]["scores"], evaluate_stage(BASELINE))
+    yield Row(f"baseline ({summary['start']['name']})", None, summary["start"]["scores"], evaluate_stage(START))
     for entry in summary["iterations"]:
         t = entry["iteration"]
-        opponent = f"iteration {t - 1}" if t else "baseline"
+        opponent = f"iteration {t - 1}" if t else "start"
         yield Row(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
     for entry in summary["controls"]:
         start = entry["from_iteration"]
-        opponent = "baseline" if start is None else f"iteration {start}"
+        opponent = "start" if start is None else f"iteration {start}"
         yield Row(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 

@@ -33,7 +33,7 @@ from sparring.report.tables import (
     rows_of,
 )
 from sparring.rundir import read_json
-from sparring.stage_names import BASELINE, benchmark_stage
+from sparring.stage_names import START, benchmark_stage
 
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
@@ -72,7 +72,7 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
 def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
     named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
     if any(named.values()):
-        facts = read_json(root / benchmark_stage(BASELINE) / "done.json")["facts"]
+        facts = read_json(root / benchmark_stage(START) / "done.json")["facts"]
         print_benchmarks(named, facts, console)
 
 

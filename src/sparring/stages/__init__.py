@@ -1,6 +1,6 @@
 """The stages of a game: what each is made from (its fingerprint) and the work that makes it.
 
-ground.py         what all of them stand on: recipe, run directory, base model, chat format, rows
+context.py         what all of them stand on: recipe, run directory, base model, chat format, rows
 making.py         a stage begun, computed and committed: by this process, by a launcher's ranks, or by this process as one of them
 inputs.py         what of a recipe the results of several stages depend on
 micro_batches.py  how many tokens are computed at once where the recipe does not say

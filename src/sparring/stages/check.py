@@ -20,7 +20,7 @@ from sparring.opponent.engines import require_engine
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.micro_batches import parallel_of
 from sparring.stages.showcase import showcase_turns
 from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
@@ -28,54 +28,56 @@ from sparring.training.optimizers import require_four_bit, require_optimizer, re
 LONG_SHARE = 0.95
 
 
-def check(ground: Ground) -> None:
+def check(context: RunContext) -> None:
     """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
-    recipe = ground.recipe
+    recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
-        _check_model_and_rows(ground)
-        Evaluator(recipe, ground.chat, ground.held_out, checker).check_answers()
-        _check_prompts(ground, checker)
-        _check_own(ground, checker)
+        _check_model_and_rows(context)
+        Evaluator(recipe, context.chat, context.held_out, checker).check_answers()
+        _check_prompts(context, checker)
+        _check_own(context, checker)
     for section in filter(None, (recipe.train, recipe.sft)):
-        ground.with_budget(section)  # from what is free before anything is loaded
+        context.with_budget(section)  # from what is free before anything is loaded
 
 
-def _check_model_and_rows(ground: Ground) -> None:
-    for name, section in (("train", ground.recipe.train), ("sft", ground.recipe.sft)):
+def _check_model_and_rows(context: RunContext) -> None:
+    for name, section in (("train", context.recipe.train), ("sft", context.recipe.sft)):
         if section and section.lora:
-            new_adapter(model_shape(ground.base.folder), section.lora, 0, where=f"{name}.lora.targets")
-    _announce_whole(ground)
-    _check_tokens(ground)
-    _announce_cut(ground)
-    _check_context(ground)
+            new_adapter(model_shape(context.base.folder), section.lora, 0, where=f"{name}.lora.targets")
+    _announce_whole(context)
+    _check_tokens(context)
+    _announce_cut(context)
+    _check_context(context)
 
 
-def _check_own(ground: Ground, checker: Checker | None) -> None:
+def _check_own(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError where a function of one's own can grade none of the first human replies: a column that it needs may be missing."""
     if checker is None or not is_own_checker(checker.name):
         return
-    texts = {example.row_id: example.conversation.reply for example in ground.held_out[:TRIED]}
-    asked = ask(ground.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
+    texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
+    asked = ask(context.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
     grades = [grade for grades in checker.grade(asked) for grade in grades]
     if all(grade.failed for grade in grades):
         require_few_failures(list(texts.values()), grades, checker.name)
 
 
-def _check_prompts(ground: Ground, checker: Checker | None) -> None:
+def _check_prompts(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError when no prompt without a reply has an answer to compare with: all its replies would be drawn for nothing."""
-    if ground.recipe.target.kind != "verified" or checker is None or is_own_checker(checker.name) or not ground.prompts:
+    if context.recipe.target.kind != "verified" or checker is None or is_own_checker(checker.name) or not context.prompts:
         return
-    missed = sum(checker.expected(one) is None for one in ask(ground.prompts, {}))
-    if missed == len(ground.prompts):
-        answers = [example.conversation.answer for example in ground.prompts]
+    missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
+    if missed == len(context.prompts):
+        answers = [example.conversation.answer for example in context.prompts]
         raise UserError(
             f"target.checker {checker.name} finds no answer in any of the {missed} rows",
-            where=f"data.prompts.answer {ground.recipe.data.prompts and ground.recipe.data.prompts.answer!r}",
+            where=f"data.prompts.answer {context.recipe.data.prompts and context.recipe.data.prompts.answer!r}",
             remedy=f"the first one holds {answers[0]!r:.200}; mend the column, or take target.kind majority, which needs no answers",
         )
     if missed:
-        log.warning(f"target.checker finds no answer in {missed} of {len(ground.prompts)} data.prompts: their replies neither win nor lose")
+        log.warning(
+            f"target.checker finds no answer in {missed} of {len(context.prompts)} data.prompts: their replies neither win nor lose"
+        )
 
 
 def _check_alone(recipe: Recipe) -> None:
@@ -96,10 +98,10 @@ def _check_alone(recipe: Recipe) -> None:
         load_template(recipe.model.chat_template)
 
 
-def _announce_cut(ground: Ground) -> None:
+def _announce_cut(context: RunContext) -> None:
     """Say before anything is sampled when replies as long as the longer human ones could not be finished."""
-    lengths = sorted(len(example.reply_ids) for example in ground.train_examples if example.has_reply)
-    most = ground.recipe.sampling.max_new_tokens
+    lengths = sorted(len(example.reply_ids) for example in context.train_examples if example.has_reply)
+    most = context.recipe.sampling.max_new_tokens
     long = lengths[math.ceil(LONG_SHARE * len(lengths)) - 1] if lengths else 0
     if most < long:
         log.warning(
@@ -122,42 +124,42 @@ def _announce_unused(recipe: Recipe) -> None:
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
 
-def _announce_whole(ground: Ground) -> None:
+def _announce_whole(context: RunContext) -> None:
     """Say what holds the whole model on one device where the launcher cuts the weights for everything else."""
-    recipe = ground.recipe
+    recipe = context.recipe
     parallel = parallel_of(recipe.launcher)
     if not parallel.gathers:
         return
-    whole = f"the whole model on a device, {model_shape(ground.base.folder).num_parameters() / 1e9:.2g} billion weights"
+    whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
     if recipe.sampling.inner_engine == "transformers":
         log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine vllm cuts them")
     if recipe.evaluate.benchmarks:
         log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
 
 
-def _check_tokens(ground: Ground) -> None:
+def _check_tokens(context: RunContext) -> None:
     """Raise UserError for a row with a token that the model has no embedding of: its tokenizer may list special ones beyond."""
-    size = load_config(ground.base.folder).get_text_config().vocab_size
-    for example in (*ground.played_examples, *ground.held_out):
+    size = load_config(context.base.folder).get_text_config().vocab_size
+    for example in (*context.played_examples, *context.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
         if token >= size:
-            name = ground.chat.tokenizer.convert_ids_to_tokens(token)
+            name = context.chat.tokenizer.convert_ids_to_tokens(token)
             what = f"row {example.row_id} holds the token {name!r} ({token}), and the model knows {size} tokens"
             where = "data.path" if example.has_reply else "data.prompts"
             raise UserError(what, where=where, remedy="drop the row, or take the model that this token is for")
 
 
-def _check_context(ground: Ground) -> None:
+def _check_context(context: RunContext) -> None:
     """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
-    context, _ = model_facts(ground.base.folder)
+    context, _ = model_facts(context.base.folder)
     if context is None:
         return
-    new = ground.recipe.sampling.max_new_tokens
+    new = context.recipe.sampling.max_new_tokens
     if new >= context:
         what = f"{new} is beyond the model's context of {context} tokens"
         raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {context}")
-    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*ground.played_examples, *ground.held_out]]
-    prompts += [("a showcase prompt", len(ground.chat.prompt_ids(turns)), 0) for turns in showcase_turns(ground.recipe)]
+    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*context.played_examples, *context.held_out]]
+    prompts += [("a showcase prompt", len(context.chat.prompt_ids(turns)), 0) for turns in showcase_turns(context.recipe)]
     for name, prompt, reply in prompts:
         if prompt + max(new, reply) > context:
             raise UserError(

@@ -12,22 +12,22 @@ from sparring.console import log
 from sparring.errors import UserError
 from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
 from sparring.stages.candidates import rates
+from sparring.stages.context import RunContext, told
 from sparring.stages.grade import candidates_at
-from sparring.stages.ground import Ground, told
 from sparring.targets.select import OUTCOMES
 from sparring.targets.window import Window
 
 
-def nothing_to_learn(ground: Ground, window: Window, t: int) -> str | None:
+def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     """Why the game ends before iteration t is trained, or None. Raises UserError where its first iteration has no winner, or no loser, or
     where nothing could be said of any reply: human replies alone would be trained on then."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
-    if not ground.recipe.target.moves:
+    if not context.recipe.target.moves:
         return None
     if not window.duels or window.counts["unjudged"] == window.counts["prompts"]:
-        return _no_contest(ground, window, t)
-    return _plateau(ground, t) if t and ground.recipe.stop.plateau else None
+        return _no_contest(context, window, t)
+    return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
 def tell_collapse(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]) -> None:
@@ -44,7 +44,7 @@ def tell_collapse(recipe: Recipe, baseline: Scores, iterations: Sequence[Scores]
     )
 
 
-def _no_contest(ground: Ground, window: Window, t: int) -> str:
+def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
     nobody_loses = set(counts) == {"all_pass"}
     if t:
@@ -52,8 +52,8 @@ def _no_contest(ground: Ground, window: Window, t: int) -> str:
     if nobody_loses:
         remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
     else:
-        remedy = f"read the replies with `sparring grade {ground.run.root}`; {_remedy(counts)}"
-    raise UserError(f"no prompt has winners and losers: {told(counts)}", where=f"target.kind {ground.recipe.target.kind}", remedy=remedy)
+        remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts)}"
+    raise UserError(f"no prompt has winners and losers: {told(counts)}", where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
 
 
 def _remedy(counts: dict[str, int]) -> str:
@@ -66,10 +66,10 @@ def _remedy(counts: dict[str, int]) -> str:
     return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
 
 
-def _plateau(ground: Ground, t: int) -> str | None:
+def _plateau(context: RunContext, t: int) -> str | None:
     """The pass rate, or for majority the share of votes, has not risen since the iteration before: prompt by prompt, on the same ones."""
-    name = "vote_share" if ground.recipe.target.kind == "majority" else "pass_rate"
-    before, now = (rates(candidates_at(ground, i)).get(name, {}) for i in (t - 1, t))
+    name = "vote_share" if context.recipe.target.kind == "majority" else "pass_rate"
+    before, now = (rates(candidates_at(context, i)).get(name, {}) for i in (t - 1, t))
     both = [row_id for row_id in now if row_id in before]  # a function of one's own may give no score in one of them
     if len(both) < 2:
         return None

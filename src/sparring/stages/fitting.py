@@ -11,7 +11,7 @@ from sparring.policy.load import copy_extras, merge, name_ends
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import fsync, read_json, write_json
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.training.checkpoint import remove_checkpoints
 from sparring.training.fit import FitResult, fit
 from sparring.training.plan import TrainPlan
@@ -19,15 +19,15 @@ from sparring.training.tasks import SftTask, Task
 
 
 def fit_model(
-    ground: Ground, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
+    context: RunContext, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
 ) -> dict[str, Any]:
     """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
     fitted = stage / "fit.json"
     if not from_main(fitted.exists):
-        result = fit(stage, start.folder, task, plan, ground.with_budget(settings), **shown)
+        result = fit(stage, start.folder, task, plan, context.with_budget(settings), **shown)
 
         def save() -> None:
-            _save_model(ground, result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
+            _save_model(context, result, stage / "model", merged=settings.lora is not None and isinstance(task, SftTask))
             write_json(fitted, result.facts)
 
         from_main(save)
@@ -39,7 +39,7 @@ def fit_model(
     return from_main(finish)
 
 
-def _save_model(ground: Ground, result: FitResult, folder: Path, merged: bool) -> None:
+def _save_model(context: RunContext, result: FitResult, folder: Path, merged: bool) -> None:
     """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under.
 
     An adapter of an SFT stage is added to the weights: the game's own adapters start from there.
@@ -49,8 +49,8 @@ def _save_model(ground: Ground, result: FitResult, folder: Path, merged: bool) -
     if merged:
         merge(own, folder)
         shutil.rmtree(own)
-    copy_extras(ground.base.folder, folder)
-    ground.chat.tokenizer.save_pretrained(folder)
-    name_ends(folder, ground.chat.stop_ids)
+    copy_extras(context.base.folder, folder)
+    context.chat.tokenizer.save_pretrained(folder)
+    name_ends(folder, context.chat.stop_ids)
     for file in folder.iterdir():  # on the disk before the checkpoints go
         fsync(file)

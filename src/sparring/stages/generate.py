@@ -15,8 +15,8 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
+from sparring.stages.context import RunContext, told
 from sparring.stages.grade import candidates_at
-from sparring.stages.ground import Ground, told
 from sparring.stages.inputs import sampling_inputs
 from sparring.stages.making import samples_on_ranks
 from sparring.targets import TARGETS
@@ -24,14 +24,14 @@ from sparring.targets.graded import rules_of
 from sparring.targets.window import Window, build_window, select_window
 
 
-def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
+def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
     """The opponent's replies to every training prompt."""
-    recipe, sampling, examples = ground.recipe, ground.recipe.sampling, ground.played_examples
+    recipe, sampling, examples = context.recipe, context.recipe.sampling, context.played_examples
 
     def work(stage: Path) -> dict[str, Any]:
         rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
         log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {recipe.sampling_dtype})")
-        with Sampler(recipe, ground.chat, opponent.folder) as sampler:
+        with Sampler(recipe, context.chat, opponent.folder) as sampler:
             replies = sample_examples(
                 stage,
                 examples,
@@ -41,7 +41,7 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
                 sampling.shard_rows,
                 f"iteration {t}: sampling",
                 partial(sampler.check, sampling.temperature),
-                ground.chat.decode,
+                context.chat.decode,
             )
         facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
         readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
@@ -52,33 +52,33 @@ def generate(ground: Ground, opponent: Policy, t: int) -> StageRecord:
     inputs = {
         **sampling_inputs(recipe, opponent, t),
         "replies_per_prompt": sampling.replies_per_prompt,
-        **ground.played_inputs,
+        **context.played_inputs,
     }
-    return ground.maker.make(iteration_stage(t, "generate"), inputs, work, shared=samples_on_ranks(recipe))
+    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work, shared=samples_on_ranks(recipe))
 
 
-def window_at(ground: Ground, t: int) -> Window:
+def window_at(context: RunContext, t: int) -> Window:
     """The duels of the newest `objective.window` iterations."""
-    iterations = range(max(0, t - ground.recipe.objective.window + 1), t + 1)
-    window = _graded_window(ground, iterations, t) if ground.recipe.target.moves else _human_window(ground, iterations, t)
+    iterations = range(max(0, t - context.recipe.objective.window + 1), t + 1)
+    window = _graded_window(context, iterations, t) if context.recipe.target.moves else _human_window(context, iterations, t)
     log.info(f"iteration {t}: {told(window.counts)}")
     return window
 
 
-def _human_window(ground: Ground, iterations: Sequence[int], t: int) -> Window:
-    objective, root = ground.recipe.objective, ground.run.root
+def _human_window(context: RunContext, iterations: Sequence[int], t: int) -> Window:
+    objective, root = context.recipe.objective, context.run.root
     replies = {i: read_replies(root / iteration_stage(i, "generate")) for i in iterations}
     of_start = read_replies(root / iteration_stage(0, "generate")) if objective.uses_start_replies else None
     keep = objective.learns_from_identical(t)
-    return build_window(ground.train_examples, replies, ground.chat.stop_ids, of_start=of_start, keep_identical=keep)
+    return build_window(context.train_examples, replies, context.chat.stop_ids, of_start=of_start, keep_identical=keep)
 
 
-def _graded_window(ground: Ground, iterations: Sequence[int], t: int) -> Window:
-    recipe = ground.recipe
-    prompts = {example.row_id: example.prompt_ids for example in ground.played_examples}
+def _graded_window(context: RunContext, iterations: Sequence[int], t: int) -> Window:
+    recipe = context.recipe
+    prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
     return select_window(
         prompts,
-        {i: candidates_at(ground, i) for i in iterations},
+        {i: candidates_at(context, i) for i in iterations},
         TARGETS[recipe.target.kind],
         rules_of(recipe),
         uses_gaps=recipe.objective.uses_gaps,

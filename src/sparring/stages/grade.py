@@ -22,7 +22,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.candidates import rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
-from sparring.stages.ground import Ground, told
+from sparring.stages.context import RunContext, told
 from sparring.targets import Candidates
 from sparring.targets.graded import HUMAN, candidates_of
 
@@ -30,37 +30,37 @@ PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
 
 
-def grade(ground: Ground, t: int) -> StageRecord | None:
+def grade(context: RunContext, t: int) -> StageRecord | None:
     """Grades of all replies of iteration t, made anew, and they alone, where the checker has changed. None where the human reply wins."""
-    recipe = ground.recipe
+    recipe = context.recipe
     if not recipe.target.moves:
         return None
-    replies_of = ground.run.finished(iteration_stage(t, "generate"))
+    replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     with open_checker(recipe, recipe.target.checker) as checker:
 
         def work(stage: Path) -> dict[str, Any]:
             replies = read_replies(replies_of.path)
-            asked = asked_of(ground.played_examples, replies, ground.chat.decode, with_human=checker.name != "random")
+            asked = asked_of(context.played_examples, replies, context.chat.decode, with_human=checker.name != "random")
             facts = grade_all(stage, asked, replies, checker, f"iteration {t}: grading")
-            found = candidates_of(read_rows(stage), replies, ground.played_examples, recipe.target.pass_score)
+            found = candidates_of(read_rows(stage), replies, context.played_examples, recipe.target.pass_score)
             scores = rate_scores(rates(found))
             _tell(scores, recipe, t)
             return {**facts, "rates": scores}
 
         inputs = {
             "replies": replies_of.digest,
-            **ground.played_inputs,
+            **context.played_inputs,
             "checker": checker.fingerprint,
             "pass_score": recipe.target.pass_score,
         }
-        return ground.maker.make(iteration_stage(t, "grade"), inputs, work, derived=True)
+        return context.stages.run_stage(iteration_stage(t, "grade"), inputs, work, derived=True)
 
 
-def candidates_at(ground: Ground, t: int) -> dict[str, Candidates]:
+def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     """row id -> the graded replies of iteration t."""
-    generated, graded = (ground.run.root / iteration_stage(t, part) for part in ("generate", "grade"))
-    return candidates_of(read_rows(graded), read_replies(generated), ground.played_examples, ground.recipe.target.pass_score)
+    generated, graded = (context.run.root / iteration_stage(t, part) for part in ("generate", "grade"))
+    return candidates_of(read_rows(graded), read_replies(generated), context.played_examples, context.recipe.target.pass_score)
 
 
 def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:

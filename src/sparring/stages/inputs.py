@@ -25,7 +25,7 @@ def base_format(recipe: Recipe) -> dict[str, str]:
     return {"quantize": "4bit"} if recipe.train.four_bit else {}
 
 
-def sampling_inputs(recipe: Recipe, model: Policy, round_index: int) -> dict[str, Any]:
+def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[str, Any]:
     """What replies depend on; how many are drawn together does not count among it."""
     sampling = recipe.sampling
     by_ray = {"engine": f"ray, {sampling.inner_engine}"} if sampling.engine == "ray" else {}
@@ -34,7 +34,7 @@ def sampling_inputs(recipe: Recipe, model: Policy, round_index: int) -> dict[str
         "dtype": recipe.sampling_dtype,
         **base_format(recipe),
         "model": model.hash,
-        "round": round_index,
+        "round": sampling_round,
         "seed": recipe.seed,
     }
 

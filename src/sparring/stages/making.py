@@ -24,14 +24,14 @@ def samples_on_ranks(recipe: Recipe) -> bool:
     return recipe.sampling.engine == "transformers"
 
 
-class Maker:
+class StageRunner:
     """Makes the stages of one run."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None) -> None:
         """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
         self.recipe, self.run, self.target = recipe, run, target
 
-    def make(
+    def run_stage(
         self, name: str, inputs: dict[str, Any], work: Work, shared: bool = False, alone: Part | None = None, derived: bool = False
     ) -> StageRecord:
         """A stage of the run directory, found there when it is finished with equal inputs; what it held in memory is gone on return.

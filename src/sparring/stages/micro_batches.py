@@ -13,7 +13,7 @@ from sparring.policy.load import model_shape
 from sparring.policy.shares import Parallel
 from sparring.rundir import read_object, write_json
 
-CHOSEN = "chosen.json"
+CHOSEN = "micro_batch.json"
 
 
 def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:

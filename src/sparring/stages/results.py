@@ -14,54 +14,56 @@ from sparring.evaluation.metrics import Score
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord, read_object
-from sparring.stage_names import BASELINE, SCORES, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
+from sparring.stage_names import SCORES, START, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
 from sparring.stages.checking import held_out_checker
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.inputs import base_format, sampling_inputs
 from sparring.stages.making import samples_on_ranks
 from sparring.stages.showcase import answer_showcase
 from sparring.training.ranked import score_player
 
 
-def evaluate_baseline(ground: Ground, start: Policy) -> Policy:
-    return results(ground, BASELINE, start, None, round_index=0)
+def evaluate_start(context: RunContext, start: Policy) -> Policy:
+    return results(context, START, start, None, sampling_round=0)
 
 
-def evaluate(ground: Ground, player: Policy, opponent: Policy, t: int) -> Policy:
+def evaluate(context: RunContext, player: Policy, opponent: Policy, t: int) -> Policy:
     """Stage 3 of an iteration: the player on the held-out rows."""
-    return results(ground, iteration_name(t), player, opponent, round_index=t + 1)
+    return results(context, iteration_name(t), player, opponent, sampling_round=t + 1)
 
 
-def results(ground: Ground, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> Policy:
+def results(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int, derived: bool = False) -> Policy:
     """Measure and score a player on the held-out rows, in stages below `owner`, and play the benchmarks where there are any."""
-    measured = measure(ground, owner, player, opponent, round_index, derived)
-    evaluated = _evaluated(ground, owner, player, measured)
-    benchmarks = _benchmarked(ground, owner, player)
+    measured = measure(context, owner, player, opponent, sampling_round, derived)
+    evaluated = _evaluated(context, owner, player, measured)
+    benchmarks = _benchmarked(context, owner, player)
     return player.with_results(measured.path, evaluated.path, benchmarks and benchmarks.path)
 
 
-def measure(ground: Ground, owner: str, player: Policy, opponent: Policy | None, round_index: int, derived: bool = False) -> StageRecord:
+def measure(
+    context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int, derived: bool = False
+) -> StageRecord:
     """The first of them: everything that the player's weights are needed for."""
-    recipe = ground.recipe
+    recipe = context.recipe
 
     def draw(stage: Path) -> None:
-        _measurer(ground).draw(stage, player.folder, round_index, title_of(owner))
+        _measurer(context).draw(stage, player.folder, sampling_round, title_of(owner))
 
     def work(stage: Path) -> dict[str, Any]:
         against = Opponent(opponent.folder, opponent.measured) if opponent else None
-        return _measurer(ground).measure(stage, player.folder, against, round_index, title_of(owner))
+        return _measurer(context).measure(stage, player.folder, against, sampling_round, title_of(owner))
 
     inputs = {
-        **sampling_inputs(recipe, player, round_index),
+        **sampling_inputs(recipe, player, sampling_round),
         "opponent": opponent.hash if opponent else None,
-        "data": ground.data.outputs["held_out.parquet"],
+        "data": context.data.outputs["held_out.parquet"],
         "greedy": recipe.evaluate.greedy,
         **({"samples": recipe.evaluate.samples} if recipe.evaluate.samples > 1 else {}),
         "precision": recipe.train.precision,
         **base_format(recipe),
     }
     alone = None if samples_on_ranks(recipe) else draw
-    return ground.maker.make(measure_stage(owner), inputs, work, shared=True, alone=alone, derived=derived)
+    return context.stages.run_stage(measure_stage(owner), inputs, work, shared=True, alone=alone, derived=derived)
 
 
 def scores_of(player: Policy) -> dict[str, Score]:
@@ -71,20 +73,20 @@ def scores_of(player: Policy) -> dict[str, Score]:
     return {name: score for file in files for name, score in read_object(file).items()}
 
 
-def _measurer(ground: Ground) -> Measurer:
-    score = partial(score_player, settings=ground.with_budget(ground.recipe.train))
-    return Measurer(ground.recipe, ground.chat, ground.held_out, score)
+def _measurer(context: RunContext) -> Measurer:
+    score = partial(score_player, settings=context.with_budget(context.recipe.train))
+    return Measurer(context.recipe, context.chat, context.held_out, score)
 
 
-def _evaluated(ground: Ground, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
-    recipe = ground.recipe
+def _evaluated(context: RunContext, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
+    recipe = context.recipe
 
     with held_out_checker(recipe) as checker:
 
         def work(stage: Path) -> dict[str, Any]:
-            Evaluator(recipe, ground.chat, ground.held_out, checker).evaluate(stage, read_measured(measured.path))
+            Evaluator(recipe, context.chat, context.held_out, checker).evaluate(stage, read_measured(measured.path))
             if recipe.showcase:
-                answer_showcase(ground, stage / "showcase.json", player)
+                answer_showcase(context, stage / "showcase.json", player)
             return {}
 
         inputs = {
@@ -95,20 +97,20 @@ def _evaluated(ground: Ground, owner: str, player: Policy, measured: StageRecord
             "showcase": [recipe.showcase_system, *recipe.showcase],
             "tables": [SCORES, ITEMS, SAMPLES, GRADES],
         }
-        return ground.maker.make(evaluate_stage(owner), inputs, work, derived=True)
+        return context.stages.run_stage(evaluate_stage(owner), inputs, work, derived=True)
 
 
-def _benchmarked(ground: Ground, owner: str, player: Policy) -> StageRecord | None:
-    section, train = ground.recipe.evaluate.benchmarks, ground.recipe.train
+def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord | None:
+    section, train = context.recipe.evaluate.benchmarks, context.recipe.train
     if section is None:
         return None
-    template = ground.chat.template if section.chat_template else None
+    template = context.chat.template if section.chat_template else None
     model = HarnessModel(player.folder, COMPUTE_DTYPES[train.precision], template, train.four_bit)
     inputs = {
         **benchmark_inputs(section),
         "model": player.hash,
         "precision": train.precision,
-        **base_format(ground.recipe),
-        "chat": chat_fingerprint(ground.chat) if section.chat_template else None,
+        **base_format(context.recipe),
+        "chat": chat_fingerprint(context.chat) if section.chat_template else None,
     }
-    return ground.maker.make(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model), derived=True)
+    return context.stages.run_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model), derived=True)

@@ -11,7 +11,7 @@ from sparring.data.records import Contest, Duel
 from sparring.policy.player import Policy
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.ground import Ground
+from sparring.stages.context import RunContext
 from sparring.stages.inputs import duels_digest, scoring_inputs
 from sparring.stages.sft import sft
 from sparring.targets.window import Window
@@ -19,38 +19,38 @@ from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 
 
-def score(ground: Ground, opponent: Policy, window: Window, t: int) -> StageRecord:
+def score(context: RunContext, opponent: Policy, window: Window, t: int) -> StageRecord:
     """The opponent's log-probs of the duels, in the micro-batches of the training that follows."""
-    plan = iteration_plan(ground.recipe, len(window.duels), t)
-    name, settings = iteration_stage(t, "score"), ground.recipe.train
-    return score_stage(ground, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
+    plan = iteration_plan(context.recipe, len(window.duels), t)
+    name, settings = iteration_stage(t, "score"), context.recipe.train
+    return score_stage(context, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
 
 
-def score_start(ground: Ground, window: Window, t: int) -> StageRecord | None:
+def score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
     """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
 
     The opponent of iteration 0 is the start: what it has scored there is not scored again.
     """
-    start, settings = sft(ground), ground.recipe.train
-    known = joined_logps(record.path for record in _of_start(ground, t))
-    plan = iteration_plan(ground.recipe, len(window.duels), t)
+    start, settings = sft(context), context.recipe.train
+    known = joined_logps(record.path for record in _of_start(context, t))
+    plan = iteration_plan(context.recipe, len(window.duels), t)
     used = {index for step in range(plan.first_pass_steps()) for index in plan.batch(step)}
     duels = [duel for index, duel in enumerate(window.duels) if index in used and duel.duel_id not in known]
     if not duels:
         return None
     once = make_plan(settings, len(duels), lr=1.0, epochs=1.0, seed=plan.seed, name=f"iteration {t}: scoring under the start")
     name = iteration_stage(t, "score-start")
-    return score_stage(ground, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
+    return score_stage(context, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
 
 
-def scored(ground: Ground, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
+def scored(context: RunContext, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
     """The stages that hold the log-probs which the objective needs, those made first that are not there yet."""
-    needs, found = ground.recipe.objective, {}
+    needs, found = context.recipe.objective, {}
     if needs.uses_opponent_logps:
-        found["opponent_logps"] = [score(ground, opponent, window, t)]
+        found["opponent_logps"] = [score(context, opponent, window, t)]
     if needs.uses_start:
-        newest = score_start(ground, window, t)
-        found["start_logps"] = [*_of_start(ground, t), *([newest] if newest else [])]
+        newest = score_start(context, window, t)
+        found["start_logps"] = [*_of_start(context, t), *([newest] if newest else [])]
     return found
 
 
@@ -62,14 +62,14 @@ def scored_inputs(records: dict[str, list[StageRecord]], window: Window) -> dict
     return {"opponent_logps": records["opponent_logps"][0].digest, **({"start_logps": start} if start else {})}
 
 
-def _of_start(ground: Ground, t: int) -> list[StageRecord]:
+def _of_start(context: RunContext, t: int) -> list[StageRecord]:
     """The stages before iteration t that hold log-probs under the start of the game."""
     names = [iteration_stage(0, "score"), *(iteration_stage(i, "score-start") for i in range(1, t))]
-    return [record for name in names if (record := ground.run.finished(name))]
+    return [record for name in names if (record := context.run.finished(name))]
 
 
 def score_stage(
-    ground: Ground,
+    context: RunContext,
     name: str,
     model: Policy,
     duels: Sequence[Duel | Contest],
@@ -81,7 +81,7 @@ def score_stage(
     """Log-probs of duels under a model, in the micro-batches of a training by this plan and these settings."""
 
     def work(stage: Path) -> dict[str, Any]:
-        return score_duels(stage, model.folder, duels, plan, ground.with_budget(settings), phase)
+        return score_duels(stage, model.folder, duels, plan, context.with_budget(settings), phase)
 
-    inputs = scoring_inputs(ground.recipe, model, duels, plan, settings.precision)
-    return ground.maker.make(name, inputs, work, shared=True, derived=derived)
+    inputs = scoring_inputs(context.recipe, model, duels, plan, settings.precision)
+    return context.stages.run_stage(name, inputs, work, shared=True, derived=derived)

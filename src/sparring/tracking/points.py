@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sparring.config import BaselineSection, Recipe
+from sparring.config import ControlSection, Recipe
 from sparring.report.summary import METRICS
 from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
-from sparring.stage_names import BASELINE, SCORES, SFT, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
+from sparring.stage_names import SCORES, SFT, START, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
 
 GAME = "game"
 NOT_NUMBERS = ("step", "stage")
@@ -51,11 +51,11 @@ class Series:
 def series_of(recipe: Recipe) -> list[Series]:
     """The game first; every iteration that the recipe asks for."""
     played = [Round(iteration_stage(t, "train"), iteration_name(t)) for t in range(recipe.iterations)]
-    game = Series(GAME, [Round(SFT if recipe.sft else None, BASELINE), *played])
-    return [game, *(_series_of_control(section) for section in recipe.baseline)]
+    game = Series(GAME, [Round(SFT if recipe.sft else None, START), *played])
+    return [game, *(_series_of_control(section) for section in recipe.controls)]
 
 
-def _series_of_control(section: BaselineSection) -> Series:
+def _series_of_control(section: ControlSection) -> Series:
     trained = Round(control_stage(section.folder, "train"), section.folder)
     return Series(section.folder, [trained], section.start, "dpo" if section.kind == "dpo" else "sft")
 

@@ -55,7 +55,7 @@ class _OverContests:
 class WinnersTask(_OverContests):
     """Negative log-likelihood of the winners, mean over the winners' tokens of a step, as SFT trainers take it over replies."""
 
-    def weight(self, batch: Sequence[int]) -> float:
+    def loss_scale(self, batch: Sequence[int]) -> float:
         return 1 / sum(len(reply) for index in batch for reply in self.contests[index].winners)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
@@ -75,7 +75,7 @@ class ContestTask(_OverContests):
         self.opponent_logps, self.objective = opponent_logps, objective
         self.nll_weight = objective.get("nll_weight", 0.0)
 
-    def weight(self, batch: Sequence[int]) -> float:
+    def loss_scale(self, batch: Sequence[int]) -> float:
         """The loss of a step is the mean over its contests."""
         return 1 / len(batch)
 

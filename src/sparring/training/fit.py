@@ -18,7 +18,7 @@ from sparring.config import OptimSection
 from sparring.console import counted, log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
-from sparring.policy.batches import dealt, hardest, longest_row, shortest
+from sparring.policy.batches import dealt, layout_probe_trees, longest_row, shortest
 from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
 from sparring.progress import progress
@@ -43,7 +43,7 @@ class FitResult:
     @property
     def model(self) -> torch.nn.Module:
         """What was trained: float32 weights, with several ranks perhaps a part of them; or a PEFT model with a float32 adapter."""
-        return self.weights.masters
+        return self.weights.master_model
 
 
 def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSection, *, phase: str, labels: dict[str, Any]) -> FitResult:
@@ -72,7 +72,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
                 trainer.checkpoint(stage, step + 1)
     watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout, "ranks": rank_count()}
-    facts["passes"] = settings.passes
+    facts["passes"] = settings.forward_passes
     return FitResult(trainer.weights.saveable(), {**facts, **_work_of(rows, phase), **watch.facts()})
 
 
@@ -94,7 +94,7 @@ class _Trainer:
         self.model, self.scorer = self.weights.model, self.weights.scorer
         self.max_tokens = settings.max_tokens
         trees = [task.branches(index) for index in range(len(task))]
-        self.scorer.choose_layout_on_main(*hardest(trees), row_tokens=longest_row(trees, self.max_tokens))
+        self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, self.max_tokens))
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         self.weights.prepare(settings)
@@ -104,7 +104,7 @@ class _Trainer:
         """One optimizer step; returns its metrics. Nothing is updated when the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.plan.batch(step)
-        weight = self.task.weight(batch)
+        weight = self.task.loss_scale(batch)
         start_dropout(self.scorer.model, self.plan.seed * 1_000_003 + step)  # by the step alone: a resumed run drops the same
         numbers: list[Numbers] = []
         work: Counter[str] = Counter()
@@ -123,7 +123,7 @@ class _Trainer:
         norm = self._clip(step, batch)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.weights.publish()
+        self.weights.sync_compute_weights()
         seconds = time.monotonic() - began
         loss = means.pop("loss") * len(batch) * weight
         speed = {"seconds": seconds, "tokens_per_second": work["tokens"] / seconds}
@@ -143,15 +143,15 @@ class _Trainer:
         """This rank's micro-batches of a step; and, where all ranks must be in step, those that it computes for nothing after them."""
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
         shapes = [self._shape(index) for index in batch]
-        groups = dealt(shapes, self.max_tokens, self.scorer.row_layout, rank_count())
+        groups = micro_batches_of_ranks(shapes, self.max_tokens, self.scorer.row_layout, rank_count())
         mine = [[batch[place] for place in group] for group in groups[rank()]]
-        idle = max(map(len, groups)) - len(mine) if self.weights.in_step else 0
+        idle = max(map(len, groups)) - len(mine) if self.weights.needs_all_ranks else 0
         return mine, [[batch[shortest(shapes)]]] * idle
 
     def _accumulate(self, group: Sequence[int], weight: float, work: Counter[str], is_last: bool) -> Numbers:
         """Adds to the gradient, and to `work` what was computed for it; returns the loss and the task's numbers of every item."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
-        losses = self.task.losses(group, self.weights.passes(batch))
+        losses = self.task.losses(group, self.weights.wrapped(batch))
         self.weights.backward(losses.loss_D.sum() * weight, is_last)
         for name, count in {"tokens": batch.tokens if weight else 0, "positions": batch.positions, "micro_batches": 1}.items():
             work[name] += count

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from sparring.config import OptimSection
 from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES
-from sparring.policy.hollow import load_on_main
+from sparring.policy.empty_model import load_on_main
 from sparring.policy.load import load_model
 
 
 class MasterWeights:
-    """`model` is what computes, `masters` what the optimizer moves and what is saved: the same model for float32, else a float32 one.
+    """`model` is what computes, `master_model` what the optimizer moves and what is saved: the same model for float32, else a float32 one.
 
     A bfloat16 parameter near 0.02 is too coarse to move at a learning rate of 5e-7. Gradients are summed over the micro-batches in
     float32, and a parameter's bfloat16 gradient is freed as soon as it was added, so that two of them at most exist at a time.
@@ -27,29 +27,29 @@ class MasterWeights:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
-        """on_main: rank 0 alone reads the weights, which must be dealt out after that (policy/hollow.py)."""
-        self.masters: PreTrainedModel = (load_on_main if on_main else load_model)(folder).to(device)
+        """on_main: rank 0 alone reads the weights, which must be dealt out after that (policy/empty_model.py)."""
+        self.master_model: PreTrainedModel = (load_on_main if on_main else load_model)(folder).to(device)
         # loaded and not cast: buffers, and what a model keeps in float32, stay what they are when the model samples
-        self.model: PreTrainedModel = self.masters if dtype == torch.float32 else load_model(folder, dtype).to(device)
-        if self.model is not self.masters:
-            for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
+        self.model: PreTrainedModel = self.master_model if dtype == torch.float32 else load_model(folder, dtype).to(device)
+        if self.model is not self.master_model:
+            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
                 if parameter.requires_grad:
                     parameter.register_post_accumulate_grad_hook(_adding_to(master))
 
     @torch.no_grad()
-    def publish(self) -> None:
+    def sync_compute_weights(self) -> None:
         """Give the computing model the masters' values."""
-        if self.model is not self.masters:
-            for master, parameter in zip(self.masters.parameters(), self.model.parameters(), strict=True):
+        if self.model is not self.master_model:
+            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
                 parameter.copy_(master)
 
     def trained(self) -> dict[str, Tensor]:
         """By name, what makes the player: all weights and saved buffers."""
-        return self.masters.state_dict(keep_vars=True)
+        return self.master_model.state_dict(keep_vars=True)
 
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """state: the values of `trained`, where others than the masters' own are to be written."""
-        self.masters.save_pretrained(folder, state_dict=state)
+        self.master_model.save_pretrained(folder, state_dict=state)
 
 
 class AdapterWeights:
@@ -59,25 +59,25 @@ class AdapterWeights:
     """
 
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
-        """on_main: rank 0 alone reads the base, which must be dealt out after that (policy/hollow.py)."""
+        """on_main: rank 0 alone reads the base, which must be dealt out after that (policy/empty_model.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
         dtype = COMPUTE_DTYPES[settings.precision]
         base = load_on_main(self.base, dtype) if on_main else load_model(self.base, dtype, settings.lora.four_bit)
-        self.masters: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
-        self.masters.to(device).eval()
-        self.model: PreTrainedModel = self.masters.get_base_model()
+        self.master_model: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
+        self.master_model.to(device).eval()
+        self.model: PreTrainedModel = self.master_model.get_base_model()
 
-    def publish(self) -> None:
+    def sync_compute_weights(self) -> None:
         """Nothing to do: what was moved is what computes."""
 
     def trained(self) -> dict[str, Tensor]:
         """By name, what makes the player: the adapter's weights."""
-        return {name: parameter for name, parameter in self.masters.named_parameters() if parameter.requires_grad}
+        return {name: parameter for name, parameter in self.master_model.named_parameters() if parameter.requires_grad}
 
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
         """The adapter alone; its base is named by the way from `folder` to it, so that a run may be moved."""
-        save_adapter(self.masters, folder, os.path.relpath(self.base.absolute(), folder.absolute()), state)
+        save_adapter(self.master_model, folder, os.path.relpath(self.base.absolute(), folder.absolute()), state)
 
 
 Weights = MasterWeights | AdapterWeights

@@ -20,9 +20,9 @@ from sparring.config import OptimSection
 from sparring.console import log
 from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
-from sparring.policy.batches import Branches, hardest, longest_row
+from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
-from sparring.policy.hollow import deal_out, hollow_as
+from sparring.policy.empty_model import deal_out, empty_like
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer, score_trees
@@ -38,16 +38,16 @@ PRECISION = {
 
 
 class RankedWeights(Protocol):
-    """`model` holds what is trained and saved, `scorer` computes; `passes` runs it, and is one with the wrapper where there is one.
+    """`model` holds what is trained and saved, `scorer` computes; `wrapped` runs it, and is one with the wrapper where there is one.
 
-    `in_step`: every pass, forward or backward, needs all ranks, so that all must make equally many.
+    `needs_all_ranks`: every pass, forward or backward, needs all ranks, so that all must make equally many.
     """
 
     model: PreTrainedModel
     scorer: Scorer
-    passes: nn.Module
+    wrapped: nn.Module
     optimizer: Any
-    in_step: bool
+    needs_all_ranks: bool
 
     def prepare(self, settings: OptimSection) -> None:
         """Make the optimizer, and wrap what needs wrapping. Called once, after the scorer's layout was chosen."""
@@ -61,7 +61,7 @@ class RankedWeights(Protocol):
         """Norm of the gradient of the whole step, which is scaled down to `limit` after that."""
         ...
 
-    def publish(self) -> None:
+    def sync_compute_weights(self) -> None:
         """After an optimizer step: let what computes have the new weights."""
         ...
 
@@ -83,13 +83,13 @@ class Replicas:
     of one rank does not use (experts).
     """
 
-    in_step = False
+    needs_all_ranks = False
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
         self.accelerator = accelerator
-        self.masters = trainable_weights(folder, settings, accelerator.device, seed)
-        self.model = self.masters.masters
-        self.passes = self.scorer = Scorer(self.masters.model)
+        self.master_model = trainable_weights(folder, settings, accelerator.device, seed)
+        self.model = self.master_model.master_model
+        self.wrapped = self.scorer = Scorer(self.master_model.model)
 
     def prepare(self, settings: OptimSection) -> None:
         self.optimizer = self.accelerator.prepare(make_optimizer(self.model, settings))
@@ -101,11 +101,11 @@ class Replicas:
         self._sum_over_ranks()
         return float(self.accelerator.clip_grad_norm_(self.model.parameters(), math.inf if limit is None else limit))
 
-    def publish(self) -> None:
-        self.masters.publish()
+    def sync_compute_weights(self) -> None:
+        self.master_model.sync_compute_weights()
 
     def saveable(self) -> Saveable:
-        return self.masters
+        return self.master_model
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         return flat_state(self.optimizer)
@@ -135,10 +135,10 @@ class Fsdp2Shards(Sharded):
         self.accelerator.backward(loss * rank_count())
 
     def clip(self, limit: float | None) -> float:
-        norm = self.accelerator.clip_grad_norm_(self.passes.parameters(), math.inf if limit is None else limit)
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), math.inf if limit is None else limit)
         return float(_whole(norm))
 
-    def publish(self) -> None:
+    def sync_compute_weights(self) -> None:
         """Nothing to do: a pass gathers what the optimizer has moved."""
 
     def saveable(self) -> Saveable:
@@ -164,29 +164,29 @@ class FrozenWeights:
         self.accelerator, self.four_bit = accelerator, settings.four_bit
         is_bare = seed is None and not is_adapter(folder)
         self.settings = settings.model_copy(update={"lora": None}) if is_bare else settings
-        self.in_step = strategies.is_sharded()
-        if self.in_step:
+        self.needs_all_ranks = strategies.is_sharded()
+        if self.needs_all_ranks:
             require_shardable(settings, "train")
         self.model = self._load(folder, seed or 0)
         self.scorer = Scorer(self.model)
-        self.passes: nn.Module = self.scorer
+        self.wrapped: nn.Module = self.scorer
 
     def prepare(self, trees: Sequence[Branches]) -> None:
         """Choose the layout for trees like these, then share the weights."""
-        self.scorer.choose_layout_on_main(*hardest(trees), row_tokens=longest_row(trees, self.settings.max_tokens))
+        self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, self.settings.max_tokens))
         if strategies.is_fsdp2():
             self._shard()
         elif strategies.stage_of_deepspeed():
             from sparring.training.zero import freeze
 
-            self.passes = freeze(self.scorer, self.settings.precision, self.accelerator)
+            self.wrapped = freeze(self.scorer, self.settings.precision, self.accelerator)
 
     def score(self, trees: Sequence[Branches]) -> list[list[float]]:
         """Log-probs of each tree's replies, in the order of the trees; ranks share the trees. All ranks must call it."""
-        return score_trees(self.scorer, trees, self.settings.max_tokens, self.passes, self.in_step)
+        return score_trees(self.scorer, trees, self.settings.max_tokens, self.wrapped, self.needs_all_ranks)
 
     def _load(self, folder: Path, seed: int) -> PreTrainedModel:
-        if self.in_step:
+        if self.needs_all_ranks:
             return weights_to_shard(folder, self.settings, seed).model
         if self.settings.lora is not None:
             # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
@@ -196,7 +196,7 @@ class FrozenWeights:
     def _shard(self) -> None:
         if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
             for parameter in self.model.parameters():
-                parameter.data = hollow_as(parameter.data, COMPUTE_DTYPES[self.settings.precision])
+                parameter.data = empty_like(parameter.data, COMPUTE_DTYPES[self.settings.precision])
         # Accelerate shards a model together with its optimizer only
         shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
 
@@ -206,13 +206,13 @@ def score_player(folder: Path, lots: Sequence[Sequence[Branches]], settings: Opt
     weights = FrozenWeights(folder, settings, make_accelerator())
     weights.prepare([tree for trees in lots for tree in trees])
     scored = [weights.score(trees) for trees in lots]
-    if weights.in_step:
+    if weights.needs_all_ranks:
         weights.accelerator.free_memory()  # it keeps what it has sharded
     return scored
 
 
 def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer) -> None:
-    """Give `holder` the FSDP2 form of its scorer and optimizer: `passes` and `optimizer`."""
+    """Give `holder` the FSDP2 form of its scorer and optimizer: `wrapped` and `optimizer`."""
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
     # under adapters the base is in the format that computes already, and the adapters compute in their own float32
@@ -221,7 +221,7 @@ def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer)
     holder.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
     holder.accelerator.free_memory()  # it looks through all models that it knows for the one whose gradient is clipped
     whole = [parameter.data for parameter in holder.scorer.parameters()]
-    holder.passes, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
+    holder.wrapped, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
     deal_out(list(holder.scorer.parameters()), whole)
 
 

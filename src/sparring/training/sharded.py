@@ -19,13 +19,13 @@ from sparring.training.optimizers import require_shardable
 class Sharded:
     """What the strategies that cut the weights have in common of `RankedWeights`."""
 
-    in_step = True
+    needs_all_ranks = True
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> None:
         require_shardable(settings, "train")
         self.accelerator = accelerator
         self.weights = weights_to_shard(folder, settings, seed)
-        self.model = self.weights.masters
+        self.model = self.weights.master_model
         self.scorer = Scorer(self.weights.model)
 
 
@@ -37,8 +37,8 @@ class WholeWeights:
     state: dict[str, Tensor]
 
     @property
-    def masters(self) -> nn.Module:
-        return self.weights.masters
+    def master_model(self) -> nn.Module:
+        return self.weights.master_model
 
     def save_pretrained(self, folder: Path) -> None:
         self.weights.save_pretrained(folder, self.state)

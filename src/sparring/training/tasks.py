@@ -40,7 +40,7 @@ class Task(Protocol):
     def __len__(self) -> int: ...
     def name(self, index: int) -> str: ...
     def branches(self, index: int) -> Branches: ...
-    def weight(self, batch: Sequence[int]) -> float: ...
+    def loss_scale(self, batch: Sequence[int]) -> float: ...
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses: ...
 
 
@@ -61,7 +61,7 @@ class DuelTask:
     def branches(self, index: int) -> Branches:
         return branches_of(self.duels[index])
 
-    def weight(self, batch: Sequence[int]) -> float:
+    def loss_scale(self, batch: Sequence[int]) -> float:
         """The loss of a step is the mean over its duels."""
         return 1 / len(batch)
 
@@ -124,7 +124,7 @@ class SftTask:
     def branches(self, index: int) -> Branches:
         return Branches(self.examples[index].prompt_ids, (self.examples[index].reply_ids,))
 
-    def weight(self, batch: Sequence[int]) -> float:
+    def loss_scale(self, batch: Sequence[int]) -> float:
         return 1 / sum(len(self.examples[index].reply_ids) for index in batch)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:

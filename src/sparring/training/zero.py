@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparring.config import OptimSection
 from sparring.policy.compute import COMPUTE_DTYPES
-from sparring.policy.hollow import hollow_as
+from sparring.policy.empty_model import empty_like
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import stage_of_deepspeed
@@ -35,21 +35,21 @@ class DeepSpeedZero(Sharded):
         config = self.accelerator.deepspeed_plugin.deepspeed_config
         config["gradient_clipping"] = settings.max_grad_norm or 0.0
         exact = [parameter.data for parameter in self._order] if settings.precision == "bf16" else []
-        self.passes, self.optimizer = _prepared(self.scorer, settings.precision, self.accelerator, optimizer)
+        self.wrapped, self.optimizer = _prepared(self.scorer, settings.precision, self.accelerator, optimizer)
         if exact:  # DeepSpeed has made its float32 masters from weights that it had rounded before
             _set(self._order, (broadcast(values.to(self.accelerator.device)) for values in exact))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
-        self.passes.set_gradient_accumulation_boundary(is_last)
+        self.wrapped.set_gradient_accumulation_boundary(is_last)
         # DeepSpeed takes the mean over the ranks, and the step's loss is the sum of their parts
-        self.passes.backward(loss * rank_count())
+        self.wrapped.backward(loss * rank_count())
 
     def clip(self, limit: float | None) -> float:
         """Also updates, unless the gradient is not finite: then DeepSpeed leaves the update out."""
-        self.passes.step()
-        return float(self.passes.get_global_grad_norm())
+        self.wrapped.step()
+        return float(self.wrapped.get_global_grad_norm())
 
-    def publish(self) -> None:
+    def sync_compute_weights(self) -> None:
         """Done by DeepSpeed."""
 
     def saveable(self) -> Saveable:
@@ -75,7 +75,7 @@ class DeepSpeedZero(Sharded):
     def restore_optimizer(self, folder: Path) -> None:
         tensors = load_file(folder / OPTIMIZER)
         keys = sorted({name.split(".", 1)[1] for name in tensors} - {STEP})
-        inner = self.passes.optimizer.optimizer
+        inner = self.wrapped.optimizer.optimizer
         for flat in self._flat_masters():
             inner.state[flat] = {key: torch.zeros_like(flat) for key in keys}
             if f"0.{STEP}" in tensors:
@@ -88,16 +88,16 @@ class DeepSpeedZero(Sharded):
         """Stages 1 and 2 find a parameter's part of the flat state by links made after the first group's first step: too early for
         the other groups."""
         if stage_of_deepspeed() != 3:
-            self.passes.optimizer._hp_optimizer_states_linked = False
-            self.passes.optimizer._lazy_init_hp_params_optimizer_state()
+            self.wrapped.optimizer._hp_optimizer_states_linked = False
+            self.wrapped.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _inner_state(self) -> tuple[Tensor | None, list[str]]:
         """(optimizer steps done, names of the state's tensors) of the optimizer that DeepSpeed runs over flat parts of the weights."""
-        state: dict[str, Any] = next(iter(self.passes.optimizer.optimizer.state.values()), {})
+        state: dict[str, Any] = next(iter(self.wrapped.optimizer.optimizer.state.values()), {})
         return state.get(STEP), sorted(key for key, value in state.items() if key != STEP and torch.is_tensor(value))
 
     def _flat_masters(self) -> list[Tensor]:
-        of = self.passes.optimizer
+        of = self.wrapped.optimizer
         return of.fp32_partitioned_groups_flat if stage_of_deepspeed() == 3 else of.single_partition_of_fp32_groups
 
 
@@ -126,7 +126,7 @@ def _partition(scorer: Scorer, precision: str, config: dict[str, Any]) -> None:
     from deepspeed.runtime.zero import Init
 
     for parameter in scorer.parameters():  # the engine casts no shards
-        parameter.data = hollow_as(parameter.data, COMPUTE_DTYPES[precision])
+        parameter.data = empty_like(parameter.data, COMPUTE_DTYPES[precision])
     Init(module=scorer, config_dict_or_path={**_formats(precision), "zero_optimization": config["zero_optimization"]})
 
 

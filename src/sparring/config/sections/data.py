@@ -125,7 +125,7 @@ class DataSection(RowsSection):
 class PairsSection(RowsSection):
     """Labelled preference pairs. What a prompt and a reply may be is said by `data`: its limits hold here too."""
 
-    option: ClassVar[str] = "baseline.pairs"
+    option: ClassVar[str] = "controls.pairs"
 
     path: Paths = Field(description=f"Rows with `prompt`, `chosen` and `rejected`: {FILES}, or a Hub id.")
     columns: PairColumns = Field(

@@ -177,7 +177,7 @@ class TargetSection(Section):
             why = "with objective.loss sft the human reply alone would be trained on: that is continued SFT; take fallback, never or mix"
             yield Contradiction("human", self.human, why)
         if objective.loss == "sft" and not self.moves:
-            why = "objective.loss sft on human replies is no game but continued SFT: see sft and baseline; or take verified or majority"
+            why = "objective.loss sft on human replies is no game but continued SFT: see sft and controls; or take verified or majority"
             yield Contradiction("kind", self.kind, why)
         if objective.loss == "t-spin" and self.moves:
             why = "T-SPIN compares the human reply with those of the opponent and of the start; it is defined for human alone"

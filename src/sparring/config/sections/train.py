@@ -81,7 +81,7 @@ class OptimSection(Section):
         return self.lora is not None and self.lora.four_bit
 
     @property
-    def passes(self) -> int:
+    def forward_passes(self) -> int:
         """Forward passes, of 2 N floating-point operations, that a token of training costs: 1 and 2 backward, 1 through frozen weights."""
         return 2 if self.lora else 3
 

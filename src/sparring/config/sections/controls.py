@@ -12,7 +12,7 @@ from sparring.config.sections.data import PairsSection
 
 T = TypeVar("T")
 # what stands beside the controls in a run directory
-TAKEN_NAMES = ("base", "baseline", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
+TAKEN_NAMES = ("base", "start", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
 
 # folder -> name in tables, logs and plots, of those that have no name of their own
 CONTROL_TITLES = {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}
@@ -30,7 +30,7 @@ def scientific(value: float) -> str:
     return f"{''.join(map(str, digits))}e{exponent}"
 
 
-class BaselineSection(Section):
+class ControlSection(Section):
     """One control: another way to spend as much on the same start."""
 
     kind: Literal["continued-sft", "dpo", "rft"] = Field(
@@ -96,7 +96,7 @@ class BaselineSection(Section):
             raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
         return value
 
-    def each(self) -> tuple[BaselineSection, ...]:
+    def each(self) -> tuple[ControlSection, ...]:
         """Itself, or a control of its own for every value that `search` tries, with that value in its name."""
         if self.search is None:
             return (self,)

@@ -18,7 +18,7 @@ from sparring.policy.load import find_model, load_tokenizer, model_facts
 from sparring.policy.player import Policy
 from sparring.policy.ranks import from_main
 from sparring.rundir import RunDir, StageRecord, replace_link
-from sparring.stages.making import Maker
+from sparring.stages.making import StageRunner
 from sparring.stages.micro_batches import choose_tokens
 
 Optim = TypeVar("Optim", bound=OptimSection)
@@ -26,12 +26,12 @@ START_LINK = "start"
 SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
 
 
-class Ground:
+class RunContext:
     """A recipe in its run directory, and what is made of it first; nothing is made before it is asked for."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None) -> None:
         """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
-        self.recipe, self.run, self.maker = recipe, run, Maker(recipe, run, target)
+        self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target)
 
     @cached_property
     def base(self) -> Policy:
@@ -45,7 +45,7 @@ class Ground:
             source.make(stage / "model")
             return {}
 
-        return Policy.of_stage(self.maker.make("base", {"model": source.fingerprint}, work))
+        return Policy.of_stage(self.stages.run_stage("base", {"model": source.fingerprint}, work))
 
     @cached_property
     def chat(self) -> Chat:
@@ -82,7 +82,7 @@ class Ground:
             "chat": chat_fingerprint(self.chat),
             "seed": self.recipe.seed,
         }
-        return self.maker.make("data", inputs, work)
+        return self.stages.run_stage("data", inputs, work)
 
     @cached_property
     def train_examples(self) -> list[Example]:

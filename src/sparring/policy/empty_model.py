@@ -34,7 +34,7 @@ def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
     return loaded[0] if loaded else _hollow(folder, dtype, **told)
 
 
-def hollow_as(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+def empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """The parameter's values in another number format on rank 0; on the others its size, for the values mean nothing there."""
     return parameter.to(dtype) if is_main() else torch.empty_like(parameter, dtype=dtype)
 
