@@ -19,11 +19,6 @@ from sparring.rundir import RunDir, StageRecord
 Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
 
 
-def samples_on_ranks(recipe: Recipe) -> bool:
-    """Other engines than transformers bring their own processes."""
-    return recipe.sampling.engine == "transformers"
-
-
 class StageRunner:
     """Makes the stages of one run."""
 
