@@ -27,8 +27,9 @@ STEP = 6  # duels
 
 
 def recipe_of(mode: str, model: Path, options: dict[str, str]) -> Any:
+    from memory_table import MODES
+
     from sparring.config import load_recipe
-    from sparring.planning.modes import MODES
 
     common = [f"train.micro_batch_tokens={options['tokens']}", f"train.gradient_checkpointing={options['checkpointing']}"]
     train = {"optimizer": "adamw", "batch_size": STEP, "lr": 1e-6, "epochs": 1}
@@ -55,8 +56,8 @@ def child(mode: str, model: str, pairs: str, told: str) -> None:
 def planned(mode: str, model: Path, pairs: Path, options: dict[str, str]) -> float:
     from sparring.planning import memory
     from sparring.planning.lengths import Lengths
-    from sparring.planning.parallel import Parallel
     from sparring.planning.shape import find_shape
+    from sparring.policy.shares import Parallel
 
     recipe = recipe_of(mode, model, options)
     rows = json.loads(pairs.read_text(encoding="utf-8"))
@@ -74,7 +75,7 @@ def measured(mode: str, model: Path, pairs: Path, options: dict[str, str]) -> in
 
 
 def main(options: dict[str, str]) -> None:
-    from sparring.planning.modes import MODES
+    from memory_table import MODES
 
     pairs, model = random_pairs(int(options["duels"])), random_model(options["model"])
     print("| trained | planned, GB | measured, GB | |\n|---|---|---|---|")

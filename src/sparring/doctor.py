@@ -13,6 +13,7 @@ from typing import NamedTuple
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from sparring.config import ENGINES
 from sparring.console import printable
 from sparring.errors import UserError
 
@@ -22,9 +23,7 @@ EXTRAS = {
     "math": "the checker math",
     "gguf": "models in GGUF files, such as the demo's",
     "8bit": "8-bit optimizers, and adapters over a base in 4 bits",
-    "server": "replies from an OpenAI-compatible server, and judges",
-    "vllm": "replies by vLLM inside the run",
-    "ray": "replies by many machines of a Ray cluster",
+    **{spec.extra: f"replies {spec.what}" + ", and judges" * bool(spec.urls) for spec in ENGINES.values() if spec.extra},
     "eval": "benchmarks of lm-evaluation-harness",
     "deepspeed": "training sharded by DeepSpeed ZeRO",
     "tensorboard": "metrics in TensorBoard",

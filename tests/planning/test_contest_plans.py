@@ -15,10 +15,9 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.chat import Chat
 from sparring.data.prepare import prepare
 from sparring.errors import UserError
-from sparring.planning.contests import contest_branches, find_played_lengths
-from sparring.planning.estimate import StagePlan, estimate
-from sparring.planning.lengths import Given
-from sparring.planning.parallel import Samplers
+from sparring.planning.estimate import StagePlan, contest_branches, estimate
+from sparring.planning.hardware import Samplers
+from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.work import SCORING, sampling_work, tree_work
 from sparring.policy.tiny import byte_tokenizer
 
@@ -49,13 +48,13 @@ def data(tmp_path: Path) -> dict[str, Any]:
 def test_prompts_are_measured_as_a_run_reads_them(data: dict[str, Any]) -> None:
     recipe = recipe_of(path="builtin:tiny", data=data, target={"kind": "majority", "checker": "number"}, sampling={"replies_per_prompt": 4})
     made = prepare(recipe.data, Chat(byte_tokenizer()), recipe.seed)
-    found = find_played_lengths(recipe, Given())
+    found = find_lengths(recipe, Given())
     tokens = [len(example.prompt_ids) for example in made.prompts]
     assert (found.unanswered_rows, found.longest_unanswered) == (len(made.prompts), max(tokens)) == (70, found.longest_unanswered)
     assert found.unanswered_prompt == pytest.approx(sum(tokens) / 70)
     everybody = [len(example.prompt_ids) for example in (*made.train, *made.prompts)]
     assert found.played.train_rows == 40 + 70 and found.played.prompt == pytest.approx(sum(everybody) / 110, rel=0.01)
-    assert find_played_lengths(recipe, Given(prompt_tokens=99)).unanswered_prompt == 99
+    assert find_lengths(recipe, Given(prompt_tokens=99)).unanswered_prompt == 99
 
 
 def test_too_long_prompts_and_a_subset_are_left_out(data: dict[str, Any]) -> None:
@@ -63,19 +62,19 @@ def test_too_long_prompts_and_a_subset_are_left_out(data: dict[str, Any]) -> Non
     most = 40
     recipe = recipe_of(f"data.max_prompt_tokens={most}", path="builtin:tiny", data=data, target=target, sampling={"replies_per_prompt": 4})
     made = prepare(recipe.data, Chat(byte_tokenizer()), recipe.seed)
-    assert find_played_lengths(recipe, Given()).unanswered_rows == len(made.prompts)
+    assert find_lengths(recipe, Given()).unanswered_rows == len(made.prompts)
     few = load_recipe(recipe, ["data.prompts.max_examples=7"])
-    assert find_played_lengths(few, Given()).unanswered_rows == 7
+    assert find_lengths(few, Given()).unanswered_rows == 7
 
 
 def test_prompts_that_would_have_to_be_fetched_are_taken_from_the_recipe(data: dict[str, Any]) -> None:
     target = {"kind": "majority", "checker": "number"}
     there = {**data, "prompts": {"path": "some/prompts", "max_examples": 500}}
     recipe = recipe_of(path="builtin:tiny", data=there, target=target, sampling={"replies_per_prompt": 4})
-    found = find_played_lengths(recipe, Given())
+    found = find_lengths(recipe, Given())
     assert (found.unanswered_rows, found.unanswered_prompt) == (500, found.prompt)
     with pytest.raises(UserError, match=r"data\.prompts\.max_examples: how many prompts some/prompts has is not known"):
-        find_played_lengths(load_recipe(recipe, ["data.prompts.max_examples=null"]), Given())
+        find_lengths(load_recipe(recipe, ["data.prompts.max_examples=null"]), Given())
 
 
 def test_sampling_reads_all_prompts_and_measuring_only_those_with_a_reply() -> None:

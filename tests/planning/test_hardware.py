@@ -31,10 +31,10 @@ def test_devices_by_name(text: str, count: int, name: str) -> None:
     [
         ("8xA100", "did you mean A100-80G or A100-40G?"),  # which of the two is not guessed
         ("8xA101-80G", "did you mean A100-80G?"),
-        ("toaster", "known: cpu, B200-180G"),
+        ("toaster", "known: cpu (the one of this machine), B200-180G"),
         ("0xA100-80G", "8xNAME"),
         ("", "8xNAME"),
-        ("4xcpu", "write cpu"),
+        ("4xcpu", "cpu (the one of this machine)"),
         pytest.param("9" * 5000 + "xL4", "known: cpu", id="thousands of digits"),
         ("4xA100-80G+4xL4", "known: cpu"),
     ],

@@ -10,7 +10,7 @@ from by_hand import GPU, LENGTHS, llama, recipe_of
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.planning.estimate import estimate
-from sparring.planning.parallel import Samplers, of_sampling
+from sparring.planning.hardware import Samplers, of_sampling
 from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
 from sparring.policy.batches import Branches
 from sparring.stage_names import START

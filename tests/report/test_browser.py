@@ -135,8 +135,8 @@ def test_every_plot_has_visible_marks(loaded: Page) -> None:
     plots = loaded.js(
         """[...document.querySelectorAll('svg.plot')].map((svg) => {
           const paper = getComputedStyle(document.body).backgroundColor;
-          const coloured = [...svg.querySelectorAll('[class*="s-"], [class*="f-"]')];
-          const marks = coloured.filter((mark) => /\\b[sf]-[0-9]\\b/.test(mark.getAttribute('class')));
+          const coloured = [...svg.querySelectorAll('[style*="var(--"]')];
+          const marks = coloured.filter((mark) => /var\\(--s[0-9]\\)/.test(mark.getAttribute('style')));
           const seen = marks.filter((mark) => {
             const box = mark.getBoundingClientRect(), style = getComputedStyle(mark);
             const visible = [style.stroke, style.fill].some((colour) => colour.startsWith('rgb(') && colour !== paper);

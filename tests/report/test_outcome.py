@@ -11,8 +11,7 @@ from made_run import make_run
 
 from sparring.config import Recipe, load_recipe
 from sparring.report.health import signs, tell_new, warnings
-from sparring.report.next_steps import next_steps
-from sparring.report.outcome import standing_above, verdict, verdict_lines
+from sparring.report.outcome import next_steps, standing_above, verdict, verdict_lines
 from sparring.report.ranking import ranking
 from sparring.report.run_files import read_run
 from sparring.report.tables import rows_of

@@ -23,10 +23,10 @@ from zygote import Sabotage
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows, write_table
 from sparring.errors import UserError
-from sparring.report.gains import gain
 from sparring.report.health import signs, warnings
 from sparring.report.keep import keep_report
 from sparring.report.paper import PAPER, differences_from_paper
+from sparring.report.ranking import gain
 from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page, write_report
 from sparring.report.summary import REPORT

@@ -75,9 +75,8 @@ def plan(
         typer.Option(metavar="NUMBER", help="Plan for a decoder with so many parameters, such as 8B or 135M.", show_default=False),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="With --params: its layers.", show_default=False)] = None,
-    as_published: Annotated[bool, typer.Option("--as-published", help="Show beside it what the published code would take.")] = False,
 ) -> None:
-    """What a game will cost: tokens, operations, memory per device and hours of every stage, and whether it fits. Loads no weights."""
+    """What a game will cost: tokens, operations and memory of every stage, hours in all, and whether it fits. Loads no weights."""
     with outcome():
         set_up_logging(quiet=True)
         checked = load_recipe(recipe, overrides or [])
@@ -87,7 +86,7 @@ def plan(
         from sparring.report.headroom import headroom_of, print_headroom
 
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
-        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, as_published, stdout())
+        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, stdout())
         if (found := headroom_of(Path(checked.run_dir))) is not None:
             print_headroom(found, stdout())
 

@@ -1,5 +1,6 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
+engines.py       what every sampling engine needs and refuses
 option_types.py  the types of the options, and what every section has in common
 sections/        the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them
@@ -11,6 +12,7 @@ load.py          reading and writing a recipe
 reference.py     the page docs/recipe.md, which `python -m sparring.config` prints
 """
 
+from sparring.config.engines import ENGINES, EngineSpec
 from sparring.config.fields import in_words, section_of, walk_fields
 from sparring.config.load import builtin_recipes, load_recipe, recipe_of_run, require_layout, section_from_options, to_yaml
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
@@ -30,11 +32,13 @@ from sparring.config.sections.train import LoraSection, OptimSection, SftSection
 
 __all__ = [
     "CONTROL_TITLES",
+    "ENGINES",
     "OF_MOVING_TARGETS",
     "BenchmarksSection",
     "Column",
     "ControlSection",
     "DataSection",
+    "EngineSpec",
     "EvaluateSection",
     "LauncherSection",
     "LoraSection",

@@ -172,6 +172,15 @@ class Recipe(Section):
         rule = "{} values, but iterations is {}; give one value, or one per iteration"
         raise _refusal(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in wrong)
 
+    @field_validator("train")
+    @classmethod
+    def _engine_draws_from_it(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+        sampling = info.data.get("sampling")
+        found = [] if sampling is None else list(sampling.inner.refusals(train.lora))
+        if found:
+            raise _refusal(Contradiction("lora", train.lora, why) for why in found)
+        return train
+
     @field_validator("target")
     @classmethod
     def _target_fits(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:

@@ -10,12 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sparring.config import ServerSection
+from sparring.config import ENGINES, ServerSection
 from sparring.console import log
 from sparring.data.turns import without_surrogates
 from sparring.errors import UserError
 from sparring.evaluation.judge_prompts import AGAIN, Messages
-from sparring.opponent.engines import NEEDS
 from sparring.packages import is_installed
 from sparring.progress import progress
 from sparring.rundir import digest
@@ -72,10 +71,10 @@ class Judge:
     def __init__(self, section: ServerSection) -> None:
         """Raises UserError when the key, or the package that asks, is missing."""
         assert section.model is not None
-        package, extra = NEEDS["server"]
-        if not is_installed(package):
-            what = f"a judge is asked by way of the package {package}, which is not installed"
-            raise UserError(what, where=OPTION, remedy=f"pip install '{extra}'")
+        asking = ENGINES["server"]
+        if not is_installed(asking.package):
+            what = f"a judge is asked by way of the package {asking.package}, which is not installed"
+            raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
         self.section = section

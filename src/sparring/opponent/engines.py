@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sparring.config import Recipe
+from sparring.config.engines import DEFAULT
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message, Reply
@@ -24,15 +26,13 @@ from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.packages import is_installed
 from sparring.policy.budget import free_memory
 from sparring.policy.compute import make_accelerator, release_memory
-from sparring.policy.load import DTYPES, load_config, load_model, model_shape
+from sparring.policy.load import DTYPES, load_model, model_shape
 from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import accelerator_of_rank
 
 # in the facts of a check: every reply has read its prompt for itself
 PADDED = "padded"
-# engine -> (the package that it needs, the extra that brings it)
-NEEDS = {"vllm": ("vllm", "sparring[vllm]"), "server": ("httpx2", "sparring[server]"), "ray": ("ray", "sparring[ray]")}
 
 
 def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = None) -> PreTrainedModel:
@@ -42,46 +42,29 @@ def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = Non
 
 def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> Engine:
     """The recipe's sampling engine around the player in `folder`."""
-    sampling = recipe.sampling.model_copy(update={"temperature": temperature})
     require_engine(recipe)
-    if sampling.engine == "vllm":
-        from sparring.opponent.vllm_engine import VllmEngine
+    module, _, function = recipe.sampling.spec.factory.partition(":")
+    make = getattr(importlib.import_module(f"sparring.opponent.{module}"), function)
+    return make(recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"temperature": temperature})}), chat, folder)
 
-        return VllmEngine(folder, sampling, recipe.sampling_dtype, chat.stop_ids)
-    if sampling.engine == "server":
-        from sparring.opponent.server import make_server_engine
 
-        return make_server_engine(folder, sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
-    if sampling.engine == "ray":
-        from sparring.opponent.ray_engine import RayEngine
-
-        inside = sampling.model_copy(update={"engine": sampling.ray.engine})
-        make = partial(make_engine, recipe.model_copy(update={"sampling": inside}), chat, folder.resolve())
-        return RayEngine(sampling.ray, folder, make, temperature)
-    return TransformersEngine(load_sampler(recipe, folder), sampling, chat.stop_ids)
+def make_transformers(recipe: Recipe, chat: Chat, folder: Path) -> TransformersEngine:
+    return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
 
 
 def require_engine(recipe: Recipe) -> None:
-    """Raise UserError when the engine is not installed, lacks its key, or cannot serve the recipe's adapters."""
-    sampling = recipe.sampling
-    package, extra = NEEDS.get(sampling.engine, (None, None))
-    if package is not None and not is_installed(package):
+    """Raise UserError when the engine is not installed or lacks its key."""
+    spec = recipe.sampling.spec
+    if spec.package is not None and not is_installed(spec.package):
         raise UserError(
-            f"the engine {sampling.engine} needs the package {package}, which is not installed",
+            f"the engine {spec.name} needs the package {spec.package}, which is not installed",
             where="sampling.engine",
-            remedy=f"pip install '{extra}', or set sampling.engine to transformers",
+            remedy=f"pip install 'sparring[{spec.extra}]', or set sampling.engine to {DEFAULT}",
         )
-    if sampling.inner_engine != "transformers" and recipe.train.four_bit:
-        what = f"{sampling.inner_engine} samples from the base in 16 bits here, and train.lora.quantize has it scored and trained in 4"
-        raise UserError(what, where="sampling.engine", remedy="take the engine transformers, or leave out train.lora.quantize")
-    if sampling.inner_engine == "vllm" and recipe.train.lora and recipe.train.lora.dora:
-        raise UserError(
-            "vLLM serves no DoRA adapters", where="sampling.engine", remedy="take the engine transformers, or leave out train.lora.dora"
-        )
-    if sampling.engine == "server":
+    if spec.urls is not None:
         from sparring.opponent.endpoints import read_key
 
-        read_key(sampling.server)
+        read_key(recipe.sampling.server)
 
 
 class Sampler:
@@ -95,7 +78,7 @@ class Sampler:
         """The engine; where several ranks compute a stage together, that of all of them."""
         if self._engine is None:
             make = partial(make_engine, self.recipe, self.chat, self.folder, temperature)
-            alone = accelerator_of_rank() is not None and self.recipe.sampling.engine != "transformers"
+            alone = accelerator_of_rank() is not None and not self.recipe.sampling.spec.on_ranks
             self._engine = OfRankZero(make) if alone else make()
         engine = self._engine.at(temperature)
         return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine

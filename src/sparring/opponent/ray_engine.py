@@ -21,10 +21,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.config import RaySection
+from sparring.config import RaySection, Recipe
 from sparring.console import log
+from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
+from sparring.opponent.engines import make_engine
 from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.opponent.ray_cluster import address_of, import_ray, join, last_line
 from sparring.opponent.replies import as_columns
@@ -43,6 +45,12 @@ REPLIES = pa.schema(
     }
 )
 Part = Sequence[Prompt]
+
+
+def make_ray(recipe: Recipe, chat: Chat, folder: Path) -> RayEngine:
+    sampling = recipe.sampling
+    inside = recipe.model_copy(update={"sampling": sampling.model_copy(update={"engine": sampling.inner_engine})})
+    return RayEngine(sampling.ray, folder, partial(make_engine, inside, chat, folder.resolve()), sampling.temperature)
 
 
 class RayEngine:

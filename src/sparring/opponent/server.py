@@ -12,15 +12,21 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.config import SamplingSection
+from sparring.config import Recipe, SamplingSection
+from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.endpoints import WHERE, Endpoints, read_key
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.opponent.served import serve
+from sparring.policy.load import load_config
 
 COMPLETIONS = "/completions"
 PLACEHOLDER = "token_id:"  # vLLM's word for a token where ids are asked for
+
+
+def make_server(recipe: Recipe, chat: Chat, folder: Path) -> ServerEngine:
+    return make_server_engine(folder, recipe.sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
 
 
 def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float = math.inf) -> ServerEngine:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from sparring.config import SamplingSection
+from sparring.config import Recipe, SamplingSection
 from sparring.console import log
+from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.protocol import Prompt, Stream, make_reply
@@ -27,6 +28,10 @@ WHERE = "sampling.vllm"
 # spawn: a forked worker would inherit the run's lock, and CUDA. SPT_NOENV: the titles that vLLM gives its processes would overwrite the
 # environment in which the reaper looks for its mark. What the environment says stays.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+
+
+def make_vllm(recipe: Recipe, chat: Chat, folder: Path) -> VllmEngine:
+    return VllmEngine(folder, recipe.sampling, recipe.sampling_dtype, chat.stop_ids)
 
 
 class VllmEngine:

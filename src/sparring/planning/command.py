@@ -1,24 +1,40 @@
-"""`sparring plan`: from a recipe to the printed plan."""
+"""`sparring plan`: from a recipe to the plan as people and programs read it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sparring.config import Recipe
 from sparring.errors import UserError
-from sparring.planning.advice import advise, require_playable
-from sparring.planning.as_json import as_json
-from sparring.planning.contests import find_played_lengths
-from sparring.planning.estimate import Plan, estimate
+from sparring.planning.advice import Proposal, advise, require_playable
+from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
 from sparring.planning.given_shape import GivenShape
 from sparring.planning.hardware import find_hardware
-from sparring.planning.lengths import Given
-from sparring.planning.published import published_hours
+from sparring.planning.lengths import Given, find_lengths
+from sparring.planning.memory import Memory
 from sparring.planning.shape import find_shape
-from sparring.planning.tables import print_plan
+from sparring.planning.work import assumed_rates
 from sparring.rundir import write_json
+
+MEMORY_ROWS = {
+    "weights": "weights that compute",
+    "masters": "float32 weights",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "logits": "logits, one chunk",
+    "cache": "key-value cache",
+    "loading": "more while loading",
+    "process": "process, allocator",
+}
+assert list(MEMORY_ROWS) == [field.name for field in fields(Memory)]
 
 
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None, model: GivenShape | None = None) -> Plan:
@@ -26,20 +42,167 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
-    return estimate(recipe, shape, find_played_lengths(recipe, given or Given()), device)
+    return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 
 
-def show_plan(
-    recipe: Recipe, hardware: str | None, given: Given, model: GivenShape, json_file: Path | None, as_published: bool, console: Console
-) -> None:
+def show_plan(recipe: Recipe, hardware: str | None, given: Given, model: GivenShape, json_file: Path | None, console: Console) -> None:
     """Print the plan, and write it to `json_file` when there is one."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"make {json_file.absolute().parent} first")
     plan = plan_of(recipe, hardware, given, model)
     proposals = advise(plan)
-    published = []
-    if as_published:
-        published = [published_hours(recipe, plan.shape, plan.lengths, plan.hardware, t) for t in range(recipe.iterations)]
     if json_file is not None:
-        write_json(json_file, as_json(plan, proposals, published))
-    print_plan(plan, proposals, published, console)
+        write_json(json_file, as_json(plan, proposals))
+    print_plan(plan, proposals, console)
+
+
+def as_json(plan: Plan, proposals: Sequence[Proposal]) -> dict[str, Any]:
+    """Everything that the tables show, unrounded: bytes, hours, tokens, operations."""
+    return {
+        "model": {"name": plan.shape.name, "source": plan.shape.source, "parameters": plan.shape.parameters},
+        "data": asdict(plan.lengths),
+        "hardware": asdict(plan.hardware),
+        "training_devices": asdict(plan.parallel),
+        "micro_batch_tokens": plan.micro_batch_tokens,
+        "assumptions": assumptions(plan),
+        "stages": [_stage(stage, plan) for stage in plan.stages],
+        "hours": plan.seconds / 3600,
+        "disk_bytes": plan.disk,
+        "peak_bytes": plan.peak.memory.total,
+        "fits": plan.fits,
+        "try": [asdict(proposal) for proposal in proposals],
+    }
+
+
+def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
+    return {
+        "stage": f"{stage.owner}/{stage.kind}",
+        "tokens": stage.work.tokens,
+        "operations": stage.work.flops,
+        "hours": stage.seconds / 3600,
+        "bytes": {**asdict(stage.memory), "total": stage.memory.total},
+        "fits": stage.memory.total <= plan.device.memory,
+    }
+
+
+def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> None:
+    """What the plan stands on, work and memory, what is assumed, and the verdict."""
+    _print_lines(_facts(plan), console)
+    console.print(_work_table(plan))
+    console.print(_memory_table(plan))
+    _print_lines(["Assumed:", *(f"- {line}" for line in assumptions(plan)), *verdict(plan, proposals)], console)
+
+
+def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
+    """Hours and disk; fits or not, and what to try."""
+    peak, count = plan.peak, plan.hardware.count
+    costly = max(plan.stages, key=lambda stage: stage.seconds).kind
+    share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
+    hours = f"Hours{'' if plan.fits else ', if it did fit'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
+    cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
+    needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
+    if plan.fits:
+        return [cost, f"Fits: {needed}."]
+    wanted, option = plan.wanted
+    lines = [cost, f"Does not fit: {f'{option} wants {wanted} devices of {count}' if wanted > count else needed}."]
+    if not proposals:
+        return [*lines, "No change that plan knows of makes it fit: take a smaller model, or more or larger devices."]
+    return [*lines, "Try:", *(f"- {_proposal(proposal, plan)}" for proposal in proposals)]
+
+
+def _proposal(proposal: Proposal, plan: Plan) -> str:
+    on = "" if proposal.devices == plan.hardware.count else f" on {proposal.devices}x {plan.hardware.name}"
+    changes = " ".join(f"'{change}'" if " " in change else change for change in proposal.changes)
+    return f"{changes}{on} ({_gb(proposal.peak)} GB, {duration(proposal.hours * 3600)})"
+
+
+def assumptions(plan: Plan) -> list[str]:
+    """What hours and tokens take for granted, a line each."""
+    recipe, spec = plan.recipe, plan.recipe.sampling.inner
+    count, scores = contest_branches(recipe), recipe.objective.uses_gaps
+    trained = f"{count} replies, winners and losers" if scores else f"{count} winners"
+    said = {
+        assumed_rates(plan.device, spec): True,
+        f"every prompt is trained on with {trained}, the most that the recipe allows, as long as other replies of the model"
+        f"{'' if scores else '; the opponent scores nothing'}": recipe.target.moves,
+        "grading is not counted": recipe.target.checker is not None,
+        f"every held-out prompt gets evaluate.samples ({recipe.evaluate.samples}) replies from every player": recipe.evaluate.samples > 1,
+        "every URL of the server draws as fast as one of these devices; its memory is its own": spec.urls is not None,
+        f"all of this is the game of one seed, and the recipe plays {len(recipe.seeds or ())}": recipe.seeds is not None,
+        "benchmarks: memory is counted, time is not": recipe.evaluate.benchmarks is not None,
+        "preference pairs are as many and as long as the rows of data": any(section.pairs for section in recipe.controls),
+    }
+    return [line for line, holds in said.items() if holds]
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.2f} h" if seconds < 36_000 else f"{seconds / 3600:.0f} h"
+
+
+def _facts(plan: Plan) -> list[str]:
+    shape, lengths, device = plan.shape, plan.lengths, plan.hardware.label
+    if plan.hardware.kind == "cpu" and plan.parallel.devices > 1:
+        device += f", shared by {plan.parallel.devices} ranks ({plan.parallel.strategy})"
+    elif plan.hardware.count > 1 or plan.parallel.devices > 1:
+        device += f", of which {plan.parallel.devices} train ({plan.parallel.strategy})"
+    asked = f"; {lengths.unanswered_rows:,} prompts that nobody has answered, of {lengths.unanswered_prompt:.0f} tokens"
+    parameters = f"{shape.parameters / 1e9:.2f}B" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f}M"
+    return [
+        f"Model: {shape.name}, {parameters} parameters ({shape.source})",
+        f"Data: {lengths.train_rows:,} rows to train on, {lengths.held_out_rows:,} held out; {lengths.prompt:.0f} prompt, "
+        f"{lengths.reply:.0f} reply and {lengths.generated:.0f} generated tokens a row ({lengths.source})"
+        f"{asked if lengths.unanswered_rows else ''}",
+        f"Device: {device}; micro-batches of {plan.micro_batch_tokens} tokens",
+    ]
+
+
+def _gb(count: float) -> str:
+    gigabytes = count / 1e9
+    return f"{gigabytes:.0f}" if gigabytes >= 100 else f"{gigabytes:.1f}" if gigabytes >= 0.95 else f"{gigabytes:.2f}"
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _work_table(plan: Plan) -> Table:
+    table = _table("Work", "stage", "tokens", "operations", "GB per device")
+    for stage in plan.stages:
+        table.add_row(f"{stage.owner}/{stage.kind}", *_amounts([stage]), _gb(stage.memory.total))
+    table.add_section()
+    table.add_row("together", *_amounts(plan.stages), _gb(plan.peak.memory.total), style="bold")
+    return table
+
+
+def _amounts(stages: Sequence[StagePlan]) -> list[str]:
+    tokens, operations = (sum(values) for values in zip(*((one.work.tokens, one.work.flops) for one in stages), strict=True))
+    return [f"{tokens / 1e6:,.1f}M" if tokens >= 1e6 else f"{tokens / 1e3:,.1f}k", f"{operations:.2e}"]
+
+
+def _memory_table(plan: Plan) -> Table:
+    """A column for every kind of stage, at its largest."""
+    kinds: dict[str, Memory] = {}
+    for stage in plan.stages:
+        kind = "sft" if stage.owner == "sft" else stage.kind
+        kinds[kind] = max(kinds.get(kind, Memory()), stage.memory, key=lambda held: held.total)
+    table = _table("Memory per device, GB", "", *kinds)
+    for name, words in MEMORY_ROWS.items():
+        values = [getattr(held, name) for held in kinds.values()]
+        if any(values):
+            table.add_row(words, *(_gb(value) if value else "-" for value in values))
+    table.add_section()
+    table.add_row("together", *(_gb(held.total) for held in kinds.values()), style="bold")
+    return table
+
+
+def _print_lines(lines: Sequence[str], console: Console) -> None:
+    for line in lines:
+        console.print(Text(line))

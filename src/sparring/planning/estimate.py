@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration
-from sparring.planning import hours, memory
-from sparring.planning.contests import contest_branches, rft_branches
-from sparring.planning.hardware import Hardware
-from sparring.planning.hours import Duration
+from sparring.planning import memory
+from sparring.planning.hardware import Hardware, devices_wanted, of_sampling, of_training
 from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
-from sparring.planning.parallel import Parallel, devices_wanted, of_sampling, of_training
 from sparring.planning.shape import Shape
-from sparring.planning.work import SCORING, Work, sampling_work, training_passes, tree_work
+from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.shares import Parallel
 from sparring.stage_names import START, iteration_name
 
 
@@ -28,11 +26,6 @@ class StagePlan:
     work: Work
     memory: Memory
     seconds: float
-    driver: str
-
-    @property
-    def hours(self) -> float:
-        return self.seconds / 3600
 
 
 @dataclass(frozen=True)
@@ -133,20 +126,20 @@ class _Game:
     def _sample(self, owner: str, kind: str, lengths: Lengths, rows: int, replicas: int) -> StagePlan:
         samplers = of_sampling(self.recipe, self.hardware)
         work = sampling_work(self.shape, self.recipe, lengths, rows, replicas, samplers)
-        time = hours.sampling(work, self.hardware, samplers.devices, self.shape.layers, self.recipe.sampling.inner_engine)
+        shares = shares_of_sampling(self.hardware.kind, self.recipe.sampling.inner)
         held = memory.sampling(self.shape, self.recipe, lengths, rows, replicas, self.hardware, samplers)
-        return self._stage(owner, kind, work, held, time)
+        return StagePlan(owner, kind, work, held, seconds(work, shares, self.hardware, samplers.devices, self.shape.layers))
 
     def _score(self, owner: str, kind: str, lengths: Lengths, duels: float, branches: int) -> StagePlan:
         work = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, branches), duels)
-        return self._stage(owner, kind, work, self._scoring(lengths, branches), self._time(work))
+        return StagePlan(owner, kind, work, self._scoring(lengths, branches), self._time(work))
 
     def _train(self, owner: str, settings: OptimSection, lengths: Lengths, items: Mapping[int, float]) -> StagePlan:
         """items: branches of a tree -> how many trees have so many."""
         passes = training_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
         parts = [tree_work(self.shape, passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
-        return self._stage(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
+        return StagePlan(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
 
     def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
         """As many rows as `forward` tokens that pass the model once pay for (control.py); pairs are taken to be as long as the data."""
@@ -187,8 +180,7 @@ class _Game:
             yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
-        work, seconds = many.work.times(2) + one.work, 2 * many.seconds + one.seconds
-        yield self._stage(START, "headroom", work, many.memory, Duration(seconds, many.driver))
+        yield StagePlan(START, "headroom", many.work.times(2) + one.work, many.memory, 2 * many.seconds + one.seconds)
 
     def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
         """What follows from a player; of benchmarks the memory alone, in the one process that plays, for their lengths are not known."""
@@ -196,20 +188,17 @@ class _Game:
         section = self.recipe.evaluate.benchmarks
         if section is not None:
             held = memory.scoring(self.shape, self.recipe.train, section.batch_tokens, self.hardware.kind, Parallel())
-            yield self._stage(owner, "benchmarks", Work(), held, Duration(0.0, "not counted"))
+            yield StagePlan(owner, "benchmarks", Work(), held, 0.0)
 
     def _measure(self, owner: str, passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
         lengths, rows = self.lengths, self.lengths.held_out_rows
-        drawn = self._sample(owner, "measure", lengths, rows, self.recipe.evaluate.samples)
-        if self.recipe.evaluate.greedy:
-            greedy = self._sample(owner, "measure", lengths, rows, 1)
-            seconds = drawn.seconds + greedy.seconds
-            drawn = self._stage(owner, "measure", drawn.work + greedy.work, drawn.memory, Duration(seconds, drawn.driver))
+        counts = [self.recipe.evaluate.samples, *([1] if self.recipe.evaluate.greedy else [])]
+        drawn = [self._sample(owner, "measure", lengths, rows, count) for count in counts]
         scored = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, 2), passes * rows)
-        time = Duration(drawn.seconds + self._time(scored).seconds, drawn.driver)
-        held = memory.measuring(drawn.memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
-        return self._stage(owner, "measure", drawn.work + scored, held, time)
+        held = memory.measuring(drawn[0].memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
+        work = sum((one.work for one in drawn), scored)
+        return StagePlan(owner, "measure", work, held, sum(one.seconds for one in drawn) + self._time(scored))
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
 
@@ -236,11 +225,9 @@ class _Game:
         settings = self.recipe.train
         return memory.scoring(self.shape, settings, self._at_once(settings, lengths, branches), self.hardware.kind, self.parallel)
 
-    def _time(self, work: Work) -> Duration:
-        return hours.computing(work, self.hardware, self.parallel.devices)
-
-    def _stage(self, owner: str, kind: str, work: Work, held: Memory, time: Duration) -> StagePlan:
-        return StagePlan(owner, kind, work, held, time.seconds, time.driver)
+    def _time(self, work: Work) -> float:
+        """Of training and scoring."""
+        return seconds(work, TRAINING[self.hardware.kind], self.hardware, self.parallel.devices, self.shape.layers)
 
     def disk(self) -> float:
         """Bytes of all players that a run keeps, and of one training checkpoint while its successor is written."""
@@ -254,3 +241,17 @@ class _Game:
 def _replies(lengths: Lengths, branches: int) -> tuple[float, ...]:
     """Mean tokens of the branches of a tree, the preferred reply first."""
     return (lengths.reply, *[lengths.generated] * (branches - 1))
+
+
+def contest_branches(recipe: Recipe) -> int:
+    """Branches of the tree of one prompt, at most: winners alone where only their likelihood counts, else with the losers."""
+    target, drawn = recipe.target, recipe.sampling.replies_per_prompt
+    winners = 1 if target.human == "only" else target.max_winners
+    if not recipe.objective.uses_gaps:
+        return min(winners, drawn + (target.human == "mix"))
+    return min(winners + min(target.max_losers, drawn), drawn + 1)
+
+
+def rft_branches(recipe: Recipe) -> int:
+    """The same of the control `rft`: the human reply and the ones that passed."""
+    return min(recipe.target.max_winners, recipe.sampling.replies_per_prompt + 1)

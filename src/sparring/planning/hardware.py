@@ -1,14 +1,20 @@
-"""Devices: what they can do at most. Makers' numbers, dense (not "with sparsity"), for products in bfloat16 that sum in float32."""
+"""Devices: what they can do at most, and how a recipe's stages spread over them.
+
+Makers' numbers, dense (not "with sparsity"), for products in bfloat16 that sum in float32.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from sparring.config import Recipe
 from sparring.errors import UserError, nearest
 from sparring.policy.container import whole_memory
+from sparring.policy.shares import Parallel
 
 GB = 1e9
 
@@ -42,7 +48,7 @@ def _gpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, source
     return Hardware(name, "cuda", teraflops * 1e12, bandwidth * GB, gigabytes * GB, source)
 
 
-_DEVICES = (
+_GPUS = (
     _gpu("B200-180G", 2250, 180, 8000, "NVIDIA Blackwell data sheet (HGX B200)"),
     _gpu("H200-141G", 989.4, 141, 4800, "NVIDIA H200 data sheet (SXM)"),
     _gpu("H100-80G", 989.4, 80, 3350, "NVIDIA H100 data sheet (SXM)"),
@@ -57,7 +63,7 @@ _DEVICES = (
     _gpu("A10G-24G", 70, 24, 600, "NVIDIA and AWS data sheets (G5 instances)"),
     _gpu("L4-24G", 121, 24, 300, "NVIDIA L4 data sheet"),
 )
-DEVICES = {device.name.upper(): device for device in _DEVICES}
+DEVICES = {device.name.upper(): device for device in _GPUS}
 WHERE = "--hardware"
 
 
@@ -65,46 +71,21 @@ def find_hardware(text: str | None) -> Hardware:
     """`8xA100-80G`, `RTX4090` (one), `cpu` (this machine); None is what this machine has. Raises UserError with the known names."""
     if text is None:
         return _own_gpus() or this_cpu()
-    count, name = _count_and_name(text)
-    if name == "CPU":
-        if count != 1:
-            raise UserError(f"{text!r}: a CPU is planned for as the one of this machine", where=WHERE, remedy="write cpu")
+    found = re.fullmatch(r"\s*(?:(\d{1,6})\s*[xX*]\s*)?(\S.*?)\s*", text)
+    count, name = (int(found[1] or 1), re.sub(r"(?<=\d)GB$", "G", found[2].upper().replace(" ", ""))) if found else (0, "")
+    if name == "CPU" and count == 1:
         return this_cpu()
-    device = _by_name(name)
-    if device is None:
-        hint = f"did you mean {' or '.join(guesses)}? " if (guesses := _guesses(name)) else ""
-        raise UserError(f"{text!r} is not a known device", where=WHERE, remedy=f"{hint}{_known()}")
-    return replace(device, count=count)
-
-
-def _guesses(name: str) -> list[str]:
-    """Names that begin alike, or the one nearest in spelling."""
-    alike = [device.name for key, device in DEVICES.items() if key.startswith(f"{name}-")]
-    guess = nearest(name, DEVICES)
-    return alike or ([DEVICES[guess].name] if guess else [])
-
-
-def names() -> list[str]:
-    return ["cpu", *(device.name for device in _DEVICES)]
+    alike = [device for key, device in DEVICES.items() if name in (key, key.rpartition("-")[0])]
+    if count and len(alike) == 1:
+        return replace(alike[0], count=count)
+    guesses = [device.name for device in alike if count] or [DEVICES[key].name for key in [nearest(name, DEVICES)] if key]
+    hint = f"did you mean {' or '.join(guesses)}? " if guesses else ""
+    raise UserError(f"{text!r} is not a known device", where=WHERE, remedy=f"{hint}{_known()}")
 
 
 def _known() -> str:
-    return f"known: {', '.join(names())}; 8xNAME for eight of them, as in 8xA100-80G"
-
-
-def _count_and_name(text: str) -> tuple[int, str]:
-    found = re.fullmatch(r"\s*(?:(\d{1,6})\s*[xX*]\s*)?(\S.*?)\s*", text)
-    if found is None or found[1] == "0" * len(found[1] or "x"):
-        raise UserError(f"{text!r} is not a number of devices and their name", where=WHERE, remedy=_known())
-    return int(found[1] or 1), re.sub(r"(?<=\d)GB$", "G", found[2].upper().replace(" ", ""))
-
-
-def _by_name(name: str) -> Hardware | None:
-    """By the full name, or by that without its memory where there is one such device alone."""
-    if name in DEVICES:
-        return DEVICES[name]
-    short = [device for key, device in DEVICES.items() if key.rpartition("-")[0] == name]
-    return short[0] if len(short) == 1 else None
+    names = ", ".join(device.name for device in DEVICES.values())
+    return f"known: cpu (the one of this machine), {names}; 8xNAME for eight of them, as in 8xA100-80G"
 
 
 def _own_gpus() -> Hardware | None:
@@ -115,7 +96,7 @@ def _own_gpus() -> Hardware | None:
         return None
     own = torch.cuda.get_device_name(0).upper().replace(" ", "")
     memory = torch.cuda.get_device_properties(0).total_memory
-    alike = [device for device in _DEVICES if device.name.upper().partition("-")[0] in own]
+    alike = [device for device in DEVICES.values() if device.name.upper().partition("-")[0] in own]
     if not alike:
         raise UserError(f"this machine's {torch.cuda.get_device_name(0)} is not in the table", where=WHERE, remedy=_known())
     device = min(alike, key=lambda device: abs(device.memory - memory))
@@ -148,3 +129,46 @@ def _measured_rates() -> tuple[float, float]:
     flops = max(2 * rows * inner * columns / seconds(lambda: torch.nn.functional.linear(a, b)) for _ in range(8))
     bandwidth = max(2 * block.nbytes / seconds(lambda: copy.copy_(block)) for _ in range(4))
     return flops, bandwidth
+
+
+@dataclass(frozen=True)
+class Samplers:
+    """`copies` of the model draw replies side by side, each laid over `split` devices."""
+
+    copies: int = 1
+    split: int = 1
+
+    @property
+    def devices(self) -> int:
+        return self.copies * self.split
+
+
+def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
+    """Log-probs and training: one device without a launcher, whatever there is; with one, its processes, or all devices."""
+    launcher = recipe.launcher
+    if launcher.kind == "inline":
+        return Parallel()
+    return Parallel(launcher.processes or hardware.count, launcher.strategy)
+
+
+def of_sampling(recipe: Recipe, hardware: Hardware) -> Samplers:
+    """Replies: every rank that draws has the whole model. Ray's workers take all the devices that there are, and a server of every URL is
+    taken for one more of them."""
+    sampling, spec, split = recipe.sampling, recipe.sampling.spec, recipe.sampling.devices_of_a_copy
+    if spec.hosts:
+        room = hardware.count // max(split, math.ceil(sampling.ray.gpus_per_worker or 1))
+        return Samplers(max(1, min(room, sampling.ray.max_workers or room)), split)
+    if spec.urls:
+        return Samplers(copies=len(sampling.option(spec.urls)))
+    return Samplers(of_training(recipe, hardware).devices if spec.on_ranks else 1, split)
+
+
+def devices_wanted(recipe: Recipe, hardware: Hardware) -> tuple[int, str]:
+    """The most devices that an option asks for by number, and that option. On a CPU all share the one."""
+    if hardware.kind == "cpu":
+        return 1, "a run"
+    sampling = recipe.sampling
+    wanted = [(of_training(recipe, hardware).devices, "launcher.processes")]
+    if sampling.inner.devices:  # all of them in one machine, of which there are as many as the launcher says
+        wanted.append((sampling.devices_of_a_copy * recipe.launcher.machines, f"sampling.{sampling.inner.devices}"))
+    return max(wanted)

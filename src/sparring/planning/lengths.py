@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from sparring.config import ModelSection, Recipe
+from sparring.config import ModelSection, PromptsSection, Recipe
 from sparring.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from sparring.data.chat import Chat
+    from sparring.data.records import Conversation
 
 SAMPLE_ROWS = 300
 
@@ -59,7 +60,30 @@ class Lengths:
 
 
 def find_lengths(recipe: Recipe, given: Given) -> Lengths:
-    """Measured on a sample where data and tokenizer are at hand, else assumed; what is given wins. Raises UserError for unknown rows."""
+    """Of the rows, and of the prompts of `data.prompts`: measured on a sample where file and tokenizer are at hand, else assumed; what is
+    given wins. Raises UserError where their number cannot be known."""
+    lengths, section = _of_rows(recipe, given), recipe.data.prompts
+    if section is None:
+        return lengths
+    asked, most = _local_prompts(recipe, section), recipe.data.max_prompt_tokens
+    chat = None if asked is None else chat_at_hand(recipe.model)
+    known = [count for count in (section.max_examples, asked and len(asked)) if count is not None]
+    if not known:
+        what = f"how many prompts {section.named} has is not known before it is fetched"
+        raise UserError(what, where="data.prompts.max_examples", remedy="set it")
+    if chat is None or asked is None:
+        unmeasured = {"unanswered_prompt": lengths.prompt, "longest_unanswered": lengths.longest_prompt}
+        return replace(lengths, unanswered_rows=min(known), **unmeasured)
+    sample = _sample(asked, chat)
+    fitting = [length for length in sample if length <= most]
+    rows = min([round(len(asked) * len(fitting) / len(sample)), *([section.max_examples] if section.max_examples else [])])
+    if not rows:
+        return lengths
+    mean, longest = given.prompt_tokens or fmean(fitting), max(fitting)
+    return replace(lengths, unanswered_rows=rows, unanswered_prompt=mean, longest_unanswered=longest)
+
+
+def _of_rows(recipe: Recipe, given: Given) -> Lengths:
     found = _measured(recipe) or _assumed(recipe, given)
     own = {"prompt": given.prompt_tokens, "reply": given.reply_tokens, "generated": given.generated_tokens}
     _require_possible(recipe, own)
@@ -74,6 +98,22 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     if given.prompt_tokens and given.reply_tokens:  # nothing of what was found is left but the longest
         return replace(found, **own, are_bounds=False, source=f"given: {', '.join(named)}")
     return replace(found, **own, source=f"{found.source}; given: {', '.join(named)}" if named else found.source)
+
+
+def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, Conversation]] | None:
+    """The prompts of files on this machine, each once; None for those that would have to be fetched."""
+    from sparring.data.prompts import load_prompts
+    from sparring.data.sources import local_files
+
+    if local_files(section) is None:
+        return None
+    loaded = load_prompts(section, recipe.data)
+    return list({conversation.prompt_key: (where, conversation) for where, conversation in loaded.rows}.values())
+
+
+def _sample(asked: Sequence[tuple[str, Conversation]], chat: Chat) -> list[int]:
+    """Tokens of some of them."""
+    return [len(chat.prompt_ids(conversation.prompt, where=where)) for where, conversation in asked[:SAMPLE_ROWS]]
 
 
 def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:

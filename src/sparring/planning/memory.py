@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from sparring.config import OptimSection, Recipe
-from sparring.planning.hardware import Hardware
+from sparring.planning.hardware import Hardware, Samplers
 from sparring.planning.lengths import Lengths
-from sparring.planning.parallel import Parallel, Samplers
 from sparring.planning.shape import Linear, Shape
 from sparring.planning.work import FOUR_BIT_BYTES, position_bytes, slots
 from sparring.policy.footprint import (
@@ -23,6 +22,7 @@ from sparring.policy.footprint import (
     inner_size,
     logits_bytes,
 )
+from sparring.policy.shares import Parallel
 
 # Measured on CPU with torch 2.13 on Linux, assumed on CUDA: Python, torch and transformers once imported (there: the context); the
 # kernels that oneDNN and torch keep by shape (policy/compute.py bounds them), with a backward pass and without, by the bytes of a
@@ -92,7 +92,7 @@ def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parall
 def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, hardware: Hardware, samplers: Samplers) -> Memory:
     """Weights, the key-value cache of all rows that are drawn together, their logits, and the prompts that are read in one forward."""
     kind, number = hardware.kind, NUMBER_BYTES[recipe.sampling_dtype]
-    if recipe.sampling.engine == "server":  # the check of its log-probs loads the player here, where a device has room for it
+    if recipe.sampling.inner.urls:  # the check of its log-probs loads the player here, where a device has room for it
         checked = number * shape.parameters * (kind == "cpu" or 1.5 * number * shape.parameters < hardware.memory)
         return Memory(weights=checked, process=_process(kind, "forward", number, 0))
     weights = computing_bytes(shape, recipe.train) if recipe.train.four_bit else number * shape.parameters
@@ -102,8 +102,8 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
     # logits, then their shares in float32 twice and the sums of blocks
     logits = at_once * shape.config.vocab_size * (number + 8)
     activations = PREFILL_TOKENS * _one_layer(shape, number)
-    if recipe.sampling.inner_engine == "vllm":
-        return _vllm(recipe, weights / samplers.split, positions * position / samplers.split, logits + activations, hardware)
+    if recipe.sampling.inner.fills:
+        return _filled(recipe, weights / samplers.split, positions * position / samplers.split, logits + activations, hardware)
     cache = at_once * positions * position
     process = _process(kind, "forward", number, activations + logits)
     loading = _loading(shape, number, cache + logits + activations + process, kind)
@@ -113,14 +113,14 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
 def measuring(drawn: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memory:
     """Replies, then log-probs, in one process: the larger, beside the kernels that the other kind of pass has left on a CPU."""
     larger = max(drawn, scored, key=lambda held: held.total)
-    if kind != "cpu" or recipe.sampling.engine != "transformers":
+    if kind != "cpu" or not recipe.sampling.spec.on_ranks:
         return larger
     return replace(larger, process=larger.process + KERNELS["forward", NUMBER_BYTES[recipe.sampling_dtype]])
 
 
-def _vllm(recipe: Recipe, weights: float, row: float, working: float, hardware: Hardware) -> Memory:
-    """vLLM fills the share of the device that it may take with cache; it needs room for `row` bytes of it at least."""
-    taken = recipe.sampling.vllm.gpu_memory_utilization * hardware.memory
+def _filled(recipe: Recipe, weights: float, row: float, working: float, hardware: Hardware) -> Memory:
+    """An engine that fills the share of the device that it may take with cache; it needs room for `row` bytes of it at least."""
+    taken = recipe.sampling.option(recipe.sampling.inner.fills) * hardware.memory
     cache = max(row, taken - weights - working)
     return Memory(weights=weights, cache=cache, activations=working, process=PROCESS[hardware.kind])
 

@@ -1,4 +1,5 @@
-"""What every stage computes: tokens, floating-point operations and, while sampling, decoding steps and the bytes that they read.
+"""What every stage computes: tokens, floating-point operations and, while sampling, decoding steps and the bytes that they read; and how
+long that takes, by the shares of a device's peak rates that it is taken to reach.
 
 A product of a token with a matrix of W weights counts 2 W operations; a backward pass through it 4 W, or 2 W where the weights are
 frozen. Attention is counted too, the softmax, norms and the like are not.
@@ -9,14 +10,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sparring.config import Recipe
+from sparring.config import EngineSpec, Recipe
+from sparring.planning.hardware import Hardware, Samplers
 from sparring.planning.lengths import Lengths
-from sparring.planning.parallel import Samplers
 from sparring.planning.shape import Shape
 from sparring.policy.footprint import HEAD_CHUNK, NUMBER_BYTES
-
-# vLLM's own choice of max_num_seqs
-VLLM_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,8 @@ def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, rep
 def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> int:
     """Replies that one sampler draws at once, of those to `rows` prompts."""
     sampling, (_, replies) = recipe.sampling, _rounds(recipe, rows, replicas, copies)
-    if sampling.engine == "server":
-        return min(math.ceil(replies), sampling.server.concurrency)
-    if sampling.inner_engine == "vllm":
-        return min(math.ceil(replies), sampling.vllm.max_num_seqs or VLLM_ROWS)
+    if option := sampling.inner.at_once:
+        return min(math.ceil(replies), sampling.option(option) or sampling.inner.usually)
     longest = lengths.longest_prompt + sampling.max_new_tokens
     return max(1, min(math.ceil(replies), sampling.batch_tokens // longest))
 
@@ -94,7 +90,7 @@ def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: in
 def _rounds(recipe: Recipe, rows: int, replicas: int, copies: int) -> tuple[int, float]:
     """(rounds of one sampler, replies that it draws in each): all share the rows of a file, but for Ray, which deals out `batch_rows`."""
     shard = min(rows, recipe.sampling.shard_rows)
-    if recipe.sampling.engine == "ray":
+    if recipe.sampling.spec.hosts:
         call = min(recipe.sampling.ray.batch_rows, shard * replicas)
         return math.ceil(math.ceil(rows * replicas / call) / copies), call
     return math.ceil(rows / shard), max(1.0, shard * replicas / copies)
@@ -128,3 +124,49 @@ def _decoding(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies
 def _attention(shape: Shape, seen: float) -> float:
     """Scores and weighted sums over `seen` pairs of a query and a key."""
     return 2 * (shape.heads.queries + shape.heads.found) * shape.attending * seen
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What part of a device's operations and of its bandwidth is reached, how that is known, and seconds that a layer takes at least in
+    every decoding step."""
+
+    operations: float
+    source: str
+    bandwidth: float = 1.0
+    layer_seconds: float = 0.0
+
+
+TRAINING = {
+    "cuda": Shares(0.40, "fitted to the paper's training time; measured on no GPU"),
+    "cpu": Shares(0.20, "12% to 27% were measured, docs/fast-path.md"),
+}
+SAMPLING = {
+    "cuda": Shares(0.30, "the bandwidth fitted to the paper's generation time, the others assumed", 0.28, 0.0005),
+    "cpu": Shares(0.15, "9% to 18% of the operations were measured, the others are assumed", 0.50, 0.0002),
+}
+PAGED = Shares(0.40, "assumed", 0.60, 0.00003)
+
+
+def shares_of_sampling(kind: str, engine: EngineSpec) -> Shares:
+    return PAGED if engine.paged else SAMPLING[kind]
+
+
+def seconds(work: Work, shares: Shares, hardware: Hardware, devices: int, layers: int) -> float:
+    """The longest of the operations, of reading weights and cache in every step, and of launching kernels (of sampling)."""
+    return max(
+        work.flops / (devices * hardware.flops * shares.operations),
+        work.bytes_read / (hardware.bandwidth * shares.bandwidth),
+        work.steps * layers * shares.layer_seconds,
+    )
+
+
+def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
+    """The shares in words."""
+    train, draw = TRAINING[hardware.kind], shares_of_sampling(hardware.kind, engine)
+    peak, bandwidth = f"{hardware.flops / 1e12:.3g} TFLOP/s", f"{hardware.bandwidth / 1e9:.0f} GB/s"
+    return (
+        f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {draw.bandwidth:.0%} of "
+        f"{bandwidth}, {draw.operations:.0%} of the operations and {draw.layer_seconds * 1e3:g} ms a layer and step, whichever is slowest "
+        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and talk between devices are not counted"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.ranking import SAMPLES, ranking
-from sparring.report.showcase import SHOWCASE
 from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json, read_object
 from sparring.stage_names import START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
+SHOWCASE = "showcase.json"
+HELD_OUT = 2  # prompts that are shown where the recipe names none
 Samples = dict[str, dict[str, Any]]  # by row id
 
 
@@ -139,3 +140,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
         return "there is none"
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+
+
+def shown_of(showcase: Sequence[Mapping[str, str]], samples: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, str]]:
+    """(prompt, reply) entries of a player: the recipe's own, or those of the first held-out rows, which are the same for all."""
+    return list(showcase) or [{"prompt": samples[row]["prompt"], "reply": samples[row]["reply"]} for row in sorted(samples)[:HELD_OUT]]

@@ -13,13 +13,11 @@ from sparring.config.fields import show
 from sparring.errors import UserError
 from sparring.report.headroom import headroom_markup
 from sparring.report.health import REMEDY_LOST, Sign, signs, warnings
-from sparring.report.next_steps import next_steps
-from sparring.report.outcome import verdict_lines
+from sparring.report.outcome import next_steps, verdict_lines
 from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
 from sparring.report.paper import PAPER, differences_from_paper
-from sparring.report.run_files import RunFiles, read_run
+from sparring.report.run_files import RunFiles, read_run, shown_of
 from sparring.report.run_plots import cost_figures, quality_figures, training_figures
-from sparring.report.showcase import shown_of
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns

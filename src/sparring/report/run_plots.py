@@ -12,7 +12,7 @@ from sparring.report.outcome import WORDS
 from sparring.report.page import figure
 from sparring.report.plots import Score, Series
 from sparring.report.run_files import Player, RunFiles
-from sparring.report.target_plots import sampled_figures
+from sparring.report.tables import answer_words, samples_of
 from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, iteration_of, title_of
 
 PARTS = {
@@ -173,3 +173,15 @@ def _table(
         for part, value in parts_of(name, cost).items():
             found.setdefault(part, [0.0] * len(rows))[rows.index(_owner_and_part(name)[0])] += value
     return list(found.items())
+
+
+def sampled_figures(run: RunFiles) -> Iterator[Markup]:
+    """pass@1, pass@k and maj@k of the players of the game; nothing of one reply to a prompt."""
+    scores = [player.row.scores for player in run.played]
+    if samples_of(scores[0]) == 1:
+        return
+    words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
+    names = {name: word for name, word in words.items() if all(name in found for found in scores)}
+    series = [Series(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
+    told = "0 is the baseline. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
+    yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), told)

@@ -1,4 +1,4 @@
-"""Matplotlib's SVG made fit for the page: colours of the reader's theme, no inline style, ids of its own, words for those who listen."""
+"""Matplotlib's SVG made fit for the page: colours of the reader's theme, ids of its own, words for those who listen."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-# colours to draw with: each becomes a class of the page's style (.f-ink fills with it, .s-ink strokes), so that a plot has no colour itself
-ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": str(n) for n in range(10)}}
+# colours to draw with: each becomes a variable of the page's theme, so that a plot has no colour itself
+ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": f"s{n}" for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
-_SIZE = re.compile(r"([\d.]+)px")
+_COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
 _REFERENCE = re.compile(r"#([\w-]+)")
 _TOLD = "told:"
 
@@ -37,7 +37,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     _tell_what_is_there(root)
     _name(root, name)
     for element in root.iter():
-        _plain_attributes(element)
+        _of_the_page(element)
     _describe(root, name, title, description)
     ET.register_namespace("", SVG)
     return ET.tostring(root, encoding="unicode")
@@ -78,34 +78,13 @@ def _name(root: ET.Element, name: str) -> None:
                 element.set(key, _REFERENCE.sub(lambda found: f"#{ids[found[1]]}", element.attrib[key]))
 
 
-def _plain_attributes(element: ET.Element) -> None:
-    """`style` as attributes of their own, which the page's policy lets pass, and the colours of ROLES as classes."""
-    classes = []
-    for entry in filter(None, (part.strip() for part in element.attrib.pop("style", "").split(";"))):
-        key, _, value = (part.strip() for part in entry.partition(":"))
-        if key in ("fill", "stroke") and value in ROLES:
-            classes.append(f"{key[0]}-{ROLES[value]}")
-        elif key == "font":
-            element.set("font-size", _SIZE.search(value)[1])
-        elif key == "font-size":
-            element.set("font-size", value.removesuffix("px"))
-        elif key != "font-family":
-            element.set(key, value)
-    if classes:
-        element.set("class", " ".join(classes))
-    if "d" in element.attrib:
-        element.set("d", " ".join(_rounded(part) for part in element.attrib["d"].split()))
-    for key in ("x", "y"):
-        if key in element.attrib:
-            element.set(key, _rounded(element.attrib[key]))
-
-
-def _rounded(part: str) -> str:
-    """A coordinate to a hundredth of a point; the letters of a path as they are."""
-    try:
-        return f"{float(part):.2f}".rstrip("0").rstrip(".")
-    except ValueError:
-        return part
+def _of_the_page(element: ET.Element) -> None:
+    """The theme's colours and the page's font; coordinates to a hundredth of a point."""
+    if style := element.get("style"):
+        style = _FONT.sub(lambda found: f"font-size: {found[1]}" if found[1] else "", style)
+        element.set("style", _COLOUR.sub(lambda found: f"var(--{ROLES[found[0]]})", style))
+    for key in element.attrib.keys() & {"d", "x", "y"}:
+        element.set(key, _LONG.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), element.attrib[key]))
 
 
 def _describe(root: ET.Element, name: str, title: str, description: str) -> None:

@@ -6,12 +6,19 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
+from sparring.report import plots
 from sparring.report.contests import shown_prompts
-from sparring.report.page import Section, figures, paragraph, render, table
+from sparring.report.page import Section, figure, figures, paragraph, render, table
+from sparring.report.plots import Score
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES_TITLE, Column, Row, outcome_rows, rate_columns
-from sparring.report.target_plots import target_figures
+from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, Row, outcome_rows, rate_columns
+
+TOLD = {
+    "pass_rate": "Share of the replies to training prompts that the checker passes.",
+    "vote_share": "Share of the replies to a training prompt that give its leading answer.",
+    "distinct_answers": "Different answers to a training prompt. They get fewer in every game that succeeds; of one nothing can be chosen.",
+}
 
 
 def target_section(run: RunFiles) -> Iterator[Section]:
@@ -66,3 +73,14 @@ def _examples(run: RunFiles) -> Markup:
         return Markup("")
     title = Markup("<h3>{}</h3>").format(f"Winners and losers of some prompts of iteration {t}")
     return title + render("contests.html", prompts=prompts)
+
+
+def target_figures(run: RunFiles) -> Iterator[Markup]:
+    """Rates over the iterations with their errors over prompts."""
+    rows = list(outcome_rows(run.summary))
+    for name in RATES:
+        found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
+        if found:
+            words = name.replace("_", " ")
+            values = [Score(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found]
+            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), TOLD[name])

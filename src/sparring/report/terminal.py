@@ -14,10 +14,9 @@ from sparring.config import recipe_of_run
 from sparring.console import printable
 from sparring.report.headroom import print_headroom
 from sparring.report.health import signs, warnings
-from sparring.report.next_steps import next_steps
-from sparring.report.outcome import verdict_lines
+from sparring.report.outcome import next_steps, verdict_lines
 from sparring.report.ranking import SAMPLES, read_samples
-from sparring.report.showcase import SHOWCASE, shown_of
+from sparring.report.run_files import SHOWCASE, shown_of
 from sparring.report.tables import (
     DUEL_COLUMNS,
     OUTCOME_COLUMNS,

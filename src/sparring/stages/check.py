@@ -8,7 +8,7 @@ from sparring.checkers.asking import ask
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
 from sparring.checkers.own import TRIED
-from sparring.config import OF_MOVING_TARGETS, Recipe, is_own_checker, unused_sections
+from sparring.config import ENGINES, OF_MOVING_TARGETS, Recipe, is_own_checker, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.sources import local_files
@@ -131,8 +131,9 @@ def _announce_whole(context: RunContext) -> None:
     if not parallel.gathers:
         return
     whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
-    if recipe.sampling.inner_engine == "transformers":
-        log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine vllm cuts them")
+    if recipe.sampling.inner.holds_whole:
+        cutting = " or ".join(name for name, spec in ENGINES.items() if spec.devices)
+        log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine {cutting} cuts them")
     if recipe.evaluate.benchmarks:
         log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
 

@@ -18,7 +18,6 @@ from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext, told
 from sparring.stages.grade import candidates_at
 from sparring.stages.inputs import sampling_inputs
-from sparring.stages.making import samples_on_ranks
 from sparring.targets import TARGETS
 from sparring.targets.graded import rules_of
 from sparring.targets.window import Window, build_window, select_window
@@ -54,7 +53,7 @@ def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
         "replies_per_prompt": sampling.replies_per_prompt,
         **context.played_inputs,
     }
-    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work, shared=samples_on_ranks(recipe))
+    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work, shared=sampling.spec.on_ranks)
 
 
 def window_at(context: RunContext, t: int) -> Window:

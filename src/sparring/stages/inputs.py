@@ -28,9 +28,8 @@ def base_format(recipe: Recipe) -> dict[str, str]:
 def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[str, Any]:
     """What replies depend on; how many are drawn together does not count among it."""
     sampling = recipe.sampling
-    by_ray = {"engine": f"ray, {sampling.inner_engine}"} if sampling.engine == "ray" else {}
     return {
-        "sampling": {**sampling.model_dump(include={"engine", "temperature", "top_p", "max_new_tokens"}), **by_ray},
+        "sampling": {"engine": sampling.engines, **sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"})},
         "dtype": recipe.sampling_dtype,
         **base_format(recipe),
         "model": model.hash,

@@ -20,11 +20,6 @@ from sparring.rundir import RunDir, StageRecord
 Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
 
 
-def samples_on_ranks(recipe: Recipe) -> bool:
-    """Other engines than transformers bring their own processes."""
-    return recipe.sampling.engine == "transformers"
-
-
 class TargetReached(Exception):
     """Raised on all ranks once their stage is committed: the rest of the game is not theirs."""
 

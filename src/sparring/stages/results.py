@@ -18,7 +18,6 @@ from sparring.stage_names import SCORES, START, benchmark_stage, evaluate_stage,
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import base_format, sampling_inputs
-from sparring.stages.making import samples_on_ranks
 from sparring.stages.showcase import answer_showcase
 from sparring.training.ranked import score_player
 
@@ -62,7 +61,7 @@ def measure(
         "precision": recipe.train.precision,
         **base_format(recipe),
     }
-    alone = None if samples_on_ranks(recipe) else draw
+    alone = None if recipe.sampling.spec.on_ranks else draw
     return context.stages.run_stage(measure_stage(owner), inputs, work, shared=True, alone=alone, derived=derived)
 
 

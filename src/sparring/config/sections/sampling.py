@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from functools import reduce
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from sparring.config.engines import DEFAULT, ENGINES, EngineSpec
 from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Replies, Section, Text, Urls
+
+EngineName = Literal[tuple(ENGINES)]
+WorkerName = Literal[tuple(name for name, spec in ENGINES.items() if spec.in_workers)]
+WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if spec.extra else "") for name, spec in ENGINES.items())
 
 
 class VllmSection(Section):
@@ -65,7 +71,7 @@ class RaySection(Section):
         description="The cluster: `auto` for the one that this machine belongs to, or HOST:PORT of its head. When null, that of the "
         "environment's RAY_ADDRESS, and without one Ray is started on this machine alone.",
     )
-    engine: Literal["transformers", "vllm"] = Field("transformers", description="What runs in every worker.")
+    engine: WorkerName = Field(DEFAULT, description="What runs in every worker.")
     max_workers: PositiveInt | None = Field(
         None, description="Copies of the player at most; when null, as many as the cluster has room for, nodes that join later included."
     )
@@ -80,11 +86,7 @@ class RaySection(Section):
 
 
 class SamplingSection(Section):
-    engine: Literal["transformers", "vllm", "server", "ray"] = Field(
-        "transformers",
-        description="What runs the opponent while it samples: `transformers` or `vllm` (`sparring[vllm]`) inside the run, a `server` "
-        "that is there, or `ray` (`sparring[ray]`) on many nodes. See docs/engines.md.",
-    )
+    engine: EngineName = Field(DEFAULT, description=f"How the opponent's replies are drawn: {WHAT}. See docs/engines.md.")
     temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
     max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
@@ -112,7 +114,30 @@ class SamplingSection(Section):
     @property
     def inner_engine(self) -> str:
         """What computes: the engine itself, or the one in Ray's workers."""
-        return self.ray.engine if self.engine == "ray" else self.engine
+        return self.ray.engine if self.spec.hosts else self.engine
+
+    @property
+    def spec(self) -> EngineSpec:
+        return ENGINES[self.engine]
+
+    @property
+    def inner(self) -> EngineSpec:
+        """The spec of what computes."""
+        return ENGINES[self.inner_engine]
+
+    @property
+    def engines(self) -> str:
+        """Both in words: `vllm`, or `ray, vllm`."""
+        return ", ".join(dict.fromkeys((self.engine, self.inner_engine)))
+
+    def option(self, name: str) -> Any:
+        """The value of an option that a spec names, such as `vllm.tensor_parallel`."""
+        return reduce(getattr, name.split("."), self)
+
+    @property
+    def devices_of_a_copy(self) -> int:
+        """Devices that one copy of the model is laid over."""
+        return self.option(self.inner.devices) if self.inner.devices else 1
 
 
 def unused_sections(sampling: SamplingSection) -> list[str]:

@@ -1,16 +1,20 @@
-"""The memory table of docs/memory.md: ways of training by sizes of models, which fits a card of 24 GB and one of 80."""
+"""The memory table of docs/memory.md: ways of training by sizes of models, which fits a card of 24 GB and one of 80.
+
+python benchmarks/memory_table.py
+"""
 
 from __future__ import annotations
 
 from functools import cache
 
 from sparring.config import ModelSection, load_recipe
-from sparring.planning.advice import devices_needed
+from sparring.planning import memory
+from sparring.planning.advice import CUTTABLE, MOST_DEVICES
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
-from sparring.planning.parallel import CUTTABLE
 from sparring.planning.shape import Shape, find_shape
+from sparring.policy.shares import Parallel
 
 MODELS = {
     "1B": "meta-llama/Llama-3.2-1B",
@@ -57,7 +61,14 @@ def _row(size: str, mode: str) -> str:
     held = {stage.kind: stage.memory for stage in plan.stages}
     train, drawn = held["train"], held["generate"]
     fits = [_yes(plan_of_mode(size, mode, card).fits) for card in (SMALL, LARGE)]
-    parts = (train.weights + train.masters, train.gradients, train.optimizer, train.activations + train.logits, train.total, drawn.total)
+    parts = (
+        train.weights + train.master_model,
+        train.gradients,
+        train.optimizer,
+        train.activations + train.logits,
+        train.total,
+        drawn.total,
+    )
     return f"| {size} | {mode} | {' | '.join(map(_gb, parts))} | {' | '.join(fits)} | {_devices(plan)} |"
 
 
@@ -77,3 +88,22 @@ def _gb(count: float) -> str:
 
 def _yes(fits: bool) -> str:
     return "yes" if fits else "no"
+
+
+def devices_needed(plan: Plan) -> int | None:
+    """The fewest devices of this kind, a power of two, over which training fits when FSDP2 cuts it; None where no number does."""
+    count = 2
+    while count <= MOST_DEVICES:
+        cut = Parallel(count, "fsdp2")
+        train = max(
+            memory.training(plan.shape, plan.recipe.train, plan.lengths, 2, plan.micro_batch_tokens, plan.hardware.kind, cut).total,
+            memory.scoring(plan.shape, plan.recipe.train, plan.micro_batch_tokens, plan.hardware.kind, cut).total,
+        )
+        if train <= plan.hardware.memory:
+            return count
+        count *= 2
+    return None
+
+
+if __name__ == "__main__":
+    print(memory_table(), end="")
