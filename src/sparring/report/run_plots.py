@@ -183,5 +183,5 @@ def sampled_figures(run: RunFiles) -> Iterator[Markup]:
     words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
     names = {name: word for name, word in words.items() if all(name in found for found in scores)}
     series = [Series(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
-    told = "0 is the baseline. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
+    told = "0 is the start. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
     yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), told)
