@@ -44,7 +44,7 @@ def contest_branches(recipe: Recipe) -> int:
     """Branches of the tree of one prompt, at most: winners alone where only their likelihood counts, else with the losers."""
     target, drawn = recipe.target, recipe.sampling.replies_per_prompt
     winners = 1 if target.human == "only" else target.max_winners
-    if not recipe.objective.uses_gaps:
+    if not recipe.objective.kind.uses_gaps:
         return min(winners, drawn + (target.human == "mix"))
     return min(winners + min(target.max_losers, drawn), drawn + 1)
 
@@ -60,7 +60,7 @@ def assumptions_of_answers(recipe: Recipe) -> list[str]:
     if recipe.target.moves:
         count = contest_branches(recipe)
         limits = "target.max_winners, target.max_losers and sampling.replies_per_prompt allow; prompts that nobody wins cost less"
-        if recipe.objective.uses_gaps:
+        if recipe.objective.kind.uses_gaps:
             found.append(f"every prompt is trained on with {count} replies, winners and losers, the most that {limits}")
         else:
             limits = limits.replace(", target.max_losers", "")

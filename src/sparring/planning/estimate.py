@@ -114,9 +114,9 @@ class _Game:
         branches, trees = min(of_window), self.contests if recipe.target.moves else self.lengths
         first_pass = min(1.0, epochs)
         yield self._sample(owner, "generate", self.played, rows, recipe.sampling.replies_per_prompt)
-        if objective.uses_opponent_logps:
+        if objective.kind.uses_opponent_logps:
             yield self._score(owner, "score", trees, window * rows * first_pass, branches)
-        if objective.uses_start and t:
+        if objective.kind.uses_start and t:
             yield self._score(owner, "score-start", trees, rows * first_pass, branches)
         yield self._train(owner, recipe.train, trees, {count: epochs * rows * part for count, part in of_window.items()})
 
@@ -125,7 +125,7 @@ class _Game:
         replies = self.recipe.sampling.replies_per_prompt
         if self.recipe.target.moves:
             return {contest_branches(self.recipe): window}
-        if not self.recipe.objective.at(t, replies).get("history_weight"):
+        if not self.recipe.objective.at(t, replies).computes_start_replies:
             return {1 + replies: window}
         of_start = int(window == t + 1)  # iteration 0 is in the window
         return {1 + 2 * replies: window - of_start, 1 + replies: of_start}

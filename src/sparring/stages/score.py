@@ -45,7 +45,7 @@ def score_start(context: RunContext, window: Window, t: int) -> StageRecord | No
 
 def scored(context: RunContext, opponent: Policy, window: Window, t: int) -> dict[str, list[StageRecord]]:
     """The stages that hold the log-probs which the objective needs, those made first that are not there yet."""
-    needs, found = context.recipe.objective, {}
+    needs, found = context.recipe.objective.kind, {}
     if needs.uses_opponent_logps:
         found["opponent_logps"] = [score(context, opponent, window, t)]
     if needs.uses_start:

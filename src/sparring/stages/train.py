@@ -18,7 +18,7 @@ from sparring.targets.window import Window
 from sparring.training.contests import contest_task
 from sparring.training.opponent_pass import joined_logps
 from sparring.training.plan import iteration_plan
-from sparring.training.successors import objective_task
+from sparring.training.tasks import duel_task
 
 
 def train(context: RunContext, opponent: Policy, window: Window, t: int) -> Policy:
@@ -32,14 +32,14 @@ def train(context: RunContext, opponent: Policy, window: Window, t: int) -> Poli
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
-        make_task = contest_task if moves else objective_task
+        make_task = contest_task if moves else duel_task
         task = make_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
         facts = fit_model(context, stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
         return {**facts, "counts": window.counts}
 
     inputs = {
         "train": {**training_inputs(settings), "lr": plan.lr, "epochs": at_iteration(settings.epochs, t)},
-        "objective": objective,
+        "objective": objective.fingerprint(),
         "opponent": opponent.hash,
         **scored_inputs(records, window),
         "seed": recipe.seed,
@@ -50,7 +50,7 @@ def train(context: RunContext, opponent: Policy, window: Window, t: int) -> Poli
 def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
     """Raise UserError in the words of the recipe where the iteration has begun with other winners: a fingerprint knows them as a hash."""
     recipe = context.recipe
-    name = iteration_stage(t, "score" if recipe.objective.uses_opponent_logps else "train")
+    name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")
     if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
         return
