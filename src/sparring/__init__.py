@@ -19,8 +19,8 @@ _HOMES = {
     "load_recipe": "sparring.config",
     "Recipe": "sparring.config",
     "UserError": "sparring.errors",
-    "spin_loss": "sparring.policy.objectives",
-    "DuelLogps": "sparring.policy.objectives",
+    "spin_loss": "sparring.objectives.spin",
+    "DuelLogps": "sparring.objectives.shared",
     "Scorer": "sparring.policy.score",
     "Branches": "sparring.policy.batches",
 }

@@ -32,7 +32,8 @@ def _section(name: str, command: Any) -> str:
         records = [(_placeholder(one), one.help) for one in arguments] + [one.get_help_record(context) for one in options]
     rows = [f"| {markdown(f'`{names}`')} | {markdown(said or '')} |" for names, said in records]
     table = "\n".join(["| | |", "|---|---|", *rows])
-    return f"## sparring {name}\n\n{markdown(command.help or '')}\n\n    {usage}\n\n{table}\n"
+    below = f"\n{markdown(command.epilog)}\n" if command.epilog else ""
+    return f"## sparring {name}\n\n{markdown(command.help or '')}\n\n    {usage}\n\n{table}\n{below}"
 
 
 def _placeholder(argument: Any) -> str:

@@ -148,7 +148,7 @@ def is_used(name: str, recipe: Recipe) -> bool:
         return kinds[owner] == "dpo" or part not in ("pairs", "score")
     uses = {
         "grade": recipe.target.moves,
-        "score": recipe.objective.uses_opponent_logps,
-        "score-start": recipe.objective.uses_start and iteration_of(owner) != 0,
+        "score": recipe.objective.kind.uses_opponent_logps,
+        "score-start": recipe.objective.kind.uses_start and iteration_of(owner) != 0,
     }
     return uses.get(part, True)

@@ -15,7 +15,9 @@ import torch
 from test_tabular import gradient, newton
 from torch import Tensor
 
-from sparring.policy.objectives import DuelLogps, LossName, nll_anchor, spin_loss
+from sparring.objectives.likelihood import nll_anchor
+from sparring.objectives.shared import DuelLogps
+from sparring.objectives.spin import LossName, spin_loss
 from sparring.targets import Candidate, Candidates, Rules, Target, majority, verified
 
 PASSES = torch.tensor([True, False, True, False, False])  # of the five replies of P_START: pass rate 0.3

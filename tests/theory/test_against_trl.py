@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from sparring.data.records import Contest
+from sparring.objectives.likelihood import nll_anchor
+from sparring.objectives.shared import DuelLogps, SpinLoss
+from sparring.objectives.spin import LossName, Spin, spin_loss
 from sparring.policy.batches import Branches, branches_of
-from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, nll_anchor, spin_loss
 from sparring.policy.score import Scorer
 from sparring.policy.tiny import tiny_config
 from sparring.training.contests import ContestTask
@@ -304,7 +306,7 @@ def test_trls_dpo_with_likelihood_is_that_of_contests(one_each: bool, tmp_path: 
     with torch.no_grad():
         scored = of_opponent(of_opponent.collate(trees)).tolist()
     stored = {contest.duel_id: row[: len(tree.replies)] for contest, tree, row in zip(contests, trees, scored, strict=True)}
-    task = ContestTask(contests, stored, {"loss": "logistic", "beta": 0.5, "nll_weight": 0.7})
+    task = ContestTask(contests, stored, Spin(loss="logistic", beta=0.5, nll_weight=0.7))
     indices = range(len(contests))
     total = task.losses(indices, of_player(of_player.collate(trees))).loss_D.sum() * task.weight(indices)
     total.backward()

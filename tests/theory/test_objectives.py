@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import typing
 
 import pytest
 import torch
@@ -11,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sparring.config import ObjectiveSection
-from sparring.config.sections.objective import SPIN_LOSSES
-from sparring.policy.objectives import LOSSES, DuelLogps, LossName, SpinLoss, accuracy, mean_over_replies, spin_loss
+from sparring.objectives import OBJECTIVES
+from sparring.objectives.shared import DuelLogps, SpinLoss, accuracy, mean_over_replies
+from sparring.objectives.spin import LOSSES, LossName, Spin, spin_loss
 
 ALL_LOSSES = list(LOSSES)
 AT_ZERO = {"logistic": math.log(2), "hinge": 1.0, "exponential": 1.0, "correlation": 1.0}
@@ -106,8 +105,8 @@ def test_logistic_is_stable_at_extreme_margins(dtype: torch.dtype, margin: float
 
 
 def test_losses_are_the_ones_of_the_recipe() -> None:
-    assert list(typing.get_args(ObjectiveSection.model_fields["loss"].annotation)) == [*ALL_LOSSES, "space", "t-spin", "alpha-spin", "sft"]
-    assert list(SPIN_LOSSES) == ALL_LOSSES
+    assert list(OBJECTIVES) == [*ALL_LOSSES, "space", "t-spin", "alpha-spin", "sft", "path/to/file.py:function"]
+    assert list(Spin.names) == ALL_LOSSES
 
 
 # --- equation 4.7

@@ -12,9 +12,12 @@ from test_objectives import ALL_LOSSES, all_true, ell, f64, random_duels
 from test_tabular import P_DATA, P_START, best_player, centred, enumerate_duels, gradient, kl, newton, random_policies, theorem_5_4
 from torch import Tensor
 
-from sparring.policy.objectives import LOSSES, DuelLogps, LossName, mixed_logp, nll_anchor, spin_loss
-from sparring.policy.space import space_loss
-from sparring.policy.triplets import TripletLogps, triplet_loss
+from sparring.objectives.alpha_spin import mixed_logp
+from sparring.objectives.likelihood import nll_anchor
+from sparring.objectives.shared import DuelLogps
+from sparring.objectives.space import space_loss
+from sparring.objectives.spin import LOSSES, LossName, spin_loss
+from sparring.objectives.t_spin import TripletLogps, triplet_loss
 
 TRUE = torch.tensor([[True]])
 MUS = [0.5, 1.0, 2.0, 7.0]

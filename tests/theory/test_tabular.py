@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.functional import hessian
 
-from sparring.policy.objectives import LOSSES, DuelLogps, LossName, spin_loss
+from sparring.objectives.shared import DuelLogps
+from sparring.objectives.spin import LOSSES, LossName, spin_loss
 
 ALL_LOSSES = list(LOSSES)
 SLOPE_AT_ZERO = {"logistic": -0.5, "hinge": -1.0, "exponential": -1.0, "correlation": -1.0}

@@ -38,7 +38,8 @@ from test_tabular import (
 )
 from torch import Tensor
 
-from sparring.policy.objectives import DuelLogps, LossName, spin_loss
+from sparring.objectives.shared import DuelLogps
+from sparring.objectives.spin import LossName, spin_loss
 
 INFINITE: list[LossName] = ["logistic", "exponential"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,14 +17,17 @@ from torch import Tensor
 
 from sparring.config import TrainSection
 from sparring.data.records import Contest, Conversation, Duel, Example
+from sparring.objectives.alpha_spin import AlphaSpin
+from sparring.objectives.likelihood import Likelihood
+from sparring.objectives.shared import Comparison
+from sparring.objectives.space import Space
+from sparring.objectives.spin import LOSSES, Spin
 from sparring.policy.batches import branches_of
 from sparring.policy.load import load_model
-from sparring.policy.objectives import LOSSES
 from sparring.policy.score import plain_logps
 from sparring.training.contests import ContestTask, WinnersTask, contest_task
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.successors import objective_task
-from sparring.training.tasks import SftTask
+from sparring.training.tasks import SftTask, duel_task
 
 Logps = dict[str, list[float]]
 EOS = 63
@@ -60,11 +63,12 @@ SEVERAL = [
     contest("mnopq", 2, 2, [(0, 1), (1, 0)]),
 ]
 PAIRED = [one for one in SEVERAL if one.pairs]
-OBJECTIVES: dict[str, dict[str, Any]] = {
-    **{loss: {"loss": loss, "beta": 0.3} for loss in LOSSES},
-    "space": {"loss": "space", "mu": 2.0},
-    "alpha-spin": {"loss": "alpha-spin", "beta": 0.3, "alpha": 0.75},
-    "anchored": {"loss": "logistic", "beta": 0.3, "nll_weight": 0.5},
+ANCHORED = Spin(loss="logistic", beta=0.3, nll_weight=0.5)
+OBJECTIVES: dict[str, Comparison] = {
+    **{loss: Spin(loss=loss, beta=0.3) for loss in LOSSES},
+    "space": Space(loss="space", mu=2.0),
+    "alpha-spin": AlphaSpin(loss="alpha-spin", beta=0.3, alpha=0.75),
+    "anchored": ANCHORED,
 }
 
 
@@ -92,7 +96,7 @@ def logps(folders: tuple[Path, Path]) -> tuple[Logps, Logps]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_winner_and_distinct_losers_are_a_duel(name: str, folders: tuple[Path, Path], logps: tuple[Logps, Logps]) -> None:
     duels = [as_duel(one) for one in ONE_WINNER]
-    task, expected = (make(items, OBJECTIVES[name], *logps) for make, items in ((contest_task, ONE_WINNER), (objective_task, duels)))
+    task, expected = (make(items, OBJECTIVES[name], *logps) for make, items in ((contest_task, ONE_WINNER), (duel_task, duels)))
     assert_same(by_task(folders[0], task), by_task(folders[0], expected))
     rows = torch.tensor([[*logps[1][one.duel_id], *[0.0] * (3 - len(one.losers))] for one in ONE_WINNER])
     ours, theirs = (one.losses(range(len(ONE_WINNER)), rows).numbers for one in (task, expected))
@@ -110,7 +114,7 @@ def test_several_winners_and_every_loss_by_hand() -> None:
     margins = [won[0] - lost[0], won[0] - lost[2], won[1] - lost[1]]
     expected = sum(math.log1p(math.exp(-0.3 * m)) for m in margins) / 3
     nll = (1.0 / len(one.winners[0]) + 2.0 / len(one.winners[1])) / 2
-    task = ContestTask([one], {one.duel_id: opponent}, {"loss": "logistic", "beta": 0.3, "nll_weight": 2.0})
+    task = ContestTask([one], {one.duel_id: opponent}, replace(ANCHORED, nll_weight=2.0))
     found = task.losses([0], torch.tensor([player], dtype=torch.float64))
     assert found.loss_D.item() == pytest.approx(0.5 * (expected + 2.0 * nll), rel=1e-12)
     numbers = {name: value.item() for name, value in found.numbers.items()}
@@ -130,7 +134,7 @@ def test_several_winners_and_every_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("mu", [1.0, 4.0])
 def test_space_pair_by_pair(mu: float, logps: tuple[Logps, Logps]) -> None:
-    task = contest_task(PAIRED, {"loss": "space", "mu": mu}, *logps)
+    task = contest_task(PAIRED, Space(loss="space", mu=mu), *logps)
     for index, one in enumerate(PAIRED):
         player, opponent = logps[1][one.duel_id], logps[0][one.duel_id]
         reward = [ours - theirs for ours, theirs in zip(player, opponent, strict=True)]
@@ -175,7 +179,7 @@ def test_weights_of_likelihood() -> None:
 
 def test_without_pairs_only_the_anchor_is_left(folders: tuple[Path, Path], logps: tuple[Logps, Logps]) -> None:
     alone = [one for one in SEVERAL if not one.pairs]
-    task = ContestTask(alone, logps[0], {"loss": "logistic", "beta": 0.3, "nll_weight": 0.5})
+    task = ContestTask(alone, logps[0], ANCHORED)
     loss_D, gradients = by_task(folders[0], task)
     nlls = [-sum(logp / len(ids) for logp, ids in zip(logps[1][one.duel_id], one.winners, strict=True)) / len(one.winners) for one in alone]
     torch.testing.assert_close(loss_D, 0.5 * torch.tensor(nlls), rtol=1e-4, atol=1e-5, check_dtype=False)
@@ -188,8 +192,7 @@ def test_without_pairs_only_the_anchor_is_left(folders: tuple[Path, Path], logps
 
 @pytest.mark.parametrize("loss", [*LOSSES, "space"])
 def test_what_stands_in_empty_columns_is_of_no_account(loss: str, logps: tuple[Logps, Logps]) -> None:
-    objective = {"loss": loss, **({"mu": 1.0} if loss == "space" else {"beta": 0.3}), "nll_weight": 0.5}
-    task = ContestTask(SEVERAL, logps[0], objective)
+    task = ContestTask(SEVERAL, logps[0], replace(OBJECTIVES[loss], nll_weight=0.5))
     width = max(len(row) for row in logps[1].values())
 
     def losses(filler: float) -> tuple[Tensor, Tensor]:
@@ -207,7 +210,7 @@ def test_a_contest_does_not_depend_on_those_beside_it(indices: list[int]) -> Non
     draw = torch.Generator().manual_seed(7)
     opponent = {one.duel_id: torch.randn(len(branches_of(one).replies), generator=draw).tolist() for one in SEVERAL}
     player_DR = torch.randn(len(SEVERAL), 5, generator=draw)
-    task = ContestTask(SEVERAL, opponent, {"loss": "logistic", "beta": 0.3, "nll_weight": 0.5})
+    task = ContestTask(SEVERAL, opponent, ANCHORED)
     together = task.losses(indices, player_DR[indices]).loss_D
     alone = torch.cat([task.losses([index], player_DR[[index]]).loss_D for index in indices])
     torch.testing.assert_close(together, alone, rtol=1e-6, atol=1e-7)
@@ -216,10 +219,10 @@ def test_a_contest_does_not_depend_on_those_beside_it(indices: list[int]) -> Non
 # --- in training
 
 ALL = {
-    "logistic, anchored": {"loss": "logistic", "beta": 0.3, "nll_weight": 0.5},
-    "space": {"loss": "space", "mu": 1.0, "nll_weight": 0.5},
-    "alpha-spin": {"loss": "alpha-spin", "beta": 0.3, "alpha": 0.5, "nll_weight": 0.5},
-    "sft": {"loss": "sft"},
+    "logistic, anchored": ANCHORED,
+    "space": Space(loss="space", mu=1.0, nll_weight=0.5),
+    "alpha-spin": AlphaSpin(loss="alpha-spin", beta=0.3, alpha=0.5, nll_weight=0.5),
+    "sft": Likelihood(loss="sft"),
 }
 
 
@@ -241,13 +244,11 @@ def test_the_loss_does_not_depend_on_the_packing(name: str, folders: tuple[Path,
         assert one == pytest.approx(found[0], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "objective", [OBJECTIVES["logistic"], {"loss": "space", "mu": 1.0}, OBJECTIVES["anchored"]], ids=["spin", "space", "anchored"]
-)
-def test_the_first_pass_has_margin_exactly_0(objective: dict[str, Any], folders: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", [OBJECTIVES["logistic"], Space(loss="space", mu=1.0), ANCHORED], ids=["spin", "space", "anchored"])
+def test_the_first_pass_has_margin_exactly_0(objective: Comparison, folders: tuple[Path, Path], tmp_path: Path) -> None:
     """At learning rate 0 every step is a first one: opponent pass and training agree to the last bit, in micro-batches of several
     contests, those without pairs among them."""
-    contests = SEVERAL if "nll_weight" in objective else PAIRED
+    contests = SEVERAL if objective.nll_weight else PAIRED
     section = settings(batch_size=2)
     plan = plan_of(section, len(contests), lr=0.0)
     (tmp_path / "score").mkdir()

@@ -18,9 +18,9 @@ from sparring.config import TrainSection
 from sparring.data.records import Conversation, Duel, Example
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
+from sparring.objectives.spin import LOSSES, LossName
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.load import load_model
-from sparring.policy.objectives import LOSSES, LossName
 from sparring.policy.score import Scorer, plain_logps
 from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints
 from sparring.training.fit import METRICS, FitResult, _Trainer, fit

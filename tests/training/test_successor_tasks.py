@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,15 @@ from test_fit import DUELS, llama, metrics, plain_opponent, plan_of, run_fit, se
 from torch import Tensor
 
 from sparring.data.records import Duel, Triplet
+from sparring.objectives.alpha_spin import AlphaSpin
+from sparring.objectives.shared import DuelLogps
+from sparring.objectives.space import Space, space_loss
+from sparring.objectives.t_spin import TripletLogps, TSpin, triplet_loss
 from sparring.policy.batches import Branches, branches_of
 from sparring.policy.load import load_model
-from sparring.policy.objectives import DuelLogps
 from sparring.policy.score import Scorer, plain_logps
-from sparring.policy.space import space_loss
-from sparring.policy.triplets import TripletLogps, triplet_loss
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.successors import Anchored, SpaceTask, TripletTask, branch_columns, mixed_opponent, objective_task
-from sparring.training.tasks import SpinTask, Task
+from sparring.training.tasks import Anchored, DuelTask, SpinTask, Task, branch_columns, duel_task
 
 ALL_IDENTICAL = Duel("same", 0, (3, 4), (5, 6, 63), ((5, 6, 63), (5, 6, 63)))
 WITH_IDENTICAL = [*DUELS[:5], ALL_IDENTICAL]
@@ -82,9 +83,13 @@ def assert_same(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def space_task(other: Path, duels: Sequence[Duel] = WITH_IDENTICAL) -> SpaceTask:
+def space_task(other: Path, duels: Sequence[Duel] = WITH_IDENTICAL) -> DuelTask:
     model = load_model(other)
-    return SpaceTask(duels, {duel.duel_id: plain_logps(model, branches_of(duel)).tolist() for duel in duels}, 2.0)
+    return DuelTask(duels, Space(loss="space", mu=2.0), {duel.duel_id: plain_logps(model, branches_of(duel)).tolist() for duel in duels})
+
+
+def triplet_task(alpha: float, history_weight: float) -> Task:
+    return duel_task(TRIPLETS, TSpin(loss="t-spin", beta=alpha, history_weight=history_weight), {}, {})
 
 
 def test_identical_replies_of_space_equal_computed_ones(folders: tuple[Path, Path]) -> None:
@@ -109,22 +114,22 @@ def test_shared_replies_of_t_spin_equal_computed_ones(folders: tuple[Path, Path]
         player = TripletLogps(row[:1], row[None, 1 : 1 + k], row[None, 1 + k : 1 + 2 * k])
         losses.append(triplet_loss(player, torch.ones(1, k, dtype=torch.bool), alpha=0.7, history_weight=0.5).loss_D)
     loss_D = torch.cat(losses)
-    task = TripletTask(TRIPLETS, 0.7, 0.5)
+    task = triplet_task(0.7, 0.5)
     assert [len(task.branches(index).replies) for index in range(6)] == [len(set(tree.replies)) for tree in trees] == [2, 3, 5, 3, 3, 2]
     assert_same(by_task(start, task), (loss_D.detach(), gradients(scorer, loss_D.mean())))
 
 
 def test_without_weight_the_replies_of_the_start_are_not_computed(folders: tuple[Path, Path]) -> None:
-    task = TripletTask(TRIPLETS, 0.7, 0.0)
+    task = triplet_task(0.7, 0.0)
     assert [len(task.branches(index).replies) for index in range(6)] == [2, 2, 4, 2, 2, 1]
-    weightless = TripletTask(TRIPLETS, 0.7, 1e-12)
+    weightless = triplet_task(0.7, 1e-12)
     assert_same(by_task(folders[0], task), by_task(folders[0], weightless))
 
 
 @pytest.mark.parametrize("name", ["space", "t-spin", "anchored"])
 def test_packed_trees_and_padded_rows_agree(name: str, folders: tuple[Path, Path]) -> None:
     start, other = folders
-    task: Task = {"space": space_task(other), "t-spin": TripletTask(TRIPLETS, 1.0, 0.3), "anchored": Anchored(space_task(other), 0.5)}[name]
+    task: Task = {"space": space_task(other), "t-spin": triplet_task(1.0, 0.3), "anchored": Anchored(space_task(other), 0.5)}[name]
     assert_same(by_task(start, task, "tree"), by_task(start, task, "rows"))
 
 
@@ -161,7 +166,7 @@ def test_the_first_step_of_space_in_training(tmp_path: Path, folders: tuple[Path
     plan = plan_of(section, len(WITH_IDENTICAL), epochs=4.0)
     (tmp_path / "score").mkdir()
     score_duels(tmp_path / "score", start, WITH_IDENTICAL, plan, section, "score")
-    task = objective_task(WITH_IDENTICAL, {"loss": "space", "mu": 2.0}, read_logps(tmp_path / "score"), {})
+    task = duel_task(WITH_IDENTICAL, Space(loss="space", mu=2.0), read_logps(tmp_path / "score"), {})
     run_fit(tmp_path / "train", start, task, plan, section)
     rows = metrics(tmp_path / "train")
     assert rows[0]["margin"] == 0.0 and rows[0]["loss"] == pytest.approx(math.log(3) + 2 * math.log(1.5), rel=1e-14)
@@ -179,7 +184,7 @@ def test_the_first_step_of_t_spin_in_training(tmp_path: Path, folders: tuple[Pat
         gaps = [(logp[duel.real_ids] - logp[new], logp[new] - logp[old]) for new, old in pairs]
         expected.append(sum(math.log1p(math.exp(-u)) + 0.5 * math.log1p(math.exp(-v)) for u, v in gaps) / len(gaps))
         history.append(sum(v for _, v in gaps) / len(gaps))
-    task = objective_task(TRIPLETS, {"loss": "t-spin", "beta": 1.0, "history_weight": 0.5}, {}, {})
+    task = triplet_task(1.0, 0.5)
     run_fit(tmp_path / "train", start, task, plan_of(section, len(TRIPLETS)), section)
     row = metrics(tmp_path / "train")[0]
     assert row["loss"] == pytest.approx(sum(expected) / 6, rel=1e-5) and row["history_margin"] == pytest.approx(sum(history) / 6, abs=1e-5)
@@ -189,14 +194,15 @@ def test_the_first_step_of_t_spin_in_training(tmp_path: Path, folders: tuple[Pat
 def test_alpha_spin_is_spin_against_the_mixture(folders: tuple[Path, Path]) -> None:
     start, other = folders
     opponent, base = plain_opponent(other), plain_opponent(start)
-    mixed = dict(mixed_opponent(opponent, base, 0.75))
+    objective = AlphaSpin(loss="alpha-spin", beta=0.3, alpha=0.75)
+    mixed = objective.against(opponent, base)
     for name, row in mixed.items():
         assert row == pytest.approx([0.75 * ours + 0.25 * theirs for ours, theirs in zip(opponent[name], base[name], strict=True)])
-    task = objective_task(DUELS, {"loss": "alpha-spin", "beta": 0.3, "alpha": 0.75}, opponent, base)
+    task = duel_task(DUELS, objective, opponent, base)
     _, logps_DR = scored(start, [task.branches(index) for index in range(4)])
     found, expected = (one.losses(range(4), logps_DR).loss_D for one in (task, SpinTask(DUELS, mixed, 0.3, "logistic")))
     assert torch.equal(found, expected)
-    spin = objective_task(DUELS, {"loss": "alpha-spin", "beta": 0.3, "alpha": 1.0}, opponent, base).losses(range(4), logps_DR).loss_D
+    spin = duel_task(DUELS, replace(objective, alpha=1.0), opponent, base).losses(range(4), logps_DR).loss_D
     torch.testing.assert_close(spin, SpinTask(DUELS, opponent, 0.3, "logistic").losses(range(4), logps_DR).loss_D, rtol=1e-12, atol=1e-12)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from sparring.checkers.answers import find_answer
@@ -14,8 +11,7 @@ from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Asked, Grade
 from sparring.checkers.pool import Item, Pool, Result
 from sparring.checkers.worker import SIGNATURES
-from sparring.console import printable
-from sparring.errors import UserError, first_line, nearest
+from sparring.own_code import OwnCode
 
 WHERE = "target.checker"
 TRIED = 16  # replies after which a function that fails on all of them is given up
@@ -28,20 +24,19 @@ class OwnChecker:
     """
 
     def __init__(self, name: str, pattern: re.Pattern[str] | None, seconds: float, memory_mb: int, workers: int) -> None:
-        path, _, function = name.rpartition(":")
-        source, sha256 = _read(path)
+        code = OwnCode.read(name, WHERE)
         self.name, self._pattern = name, pattern
         self.reads_answers = pattern is not None
         self.fingerprint: dict[str, Any] = {
             "kind": "own",
-            "path": path,
-            "function": function,
-            "sha256": sha256,
+            "path": code.path,
+            "function": code.function,
+            "sha256": code.sha256,
             "answer_pattern": pattern.pattern if pattern else None,
         }
-        self._pool = Pool({"own": {"path": path, "source": source, "name": function}}, seconds, memory_mb, workers)
+        self._pool = Pool({"own": {"path": code.path, "source": code.source, "name": code.function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
-            raise _explained(path, function, trouble)
+            raise code.explained(trouble, f"a checker is {SIGNATURES}")
 
     def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
         """Raises UserError when none of the first TRIED replies can be graded: were each to take its time limit, it would take days."""
@@ -71,35 +66,6 @@ class OwnChecker:
         return Grade(score, answer, "no score given" if score is None else f"scored {score:g}")
 
 
-def _read(path: str) -> tuple[str, str]:
-    """The file's text and hash."""
-    file = Path(path)
-    if file.suffix != ".py" or not file.is_file():
-        why = "is no Python file (.py)" if file.is_file() else "does not exist"
-        raise UserError(f"the file {path} {why}", where=WHERE, remedy="name a local file and its function: path/to/file.py:function")
-    try:
-        data = file.read_bytes()
-        return importlib.util.decode_source(data), hashlib.sha256(data).hexdigest()
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
-        raise UserError(f"the file {path} cannot be read: {first_line(error)}", where=WHERE) from error
-
-
 def _item(asked: Asked, reply: str) -> Item:
     columns = {**asked.columns, "answer": asked.answer, "human_reply": asked.human, "row_id": asked.row_id}
     return {"prompt": list(asked.prompt), "completion": reply, "columns": columns}
-
-
-def _explained(path: str, function: str, trouble: dict[str, Any]) -> UserError:
-    """What the first process could not do, in words."""
-    if "missing" in trouble:
-        if trouble["found"]:
-            return UserError(f"{function} in {path} is no function but of type {trouble['found']}", where=WHERE)
-        near = nearest(function, trouble["missing"])
-        return UserError(f"{path} has no function {function!r}", where=WHERE, remedy=f"did you mean {near}?" if near else None)
-    if "signature" in trouble:
-        what = f"{function} in {path} takes {trouble['signature'] or 'nobody knows what'}"
-        return UserError(what, where=WHERE, remedy=f"a checker is {SIGNATURES}")
-    what = f"{path} cannot be imported: {printable(trouble.get('import') or trouble['lost'])}"
-    if printed := trouble.get("printed"):
-        what += f"\n  it printed: {printed}"
-    return UserError(what, where=WHERE)

@@ -38,14 +38,7 @@ class Trouble(Exception):
 
 def own_function(path: str, source: str, name: str) -> Answer:
     """The function, called as its parameters say: as TRL calls reward functions, or as verl calls `compute_score`."""
-    function = getattr(load_module(path, source), name, None)
-    if not callable(function):
-        names = [found for found, value in vars(sys.modules["checker"]).items() if callable(value) and not found.startswith("_")]
-        raise Trouble({"missing": names, "found": type(function).__name__ if function is not None else None})
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        raise Trouble({"signature": None}) from None
+    function, signature = named_function(path, source, name, module="checker")
     # by their names alone are they passed
     parameters = {name: one for name, one in signature.parameters.items() if one.kind is not one.POSITIONAL_ONLY}
     if "solution_str" in parameters:
@@ -55,11 +48,24 @@ def own_function(path: str, source: str, name: str) -> Answer:
     raise Trouble({"signature": str(signature)[:200]})
 
 
-def load_module(path: str, source: str) -> types.ModuleType:
+def named_function(path: str, source: str, name: str, module: str) -> tuple[Callable[..., Any], inspect.Signature]:
+    """The function of that name in a file's text, which becomes a module of the name `module`."""
+    loaded = load_module(path, source, module)
+    function = getattr(loaded, name, None)
+    if not callable(function):
+        names = [found for found, value in vars(loaded).items() if callable(value) and not found.startswith("_")]
+        raise Trouble({"missing": names, "found": type(function).__name__ if function is not None else None})
+    try:
+        return function, inspect.signature(function)
+    except (TypeError, ValueError):
+        raise Trouble({"signature": None}) from None
+
+
+def load_module(path: str, source: str, name: str) -> types.ModuleType:
     """Run the text that the parent has read and hashed: every process has the same function. Its folder can be imported from."""
-    module = types.ModuleType("checker")
+    module = types.ModuleType(name)
     module.__file__ = path
-    sys.modules["checker"] = module
+    sys.modules[name] = module
     sys.path.append(os.path.dirname(os.path.abspath(path)))
     try:
         exec(compile(source, path, "exec"), vars(module))

@@ -19,6 +19,7 @@ from sparring.cli.give import export, push
 from sparring.cli.grade import evaluate, judge
 from sparring.cli.outcome import encode_stdout
 from sparring.cli.view import compare, docs, doctor, report, sample, status, watch
+from sparring.objectives import in_words
 
 app = typer.Typer(
     help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
@@ -26,7 +27,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 # in the order of --help
-for command in (init, run, demo, plan, stage, sample, status, watch, evaluate, judge):
+app.command()(init)
+app.command(epilog=f"The values of objective.loss: {in_words()}.")(run)
+for command in (demo, plan, stage, sample, status, watch, evaluate, judge):
     app.command()(command)
 app.command("grade")(grade_replies)
 for command in (check_checker, compare, export, report, push, doctor, docs):

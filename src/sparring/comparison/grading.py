@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.config import Recipe, is_own_checker
+from sparring.config import Recipe
+from sparring.own_code import is_own_code
 from sparring.rundir import RunDir
 from sparring.stage_names import START, evaluate_stage
 
@@ -70,4 +71,4 @@ def other_grading(metric: str, mine: tuple[RunDir, Recipe, str], theirs: tuple[R
 
 def _named(recipe: Recipe) -> str:
     name = recipe.target.grading_checker
-    return "exact" if name is None else name.rpartition("/")[2] if is_own_checker(name) else name
+    return "exact" if name is None else name.rpartition("/")[2] if is_own_code(name) else name

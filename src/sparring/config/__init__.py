@@ -24,16 +24,15 @@ from sparring.config.sections.data import DataSection, PairsSection, PromptsSect
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
-from sparring.config.sections.objective import OF_MOVING_TARGETS, ObjectiveSection
+from sparring.config.sections.objective import ObjectiveSection, defaults_of_moving_targets
 from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
-from sparring.config.sections.target import TargetSection, is_own_checker
+from sparring.config.sections.target import TargetSection
 from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
 
 __all__ = [
     "CONTROL_TITLES",
     "ENGINES",
-    "OF_MOVING_TARGETS",
     "BenchmarksSection",
     "Column",
     "ControlSection",
@@ -64,8 +63,8 @@ __all__ = [
     "builtin_recipes",
     "control_batch_size",
     "control_lr",
+    "defaults_of_moving_targets",
     "in_words",
-    "is_own_checker",
     "load_recipe",
     "recipe_of_run",
     "recipe_reference",

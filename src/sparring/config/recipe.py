@@ -15,7 +15,7 @@ from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
-from sparring.config.sections.objective import OF_MOVING_TARGETS, TAKEN_BY, ObjectiveSection
+from sparring.config.sections.objective import ObjectiveSection, defaults_of_moving_targets
 from sparring.config.sections.sampling import SamplingSection
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.track import TrackSection
@@ -106,12 +106,12 @@ class Recipe(Section):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_moving_targets(cls, values: Any) -> Any:
-        """Duels between sampled replies, where the recipe names no beta or NLL weight: OF_MOVING_TARGETS."""
+        """Duels between sampled replies, where the recipe names no beta or NLL weight."""
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
         if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
             return values
         loss = objective.get("loss", "logistic")
-        fitting = {key: value for key, value in OF_MOVING_TARGETS.items() if loss != "sft" and loss in TAKEN_BY.get(key, (loss,))}
+        fitting = defaults_of_moving_targets(loss) if isinstance(loss, str) else {}
         return {**values, "objective": {**fitting, **objective}}
 
     @field_validator("run_dir")

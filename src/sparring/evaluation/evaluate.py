@@ -10,7 +10,7 @@ from sparring.checkers.answers import has_answer
 from sparring.checkers.asking import ask
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
-from sparring.config import Recipe, is_own_checker
+from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Reply, is_empty
@@ -27,6 +27,7 @@ from sparring.evaluation.metrics import (
     ratio_score,
     wins,
 )
+from sparring.own_code import is_own_code
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
 
@@ -44,7 +45,7 @@ class Evaluator:
     def check_answers(self) -> None:
         """Raise UserError when the checker reads no answer in any held-out row: every exact match would be 0. Some misses are told."""
         checker, pattern = self.checker, self.recipe.evaluate.answer_pattern
-        if checker is None or is_own_checker(checker.name):
+        if checker is None or is_own_code(checker.name):
             return
         by = "evaluate.answer_pattern" if pattern is not None else f"target.checker {checker.name}"
         asked = ask(self.held_out, {})

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Grade
-from sparring.config import is_own_checker
 from sparring.data.prepare import read_examples
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
@@ -18,6 +17,7 @@ from sparring.errors import UserError
 from sparring.evaluation.evaluate import GRADES
 from sparring.evaluation.measure import GREEDY, REPLIES
 from sparring.opponent.replies import read_replies
+from sparring.own_code import is_own_code
 from sparring.players import Players
 from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
 from sparring.stages.context import PROMPTS
@@ -104,7 +104,7 @@ class _Reader:
         data = self._run.verified("data").path
         examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in said), key=lambda e: e.row_id)
         must_end = not is_held_out or self._recipe.target.checker is not None
-        own_function = is_own_checker(self._recipe.target.grading_checker)
+        own_function = is_own_code(self._recipe.target.grading_checker)
         reads_answers = not own_function or self._recipe.evaluate.answer_pattern is not None
         by_row = {row_id: tuple(own) for row_id, own in said.items()}
         return Lot(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)

@@ -58,6 +58,7 @@ def how_it_is(state: RunState) -> str:
 def _lines(state: RunState) -> Iterator[tuple[str, str]]:
     yield "run", str(state.root)
     yield "state", how_it_is(state)
+    yield "objective", state.recipe.objective.name
     if state.life is Life.FINISHED and state.summary is not None:
         yield "outcome", verdict(state.summary, str(state.root))
         yield from _graded(state)

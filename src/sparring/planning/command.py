@@ -119,7 +119,7 @@ def _proposal(proposal: Proposal, plan: Plan) -> str:
 def assumptions(plan: Plan) -> list[str]:
     """What hours and tokens take for granted, a line each."""
     recipe, spec = plan.recipe, plan.recipe.sampling.inner
-    count, scores = contest_branches(recipe), recipe.objective.uses_gaps
+    count, scores = contest_branches(recipe), recipe.objective.kind.uses_gaps
     trained = f"{count} replies, winners and losers" if scores else f"{count} winners"
     said = {
         assumed_rates(plan.device, spec): True,

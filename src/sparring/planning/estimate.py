@@ -107,9 +107,9 @@ class _Game:
         branches, trees = min(of_window), self.contests if recipe.target.moves else self.lengths
         first_pass = min(1.0, epochs)
         yield self._sample(owner, "generate", self.played, rows, recipe.sampling.replies_per_prompt)
-        if objective.uses_opponent_logps:
+        if objective.kind.uses_opponent_logps:
             yield self._score(owner, "score", trees, window * rows * first_pass, branches)
-        if objective.uses_start and t:
+        if objective.kind.uses_start and t:
             yield self._score(owner, "score-start", trees, rows * first_pass, branches)
         yield self._train(owner, recipe.train, trees, {count: epochs * rows * part for count, part in of_window.items()})
 
@@ -118,7 +118,7 @@ class _Game:
         replies = self.recipe.sampling.replies_per_prompt
         if self.recipe.target.moves:
             return {contest_branches(self.recipe): window}
-        if not self.recipe.objective.at(t, replies).get("history_weight"):
+        if not self.recipe.objective.at(t, replies).computes_start_replies:
             return {1 + replies: window}
         of_start = int(window == t + 1)  # iteration 0 is in the window
         return {1 + 2 * replies: window - of_start, 1 + replies: of_start}
@@ -247,7 +247,7 @@ def contest_branches(recipe: Recipe) -> int:
     """Branches of the tree of one prompt, at most: winners alone where only their likelihood counts, else with the losers."""
     target, drawn = recipe.target, recipe.sampling.replies_per_prompt
     winners = 1 if target.human == "only" else target.max_winners
-    if not recipe.objective.uses_gaps:
+    if not recipe.objective.kind.uses_gaps:
         return min(winners, drawn + (target.human == "mix"))
     return min(winners + min(target.max_losers, drawn), drawn + 1)
 

@@ -35,7 +35,8 @@ def told_of_pairs(recipe: Recipe, counts: Counts, unanswered: int) -> str:
         *(f"| {t} | {' | '.join(str(found[name]) for name in HEADERS)} |" for t, found in counts.items()),
     ]
     table, drawn = "\n".join(lines), recipe.sampling.replies_per_prompt
-    note = "" if recipe.objective.uses_gaps else " The game itself learned from winners alone: these pairs are those that would have met."
+    alone = " The game itself learned from winners alone: these pairs are those that would have met."
+    note = "" if recipe.objective.kind.uses_gaps else alone
     return f"""{" ".join(rule_of(recipe))}{note}
 
 {_whose(recipe, unanswered)}

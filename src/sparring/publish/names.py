@@ -6,7 +6,8 @@ import glob
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe, Section, is_own_checker
+from sparring.config import Recipe, Section
+from sparring.own_code import is_own_code
 
 LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".jinja"}
 HIDDEN = "(not shown)"
@@ -20,9 +21,9 @@ def public(recipe: Recipe) -> dict[str, Any]:
     places = [(values["model"], "path"), (values["model"], "chat_template"), *((source, "path") for source in sources)]
     for section, key in places:
         section[key] = _last_parts(section[key])
-    for key in ("checker", "random_like"):
-        if is_own_checker(values["target"][key]):
-            values["target"][key] = Path(values["target"][key]).name
+    for section, key in ((values["target"], "checker"), (values["target"], "random_like"), (values["objective"], "loss")):
+        if is_own_code(section[key]):
+            section[key] = Path(section[key]).name
     if values["evaluate"]["benchmarks"]:
         folders = values["evaluate"]["benchmarks"]["task_folders"]
         values["evaluate"]["benchmarks"]["task_folders"] = [Path(folder).name for folder in folders]

@@ -67,9 +67,9 @@ def _left_out(target: TargetSection) -> str:
 def _learned(recipe: Recipe) -> str:
     target = recipe.target
     weighed = "; each prompt is weighed by its margin of votes" if target.kind == "majority" and target.weigh_votes else ""
-    if not recipe.objective.uses_gaps:
-        return f"The player learns the winners alone, by their likelihood (objective.loss: sft){weighed}."
+    if not recipe.objective.kind.uses_gaps:
+        return f"The player learns the winners alone, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
-    told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.loss})"
+    told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
     return f"{told}{kept}{weighed}."

@@ -8,7 +8,7 @@ from sparring.checkers.asking import ask
 from sparring.checkers.failures import require_few_failures
 from sparring.checkers.grades import Checker
 from sparring.checkers.own import TRIED
-from sparring.config import ENGINES, OF_MOVING_TARGETS, Recipe, is_own_checker, unused_sections
+from sparring.config import ENGINES, Recipe, defaults_of_moving_targets, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.sources import local_files
@@ -17,6 +17,7 @@ from sparring.evaluation.evaluate import Evaluator
 from sparring.evaluation.harness import require_harness
 from sparring.launch import check_launcher
 from sparring.opponent.engines import require_engine
+from sparring.own_code import is_own_code
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
@@ -53,7 +54,7 @@ def _check_model_and_rows(context: RunContext) -> None:
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError where a function of one's own can grade none of the first human replies: a column that it needs may be missing."""
-    if checker is None or not is_own_checker(checker.name):
+    if checker is None or not is_own_code(checker.name):
         return
     texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
     asked = ask(context.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
@@ -64,7 +65,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError when no prompt without a reply has an answer to compare with: all its replies would be drawn for nothing."""
-    if context.recipe.target.kind != "verified" or checker is None or is_own_checker(checker.name) or not context.prompts:
+    if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
     if missed == len(context.prompts):
@@ -83,6 +84,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
 def _check_alone(recipe: Recipe) -> None:
     """What needs neither the model nor the rows."""
     local_files(recipe.data)
+    recipe.objective.at(0, recipe.sampling.replies_per_prompt).check()
     require_engine(recipe)
     if recipe.evaluate.benchmarks:
         require_harness(recipe.evaluate.benchmarks)
@@ -113,11 +115,10 @@ def _announce_cut(context: RunContext) -> None:
 def _announce_unused(recipe: Recipe) -> None:
     """Name the sections of engines that do not play, and the stages that the objective has no use for."""
     sampling, objective = recipe.sampling, recipe.objective
-    if not objective.uses_opponent_logps:
+    if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
-    if recipe.target.moves and objective.uses_gaps:
-        in_use = {"nll_weight", *objective.at(0, sampling.replies_per_prompt)}
-        taken = {key: value for key, value in OF_MOVING_TARGETS.items() if key in in_use}
+    taken = defaults_of_moving_targets(objective.loss)
+    if recipe.target.moves and taken:
         told = ", ".join(f"{key} {getattr(objective, key)} (by default {value:g} where the target moves)" for key, value in taken.items())
         log.info(f"objective: {told}")
     for name in unused_sections(sampling):

@@ -67,7 +67,7 @@ def window_at(context: RunContext, t: int) -> Window:
 def _human_window(context: RunContext, iterations: Sequence[int], t: int) -> Window:
     objective, root = context.recipe.objective, context.run.root
     replies = {i: read_replies(root / iteration_stage(i, "generate")) for i in iterations}
-    of_start = read_replies(root / iteration_stage(0, "generate")) if objective.uses_start_replies else None
+    of_start = read_replies(root / iteration_stage(0, "generate")) if objective.kind.uses_start_replies else None
     keep = objective.learns_from_identical(t)
     return build_window(context.train_examples, replies, context.chat.stop_ids, of_start=of_start, keep_identical=keep)
 
@@ -80,6 +80,6 @@ def _graded_window(context: RunContext, iterations: Sequence[int], t: int) -> Wi
         {i: candidates_at(context, i) for i in iterations},
         TARGETS[recipe.target.kind],
         rules_of(recipe),
-        uses_gaps=recipe.objective.uses_gaps,
+        uses_gaps=recipe.objective.kind.uses_gaps,
         uses_likelihood=recipe.objective.uses_likelihood(t),
     )

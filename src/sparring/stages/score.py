@@ -26,7 +26,7 @@ Logps = dict[str, list[StageRecord]]
 def score(context: RunContext, opponent: Policy, window: Window, t: int) -> Logps:
     """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
     _require_same_winners(context, window, t)
-    needs, found = context.recipe.objective, {}
+    needs, found = context.recipe.objective.kind, {}
     if needs.uses_opponent_logps:
         found["opponent_logps"] = [_score_opponent(context, opponent, window, t)]
     if needs.uses_start:
@@ -70,7 +70,7 @@ def scored_inputs(records: Logps, window: Window) -> dict[str, Any]:
 def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
     """Raise UserError in the words of the recipe where the iteration has begun with other winners: a fingerprint knows them as a hash."""
     recipe = context.recipe
-    name = iteration_stage(t, "score" if recipe.objective.uses_opponent_logps else "train")
+    name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")
     if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
         return

@@ -16,7 +16,7 @@ from sparring.targets.window import Window
 from sparring.training.contests import contest_task
 from sparring.training.opponent_pass import joined_logps
 from sparring.training.plan import iteration_plan
-from sparring.training.successors import objective_task
+from sparring.training.tasks import duel_task
 
 
 def train(context: RunContext, opponent: Policy, window: Window, records: Logps, t: int) -> Policy:
@@ -28,14 +28,14 @@ def train(context: RunContext, opponent: Policy, window: Window, records: Logps,
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
-        make_task = contest_task if moves else objective_task
+        make_task = contest_task if moves else duel_task
         task = make_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
         facts = fit_model(context, stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
         return {**facts, "counts": window.counts}
 
     inputs = {
         "train": {**training_inputs(settings), "lr": plan.lr, "epochs": at_iteration(settings.epochs, t)},
-        "objective": objective,
+        "objective": objective.fingerprint(),
         "opponent": opponent.hash,
         **scored_inputs(records, window),
         "seed": recipe.seed,

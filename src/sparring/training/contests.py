@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sparring.data.records import Contest
+from sparring.objectives.likelihood import nll_anchor
+from sparring.objectives.shared import Compared, Comparison, DuelLogps, ItemLosses, Logps, Objective
 from sparring.policy.batches import Branches, branches_of
-from sparring.policy.objectives import DuelLogps, SpinLoss, nll_anchor, spin_loss
-from sparring.policy.space import space_loss
 from sparring.policy.transfer import tensor_on
-from sparring.training.successors import mixed_opponent
-from sparring.training.tasks import ItemLosses, Logps, Task, padded
+from sparring.training.tasks import Task, padded
 
 
-def contest_task(contests: Sequence[Contest], objective: Mapping[str, Any], opponent: Logps, start: Logps) -> Task:
-    """The task of an iteration from what `ObjectiveSection.at` gives for it; opponent, start: as in `objective_task`."""
-    if objective["loss"] == "sft":
+def contest_task(contests: Sequence[Contest], objective: Objective, opponent: Logps, start: Logps) -> Task:
+    """The task of an iteration whose target moves; opponent, start: as in `duel_task`."""
+    if not isinstance(objective, Comparison):
         return WinnersTask(contests)
-    if objective["loss"] == "alpha-spin":
-        opponent = dict(mixed_opponent(opponent, start, objective["alpha"]))
-    return ContestTask(contests, opponent, objective)
+    return ContestTask(contests, objective.against(opponent, start), objective)
 
 
 class _OverContests:
@@ -70,10 +66,9 @@ class ContestTask(_OverContests):
     negative log-likelihood per token (the anchor of Iterative RPO, arXiv 2404.19733). Every branch is computed once, however many pairs
     it is in."""
 
-    def __init__(self, contests: Sequence[Contest], opponent_logps: Logps, objective: Mapping[str, Any]) -> None:
+    def __init__(self, contests: Sequence[Contest], opponent_logps: Logps, objective: Comparison) -> None:
         super().__init__(contests)
         self.opponent_logps, self.objective = opponent_logps, objective
-        self.nll_weight = objective.get("nll_weight", 0.0)
 
     def loss_scale(self, batch: Sequence[int]) -> float:
         """The loss of a step is the mean over its contests."""
@@ -83,24 +78,18 @@ class ContestTask(_OverContests):
         contests = [self.contests[index] for index in indices]
         opponent_DR, _ = padded([self.opponent_logps[contest.duel_id] for contest in contests], logps_DR)
         pairs = _Pairs.of(contests, logps_DR.device)
-        result = self._pair_losses(pairs.logps(logps_DR), pairs.logps(opponent_DR), logps_DR)
+        player = pairs.logps(logps_DR)
+        exists = torch.ones_like(player.generated_DK, dtype=torch.bool)
+        found = self.objective.losses(Compared(player, pairs.logps(opponent_DR), exists))
         won_D = tensor_on(logps_DR.device, [len(contest.winners) for contest in contests], dtype=logps_DR.dtype)
-        numbers = _numbers(result, pairs, (self._over_winners(indices, logps_DR) / won_D).detach(), logps_DR.detach())
-        loss_D = pairs.mean(result.loss_D, of_none=0.0)
-        if self.nll_weight:
+        numbers = _numbers(found, pairs, (self._over_winners(indices, logps_DR) / won_D).detach())
+        loss_D = pairs.mean(found.loss_D, of_none=0.0)
+        if weight := self.objective.nll_weight:
             lengths_DR, _ = padded([[1.0 * len(reply) for reply in self.branches(index).replies] for index in indices], logps_DR)
             nll_D = self._over_winners(indices, nll_anchor(logps_DR, lengths_DR.clamp(min=1.0))) / won_D
-            loss_D, numbers = loss_D + self.nll_weight * nll_D, {**numbers, "nll": nll_D.detach()}
+            loss_D, numbers = loss_D + weight * nll_D, {**numbers, "nll": nll_D.detach()}
         weight_D = tensor_on(logps_DR.device, [contest.weight for contest in contests], dtype=logps_DR.dtype)
         return ItemLosses(weight_D * loss_D, numbers)
-
-    def _pair_losses(self, player: DuelLogps, opponent: DuelLogps, like: Tensor) -> SpinLoss:
-        """The loss of every pair by itself, as a duel with one reply."""
-        mask = torch.ones_like(player.generated_DK, dtype=torch.bool)
-        if self.objective["loss"] == "space":
-            return space_loss(player, opponent, mask, mu=self.objective["mu"])
-        loss = "logistic" if self.objective["loss"] == "alpha-spin" else self.objective["loss"]
-        return spin_loss(player, opponent, mask, beta=self.objective["beta"], loss=loss)
 
 
 @dataclass(frozen=True)
@@ -129,17 +118,11 @@ class _Pairs:
         return torch.where(self.count_D > 0, sum_D / self.count_D.clamp(min=1), of_none)
 
 
-def _numbers(result: SpinLoss, pairs: _Pairs, winners_D: Tensor, logps_DR: Tensor) -> dict[str, Tensor]:
+def _numbers(found: ItemLosses, pairs: _Pairs, winners_D: Tensor) -> dict[str, Tensor]:
     """What the log tells of each contest: means over its pairs, and the winners' mean log-prob. One without pairs counts as a tie."""
-    losers_P = logps_DR[pairs.contest_P, pairs.loser_P]
-    return {
-        "margin": pairs.mean(result.margin_D, 0.0),
-        "accuracy": pairs.mean(result.accuracy_D, 0.5),
-        "reward_real": pairs.mean(result.reward_real_D, 0.0),
-        "reward_generated": pairs.mean(result.reward_generated_DK[:, 0], 0.0),
-        "real_logp": winners_D,
-        "generated_logp": pairs.mean(losers_P, winners_D),
-    }
+    of_none = {"accuracy": 0.5, "generated_logp": winners_D}
+    means = {name: pairs.mean(value, of_none.get(name, 0.0)) for name, value in found.numbers.items()}
+    return {**means, "real_logp": winners_D}
 
 
 def _weights_and_winners(contests: Sequence[Contest]) -> tuple[list[float], list[float]]:

@@ -1,33 +1,23 @@
-"""What a training step minimises: SPIN over duels, or the plain likelihood of the human replies. One loop serves both.
+"""What a training step minimises: an objective over duels, or the plain likelihood of the human replies. One loop serves both.
 
-The successors of SPIN are in successors.py.
+The formulas are in objectives/, the tasks of targets that move in contests.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sparring.data.records import Duel, Example
+from sparring.data.records import Duel, Example, TokenIds, Triplet
+from sparring.objectives.likelihood import nll_anchor
+from sparring.objectives.shared import Compared, Comparison, DuelLogps, ItemLosses, Logps
+from sparring.objectives.spin import LossName, Spin
 from sparring.policy.batches import Branches, branches_of
-from sparring.policy.objectives import DuelLogps, LossName, SpinLoss, spin_loss
 from sparring.policy.transfer import tensor_on
-
-# duel id -> log-probs of its branches
-Logps = Mapping[str, Sequence[float]]
-
-
-@dataclass(frozen=True)
-class ItemLosses:
-    """Losses [D] of a micro-batch, with their gradient, and detached numbers [D] for the log."""
-
-    loss_D: Tensor
-    numbers: dict[str, Tensor]
 
 
 class Task(Protocol):
@@ -44,13 +34,23 @@ class Task(Protocol):
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses: ...
 
 
+def duel_task(duels: Sequence[Duel], objective: Comparison, opponent: Logps, start: Logps) -> Task:
+    """The task of an iteration whose target is human.
+
+    opponent, start: duel id -> log-probs of its branches under the opponent and under the start of the game; empty where the
+    objective has no use for them.
+    """
+    task = DuelTask(duels, objective, objective.against(opponent, start))
+    return Anchored(task, objective.nll_weight) if objective.nll_weight else task
+
+
 class DuelTask:
-    """What the objectives over the duels of an iteration have in common."""
+    """An objective over the duels of an iteration, against opponent log-probs computed once."""
 
     unit, preferred = "duels", "human replies"
 
-    def __init__(self, duels: Sequence[Duel]) -> None:
-        self.duels = duels
+    def __init__(self, duels: Sequence[Duel], objective: Comparison, opponent_logps: Logps) -> None:
+        self.duels, self.objective, self.opponent_logps = duels, objective, opponent_logps
 
     def __len__(self) -> int:
         return len(self.duels)
@@ -59,28 +59,52 @@ class DuelTask:
         return self.duels[index].duel_id
 
     def branches(self, index: int) -> Branches:
-        return branches_of(self.duels[index])
+        """Of a triplet each reply is a branch once, whoever has given it."""
+        duel = self.duels[index]
+        if not isinstance(duel, Triplet):
+            return branches_of(duel)
+        of_start = duel.start_ids if self.objective.computes_start_replies else ()
+        return Branches(duel.prompt_ids, tuple(dict.fromkeys((duel.real_ids, *duel.generated_ids, *of_start))))
 
     def loss_scale(self, batch: Sequence[int]) -> float:
         """The loss of a step is the mean over its duels."""
         return 1 / len(batch)
 
-
-class SpinTask(DuelTask):
-    """Equation 4.7 over the duels of an iteration, against opponent log-probs computed once."""
-
-    def __init__(self, duels: Sequence[Duel], opponent_logps: Mapping[str, Sequence[float]], beta: float, loss: LossName) -> None:
-        super().__init__(duels)
-        self.opponent_logps, self.beta, self.loss = opponent_logps, beta, loss
-
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        compared = self._counted if self.objective.counts_identical else self._in_columns
+        return self.objective.losses(compared(indices, logps_DR))
+
+    def _counted(self, indices: Sequence[int], logps_DR: Tensor) -> Compared:
+        """Replies that equal the human one are counted; the others are the columns."""
+        opponent_DR, mask_DR = self._opponent(indices, logps_DR)
         duels = [self.duels[index] for index in indices]
-        stored = [self.opponent_logps[duel.duel_id] for duel in duels]
-        opponent_DR, mask_DR = padded(stored, logps_DR)
         identical_D = tensor_on(logps_DR.device, [sum(ids == duel.real_ids for ids in duel.generated_ids) for duel in duels])
         player, opponent = (DuelLogps(logps[:, 0], logps[:, 1:]) for logps in (logps_DR, opponent_DR))
-        result = spin_loss(player, opponent, mask_DR[:, 1:], identical_D, beta=self.beta, loss=self.loss)
-        return ItemLosses(result.loss_D, duel_numbers(result, player, mask_DR[:, 1:]))
+        return Compared(player, opponent, mask_DR[:, 1:], identical_D)
+
+    def _in_columns(self, indices: Sequence[int], logps_DR: Tensor) -> Compared:
+        """Every reply has a column. One that equals another is not computed again: they share a branch."""
+        trees, device = [self.branches(index) for index in indices], logps_DR.device
+        columns_DK, mask_DK = branch_columns(trees, [self.duels[index].generated_ids for index in indices], device)
+
+        def of(logps_DR: Tensor) -> DuelLogps:
+            return DuelLogps(logps_DR[:, 0], logps_DR.gather(1, columns_DK))
+
+        opponent = of(self._opponent(indices, logps_DR)[0]) if self.objective.uses_opponent_logps else None
+        if not self.objective.computes_start_replies:
+            return Compared(of(logps_DR), opponent, mask_DK)
+        start_DK, _ = branch_columns(trees, [self.duels[index].start_ids for index in indices], device)
+        return Compared(of(logps_DR), opponent, mask_DK, start_DK=logps_DR.gather(1, start_DK))
+
+    def _opponent(self, indices: Sequence[int], logps_DR: Tensor) -> tuple[Tensor, Tensor]:
+        return padded([self.opponent_logps[self.name(index)] for index in indices], logps_DR)
+
+
+class SpinTask(DuelTask):
+    """SPIN without an anchor; DPO too, whose rejected reply is in the opponent's place."""
+
+    def __init__(self, duels: Sequence[Duel], opponent_logps: Logps, beta: float, loss: LossName) -> None:
+        super().__init__(duels, Spin(loss=loss, beta=beta), opponent_logps)
 
 
 def padded(stored: Sequence[Sequence[float]], like_DR: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,21 +114,30 @@ def padded(stored: Sequence[Sequence[float]], like_DR: Tensor) -> tuple[Tensor, 
     return values_DR, on_device([[column < len(row) for column in range(columns)] for row in stored])
 
 
-def duel_numbers(result: SpinLoss, player: DuelLogps, mask_DK: Tensor) -> dict[str, Tensor]:
-    """What the log tells of each duel. Means over the columns; without one all replies equal the human one, and it stands for them."""
-    real_D, replies_D = player.real_D.detach(), mask_DK.sum(1)
+def branch_columns(trees: Sequence[Branches], replies: Sequence[Sequence[TokenIds]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """For the k-th of each tree's `replies` the column [D, K] of its branch, and whether there is a k-th; equal replies share a column."""
+    most = max(map(len, replies))
+    columns = [[tree.replies.index(ids) for ids in own] for tree, own in zip(trees, replies, strict=True)]
+    index_DK = tensor_on(device, [[*row, *[0] * (most - len(row))] for row in columns])
+    return index_DK, tensor_on(device, [[k < len(row) for k in range(most)] for row in columns])
 
-    def mean(value_DK: Tensor, identical_D: Tensor) -> Tensor:
-        return torch.where(replies_D > 0, value_DK.masked_fill(~mask_DK, 0.0).sum(1) / replies_D, identical_D)
 
-    return {
-        "margin": result.margin_D,
-        "accuracy": result.accuracy_D,
-        "reward_real": result.reward_real_D,
-        "reward_generated": mean(result.reward_generated_DK, result.reward_real_D),
-        "real_logp": real_D,
-        "generated_logp": mean(player.generated_DK.detach(), real_D),
-    }
+class Anchored:
+    """Any task over human replies in its first branch, with weight times their negative log-likelihood per token beside its loss."""
+
+    def __init__(self, task: Task, weight: float) -> None:
+        self.task, self.nll_weight = task, weight
+        self.unit, self.preferred = task.unit, task.preferred
+        self.name, self.branches, self.weight = task.name, task.branches, task.loss_scale
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        found = self.task.losses(indices, logps_DR)
+        tokens_D = tensor_on(logps_DR.device, [len(self.branches(index).replies[0]) for index in indices])
+        nll_D = nll_anchor(logps_DR[:, 0], tokens_D)
+        return ItemLosses(found.loss_D + self.nll_weight * nll_D, {**found.numbers, "nll": nll_D.detach()})
 
 
 class SftTask:

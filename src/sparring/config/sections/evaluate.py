@@ -8,7 +8,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from sparring.config.option_types import Contradiction, Fraction, Metric, PositiveFloat, PositiveInt, Regex, Section, Texts
-from sparring.config.sections.target import TargetSection, is_own_checker
+from sparring.config.sections.target import TargetSection
+from sparring.own_code import is_own_code
 
 
 class BenchmarksSection(Section):
@@ -77,10 +78,10 @@ class EvaluateSection(Section):
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
             yield Contradiction("answer_pattern", None, why)
-        if target.kind == "majority" and is_own_checker(checker) and self.answer_pattern is None:
+        if target.kind == "majority" and is_own_code(checker) and self.answer_pattern is None:
             why = "majority counts votes for answers, and a function of your own reads none: this finds them"
             yield Contradiction("answer_pattern", None, why)
-        if target.losers == "answered" and is_own_checker(checker) and self.answer_pattern is None:
+        if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:
             why = "with target.losers answered nobody loses without an answer, and a function of your own reads none: this finds them"
             yield Contradiction("answer_pattern", None, why)
         if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.moves)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -12,27 +13,27 @@ from sparring.config.option_types import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Text,
     WeightPerIteration,
     at_iteration,
 )
+from sparring.errors import nearest
+from sparring.objectives import OBJECTIVES, Objective, in_words, kind_of, names_taking
+from sparring.own_code import is_own_code
 
 T = TypeVar("T")
-# The losses that an option has an effect on; the others refuse it.
-SPIN_LOSSES = ("logistic", "hinge", "exponential", "correlation")
-TAKEN_BY = {"beta": (*SPIN_LOSSES, "t-spin", "alpha-spin"), "mu": ("space",), "history_weight": ("t-spin",), "alpha": ("alpha-spin",)}
 # Defaults where the target moves (docs/evidence.md): without likelihood beside them such duels lose what the model can do, at any beta
 OF_MOVING_TARGETS = {"beta": 0.5, "nll_weight": 1.0}
 
 
+def defaults_of_moving_targets(loss: str) -> dict[str, float]:
+    """Those that an objective takes; none where the recipe names no objective."""
+    kind = kind_of(loss)
+    return {option: value for option, value in OF_MOVING_TARGETS.items() if kind is not None and kind.takes(option)}
+
+
 class ObjectiveSection(Section):
-    loss: Literal["logistic", "hinge", "exponential", "correlation", "space", "t-spin", "alpha-spin", "sft"] = Field(
-        "logistic",
-        description="The decreasing convex function ell of equation 4.7; or a successor of SPIN (docs/theory.md): `space` tells each reply "
-        "from the opponent's by itself (arXiv 2512.07175), `t-spin` needs no opponent log-probs and also prefers the newest replies to "
-        "those of the start (arXiv 2601.08198), `alpha-spin` plays against a mixture of the opponent and the start (arXiv 2404.04291). "
-        "The last two with the logistic ell. `sft` is the plain likelihood of the winners of `target` verified or majority, and compares "
-        "them with nothing (rejection-sampling fine-tuning, self-training).",
-    )
+    loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
     beta: PerIteration = Field(
         1.0,
         description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its gaps), one value or one per iteration. The paper "
@@ -63,54 +64,44 @@ class ObjectiveSection(Section):
     )
     window: PositiveInt = Field(2, description="Iterations whose replies are trained on, the newest first; the paper uses 2.")
 
-    @field_validator(*TAKEN_BY)
+    @field_validator("loss")
+    @classmethod
+    def _is_an_objective(cls, loss: str) -> str:
+        if kind_of(loss) is None:
+            guess = nearest(loss, OBJECTIVES)
+            raise ValueError(f"no objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
+        return loss
+
+    @field_validator("*")
     @classmethod
     def _has_an_effect(cls, value: T, info: ValidationInfo) -> T:
-        name, loss = info.field_name or "", info.data.get("loss")
-        if loss is not None and loss not in TAKEN_BY[name] and value != cls.model_fields[name].default:
-            raise ValueError(f"has no effect while objective.loss is {loss}; it is for {', '.join(TAKEN_BY[name])}")
-        return value
-
-    @field_validator("nll_weight")
-    @classmethod
-    def _sft_is_likelihood(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("loss") == "sft" and value != 0.0:
-            raise ValueError("has no effect while objective.loss is sft, which is that likelihood")
+        option, loss = info.field_name or "", info.data.get("loss", "")
+        kind, others = kind_of(loss), names_taking(option)
+        if kind is not None and others and not kind.takes(option) and value != cls.model_fields[option].default:
+            raise ValueError(f"has no effect while objective.loss is {loss}; it is for {others}")
         return value
 
     @property
-    def uses_opponent_logps(self) -> bool:
-        return self.loss not in ("t-spin", "sft")
+    def kind(self) -> type[Objective]:
+        """What the objective needs, and which options it takes."""
+        kind = kind_of(self.loss)
+        assert kind is not None, self.loss
+        return kind
 
     @property
-    def uses_gaps(self) -> bool:
-        """Whether winners are compared with losers."""
-        return self.loss != "sft"
+    def name(self) -> str:
+        """What it is called where others read it: of a path the file's name alone."""
+        return Path(self.loss).name if is_own_code(self.loss) else self.loss
 
     def uses_likelihood(self, iteration: int) -> bool:
         """Whether the winners' own likelihood is raised."""
-        return self.loss == "sft" or at_iteration(self.nll_weight, iteration) > 0
-
-    @property
-    def uses_start(self) -> bool:
-        """Whether log-probs under the start of the game are needed."""
-        return self.loss == "alpha-spin"
-
-    @property
-    def uses_start_replies(self) -> bool:
-        return self.loss == "t-spin"
+        return not self.kind.uses_gaps or at_iteration(self.nll_weight, iteration) > 0
 
     def learns_from_identical(self, iteration: int) -> bool:
         """Whether a duel has a gradient though all its replies equal the human one: where not only gaps between replies count."""
-        return self.loss == "space" or at_iteration(self.nll_weight, iteration) > 0
+        return self.kind.learns_from_identical or at_iteration(self.nll_weight, iteration) > 0
 
-    def at(self, iteration: int, replies_per_prompt: int) -> dict[str, Any]:
-        """What has an effect in an iteration (from 0), with its value there; nothing else."""
-        found: dict[str, Any] = {"loss": self.loss}
-        found |= {name: at_iteration(getattr(self, name), iteration) for name, losses in TAKEN_BY.items() if self.loss in losses}
-        if self.loss == "space":
-            found["mu"] = self.mu or float(replies_per_prompt)
-        if self.loss == "t-spin" and iteration == 0:
-            found["history_weight"] = 0.0
-        nll_weight = at_iteration(self.nll_weight, iteration)
-        return {**found, "nll_weight": nll_weight} if nll_weight else found
+    def at(self, iteration: int, replies_per_prompt: int) -> Objective:
+        """The objective with the values of its options in an iteration (from 0)."""
+        values = {option: at_iteration(getattr(self, option), iteration) for option in type(self).model_fields if self.kind.takes(option)}
+        return self.kind(**values).in_iteration(iteration, replies_per_prompt)

@@ -12,14 +12,10 @@ from sparring.config.sections.data import DataSection
 from sparring.config.sections.objective import ObjectiveSection
 from sparring.config.sections.sampling import SamplingSection
 from sparring.errors import nearest
+from sparring.own_code import OWN_CODE, is_own_code
 
 T = TypeVar("T")
 BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
-
-
-def is_own_checker(name: str | None) -> bool:
-    """Whether it names a function in a file, `path/to/file.py:function`."""
-    return name is not None and ".py:" in name
 
 
 class TargetSection(Section):
@@ -80,12 +76,10 @@ class TargetSection(Section):
     @classmethod
     def _is_a_checker(cls, name: str | None, info: ValidationInfo) -> str | None:
         known = [one for one in BUILT_IN_CHECKERS if one != "random" or info.field_name == "checker"]
-        if name is None or name in known or is_own_checker(name):
+        if name is None or name in known or is_own_code(name):
             return name
         guess = nearest(name, known)
-        raise ValueError(
-            f"no checker; there are {', '.join(known)} and path/to/file.py:function" + (f"; did you mean {guess}?" * bool(guess))
-        )
+        raise ValueError(f"no checker; there are {', '.join(known)} and {OWN_CODE}" + (f"; did you mean {guess}?" * bool(guess)))
 
     @field_validator("checker")
     @classmethod
@@ -117,7 +111,7 @@ class TargetSection(Section):
     @field_validator("pass_score")
     @classmethod
     def _tells_right_from_wrong(cls, value: float, info: ValidationInfo) -> float:
-        if "checker" in info.data and not is_own_checker(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
+        if "checker" in info.data and not is_own_code(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
             raise ValueError("built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none")
         return value
 
@@ -159,26 +153,22 @@ class TargetSection(Section):
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.moves:
             yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; take verified or majority")
-        if (
-            self.kind == "verified"
-            and data.prompts is not None
-            and data.prompts.answer is None
-            and not is_own_checker(self.grading_checker)
-        ):
+        if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_code(self.grading_checker):
             why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or take majority"
             yield Contradiction("kind", self.kind, why)
         if self.human == "only" and data.prompts is not None:
             yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; take fallback, never or mix")
-        if data.checker_columns and not is_own_checker(self.grading_checker):
+        if data.checker_columns and not is_own_code(self.grading_checker):
             yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
-        if objective.loss == "sft" and self.human == "only":
-            why = "with objective.loss sft the human reply alone would be trained on: that is continued SFT; take fallback, never or mix"
+        loss, kind = objective.loss, objective.kind
+        if not kind.uses_gaps and self.human == "only":
+            why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT; "
+            why += "take fallback, never or mix"
             yield Contradiction("human", self.human, why)
-        if objective.loss == "sft" and not self.moves:
-            why = "objective.loss sft on human replies is no game but continued SFT: see sft and controls; or take verified or majority"
+        if not kind.uses_gaps and not self.moves:
+            why = f"objective.loss {loss} on human replies is no game but continued SFT: see sft and controls; or take verified or majority"
             yield Contradiction("kind", self.kind, why)
-        if objective.loss == "t-spin" and self.moves:
-            why = "T-SPIN compares the human reply with those of the opponent and of the start; it is defined for human alone"
-            yield Contradiction("kind", self.kind, why)
+        if kind.why_human_alone is not None and self.moves:
+            yield Contradiction("kind", self.kind, kind.why_human_alone)

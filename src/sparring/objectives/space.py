@@ -1,16 +1,28 @@
-"""SPACE (arXiv 2512.07175): each reply is told from the opponent's by itself, and not by a gap. Pure functions.
+"""SPACE (arXiv 2512.07175): each reply is told from the opponent's by itself, and not by a gap.
 
-Shapes as in objectives.py: D duels, K opponent replies per prompt. What the formula implies, and the tests that prove it: docs/theory.md.
+Shapes as in shared.py. The paper was read in part only: docs/theory.md says what of it, what the formula implies, and which tests prove it.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
-import torch.nn.functional as F
-from torch import Tensor
+from sparring.objectives.shared import (
+    READ_IN_PART,
+    Compared,
+    Comparison,
+    DuelLogps,
+    ItemLosses,
+    SpinLoss,
+    accuracy,
+    log_sigmoid,
+    mean_over_replies,
+)
 
-from sparring.policy.objectives import DuelLogps, SpinLoss, accuracy, mean_over_replies
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: float) -> SpinLoss:
@@ -29,13 +41,29 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
     """
     reward_real_D = player.real_D - opponent.real_D.detach()
     reward_DK = (player.generated_DK - opponent.generated_DK.detach()).masked_fill(~mask_DK, 0.0)
-    taken_for_human_DK = -F.logsigmoid(math.log(mu) - reward_DK)
+    taken_for_human_DK = -log_sigmoid(math.log(mu) - reward_DK)
     margin_DK = (reward_real_D[:, None] - reward_DK).masked_fill(~mask_DK, 0.0).detach()
     return SpinLoss(
-        loss_D=-F.logsigmoid(reward_real_D - math.log(mu)) + mu * mean_over_replies(taken_for_human_DK, mask_DK),
+        loss_D=-log_sigmoid(reward_real_D - math.log(mu)) + mu * mean_over_replies(taken_for_human_DK, mask_DK),
         margin_DK=margin_DK,
         margin_D=mean_over_replies(margin_DK, mask_DK),
         accuracy_D=accuracy(margin_DK, mask_DK),
         reward_real_D=reward_real_D.detach(),
         reward_generated_DK=reward_DK.detach(),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space(Comparison):
+    names = ("space",)
+    about = f"tells each reply from the opponent's by itself (SPACE, arXiv 2512.07175; {READ_IN_PART})"
+    learns_from_identical = True
+
+    mu: float | None = None
+
+    def in_iteration(self, iteration: int, replies_per_prompt: int) -> Self:
+        return replace(self, mu=self.mu or float(replies_per_prompt))
+
+    def losses(self, given: Compared) -> ItemLosses:
+        assert given.opponent is not None and self.mu is not None
+        return space_loss(given.player, given.opponent, given.mask_DK, mu=self.mu).of(given)

@@ -1,16 +1,18 @@
-"""T-SPIN (arXiv 2601.08198): the human reply before the opponent's, the opponent's before that of the start. Pure functions.
+"""T-SPIN (arXiv 2601.08198): the human reply before the opponent's, the opponent's before that of the start.
 
-Shapes as in objectives.py: D duels, K opponent replies per prompt. What the formula implies, and the tests that prove it: docs/theory.md.
+Shapes as in shared.py. What the formula implies, and the tests that prove it: docs/theory.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-from torch import Tensor
+from sparring.objectives.shared import Compared, Comparison, ItemLosses, accuracy, mean_over_replies
+from sparring.objectives.spin import LOSSES, LossName
 
-from sparring.policy.objectives import LOSSES, LossName, accuracy, mean_over_replies
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,35 @@ def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history
         accuracy_D=accuracy(margin_DK.detach(), mask_DK),
         history_D=mean_over_replies(history_DK.detach(), mask_DK),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TSpin(Comparison):
+    names = ("t-spin",)
+    about = "needs no opponent log-probs and also prefers the newest replies to those of the start (T-SPIN, arXiv 2601.08198)"
+    uses_opponent_logps = False
+    uses_start_replies = True
+    why_human_alone = "T-SPIN compares the human reply with those of the opponent and of the start; it is defined for human alone"
+
+    beta: float
+    history_weight: float
+
+    @property
+    def computes_start_replies(self) -> bool:
+        return self.history_weight > 0
+
+    def in_iteration(self, iteration: int, replies_per_prompt: int) -> Self:
+        """In iteration 0 the replies are those of the start."""
+        return self if iteration else replace(self, history_weight=0.0)
+
+    def losses(self, given: Compared) -> ItemLosses:
+        mask_DK, generated_DK = given.mask_DK, given.player.generated_DK
+        player = TripletLogps(given.player.real_D, generated_DK, generated_DK if given.start_DK is None else given.start_DK)
+        found = triplet_loss(player, mask_DK, alpha=self.beta, history_weight=self.history_weight)
+        numbers = {
+            "margin": found.margin_D,
+            "accuracy": found.accuracy_D,
+            "real_logp": player.real_D.detach(),
+            "generated_logp": generated_DK.detach().masked_fill(~mask_DK, 0.0).sum(1) / mask_DK.sum(1),
+        }
+        return ItemLosses(found.loss_D, numbers | ({"history_margin": found.history_D} if self.history_weight else {}))

@@ -1,0 +1,83 @@
+"""A function of the user's own that a recipe names, `path/to/file.py:function`: a checker, which runs in processes of its own, or an
+objective, which runs in this one."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sparring.console import printable
+from sparring.errors import UserError, first_line, nearest
+
+OWN_CODE = "path/to/file.py:function"
+
+
+def is_own_code(name: str | None) -> bool:
+    """Whether it names a function in a file."""
+    return name is not None and ".py:" in name
+
+
+@dataclass(frozen=True)
+class OwnCode:
+    """The text of a file and the name of a function that is in it. `where`: the option that names them."""
+
+    where: str
+    path: str
+    function: str
+    source: str
+    sha256: str
+
+    @classmethod
+    def read(cls, name: str, where: str) -> OwnCode:
+        """Relative to the current folder. Raises UserError where there is no such file."""
+        path, _, function = name.rpartition(":")
+        file = Path(path)
+        if file.suffix != ".py" or not file.is_file():
+            why = "is no Python file (.py)" if file.is_file() else "does not exist"
+            raise UserError(f"the file {path} {why}", where=where, remedy=f"name a local file and its function: {OWN_CODE}")
+        try:
+            data = file.read_bytes()
+            return cls(where, path, function, importlib.util.decode_source(data), hashlib.sha256(data).hexdigest())
+        except (OSError, SyntaxError, UnicodeDecodeError) as error:
+            raise UserError(f"the file {path} cannot be read: {first_line(error)}", where=where) from error
+
+    def load(self, wanted: str, *positional: Any, **named: Any) -> Callable[..., Any]:
+        """The function, in this process. Raises UserError where the file cannot be imported, or has no function that takes such arguments;
+        `wanted`: what it must be, in words."""
+        from sparring.checkers.worker import Trouble, named_function
+
+        try:
+            function, signature = named_function(self.path, self.source, self.function, module="own_code")
+        except Trouble as trouble:
+            raise self.explained(trouble.args[0], wanted) from trouble
+        try:
+            signature.bind(*positional, **named)
+        except TypeError:
+            raise self.explained({"signature": str(signature)[:200]}, wanted) from None
+        return function
+
+    def said(self, error: Exception) -> str:
+        """What the function raised, and at which line of the file."""
+        from sparring.checkers.worker import line_of, said
+
+        return f"{line_of(error, self.path)}{said(error)}"
+
+    def explained(self, trouble: Mapping[str, Any], wanted: str) -> UserError:
+        """What could not be loaded, in words."""
+        path, function = self.path, self.function
+        if "missing" in trouble:
+            if trouble["found"]:
+                return UserError(f"{function} in {path} is no function but of type {trouble['found']}", where=self.where)
+            near = nearest(function, trouble["missing"])
+            return UserError(f"{path} has no function {function!r}", where=self.where, remedy=f"did you mean {near}?" if near else None)
+        if "signature" in trouble:
+            what = f"{function} in {path} takes {trouble['signature'] or 'nobody knows what'}"
+            return UserError(what, where=self.where, remedy=wanted)
+        what = f"{path} cannot be imported: {printable(trouble.get('import') or trouble['lost'])}"
+        if printed := trouble.get("printed"):
+            what += f"\n  it printed: {printed}"
+        return UserError(what, where=self.where)
