@@ -28,7 +28,7 @@ from sparring.training.contests import contest_task
 from sparring.training.tasks import duel_task
 
 ROOT = Path(__file__).parent.parent
-FILE, CLASS = (block.text for block in page_blocks(ROOT / "docs/contributing.md") if block.language == "python")
+FILE, CLASS = (block.text for block in page_blocks(ROOT / "docs/contributing.md") if block.language == "python" and "ipo" in block.text)
 # One iteration on twelve rows, eight to train on: two steps
 SMALL = {"data__held_out": 4, "sft": None, "sampling__max_new_tokens": 4, "showcase": [], "controls": None, "iterations": 1}
 BETA = 0.25

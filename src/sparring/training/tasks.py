@@ -128,7 +128,7 @@ class Anchored:
     def __init__(self, task: Task, weight: float) -> None:
         self.task, self.nll_weight = task, weight
         self.unit, self.preferred = task.unit, task.preferred
-        self.name, self.branches, self.weight = task.name, task.branches, task.loss_scale
+        self.name, self.branches, self.loss_scale = task.name, task.branches, task.loss_scale
 
     def __len__(self) -> int:
         return len(self.task)
