@@ -140,7 +140,7 @@ def tokens_that_fit(model: Path, optimizer: str) -> int:
     """Of a micro-batch: as a run chooses them from the memory that is free, but by what this very optimizer holds."""
     import torch
 
-    from sparring.policy.budget import free_memory
+    from sparring.policy.compute import free_memory
     from sparring.policy.footprint import tokens_at_once, training_bytes
     from sparring.policy.load import model_shape
     from sparring.policy.shares import Parallel

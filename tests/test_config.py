@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.config.load import resolved
 from sparring.config.other_names import INSTEAD, SAME
-from sparring.config.resolved import resolved
 from sparring.config.yaml_dialect import MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml
 from sparring.control import unlike_lr
 from sparring.errors import UserError

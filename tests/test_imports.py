@@ -19,7 +19,7 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"secrecy", "errors", "files", "interrupts", "console", "config", "locks", "packages", "rundir", "stage_names", "progress"}
+FLOOR = {"secrecy", "errors", "files", "interrupts", "console", "config", "locks", "rundir", "stage_names", "progress"}
 FLOOR |= {"game_place", "own_code"}
 STAGES = FLOOR | {"data", "objectives", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,7 +34,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locks": {"errors"},
     "manual": {"errors"},
     "doctor": FLOOR | {"policy.container"},
-    "packages": set(),
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
     "progress": {"errors", "console"},

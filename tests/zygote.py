@@ -162,7 +162,7 @@ def serve() -> None:
     """Import, then fork a child per request until stdin closes."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
-    ours = ("cli", "samples", "export", "report.tables", "seeds", "comparison.command", "comparison.page", "planning.shape")
+    ours = ("cli", "samples", "export", "report.tables", "game", "comparison.command", "comparison.page", "planning.shape")
     for module in (*(f"sparring.{name}" for name in ours), "scipy.stats", "datasets"):
         importlib.import_module(module)
     # what transformers and others load on first use

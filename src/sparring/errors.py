@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 from collections.abc import Iterable
 
@@ -35,3 +36,9 @@ def first_line(error: BaseException) -> str:
     """What a foreign error says in short: its first line, 300 characters at most, or the name of its type. A heading takes the next in."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]
+
+
+def is_installed(package: str) -> bool:
+    """A folder of that name is not one: Python would import it too, as an empty package."""
+    found = importlib.util.find_spec(package)
+    return found is not None and found.origin is not None

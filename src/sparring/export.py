@@ -11,12 +11,10 @@ from sparring.console import log
 from sparring.errors import UserError, first_line
 from sparring.players import BASE, Player, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
-from sparring.policy.folder import check_files
-from sparring.policy.hub import HUB_FILES
+from sparring.policy.folder import HUB_FILES, check_files
 from sparring.policy.load import convert, merge, name_ends
-from sparring.publish.cards import About, model_card
+from sparring.publish.cards import About, model_card, write_plots
 from sparring.publish.names import is_hub_id
-from sparring.publish.plots import write_plots
 from sparring.report.outcome import standing_above
 
 

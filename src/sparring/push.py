@@ -13,10 +13,10 @@ from sparring.errors import UserError
 from sparring.export import export, new_folder
 from sparring.locks import hold
 from sparring.players import Player, Players
-from sparring.policy.hub import HUB_FILES
+from sparring.policy.folder import HUB_FILES
+from sparring.publish.cards import FOLDER as PLOTS
 from sparring.publish.cards import About, dataset_card, model_title
 from sparring.publish.pairs import write_pairs
-from sparring.publish.plots import FOLDER as PLOTS
 
 if TYPE_CHECKING:
     from sparring.publish.upload import Hub

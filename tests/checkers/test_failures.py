@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from asking import ask, made
 
-from sparring.checkers.failures import require_few_failures
-from sparring.checkers.grades import Grade
+from sparring.checkers.grades import Grade, require_few_failures
 from sparring.data.records import Reply
 from sparring.data.tables import items_done, read_rows
 from sparring.errors import UserError

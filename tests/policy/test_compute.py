@@ -15,8 +15,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from zoo import COMMON
 
-from sparring.policy.budget import free_memory, token_budget
-from sparring.policy.compute import KERNEL_CACHES, in_float32, layer_sizes, make_accelerator
+from sparring.policy.compute import KERNEL_CACHES, free_memory, in_float32, layer_sizes, make_accelerator, token_budget
 from sparring.policy.shares import Parallel
 
 

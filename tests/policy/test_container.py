@@ -10,7 +10,7 @@ import torch
 
 from sparring.planning import hardware
 from sparring.policy import container
-from sparring.policy.budget import free_memory
+from sparring.policy.compute import free_memory
 
 GB = 10**9
 

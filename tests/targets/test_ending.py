@@ -11,8 +11,8 @@ from made import cut, reply, right, voting, wrong
 from sparring.config import load_recipe
 from sparring.errors import UserError
 from sparring.stages import ending
-from sparring.stages.candidates import rate_scores, rates
 from sparring.stages.ending import nothing_to_learn
+from sparring.stages.grade import rate_scores, rates
 from sparring.targets import Candidate, Candidates
 from sparring.targets.select import OUTCOMES
 from sparring.targets.window import Window

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.targets.pairing import pair
+from sparring.targets.window import pair
 
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=6)
 

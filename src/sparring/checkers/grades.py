@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sparring.data.records import Message
+from sparring.data.records import Example, Message
+from sparring.errors import UserError
 
 NO_ANSWER = "no answer found"
 NOTHING_TO_COMPARE = "nothing to compare with"
@@ -65,3 +66,30 @@ class Checker(Protocol):
     def close(self) -> None:
         """End the checker's processes. It grades no more."""
         ...
+
+
+def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list[Asked]:
+    """One question for each example, with the replies that `texts` has by its row id."""
+    found = []
+    for example in examples:
+        said = example.conversation
+        human = said.reply if example.has_reply else None
+        found.append(Asked(example.row_id, said.prompt, said.answer, human, said.columns, tuple(texts.get(example.row_id, ()))))
+    return found
+
+
+MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
+
+
+def require_few_failures(texts: Sequence[str], grades: Sequence[Grade], name: str) -> int:
+    """How many of the replies the checker of that name could not grade. Raises UserError where they are more than MOST_FAILURES."""
+    failed = [(text, grade.reason) for text, grade in zip(texts, grades, strict=True) if grade.failed]
+    if len(failed) > MOST_FAILURES * len(grades):
+        text, reason = failed[0]
+        raise UserError(
+            f"{len(failed)} of {len(grades)} replies could not be graded, more than {MOST_FAILURES:.0%}; the first of them: {reason}",
+            where=f"target.checker ({name}), on the reply {text[:200]!r}",
+            remedy="correct the function, name columns that it needs in data.checker_columns, or raise target.timeout_seconds or "
+            "target.memory_mb; nothing has to be sampled again",
+        )
+    return len(failed)

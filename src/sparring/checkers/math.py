@@ -10,8 +10,7 @@ from sparring.checkers.answers import answer_text, has_answer, right_text
 from sparring.checkers.builtin import graded
 from sparring.checkers.grades import Asked, Grade
 from sparring.checkers.pool import Pool, Result
-from sparring.errors import UserError
-from sparring.packages import is_installed
+from sparring.errors import UserError, is_installed
 
 MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")
 

@@ -14,11 +14,20 @@ reference.py     the page docs/recipe.md, which `python -m sparring.config` prin
 
 from sparring.config.engines import ENGINES, EngineSpec
 from sparring.config.fields import in_words, section_of, walk_fields
-from sparring.config.load import builtin_recipes, load_recipe, recipe_of_run, require_layout, section_from_options, to_yaml
+from sparring.config.load import (
+    builtin_recipes,
+    control_batch_size,
+    control_lr,
+    load_recipe,
+    recipe_of_run,
+    require_layout,
+    resolved,
+    section_from_options,
+    to_yaml,
+)
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
 from sparring.config.recipe import Recipe
 from sparring.config.reference import recipe_reference
-from sparring.config.resolved import control_batch_size, control_lr, resolved
 from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkers.asking import ask
-from sparring.checkers.grades import Checker, Grade
+from sparring.checkers.grades import Checker, Grade, ask
 from sparring.data.records import Example, FinishReason, Reply, TokenIds
 
 PASS_AT, MAJ_AT = "pass_at_", "maj_at_"

@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.answers import has_answer
-from sparring.checkers.asking import ask
-from sparring.checkers.failures import require_few_failures
-from sparring.checkers.grades import Checker
+from sparring.checkers.grades import Checker, ask, require_few_failures
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat

@@ -13,9 +13,8 @@ from typing import Any, TextIO
 from sparring.config import ENGINES, ServerSection
 from sparring.console import log
 from sparring.data.turns import without_surrogates
-from sparring.errors import UserError
+from sparring.errors import UserError, is_installed
 from sparring.evaluation.judge_prompts import AGAIN, Messages
-from sparring.packages import is_installed
 from sparring.progress import progress
 from sparring.rundir import digest
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.asking import ask
-from sparring.checkers.grades import Checker, Grade
+from sparring.checkers.grades import Checker, Grade, ask
 from sparring.config import Recipe
 from sparring.errors import UserError
 from sparring.grading.lots import Lot, Place, read_lots

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.checkers.failures import MOST_FAILURES
+from sparring.checkers.grades import MOST_FAILURES
 from sparring.console import printable
 from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkers.failures import MOST_FAILURES
+from sparring.checkers.grades import MOST_FAILURES
 from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
 from sparring.evaluation.metrics import wilson_interval
 from sparring.grading.options import checker_of, settings_for

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sparring.checkers.asking import ask
-from sparring.checkers.grades import Asked
+from sparring.checkers.grades import Asked, ask
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
 from sparring.data.conversations import asks_nothing, is_empty, load_conversations
 from sparring.data.prepare import read_examples

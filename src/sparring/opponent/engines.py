@@ -18,14 +18,12 @@ from sparring.config.engines import DEFAULT
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message, Reply
-from sparring.errors import UserError
+from sparring.errors import UserError, is_installed
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.on_ranks import OfAllRanks, OfRankZero
 from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.packages import is_installed
-from sparring.policy.budget import free_memory
-from sparring.policy.compute import make_accelerator, release_memory
+from sparring.policy.compute import free_memory, make_accelerator, release_memory
 from sparring.policy.load import DTYPES, load_model, model_shape
 from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer

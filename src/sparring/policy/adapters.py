@@ -19,8 +19,7 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from sparring.config import LoraSection
 from sparring.errors import UserError, first_line
-from sparring.policy.folder import ADAPTER_CONFIG, read_object, reading
-from sparring.policy.hub import from_hub
+from sparring.policy.folder import ADAPTER_CONFIG, from_hub, read_object, reading
 from sparring.policy.origin import marks_of, require_marks, save_with_marks, stored_marks
 
 CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"

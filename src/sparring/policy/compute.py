@@ -17,7 +17,10 @@ from transformers import PreTrainedModel
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import strategies
+from sparring.policy.container import available_memory
+from sparring.policy.footprint import gathered_at_once, held_at_most, tokens_at_once
 from sparring.policy.packed import is_out_of_memory
+from sparring.policy.shares import Parallel
 
 # Shapes whose kernels oneDNN and torch's layer over it keep, one cache each; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
@@ -146,3 +149,15 @@ def keep_soft_caps(model: PreTrainedModel) -> PreTrainedModel:
 @lru_cache
 def _announce(line: str) -> None:
     log.info(line)
+
+
+def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
+    """Tokens of a micro-batch that fit `free` bytes of a device beside everything else in training; `model` needs no weights yet."""
+    gathered = gathered_at_once(*layer_sizes(model)) if parallel.gathers else 0
+    held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
+    return tokens_at_once(model.config.get_text_config(), held, free, device)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process could take of the device's memory now."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

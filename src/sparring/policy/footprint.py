@@ -1,6 +1,6 @@
 """Bytes: what weights, optimizers and activations take, by the shape of a model. Imports no torch, so that a plan can be made without it.
 
-`budget.py` sizes the micro-batches of a run by it, `sparring plan` foretells the memory of its stages.
+`compute.py` sizes the micro-batches of a run by it, `sparring plan` foretells the memory of its stages.
 """
 
 from __future__ import annotations

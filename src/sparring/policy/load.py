@@ -18,12 +18,10 @@ from transformers.utils import logging as transformers_logging
 
 from sparring.config import ModelSection
 from sparring.console import log
-from sparring.errors import UserError
-from sparring.packages import is_installed
+from sparring.errors import UserError, is_installed
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
-from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, read_headers, read_object, reading
-from sparring.policy.hub import from_hub
+from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, from_hub, read_headers, read_object, reading
 from sparring.policy.strategies import load_whole
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash, write_json

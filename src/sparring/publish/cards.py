@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
@@ -17,6 +18,9 @@ from sparring.publish.names import is_hub_id, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
+from sparring.report.page import svg_file
+from sparring.report.run_files import read_run
+from sparring.report.run_plots import card_figures
 from sparring.report.untrusted import visible
 from sparring.stage_names import START, start_title
 
@@ -358,3 +362,16 @@ def _cell(score: Mapping[str, Any] | None) -> str:
 
 def _error(score: Mapping[str, Any]) -> str:
     return f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
+
+
+FOLDER = "plots"
+
+
+def write_plots(root: Path, target: Path) -> dict[str, str]:
+    """Draw the run's scores over its players into `target`/plots; returns score -> file, relative to `target`."""
+    (target / FOLDER).mkdir()
+    files = {}
+    for name, svg in card_figures(read_run(root)).items():
+        files[name] = f"{FOLDER}/{name}.svg"
+        (target / files[name]).write_text(svg_file(svg), encoding="utf-8")
+    return files

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-from sparring.checkers.asking import ask
-from sparring.checkers.failures import require_few_failures
-from sparring.checkers.grades import Checker
+from sparring.checkers.grades import Checker, ask, require_few_failures
 from sparring.checkers.own import TRIED
 from sparring.config import ENGINES, Recipe, defaults_of_moving_targets, unused_sections
 from sparring.console import log
@@ -21,9 +19,8 @@ from sparring.own_code import is_own_code
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
-from sparring.stages.context import RunContext
-from sparring.stages.micro_batches import parallel_of
-from sparring.stages.showcase import showcase_turns
+from sparring.stages.context import RunContext, parallel_of
+from sparring.stages.results import showcase_turns
 from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
 
 LONG_SHARE = 0.95

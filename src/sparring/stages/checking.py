@@ -6,8 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from sparring.checkers.asking import ask
-from sparring.checkers.grades import Asked, Checker
+from sparring.checkers.grades import Asked, Checker, ask
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.config import Recipe
 from sparring.data.records import Example, Reply, TokenIds

@@ -11,9 +11,8 @@ from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
-from sparring.stages.candidates import rates
 from sparring.stages.context import RunContext, told
-from sparring.stages.grade import candidates_at
+from sparring.stages.grade import candidates_at, rates
 from sparring.targets.select import OUTCOMES
 from sparring.targets.window import Window
 

@@ -7,24 +7,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.failures import require_few_failures
-from sparring.checkers.grades import Asked, Checker, Grade
+from sparring.checkers.grades import Asked, Checker, Grade, require_few_failures
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.errors import UserError
-from sparring.evaluation.metrics import Score
+from sparring.evaluation.metrics import Score, mean_score
 from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.candidates import rate_scores, rates
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import RunContext, told
 from sparring.targets import Candidates
 from sparring.targets.graded import HUMAN, candidates_of
+from sparring.targets.majority import vote_share
 
 PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
@@ -115,3 +114,27 @@ def _facts(stage: Path, checker: Checker) -> dict[str, int]:
 
 def _row(asked: Asked, replica: int, text: str, graded: Grade) -> dict[str, Any]:
     return {"row_id": asked.row_id, "replica": replica, "text": text, **vars(graded)}
+
+
+def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
+    """For each prompt, by its id: the share of replies that passed, of the prompts in which any was judged; the share of votes for the
+    leading answer; how many different answers there are."""
+    judged = {row_id: one for row_id, one in found.items() if any(reply.passed is not None for reply in one.replies)}
+    values = {"pass_rate": {row_id: _passed(one) for row_id, one in judged.items()}} if judged else {}
+    if any(reply.answer is not None for one in found.values() for reply in one.replies):
+        values["vote_share"] = {row_id: vote_share(one.replies) for row_id, one in found.items()}
+        values["distinct_answers"] = {row_id: float(len(_answers(one))) for row_id, one in found.items()}
+    return values
+
+
+def _answers(one: Candidates) -> set[str]:
+    return {reply.answer for reply in one.replies if reply.is_complete and reply.answer is not None}
+
+
+def _passed(one: Candidates) -> float:
+    return sum(reply.passed is True and reply.is_complete for reply in one.replies) / len(one.replies)
+
+
+def rate_scores(values: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
+    """Means over prompts with their errors."""
+    return {name: mean_score(list(found.values()), True if name == "pass_rate" else None) for name, found in values.items()}

@@ -6,19 +6,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sparring.config import Recipe
 from sparring.data.fingerprint import chat_fingerprint
+from sparring.data.records import Message
 from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
+from sparring.opponent.engines import Sampler, answer
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Policy
-from sparring.rundir import StageRecord, read_object
+from sparring.rundir import StageRecord, read_object, write_json
 from sparring.stage_names import SCORES, START, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import base_format, sampling_inputs
-from sparring.stages.showcase import answer_showcase
 from sparring.training.ranked import score_player
 
 
@@ -113,3 +115,19 @@ def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord
         "chat": chat_fingerprint(context.chat) if section.chat_template else None,
     }
     return context.stages.run_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model), derived=True)
+
+
+def showcase_turns(recipe: Recipe) -> list[list[Message]]:
+    system = recipe.showcase_system
+    first = [Message(role="system", content=system)] if system else []
+    return [[*first, Message(role="user", content=text)] for text in recipe.showcase]
+
+
+def answer_showcase(context: RunContext, file: Path, player: Policy) -> None:
+    """Write its answers, each under one random stream that is the same in every iteration."""
+    recipe = context.recipe
+    with Sampler(recipe, context.chat, player.folder) as sampler:
+        engine = sampler.engine(recipe.sampling.temperature)
+        replies = answer(engine, context.chat, showcase_turns(recipe), recipe.seed)
+    shown = zip(recipe.showcase, replies, strict=True)
+    write_json(file, [{"prompt": prompt, "reply": reply} for prompt, reply in shown])

@@ -5,7 +5,6 @@ human.py     SPIN: the human reply wins, every reply of the opponent loses
 verified.py  replies that a checker passes win, those that fail lose
 majority.py  replies with the answer of most votes win, the others lose
 graded.py    a table of grades as the candidates of every prompt
-pairing.py   which winner meets which loser
 window.py    the duels that an iteration trains on
 
 Another target is one more module with a function of the type `Target`, and its name in TARGETS.

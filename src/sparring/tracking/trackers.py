@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe, TrackSection
-from sparring.errors import UserError, first_line
-from sparring.packages import is_installed
+from sparring.errors import UserError, first_line, is_installed
 
 FOLDER = "trackers"
 # In every point, so that a tracker can be asked for the last one
