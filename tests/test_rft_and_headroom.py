@@ -10,10 +10,10 @@ import pytest
 from conftest import TINY, rows, write_rows
 
 import sparring
+from sparring.config import load_recipe
 from sparring.errors import UserError
-from sparring.one_stage import ON_RANKS
-from sparring.rundir import StageRecord, read_json
-from sparring.stages.making import StageRunner
+from sparring.rundir import read_json
+from sparring.stage_names import stage_of, stages_of_game
 
 
 @pytest.fixture(scope="module")
@@ -66,20 +66,17 @@ def test_headroom_is_measured_once_and_told(game: tuple[dict[str, Any], Path]) -
     assert found["sentence"] in (root / "run.log").read_text()
 
 
-def test_every_stage_of_ranks_is_known_to_the_command(game: tuple[dict[str, Any], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The short continued SFT of the headroom and the controls among them."""
+def test_every_stage_of_the_game_is_in_the_table(game: tuple[dict[str, Any], Path]) -> None:
+    """With all that holds for it; the short continued SFT of the headroom can be computed on ranks, as all training."""
     _, root = game
-    shared: dict[str, bool] = {}
-
-    def recorded(self: StageRunner, name: str, *args: Any, **more: Any) -> StageRecord:
-        shared[name] = more.get("shared", False)
-        return run_stage(self, name, *args, **more)
-
-    run_stage = StageRunner.run_stage
-    monkeypatch.setattr(StageRunner, "run_stage", recorded)
-    sparring.run(root / "recipe.yaml")
-    assert {"probe/train", "rft-twice/train"} <= {name for name, of_ranks in shared.items() if of_ranks}
-    assert {name: ON_RANKS.fullmatch(name) is not None for name in shared} == shared
+    made = {done.parent.relative_to(root).as_posix() for done in root.rglob("done.json")}
+    stages = {name: stage for name in made if (stage := stage_of(name)) is not None}
+    recipe = load_recipe(root / "recipe.yaml")
+    assert stages.keys() == made and made == set(stages_of_game(root, recipe))
+    trained = {name for name, stage in stages.items() if stage.part in ("train", "sft")}
+    assert "probe/train" in trained and all(stages[name].on_ranks(recipe) for name in trained)
+    assert stages["rft/measure"].derived and not stages["start/measure"].derived
+    assert [stage_of(name) for name in ("evaluations/letters", "iterations/0/train", "", "iterations/000")] == [None] * 4
 
 
 def test_a_recipe_may_do_without(tmp_path: Path, game: tuple[dict[str, Any], Path]) -> None:

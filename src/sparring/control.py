@@ -54,7 +54,7 @@ def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
     played = [section for section in context.recipe.controls if _has_place(section, game)]
     return {
         section.folder: results(
-            context, section.folder, train_control(context, section, game), reference(section, game), len(game.players) + 1, derived=True
+            context, section.folder, train_control(context, section, game), reference(section, game), len(game.players) + 1
         )
         for section in played
     }
@@ -104,7 +104,7 @@ def _continue_sft(context: RunContext, section: ControlSection, game: GameResult
     epochs = steps * batch_size / len(examples)
     plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=order_seed(context.recipe, played))
     inputs = {"sft": training_inputs(settings), "steps": steps, "iterations": played}
-    return sft_stage(context, control_stage(section.folder, "train"), game.start, plan, settings, inputs, derived=True)
+    return sft_stage(context, control_stage(section.folder, "train"), game.start, plan, settings, inputs)
 
 
 def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:

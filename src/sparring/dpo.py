@@ -48,7 +48,7 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
         "chat": chat_fingerprint(context.chat),
         "seed": recipe.seed,
     }
-    return context.stages.run_stage(control_stage(section.folder, "pairs"), inputs, work, derived=True)
+    return context.stages.run_stage(control_stage(section.folder, "pairs"), inputs, work)
 
 
 def train_dpo(context: RunContext, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
@@ -74,7 +74,7 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Policy, p
         "order": plan.seed,
         "seed": context.recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work, shared=True, derived=True))
+    return Policy.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _settings(context: RunContext, section: ControlSection) -> TrainSection:
 
 def _score(context: RunContext, section: ControlSection, reference: Policy, prepared: _Prepared) -> StageRecord:
     name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
-    return score_stage(context, name, reference, prepared.duels, prepared.plan, prepared.settings, phase, derived=True)
+    return score_stage(context, name, reference, prepared.duels, prepared.plan, prepared.settings, phase)
 
 
 def _layout(context: RunContext) -> Layout:

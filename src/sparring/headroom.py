@@ -56,7 +56,7 @@ def measure_headroom(context: RunContext, start: Policy) -> None:
             "pass_score": recipe.target.pass_score,
             "probe": probe and probe.hash,
         }
-        context.stages.run_stage(headroom_stage(), inputs, work, derived=True)
+        context.stages.run_stage(headroom_stage(), inputs, work)
 
 
 def _answers(context: RunContext, start: Policy, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
@@ -101,4 +101,4 @@ def _probe(context: RunContext, start: Policy) -> Policy | None:
     settings = sft_settings(recipe, ControlSection())
     plan = make_plan(settings, len(context.train_examples), lr=settings.lr, epochs=epochs, seed=recipe.seed, name=PROBE)
     inputs = {"sft": training_inputs(settings), "steps": plan.steps}
-    return sft_stage(context, PROBE, start, plan, settings, inputs, derived=True)
+    return sft_stage(context, PROBE, start, plan, settings, inputs)

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,9 @@ from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir
 from sparring.selfplay import play
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_OWNER, never, stage_of
 from sparring.stages.context import RunContext
 from sparring.stages.making import TargetReached
-
-# Whatever a player is called, these parts of it are computed on ranks
-ON_RANKS = re.compile(r"sft|probe/train|iterations/\d{3}/(generate|score-start)|(iterations/\d{3}|[a-z0-9-]+)/(score|train|measure)")
-NAMES = "sft, probe/train, iterations/NNN/generate, score, score-start, train and measure, start/measure, CONTROL/score, train and measure"
 
 
 def run_stage(recipe: Recipe, name: str) -> None:
@@ -51,13 +47,20 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 
 def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
-    if ON_RANKS.fullmatch(name):
+    stage = stage_of(name)
+    if stage is not None and stage.on_ranks(recipe):
         log.setLevel(logging.WARNING)  # until the stage begins: the process that plays the game has said what comes before
         try:
             play(RunContext(recipe, directory, target=name))
         except TargetReached:
             return
-    raise AgreedError(f"{name!r} is no stage of this game that ranks compute together", where="STAGE", remedy=f"there are {NAMES}")
+    raise AgreedError(f"{name!r} is no stage of this game that ranks compute together", where="STAGE", remedy=f"there are {_names()}")
+
+
+def _names() -> str:
+    owners = {**OF_OWNER, "iterations/NNN": OF_ITERATION, "CONTROL": OF_CONTROL}
+    shown = [f"{owner}/{stage.part}".lstrip("/") for owner, stages in owners.items() for stage in stages if stage.on_ranks is not never]
+    return ", ".join(shown)
 
 
 def _compared(recipe: Recipe, name: str) -> dict[str, Any]:

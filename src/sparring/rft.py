@@ -56,7 +56,7 @@ def train_rft(context: RunContext, section: ControlSection, start: Policy, playe
         "start": start.hash,
         "seed": recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(name, inputs, work, shared=True, derived=True))
+    return Policy.of_stage(context.stages.run_stage(name, inputs, work))
 
 
 def _winners(context: RunContext) -> list[Contest]:

@@ -1,10 +1,14 @@
-"""The names of the stages in a run directory, and their order."""
+"""The stages of a game: one table of their names, in the order in which they build on each other, and what holds for each.
+
+`play`, the ranks of a launcher, `--restart-from`, `status` and the cost of a player read it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sparring.config import CONTROL_TITLES, Recipe, recipe_of_run
 from sparring.errors import UserError, nearest
@@ -13,11 +17,67 @@ from sparring.rundir import PARTIAL
 SFT, START = "sft", "start"
 SCORES = "scores.json"  # what an evaluation leaves
 PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and what a start leaves to gain
-OF_PLAYER = ("measure", "evaluate", "benchmarks")
 MOST_DIGITS = 18  # of an iteration's number: there are 999 at most, and Python itself refuses to read thousands of digits
 LONGEST_NAME = 100  # of a player, as a message repeats it
-OF_ITERATION = ("generate", "grade", "score", "score-start", "train", *OF_PLAYER)
-OF_CONTROL = ("pairs", "score", "train", *OF_PLAYER)  # the first two of DPO alone
+
+
+def always(*_: object) -> bool:
+    return True
+
+
+def never(*_: object) -> bool:
+    return False
+
+
+class Stage(NamedTuple):
+    """part: the last part of its name. on_ranks: whether the recipe's launcher may start it on several ranks. derived: it follows from
+    other stages and the recipe, cheaply or by its nature, and is recomputed when its inputs change, where the others are refused.
+    used: (recipe, owner) -> whether a game of the recipe has a use for it."""
+
+    part: str
+    on_ranks: Callable[[Recipe], bool] = never
+    derived: bool = False
+    used: Callable[[Recipe, str], bool] = always
+
+
+def _of_dpo(recipe: Recipe, owner: str) -> bool:
+    return any(section.folder == owner and section.kind == "dpo" for section in recipe.controls)
+
+
+FIRST = (Stage("base"), Stage("data"), Stage(SFT, on_ranks=always, used=lambda recipe, _: recipe.sft is not None))
+OF_PLAYER = (
+    Stage("measure", on_ranks=always),
+    Stage("evaluate", derived=True),
+    Stage("benchmarks", derived=True, used=lambda recipe, _: recipe.evaluate.benchmarks is not None),
+)
+OF_PROBE = (Stage("train", always, True, lambda recipe, _: recipe.shows_headroom and recipe.evaluate.headroom_epochs is not None),)
+OF_START = (*OF_PLAYER, Stage("headroom", derived=True, used=lambda recipe, _: recipe.shows_headroom))
+OF_ITERATION = (
+    Stage("generate", on_ranks=lambda recipe: recipe.sampling.spec.on_ranks),
+    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.moves),
+    Stage("score", on_ranks=always, used=lambda recipe, _: recipe.objective.kind.uses_opponent_logps),
+    Stage("score-start", on_ranks=always, used=lambda recipe, owner: recipe.objective.kind.uses_start and iteration_of(owner) != 0),
+    Stage("train", on_ranks=always),
+    *OF_PLAYER,
+)
+OF_CONTROL = (
+    Stage("pairs", derived=True, used=_of_dpo),
+    Stage("score", on_ranks=always, derived=True, used=_of_dpo),
+    Stage("train", on_ranks=always, derived=True),
+    *(stage._replace(derived=True) for stage in OF_PLAYER),
+)
+# by owner; any other one is a control
+OF_OWNER = {"": FIRST, START: OF_START, "probe": OF_PROBE}
+
+
+def stage_of(name: str) -> Stage | None:
+    """The line of the table for a stage's name; None for what is no such name."""
+    owner, _, part = name.rpartition("/")
+    if re.fullmatch(r"iterations/\d{3}", owner):
+        stages = OF_ITERATION
+    else:
+        stages = OF_OWNER.get(owner) or (OF_CONTROL if re.fullmatch(r"[a-z0-9-]+", owner) else ())
+    return next((stage for stage in stages if stage.part == part), None)
 
 
 def iteration_name(t: int) -> str:
@@ -96,11 +156,10 @@ def headroom_stage() -> str:
 def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
     """Every stage that the run has or may get with these controls, in the order in which they build on each other."""
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9][0-9][0-9]")]
-    count = max([iterations, *on_disk])
-    played = [iteration_stage(t, part) for t in range(count) for part in OF_ITERATION]
-    of_controls = [control_stage(control, part) for control in controls for part in OF_CONTROL]
-    of_start = [*(f"{START}/{part}" for part in OF_PLAYER), PROBE, headroom_stage()]
-    return ["base", "data", SFT, *of_start, *played, *of_controls]
+    owners = [*(iteration_name(t) for t in range(max([iterations, *on_disk]))), *controls]
+    played = [f"{owner}/{stage.part}" for owner in owners for stage in (OF_CONTROL if owner in controls else OF_ITERATION)]
+    measured = [f"{START}/{stage.part}" for stage in OF_PLAYER]
+    return [*(stage.part for stage in FIRST), *measured, PROBE, headroom_stage(), *played]
 
 
 def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
@@ -127,28 +186,13 @@ def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
 
 
 def _is_of_game(name: str, root: Path, recipe: Recipe) -> bool:
-    _, _, part = name.rpartition("/")
     if name == "base":  # a model in a folder of its own is not copied
         return any((root / f"base{ending}").exists() for ending in ("", PARTIAL))
-    if part == "benchmarks":
-        return recipe.evaluate.benchmarks is not None
     return is_used(name, recipe)
 
 
 def is_used(name: str, recipe: Recipe) -> bool:
     """Whether a game of this recipe has a use for the stage. An SFT stage, log-probs of another objective or pairs of another control of
     that name may be left from an earlier recipe: they are no part of what a player has cost."""
-    if name == SFT:
-        return recipe.sft is not None
-    if name in (PROBE, headroom_stage()):
-        return recipe.shows_headroom and (name != PROBE or recipe.evaluate.headroom_epochs is not None)
-    owner, _, part = name.rpartition("/")
-    kinds = {section.folder: section.kind for section in recipe.controls}
-    if owner in kinds:
-        return kinds[owner] == "dpo" or part not in ("pairs", "score")
-    uses = {
-        "grade": recipe.target.moves,
-        "score": recipe.objective.kind.uses_opponent_logps,
-        "score-start": recipe.objective.kind.uses_start and iteration_of(owner) != 0,
-    }
-    return uses.get(part, True)
+    stage = stage_of(name)
+    return stage is not None and stage.used(recipe, name.rpartition("/")[0])

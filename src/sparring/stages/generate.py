@@ -53,7 +53,7 @@ def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
         "replies_per_prompt": sampling.replies_per_prompt,
         **context.played_inputs,
     }
-    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work, shared=sampling.spec.on_ranks)
+    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work)
 
 
 def window_at(context: RunContext, t: int) -> Window:

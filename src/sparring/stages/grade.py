@@ -53,7 +53,7 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
             "checker": checker.fingerprint,
             "pass_score": recipe.target.pass_score,
         }
-        return context.stages.run_stage(iteration_stage(t, "grade"), inputs, work, derived=True)
+        return context.stages.run_stage(iteration_stage(t, "grade"), inputs, work)
 
 
 def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:

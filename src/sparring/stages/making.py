@@ -15,6 +15,7 @@ from sparring.policy.compute import release_memory
 from sparring.policy.ranks import from_main, require_equal
 from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord
+from sparring.stage_names import stage_of
 
 # What makes a stage in its folder and returns its facts; and what does a part of that
 Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
@@ -31,21 +32,19 @@ class StageRunner:
         """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
         self.recipe, self.run, self.target = recipe, run, target
 
-    def run_stage(
-        self, name: str, inputs: dict[str, Any], work: Work, shared: bool = False, alone: Part | None = None, derived: bool = False
-    ) -> StageRecord:
+    def run_stage(self, name: str, inputs: dict[str, Any], work: Work, alone: Part | None = None) -> StageRecord:
         """A stage of the run directory, found there when it is finished with equal inputs; what it held in memory is gone on return.
 
-        shared: the recipe's launcher may start it; alone: the part of the work that this process then does before, where not all of it
-        is the ranks'; derived: it follows from others and from the recipe, cheaply or by its nature, and with other inputs it is simply
-        made anew.
+        alone: where ranks compute it, the part of the work that this process does before they start.
         """
-        if derived:
+        stage = stage_of(name)
+        assert stage is not None, f"{name} is not in the table of stages"
+        if stage.derived:
             self._clear(name, inputs)
         with at_stage(name):
             if self.target is not None:
                 record = self._of_rank(name, inputs, work)
-            elif shared and self.recipe.launcher.kind == "accelerate":
+            elif stage.on_ranks(self.recipe) and self.recipe.launcher.kind == "accelerate":
                 record = self._launched(name, inputs, alone)
             else:
                 record = self.run.stage(name, inputs, work)

@@ -33,17 +33,15 @@ def evaluate(context: RunContext, player: Policy, opponent: Policy, t: int) -> P
     return results(context, iteration_name(t), player, opponent, sampling_round=t + 1)
 
 
-def results(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int, derived: bool = False) -> Policy:
+def results(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> Policy:
     """Measure and score a player on the held-out rows, in stages below `owner`, and play the benchmarks where there are any."""
-    measured = measure(context, owner, player, opponent, sampling_round, derived)
+    measured = measure(context, owner, player, opponent, sampling_round)
     evaluated = _evaluated(context, owner, player, measured)
     benchmarks = _benchmarked(context, owner, player)
     return player.with_results(measured.path, evaluated.path, benchmarks and benchmarks.path)
 
 
-def measure(
-    context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int, derived: bool = False
-) -> StageRecord:
+def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> StageRecord:
     """The first of them: everything that the player's weights are needed for."""
     recipe = context.recipe
 
@@ -64,7 +62,7 @@ def measure(
         **base_format(recipe),
     }
     alone = None if recipe.sampling.spec.on_ranks else draw
-    return context.stages.run_stage(measure_stage(owner), inputs, work, shared=True, alone=alone, derived=derived)
+    return context.stages.run_stage(measure_stage(owner), inputs, work, alone=alone)
 
 
 def scores_of(player: Policy) -> dict[str, Score]:
@@ -98,7 +96,7 @@ def _evaluated(context: RunContext, owner: str, player: Policy, measured: StageR
             "showcase": [recipe.showcase_system, *recipe.showcase],
             "tables": [SCORES, ITEMS, SAMPLES, GRADES],
         }
-        return context.stages.run_stage(evaluate_stage(owner), inputs, work, derived=True)
+        return context.stages.run_stage(evaluate_stage(owner), inputs, work)
 
 
 def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord | None:
@@ -114,7 +112,7 @@ def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord
         **base_format(context.recipe),
         "chat": chat_fingerprint(context.chat) if section.chat_template else None,
     }
-    return context.stages.run_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model), derived=True)
+    return context.stages.run_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model))
 
 
 def showcase_turns(recipe: Recipe) -> list[list[Message]]:

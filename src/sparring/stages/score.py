@@ -101,7 +101,6 @@ def score_stage(
     plan: TrainPlan,
     settings: OptimSection,
     phase: str,
-    derived: bool = False,
 ) -> StageRecord:
     """Log-probs of duels under a model, in the micro-batches of a training by this plan and these settings."""
 
@@ -109,4 +108,4 @@ def score_stage(
         return score_duels(stage, model.folder, duels, plan, context.with_budget(settings), phase)
 
     inputs = scoring_inputs(context.recipe, model, duels, plan, settings.precision)
-    return context.stages.run_stage(name, inputs, work, shared=True, derived=derived)
+    return context.stages.run_stage(name, inputs, work)

@@ -24,9 +24,7 @@ def sft(context: RunContext) -> Policy:
     return sft_stage(context, SFT, context.base, plan, settings, {SFT: training_inputs(settings)})
 
 
-def sft_stage(
-    context: RunContext, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any], derived: bool = False
-) -> Policy:
+def sft_stage(context: RunContext, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Policy:
     """`start` trained on the human replies by a plan; `inputs`: what it depends on beside the start, the rows and the seed."""
 
     def work(stage: Path) -> dict[str, Any]:
@@ -34,4 +32,4 @@ def sft_stage(
         return fit_model(context, stage, start, SftTask(context.train_examples), plan, settings, phase=phase, labels={"stage": name})
 
     inputs = {**inputs, "start": start.hash, "data": context.data.outputs["train.parquet"], "seed": context.recipe.seed}
-    return Policy.of_stage(context.stages.run_stage(name, inputs, work, shared=True, derived=derived))
+    return Policy.of_stage(context.stages.run_stage(name, inputs, work))

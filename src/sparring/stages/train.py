@@ -40,4 +40,4 @@ def train(context: RunContext, opponent: Policy, window: Window, records: Logps,
         **scored_inputs(records, window),
         "seed": recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(iteration_stage(t, "train"), inputs, work, shared=True))
+    return Policy.of_stage(context.stages.run_stage(iteration_stage(t, "train"), inputs, work))
