@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -225,3 +226,17 @@ def test_help_starts_without_torch() -> None:
     code = f"import sys\nsys.argv = ['sparring', '--help']\nfrom {module} import {function} as main\n"
     code += "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code"
     assert heavy_modules_after(code) == set()
+
+
+def test_process_wide_state_is_documented() -> None:
+    """Variables of modules that start small and change: lists, dicts, None, objects of a class of the package."""
+    constant = re.compile(r"re\.compile|partial|metadata")
+    found = {
+        f"{path.relative_to(SOURCE / 'sparring').with_suffix('').as_posix().replace('/', '.')}.{name[1]}"
+        for path in FILES
+        for name in re.finditer(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if not name[1].startswith("__") and not constant.match(name[2])
+    }
+    page = (SOURCE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
+    section = page.partition("### Process-wide state")[2].partition("\n## ")[0]
+    assert found == set(re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE))
