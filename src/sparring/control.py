@@ -46,7 +46,7 @@ def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
     if len(several) > 1 or max(own, game) <= FAIR_FACTOR * min(own, game) * (1 + 1e-9):
         return None
     remedy = f"controls.search='{{lr: [{own:g}, {game:g}]}}' tries both"
-    return f"its learning rate is {own:g} and the game's {game:g}: which arm stands higher may be due to that alone; {remedy}"
+    return f"its learning rate is {own:g} and the game's {game:g}: a difference between the two may be due to that alone; {remedy}"
 
 
 def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:

@@ -74,7 +74,7 @@ def _write_model(players: Players, player: Player, target: Path, adapter: bool) 
     folder = players.folder(player)
     if adapter and not is_adapter(folder):
         raise UserError(
-            f"{player.title} is a whole model and no adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
+            f"{player.title} is a full model, not an adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
         )
     if is_adapter(folder) and not adapter:
         merge(folder, target)

@@ -59,4 +59,4 @@ def _run_all(recipe: Recipe, seeds: Sequence[int], root: Path, restart_from: str
 
 
 def _taken(what: str, root: Path) -> UserError:
-    return UserError(f"this run directory holds {what}", where=f"run_dir ({root})", remedy="choose another, or take that one away")
+    return UserError(f"this run directory holds {what}", where=f"run_dir ({root})", remedy="choose another, or delete this one")

@@ -178,17 +178,17 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
     if code or reports:
         found = "".join(f"; rank {report['rank']} met {report['fault']}" for report in reports)
         raise RuntimeError(
-            f"{stage}: a rank was killed or met a fault; the launcher's lines above say which was first{found}. "
-            "A kill with signal 9 that nobody sent is mostly the system's, when its memory is full"
+            f"{stage}: a rank was killed or failed; the launcher's lines above say which was first{found}. "
+            "An unexplained signal 9 (SIGKILL) usually means out of memory"
         )
 
 
 def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
     try:
-        log.info(f"{stage}: lending ranks")
+        log.info(f"{stage}: starting the ranks of this machine")
         _run_ranks(launcher, root, stage)
     except (UserError, RuntimeError) as error:
-        log.warning(f"{error}\nwaiting for machine 0 to go on")
+        log.warning(f"{error}\nwaiting for machine 0 to resume")
 
 
 def _read_call(root: Path) -> dict[str, Any] | None:

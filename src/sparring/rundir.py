@@ -158,7 +158,7 @@ class RunDir:
             return StageRecord(name, path, done["inputs"], done["outputs"], done["facts"], done["stamps"])
         except (KeyError, TypeError):
             raise UserError(
-                "this is not what a finished stage leaves: it was changed by hand",
+                "this is not the record of a finished stage: it was changed by hand",
                 where=str(path / DONE),
                 remedy=f"put it back, or redo from there with --restart-from {name}",
             ) from None
@@ -205,7 +205,7 @@ class RunDir:
         for path in record.path.rglob("*"):  # a stage reads all shards of a folder, so a file more is a change too
             name = path.relative_to(record.path).as_posix()
             if path.is_file() and not path.name.startswith(".") and name not in record.outputs and name != DONE:
-                raise self._touched(record, name, "was added after the stage had finished", "take it away")
+                raise self._touched(record, name, "was added after the stage had finished", "delete it")
 
     def _touched(self, record: StageRecord, name: str, what: str, mend: str = "put the file back") -> UserError:
         return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
@@ -292,7 +292,7 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _changed(path: Path, what: str) -> UserError:
-    remedy = "take it away, and the next run writes it anew" if path.name in REMADE else "restore it, or restart from its stage"
+    remedy = "delete it, and the next run writes it again" if path.name in REMADE else "restore it, or restart from its stage"
     return UserError(what, where=str(path), remedy=f"it was cut or changed by hand; {remedy}")
 
 

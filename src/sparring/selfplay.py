@@ -144,4 +144,4 @@ def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):
         if directory.remove_stage(stage):
-            log.info(f"removed stage {stage}: it will be done again")
+            log.info(f"removed stage {stage}: it will be recomputed")

@@ -71,7 +71,7 @@ def slug(parts: Sequence[str]) -> str:
 def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
     """A stage of a folder of evaluations: finished with equal inputs it is skipped, with others made anew."""
     if changes := run.remove_changed(name, inputs):
-        log.info(f"{name} is made anew: {'; '.join(changes)}")
+        log.info(f"recomputing {name}: {'; '.join(changes)}")
     return run.stage(name, inputs, work)
 
 

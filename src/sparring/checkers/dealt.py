@@ -34,7 +34,7 @@ class RandomChecker:
         by_chance = sorted(slots, key=lambda slot: self._draw(asked, slot))
         dealt = [list(prompt) for prompt in grades]
         for (p, r), (q, s) in zip(by_name, by_chance, strict=True):
-            dealt[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="dealt at random")
+            dealt[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
         return dealt
 
     def expected(self, asked: Asked) -> str | None:

@@ -71,17 +71,17 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as error:
-        raise UserError(f"evaluate.answer_pattern {pattern!r} is no regular expression: {error}", where=WHERE) from error
+        raise UserError(f"evaluate.answer_pattern {pattern!r} is not a regular expression: {error}", where=WHERE) from error
 
 
 def _required(pattern: re.Pattern[str] | None) -> re.Pattern[str]:
     if pattern is None:
-        remedy = "set it to what finds the answer in a reply; '(?s).+' takes the whole reply"
+        remedy = "set it to a regular expression that finds the answer in a reply; '(?s).+' takes the whole reply"
         raise UserError("exact needs evaluate.answer_pattern", where=WHERE, remedy=remedy)
     return pattern
 
 
 def _dealt_from(settings: CheckerSettings) -> CheckerSettings:
     if settings.random_like is None or settings.random_like.kind == "random":
-        raise UserError("random needs another checker, whose scores it deals anew", where=WHERE)
+        raise UserError("random needs another checker, whose scores it shuffles among the replies", where=WHERE)
     return settings.random_like

@@ -27,7 +27,7 @@ BATCH = 32  # items in one call
 LOADING = 6  # loading may take so many times the limit of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer: a batch of results has no more
-NO_ANSWER = "its process answered what is no answer"
+NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
 

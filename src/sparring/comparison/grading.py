@@ -65,7 +65,7 @@ def other_grading(metric: str, mine: tuple[RunDir, Recipe, str], theirs: tuple[R
         strict, lax = (label, elsewhere) if first["must_end"] else (elsewhere, label)
         return f"passes replies that were cut at the limit in {lax} and not in {strict}, whose recipe has a target.checker"
     if metric in OF_ALL_REPLIES and own.evaluate.samples != other.evaluate.samples:
-        return f"is of another evaluate.samples {where} ({own.evaluate.samples} and {other.evaluate.samples})"
+        return f"uses another evaluate.samples {where} ({own.evaluate.samples} and {other.evaluate.samples})"
     return None
 
 

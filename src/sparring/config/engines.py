@@ -53,7 +53,7 @@ class EngineSpec:
     def refusals(self, lora: Any) -> Iterator[str]:
         """Why it cannot draw from players that are trained with `lora` (a LoraSection, or None)."""
         if lora is not None and lora.quantize and not self.four_bit:
-            yield f"{self.name} would draw from the base in 16 bits, and quantize has it scored and trained in 4; {_remedy('quantize')}"
+            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {_remedy('quantize')}"
         if lora is not None and lora.dora and not self.dora:
             yield f"{self.name} serves no DoRA adapters; {_remedy('dora')}"
 

@@ -127,7 +127,7 @@ def _describe_unknown(key: str) -> str:
     parent, _, name = key.rpartition(".")
     everywhere = [path for path, _ in walk_fields()]
     if key in everywhere:  # a top-level `train.lr: 1e-6`: fine as an override, not in a file
-        return f"{shown}: unknown key; in a recipe, keys of a section stand indented below its name"
+        return f"{shown}: unknown key; in a recipe, keys of a section are indented below its name"
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"{shown}: unknown key; did you mean {' or '.join(elsewhere)}?"

@@ -21,13 +21,13 @@ def _can_be_used(text: str) -> str:
         raise ValueError("must not be blank")
     wrong = re.search("[\x00\ud800-\udfff]", text)
     if wrong is not None:
-        raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is no character of a text")
+        raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is not a character of text")
     return text
 
 
 def _without_password(path: str) -> str:
     if holds_a_password(path):
-        raise ValueError("holds a password or a key, as of a URL; neither a path nor a Hub id has one, and a run keeps its recipe")
+        raise ValueError("holds a password or a key, as in a URL; a path or a Hub id has none, and the run directory stores the recipe")
     return path
 
 
@@ -49,7 +49,7 @@ def _base_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port_or_none(parts):
         raise ValueError("not an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise _secret("a URL of a server has no user, password or parameters; a key stands in the variable that api_key_env names")
+        raise _secret("a URL of a server has no user, password or parameters; a key belongs in the variable that api_key_env names")
     return url.rstrip("/")
 
 
@@ -70,7 +70,7 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise ValueError("must name at least one")
     if len(set(values)) < len(values):
-        raise ValueError("names one twice")
+        raise ValueError("contains duplicates")
     return values
 
 
@@ -91,7 +91,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a character (a lone surrogate)") from None
+        raise ValueError("contains half of a character (a lone surrogate)") from None
     return text
 
 

@@ -103,13 +103,13 @@ INSTEAD: dict[str, str] = {
     "sample_packing": "duels are always packed",
     "ref_model": "the reference is the opponent: the player of the iteration before",
     "trust_remote_code": "code of a model's repository is never run",
-    "flash_attention": "the fastest attention that fits is chosen by itself",
-    "attn_implementation": "the fastest attention that fits is chosen by itself",
+    "flash_attention": "the fastest attention that fits is chosen automatically",
+    "attn_implementation": "the fastest attention that fits is chosen automatically",
     "logging_steps": "every step is logged, in metrics.jsonl",
     "eval_steps": "players are measured once after every iteration",
     "eval_strategy": "players are measured once after every iteration",
     "push_to_hub": "`sparring push` does that after the game",
-    "resume_from_checkpoint": "the same command goes on where it stopped",
+    "resume_from_checkpoint": "the same command resumes where it stopped",
     "load_in_8bit": "a frozen base is kept in 4 bits by `lora: {quantize: 4bit}`",
 }
 

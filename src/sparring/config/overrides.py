@@ -52,4 +52,4 @@ def _override_value(override: str) -> Any:
     try:
         return parse_yaml(text, where)
     except UserError as error:
-        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself stand in quotes") from None
+        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself be quoted") from None

@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
-    run_dir: PathText = Field(description="Folder of this run: all state lives there.")
+    run_dir: PathText = Field(description="Run directory: holds all files of this run.")
     seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
     seeds: SeedList | None = Field(
         None,
@@ -41,7 +41,7 @@ class Recipe(Section):
         "model as it is.",
     )
     iterations: Iterations = Field(3, description="Self-play iterations at most; the paper plays 4.")
-    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
+    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are sampled.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
     target: TargetSection = Field(default_factory=TargetSection, description="Who wins a duel.")
@@ -49,13 +49,13 @@ class Recipe(Section):
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
     controls: tuple[ControlSection, ...] = Field(
         (),
-        description="Controls to show beside the game, one or a list of them; `controls: continued-sft` is short for its defaults, null "
+        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null "
         "plays without.",
     )
     launcher: LauncherSection = Field(
         default_factory=lambda: LauncherSection(kind="inline"),
         description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
-        "`launcher: inline` in short, or in many. Results are the same to rounding, and a run may go on under another launcher: "
+        "`launcher: inline` in short, or in several. Results are the same up to rounding, and a run may resume under another launcher: "
         "docs/launching.md.",
     )
     track: TrackSection | None = Field(
@@ -70,8 +70,8 @@ class Recipe(Section):
     )
     report: bool = Field(
         True,
-        description="Draw report.html after every iteration (once a minute at most) and at the end, some seconds of work; `sparring "
-        "report` draws it at any time.",
+        description="Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; "
+        "`sparring report` renders it at any time.",
     )
 
     @property

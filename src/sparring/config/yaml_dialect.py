@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "tag", None) not in (None, "!"):
-            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} has no place in a recipe", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is not allowed in a recipe", event.start_mark)
         before = self._values
         self._depth += 1
         if self._depth > MOST_DEPTH:
@@ -50,10 +50,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for something that it is a part of", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} refers to a value that contains it", event.start_mark)
         self._values += self._sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
         if self._values > MOST_VALUES:
-            what = f"more than {MOST_VALUES:,} values, counting what aliases stand for"
+            what = f"more than {MOST_VALUES:,} values, counting the values of aliases"
             raise yaml.composer.ComposerError(None, None, what, event.start_mark)
         self._sizes.setdefault(id(node), self._values - before)
         return node
@@ -72,7 +72,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in lines:
-                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} stands already in line {lines[name]}", key.start_mark)
+                what = f"duplicate key {key.value!r}, first defined on line {lines[name]}"
+            raise yaml.composer.ComposerError(None, None, what, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
 

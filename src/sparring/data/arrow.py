@@ -59,7 +59,7 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
             yield where, row
         else:
             what = f"cannot decode the column {broken!r}: {row[broken].reason}"
-            bad.meet(UserError(what, where=where, remedy="mend the row or take it out of the file"))
+            bad.meet(UserError(what, where=where, remedy="fix the row or remove it from the file"))
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:

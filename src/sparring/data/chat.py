@@ -145,7 +145,7 @@ class Chat:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
-            raise UserError(what, where=where, remedy=f"mend or drop the row, or set {_OPTION} to a template that takes it") from None
+            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {_OPTION} to a template that accepts it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self._renderer([self._as_taken(message) for message in messages], add_generation_prompt=add_generation_prompt)

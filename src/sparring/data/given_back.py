@@ -132,7 +132,7 @@ def opening_error(source: str, opening: str, reply: str, where: str | None, kwar
     """Something stands between the prefix that is sampled under and the reply that is trained on."""
     what = (
         f"{source} writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
-        f"{_clipped(reply)!r}: sampled replies do not have it, so that the two could be told apart by it alone"
+        f"{_clipped(reply)!r}: sampled replies do not have it, so that this text alone would distinguish the two"
     )
     if END_OF_THINKING in opening and kwargs_help:
         remedy = "set model.chat_template_kwargs: {enable_thinking: false}, with which the prefix has it too, or give what was thought"
@@ -147,7 +147,7 @@ def closing_error(source: str, closing: str, reply: str, where: str | None) -> U
     """Something stands between the reply that is trained on and the end of its turn."""
     what = (
         f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies need "
-        "not have it, so that the two could be told apart by it alone"
+        "not have it, so that this text alone would distinguish the two"
     )
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that ends the assistant's turn right after its text")
 

@@ -13,7 +13,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands more than once in an object, and only one of its values could be read")
+        raise ValueError(f"duplicate key {twice!r} in an object")
     return found
 
 

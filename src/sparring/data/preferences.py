@@ -146,7 +146,7 @@ def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
         raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
     asked = [turn["content"] for turn in sides[0].prompt]
     if read is _whole and isinstance(prompt, str) and prompt not in asked:
-        raise UserError("prompt is none of the turns of chosen", where=where, remedy="mend the row, or leave the prompt out")
+        raise UserError("prompt is none of the turns of chosen", where=where, remedy="fix the row, or leave the prompt out")
     return Pair(where, *sides)
 
 
@@ -167,7 +167,7 @@ def _whole(row: Row, reading: Reading, name: str, where: str) -> Conversation | 
         remedy = "give a column prompt: plain texts do not say where the prompt ends"
         raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
     if Cells(row, reading, where).history():
-        raise UserError(f"there is a history beside {name}, which holds the whole conversation", where=where, remedy=MEND_ROW)
+        raise UserError(f"the row has a history, but {name} already holds the whole conversation", where=where, remedy=MEND_ROW)
     return to_conversation(row, "messages", _named(reading, messages=own), where)
 
 

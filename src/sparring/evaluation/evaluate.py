@@ -57,7 +57,7 @@ class Evaluator:
                 remedy=f"one of them is {(asked[0].answer if has_answer(asked[0]) else asked[0].human or '')[:200]!r}",
             )
         if missed:
-            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: never a match")
+            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
         """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply where a checker gives one."""

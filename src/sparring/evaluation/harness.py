@@ -159,7 +159,7 @@ def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str,
             "`sparring docs evaluation` shows tasks whose data are local files",
         ) from error
     except TASK_ERRORS as error:
-        raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
+        raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="fix its file") from error
     for check in (_check_kind, _check_shots, _check_metric):
         check(benchmark, list(loaded["tasks"].values()))
     return loaded
@@ -177,7 +177,7 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
     there = max(0, len(list(task.fewshot_docs() or ())) - same)
     if there < shots:
         raise UserError(
-            f"{shots} shots are asked for, and the task has {there} items to draw them from",
+            f"{shots} shots are asked for, but the task has only {there} items for them",
             where=benchmark.task,
             remedy=f"ask for fewer, as {benchmark.task}@{there}",
         )
@@ -258,7 +258,7 @@ def _no_task(name: str, everything: TaskManager, folders: Sequence[str]) -> User
     guess, broken = nearest(name, everything.all_tasks), next(_broken_files(folders), None)
     remedy = "`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own"
     if broken:  # which the harness passes over in silence
-        remedy = f"mend this file of yours: {broken}"
+        remedy = f"fix this task file: {broken}"
     return UserError(f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""), where=TASKS_OPTION, remedy=remedy)
 
 

@@ -72,7 +72,7 @@ class Judge:
         assert section.model is not None
         asking = ENGINES["server"]
         if not is_installed(asking.package):
-            what = f"a judge is asked by way of the package {asking.package}, which is not installed"
+            what = f"a judge needs the package {asking.package}, which is not installed"
             raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
@@ -83,7 +83,7 @@ class Judge:
             server=f"{OPTION} and --judge-model",
             key=KEY_OPTION,
             limits="--concurrency, --timeout-seconds, --retries",
-            manual="`sparring docs evaluation` says what is asked of a judge",
+            manual="`sparring docs evaluation` says what a judge must support",
         )
         self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 

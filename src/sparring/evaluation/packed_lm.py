@@ -85,7 +85,7 @@ class PackedLM(HFLM):
     def _cut(self, context: list[int], continuation: list[int]) -> TokenIds:
         """The context as far as it fits, cut from the left as the harness cuts it. The last token of a continuation is never fed."""
         if not continuation:
-            raise UserError("the harness asks for the probability of an empty answer", remedy="mend the task's choices")
+            raise UserError("the harness asks for the probability of an empty answer", remedy="fix the task's choices")
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             what = f"an answer of {len(continuation)} tokens does not fit the model's context of {self.max_length}"

@@ -48,7 +48,7 @@ def read_questions(path: str, references: str | None = None, limit: int | None =
         raise UserError(f"two questions have the id {doubled!r}", where=f"{OPTION} {path}")
     unknown = sorted(answers.keys() - {question.id for question in found})
     if len(unknown) == len(answers) and answers:
-        raise UserError(f"none of its {len(answers)} ids is a question's", where=f"{REFERENCES_OPTION} {references}")
+        raise UserError(f"none of its {len(answers)} ids is the id of a question", where=f"{REFERENCES_OPTION} {references}")
     return found if limit is None else _first_of_categories(found, limit)
 
 

@@ -32,7 +32,7 @@ def settings_for(recipe: Recipe | None, name: str | None, pattern: str | None, o
     the name. Raises UserError for the control `random`.
     """
     if name == "random":
-        raise UserError("random deals the scores of another checker, as a control for games; it grades nothing", where=option)
+        raise UserError("random shuffles the scores of another checker, as a control for games; it cannot grade", where=option)
     of_recipe = recipe and checker_settings(recipe, name or recipe.target.grading_checker)
     settings = of_recipe or CheckerSettings(name or "exact", None)
     return settings if pattern is None else replace(settings, answer_pattern=pattern or None)

@@ -18,7 +18,7 @@ SHOULD = {True: "pass", False: "fail", None: "-"}
 
 def print_trial(trial: Trial, console: Console) -> None:
     rows, count = trial.rows, trial.report.rows
-    which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, drawn by a hash"
+    which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
     console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))
     _print_kinds(trial, console)
     for tried in trial.report.kinds:

@@ -34,7 +34,7 @@ def print_status(state: RunState, out: Console) -> None:
 
 def how_to_go_on(state: RunState) -> str:
     sure = "" if state.life is not Life.SILENT else "if you know that it is dead, "
-    return f"{sure}go on with:\n  {printable(state.command)}"
+    return f"{sure}resume with:\n  {printable(state.command)}"
 
 
 def how_it_is(state: RunState) -> str:
@@ -74,7 +74,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
         yield "last step", _step(row)
     if state.life is not Life.RUNNING and state.stage is not None:
         rest = kept(state)
-        yield "goes on", f"with {state.stage}" + (f", from {rest}" if rest else "")
+        yield "resumes", f"with {state.stage}" + (f", from {rest}" if rest else "")
 
 
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:

@@ -28,6 +28,6 @@ class Likelihood(Objective):
 
     names = ("sft",)
     about = (
-        "is the plain likelihood of the winners of `target` verified or majority, and compares them with nothing (rejection-sampling "
+        "is the plain likelihood of the winners of `target` verified or majority, without a comparison (rejection-sampling "
         "fine-tuning, self-training)"
     )

@@ -56,7 +56,7 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
 @dataclass(frozen=True, kw_only=True)
 class Space(Comparison):
     names = ("space",)
-    about = f"tells each reply from the opponent's by itself (SPACE, arXiv 2512.07175; {READ_IN_PART})"
+    about = f"classifies each reply by itself as human or the opponent's (SPACE, arXiv 2512.07175; {READ_IN_PART})"
     learns_from_identical = True
 
     mu: float | None = None

@@ -125,7 +125,7 @@ def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
 
 def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, dtype: torch.dtype) -> UserError:
     what = (
-        f"the engine {sampling.engine} does not draw from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
+        f"the engine {sampling.engine} does not sample from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
         f"its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where {found.tolerance:g} "
         f"on average is what {str(dtype).removeprefix('torch.')} explains"
     )
@@ -143,7 +143,7 @@ def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, d
 
 def _other_draw(found: Agreement, sampling: SamplingSection) -> UserError:
     return UserError(
-        f"the engine {sampling.engine} has the right model but draws otherwise than at temperature {sampling.temperature:g} and top-p "
+        f"the engine {sampling.engine} has the right model but does not sample at temperature {sampling.temperature:g} and top-p "
         f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest of their place where "
         f"{found.likeliest_expected:.1f} are expected (probability {found.p_value:.0e})",
         where=f"sampling.engine ({sampling.engine})",

@@ -186,7 +186,7 @@ def require_drawn(tokens: Sequence[int]) -> list[int]:
     """The tokens. Raises UserError where one was not drawn, for its scores were no numbers."""
     if NOT_DRAWN in tokens:
         remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
-        raise UserError("the model computes no numbers (NaN) as the logits of a next token, so that none can be drawn", remedy=remedy)
+        raise UserError("the model's logits of the next token are not finite (NaN), so no token can be sampled", remedy=remedy)
     return list(tokens)
 
 

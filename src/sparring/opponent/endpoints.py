@@ -85,7 +85,7 @@ class _Url:
         now, closed = time.monotonic(), min(asked or 0.0, LONGEST_ASKED_WAIT)
         self.failures += now >= self.rests_until  # requests that fail together are one failure
         if closed >= TOLD_WAIT and now >= self.closed_until:
-            log.info(f"{self.base} asks to be left alone for {closed:.0f} s")
+            log.info(f"{self.base} asks for a pause of {closed:.0f} s")
         self.rests_until = max(self.rests_until, now + max(seconds, closed))
         self.closed_until = max(self.closed_until, now + closed)
 
@@ -107,7 +107,7 @@ class Names:
     server: str = f"{WHERE}.urls and {WHERE}.model"
     key: str = f"{WHERE}.api_key_env"
     limits: str = "concurrency, timeout_seconds, retries"
-    manual: str = "`sparring docs engines` says what the engine asks of a server"
+    manual: str = "`sparring docs engines` says what a server must support"
 
 
 @dataclass
@@ -273,7 +273,7 @@ class Endpoints:
             raise UserError(
                 f"the server's answer to {path} is compressed ({packed[:SHOWN]}), though none was to be",
                 where=f"{self.names.where} ({at.base})",
-                remedy="have what stands before the server heed Accept-Encoding: identity",
+                remedy="have the proxy in front of the server respect Accept-Encoding: identity",
             )
         return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=response.request)
 
@@ -297,7 +297,7 @@ class Endpoints:
         return NoAnswer(
             f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
             where=self.names.where,
-            remedy=f"see that the server runs and keeps up ({self.names.limits}); the same command goes on, and nothing finished is lost",
+            remedy=f"check that the server runs and keeps up ({self.names.limits}); then rerun: the run resumes, nothing is lost",
         )
 
     def _words(self, response: httpx2.Response) -> str:

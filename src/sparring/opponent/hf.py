@@ -117,7 +117,7 @@ class TransformersEngine:
         self._takes_packed_rows = packed_rows_agree(self.model, layout_probe_trees)
         if not self._takes_packed_rows:
             self.model.set_attn_implementation(self._own_attention)
-            log.info("sampling: this model cannot take packed rows; its replies are drawn in padded batches, which is slower")
+            log.info("sampling: this model does not support packed rows; its replies are sampled in padded batches, which is slower")
 
     def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
         limit = self.sampling.max_new_tokens

@@ -139,11 +139,11 @@ class RayEngine:
             yield
         except data.exceptions.ExecutionTimeoutError:
             raise UserError(
-                f"no reply came in for {self.section.stall_minutes:g} minutes: no node has room for a worker, or the workers die again and "
-                "again (of too little memory, most often), or one batch takes longer than that",
+                f"no reply came in for {self.section.stall_minutes:g} minutes: no node has room for a worker, or the workers crash "
+                "repeatedly (usually out of memory), or one batch takes longer than that",
                 where="sampling.ray",
                 remedy="see `ray status` and Ray's logs; lower sampling.batch_tokens or sampling.ray.batch_rows, or give more "
-                "stall_minutes; the same command goes on from here",
+                "stall_minutes; then rerun: the run resumes from here",
             ) from None
         except self._ray.exceptions.RayError as error:
             if "No module named" in str(error):
@@ -266,5 +266,5 @@ def _report(workers: Counter[tuple[str, bool]]) -> None:
     for (name, _), replies in workers.items():
         nodes[name.partition("/")[0]] += replies
     shares = " + ".join(str(count) for _, count in nodes.most_common())
-    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes drew {shares} replies"
+    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes sampled {shares} replies"
     log.info(f"sampling: {drew}" + (f", {again} of the workers in place of lost ones" if again else ""))

@@ -167,7 +167,7 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
             said.seek(0)
             last = " | ".join(said.read().split("\n")[-LAST_LINES - 1 :]).strip(" |")
             what = f"it ended with code {error.returncode}: {endpoints.hidden(last)}"
-            raise UserError(what, where=where, remedy="mend it; the same command goes on") from None
+            raise UserError(what, where=where, remedy="fix it and rerun; the run resumes") from None
 
 
 def _filled(word: str, values: dict[str, str]) -> str:

@@ -105,7 +105,7 @@ def read_reply(answer: Any, prompt: Prompt, limit: int, stop_ids: Collection[int
             "have the server stop at stop_token_ids alone and leave that token in token_ids",
         )
     if logps and (found is None or len(found) != len(tokens)):
-        raise _unusable("no log-probs of the reply's tokens: without them nothing tells which player the server serves")
+        raise _unusable("no log-probs of the reply's tokens: they are needed to verify which player the server serves")
     return reply
 
 
@@ -124,7 +124,7 @@ def _tokens(choice: dict[str, Any]) -> list[int]:
             tokens = [int(word.removeprefix(PLACEHOLDER)) for word in words]
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token >= 0 for token in tokens):
         raise _unusable(
-            "the server returns text without token ids, and text tokenised again can be other tokens than those that were drawn",
+            "the server returns text without token ids, and tokenizing the text again can give other tokens than those that were sampled",
             "vLLM from 0.10.2 on and recent SGLang return them (return_token_ids); older vLLM with return_tokens_as_token_ids",
         )
     return tokens
@@ -142,5 +142,5 @@ def _of_logprobs(choice: dict[str, Any], key: str) -> Any:
     return logprobs.get(key) if isinstance(logprobs, dict) else None
 
 
-def _unusable(what: str, remedy: str = "`sparring docs engines` says what the engine asks of a server") -> UserError:
+def _unusable(what: str, remedy: str = "`sparring docs engines` says what a server must support") -> UserError:
     return UserError(what, where=WHERE, remedy=remedy)

@@ -157,10 +157,10 @@ def _told_plainly() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise UserError(
-            "a process of vLLM ended while it drew: its own lines above may say why; a kill that nobody sent is mostly for want of memory",
+            "a process of vLLM ended while it sampled: its own lines above may say why; an unexplained SIGKILL usually means out of memory",
             where=WHERE,
-            remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or spread the model by tensor_parallel; the same command "
-            "goes on, and nothing finished is lost",
+            remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or shard the model by tensor_parallel; then rerun: "
+            "the run resumes, and nothing finished is lost",
         ) from error
 
 

@@ -98,7 +98,7 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     peak, count = plan.peak, plan.hardware.count
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
-    hours = f"Hours{'' if plan.fits else ', if it did fit'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
+    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
     cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
@@ -106,7 +106,7 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     wanted, option = plan.wanted
     lines = [cost, f"Does not fit: {f'{option} wants {wanted} devices of {count}' if wanted > count else needed}."]
     if not proposals:
-        return [*lines, "No change that plan knows of makes it fit: take a smaller model, or more or larger devices."]
+        return [*lines, "None of the changes that plan tries makes it fit: take a smaller model, or more or larger devices."]
     return [*lines, "Try:", *(f"- {_proposal(proposal, plan)}" for proposal in proposals)]
 
 
@@ -127,7 +127,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"{'' if scores else '; the opponent scores nothing'}": recipe.target.moves,
         "grading is not counted": recipe.target.checker is not None,
         f"every held-out prompt gets evaluate.samples ({recipe.evaluate.samples}) replies from every player": recipe.evaluate.samples > 1,
-        "every URL of the server draws as fast as one of these devices; its memory is its own": spec.urls is not None,
+        "every URL of the server samples as fast as one of these devices; its memory is its own": spec.urls is not None,
         f"all of this is the game of one seed, and the recipe plays {len(recipe.seeds or ())}": recipe.seeds is not None,
         "benchmarks: memory is counted, time is not": recipe.evaluate.benchmarks is not None,
         "preference pairs are as many and as long as the rows of data": any(section.pairs for section in recipe.controls),
@@ -149,7 +149,7 @@ def _facts(plan: Plan) -> list[str]:
         device += f", shared by {plan.parallel.devices} ranks ({plan.parallel.strategy})"
     elif plan.hardware.count > 1 or plan.parallel.devices > 1:
         device += f", of which {plan.parallel.devices} train ({plan.parallel.strategy})"
-    asked = f"; {lengths.unanswered_rows:,} prompts that nobody has answered, of {lengths.unanswered_prompt:.0f} tokens"
+    asked = f"; {lengths.unanswered_rows:,} prompts without replies, of {lengths.unanswered_prompt:.0f} tokens"
     parameters = f"{shape.parameters / 1e9:.2f}B" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f}M"
     return [
         f"Model: {shape.name}, {parameters} parameters ({shape.source})",

@@ -119,7 +119,7 @@ def _sample(asked: Sequence[tuple[str, Conversation]], chat: Chat) -> list[int]:
 def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:
     for name, value in means.items():
         if value is not None and not math.isfinite(value):
-            raise UserError(f"{value} is no number of tokens", where=f"--{name}-tokens")
+            raise UserError(f"{value} is not a number of tokens", where=f"--{name}-tokens")
     generated, most = means["generated"], recipe.sampling.max_new_tokens
     if generated is not None and generated > most:
         what = f"{generated:g} tokens are more than sampling.max_new_tokens allows, {most}"

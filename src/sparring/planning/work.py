@@ -168,5 +168,5 @@ def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
     return (
         f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {draw.bandwidth:.0%} of "
         f"{bandwidth}, {draw.operations:.0%} of the operations and {draw.layer_seconds * 1e3:g} ms a layer and step, whichever is slowest "
-        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and talk between devices are not counted"
+        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and communication between devices are not counted"
     )

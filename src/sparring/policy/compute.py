@@ -123,16 +123,16 @@ def release_memory() -> None:
 
 
 def memory_error(error: BaseException) -> UserError | None:
-    """What to tell where a device or the machine had no memory left; None for any other error."""
+    """The message for an error of a device or machine that has no memory left; None for any other error."""
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return None
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"out of memory: {said}",
         remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, micro_batch.json in the run "
-        "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run goes on "
-        "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
-        "vllm, which lays them over several, for replies are drawn with all of them",
+        "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run can "
+        "resume with any of these changes. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
+        "vllm, which shards them over several, since sampling needs all of them",
     )
 
 

@@ -139,7 +139,7 @@ def check_files(folder: Path) -> None:
                 )
     for path in (path for pattern in HUB_FILES for path in home.glob(pattern)):
         if not path.is_file():
-            raise UserError("this is not a regular file", where=str(path), remedy="put the file itself in its place, or take it away")
+            raise UserError("this is not a regular file", where=str(path), remedy="put the file itself in its place, or delete it")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def read_object(file: Path) -> dict[str, Any]:
         _check_depth(found)
     except (OSError, ValueError, RecursionError) as error:
         what = f"not a valid JSON file of a model: {first_line(error)}"
-        raise UserError(what, where=str(file), remedy="fetch the file again, or write it anew with save_pretrained") from None
+        raise UserError(what, where=str(file), remedy="fetch the file again, or write it again with save_pretrained") from None
     return found
 
 
@@ -264,7 +264,7 @@ def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
 
 def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> None:
     if config.get("megatron_config") is not None:
-        raise UserError("megatron_config has PEFT import a module that the adapter names", where=str(file), remedy="set it to null")
+        raise UserError("megatron_config would make PEFT import a module that the adapter names", where=str(file), remedy="set it to null")
     pattern = config.get("rank_pattern") or {}
     ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     wrong = next((rank for rank in ranks if type(rank) is not int or not 1 <= rank <= weights.largest_side), None)

@@ -95,7 +95,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
             f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
-            "transformers would make them up at random",
+            "transformers would initialise them at random",
             where=str(folder),
             remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
         )

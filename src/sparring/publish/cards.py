@@ -118,7 +118,7 @@ def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about:
     shown, moves = public(recipe), recipe.target.moves
     told = told_of_pairs(recipe, counts, about.unanswered) if moves else _told_of_replies(recipe, counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
-    unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which nobody has answered" if recipe.data.prompts else ""
+    unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
     return f"""---
 {_dataset_metadata(counts, about)}
 ---
@@ -134,7 +134,7 @@ from datasets import load_dataset
 rows = load_dataset("{about.dataset_repo or "FOLDER"}", "{shape}", split="iteration_{iterations[0]}")
 ```
 
-These are texts. The game was played on token ids, and encoding a reply's text anew need not give them back; a reply that was cut
+These are texts. The game was played on token ids, and encoding a reply's text again may give other ids; a reply that was cut
 ends without an end-of-turn token, which a text cannot show (`finish_reason` is `length` there).
 
 ## Where it comes from
@@ -151,14 +151,14 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 def _how(recipe: Recipe, about: About) -> str:
     if recipe.target.moves:
         return f"{how_learned(recipe, about.unanswered)}\n"
-    return f"""Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
+    return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
 from those of its own previous iteration."""
 
 
 def _told_of_replies(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
     """Of a game in which the human reply always wins."""
     lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
-    return f"""Nobody has judged them: `rejected` means "from the model".
+    return f"""The replies were not graded: `rejected` means "from the model".
 
 | iteration | rows | reply equals the human one | cut at the length limit |
 |---|---|---|---|
@@ -198,7 +198,7 @@ def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> s
     """The data, prompts that nobody has answered, and the labelled pairs of a control that has learned from any."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player.name)
     if recipe.data.prompts and player.name.isdigit():
-        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which nobody has answered"
+        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
 
@@ -286,7 +286,7 @@ def _choice(summary: Mapping[str, Any]) -> str:
         return ""
     return (
         f"The best iteration, {best['iteration']}, was chosen by its {words(best['metric'])} on these same prompts, "
-        "so its score flatters it a little."
+        "so its score is slightly too high."
     )
 
 

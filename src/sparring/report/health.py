@@ -56,11 +56,11 @@ def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
     n, cut = row.scores["truncated"]["n"], row.scores["truncated"]["value"]
     if cut > MOST_CUT:
         most = recipe.sampling.max_new_tokens
-        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is known by its missing end"
+        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is recognised by its missing end"
         yield Sign("Replies are cut", row.model, f"{round(cut * n)} of {n}", remedy)
     auc = row.scores["length_auc"]["value"]
     if auc > MOST_BY_LENGTH:
-        yield Sign("Length alone tells the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
+        yield Sign("Length alone distinguishes the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
     equal = row.scores["identical"]["value"]
     if equal > MOST_EQUAL:
         yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_TELL)
@@ -84,8 +84,8 @@ def _of_human(row: Row, before: Row) -> Iterator[Sign]:
 
 
 _LENGTH = (
-    "Length is learnt before anything else: give room by sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
+    "Length is learned before anything else: raise sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
     "objective.nll_weight"
 )
 REMEDY_LOST = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
-_NOTHING_TO_TELL = "There is nothing to tell apart: sample at a higher sampling.temperature, or stop here"
+_NOTHING_TO_TELL = "There is nothing to distinguish: sample at a higher sampling.temperature, or stop here"

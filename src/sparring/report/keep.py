@@ -23,5 +23,5 @@ def keep_report(root: Path, is_over: bool) -> None:
 
             write_report(root)
     except Exception as error:
-        log.warning(f"{REPORT} was not drawn ({type(error).__name__}; the traceback is in run.log): `sparring report {root}` tries again")
+        log.warning(f"{REPORT} was not rendered ({type(error).__name__}; the traceback is in run.log): `sparring report {root}` retries")
         log.debug("the report ended here", exc_info=True)

@@ -42,7 +42,7 @@ def ranking(
         return []
     start = arms[0]
     if metric == "exact_match" and headroom:  # their rows are not kept as samples, so that there is nothing to pair
-        arms.append((START, f"{rows[0].model}, cooler", {**headroom["cool"], "higher_is_better": True}, {}))
+        arms.append((START, f"{rows[0].model} at a lower temperature", {**headroom["cool"], "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
     return [

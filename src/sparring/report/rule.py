@@ -34,7 +34,7 @@ def _by_checker(target: TargetSection) -> str:
     least = "" if target.pass_score == 1.0 else f" with a score of {target.pass_score:g} or more"
     if target.checker == "random":
         return (
-            f"A control: replies win that were drawn at random, as many as the checker {checker} passes{least}; the other ones that it "
+            f"A control: the winners are chosen at random, as many as the checker {checker} passes{least}; the other ones that it "
             "has judged lose."
         )
     return (
@@ -71,5 +71,5 @@ def _learned(recipe: Recipe) -> str:
         return f"The player learns the winners alone, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
-    told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
+    told = f"The player learns to distinguish winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
     return f"{told}{kept}{weighed}."

@@ -19,7 +19,7 @@ ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "pa
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
 _REFERENCE = re.compile(r"#([\w-]+)")
-_TOLD = "told:"
+_TOLD = "texts:"
 
 
 def tell(artist: Artist, texts: Sequence[str]) -> None:

@@ -75,7 +75,7 @@ def _accuracy(row: Row) -> str:
 # Counts of a game whose target moves: what became of the prompts, and the replies that met
 OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
 RATES = ("pass_rate", "vote_share", "distinct_answers")
-OUTCOMES_TITLE = "Winners: what became of all prompts in the window"
+OUTCOMES_TITLE = "Winners: outcome of every prompt in the window"
 RATES_TITLE = "Graded: each opponent's replies to the training prompts"
 _LIKELIHOOD_COLUMNS = [
     Column("NLL / token", with_error("nll_per_token", 4)),

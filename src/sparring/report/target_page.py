@@ -42,7 +42,7 @@ def prompt_counts(run: RunFiles) -> Markup:
     """What became of `data.prompts`; nothing where the recipe has none."""
     counts = run.facts("data").get("prompt_counts", {})
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts.items()]
-    return table("Prompts that nobody has answered", ["prompts", "count"], rows) if rows else Markup("")
+    return table("Prompts without replies", ["prompts", "count"], rows) if rows else Markup("")
 
 
 def _notes(run: RunFiles) -> Iterator[str]:

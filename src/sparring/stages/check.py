@@ -70,7 +70,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
         raise UserError(
             f"target.checker {checker.name} finds no answer in any of the {missed} rows",
             where=f"data.prompts.answer {context.recipe.data.prompts and context.recipe.data.prompts.answer!r}",
-            remedy=f"the first one holds {answers[0]!r:.200}; mend the column, or take target.kind majority, which needs no answers",
+            remedy=f"the first one holds {answers[0]!r:.200}; fix the column, or take target.kind majority, which needs no answers",
         )
     if missed:
         log.warning(
@@ -105,7 +105,7 @@ def _announce_cut(context: RunContext) -> None:
     if most < long:
         log.warning(
             f"sampling.max_new_tokens is {most}, and the 95th percentile of the human replies {long} tokens: longer ones will be cut, and "
-            f"known by their missing end; set it to {long} or more"
+            f"recognised by their missing end; set it to {long} or more"
         )
 
 
@@ -116,8 +116,8 @@ def _announce_unused(recipe: Recipe) -> None:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
     taken = defaults_of_moving_targets(objective.loss)
     if recipe.target.moves and taken:
-        told = ", ".join(f"{key} {getattr(objective, key)} (by default {value:g} where the target moves)" for key, value in taken.items())
-        log.info(f"objective: {told}")
+        told = ", ".join(f"{key} {getattr(objective, key)} (default {value:g})" for key, value in taken.items())
+        log.info(f"objective, with a {recipe.target.kind} target: {told}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
@@ -131,9 +131,9 @@ def _announce_whole(context: RunContext) -> None:
     whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
     if recipe.sampling.inner.holds_whole:
         cutting = " or ".join(name for name, spec in ENGINES.items() if spec.devices)
-        log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine {cutting} cuts them")
+        log.info(f"sampling needs {whole}; {parallel.strategy} shards everything else, sampling.engine {cutting} shards sampling too")
     if recipe.evaluate.benchmarks:
-        log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
+        log.info(f"evaluate.benchmarks run in one process, with {whole}")
 
 
 def _check_tokens(context: RunContext) -> None:

@@ -59,7 +59,7 @@ def _remedy(counts: dict[str, int]) -> str:
     advice = {
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",
-        "few_votes": "lower target.min_votes, or draw more replies",
+        "few_votes": "lower target.min_votes, or sample more replies",
         "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
     return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")

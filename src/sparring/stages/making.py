@@ -55,7 +55,7 @@ class StageRunner:
     def _clear(self, name: str, inputs: dict[str, Any]) -> None:
         def clear() -> None:
             if changes := self.run.remove_changed(name, inputs):
-                log.info(f"{name} is made anew: {'; '.join(changes)}")
+                log.info(f"recomputing {name}: {'; '.join(changes)}")
 
         from_main(clear)
 

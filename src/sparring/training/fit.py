@@ -55,7 +55,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     trainer = _Trainer(folder, task, plan, settings)
     log.info(f"{phase}: {counted(plan.steps, 'step')} of {plan.batch_size} {task.unit}, {counted(plan.epochs, 'epoch')}, lr {plan.lr:g}")
     if first_step:
-        log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
+        log.info(f"{phase}: resuming at step {first_step} of {plan.steps}")
         trainer.weights.restore_optimizer(folder)
     rows = from_main(lambda: _metrics_until(stage / METRICS, first_step))
     watch = HumanLogpWatch(phase, task.preferred)

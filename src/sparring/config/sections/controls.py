@@ -46,7 +46,7 @@ class ControlSection(Section):
         "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
     )
     pairs: PairsSection | None = Field(None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`.")
-    beta: PositiveFloat = Field(0.1, description="Of `dpo`: how strongly it is held to its reference; 0.1 is what most use.")
+    beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
         description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "

@@ -95,7 +95,7 @@ class DataSection(RowsSection):
     )
     prompts: PromptsSection | None = Field(
         None,
-        description="Further prompts, which nobody has answered: with `target` verified or majority they are played on as well. "
+        description="Further prompts without replies: with `target` verified or majority the game is played on them as well. "
         "`prompts: PATH` is short for its `path`.",
     )
     checker_columns: Texts = Field(

@@ -14,7 +14,7 @@ T = TypeVar("T")
 class LauncherSection(Section):
     kind: Literal["inline", "accelerate"] = Field(
         "accelerate",
-        description="The process that plays the game computes all (`inline`), or `accelerate launch` starts the heavy stages on many.",
+        description="`inline` computes everything in one process; `accelerate` starts the heavy stages in many, with `accelerate launch`.",
     )
     config_file: PathText | None = Field(
         None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
@@ -24,7 +24,7 @@ class LauncherSection(Section):
     )
     machines: PositiveInt = Field(1, description="Machines; they share the run directory and the model's folder.")
     machine_rank: Annotated[int, Field(ge=0)] = Field(
-        0, description="Which of them this is: 0 plays the game, the others follow it and lend their ranks."
+        0, description="Number of this machine: 0 plays the game, the others wait for its calls and start their ranks."
     )
     main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(

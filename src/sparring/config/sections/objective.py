@@ -42,7 +42,7 @@ class ObjectiveSection(Section):
     )
     nll_weight: WeightPerIteration = Field(
         0.0,
-        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
+        description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
         "the default, is SPIN; larger ones keep these replies likely: 1 where `target` is verified or majority, as without it such duels "
         "were seen to collapse (docs/evidence.md). One value or one per iteration.",
     )

@@ -33,8 +33,8 @@ class TargetSection(Section):
     )
     random_like: Text | None = Field(
         None,
-        description="For `checker: random`: the checker whose passes are dealt anew at random among the replies, so that the pass rate "
-        "stays; held-out replies are graded by this one itself.",
+        description="For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the "
+        "same; held-out replies are graded by this checker itself.",
     )
     tolerance: NonNegativeFloat = Field(0.0, description="For `checker: number`: difference up to which two numbers are equal.")
     pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")

@@ -27,7 +27,7 @@ class LoraSection(Section):
         "model's module names, or a regular expression over them.",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732).")
-    dora: bool = Field(False, description="Train the norms of the weights beside their directions (use_dora, arXiv 2402.09353).")
+    dora: bool = Field(False, description="Train the norms of the weights in addition to their directions (use_dora, arXiv 2402.09353).")
     quantize: Literal["4bit"] | None = Field(
         None,
         description="4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores "
