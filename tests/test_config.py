@@ -578,9 +578,9 @@ def test_long_values_are_cut() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("seed: 1\nmodel:\n  path: a\n  path: b\n", ", line 4: not valid YAML: key 'path', first defined on line 3"),
-        ("seed: 1\n'seed': 2\n", ", line 2: not valid YAML: key 'seed', first defined on line 1"),
-        ("train: {lr: 1, lr: 2}\n", ", line 1: not valid YAML: key 'lr', first defined on line 1"),
+        ("seed: 1\nmodel:\n  path: a\n  path: b\n", ", line 4: not valid YAML: duplicate key 'path', first defined on line 3"),
+        ("seed: 1\n'seed': 2\n", ", line 2: not valid YAML: duplicate key 'seed', first defined on line 1"),
+        ("train: {lr: 1, lr: 2}\n", ", line 1: not valid YAML: duplicate key 'lr', first defined on line 1"),
         ("seed: 1\n  x: [\n", ", line 2: not valid YAML: mapping values are not allowed here"),
         ("seed: [1\n", "not valid YAML: expected ',' or ']'"),
         ("seed: 1\n\tx: 1\n", ", line 2: not valid YAML: found character '\\t' that cannot start any token"),
@@ -749,7 +749,7 @@ def test_the_last_override_wins() -> None:
         ("trian.lr=1", "trian: unknown key; did you mean train? (from the override 'trian.lr=1')"),
         ("sft={lr: 1, foo: 2}", "sft.foo: unknown key; valid keys here: "),
         ("sft={lr: x}", "sft.lr: 'x' is refused; wanted: number above 0, but this is text (from the override 'sft={lr: x}')"),
-        ("sft={lr: 1, lr: 2}", "override 'sft={lr: 1, lr: 2}': not valid YAML: key 'lr', first defined on line 1"),
+        ("sft={lr: 1, lr: 2}", "override 'sft={lr: 1, lr: 2}': not valid YAML: duplicate key 'lr', first defined on line 1"),
         ("evaluate.answer_pattern=[0-9]+", "override 'evaluate.answer_pattern=[0-9]+': not valid YAML"),
         ("objective.beta=[0.1,1]", "objective.beta: [0.1, 1.0]: 2 values, but iterations is 3"),
         ("run_dir=", "run_dir: null is refused; wanted: text (from the override 'run_dir=')"),

@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
             name = (key.tag, str(key.value))
             if name in lines:
                 what = f"duplicate key {key.value!r}, first defined on line {lines[name]}"
-            raise yaml.composer.ComposerError(None, None, what, key.start_mark)
+                raise yaml.composer.ComposerError(None, None, what, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
 

@@ -1,4 +1,4 @@
-"""A function of the user's own as an objective, `path/to/file.py:function`. It runs in this process, for its gradient is needed."""
+"""A user's function as an objective, `path/to/file.py:function`. It runs in this process, because its gradient is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WANTED = "an objective is f(player: DuelLogps, opponent: DuelLogps, mask_DK: Ten
 class OwnObjective(Comparison):
     names = (OWN_CODE,)
     about = "is a function of your own, a loss of the log-probs of replies (docs/contributing.md)"
-    learns_from_identical = True  # it may: nothing is known of it
+    learns_from_identical = True  # assumed, since nothing is known about it
 
     beta: float
 
@@ -42,7 +42,7 @@ class OwnObjective(Comparison):
         return told_as_spin(self._computed(given.player, given.opponent, given.mask_DK), given, self.beta)
 
     def _computed(self, player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor) -> Tensor:
-        """Raises UserError where the function raises, or returns no tensor with a loss for each duel."""
+        """Raises UserError if the function raises, or does not return a tensor with one loss per duel."""
         import torch
 
         try:
@@ -59,7 +59,7 @@ class OwnObjective(Comparison):
         return loss_D
 
     def check(self) -> None:
-        """Try it on two duels: the first is a tie, as all are in an iteration's first step; of the second a reply is missing."""
+        """Try the function on two duels: a tie, as all duels are in an iteration's first step, and one with a missing reply."""
         import torch
 
         def logps(real: Sequence[float], generated: Sequence[Sequence[float]]) -> DuelLogps:

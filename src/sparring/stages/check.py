@@ -1,4 +1,4 @@
-"""What can be known before any stage is played."""
+"""Checks that need no stage: they run before the game starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_SHARE = 0.95
 
 
 def check(context: RunContext) -> None:
-    """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
+    """Raise UserError for anything that can be known before the work; missing files first, before a model is downloaded in vain."""
     recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
@@ -36,7 +36,7 @@ def check(context: RunContext) -> None:
         _check_prompts(context, checker)
         _check_own(context, checker)
     for section in filter(None, (recipe.train, recipe.sft)):
-        context.with_budget(section)  # from what is free before anything is loaded
+        context.with_budget(section)  # from the memory that is free before anything is loaded
 
 
 def _check_model_and_rows(context: RunContext) -> None:
@@ -50,7 +50,7 @@ def _check_model_and_rows(context: RunContext) -> None:
 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError where a function of one's own can grade none of the first human replies: a column that it needs may be missing."""
+    """Raise UserError if the user's function can grade none of the first human replies: a column that it needs may be missing."""
     if checker is None or not is_own_code(checker.name):
         return
     texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
@@ -61,7 +61,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError when no prompt without a reply has an answer to compare with: all its replies would be drawn for nothing."""
+    """Raise UserError if no prompt without a human reply has an answer to compare with: all its replies would be sampled in vain."""
     if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
@@ -79,7 +79,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
 
 
 def _check_alone(recipe: Recipe) -> None:
-    """What needs neither the model nor the rows."""
+    """Checks that need neither the model nor the rows."""
     local_files(recipe.data)
     recipe.objective.at(0, recipe.sampling.replies_per_prompt).check()
     require_engine(recipe)
@@ -98,7 +98,7 @@ def _check_alone(recipe: Recipe) -> None:
 
 
 def _announce_cut(context: RunContext) -> None:
-    """Say before anything is sampled when replies as long as the longer human ones could not be finished."""
+    """Warn before sampling if replies as long as the longer human ones would be cut."""
     lengths = sorted(len(example.reply_ids) for example in context.train_examples if example.has_reply)
     most = context.recipe.sampling.max_new_tokens
     long = lengths[math.ceil(LONG_SHARE * len(lengths)) - 1] if lengths else 0
@@ -110,7 +110,7 @@ def _announce_cut(context: RunContext) -> None:
 
 
 def _announce_unused(recipe: Recipe) -> None:
-    """Name the sections of engines that do not play, and the stages that the objective has no use for."""
+    """Log the sections of engines that are not used, and the stages that the objective does not need."""
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
@@ -123,7 +123,7 @@ def _announce_unused(recipe: Recipe) -> None:
 
 
 def _announce_whole(context: RunContext) -> None:
-    """Say what holds the whole model on one device where the launcher cuts the weights for everything else."""
+    """Log which stages hold the whole model on one device while the launcher shards it for all others."""
     recipe = context.recipe
     parallel = parallel_of(recipe.launcher)
     if not parallel.gathers:
@@ -137,7 +137,7 @@ def _announce_whole(context: RunContext) -> None:
 
 
 def _check_tokens(context: RunContext) -> None:
-    """Raise UserError for a row with a token that the model has no embedding of: its tokenizer may list special ones beyond."""
+    """Raise UserError for a row with a token that the model has no embedding for: a tokenizer may list special tokens beyond them."""
     size = load_config(context.base.folder).get_text_config().vocab_size
     for example in (*context.played_examples, *context.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
@@ -149,7 +149,7 @@ def _check_tokens(context: RunContext) -> None:
 
 
 def _check_context(context: RunContext) -> None:
-    """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
+    """Raise UserError if a row, a showcase prompt or the longest reply does not fit the model's context."""
     longest, _ = model_facts(context.base.folder)
     if longest is None:
         return
