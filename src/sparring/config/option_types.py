@@ -1,4 +1,4 @@
-"""The types of the options, and what every section of a recipe has in common."""
+"""The types of the options, and the base class of the sections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def _can_be_used(text: str) -> str:
-    """No file's name and no tokenizer takes halves of a character or NUL."""
+    """Neither file names nor tokenizers accept lone surrogates or NUL."""
     if not text.strip():
         raise ValueError("must not be blank")
     wrong = re.search("[\x00\ud800-\udfff]", text)
@@ -56,7 +56,7 @@ def _base_url(url: str) -> str:
 def _has_port_or_none(parts: SplitResult) -> bool:
     try:
         return parts.port != 0
-    except ValueError:  # no number, or beyond 65535
+    except ValueError:  # not a number, or above 65535
         return False
 
 
@@ -81,7 +81,7 @@ def _folder_name(name: str) -> str:
 
 
 def _variable(name: str) -> str:
-    """Of a chat template: not what every rendering sets itself, and no word of the template's language."""
+    """A variable of a chat template: not one that every rendering sets, and not a keyword of Jinja."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name in GIVEN | WORDS or name.endswith("_token"):
         raise ValueError("not a variable of a chat template that can be given a value")
     return name
@@ -99,7 +99,7 @@ def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# Names that a rendering gives to every chat template, and words of Jinja
+# Variables that a rendering sets for every chat template, and keywords of Jinja
 GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 WORDS = frozenset(("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self"))
 
@@ -115,7 +115,7 @@ class FrozenDict(dict[Any, Any]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the default way to copy and unpickle would set item by item
+    def __reduce__(self) -> tuple[Any, ...]:  # the default copy and unpickle would set items one by one
         return FrozenDict, (dict(self),)
 
 
@@ -131,9 +131,9 @@ Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
 # Folders of iterations are numbered with three digits.
 Iterations = Annotated[int, Field(gt=0, lt=1000)]
-# Each prompt is held as often in memory at once; the published runs take one.
+# Each prompt is in memory this many times at once; the published runs use one.
 Replies = Annotated[int, Field(gt=0, le=1000)]
-# Below 2**32, because NumPy takes no larger seed.
+# Below 2**32, the limit of NumPy's seeds.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 FloatList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
@@ -162,7 +162,7 @@ Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 
 class Contradiction(NamedTuple):
-    """An option that does not go with another section's: its key, its value, and why."""
+    """An option that contradicts one of another section: its key, its value, and the reason."""
 
     key: str
     value: Any

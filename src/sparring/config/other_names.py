@@ -1,4 +1,4 @@
-"""What other trainers call our options: TRL and the transformers Trainer, axolotl, LLaMA-Factory. For messages only."""
+"""The names of our options in other trainers (TRL and the transformers Trainer, axolotl, LLaMA-Factory), for error messages only."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ SAME: dict[str, str] = {
     "deepspeed": "launcher.strategy",
     "fsdp": "launcher.strategy",
 }
-# their name -> what is done here in its place
+# their name -> the equivalent here
 INSTEAD: dict[str, str] = {
     "gradient_accumulation_steps": "train.batch_size counts the duels of one step on all devices together",
     "micro_batch_size": "train.batch_size counts the duels of one step; train.micro_batch_tokens says how many tokens are computed at once",
@@ -115,9 +115,9 @@ INSTEAD: dict[str, str] = {
 
 
 def hint(key: str) -> str | None:
-    """What to write for `key`, dotted, where its last part is another trainer's name; None for any other.
+    """The key to use for the dotted `key` if its last part is another trainer's name; None otherwise.
 
-    The key of the same section is named where it has one: `sft.learning_rate` is sft.lr.
+    A key of the same section is preferred: `sft.learning_rate` is sft.lr.
     """
     section, _, name = key.rpartition(".")
     name = name.lower().replace("-", "_")

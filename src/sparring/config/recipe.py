@@ -80,7 +80,7 @@ class Recipe(Section):
 
     @property
     def metric(self) -> str:
-        """What picks the best iteration."""
+        """The metric that selects the best iteration."""
         has_answers = self.evaluate.answer_pattern is not None or self.target.checker is not None
         return self.evaluate.metric or ("exact_match" if has_answers else "nll_per_token")
 
@@ -100,13 +100,13 @@ class Recipe(Section):
             return values
         train = values.get("train") or {}
         if not isinstance(train, dict) or "lora" in train:
-            return values  # two of them: the one at the top is refused as an unknown key
+            return values  # if both are given, the one at the top is refused as an unknown key
         return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_moving_targets(cls, values: Any) -> Any:
-        """Duels between sampled replies, where the recipe names no beta or NLL weight."""
+        """Defaults of beta and NLL weight for verified and majority targets."""
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
         if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
             return values
@@ -117,7 +117,7 @@ class Recipe(Section):
     @field_validator("run_dir")
     @classmethod
     def _at_home(cls, run_dir: str) -> str:
-        """What a shell does with `~`, before some libraries do it and others do not."""
+        """Expand `~` as a shell does, since only some libraries do."""
         return os.path.expanduser(run_dir)
 
     @field_validator("seeds")
@@ -192,7 +192,7 @@ class Recipe(Section):
     @field_validator("evaluate")
     @classmethod
     def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        target = info.data.get("target")  # None where it has faults of its own: whether there is a checker is not known then
+        target = info.data.get("target")  # None if it is invalid itself: whether there is a checker is not known then
         found = [] if target is None else list(evaluate.contradictions(target))
         if found:
             raise _refusal(found)
@@ -200,7 +200,7 @@ class Recipe(Section):
 
 
 def _refusal(found: Iterable[Contradiction]) -> ValidationError:
-    """One error per option, each under its own key; a ValueError could carry one only."""
+    """One error per option, each under its own key; a ValueError could carry only one."""
     details = [
         InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
         for key, value, why in found

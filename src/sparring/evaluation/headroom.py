@@ -1,4 +1,4 @@
-"""What a start leaves to gain, by which means: pure functions over its scores."""
+"""What could be gained from a start, and by which method: pure functions over its scores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from sparring.evaluation.metrics import Score
 
-COOL = 0.7  # the temperature at which a start is shown beside every game
-TOO_WEAK = 0.05  # pass@1 below which a model has been seen to learn nothing from its own replies
+COOL = 0.7  # the lower temperature at which every start is also sampled
+TOO_WEAK = 0.05  # pass@1 below which a model was seen to learn nothing from its own replies
 
 Headroom = Mapping[str, Score]
 
@@ -45,12 +45,12 @@ def _conclusion(scores: Headroom, now: Score, free: Score) -> str:
 
 
 def _remedy(free: Score, probed: bool) -> str:
-    """Of a start whose replies are too rarely right. probed: a short continued SFT was tried, and its NLL did not fall."""
+    """The remedy for a start whose replies are too rarely right. probed: a short continued SFT was tried, and its NLL did not fall."""
     if free["value"] >= TOO_WEAK:
         return "lower sampling.temperature first"
     return "take more rows or easier prompts, since more SFT does not lower its NLL" if probed else "fine-tune it further first"
 
 
 def _exceeds(score: Score, other: Score) -> bool:
-    """By more than the error of both."""
+    """Whether `score` is above `other` by more than the error of both."""
     return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)

@@ -1,11 +1,11 @@
-"""What a judge is asked, and what its words mean. Pure: texts in, texts and numbers out. The wording is ours."""
+"""The prompts of a judge and the parsing of its replies: pure functions on texts. The wording is our own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-VERSION = 1  # of the wording: other words are other judgments
+VERSION = 1  # of the wording: another wording makes other judgments
 LOWEST, HIGHEST = 1.0, 10.0
 
 GRADER = (

@@ -1,6 +1,6 @@
 """SPACE (arXiv 2512.07175): each reply is classified by itself as human or the opponent's, without a margin.
 
-Shapes as in shared.py. Implemented from a partial reading: docs/theory.md says of which parts, what the formula implies, and which tests prove it.
+Shapes as in shared.py. Implemented from a partial reading: docs/theory.md says what the formula implies, and which tests prove it.
 """
 
 from __future__ import annotations

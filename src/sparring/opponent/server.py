@@ -1,7 +1,7 @@
 """The server engine: any OpenAI-compatible /v1/completions that takes token ids and returns token ids with their log-probs.
 
-vLLM and SGLang do; what they are asked for beyond OpenAI's fields is `return_token_ids`, or token ids in place of words in the log-probs
-(`return_tokens_as_token_ids`). Text alone is of no use: tokenised again it can be other tokens than those that were drawn.
+vLLM and SGLang do. Beyond OpenAI's fields the requests set `return_token_ids`, or ask for token ids instead of texts in the log-probs
+(`return_tokens_as_token_ids`). Text alone is not enough: tokenizing it again can give other tokens than those that were sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparring.opponent.served import serve
 from sparring.policy.load import load_config
 
 COMPLETIONS = "/completions"
-PLACEHOLDER = "token_id:"  # vLLM's word for a token where ids are asked for
+PLACEHOLDER = "token_id:"  # vLLM's prefix of a token if ids are requested
 
 
 def make_server(recipe: Recipe, chat: Chat, folder: Path) -> ServerEngine:
@@ -79,7 +79,7 @@ class ServerEngine:
             "top_p": sampling.top_p if sampling.temperature else 1.0,
             "seed": seed,
             "stop_token_ids": self.stop_ids,
-            "logprobs": 1,  # some servers take 0 for none at all
+            "logprobs": 1,  # some servers read 0 as none
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             # a server's own settings would change the distribution silently

@@ -1,4 +1,4 @@
-"""What is measured of a player, and when that ends the game."""
+"""The evaluation of players, and the stop rules of the game."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class EvaluateSection(Section):
     )
 
     def contradictions(self, target: TargetSection) -> Iterator[Contradiction]:
-        """What does not go with the checker that grades the held-out replies."""
+        """Options that contradict the checker that grades the held-out replies."""
         checker = target.grading_checker
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"

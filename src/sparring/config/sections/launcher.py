@@ -1,4 +1,4 @@
-"""Where the heavy stages are computed: in this process, or on many ranks."""
+"""Where the heavy stages are computed: in this process, or on several ranks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class LauncherSection(Section):
 
     @property
     def shards(self) -> bool:
-        """Whether a rank holds a part of the optimizer only. What a config file says is not read here."""
+        """Whether a rank holds only a part of the optimizer state. A config file is not read here."""
         return self.kind == "accelerate" and self.strategy != "ddp"
 
     @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")

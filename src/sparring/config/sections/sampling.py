@@ -1,4 +1,4 @@
-"""How the opponent's replies are drawn, and the engines that can do it."""
+"""How the opponent's replies are sampled, and the engines for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if sp
 
 
 class VllmSection(Section):
-    """vLLM inside the run, by its own words."""
+    """vLLM inside the run; options have vLLM's names."""
 
     tensor_parallel: PositiveInt = Field(1, description="Devices that share every layer (tensor_parallel_size).")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -113,7 +113,7 @@ class SamplingSection(Section):
 
     @property
     def inner_engine(self) -> str:
-        """What computes: the engine itself, or the one in Ray's workers."""
+        """The engine that computes: the engine itself, or the one in Ray's workers."""
         return self.ray.engine if self.spec.hosts else self.engine
 
     @property
@@ -122,26 +122,26 @@ class SamplingSection(Section):
 
     @property
     def inner(self) -> EngineSpec:
-        """The spec of what computes."""
+        """The spec of the engine that computes."""
         return ENGINES[self.inner_engine]
 
     @property
     def engines(self) -> str:
-        """Both in words: `vllm`, or `ray, vllm`."""
+        """Both names: `vllm`, or `ray, vllm`."""
         return ", ".join(dict.fromkeys((self.engine, self.inner_engine)))
 
     def option(self, name: str) -> Any:
-        """The value of an option that a spec names, such as `vllm.tensor_parallel`."""
+        """The value of an option of a spec, such as `vllm.tensor_parallel`."""
         return reduce(getattr, name.split("."), self)
 
     @property
     def devices_of_a_copy(self) -> int:
-        """Devices that one copy of the model is laid over."""
+        """Number of devices that share one copy of the model."""
         return self.option(self.inner.devices) if self.inner.devices else 1
 
 
 def unused_sections(sampling: SamplingSection) -> list[str]:
-    """Sections of engines that were set to something though another engine plays."""
+    """Sections of engines that were set although another engine is used."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
     playing = {sampling.engine, sampling.inner_engine}

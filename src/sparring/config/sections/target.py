@@ -1,4 +1,4 @@
-"""Who wins a duel, and how replies are graded for that."""
+"""The target: which replies win, and how they are graded."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ class TargetSection(Section):
 
     @property
     def moves(self) -> bool:
-        """Whether winners change while the game goes on."""
+        """Whether winners change from iteration to iteration: a verified or majority target."""
         return self.kind != "human"
 
     @property
@@ -142,7 +142,7 @@ class TargetSection(Section):
     def contradictions(
         self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
     ) -> Iterator[Contradiction]:
-        """What of this section does not go with others; a section that has faults of its own is None."""
+        """Options of this section that contradict others; an invalid section is passed as None."""
         if data is not None:
             yield from self._against_data(data)
         if sampling is not None and self.kind == "majority" and sampling.replies_per_prompt == 1:
