@@ -26,7 +26,7 @@ from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, wri
 from sparring.subjects import LOG, Subject, default_out, is_run, remade_stage, resolve_models, slug
 
 SCORES = "scores.json"
-SHORT = 8  # digits of a hash that tells folders apart
+SHORT = 8  # digits of the hash in a folder's name
 
 
 @dataclass(frozen=True)

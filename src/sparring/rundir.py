@@ -31,7 +31,7 @@ OF_ATTEMPT = ("began", "seconds")
 OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
-REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # what a run has no need of to go on
+REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # files that a run can resume without
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
@@ -53,7 +53,7 @@ class StageRecord:
 
 
 class RunDir:
-    """One run's folder. Only the holder of `lock()` writes; anybody may read."""
+    """One run's folder. Only the holder of `lock()` writes; any process may read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,7 +74,7 @@ class RunDir:
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
         """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
 
-        `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON), to
+        `work` may find the files of an interrupted attempt in the folder and resume from them; it returns the stage's facts (JSON), to
         which the seconds are added. Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished
         file was changed by hand.
         """
@@ -84,7 +84,7 @@ class RunDir:
         return self.commit(name, inputs, work(begun))
 
     def begin(self, name: str, inputs: dict[str, Any]) -> StageRecord | Path:
-        """The finished stage `name`, or the folder in which to do or go on with its work. Raises UserError as `stage` does."""
+        """The finished stage `name`, or the folder in which to start or resume its work. Raises UserError as `stage` does."""
         inputs = json.loads(json.dumps(inputs))
         final, partial = self.root / name, self.root / (name + PARTIAL)
         if (partial / DONE).exists():  # killed between the last two moves of a commit: the work is whole
@@ -324,7 +324,7 @@ def now() -> str:
 
 
 def _holds_work(partial: Path) -> bool:
-    """Whether an attempt got as far as a file of its own: one that met bad data leaves nothing that mended data could not replace."""
+    """Whether an attempt wrote a file: an attempt that stopped at bad data leaves nothing that would block one with fixed data."""
     return any(path.stat().st_size for path in _work_in(partial) if not path.name.endswith(".tmp"))
 
 
@@ -349,7 +349,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def fsync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself before going on."""
+    """Flush a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

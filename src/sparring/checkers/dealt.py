@@ -1,4 +1,4 @@
-"""A random checker: the scores of another one, dealt anew. A gain under it shows that any training sharpens."""
+"""A random checker: the scores of another one, shuffled. A gain with it shows that any training sharpens the model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Slot = tuple[int, int]  # prompt, reply
 
 
 class RandomChecker:
-    """Deals the scores of one call among its replies, so that the pass rate stays what it is.
+    """Shuffles the scores of one call among its replies, so that the pass rate stays the same.
 
-    Replies in which no answer was found, and those without a score, keep their grade. The deal depends on the seed and the rows, not on
+    Replies in which no answer was found, and those without a score, keep their grade. The shuffle depends on the seed and the rows, not on
     their order.
     """
 

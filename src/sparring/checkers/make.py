@@ -23,8 +23,8 @@ class CheckerSettings:
     kind: one of KINDS, or "path/to/file.py:function"
     answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one
     tolerance: for number: the absolute difference that still counts as equal
-    random_like: for random: the checker whose scores are dealt anew, by `seed`
-    timeout_seconds: wall time of one call of a function of one's own, or of math
+    random_like: for random: the checker whose scores are shuffled, by `seed`
+    timeout_seconds: wall time of one call of a user's function, or of math
     memory_mb: what a process of such a function may hold in memory, in MiB
     workers: how many such processes there are
     """

@@ -78,7 +78,7 @@ class Arm:
 
     @property
     def stale_benchmarks(self) -> tuple[str, ...]:
-        """Folders of benchmarks that were played before this player was trained anew."""
+        """Folders of benchmarks that ran before this player was trained again."""
         return self.played.stale
 
     def values(self, metric: str) -> Values | None:

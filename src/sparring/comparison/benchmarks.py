@@ -27,7 +27,7 @@ class PlayedBenchmarks:
 
 
 def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> PlayedBenchmarks:
-    """Of the player that `sparring evaluate` calls `player`, whose results lie in `owner`, whose model in the stage `trained`.
+    """The player that `sparring evaluate` calls `player`, with results in `owner` and its model in the stage `trained`.
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
     """
@@ -99,7 +99,7 @@ def _of_recipe(run: RunDir, owner: str) -> Iterator[StageRecord]:
 def _evaluations(run: RunDir, player: str) -> Iterator[StageRecord]:
     own = RunDir(run.root / EVALUATIONS)
     for done in sorted((own.root / player).glob(f"*/{DONE}")):
-        # a judge's answers and grades lie there too
+        # a judge's answers and grades are there too
         if (done.parent / RESULTS).is_dir() and done.parent.suffix != PARTIAL:
             yield own.verified(f"{player}/{done.parent.name}")
 

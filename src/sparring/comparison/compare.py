@@ -17,7 +17,7 @@ from sparring.errors import UserError, nearest
 from sparring.evaluation.metrics import Score
 from sparring.stage_names import START
 
-# what is compared where nobody asks for something else, as far as it was measured
+# the metrics that are compared by default, as far as they were measured
 DEFAULT_METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
 CONFIDENCE = 0.95
 
@@ -128,7 +128,7 @@ def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Of each path its last parts, as few as tell it from the others."""
+    """The last parts of each path, as few as distinguish it from the others."""
     parts = [folder.resolve().parts for folder in folders]
     labels = []
     for place, own in enumerate(parts):

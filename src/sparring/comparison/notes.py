@@ -1,4 +1,4 @@
-"""What a reader of a comparison must know beside its numbers: what is unfinished, left out, or was made in another way."""
+"""The notes of a comparison: what is unfinished, left out, or was computed with other settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arms = Sequence[Arm | SeedArm]
 def notes(
     runs: Sequence[Game] | Sequence[Seeds], arms: Arms, reference: Arm | SeedArm, metrics: Sequence[str], everything: bool
 ) -> list[str]:
-    """A line each. everything: nobody asked for single metrics, so that a benchmark which cannot be compared is told of too."""
+    """One line per note. everything: no metric was chosen, so benchmarks that cannot be compared are noted too."""
     held_out = [name for name in metrics if not is_benchmark(name)]
     benchmarks = [name for name in metrics if is_benchmark(name)]
     found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs, held_out)]

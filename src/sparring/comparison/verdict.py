@@ -1,4 +1,4 @@
-"""What a comparison says in a sentence for each metric: who stands first, and whether by more than chance."""
+"""The verdict of a comparison, one sentence per metric: which player is first, and whether by more than chance."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; `where` names the text in the error. Raises UserError for invalid YAML or a text beyond the limits above."""
+    """The value of a YAML text; `where` names the text in the error. Raises UserError for invalid YAML or beyond the limits above."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

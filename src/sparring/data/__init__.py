@@ -5,7 +5,7 @@ sources.py        where rows come from; text_files.py, arrow.py and tasks.py are
 conversations.py  a row as turns and a reply, by the shapes of shapes.py
 turns.py          a turn of a row, and what its keys say; cells.py its columns by their standard names
 preferences.py    a row as a labelled pair
-chat.py           turns as token ids; given_back.py tells whether the template kept them, template_kwargs.py gives it variables
+chat.py           turns as token ids; given_back.py checks that the template kept them, template_kwargs.py gives it variables
 prepare.py        the rows of a run: filtered, split, tokenised; fingerprint.py is what they depend on
 window.py         examples and replies as duels
 tables.py         parquet tables of a run

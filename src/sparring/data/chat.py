@@ -72,7 +72,7 @@ class Chat:
     end_of_turn_ids: further ids that end a reply, as the model's generation config lists them.
 
     `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
-    tells, once each, what had to be decided for this template; it may grow while conversations come in.
+    has one line for each decision about this template; it may grow while conversations are rendered.
     Rendering happens in transformers' sandbox alone, in a process with limits (rendering.py). Nothing here reads the pad token, which may
     equal the end of turn.
     """
@@ -186,7 +186,7 @@ class Chat:
         return text
 
     def _lost_role(self, roles: tuple[str, ...]) -> int | None:
-        """The first of these turns that the template leaves out whatever it says. A short text of a row may stand elsewhere by chance."""
+        """The first of these turns whose text the template always leaves out. A short text may occur elsewhere in a row by chance."""
         if roles not in self._lost_of_roles:
             turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
             try:

@@ -42,7 +42,7 @@ class Loaded:
 
 
 def load_conversations(section: DataSection, seed: int) -> Loaded:
-    """Read every row of the recipe's data and turn it into a Conversation, blank ones included (`is_empty` tells them).
+    """Read every row of the recipe's data and turn it into a Conversation, blank ones included (see `is_empty`).
 
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
@@ -79,7 +79,7 @@ class Shaped:
 
     @classmethod
     def of(cls, table: Table, section: Source, shape: Shape, reasoning: Any, further: Collection[str]) -> Shaped:
-        """`further` columns are read beside those of the shape."""
+        """`further` columns are read in addition to those of the shape."""
         of_shape = [section.columns.get(name, name) for name in (*shape.required, *shape.optional)]
         names = frozenset((*of_shape, *further))
         refused = tuple(name for name in TOOL_COLUMNS if name not in names)

@@ -82,7 +82,7 @@ def opening_of(written: str, reply: Message) -> str | None:
             opening = text[:place] if opening is None else opening
             at = place + len(part)
         else:
-            if opening and len(parts) == 1:  # a short reply may stand in the opening too: the whole of it is shown
+            if opening and len(parts) == 1:  # a short reply may occur in the opening too: all of it is shown
                 opening = text[: text.rfind(form(parts[0]))]
             return opening or ""
     return None
@@ -96,7 +96,7 @@ def closing_of(written: str, reply: Message, end_of_turn: str | None) -> str:
 
 
 def without_open_thinking(prompt_text: str, reply: Message) -> Message:
-    """The reply as it goes on from a prompt that opens the thinking itself."""
+    """The reply as the continuation of a prompt that opens the thinking."""
     text = reply["content"].lstrip()
     if text.startswith(THINKING) and prompt_text.rstrip().endswith(THINKING):
         return {**reply, "content": text.removeprefix(THINKING)}
@@ -104,7 +104,7 @@ def without_open_thinking(prompt_text: str, reply: Message) -> Message:
 
 
 def lost_error(source: str, turn: Message, written: str, where: str | None) -> UserError:
-    """written: what the template wrote where the turn would stand."""
+    """written: what the template wrote in place of the turn."""
     role, given = turn["role"], _clipped(turn["content"])
     what = f"{source} does not give back the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that writes the {role}'s turns as they are, or drop the row")
@@ -129,7 +129,7 @@ def cut_error(source: str, reply: Message, written: str, where: str | None) -> U
 
 
 def opening_error(source: str, opening: str, reply: str, where: str | None, kwargs_help: bool) -> UserError:
-    """Something stands between the prefix that is sampled under and the reply that is trained on."""
+    """The template writes something between the sampling prefix and the reply that is trained on."""
     what = (
         f"{source} writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
         f"{_clipped(reply)!r}: sampled replies do not have it, so that this text alone would distinguish the two"
@@ -144,7 +144,7 @@ def opening_error(source: str, opening: str, reply: str, where: str | None, kwar
 
 
 def closing_error(source: str, closing: str, reply: str, where: str | None) -> UserError:
-    """Something stands between the reply that is trained on and the end of its turn."""
+    """The template writes something between the reply that is trained on and the end of its turn."""
     what = (
         f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies need "
         "not have it, so that this text alone would distinguish the two"

@@ -26,7 +26,7 @@ def parse_json(text: str) -> Any:
 
 
 def parsed(text: str, where: str, remedy: str) -> Any:
-    """The value of one line or cell. Raises UserError, which shows what stands around the fault."""
+    """The value of one line or cell. Raises UserError with the text around the error."""
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:

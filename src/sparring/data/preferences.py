@@ -1,4 +1,4 @@
-"""Labelled preference pairs, `prompt` / `chosen` / `rejected`, as duels: the chosen reply stands where the human one does."""
+"""Labelled preference pairs, `prompt` / `chosen` / `rejected`, as duels: the chosen reply takes the place of the human one."""
 
 from __future__ import annotations
 

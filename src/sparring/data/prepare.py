@@ -23,7 +23,7 @@ from sparring.data.turns import Turn
 from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
-PROMPTS = "prompts.parquet"  # of a data stage: prompts that nobody has answered, where the recipe has any
+PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
 # What became of the rows; `read` is the sum of those that follow it here.
 ROW_COUNTS = (
@@ -274,7 +274,7 @@ def read_examples(path: str | Path, row_ids: Collection[str] | None = None) -> l
 
 
 def read_played(folder: Path, row_ids: Collection[str] | None = None) -> list[Example]:
-    """Of a run's data stage the rows whose prompts the opponent replies to: the training rows, then the prompts that nobody has answered.
+    """The rows of a data stage whose prompts the opponent replies to: the training rows, then the prompts without replies.
 
     row_ids: which of them; all when None.
     """

@@ -22,7 +22,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt that nobody has answered.
+    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
 
     `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for. `reasoning` is
     what the assistant thought before the reply, where the row keeps that apart from it.
@@ -114,13 +114,13 @@ class Duel:
 
     @property
     def has_no_gap(self) -> bool:
-        """All replies are the same: a loss of gaps between them has an exactly zero gradient."""
+        """All replies are the same: a loss on margins between them has an exactly zero gradient."""
         return self.is_all_identical
 
 
 @dataclass(frozen=True)
 class Triplet(Duel):
-    """A duel of T-SPIN: beside the k replies of the opponent the k that the start of the game gave to the same prompt, pair by pair."""
+    """A duel of T-SPIN: the k replies of the opponent, paired with k replies of the start of the game to the same prompt."""
 
     start_ids: tuple[TokenIds, ...]
 
@@ -156,7 +156,7 @@ def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:
 
 
 def _parts(message: Message) -> Iterator[str]:
-    """What tells a turn from others; nothing is added for a turn without reasoning, so that its row's ids are those of earlier versions."""
+    """The identity of a turn; a turn without reasoning adds nothing for it, so that row ids equal those of earlier versions."""
     yield from (message["role"], message["content"])
     if "reasoning_content" in message:
         yield message["reasoning_content"]

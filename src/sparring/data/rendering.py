@@ -28,7 +28,7 @@ MOST_BYTES = 2**30
 # characters beyond TIMES_ITS_OWN those of the conversation: system turns, tool lists and dates that templates bring along have thousands
 MOST_WRITTEN = 2**20
 TIMES_ITS_OWN = 4
-GRACE_SECONDS = 5  # after the limit the process ends itself, should nobody be there to end it
+GRACE_SECONDS = 5  # after the limit the process ends itself, if its parent did not
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[..., str]
@@ -59,7 +59,7 @@ class Renderer:
             raise
         if "line" in answer:
             wrong = TemplateSyntaxError(answer["error"], answer["line"])
-            wrong.translated = True  # the line is told by whoever shows it
+            wrong.translated = True  # the caller adds the line number
             raise wrong
         if "error" in answer:
             raise TemplateRuntimeError(answer["error"])

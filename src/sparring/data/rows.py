@@ -1,4 +1,4 @@
-"""Rows as a source gives them, before anybody knows their shape; and what becomes of those that cannot be used."""
+"""Rows as a source gives them, before their shape is known; and the handling of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class BadRows:
 @dataclass(frozen=True)
 class Table:
     """The rows of one source, `count` of them. `columns` names all that exist; `read` gives the rows with those columns that it is asked
-    for, and may give more of them. `notices` tells what was decided about the source, one sentence each."""
+    for, and may give more of them. `notices` has the decisions about the source, one sentence each."""
 
     source: str
     columns: tuple[str, ...]

@@ -20,7 +20,7 @@ TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_json
 READERS = {**TEXT_READERS, ".parquet": read_parquet}
 DATA_FILES = (*READERS, *(f"{kind}{packing}" for kind in TEXT_READERS for packing in UNPACKERS))
 NOT_ON_HUB = (".txt", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml", ".yml")
-# Words in the names of files that tell the parts of a data set apart
+# Words in file names that mark the parts of a data set
 PARTS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation")}
 
 
@@ -99,7 +99,7 @@ def _files_of(text: str, section: Source) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The data files of a folder, hidden ones left out, as a pattern leaves them out: systems put such files beside others.
+    """The data files of a folder, without hidden ones, as with a pattern: systems add such files to folders.
 
     Raises UserError where they are not plainly the parts of one data set.
     """
@@ -172,7 +172,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def _other_files(path: Path) -> str | None:
-    """A hint that names the data files beside a missing one, the closest name first."""
+    """A hint with the data files in the folder of a missing one, the closest name first."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(DATA_FILES))
     except OSError:

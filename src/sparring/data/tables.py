@@ -47,7 +47,7 @@ def run_shards(
 
     Where several processes do the work together, `once` has one of them read and write the folder, and gives its result to all.
 
-    A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may go on with
+    A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may resume with
     another size.
     """
     run_parts(folder, items, size, lambda parts: enumerate(map(work, parts)), once)

@@ -19,7 +19,7 @@ PATTERN = "--pattern"
 @contextlib.contextmanager
 def checker_of(settings: CheckerSettings, option: str) -> Iterator[Checker]:
     """The checker, closed at the end. `option`: what named it. Raises UserError, in words of the options, where it cannot be had, and
-    where a function of one's own fails on everything."""
+    if a user's function fails on everything."""
     words = {"target.checker": option, "evaluate.answer_pattern": PATTERN}
     with in_words_of(words), contextlib.closing(make_checker(settings)) as checker:
         yield checker

@@ -15,7 +15,7 @@ from sparring.grading.trial_rows import TrialRows, trial_rows
 CHECKER = "CHECKER"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")
 LEAST_RIGHT = 0.95  # share of human replies that should pass: data has errors of its own
-MENTIONED = 0.5  # share of sprayed answers from which a mention is taken to be enough; one in ten stands at the end by chance
+MENTIONED = 0.5  # share of passed sprayed answers from which a mention counts as enough; one in ten is last by chance
 CONFIDENCE = 0.95
 
 

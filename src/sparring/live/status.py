@@ -1,4 +1,4 @@
-"""`sparring status`: where a run stands, in one screen."""
+"""`sparring status`: the state of a run in one screen."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def how_to_go_on(state: RunState) -> str:
 
 
 def how_it_is(state: RunState) -> str:
-    """Whether somebody works on the run, since when, and what became of the last attempt."""
+    """Whether a process works on the run, since when, and how the last attempt ended."""
     who, last = state.holder, state.attempts[-1] if state.attempts else {}
     heard = f"last sign of life {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no sign of life so far"
     match state.life:
@@ -78,7 +78,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
 
 
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:
-    """How the newest opponent's replies were graded, where the target moves."""
+    """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
         told = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
         yield "graded", f"{found[0]}: {told or 'no reply was judged and no answer found'}"

@@ -24,7 +24,7 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)")
 
 
 def watch(root: Path, out: Console) -> bool:
-    """Show the run in `root` until nobody works on it any more; True when the game is finished then."""
+    """Show the run in `root` until no process works on it; True if the game is finished then."""
     state = read_state(root)
     log, pulse = LogTail(root / RUN_LOG), Pulse(root)
     print_status(state, out)

@@ -17,7 +17,7 @@ CUTTABLE = ("rmsprop", "adamw")
 SMALLER = ("train.gradient_checkpointing=true", "train.micro_batch_tokens=1024")
 CACHE = ("sampling.batch_tokens=4096",)
 SHARED = ("launcher={kind: accelerate, strategy: fsdp2}", "train.gradient_checkpointing=true")
-# From what costs the least; an option of `train` stands for that of `sft` too
+# Cheapest first; an option of `train` means that of `sft` too
 CHANGES = (
     (),
     ("evaluate.benchmarks=null",),  # and played by another program

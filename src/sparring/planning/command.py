@@ -86,7 +86,7 @@ def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> None:
-    """What the plan stands on, work and memory, what is assumed, and the verdict."""
+    """The inputs of the plan, work and memory, the assumptions, and the verdict."""
     _print_lines(_facts(plan), console)
     console.print(_work_table(plan))
     console.print(_memory_table(plan))

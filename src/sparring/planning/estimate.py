@@ -203,7 +203,7 @@ class _Game:
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
 
     def micro_batch(self, settings: OptimSection) -> int:
-        """Tokens computed at once, as a run would choose them (policy/compute.py); a longer tree stands alone."""
+        """Tokens computed at once, as a run would choose them (policy/compute.py); a longer tree has its own micro-batch."""
         if settings.micro_batch_tokens:
             return settings.micro_batch_tokens
         gathered = gathered_at_once(self.shape.largest_layer, self.shape.outside_layers)

@@ -105,7 +105,7 @@ def _own_gpus() -> Hardware | None:
 
 @lru_cache
 def this_cpu() -> Hardware:
-    """This machine's processor: its rates are measured for half a second, since no data sheet tells what a container gets."""
+    """This machine's processor: its rates are measured for half a second, since no data sheet says what a container gets."""
     flops, bandwidth = _measured_rates()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
@@ -133,7 +133,7 @@ def _measured_rates() -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Samplers:
-    """`copies` of the model draw replies side by side, each laid over `split` devices."""
+    """`copies` of the model sample in parallel, each sharded over `split` devices."""
 
     copies: int = 1
     split: int = 1
@@ -152,7 +152,7 @@ def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
 
 
 def of_sampling(recipe: Recipe, hardware: Hardware) -> Samplers:
-    """Replies: every rank that draws has the whole model. Ray's workers take all the devices that there are, and a server of every URL is
+    """Replies: every rank that samples has the whole model. Ray's workers take all devices, and a server of every URL is
     taken for one more of them."""
     sampling, spec, split = recipe.sampling, recipe.sampling.spec, recipe.sampling.devices_of_a_copy
     if spec.hosts:

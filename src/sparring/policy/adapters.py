@@ -59,7 +59,7 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
-    """A fresh adapter on `model`, which changes nothing yet: its second factor is 0. The first is drawn from `seed`.
+    """A new adapter on `model`, which changes nothing yet: its second factor is 0, the first is random from `seed`.
 
     Raises UserError, naming `where`, when the model has none of the targets.
     """
@@ -97,7 +97,7 @@ def _hush_bitsandbytes() -> None:
 
 
 def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
-    """A product of two factors has the rank of the matrix that it stands beside at most; beyond it is memory for nothing."""
+    """The rank of an adapter is useful only up to the rank of its matrix; a higher one wastes memory."""
     most = max((min(weight.shape) for weight in model.parameters() if weight.ndim == 2), default=rank)
     if rank > most:
         what = f"{rank} is beyond what any matrix of {type(model).__name__} has, {most}"
@@ -144,7 +144,7 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def start_dropout(model: torch.nn.Module, seed: int) -> int:
-    """Have the adapters in `model` drop what their recipe says, drawn from `seed`; all other dropout stays off. Returns how many do."""
+    """Turn on the dropout of the adapters in `model`, seeded by `seed`; all other dropout stays off. Returns the number of modules."""
     named = (module for name, module in model.named_modules() if ".lora_dropout." in name)
     layers = [module for module in named if isinstance(module, torch.nn.Dropout)]
     for layer in layers:
@@ -155,7 +155,7 @@ def start_dropout(model: torch.nn.Module, seed: int) -> int:
 
 
 def _require_all(model: Any, folder: Path) -> None:
-    """PEFT says nothing of tensors that are missing, and leaves what it drew in their place."""
+    """Raise ValueError for missing tensors, which PEFT silently leaves at their random initialisation."""
     from peft import get_peft_model_state_dict
 
     with safe_open(folder / WEIGHTS, "pt") as file:

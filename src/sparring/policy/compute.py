@@ -116,7 +116,7 @@ def bound_kernel_caches() -> None:
 
 
 def release_memory() -> None:
-    """Free what a stage held. Accelerate and autograd leave cycles: without this the old optimizer lives on beside the next stage's."""
+    """Free the memory of a stage. Accelerate and autograd leave cycles: without this the old optimizer stays next to the next stage's."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -152,7 +152,7 @@ def _announce(line: str) -> None:
 
 
 def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
-    """Tokens of a micro-batch that fit `free` bytes of a device beside everything else in training; `model` needs no weights yet."""
+    """Tokens of a micro-batch that fit `free` bytes of a device, next to everything else in training; `model` needs no weights yet."""
     gathered = gathered_at_once(*layer_sizes(model)) if parallel.gathers else 0
     held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
     return tokens_at_once(model.config.get_text_config(), held, free, device)

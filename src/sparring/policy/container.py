@@ -21,7 +21,7 @@ STATISTICS = "memory.stat"
 
 
 def whole_memory() -> int:
-    """Bytes that this process and all others beside it may take."""
+    """Bytes that this process and all others of the container may use."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
 
 

@@ -1,4 +1,4 @@
-"""Models that rank 0 alone reads: the others have the same model in memory that they never touch, until rank 0 deals its weights out.
+"""Models that only rank 0 reads: the others reserve the same model in memory that they never touch, until rank 0 distributes its weights.
 
 So a machine holds one copy of a model at most while it is being sharded, and not one for every rank.
 """

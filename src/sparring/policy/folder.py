@@ -1,7 +1,7 @@
-"""A model folder looked at before any library reads it: what lies in it, its JSON files, and the headers of its weights.
+"""Validation of a model folder before any library reads it: its files, its JSON files, and the headers of its weights.
 
-A folder is somebody else's work. What transformers makes of a wrong one is anything from a TypeError to a game on a model without layers,
-so that the rules stand here, once, in front of it; `reading` turns what its code raises all the same into a sentence.
+Folders come from elsewhere. With a broken one transformers does anything from a TypeError to a game on a model without layers, so the
+rules are checked here first; `reading` turns the errors that its code raises nevertheless into a message.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def read_headers(folder: Path) -> Weights:
 def reading(what: str, where: Path, remedy: str | None = None) -> Iterator[None]:
     """Say in one sentence whatever a library raises over a model's files: what they hold decides what its code trips over.
 
-    Only calls into such a library belong inside, and ValueErrors about those files. A device or machine without memory is told by others.
+    Only calls into such a library belong inside, and ValueErrors about those files. Out-of-memory errors are handled elsewhere.
     """
     try:
         yield
@@ -254,7 +254,7 @@ def _quantised(sign: str, where: Path) -> UserError:
 
 
 def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
-    """The ids that end a sequence must be tokens: sampling stops at them, and an exported model is told them."""
+    """The ids that end a sequence must be tokens: sampling stops at them, and an exported model contains them."""
     ends = config.get("eos_token_id")
     for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if type(end) is not int or end < 0 or (isinstance(vocabulary, int) and end >= vocabulary):
@@ -274,7 +274,7 @@ def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> N
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that tells of the language model, where it has others beside it."""
+    """The part of a config that describes the language model, if it has others too."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 

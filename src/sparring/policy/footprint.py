@@ -28,7 +28,7 @@ MASTER_BYTES = GRADIENT_BYTES = 4
 
 
 def computing_copy_bytes(precision: str) -> int:
-    """Per parameter, of the weights that compute beside the float32 masters; in float32 these compute themselves."""
+    """Bytes per parameter of the compute weights next to the float32 masters; 0 in float32, where the masters compute."""
     return 0 if precision == "fp32" else NUMBER_BYTES[precision]
 
 
@@ -113,7 +113,7 @@ def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> 
 
 
 def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
-    """Tokens of a micro-batch that fit `free` bytes beside the `held` bytes of weights, gradient and optimizer, by float32's activations.
+    """Tokens of a micro-batch that fit `free` bytes next to the `held` bytes of weights, gradient and optimizer, by float32's activations.
 
     A power of 2, so that a little more or less of free memory makes no difference.
     """

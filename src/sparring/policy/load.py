@@ -113,7 +113,7 @@ def _make_saveable(model: PreTrainedModel, folder: Path) -> None:
     """What transformers loads it may refuse to save: known now, and not when the first checkpoint is due.
 
     An inconsistent generation config, which released models have, is replaced: nothing here samples by it, and the model's own file is
-    copied beside what we save. Raises UserError for a config that cannot be written again.
+    copied next to what we save. Raises UserError for a config that cannot be written again.
     """
     own = model.generation_config
     try:
@@ -153,7 +153,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[st
 
 
 def _check_model(folder: Path) -> None:
-    """Raise UserError for a folder that is no model, before there is memory for one: its files, then the sizes that its config tells."""
+    """Raise UserError for a folder that is not a model, before memory is allocated: first its files, then the sizes in its config."""
     _require_weights(folder)
     check_folder(folder)
     told, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
@@ -258,7 +258,7 @@ def require_gguf() -> None:
 def _unpack_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file as float32 safetensors with its tokenizer: quantised weights cannot be trained."""
     log.info(f"unpacking {file.name} to float32 safetensors")
-    # transformers draws a bar per tensor, whatever its settings say
+    # transformers shows a bar per tensor, independent of its settings
     with reading("cannot load the GGUF file", file), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)

@@ -1,4 +1,4 @@
-"""Which base model an adapter was trained on: a few numbers of it, kept in the adapter's file, tell it from others of the same shape.
+"""The base model of an adapter: a few of its numbers, stored in the adapter's file, distinguish it from others of the same shape.
 
 They are the first ones of some matrices, in bfloat16, so that neither another number format nor other files of the same weights look like
 another model. Adapters that other programs have written carry none, and nothing is asked of them.
@@ -36,7 +36,7 @@ def require_marks(file: Path, base: Path) -> None:
 
 
 def save_with_marks(tensors: dict[str, torch.Tensor], file: Path, marks: str) -> None:
-    """Write an adapter's file. Equal ones give equal files: safetensors leaves the order of what stands beside the tensors to chance."""
+    """Write an adapter's file. Equal adapters give equal files: safetensors leaves the order of the metadata to chance."""
     save_file(tensors, file, metadata={"format": "pt", KEY: marks})
     with open(file, "r+b") as found:
         length = int.from_bytes(found.read(8), "little")

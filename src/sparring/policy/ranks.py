@@ -1,6 +1,6 @@
 """The processes that work on a stage together: which one this is, what rank 0 says, what all have found. Through Accelerate alone.
 
-A process that nobody launched is the only rank, and everything here is free of charge in it.
+A process without a launcher is the only rank, and everything here costs nothing in it.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class _Checked:
 
 
 def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
-    """(longest path, tokens beside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
+    """(longest path, tokens outside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
     go wrong."""
     return (
         max(tree.longest_path for tree in trees),
@@ -62,7 +62,7 @@ class Scorer(nn.Module):
     """Wraps a causal language model so that its forward is the log-probs of a micro-batch.
 
     The whole vocabulary is only ever held for `HEAD_CHUNK` reply tokens at once, forward and backward.
-    `layout` is "tree" (replies share their prompt, trees stand packed in one row), "rows" (one padded row per reply), "plain" (the same
+    `layout` is "tree" (replies share their prompt, trees are packed in one row), "rows" (one padded row per reply), "plain" (the same
     rows, and the model's own full logits) or "alone" (the same, but every row in a forward of its own, without padding).
     """
 

@@ -26,7 +26,7 @@ _joined: Accelerator | None = None
 
 
 def accelerator_of_rank() -> Accelerator | None:
-    """The one Accelerator of a rank; None in a process that nobody launched."""
+    """The one Accelerator of a rank; None in a process without a launcher."""
     return _joined
 
 
@@ -52,7 +52,7 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
     if is_fsdp2():
-        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are dealt out by policy/empty_model.py
+        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by policy/empty_model.py
     return _joined
 
 

@@ -1,4 +1,4 @@
-"""Under which licence a base model or a data set stands, as far as this machine knows: a guess is worse than "unknown"."""
+"""The licence of a base model or data set, as far as this machine knows it: a guess is worse than "unknown"."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Licence:
 def licence_of(path: str, kind: str, given: str | None, option: str) -> Licence:
     """The licence of a recipe's model.path or data.path.
 
-    kind: "model" or "dataset", the Hub's words. given: what the user says it is, by `option`; else the card beside the files, the Hub's
+    kind: "model" or "dataset", the Hub's words. given: the user's statement, by `option`; else the card next to the files, the Hub's
     card in the local cache, or a GGUF file's own field is read. Nothing is fetched.
     """
     if given is not None:

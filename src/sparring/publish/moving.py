@@ -1,4 +1,4 @@
-"""What cards say of a game whose target moves: who won by which rule and checker, and that winners are the model's own replies."""
+"""Cards of games with a verified or majority target: the rule and checker, and that winners are the model's own replies."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ Two configurations with a split per iteration that has rows for it:
 
 
 def _whose(recipe: Recipe, unanswered: int) -> str:
-    """Whose replies the winners are, and how many prompts nobody has answered."""
+    """Whether winners are human or generated replies, and how many prompts have no human reply."""
     asked = f"{unanswered} of the prompts had no human reply." if unanswered else "Every prompt had a human reply."
     if recipe.target.human == "only":
         return f"Winners are human replies. {asked}"

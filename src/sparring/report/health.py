@@ -13,7 +13,7 @@ MOST_CUT, MOST_BY_LENGTH, MOST_EQUAL = 0.2, 0.8, 0.9
 
 
 class Sign(NamedTuple):
-    """One thing seen in one arm: what it is, how much of it, and what mends it."""
+    """A symptom in one arm: what it is, its size, and the remedy."""
 
     what: str
     arm: str
@@ -46,7 +46,7 @@ def warnings(found: Iterable[Sign]) -> list[str]:
 
 
 def tell_new(before: Mapping[str, Any] | None, summary: Mapping[str, Any], recipe: Recipe) -> None:
-    """Log what is wrong now and was not in the summary before, so that a long game need not be over to be mended."""
+    """Log the symptoms that the last summary did not have, so that a long game can be fixed before its end."""
     known = set(signs(before, recipe)) if before else set()
     for line in warnings(sign for sign in signs(summary, recipe) if sign not in known):
         log.warning(f"warning: {line}")

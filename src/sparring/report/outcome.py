@@ -1,4 +1,4 @@
-"""The one verdict on a run, the same in terminal, report, card and status: who stands first, whether by more than chance, what to use."""
+"""The one verdict on a run, the same in terminal, report, card and status: which arm is first, whether by more than chance, what to use."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Where the arm that stands first by its metric writes replies that nobody could use."""
+    """A warning if the first arm by its metric writes replies that cannot be used."""
     players = {START: summary.get("start"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
     players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
     entry = players.get(first["player"])
@@ -96,7 +96,7 @@ _ELSEWHERE = (
 
 
 def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
-    """What to say to who takes an iteration while another arm stands higher; None where none does, or nothing is known."""
+    """The note for a user who exports an iteration while another arm is higher; None if none is, or nothing is known."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
     above = [arm for arm in arms[:own] if not arm["player"].isdigit()] if own else []
@@ -107,7 +107,7 @@ def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
 
 
 def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what for, the command or the file). Export takes the arm that stands first."""
+    """(what for, the command or the file). Export takes the arm that is first."""
     run = shlex.quote(str(root))
     ranked = summary.get("ranking")
     which = f" --iteration {ranked[0]['player']}" if ranked else ""

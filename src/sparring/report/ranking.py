@@ -35,7 +35,7 @@ def ranking(
 
     Each with `player` (what `sparring export --iteration` takes), `name`, `value`, `n`; `behind`: how far behind the first, and
     `over_start`: how much better than the start, paired by rows, each with `low` and `high`; None where there is nothing to pair.
-    headroom: scores of the start's cooler replies, where they were measured.
+    headroom: scores of the start's replies at a lower temperature, if they were measured.
     """
     arms = [arm for row in rows for arm in _arms(root, row, metric)]
     if not arms:

@@ -1,4 +1,4 @@
-"""Who wins in a game whose target moves, in words for people: on the report's page, and on the cards of what is published."""
+"""The rule of a verified or majority target in words, for the report and for the cards of published models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUMAN_PART = {
 def rule_of(recipe: Recipe) -> list[str]:
     """Sentences: which replies win and which lose, the human reply's part, what is left out, and what is learned from them.
 
-    For a target that moves. Of a checker's path only the file's name is told.
+    For verified and majority targets. Of a checker's path only the file name is shown.
     """
     target = recipe.target
     who = _by_votes(target) if target.kind == "majority" else _by_checker(target)
@@ -25,7 +25,7 @@ def rule_of(recipe: Recipe) -> list[str]:
 
 
 def checker_name(target: TargetSection) -> str:
-    """What grades the held-out replies, and those of the opponent unless they are dealt at random."""
+    """The checker of the held-out replies, and of the opponent's unless their scores are shuffled."""
     return Path(target.grading_checker or "").name
 
 

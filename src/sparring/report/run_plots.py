@@ -1,4 +1,4 @@
-"""The figures of one run: which numbers of it are drawn, and what to look for in them."""
+"""The figures of one run, with captions that say what to look for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of the report about a target that moves: the rule, what became of the prompts, rates, and examples of winners and losers."""
+"""The part of the report on a verified or majority target: the rule, outcomes of prompts, rates, examples of winners and losers."""
 
 from __future__ import annotations
 

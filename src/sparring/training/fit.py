@@ -116,7 +116,7 @@ class _Trainer:
             if counts:
                 order += items
                 numbers.append(found)
-        means = self._means(numbers, order, step, work)  # the only wait for the device beside the gradient's norm
+        means = self._means(numbers, order, step, work)  # the only wait for the device besides the gradient's norm
         lr = self.plan.learning_rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
