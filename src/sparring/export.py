@@ -25,7 +25,7 @@ def export(
 
     dtype: "bfloat16" or "float16" rounds the weights; None keeps float32, the format they were trained in.
     adapter: of a player that is a LoRA adapter, write the adapter alone; it is added to its base's weights otherwise.
-    about: what the card tells of licences and of the place on the Hub; looked up where None.
+    about: licences and Hub repositories for the card; looked up if None.
     """
     players = Players(root)
     player = players.find(name)

@@ -138,7 +138,7 @@ def _judged(
 
 
 def _folder(options: JudgeOptions, questions: Sequence[Question]) -> str:
-    """Named after the questions' file, and after what is options and how: what was options otherwise, and paid for, lies beside it."""
+    """Named after the questions' file and a hash of the options: results of other options are stored next to it."""
     how = digest([_content(questions), options.max_new_tokens, options.seed])
     return f"{slug([short_name(options.questions)])}-{how[:SHORT]}"
 

@@ -1,4 +1,4 @@
-"""JSON as rows hold it: files, lines of files, and cells that hold turns as text."""
+"""JSON in rows: files, lines of files, and cells that hold turns as text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for a key that an object has twice."""
+    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for duplicate keys in an object."""
     return _DECODER.decode(text)
 
 

@@ -15,7 +15,7 @@ from sparring.data.sources import open_table
 from sparring.data.turns import Reading
 from sparring.errors import UserError
 
-# What became of the prompts; `read` is the sum of those that follow it here.
+# Outcomes of the prompts; `read` is the sum of those that follow it.
 PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"

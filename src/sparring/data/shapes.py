@@ -54,7 +54,7 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
     `columns` maps standard names to the rows' own; a shape is only considered if it uses all of them.
     """
     candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
-    if shape == "auto":  # a lone column `real` may mean anything
+    if shape == "auto":  # a single column `real` may mean anything
         candidates = {**candidates, "real_generated": Shape(("real", "generated"), _WHOLE)}
     found = _first_that_fits(candidates, columns, list(present), source, "data")
     if found is None:

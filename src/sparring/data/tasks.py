@@ -38,7 +38,7 @@ def task_rows(seed: int) -> list[dict[str, Any]]:
 
 
 def digit_rows(seed: int) -> list[dict[str, Any]]:
-    """Every three digits once, in an order of the seed: "sort 715" -> "157"."""
+    """Every three digits once, in an order given by the seed: "sort 715" -> "157"."""
     numbers = [f"{number:03d}" for number in range(1000)]
     random.Random(seed).shuffle(numbers)
     return [{"messages": _turns(("user", f"sort {digits}"), ("assistant", "".join(sorted(digits))))} for digits in numbers]

@@ -183,14 +183,14 @@ def _last_line(file: Path) -> dict[str, Any] | None:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
         whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing behind it
         if whole:
-            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself says so when it goes on
+            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself reports it when it resumes
                 found = json.loads(whole.rpartition(b"\n")[2])
                 return found if isinstance(found, dict) else None
     return None
 
 
 def _object_or_none(file: Path, *keys: str) -> dict[str, Any] | None:
-    """A file that the run may make, replace or take away while we look."""
+    """A file that the run may create, replace or delete meanwhile."""
     try:
         return read_object(file, *keys)
     except OSError:

@@ -81,7 +81,7 @@ def load_whole() -> None:
     """Have transformers load whole models, whatever they are for.
 
     By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for
-    sampling too. Told of ZeRO 3, as it is whenever Accelerate makes or reads its plugin, it would load parts.
+    sampling too. If it knew of ZeRO 3, as it does whenever Accelerate creates or reads its plugin, it would load shards.
     """
     os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     if stage_of_deepspeed() == 3:
