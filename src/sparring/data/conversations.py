@@ -137,7 +137,8 @@ def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conve
     """One row as the turns up to its last assistant turn that is to be trained on, and that turn; None where none is.
 
     Lone surrogates, which tokenizers do not accept, become U+FFFD. `reading.counts` counts the rows with a replacement, and the rows
-    in which turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a turn.
+    in which turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a
+    turn.
     """
     prompt, answer = _sides(row, shape, reading, where)
     replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]

@@ -14,7 +14,7 @@ T = TypeVar("T")
 class LauncherSection(Section):
     kind: Literal["inline", "accelerate"] = Field(
         "accelerate",
-        description="`inline` computes everything in one process; `accelerate` starts the heavy stages in many, with `accelerate launch`.",
+        description="Computes everything in one process (`inline`), or starts the heavy stages in many by `accelerate launch` (`accelerate`).",
     )
     config_file: PathText | None = Field(
         None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
