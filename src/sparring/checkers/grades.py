@@ -1,4 +1,4 @@
-"""What is graded and what a grade says."""
+"""The input of a checker, and its grades."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Grade:
 
     score: 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
     answer: the answer that was read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
-    reason: for people, in a few words
+    reason: a short explanation for readers
     failed: the function raised, took too long, ended its process or returned what is no score for this reply
     """
 

@@ -1,4 +1,4 @@
-"""From settings to a checker."""
+"""Creates a checker from its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ KINDS = ("exact", "number", "choice", "math", "random")
 
 @dataclass(frozen=True)
 class CheckerSettings:
-    """What decides how replies are graded.
+    """The settings that decide how replies are graded.
 
     kind: one of KINDS, or "path/to/file.py:function"
     answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one

@@ -1,4 +1,4 @@
-"""What a checker lets through: replies of which it is known that they are right, or that they are not."""
+"""Probes of a checker: replies that are known to be right or wrong."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What grades say of replies: pass rates with their errors, disagreements with other grades, examples to read."""
+"""Statistics of grades: pass rates with their errors, disagreements with other grades, examples to read."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def print_trial(trial: Trial, console: Console) -> None:
 
 
 def verdict(trial: Trial) -> str:
-    """What to think of the checker, in one line."""
+    """The verdict on the checker, in one line."""
     if trial.faults:
         return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
     if not trial.tries_right_ones:

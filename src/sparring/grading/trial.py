@@ -1,4 +1,4 @@
-"""`sparring check-checker`: what a checker lets through, and what that does to the winners of a game."""
+"""`sparring check-checker`: which wrong replies a checker passes, and the effect on the winners of a game."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def try_checker(name: str, source: str, pattern: str | None, answer: str | None,
 
 
 def faults(report: ProbeReport) -> Iterator[str]:
-    """What a checker should not do, a sentence each."""
+    """The faults of a checker, one sentence each."""
     right = report[RIGHT]
     if right.passed < LEAST_RIGHT * right.tried:
         yield f"it fails {right.tried - right.passed} of {right.tried} human replies, which should pass"

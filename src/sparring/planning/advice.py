@@ -1,4 +1,4 @@
-"""What to change where a plan does not fit: one table of changes, each planned for itself, so that only what helps is named."""
+"""Changes that make a plan fit: a table of changes, each planned separately, so that only those that help are shown."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparring.errors import UserError
 from sparring.planning.estimate import Plan, estimate
 
 MOST_PROPOSALS, MOST_DEVICES = 2, 512
-# Optimizers whose states can be cut
+# Optimizers whose states can be sharded
 CUTTABLE = ("rmsprop", "adamw")
 
 SMALLER = ("train.gradient_checkpointing=true", "train.micro_batch_tokens=1024")

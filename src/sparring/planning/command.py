@@ -39,7 +39,7 @@ assert list(MEMORY_ROWS) == [field.name for field in fields(Memory)]
 
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None, model: GivenShape | None = None) -> Plan:
     """The plan of a recipe; all else as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
-    device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
+    device = find_hardware(hardware)  # first, so that a wrong name is reported before the data is read
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)

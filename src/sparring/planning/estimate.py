@@ -1,4 +1,4 @@
-"""The plan of a game: every stage with its work, memory and time, put together in the order of selfplay.py."""
+"""The plan of a game: every stage with its work, memory and time, in the order of selfplay.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def device(self) -> Hardware:
-        """What each process that trains has."""
+        """The device of each training process."""
         return self.hardware.shared_by(self.parallel.devices)
 
     @property

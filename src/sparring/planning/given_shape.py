@@ -1,4 +1,4 @@
-"""A model that is not at hand: its config.json alone, or a decoder of the usual build with so many parameters."""
+"""The shape of a model that is not available: from its config.json, or a standard decoder with a given number of parameters."""
 
 from __future__ import annotations
 

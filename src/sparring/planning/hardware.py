@@ -1,6 +1,6 @@
-"""Devices: what they can do at most, and how a recipe's stages spread over them.
+"""Devices: their peak rates, and how a recipe's stages spread over them.
 
-Makers' numbers, dense (not "with sparsity"), for products in bfloat16 that sum in float32.
+Vendors' numbers, dense (without sparsity), for bfloat16 products with float32 accumulation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Hardware:
         return f"{self.count}x {self.name}" if self.kind == "cuda" else self.name
 
     def shared_by(self, processes: int) -> Hardware:
-        """What each of some processes has: a device of its own, or its part of the one CPU and its memory."""
+        """The share of a process: its own device, or its part of the CPU and its memory."""
         if self.kind == "cuda" or processes == 1:
             return self
         rates = {name: getattr(self, name) / processes for name in ("flops", "bandwidth", "memory")}

@@ -44,7 +44,7 @@ def base_of(folder: Path) -> Path:
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError where it does not fit."""
+    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError if it does not fit."""
     _hush_bitsandbytes()
     from peft import PeftModel
 
@@ -61,7 +61,7 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
 def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
     """A new adapter on `model`, which changes nothing yet: its second factor is 0, the first is random from `seed`.
 
-    Raises UserError, naming `where`, when the model has none of the targets.
+    Raises UserError, naming `where`, if the model has none of the targets.
     """
     _hush_bitsandbytes()
     from peft import LoraConfig, get_peft_model
@@ -91,7 +91,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
 
 
 def _hush_bitsandbytes() -> None:
-    """PEFT imports it where it is installed, and on a CPU it complains of what it lacks there; 4-bit bases are for CUDA alone."""
+    """Hide bitsandbytes on a CPU: PEFT imports it if installed, and it warns there; 4-bit bases are for CUDA only."""
     if not torch.cuda.is_available():
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
@@ -133,7 +133,7 @@ def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Ten
 
 
 def name_base(folder: Path, base: str, config: dict[str, Any] | None = None, revision: str | None = None) -> None:
-    """Have the adapter in `folder` name `base`, a path or a Hub id, as its base model."""
+    """Set `base`, a path or a Hub id, as the base model of the adapter in `folder`."""
     config = {**(config or _config(folder)), BASE: base, "revision": revision, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -166,7 +166,7 @@ def _require_all(model: Any, folder: Path) -> None:
 
 
 def _require_untied(model: Any) -> None:
-    """Added to one of two matrices that share their memory, or put in its place, an adapter would change both."""
+    """Refuse an adapter on one of two matrices that share their memory, since it would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -86,7 +86,7 @@ class TreeBatch:
 
     @property
     def attention_mask(self) -> Tensor:
-        """Rows: [B, L], 1 at tokens. Packed trees: a stand-in that says nothing, so that the model makes no mask of its own."""
+        """Rows: [B, L], 1 at tokens. Packed trees: a placeholder that keeps the model from building its own mask."""
         return self.real_BL.long() if self.index is None else no_mask(self.input_ids_BL)
 
 
@@ -128,7 +128,7 @@ def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
 
 
 def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
-    """Tokens of the longest packed row that micro-batches of these trees can make."""
+    """Tokens of the longest packed row in micro-batches of these trees."""
     return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
@@ -151,7 +151,7 @@ def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, l
 
 
 def shortest(shapes: Sequence[tuple[int, int]]) -> int:
-    """The place of the tree that computes least: what a rank takes, for nothing, to stay in step with the others."""
+    """Index of the cheapest tree: the dummy work of a rank that must make as many passes as the others."""
     return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 
@@ -201,7 +201,7 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
 
 
 def _joined(rows: Sequence[_Row]) -> _Row:
-    """Trees end to end."""
+    """Trees packed end to end."""
     joined = _Row([], [], [], [], [], [])
     for row in rows:
         joined.sources += [len(joined.ids) + source for source in row.sources]

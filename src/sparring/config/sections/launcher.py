@@ -14,7 +14,7 @@ T = TypeVar("T")
 class LauncherSection(Section):
     kind: Literal["inline", "accelerate"] = Field(
         "accelerate",
-        description="Computes everything in one process (`inline`), or starts the heavy stages in many by `accelerate launch` (`accelerate`).",
+        description="Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`.",
     )
     config_file: PathText | None = Field(
         None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
