@@ -91,7 +91,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
 
 
 def _hush_bitsandbytes() -> None:
-    """Hide bitsandbytes on a CPU: PEFT imports it if installed, and it warns there; 4-bit bases are for CUDA only."""
+    """Silence bitsandbytes on a CPU: PEFT imports it if installed, and it warns there; 4-bit bases are for CUDA only."""
     if not torch.cuda.is_available():
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
