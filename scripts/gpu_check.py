@@ -2,8 +2,8 @@
 
     python scripts/gpu_check.py [--dry] [out=runs/gpu_check] [wheels=wheels] [minutes=8] [steps=tests,game,...]
 
-Steps run in order of worth, each in a process of its own and within its own limit. After each, OUT/gpu_check.json is written anew, and the
-same command goes on with the steps that are not done: a cut loses nothing. --dry: tiny shapes on the CPU, to see that it runs to its end.
+Steps run in order of worth, each in a process of its own and within its own limit. After each, OUT/gpu_check.json is rewritten, and the
+same command resumes with the steps that are not done: a cut loses nothing. --dry: tiny shapes on the CPU, to see that it runs to its end.
 Exit code 1 when a goal is missed or a step failed (not with --dry).
 
 Before it, where there is network: python scripts/gpu_wheels.py. Missing packages are taken from there; without TRL or bitsandbytes their
@@ -64,7 +64,7 @@ def goals_of(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Goal]:
     said = ", ".join(f"{tests.get(word)} {word}" for word in ("passed", "failed", "error", "skipped"))
     yield Goal("tests/test_gpu.py passes", said if tests else "", failed == 0 and tests["passed"] > 0 if tests else None)
     game = found.get("game")
-    yield Goal("a killed game goes on", str(game["went_on"]) if game else "", game["killed"] and game["went_on"] if game else None)
+    yield Goal("a killed run resumes", str(game["went_on"]) if game else "", game["killed"] and game["went_on"] if game else None)
     margins = [margin for name in ("game", "fsdp2") for margin in found.get(name, {}).get("first_margins", [])]
     margins += [found[name]["first_margin"] for name in ("train_small", "train_large", "lora", "qlora") if name in found]
     yield Goal("first-step margin exactly 0", ", ".join(f"{m:g}" for m in margins), all(m == 0 for m in margins) if margins else None)

@@ -104,7 +104,7 @@ def game(folder: Path, size: Size) -> dict[str, Any]:
         first.kill()
     first.wait()
     subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
-    return {"killed": was_killed, "went_on": "going on from step" in (folder / "game.log").read_text(), **played(folder / "game")}
+    return {"killed": was_killed, "went_on": "resuming at step" in (folder / "game.log").read_text(), **played(folder / "game")}
 
 
 def fsdp2(folder: Path, size: Size) -> dict[str, Any]:

@@ -110,7 +110,7 @@ BROKEN = '{"prompt": "p", "completion": "c"}\n{"prompt": "p2", completion: "c"}\
         (
             "rows.jsonl",
             '{"prompt": "p", "completion": "c"}\n{"prompt": "q"}\n',
-            ["rows.jsonl, line 2: row without a reply", "mend the row"],
+            ["rows.jsonl, line 2: row without a reply", "fix the row"],
         ),
         (
             "rows.jsonl",
@@ -393,7 +393,7 @@ def test_a_recipe_changed_under_a_half_finished_run(game: Game, played: Game) ->
     refused(game.run("sft.lr=1e-3"), "stage sft was made from other inputs")
     assert game.state() == before
     result = game.run()
-    assert result.code == 0 and "going on from step 2 of 6" in result.err
+    assert result.code == 0 and "resuming at step 2 of 6" in result.err
     assert_same_outcome(game.root, played.root)
 
 
@@ -438,7 +438,7 @@ def test_an_answer_pattern_that_some_human_replies_do_not_match(copy: Game) -> N
     assert 0 < len(missed) < 8
     result = copy.run("evaluate.answer_pattern='[0-5]$'")
     assert result.code == 0
-    assert result.err.count(f"finds no answer in {len(missed)} of 8 held-out human replies: never a match") == 1
+    assert result.err.count(f"finds no answer in {len(missed)} of 8 held-out human replies: they can never match") == 1
     assert "finds no answer" not in copy.run().err
 
 
@@ -462,7 +462,7 @@ def test_a_file_edited_by_hand(copy: Game, name: str) -> None:
 def test_a_file_more_or_a_stage_less(copy: Game, played: Game) -> None:
     shard = copy.root / "iterations/000/generate/shard-00000048-00000064.parquet"
     shutil.copy(shard.with_name("shard-00000000-00000016.parquet"), shard)
-    refused(copy.run(), "shard-00000048-00000064.parquet was added after the stage had finished", "take it away")
+    refused(copy.run(), "shard-00000048-00000064.parquet was added after the stage had finished", "delete it")
     shard.unlink()
     shutil.rmtree(copy.root / "iterations/001/measure")
     assert copy.run().code == 0
@@ -481,7 +481,7 @@ def test_a_hand_edited_stage_can_be_redone(copy: Game, played: Game) -> None:
 
 # ---------------------------------------------------------------------------------------------- disk full
 
-NO_SPACE = ("no space left to write", "free some space; nothing finished is lost", "Go on with:\n  sparring run recipe.yaml")
+NO_SPACE = ("no space left to write", "free some space; nothing finished is lost", "Resume with:\n  sparring run recipe.yaml")
 
 
 @pytest.mark.parametrize(

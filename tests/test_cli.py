@@ -148,7 +148,7 @@ def test_a_finished_game_goes_on_with_more_iterations(copy: Game, longer: Game) 
     before = copy.state()
     result = copy.run("iterations=3")
     assert result.code == 0, result.err
-    assert result.err.count("continued-sft/train is made anew: iterations: 2 -> 3") == 1
+    assert result.err.count("recomputing continued-sft/train: iterations: 2 -> 3") == 1
     after = copy.state()
     kept = {file for file in before if not file.startswith("continued-sft")}
     assert all(before[file] == after[file] for file in kept)

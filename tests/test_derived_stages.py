@@ -39,7 +39,7 @@ def redone(before: dict[str, tuple[str, int]], after: dict[str, tuple[str, int]]
 
 def made_anew(err: str) -> list[tuple[str, str]]:
     """(stage, what differs) of every line that says so."""
-    return re.findall(r"(\S+) is made anew: (.*)", err)
+    return re.findall(r"recomputing (\S+): (.*)", err)
 
 
 # ---------------------------------------------------------------------------------------------- scores and samples
@@ -103,7 +103,7 @@ def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) 
     killed = game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=12 + 4)])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/001/train.partial").exists()
     result = game.run(*OTHERS)
-    assert result.code == 0 and "going on from step 2 of 12" in result.err
+    assert result.code == 0 and "resuming at step 2 of 12" in result.err
     assert [stage for stage, _ in made_anew(result.err)] == ["start/evaluate", "iterations/000/evaluate"]
     assert_same_outcome(game.root, fresh.root)
 

@@ -159,7 +159,7 @@ def test_every_control_stands_beside_the_game(both: Game) -> None:
         assert both.command("export", "run", f"out-{name}", "--iteration", name).code == 0
         card = (both.folder / f"out-{name}" / "README.md").read_text()
         assert "the control" in card and ("and the labelled pairs `pairs.jsonl`." in card) == name.endswith("dpo")
-        assert ("| labelled pairs | `pairs.jsonl` | unknown (no card lies beside it) |" in card) == name.endswith("dpo")
+        assert ("| labelled pairs | `pairs.jsonl` | unknown (there is no card next to it) |" in card) == name.endswith("dpo")
 
 
 def test_cards_name_the_pairs_and_their_licence(both: Game) -> None:
@@ -174,7 +174,7 @@ def test_cards_name_the_pairs_and_their_licence(both: Game) -> None:
         assert (f"| labelled pairs | `pairs.jsonl` | {licence} |" in card, apart in card) == (player == "dpo", player != "dpo")
         assert data.count(apart) == 1 and "| labelled pairs |" not in data
     refused = both.command("push", "run", *order[:4], "--pairs-licence", "CC BY", "--dry-run", "no")
-    assert refused.code == 2 and "--pairs-licence" in refused.err and "no identifier of a licence" in refused.err
+    assert refused.code == 2 and "--pairs-licence" in refused.err and "not an identifier of a licence" in refused.err
 
 
 def test_the_report_and_the_status_tell_of_every_control(both: Game) -> None:
@@ -182,7 +182,7 @@ def test_the_report_and_the_status_tell_of_every_control(both: Game) -> None:
     assert both.command("report", "run", "--output", "page.html").code == 0
     page = (both.folder / "page.html").read_text()
     for name, reached in value.items():
-        assert re.search(rf"{name} (stands first with )?{reached:.3f}", page)
+        assert re.search(rf"{name} (is first with )?{reached:.3f}", page)
     status = both.command("status", "run").out
     assert all(name in status for name in value) and "finished" in status
     assert [name for name in stages_of_game(both.root, load_recipe(both.folder / "recipe.yaml")) if not (both.root / name).exists()] == []
@@ -233,7 +233,7 @@ def test_other_pairs_train_dpo_anew_and_nothing_else(both: Game) -> None:
     write_rows(both.folder / "other.jsonl", pairs(8))
     before = both.state()
     result = both.run("controls=[continued-sft, {kind: dpo, pairs: other.jsonl, batch_size: 4, epochs: 1}]")
-    assert result.code == 0 and "dpo/pairs is made anew" in result.err and "dpo/train is made anew" in result.err, result.err
+    assert result.code == 0 and "recomputing dpo/pairs: " in result.err and "recomputing dpo/train: " in result.err, result.err
     assert {name for name, content in before.items() if both.state().get(name) != content} == {n for n in before if n.startswith("dpo/")}
     assert [one["stage"] for one in both.json("summary.json")["controls"]] == ["continued-sft", "dpo"]
     assert both.json("dpo/pairs/done.json")["facts"]["counts"] == {**dict.fromkeys(PAIR_COUNTS, 0), "read": 8, "pairs": 8}

@@ -82,7 +82,7 @@ def test_evaluates_the_start_and_the_best(copy: Game) -> None:
     with (copy.folder / "choices.jsonl").open("a") as rows:
         rows.write(json.dumps({"query": "say d", "choices": ["d", "e"], "gold": 0}) + "\n")
     changed = copy.command("evaluate", "run", *EVALUATE, "--player", "start")
-    assert "is made anew: local.data: " in changed.err and read(stage / "scores.json")["letters/acc"]["n"] == 9
+    assert "recomputing " in changed.err and ": local.data: " in changed.err and read(stage / "scores.json")["letters/acc"]["n"] == 9
     assert {name: was for name, was in copy.state().items() if not name.startswith("evaluations/")} == before
 
 
@@ -93,7 +93,7 @@ def test_what_was_played_is_compared(copy: Game) -> None:
     best = str(copy.json("summary.json")["best"]["iteration"])
     result = copy.command("compare", "run", "--json", "c.json")
     assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run:start" in result.out, result.err
-    assert "note: letters/acc: not played by" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
+    assert "note: letters/acc: not run on" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
     compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
     for player, folder in (("start", "start"), (best, best)):
         score = read(copy.root / "evaluations" / folder / "letters" / "scores.json")["letters/acc"]

@@ -164,4 +164,4 @@ def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
     statuses = {name: one["status"] for name, one in found["steps"].items()}
     assert set(statuses.values()) == {"done"} and len(statuses) == 8
     by_goal = {goal["what"]: goal["is_met"] for goal in found["goals"]}
-    assert by_goal["first-step margin exactly 0"] is True and by_goal["a killed game goes on"] is True
+    assert by_goal["first-step margin exactly 0"] is True and by_goal["a killed run resumes"] is True

@@ -59,7 +59,7 @@ def test_the_recipe_loads_for_every_shape(name: str, zygote: Zygote, tmp_path: P
     assert (recipe.data.shape, dict(recipe.data.columns), recipe.data.held_out) == (shape, columns, 8)
     assert recipe.run_dir == "runs/rows" and recipe.model.path == "builtin:tiny"
     assert re.findall(FORMS[5].pattern, "1 + 2 = 3") == ["3"] and recipe.evaluate.answer_pattern == FORMS[5].pattern
-    found = "a number behind = at the end: in 24 of 24 human replies"
+    found = "a number after = at the end: in 24 of 24 human replies"
     assert found in result.out and found in text
     # a byte is a token: "12 + 12 = 24" and the end of the turn
     assert recipe.sampling.max_new_tokens == 16 and "95% of the human replies have at most 13, counted" in text
@@ -104,11 +104,11 @@ def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -
         (["odd.jsonl"], ["no known shape fits the columns: a, b", "data.columns: {prompt: question"]),
         (["odd.jsonl", "data.columns={prompt: a, completion: c}"], ["there is no column 'c'", "the columns are: a, b"]),
         (["one.jsonl"], ["one.jsonl: 1 different prompts with a reply; a game needs 2 at least", "give more rows"]),
-        (["bad.jsonl"], ["bad.jsonl, line 2: row without a reply", "mend the row"]),
+        (["bad.jsonl"], ["bad.jsonl, line 2: row without a reply", "fix the row"]),
         (["bad.jsonl", "data.on_bad_rows=drop"], ["data.on_bad_rows: unknown key; did you mean data.on_bad_row?"]),
         (["one.jsonl", "--output", "no/where.yaml"], ["--output (no/where.yaml): its folder does not exist"]),
         (["one.jsonl", "--output", ".", "--force"], ["--output (.): is a folder"]),
-        (["--model", "x"], ["--model (x): without rows the built-in tiny game is written", "sparring init DATA --model ID"]),
+        (["--model", "x"], ["--model (x): without rows the recipe of the built-in tiny game is written", "sparring init DATA --model ID"]),
     ],
 )
 def test_what_cannot_be_used_is_refused(args: list[str], parts: list[str], zygote: Zygote, tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_a_file_is_replaced_on_demand_alone(zygote: Zygote, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "replies, words, example",
     [
-        (["so 1 + 1 = 2\n#### 1,234", "#### $-5", "x #### 7.5 apples"], "a number behind ####", "1,234"),
-        ([r"hence \boxed{\frac{1}{\sqrt{2}}}", r"\boxed{7}."], "what stands in \\boxed{}", r"\frac{1}{\sqrt{2}}"),
-        (["The answer is (B).", "Answer: C", "the answer is D"], "a letter behind the word answer", "B"),
-        (["The answer is 12.", "answer: $7"], "a number behind the word answer", "12"),
+        (["so 1 + 1 = 2\n#### 1,234", "#### $-5", "x #### 7.5 apples"], "a number after ####", "1,234"),
+        ([r"hence \boxed{\frac{1}{\sqrt{2}}}", r"\boxed{7}."], "the content of \\boxed{}", r"\frac{1}{\sqrt{2}}"),
+        (["The answer is (B).", "Answer: C", "the answer is D"], "a letter after the word answer", "B"),
+        (["The answer is 12.", "answer: $7"], "a number after the word answer", "12"),
         (["B", "(C) a dog", "D. a cat", "A)"], "a letter at the start", "B"),
-        (["1 + 2 = 3", "1 = 1, so x = -2.5."], "a number behind = at the end", "3"),
+        (["1 + 2 = 3", "1 = 1, so x = -2.5."], "a number after = at the end", "3"),
         (["it makes 12", "5-3 makes 2.", "100%"], "a number at the end", "12"),
         (["A dog barks", "I like it", "see chapter 3 of it", "v2"], None, None),
     ],

@@ -266,10 +266,10 @@ def test_ctrl_c_in_the_real_command(game: Game, zygote: Zygote) -> None:
     assert err.rstrip().endswith("sparring run recipe.yaml seed=3")
     again = shlex.split(err.rstrip().splitlines()[-1])[1:]  # the command that it says goes on with the work
     running = zygote.start(again, game.folder)
-    running.wait_for(lambda: "SFT: training: going on from step" in running.err)
-    before = int(re.search(r"going on from step (\d+) of 600", running.err)[1])
+    running.wait_for(lambda: "SFT: training: resuming at step" in running.err)
+    before = int(re.search(r"resuming at step (\d+) of 600", running.err)[1])
     assert before >= 40 and before % 20 == 0
     os.kill(running.pid, signal.SIGTERM)  # as a batch system does it
     stopped = running.wait()
-    assert stopped.code == 130 and "Go on with:\n  sparring run recipe.yaml seed=3" in stopped.err and "Traceback" not in stopped.err
+    assert stopped.code == 130 and "Resume with:\n  sparring run recipe.yaml seed=3" in stopped.err and "Traceback" not in stopped.err
     assert [attempt["outcome"] for attempt in game.json("manifest.json")["attempts"]] == ["interrupted"] * 2

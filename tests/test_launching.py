@@ -129,7 +129,7 @@ def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> Non
     assert list((begun.root / f"{TRAIN}.partial").glob("checkpoint-*"))
     one, two = results(ranks(begun, TRAIN))
     assert (one.code, two.code) == (0, 0), one.err
-    assert "going on from step" in one.err and two.err == "", "only rank 0 speaks"
+    assert "resuming at step" in one.err and two.err == "", "only rank 0 speaks"
     assert_same_player(begun, inline)
     result = begun.run()  # in one process: what the ranks have finished is finished
     assert result.code == 0 and "training" not in result.err, result.err
@@ -298,12 +298,12 @@ def test_accelerate_starts_the_ranks_and_one_is_killed(options: Callable[[Game],
     running.wait_for(in_training(scored))
     os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
     killed = running.wait()
-    assert killed.code == 1 and "a rank was killed or met a fault" in killed.err and "go on with" in killed.err
+    assert killed.code == 1 and "a rank was killed or failed" in killed.err and "resume with" in killed.err
     assert not children_of_system("sparring stage", scored.root), "the other rank was ended"
     result = scored.run("train.epochs=12", *launcher)
     assert result.code == 0, result.err
     facts = scored.json(f"{TRAIN}/done.json")["facts"]
-    assert facts["ranks"] == 2 and "going on from step" in result.err and kind in result.err
+    assert facts["ranks"] == 2 and "resuming at step" in result.err and kind in result.err
     assert scored.json("summary.json")["stop_reason"]
 
 
@@ -334,7 +334,7 @@ def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
     first, second = scored.start(*meeting), scored.start(*meeting, "launcher.machine_rank=1")
     one, two = first.wait(), second.wait()
     assert (one.code, two.code) == (0, 0), one.err + two.err
-    assert "going on from step" in one.err
+    assert "resuming at step" in one.err
     assert_same_player(scored, inline)
 
 
@@ -483,7 +483,7 @@ def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards
         return caplog.text
 
     said = checked("fsdp2")
-    assert "whoever draws replies has the whole model on a device" in said and "parameters, fsdp2 over 2 ranks, and" in said
+    assert "sampling needs the whole model on a device" in said and "parameters, fsdp2 over 2 ranks, and" in said
     assert begun.json("micro_batch.json")["shared"] == "fsdp2 over 2 ranks"
     assert "micro_batch_tokens: " not in checked("fsdp2"), "kept"
     said = checked("ddp")
@@ -500,7 +500,7 @@ def test_out_of_memory_names_the_options_and_loses_nothing(begun: Game, inline: 
     result = begun.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=12, do="no memory")])
     assert result.code == 2 and "out of memory" in result.err and "train.micro_batch_tokens" in result.err and "Traceback" not in result.err
     again = begun.run("train.micro_batch_tokens=60")
-    assert again.code == 0 and "going on from step" in again.err, again.err
+    assert again.code == 0 and "resuming at step" in again.err, again.err
     assert_same_player(begun, inline)
 
 

@@ -102,7 +102,7 @@ def test_a_finished_run_in_one_screen(played: Game) -> None:
     assert result.code == 0 and result.err == "" and tree(played.root) == before, "it only reads"
     for part in ("finished 20", "Best iteration:", "all 2 are played", "start", "iteration 1", "continued SFT", "NLL per token"):
         assert part in result.out, result.out
-    assert len(result.out.splitlines()) <= 24 and "go on with" not in result.out
+    assert len(result.out.splitlines()) <= 24 and "resume with" not in result.out
     assert played.command("watch", "run").code == 0, "nothing to wait for"
 
 
@@ -139,9 +139,9 @@ def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
     assert result.code == 0 and tree(game.root) == before
     assert "not running: process " in out and "was killed" in out
     assert "stage iterations/000/train (7 of 18 finished)" in out, result.out
-    assert "goes on with iterations/000/train, from its checkpoint after 2 steps" in out
+    assert "resumes iterations/000/train, from its checkpoint after 2 steps" in out
     assert "iteration 0, step 3: loss " in out and "start" in out
-    assert result.out.rstrip().endswith("go on with:\n  sparring run recipe.yaml sampling.top_p=0.9")
+    assert result.out.rstrip().endswith("resume with:\n  sparring run recipe.yaml sampling.top_p=0.9")
     elsewhere = game.zygote.run(["status", str(game.root)], game.folder.parent)
     assert elsewhere.out.rstrip().endswith(f"cd {game.folder} && sparring run recipe.yaml sampling.top_p=0.9")
     watched = game.command("watch", "run")
@@ -180,7 +180,7 @@ def test_another_machines_run_is_judged_by_what_it_writes(copy: Game) -> None:
     os.utime(copy.root / "progress.json", (long_ago, long_ago))
     silent = " ".join(copy.command("status", "run").out.split())
     assert "last sign of life 0:11:0" in silent and "it was killed, or its machine or disk cannot be reached" in silent
-    assert "if you know that it is dead, go on with:" in silent
+    assert "if you know that it is dead, resume with:" in silent
     assert copy.command("watch", "run").code == 1
     (copy.root / "progress.json").unlink()
     assert "no sign of life so far" in copy.command("status", "run").out
@@ -228,7 +228,7 @@ def test_watch_says_that_the_writer_was_killed(game: Game) -> None:
     running.wait()
     result = watched.wait(60)
     assert result.code == 1 and f"not running: process {running.pid} on " in result.out and "was killed" in result.out
-    assert result.out.rstrip().endswith("go on with:\n  sparring run recipe.yaml")
+    assert result.out.rstrip().endswith("resume with:\n  sparring run recipe.yaml")
 
 
 def test_ctrl_c_ends_watching_and_nothing_else(copy: Game) -> None:

@@ -195,7 +195,7 @@ def test_the_command_of_a_run_directory_from_elsewhere(copy: Game) -> None:
     ):
         (copy.root / "progress.json").write_text(json.dumps({**told, "command": command}))
         out = copy.command("status", "run").out
-        assert "go on with:\n  sparring run run/recipe.yaml\n" in out and "evil" not in out and "rm -rf" not in out, command
+        assert "resume with:\n  sparring run run/recipe.yaml\n" in out and "evil" not in out and "rm -rf" not in out, command
     ours = "sparring run recipe.yaml seed=0 'run_dir=my run'"
     (copy.root / "progress.json").write_text(json.dumps({**told, "command": ours}))
     assert ours in copy.command("status", "run").out

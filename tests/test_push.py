@@ -200,13 +200,13 @@ def test_the_data_card_counts_the_rows(folder: Path, played: Game) -> None:
 @pytest.mark.parametrize(
     ("card", "name", "source"),
     [
-        ("---\nlicense: mit\n---\n# x", "mit", "from the README.md beside it"),
-        ("---\nlicense: [cc-by-4.0, mit]\n---\n", "cc-by-4.0", "from the README.md beside it"),
+        ("---\nlicense: mit\n---\n# x", "mit", "from the README.md next to it"),
+        ("---\nlicense: [cc-by-4.0, mit]\n---\n", "cc-by-4.0", "from the README.md next to it"),
         ("---\nlicense: Apache License, Version 2\n---\n", None, "names none"),
         ("---\ntags: [x]\n---\n", None, "names none"),
         ("# no metadata", None, "names none"),
         ("---\nlicense: [mit\n---\n", None, "cannot be read"),
-        (None, None, "no card lies beside it"),
+        (None, None, "there is no card next to it"),
     ],
 )
 def test_a_licence_is_read_where_it_stands_and_never_guessed(tmp_path: Path, card: str | None, name: str | None, source: str) -> None:
@@ -379,7 +379,7 @@ def test_no_hub_there(played: Game, hub: HubLoopback, monkeypatch: pytest.Monkey
 
 
 def test_nothing_is_created_for_what_cannot_be_made(played: Game, hub: HubLoopback) -> None:
-    with pytest.raises(UserError, match="a whole model and no adapter"):
+    with pytest.raises(UserError, match="a full model, not an adapter"):
         list(push(played.root, PushOptions("me/model", adapter=True)))
     assert hub.repos == {}
 
@@ -402,8 +402,8 @@ def test_no_token(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatc
         (["run", "--repo", "model"], ["--repo", "'model' cannot be a repository", "USER/NAME"]),
         (["run", "--repo", "me/model", "--dataset-repo", "me/.."], ["--dataset-repo", "cannot be a repository"]),
         (["run", "--repo", "me/model", "--iteration", "7"], ["no player '7'"]),
-        (["run", "--repo", "me/model", "--adapter", "--dry-run", "x"], ["a whole model and no adapter"]),
-        (["run", "--repo", "me/model", "--base-licence", "Apache 2"], ["--base-licence", "no identifier of a licence", "apache-2.0"]),
+        (["run", "--repo", "me/model", "--adapter", "--dry-run", "x"], ["a full model, not an adapter"]),
+        (["run", "--repo", "me/model", "--base-licence", "Apache 2"], ["--base-licence", "not an identifier of a licence", "apache-2.0"]),
         (["run", "--repo", "me/model", "--dry-run", "run"], ["exists and is not empty"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in ("run", "nowhere") else "",

@@ -135,18 +135,19 @@ def test_the_data_card_says_who_won_and_counts(folder: Path) -> None:
         "compared by the checker number",
         "no person has written or read them",
         "24 of the prompts had no human reply",
-        "prompts of `prompts.jsonl`, which nobody has answered",
+        "prompts of `prompts.jsonl`, which have no replies",
         "| prompts without replies | `prompts.jsonl` | unknown",
     ):
         assert words in text, words
-    assert "Nobody has judged them" not in text
+    assert "The replies were not graded" not in text
 
 
 def test_the_model_card_says_what_won(folder: Path) -> None:
     text = " ".join((folder / "model/README.md").read_text().split())
-    assert "whose target moves (`target.kind: majority`, checker `number`)" in text and "replied 4 times to every training prompt" in text
+    assert "with a majority target (`target.kind: majority`, checker `number`)" in text
+    assert "replied 4 times to every training prompt" in text
     assert "Winners are the model's own replies" in text and "24 of the prompts had no human reply" in text
-    assert "learned to tell human replies" not in text and "| pass_at_4 | 8 |" in text
+    assert "learned to distinguish human replies" not in text and "| pass_at_4 | 8 |" in text
 
 
 def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game) -> None:

@@ -194,7 +194,7 @@ def interrupted(*_: Any) -> None:
         (lambda folder: (folder / "scores.json").write_text('{"value": 2}'), "scores.json was changed"),
         (lambda folder: (folder / "shard-0").unlink(), "shard-0 is missing"),
         (lambda folder: (folder / "shard-1").write_text("x"), "shard-1 was added"),
-        (lambda folder: (folder / DONE).write_text("{}"), "not what a finished stage leaves"),
+        (lambda folder: (folder / DONE).write_text("{}"), "not the record of a finished stage"),
         (lambda folder: (folder / DONE).write_text('{"inputs": '), "not valid JSON"),
     ],
 )

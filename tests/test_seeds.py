@@ -79,7 +79,7 @@ def test_the_tests_are_paired_by_seed(several: Game) -> None:
 def test_what_is_printed(several: Game) -> None:
     text = (several.folder / "out.txt").read_text()
     assert "Over 3 seeds: mean ± standard error (standard deviation)" in text
-    assert "measurements on held-out rows left out, of all seeds together." in text
+    assert "without measurements on held-out rows, of all seeds together." in text
     assert "3 seeds, less run: start (SFT)" in text and "3 seeds, less run: continued SFT" in text and "Student's t over seeds" in text
 
 

@@ -154,7 +154,7 @@ def test_a_failing_tracker_costs_one_warning_and_no_point(
     recorder.fails = 3
     send(copy, times=5)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        "track: tensorboard failed (no route to the tracker); the game goes on, and it is tried again now and then"
+        "track: tensorboard failed (no route to the tracker); the run continues, and sending is retried later"
     ]
     assert list(next(iter(recorder.runs.values()))) == GAME_STEPS
 

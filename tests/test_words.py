@@ -12,11 +12,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STYLE = ROOT / "docs" / "style.md"
-# Where the words are searched: prose of pages, comments of their blocks, and the string constants of Python files, docstrings left out.
-# "src/sparring/**/*.py" joins them once the messages there are rewritten.
-PLACES = ("README.md", "docs/*.md")
-GENERATED = {"docs/recipe.md", "docs/cli.md"}  # their texts are those of src/
-NOT_SEARCHED = GENERATED | {"docs/style.md"}
+# Where the words are searched: prose of pages, comments of their blocks, and the string constants of Python files, docstrings left out
+PLACES = ("README.md", "docs/*.md", "src/sparring/**/*.py", "src/sparring/report/templates/*.html")
+# the table itself, and the prompts of a judge, whose words are part of what they measure
+NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge_prompts.py"}
 
 # What is no prose of a page: tables that a script writes, fenced blocks except for their comments, code, comments of HTML, link targets
 MADE = re.compile(r"^<!-- (?:table|targets): .*?^<!-- end -->$", re.DOTALL | re.MULTILINE)

@@ -38,7 +38,7 @@ def evaluate(
 ) -> Evaluated:
     """Play the benchmarks of `section` with players of the run `target`, or with the model of that name.
 
-    What is finished with equal inputs is not played again, and what is asked for otherwise lies beside it. dtype: that of the run's
+    Finished results with equal inputs are kept, and those with other inputs are stored next to them. dtype: that of the run's
     recipe when None, float32 for a model. Raises UserError.
     """
     require_harness(section)

@@ -13,8 +13,8 @@ INTRODUCTION = """# Commands
 
 <!-- made by `python -m sparring.cli_reference > docs/cli.md` -->
 
-Every command ends with 0 when it is done, 2 for what you can mend (the message says how), 1 for a fault of the program, 130 when it was
-interrupted. `sparring COMMAND --help` says the same as this page.
+Every command exits with 0 on success, 2 for an error that you can fix (the message says how), 1 for a fault of the program, and 130
+when it was interrupted. `sparring COMMAND --help` prints the text of this page.
 """
 
 

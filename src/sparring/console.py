@@ -20,7 +20,7 @@ log = logging.getLogger("sparring")
 
 
 def _make_harmless(record: logging.LogRecord) -> bool:
-    """A filter of the log: what it lets through, tracebacks included, tells no secret and moves no cursor."""
+    """A log filter that removes secrets and control characters, also from tracebacks."""
     record.msg, record.args = printable(without_secrets(record.getMessage())), ()
     if record.exc_info and not record.exc_text:
         record.exc_text = printable(without_secrets(logging.Formatter().formatException(record.exc_info)))
@@ -53,7 +53,7 @@ def is_quiet() -> bool:
 
 
 def be_silent() -> None:
-    """Neither lines nor progress from this process: another one tells what it does."""
+    """No log lines and no progress from this process: another one reports."""
     log.handlers[:] = [logging.NullHandler()]
     log.propagate = False
     console.quiet = True

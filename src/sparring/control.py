@@ -1,4 +1,4 @@
-"""The controls: other ways to spend what the game costs, on the same start and judged on the same held-out rows."""
+"""The controls: other methods, trained from the same start at the cost of the game and evaluated on the same held-out rows."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sparring.stages.results import results
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import order_seed, steps_plan
 
-FAIR_FACTOR = 3.0  # of two learning rates, from which on a difference between arms may be theirs alone
+FAIR_FACTOR = 3.0  # ratio of two learning rates from which on they alone may explain a difference between arms
 
 
 @dataclass(frozen=True)
 class GameResult:
-    """A game that is over: its start, the player of every iteration, and which of them is the best."""
+    """A finished game: its start, the player of every iteration, and the best iteration."""
 
     start: Policy
     players: Sequence[Policy]
@@ -31,7 +31,7 @@ class GameResult:
 
 
 def check_controls(context: RunContext) -> None:
-    """Raise UserError for labelled pairs that cannot be read, before anything is played; say where a comparison may be unfair."""
+    """Raise UserError for labelled pairs that cannot be read, before the game starts; log where a comparison may be unfair."""
     for section in context.recipe.controls:
         if (unlike := unlike_lr(context.recipe, section)) is not None:
             log.info(f"{section.title}: {unlike}")
@@ -40,17 +40,17 @@ def check_controls(context: RunContext) -> None:
 
 
 def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
-    """What to say of a control whose learning rate is far from the game's first one; None where it is near, or one of several tried."""
+    """Warning for a control whose learning rate is far from the game's first one; None if it is near, or part of a search."""
     own, game = control_lr(recipe, section), at_iteration(recipe.train.lr, 0)
     several = {control_lr(recipe, other) for other in recipe.controls if other.kind == section.kind}
     if len(several) > 1 or max(own, game) <= FAIR_FACTOR * min(own, game) * (1 + 1e-9):
         return None
     remedy = f"controls.search='{{lr: [{own:g}, {game:g}]}}' tries both"
-    return f"its learning rate is {own:g} and the game's {game:g}: which arm stands higher may be due to that alone; {remedy}"
+    return f"its learning rate is {own:g} and the game's {game:g}: a difference between the two may be due to that alone; {remedy}"
 
 
 def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
-    """Train and evaluate every control of the recipe, by its folder; what has no cost to match or nothing to start from is left out."""
+    """Train and evaluate every control of the recipe. Returns folder -> model; a control without a cost to match or a start is left out."""
     played = [section for section in context.recipe.controls if _has_place(section, game)]
     return {
         section.folder: results(
@@ -61,7 +61,7 @@ def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
 
 
 def train_control(context: RunContext, section: ControlSection, game: GameResult) -> Policy:
-    """Its training alone, with as many floating-point operations as the iterations where the recipe gives no epochs."""
+    """Train one control; if the recipe gives no epochs, with as many floating-point operations as all iterations together."""
     cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
         return train_dpo(context, section, reference(section, game), len(game.players), cost)
@@ -71,7 +71,7 @@ def train_control(context: RunContext, section: ControlSection, game: GameResult
 
 
 def reference(section: ControlSection, game: GameResult) -> Policy:
-    """Whom the control starts as, and duels with."""
+    """The model that the control starts from, which is also the reference of its loss."""
     if section.start == "start":
         return game.start
     assert game.best is not None

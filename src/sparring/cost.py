@@ -1,4 +1,4 @@
-"""What stages have cost, counted one way: for controls at equal cost and for quality beside compute."""
+"""The cost of stages, counted in one way: for controls at equal cost and for quality against compute."""
 
 from __future__ import annotations
 

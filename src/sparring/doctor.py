@@ -77,7 +77,7 @@ def _extras() -> Iterator[Finding]:
 
 
 def _requirements(extra: str = "") -> list[Requirement]:
-    """What the package asks for here, or what one of its extras asks for beside that."""
+    """The requirements of the package, or the additional ones of an extra."""
     found = map(Requirement, metadata.requires(PACKAGE) or [])
     if not extra:
         return [one for one in found if one.marker is None or one.marker.evaluate({"extra": ""})]

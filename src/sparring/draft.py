@@ -245,7 +245,7 @@ def _suggestion(proposal: Proposal | None) -> str:
 
 
 def _lines(values: Mapping[str, Any], comments: Mapping[str, str], above: str = "") -> Iterator[str]:
-    """The values as YAML, each with its comment: beside it, or above where it takes several lines."""
+    """The values as YAML, each with its comment: on the same line, or above a value of several lines."""
     for key, value in values.items():
         name = f"{above}{key}"
         is_section = isinstance(value, dict) and bool(value)

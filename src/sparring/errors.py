@@ -1,4 +1,4 @@
-"""The one error type that means: the person, not the program, can mend this."""
+"""The error type for problems that the user can fix, as opposed to faults of the program."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """What a foreign error says in short: its first line, 300 characters at most, or the name of its type. A heading takes the next in."""
+    """Short text of a library's error: its first line, at most 300 characters, or its type's name; a heading takes the next one too."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]
 

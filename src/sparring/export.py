@@ -25,7 +25,7 @@ def export(
 
     dtype: "bfloat16" or "float16" rounds the weights; None keeps float32, the format they were trained in.
     adapter: of a player that is a LoRA adapter, write the adapter alone; it is added to its base's weights otherwise.
-    about: what the card tells of licences and of the place on the Hub; looked up where None.
+    about: licences and Hub repositories for the card; looked up if None.
     """
     players = Players(root)
     player = players.find(name)
@@ -61,7 +61,7 @@ def _carry_chat(players: Players, folder: Path) -> None:
 def new_folder(path: Path) -> Path:
     """The whole path of a folder that does not exist or is empty."""
     try:
-        path = path.resolve()  # `.` has no name to put beside
+        path = path.resolve()  # `.` has no name for the temporary folder next to it
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError("this folder exists and is not empty", where=str(path), remedy="give a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +74,7 @@ def _write_model(players: Players, player: Player, target: Path, adapter: bool) 
     folder = players.folder(player)
     if adapter and not is_adapter(folder):
         raise UserError(
-            f"{player.title} is a whole model and no adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
+            f"{player.title} is a full model, not an adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
         )
     if is_adapter(folder) and not adapter:
         merge(folder, target)
@@ -88,5 +88,5 @@ def _write_model(players: Players, player: Player, target: Path, adapter: bool) 
 
 
 def _not_of_a_model(_: str, names: Sequence[str]) -> list[str]:
-    """What else lies in a folder that the recipe names: pickles, another model card, the parts of a repository."""
+    """Other files in a folder that the recipe names: pickles, another model card, repository files."""
     return [name for name in names if not any(fnmatch(name, pattern) for pattern in HUB_FILES)]

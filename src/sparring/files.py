@@ -26,7 +26,7 @@ def require_regular(path: Path, where: str, most_bytes: int | None = None) -> No
     if not is_regular:
         raise UserError(NOT_REGULAR, where=where, remedy="write it to a file and give that")
     if most_bytes is not None and size > most_bytes:
-        raise UserError(f"{size:,} bytes, and such a file has {most_bytes:,} at most", where=where)
+        raise UserError(f"{size:,} bytes; the limit for such a file is {most_bytes:,}", where=where)
 
 
 def require_plain(folder: Path) -> None:
@@ -38,4 +38,4 @@ def require_plain(folder: Path) -> None:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(place, name) for name in names):
             if os.path.exists(path) and not os.path.isfile(path):
-                raise UserError(NOT_REGULAR, where=path, remedy="take it away, and put the file in its place")
+                raise UserError(NOT_REGULAR, where=path, remedy="delete it, and put the file in its place")

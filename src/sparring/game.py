@@ -1,4 +1,4 @@
-"""A recipe played: one game, or one for each of its seeds and what they say together."""
+"""Run a recipe: one game, or one game per seed with statistics over the seeds."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def run(
     restart_from: str | None = None,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Play a whole game, or go on with one: stages that are finished with equal inputs are skipped. With `seeds`, a game for each.
+    """Play a whole game or resume one: stages that are finished with equal inputs are skipped. With `seeds`, one game per seed.
 
-    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to redo on purpose, with all after it;
-    command: what `sparring status` tells to type to go on.
-    Returns the summary (also in summary.json): start, iterations with their scores, best, stop_reason, cost per stage; of several
-    seeds mean and spread of every player's scores, and the tests over seeds. Raises UserError for bad input.
+    recipe: a YAML file, a dict or a Recipe; overrides: `section.key=value`; restart_from: a stage to recompute, with all stages after it;
+    command: the command that `sparring status` shows to resume the run.
+    Returns the summary (also in summary.json): start, iterations with their scores, best, stop_reason, cost per stage; for several
+    seeds the mean and spread of every player's scores and the tests over seeds. Raises UserError for bad input.
     """
     checked = load_recipe(recipe, list(overrides))
     root = Path(checked.run_dir)
@@ -41,9 +41,9 @@ def run(
 
 
 def _run_all(recipe: Recipe, seeds: Sequence[int], root: Path, restart_from: str | None, command: str | None) -> dict[str, Any]:
-    """The games one after the other, each in a run directory of its own; those that are finished are skipped stage by stage."""
+    """Play the games one after the other, each in its own run directory; finished stages are skipped."""
     games = [recipe.model_copy(update={"run_dir": str(root / seed_folder(seed)), "seed": seed, "seeds": None}) for seed in seeds]
-    if recipe.launcher.machine_rank > 0:  # lends its ranks to game after game; machine 0 holds the folder and sums up
+    if recipe.launcher.machine_rank > 0:  # its ranks join one game after the other; machine 0 owns the folder and writes the summary
         for game in games:
             selfplay.run(game)
         return read_json(root / SUMMARY) if (root / SUMMARY).exists() else {}
@@ -59,4 +59,4 @@ def _run_all(recipe: Recipe, seeds: Sequence[int], root: Path, restart_from: str
 
 
 def _taken(what: str, root: Path) -> UserError:
-    return UserError(f"this run directory holds {what}", where=f"run_dir ({root})", remedy="choose another, or take that one away")
+    return UserError(f"this run directory holds {what}", where=f"run_dir ({root})", remedy="choose another, or delete this one")

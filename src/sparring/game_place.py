@@ -1,4 +1,4 @@
-"""Where in its game a run stands: which of its stages, and how long the others will take by those that are finished."""
+"""The position of a run in its game: its stage, and the expected time of the remaining stages from the finished ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def place_in(root: Path, recipe: Recipe) -> Callable[[str], Game | None]:
 
 
 def _seconds(run: RunDir, recipe: Recipe, before: Sequence[str], names: Sequence[str]) -> float | None:
-    """What stages will take, each as long as the newest of its kind before; None where one has no forerunner.
+    """The expected time of stages, each that of the last stage of its kind; None if one has no earlier stage of its kind.
 
     A control's training costs the operations of all iterations: about what sampling, scoring and training took of them.
     """

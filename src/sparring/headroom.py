@@ -32,7 +32,7 @@ ROUND = 2**31  # names the random streams of these replies: no iteration of a ga
 
 
 def measure_headroom(context: RunContext, start: Policy) -> None:
-    """start/headroom/headroom.json: scores of the start and a sentence about them, told in the log, where the recipe asks for it."""
+    """start/headroom/headroom.json: scores of the start and a sentence about them, which is logged, if the recipe asks for it."""
     recipe = context.recipe
     if not recipe.shows_headroom:
         return
@@ -60,7 +60,7 @@ def measure_headroom(context: RunContext, start: Policy) -> None:
 
 
 def _answers(context: RunContext, start: Policy, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
-    """pass@1, greedy, at a cooler temperature, the majority's and any of k: each with its error over prompts."""
+    """pass@1, greedy, at a lower temperature, of the majority and any of k: each with its error over prompts."""
     recipe, chat = context.recipe, context.chat
     draw = Measurer(recipe, chat, context.held_out, partial(score_player, settings=context.with_budget(recipe.train))).sample
     with Sampler(recipe, chat, start.folder) as sampler:

@@ -23,7 +23,7 @@ def stop_on_signals() -> None:
 
 
 def were_received() -> bool:
-    """Foreign code that calls Python from C may turn a KeyboardInterrupt into an error of its own; this still tells."""
+    """Whether an interrupt arrived: C code that calls Python may turn a KeyboardInterrupt into another error."""
     return bool(_received)
 
 

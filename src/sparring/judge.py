@@ -26,7 +26,7 @@ from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, wri
 from sparring.subjects import LOG, Subject, default_out, is_run, remade_stage, resolve_models, slug
 
 SCORES = "scores.json"
-SHORT = 8  # digits of a hash that tells folders apart
+SHORT = 8  # digits of the hash in a folder's name
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _judged(
 
 
 def _folder(options: JudgeOptions, questions: Sequence[Question]) -> str:
-    """Named after the questions' file, and after what is options and how: what was options otherwise, and paid for, lies beside it."""
+    """Named after the questions' file and a hash of the options: results of other options are stored next to it."""
     how = digest([_content(questions), options.max_new_tokens, options.seed])
     return f"{slug([short_name(options.questions)])}-{how[:SHORT]}"
 

@@ -1,4 +1,4 @@
-"""Starting a stage on many ranks with `accelerate launch`, on one machine or several, and telling what became of them.
+"""Starting a stage on many ranks with `accelerate launch`, on one machine or several, and reporting their errors.
 
 Machine 0 plays the game; where a stage is to be computed by many ranks it writes the call for it into the run directory and starts its
 own ranks. The other machines wait for such calls. The ranks meet by torch's rendezvous; which of them does what is Accelerate's and
@@ -68,7 +68,7 @@ def calling(recipe: Recipe, root: Path) -> Iterator[None]:
 def launch(recipe: Recipe, root: Path, stage: str) -> None:
     """Have the ranks compute a stage of the run in `root`, which their rank 0 commits.
 
-    Raises their UserError, or RuntimeError where a rank was killed or met a fault: the run can go on from the last checkpoint.
+    Raises their UserError, or RuntimeError if a rank was killed or failed: the run can resume from the last checkpoint.
     """
     write_text(root / CALLED_RECIPE, to_yaml(recipe))
     if recipe.launcher.machines > 1:
@@ -81,7 +81,7 @@ def launch(recipe: Recipe, root: Path, stage: str) -> None:
 
 
 def follow(recipe: Recipe, root: Path) -> None:
-    """Lend this machine's ranks to every stage that machine 0 calls for, until the game is over. Raises UserError where another process
+    """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where another process
     does so already for the same machine: both would send ranks."""
     check_launcher(recipe.launcher)
     number = recipe.launcher.machine_rank
@@ -178,17 +178,17 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
     if code or reports:
         found = "".join(f"; rank {report['rank']} met {report['fault']}" for report in reports)
         raise RuntimeError(
-            f"{stage}: a rank was killed or met a fault; the launcher's lines above say which was first{found}. "
-            "A kill with signal 9 that nobody sent is mostly the system's, when its memory is full"
+            f"{stage}: a rank was killed or failed; the launcher's lines above say which was first{found}. "
+            "An unexplained signal 9 (SIGKILL) usually means out of memory"
         )
 
 
 def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
     try:
-        log.info(f"{stage}: lending ranks")
+        log.info(f"{stage}: starting the ranks of this machine")
         _run_ranks(launcher, root, stage)
     except (UserError, RuntimeError) as error:
-        log.warning(f"{error}\nwaiting for machine 0 to go on")
+        log.warning(f"{error}\nwaiting for machine 0 to resume")
 
 
 def _read_call(root: Path) -> dict[str, Any] | None:
@@ -262,7 +262,7 @@ def _check_devices(launcher: LauncherSection) -> None:
 
 
 def _check_port(launcher: LauncherSection, address: str | None, port: int | None) -> None:
-    """The port must be free where the ranks meet; on one machine nobody needs to name one."""
+    """The rendezvous port must be free; on one machine it is chosen automatically."""
     if not port or launcher.machine_rank > 0:
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:

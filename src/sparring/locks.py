@@ -47,7 +47,7 @@ def hold(root: Path, name: str) -> Iterator[None]:
 
 
 def holder(root: Path) -> Holder | None:
-    """Who works in the run directory; or, with `alive` False, who was killed there and nobody has gone on since. Writes nothing."""
+    """The process that works in the run directory; with `alive` False, one that was killed and not resumed since. Writes nothing."""
     found = [one for name in (LOCK, RANKS_LOCK) if (one := _holder_of(root / name)) is not None]
     return next((one for one in found if one.alive is not False), found[0] if found else None)
 
@@ -62,7 +62,7 @@ def _holder_of(path: Path) -> Holder | None:
         return None
     named = re.fullmatch(r"(process \d+ on (.*)), since (\S+)", text)
     name, host, since = named.groups() if named else ("a process that does not say its name", None, "an unknown time")
-    # of another machine only a held lock tells: a mounted file system may keep every machine's locks for itself
+    # for another machine only a held lock is evidence: a mounted file system may keep every machine's locks for itself
     return Holder(name, since, is_held or (False if host == socket.gethostname() else None))
 
 

@@ -108,5 +108,5 @@ def _reported() -> Iterator[None]:
 
 def _raise_alone(user: BaseException, error: BaseException) -> None:
     if isinstance(user, AgreedError) and not is_main():
-        raise SystemExit(2) from None  # rank 0 tells it
+        raise SystemExit(2) from None  # rank 0 reports it
     raise user from (None if user is error else error)

@@ -75,7 +75,7 @@ class OwnCode:
             near = nearest(function, trouble["missing"])
             return UserError(f"{path} has no function {function!r}", where=self.where, remedy=f"did you mean {near}?" if near else None)
         if "signature" in trouble:
-            what = f"{function} in {path} takes {trouble['signature'] or 'nobody knows what'}"
+            what = f"{function} in {path} takes {trouble['signature'] or 'arguments that cannot be determined'}"
             return UserError(what, where=self.where, remedy=wanted)
         what = f"{path} cannot be imported: {printable(trouble.get('import') or trouble['lost'])}"
         if printed := trouble.get("printed"):

@@ -1,4 +1,4 @@
-"""The players of a run: who they are, where their weights lie, under which chat template they talk."""
+"""The players of a run: their names, the location of their weights, their chat template."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Player:
 
 
 class Players:
-    """Everybody who has come out of a run so far. The summary tells which iterations count, once there is one; until then the disk."""
+    """All players of a run so far. The summary says which iterations count, if there is one; else the folders on disk."""
 
     def __init__(self, root: Path) -> None:
         self.recipe: Recipe = recipe_of_game(root)

@@ -1,6 +1,6 @@
 """How far the work is: one line that changes in place on a terminal, plain lines elsewhere, and progress.json for other processes.
 
-The file is a view for people, not state: nothing reads it to go on. Its time of writing says that the process is alive.
+The file is for display only: resuming does not read it. Its modification time shows that the process is alive.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BAR_WIDTH = 40
 
 
 class Game(TypedDict):
-    """The place of a stage in its game, from 1; and what the stage and all later ones will take, None where nothing tells yet."""
+    """The place of a stage in its game, from 1; and the expected time of it and all later ones, None while there is no estimate."""
 
     number: int
     stages: int
@@ -94,7 +94,7 @@ def _phase(phase: str, game: Game | None) -> str:
 
 
 def _game_seconds(now: Snapshot) -> float | None:
-    """What is left of the whole game: of this phase by its own pace, of the stage by its forerunner until there is one."""
+    """Time left of the whole game: of this phase by its own rate, of the stage by the last stage of its kind until there is a rate."""
     game = now.get("game")
     if not game or game["later_seconds"] is None:
         return None
@@ -107,7 +107,7 @@ def _clock(seconds: float) -> str:
 
 
 class ProgressLine:
-    """That line for a terminal, made anew from `newest()` whenever it is drawn, with a bar where there is room."""
+    """The progress line of a terminal, built from `newest()` whenever it is rendered, with a bar if there is room."""
 
     def __init__(self, newest: Any) -> None:
         self._newest = newest
@@ -126,7 +126,7 @@ class ProgressLine:
 
 
 def live_line(newest: Any, terminal: Console) -> Live:
-    """What draws that line on `terminal` until it is stopped, and then takes it away."""
+    """Renders that line on `terminal` until it is stopped, and then removes it."""
     return Live(ProgressLine(newest), console=terminal, refresh_per_second=4, transient=True)
 
 
@@ -157,7 +157,7 @@ class PhaseProgress:
             self._measured, self._memory = now, memory()
         if now - self._last_line >= PLAIN_LINE_SECONDS:
             self._last_line = now
-            # beside a line that changes in place it is for the log file alone
+            # next to a live line, this goes only to the log file
             (log.info if self._live is None else log.debug)(in_one_line(self.snapshot()))
 
     @property
@@ -227,7 +227,7 @@ _now = _Now()
 
 @contextlib.contextmanager
 def at_stage(name: str, lent: bool = False) -> Iterator[None]:
-    """The time of work on a stage; `lent`: other processes do it and write the file, this one only says that it is alive."""
+    """The time of work on a stage; `lent`: other processes do the work and write the file, this one only shows that it is alive."""
     before = _now.stage, _now.is_lent
     _now.stage, _now.is_lent = name, lent
     try:
@@ -240,7 +240,7 @@ def at_stage(name: str, lent: bool = False) -> Iterator[None]:
 def written_to(root: Path, command: str | None = None, place: Place | None = None) -> Iterator[None]:
     """Keep progress.json in the run directory fresh while the context lasts.
 
-    command: what a person types in this folder to go on, where it is known; place: where in the game a stage stands.
+    command: the command that resumes the run in this folder, if known; place: the position of a stage in the game.
     """
     _now.place = place
     typed = {"command": command, "folder": os.getcwd() if command else None}

@@ -121,7 +121,7 @@ def _write(upload: Upload, target: Path) -> str:
 def _send(upload: Upload, hub: Hub, root: Path, private: bool) -> str:
     """By way of a folder in the run directory, where there is room for a model; nothing is created for what cannot be made.
 
-    A push that was killed leaves that folder to the next one, which makes it anew.
+    A push that was killed leaves that folder to the next one, which rewrites it.
     """
     folder = root / ASIDE
     shutil.rmtree(folder, ignore_errors=True)

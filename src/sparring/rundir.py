@@ -31,7 +31,7 @@ OF_ATTEMPT = ("began", "seconds")
 OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
-REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # what a run has no need of to go on
+REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # files that a run can resume without
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 
 
@@ -53,7 +53,7 @@ class StageRecord:
 
 
 class RunDir:
-    """One run's folder. Only the holder of `lock()` writes; anybody may read."""
+    """One run's folder. Only the holder of `lock()` writes; any process may read."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,7 +74,7 @@ class RunDir:
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
         """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
 
-        `work` may find the files of an interrupted attempt in the folder and go on from them; it returns the stage's facts (JSON), to
+        `work` may find the files of an interrupted attempt in the folder and resume from them; it returns the stage's facts (JSON), to
         which the seconds are added. Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished
         file was changed by hand.
         """
@@ -84,7 +84,7 @@ class RunDir:
         return self.commit(name, inputs, work(begun))
 
     def begin(self, name: str, inputs: dict[str, Any]) -> StageRecord | Path:
-        """The finished stage `name`, or the folder in which to do or go on with its work. Raises UserError as `stage` does."""
+        """The finished stage `name`, or the folder in which to start or resume its work. Raises UserError as `stage` does."""
         inputs = json.loads(json.dumps(inputs))
         final, partial = self.root / name, self.root / (name + PARTIAL)
         if (partial / DONE).exists():  # killed between the last two moves of a commit: the work is whole
@@ -158,7 +158,7 @@ class RunDir:
             return StageRecord(name, path, done["inputs"], done["outputs"], done["facts"], done["stamps"])
         except (KeyError, TypeError):
             raise UserError(
-                "this is not what a finished stage leaves: it was changed by hand",
+                "this is not the record of a finished stage: it was changed by hand",
                 where=str(path / DONE),
                 remedy=f"put it back, or redo from there with --restart-from {name}",
             ) from None
@@ -205,7 +205,7 @@ class RunDir:
         for path in record.path.rglob("*"):  # a stage reads all shards of a folder, so a file more is a change too
             name = path.relative_to(record.path).as_posix()
             if path.is_file() and not path.name.startswith(".") and name not in record.outputs and name != DONE:
-                raise self._touched(record, name, "was added after the stage had finished", "take it away")
+                raise self._touched(record, name, "was added after the stage had finished", "delete it")
 
     def _touched(self, record: StageRecord, name: str, what: str, mend: str = "put the file back") -> UserError:
         return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
@@ -292,7 +292,7 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def _changed(path: Path, what: str) -> UserError:
-    remedy = "take it away, and the next run writes it anew" if path.name in REMADE else "restore it, or restart from its stage"
+    remedy = "delete it, and the next run writes it again" if path.name in REMADE else "restore it, or restart from its stage"
     return UserError(what, where=str(path), remedy=f"it was cut or changed by hand; {remedy}")
 
 
@@ -324,7 +324,7 @@ def now() -> str:
 
 
 def _holds_work(partial: Path) -> bool:
-    """Whether an attempt got as far as a file of its own: one that met bad data leaves nothing that mended data could not replace."""
+    """Whether an attempt wrote a file: an attempt that stopped at bad data leaves nothing that would block one with fixed data."""
     return any(path.stat().st_size for path in _work_in(partial) if not path.name.endswith(".tmp"))
 
 
@@ -349,7 +349,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def fsync(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk itself before going on."""
+    """Flush a file, or the names in a folder, to the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Secrets get into no message and no log. All that is told goes through here, for nobody knows where a library repeats them."""
+"""Keeps secrets out of messages and logs. All output is filtered here, because any library may repeat a secret."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 HIDDEN = "***"
-LEAST_SECRET = 8  # characters: a shorter one keeps nobody out, and would be found in names and words all over a text
+LEAST_SECRET = 8  # characters: a shorter one protects nothing and would match inside ordinary words
 # the beginnings of the keys of hubs, model providers, trackers and clouds
 _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:hf|sk|pk|gsk|xai|gh[opsu]|github_pat|glpat|r8|nvapi|wandb_v1)[-_]|AKIA|AIza)"

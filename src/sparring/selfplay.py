@@ -1,4 +1,4 @@
-"""The game: Algorithm 1 of the paper (arXiv 2401.01335), one stage a line."""
+"""The game: Algorithm 1 of the paper (arXiv 2401.01335), one stage per line."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from sparring.tracking.sending import tracked
 
 
 def run(recipe: Recipe, restart_from: str | None = None, command: str | None = None) -> dict[str, Any]:
-    """Play the game of one seed, or go on with it, and return its summary. `seeds.run` calls it for each that the recipe has.
+    """Play or resume the game of one seed and return its summary. `game.run` calls it for each seed of the recipe.
 
-    restart_from: a stage to redo on purpose, with all after it; command: what `sparring status` tells to type to go on.
+    restart_from: a stage to recompute, with all stages after it; command: the command that `sparring status` shows to resume the run.
     """
     directory = RunDir(Path(recipe.run_dir))
     require_layout(directory.root)
@@ -63,7 +63,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
 
 
 def play(context: RunContext) -> dict[str, Any]:
-    """Algorithm 1: the opponent is the previous player; it samples, the player learns to tell its replies from the human ones."""
+    """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones."""
     recipe = context.recipe
     if not context.is_rank:
         check(context)
@@ -95,7 +95,7 @@ def play(context: RunContext) -> dict[str, Any]:
 
 
 def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[Scores]) -> None:
-    """What is known after an iteration, unless it was before: passing finished ones again must not take the summary back."""
+    """Publish the results of an iteration, unless the summary has later ones: resuming must not roll the summary back."""
     if context.is_rank:
         return
     if len(iterations) > published_iterations(context.run.root):
@@ -110,7 +110,7 @@ def _publish(
     controls: Mapping[str, Scores],
     reason: str | None,
 ) -> dict[str, Any]:
-    """Write what the run has come to, and the recipe that it came from: one that is refused on the way leaves the old one."""
+    """Write the summary, and the recipe that produced it: a recipe that is refused before this point leaves the old one."""
     recipe, root = context.recipe, context.run.root
     write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
@@ -138,10 +138,10 @@ def _publish(
 
 
 def redo(recipe: Recipe, directory: RunDir, name: str) -> None:
-    """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can go on."""
+    """Delete the stage `name` and every later one, the last first, so that a kill in between leaves a run that can resume."""
     stages = stages_from(name, directory.root, recipe.iterations, [section.folder for section in recipe.controls])
-    for derived in (SUMMARY, REPORT, "best"):  # what they tell of is about to go
+    for derived in (SUMMARY, REPORT, "best"):  # they describe stages that are deleted below
         (directory.root / derived).unlink(missing_ok=True)
     for stage in reversed(stages):
         if directory.remove_stage(stage):
-            log.info(f"removed stage {stage}: it will be done again")
+            log.info(f"removed stage {stage}: it will be recomputed")

@@ -134,12 +134,12 @@ def player_name(text: str) -> str:
 
 
 def measure_stage(owner: str) -> str:
-    """What is drawn from and computed with the weights of a player: held-out replies and log-probs."""
+    """The stage of measurements that need the weights of a player: held-out replies and log-probs."""
     return f"{owner}/measure"
 
 
 def evaluate_stage(owner: str) -> str:
-    """What follows from that: scores, samples, showcase. Cheap, and made anew when the recipe asks for other scores."""
+    """The stage of scores, samples and showcase, computed from the measurements. Cheap, and recomputed if the recipe changes scores."""
     return f"{owner}/evaluate"
 
 

@@ -58,20 +58,20 @@ def is_run(target: str) -> bool:
 
 
 def default_out(target: str) -> Path:
-    """Within a run; beside the caller for a model by itself."""
+    """Inside a run; in the current folder for a model without a run."""
     return Path(target) / "evaluations" if is_run(target) else Path("evaluations") / slug([Path(target).name or target])
 
 
 def slug(parts: Sequence[str]) -> str:
-    """A name for a folder, made of words that may hold anything; a long one is cut and told apart by a hash."""
+    """A folder name from arbitrary text; a long one is cut and made unique by a hash."""
     name = re.sub(r"[^A-Za-z0-9@_.-]+", "_", "+".join(parts))
     return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}-{digest(list(parts))[:8]}"
 
 
 def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
-    """A stage of a folder of evaluations: finished with equal inputs it is skipped, with others made anew."""
+    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed."""
     if changes := run.remove_changed(name, inputs):
-        log.info(f"{name} is made anew: {'; '.join(changes)}")
+        log.info(f"recomputing {name}: {'; '.join(changes)}")
     return run.stage(name, inputs, work)
 
 

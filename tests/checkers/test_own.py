@@ -129,16 +129,16 @@ def test_no_score_is_no_failure(write: Write) -> None:
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
-        ("[float('nan')] * n", "returned nan, which is no score"),
-        ("[float('inf')] * n", "returned inf, which is no score"),
-        ("['1.0'] * n", "returned str '1.0' where a number or None belongs"),
-        ("[[1]] * n", r"returned list \[1\] where a number or None belongs"),
-        ("[10 ** 400] * n", "where a number or None belongs"),
+        ("[float('nan')] * n", "returned nan, which is not a score"),
+        ("[float('inf')] * n", "returned inf, which is not a score"),
+        ("['1.0'] * n", "returned str '1.0' instead of a number or None"),
+        ("[[1]] * n", r"returned list \[1\] instead of a number or None"),
+        ("[10 ** 400] * n", "instead of a number or None"),
         ("[1.0] * (n + 1)", r"returned \d scores for \d replies"),
         ("[]", r"returned 0 scores for \d replies"),
-        ("1.0", "returned float 1.0 where a list of scores belongs"),
-        ("'ab'", "returned str 'ab' where a list of scores belongs"),
-        ("None", "returned NoneType None where a list of scores belongs"),
+        ("1.0", "returned float 1.0 instead of a list of scores"),
+        ("'ab'", "returned str 'ab' instead of a list of scores"),
+        ("None", "returned NoneType None instead of a list of scores"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
         ("exit(3)", "raised SystemExit: 3"),
         ("bytearray(1 << 40)", "raised MemoryError"),
@@ -325,7 +325,7 @@ def test_a_process_that_answers_out_of_turn_is_replaced(write: Write) -> None:
                         pass
             return [1.0] * len(completions)
     """)
-    assert reasons(kind, "bad", "a") == ["its process answered what is no answer", None]
+    assert reasons(kind, "bad", "a") == ["its process sent an invalid answer", None]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

@@ -330,7 +330,7 @@ def test_huge_replies(kind: str, pattern: str | None, reply: str) -> None:
         (CheckerSettings("exact", None), r"(?s)exact needs evaluate\.answer_pattern.*\(\?s\)\.\+"),
         (CheckerSettings("exactt", None), "(?s)no checker 'exactt'.*did you mean exact"),
         (CheckerSettings("qqq", None), r"(?s)no checker 'qqq'.*path/to/file\.py:function"),
-        (CheckerSettings("exact", "("), "no regular expression"),
+        (CheckerSettings("exact", "("), "not a regular expression"),
         (CheckerSettings("number", None, tolerance=-1.0), "0 or more"),
         (CheckerSettings("number", None, tolerance=float("nan")), "0 or more"),
         (CheckerSettings("choice", None, tolerance=1.0), "only the checker number has a tolerance"),

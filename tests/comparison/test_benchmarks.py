@@ -132,7 +132,7 @@ def test_one_family_of_tests(runs: Path) -> None:
     assert len(cells) == found.tests == 3 + 3 + 2
     assert [cell.p_holm for cell in cells] == pytest.approx(holm([cell.paired.p for cell in cells if cell.paired]))
     assert any("Holm over all 8 tests shown" in line for line in legend(found))
-    assert any(line.startswith("Holm's family: ") and "benchmarks together" in line for line in legend(found))
+    assert any(line.startswith("Holm's correction covers ") and "benchmarks together" in line for line in legend(found))
     assert as_json(found)["holm_family"] == 8
 
 
@@ -158,8 +158,8 @@ def test_a_number_that_is_no_mean_over_samples_is_left_out(runs: Path) -> None:
         evaluated("run", player, START, value=0.9)
     found = compare([Path("run")])
     assert "letters/acc" not in names(found)
-    assert "left out: letters/acc: is no mean over samples (in run:start)" in found.notes
-    assert "letters/acc is no mean over samples" in refused("run", metrics=["letters/acc"])
+    assert "left out: letters/acc: is not a mean over samples (in run:start)" in found.notes
+    assert "letters/acc is not a mean over samples" in refused("run", metrics=["letters/acc"])
 
 
 def test_only_the_metric_that_was_asked_for(runs: Path) -> None:
@@ -194,7 +194,7 @@ def test_other_versions_settings_and_shots_are_refused(runs: Path) -> None:
     for change, line in changes:
         evaluated("other", "0", START, **change)
         text = refused("run", "other")
-        assert text.startswith("letters/acc (run:start -> other:0): the task was played in two ways")
+        assert text.startswith("letters/acc (run:start -> other:0): the task was run with different settings")
         assert line in text and "--metric" in text
         assert names(compare([Path("run"), Path("other")], metrics=["nll_per_token"])) == ["nll_per_token"], "nothing else is refused"
         shutil.rmtree(Path("other", "evaluations"))
@@ -215,9 +215,9 @@ def test_other_prompts_are_refused_unless_a_chat_template_makes_them(runs: Path)
         evaluated("run", "start", START, chat_template=template)
         play("other", "0", {"letters": rows}, chat_template=template)
         if template:
-            assert any("other chat templates" in note for note in compare([Path("run"), Path("other")]).notes)
+            assert any("different chat templates" in note for note in compare([Path("run"), Path("other")]).notes)
         else:
-            assert "8 of 8 samples were asked by other prompts" in refused("run", "other")
+            assert "8 of 8 samples had different prompts" in refused("run", "other")
         for name in ("run", "other"):
             shutil.rmtree(Path(name, "evaluations"))
 
@@ -226,12 +226,12 @@ def test_who_has_not_played_is_told(runs: Path) -> None:
     for player in ("start", "1"):
         evaluated("run", player, START)
     found = compare([Path("run"), Path("other")])
-    assert "letters/acc: not played by run:0, run:continued-sft, other" in found.notes
+    assert "letters/acc: not run on run:0, run:continued-sft, other" in found.notes
     assert cell(found, "other", "1").score is None and cell(found, "run", "1").paired is not None
     alone = compare([Path("other"), Path("run")])
     assert "letters/acc" not in names(alone), "the reference has not played it"
-    assert any(note.startswith("left out: letters/acc: not played by other") for note in alone.notes)
-    assert "letters/acc was not played by other:start" in refused("other", "run", metrics=["letters/acc"])
+    assert any(note.startswith("left out: letters/acc: not run on other") for note in alone.notes)
+    assert "letters/acc was not run on other:start" in refused("other", "run", metrics=["letters/acc"])
     assert "did you mean letters/acc?" in refused("run", metrics=["letters/ac"])
 
 
@@ -245,7 +245,7 @@ def test_benchmarks_of_an_earlier_player_are_left_out(runs: Path) -> None:
 def test_another_harness_is_told(runs: Path) -> None:
     evaluated("run", "start", START)
     evaluated("run", "0", START, harness="0.4.99")
-    note = "letters/acc was played by lm-evaluation-harness 0.4.13 in run:start, 0.4.99 in run:0"
+    note = "letters/acc was run by lm-evaluation-harness 0.4.13 in run:start, 0.4.99 in run:0"
     assert note in compare([Path("run")]).notes
 
 

@@ -134,7 +134,7 @@ def test_what_it_does_not_know(two: Game) -> None:
     refused(two, "run", "nowhere", words=("not a run directory", "nowhere"))
     refused(two, "run", "run", words=("named twice",))
     refused(two, "run", "./other/../run", words=("named twice",))
-    refused(two, "run", "other", "--against", "best", words=("'best' is no player of the runs that are compared: run, other",))
+    refused(two, "run", "other", "--against", "best", words=("'best' is not a player of the compared runs: run, other",))
     refused(two, "run", "--against", "run:7", words=("run has no player '7'", "it has start, 0, 1, continued-sft"))
     refused(two, "other", "run", "--metric", "exact_mach", words=("no metric 'exact_mach'", "did you mean exact_match?"))
     refused(two, "run", "--metric", "duel_accuracy", words=("each player's own opponent",))
@@ -181,9 +181,9 @@ def items_of(root: Path) -> list[str]:
 def test_a_run_that_is_still_going(two: Game) -> None:
     killed = two.run("run_dir=going", sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 6 + 3)])
     assert killed.code < 0
-    refused(two, "run", "going", words=("still going or was stopped on its way: 1 iterations are scored", "--unfinished"))
+    refused(two, "run", "going", words=("this run is not finished: 1 iterations are scored", "--unfinished"))
     result = two.command("compare", "run", "going", "--unfinished", "--json", "g.json")
-    assert result.code == 0 and result.out.count("(still going)") == 4 and "note: going is still going" in result.out
+    assert result.code == 0 and result.out.count("(not finished)") == 4 and "note: going is not finished" in result.out
     names = [one["player"] for one in json.loads((two.folder / "g.json").read_text())["players"] if one["still_going"]]
     assert names == ["start", "0"]
     fresh = two.run("run_dir=fresh", sabotage=[Sabotage("sparring.training.fit:_Trainer.step")])
@@ -194,7 +194,7 @@ def test_a_run_that_is_still_going(two: Game) -> None:
 def test_a_finished_run_that_is_played_on(two: Game) -> None:
     """Its summary still tells of the end that it had; its lock tells that more comes."""
     with RunDir(two.folder / "other").lock():
-        refused(two, "run", "other", words=("other: this run is still going", "--unfinished"))
+        refused(two, "run", "other", words=("other: this run is not finished", "--unfinished"))
     assert two.command("compare", "run", "other").code == 0
 
 
@@ -208,7 +208,7 @@ def test_scores_that_were_changed_or_are_of_an_older_version(two: Game) -> None:
     del kept["outputs"]["items.parquet"]
     table.unlink()
     done.write_text(json.dumps(kept))
-    refused(two, "copy", words=("kept no values per row", "scores its replies anew"))
+    refused(two, "copy", words=("stored no values per row", "scores its replies again"))
 
 
 def test_names_of_folders_cannot_spoil_the_page(two: Game) -> None:

@@ -123,5 +123,5 @@ def test_a_cut_reply_passes_where_no_checker_is_named(tmp_path: Path) -> None:
 
 def test_what_all_replies_say_depends_on_their_number(tmp_path: Path) -> None:
     four, eight = run(tmp_path, "four", recipe(VERIFIED), NUMBER), run(tmp_path, "eight", recipe(VERIFIED, samples=8), NUMBER)
-    assert other_grading("vote_share", four, eight) == "is of another evaluate.samples in four than in eight (4 and 8)"
+    assert other_grading("vote_share", four, eight) == "uses another evaluate.samples in four than in eight (4 and 8)"
     assert other_grading("exact_match", four, eight) is None and other_grading("pass_at_4", four, eight) is None

@@ -27,14 +27,14 @@ def compared(values: dict[str, float], p: float | None, higher: bool | None = Tr
 @pytest.mark.parametrize(("p", "told"), [(0.01, "more than chance (p 0.01 after Holm)"), (0.2, "within chance (p 0.2 after Holm)")])
 def test_who_stands_first_and_whether_by_more_than_chance(p: float, told: str) -> None:
     (line,) = verdict(compared({"start": 0.2, "0": 0.5, "1": 0.4}, p))
-    assert line == f"By exact match a: 0 stands first with 0.5000, +0.3000 from a: start, {told}; then a: 1 0.4000, a: start 0.2000."
+    assert line == f"By exact match a: 0 is first with 0.5000, +0.3000 from a: start, {told}; then a: 1 0.4000, a: start 0.2000."
 
 
 def test_of_a_loss_the_smallest_stands_first() -> None:
     (line,) = verdict(compared({"start": 0.2, "0": 0.5}, 0.01, higher=False))
-    assert line == "By exact match a: start stands first with 0.2000; then a: 0 0.5000."
+    assert line == "By exact match a: start is first with 0.2000; then a: 0 0.5000."
 
 
 def test_equals_and_what_has_no_better() -> None:
-    assert list(verdict(compared({"start": 0.0, "0": 0.0}, 1.0))) == ["By exact match all stand equal, at 0.0000."]
+    assert list(verdict(compared({"start": 0.0, "0": 0.0}, 1.0))) == ["By exact match all are equal, at 0.0000."]
     assert list(verdict(compared({"start": 0.0, "0": 1.0}, 1.0, higher=None))) == []

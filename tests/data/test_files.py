@@ -202,7 +202,7 @@ def test_several_lists_of_rows_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json"])
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path, name: str) -> None:
     text = b'{"prompt": "a", "completion": "b", "prompt": "c"}'
-    refused(write(tmp_path / name, text), "the key 'prompt' stands more than once")
+    refused(write(tmp_path / name, text), "duplicate key 'prompt'")
 
 
 JSON = st.recursive(

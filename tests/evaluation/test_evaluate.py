@@ -175,7 +175,7 @@ def test_a_pattern_that_finds_every_answer_is_silent(pattern: str | None, warnin
 def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixture) -> None:
     evaluator("[0-9]").check_answers()
     (line,) = [record.message for record in warnings.records]
-    assert line == "evaluate.answer_pattern finds no answer in 1 of 3 held-out human replies: never a match"
+    assert line == "evaluate.answer_pattern finds no answer in 1 of 3 held-out human replies: they can never match"
 
 
 @pytest.mark.parametrize("pattern", ["#### ([0-9]+)", "[0-9]*x?$", "^(.*)is"])
@@ -201,4 +201,4 @@ def test_where_answers_have_a_column_that_is_what_is_told(warnings: pytest.LogCa
     assert caught.value.remedy == "one of them is 'n/a'"
     with_answers("4", None, "n/a").check_answers()
     (line,) = [record.message for record in warnings.records]
-    assert line == "target.checker number finds no answer in 1 of 3 held-out rows (data.answer 'gold'): never a match"
+    assert line == "target.checker number finds no answer in 1 of 3 held-out rows (data.answer 'gold'): they can never match"

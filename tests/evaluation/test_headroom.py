@@ -23,16 +23,16 @@ WEAK = {"pass_at_1": 0.02, "greedy": 0.02, "cool": 0.02, "majority": 0.02}
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (scores(), "no game has much to give here"),
-        (scores(majority=0.5, any=0.7), "majority targets have something to give"),
-        (scores(any=0.7), "verified targets alone have something to give"),
+        (scores(), "no game can gain much here"),
+        (scores(majority=0.5, any=0.7), "majority targets can gain something"),
+        (scores(any=0.7), "only verified targets can gain something"),
         (scores(**WEAK, any=0.09), "too little to learn from its own replies; fine-tune it further first"),
         (scores(majority=0.5, any=0.7, nll_after=0.3), "more SFT still lowers its NLL, from 0.500 to 0.300"),
-        (scores(majority=0.5, any=0.7, nll_after=0.6), "majority targets have something to give"),
-        (scores(**WEAK, any=0.09, nll_after=0.5), "easier prompts, for more SFT does not lower its NLL"),
+        (scores(majority=0.5, any=0.7, nll_after=0.6), "majority targets can gain something"),
+        (scores(**WEAK, any=0.09, nll_after=0.5), "easier prompts, since more SFT does not lower its NLL"),
         (scores(**{**WEAK, "greedy": 0.4}, any=0.5), "too little to learn from its own replies; lower sampling.temperature first"),
-        (scores(cool=0.5, majority=0.5, any=0.7), "no better than its replies at a cooler temperature, so that verified targets alone"),
-        (scores(cool=0.5, majority=0.6, any=0.7), "majority targets have something to give"),
+        (scores(cool=0.5, majority=0.5, any=0.7), "no better than its replies at a lower temperature, so only verified targets"),
+        (scores(cool=0.5, majority=0.6, any=0.7), "majority targets can gain something"),
     ],
 )
 def test_the_conclusion(found: dict[str, Score], words: str) -> None:
@@ -46,7 +46,7 @@ def test_a_difference_within_the_errors_is_none() -> None:
 
 
 def test_a_cooler_temperature_is_told_where_it_gains() -> None:
-    assert "50.0% with a cooler temperature, which costs nothing" in advice(scores(cool=0.5), 8)
+    assert "50.0% at a lower temperature, which costs nothing" in advice(scores(cool=0.5), 8)
     assert "costs nothing" not in advice(scores(), 8)
 
 
@@ -54,11 +54,11 @@ def test_one_reply_a_prompt_has_neither_majority_nor_pass_at_k() -> None:
     found = {name: one for name, one in scores().items() if name not in ("majority", "any")}
     said = advice(found, 1)
     assert "majority" not in said and "one of" not in said and "no game" not in said
-    assert "several replies to a prompt alone; set evaluate.samples" in said
+    assert "only with several replies to a prompt; set evaluate.samples" in said
 
 
 def test_nothing_is_said_of_a_majority_that_was_not_counted() -> None:
     """A function of one's own without a pattern reads no answers, so that nobody votes."""
     found = {name: one for name, one in scores(any=0.7).items() if name != "majority"}
     said = advice(found, 8)
-    assert "majority" not in said and "verified targets have something to give" in said
+    assert "majority" not in said and "verified targets can gain something" in said

@@ -165,7 +165,7 @@ def test_nothing_was_graded_and_nothing_sampled(copy: Game) -> None:
         (["--checker", "random"], "--checker: random deals"),
         (["--checker", "missing.py:f"], "--checker: the file missing.py does not exist"),
         (["--checker", "exact", "--pattern", ""], "--checker: exact needs --pattern"),
-        (["--pattern", "("], "--pattern '(' is no regular expression"),
+        (["--pattern", "("], "--pattern '(' is not a regular expression"),
         (["--iteration", "7"], "--iteration: this run has no replies of iteration 7\n  -> it has 0, 1"),
         (["--json", "nowhere/x.json"], "--json (nowhere/x.json): the folder does not exist"),
     ],

@@ -145,7 +145,7 @@ def run(zygote: Zygote, folder: Path, *args: str) -> Result:
 def test_what_is_printed(zygote: Zygote, tmp_path: Path, data: str) -> None:
     own(tmp_path, "float(a in c[0]['content'])")
     result = run(zygote, tmp_path, "mine.py:f", "rows.jsonl", "--answer", "gold", "--limit", "50")
-    assert result.code == 0 and "50 of 300 rows of rows.jsonl, drawn by a hash" in result.out
+    assert result.code == 0 and "50 of 300 rows of rows.jsonl, chosen by a hash" in result.out
     assert "Verdict: do not use it as it is" in result.out and "a mention is enough" in result.out
     strict = run(zygote, tmp_path, "number", "rows.jsonl", "--pattern", PATTERN)
     assert strict.code == 0 and "Verdict: it behaves" in strict.out

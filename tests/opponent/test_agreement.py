@@ -76,7 +76,7 @@ def test_another_model_another_prompt_and_no_number_are_stopped() -> None:
     with pytest.raises(UserError, match="other prompt tokens"):
         check_agreement(Scorer(tiny()), sampling(), other, replies)
     broken = [replace(reply, logps=tuple(math.nan for _ in reply.logps)) for reply in replies]
-    with pytest.raises(UserError, match="does not draw from the player"):
+    with pytest.raises(UserError, match="does not sample from the player"):
         check_agreement(Scorer(tiny()), sampling(), PROMPTS, broken)
 
 
@@ -89,7 +89,7 @@ def test_another_number_format_is_named() -> None:
 @pytest.mark.parametrize("changes", [{"temperature": 0.1}, {"temperature": 0.0}, {"top_p": 0.05}], ids=str)
 def test_another_draw_is_stopped_though_the_log_probs_agree(changes: dict[str, float]) -> None:
     replies = draw(tiny(), sampling(max_new_tokens=40, **changes))
-    with pytest.raises(UserError, match="draws otherwise than at temperature 1 and top-p 1"):
+    with pytest.raises(UserError, match="does not sample at temperature 1 and top-p 1"):
         check_agreement(Scorer(tiny()), sampling(), PROMPTS, replies)
 
 

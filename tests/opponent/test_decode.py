@@ -201,7 +201,7 @@ def test_the_draw_is_the_inverse_of_the_cumulative_distribution(seed: int, vocab
 def test_nothing_is_drawn_from_what_is_no_number(value: float) -> None:
     scores = torch.zeros(3, 300)
     scores[1, 7] = value
-    with pytest.raises(UserError, match=r"computes no numbers \(NaN\)"):
+    with pytest.raises(UserError, match=r"not finite \(NaN\)"):
         require_drawn(draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64)).tolist())
     scores[1] = -torch.inf
     scores[1, 7] = 0.0  # tokens that cannot be are no fault

@@ -143,11 +143,11 @@ def test_the_log_probs_agree(model: Any, server: Loopback) -> None:
 def test_a_server_that_lies_is_found_out(model: Any, start: Callable[..., Loopback]) -> None:
     """It draws from our player and shows another model's log-probs; it serves another player; it draws at another temperature."""
     for served in (Served(model, shown=tiny(seed=1)), Served(tiny(seed=1))):
-        with pytest.raises(UserError, match=r"does not draw from the player that is scored(.|\n)*other weights"):
+        with pytest.raises(UserError, match=r"does not sample from the player that is scored(.|\n)*other weights"):
             check(model, sampling(start(served), max_new_tokens=10))
-    with pytest.raises(UserError, match=r"draws otherwise than at temperature 1(.|\n)*are the likeliest of their place"):
+    with pytest.raises(UserError, match=r"does not sample at temperature 1(.|\n)*are the likeliest of their place"):
         check(model, sampling(start(Served(model, temperature_factor=0.2)), max_new_tokens=60))
-    with pytest.raises(UserError, match="draws otherwise than at temperature 0 "):
+    with pytest.raises(UserError, match="does not sample at temperature 0 "):
         settings, prompts = sampling(start(), max_new_tokens=60), same_prompt(LONG, 8)
         drawn = draw(settings, prompts, logps=True)
         check_agreement(Scorer(model), settings.model_copy(update={"temperature": 0.0}), prompts, drawn)
@@ -291,7 +291,7 @@ def test_a_server_may_stay_away_for_days() -> None:
 
 def test_down(server: Loopback) -> None:
     server.close()
-    refused(sampling(server), "no answer that can be used after 3 attempts", "cannot connect", server.url, "the same command goes on")
+    refused(sampling(server), "no answer that can be used after 3 attempts", "cannot connect", server.url, "the run resumes")
 
 
 def test_an_address_that_there_is_not() -> None:

@@ -145,7 +145,7 @@ def test_a_server_that_nobody_updates_is_found_out(game: Game, server: Loopback)
     environment = set_up(game, server, iterations=1, section={"model": None, "update_command": None}, train__lr=0.1)
     assert game.run("model.path=builtin:tiny", environment=environment).code == 2  # nothing is served yet; the base is written
     server.models = {"fixed": Served(load_model(game.root / "base" / "model"))}
-    refused(game, environment, "does not draw from the player that is scored", "an earlier player", "`sparring docs engines`")
+    refused(game, environment, "does not sample from the player that is scored", "an earlier player", "`sparring docs engines`")
     assert (game.root / "iterations" / "000" / "train" / "done.json").exists()
     assert not list((game.root / "iterations" / "000").glob("measure*/replies/shard-*"))
     server.models = {"fixed": Served(load_model(game.root / "iterations" / "000" / "train" / "model"))}

@@ -76,8 +76,8 @@ def test_no_table_is_wider_than_the_terminal(zygote: Zygote, tmp_path: Path) -> 
             ["--hardware", "L4", "sampling.engine=vllm", "train.lora.dora=true"],
             ["train.lora: {dora: true}", "vllm serves no DoRA adapters"],
         ),
-        (["--hardware", "L4", "--params", "many"], ["--params", "'many' is no number of parameters"]),
-        (["--hardware", "L4", "--prompt-tokens", "inf"], ["--prompt-tokens", "inf is no number of tokens"]),
+        (["--hardware", "L4", "--params", "many"], ["--params", "'many' is not a number of parameters"]),
+        (["--hardware", "L4", "--prompt-tokens", "inf"], ["--prompt-tokens", "inf is not a number of tokens"]),
         (["--hardware", "L4", "--generated-tokens", "5000"], ["--generated-tokens", "sampling.max_new_tokens"]),
     ],
 )

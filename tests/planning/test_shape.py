@@ -247,8 +247,8 @@ def test_a_config_file_stands_for_the_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (GivenShape(params="many"), "--params: 'many' is no number of parameters"),
-        (GivenShape(params="0B"), "--params: '0B' is no number"),
+        (GivenShape(params="many"), "--params: 'many' is not a number of parameters"),
+        (GivenShape(params="0B"), "--params: '0B' is not a number"),
         (GivenShape(params="1M"), "--params: 1e\\+06 parameters are too few"),
         (GivenShape(layers=3), "--layers: says nothing without"),
         (GivenShape(config=Path("nowhere.json")), r"--config \(nowhere.json\): no config"),

@@ -288,7 +288,7 @@ def test_the_cache_of_the_hub(model: Path, tmp_path: Path) -> None:
 def test_what_is_no_regular_file(name: str, make: Callable[[Path], None], model: Path) -> None:
     (model / name).unlink(missing_ok=True)
     make(model / name)
-    assert refusal(model) == f"{model / name}: this is not a regular file\n  -> put the file itself in its place, or take it away"
+    assert refusal(model) == f"{model / name}: this is not a regular file\n  -> put the file itself in its place, or delete it"
 
 
 # ---------------------------------------------------------------------------------------------- adapters
@@ -311,7 +311,7 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
         ({"r": 10**9}, "the rank 1000000000 is not that of its weights"),
         ({"r": "2"}, "the rank '2' is not"),
         ({"rank_pattern": {"q_proj": 10**7}}, "the rank 10000000 is not"),
-        ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config has PEFT import a module"),
+        ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config would make PEFT import a module"),
     ],
 )
 def test_adapters_that_cannot_be(values: dict[str, Any], said: str, adapter: Path) -> None:

@@ -43,7 +43,7 @@ def judged(*arms: dict[str, Any], best: int = 1) -> str:
 
 def test_a_winner_whose_replies_are_cut_is_not_praised(made: Path) -> None:
     summary = summary_of(made)
-    told = "But 5 of its 12 replies are cut: mend that before you use or compare it."
+    told = "But 5 of its 12 replies are cut: fix that before you use or compare it."
     assert told not in verdict(summary)
     summary["controls"][0]["scores"]["truncated"]["value"] = 5 / 12
     assert told in verdict_lines(summary)[1]
@@ -91,25 +91,23 @@ def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Pat
 
 def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
     said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("start", 2.6, (1.8, 1.7, 1.9)))
-    assert said.startswith(
-        "By NLL per token on 200 held-out prompts continued SFT stands first with 0.800; iteration 1 2.500 (1.700 behind, "
-    )
+    assert said.startswith("By NLL per token on 200 held-out prompts continued SFT is first with 0.800; iteration 1 2.500 (1.700 behind, ")
     assert "interval 1.600 to 1.800)" in said and "within chance" not in said
-    assert "A control beats the game by more than chance: more of continued SFT is the better buy here." in said
+    assert "A control beats the game by more than chance: more of continued SFT is the better use of compute here." in said
     assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs targets" in said
     assert said.endswith("Best iteration: 1 (NLL per token 2.500, start 2.600). The game ended - iterations: all 2 are played.")
 
 
 def test_a_control_that_may_win_by_chance_is_called_that() -> None:
     said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("start", 2.6, (0.2, 0.1, 0.3)))
-    assert "A control stands above the game, though within chance" in said and "0.300, within chance)" in said
+    assert "A control is above the game, though within chance" in said and "0.300, within chance)" in said
 
 
 @pytest.mark.parametrize(
     ("gained", "told"),
     [
-        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. continued SFT cannot be told from it. Use it: "),
-        ((0.1, -0.1, 0.3), "Its gain over the start is within chance: more held-out rows would tell."),
+        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. continued SFT cannot be distinguished from it. Use it: "),
+        ((0.1, -0.1, 0.3), "Its gain over the start is within chance: more held-out rows would show whether it is real."),
         (None, "Its gain over the start is within chance"),
     ],
 )
@@ -120,7 +118,7 @@ def test_an_iteration_that_stands_first(gained: Any, told: str) -> None:
 
 def test_a_start_that_nothing_beats_is_kept() -> None:
     said = judged(arm("start", 2.0), arm("1", 2.5, (0.5, 0.4, 0.6)))
-    assert "Nothing that was trained stands above the start. Use the start: `sparring export runs/x DIR --iteration start`" in said
+    assert "No trained model is above the start. Use the start: `sparring export runs/x DIR --iteration start`" in said
 
 
 def test_no_iteration_has_no_order() -> None:
@@ -132,7 +130,7 @@ def test_no_iteration_has_no_order() -> None:
 def test_who_takes_an_iteration_below_a_control_is_told(made: Path) -> None:
     summary = summary_of(made)
     told = standing_above(summary, "1")
-    assert told == "continued SFT stands higher (0.750 against 0.500): `--iteration continued-sft` takes it"
+    assert told == "continued SFT is higher (0.750 against 0.500): `--iteration continued-sft` takes it"
     assert standing_above(summary, "continued-sft") is None and standing_above({"best": None}, "1") is None
 
 
@@ -158,7 +156,7 @@ def test_a_run_that_is_well_has_no_warning() -> None:
     ("score", "value", "line", "remedy"),
     [
         ("truncated", 0.21, "Replies are cut: iteration 1 21 of 100.", "sampling.max_new_tokens (256)"),
-        ("length_auc", 0.81, "Length alone tells the replies from human ones (AUC): iteration 1 0.81.", "objective.nll_weight"),
+        ("length_auc", 0.81, "Length alone distinguishes the replies from human ones (AUC): iteration 1 0.81.", "objective.nll_weight"),
         ("identical", 0.95, "Nearly all replies equal the human ones: iteration 1 95%.", "sampling.temperature"),
         ("real_logp", -41.0, "The held-out human replies lost log-prob: iteration 1 from -40.00 to -41.00 nats.", "train.lr"),
         ("duels", 7, "Fewer duels than a batch of 8: iteration 1 7.", "train.batch_size"),
@@ -199,7 +197,7 @@ def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_what_comes_next_takes_the_arm_that_stands_first(made: Path) -> None:
     steps = dict(next_steps(made, summary_of(made)))
-    assert steps["take away"] == f"sparring export {made} NEW_FOLDER --iteration continued-sft"
+    assert steps["export"] == f"sparring export {made} NEW_FOLDER --iteration continued-sft"
     assert steps["look"] == f"sparring report {made}"
     (made / "report.html").touch()
     assert dict(next_steps(made, {}))["look"] == str(made / "report.html")

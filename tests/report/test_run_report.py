@@ -74,7 +74,7 @@ def test_the_report_of_a_game(played: Game, tmp_path: Path) -> None:
 def test_a_game_draws_its_report_and_redoing_a_stage_takes_it_away(game: Game) -> None:
     game.write(report=True, iterations=1, controls=None)
     result = game.run()
-    assert result.code == 0 and "was not drawn" not in result.err
+    assert result.code == 0 and "was not rendered" not in result.err
     text = Tags((game.root / REPORT).read_text()).text
     assert "The game ended - iterations: the only one is played." in text and "State of the run at" in text
     broken = [Sabotage("sparring.training.fit:_Trainer.step", do="crash")]
@@ -86,7 +86,7 @@ def test_a_report_that_cannot_be_drawn_costs_the_game_nothing(game: Game) -> Non
     game.write(report=True, iterations=1, controls=None)
     result = game.run(sabotage=[Sabotage("sparring.report.run_page:report_page", do="crash", forever=True)])
     assert result.code == 0 and "Best iteration: 0" in result.out
-    assert result.err.count("report.html was not drawn (RuntimeError; the traceback is in run.log)") == 2, (
+    assert result.err.count("report.html was not rendered (RuntimeError; the traceback is in run.log)") == 2, (
         "after the iteration, and at the end"
     )
     assert "Traceback" not in result.err and "a crash made by a test" in (game.root / "run.log").read_text()
@@ -122,7 +122,7 @@ def test_samples_of_an_earlier_version_have_no_interval_and_no_lengths(tmp_path:
     del summary["ranking"]
     write_json(root / "summary.json", summary)
     page = write_report(root).read_text()
-    assert "continued SFT stands first with 0.750; iteration 1 0.500; iteration 0 0.250; start (SFT) 0.000." in Tags(page).text
+    assert "continued SFT is first with 0.750; iteration 1 0.500; iteration 0 0.250; start (SFT) 0.000." in Tags(page).text
     assert "Reply lengths" not in page
     assert packed(page)["samples"][0]["replies"][1]["margin"] is None
 
@@ -166,7 +166,7 @@ def test_columns_that_nothing_reads_are_named_as_text(tmp_path: Path) -> None:
 
 def test_a_game_under_way_says_so(tmp_path: Path) -> None:
     text = Tags(report_page(read_run(make_run(tmp_path / "run", stop_reason=None)))).text
-    assert "The game goes on." in text and "continued SFT" not in text and "load it again" in text
+    assert "The game is not over." in text and "continued SFT" not in text and "reload the page" in text
 
 
 def test_a_game_that_ended_without_an_iteration(made: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def replace_by_folder(path: Path) -> None:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "not a run": (lambda root: (root / "recipe.yaml").unlink(), ("not a run directory: no recipe.yaml", "run_dir")),
-    "no iteration": (lambda root: (root / "summary.json").unlink(), ("no iteration of this run is finished yet", "recipe.yaml` goes on")),
+    "no iteration": (lambda root: (root / "summary.json").unlink(), ("no iteration of this run is finished yet", "recipe.yaml` resumes")),
     "broken summary": (lambda root: (root / "summary.json").write_text("{"), ("summary.json", "not valid JSON")),
     "other summary": (lambda root: (root / "summary.json").write_text("{}"), ("summary.json", "changed by hand")),
     "no samples": (

@@ -42,9 +42,9 @@ def recipe_with(**target: Any) -> Recipe:
 def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], moving: Game) -> None:
     text = Tags(pages["moving"]).text
     assert "Who won: target majority" in text and "Answers are read and compared by the checker number" in text
-    assert "24 of the prompts have no human reply" in text and "Prompts that nobody has answered" in text
+    assert "24 of the prompts have no human reply" in text and "Prompts without replies" in text
     counts = moving.json("summary.json")["iterations"][1]["counts"]
-    cells = re.search(r"iteration 1</th>(.*?)</tr>", pages["moving"][pages["moving"].index("Winners: what became") :], re.DOTALL)[1]
+    cells = re.search(r"iteration 1</th>(.*?)</tr>", pages["moving"][pages["moving"].index("Winners: outcome") :], re.DOTALL)[1]
     shown = [int(cell) for cell in re.findall(r"<td>(\d+)</td>", cells)]
     assert shown[:3] == [counts["prompts"], counts["decided"], counts["human_wins"]] and counts["prompts"] == 2 * 52
     for name in ("rate-pass_rate", "rate-vote_share", "rate-distinct_answers", "sampled"):
@@ -61,7 +61,7 @@ def test_likelihood_of_winners_has_no_pairs_and_no_margins(pages: dict[str, str]
 
 def test_a_game_of_the_human_target_has_none_of_it(played: Game) -> None:
     text = Tags(report_page(read_run(played.root))).text
-    assert not any(words in text for words in ("Who won", "Winners", "Graded", "nobody has answered", "pass@"))
+    assert not any(words in text for words in ("Who won", "Winners", "Graded", "without replies", "pass@"))
 
 
 # ------------------------------------------------------------------------------------------------ examples
@@ -127,7 +127,7 @@ def test_the_rule_in_words() -> None:
 
 def test_a_control_of_random_passes_is_called_one() -> None:
     recipe = recipe_with(kind="verified", checker="random", random_like="number")
-    assert rule_of(recipe)[0].startswith("A control: replies win that were drawn at random, as many as the checker number passes")
+    assert rule_of(recipe)[0].startswith("A control: the winners are chosen at random, as many as the checker number passes")
 
 
 def test_a_checker_of_ones_own_is_named_without_its_folders(tmp_path: Path) -> None:
@@ -161,6 +161,6 @@ def test_what_should_have_become_likelier_is_named(tmp_path: Path, target: dict[
     if target is not None:
         object.__setattr__(run, "recipe", recipe_with(**target))
     text = Tags(report_page(run)).text
-    assert f"On the way the margin grew while the {preferred} lost log-prob: iteration 1 by step 3. Lower train.lr" in text
+    assert f"During training the margin grew while the {preferred} lost log-prob: iteration 1 by step 3. Lower train.lr" in text
     few = [sign.what for sign in signs(run.summary, run.recipe) if sign.what.startswith("Fewer")]
     assert few == [f"Fewer {'duels' if target is None else 'prompts to learn from'} than a batch of {run.recipe.train.batch_size}"] * 2

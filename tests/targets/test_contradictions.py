@@ -52,7 +52,7 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({"target.checker": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
         ({"target.checker": "random", "target.random_like": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
         ({**MAJORITY, "target.checker": OWN}, "evaluate.answer_pattern: null: majority counts votes for answers"),
-        ({"target.losers": "answered", "target.checker": OWN}, "evaluate.answer_pattern: null: with target.losers answered nobody loses"),
+        ({"target.losers": "answered", "target.checker": OWN}, "evaluate.answer_pattern: null: with target.losers answered a reply loses"),
         ({**HUMAN, "objective.loss": "sft"}, "objective.loss sft on human replies is no game"),
         ({"objective.loss": "sft", "objective.nll_weight": 1.0}, "objective.nll_weight: 1.0: has no effect while objective.loss is sft"),
         ({"objective.loss": "sft", "objective.beta": 0.5}, "objective.beta: 0.5: has no effect while objective.loss is sft"),

@@ -118,7 +118,7 @@ def test_its_log_probs_agree_with_the_scorers(engine: VllmEngine, folder: Path, 
     for shape in ({}, {"temperature": 0.0}, {"temperature": 0.6, "top_p": 0.7}):
         assert agreement(engine, folder, torch.float32, **shape)["worst"] < 1e-4
     tiny(seed=1, head_dim=HEAD_DIM).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="does not draw from the player that is scored"):
+    with pytest.raises(UserError, match="does not sample from the player that is scored"):
         agreement(engine, tmp_path, torch.float32)
 
 
@@ -144,9 +144,9 @@ def test_two_devices_draw_as_one_until_one_is_gone(engine: VllmEngine, folder: P
         workers = [process for process in psutil.Process().children(recursive=True) if process not in others]
         titles = {process: " ".join(process.cmdline()) for process in workers}
         next(process for process, title in titles.items() if "Worker" in title).kill()
-        with pytest.raises(UserError, match="a process of vLLM ended while it drew") as refused:
+        with pytest.raises(UserError, match="a process of vLLM ended while it sampled") as refused:
             both.sample(mixed(), Stream(0, 1))
-        assert "the same command goes on" in str(refused.value)
+        assert "the run resumes" in str(refused.value)
     finally:
         both.close()
     assert gone(workers)
@@ -246,7 +246,7 @@ def test_an_adapter_in_a_real_server_of_its_base(
     try:
         assert engine.name.startswith("sparring-")
         assert agreement(engine, adapter, torch.float32)["worst"] < 1e-4
-        with pytest.raises(UserError, match="does not draw from the player that is scored"):
+        with pytest.raises(UserError, match="does not sample from the player that is scored"):
             agreement(engine, folder, torch.float32)
     finally:
         engine.close()

@@ -1,4 +1,4 @@
-"""Where in a text its answer is."""
+"""Finds the answer in a text."""
 
 from __future__ import annotations
 

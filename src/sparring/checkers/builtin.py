@@ -92,7 +92,7 @@ class NumberChecker(TextChecker):
         return abs(Fraction(answer) - Fraction(gold)) <= self._tolerance
 
     def _shared(self, answers: Iterable[str]) -> dict[str, str]:
-        """The smallest one stands for all that are equal to it, then the smallest of the others, and so on: whatever their order."""
+        """The smallest one represents all that are equal to it, then the smallest of the others, and so on: independent of their order."""
         shared: dict[str, str] = {}
         representative = None
         for value in sorted({Fraction(answer) for answer in answers}):
@@ -103,7 +103,7 @@ class NumberChecker(TextChecker):
 
 
 def graded(answer: str | None, is_equal: bool, gold: str | None) -> Grade:
-    """The grade of an answer that was read, or of none, beside the right one."""
+    """The grade of an extracted answer (or None), compared with the right one."""
     if gold is None:
         return Grade(None, answer, NOTHING_TO_COMPARE)
     if answer is None:

@@ -1,4 +1,4 @@
-"""A random checker: the scores of another one, dealt anew. A gain under it shows that any training sharpens."""
+"""A random checker: the scores of another one, shuffled. A gain with it shows that any training sharpens the model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Slot = tuple[int, int]  # prompt, reply
 
 
 class RandomChecker:
-    """Deals the scores of one call among its replies, so that the pass rate stays what it is.
+    """Shuffles the scores of one call among its replies, so that the pass rate stays the same.
 
-    Replies in which no answer was found, and those without a score, keep their grade. The deal depends on the seed and the rows, not on
+    Replies in which no answer was found, and those without a score, keep their grade. The shuffle depends on the seed and the rows, not on
     their order.
     """
 
@@ -34,7 +34,7 @@ class RandomChecker:
         by_chance = sorted(slots, key=lambda slot: self._draw(asked, slot))
         dealt = [list(prompt) for prompt in grades]
         for (p, r), (q, s) in zip(by_name, by_chance, strict=True):
-            dealt[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="dealt at random")
+            dealt[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
         return dealt
 
     def expected(self, asked: Asked) -> str | None:

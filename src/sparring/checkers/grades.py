@@ -1,4 +1,4 @@
-"""What is graded and what a grade says."""
+"""The input of a checker, and its grades."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Asked:
     """One prompt, what is known of its answer, and the replies to grade.
 
     `answer` is the text of the data's answer column and `human` the human reply; None where the row has none. `columns` are further
-    columns of the row, for a function of one's own.
+    columns of the row, for a user's function.
     """
 
     row_id: str
@@ -33,9 +33,9 @@ class Asked:
 class Grade:
     """What a checker says of one reply.
 
-    score: 1.0 right, 0.0 wrong; any finite number of a function of one's own; None: no score
+    score: 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
     answer: the answer that was read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
-    reason: for people, in a few words
+    reason: a short explanation for readers
     failed: the function raised, took too long, ended its process or returned what is no score for this reply
     """
 
@@ -78,7 +78,7 @@ def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list
     return found
 
 
-MOST_FAILURES = 0.05  # share of replies that a function of one's own may fail to score
+MOST_FAILURES = 0.05  # share of replies that a user's function may fail to score
 
 
 def require_few_failures(texts: Sequence[str], grades: Sequence[Grade], name: str) -> int:

@@ -1,4 +1,4 @@
-"""From settings to a checker."""
+"""Creates a checker from its settings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KINDS = ("exact", "number", "choice", "math", "random")
 
 @dataclass(frozen=True)
 class CheckerSettings:
-    """What decides how replies are graded.
+    """The settings that decide how replies are graded.
 
     kind: one of KINDS, or "path/to/file.py:function"
     answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one
     tolerance: for number: the absolute difference that still counts as equal
-    random_like: for random: the checker whose scores are dealt anew, by `seed`
-    timeout_seconds: wall time of one call of a function of one's own, or of math
+    random_like: for random: the checker whose scores are shuffled, by `seed`
+    timeout_seconds: wall time of one call of a user's function, or of math
     memory_mb: what a process of such a function may hold in memory, in MiB
     workers: how many such processes there are
     """
@@ -71,17 +71,17 @@ def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as error:
-        raise UserError(f"evaluate.answer_pattern {pattern!r} is no regular expression: {error}", where=WHERE) from error
+        raise UserError(f"evaluate.answer_pattern {pattern!r} is not a regular expression: {error}", where=WHERE) from error
 
 
 def _required(pattern: re.Pattern[str] | None) -> re.Pattern[str]:
     if pattern is None:
-        remedy = "set it to what finds the answer in a reply; '(?s).+' takes the whole reply"
+        remedy = "set it to a regular expression that finds the answer in a reply; '(?s).+' takes the whole reply"
         raise UserError("exact needs evaluate.answer_pattern", where=WHERE, remedy=remedy)
     return pattern
 
 
 def _dealt_from(settings: CheckerSettings) -> CheckerSettings:
     if settings.random_like is None or settings.random_like.kind == "random":
-        raise UserError("random needs another checker, whose scores it deals anew", where=WHERE)
+        raise UserError("random needs another checker, whose scores it shuffles among the replies", where=WHERE)
     return settings.random_like

@@ -72,7 +72,7 @@ class MathChecker:
     def _votes(self, prompts: Sequence[dict[str, str]]) -> list[dict[str, str]]:
         """For each prompt's answers (what was read: the text that it was read in) the answer under which each votes.
 
-        In every round the first that is left stands for those which are equal to it; a comparison that fails makes no two equal.
+        In every round the first one left represents all that are equal to it; if a comparison fails, the two are not equal.
         """
         shared: list[dict[str, str]] = [{} for _ in prompts]
         waiting = [sorted(answers) for answers in prompts]

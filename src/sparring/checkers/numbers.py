@@ -64,7 +64,7 @@ def _value(found: re.Match[str]) -> Fraction | None:
 
 
 def _plain(digits: str) -> Fraction | None:
-    """The value of digits with separators. Commas that are no thousands separators stand between numbers: 3,4 ends in 4."""
+    """The value of digits with separators. Commas that are not thousands separators separate numbers: 3,4 ends in 4."""
     if len(digits) > 2 * MAX_DIGITS:
         return None
     if not _GROUPED.fullmatch(digits):

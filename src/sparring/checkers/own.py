@@ -1,4 +1,4 @@
-"""A function of the user's own as a checker: loaded from a local file, in processes of its own."""
+"""A user's function as a checker: loaded from a local file, in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that calls are made in, with limits of time and memory. What is lost with a process is one call, and the pool goes on."""
+"""Worker processes for calls with limits of time and memory. A lost process costs one call, and the pool continues."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BATCH = 32  # items in one call
 LOADING = 6  # loading may take so many times the limit of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer: a batch of results has no more
-NO_ANSWER = "its process answered what is no answer"
+NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
 
@@ -72,7 +72,7 @@ class Pool:
         try:
             return [result for results in executor.map(self._answer_batch, batches) for result in results]
         except BaseException:
-            self._kill()  # the threads that wait for a process go on, and find none
+            self._kill()  # the threads that wait for a process wake up and find none
             raise
         finally:
             executor.shutdown(cancel_futures=True)
@@ -165,7 +165,7 @@ def _results(said: dict[str, Any], count: int) -> list[Result]:
 
 
 class _Trouble(Exception):
-    """The process could not load what it was told to; the dictionary says why."""
+    """The process could not load the function; the dictionary has the reason."""
 
 
 class _Process:

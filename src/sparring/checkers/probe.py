@@ -1,4 +1,4 @@
-"""What a checker lets through: replies of which it is known that they are right, or that they are not."""
+"""Probes of a checker: replies that are known to be right or wrong."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: i
 
 
 def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | None], chance: random.Random) -> str | None:
-    """Of a row drawn at random whose answer is another one, as far as that is known."""
+    """The human reply of a random row with another answer, as far as answers are known."""
     for other in (chance.randrange(len(rows)) for _ in range(DRAWS)):
         if rows[other].human not in (None, rows[n].human) and (golds[n] is None or golds[other] != golds[n]):
             return rows[other].human
@@ -123,7 +123,7 @@ def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | No
 
 
 def _gold(checker: Checker, asked: Asked) -> str | None:
-    """The right answer as the checker reads it, or as the data has it where only a function of one's own knows."""
+    """The right answer as the checker reads it, or as in the data for a user's function."""
     return checker.expected(asked) or (asked.answer or "").strip() or None
 
 

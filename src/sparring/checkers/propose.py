@@ -23,12 +23,12 @@ class Form(NamedTuple):
 
 # The more specific ones first: a reply that ends in "#### 72" ends in a number as well.
 FORMS = (
-    Form("a number behind ####", rf"####\s*\$?({_NUMBER})", "number"),
-    Form("what stands in \\boxed{}", r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", "math"),
-    Form("a letter behind the word answer", r"(?i:\banswer)(?i:\s+is\b)?\s*:?\s*\(?([A-J])\b(?!['\u2019])", "choice"),
-    Form("a number behind the word answer", rf"(?i:\banswer)(?i:\s+is\b)?\s*:?\s*\$?({_NUMBER})", "number"),
+    Form("a number after ####", rf"####\s*\$?({_NUMBER})", "number"),
+    Form("the content of \\boxed{}", r"\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}", "math"),
+    Form("a letter after the word answer", r"(?i:\banswer)(?i:\s+is\b)?\s*:?\s*\(?([A-J])\b(?!['\u2019])", "choice"),
+    Form("a number after the word answer", rf"(?i:\banswer)(?i:\s+is\b)?\s*:?\s*\$?({_NUMBER})", "number"),
     Form("a letter at the start", r"\A\s*\(?([A-J])(?:[).:]|\s*\Z)", "choice"),
-    Form("a number behind = at the end", rf"=\s*\$?({_NUMBER})[.\s]*\Z", "number"),
+    Form("a number after = at the end", rf"=\s*\$?({_NUMBER})[.\s]*\Z", "number"),
     Form("a number at the end", rf"(?<![\w.,])({_NUMBER})[.!%\s]*\Z", "number"),
 )
 

@@ -89,7 +89,7 @@ def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item])
     columns["completions"] = [[{"role": "assistant", "content": item["completion"]}] for item in items]
     returned = settled(function(**declared(parameters, columns)))
     if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
-        return [failed(f"returned {shown(returned)} where a list of scores belongs")] * len(items)
+        return [failed(f"returned {shown(returned)} instead of a list of scores")] * len(items)
     if len(returned) != len(items):
         return [failed(f"returned {len(returned)} scores for {len(items)} replies")] * len(items)
     return [result(value) for value in returned]
@@ -139,8 +139,8 @@ def result(value: Any) -> Any:
             raise TypeError
         number = float(value)
     except Exception:
-        return failed(f"returned {shown(value)} where a number or None belongs")
-    return {"score": number} if math.isfinite(number) else failed(f"returned {number}, which is no score")
+        return failed(f"returned {shown(value)} instead of a number or None")
+    return {"score": number} if math.isfinite(number) else failed(f"returned {number}, which is not a score")
 
 
 def failed(why: str) -> Any:

@@ -22,7 +22,7 @@ from sparring.cli.view import compare, docs, doctor, report, sample, status, wat
 from sparring.objectives import in_words
 
 app = typer.Typer(
-    help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and goes on after any interruption.",
+    help="Self-play fine-tuning (SPIN) of language models: one command plays the whole game and resumes after any interruption.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

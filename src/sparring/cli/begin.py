@@ -26,7 +26,7 @@ def init(
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the recipe.")] = Path("recipe.yaml"),
-    force: Annotated[bool, typer.Option("--force", help="Replace the file where there is one.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
     """Write a first recipe: look at the rows, their shape, lengths and answers, and comment on every value. Loads no model."""
     with outcome():
@@ -38,5 +38,5 @@ def init(
         elif model is None:
             draft.write_example(output, force)
         else:
-            what = "without rows the built-in tiny game is written, which has a model of its own"
+            what = "without rows the recipe of the built-in tiny game is written, which has its own model"
             raise UserError(what, where=f"--model ({model})", remedy="name your rows too: sparring init DATA --model ID")

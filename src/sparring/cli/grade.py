@@ -25,16 +25,16 @@ def evaluate(
         list[str] | None, typer.Option("--task-folder", help="A folder with task files of your own; may be repeated.", show_default=False)
     ] = None,
     players: Players = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many items of every task.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the few-shot examples; the harness's own by default.")] = 1234,
-    chat_template: Annotated[bool, typer.Option(help="Wrap the questions into the model's chat template.")] = False,
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens that are computed together.")] = 8192,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of every task, this many.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the few-shot examples; the default is the harness's.")] = 1234,
+    chat_template: Annotated[bool, typer.Option(help="Format the questions with the model's chat template.")] = False,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch.")] = 8192,
     dtype: Annotated[
-        Dtype | None, typer.Option(help="Number format of the model; the recipe's of a run, else float32.", show_default=False)
+        Dtype | None, typer.Option(help="Number format of the model; for a run the recipe's, else float32.", show_default=False)
     ] = None,
     out: Out = None,
 ) -> None:
-    """Play benchmarks with players of a run, or with a model. What is finished is not played again. MT-Bench is `sparring judge`."""
+    """Evaluate players of a run, or a model, on benchmarks. Finished benchmarks are not run again. MT-Bench is `sparring judge`."""
     with outcome():
         set_up_logging()
         from sparring.benchmark import evaluate as play
@@ -61,14 +61,14 @@ def judge(
     ] = None,
     key_env: Annotated[str | None, typer.Option(help="Environment variable that holds the judge's key.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 1024,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many questions of each category.", show_default=False)] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions of each category.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the answers.")] = 0,
-    concurrency: Annotated[int, typer.Option(help="Judgments under way at once.")] = 8,
+    concurrency: Annotated[int, typer.Option(help="Concurrent requests to the judge.")] = 8,
     timeout_seconds: Annotated[float, typer.Option(help="Longest wait for one judgment.")] = 120.0,
-    retries: Annotated[int, typer.Option(help="Further attempts at a request that fails.")] = 6,
+    retries: Annotated[int, typer.Option(help="Retries of a request that fails.")] = 6,
     out: Out = None,
 ) -> None:
-    """Have a judge grade answers of players of a run, or of a model, as MT-Bench does. What is judged is not paid for twice."""
+    """Have a judge model grade the answers of players of a run, or of a model, as MT-Bench does. Finished judgments are kept."""
     with outcome():
         set_up_logging()
         from sparring.judge import JudgeOptions, print_judged

@@ -1,4 +1,4 @@
-"""What several commands take."""
+"""Arguments and options that several commands share."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Dtype(StrEnum):
 
     @property
     def rounded(self) -> str | None:
-        """What weights are rounded to; None for float32, the format that they are trained in."""
+        """The format that weights are rounded to; None for float32, the format in which they are trained."""
         return None if self is Dtype.float32 else self.value
 
 
@@ -32,11 +32,11 @@ Players = Annotated[
     list[str] | None,
     typer.Option(
         "--player",
-        help="Of a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default.",
+        help="For a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default.",
         show_default=False,
     ),
 ]
 Out = Annotated[
     Path | None, typer.Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.", show_default=False)
 ]
-Weights = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is as trained, the others round.")]
+Weights = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is exact, the others round.")]

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes, and what is said with them."""
+"""How a command ends: exit codes and their messages."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextlib.contextmanager
 def outcome(again: str | None = None) -> Iterator[None]:
-    """Turn what can happen into a message and an exit code; `again` is the command that goes on with the work."""
-    go_on = f". Go on with:\n  {again}" if again else ""
+    """Turn every exception into a message and an exit code; `again` is the command that resumes the work."""
+    go_on = f". Resume with:\n  {again}" if again else ""
     if again:
         interrupts.stop_on_signals()
     try:
@@ -44,7 +44,7 @@ def outcome(again: str | None = None) -> Iterator[None]:
         if _is_full_disk(error):
             stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
         if isinstance(error, OSError) and error.errno in CANNOT_BE_USED and error.filename is not None:
-            remedy = "choose another path, or see to its permissions; nothing finished is lost"
+            remedy = "choose another path, or fix its permissions; nothing finished is lost"
             stop(f"error: {_shortened(error.filename)}: {error.strerror}\n  -> {remedy}{go_on}", USER_ERROR)
         if "SPARRING_DEBUG" in os.environ:
             raise
@@ -56,11 +56,11 @@ def outcome(again: str | None = None) -> Iterator[None]:
         else:
             _print_traceback(error)
             hint = "the traceback is above"
-        stop(f"fault: {type(error).__name__}: {error}\n  -> {hint}; go on with:\n  {again}", FAULT)
+        stop(f"fault: {type(error).__name__}: {error}\n  -> {hint}; resume with:\n  {again}", FAULT)
 
 
 def _is_full_disk(error: BaseException) -> bool:
-    """Also for libraries that pass the system's message on as text."""
+    """Also true for libraries that only pass the system's message on as text."""
     return (
         (isinstance(error, OSError) and error.errno in NO_SPACE)
         or "No space left on device" in str(error)

@@ -30,7 +30,7 @@ def sample(
 
 
 def status(run: RunFolder) -> None:
-    """Where a run stands, in one screen: who works on it, the stage, the newest numbers, the scores so far, and how it goes on."""
+    """The state of a run in one screen: the process that runs it, the stage, the newest numbers, the scores so far, how to resume it."""
     with outcome():
         from sparring.live.state import read_state
         from sparring.live.status import print_status
@@ -58,7 +58,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="RUN:PLAYER",
-            help="Whom all others are compared with: start, best, a number or a control; the first run's start when not given.",
+            help="Reference of all comparisons: start, best, a number or a control; the first run's start when not given.",
             show_default=False,
         ),
     ] = None,
@@ -66,11 +66,11 @@ def compare(
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="Once for each metric; exact matches and NLL per token as far as measured when not given.",
+            help="Metric to compare, may be repeated; exact match and NLL per token, where measured, when not given.",
             show_default=False,
         ),
     ] = None,
-    unfinished: Annotated[bool, typer.Option("--unfinished", help="Take what there is of runs that are still going, and mark it.")] = False,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Include runs that are not finished, and mark them.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of the random sign flips.")] = 0,
     json_file: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Also write the comparison as JSON.", show_default=False)
@@ -82,7 +82,7 @@ def compare(
         Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page with plots.", show_default=False)
     ] = None,
 ) -> None:
-    """Every player of several runs on the same held-out rows: differences with errors, tests, and the compute that each has cost."""
+    """Compare the players of several runs on the same held-out rows: differences with errors, tests, and the compute of each."""
     with outcome():
         set_up_logging(quiet=True)
         from sparring.comparison.command import Files, show_comparison
@@ -97,7 +97,7 @@ def report(
         typer.Option(metavar="FILE", help="Where to write the page; report.html in the run directory when not given.", show_default=False),
     ] = None,
 ) -> None:
-    """Draw a run's report, one HTML file that needs nothing else: verdict, scores, plots, samples side by side, recipe."""
+    """Render a run's report, one self-contained HTML file: verdict, scores, plots, samples side by side, recipe."""
     with outcome():
         set_up_logging()
         from sparring.report.run_page import write_report
@@ -106,8 +106,8 @@ def report(
 
 
 def doctor() -> None:
-    """What is installed here and what for, what the machine has, whether the Hub is used. Exit code 0: a game can be played; 2: it cannot,
-    and what to do."""
+    """Report what is installed, what the machine has, and whether the Hub is used. Exit code 0: a game can be played; 2: it cannot, with
+    the remedy."""
     with outcome():
         from sparring.doctor import examine
 
@@ -115,7 +115,7 @@ def doctor() -> None:
 
 
 def docs(
-    page: Annotated[str | None, typer.Argument(help="Its name; all names when not given.", show_default=False)] = None,
+    page: Annotated[str | None, typer.Argument(help="Name of the page; lists all names when not given.", show_default=False)] = None,
 ) -> None:
     """Print a page of the documentation, which comes with the package."""
     with outcome():

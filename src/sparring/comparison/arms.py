@@ -78,7 +78,7 @@ class Arm:
 
     @property
     def stale_benchmarks(self) -> tuple[str, ...]:
-        """Folders of benchmarks that were played before this player was trained anew."""
+        """Folders of benchmarks that ran before this player was trained again."""
         return self.played.stale
 
     def values(self, metric: str) -> Values | None:
@@ -118,7 +118,7 @@ class Arm:
         if why := other_grading(metric, self.run.graded, other.run.graded):
             return why
         if metric in RATIOS and not np.array_equal(*(arm.columns[RATIOS[metric][1]] for arm in (self, other))):
-            return f"counts other tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
+            return f"counts different tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
         return None
 
     def require_same_samples(self, other: Arm, metric: str) -> None:
@@ -217,9 +217,9 @@ class Game:
         self.is_going = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
         if self.is_going and not unfinished:
             raise UserError(
-                f"this run is still going or was stopped on its way: {len(self.summary['iterations'])} iterations are scored",
+                f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
                 where=str(root),
-                remedy="`sparring run` with its recipe plays it to the end; --unfinished compares what there is",
+                remedy="`sparring run` with its recipe finishes it; --unfinished compares its finished iterations",
             )
         if not self.run.finished(evaluate_stage(START)):
             raise UserError("this run has no scores yet", where=str(root), remedy="run its recipe first")
@@ -270,9 +270,9 @@ class Game:
         stage = self.run.verified(evaluate_stage(owner))
         if ITEMS not in stage.outputs:
             raise UserError(
-                "this run was scored by a version of sparring that kept no values per row",
+                "this run was scored by a version of sparring that stored no values per row",
                 where=str(stage.path),
-                remedy="`sparring run` with its recipe scores its replies anew, and plays nothing again",
+                remedy="`sparring run` with its recipe scores its replies again, without sampling or training",
             )
         table = sorted(read_rows(stage.path / ITEMS), key=lambda row: row["row_id"])
         names = [name for name in table[0] if name != "row_id"]
@@ -335,5 +335,5 @@ def _other_rows(first: Arm, second: Arm) -> UserError:
         f"{first.run.label} was scored on {len(mine)} held-out rows, {second.run.label} on {len(theirs)}, with {len(mine & theirs)} in both"
         + only_in((first.run.label, second.run.label), (mine, theirs)),
         where="sparring compare",
-        remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks draw by it",
+        remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks depend on it",
     )

@@ -13,7 +13,7 @@ from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
 from sparring.stage_names import START, benchmark_stage, measure_stage
 
 EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
-REMEDY = "play it alike in all of them with `sparring evaluate`, or say with --metric what to compare"
+REMEDY = "evaluate all of them with the same settings (`sparring evaluate`), or choose what to compare with --metric"
 SHOWN = 5
 
 
@@ -27,7 +27,7 @@ class PlayedBenchmarks:
 
 
 def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> PlayedBenchmarks:
-    """Of the player that `sparring evaluate` calls `player`, whose results lie in `owner`, whose model in the stage `trained`.
+    """The player that `sparring evaluate` calls `player`, with results in `owner` and its model in the stage `trained`.
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
     """
@@ -44,22 +44,22 @@ def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None)
 def why_not(mine: SampledMetric | None, label: str) -> str | None:
     """Why nothing can be paired for this player, or None where it can."""
     if mine is None:
-        return f"was not played by {label}"
-    return None if mine.values is not None else f"is no mean over samples (in {label})"
+        return f"was not run on {label}"
+    return None if mine.values is not None else f"is not a mean over samples (in {label})"
 
 
 def require_same_samples(mine: SampledMetric, theirs: SampledMetric, labels: tuple[str, str]) -> None:
     """Raises UserError where the two were not asked the same, in the same way, by the same version of the task."""
     where = f"{mine.name} ({labels[0]} -> {labels[1]})"
     if changes := list(differences(dict(mine.asked), dict(theirs.asked))):
-        raise UserError("the task was played in two ways\n  " + _shortened(changes, "\n  "), where=where, remedy=REMEDY)
+        raise UserError("the task was run with different settings\n  " + _shortened(changes, "\n  "), where=where, remedy=REMEDY)
     first, second = (set(one.values or ()) for one in (mine, theirs))
     if first != second:
         what = f"{len(first)} samples and {len(second)}, with {len(first & second)} in both{only_in(labels, (first, second))}"
         raise UserError(what, where=where, remedy=REMEDY)
     other = other_prompts(mine, theirs)
     if other and not mine.asked["chat_template"]:  # of which every run may have its own
-        raise UserError(f"{other} of {len(first)} samples were asked by other prompts", where=where, remedy=REMEDY)
+        raise UserError(f"{other} of {len(first)} samples had different prompts", where=where, remedy=REMEDY)
 
 
 def other_prompts(mine: SampledMetric, theirs: SampledMetric) -> int:
@@ -99,7 +99,7 @@ def _of_recipe(run: RunDir, owner: str) -> Iterator[StageRecord]:
 def _evaluations(run: RunDir, player: str) -> Iterator[StageRecord]:
     own = RunDir(run.root / EVALUATIONS)
     for done in sorted((own.root / player).glob(f"*/{DONE}")):
-        # a judge's answers and grades lie there too
+        # a judge's answers and grades are there too
         if (done.parent / RESULTS).is_dir() and done.parent.suffix != PARTIAL:
             yield own.verified(f"{player}/{done.parent.name}")
 

@@ -17,7 +17,7 @@ from sparring.rundir import write_json, write_text
 
 @dataclass(frozen=True)
 class Files:
-    """Where the comparison is written to, beside the terminal."""
+    """The files that the comparison is written to, in addition to the terminal."""
 
     json: Path | None = None
     markdown: Path | None = None

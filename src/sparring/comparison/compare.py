@@ -17,7 +17,7 @@ from sparring.errors import UserError, nearest
 from sparring.evaluation.metrics import Score
 from sparring.stage_names import START
 
-# what is compared where nobody asks for something else, as far as it was measured
+# the metrics that are compared by default, as far as they were measured
 DEFAULT_METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")
 CONFIDENCE = 0.95
 
@@ -128,7 +128,7 @@ def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """Of each path its last parts, as few as tell it from the others."""
+    """The last parts of each path, as few as distinguish it from the others."""
     parts = [folder.resolve().parts for folder in folders]
     labels = []
     for place, own in enumerate(parts):
@@ -142,7 +142,7 @@ def _require_distinct(runs: Sequence[Game] | Sequence[Seeds]) -> None:
     seen: set[Path] = set()
     for run in runs:
         if run.root.resolve() in seen:
-            raise UserError("this run is named twice", where=run.label, remedy="name every run once")
+            raise UserError("this run is given twice", where=run.label, remedy="give every run once")
         seen.add(run.root.resolve())
 
 
@@ -156,7 +156,7 @@ def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> A
     if found is None:
         names = ", ".join(run.label for run in runs)
         raise UserError(
-            f"{against!r} is no player of the runs that are compared: {names}",
+            f"{against!r} is not a player of the compared runs: {names}",
             where="--against",
             remedy=f"name a run and its player, such as {runs[0].label}:best",
         )
@@ -206,12 +206,12 @@ def _metric(name: str, reference: Arm | SeedArm) -> Metric:
 
 def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
     if name in OF_DUELS:
-        what = f"{name} is measured against each player's own opponent, so that no two players' are comparable"
+        what = f"{name} is measured against each player's own opponent, so it cannot be compared between players"
         return UserError(what, where="--metric", remedy=f"compare {', '.join(DEFAULT_METRICS)}")
     there = list(dict.fromkeys([*METRICS, *further]))
     guess = nearest(name, there)
     known = f"did you mean {guess}?" if guess else f"there are {', '.join(there)}"
-    what = f"no player has played a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"
+    what = f"no player has results of a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"
     return UserError(what, where="--metric", remedy=known)
 
 

@@ -26,7 +26,7 @@ def is_graded(metric: str) -> bool:
 
 
 def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:
-    """By what the held-out replies of a run were graded. A function of one's own is known by its text, wherever it lies."""
+    """How the held-out replies of a run were graded. A user's function is identified by its source text, not its path."""
     inputs = run.inputs_of(evaluate_stage(START)) or {}
     pattern = recipe.evaluate.answer_pattern
     exact = None if pattern is None else {"kind": "exact", "answer_pattern": pattern}  # of a run from before there were checkers
@@ -65,7 +65,7 @@ def other_grading(metric: str, mine: tuple[RunDir, Recipe, str], theirs: tuple[R
         strict, lax = (label, elsewhere) if first["must_end"] else (elsewhere, label)
         return f"passes replies that were cut at the limit in {lax} and not in {strict}, whose recipe has a target.checker"
     if metric in OF_ALL_REPLIES and own.evaluate.samples != other.evaluate.samples:
-        return f"is of another evaluate.samples {where} ({own.evaluate.samples} and {other.evaluate.samples})"
+        return f"uses another evaluate.samples {where} ({own.evaluate.samples} and {other.evaluate.samples})"
     return None
 
 

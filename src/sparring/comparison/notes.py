@@ -1,4 +1,4 @@
-"""What a reader of a comparison must know beside its numbers: what is unfinished, left out, or was made in another way."""
+"""The notes of a comparison: what is unfinished, left out, or was computed with other settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arms = Sequence[Arm | SeedArm]
 def notes(
     runs: Sequence[Game] | Sequence[Seeds], arms: Arms, reference: Arm | SeedArm, metrics: Sequence[str], everything: bool
 ) -> list[str]:
-    """A line each. everything: nobody asked for single metrics, so that a benchmark which cannot be compared is told of too."""
+    """One line per note. everything: no metric was chosen, so benchmarks that cannot be compared are noted too."""
     held_out = [name for name in metrics if not is_benchmark(name)]
     benchmarks = [name for name in metrics if is_benchmark(name)]
     found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs, held_out)]
@@ -26,7 +26,7 @@ def notes(
 def _of_runs(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
     for run in runs:
         if run.is_going:
-            yield f"{run.label} is still going: what it has so far is shown"
+            yield f"{run.label} is not finished: its results so far are shown"
         if isinstance(run, Seeds) and run.left_out:
             yield f"{run.label}: not every seed has {', '.join(run.left_out)}; left out"
 
@@ -43,11 +43,11 @@ def _of_sampling(runs: Sequence[Game] | Sequence[Seeds], held_out: Sequence[str]
     samples = {game.label: game.recipe.evaluate.samples for game in games}
     if len(set(samples.values())) > 1 and any(map(is_graded, held_out)):
         counts = ", ".join(f"{count} in {name}" for name, count in samples.items())
-        yield f"scores of answers go by evaluate.samples replies to a prompt, which differ, and so do their errors: {counts}"
+        yield f"scores are means over evaluate.samples replies to a prompt, which differ, and so do the standard errors: {counts}"
     for key in ("temperature", "top_p", "max_new_tokens"):
         values = {game.label: getattr(game.recipe.sampling, key) for game in games}
         if len(set(values.values())) > 1:
-            yield f"replies were drawn under another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())
+            yield f"replies were sampled at another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())
 
 
 def _of_gaps(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str], everything: bool) -> Iterator[str]:
@@ -68,7 +68,7 @@ def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
     runs = {arm.run.label for arm in having}
     missing = [arm for arm in arms if name not in arm.benchmarks]
     who = dict.fromkeys(arm.label if arm.run.label in runs else arm.run.label for arm in missing)
-    return f"not played by {', '.join(who)}" if who else None
+    return f"not run on {', '.join(who)}" if who else None
 
 
 def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> Iterator[str]:
@@ -77,12 +77,12 @@ def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> It
         for arm in (arm for arm in arms if name in arm.benchmarks):
             found = arm.benchmarks[name]
             if found.harness != own.harness:
-                yield f"{name} was played by lm-evaluation-harness {own.harness} in {reference.label}, {found.harness} in {arm.label}"
+                yield f"{name} was run by lm-evaluation-harness {own.harness} in {reference.label}, {found.harness} in {arm.label}"
             if other_prompts(own, found):
-                yield f"{name}: {reference.run.label} and {arm.run.label} have other chat templates, so that their prompts differ"
+                yield f"{name}: {reference.run.label} and {arm.run.label} have different chat templates, so their prompts differ"
 
 
 def _of_stale(arms: Arms) -> Iterator[str]:
     for arm in arms:
         for folder in arm.stale_benchmarks:
-            yield f"{folder} is of an earlier player; left out until `sparring evaluate` has played it anew"
+            yield f"{folder} is of an earlier player; left out until `sparring evaluate` has run on the current one"

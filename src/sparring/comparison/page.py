@@ -29,7 +29,7 @@ def _section(found: Comparison, metric: Metric) -> Markup:
     if points:
         told = f"{_heading(metric)} against compute"
         drawn = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", told)
-        body += page.figure(drawn, "Floating-point operations from the base model on; bars are one standard error; a game is joined.")
+        body += page.figure(drawn, "Floating-point operations since the base model. Bars: one standard error. Lines: iterations.")
     return body
 
 

@@ -35,7 +35,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Paired:
-    """One player less another on the same units (`n` rows, or seeds). `p` is two-sided; what one unit cannot tell is None."""
+    """One player less another on the same units (`n` rows, or seeds). `p` is two-sided; None where a single unit gives no estimate."""
 
     difference: float
     stderr: float | None
@@ -84,7 +84,7 @@ def over_seeds(first: Sequence[float], second: Sequence[float], confidence: floa
 
 
 def bootstrap(tops_N: np.ndarray, bottoms_N: np.ndarray, confidence: float, seed: int) -> tuple[float | None, float | None]:
-    """Percentile interval of sum(tops) / sum(bottoms) over rows drawn with replacement; none of fewer than two rows."""
+    """Percentile interval of sum(tops) / sum(bottoms) over rows resampled with replacement; None for fewer than two rows."""
     from scipy import stats
 
     if len(tops_N) < 2:

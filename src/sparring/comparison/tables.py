@@ -56,21 +56,21 @@ def legend(found: Comparison) -> Iterator[str]:
     resampled = "rows or samples" if any(metric.asked for metric in found.metrics) else "rows"
     interval = f"bootstrap over {resampled}" if found.unit == "rows" else "Student's t over seeds"
     yield (
-        f"± is one standard error, of differences a paired one; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
+        f"± is one standard error, paired for differences; interval: {found.confidence:.0%}, {interval}; p: {tests}, two-sided; "
         f"Holm over all {found.tests} tests shown."
     )
-    yield "Holm's family: every player but the reference in every metric, held-out ones and benchmarks together."
+    yield "Holm's correction covers every player but the reference in every metric, held-out ones and benchmarks together."
     yield from (f"{metric.name}: {_asked(metric.asked)}." for metric in found.metrics if metric.asked)
     summed = ", of all seeds together" if found.unit == "seeds" else ""
-    yield f"tokens, FLOPs and wall time: all that led from the base model to the player, measurements on held-out rows left out{summed}."
+    yield f"tokens, FLOPs and wall time: everything from the base model to the player, without measurements on held-out rows{summed}."
     if any(row.is_best for row in found.rows):
-        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: its score on them flatters it a little."
+        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: so its score on them is slightly too high."
     yield from (f"note: {note}" for note in found.notes)
 
 
 def cells(found: Comparison, row: Row, metric: str) -> list[str]:
     """In the order of HEADERS."""
-    name = f"{row.name}{' *' * row.is_best}{' (still going)' * row.is_going}"
+    name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_going}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
     return [name, *_of_metric(found, row, row.cells[metric]), *cost]
 

@@ -1,4 +1,4 @@
-"""What a comparison says in a sentence for each metric: who stands first, and whether by more than chance."""
+"""The verdict of a comparison, one sentence per metric: which player is first, and whether by more than chance."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def _of_metric(found: Comparison, metric: Metric) -> str | None:
     ranked = sorted(known, key=lambda row: -sign * row.cells[metric.name].score["value"])  # type: ignore[index]
     values = {row.cells[metric.name].score["value"] for row in known}  # type: ignore[index]
     if len(values) == 1 < len(known):
-        return f"By {metric_words(metric.name)} all stand equal, at {values.pop():.4f}."
+        return f"By {metric_words(metric.name)} all are equal, at {values.pop():.4f}."
     first, cell = ranked[0], ranked[0].cells[metric.name]
-    head = f"By {metric_words(metric.name)} {first.name} stands first with {cell.score['value']:.4f}"  # type: ignore[index]
+    head = f"By {metric_words(metric.name)} {first.name} is first with {cell.score['value']:.4f}"  # type: ignore[index]
     behind = ", ".join(f"{row.name} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1 : 1 + NAMED])  # type: ignore[index]
     behind += f" and {len(ranked) - 1 - NAMED} more" if len(ranked) > 1 + NAMED else ""
     return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."

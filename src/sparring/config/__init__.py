@@ -1,13 +1,13 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
 engines.py       what every sampling engine needs and refuses
-option_types.py  the types of the options, and what every section has in common
+option_types.py  the types of the options, and the base class of the sections
 sections/        the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them
 fields.py        walking the options; their types and values in plain words
 yaml_dialect.py  YAML as a recipe understands it
 overrides.py     `section.key=value` on the command line
-messages.py      what is wrong with a recipe, told to the person who wrote it
+messages.py      error messages for a recipe
 load.py          reading and writing a recipe
 reference.py     the page docs/recipe.md, which `python -m sparring.config` prints
 """

@@ -1,4 +1,4 @@
-"""What every sampling engine needs, takes and refuses: options, refusals, the plan and `sparring doctor` all read this one table."""
+"""The table of sampling engines, with requirements and limits; options, refusals, the plan and `sparring doctor` read it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ class EngineSpec:
     """One engine. `at_once`, `devices`, `fills` and `urls` name options below `sampling`; its own section there has its name.
 
     factory: `module:function` below sparring.opponent, called as function(recipe, chat, folder of the player)
-    what: how it draws, after the word "replies"
-    package, extra: what it imports, and the extra of sparring that installs that
-    on_ranks: the launcher's ranks draw, each with the whole model; other engines bring processes of their own
-    four_bit, dora: whether it draws from a base in 4 bits, and serves DoRA adapters
+    what: how it samples, continues the word "replies"
+    package, extra: the package that it imports, and the extra of sparring that installs it
+    on_ranks: the launcher's ranks sample, each with the whole model; other engines start their own processes
+    four_bit, dora: whether it samples from a 4-bit base, and supports DoRA adapters
     hosts: it runs another engine, `sampling.ray.engine`, in workers on many machines
-    urls: where other machines serve the player; their memory is not ours
+    urls: addresses of other machines that serve the player; their memory is not counted
     devices: how many devices share one copy of the model; None for one
-    at_once, usually: how many replies a copy draws together, and how many where that option is null; None: as `batch_tokens` allows
-    fills: the share of a device's memory that it takes whatever it needs; None for what it needs
-    paged: CUDA graphs and paged attention, which make it faster than a model's own code
+    at_once, usually: how many replies a copy samples together, and how many if that option is null; None: as `batch_tokens` allows
+    fills: the fixed share of a device's memory that it reserves; None if it takes only what it needs
+    paged: CUDA graphs and paged attention, which make it faster than the model's own code
     """
 
     name: str
@@ -42,18 +42,18 @@ class EngineSpec:
 
     @property
     def in_workers(self) -> bool:
-        """Whether an engine that hosts others can run it."""
+        """Whether an engine that hosts others (Ray) can run it."""
         return not self.hosts and self.urls is None
 
     @property
     def holds_whole(self) -> bool:
-        """Whether a device of this run has to hold the whole model."""
+        """Whether a device of this run must hold the whole model."""
         return self.in_workers and self.devices is None
 
     def refusals(self, lora: Any) -> Iterator[str]:
-        """Why it cannot draw from players that are trained with `lora` (a LoraSection, or None)."""
+        """Why it cannot sample from players that are trained with `lora` (a LoraSection, or None)."""
         if lora is not None and lora.quantize and not self.four_bit:
-            yield f"{self.name} would draw from the base in 16 bits, and quantize has it scored and trained in 4; {_remedy('quantize')}"
+            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {_remedy('quantize')}"
         if lora is not None and lora.dora and not self.dora:
             yield f"{self.name} serves no DoRA adapters; {_remedy('dora')}"
 

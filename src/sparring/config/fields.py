@@ -1,4 +1,4 @@
-"""Walking the options, and their types and values in plain words: errors and docs/recipe.md use the same words."""
+"""Iterating over the options, and their types and values in words, shared by errors and docs/recipe.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparring.config.recipe import Recipe
 
 
 def types_inside(annotation: Any) -> Iterator[Any]:
-    """An annotation and, at any depth, what it is made of: `X | None` gives itself, X and None."""
+    """An annotation and its arguments at any depth: `X | None` gives itself, X and None."""
     yield annotation
     for part in get_args(annotation):
         yield from types_inside(part)
@@ -66,14 +66,14 @@ def _bounds(metadata: Sequence[Any]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as the person wrote it, in one line of at most 100 characters."""
+    """A value as the user wrote it, in one line of at most 100 characters."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, Section):
         return _shortened(f"{{{', '.join(f'{name}: {show(getattr(value, name))}' for name in sorted(value.model_fields_set))}}}")
     try:
         text = repr(list(value) if isinstance(value, tuple) else value)
-    except ValueError:  # Python prints no integer of more than 4300 digits
+    except ValueError:  # Python refuses to print integers of more than 4300 digits
         text = "an integer of thousands of digits"
     return _shortened(text)
 

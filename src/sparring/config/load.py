@@ -42,7 +42,7 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
 
 
 def _with_new_keys(values: Any) -> Any:
-    """A recipe of an earlier version: its keys by the names that they have now, each announced."""
+    """A recipe of an earlier version with the current names of its keys; each renaming is logged."""
     for old, new in OLD_KEYS.items():
         if isinstance(values, dict) and old in values:
             if new in values:
@@ -59,7 +59,7 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def _located(name: str) -> Path:
-    """The file that a recipe's name stands for. Raises UserError for an unknown `builtin:NAME`."""
+    """The file of a recipe's name. Raises UserError for an unknown `builtin:NAME`."""
     known = builtin_recipes() if name.startswith(BUILTIN) else {}
     if known and name not in known:
         guess = nearest(name, known)
@@ -69,7 +69,7 @@ def _located(name: str) -> Path:
 
 
 def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapping[str, str]) -> S:
-    """A section made of a command's options, checked as those of a recipe. `options`: key -> the option that gave it.
+    """A section built from a command's options, validated like a recipe. `options`: key -> its command-line option.
 
     Raises UserError naming the option.
     """
@@ -84,7 +84,7 @@ def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapp
 
 
 def recipe_of_run(root: Path) -> Recipe:
-    """The recipe that a run directory was made by. Raises UserError where there is none."""
+    """The recipe of a run directory. Raises UserError if there is none."""
     if not (root / "recipe.yaml").is_file():
         raise UserError(
             "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
@@ -98,7 +98,7 @@ def require_layout(root: Path) -> None:
     """Raise UserError for a run of an earlier version, whose folder of the start's scores was called `baseline`."""
     if not (root / "baseline").is_dir():
         return
-    linked = (root / "start").is_symlink()  # the base model of adapters, which are found by this link
+    linked = (root / "start").is_symlink()  # the link through which adapters find their base model
     remedy = f"rename {root / 'baseline'} to {root / 'start'}, then run its recipe again: what is finished is kept"
     raise UserError(
         "this run was written by an earlier version, which called the folder of the start's scores `baseline`",
@@ -113,7 +113,7 @@ def to_yaml(recipe: Recipe) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A private copy in plain dicts and lists, so that nothing of the caller's is shared; paths become text."""
+    """A private copy in plain dicts and lists, which shares nothing with the caller's; paths become text."""
     if isinstance(value, Section):
         value = value.model_dump(warnings=False)
     if isinstance(value, Mapping):
@@ -145,7 +145,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-SFT_LR = 1e-5  # of continued SFT after no SFT stage: half of what is usual for the first one
+SFT_LR = 1e-5  # of continued SFT without an SFT stage: half of the usual rate of a first SFT
 
 
 def control_lr(recipe: Recipe, section: ControlSection) -> float:
@@ -158,14 +158,14 @@ def control_lr(recipe: Recipe, section: ControlSection) -> float:
 
 
 def control_batch_size(recipe: Recipe, section: ControlSection) -> int:
-    """The rows of its optimizer step."""
+    """Rows per optimizer step of a control."""
     inherited = recipe.sft if recipe.sft and section.kind == "continued-sft" else recipe.train
     return section.batch_size or inherited.batch_size
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """The recipe with everything filled in that follows from it alone: the same game. What hangs on the rows, the model or the machine
-    stays null."""
+    """The recipe with all defaults that follow from it alone: the same game. Values that depend on the rows, the model or the machine
+    stay null."""
     controls = tuple(
         section.model_copy(update={"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section)})
         for section in recipe.controls

@@ -1,4 +1,4 @@
-"""What is wrong with a recipe: pydantic's errors told in the words of the recipe, one line per problem."""
+"""Error messages for a recipe: pydantic's errors in terms of recipe keys, one line per problem."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Place(NamedTuple):
 
     key: str
     field: FieldInfo | None  # None for an unknown key
-    rest: tuple[str | int, ...] = ()  # what pydantic says beyond the key: union branches, list positions
+    rest: tuple[str | int, ...] = ()  # the part of pydantic's location after the key: union branches, list positions
 
     @property
     def positions(self) -> list[int]:
@@ -35,7 +35,7 @@ def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> U
         grouped.setdefault(place.key, []).append((item, place))
     lines = []
     for key, problems in grouped.items():
-        # A union (scalar or list) gives one error per branch: the wrong elements say more than "not a number".
+        # A union (scalar or list) gives one error per branch: those of the elements are more precise than "not a number".
         in_elements = [(item, place) for item, place in problems if place.positions]
         lines += [_describe(item, place) + _culprit(key, overrides) for item, place in in_elements or problems[:1]]
     count = "1 problem" if len(lines) == 1 else f"{len(lines)} problems"
@@ -44,7 +44,7 @@ def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> U
 
 
 def _culprit(key: str, overrides: list[str]) -> str:
-    """Names the last override that touched the key, so that nobody searches for it in the file."""
+    """Names the last override that set the key, so that the user does not search for it in the file."""
     for override in reversed(overrides):
         path = override_path(override)
         if f"{key}.".startswith(f"{path}.") or f"{path}.".startswith(f"{key}."):
@@ -62,7 +62,7 @@ def _locate(loc: tuple[str | int, ...]) -> _Place:
                 names.append(str(part))
             return _Place(".".join(names), field, loc[depth:])
         if isinstance(part, int) and field is not None and get_origin(field.annotation) is tuple and loc[depth - 1] == names[-1]:
-            names[-1] += f"[{part}]" if part else ""  # in a list of sections; one that stands alone is not written as a list
+            names[-1] += f"[{part}]" if part else ""  # in a list of sections; a single one is not written as a list
             continue
         names.append(str(part))
         field = section.model_fields.get(str(part))
@@ -92,7 +92,7 @@ def _describe(item: Any, place: _Place) -> str:
 
 
 def _wanted(item: Any, place: _Place) -> str:
-    """The rule in plain words, with a hint for the usual slips."""
+    """The rule in words, with a hint for common mistakes."""
     field, value = place.field, item["input"]
     if section_of(field.annotation) is not None:
         return "a section, its keys indented below its name" + ("" if field.is_required() else "; leave it out for the defaults")
@@ -113,7 +113,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _words_at(place: _Place) -> str:
-    """The words for a whole option, or for one element where the place is inside its list or mapping."""
+    """The type in words of a whole option, or of one element if the place is inside its list or mapping."""
     for part in types_inside(place.field.annotation):
         if get_origin(part) is dict and place.rest:
             return in_words(get_args(part)[1])
@@ -126,8 +126,8 @@ def _describe_unknown(key: str) -> str:
     shown, key = key, re.sub(r"\[\d+\]", "", key)
     parent, _, name = key.rpartition(".")
     everywhere = [path for path, _ in walk_fields()]
-    if key in everywhere:  # a top-level `train.lr: 1e-6`: fine as an override, not in a file
-        return f"{shown}: unknown key; in a recipe, keys of a section stand indented below its name"
+    if key in everywhere:  # a top-level `train.lr: 1e-6` is valid as an override, not in a file
+        return f"{shown}: unknown key; in a recipe, keys of a section are indented below its name"
     elsewhere = [path for path in everywhere if path.rpartition(".")[2] == name]
     if elsewhere:
         return f"{shown}: unknown key; did you mean {' or '.join(elsewhere)}?"

@@ -1,4 +1,4 @@
-"""The types of the options, and what every section of a recipe has in common."""
+"""The types of the options, and the base class of the sections."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ T = TypeVar("T")
 
 
 def _can_be_used(text: str) -> str:
-    """No file's name and no tokenizer takes halves of a character or NUL."""
+    """Neither file names nor tokenizers accept lone surrogates or NUL."""
     if not text.strip():
         raise ValueError("must not be blank")
     wrong = re.search("[\x00\ud800-\udfff]", text)
     if wrong is not None:
-        raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is no character of a text")
+        raise ValueError(f"holds U+{ord(wrong[0]):04X}, which is not a character of text")
     return text
 
 
 def _without_password(path: str) -> str:
     if holds_a_password(path):
-        raise ValueError("holds a password or a key, as of a URL; neither a path nor a Hub id has one, and a run keeps its recipe")
+        raise ValueError("holds a password or a key, as in a URL; a path or a Hub id has none, and the run directory stores the recipe")
     return path
 
 
@@ -49,14 +49,14 @@ def _base_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port_or_none(parts):
         raise ValueError("not an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise _secret("a URL of a server has no user, password or parameters; a key stands in the variable that api_key_env names")
+        raise _secret("a URL of a server has no user, password or parameters; a key belongs in the variable that api_key_env names")
     return url.rstrip("/")
 
 
 def _has_port_or_none(parts: SplitResult) -> bool:
     try:
         return parts.port != 0
-    except ValueError:  # no number, or beyond 65535
+    except ValueError:  # not a number, or above 65535
         return False
 
 
@@ -70,7 +70,7 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     if not values:
         raise ValueError("must name at least one")
     if len(set(values)) < len(values):
-        raise ValueError("names one twice")
+        raise ValueError("contains duplicates")
     return values
 
 
@@ -81,7 +81,7 @@ def _folder_name(name: str) -> str:
 
 
 def _variable(name: str) -> str:
-    """Of a chat template: not what every rendering sets itself, and no word of the template's language."""
+    """A variable of a chat template: not one that every rendering sets, and not a keyword of Jinja."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name in GIVEN | WORDS or name.endswith("_token"):
         raise ValueError("not a variable of a chat template that can be given a value")
     return name
@@ -91,7 +91,7 @@ def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a character (a lone surrogate)") from None
+        raise ValueError("contains half of a character (a lone surrogate)") from None
     return text
 
 
@@ -99,7 +99,7 @@ def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# Names that a rendering gives to every chat template, and words of Jinja
+# Variables that a rendering sets for every chat template, and keywords of Jinja
 GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
 WORDS = frozenset(("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self"))
 
@@ -115,7 +115,7 @@ class FrozenDict(dict[Any, Any]):
     def __hash__(self) -> int:  # type: ignore[override]
         return hash(frozenset(self.items()))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # the default way to copy and unpickle would set item by item
+    def __reduce__(self) -> tuple[Any, ...]:  # the default copy and unpickle would set items one by one
         return FrozenDict, (dict(self),)
 
 
@@ -131,9 +131,9 @@ Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
 # Folders of iterations are numbered with three digits.
 Iterations = Annotated[int, Field(gt=0, lt=1000)]
-# Each prompt is held as often in memory at once; the published runs take one.
+# Each prompt is in memory this many times at once; the published runs use one.
 Replies = Annotated[int, Field(gt=0, le=1000)]
-# Below 2**32, because NumPy takes no larger seed.
+# Below 2**32, the limit of NumPy's seeds.
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 SeedList = Annotated[tuple[Seed, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 FloatList = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
@@ -162,7 +162,7 @@ Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 
 class Contradiction(NamedTuple):
-    """An option that does not go with another section's: its key, its value, and why."""
+    """An option that contradicts one of another section: its key, its value, and the reason."""
 
     key: str
     value: Any

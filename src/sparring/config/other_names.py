@@ -1,4 +1,4 @@
-"""What other trainers call our options: TRL and the transformers Trainer, axolotl, LLaMA-Factory. For messages only."""
+"""The names of our options in other trainers (TRL and the transformers Trainer, axolotl, LLaMA-Factory), for error messages only."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ SAME: dict[str, str] = {
     "deepspeed": "launcher.strategy",
     "fsdp": "launcher.strategy",
 }
-# their name -> what is done here in its place
+# their name -> the equivalent here
 INSTEAD: dict[str, str] = {
     "gradient_accumulation_steps": "train.batch_size counts the duels of one step on all devices together",
     "micro_batch_size": "train.batch_size counts the duels of one step; train.micro_batch_tokens says how many tokens are computed at once",
@@ -103,21 +103,21 @@ INSTEAD: dict[str, str] = {
     "sample_packing": "duels are always packed",
     "ref_model": "the reference is the opponent: the player of the iteration before",
     "trust_remote_code": "code of a model's repository is never run",
-    "flash_attention": "the fastest attention that fits is chosen by itself",
-    "attn_implementation": "the fastest attention that fits is chosen by itself",
+    "flash_attention": "the fastest attention that fits is chosen automatically",
+    "attn_implementation": "the fastest attention that fits is chosen automatically",
     "logging_steps": "every step is logged, in metrics.jsonl",
     "eval_steps": "players are measured once after every iteration",
     "eval_strategy": "players are measured once after every iteration",
     "push_to_hub": "`sparring push` does that after the game",
-    "resume_from_checkpoint": "the same command goes on where it stopped",
+    "resume_from_checkpoint": "the same command resumes where it stopped",
     "load_in_8bit": "a frozen base is kept in 4 bits by `lora: {quantize: 4bit}`",
 }
 
 
 def hint(key: str) -> str | None:
-    """What to write for `key`, dotted, where its last part is another trainer's name; None for any other.
+    """The key to use for the dotted `key` if its last part is another trainer's name; None otherwise.
 
-    The key of the same section is named where it has one: `sft.learning_rate` is sft.lr.
+    A key of the same section is preferred: `sft.learning_rate` is sft.lr.
     """
     section, _, name = key.rpartition(".")
     name = name.lower().replace("-", "_")

@@ -17,13 +17,13 @@ def override_path(override: str) -> str:
 
 
 def shown_override(override: str) -> str:
-    """The override as a message repeats it: its value only where it is none of those beside which a secret may stand."""
+    """The override for a message; its value is hidden if it may contain a secret."""
     path = override_path(override)
     return show(f"{path}={HIDDEN}" if re.search(r"(?i)url|key|token|secret|password|command", path) else override)
 
 
 def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    """`values` with one key set; sections on the way are copied or made, never changed in place."""
+    """`values` with one key set; sections on the path are copied or created, never changed in place."""
     keys = override_path(override).split(".")
     if "=" not in override or not all(keys):
         raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
@@ -52,4 +52,4 @@ def _override_value(override: str) -> Any:
     try:
         return parse_yaml(text, where)
     except UserError as error:
-        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself stand in quotes") from None
+        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself be quoted") from None

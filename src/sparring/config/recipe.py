@@ -27,7 +27,7 @@ T = TypeVar("T")
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
-    run_dir: PathText = Field(description="Folder of this run: all state lives there.")
+    run_dir: PathText = Field(description="Run directory: holds all files of this run.")
     seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
     seeds: SeedList | None = Field(
         None,
@@ -41,7 +41,7 @@ class Recipe(Section):
         "model as it is.",
     )
     iterations: Iterations = Field(3, description="Self-play iterations at most; the paper plays 4.")
-    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are drawn.")
+    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are sampled.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
     target: TargetSection = Field(default_factory=TargetSection, description="Who wins a duel.")
@@ -49,13 +49,13 @@ class Recipe(Section):
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
     controls: tuple[ControlSection, ...] = Field(
         (),
-        description="Controls to show beside the game, one or a list of them; `controls: continued-sft` is short for its defaults, null "
+        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null "
         "plays without.",
     )
     launcher: LauncherSection = Field(
         default_factory=lambda: LauncherSection(kind="inline"),
         description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
-        "`launcher: inline` in short, or in many. Results are the same to rounding, and a run may go on under another launcher: "
+        "`launcher: inline` in short, or in several. Results are the same up to rounding, and a run may resume under another launcher: "
         "docs/launching.md.",
     )
     track: TrackSection | None = Field(
@@ -70,8 +70,8 @@ class Recipe(Section):
     )
     report: bool = Field(
         True,
-        description="Draw report.html after every iteration (once a minute at most) and at the end, some seconds of work; `sparring "
-        "report` draws it at any time.",
+        description="Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; "
+        "`sparring report` renders it at any time.",
     )
 
     @property
@@ -80,7 +80,7 @@ class Recipe(Section):
 
     @property
     def metric(self) -> str:
-        """What picks the best iteration."""
+        """The metric that selects the best iteration."""
         has_answers = self.evaluate.answer_pattern is not None or self.target.checker is not None
         return self.evaluate.metric or ("exact_match" if has_answers else "nll_per_token")
 
@@ -100,13 +100,13 @@ class Recipe(Section):
             return values
         train = values.get("train") or {}
         if not isinstance(train, dict) or "lora" in train:
-            return values  # two of them: the one at the top is refused as an unknown key
+            return values  # if both are given, the one at the top is refused as an unknown key
         return {**{key: value for key, value in values.items() if key != "lora"}, "train": {**train, "lora": values["lora"]}}
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_moving_targets(cls, values: Any) -> Any:
-        """Duels between sampled replies, where the recipe names no beta or NLL weight."""
+        """Defaults of beta and NLL weight for verified and majority targets."""
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
         if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
             return values
@@ -117,7 +117,7 @@ class Recipe(Section):
     @field_validator("run_dir")
     @classmethod
     def _at_home(cls, run_dir: str) -> str:
-        """What a shell does with `~`, before some libraries do it and others do not."""
+        """Expand `~` as a shell does, since only some libraries do."""
         return os.path.expanduser(run_dir)
 
     @field_validator("seeds")
@@ -192,7 +192,7 @@ class Recipe(Section):
     @field_validator("evaluate")
     @classmethod
     def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        target = info.data.get("target")  # None where it has faults of its own: whether there is a checker is not known then
+        target = info.data.get("target")  # None if it is invalid itself: whether there is a checker is not known then
         found = [] if target is None else list(evaluate.contradictions(target))
         if found:
             raise _refusal(found)
@@ -200,7 +200,7 @@ class Recipe(Section):
 
 
 def _refusal(found: Iterable[Contradiction]) -> ValidationError:
-    """One error per option, each under its own key; a ValueError could carry one only."""
+    """One error per option, each under its own key; a ValueError could carry only one."""
     details = [
         InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
         for key, value, why in found

@@ -23,8 +23,8 @@ data: {path: builtin:tasks}
 ```
 
 - Any key can be changed on the command line: `sparring run RECIPE.yaml train.lr=1e-6 objective.beta=[0.1,0.1,5] sft=null`.
-- Where a list is allowed beside a number, it holds one value per iteration.
-- Numbers and texts are what they look like, as in YAML 1.2: `5e-7` is a number, `"3"` and `no` are texts.
+- Where a key takes a number or a list, the list holds one value per iteration.
+- Numbers and texts are recognised as in YAML 1.2: `5e-7` is a number, `"3"` and `no` are texts.
 - Unknown or repeated keys, wrong types, values out of range and contradictions are refused before anything loads.
 """
 

@@ -1,4 +1,4 @@
-"""YAML as a recipe understands it: the scalars of YAML 1.2, no repeated keys, no tags."""
+"""The YAML of recipes: the scalars of YAML 1.2, no duplicate keys, no tags."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _SCALARS = {
 }
 
 
-# What a text may come to. A recipe has some 150 keys, three deep, and a few kilobytes; showcase prompts are what may make it longer.
+# Size limits. A recipe has some 150 keys, three levels and a few kilobytes; only showcase prompts make it longer.
 MOST_DEPTH = 20  # Python's own limit is about a thousand frames, and every level takes several
-MOST_VALUES = 10_000  # with everything that an alias stands for: nine lists of nine aliases each would be 400 million
-MOST_DIGITS = 18  # of a whole number, which then fits 64 bits wherever it goes
+MOST_VALUES = 10_000  # with the values of aliases: nine lists of nine aliases each would be 400 million
+MOST_DIGITS = 18  # of a whole number, which then fits in 64 bits
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads the scalars above, refuses a repeated key (PyYAML lets the last one win), tags such as `!!int` and what has no end.
+    """Reads the scalars above; refuses duplicate keys (PyYAML keeps the last one), tags such as `!!int`, and texts beyond the limits.
 
-    Everything is counted while it is read, before any list or mapping is made of it.
+    Values are counted while they are parsed, before any list or mapping is built.
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
@@ -42,7 +42,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "tag", None) not in (None, "!"):
-            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} has no place in a recipe", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is not allowed in a recipe", event.start_mark)
         before = self._values
         self._depth += 1
         if self._depth > MOST_DEPTH:
@@ -50,10 +50,10 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} stands for something that it is a part of", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} refers to a value that contains it", event.start_mark)
         self._values += self._sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
         if self._values > MOST_VALUES:
-            what = f"more than {MOST_VALUES:,} values, counting what aliases stand for"
+            what = f"more than {MOST_VALUES:,} values, counting the values of aliases"
             raise yaml.composer.ComposerError(None, None, what, event.start_mark)
         self._sizes.setdefault(id(node), self._values - before)
         return node
@@ -66,13 +66,14 @@ class _Loader(yaml.SafeLoader):
         return int(node.value)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, and not when the dict is made, because by then `<<` has copied its keys into the node.
+        # Here, and not when the dict is built, because by then `<<` has copied its keys into the node.
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             name = (key.tag, str(key.value))
             if name in lines:
-                raise yaml.composer.ComposerError(None, None, f"key {key.value!r} stands already in line {lines[name]}", key.start_mark)
+                what = f"duplicate key {key.value!r}, first defined on line {lines[name]}"
+                raise yaml.composer.ComposerError(None, None, what, key.start_mark)
             lines[name] = key.start_mark.line + 1
         return node
 
@@ -83,7 +84,7 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        # YAML takes these for line ends; only double quotes escape them
+        # line ends in YAML; only double quotes escape them
         style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style)
 
@@ -98,7 +99,7 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    """The value of a YAML text; `where` names the text in the error. Raises UserError for what is no YAML or beyond the limits above."""
+    """The value of a YAML text; `where` names the text in the error. Raises UserError for invalid YAML or beyond the limits above."""
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

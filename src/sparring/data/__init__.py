@@ -1,12 +1,12 @@
 """From SFT rows to token ids: sources -> conversations -> chat -> prepare, as the records of `sparring.data.records`.
 
-sources.py        where rows come from; text_files.py, arrow.py and tasks.py are the sources, compressed.py and json_text.py help them,
-                  and rows.py is what rows are then
+sources.py        the sources of rows: text_files.py, arrow.py and tasks.py, with compressed.py and json_text.py,
+                  which return the rows of rows.py
 conversations.py  a row as turns and a reply, by the shapes of shapes.py
-turns.py          a turn of a row, and what its keys say; cells.py its columns by their standard names
+turns.py          a turn of a row and its keys; cells.py: its columns by their standard names
 preferences.py    a row as a labelled pair
-chat.py           turns as token ids; given_back.py tells whether the template kept them, template_kwargs.py gives it variables
-prepare.py        the rows of a run: filtered, split, tokenised; fingerprint.py is what they depend on
+chat.py           turns as token ids; given_back.py checks that the template kept them, template_kwargs.py gives it variables
+prepare.py        the rows of a run: filtered, split, tokenised; fingerprint.py: everything that they depend on
 window.py         examples and replies as duels
 tables.py         parquet tables of a run
 

@@ -59,7 +59,7 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
             yield where, row
         else:
             what = f"cannot decode the column {broken!r}: {row[broken].reason}"
-            bad.meet(UserError(what, where=where, remedy="mend the row or take it out of the file"))
+            bad.meet(UserError(what, where=where, remedy="fix the row or remove it from the file"))
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
@@ -91,11 +91,11 @@ def _cell(value: pa.Scalar) -> Any:
 
 
 def _json_feature(table: pa.Table, name: str) -> dict[str, Any] | None:
-    """What `datasets` wrote into the file of a column in which it keeps JSON as text: Arrow itself does not decode that."""
+    """Decode a column in which `datasets` stores JSON as text, which Arrow itself does not decode."""
     try:
         written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = written["info"]["features"][name]
-    except (ValueError, LookupError, TypeError):  # nothing, or something else than `datasets` writes
+    except (ValueError, LookupError, TypeError):  # not metadata that `datasets` writes
         return None
     return feature if '"_type": "Json"' in json.dumps(feature) else None
 
@@ -129,7 +129,7 @@ def _hub_rows(dataset: Dataset, source: str, names: Collection[str]) -> Iterator
 
 
 def hub_dataset(section: Source) -> tuple[Dataset, str]:
-    """A data set of the Hub, or of its cache, and its name with what was asked for. Raises UserError where it cannot be had."""
+    """A data set of the Hub, or of its cache, and its name with split and revision. Raises UserError if it cannot be loaded."""
     import datasets
     from huggingface_hub.errors import HTTPError
 

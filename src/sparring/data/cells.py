@@ -34,7 +34,7 @@ class Cells:
         return text_of(self.value(standard), self.name(standard), self.where)
 
     def optional_text(self, standard: str) -> str:
-        """ "" where the cell is null or blank."""
+        """ "" if the cell is null or blank."""
         text = "" if self.value(standard) is None else self.text(standard)
         return text if text.strip() else ""
 

@@ -1,7 +1,7 @@
-"""The only place where conversations become token ids: data, sampling, training, evaluation and export all come through here.
+"""The only place where conversations are tokenised: data, sampling, training, evaluation and export all use it.
 
 A prompt is tokenised alone, because that is the prefix under which replies are sampled; a human reply is what the chat template
-adds to that very prefix, up to and including the token with which the model itself ends a turn.
+adds to that prefix, up to and including the token with which the model itself ends a turn.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from sparring.files import MOST_TEXT_BYTES, require_regular
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stand-ins whose place in a rendering shows what the template puts around them.
+# Placeholders whose position in a rendering shows what the template writes around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
 _THOUGHT = "sparring probe thought"
 _OPTION = "model.chat_template"
@@ -72,8 +72,8 @@ class Chat:
     end_of_turn_ids: further ids that end a reply, as the model's generation config lists them.
 
     `stop_ids` are the ids at which sampling stops, `end_of_turn_id` the one that every uncut human reply ends in. `notices`
-    tells, once each, what had to be decided for this template; it may grow while conversations come in.
-    Rendering happens in transformers' sandbox alone, in a process with limits (rendering.py). Nothing here reads the pad token, which may
+    has one line for each decision about this template; it may grow while conversations are rendered.
+    Rendering happens only in transformers' sandbox, in a process with limits (rendering.py). Nothing here reads the pad token, which may
     equal the end of turn.
     """
 
@@ -112,7 +112,7 @@ class Chat:
 
         Together they are the tokenizer's own rendering of the whole conversation, less what the template writes after the end
         of the turn. Where a token would reach across the boundary, the prompt keeps its ids and the reply is tokenised alone.
-        Raises UserError where the template does not give back the row's texts, and these alone.
+        Raises UserError if the rendering does not consist of the row's texts and the template's own marks.
         """
         prompt, reply = self._folded(conversation.prompt), conversation.turn
         self._check_turns([reply], where)
@@ -129,7 +129,7 @@ class Chat:
         return prompt_ids, self._up_to_end_of_turn(reply_ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text for people to read, without special tokens. Never encode it again: the ids are the reply."""
+        """Text for display, without special tokens. Never encode it again: the ids are the reply."""
         return self._text(ids, skip_special_tokens=True)
 
     def _ids(self, text: str) -> TokenIds:
@@ -145,20 +145,20 @@ class Chat:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
-            raise UserError(what, where=where, remedy=f"mend or drop the row, or set {_OPTION} to a template that takes it") from None
+            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {_OPTION} to a template that accepts it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self._renderer([self._as_taken(message) for message in messages], add_generation_prompt=add_generation_prompt)
 
     def _as_taken(self, message: Message) -> dict[str, str]:
-        """The turn with what was thought under the key that the template reads."""
+        """The turn with its reasoning under the key that the template reads."""
         taken = {"role": message["role"], "content": message["content"]}
         if "reasoning_content" in message and self._reasoning_key is not None:
             taken[self._reasoning_key] = message["reasoning_content"]
         return taken
 
     def _folded(self, prompt: Sequence[Message]) -> list[Message]:
-        """The turns as the template can take them: where it has no system role, that text opens the first user turn."""
+        """The turns in a form that the template supports: without a system role, the system text opens the first user turn."""
         system = [message["content"] for message in prompt if message["role"] == "system"]
         if self._takes_system or not system:
             return list(prompt)
@@ -170,7 +170,7 @@ class Chat:
         turns[first] = Message(role="user", content="\n\n".join([*system, turns[first]["content"]]))
         return turns
 
-    # --- the template gives back what it was given ---
+    # --- checks that the rendering contains the row's texts ---
 
     def _row_prompt(self, prompt: Sequence[Message], where: str | None) -> str:
         """The rendered prompt of a row, which holds the text of each of its turns."""
@@ -186,12 +186,12 @@ class Chat:
         return text
 
     def _lost_role(self, roles: tuple[str, ...]) -> int | None:
-        """The first of these turns that the template leaves out whatever it says. A short text of a row may stand elsewhere by chance."""
+        """The first of these turns whose text the template always leaves out. A short text may occur elsewhere in a row by chance."""
         if roles not in self._lost_of_roles:
             turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
             try:
                 lost = lost_turn(self._render_raw(turns, True), turns)
-            except TemplateError:  # it takes these turns with the texts of the row alone
+            except TemplateError:  # it accepts these turns only with the texts of the row
                 lost = None
             self._lost_of_roles[roles] = lost and lost.place
         return self._lost_of_roles[roles]
@@ -209,7 +209,7 @@ class Chat:
             raise closing_error(self.source, closing, reply["content"], where)
 
     def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:
-        """Refuse texts with the template's own marks in them, and what was thought where the template has no use for that."""
+        """Refuse texts that contain the template's own marks, and reasoning that the template does not render."""
         for turn in turns:
             if "reasoning_content" in turn and self._reasoning_key is None:
                 raise no_reasoning_error(self.source, turn, where)
@@ -219,12 +219,12 @@ class Chat:
 
     @property
     def _end_of_turn(self) -> str | None:
-        """As the template writes it, where it does."""
+        """The reasoning as the template writes it, if it does."""
         return self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id) if self._template_ends_turns else None
 
     @cached_property
     def _marker(self) -> re.Pattern[str]:
-        """Matches the special tokens that the template marks turns with. What marks thinking is none: replies may spell that."""
+        """Matches the special tokens with which the template marks turns. Marks of thinking are excluded: replies may contain them."""
         asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
         try:
             text = self._render_raw([asked, answered, asked])
@@ -237,7 +237,7 @@ class Chat:
 
     @cached_property
     def _reasoning_key(self) -> str | None:
-        """The key under which the template takes what an assistant thought before its reply; None where it has no use for it."""
+        """The key under which the template reads an assistant's reasoning; None if it does not render it."""
         asked, answered = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
         for key in REASONING:
             try:
@@ -268,7 +268,7 @@ class Chat:
             return (*ids, end)
         return ids[: len(ids) - ids[::-1].index(end)]
 
-    # --- probes: what this template does, found out once ---
+    # --- probes: properties of this template, determined once ---
 
     def _probe_end_of_turn(self) -> tuple[int, bool]:
         """(id of the token that ends an assistant turn, whether the template writes it)."""
@@ -295,12 +295,12 @@ class Chat:
         added = self.tokenizer.added_tokens_decoder
         special = {*self.tokenizer.all_special_ids, *(token for token, entry in added.items() if entry.special)}
         marked = {token for token, entry in added.items() if entry.content.strip()}
-        # What a tokenizer cannot spell, a line break for example, ends nothing.
+        # A text that a tokenizer cannot encode, a line break for example, ends no turn.
         known = [token for token in ids if token != self.tokenizer.unk_token_id]
         return next((token for kind in (special, marked) for token in known if token in kind), None)
 
     def _probe_system(self) -> bool:
-        """Whether a system turn reaches the rendering; some templates refuse it, some drop it without a word."""
+        """Whether a system turn reaches the rendering; some templates refuse it, some drop it silently."""
         try:
             text = self._render_raw([Message(role="system", content=_SYSTEM), Message(role="user", content=_ASKED)], True)
         except TemplateError:
@@ -308,7 +308,7 @@ class Chat:
         return _SYSTEM in text
 
     def _probe_start(self) -> None:
-        """Say what a reader of the ids would trip over: a missing start token, a prompt that depends on the day."""
+        """Add notices for surprising properties of the ids: a missing start token, a prompt that depends on the date."""
         if "strftime_now" in self.template:
             self._note("the chat template writes today's date into prompts: the rows keep the date on which they were prepared")
         bos = self.tokenizer.bos_token_id

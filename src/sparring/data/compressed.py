@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from sparring.errors import UserError, first_line
 
-# Of text after decompression: more than the largest public SFT sets hold, and what a machine can still keep as rows.
+# Limit after decompression: more than the largest public SFT sets, and still small enough to hold as rows in memory.
 MAX_DECOMPRESSED = 16 * 2**30
 _PIECE = 2**24
 
@@ -26,7 +26,7 @@ UNPACKERS: dict[str, Callable[[bytes], BinaryIO]] = {".gz": lambda data: gzip.Gz
 
 
 def bytes_of(path: Path) -> bytes:
-    """What the file holds, decompressed where its name says that it is compressed. Raises UserError."""
+    """The content of the file, decompressed according to its name. Raises UserError."""
     try:
         data = path.read_bytes()
     except OSError as error:

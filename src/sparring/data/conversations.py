@@ -1,4 +1,4 @@
-"""Rows become conversations: each row of the recipe's data, whatever its shape, as turns and a reply."""
+"""Convert the rows of the recipe's data, of any shape, to conversations: turns and a reply."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import MEND_ROW, Reading, Turn, without_surrogates
 from sparring.errors import UserError
 
-MOST_NAMED, LONGEST_NAME = 100, 80  # of columns in a message: a file may have as many as it likes, and of any length
+MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
 
 
 def printable(name: str) -> str:
@@ -42,7 +42,7 @@ class Loaded:
 
 
 def load_conversations(section: DataSection, seed: int) -> Loaded:
-    """Read every row of the recipe's data and turn it into a Conversation, blank ones included (`is_empty` tells them).
+    """Read every row of the recipe's data and turn it into a Conversation, blank ones included (see `is_empty`).
 
     `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
@@ -69,7 +69,7 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
 
 @dataclass(frozen=True)
 class Shaped:
-    """A source whose shape is known: what is read of its columns, and what is not."""
+    """A source with a known shape: which of its columns are read, and which are not."""
 
     table: Table
     option: str
@@ -79,7 +79,7 @@ class Shaped:
 
     @classmethod
     def of(cls, table: Table, section: Source, shape: Shape, reasoning: Any, further: Collection[str]) -> Shaped:
-        """`further` columns are read beside those of the shape."""
+        """`further` columns are read in addition to those of the shape."""
         of_shape = [section.columns.get(name, name) for name in (*shape.required, *shape.optional)]
         names = frozenset((*of_shape, *further))
         refused = tuple(name for name in TOOL_COLUMNS if name not in names)
@@ -107,12 +107,12 @@ class Shaped:
 
 
 def is_empty(conversation: Conversation) -> bool:
-    """Nothing was asked or nothing but blanks was answered."""
+    """Whether the prompt or the reply is blank."""
     return asks_nothing(conversation) or not conversation.reply.strip()
 
 
 def asks_nothing(conversation: Conversation) -> bool:
-    """Only system turns have text."""
+    """Whether only system turns have text."""
     return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
 
 
@@ -136,8 +136,9 @@ def _answer(value: Any, name: str, where: str) -> str | None:
 def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conversation | None:
     """One row as the turns up to its last assistant turn that is to be trained on, and that turn; None where none is.
 
-    Lone surrogates, which no tokenizer takes, become U+FFFD. `reading.counts` learns in how many rows that happened, and in how many
-    turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a turn.
+    Lone surrogates, which tokenizers do not accept, become U+FFFD. `reading.counts` counts the rows with a replacement, and the rows
+    in which turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a
+    turn.
     """
     prompt, answer = _sides(row, shape, reading, where)
     replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]

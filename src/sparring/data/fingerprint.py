@@ -1,4 +1,4 @@
-"""What the rows of a run depend on, by content: the source's bytes, the tokenizer, the chat template."""
+"""Everything that the rows of a run depend on, by content: the source's bytes, the tokenizer, the chat template."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from sparring.data.sources import local_files
 from sparring.errors import UserError
 from sparring.rundir import digest, file_hash
 
-# Options that came after the first runs; the first of them say how rows of any kind are read
+# Options that are newer than the first runs; the first of them apply to rows of any kind
 ROW_OPTIONS = ("on_bad_row", "reasoning")
 LATER_OPTIONS = (*ROW_OPTIONS, "answer", "checker_columns")
 
 
 def data_inputs(section: DataSection) -> dict[str, Any]:
-    """What the prepared rows depend on; options that came later are left out at their default, so that earlier runs still open."""
+    """Everything that the prepared rows depend on; newer options are left out at their default, so that earlier runs remain valid."""
     inputs = {**section.model_dump(exclude={"path", "prompts", *LATER_OPTIONS}), **changed(section, LATER_OPTIONS)}
     if section.prompts is not None:
         inputs["prompts"] = {**section.prompts.model_dump(exclude={"path"}), "content": source_fingerprint(section.prompts)}
@@ -26,14 +26,14 @@ def data_inputs(section: DataSection) -> dict[str, Any]:
 
 
 def changed(section: DataSection, names: Sequence[str]) -> dict[str, Any]:
-    """Those of the options that are not at their default."""
+    """The options that are not at their default."""
     fields = type(section).model_fields
     return {name: value for name in names if (value := getattr(section, name)) != fields[name].default}
 
 
 def source_fingerprint(section: Source) -> str:
-    """sha256 of a local file, or of those of several files whatever their names; for built-in data and Hub ids the name (the revision
-    stands beside it in the recipe)."""
+    """sha256 of a local file, or of several files independent of their names; for built-in data and Hub ids the name (the recipe has the
+    revision)."""
     files = local_files(section)
     if files is None:
         return section.named

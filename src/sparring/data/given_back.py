@@ -1,4 +1,4 @@
-"""What a chat template gives back of a row: every turn's text, and the reply with nothing before it that the model is not sampled after."""
+"""Checks of a rendered row: it contains every turn's text, and before the reply exactly the prefix under which replies are sampled."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sparring.errors import UserError
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 OPTION = "model.chat_template"
-# <|im_end|> where the tokenizer has no such token: the end of the turn in letters, which the model learns with the reply
+# <|im_end|> without such a token in the tokenizer: the end of the turn as plain text, which the model learns with the reply
 SPELT_MARK = re.compile(r"<[^<>/\s][^<>\s]*>")
 SHOWN = 60  # characters of a text in a message
 
 
 @dataclass(frozen=True)
 class Lost:
-    """Which turn's text a rendering does not hold; `written` is what it has after the turns before."""
+    """The turn whose text is missing in a rendering; `written` is the text found in its place."""
 
     place: int
     written: str
@@ -28,15 +28,15 @@ class Lost:
 def lost_turn(rendered: str, turns: Sequence[Message]) -> Lost | None:
     """The first turn whose text does not follow those before it in the rendering; blanks may differ, since many templates trim them.
 
-    Of an assistant's earlier turn what it thought may be missing: templates of thinking models leave that out of prompts by design, when
-    a reply is sampled as when it is trained on.
+    The reasoning of an assistant's earlier turn may be missing: templates of reasoning models leave it out of prompts by design, in
+    sampling and in training.
     """
     lost = _first_lost(rendered, turns, str.strip)
     return lost and _first_lost(rendered, turns, squeezed)
 
 
 def cuts_thinking(rendered: str, turns: Sequence[Message]) -> bool:
-    """Whether what an assistant thought in an earlier turn is missing."""
+    """Whether the reasoning of an earlier assistant turn is missing."""
     thoughts = [thought for turn in turns if turn["role"] == "assistant" and (thought := _thought(turn)).strip()]
     return bool(thoughts) and any(squeezed(thought) not in squeezed(rendered) for thought in thoughts)
 
@@ -61,17 +61,17 @@ def _first_lost(rendered: str, turns: Sequence[Message], form: Callable[[str], s
 
 
 def _texts(turn: Message) -> Iterator[str]:
-    """How a template may write the text of a turn."""
+    """The forms in which a template may write the text of a turn."""
     text = turn["content"]
     yield text
     if turn["role"] == "assistant" and END_OF_THINKING in text:
         yield text.rpartition(END_OF_THINKING)[2]
-    if turn["role"] == "tool":  # some templates write what a tool says as JSON
+    if turn["role"] == "tool":  # some templates write tool results as JSON
         yield json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def opening_of(written: str, reply: Message) -> str | None:
-    """What a template writes before the first text of a reply; None where it does not write all that was thought and said, in order."""
+    """The text that a template writes before a reply; None if it does not write reasoning and reply completely and in order."""
     parts = [text for text in (reply.get("reasoning_content", ""), reply["content"]) if text.strip()]
     for form in (str.strip, squeezed):
         text, at, opening = form(written), 0, None
@@ -82,21 +82,21 @@ def opening_of(written: str, reply: Message) -> str | None:
             opening = text[:place] if opening is None else opening
             at = place + len(part)
         else:
-            if opening and len(parts) == 1:  # a short reply may stand in the opening too: the whole of it is shown
+            if opening and len(parts) == 1:  # a short reply may occur in the opening too: all of it is shown
                 opening = text[: text.rfind(form(parts[0]))]
             return opening or ""
     return None
 
 
 def closing_of(written: str, reply: Message, end_of_turn: str | None) -> str:
-    """What a template that holds the reply writes between it and the end of its turn, blanks apart."""
+    """The text that a template writes between the reply and the end of its turn, blanks ignored."""
     said = squeezed(reply["content"])
     text = written if end_of_turn is None or end_of_turn not in written else written.rpartition(end_of_turn)[0].replace(end_of_turn, "")
     return squeezed(text).rpartition(said)[2] if said else ""
 
 
 def without_open_thinking(prompt_text: str, reply: Message) -> Message:
-    """The reply as it goes on from a prompt that opens the thinking itself."""
+    """The reply as the continuation of a prompt that opens the thinking."""
     text = reply["content"].lstrip()
     if text.startswith(THINKING) and prompt_text.rstrip().endswith(THINKING):
         return {**reply, "content": text.removeprefix(THINKING)}
@@ -104,7 +104,7 @@ def without_open_thinking(prompt_text: str, reply: Message) -> Message:
 
 
 def lost_error(source: str, turn: Message, written: str, where: str | None) -> UserError:
-    """written: what the template wrote where the turn would stand."""
+    """written: what the template wrote in place of the turn."""
     role, given = turn["role"], _clipped(turn["content"])
     what = f"{source} does not give back the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that writes the {role}'s turns as they are, or drop the row")
@@ -118,7 +118,7 @@ def no_reasoning_error(source: str, turn: Message, where: str | None) -> UserErr
 
 
 def cut_error(source: str, reply: Message, written: str, where: str | None) -> UserError:
-    """The rendering does not hold all of the reply."""
+    """The rendering does not contain the whole reply."""
     whole = "\n".join(text for text in (reply.get("reasoning_content"), reply["content"]) if text)
     given, written = _difference(whole, written)
     what = f"{source} changes the reply of the assistant, so that another text would be trained on: it got {given!r} and wrote {written!r}"
@@ -129,10 +129,10 @@ def cut_error(source: str, reply: Message, written: str, where: str | None) -> U
 
 
 def opening_error(source: str, opening: str, reply: str, where: str | None, kwargs_help: bool) -> UserError:
-    """Something stands between the prefix that is sampled under and the reply that is trained on."""
+    """The template writes something between the sampling prefix and the reply that is trained on."""
     what = (
         f"{source} writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
-        f"{_clipped(reply)!r}: sampled replies do not have it, so that the two could be told apart by it alone"
+        f"{_clipped(reply)!r}: sampled replies do not have it, so that this text alone would distinguish the two"
     )
     if END_OF_THINKING in opening and kwargs_help:
         remedy = "set model.chat_template_kwargs: {enable_thinking: false}, with which the prefix has it too, or give what was thought"
@@ -144,10 +144,10 @@ def opening_error(source: str, opening: str, reply: str, where: str | None, kwar
 
 
 def closing_error(source: str, closing: str, reply: str, where: str | None) -> UserError:
-    """Something stands between the reply that is trained on and the end of its turn."""
+    """The template writes something between the reply that is trained on and the end of its turn."""
     what = (
         f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies need "
-        "not have it, so that the two could be told apart by it alone"
+        "not have it, so that this text alone would distinguish the two"
     )
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that ends the assistant's turn right after its text")
 
@@ -171,7 +171,7 @@ def marker_error(source: str, found: re.Match[str], role: str, where: str | None
 
 
 def _difference(given: str, written: str) -> tuple[str, str]:
-    """Both texts from a little before where they part."""
+    """Both texts, from shortly before their first difference."""
     given, written = given.strip(), written.strip()
     same = next((n for n, (one, other) in enumerate(zip(given, written, strict=False)) if one != other), min(len(given), len(written)))
     first = max(0, same - SHOWN // 3)

@@ -1,4 +1,4 @@
-"""JSON as rows hold it: files, lines of files, and cells that hold turns as text."""
+"""JSON in rows: files, lines of files, and cells that hold turns as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands more than once in an object, and only one of its values could be read")
+        raise ValueError(f"duplicate key {twice!r} in an object")
     return found
 
 
@@ -21,12 +21,12 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for a key that an object has twice."""
+    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for duplicate keys in an object."""
     return _DECODER.decode(text)
 
 
 def parsed(text: str, where: str, remedy: str) -> Any:
-    """The value of one line or cell. Raises UserError, which shows what stands around the fault."""
+    """The value of one line or cell. Raises UserError with the text around the error."""
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:

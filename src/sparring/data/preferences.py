@@ -1,4 +1,4 @@
-"""Labelled preference pairs, `prompt` / `chosen` / `rejected`, as duels: the chosen reply stands where the human one does."""
+"""Labelled preference pairs, `prompt` / `chosen` / `rejected`, as duels: the chosen reply takes the place of the human one."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from sparring.data.tables import write_table
 from sparring.data.turns import MEND_ROW, ROLES, Reading, are_turns, unpacked
 from sparring.errors import UserError
 
-# what became of the pairs; `read` is the sum of those that follow it here
+# outcomes of the pairs; `read` is the sum of those that follow it
 PAIR_COUNTS = ("read", "empty", "duplicates", "same_reply", "too_long", "prompt_held_out", "not_in_subset", "untrained", "bad", "pairs")
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two replies to the same turns, and the place that they were read from."""
+    """Two replies to the same turns, and their place in the source."""
 
     where: str
     chosen: Conversation
@@ -40,7 +40,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class PreparedPairs:
-    """`counts`: PAIR_COUNTS. `notices`: what was decided on the way, one sentence each."""
+    """`counts`: PAIR_COUNTS. `notices`: the decisions, one sentence each."""
 
     duels: list[Duel]
     counts: dict[str, int]
@@ -58,7 +58,7 @@ class LoadedPairs:
 
 
 def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
-    """Every row as a pair. Raises UserError for what cannot be read, with its file and line or row, unless `data` has it dropped."""
+    """Every row as a pair. Raises UserError with file and line or row for an unreadable one, unless `data.on_bad_row` drops it."""
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     for name in (*PAIR_SHAPE.required, *section.columns):
@@ -77,7 +77,7 @@ def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
     """The pairs as duels of one reply, tokenised as all other rows are and held to the lengths that `limits` allows.
 
-    held_out: prompts that players are judged on; their pairs are left out. Raises UserError when no pair is left.
+    held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
     loaded = load_pairs(section, limits)
     counts = {**dict.fromkeys(PAIR_COUNTS, 0), "untrained": loaded.untrained}
@@ -117,7 +117,7 @@ def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
 
 
 def read_pairs(path: Path) -> list[Duel]:
-    """What `write_pairs` wrote."""
+    """Read the pairs of `write_pairs`."""
     return [
         Duel(row["row_id"], 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),))
         for row in read_table(path)
@@ -146,7 +146,7 @@ def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
         raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
     asked = [turn["content"] for turn in sides[0].prompt]
     if read is _whole and isinstance(prompt, str) and prompt not in asked:
-        raise UserError("prompt is none of the turns of chosen", where=where, remedy="mend the row, or leave the prompt out")
+        raise UserError("prompt is none of the turns of chosen", where=where, remedy="fix the row, or leave the prompt out")
     return Pair(where, *sides)
 
 
@@ -167,7 +167,7 @@ def _whole(row: Row, reading: Reading, name: str, where: str) -> Conversation | 
         remedy = "give a column prompt: plain texts do not say where the prompt ends"
         raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
     if Cells(row, reading, where).history():
-        raise UserError(f"there is a history beside {name}, which holds the whole conversation", where=where, remedy=MEND_ROW)
+        raise UserError(f"the row has a history, but {name} already holds the whole conversation", where=where, remedy=MEND_ROW)
     return to_conversation(row, "messages", _named(reading, messages=own), where)
 
 
@@ -183,7 +183,7 @@ def _named(reading: Reading, **names: str) -> Reading:
 
 
 def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
-    """Without pairs that teach nothing: an empty prompt or chosen reply, two equal replies, a pair that was there before."""
+    """Drop pairs without information: an empty prompt or chosen reply, two equal replies, duplicates."""
     kept: dict[str, Pair] = {}
     for pair in pairs:
         if is_empty(pair.chosen):
@@ -205,5 +205,5 @@ def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: Collection
     longest = limits.max_reply_tokens
     if len(prompt) > limits.max_prompt_tokens or (limits.too_long == "drop" and max(len(chosen), len(rejected)) > longest):
         return None, "too_long"
-    chosen, rejected = chosen[:longest], rejected[:longest]  # cut, a reply has no end of its turn
+    chosen, rejected = chosen[:longest], rejected[:longest]  # a reply that is cut has no end-of-turn token
     return (Duel(pair.row_id, 0, prompt, chosen, (rejected,)), "") if chosen != rejected else (None, "same_reply")

@@ -23,9 +23,9 @@ from sparring.data.turns import Turn
 from sparring.errors import UserError, nearest
 
 Located = tuple[str, Conversation]
-PROMPTS = "prompts.parquet"  # of a data stage: prompts that nobody has answered, where the recipe has any
+PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
-# What became of the rows; `read` is the sum of those that follow it here.
+# Outcomes of the rows; `read` is the sum of those that follow it.
 ROW_COUNTS = (
     "read",
     "empty",
@@ -181,7 +181,7 @@ def _tokenised(where: str, conversation: Conversation, section: DataSection, cha
             counts["reply_too_long"] += 1
             return None
         counts["reply_cut"] += 1
-        # What is cut loses its end-of-turn token with the rest: nothing may teach that a reply ends in mid-sentence.
+        # A cut reply has no end-of-turn token: training must not teach that replies end in mid-sentence.
         reply_ids = reply_ids[: section.max_reply_tokens]
     return Example(conversation.row_id, conversation, prompt_ids, reply_ids)
 
@@ -206,7 +206,7 @@ def _below(fraction: float, keys: Iterable[str]) -> set[str]:
 
 
 def _lowest(count: int, keys: Sequence[str]) -> set[str]:
-    """With prompt hashes in rising order, as many as it takes for `count` rows; `keys` names a prompt once per row."""
+    """The smallest prompt hashes that cover `count` rows; `keys` has the prompt of every row."""
     ordered = sorted(keys)
     return set(ordered[:count])
 
@@ -263,7 +263,7 @@ def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
 
 
 def read_examples(path: str | Path, row_ids: Collection[str] | None = None) -> list[Example]:
-    """What `write_examples` wrote, or the rows of these ids alone. Raises UserError for a file that is missing or is something else."""
+    """Read the examples of `write_examples`, or only those of these ids. Raises UserError for a missing or invalid file."""
     import pyarrow as pa
 
     try:
@@ -274,7 +274,7 @@ def read_examples(path: str | Path, row_ids: Collection[str] | None = None) -> l
 
 
 def read_played(folder: Path, row_ids: Collection[str] | None = None) -> list[Example]:
-    """Of a run's data stage the rows whose prompts the opponent replies to: the training rows, then the prompts that nobody has answered.
+    """The rows of a data stage whose prompts the opponent replies to: the training rows, then the prompts without replies.
 
     row_ids: which of them; all when None.
     """

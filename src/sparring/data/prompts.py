@@ -1,4 +1,4 @@
-"""Prompts that nobody has answered: read, checked against the SFT rows, tokenised."""
+"""Prompts without replies: read, checked against the SFT rows, tokenised."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparring.data.sources import open_table
 from sparring.data.turns import Reading
 from sparring.errors import UserError
 
-# What became of the prompts; `read` is the sum of those that follow it here.
+# Outcomes of the prompts; `read` is the sum of those that follow it.
 PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
@@ -25,7 +25,7 @@ DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop t
 class LoadedPrompts:
     """Prompts with the place they came from; `columns` are all that the source has, `unused` those and the keys of turns that nothing
     reads. `replies_dropped` counts rows that had one, `changes` what else was changed on the way; `bad` are those that could not be read.
-    `notices` tells what was decided about the source."""
+    `notices` has the decisions about the source."""
 
     rows: list[tuple[str, Conversation]]
     columns: tuple[str, ...]
@@ -87,7 +87,7 @@ def prompt_examples(
     """The prompts that are played on, in the order of their ids, and PROMPT_COUNTS.
 
     No prompt of them is held out, by text, by token ids or by `is_held_out` of its key, and none is a prompt of the SFT rows. Where
-    `max_examples` is less than there are, `draw` of the row id gives the order in which they are taken.
+    `max_examples` is less than there are, a hash of the row id (`draw`) gives the order in which they are taken.
     """
     counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
     taken = _Seen(sft_rows), _Seen(held_out_rows)

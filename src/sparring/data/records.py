@@ -1,4 +1,4 @@
-"""What flows between the stages: typed records, joined by row id and never by position."""
+"""The data between stages: typed records, joined by row id and never by position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class Message(TypedDict):
-    """`reasoning_content` is what an assistant thought before its text, where a row keeps that apart."""
+    """`reasoning_content`: the assistant's reasoning before its text, if a row stores it separately."""
 
     role: str
     content: str
@@ -22,10 +22,10 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt that nobody has answered.
+    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
 
     `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for. `reasoning` is
-    what the assistant thought before the reply, where the row keeps that apart from it.
+    the assistant's reasoning before the reply, if the row stores it separately.
     """
 
     prompt: tuple[Message, ...]
@@ -44,7 +44,7 @@ class Conversation:
 
     @property
     def text(self) -> str:
-        """The reply as people read it: behind what was thought before it."""
+        """The reply for display, after its reasoning."""
         return f"{self.reasoning}\n\n{self.reply}" if self.reasoning else self.reply
 
     @property
@@ -114,13 +114,13 @@ class Duel:
 
     @property
     def has_no_gap(self) -> bool:
-        """All replies are the same: a loss of gaps between them has an exactly zero gradient."""
+        """All replies are the same: a loss on margins between them has an exactly zero gradient."""
         return self.is_all_identical
 
 
 @dataclass(frozen=True)
 class Triplet(Duel):
-    """A duel of T-SPIN: beside the k replies of the opponent the k that the start of the game gave to the same prompt, pair by pair."""
+    """A duel of T-SPIN: the k replies of the opponent, paired with k replies of the start of the game to the same prompt."""
 
     start_ids: tuple[TokenIds, ...]
 
@@ -133,7 +133,7 @@ class Triplet(Duel):
 class Contest:
     """The replies to one prompt that win and those that lose: a tree with one branch each, winners first.
 
-    `pairs` says which of them meet, as (place among the winners, place among the losers); a contest without pairs has winners alone, for
+    `pairs` are (index of the winner, index of the loser); a contest without pairs has only winners, for
     their likelihood. `weight` multiplies the loss of the whole contest.
     """
 
@@ -151,12 +151,12 @@ class Contest:
 
 
 def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:
-    """Nothing but the end-of-turn token."""
+    """Whether the reply is only the end-of-turn token."""
     return all(token in stop_ids for token in ids)
 
 
 def _parts(message: Message) -> Iterator[str]:
-    """What tells a turn from others; nothing is added for a turn without reasoning, so that its row's ids are those of earlier versions."""
+    """The identity of a turn; a turn without reasoning adds nothing for it, so that row ids equal those of earlier versions."""
     yield from (message["role"], message["content"])
     if "reasoning_content" in message:
         yield message["reasoning_content"]

@@ -1,4 +1,4 @@
-"""Chat templates are programs that come with models: they run in a process of their own, which can be ended.
+"""Rendering of chat templates in a separate process with limits, because they are programs that come with models.
 
 Jinja's sandbox keeps a template from files and from Python, but not from looping for ever, from one power or division of huge numbers that
 Python computes in a single step, or from writing without end. Neither a signal nor another thread stops such a step; the end of its process
@@ -25,19 +25,19 @@ from jinja2.exceptions import TemplateError, TemplateRuntimeError, TemplateSynta
 MOST_SECONDS = 20.0
 # beyond what the process holds when it is forked; a conversation needs a few times its own size
 MOST_BYTES = 2**30
-# characters beyond TIMES_ITS_OWN those of the conversation: system turns, tool lists and dates that templates bring along have thousands
+# characters beyond TIMES_ITS_OWN times the conversation: system turns, tool lists and dates of templates have thousands
 MOST_WRITTEN = 2**20
 TIMES_ITS_OWN = 4
-GRACE_SECONDS = 5  # after the limit the process ends itself, should nobody be there to end it
+GRACE_SECONDS = 5  # after the limit the process ends itself, if its parent did not
 
 Messages = Sequence[dict[str, Any]]
 Render = Callable[..., str]
 
 
 class Renderer:
-    """Calls `render(messages, **options)` in another process, which is started at the first call and again after it had to be ended.
+    """Calls `render(messages, **options)` in another process, which is started at the first call and restarted after it was killed.
 
-    Raises jinja2's TemplateError for whatever `render` raises and where it goes beyond a limit above.
+    Raises jinja2's TemplateError for any error of `render` and for a limit above that is exceeded.
     """
 
     def __init__(self, render: Render) -> None:
@@ -54,12 +54,12 @@ class Renderer:
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
             raise self._ended("its process was killed, as the system does when memory is full") from None
-        except BaseException:  # an interrupt, after which the next answer would be that to this call
+        except BaseException:  # after an interrupt the next answer would belong to this call
             self._ended("")
             raise
         if "line" in answer:
             wrong = TemplateSyntaxError(answer["error"], answer["line"])
-            wrong.translated = True  # the line is told by whoever shows it
+            wrong.translated = True  # the caller adds the line number
             raise wrong
         if "error" in answer:
             raise TemplateRuntimeError(answer["error"])
@@ -108,7 +108,7 @@ def _serve(render: Render, pipe: Connection) -> None:
 
 
 def _leave_the_parent_alone(kept: int) -> None:
-    """Hold none of its locks, sockets, devices and terminals open, and none of its signal handlers."""
+    """Close the parent's locks, sockets, devices and terminals, and reset its signal handlers."""
     for number, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGALRM, signal.SIG_DFL)):
         signal.signal(number, handler)
     os.closerange(3, kept)
@@ -129,6 +129,6 @@ def _answer(render: Render, messages: Messages, options: dict[str, Any]) -> dict
         return {"error": error.message or "", "line": error.lineno}
     except MemoryError:
         return {"error": f"it needs more than {MOST_BYTES // 2**20:,} MiB of memory"}
-    except Exception as error:  # what a template can raise while it renders is anything
+    except Exception as error:  # a template can raise anything while it renders
         said = str(error).strip()
         return {"error": said if isinstance(error, TemplateError) and said else f"{type(error).__name__}: {said}"}

@@ -1,4 +1,4 @@
-"""Rows as a source gives them, before anybody knows their shape; and what becomes of those that cannot be used."""
+"""Rows as a source gives them, before their shape is known; and the handling of rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Source = DataSection | PairsSection | PromptsSection
 
 
 class BadRows:
-    """What happens at a row that cannot be read or used: the first one stops the run; with `drop` all are left out and counted."""
+    """Handling of rows that cannot be read or used: the first one stops the run; with `drop` all are left out and counted."""
 
     def __init__(self, drop: bool = False) -> None:
         self.drop, self.count = drop, 0
@@ -36,8 +36,8 @@ class BadRows:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of one source, `count` of them. `columns` names all that exist; `read` gives the rows with those columns that it is asked
-    for, and may give more of them. `notices` tells what was decided about the source, one sentence each."""
+    """The rows of one source, `count` of them. `columns` names all that exist; `read` returns the rows with at least the requested
+    columns. `notices` has the decisions about the source, one sentence each."""
 
     source: str
     columns: tuple[str, ...]
@@ -73,7 +73,7 @@ def joined(source: str, tables: Collection[Table]) -> Table:
 
 
 def kind_of(value: Any) -> str:
-    """How a person would name a JSON value, with the value where it is short."""
+    """A JSON value in words, with the value if it is short."""
     if value is None:
         return "missing or null"
     kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}

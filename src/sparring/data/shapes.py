@@ -20,7 +20,7 @@ class Shape(NamedTuple):
         return {*self.required, *self.optional, *self.unread}
 
 
-_WHOLE, _PARTS = ("system",), ("system", "history")  # what may stand beside whole conversations, and beside flattened ones
+_WHOLE, _PARTS = ("system",), ("system", "history")  # optional columns of whole conversations, and of flattened ones
 
 
 # In the order in which `auto` tries them: a row that keeps whole conversations says more than its flattened columns do.
@@ -31,7 +31,7 @@ SHAPES: dict[str, Shape] = {
     "prompt_completion": Shape(("prompt", "completion"), _PARTS),
     "alpaca": Shape(("instruction", "output"), ("input", *_PARTS)),
 }
-# Of prompts that nobody has answered, each with the columns in which its rows would hold a reply
+# Shapes of prompts without replies, each with the columns that would hold a reply
 PROMPT_SHAPES: dict[str, Shape] = {
     "messages": Shape(("messages",), _WHOLE),
     "sharegpt": Shape(("conversations",), _WHOLE),
@@ -42,7 +42,7 @@ REPLY_COLUMNS = {"prompt": ("completion",), "alpaca": ("output",)}
 PAIR_SHAPE = Shape(("chosen", "rejected"), ("prompt", *_PARTS))
 STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in shape.columns)
 KNOWN_COLUMNS = STANDARD_COLUMNS | PAIR_SHAPE.columns
-# What no row may have filled: the model is not told of tools, and its replies call none
+# Columns that must be empty: tools are not supported
 TOOL_COLUMNS = ("tools", "functions")
 # Names of columns that often hold a system text; the recipe has to say so
 SYSTEM_LIKE = frozenset(("system_prompt", "system_message", "system_text", "sys_prompt", "instructions"))
@@ -54,7 +54,7 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
     `columns` maps standard names to the rows' own; a shape is only considered if it uses all of them.
     """
     candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
-    if shape == "auto":  # a lone column `real` may mean anything
+    if shape == "auto":  # a single column `real` may mean anything
         candidates = {**candidates, "real_generated": Shape(("real", "generated"), _WHOLE)}
     found = _first_that_fits(candidates, columns, list(present), source, "data")
     if found is None:

@@ -1,4 +1,4 @@
-"""Where rows come from: files, the Hub or the built-in tasks."""
+"""The sources of rows: files, the Hub or the built-in tasks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_json
 READERS = {**TEXT_READERS, ".parquet": read_parquet}
 DATA_FILES = (*READERS, *(f"{kind}{packing}" for kind in TEXT_READERS for packing in UNPACKERS))
 NOT_ON_HUB = (".txt", ".tsv", ".gz", ".zst", ".zip", ".arrow", ".xlsx", ".yaml", ".yml")
-# Words in the names of files that tell the parts of a data set apart
+# Words in file names that mark the parts of a data set
 PARTS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "validation", "dev", "eval"), "validation")}
 
 
@@ -70,7 +70,7 @@ def _open(section: Source, seed: int, bad: BadRows) -> Table:
 def local_files(section: Source) -> list[Path] | None:
     """The files that the section's `path` names: one, those of a folder or of a pattern in the order of their names, or those of a list.
 
-    None for a Hub id or built-in data. Raises UserError where one is missing or is no data file.
+    None for a Hub id or built-in data. Raises UserError if one is missing or is not a data file.
     """
     if len(section.paths) == 1 and _is_elsewhere(section.named):
         return None
@@ -99,9 +99,9 @@ def _files_of(text: str, section: Source) -> list[Path]:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The data files of a folder, hidden ones left out, as a pattern leaves them out: systems put such files beside others.
+    """The data files of a folder, without hidden ones, as with a pattern: systems add such files to folders.
 
-    Raises UserError where they are not plainly the parts of one data set.
+    Raises UserError if they are not clearly the parts of one data set.
     """
     try:
         shown = (file for file in folder.iterdir() if not file.name.startswith("."))
@@ -122,7 +122,7 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def _part(file: Path) -> str | None:
-    """Which part of a data set a file is by its name, `train-00000-of-00002.parquet` for example."""
+    """The part of a data set that a file's name indicates, `train-00000-of-00002.parquet` for example."""
     return next((PARTS[word] for word in re.split(r"[^a-z]+", file.name.lower()) if word in PARTS), None)
 
 
@@ -172,7 +172,7 @@ def _may_be_hub_id(path: str) -> bool:
 
 
 def _other_files(path: Path) -> str | None:
-    """A hint that names the data files beside a missing one, the closest name first."""
+    """A hint with the data files in the folder of a missing one, the closest name first."""
     try:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.name.lower().endswith(DATA_FILES))
     except OSError:

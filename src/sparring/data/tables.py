@@ -32,7 +32,7 @@ def read_rows(path: Path, row_ids: Collection[str] | None = None) -> list[dict[s
 
 
 def whole(path: Path) -> str:
-    """What pyarrow is to be given: a relative path that begins with `~` or has a colon in it would be a home folder or a URL for it."""
+    """The path for pyarrow, which would read a relative path with `~` or a colon as a home folder or a URL."""
     return str(path.absolute())
 
 
@@ -43,11 +43,11 @@ def run_shards(
     work: Callable[[Sequence[T]], dict[str, list[Any]]],
     once: Callable[[Callable[[], Any]], Any] = lambda do: do(),
 ) -> None:
-    """Do `work` on `size` items at a time and commit each result as one file; what is committed already is kept.
+    """Do `work` on `size` items at a time and commit each result as one file; finished files are kept.
 
     Where several processes do the work together, `once` has one of them read and write the folder, and gives its result to all.
 
-    A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may go on with
+    A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may resume with
     another size.
     """
     run_parts(folder, items, size, lambda parts: enumerate(map(work, parts)), once)
@@ -74,7 +74,7 @@ def items_done(folder: Path) -> int:
 
 
 def _missing(folder: Path, count: int) -> list[tuple[int, int]]:
-    """Where no shard holds the items. Not at the end alone: a power cut may keep a rename and lose the one before it."""
+    """The gaps without a shard, not only at the end: a power cut may keep a rename and lose the one before it."""
     edges = [0, *(edge for span in _spans(folder) for edge in span), count]
     assert edges == sorted(edges), f"shards in {folder} overlap, or hold more than {count} items"
     return [(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True) if start < stop]

@@ -2,8 +2,8 @@
 
 `builtin:digits`: three digits to sort, which a toy model learns in seconds.
 
-`builtin:tasks`: a family of short tasks with exact answers, in four kinds of equal shares: a sum or difference told as a story, words to
-sort, words to reverse, and numbers to compare. The answer is what stands after the last "=" of a reply, or the whole reply:
+`builtin:tasks`: a family of short tasks with exact answers, in four kinds of equal shares: a sum or difference as a story, words to
+sort, words to reverse, and numbers to compare. The answer is the text after the last "=" of a reply, or the whole reply:
 `evaluate.answer_pattern: "[^=]+$"`. The column `answer` holds it.
 """
 
@@ -38,7 +38,7 @@ def task_rows(seed: int) -> list[dict[str, Any]]:
 
 
 def digit_rows(seed: int) -> list[dict[str, Any]]:
-    """Every three digits once, in an order of the seed: "sort 715" -> "157"."""
+    """Every three digits once, in an order given by the seed: "sort 715" -> "157"."""
     numbers = [f"{number:03d}" for number in range(1000)]
     random.Random(seed).shuffle(numbers)
     return [{"messages": _turns(("user", f"sort {digits}"), ("assistant", "".join(sorted(digits))))} for digits in numbers]

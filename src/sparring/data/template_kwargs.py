@@ -1,6 +1,6 @@
 """Variables that a recipe gives to the chat template, as part of the template's own text.
 
-So they reach every place that renders with the template: sampling, training, benchmarks, and the tokenizer that a saved player carries.
+So they apply wherever the template is rendered: sampling, training, benchmarks, and the tokenizer that a saved player carries.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Scalar = bool | int | float | str | None
 
 
 def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
-    """The template, which takes these values for its variables wherever the caller gives none.
+    """The template with these values as defaults of its variables.
 
     Raises UserError for a variable that the template does not mention, since it would have no effect.
     """
@@ -34,7 +34,7 @@ def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
 
 
 def _literal(value: Scalar) -> str:
-    """A value as Jinja writes it, whose texts are JSON's but for characters that JSON escapes in halves."""
+    """A value as a Jinja literal; texts as in JSON, except for characters that JSON escapes as surrogate pairs."""
     return {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else _number_or_text(value)
 
 

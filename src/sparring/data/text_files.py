@@ -1,7 +1,7 @@
 """Rows of .jsonl, .json and .csv files, compressed ones included.
 
 They are parsed here rather than by `datasets`: its JSON reader turns text that looks like a date into a timestamp,
-its CSV reader turns empty cells into nulls, neither says in which line a fault stands, and both copy the file into a cache.
+its CSV reader turns empty cells into nulls, neither reports the line of an error, and both copy the file into a cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_jsonl(path: Path, bad: BadRows) -> Table:
 
 
 def _json_lines(data: bytes, path: Path, bad: BadRows) -> Iterator[tuple[str, Any]]:
-    # Only "\n" ends a line: str.splitlines would also break at U+2028, which may stand inside a JSON string.
+    # Only "\n" ends a line: str.splitlines would also break at U+2028, which may occur inside a JSON string.
     for number, line in enumerate(data.split(b"\n"), 1):
         if not line.strip():
             continue

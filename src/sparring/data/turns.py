@@ -19,7 +19,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
     "developer": "system",
 }
-MEND_ROW = "mend the row or take it out of the file"
+MEND_ROW = "fix the row or remove it from the file"
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Keys that say whether an assistant turn is trained on; MASKED ones say the opposite

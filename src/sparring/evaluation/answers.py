@@ -23,7 +23,7 @@ class GradedReply:
 
 @dataclass(frozen=True)
 class GradedRow:
-    """A held-out row: its sampled replies, in the order of their replicas, and its greedy one where there is one."""
+    """A held-out row: its sampled replies, in the order of their replicas, and its greedy reply if there is one."""
 
     row_id: str
     replies: tuple[GradedReply, ...]
@@ -66,7 +66,7 @@ def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool,
     k = len(graded[0].replies)
     if k > 1:
         items |= {f"{PASS_AT}{n}": [pass_at(len(row), sum(row), n) for row in passed] for n in _sizes(k)}
-        if reads_answers:  # and not only where there are any: a player that gives none is to be compared with the start
+        if reads_answers:  # also if there are none: a player without answers must be comparable with the start
             items |= _answers(graded, passed, k)
     return items
 
@@ -77,9 +77,9 @@ def pass_at(samples: int, right: int, k: int) -> float:
 
 
 def majority_is_right(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
-    """Whether the answer with most votes is a right one; the share of the leading answers that are where several have as many votes.
+    """Whether the answer with the most votes is right; for a tie, the share of the leading answers that are right.
 
-    answers: of each reply, None for one without a vote. 0 where nobody votes.
+    answers: of each reply, None for one without a vote. 0 if no reply has a vote.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     leading = [answer for answer, count in votes.items() if count == max(votes.values())]
@@ -103,7 +103,7 @@ def _sizes(k: int) -> list[int]:
 
 
 def _answers(graded: Sequence[GradedRow], passed: Sequence[Sequence[bool]], k: int) -> dict[str, list[float]]:
-    """What votes say; a reply that was cut at the limit has none."""
+    """Metrics of the votes; a reply that was cut at the limit has no vote."""
     voted = [[reply.grade.answer if reply.finish_reason == "stop" else None for reply in row.replies] for row in graded]
     counted = [Counter(answer for answer in row if answer is not None) for row in voted]
     return {

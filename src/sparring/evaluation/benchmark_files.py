@@ -1,4 +1,4 @@
-"""What a stage of benchmarks leaves, and how it is read back: the harness's numbers of every benchmark, and the value of every sample.
+"""The files of a benchmark stage: the harness's numbers of every benchmark, and the value of every sample.
 
 Needs neither the harness nor torch, so that finished benchmarks can be compared anywhere.
 """
@@ -16,9 +16,9 @@ from sparring.evaluation.suites import Benchmark, score_name
 from sparring.rundir import digest, read_json
 
 RESULTS, SAMPLES = "results", "samples"
-# of a task's settings those that say where its data lie; what they are is told by the samples
+# task settings that say only where the data is; its content is known from the samples
 OF_DATA = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
-# how far the mean of the samples' values may be from the harness's number and be called the same: JSON keeps all digits
+# tolerance between the mean of the samples' values and the harness's number: JSON keeps all digits
 ROUNDING = 1e-6
 
 
@@ -37,8 +37,8 @@ class Measured:
 class SampledMetric:
     """A metric of a benchmark with its value for every sample.
 
-    values: sample -> value; None where the harness's number is no mean over samples. prompts: sample -> hash of what the model was asked,
-    shots included. asked: what else the numbers depend on besides the model. is_main: whether it was asked for, or all of the task's were.
+    values: sample -> value; None if the harness's number is not a mean over samples. prompts: sample -> hash of the prompt,
+    shots included. asked: everything else that the numbers depend on. is_main: whether this metric was requested, or all of the task.
     """
 
     name: str
@@ -59,7 +59,7 @@ def samples_file(stage: Path, key: str, task: str) -> Path:
 
 
 def metric_name(metric: str, filter_name: str) -> str:
-    """The harness writes `acc,none` where no filter is applied."""
+    """The harness writes `acc,none` if no filter is applied."""
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
@@ -111,7 +111,7 @@ def _sampled(benchmark: Benchmark, found: Mapping[str, Any], one: Measured, samp
 
 
 def _asked(found: Mapping[str, Any], leaves: Sequence[str]) -> dict[str, Any]:
-    """Versions and settings of the tasks, shots, and whether a chat template was applied; the seed where it has drawn shots."""
+    """Versions and settings of the tasks, shots, and whether a chat template was applied; the seed if it chose the shots."""
     shots = {leaf: found["n-shot"].get(leaf, 0) for leaf in leaves}
     return {
         "version": {leaf: found["versions"].get(leaf) for leaf in leaves},
@@ -125,7 +125,7 @@ def _asked(found: Mapping[str, Any], leaves: Sequence[str]) -> dict[str, Any]:
 
 
 def _samples(file: Path, task: str) -> Iterator[dict[str, Any]]:
-    """Of every line what a comparison needs; a task's prompts and answers may take hundreds of megabytes."""
+    """The fields of every line that a comparison needs; a task's prompts and answers may take hundreds of megabytes."""
     with open(file, encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Scores and samples from what was measured: cheap, so another answer pattern or confidence costs no replies and no training."""
+"""Scores and samples from measurements: cheap, so that another answer pattern or confidence needs no sampling or training."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class Evaluator:
     """Scores players on the held-out rows of one run."""
 
     def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], checker: Checker | None) -> None:
-        """checker: what says whether a reply is right, None where nothing does."""
+        """checker: decides whether a reply is right; None without one."""
         self.recipe, self.chat, self.held_out, self.checker = recipe, chat, held_out, checker
 
     def check_answers(self) -> None:
-        """Raise UserError when the checker reads no answer in any held-out row: every exact match would be 0. Some misses are told."""
+        """Raise UserError if the checker finds no answer in any held-out row: every exact match would be 0. Single misses are logged."""
         checker, pattern = self.checker, self.recipe.evaluate.answer_pattern
         if checker is None or is_own_code(checker.name):
             return
@@ -57,10 +57,10 @@ class Evaluator:
                 remedy=f"one of them is {(asked[0].answer if has_answer(asked[0]) else asked[0].human or '')[:200]!r}",
             )
         if missed:
-            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: never a match")
+            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
-        """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply where a checker gives one."""
+        """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply if there is a checker."""
         graded = self.grade(measured)
         items = self._items(measured, graded)
         write_json(stage / SCORES, self._scores(items))
@@ -76,7 +76,7 @@ class Evaluator:
     def grade(self, measured: Measured) -> list[GradedRow]:
         """The grades of all replies to every held-out row, and of the greedy one; empty without a checker.
 
-        Raises UserError when the checker fails on many of them.
+        Raises UserError if the checker fails on many of them.
         """
         if self.checker is None:
             return []
@@ -87,7 +87,7 @@ class Evaluator:
         return graded
 
     def _scores(self, items: Mapping[str, list[float]]) -> dict[str, Score]:
-        """Means of the items, and the three that are no plain mean."""
+        """Means of the items, and the three metrics that are not plain means."""
         found = {name: mean_score(values, higher_is_better(name)) for name, values in items.items()}
         lengths = items["human_reply_tokens"]
         found["nll_per_token"] = ratio_score(items["nll_per_reply"], lengths, False)
@@ -125,7 +125,7 @@ class Evaluator:
         }
 
     def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
-        """Every sample behind the scores, as text, for people and for the report, with those of its items that they look for."""
+        """Every sample behind the scores, as text, for readers and the report, with the items that they need."""
         greedy = {reply.row_id: self.chat.decode(reply.token_ids) for reply in measured.greedy or ()}
         replies = measured.first
         return {

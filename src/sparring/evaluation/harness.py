@@ -1,7 +1,7 @@
 """Benchmarks by lm-evaluation-harness: its tasks, prompts, filters and metrics around our model (packed_lm.py).
 
 A stage's folder gets, per benchmark, `results/KEY.json` (the harness's own numbers, versions and settings) and every sample in
-`samples/TASK.jsonl`; `scores.json` at the end. One that was interrupted keeps what it has answered and goes on from there.
+`samples/TASK.jsonl`; `scores.json` at the end. An interrupted benchmark keeps its answers and resumes there.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 
 PACKAGE, EXTRA = "lm_eval", "sparring[eval]"
 CACHE = "answers"
-SHOWN = 300  # characters of a parser's words
+SHOWN = 300  # characters of a parser's message
 FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
 # of what the harness reports; the rest is about the machine
 KEPT = ("results", "groups", "group_subtasks", "configs", "versions", "n-shot", "n-samples", "higher_is_better")
-# what the files of a task, and the functions in them, may raise when it is loaded
+# exceptions that a task's files and their functions may raise while the task is loaded
 TASK_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ImportError, AssertionError, RuntimeError, TemplateError, yaml.YAMLError)
 
 
@@ -58,7 +58,7 @@ class HarnessModel:
 
 
 def require_harness(section: BenchmarksSection) -> None:
-    """Raise UserError when the harness is missing or a name unknown, before anything is computed."""
+    """Raise UserError if the harness is missing or a name unknown, before anything is computed."""
     benchmarks = chosen(section)
     found = importlib.util.find_spec(PACKAGE)
     if found is None or found.origin is None:
@@ -72,7 +72,7 @@ def require_harness(section: BenchmarksSection) -> None:
 
 
 def benchmark_inputs(section: BenchmarksSection) -> dict[str, Any]:
-    """What the numbers depend on besides the model: tasks, settings, the harness, and the content of local tasks and their data."""
+    """Everything that the numbers depend on besides the model: tasks, settings, the harness, the content of local tasks and their data."""
     return {
         "benchmarks": [vars(benchmark) for benchmark in chosen(section)],
         "suites": list(section.suites),
@@ -83,7 +83,7 @@ def benchmark_inputs(section: BenchmarksSection) -> dict[str, Any]:
 
 
 def run_benchmarks(stage: Path, section: BenchmarksSection, model: HarnessModel) -> dict[str, Any]:
-    """Play all benchmarks of the section with one model into the folder of a stage; returns the stage's facts."""
+    """Run all benchmarks of the section on one model, writing into the folder of a stage; returns the stage's facts."""
     benchmarks = chosen(section)
     manager = _manager_of(benchmarks, section.task_folders)
     for folder in (RESULTS, SAMPLES):
@@ -102,7 +102,7 @@ def run_benchmarks(stage: Path, section: BenchmarksSection, model: HarnessModel)
 
 
 def read_scores(stage: Path, section: BenchmarksSection) -> dict[str, Score]:
-    """Scores of all benchmarks that are played, and the means of the suites."""
+    """Scores of all finished benchmarks, and the means of the suites."""
     scores: dict[str, Score] = {}
     for benchmark in chosen(section):
         found = {one.name: one.score for one in measured(benchmark, read_json(results_file(stage, benchmark.key)))}
@@ -145,13 +145,13 @@ def _loaded(model: HarnessModel, batch_tokens: int) -> PackedLM:
 
 
 def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str, Any]:
-    """The tasks with their data, set up as they are asked for. Raises UserError."""
+    """The tasks with their data and the requested settings. Raises UserError."""
     try:
         loaded = manager.load([benchmark.task])
         for task in loaded["tasks"].values():
             _set_shots(benchmark, task)
             task.set_fewshot_seed(seed)
-    except OSError as error:  # the data sets library raises nothing else where a file or the Hub is out of reach
+    except OSError as error:  # raised by `datasets` if a file or the Hub cannot be reached
         raise UserError(
             f"the data of this task cannot be reached: {first_line(error)}",
             where=benchmark.task,
@@ -159,25 +159,25 @@ def _load(benchmark: Benchmark, manager: TaskManager, seed: int) -> Mapping[str,
             "`sparring docs evaluation` shows tasks whose data are local files",
         ) from error
     except TASK_ERRORS as error:
-        raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="mend its file") from error
+        raise UserError(f"the harness cannot load this task: {first_line(error)}", where=benchmark.task, remedy="fix its file") from error
     for check in (_check_kind, _check_shots, _check_metric):
         check(benchmark, list(loaded["tasks"].values()))
     return loaded
 
 
 def _set_shots(benchmark: Benchmark, task: Any) -> None:
-    """As the harness's own command does it: a task that has 0 of its own keeps them."""
+    """As the harness's own command does: a task that sets 0 shots keeps them."""
     own = task.config.num_fewshot
     shots = 0 if own == 0 else benchmark.shots if benchmark.shots is not None else own or 0
     task.set_config("num_fewshot", shots)
     if not shots:
         return
     splits = task.fewshot_cfg.split, task.config.test_split
-    same = splits[0] == splits[1] is not None  # an item is no shot before itself
+    same = splits[0] == splits[1] is not None  # an item must not be a shot for itself
     there = max(0, len(list(task.fewshot_docs() or ())) - same)
     if there < shots:
         raise UserError(
-            f"{shots} shots are asked for, and the task has {there} items to draw them from",
+            f"{shots} shots are asked for, but the task has only {there} items for them",
             where=benchmark.task,
             remedy=f"ask for fewer, as {benchmark.task}@{there}",
         )
@@ -193,7 +193,7 @@ def _check_kind(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
 
 
 def _check_shots(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
-    """Raise UserError where no task has the number of shots in the benchmark's name; tell of those that keep their 0."""
+    """Raise UserError if no task has the number of shots in the benchmark's name; log the tasks that keep 0 shots."""
     without = [task.config.task for task in tasks if benchmark.shots and not task.config.num_fewshot]
     if without and len(without) == len(tasks):
         what = f"{benchmark.shots} shots are asked for, and the task insists on 0"
@@ -203,7 +203,7 @@ def _check_shots(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
 
 
 def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
-    """Before the work is done, as far as a task says which metrics it has."""
+    """Raise UserError for an unknown metric before the work, if the task lists its metrics."""
     if benchmark.metric is None or any(callable(task.config.process_results) for task in tasks):
         return
     names = {
@@ -223,7 +223,7 @@ def _no_metric(benchmark: Benchmark, names: Any) -> UserError:
 
 
 def _as_json(value: Any) -> Any:
-    """NumPy numbers as numbers; what a task's file defines in Python by its name."""
+    """NumPy numbers as numbers; Python objects of a task's file by their name."""
     return value.item() if hasattr(value, "item") else getattr(value, "__name__", str(value))
 
 
@@ -238,7 +238,7 @@ def _manager(folders: tuple[str, ...], with_defaults: bool) -> TaskManager:
 
 
 def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> TaskManager:
-    """What knows all of the tasks. The harness's own 14,000 take it seconds to read, and are left out where they are not needed."""
+    """A TaskManager with all these tasks. The harness's own 14,000 take seconds to read, and are left out if they are not needed."""
     for folder in folders:
         if not any(Path(folder).expanduser().rglob("*.yaml")):
             what = "no folder with task files (*.yaml)"
@@ -257,13 +257,13 @@ def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> Ta
 def _no_task(name: str, everything: TaskManager, folders: Sequence[str]) -> UserError:
     guess, broken = nearest(name, everything.all_tasks), next(_broken_files(folders), None)
     remedy = "`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own"
-    if broken:  # which the harness passes over in silence
-        remedy = f"mend this file of yours: {broken}"
+    if broken:  # which the harness ignores silently
+        remedy = f"fix this task file: {broken}"
     return UserError(f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""), where=TASKS_OPTION, remedy=remedy)
 
 
 def _broken_files(folders: Sequence[str]) -> Iterator[str]:
-    """Task files that are no YAML, each with the reason."""
+    """Task files that are not valid YAML, each with the reason."""
     for path in (path for folder in folders for path in sorted(Path(folder).rglob("*.yaml"))):
         try:
             yaml.compose(path.read_text(encoding="utf-8"))
@@ -292,7 +292,7 @@ def _local_files(section: BenchmarksSection) -> dict[str, str]:
 
 
 def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """A task's own, or a group's with those of the tasks that stand in it."""
+    """The configuration of a task, or of a group and the tasks in it."""
     yield config
     if isinstance(members := config.get("task"), list):
         yield from (member for member in members if isinstance(member, dict))

@@ -1,4 +1,4 @@
-"""A judge behind an OpenAI-compatible endpoint: every judgment is kept as it comes, and none is paid for twice."""
+"""A judge behind an OpenAI-compatible endpoint: every judgment is stored as it arrives and never requested twice."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from sparring.rundir import digest
 
 OPTION, KEY_OPTION = "--judge", "--key-env"
 CHAT = "/chat/completions"
-ATTEMPTS = 3  # replies that are asked for until one can be read
+ATTEMPTS = 3  # requests until a reply can be parsed
 MOST_TOKENS = 1024  # of a judgment
-MOST_WITH_REASONING = 8192  # where the endpoint counts what the judge thinks before too
+MOST_WITH_REASONING = 8192  # if the endpoint counts reasoning tokens too
 MOST_KEPT = 20_000  # characters of a reply: some endpoints do not stop at max_tokens
-OF_ONE_QUESTION = (400, 413, 422)  # how an endpoint refuses one request and not all: a content filter, a context that is too short
+OF_ONE_QUESTION = (400, 413, 422)  # status codes for one refused request: a content filter, a context that is too short
 FILE = "judgments.jsonl"
 
 
 @dataclass(frozen=True)
 class Task:
-    """One judgment to get. `read` gives what a reply means, None where it cannot be read; `form` is how it should end."""
+    """One judgment to request. `read` parses a reply, None if it cannot be parsed; `form` is the required last line."""
 
     key: str
     messages: Messages
@@ -39,14 +39,14 @@ class Task:
 
     @property
     def asked(self) -> str:
-        """Hash of what the judge is asked: under a key of before there may stand other words."""
+        """Hash of the messages to the judge: an earlier version may have used the same key for other texts."""
         return digest(self.messages)
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """`value` is None where no reply could be read. `replies` are those of all attempts; tokens are their sum, as the endpoint counts
-    them, `uncounted` the replies for which it did not. `asked` is that of the task."""
+    """`value` is None if no reply could be parsed. `replies` are those of all attempts; tokens are their sum as counted by the endpoint,
+    `uncounted` the number of replies without a count. `asked` is that of the task."""
 
     key: str
     value: Any
@@ -57,7 +57,7 @@ class Judgment:
     asked: str = ""
 
     def after(self, earlier: Judgment | None) -> Judgment:
-        """With what an earlier attempt has cost."""
+        """A copy that includes the cost of an earlier attempt."""
         if earlier is None:
             return self
         tokens = (getattr(self, name) + getattr(earlier, name) for name in ("prompt_tokens", "completion_tokens", "uncounted"))
@@ -65,14 +65,14 @@ class Judgment:
 
 
 class Judge:
-    """Asks one model. Close it."""
+    """A client of one judge model; close it after use."""
 
     def __init__(self, section: ServerSection) -> None:
-        """Raises UserError when the key, or the package that asks, is missing."""
+        """Raises UserError if the key or the HTTP package is missing."""
         assert section.model is not None
         asking = ENGINES["server"]
         if not is_installed(asking.package):
-            what = f"a judge is asked by way of the package {asking.package}, which is not installed"
+            what = f"a judge needs the package {asking.package}, which is not installed"
             raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
@@ -83,7 +83,7 @@ class Judge:
             server=f"{OPTION} and --judge-model",
             key=KEY_OPTION,
             limits="--concurrency, --timeout-seconds, --retries",
-            manual="`sparring docs evaluation` says what is asked of a judge",
+            manual="`sparring docs evaluation` says what a judge must support",
         )
         self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 
@@ -91,10 +91,10 @@ class Judge:
         self._endpoints.close()
 
     def judge(self, folder: Path, tasks: Sequence[Task], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:
-        """The judgments in the order of the tasks; those that the folder's file has a value for are not asked for again.
+        """The judgments in the order of the tasks; those with a value in the folder's file are not requested again.
 
-        earlier: judgments of other questions, of which the file begins with those that are asked for here too.
-        Raises UserError when the endpoint refuses or stays silent; what came before is in the file.
+        earlier: judgments of an earlier call; those that are needed here too are copied into the file first.
+        Raises UserError if the endpoint refuses or does not answer; the file keeps the judgments so far.
         """
         file = folder / FILE
         asked = {task.key: task.asked for task in tasks}
@@ -116,7 +116,7 @@ class Judge:
         return [kept[task.key] for task in tasks]
 
     async def _ask(self, task: Task, is_taken: Callable[[], bool]) -> Judgment:
-        """is_taken: whether the endpoint has answered such requests, so that one which it refuses is a matter of what is in it."""
+        """is_taken: whether the endpoint has answered such requests, so that a refusal is due to the content of this one."""
         from sparring.opponent.endpoints import Refused
 
         messages, replies, used, value = list(task.messages), [], [0, 0, 0], None
@@ -143,7 +143,7 @@ class Judge:
         return {"model": self.section.model, "messages": messages, **self._settings}
 
     def _adapts(self, what: str) -> bool:
-        """Whether there is a setting that the endpoint will not have, as some do for models that reason; it is changed for all requests."""
+        """Drop a setting that the endpoint refuses, as some do for reasoning models, for all requests; False if there is none."""
         if "max_completion_tokens" in what and "max_tokens" in self._settings:
             del self._settings["max_tokens"]
             self._settings["max_completion_tokens"] = MOST_WITH_REASONING
@@ -156,7 +156,7 @@ class Judge:
 
 
 def _text(answer: Any) -> str | None:
-    """The text of a chat completion, whole or in parts; None for what has not its form."""
+    """The text of a chat completion, as one string or in parts; None for another format."""
     try:
         content = answer["choices"][0]["message"]["content"]
         text = content if isinstance(content, str) else "".join(part["text"] for part in content)
@@ -166,7 +166,7 @@ def _text(answer: Any) -> str | None:
 
 
 def _usage(answer: Any) -> tuple[int, int, int]:
-    """Tokens of the prompt and of the reply, and 1 where the endpoint has not counted them."""
+    """Tokens of the prompt, tokens of the reply, and 1 if the endpoint did not count them, else 0."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
@@ -180,7 +180,7 @@ def _append(lines: TextIO, judgments: Sequence[Judgment]) -> None:
 
 
 def read_judgments(file: Path) -> list[Judgment]:
-    """What an attempt before has left, of a key the newest last. A kill may have cut the last line short: it is taken away."""
+    """The stored judgments, the newest of a key last. A last line that was cut by a kill is removed."""
     if not file.exists():
         return []
     found, whole = [], 0

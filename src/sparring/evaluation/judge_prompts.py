@@ -1,11 +1,11 @@
-"""What a judge is asked, and what its words mean. Pure: texts in, texts and numbers out. The wording is ours."""
+"""The prompts of a judge and the parsing of its replies: pure functions on texts. The wording is our own."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 
-VERSION = 1  # of the wording: other words are other judgments
+VERSION = 1  # of the wording: another wording makes other judgments
 LOWEST, HIGHEST = 1.0, 10.0
 
 GRADER = (
@@ -54,7 +54,7 @@ def read_grade(reply: str) -> float | None:
 
 
 def read_verdict(reply: str) -> str | None:
-    """Who is said to win: "A", "B" or "tie", None where nobody is. The last line with a verdict counts, if it names one side alone."""
+    """The winner in a judge's reply: "A", "B" or "tie", else None. The last line with a verdict counts, if it names only one side."""
     for pattern in VERDICTS:
         found = [(reply.count("\n", 0, claim.start()), _side(claim, reply[claim.end() :])) for claim in pattern.finditer(reply)]
         if found:
@@ -63,7 +63,7 @@ def read_verdict(reply: str) -> str | None:
     return None
 
 
-# What may stand between a word and its value: a scale in brackets, marks, "is". Bounded, for a reply may be long. A dash before a digit is
+# Allowed text between a word and its value: a scale in brackets, marks, "is". Bounded, for a reply may be long. A dash before a digit is
 # a minus.
 _GAP = r"(?P<gap>(?:\s?\([^()\n]{0,40}\))?(?:[\s*_:=\"'`]|-(?!\d)){0,16}(?:is\s{1,4})?[\[*_`\s]{0,8})"
 _NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)*)"

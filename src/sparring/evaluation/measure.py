@@ -1,4 +1,4 @@
-"""What the weights of a player are needed for: replies to the held-out prompts, likelihoods, duels with its opponent."""
+"""Measurements that need a player's weights: replies to the held-out prompts, likelihoods, duels with its opponent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparring.policy.batches import Branches
 from sparring.policy.ranks import from_main
 
 REPLIES, GREEDY, LOGPS = "replies", "greedy", "logps.parquet"
-# (folder of a player, lots of trees) -> by lot, log-probs of each tree's replies; in equal micro-batches for equal lots
+# (folder of a player, batches of trees) -> per batch, log-probs of each tree's replies; equal batches give equal micro-batches
 Score = Callable[[Path, Sequence[Sequence[Branches]]], list[list[list[float]]]]
 
 
@@ -34,7 +34,7 @@ class Opponent:
 
 @dataclass(frozen=True)
 class Measured:
-    """Per held-out row: `evaluate.samples` sampled replies and (when the recipe asks) a greedy one, and log-probs.
+    """Per held-out row: `evaluate.samples` sampled replies and (with evaluate.greedy) a greedy one, and log-probs.
 
     `logps`: of the human reply ("real") and the player's own first reply ("own") under the player; with an opponent also those of the duel,
     "player_real", "player_generated", "opponent_real", "opponent_generated".
@@ -62,9 +62,9 @@ class Measurer:
         self.recipe, self.chat, self.held_out, self.score = recipe, chat, held_out, score
 
     def measure(self, stage: Path, player: Path, opponent: Opponent | None, sampling_round: int, phase: str) -> dict[str, Any]:
-        """Write replies and log-probs of the model in folder `player` to `stage`, going on from what is there; returns the stage's facts.
+        """Write replies and log-probs of the model in folder `player` to `stage`, resuming from finished files; returns the stage's facts.
 
-        `sampling_round` names the random streams: the replies drawn here are those that the *next* iteration's player is judged on.
+        `sampling_round` selects the random streams: the *next* iteration's player is evaluated in duels against these replies.
         """
         replies = self.draw(stage, player, sampling_round, phase)
         if not from_main((stage / LOGPS).exists):
@@ -74,7 +74,7 @@ class Measurer:
         return {"rows": len(self.held_out), **from_main(lambda: checked_facts(stage / REPLIES))}
 
     def draw(self, stage: Path, player: Path, sampling_round: int, phase: str) -> list[Reply]:
-        """The first part of it: the replies, of which those that are not greedy are returned."""
+        """The first part of `measure`: sample all replies; returns those that are not greedy."""
         stream, evaluate = Stream(self.recipe.seed, sampling_round), self.recipe.evaluate
         with Sampler(self.recipe, self.chat, player) as sampler:
             temperature = self.recipe.sampling.temperature

@@ -12,7 +12,7 @@ import numpy as np
 
 from sparring.checkers.answers import find_answer
 
-# What a row of the held-out set has a value of; None where neither way is better.
+# The metrics with a value for every held-out row; None if neither direction is better.
 HIGHER_IS_BETTER: dict[str, bool | None] = {
     "exact_match": True,
     "exact_match_greedy": True,
@@ -32,12 +32,12 @@ HIGHER_IS_BETTER: dict[str, bool | None] = {
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """Of a metric in HIGHER_IS_BETTER, or of one that names its number of replies, such as pass_at_8 and maj_at_8."""
+    """For a metric in HIGHER_IS_BETTER, or one with a number of replies in its name, such as pass_at_8 and maj_at_8."""
     return True if metric.startswith(("pass_at_", "maj_at_")) else HIGHER_IS_BETTER[metric]
 
 
 class Score(TypedDict, total=False):
-    """One measured number: its sample size and standard error (None for one sample). `higher_is_better` is None where neither is."""
+    """One measured number with n and standard error (None for one sample). `higher_is_better` is None if neither direction is better."""
 
     value: float
     n: int
@@ -88,7 +88,7 @@ def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, flo
 def auc_score(human: Sequence[int], generated: Sequence[int]) -> Score:
     """How well a number (reply length) alone separates the two sides: area under the ROC curve, 0.5 = not at all, 1 = perfectly.
 
-    The side is chosen after the fact (never below 0.5), as a shortcut may go either way. Standard error: Hanley and McNeil 1982.
+    The direction is chosen afterwards (never below 0.5), since a shortcut may go either way. Standard error: Hanley and McNeil 1982.
     """
     first, second = np.asarray(human), np.sort(np.asarray(generated))
     below = np.searchsorted(second, first, side="left")

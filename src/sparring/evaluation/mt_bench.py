@@ -1,4 +1,4 @@
-"""Conversations of several turns, judged: answers by the recipe's engine, grades of single answers, and who of two answers better."""
+"""Multi-turn conversations with a judge: answers by the recipe's engine, grades of single answers, and pairwise comparisons."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.rundir import read_json, write_json
 
 Answers = Mapping[str, Sequence[str]]  # question id -> the answer to each of its turns
-ORDERS = ("first", "second")  # where the player stands in a comparison
+ORDERS = ("first", "second")  # position of the player in a comparison
 
 
 # -- answers
 
 
 def answer_questions(stage: Path, questions: Sequence[Question], sampler: Sampler, seed: int, context: int | None) -> None:
-    """Write the answers to all turns of all questions, a file per turn and category; those that are there are kept."""
+    """Write the answers to all turns of all questions, a file per turn and category; finished files are kept."""
     categories = list(dict.fromkeys(question.category for question in questions))
     for turn in range(max(len(question.turns) for question in questions)):
         for category in categories:
@@ -40,7 +40,7 @@ def answer_questions(stage: Path, questions: Sequence[Question], sampler: Sample
 
 
 def read_answers(stage: Path, questions: Sequence[Question]) -> dict[str, list[str]]:
-    """As far as they are written."""
+    """The answers that are already written."""
     asked = {(question.category, turn) for question in questions for turn in range(len(question.turns))}
     files = {(category, turn): _answers_file(stage, turn, category) for category, turn in asked}
     read = {key: read_json(file) for key, file in files.items() if file.exists()}
@@ -77,7 +77,7 @@ def _answers_file(stage: Path, turn: int, category: str) -> Path:
 def grade(
     stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers, earlier: Sequence[Judgment] = ()
 ) -> tuple[dict[str, Score], dict[str, Any]]:
-    """(scores, facts) of the judge's grades, 1 to 10, of every answer; `earlier` ones of the same are not asked for again."""
+    """(scores, facts) of the judge's grades, 1 to 10, of every answer; `earlier` judgments of the same answers are reused."""
     tasks = [
         Task(f"{q.id}/{turn + 1}", grading(q.turns, answers[q.id], q.references, turn), read_grade, GRADE_FORM)
         for q in questions
@@ -96,7 +96,7 @@ def compare(
 ) -> tuple[dict[str, Score], dict[str, Any]]:
     """(scores, facts): how often `answers` win against `others`, a tie counting half.
 
-    Every pair is judged in both orders, and a judge who changes its mind with the order has found a tie (arXiv 2306.05685, section 3.4).
+    Every pair is judged in both orders, and a verdict that changes with the order counts as a tie (arXiv 2306.05685, section 3.4).
     """
     tasks = [
         Task(f"{q.id}/{turn + 1}/{order}", _pair(q, answers, others, turn, order), read_verdict, COMPARE_FORM)
@@ -121,7 +121,7 @@ def _pair(question: Question, answers: Answers, others: Answers, turn: int, orde
 
 
 def _sides(verdicts: Mapping[str, str | None], id_: str, turn: int) -> tuple[str | None, str | None]:
-    """For each order who won: "player", "other" or "tie"; None where the judge could not be read."""
+    """The winner in each order: "player", "other" or "tie"; None if the judge's reply could not be parsed."""
     winners = ({"A": "player", "B": "other", "tie": "tie"}, {"A": "other", "B": "player", "tie": "tie"})
     found = [names.get(verdicts[f"{id_}/{turn + 1}/{order}"] or "") for names, order in zip(winners, ORDERS, strict=True)]
     return found[0], found[1]
@@ -138,7 +138,7 @@ def _outcome(verdicts: Mapping[str, str | None], question: Question, turn: int) 
 
 
 def _summed(name: str, questions: Sequence[Question], value: Callable[[Question, int], float | None]) -> dict[str, Score]:
-    """The mean over questions, by turn and by category. A question's turns are one sample: they are no independent ones."""
+    """The mean over questions, by turn and by category. The turns of a question are one sample, because they are not independent."""
     values = {question: {turn: value(question, turn) for turn in range(len(question.turns))} for question in questions}
     found = {question: {turn: one for turn, one in turns.items() if one is not None} for question, turns in values.items()}
     if not any(found.values()):

@@ -19,9 +19,9 @@ from sparring.policy.batches import Branches, layout_probe_trees, longest_row, m
 from sparring.policy.score import Scorer
 from sparring.progress import progress
 
-Request = tuple[Any, list[int], list[int]]  # what the cache knows it by, tokens of the context, tokens of the continuation
+Request = tuple[Any, list[int], list[int]]  # key in the cache, tokens of the context, tokens of the continuation
 Answer = tuple[float, bool]  # log-prob of the continuation, whether greedy decoding would give it
-DEFAULT_NEW_TOKENS = 256  # the harness's own, where a task names none
+DEFAULT_NEW_TOKENS = 256  # the harness's default
 
 
 class PackedLM(HFLM):
@@ -34,7 +34,7 @@ class PackedLM(HFLM):
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None) -> list[Answer]:
-        """The answers to all requests, in their order. Replaces the harness's batches of rows; its cache is told of every one."""
+        """The answers to all requests, in their order. Replaces the harness's batches of rows; every answer goes into its cache."""
         trees = self._trees(requests)
         layouts = [tree for tree, _ in trees]
         self._scorer.choose_layout(*layout_probe_trees(layouts), row_tokens=longest_row(layouts, self.batch_tokens))
@@ -85,7 +85,7 @@ class PackedLM(HFLM):
     def _cut(self, context: list[int], continuation: list[int]) -> TokenIds:
         """The context as far as it fits, cut from the left as the harness cuts it. The last token of a continuation is never fed."""
         if not continuation:
-            raise UserError("the harness asks for the probability of an empty answer", remedy="mend the task's choices")
+            raise UserError("the harness asks for the probability of an empty answer", remedy="fix the task's choices")
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             what = f"an answer of {len(continuation)} tokens does not fit the model's context of {self.max_length}"

@@ -38,7 +38,7 @@ class Question:
 
 
 def read_questions(path: str, references: str | None = None, limit: int | None = None) -> list[Question]:
-    """All questions, or the first `limit` of every category. Raises UserError naming the row that is none."""
+    """All questions, or the first `limit` of every category. Raises UserError with the first row that is not a question."""
     answers = {} if references is None else _references(references)
     found = [_question(row, where, answers) for where, row in _rows(path, OPTION)]
     if not found:
@@ -48,7 +48,7 @@ def read_questions(path: str, references: str | None = None, limit: int | None =
         raise UserError(f"two questions have the id {doubled!r}", where=f"{OPTION} {path}")
     unknown = sorted(answers.keys() - {question.id for question in found})
     if len(unknown) == len(answers) and answers:
-        raise UserError(f"none of its {len(answers)} ids is a question's", where=f"{REFERENCES_OPTION} {references}")
+        raise UserError(f"none of its {len(answers)} ids is the id of a question", where=f"{REFERENCES_OPTION} {references}")
     return found if limit is None else _first_of_categories(found, limit)
 
 
@@ -112,5 +112,5 @@ def _is_texts(value: Any) -> bool:
 
 
 def short_name(path: str) -> str:
-    """Names the folder of what was asked."""
+    """The name of the folder for these questions."""
     return Path(path).stem

@@ -10,12 +10,12 @@ from sparring.evaluation.metrics import Score
 
 Scores = Mapping[str, Score]
 TIE_BREAK = "nll_per_token"
-COLLAPSE_PATIENCE = 2  # iterations without a new best, where a majority agrees on errors and the recipe has no patience of its own
+COLLAPSE_PATIENCE = 2  # iterations without a new best, if a majority agrees on errors and the recipe sets no patience
 STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%
 
 
 def best_iteration(iterations: Sequence[Scores], metric: str) -> int:
-    """Index of the best value of `metric`; of equals the one with the lowest NLL per token, then the earliest."""
+    """Index of the best value of `metric`; ties go to the lowest NLL per token, then to the earliest."""
     return max(range(len(iterations)), key=lambda t: (_rank(iterations[t][metric]), _rank(iterations[t][TIE_BREAK]), -t))
 
 
@@ -24,12 +24,12 @@ def is_better(score: Score, than: Score) -> bool:
 
 
 def stop_reason(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> str | None:
-    """Why the game ends after these iterations, or None while it goes on.
+    """Why the game ends after these iterations, or None if it continues.
 
-    1. The player cannot tell human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
-       at `stop.confidence`, is not above one half (the interval contains one half, or lies below it altogether).
-       Asked only where the human reply wins: with another target the player need not come near to it.
-    2. With a target that moves, pass@k or the distinct answers a prompt fell below a share of the start's.
+    1. The player cannot distinguish human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
+       at `stop.confidence`, is not above one half (the interval contains one half, or is below it altogether).
+       Checked only for the human target: with another target the player need not approach the human replies.
+    2. With a verified or majority target, pass@k or the distinct answers a prompt fell below a share of the start's.
     3. `stop.patience` iterations in a row brought no new best value of the metric, the start included.
     4. The recipe's number of iterations is played.
     """
@@ -90,7 +90,7 @@ def _iterations_since_best(scores: Sequence[Scores], metric: str) -> int:
 
 
 def _rank(score: Score) -> float:
-    """The value turned so that more is better; a number that is none ranks last."""
+    """The value with its sign set so that more is better; NaN ranks last."""
     value = score["value"]
     if value != value:
         return float("-inf")

@@ -1,4 +1,4 @@
-"""What is played as a benchmark: tasks of lm-evaluation-harness with their shots and the metric that counts, and suites of them."""
+"""Names of benchmarks: tasks of lm-evaluation-harness with shots and metric, and suites of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sparring.evaluation.metrics import Score
 
 SPEC = re.compile(r"(?P<task>[^@:\s]+)(@(?P<shots>\d+))?(:(?P<metric>[^@:\s]+))?")
 SUITES_OPTION, TASKS_OPTION = "evaluate.benchmarks.suites (--suite)", "evaluate.benchmarks.tasks (--task)"
-# benchmarks that people look for here, and that `sparring judge` plays
+# benchmarks that users may look for here, but that `sparring judge` runs
 JUDGED = ("mt-bench", "mtbench")
 SPEC_RULE = "TASK, TASK@SHOTS, TASK:METRIC or TASK@SHOTS:METRIC"
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task (or group or tag) of the harness. `shots` and `metric` are None where the task's own count, and all of them."""
+    """A task (or group or tag) of the harness. `shots` None means the task's own, `metric` None means all of its metrics."""
 
     task: str
     shots: int | None = None
@@ -28,7 +28,7 @@ class Benchmark:
 
     @property
     def key(self) -> str:
-        """Names its files: one task may be played with several numbers of shots."""
+        """The name of its files: one task may be run with several numbers of shots."""
         return self.task.replace("/", "_") + ("" if self.shots is None else f"@{self.shots}")
 
 

@@ -1,4 +1,4 @@
-"""`sparring grade`: kept replies graded anew by another checker, or the kept grades themselves."""
+"""`sparring grade`: stored replies graded again by another checker, or the stored grades themselves."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ PATTERN = "--pattern"
 @contextlib.contextmanager
 def checker_of(settings: CheckerSettings, option: str) -> Iterator[Checker]:
     """The checker, closed at the end. `option`: what named it. Raises UserError, in words of the options, where it cannot be had, and
-    where a function of one's own fails on everything."""
+    if a user's function fails on everything."""
     words = {"target.checker": option, "evaluate.answer_pattern": PATTERN}
     with in_words_of(words), contextlib.closing(make_checker(settings)) as checker:
         yield checker
@@ -32,7 +32,7 @@ def settings_for(recipe: Recipe | None, name: str | None, pattern: str | None, o
     the name. Raises UserError for the control `random`.
     """
     if name == "random":
-        raise UserError("random deals the scores of another checker, as a control for games; it grades nothing", where=option)
+        raise UserError("random shuffles the scores of another checker, as a control for games; it cannot grade", where=option)
     of_recipe = recipe and checker_settings(recipe, name or recipe.target.grading_checker)
     settings = of_recipe or CheckerSettings(name or "exact", None)
     return settings if pattern is None else replace(settings, answer_pattern=pattern or None)

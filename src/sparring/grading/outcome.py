@@ -1,4 +1,4 @@
-"""What grades say of replies: pass rates with their errors, disagreements with other grades, examples to read."""
+"""Statistics of grades: pass rates with their errors, disagreements with other grades, examples to read."""
 
 from __future__ import annotations
 
@@ -105,13 +105,13 @@ def agreement(lots: Sequence[Graded], seed: int = 0) -> Agreement:
 
 
 def examples_of(lots: Sequence[Graded], passed: bool, seed: int = 0) -> list[Example]:
-    """Replies that passed, or that have a score and did not, drawn at random, each text once."""
+    """Replies that passed, or that have a score and failed, chosen at random, each text once."""
     found = ((one, said) for one in lots for said in one.lot.replies if one.passed(said, one.grades.get(said.place)) is passed)
     return _examples(found, seed)
 
 
 def failures_of(lots: Sequence[Graded]) -> list[tuple[int, Example]]:
-    """Of every reason for which a function of one's own failed: how often, and the first reply; the most frequent first."""
+    """Every reason for which a user's function failed, with its count and first reply; the most frequent first."""
     failed = [(one, said) for one in lots for said in one.lot.replies if (g := one.grades.get(said.place)) is not None and g.failed]
     reasons = Counter(one.grades[said.place].reason for one, said in failed)
     first = {one.grades[said.place].reason: (one, said) for one, said in reversed(failed)}

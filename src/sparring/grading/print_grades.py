@@ -45,11 +45,11 @@ def show_grades(
 
 
 def print_grades(found: Outcome, console: Console) -> None:
-    by = f"graded anew by {described(found.checker)}" if found.checker else "as the run graded them"
+    by = f"graded again by {described(found.checker)}" if found.checker else "as the run graded them"
     rows = [_row(one, has_kept=found.checker is not None) for one in found.lots]
     print_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, console, first="replies of")
-    print_records("Passed, drawn at random", map(_record, found.passed), console)
-    print_records("Failed, drawn at random", map(_record, found.failed), console)
+    print_records("Passed, chosen at random", map(_record, found.passed), console)
+    print_records("Failed, chosen at random", map(_record, found.failed), console)
     if found.agreement is not None:
         _print_agreement(found.agreement, console)
     _print_failures(found, console)

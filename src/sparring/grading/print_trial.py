@@ -18,7 +18,7 @@ SHOULD = {True: "pass", False: "fail", None: "-"}
 
 def print_trial(trial: Trial, console: Console) -> None:
     rows, count = trial.rows, trial.report.rows
-    which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, drawn by a hash"
+    which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
     console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))
     _print_kinds(trial, console)
     for tried in trial.report.kinds:
@@ -28,7 +28,7 @@ def print_trial(trial: Trial, console: Console) -> None:
 
 
 def verdict(trial: Trial) -> str:
-    """What to think of the checker, in one line."""
+    """The verdict on the checker, in one line."""
     if trial.faults:
         return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
     if not trial.tries_right_ones:

@@ -31,5 +31,5 @@ def told_grade(grade: Grade) -> str:
 
 
 def excerpt(text: str, length: int = SHOWN) -> str:
-    """A text, or its beginning and its end, where answers stand."""
+    """A text, or its beginning and its end, where answers usually are."""
     return text if len(text) <= length else f"{text[: length // 2]} [...] {text[-(length // 2) :]}"

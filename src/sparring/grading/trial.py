@@ -1,4 +1,4 @@
-"""`sparring check-checker`: what a checker lets through, and what that does to the winners of a game."""
+"""`sparring check-checker`: which wrong replies a checker passes, and the effect on the winners of a game."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sparring.grading.trial_rows import TrialRows, trial_rows
 CHECKER = "CHECKER"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")
 LEAST_RIGHT = 0.95  # share of human replies that should pass: data has errors of its own
-MENTIONED = 0.5  # share of sprayed answers from which a mention is taken to be enough; one in ten stands at the end by chance
+MENTIONED = 0.5  # share of passed sprayed answers from which a mention counts as enough; one in ten is last by chance
 CONFIDENCE = 0.95
 
 
@@ -45,7 +45,7 @@ def try_checker(name: str, source: str, pattern: str | None, answer: str | None,
 
 
 def faults(report: ProbeReport) -> Iterator[str]:
-    """What a checker should not do, a sentence each."""
+    """The faults of a checker, one sentence each."""
     right = report[RIGHT]
     if right.passed < LEAST_RIGHT * right.tried:
         yield f"it fails {right.tried - right.passed} of {right.tried} human replies, which should pass"
@@ -54,7 +54,7 @@ def faults(report: ProbeReport) -> Iterator[str]:
             yield f"it passes {tried.passed} of {tried.tried} replies of the kind '{tried.name}', which should fail"
     if all(report[name].passed > MENTIONED * report[name].tried for name in SPRAYED):
         passed, count = (sum(getattr(report[name], part) for name in SPRAYED) for part in ("passed", "tried"))
-        yield f"it passes {passed} of {count} replies in which the right answer stands among wrong ones: a mention is enough"
+        yield f"it passes {passed} of {count} replies that list the right answer among wrong ones: a mention is enough"
     failed, count = (sum(getattr(tried, part) for tried in report.kinds) for part in ("failed", "tried"))
     if failed > MOST_FAILURES * count:
         yield f"it failed to grade {failed} of {count} replies; a run ends where more than {MOST_FAILURES:.0%} fail"

@@ -1,4 +1,4 @@
-"""What a run directory tells of its run at one moment: who works there, where it stands, its newest numbers, how it would go on."""
+"""The state of a run, read from its directory: the process that runs it, its stage, the newest numbers, the command to resume."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
-    """(who, rates) of the newest iteration whose replies are graded, where the target moves."""
+    """(who, rates) of the newest iteration with graded replies, for verified and majority targets."""
     if not state.recipe.target.moves:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
@@ -162,7 +162,7 @@ def _command(root: Path, recipe: Recipe, told: dict[str, Any]) -> str:
 
 
 def _is_ours(typed: Any) -> bool:
-    """Whether somebody can paste it: the file comes with the run directory, and a shell would do whatever stands in it.
+    """Whether the command is safe to paste: the file comes with the run directory, and a shell would execute anything in it.
 
     Of the form that `sparring run` writes it in, quoted argument by argument, with a recipe file and overrides that parse.
     """
@@ -183,14 +183,14 @@ def _last_line(file: Path) -> dict[str, Any] | None:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
         whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing behind it
         if whole:
-            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself says so when it goes on
+            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself reports it when it resumes
                 found = json.loads(whole.rpartition(b"\n")[2])
                 return found if isinstance(found, dict) else None
     return None
 
 
 def _object_or_none(file: Path, *keys: str) -> dict[str, Any] | None:
-    """A file that the run may make, replace or take away while we look."""
+    """A file that the run may create, replace or delete meanwhile."""
     try:
         return read_object(file, *keys)
     except OSError:

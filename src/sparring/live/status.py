@@ -1,4 +1,4 @@
-"""`sparring status`: where a run stands, in one screen."""
+"""`sparring status`: the state of a run in one screen."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def print_status(state: RunState, out: Console) -> None:
 
 def how_to_go_on(state: RunState) -> str:
     sure = "" if state.life is not Life.SILENT else "if you know that it is dead, "
-    return f"{sure}go on with:\n  {printable(state.command)}"
+    return f"{sure}resume with:\n  {printable(state.command)}"
 
 
 def how_it_is(state: RunState) -> str:
-    """Whether somebody works on the run, since when, and what became of the last attempt."""
+    """Whether a process works on the run, since when, and how the last attempt ended."""
     who, last = state.holder, state.attempts[-1] if state.attempts else {}
     heard = f"last sign of life {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no sign of life so far"
     match state.life:
@@ -74,11 +74,11 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
         yield "last step", _step(row)
     if state.life is not Life.RUNNING and state.stage is not None:
         rest = kept(state)
-        yield "goes on", f"with {state.stage}" + (f", from {rest}" if rest else "")
+        yield "resumes", f"with {state.stage}" + (f", from {rest}" if rest else "")
 
 
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:
-    """How the newest opponent's replies were graded, where the target moves."""
+    """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
         told = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
         yield "graded", f"{found[0]}: {told or 'no reply was judged and no answer found'}"

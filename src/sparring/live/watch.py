@@ -24,7 +24,7 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)")
 
 
 def watch(root: Path, out: Console) -> bool:
-    """Show the run in `root` until nobody works on it any more; True when the game is finished then."""
+    """Show the run in `root` until no process works on it; True if the game is finished then."""
     state = read_state(root)
     log, pulse = LogTail(root / RUN_LOG), Pulse(root)
     print_status(state, out)
@@ -114,7 +114,7 @@ def _print_end(state: RunState, out: Console) -> None:
         out.print(Text(verdict(state.summary, str(state.root))))
         return
     if state.life is Life.RUNNING:  # another process took over within a blink
-        out.print(Text("another process goes on with it: call sparring watch again"))
+        out.print(Text("another process has resumed the run: call sparring watch again"))
         return
     out.print(Text(how_it_is(state)))
     out.print(Text(how_to_go_on(state)), soft_wrap=True)

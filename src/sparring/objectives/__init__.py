@@ -1,10 +1,10 @@
-"""What the player minimises, one file per objective: its formula, the options it takes, what it needs. docs/contributing.md adds one.
+"""What the player minimises, one file per objective: formula, options, requirements. docs/contributing.md shows how to add one.
 
 spin.py        equation 4.7 with each of its four functions
 space.py t_spin.py alpha_spin.py   the objectives that followed it
-likelihood.py  the plain likelihood of winners; the anchor
-own.py         a function of the user's own
-shared.py      what they have in common
+likelihood.py  the likelihood of winners alone; the NLL term of the other losses
+own.py         a function of the user
+shared.py      the interface and what the objectives share
 """
 
 from sparring.objectives.alpha_spin import AlphaSpin
@@ -21,7 +21,7 @@ OBJECTIVES = {name: kind for kind in KINDS for name in kind.names}
 
 
 def kind_of(loss: str) -> type[Objective] | None:
-    """What a value of `objective.loss` means; None where it means nothing."""
+    """The class of a value of `objective.loss`; None for an unknown value."""
     return OBJECTIVES.get(OWN_CODE if is_own_code(loss) else loss)
 
 
@@ -31,5 +31,5 @@ def names_taking(option: str) -> str:
 
 
 def in_words() -> str:
-    """Every value of `objective.loss`, and what it is."""
+    """One sentence that lists every value of `objective.loss` with its description."""
     return "; ".join(f"{', '.join(f'`{name}`' for name in kind.names)} {kind.about}" for kind in KINDS)

@@ -1,6 +1,6 @@
 """alpha-SPIN (arXiv 2404.04291): SPIN against a mixture of the opponent and the start of the game.
 
-The paper was read in part only: docs/theory.md says what of it, what the mixture implies, and which tests prove it.
+Implemented from a partial reading of the paper: docs/theory.md says of which parts, what the mixture implies, and which tests prove it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def mixed_logp(opponent: Number, start: Number, alpha: float) -> Number:
 
     The geometric mixture of the two policies, without its normaliser, which is one number per prompt and cancels in a margin.
     """
-    return start + alpha * (opponent - start)  # in this form exactly both where they are equal
+    return start + alpha * (opponent - start)  # this form is exact where both are equal
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""The plain likelihood of winners, which compares them with nothing; and the same as an anchor beside an objective that compares.
+"""The likelihood of winners alone, without a comparison; and the same as an NLL term added to an objective on margins.
 
-Shapes as in shared.py. What it implies for targets that move, and the tests that prove it: docs/theory.md.
+Shapes as in shared.py. What it implies for verified and majority targets, and the tests that prove it: docs/theory.md.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def nll_anchor(real_D: Tensor, tokens_D: Tensor) -> Tensor:
-    """Negative log-likelihood [D] of the human replies per token, -log p(y|x) / |y|: to be added to a loss with a weight.
+    """Negative log-likelihood [D] of the human replies per token, -log p(y|x) / |y|: added to a loss with a weight.
 
     real_D: log p(y|x) [D]; tokens_D: |y| [D], the end-of-turn token included where the reply has one.
     """
@@ -28,6 +28,6 @@ class Likelihood(Objective):
 
     names = ("sft",)
     about = (
-        "is the plain likelihood of the winners of `target` verified or majority, and compares them with nothing (rejection-sampling "
+        "is the plain likelihood of the winners of `target` verified or majority, without a comparison (rejection-sampling "
         "fine-tuning, self-training)"
     )

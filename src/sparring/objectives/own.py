@@ -1,4 +1,4 @@
-"""A function of the user's own as an objective, `path/to/file.py:function`. It runs in this process, for its gradient is needed."""
+"""A user's function as an objective, `path/to/file.py:function`. It runs in this process, because its gradient is needed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WANTED = "an objective is f(player: DuelLogps, opponent: DuelLogps, mask_DK: Ten
 class OwnObjective(Comparison):
     names = (OWN_CODE,)
     about = "is a function of your own, a loss of the log-probs of replies (docs/contributing.md)"
-    learns_from_identical = True  # it may: nothing is known of it
+    learns_from_identical = True  # assumed, since nothing is known about it
 
     beta: float
 
@@ -42,7 +42,7 @@ class OwnObjective(Comparison):
         return told_as_spin(self._computed(given.player, given.opponent, given.mask_DK), given, self.beta)
 
     def _computed(self, player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor) -> Tensor:
-        """Raises UserError where the function raises, or returns no tensor with a loss for each duel."""
+        """Raises UserError if the function raises, or does not return a tensor with one loss per duel."""
         import torch
 
         try:
@@ -52,14 +52,14 @@ class OwnObjective(Comparison):
         except Exception as error:
             raise self._error(self.code.said(error)) from error
         if not isinstance(loss_D, torch.Tensor):
-            raise self._error(f"it returned {type(loss_D).__name__} where a tensor belongs")
+            raise self._error(f"it returned {type(loss_D).__name__} instead of a tensor")
         if loss_D.shape != player.real_D.shape:
             wanted, found = list(player.real_D.shape), list(loss_D.shape)
-            raise self._error(f"it returned a tensor of shape {found} where each of the duels has a loss, {wanted}")
+            raise self._error(f"it returned a tensor of shape {found} instead of one loss per duel, {wanted}")
         return loss_D
 
     def check(self) -> None:
-        """Try it on two duels: the first is a tie, as all are in an iteration's first step; of the second a reply is missing."""
+        """Try the function on two duels: a tie, as all duels are in an iteration's first step, and one with a missing reply."""
         import torch
 
         def logps(real: Sequence[float], generated: Sequence[Sequence[float]]) -> DuelLogps:
@@ -69,7 +69,7 @@ class OwnObjective(Comparison):
         mask_DK = torch.tensor([[True, True], [True, False]])
         loss_D = self._computed(player, DuelLogps(opponent.real_D.detach(), opponent.generated_DK.detach()), mask_DK)
         if not loss_D.requires_grad:
-            raise self._error("its losses have no gradient: make them of the player's log-probs, by operations of torch on them")
+            raise self._error("its losses have no gradient: compute them from the player's log-probs with torch operations")
         leaves = (player.real_D, player.generated_DK)
         slopes = torch.autograd.grad(loss_D.sum(), leaves, allow_unused=True, materialize_grads=True)
         if not all(found.isfinite().all() for found in (loss_D, *slopes)):
@@ -78,7 +78,7 @@ class OwnObjective(Comparison):
         if not any(slope.any() for slope in slopes):
             raise self._error("its losses have no gradient: it is 0 in all log-probs of the player")
         if slopes[1][~mask_DK].any():
-            raise self._error("it counts replies that are not there: leave out those for which mask_DK is false, as mean_over_replies does")
+            raise self._error("it counts padding: leave out the replies for which mask_DK is false, as mean_over_replies does")
 
     def _error(self, what: str) -> UserError:
         where = f"{self.code.where}: {self.code.function} in {self.code.path}"

@@ -1,10 +1,10 @@
-"""What the objectives have in common: what each says of itself, the log-probs that it is given, and means over a duel's replies.
+"""The interface of the objectives, the log-probs that they receive, and means over a duel's replies.
 
 Shapes: D = duels (one prompt with its human reply each), K = opponent replies per prompt; `loss_D` is a tensor of shape [D].
 A log-prob of a reply is the sum over its tokens in nats, the end-of-turn token included when the model emitted it. Give
 float32 or float64: bfloat16 rounds a sum near -150 to whole nats.
 
-The recipe reads the files of this folder and must start at once: they import torch where they use it.
+The recipe imports the files of this folder and must start fast: they import torch only inside functions.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class DuelLogps:
     generated_DK: Tensor
 
     def __post_init__(self) -> None:
-        # A swapped or squeezed axis would broadcast in silence.
+        # A swapped or squeezed axis would broadcast silently.
         assert self.real_D.dim() == 1 and self.generated_DK.dim() == 2, (self.real_D.shape, self.generated_DK.shape)
         assert self.real_D.shape[0] == self.generated_DK.shape[0], (self.real_D.shape, self.generated_DK.shape)
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What an objective is given of some duels, or of some pairs of winner and loser, each of which is a duel with one reply.
+    """The input of an objective: some duels, or some pairs of winner and loser, each of which is a duel with one reply.
 
     player, opponent: log-probs of the same replies under both models; opponent is None for an objective that does not use it.
     mask_DK: bool, true where a reply exists. identical_D: as `spin_loss` takes it, for objectives with `counts_identical`.
@@ -60,9 +60,9 @@ class ItemLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An objective with the values that its options have in an iteration: its fields are the options of the recipe that it takes.
+    """An objective with its option values in an iteration: the dataclass fields are the recipe options that it takes.
 
-    names: the values of `objective.loss` that mean it; about: what it is, for docs/recipe.md and --help.
+    names: the values of `objective.loss` that select it; about: its description, for docs/recipe.md and --help.
     """
 
     names: ClassVar[tuple[str, ...]]
@@ -70,16 +70,16 @@ class Objective:
     uses_gaps: ClassVar[bool] = False  # compares winners with losers
     uses_opponent_logps: ClassVar[bool] = False
     uses_start: ClassVar[bool] = False  # log-probs under the start of the game
-    uses_start_replies: ClassVar[bool] = False  # what the start has replied to the same prompts
+    uses_start_replies: ClassVar[bool] = False  # the start's replies to the same prompts
     learns_from_identical: ClassVar[bool] = False  # has a gradient where all replies equal the human one
-    counts_identical: ClassVar[bool] = False  # such replies have margin 0 whatever the weights: they are counted, and no columns
-    why_human_alone: ClassVar[str | None] = None  # why it is not for targets that move
+    counts_identical: ClassVar[bool] = False  # such replies have margin 0 for any weights: they are counted instead of computed
+    why_human_alone: ClassVar[str | None] = None  # why it does not support verified and majority targets
 
     loss: str
 
     @classmethod
     def takes(cls, option: str) -> bool:
-        """Whether an option of the recipe's section has an effect on it."""
+        """Whether an option of the recipe's section has an effect on this objective."""
         return option in cls.__dataclass_fields__
 
     @property
@@ -88,22 +88,22 @@ class Objective:
         return False
 
     def in_iteration(self, iteration: int, replies_per_prompt: int) -> Self:
-        """With the values that follow from the iteration (from 0) and the number of replies."""
+        """A copy with the values that depend on the iteration (from 0) and the number of replies."""
         return self
 
     def fingerprint(self) -> dict[str, Any]:
-        """What its result depends on, for the fingerprint of a training stage."""
+        """Everything that the result depends on, for the fingerprint of a training stage."""
         values = asdict(self)
         nll_weight = values.pop("nll_weight", 0.0)
         return {**values, "nll_weight": nll_weight} if nll_weight else values
 
     def check(self) -> None:
-        """Raise UserError where it cannot be computed: called before anything is loaded."""
+        """Raise UserError if the objective cannot be computed; called before anything is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Objective):
-    """An objective that compares human replies with the opponent's, or winners with losers, perhaps with an anchor beside it."""
+    """An objective that compares human replies with the opponent's, or winners with losers, optionally with an NLL term."""
 
     uses_gaps = True
     uses_opponent_logps = True
@@ -111,7 +111,7 @@ class Comparison(Objective):
     nll_weight: float = 0.0
 
     def against(self, opponent: Logps, start: Logps) -> Logps:
-        """The log-probs that stand in the opponent's place, from those under the opponent and under the start of the game."""
+        """The log-probs used as the opponent's, computed from those under the opponent and under the start of the game."""
         return opponent
 
     def losses(self, given: Compared) -> ItemLosses:
@@ -119,7 +119,7 @@ class Comparison(Objective):
 
 
 class SpinLoss(NamedTuple):
-    """The losses of duels with what the log tells of them. Only `loss_D` carries a gradient."""
+    """The losses of duels with the values for the log. Only `loss_D` carries a gradient."""
 
     loss_D: Tensor  # [D] of each duel, averaged over its replies
     margin_DK: Tensor  # [D, K] r(y) - r(y') in nats, not scaled by beta; 0 where there is no reply
@@ -129,7 +129,7 @@ class SpinLoss(NamedTuple):
     reward_generated_DK: Tensor  # [D, K] beta * r(y'); 0 where there is no reply
 
     def of(self, given: Compared) -> ItemLosses:
-        """With means over the columns; a duel without one has replies that all equal the human one, and it stands for them."""
+        """With means over the columns. If all replies of a duel equal the human one, the duel has no column and uses the human log-prob."""
         mask_DK, player = given.mask_DK, given.player
         real_D, replies_D = player.real_D.detach(), mask_DK.sum(1)
 
@@ -155,7 +155,7 @@ def log_sigmoid(t: Tensor) -> Tensor:
 
 
 def accuracy(margin_DK: Tensor, mask_DK: Tensor, identical_D: Tensor | None = None) -> Tensor:
-    """Share [D] of each duel's replies that the player tells from the human one: margin > 0, ties and identical replies count one half."""
+    """Share [D] of each duel's replies that the player ranks below the human one: margin > 0, ties and identical replies count 1/2."""
     won_DK = (1 + margin_DK.sign()) / 2
     return mean_over_replies(won_DK, mask_DK, identical_D, value_of_identical=0.5)
 
@@ -165,7 +165,7 @@ def mean_over_replies(
 ) -> Tensor:
     """Mean [D] of a value over all replies of each duel: its columns under the mask, and `identical_D` times `value_of_identical`.
 
-    This is the mean over what the opponent sampled: leaving the identical replies out would weigh the other ones too much.
+    This is the mean over everything that the opponent sampled: without the identical replies the others would have too much weight.
     """
     total_D = value_DK.masked_fill(~mask_DK, 0.0).sum(dim=1)
     count_D = mask_DK.sum(dim=1)

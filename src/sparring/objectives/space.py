@@ -1,6 +1,6 @@
-"""SPACE (arXiv 2512.07175): each reply is told from the opponent's by itself, and not by a gap.
+"""SPACE (arXiv 2512.07175): each reply is classified by itself as human or the opponent's, without a margin.
 
-Shapes as in shared.py. The paper was read in part only: docs/theory.md says what of it, what the formula implies, and which tests prove it.
+Shapes as in shared.py. Implemented from a partial reading: docs/theory.md says what the formula implies, and which tests prove it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
     """-log sigma_mu(r(y)) - mu * mean over the replies of log sigma_{1/mu}(-r(y')), sigma_m(z) = 1 / (1 + m e^-z).
 
     This is noise-contrastive estimation with the opponent as the noise: of one human reply and mu of the opponent's, a reply u is human
-    with log-odds r(u) - log mu, r(u) = log p_player(u|x) - log p_opponent(u|x), and the loss is the cross-entropy of that guess.
+    with log-odds r(u) - log mu, r(u) = log p_player(u|x) - log p_opponent(u|x), and the loss is the cross-entropy of that prediction.
 
     player, opponent: log-probs [D] and [D, K] under both models; the opponent's are constants. A reply that equals the human one has the
-        human one's log-prob in its column: its term has a gradient of its own, unlike in a loss of gaps.
+        human one's log-prob in its column: its term has a gradient of its own, unlike in a loss on margins.
     mask_DK: bool, true where a reply exists; the other entries may hold anything, NaN included.
-    mu: the noise ratio. With mu = K every reply weighs as much as the human one.
+    mu: the noise ratio. With mu = K every reply has the weight of the human one.
 
     At the start, where r = 0, the loss is log(1 + mu) + mu log(1 + 1/mu), and its gradient -mu / (1 + mu) in r(y) and mu / (1 + mu),
     shared by the replies, in the r(y'). A duel without a reply has no mean: its loss is NaN.
@@ -56,7 +56,7 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
 @dataclass(frozen=True, kw_only=True)
 class Space(Comparison):
     names = ("space",)
-    about = f"tells each reply from the opponent's by itself (SPACE, arXiv 2512.07175; {READ_IN_PART})"
+    about = f"classifies each reply by itself as human or the opponent's (SPACE, arXiv 2512.07175; {READ_IN_PART})"
     learns_from_identical = True
 
     mu: float | None = None

@@ -1,8 +1,8 @@
-"""Whether an engine draws from the player that we score: its log-probs beside ours, on the first replies of every attempt.
+"""Check that an engine samples from the player that we score: its log-probs compared with ours, on the first replies of every attempt.
 
-Replies are worth nothing when another model, another prompt or another distribution made them, and nothing later would show it. Compared
-are the log-probs of the model's plain distribution (temperature 1, whole vocabulary), whatever the temperature and top-p of the draw; how
-often a drawn token is the likeliest one then tells whether the draw itself followed them.
+Replies from another model, prompt or distribution are useless, and no later step would detect them. The check compares the log-probs of
+the model's own distribution (temperature 1, whole vocabulary), for any temperature and top-p of the sampling; the number of sampled tokens
+that are the likeliest ones then shows whether the sampling used that temperature and top-p.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from sparring.policy.batches import Branches, layout_probe_trees
 from sparring.policy.head import logps_of
 from sparring.policy.score import Scorer
 
-ROWS, TOKENS = 8, 256  # compared: replies of an attempt, and first tokens of each
-# Mean difference of a token's log-prob up to which two programs compute the same; docs/engines.md has what was measured.
+ROWS, TOKENS = 8, 256  # compared per attempt: replies, and first tokens of each
+# Tolerance of the mean difference of a token's log-prob between two programs; docs/engines.md has measurements.
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
-IMPOSSIBLE = 1e-9  # probability below which the count of likeliest tokens is no chance
-GREEDY = 0.9  # share of greedy tokens that are ours at least: rounding turns near ties
+IMPOSSIBLE = 1e-9  # probability below which the count of likeliest tokens is not due to chance
+GREEDY = 0.9  # minimum share of greedy tokens that equal ours: rounding decides near ties
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What the stage record keeps: how many rows and tokens, the mean and the worst difference in log-prob per token, the tolerance of the
-    mean; how many drawn tokens are the likeliest of their place, how many are expected, and the probability of a count so far off."""
+    """The result in the stage record: numbers of rows and tokens, the mean and the worst difference in log-prob per token, the tolerance of
+    the mean; how many sampled tokens are the likeliest at their position, how many are expected, and the p-value of that count."""
 
     rows: int
     tokens: int
@@ -47,8 +47,8 @@ class Agreement:
 
 @dataclass(frozen=True)
 class _Row:
-    """Of the T compared tokens of a reply: the engine's log-probs and ours, ours at the temperature of the draw, whether the drawn token
-    is the likeliest, and with what probability it should be."""
+    """The T compared tokens of a reply: the engine's log-probs and ours, ours at the sampling temperature, whether the sampled token is the
+    likeliest, and the probability that it is."""
 
     theirs_T: np.ndarray
     ours_T: np.ndarray
@@ -60,7 +60,7 @@ class _Row:
 def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
     """Compare the first replies' log-probs with the scorer's, whose model has the number format that the recipe samples in.
 
-    Returns the facts of an Agreement. Raises UserError, which says what differs, where they do not agree.
+    Returns the facts of an Agreement. Raises UserError with the difference if they do not agree.
     """
     pairs = [(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True) if reply.logps is not None][:ROWS]
     assert pairs, "an engine that was asked for log-probs gave none"
@@ -103,7 +103,7 @@ def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Pr
 
 
 def _p_likeliest(logits_TV: Tensor, sampling: SamplingSection) -> Tensor:
-    """[T] probability that the draw takes the likeliest token: its share of the nucleus."""
+    """[T] probability of sampling the likeliest token: its share of the nucleus."""
     if sampling.temperature == 0:
         return torch.full(logits_TV.shape[:1], GREEDY)
     shares_TV = (logits_TV / sampling.temperature).softmax(-1)
@@ -116,7 +116,7 @@ def _p_likeliest(logits_TV: Tensor, sampling: SamplingSection) -> Tensor:
 
 def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
     """Probability of a count so far from the expected one (two-sided; greedy: too few only), from the exact Poisson binomial law."""
-    from scipy.stats import poisson_binom  # slow to import, and engines of our own need none of it
+    from scipy.stats import poisson_binom  # slow to import, and not needed by our own engines
 
     law = poisson_binom(chances_N)
     below, above = float(law.cdf(hits)), float(law.sf(hits - 1))
@@ -125,7 +125,7 @@ def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
 
 def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, dtype: torch.dtype) -> UserError:
     what = (
-        f"the engine {sampling.engine} does not draw from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
+        f"the engine {sampling.engine} does not sample from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
         f"its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where {found.tolerance:g} "
         f"on average is what {str(dtype).removeprefix('torch.')} explains"
     )
@@ -143,7 +143,7 @@ def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, d
 
 def _other_draw(found: Agreement, sampling: SamplingSection) -> UserError:
     return UserError(
-        f"the engine {sampling.engine} has the right model but draws otherwise than at temperature {sampling.temperature:g} and top-p "
+        f"the engine {sampling.engine} has the right model but does not sample at temperature {sampling.temperature:g} and top-p "
         f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest of their place where "
         f"{found.likeliest_expected:.1f} are expected (probability {found.p_value:.0e})",
         where=f"sampling.engine ({sampling.engine})",

@@ -1,4 +1,4 @@
-"""Sampling many replies at once without waste: a finished row makes room for the next, nothing is padded, a prompt is read once.
+"""Continuous batching: a finished row makes room for the next, nothing is padded, a prompt is computed once.
 
 Every active row has a slot of the key-value cache and is at its own position. One forward takes the newest token of every row and the
 prompts of the rows that just came in, as one packed row. Dimensions in names: S slots, A active rows, T tokens of the packed row, H
@@ -27,23 +27,23 @@ from sparring.policy.transfer import tensor_on, to_device
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 NOT_DRAWN = -1  # no token
-# Distance (see _gap) up to which packed rows are right: rounding is below 1e-4, the mildest wrong mask far above.
+# Largest distance (see _gap) of correct packed rows: rounding is below 1e-4, the mildest wrong mask far above.
 AGREEMENT = 1e-3
 
 
 @dataclass
 class Row:
-    """A reply in the making: `number` is the caller's, `uniforms` has one number for every token it may get."""
+    """A reply being sampled: `number` is the caller's index, `uniforms` has one number for every possible token."""
 
     number: int
     prompt_ids: TokenIds
     uniforms: np.ndarray
     token_ids: list[int] = field(default_factory=list)
-    logps: list[float] = field(default_factory=list)  # of the tokens, where the decoder is asked for them
+    logps: list[float] = field(default_factory=list)  # of the tokens, if requested
 
 
 class Cache:
-    """Keys and values [S, G, C, D] of every layer, made when the layer first writes."""
+    """Keys and values [S, G, C, D] of every layer, allocated on the layer's first write."""
 
     def __init__(self, slots: int, positions: int) -> None:
         self.slots, self.positions = slots, positions
@@ -52,7 +52,7 @@ class Cache:
     def of_layer(self, layer: int, like_TGD: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self._layers:
             shape = (self.slots, like_TGD.shape[1], self.positions, like_TGD.shape[2])
-            # zeros: what is not yet written is multiplied by a share of 0, which NaN would survive
+            # zeros, since unwritten entries are multiplied by a weight of 0, which NaN would survive
             self._layers[layer] = (like_TGD.new_zeros(shape), like_TGD.new_zeros(shape))
         return self._layers[layer]
 
@@ -64,7 +64,7 @@ class Cache:
 
 @dataclass(frozen=True)
 class NewPrompt:
-    """A prompt in the packed row, its tokens from place `start` on, and the slots whose rows begin with it."""
+    """A prompt in the packed row, its tokens from place `start` on, and the slots whose rows start with it."""
 
     token_ids: TokenIds
     start: int
@@ -75,7 +75,7 @@ class DecodeStep:
     """The packed row of one forward: the newest tokens of the rows in slots 0 to A - 1, then whole prompts."""
 
     def __init__(self, cache: Cache, positions: Sequence[int], prompts: Sequence[NewPrompt], device: torch.device) -> None:
-        """positions: of the newest tokens. Known here, so that nothing of it is read back from the device."""
+        """positions: of the newest tokens, on the CPU, so that nothing has to be read back from the device."""
         self.cache, self.prompts, self.rows = cache, prompts, len(positions)
         self.position_A = tensor_on(device, positions, dtype=torch.long)
         self.positions = max(positions, default=-1) + 1
@@ -141,8 +141,8 @@ _agreed: dict[str, tuple[int, bool]] = {}
 
 
 def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> bool:
-    """Whether the model's code can take packed rows; `model` has the packed attention. `prompts` should hold the longest one, where a
-    window shows. In one process this is found once for models of one kind, and again for longer prompts."""
+    """Whether the model's code supports packed rows; `model` has the packed attention. `prompts` should contain the longest, which shows
+    a sliding window. The result is cached per process and kind of model, and checked again for longer prompts."""
     longest = max(map(len, prompts))
     known, agrees = _agreed.get(kind_of(model), (0, False))
     if longest > known:
@@ -152,7 +152,7 @@ def packed_rows_agree(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> bo
 
 
 def packed_rows_disagree(model: PreTrainedModel) -> bool:
-    """Whether this process has found that models of this kind cannot take packed rows."""
+    """Whether this process has found that models of this kind do not support packed rows."""
     return not _agreed.get(kind_of(model), (0, True))[1]
 
 
@@ -169,7 +169,7 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
                 row.token_ids.append(token)
             found.append(decoder.logits(rows, [], cache))
             distances = [_distance(model, row, fed, logits[i]) for fed, logits in enumerate(found) for i, row in enumerate(rows)]
-            return float(np.max(distances))  # NaN, if one of them is
+            return float(np.max(distances))  # NaN if one of them is NaN
     except FOREIGN_ERRORS as error:
         if is_out_of_memory(error):
             log.warning("sampling: not enough memory to check packed rows in float32")
@@ -183,15 +183,15 @@ def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> f
 
 
 def require_drawn(tokens: Sequence[int]) -> list[int]:
-    """The tokens. Raises UserError where one was not drawn, for its scores were no numbers."""
+    """The tokens. Raises UserError if one could not be sampled because its logits were NaN."""
     if NOT_DRAWN in tokens:
         remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
-        raise UserError("the model computes no numbers (NaN) as the logits of a next token, so that none can be drawn", remedy=remedy)
+        raise UserError("the model's logits of the next token are not finite (NaN), so no token can be sampled", remedy=remedy)
     return list(tokens)
 
 
 class Decoder:
-    """Runs rows through a model whose attention was set by `use_packed_attention`."""
+    """Samples rows with a model whose attention was set by `use_packed_attention`."""
 
     def __init__(
         self,
@@ -201,13 +201,13 @@ class Decoder:
         draw: Callable[[Tensor, Tensor], Tensor],
         logps: bool = False,
     ) -> None:
-        """draw: logits [A, V] and uniforms [A, 1] -> tokens [A]. logps: keep the tokens' log-probs too."""
+        """draw: samples tokens [A] from logits [A, V] and uniforms [A, 1]. logps: keep the tokens' log-probs too."""
         self.model, self.stop_ids, self.max_new_tokens, self.draw = model, frozenset(stop_ids), max_new_tokens, draw
         self.logps = logps
 
     @torch.inference_mode()
     def run(self, rows: Sequence[Row], slots: int) -> Iterator[Row]:
-        """Every row once it is finished. At most `slots` are active at once; they come in in the order given."""
+        """Yield every row when it is finished. At most `slots` rows are active at once; they start in the given order."""
         waiting, active = deque(rows), list[Row]()
         cache = Cache(min(slots, len(rows)), max(len(row.prompt_ids) for row in rows) + self.max_new_tokens)
         while waiting or active:
@@ -220,7 +220,7 @@ class Decoder:
 
     @staticmethod
     def admit(waiting: deque[Row], active: list[Row], slots: int, max_tokens: int) -> list[NewPrompt]:
-        """Move waiting rows into free slots; equal prompts that follow each other are read once."""
+        """Move waiting rows into free slots; equal prompts next to each other are computed once."""
         found: list[tuple[TokenIds, list[int]]] = []
         tokens, first = 0, len(active)
         while waiting and len(active) < slots:
@@ -270,7 +270,7 @@ class Decoder:
 
     @staticmethod
     def _leave(active: list[Row], slot: int, cache: Cache) -> None:
-        """The last row moves into the slot that is free now."""
+        """Free a slot by moving the last row into it."""
         last = active.pop()
         if slot < len(active):
             cache.move(len(active), slot, len(last.prompt_ids) + len(last.token_ids) - 1)

@@ -1,6 +1,6 @@
-"""HTTP to one server or several that serve the same player: bounded concurrency, retries with back-off, time-outs, a key that stays secret.
+"""HTTP client for one or several servers of the same player: bounded concurrency, retries with back-off, time-outs, a secret key.
 
-A thread of its own runs the event loop, so that a caller may have one already (a notebook). Nothing here knows what is asked.
+A separate thread runs the event loop, so the caller may already have one (a notebook). The content of requests is not known here.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ T = TypeVar("T")
 WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
-TOLD_WAIT = 5.0  # seconds of a Retry-After from which on somebody who watches is told
-LOOK_AGAIN = 0.01  # seconds after which a request that found no room looks for some again
+TOLD_WAIT = 5.0  # seconds of a Retry-After from which on it is logged
+LOOK_AGAIN = 0.01  # seconds until a request without a free URL looks again
 CONNECT_SECONDS = 15.0
-# may pass by itself: overload, a server that restarts, a gateway without its server
+# temporary: overload, a server that restarts, a gateway without its server
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504}
-SHOWN = 300  # characters of a server's words in a message
-# of an answer. The ids and log-probs of a reply of 100,000 tokens, and of its prompt, have some 20 MB as JSON
+SHOWN = 300  # characters of a server's answer in a message
+# limit of an answer. The ids and log-probs of a reply of 100,000 tokens, and of its prompt, have some 20 MB as JSON
 MOST_BYTES = 2**26
 
 
 def read_key(section: ServerSection, where: str = f"{WHERE}.api_key_env") -> str | None:
-    """The key from the environment variable that the recipe names. Raises UserError where it is missing or cannot be sent."""
+    """The key from the environment variable that the recipe names. Raises UserError if it is missing or cannot be sent."""
     if section.api_key_env is None:
         return None
     key = os.environ.get(section.api_key_env, "").strip()
     if not key:
         raise UserError(f"the environment variable {section.api_key_env} is not set", where=where, remedy="export the key under this name")
-    if not key.isascii() or not key.isprintable():  # an HTTP library would show it when it refuses it
+    if not key.isascii() or not key.isprintable():  # an HTTP library would show the key in its error
         raise UserError(f"the environment variable {section.api_key_env} holds characters that no HTTP header can carry", where=where)
     return key
 
 
 class Refused(UserError):
-    """The server does not take the request, and would not take it again. `status` is that of its answer."""
+    """The server refuses the request permanently. `status` is that of its answer."""
 
     def __init__(self, status: int, what: str, *, where: str, remedy: str) -> None:
         super().__init__(what, where=where, remedy=remedy)
@@ -60,11 +60,11 @@ class Refused(UserError):
 
 
 class NoAnswer(UserError):
-    """All attempts at a request failed, in ways that may pass."""
+    """All attempts at a request failed with temporary errors."""
 
 
 class _Passing(Exception):
-    """An attempt failed in a way that another may not; `wait` is what the server asks for, in seconds."""
+    """A temporary failure of one attempt; `wait` is the pause that the server asks for, in seconds."""
 
     def __init__(self, what: str, wait: float | None = None) -> None:
         super().__init__(what)
@@ -73,7 +73,7 @@ class _Passing(Exception):
 
 @dataclass
 class _Url:
-    """`rests_until`: others are preferred to it after a failure; `closed_until`: it asked not to be asked at all (Retry-After)."""
+    """`rests_until`: after a failure others are preferred until then; `closed_until`: no requests until then (Retry-After)."""
 
     base: str
     in_flight: int = 0
@@ -85,7 +85,7 @@ class _Url:
         now, closed = time.monotonic(), min(asked or 0.0, LONGEST_ASKED_WAIT)
         self.failures += now >= self.rests_until  # requests that fail together are one failure
         if closed >= TOLD_WAIT and now >= self.closed_until:
-            log.info(f"{self.base} asks to be left alone for {closed:.0f} s")
+            log.info(f"{self.base} asks for a pause of {closed:.0f} s")
         self.rests_until = max(self.rests_until, now + max(seconds, closed))
         self.closed_until = max(self.closed_until, now + closed)
 
@@ -100,19 +100,19 @@ class _Url:
 
 @dataclass(frozen=True)
 class Names:
-    """What messages name as the option behind the servers, as those of their address, their key and their limits, and as the page that
-    says what is asked of a server."""
+    """The names in messages: the option of the servers, those of their address, key and limits, and the page with the requirements of a
+    server."""
 
     where: str = WHERE
     server: str = f"{WHERE}.urls and {WHERE}.model"
     key: str = f"{WHERE}.api_key_env"
     limits: str = "concurrency, timeout_seconds, retries"
-    manual: str = "`sparring docs engines` says what the engine asks of a server"
+    manual: str = "`sparring docs engines` says what a server must support"
 
 
 @dataclass
 class Endpoints:
-    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for what it is given, from any thread."""
+    """The servers of a recipe. `request` may be awaited many times at once; `run` waits for a coroutine, from any thread."""
 
     section: ServerSection
     key: str | None = field(repr=False)
@@ -120,29 +120,29 @@ class Endpoints:
 
     def __post_init__(self) -> None:
         self._urls = [_Url(base) for base in self.section.urls]
-        # a request keeps its place while it waits for another attempt: at the end of the queue it would not give up for hours
+        # a request keeps its place while it waits for a retry: at the end of the queue it would take hours to fail
         self._limit = asyncio.Semaphore(self.section.concurrency * len(self._urls))
         self._jitter = random.Random()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="sparring-server-engine", daemon=True)
         self._thread.start()
-        # nothing is unpacked: a kilobyte can be packed gigabytes
+        # no decompression: a kilobyte can decompress to gigabytes
         headers = {"Accept-Encoding": "identity", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
-        # no limit of its own on connections: the semaphore is the limit
+        # no limit on connections here: the semaphore is the limit
         self._client = httpx2.AsyncClient(
             headers=headers,
-            follow_redirects=False,  # the key would go with them
+            follow_redirects=False,  # the key would be sent along
             timeout=httpx2.Timeout(self.section.timeout_seconds, connect=min(CONNECT_SECONDS, self.section.timeout_seconds)),
             limits=httpx2.Limits(max_connections=None, max_keepalive_connections=None),
         )
 
     @property
     def urls(self) -> Sequence[str]:
-        """Those of the recipe but the ones that were left out."""
+        """The URLs of the recipe without those that were left out."""
         return [found.base for found in self._urls]
 
     def leave_out(self, url: str) -> None:
-        """Ask nothing more of this one, whatever becomes of it."""
+        """Send no further requests to this URL."""
         self._urls = [found for found in self._urls if found.base != url]
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
@@ -163,7 +163,7 @@ class Endpoints:
         self._loop.close()
 
     async def all(self, work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """The results in order; after a failure the others are of no use, and end."""
+        """The results in order; the first failure cancels the others."""
         tasks = [asyncio.create_task(one) for one in work]
         try:
             return await asyncio.gather(*tasks)
@@ -175,8 +175,7 @@ class Endpoints:
     async def request(
         self, method: str, path: str, body: dict[str, Any] | None = None, url: str | None = None, as_text: bool = False
     ) -> Any:
-        """The JSON (or text) that a server answers, at `url` or wherever there is room. Raises UserError when it refuses or all attempts
-        failed."""
+        """The JSON (or text) answer of `url`, or of any server with room. Raises UserError if it refuses or all attempts failed."""
         failed, tried = list[str](), set[str]()
         async with self._limit:
             for attempt in range(self.section.retries + 1):
@@ -195,7 +194,7 @@ class Endpoints:
         raise self._gave_up(failed)
 
     async def once(self, method: str, path: str, url: str) -> Any:
-        """The JSON that the server answers in one attempt, None where it fails in a way that may pass. Raises UserError when it refuses."""
+        """The JSON that the server answers in one attempt, None for a temporary failure. Raises UserError if it refuses."""
         try:
             return await self._once(self._named(url), method, path, None)
         except _Passing:
@@ -218,9 +217,9 @@ class Endpoints:
         return next(found for found in self._urls if found.base == url)
 
     def _choose(self, urls: Sequence[_Url], now: float) -> _Url | None:
-        """The least busy of those that do not rest, or of all where all rest; None where these have no room.
+        """The least busy URL of those that do not rest, or of all if all rest; None if these have no room.
 
-        One that failed last gets one request at a time, until it has answered: a server that hangs must not hold up a whole round again.
+        A URL whose last request failed gets one request at a time until it answers: a server that hangs must not block a whole round again.
         """
         awake = [found for found in urls if found.rests_until <= now] or urls
         healthy = any(not found.failures for found in self._urls)
@@ -237,7 +236,7 @@ class Endpoints:
 
     async def _once(self, at: _Url, method: str, path: str, body: dict[str, Any] | None, as_text: bool = False) -> Any:
         try:
-            async with asyncio.timeout(self.section.timeout_seconds):  # the client's own begins anew with every byte that comes
+            async with asyncio.timeout(self.section.timeout_seconds):  # the client's own time-out restarts with every byte
                 response = await self._receive(at, method, path, body)
         except (TimeoutError, httpx2.ReadTimeout):
             raise _Passing(f"no answer within {self.section.timeout_seconds:g} s") from None
@@ -257,7 +256,7 @@ class Endpoints:
             raise _Passing(f"an answer that is not JSON: {self._words(response)}") from None
 
     async def _receive(self, at: _Url, method: str, path: str, body: dict[str, Any] | None) -> httpx2.Response:
-        """The answer, read up to a bound."""
+        """The answer, read up to a size limit."""
         content = bytearray()
         async with self._client.stream(method, at.base + path, json=body) as response:
             async for piece in response.aiter_raw():
@@ -273,7 +272,7 @@ class Endpoints:
             raise UserError(
                 f"the server's answer to {path} is compressed ({packed[:SHOWN]}), though none was to be",
                 where=f"{self.names.where} ({at.base})",
-                remedy="have what stands before the server heed Accept-Encoding: identity",
+                remedy="have the proxy in front of the server respect Accept-Encoding: identity",
             )
         return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=response.request)
 
@@ -297,16 +296,16 @@ class Endpoints:
         return NoAnswer(
             f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
             where=self.names.where,
-            remedy=f"see that the server runs and keeps up ({self.names.limits}); the same command goes on, and nothing finished is lost",
+            remedy=f"check that the server runs and keeps up ({self.names.limits}); then rerun: the run resumes, nothing is lost",
         )
 
     def _words(self, response: httpx2.Response) -> str:
-        """What the server says, short, in one line and without the key."""
-        text = " ".join(self.hidden(response.text).split())  # hidden first: a cut could leave a part of it
+        """The server's answer, shortened, in one line and without the key."""
+        text = " ".join(self.hidden(response.text).split())  # hidden before it is cut, since a cut could leave a part of the key
         return (text if len(text) <= SHOWN else text[:SHOWN] + "...") or self.hidden(response.reason_phrase)
 
     def _without_key(self, answer: Any) -> Any:
-        """A server's JSON with the key blotted out wherever it stands: parts of an answer are shown, and some are kept."""
+        """A server's JSON with the key replaced by `***` everywhere: parts of an answer are shown, and some are stored."""
         if not self.key or len(self.key) < LEAST_SECRET:
             return answer
         if isinstance(answer, dict):
@@ -340,5 +339,5 @@ def _retry_after(response: httpx2.Response) -> float | None:
         return float(asked)
     try:
         return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError, OverflowError):  # neither, a date without a zone, a year that there is not
+    except (ValueError, TypeError, OverflowError):  # neither of the two, a date without a zone, an impossible year
         return None

@@ -1,4 +1,4 @@
-"""The recipe's sampling engine around one player, and free questions to it."""
+"""The recipe's sampling engine for one player, and single prompts to it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import accelerator_of_rank
 
-# in the facts of a check: every reply has read its prompt for itself
+# in the facts of a check: every reply has computed its prompt again
 PADDED = "padded"
 
 
@@ -39,7 +39,7 @@ def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = Non
 
 
 def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> Engine:
-    """The recipe's sampling engine around the player in `folder`."""
+    """The recipe's sampling engine for the player in `folder`."""
     require_engine(recipe)
     module, _, function = recipe.sampling.spec.factory.partition(":")
     make = getattr(importlib.import_module(f"sparring.opponent.{module}"), function)
@@ -51,7 +51,7 @@ def make_transformers(recipe: Recipe, chat: Chat, folder: Path) -> TransformersE
 
 
 def require_engine(recipe: Recipe) -> None:
-    """Raise UserError when the engine is not installed or lacks its key."""
+    """Raise UserError if the engine is not installed or lacks its key."""
     spec = recipe.sampling.spec
     if spec.package is not None and not is_installed(spec.package):
         raise UserError(
@@ -66,14 +66,14 @@ def require_engine(recipe: Recipe) -> None:
 
 
 class Sampler:
-    """The recipe's engine around one player: made when something is to be drawn, shared by several temperatures, closed at the end."""
+    """The recipe's engine for one player: created on first use, shared by several temperatures, closed at the end."""
 
     def __init__(self, recipe: Recipe, chat: Chat, folder: Path) -> None:
         self.recipe, self.chat, self.folder = recipe, chat, folder
         self._engine: Engine | None = None
 
     def engine(self, temperature: float) -> Engine:
-        """The engine; where several ranks compute a stage together, that of all of them."""
+        """The engine; if several ranks compute a stage together, the engine of all ranks."""
         if self._engine is None:
             make = partial(make_engine, self.recipe, self.chat, self.folder, temperature)
             alone = accelerator_of_rank() is not None and not self.recipe.sampling.spec.on_ranks
@@ -82,7 +82,7 @@ class Sampler:
         return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine
 
     def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
-        """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError where they differ."""
+        """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError if they differ."""
         sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
         with self._model_to_score() as model:
             found = check_agreement(Scorer(model), sampling, prompts, replies)
@@ -91,7 +91,7 @@ class Sampler:
 
     @contextlib.contextmanager
     def _model_to_score(self) -> Iterator[PreTrainedModel]:
-        """The player for the scorer, in the format that samples: that of the engine where it has one in this process, else loaded."""
+        """The player for the scorer, in the sampling format: the engine's model if it is in this process, else loaded."""
         if isinstance(self._engine, TransformersEngine):
             with self._engine.lent_model() as model:
                 yield model
@@ -99,7 +99,7 @@ class Sampler:
             yield load_sampler(self.recipe, self.folder, self._checking_device())
 
     def _checking_device(self) -> torch.device:
-        """This process's device where a second copy of the model fits beside the engine, else the CPU: a few replies are scored."""
+        """This process's device if a second copy of the model fits next to the engine, else the CPU: only a few replies are scored."""
         device = make_accelerator().device
         if device.type == "cpu":
             return device
@@ -123,6 +123,6 @@ class Sampler:
 
 
 def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:
-    """One reply to each prompt (its turns); the random stream depends on the seed and the place in the list alone."""
+    """One reply to each prompt (its turns); the random stream depends only on the seed and the index in the list."""
     asked = [Prompt(f"showcase-{place}", 0, chat.prompt_ids(turns)) for place, turns in enumerate(prompts)]
     return [chat.decode(reply.token_ids) for reply in engine.sample(asked, Stream(seed, 0))]

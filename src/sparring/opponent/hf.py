@@ -1,4 +1,4 @@
-"""The transformers engine: a model's own code, with every token drawn by inverse CDF from its row's own random stream."""
+"""The transformers engine: the model's own code, with every token sampled by inverse CDF from the random stream of its row."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ CDF_BLOCK = 256
 
 
 def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
-    """Tokens [B]: where the cumulative distribution passes the row's uniform.
+    """Tokens [B]: the position where the cumulative distribution passes the row's uniform.
 
     One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share. Sums
     are in float64, in which they keep a large vocabulary's tail: first of blocks, then within the block that holds the token.
-    NOT_DRAWN where the scores are no numbers: the device is not waited for to find out here (see `require_drawn`).
+    NOT_DRAWN if the scores are NaN; raising here would wait for the device (see `require_drawn`).
     """
     shares = torch.nn.functional.pad(scores_BV.float().softmax(-1), (0, -scores_BV.shape[-1] % CDF_BLOCK)).unflatten(-1, (-1, CDF_BLOCK))
     cumulative = shares.sum(-1, dtype=torch.float64).cumsum(-1)
@@ -44,12 +44,12 @@ def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = shares[torch.arange(len(shares), device=shares.device), block[:, 0]]
     token = torch.searchsorted(before + inside.double().cumsum(-1), threshold, right=True)
-    last_possible = CDF_BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)  # rounding must not lead past it
+    last_possible = CDF_BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)  # rounding must not select a token after it
     return torch.where(total.isfinite(), block * CDF_BLOCK + torch.minimum(token, last_possible), NOT_DRAWN)[:, 0]
 
 
 class InverseCdf(LogitsProcessor):
-    """Leaves one finite logit, the token drawn: so `generate` samples from our random streams."""
+    """Leaves one finite logit, that of the sampled token, so that `generate` samples from our random streams."""
 
     def __init__(self, uniforms_BT: Tensor, prompt_length: int) -> None:
         self.uniforms_BT, self.prompt_length = uniforms_BT, prompt_length
@@ -62,13 +62,13 @@ class InverseCdf(LogitsProcessor):
 
 
 class TransformersEngine:
-    """Samples with a loaded model: rows come and go at once (decode.py) where its code takes that, else padded batches of `generate`."""
+    """Samples with a loaded model: by continuous batching (decode.py) if its code supports that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
         self.model, self.sampling, self.stop_ids = model, sampling, sorted(stop_ids)
         self._own_attention = model.config._attn_implementation
         self._takes_packed_rows: bool | None = None  # not known yet
-        # a fresh one: the model's own may carry penalties or a top-k, and they would change the distribution silently
+        # a new one: the model's own may have penalties or a top-k, which would change the distribution silently
         model.generation_config = GenerationConfig(
             do_sample=False,
             max_new_tokens=sampling.max_new_tokens,
@@ -83,15 +83,15 @@ class TransformersEngine:
 
     @property
     def reads_prompts_again(self) -> bool:
-        """Whether every reply reads its prompt for itself, as far as it was found out: at any temperature."""
+        """Whether every reply computes its prompt again, as far as known; the same at every temperature."""
         return packed_rows_disagree(self.model)
 
     def close(self) -> None:
-        """Nothing to do: the model goes when the last reference to it does."""
+        """Nothing to do: the model is freed with its last reference."""
 
     @contextlib.contextmanager
     def lent_model(self) -> Iterator[PreTrainedModel]:
-        """The model with its own attention, for something else than sampling."""
+        """The model with its own attention, for other uses than sampling."""
         ours = self.model.config._attn_implementation
         self.model.set_attn_implementation(self._own_attention)
         try:
@@ -117,7 +117,7 @@ class TransformersEngine:
         self._takes_packed_rows = packed_rows_agree(self.model, layout_probe_trees)
         if not self._takes_packed_rows:
             self.model.set_attn_implementation(self._own_attention)
-            log.info("sampling: this model cannot take packed rows; its replies are drawn in padded batches, which is slower")
+            log.info("sampling: this model does not support packed rows; its replies are sampled in padded batches, which is slower")
 
     def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
         limit = self.sampling.max_new_tokens
@@ -156,7 +156,7 @@ class TransformersEngine:
     def _sample_batch(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:
         length = max(len(prompt.token_ids) for prompt in prompts)
         device = self.model.device
-        # left padding: every row's next token stands in the last column
+        # left padding: every row's next token is in the last column
         ids = torch.tensor([[self.stop_ids[0]] * (length - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
         processors = self._processors(prompts, stream, length)

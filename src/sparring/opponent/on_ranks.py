@@ -1,4 +1,4 @@
-"""A sampling engine where several ranks compute a stage together."""
+"""Sampling engines for several ranks that compute a stage together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparring.policy.strategies import rank_names_hidden
 
 
 class OfAllRanks:
-    """The engines of every rank as one: ranks take about as many tokens each. A reply depends on its own random stream alone."""
+    """The engines of all ranks as one: prompts are shared by tokens. A reply depends only on its own random stream."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -34,10 +34,10 @@ class OfAllRanks:
 
 
 class OfRankZero:
-    """An engine with processes of its own, or a server's: rank 0 alone has it, and tells the others its replies, part by part."""
+    """An engine with its own processes or servers: only rank 0 has it, and broadcasts the replies part by part."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
-        """Raises, on every rank, the UserError of `make`, which rank 0 alone calls."""
+        """Raises, on every rank, the UserError of `make`, which only rank 0 calls."""
         self._engine: Engine | None = None
         from_main(partial(self._start, make))
 
@@ -61,4 +61,4 @@ class OfRankZero:
         own = sample_parts(self._engine, parts, stream, logps) if self._engine else iter(())
         for _ in parts:
             yield from_main(partial(next, own))
-        from_main(partial(next, own, None))  # what the engine does when all is drawn
+        from_main(partial(next, own, None))  # lets the engine finish after the last part

@@ -1,4 +1,4 @@
-"""What every sampling engine offers, and the random streams that make replies independent of batches and restarts."""
+"""The interface of sampling engines, and the random streams that make replies independent of batches and restarts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparring.data.records import Reply, TokenIds
 
 @dataclass(frozen=True)
 class Prompt:
-    """One reply to draw. `replica` counts the replies to the same row from 0."""
+    """One reply to sample. `replica` counts the replies to the same row from 0."""
 
     row_id: str
     replica: int
@@ -23,18 +23,18 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Stream:
-    """Names the random numbers of one sampling round: (run seed, iteration)."""
+    """The random numbers of one sampling round, identified by (run seed, iteration)."""
 
     seed: int
     iteration: int
 
     def uniforms(self, prompt: Prompt, count: int) -> np.ndarray:
-        """`count` uniforms in [0, 1) that depend on (seed, iteration, row id, replica) alone, one per token of the reply."""
+        """`count` uniforms in [0, 1) that depend only on (seed, iteration, row id, replica), one per token of the reply."""
         key = int.from_bytes(self._name(prompt)[:16], "little")
         return np.random.Generator(np.random.Philox(key=key)).random(count)
 
     def seed_of(self, prompt: Prompt) -> int:
-        """The seed of a reply's own stream for engines that draw by their own generator: 31 bits, which all of them take."""
+        """The seed of a reply for engines with their own random generator: 31 bits, which all of them accept."""
         return int.from_bytes(self._name(prompt)[:4], "little") >> 1
 
     def _name(self, prompt: Prompt) -> bytes:
@@ -42,17 +42,17 @@ class Stream:
 
 
 def make_reply(prompt: Prompt, tokens: Sequence[int], stop_ids: Collection[int], logps: Sequence[float] | None = None) -> Reply:
-    """The tokens up to the first that ends a turn; the finish reason is "stop" where there is one, whatever the engine calls it."""
+    """The tokens up to the first that ends a turn; the finish reason is then "stop", whatever the engine reports."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
     length, reason = (len(tokens), "length") if end is None else (end + 1, "stop")
     return Reply(prompt.row_id, prompt.replica, tuple(tokens[:length]), reason, None if logps is None else tuple(logps[:length]))
 
 
 class Engine(Protocol):
-    """Draws replies: token ids in, token ids out, in the order of the prompts.
+    """Samples replies: token ids in, token ids out, in the order of the prompts.
 
-    An engine belongs to one player, and to one temperature; `sample_examples` (replies.py) makes the shards, their resume and the check
-    of its log-probs, so that an engine knows nothing of files. One that spreads work over machines may also have `sample_parts` (below).
+    An engine belongs to one player and one temperature. `sample_examples` (replies.py) handles shards, resuming and the check of the
+    log-probs; an engine does not touch files. One that distributes work over machines may also have `sample_parts` (below).
     """
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
@@ -60,16 +60,16 @@ class Engine(Protocol):
         ...
 
     def at(self, temperature: float) -> Self:
-        """The same player at another temperature, without loading it again. Closing either closes both."""
+        """The same player at another temperature, without loading it again. Closing one closes both."""
         ...
 
     def close(self) -> None:
-        """Free what it holds: memory, processes, connections."""
+        """Free memory, processes and connections."""
         ...
 
 
 def sample_parts(engine: Engine, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool) -> Iterator[tuple[int, list[Reply]]]:
-    """(number of the part, its replies) of every part, the first one first, with log-probs where asked for.
+    """(number of the part, its replies) of every part, the first one first, with log-probs if `logps`.
 
     One call of the engine's `sample` each; or all parts at once to its own `sample_parts`, which works ahead and may change their order.
     """

@@ -1,4 +1,4 @@
-"""Joining a Ray cluster, or starting one on this machine, without Ray's lines in the terminal."""
+"""Joining a Ray cluster, or starting one on this machine, without Ray's output in the terminal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CONNECT_SECONDS = 10.0
 
 def import_ray() -> ModuleType:
     """Ray with Ray Data."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no reports to Ray's makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
     import ray
     import ray.data
 
@@ -26,12 +26,12 @@ def import_ray() -> ModuleType:
 
 
 def address_of(asked: str | None) -> str:
-    """What the option `address` means: "local" is a Ray of our own."""
+    """The address for the option `address`; "local" starts our own Ray."""
     return asked or os.environ.get("RAY_ADDRESS") or "local"
 
 
 def join(ray: ModuleType, asked: str | None) -> None:
-    """Connect this process to the cluster at `asked`. Raises UserError where none answers."""
+    """Connect this process to the cluster at `asked`. Raises UserError if none answers."""
     address = address_of(asked)
     here = {"include_dashboard": False} if address == "local" else {}
     sigterm = signal.getsignal(signal.SIGTERM)
@@ -39,7 +39,7 @@ def join(ray: ModuleType, asked: str | None) -> None:
     try:
         _require_listener(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
-    except (OSError, RuntimeError, ValueError) as error:  # also a cluster of another version of Ray or Python
+    except (OSError, RuntimeError, ValueError) as error:  # also for a cluster with another version of Ray or Python
         raise UserError(
             f"cannot join the Ray cluster at {address!r}: {last_line(error)}",
             where="sampling.ray.address",
@@ -47,27 +47,27 @@ def join(ray: ModuleType, asked: str | None) -> None:
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, sigterm)  # Ray puts its own in its place
+            signal.signal(signal.SIGTERM, sigterm)  # Ray replaces the handler
     nodes = [node for node in ray.nodes() if node["Alive"]]
     size = ray.cluster_resources()
     log.info(f"sampling: Ray {ray.__version__} at {address}, {len(nodes)} nodes, {size.get('CPU', 0):g} CPUs, {size.get('GPU', 0):g} GPUs")
 
 
 def _require_listener(address: str) -> None:
-    """Raise OSError when nothing listens at host:port, in seconds, before Ray tries it for long."""
+    """Raise OSError within seconds if nothing listens at host:port; Ray itself would try for long."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
 
 
 def _quieten(ray: ModuleType) -> None:
-    """Ray's lines go to its own log folder, and what it tells the driver (of lost workers, say) to the run's log; not to the terminal."""
+    """Send Ray's output to its log folder, and its messages to the driver (such as lost workers) to the run's log, not the terminal."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):  # not those that others added
             handler.setLevel(logging.CRITICAL)
-    ray._private.worker.print_to_stdstream = _to_run_log  # it has no option for it
+    ray._private.worker.print_to_stdstream = _to_run_log  # there is no option for it
 
 
 def _to_run_log(batch: dict[str, Any], *_: Any, **__: Any) -> None:
@@ -76,5 +76,5 @@ def _to_run_log(batch: dict[str, Any], *_: Any, **__: Any) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """What Ray says in the end, below its traces."""
+    """The last line of an error of Ray, below its traces."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1]

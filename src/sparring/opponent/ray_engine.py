@@ -1,7 +1,7 @@
-"""The ray engine: the same sampling on many machines. Ray Data hands batches of prompts to workers that each hold the model.
+"""The ray engine: the same sampling on many machines. Ray Data passes batches of prompts to workers that each hold the model.
 
-Ray starts the workers, starts lost ones again, does their batches again and takes in nodes that join; nothing of that is done here. A row
-has its own random stream, so that it does not matter which worker draws it, nor how often.
+Ray starts workers, restarts lost ones, repeats their batches and uses nodes that join; nothing of that is done here. Every row has its
+own random stream, so it does not matter which worker samples it, or how often.
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ def make_ray(recipe: Recipe, chat: Chat, folder: Path) -> RayEngine:
 
 
 class RayEngine:
-    """Samples with the engine that `make(temperature)` gives, one in every worker. `folder` holds the player, and every node sees it."""
+    """Samples with the engine that `make(temperature)` gives, one in every worker. `folder`: the player, visible on every node."""
 
     def __init__(self, section: RaySection, folder: Path, make: Callable[[float], Engine], temperature: float) -> None:
-        """Joins the cluster, or starts one. `make` is pickled. Raises UserError where no cluster answers."""
+        """Joins the cluster, or starts one. `make` is pickled. Raises UserError if no cluster answers."""
         self.section, self.folder, self.make, self.temperature = section, folder.resolve(), make, temperature
         self._ray = import_ray()
         self._joined_here = not self._ray.is_initialized()
@@ -70,7 +70,7 @@ class RayEngine:
         return other
 
     def close(self) -> None:
-        """Leave the cluster; one that was started here ends."""
+        """Leave the cluster, or stop it if it was started here."""
         if self._joined_here:
             self._ray.shutdown()
 
@@ -79,9 +79,9 @@ class RayEngine:
         return [reply for _, replies in self.sample_parts([prompts], stream, logps) for reply in replies]
 
     def sample_parts(self, parts: Sequence[Part], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
-        """(number of the part, its replies): the first part first, with log-probs where asked for, then the others as they are complete.
+        """(number of the part, its replies): the first part first, with log-probs if `logps`, then the others as they are completed.
 
-        No worker waits for the end of a part. Raises UserError for what a worker refuses, and when no reply came in for `stall_minutes`.
+        No worker waits for the end of a part. Raises the UserError of a worker, and UserError if no reply arrived for `stall_minutes`.
         """
         inbox, workers, size = Inbox(parts), Counter[tuple[str, bool]](), self.section.batch_rows
         tables = [
@@ -97,7 +97,7 @@ class RayEngine:
         _report(workers)
 
     def _drawn(self, tables: list[pa.Table], stream: Stream) -> Iterator[pa.Table]:
-        """What the workers make of the tables, each in one call, as it comes in."""
+        """The workers' replies to the tables, one call per table, as they arrive."""
         data, gpus = self._ray.data, self._gpus()
         data.DataContext.get_current().execution_no_progress_timeout_s = self.section.stall_minutes * 60  # a data set takes a copy
         most = min(len(tables), self.section.max_workers or len(tables))
@@ -115,13 +115,13 @@ class RayEngine:
             yield from replies.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
     def _gpus(self) -> float:
-        """GPUs of a worker: the recipe's, or one where the cluster has any."""
+        """GPUs of a worker: the recipe's, or one if the cluster has any."""
         if self.section.gpus_per_worker is not None:
             return self.section.gpus_per_worker
         return 1.0 if self._ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
     def _room(self, gpus: float) -> int:
-        """How many workers the nodes of the moment can hold."""
+        """How many workers fit on the current nodes."""
         wanted = {"CPU": self.section.cpus_per_worker, "GPU": gpus}
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         room = sum(min(int(node.get(kind, 0) / count) for kind, count in wanted.items() if count) for node in nodes)
@@ -134,16 +134,16 @@ class RayEngine:
 
     @contextmanager
     def _told_plainly(self, data: ModuleType) -> Iterator[None]:
-        """Ray's errors in words."""
+        """Convert Ray's errors to UserError."""
         try:
             yield
         except data.exceptions.ExecutionTimeoutError:
             raise UserError(
-                f"no reply came in for {self.section.stall_minutes:g} minutes: no node has room for a worker, or the workers die again and "
-                "again (of too little memory, most often), or one batch takes longer than that",
+                f"no reply came in for {self.section.stall_minutes:g} minutes: no node has room for a worker, or the workers crash "
+                "repeatedly (usually out of memory), or one batch takes longer than that",
                 where="sampling.ray",
                 remedy="see `ray status` and Ray's logs; lower sampling.batch_tokens or sampling.ray.batch_rows, or give more "
-                "stall_minutes; the same command goes on from here",
+                "stall_minutes; then rerun: the run resumes from here",
             ) from None
         except self._ray.exceptions.RayError as error:
             if "No module named" in str(error):
@@ -154,7 +154,7 @@ class RayEngine:
 
 
 class Worker:
-    """What runs on the nodes: an engine with its model, for as long as the job lasts. Errors travel as rows, for Ray would wrap, retry
+    """Runs on the nodes: an engine with its model, for the duration of the job. Errors are returned as rows, because Ray would wrap, retry
     and print them."""
 
     def __init__(self, make: Callable[[], Engine], folder: Path, expected: dict[str, list[int]], stream: Stream) -> None:
@@ -182,13 +182,13 @@ class Worker:
         return pa.table({"error": [self.error], "host": [self.host]})
 
     def __del__(self) -> None:
-        """Called by Ray when the job is done."""
+        """Called by Ray at the end of the job."""
         if hasattr(self, "engine"):
             self.engine.close()
 
 
 class Inbox:
-    """Puts replies that come in any order into their parts, each in its place, and refuses what nobody waits for."""
+    """Puts replies that arrive in any order into their parts and positions, and refuses unexpected ones."""
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._place = {(p.row_id, p.replica): (number, place) for number, part in enumerate(parts) for place, p in enumerate(part)}
@@ -199,7 +199,7 @@ class Inbox:
     def put(self, replies: Sequence[Reply]) -> Iterator[tuple[int, list[Reply]]]:
         """(number, replies) of the parts that are complete now; none before the first part is.
 
-        Raises RuntimeError for a reply that was not asked for, or is there already.
+        Raises RuntimeError for a reply that was not requested or is a duplicate.
         """
         for reply in replies:
             if (reply.row_id, reply.replica) not in self._place:
@@ -212,13 +212,13 @@ class Inbox:
                 yield number, self._open.pop(number)
 
     def check_complete(self) -> None:
-        """Raise RuntimeError where a reply is still waited for."""
+        """Raise RuntimeError if a reply is missing."""
         for row_id, replica in self._place:
             raise RuntimeError(f"Ray lost {len(self._place)} replies, that of row {row_id}, replica {replica}, for one")
 
 
 def stamp(folder: Path) -> dict[str, list[int]]:
-    """File name -> [bytes, second of its last change] of what makes the model: cheap, and enough to tell another player's folder."""
+    """File name -> [bytes, second of its last change] of the model's files: cheap, and enough to detect another player's folder."""
     files = [file for pattern in ("*.safetensors", "*config.json") for file in sorted(folder.glob(pattern))]
     return {file.name: [file.stat().st_size, int(file.stat().st_mtime)] for file in files}
 
@@ -251,7 +251,7 @@ def _as_text(error: Exception) -> str:
 
 
 def _raise_error_of(table: pa.Table) -> None:
-    """Raise what a worker met: UserError as it was, anything else as a RuntimeError with the worker's traceback."""
+    """Raise a worker's error: UserError unchanged, anything else as a RuntimeError with the worker's traceback."""
     if "error" not in table.column_names:
         return
     found, host = json.loads(table["error"][0].as_py()), table["host"][0].as_py()
@@ -261,10 +261,10 @@ def _raise_error_of(table: pa.Table) -> None:
 
 
 def _report(workers: Counter[tuple[str, bool]]) -> None:
-    """workers: (node/process, whether it is in place of a lost one) -> replies."""
+    """workers: (node/process, whether it replaces a lost one) -> replies."""
     nodes, again = Counter[str](), sum(restarted for _, restarted in workers)
     for (name, _), replies in workers.items():
         nodes[name.partition("/")[0]] += replies
     shares = " + ".join(str(count) for _, count in nodes.most_common())
-    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes drew {shares} replies"
+    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes sampled {shares} replies"
     log.info(f"sampling: {drew}" + (f", {again} of the workers in place of lost ones" if again else ""))

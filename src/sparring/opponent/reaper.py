@@ -1,7 +1,7 @@
-"""Ends what a killed run leaves behind: processes that outlive the one which started them, and keep its device's memory.
+"""Kills the orphans of a killed run: processes that outlive their parent and keep its device's memory.
 
-A process of its own waits until its input ends, as it does when the run is gone, however it went. Then it kills every process whose
-environment holds the mark. Children inherit the mark with their first breath, so that none is too young to be found.
+A separate process waits for the end of its input, which comes when the run ends in any way. Then it kills every process whose
+environment holds the mark. Children inherit the mark when they are created, so all of them are found.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Iterator
 import psutil
 
 MARK = "SPARRING_ENDS_WITH"
-SWEEPS, PAUSE_SECONDS = 20, 0.1  # one that was just being started is found in a later sweep
-# Python's own helper clears shared memory away and ends by itself once the others have ended
+SWEEPS, PAUSE_SECONDS = 20, 0.1  # a process that is just being started is found in a later sweep
+# Python's resource tracker frees shared memory and ends after the others
 SPARED = "resource_tracker"
 
 
 class Reaper:
-    """Watches over this process. What is started while it marks ends with this process, and so does what that starts."""
+    """Watches this process. Processes started under `marking`, and their descendants, end with this process."""
 
     def __init__(self) -> None:
         self._mark = uuid.uuid4().hex
-        # -P: this file alone, not its folder's; in a session of its own no Ctrl-C reaches it
+        # -P: does not import from this folder; a separate session receives no Ctrl-C
         command = [sys.executable, "-P", __file__, self._mark]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
 
     @contextlib.contextmanager
     def marking(self) -> Iterator[None]:
-        """Processes started meanwhile are marked. Where that fails, those that are there already end at once."""
+        """Mark processes that are started in this context. If it fails, those already started are killed at once."""
         os.environ[MARK] = self._mark
         try:
             yield
@@ -44,20 +44,20 @@ class Reaper:
             del os.environ[MARK]
 
     def reap(self) -> None:
-        """End what is marked now; returns when it has ended."""
+        """Kill the marked processes; returns after they have ended."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
     def dismiss(self) -> None:
-        """For one whose processes have ended by themselves."""
+        """Stop watching, after the processes have ended."""
         self._process.kill()
         self._process.wait()
 
 
 def _marked(mark: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):  # gone meanwhile, or another user's
+        with contextlib.suppress(psutil.Error):  # ended meanwhile, or another user's
             if process.environ().get(MARK) == mark and SPARED not in " ".join(process.cmdline()):
                 yield process
 

@@ -29,11 +29,11 @@ def sample_examples(
     check: Check | None = None,
     decode: Callable[[TokenIds], str] | None = None,
 ) -> list[Reply]:
-    """Draw `replicas` replies per example into shards of `shard_rows` prompts under `folder`; shards already there are kept.
+    """Sample `replicas` replies per example into shards of `shard_rows` prompts under `folder`; finished shards are kept.
 
-    `engine` is only called when there is something left to draw, so a finished folder loads no model. `check` sees the first shard of
-    every attempt, with the engine's log-probs, before it is committed; what it found in the first attempt stays in CHECK. With `decode` a
-    reply is shown now and then.
+    `engine` is only called if something is left to sample, so a finished folder loads no model. `check` gets the first shard of every
+    attempt, with the engine's log-probs, before it is committed; its result of the first attempt is stored in CHECK. With `decode` a
+    reply is shown from time to time.
     """
     prompts = [Prompt(example.row_id, replica, example.prompt_ids) for example in examples for replica in range(replicas)]
     done = from_main(lambda: items_done(folder))
@@ -60,12 +60,12 @@ def _show(shown: PhaseProgress, examples: Sequence[Example], reply: Reply, decod
 
 
 def checked_facts(folder: Path) -> dict[str, Any]:
-    """What the check of the engine's log-probs found, as a stage's facts."""
+    """The result of the check of the engine's log-probs, as a stage's facts."""
     return {"logp_check": read_json(folder / CHECK)} if (folder / CHECK).exists() else {}
 
 
 def _check_first(folder: Path, check: Check, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> None:
-    """A run that was killed leaves what one that was never killed leaves: the check of its first shard."""
+    """Check the first shard of an attempt. A killed and resumed run stores the same result as an uninterrupted one."""
     found = check(prompts, replies)
     if not (folder / CHECK).exists():
         write_json(folder / CHECK, found)

@@ -1,8 +1,8 @@
-"""Which player the servers serve: at every iteration another one, and never silently an earlier one.
+"""The player that the servers serve: a new one in every iteration, and never silently an earlier one.
 
-- `update_command` has them load a player's folder; it is run when a server does not list the player's name yet.
+- `update_command` makes them load a player's folder; it runs if a server does not list the player's name yet.
 - An adapter is loaded into a server that runs its base model (vLLM's /v1/load_lora_adapter), under a name made of its content hash.
-- Without either, somebody sees to it by hand; the check of the log-probs (agreement.py) and `{hash}` in the name are what guards it.
+- Without either, the user restarts the servers; the check of the log-probs (agreement.py) and `{hash}` in the name detect mistakes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ HASH = "{hash}"
 POLL_SECONDS = 1.0
 LAST_LINES = 5
 
-Models = dict[str, str | None]  # served name -> the base model where it is an adapter
+Models = dict[str, str | None]  # served name -> the base model if it is an adapter
 
 
 def serve(endpoints: Endpoints, folder: Path) -> str:
-    """Have every server serve the player in `folder`; returns its served name. Raises UserError where one serves another.
+    """Make every server serve the player in `folder`; returns its served name. Raises UserError if one serves another player.
 
-    One that does not answer, while another does, is left out for as long as this player draws: it might come back with an earlier one.
+    A server that does not answer, while another does, is left out for this player: it might come back with an earlier one.
     """
     section = endpoints.section
     name = _name(section, folder)
@@ -57,7 +57,7 @@ def _short_hash(folder: Path) -> str:
 
 
 def _require(endpoints: Endpoints, name: str | None) -> str:
-    """The name under which all servers serve now; null means the one model that they have."""
+    """The name that all servers serve; None selects the only model that they have."""
     for url, models in _of_all(endpoints).items():
         name = name or _only(models, url)
         if name not in models:
@@ -71,7 +71,7 @@ def _require(endpoints: Endpoints, name: str | None) -> str:
 
 
 def _of_all(endpoints: Endpoints) -> dict[str, Models]:
-    """What every server lists; those that do not answer are left out, unless none does."""
+    """The models of every server; servers that do not answer are left out, unless none answers."""
 
     async def ask() -> list[Models | BaseException]:
         return await asyncio.gather(*(_models(endpoints, url) for url in endpoints.urls), return_exceptions=True)
@@ -115,13 +115,13 @@ def _read_models(answer: Any, url: str) -> Models:
 
 
 def _served_now(endpoints: Endpoints, url: str) -> Models | None:
-    """What a server lists, in one attempt; None where it does not answer, for it may be about to start."""
+    """The models of a server, in one attempt; None if it does not answer, since it may be starting."""
     answer = endpoints.run(endpoints.once("GET", MODELS, url))
     return None if answer is None else _read_models(answer, url)
 
 
 def _wait_for(endpoints: Endpoints, name: str | None) -> str:
-    """Poll until every server lists the player. At the end of the wait one that does not answer is left out, unless none has the player."""
+    """Poll until every server lists the player. After the wait a server that does not answer is left out, unless none has the player."""
     seconds = endpoints.section.ready_timeout_seconds
     end = time.monotonic() + seconds
     waiting = list(endpoints.urls)
@@ -154,7 +154,7 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
     words = [_filled(word, values) for word in shlex.split(command)]
     log.info(f"sampling: update_command for {folder}")
     where = f"{WHERE}.update_command"
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # no pipe: a server left running would keep it open
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # no pipe: a running server would keep it open
         try:
             options = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT}
             subprocess.run(words, check=True, timeout=seconds, **options)
@@ -167,7 +167,7 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
             said.seek(0)
             last = " | ".join(said.read().split("\n")[-LAST_LINES - 1 :]).strip(" |")
             what = f"it ended with code {error.returncode}: {endpoints.hidden(last)}"
-            raise UserError(what, where=where, remedy="mend it; the same command goes on") from None
+            raise UserError(what, where=where, remedy="fix it and rerun; the run resumes") from None
 
 
 def _filled(word: str, values: dict[str, str]) -> str:
@@ -191,7 +191,7 @@ def _load_adapter(endpoints: Endpoints, folder: Path) -> str:
     async def load_all() -> None:
         await asyncio.gather(*(load(url) for url in endpoints.urls))
 
-    _of_all(endpoints)  # leaves out who is not there
+    _of_all(endpoints)  # leaves out servers that do not answer
     log.info(f"sampling: the servers load the adapter {name}")
     endpoints.run(load_all())
     return _require(endpoints, name)

@@ -1,7 +1,7 @@
 """The server engine: any OpenAI-compatible /v1/completions that takes token ids and returns token ids with their log-probs.
 
-vLLM and SGLang do; what they are asked for beyond OpenAI's fields is `return_token_ids`, or token ids in place of words in the log-probs
-(`return_tokens_as_token_ids`). Text alone is of no use: tokenised again it can be other tokens than those that were drawn.
+vLLM and SGLang do. Beyond OpenAI's fields the requests set `return_token_ids`, or ask for token ids instead of texts in the log-probs
+(`return_tokens_as_token_ids`). Text alone is not enough: tokenizing it again can give other tokens than those that were sampled.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparring.opponent.served import serve
 from sparring.policy.load import load_config
 
 COMPLETIONS = "/completions"
-PLACEHOLDER = "token_id:"  # vLLM's word for a token where ids are asked for
+PLACEHOLDER = "token_id:"  # vLLM's prefix of a token if ids are requested
 
 
 def make_server(recipe: Recipe, chat: Chat, folder: Path) -> ServerEngine:
@@ -79,7 +79,7 @@ class ServerEngine:
             "top_p": sampling.top_p if sampling.temperature else 1.0,
             "seed": seed,
             "stop_token_ids": self.stop_ids,
-            "logprobs": 1,  # some servers take 0 for none at all
+            "logprobs": 1,  # some servers read 0 as none
             "return_token_ids": True,
             "return_tokens_as_token_ids": True,
             # a server's own settings would change the distribution silently
@@ -105,7 +105,7 @@ def read_reply(answer: Any, prompt: Prompt, limit: int, stop_ids: Collection[int
             "have the server stop at stop_token_ids alone and leave that token in token_ids",
         )
     if logps and (found is None or len(found) != len(tokens)):
-        raise _unusable("no log-probs of the reply's tokens: without them nothing tells which player the server serves")
+        raise _unusable("no log-probs of the reply's tokens: they are needed to verify which player the server serves")
     return reply
 
 
@@ -124,7 +124,7 @@ def _tokens(choice: dict[str, Any]) -> list[int]:
             tokens = [int(word.removeprefix(PLACEHOLDER)) for word in words]
     if not isinstance(tokens, list) or not tokens or not all(type(token) is int and token >= 0 for token in tokens):
         raise _unusable(
-            "the server returns text without token ids, and text tokenised again can be other tokens than those that were drawn",
+            "the server returns text without token ids, and tokenizing the text again can give other tokens than those that were sampled",
             "vLLM from 0.10.2 on and recent SGLang return them (return_token_ids); older vLLM with return_tokens_as_token_ids",
         )
     return tokens
@@ -142,5 +142,5 @@ def _of_logprobs(choice: dict[str, Any], key: str) -> Any:
     return logprobs.get(key) if isinstance(logprobs, dict) else None
 
 
-def _unusable(what: str, remedy: str = "`sparring docs engines` says what the engine asks of a server") -> UserError:
+def _unusable(what: str, remedy: str = "`sparring docs engines` says what a server must support") -> UserError:
     return UserError(what, where=WHERE, remedy=remedy)

@@ -1,6 +1,6 @@
 """The vllm engine: vLLM inside the run, token ids in and out, its log-probs before any temperature.
 
-Its start takes a minute; it is started for every stage that draws, and its memory is free again before anything is trained.
+Its start takes a minute; it is started for every stage that samples, and its memory is freed before training.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def make_vllm(recipe: Recipe, chat: Chat, folder: Path) -> VllmEngine:
 
 
 class VllmEngine:
-    """Draws with vLLM; every row has the seed of its own stream."""
+    """Samples with vLLM; every row has the seed of its own stream."""
 
     def __init__(self, folder: Path, sampling: SamplingSection, dtype: str, stop_ids: Collection[int]) -> None:
         self.sampling, self.stop_ids = sampling, sorted(stop_ids)
@@ -51,12 +51,12 @@ class VllmEngine:
         return other
 
     def close(self) -> None:
-        """Stop its processes, so that the device's memory is free."""
+        """Stop vLLM's processes, which frees the device's memory."""
         self._llm.llm_engine.engine_core.shutdown()
         self._reaper.dismiss()
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
-        """One reply per prompt, in the order of the prompts. Raises UserError where one is too long, or vLLM has ended."""
+        """One reply per prompt, in the order of the prompts. Raises UserError if one is too long, or vLLM has ended."""
         if not prompts:
             return []
         self._require_room(prompts)
@@ -89,7 +89,7 @@ class VllmEngine:
             seed=seed,
             stop_token_ids=self.stop_ids,
             ignore_eos=True,  # ours are the only tokens that end a turn
-            logprobs=0 if logps else None,  # 0: of the drawn token alone
+            logprobs=0 if logps else None,  # 0: only of the sampled token
             detokenize=False,
         )
 
@@ -118,7 +118,7 @@ def _options(model: Path, rank: int, sampling: SamplingSection, dtype: str) -> d
         "dtype": dtype,
         "skip_tokenizer_init": True,
         "trust_remote_code": False,
-        "generation_config": "vllm",  # not the model's own, which may carry penalties or a top-k
+        "generation_config": "vllm",  # not the model's own, which may have penalties or a top-k
         "logprobs_mode": "raw_logprobs",
         "tensor_parallel_size": section.tensor_parallel,
         "gpu_memory_utilization": section.gpu_memory_utilization,
@@ -128,7 +128,7 @@ def _options(model: Path, rank: int, sampling: SamplingSection, dtype: str) -> d
     }
     bounds = {"max_model_len": section.max_model_len, "max_num_seqs": section.max_num_seqs}
     options |= {name: value for name, value in bounds.items() if value is not None}
-    # vLLM makes room for adapters of certain ranks only
+    # vLLM supports only certain ranks of adapters
     return {**options, "enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length())} if rank else options
 
 
@@ -140,7 +140,7 @@ def _start(options: dict[str, Any]) -> Any:
     log.info("sampling: vLLM starts, which takes a minute")
     try:
         return LLM(**options)
-    except (ValueError, RuntimeError) as error:  # what went wrong in its own process it only prints
+    except (ValueError, RuntimeError) as error:  # errors of its own process are only printed
         raise UserError(
             f"vLLM does not start: {' '.join(str(error).split())[:400]}",
             where=WHERE,
@@ -150,17 +150,17 @@ def _start(options: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _told_plainly() -> Iterator[None]:
-    """The end of vLLM's processes, in words."""
+    """Convert the death of a vLLM process to UserError."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:
         yield
     except EngineDeadError as error:
         raise UserError(
-            "a process of vLLM ended while it drew: its own lines above may say why; a kill that nobody sent is mostly for want of memory",
+            "a process of vLLM ended while it sampled: its own lines above may say why; an unexplained SIGKILL usually means out of memory",
             where=WHERE,
-            remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or spread the model by tensor_parallel; the same command "
-            "goes on, and nothing finished is lost",
+            remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or shard the model by tensor_parallel; then rerun: "
+            "the run resumes, and nothing finished is lost",
         ) from error
 
 

@@ -1,11 +1,11 @@
-"""What a recipe will cost, before anything is loaded: `sparring plan`.
+"""The expected cost of a recipe, before anything is loaded: `sparring plan`.
 
 command.py     from a recipe to the plan, for people and for programs
 hardware.py    devices, and how stages spread over them
 shape.py       a model's sizes, from its config alone (given_shape.py: from its number of parameters; known_shapes.py: of public models)
 lengths.py     how many rows and tokens there are: measured, given or assumed
-work.py        what every stage computes (tokens, floating-point operations, decoding steps), and how long that takes
-memory.py      what every stage holds on a device
+work.py        the work of every stage (tokens, floating-point operations, decoding steps), and its time
+memory.py      the memory of every stage on a device
 estimate.py    the stages of a game put together: the plan
 advice.py      which changes of the recipe would make it fit
 """

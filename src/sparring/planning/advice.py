@@ -1,4 +1,4 @@
-"""What to change where a plan does not fit: one table of changes, each planned for itself, so that only what helps is named."""
+"""Changes that make a plan fit: a table of changes, each planned separately, so that only those that help are shown."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sparring.errors import UserError
 from sparring.planning.estimate import Plan, estimate
 
 MOST_PROPOSALS, MOST_DEVICES = 2, 512
-# Optimizers whose states can be cut
+# Optimizers whose states can be sharded
 CUTTABLE = ("rmsprop", "adamw")
 
 SMALLER = ("train.gradient_checkpointing=true", "train.micro_batch_tokens=1024")
 CACHE = ("sampling.batch_tokens=4096",)
 SHARED = ("launcher={kind: accelerate, strategy: fsdp2}", "train.gradient_checkpointing=true")
-# From what costs the least; an option of `train` stands for that of `sft` too
+# Cheapest first; an option of `train` means that of `sft` too
 CHANGES = (
     (),
     ("evaluate.benchmarks=null",),  # and played by another program

@@ -39,7 +39,7 @@ assert list(MEMORY_ROWS) == [field.name for field in fields(Memory)]
 
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None, model: GivenShape | None = None) -> Plan:
     """The plan of a recipe; all else as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
-    device = find_hardware(hardware)  # first: a slip in its name must not wait for the data
+    device = find_hardware(hardware)  # first, so that a wrong name is reported before the data is read
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
@@ -86,7 +86,7 @@ def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> None:
-    """What the plan stands on, work and memory, what is assumed, and the verdict."""
+    """The inputs of the plan, work and memory, the assumptions, and the verdict."""
     _print_lines(_facts(plan), console)
     console.print(_work_table(plan))
     console.print(_memory_table(plan))
@@ -98,7 +98,7 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     peak, count = plan.peak, plan.hardware.count
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
-    hours = f"Hours{'' if plan.fits else ', if it did fit'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
+    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
     cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
@@ -106,7 +106,7 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     wanted, option = plan.wanted
     lines = [cost, f"Does not fit: {f'{option} wants {wanted} devices of {count}' if wanted > count else needed}."]
     if not proposals:
-        return [*lines, "No change that plan knows of makes it fit: take a smaller model, or more or larger devices."]
+        return [*lines, "None of the changes that plan tries makes it fit: take a smaller model, or more or larger devices."]
     return [*lines, "Try:", *(f"- {_proposal(proposal, plan)}" for proposal in proposals)]
 
 
@@ -127,7 +127,7 @@ def assumptions(plan: Plan) -> list[str]:
         f"{'' if scores else '; the opponent scores nothing'}": recipe.target.moves,
         "grading is not counted": recipe.target.checker is not None,
         f"every held-out prompt gets evaluate.samples ({recipe.evaluate.samples}) replies from every player": recipe.evaluate.samples > 1,
-        "every URL of the server draws as fast as one of these devices; its memory is its own": spec.urls is not None,
+        "every URL of the server samples as fast as one of these devices; its memory is its own": spec.urls is not None,
         f"all of this is the game of one seed, and the recipe plays {len(recipe.seeds or ())}": recipe.seeds is not None,
         "benchmarks: memory is counted, time is not": recipe.evaluate.benchmarks is not None,
         "preference pairs are as many and as long as the rows of data": any(section.pairs for section in recipe.controls),
@@ -149,7 +149,7 @@ def _facts(plan: Plan) -> list[str]:
         device += f", shared by {plan.parallel.devices} ranks ({plan.parallel.strategy})"
     elif plan.hardware.count > 1 or plan.parallel.devices > 1:
         device += f", of which {plan.parallel.devices} train ({plan.parallel.strategy})"
-    asked = f"; {lengths.unanswered_rows:,} prompts that nobody has answered, of {lengths.unanswered_prompt:.0f} tokens"
+    asked = f"; {lengths.unanswered_rows:,} prompts without replies, of {lengths.unanswered_prompt:.0f} tokens"
     parameters = f"{shape.parameters / 1e9:.2f}B" if shape.parameters >= 1e9 else f"{shape.parameters / 1e6:.1f}M"
     return [
         f"Model: {shape.name}, {parameters} parameters ({shape.source})",

@@ -1,4 +1,4 @@
-"""The plan of a game: every stage with its work, memory and time, put together in the order of selfplay.py."""
+"""The plan of a game: every stage with its work, memory and time, in the order of selfplay.py."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Plan:
 
     @property
     def device(self) -> Hardware:
-        """What each process that trains has."""
+        """The device of each training process."""
         return self.hardware.shared_by(self.parallel.devices)
 
     @property
@@ -203,7 +203,7 @@ class _Game:
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
 
     def micro_batch(self, settings: OptimSection) -> int:
-        """Tokens computed at once, as a run would choose them (policy/compute.py); a longer tree stands alone."""
+        """Tokens computed at once, as a run would choose them (policy/compute.py); a longer tree has its own micro-batch."""
         if settings.micro_batch_tokens:
             return settings.micro_batch_tokens
         gathered = gathered_at_once(self.shape.largest_layer, self.shape.outside_layers)

@@ -1,4 +1,4 @@
-"""A model that is not at hand: its config.json alone, or a decoder of the usual build with so many parameters."""
+"""The shape of a model that is not available: from its config.json, or a standard decoder with a given number of parameters."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _parameters(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().upper())
     parameters = 0.0 if found is None else float(found[1]) * _UNITS.get(found[2], 1.0)
     if not 0 < parameters <= MOST_PARAMETERS:
-        what = f"{text[:100]!r} is no number of parameters, of which there are {MOST_PARAMETERS:.0e} at most"
+        what = f"{text[:100]!r} is not a number of parameters, {MOST_PARAMETERS:.0e} at most"
         raise UserError(what, where="--params", remedy="for example 8B, 1.5B or 135M")
     return parameters
 

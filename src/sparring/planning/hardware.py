@@ -1,6 +1,6 @@
-"""Devices: what they can do at most, and how a recipe's stages spread over them.
+"""Devices: their peak rates, and how a recipe's stages spread over them.
 
-Makers' numbers, dense (not "with sparsity"), for products in bfloat16 that sum in float32.
+Vendors' numbers, dense (without sparsity), for bfloat16 products with float32 accumulation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Hardware:
         return f"{self.count}x {self.name}" if self.kind == "cuda" else self.name
 
     def shared_by(self, processes: int) -> Hardware:
-        """What each of some processes has: a device of its own, or its part of the one CPU and its memory."""
+        """The share of a process: its own device, or its part of the CPU and its memory."""
         if self.kind == "cuda" or processes == 1:
             return self
         rates = {name: getattr(self, name) / processes for name in ("flops", "bandwidth", "memory")}
@@ -105,7 +105,7 @@ def _own_gpus() -> Hardware | None:
 
 @lru_cache
 def this_cpu() -> Hardware:
-    """This machine's processor: its rates are measured for half a second, since no data sheet tells what a container gets."""
+    """This machine's processor: its rates are measured for half a second, since no data sheet says what a container gets."""
     flops, bandwidth = _measured_rates()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
@@ -133,7 +133,7 @@ def _measured_rates() -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Samplers:
-    """`copies` of the model draw replies side by side, each laid over `split` devices."""
+    """`copies` of the model sample in parallel, each sharded over `split` devices."""
 
     copies: int = 1
     split: int = 1
@@ -152,7 +152,7 @@ def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
 
 
 def of_sampling(recipe: Recipe, hardware: Hardware) -> Samplers:
-    """Replies: every rank that draws has the whole model. Ray's workers take all the devices that there are, and a server of every URL is
+    """Replies: every rank that samples has the whole model. Ray's workers take all devices, and a server of every URL is
     taken for one more of them."""
     sampling, spec, split = recipe.sampling, recipe.sampling.spec, recipe.sampling.devices_of_a_copy
     if spec.hosts:

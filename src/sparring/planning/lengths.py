@@ -52,7 +52,7 @@ class Lengths:
 
     @property
     def played(self) -> Lengths:
-        """Those of all prompts that the opponent replies to: the training rows and the prompts that nobody has answered."""
+        """The lengths of all prompts that the opponent replies to: the training rows and the prompts without replies."""
         rows = self.train_rows + self.unanswered_rows
         prompt = (self.train_rows * self.prompt + self.unanswered_rows * self.unanswered_prompt) / rows
         longest = max(self.longest_prompt, self.longest_unanswered)
@@ -119,7 +119,7 @@ def _sample(asked: Sequence[tuple[str, Conversation]], chat: Chat) -> list[int]:
 def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:
     for name, value in means.items():
         if value is not None and not math.isfinite(value):
-            raise UserError(f"{value} is no number of tokens", where=f"--{name}-tokens")
+            raise UserError(f"{value} is not a number of tokens", where=f"--{name}-tokens")
     generated, most = means["generated"], recipe.sampling.max_new_tokens
     if generated is not None and generated > most:
         what = f"{generated:g} tokens are more than sampling.max_new_tokens allows, {most}"
@@ -244,7 +244,7 @@ def _gguf_tokenizer(file: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # transformers draws a bar per tensor
+        with contextlib.redirect_stderr(io.StringIO()):  # transformers shows a bar per tensor
             return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"cannot read the tokenizer of the GGUF file: {error}", where=str(file)) from error

@@ -90,7 +90,7 @@ def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parall
 
 
 def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, hardware: Hardware, samplers: Samplers) -> Memory:
-    """Weights, the key-value cache of all rows that are drawn together, their logits, and the prompts that are read in one forward."""
+    """Weights, the key-value cache of all rows that are sampled together, their logits, and the prompts of one forward."""
     kind, number = hardware.kind, NUMBER_BYTES[recipe.sampling_dtype]
     if recipe.sampling.inner.urls:  # the check of its log-probs loads the player here, where a device has room for it
         checked = number * shape.parameters * (kind == "cpu" or 1.5 * number * shape.parameters < hardware.memory)
@@ -111,7 +111,7 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
 
 
 def measuring(drawn: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memory:
-    """Replies, then log-probs, in one process: the larger, beside the kernels that the other kind of pass has left on a CPU."""
+    """Replies, then log-probs, in one process: the larger of both, plus the kernels that the other kind of pass leaves on a CPU."""
     larger = max(drawn, scored, key=lambda held: held.total)
     if kind != "cpu" or not recipe.sampling.spec.on_ranks:
         return larger
@@ -130,7 +130,7 @@ def is_frozen(settings: OptimSection) -> bool:
 
 
 def trained_weights(shape: Shape, settings: OptimSection) -> float:
-    """All of the model's, or those of the adapters (and DoRA's norms) beside its linear layers."""
+    """All parameters of the model, or those of the adapters (and DoRA's norms) of its linear layers."""
     lora = settings.lora
     if lora is None:
         return shape.parameters
@@ -169,7 +169,7 @@ def _kept(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, 
 
 
 def _scores(lengths: Lengths, replies: int) -> float:
-    """Scores that attention keeps per token and head on a CPU, 0 where they are too many and made again (policy/tree_attention.py)."""
+    """Scores that attention keeps per token and head on a CPU, 0 if they are too many and recomputed (policy/tree_attention.py)."""
     first = lengths.prompt + lengths.reply
     squares = first**2 + (replies - 1) * (lengths.prompt + lengths.generated) * lengths.generated
     scores = squares / (first + (replies - 1) * lengths.generated)

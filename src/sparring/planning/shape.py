@@ -18,7 +18,7 @@ WITHOUT_ATTENTION = {"linear_attention", "conv", "moe"}
 
 @dataclass(frozen=True)
 class Linear:
-    """A linear layer: one of the modules that an adapter may stand beside."""
+    """A linear layer: one of the modules that may get an adapter."""
 
     name: str
     inputs: int
@@ -65,7 +65,7 @@ class Shape:
 
 
 def find_shape(model: ModelSection, given: GivenShape | None = None) -> Shape:
-    """The shape of the recipe's model, or of what is given in its place. Raises UserError where nobody knows its config."""
+    """The shape of the recipe's model, or of the options that replace it. Raises UserError if its config cannot be found."""
     config, source = given_config(given or GivenShape()) or _config(model)
     return measure(model.path, source, config)
 
@@ -85,7 +85,7 @@ def measure(name: str, source: str, config: Any) -> Shape:
     tables = (module for module in model.modules() if isinstance(module, torch.nn.Embedding) or module is head)  # of positions, too
     ends = {id(p) for module in tables for p in module.parameters()}
     passed = sum(_used(path, p, text) for path, p in model.named_parameters() if p.ndim >= 2 and id(p) not in ends)
-    linears = [  # GPT-2 has matrices of a class of its own, which lie the other way round
+    linears = [  # GPT-2 has its own class of matrices, which are transposed
         Linear(path, *(module.weight.shape if isinstance(module, Conv1D) else reversed(module.weight.shape)))
         for path, module in model.named_modules()
         if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head

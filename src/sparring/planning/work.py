@@ -2,7 +2,7 @@
 long that takes, by the shares of a device's peak rates that it is taken to reach.
 
 A product of a token with a matrix of W weights counts 2 W operations; a backward pass through it 4 W, or 2 W where the weights are
-frozen. Attention is counted too, the softmax, norms and the like are not.
+frozen. Attention is counted too, softmax, norms and similar operations are not.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float,
 
 
 def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, samplers: Samplers) -> Work:
-    """Drawing `replicas` replies to each of `rows` prompts with packed rows: a prompt is read once, a finished row makes room at once.
+    """Sampling `replicas` replies to each of `rows` prompts with packed rows: a prompt is computed once, a finished row makes room at once.
 
     Samplers side by side take a part of every shard each; a layer that is laid over several devices is read by each in part.
     """
@@ -79,7 +79,7 @@ def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, rep
 
 
 def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> int:
-    """Replies that one sampler draws at once, of those to `rows` prompts."""
+    """Replies that one sampler samples at once, of those to `rows` prompts."""
     sampling, (_, replies) = recipe.sampling, _rounds(recipe, rows, replicas, copies)
     if option := sampling.inner.at_once:
         return min(math.ceil(replies), sampling.option(option) or sampling.inner.usually)
@@ -88,7 +88,7 @@ def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: in
 
 
 def _rounds(recipe: Recipe, rows: int, replicas: int, copies: int) -> tuple[int, float]:
-    """(rounds of one sampler, replies that it draws in each): all share the rows of a file, but for Ray, which deals out `batch_rows`."""
+    """(rounds of one sampler, replies in each): all share the rows of a file, except for Ray, which distributes `batch_rows`."""
     shard = min(rows, recipe.sampling.shard_rows)
     if recipe.sampling.spec.hosts:
         call = min(recipe.sampling.ray.batch_rows, shard * replicas)
@@ -168,5 +168,5 @@ def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
     return (
         f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {draw.bandwidth:.0%} of "
         f"{bandwidth}, {draw.operations:.0%} of the operations and {draw.layer_seconds * 1e3:g} ms a layer and step, whichever is slowest "
-        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and talk between devices are not counted"
+        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and communication between devices are not counted"
     )

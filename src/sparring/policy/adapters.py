@@ -44,7 +44,7 @@ def base_of(folder: Path) -> Path:
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError where it does not fit."""
+    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError if it does not fit."""
     _hush_bitsandbytes()
     from peft import PeftModel
 
@@ -59,9 +59,9 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
-    """A fresh adapter on `model`, which changes nothing yet: its second factor is 0. The first is drawn from `seed`.
+    """A new adapter on `model`, which changes nothing yet: its second factor is 0, the first is random from `seed`.
 
-    Raises UserError, naming `where`, when the model has none of the targets.
+    Raises UserError, naming `where`, if the model has none of the targets.
     """
     _hush_bitsandbytes()
     from peft import LoraConfig, get_peft_model
@@ -91,13 +91,13 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
 
 
 def _hush_bitsandbytes() -> None:
-    """PEFT imports it where it is installed, and on a CPU it complains of what it lacks there; 4-bit bases are for CUDA alone."""
+    """Silence bitsandbytes on a CPU: PEFT imports it if installed, and it warns there; 4-bit bases are for CUDA only."""
     if not torch.cuda.is_available():
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 
 def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
-    """A product of two factors has the rank of the matrix that it stands beside at most; beyond it is memory for nothing."""
+    """The rank of an adapter is useful only up to the rank of its matrix; a higher one wastes memory."""
     most = max((min(weight.shape) for weight in model.parameters() if weight.ndim == 2), default=rank)
     if rank > most:
         what = f"{rank} is beyond what any matrix of {type(model).__name__} has, {most}"
@@ -133,7 +133,7 @@ def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Ten
 
 
 def name_base(folder: Path, base: str, config: dict[str, Any] | None = None, revision: str | None = None) -> None:
-    """Have the adapter in `folder` name `base`, a path or a Hub id, as its base model."""
+    """Set `base`, a path or a Hub id, as the base model of the adapter in `folder`."""
     config = {**(config or _config(folder)), BASE: base, "revision": revision, "inference_mode": True}
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -144,7 +144,7 @@ def four_bit_config(dtype: torch.dtype) -> BitsAndBytesConfig:
 
 
 def start_dropout(model: torch.nn.Module, seed: int) -> int:
-    """Have the adapters in `model` drop what their recipe says, drawn from `seed`; all other dropout stays off. Returns how many do."""
+    """Turn on the dropout of the adapters in `model`, seeded by `seed`; all other dropout stays off. Returns the number of modules."""
     named = (module for name, module in model.named_modules() if ".lora_dropout." in name)
     layers = [module for module in named if isinstance(module, torch.nn.Dropout)]
     for layer in layers:
@@ -155,7 +155,7 @@ def start_dropout(model: torch.nn.Module, seed: int) -> int:
 
 
 def _require_all(model: Any, folder: Path) -> None:
-    """PEFT says nothing of tensors that are missing, and leaves what it drew in their place."""
+    """Raise ValueError for missing tensors, which PEFT silently leaves at their random initialisation."""
     from peft import get_peft_model_state_dict
 
     with safe_open(folder / WEIGHTS, "pt") as file:
@@ -166,7 +166,7 @@ def _require_all(model: Any, folder: Path) -> None:
 
 
 def _require_untied(model: Any) -> None:
-    """Added to one of two matrices that share their memory, or put in its place, an adapter would change both."""
+    """Refuse an adapter on one of two matrices that share their memory, since it would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

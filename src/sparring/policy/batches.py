@@ -50,7 +50,7 @@ class Branches:
 
     @property
     def sibling_tokens(self) -> int:
-        """Tokens that stand between the first branch and the end of the tree."""
+        """Tokens between the first branch and the end of the tree."""
         return sum(len(reply) - 1 for reply in self.replies[1:])
 
     def shape(self, layout: Layout) -> tuple[int, int]:
@@ -62,7 +62,7 @@ class Branches:
 class TreeBatch:
     """A micro-batch. `source_N` are flat indices into [B * L] of the positions that predict `target_N`;
     `cell_N` is the flat index into [D, R] of the reply that the token belongs to. `real_BL` is true at tokens, false at padding.
-    `index` says who sees whom where the trees stand packed in one row (layout "tree"); rows of their own have none."""
+    `index` defines the attention mask of trees that are packed in one row (layout "tree"); separate rows have none."""
 
     input_ids_BL: Tensor
     position_ids_BL: Tensor
@@ -86,7 +86,7 @@ class TreeBatch:
 
     @property
     def attention_mask(self) -> Tensor:
-        """Rows: [B, L], 1 at tokens. Packed trees: a stand-in that says nothing, so that the model makes no mask of its own."""
+        """Rows: [B, L], 1 at tokens. Packed trees: a placeholder that keeps the model from building its own mask."""
         return self.real_BL.long() if self.index is None else no_mask(self.input_ids_BL)
 
 
@@ -120,7 +120,7 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
 
 
 def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
-    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens beside the first branch (recurrences), the
+    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens outside the first branch (recurrences), the
     shortest path (rotary embeddings that go by the longest row of a batch)."""
     trees = list(trees)
     longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "sibling_tokens"))
@@ -128,12 +128,12 @@ def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
 
 
 def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
-    """Tokens of the longest packed row that micro-batches of these trees can make."""
+    """Tokens of the longest packed row in micro-batches of these trees."""
     return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
 def assign_to_ranks(sizes: Sequence[int], ranks: int) -> list[list[int]]:
-    """Places 0 .. len(sizes) - 1 dealt to the ranks so that the sums of their sizes are close: the largest first, each to the rank that
+    """Indices 0 .. len(sizes) - 1 assigned to the ranks so that the sums of their sizes are close: the largest first, each to the rank that
     has least so far (Graham's LPT rule, at most 4/3 of the best possible). Every place once, none twice; the same everywhere."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
@@ -151,14 +151,14 @@ def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, l
 
 
 def shortest(shapes: Sequence[tuple[int, int]]) -> int:
-    """The place of the tree that computes least: what a rank takes, for nothing, to stay in step with the others."""
+    """Index of the cheapest tree: the dummy work of a rank that must make as many passes as the others."""
     return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 
 def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:
-    """Split `items` into groups of similar length that compute at most `max_tokens` positions (a single larger item stands alone).
+    """Split `items` into groups of similar length that compute at most `max_tokens` positions (a single larger item has its own group).
 
-    shape: item -> (rows, positions of its longest row). Trees stand end to end; rows are padded to the longest of the group.
+    shape: item -> (rows, positions of its longest row). Trees are packed end to end; rows are padded to the longest of the group.
     """
     group: list[int] = []
     group_rows = group_tokens = 0
@@ -201,7 +201,7 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
 
 
 def _joined(rows: Sequence[_Row]) -> _Row:
-    """Trees end to end."""
+    """Trees packed end to end."""
     joined = _Row([], [], [], [], [], [])
     for row in rows:
         joined.sources += [len(joined.ids) + source for source in row.sources]

@@ -1,4 +1,4 @@
-"""Device and number format, in one place: the opponent pass, training and evaluation must compute alike."""
+"""Device and number format in one place, because the opponent pass, training and evaluation must use the same arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparring.policy.footprint import gathered_at_once, held_at_most, tokens_at_
 from sparring.policy.packed import is_out_of_memory
 from sparring.policy.shares import Parallel
 
-# Shapes whose kernels oneDNN and torch's layer over it keep, one cache each; more than a micro-batch needs in all its layers
+# Capacity of the kernel caches of oneDNN and of torch's layer over it; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
 # The number format that computes, by the recipe's `precision`. The whole model is in it, as where it samples; autocast over float32
 # weights does a quarter less in the same time (docs/negative-results.md).
@@ -30,7 +30,7 @@ COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_accelerator() -> Accelerator:
-    """Accelerate's handle of this process. The number format is the model's own, so there is no autocast.
+    """The Accelerator of this process. The number format is that of the model, so there is no autocast.
 
     Accelerate keeps one precision per process, and other code of it may have asked for another.
     """
@@ -44,7 +44,7 @@ def make_accelerator() -> Accelerator:
 
 @contextlib.contextmanager
 def in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """The same weights, exactly, in float32 for a while; buffers stay as they are.
+    """Context in which the same weights are in float32; buffers do not change.
 
     A decoder layer is in float32 while it computes and no longer, so that a model that just fits its device can be checked there.
     """
@@ -56,7 +56,7 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
         widen = partial(_widen_layer, put_back)
         hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(partial(_put_back, put_back), always_call=True)]
     restore = _widen(parameter for parameter in model.parameters() if id(parameter) not in of_layers)
-    # bitsandbytes' layers of 4 bits compute in a format of their own
+    # the 4-bit layers of bitsandbytes have their own compute format
     formats = ((module, getattr(module, "compute_dtype", None)) for module in model.modules())
     four_bit = [(module, dtype) for module, dtype in formats if isinstance(dtype, torch.dtype)]
     for module, _ in four_bit:
@@ -84,7 +84,7 @@ def layer_sizes(model: nn.Module) -> tuple[int, int]:
 
 
 def _widen(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
-    """Give the parameters float32 values; returns what gives them back their own."""
+    """Give the parameters float32 values; returns a function that restores their own."""
     kept = [(parameter, parameter.data) for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
 
     def restore() -> None:
@@ -94,7 +94,7 @@ def _widen(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
     try:
         for parameter, data in kept:
             parameter.data = data.float()
-    except BaseException:  # no memory for all of them
+    except BaseException:  # not enough memory for all of them
         restore()
         raise
     return restore
@@ -116,28 +116,28 @@ def bound_kernel_caches() -> None:
 
 
 def release_memory() -> None:
-    """Free what a stage held. Accelerate and autograd leave cycles: without this the old optimizer lives on beside the next stage's."""
+    """Free the memory of a stage. Accelerate and autograd leave cycles: without this the old optimizer stays next to the next stage's."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def memory_error(error: BaseException) -> UserError | None:
-    """What to tell where a device or the machine had no memory left; None for any other error."""
+    """The message for an error of a device or machine that has no memory left; None for any other error."""
     if isinstance(error, UserError) or not is_out_of_memory(error):
         return None
     said = (str(error).strip() or type(error).__name__).splitlines()[0]
     return UserError(
         f"out of memory: {said}",
         remedy="in training and scoring halve train.micro_batch_tokens (sft.micro_batch_tokens; without one, micro_batch.json in the run "
-        "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run goes on "
-        "from where it is with any of these. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
-        "vllm, which lays them over several, for replies are drawn with all of them",
+        "directory has the value) or set train.gradient_checkpointing to true; in sampling halve sampling.batch_tokens. The run can "
+        "resume with any of these changes. If the weights alone do not fit: launcher.strategy fsdp2 on more devices, and sampling.engine "
+        "vllm, which shards them over several, since sampling needs all of them",
     )
 
 
 def keep_soft_caps(model: PreTrainedModel) -> PreTrainedModel:
-    """Set a model with soft-capped attention (Gemma-2) to "eager" where it would take torch's own attention, which ignores the cap."""
+    """Set a model with soft-capped attention (Gemma-2) to "eager" if it would use torch's own attention, which ignores the cap."""
     cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if cap is not None and model.config._attn_implementation == "sdpa":
         name = type(model).__name__
@@ -152,12 +152,12 @@ def _announce(line: str) -> None:
 
 
 def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
-    """Tokens of a micro-batch that fit `free` bytes of a device beside everything else in training; `model` needs no weights yet."""
+    """Tokens of a micro-batch that fit `free` bytes of a device, next to everything else in training; `model` needs no weights yet."""
     gathered = gathered_at_once(*layer_sizes(model)) if parallel.gathers else 0
     held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
     return tokens_at_once(model.config.get_text_config(), held, free, device)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process could take of the device's memory now."""
+    """Bytes of the device's memory that this process could allocate now."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()

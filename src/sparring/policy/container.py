@@ -1,4 +1,4 @@
-"""How much memory this process may take: the limit of its container or batch job counts too, which the machine's own numbers do not show.
+"""The memory that this process may use, with the limit of its container or batch job, which the machine's numbers do not show.
 
 Control groups of both versions, the process's own and all above it (man 7 cgroups). Imports no torch.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 ROOT, OWN = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-# version -> files of a group: limit, use, and in the third the name of what of the use can be dropped at once
+# version -> files of a group: limit, use, and statistics with the name of the part that can be dropped at once
 NAMES = {
     2: ("memory.max", "memory.current", "inactive_file"),
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -21,17 +21,17 @@ STATISTICS = "memory.stat"
 
 
 def whole_memory() -> int:
-    """Bytes that this process and all others beside it may take."""
+    """Bytes that this process and all others of the container may use."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
 
 
 def available_memory() -> int:
-    """Bytes that it could take now."""
+    """Bytes that could be allocated now."""
     return max(0, min([psutil.virtual_memory().available, *(limit - used for limit, used in _groups())]))
 
 
 def _groups() -> Iterator[tuple[int, int]]:
-    """(limit, what is in use and cannot be dropped) of every group that has a limit."""
+    """(limit, bytes in use that cannot be dropped) of every group that has a limit."""
     for version, folder in _folders():
         limit, use, dropped = NAMES[version]
         with contextlib.suppress(OSError, ValueError):  # not there, or "max"
@@ -49,7 +49,7 @@ def _folders() -> Iterator[tuple[int, Path]]:
         if version == 1 or not controllers:
             top = ROOT / "memory" if version == 1 else ROOT
             own = top / path.lstrip("/")
-            # inside a container the path is that of the machine outside, and what is mounted is the container's own
+            # inside a container the path is that of the host, and the mounted group is the container's own
             yield from ((version, folder) for folder in (own, *own.parents) if folder.is_relative_to(top))
 
 

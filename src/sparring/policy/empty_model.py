@@ -1,6 +1,6 @@
-"""Models that rank 0 alone reads: the others have the same model in memory that they never touch, until rank 0 deals its weights out.
+"""Models that only rank 0 reads: the others reserve the same model in memory that they never touch, until rank 0 distributes its weights.
 
-So a machine holds one copy of a model at most while it is being sharded, and not one for every rank.
+So a machine holds at most one copy of a model while it is sharded, instead of one per rank.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sparring.policy.ranks import from_main, is_main
 
 
 def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """`load_model` on rank 0; on the others a model whose weights mean nothing, its buffers rank 0's. All ranks must call it."""
+    """`load_model` on rank 0; on the others a model with undefined weights and the buffers of rank 0. All ranks must call it."""
     if is_adapter(folder):
         return load_model(folder, dtype)
     loaded: list[PreTrainedModel] = []
@@ -35,13 +35,13 @@ def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
 
 
 def empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
-    """The parameter's values in another number format on rank 0; on the others its size, for the values mean nothing there."""
+    """The parameter's values in another number format on rank 0; on the others only its size, since the values are undefined there."""
     return parameter.to(dtype) if is_main() else torch.empty_like(parameter, dtype=dtype)
 
 
 @torch.no_grad()
 def deal_out(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> None:
-    """Give every rank its part of rank 0's `whole` weights; the parameters are sharded already. All ranks must call it."""
+    """Distribute rank 0's `whole` weights to the sharded parameters of all ranks. All ranks must call it."""
     for parameter, full in zip(parameters, whole, strict=True):
         assert isinstance(parameter, DTensor)
         mesh = parameter.device_mesh
@@ -51,7 +51,7 @@ def deal_out(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> Non
 def _hollow(folder: Path, dtype: torch.dtype, dtypes: dict[str, torch.dtype], buffers: dict[str, Tensor]) -> PreTrainedModel:
     model = model_shape(folder).to_empty(device="cpu")
     model.tie_weights()
-    if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that say otherwise than their config, as of what is tied
+    if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that contradict their config, such as tied weights
         return load_model(folder, dtype)
     for name, parameter in model.named_parameters():
         parameter.data = torch.empty_like(parameter, dtype=dtypes[name])

@@ -1,7 +1,7 @@
-"""A model folder looked at before any library reads it: what lies in it, its JSON files, and the headers of its weights.
+"""Validation of a model folder before any library reads it: its files, its JSON files, and the headers of its weights.
 
-A folder is somebody else's work. What transformers makes of a wrong one is anything from a TypeError to a game on a model without layers,
-so that the rules stand here, once, in front of it; `reading` turns what its code raises all the same into a sentence.
+Folders come from elsewhere. With a broken one transformers does anything from a TypeError to a game on a model without layers, so the
+rules are checked here first; `reading` turns the errors that its code raises nevertheless into a message.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from sparring.console import log
 from sparring.errors import UserError, first_line
 from sparring.policy.packed import is_out_of_memory
 
-CARD = "README.md"  # fetched for the licence that it names; no part of a model
+CARD = "README.md"  # fetched for its licence; not part of the model
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*", "*.txt")
 
 
 def from_hub(repo: str, revision: str | None, where: str) -> Path:
-    """The folder of a Hub model, fetched or cached. `where` is the option that named it. Raises UserError saying what was tried."""
+    """The folder of a Hub model, fetched or cached. `where` is the option that gave it. Raises UserError that lists what was tried."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -70,7 +70,7 @@ MOST_JSON_BYTES = 2**27
 # configs and tokenizers are nested less than ten deep; Python's own limit is about a thousand, and much that copies them needs several
 # frames a level
 MOST_DEPTH = 50
-# what a config calls its sizes, in every architecture that transformers has; they are counts, of one at least
+# the names of sizes in the configs of all transformers architectures; each is a count of at least one
 SIZES = (
     *(
         "vocab_size",
@@ -84,13 +84,13 @@ SIZES = (
     *("n_embd", "n_layer", "n_head", "n_positions"),
 )
 LAYERS = ("num_hidden_layers", "n_layer")
-# of numbers that weights are trained in; others are those of quantised weights
+# number formats of trainable weights; others are of quantised weights
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of all weight files say together: tensor name -> (number format as safetensors calls it, shape)."""
+    """The headers of all weight files together: tensor name -> (safetensors number format, shape)."""
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
 
@@ -105,7 +105,7 @@ class Weights:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError, which names the file, for a model or adapter folder that is not what its files must be."""
+    """Raise UserError with the file for a model or adapter folder that has an invalid file."""
     check_files(folder)
     found = {name: read_object(folder / name) for name in OBJECTS if (folder / name).exists()}
     if INDEX in found:
@@ -123,7 +123,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raise UserError for a link that leads out of the folder, and for what is read and is no regular file.
+    """Raise UserError for a link that leads out of the folder, and for a file to read that is not a regular file.
 
     The cache of the Hub has its files as links into `blobs` two folders above; those stay.
     """
@@ -139,7 +139,7 @@ def check_files(folder: Path) -> None:
                 )
     for path in (path for pattern in HUB_FILES for path in home.glob(pattern)):
         if not path.is_file():
-            raise UserError("this is not a regular file", where=str(path), remedy="put the file itself in its place, or take it away")
+            raise UserError("this is not a regular file", where=str(path), remedy="put the file itself in its place, or delete it")
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def read_object(file: Path) -> dict[str, Any]:
         _check_depth(found)
     except (OSError, ValueError, RecursionError) as error:
         what = f"not a valid JSON file of a model: {first_line(error)}"
-        raise UserError(what, where=str(file), remedy="fetch the file again, or write it anew with save_pretrained") from None
+        raise UserError(what, where=str(file), remedy="fetch the file again, or write it again with save_pretrained") from None
     return found
 
 
@@ -172,9 +172,9 @@ def read_headers(folder: Path) -> Weights:
 
 @contextlib.contextmanager
 def reading(what: str, where: Path, remedy: str | None = None) -> Iterator[None]:
-    """Say in one sentence whatever a library raises over a model's files: what they hold decides what its code trips over.
+    """Turn any error that a library raises for a model's files into a UserError: broken files can cause errors of any type.
 
-    Only calls into such a library belong inside, and ValueErrors about those files. A device or machine without memory is told by others.
+    Use it only around calls into such a library, and for ValueErrors about those files. Out-of-memory errors are handled elsewhere.
     """
     try:
         yield
@@ -185,7 +185,7 @@ def reading(what: str, where: Path, remedy: str | None = None) -> Iterator[None]
 
 
 def _said(error: Exception, folder: Path) -> str:
-    """The error's first line, with its kind where that line is no sentence; a missing key that is a value of config.json is named there."""
+    """The error's first line, with its type if the line is not a sentence; a missing key that is a value of config.json is named."""
     if isinstance(error, KeyError) and error.args and (folder / CONFIG).is_file():
         named = [name for name, value in _leaves(read_object(folder / CONFIG)) if value == error.args[0]]
         if named:
@@ -254,7 +254,7 @@ def _quantised(sign: str, where: Path) -> UserError:
 
 
 def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
-    """The ids that end a sequence must be tokens: sampling stops at them, and an exported model is told them."""
+    """The ids that end a sequence must be tokens: sampling stops at them, and an exported model contains them."""
     ends = config.get("eos_token_id")
     for end in ends if isinstance(ends, list) else [] if ends is None else [ends]:
         if type(end) is not int or end < 0 or (isinstance(vocabulary, int) and end >= vocabulary):
@@ -264,7 +264,7 @@ def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
 
 def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> None:
     if config.get("megatron_config") is not None:
-        raise UserError("megatron_config has PEFT import a module that the adapter names", where=str(file), remedy="set it to null")
+        raise UserError("megatron_config would make PEFT import a module that the adapter names", where=str(file), remedy="set it to null")
     pattern = config.get("rank_pattern") or {}
     ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     wrong = next((rank for rank in ranks if type(rank) is not int or not 1 <= rank <= weights.largest_side), None)
@@ -274,7 +274,7 @@ def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> N
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The part of a config that tells of the language model, where it has others beside it."""
+    """The part of a config that describes the language model, if it has others too."""
     part = config.get("text_config")
     return part if isinstance(part, dict) else config
 

@@ -1,6 +1,6 @@
-"""Bytes: what weights, optimizers and activations take, by the shape of a model. Imports no torch, so that a plan can be made without it.
+"""Bytes of weights, optimizers and activations, computed from the shape of a model. Imports no torch, so that `plan` works without it.
 
-`compute.py` sizes the micro-batches of a run by it, `sparring plan` foretells the memory of its stages.
+`compute.py` chooses the micro-batches of a run with it, `sparring plan` estimates the memory of the stages.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from sparring.policy.shares import Parallel
 HEAD_CHUNK = 1024
 # Scores per token and head up to which attention keeps them for the backward pass on a CPU; longer paths compute them again.
 KEPT_SCORES = 512
-# Tokens of prompts that sampling reads in one forward, so that a full house of new rows needs no huge activations
+# Tokens of prompts that sampling computes in one forward, to bound the activations of many new rows
 PREFILL_TOKENS = 2048
 # Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
 MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 LEAST_TOKENS = 256
 # Bytes of a number in the formats that compute
 NUMBER_BYTES = {"bf16": 2, "fp32": 4, "bfloat16": 2, "float32": 4}
-# Of the state that an optimizer keeps per parameter; adafactor's means of rows and columns are next to nothing
+# Bytes of optimizer state per parameter; adafactor's means of rows and columns are negligible
 OPTIMIZER_BYTES = {"rmsprop": 4.0, "adamw": 8.0, "adafactor": 0.0, "rmsprop8bit": 1.0, "adamw8bit": 2.0}
 MASTER_BYTES = GRADIENT_BYTES = 4
 
 
 def computing_copy_bytes(precision: str) -> int:
-    """Per parameter, of the weights that compute beside the float32 masters; in float32 these compute themselves."""
+    """Bytes per parameter of the compute weights next to the float32 masters; 0 in float32, where the masters compute."""
     return 0 if precision == "fp32" else NUMBER_BYTES[precision]
 
 
@@ -40,30 +40,30 @@ def training_bytes(precision: str, optimizer: str, parallel: Parallel) -> float:
 
 
 def held_at_most(parameters: float, gathered: float, adapter: bool, parallel: Parallel) -> float:
-    """On one device, in the mode that takes most; of a frozen base under adapters, its float32 weights alone.
+    """On one device, in the mode that takes the most memory; for a frozen base under adapters, only its float32 weights.
 
-    gathered: numbers of weights that are put together at a time where they are sharded.
+    gathered: how many weights are gathered at a time if they are sharded.
     """
     of_one = MASTER_BYTES * parallel.part("weights") if adapter else training_bytes("bf16", "adamw", parallel)
     return of_one * parameters + MASTER_BYTES * gathered * parallel.gathers
 
 
 def gathered_at_once(largest_layer: int, outside_layers: int) -> int:
-    """Weights of a sharded model that a device holds whole at a time: a layer, the next one on its way, embeddings and head."""
+    """Weights of a sharded model that a device gathers at a time: a layer, the prefetched next one, embeddings and head."""
     return 2 * largest_layer + outside_layers
 
 
 def _largest(config: Any, name: str) -> int | None:
-    """A size in a config; the largest where the layers have each their own (Gemma-3n, Gemma-4), None where there is none."""
+    """A size in a config; the largest if it differs by layer (Gemma-3n, Gemma-4), None if there is none."""
     try:
         found = getattr(config, name, None)
-    except RuntimeError:  # transformers refuses to give one for all
+    except RuntimeError:  # transformers refuses to return one value for all layers
         found = [getattr(layer, name, None) for layer in config.per_layer_config]
     return max((size for size in found if size is not None), default=None) if isinstance(found, (list, tuple)) else found
 
 
 def inner_size(config: Any) -> int:
-    """Width of the feed-forward part that a token passes: of a mixture of experts, of those that it is sent to."""
+    """Width of the feed-forward part for one token; in a mixture of experts, of the experts that it is routed to."""
     dense = _largest(config, "intermediate_size") or getattr(config, "n_inner", None) or 4 * config.hidden_size
     experts = getattr(config, "num_experts_per_tok", None)
     if not experts:
@@ -113,9 +113,9 @@ def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> 
 
 
 def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
-    """Tokens of a micro-batch that fit `free` bytes beside the `held` bytes of weights, gradient and optimizer, by float32's activations.
+    """Tokens of a micro-batch that fit `free` bytes next to the `held` bytes of weights, gradient and optimizer, by float32's activations.
 
-    A power of 2, so that a little more or less of free memory makes no difference.
+    A power of 2, so that small changes of free memory make no difference.
     """
     of_token = config.num_hidden_layers * activation_bytes(config, 4, KEPT_SCORES)
     fits = (0.8 * free - held - logits_bytes(config, 4)) / of_token

@@ -1,4 +1,4 @@
-"""The language model's head where it is needed: logits of chosen positions, and log-probs of chosen tokens."""
+"""The language model's head for chosen positions only: their logits, and log-probs of chosen tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
 
 
 def logits_of(model: PreTrainedModel, hidden_NH: Tensor) -> Tensor:
-    """Logits [N, V] of last hidden states, with what Granite, Cohere and Gemma-2 do to theirs after the head."""
+    """Logits [N, V] of last hidden states, with the scaling or capping of Granite, Cohere and Gemma-2."""
     head = model.get_output_embeddings()
     if head.weight.is_floating_point():  # not quantised
         hidden_NH = hidden_NH.to(head.weight.dtype)  # Mamba's last hidden states are float32
@@ -36,10 +36,10 @@ def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 
 
 class ChunkedHead(nn.Module):
-    """Log-probs of chosen tokens, the whole vocabulary only ever held for a chunk of them, forward and backward.
+    """Log-probs of chosen tokens; logits over the vocabulary exist only for a chunk of them, forward and backward.
 
-    A module of its own, called once per micro-batch however many chunks it takes: ZeRO-3 compares the ranks' module calls. The model is
-    not its child, for the scorer has it already.
+    A separate module, called once per micro-batch for any number of chunks: ZeRO-3 compares the ranks' module calls. The model is
+    not its child, because the scorer already has it.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -85,5 +85,5 @@ class _TargetLogps(torch.autograd.Function):
 
 
 def rows_at_once(logits_NV: Tensor) -> int:
-    """How many rows of these logits to make float32 copies of at once."""
+    """How many rows of these logits to convert to float32 at once."""
     return ROWS_AT_ONCE.get(logits_NV.device.type, ROWS_AT_ONCE["cuda"])

@@ -1,4 +1,4 @@
-"""Where a model comes from and where it goes: resolve, load, hash, save. Safetensors or GGUF only, no remote code."""
+"""Resolve, load, hash and save models. Safetensors or GGUF only, no remote code."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ from sparring.rundir import digest, file_hash, write_json
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROBE = "any text"  # some tokenizers load, and trip over the first text
-# A model may hold more weights than its files, where several of its matrices are one; far more are those of another model, and there need
-# be no memory for them
+PROBE = "any text"  # some tokenizers load and fail at the first text
+# A model may have more weights than its files, if matrices are tied; far more means another model, which may not fit in memory
 MOST_TOLD = 2
 
 
@@ -45,7 +44,7 @@ class ModelSource:
 
 
 def find_model(section: ModelSection, seed: int) -> ModelSource:
-    """Resolve `model.path` to a folder, or to a recipe for one. Raises UserError saying what was tried."""
+    """Resolve `model.path` to a folder, or to a way to create one. Raises UserError that lists what was tried."""
     path = section.path
     if path == "builtin:tiny":
         return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
@@ -95,7 +94,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
             f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
-            "transformers would make them up at random",
+            "transformers would initialise them at random",
             where=str(folder),
             remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
         )
@@ -110,10 +109,10 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
 
 
 def _make_saveable(model: PreTrainedModel, folder: Path) -> None:
-    """What transformers loads it may refuse to save: known now, and not when the first checkpoint is due.
+    """Check that transformers can save the model that it loaded, before the first checkpoint needs it.
 
     An inconsistent generation config, which released models have, is replaced: nothing here samples by it, and the model's own file is
-    copied beside what we save. Raises UserError for a config that cannot be written again.
+    copied next to what we save. Raises UserError for a config that cannot be written again.
     """
     own = model.generation_config
     try:
@@ -127,7 +126,7 @@ def _make_saveable(model: PreTrainedModel, folder: Path) -> None:
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer. Raises UserError where it cannot be loaded, and where it knows tokens that the model does not."""
+    """The folder's tokenizer. Raises UserError if it cannot be loaded, or has tokens that the model does not have."""
     # the class of a tokenizer may go by the model's config, which an adapter's folder does not have
     config = load_config(folder) if adapters.is_adapter(folder) else None
     with reading("cannot load the tokenizer", folder, "the folder needs tokenizer.json (or tokenizer.model)"):
@@ -140,7 +139,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int], size: int, folder: Path) -> None:
-    """Every token needs a row of the embedding, but for special ones that no text is made of: Gemma-3's text models list one for images."""
+    """Every token needs an embedding, except for special tokens that never occur in text: Gemma-3's text models list one for images."""
     own = {tokenizer.eos_token_id, tokenizer.bos_token_id}
     unused = {token for token, entry in tokenizer.added_tokens_decoder.items() if entry.special} - own
     if beyond := sorted(token for token in vocabulary.values() if token >= size and token not in unused):
@@ -153,7 +152,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[st
 
 
 def _check_model(folder: Path) -> None:
-    """Raise UserError for a folder that is no model, before there is memory for one: its files, then the sizes that its config tells."""
+    """Raise UserError for a folder that is not a model, before memory is allocated: first its files, then the sizes in its config."""
     _require_weights(folder)
     check_folder(folder)
     told, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
@@ -194,7 +193,7 @@ def model_shape(folder: Path) -> PreTrainedModel:
 
 
 def weights_hash(folder: Path) -> str:
-    """Content hash of a model folder's weights and of what its config makes of them: it pins the opponent."""
+    """Content hash of a model folder's weights and the config values that change its outputs: it pins the opponent."""
     if adapters.is_adapter(folder):
         adapters.require_weights(folder)
         own = {name: file_hash(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS)}
@@ -203,7 +202,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def copy_extras(source: Path, target: Path) -> None:
-    """Copy what makes a folder usable besides weights and config: tokenizer, chat template, generation config."""
+    """Copy the other files of a usable model folder: tokenizer, chat template, generation config."""
     check_files(source)
     target.mkdir(parents=True, exist_ok=True)
     skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json", adapters.CONFIG}
@@ -214,8 +213,8 @@ def copy_extras(source: Path, target: Path) -> None:
 
 
 def name_ends(folder: Path, stop_ids: Collection[int]) -> None:
-    """Have whatever generates with the model in `folder` stop where its replies did in the game: at the template's end of turn, which
-    may be another token than the model's own end of sequence, as well as there."""
+    """Make generation with the model in `folder` stop as in the game: at the template's end of turn, which may be another token than the
+    model's own end of sequence, and at the latter."""
     file = folder / GENERATION
     own = read_object(file) if file.exists() else {}
     write_json(file, {**own, "eos_token_id": sorted(stop_ids)})
@@ -258,7 +257,7 @@ def require_gguf() -> None:
 def _unpack_gguf(file: Path, folder: Path) -> None:
     """Write a GGUF file as float32 safetensors with its tokenizer: quantised weights cannot be trained."""
     log.info(f"unpacking {file.name} to float32 safetensors")
-    # transformers draws a bar per tensor, whatever its settings say
+    # transformers shows a bar per tensor, independent of its settings
     with reading("cannot load the GGUF file", file), contextlib.redirect_stderr(io.StringIO()):
         model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
@@ -284,7 +283,7 @@ def merge(adapter: Path, target: Path) -> None:
 
 
 def convert(folder: Path, dtype: str) -> None:
-    """Round the weights of a model folder to `dtype`, in place; of an adapter's folder its own."""
+    """Round the weights of a model folder to `dtype`, in place; in an adapter's folder only its own."""
     if adapters.is_adapter(folder):
         adapters.convert(folder, DTYPES[dtype])
         return

@@ -1,7 +1,7 @@
-"""Which base model an adapter was trained on: a few numbers of it, kept in the adapter's file, tell it from others of the same shape.
+"""The base model of an adapter: a few of its numbers, stored in the adapter's file, distinguish it from others of the same shape.
 
 They are the first ones of some matrices, in bfloat16, so that neither another number format nor other files of the same weights look like
-another model. Adapters that other programs have written carry none, and nothing is asked of them.
+another model. Adapters of other programs have none and are not checked.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MATRICES, ROWS = 8, 2
 
 
 def marks_of(base: Path) -> dict[str, str]:
-    """Name of a matrix -> what marks it, for some that are spread over the model in `base`."""
+    """Name of a matrix -> its first numbers, for some matrices spread over the model in `base`."""
     places = {name: file for file in sorted(base.glob("*.safetensors")) for name in _matrices(file)}
     names = sorted(places)
     return {name: _mark(places[name], name) for name in names[:: -(-len(names) // MATRICES) or 1]}
 
 
 def require_marks(file: Path, base: Path) -> None:
-    """Raise ValueError where the adapter in `file` carries the marks of another base."""
+    """Raise ValueError if the adapter in `file` has the numbers of another base."""
     told = json.loads(stored_marks(file))
     places = {name: where for where in sorted(base.glob("*.safetensors")) for name in _matrices(where)}
     for name in sorted(told.keys() & places.keys()):  # a base in another layout has other names
@@ -36,7 +36,7 @@ def require_marks(file: Path, base: Path) -> None:
 
 
 def save_with_marks(tensors: dict[str, torch.Tensor], file: Path, marks: str) -> None:
-    """Write an adapter's file. Equal ones give equal files: safetensors leaves the order of what stands beside the tensors to chance."""
+    """Write an adapter's file. Equal adapters give equal files: safetensors leaves the order of the metadata to chance."""
     save_file(tensors, file, metadata={"format": "pt", KEY: marks})
     with open(file, "r+b") as found:
         length = int.from_bytes(found.read(8), "little")

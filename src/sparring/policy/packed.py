@@ -1,4 +1,4 @@
-"""Rows of many sequences in one: how a model's own code is run over them, with an attention that knows what belongs together.
+"""Packed rows of several sequences, run through a model's own code with an attention that separates them.
 
 transformers lets a model's attention be replaced by name. Ours asks the packed row at hand, which `packed` names for the time of a
 forward; without one it is the model's own attention, so that the model can be used as before.
@@ -19,12 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# what a model's code may raise when it cannot take a packed row
+# exceptions of a model's code that does not support packed rows
 FOREIGN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError, AssertionError)
 
 
 class Attention(NamedTuple):
-    """What a layer asks for over the T tokens of a packed row. H query heads, G heads of keys and values, D size of a head.
+    """The attention inputs of a layer over the T tokens of a packed row. H query heads, G heads of keys and values, D size of a head.
 
     A query sees positions less than `window` away (None: all before it); `softcap` bounds the scores.
     """
@@ -37,7 +37,7 @@ class Attention(NamedTuple):
     softcap: float | None
 
     def part(self, places: slice) -> Attention:
-        """The same over some of the tokens."""
+        """The same for some of the tokens."""
         return self._replace(query_THD=self.query_THD[places], key_TGD=self.key_TGD[places], value_TGD=self.value_TGD[places])
 
 
@@ -67,17 +67,17 @@ def current_row() -> PackedRow | None:
 
 
 def kind_of(model: PreTrainedModel) -> str:
-    """Equal for models that differ in their weights alone: what holds for the code of one holds for the other's."""
+    """A key that is equal for models that differ only in their weights, so that checks of the code can be cached."""
     return f"{type(model).__name__} {model.config.to_json_string(use_diff=False)}"
 
 
 def no_mask(ids_1T: Tensor) -> Tensor:
-    """What to pass as attention mask with a packed row: it says nothing, and keeps the model from making one of its own."""
+    """The attention mask to pass with a packed row: a placeholder that keeps the model from building its own."""
     return ids_1T.new_zeros(1, 1, 1, 1, dtype=torch.bool)
 
 
 def use_packed_attention(model: PreTrainedModel, own: str) -> None:
-    """Give `model` the packed attention; `own` is the name of its own. Where its code cannot take it, its outputs will be wrong."""
+    """Give `model` the packed attention; `own` is the name of its own. If its code does not support it, its outputs will be wrong."""
     name = f"sparring_packed_{own}"
     AttentionInterface.register(name, partial(_attend, own))
     if own in ALL_MASK_ATTENTION_FUNCTIONS:
@@ -109,10 +109,10 @@ def _attend(
 
 
 def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """What "eager" names is a function of each model's own file."""
+    """The "eager" attention, which is a function in each model's own file."""
     return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or, where torch has no type of its own for it, the machine had no memory left."""
+    """Whether a device or the machine is out of memory; torch has no exception type for the latter."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

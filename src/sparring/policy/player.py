@@ -1,4 +1,4 @@
-"""A model in a run: its folder, pinned by a content hash, and what was measured of it."""
+"""A model in a run: its folder, pinned by a content hash, and its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparring.rundir import StageRecord, digest
 
 @dataclass(frozen=True)
 class Policy:
-    """A model folder with the content hash of its weights; the others are the folders of its results, as far as there are any."""
+    """A model folder with the content hash of its weights; the other fields are the folders of its results, if there are any."""
 
     folder: Path
     hash: str
@@ -31,6 +31,6 @@ class Policy:
 
 
 def adapter_hash(record: StageRecord, base: str) -> str | None:
-    """What `weights_hash` finds of the adapter that a stage committed over the model with the hash `base`; None for a whole model."""
+    """The `weights_hash` of the adapter that a stage committed over the model with the hash `base`; None for a full model."""
     own = {name: record.outputs.get(f"model/{name}") for name in ("adapter_config.json", "adapter_model.safetensors")}
     return None if None in own.values() else digest({**own, "base": base})

@@ -1,6 +1,6 @@
-"""The processes that work on a stage together: which one this is, what rank 0 says, what all have found. Through Accelerate alone.
+"""Communication between the ranks of a stage: own rank, broadcast from rank 0, gather from all. Uses only Accelerate.
 
-A process that nobody launched is the only rank, and everything here is free of charge in it.
+A process without a launcher is the only rank, and everything here costs nothing in it.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def is_main() -> bool:
 
 
 def gathered(value: T) -> list[T]:
-    """What every rank passed, in the order of the ranks, on every rank."""
+    """Gather: the values of all ranks in their order, on every rank."""
     return gather_object([value]) if rank_count() > 1 else [value]
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """The result of `work`, which rank 0 alone does; its UserError is raised on every rank."""
+    """Broadcast the result of `work`, which only rank 0 does; its UserError is raised on every rank."""
     if rank_count() == 1:
         return work()
     told: list[Any] = [None, None]
@@ -61,7 +61,7 @@ def agreed(error: UserError) -> AgreedError:
 
 
 def require_equal(values: dict[str, Any], what: str, remedy: str) -> None:
-    """Raise UserError, on every rank, where a rank holds other `values` (JSON) than rank 0; says which and how they differ."""
+    """Raise UserError on every rank if a rank has other `values` (JSON) than rank 0, with the rank and the differences."""
     found: Sequence[dict[str, Any]] = gathered(values)
     for number, other in enumerate(found):
         if other != found[0]:

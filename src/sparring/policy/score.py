@@ -27,7 +27,7 @@ from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory
 from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
 
-# Of one token's log-prob, relative where that is beyond 1 nat: rounding is below 1e-4, and the mildest wrong mask far above
+# Tolerance of one token's log-prob, relative beyond 1 nat: rounding is below 1e-4, and the mildest wrong mask far above
 TOKEN_TOLERANCE = 1e-3
 # Of a reply's, where a router chooses experts: rounding may turn a close choice, which single tokens show more than their sum does
 REPLY_TOLERANCE = 1e-4
@@ -35,7 +35,7 @@ REPLY_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class _Checked:
-    """A layout that was found right for trees of this reach: see `_reach`."""
+    """A layout that was found correct for trees of this reach: see `_reach`."""
 
     reach: tuple[int, ...]
     layout: str
@@ -45,7 +45,7 @@ class _Checked:
 
 
 def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
-    """(longest path, tokens beside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
+    """(longest path, tokens outside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
     go wrong."""
     return (
         max(tree.longest_path for tree in trees),
@@ -61,8 +61,8 @@ _checked: dict[str, _Checked] = {}
 class Scorer(nn.Module):
     """Wraps a causal language model so that its forward is the log-probs of a micro-batch.
 
-    The whole vocabulary is only ever held for `HEAD_CHUNK` reply tokens at once, forward and backward.
-    `layout` is "tree" (replies share their prompt, trees stand packed in one row), "rows" (one padded row per reply), "plain" (the same
+    Logits over the vocabulary exist for at most `HEAD_CHUNK` reply tokens at once, forward and backward.
+    `layout` is "tree" (replies share their prompt, trees are packed in one row), "rows" (one padded row per reply), "plain" (the same
     rows, and the model's own full logits) or "alone" (the same, but every row in a forward of its own, without padding).
     """
 
@@ -80,7 +80,7 @@ class Scorer(nn.Module):
 
     @layout.setter
     def layout(self, layout: str) -> None:
-        """Also gives the model the attention that the layout needs; where it cannot take it, `choose_layout` will find out."""
+        """Also sets the model's attention for the layout; `choose_layout` detects models that do not support it."""
         self._layout = layout
         if layout == "tree":
             use_packed_attention(self.model, self._own_attention)
@@ -94,7 +94,7 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def with_greedy(self, batch: TreeBatch) -> tuple[Tensor, Tensor]:
-        """Log-probs [D, R] as `forward` gives them, and whether every token of a reply is the likeliest at its place [D, R]."""
+        """Log-probs [D, R] as `forward` gives them, and whether every token of a reply is the likeliest at its position [D, R]."""
         with packed(batch.index):
             parts = [(logps_of(logits, target), logits.argmax(1) != target) for logits, target in self._logits(batch)]
         logps, misses = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -110,7 +110,7 @@ class Scorer(nn.Module):
         return self.model._no_split_modules
 
     def tie_weights(self) -> None:
-        """Asked for by Accelerate after it has moved parameters."""
+        """Called by Accelerate after it has moved parameters."""
         self.model.tie_weights()
 
     @property
@@ -140,7 +140,7 @@ class Scorer(nn.Module):
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
     def choose_layout_on_main(self, *trees: Branches, row_tokens: int) -> None:
-        """`choose_layout` by rank 0, for all ranks: it alone may have read the weights."""
+        """`choose_layout` on rank 0, for all ranks, since only rank 0 may have read the weights."""
 
         def choose() -> str:
             self.choose_layout(*trees, row_tokens=row_tokens)

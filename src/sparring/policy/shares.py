@@ -29,7 +29,7 @@ class Parallel:
 
     @property
     def keeps_copy(self) -> bool:
-        """Whether there are shards in the format that computes beside those of the float32 weights."""
+        """Whether there are shards in the compute format in addition to those of the float32 weights."""
         return self.strategy not in WITHOUT_COPY
 
     @property

@@ -26,7 +26,7 @@ _joined: Accelerator | None = None
 
 
 def accelerator_of_rank() -> Accelerator | None:
-    """The one Accelerator of a rank; None in a process that nobody launched."""
+    """The one Accelerator of a rank; None in a process without a launcher."""
     return _joined
 
 
@@ -52,7 +52,7 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
     if is_fsdp2():
-        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are dealt out by policy/empty_model.py
+        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by policy/empty_model.py
     return _joined
 
 
@@ -81,7 +81,7 @@ def load_whole() -> None:
     """Have transformers load whole models, whatever they are for.
 
     By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for
-    sampling too. Told of ZeRO 3, as it is whenever Accelerate makes or reads its plugin, it would load parts.
+    sampling too. If it knew of ZeRO 3, as it does whenever Accelerate creates or reads its plugin, it would load shards.
     """
     os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
     if stage_of_deepspeed() == 3:

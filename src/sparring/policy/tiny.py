@@ -1,4 +1,4 @@
-"""A toy model made on the spot: bytes for tokens, a Llama of a few layers. For tests, CI and the documentation."""
+"""A generated toy model: bytes as tokens, a Llama of a few layers. For tests, CI and the documentation."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tiny_config(vocabulary: int, hidden: int = 64, layers: int = 2) -> LlamaConf
 
 
 def make_tiny(folder: Path, seed: int) -> None:
-    """Write the toy model with random weights drawn from `seed`, and its tokenizer, to `folder`."""
+    """Write the toy model with random weights from `seed`, and its tokenizer, to `folder`."""
     tokenizer = byte_tokenizer()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

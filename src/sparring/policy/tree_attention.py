@@ -163,7 +163,7 @@ class TreeIndex:
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """[N, 1, Q, K] of group `number`: 0 where a query may look (back, less than `window` far), minus infinity elsewhere.
 
-        Padding stands behind everything else, so that no real query sees it; a padding query sees something, or it would be NaN.
+        Padding comes last, so that no real query sees it; a padding query sees something, or it would be NaN.
         """
         if (found := self._masks.get((number, window, dtype))) is None:
             group = self.groups[number]
@@ -225,7 +225,7 @@ class TreeIndex:
             near = torch.ones(len(queries), len(keys), dtype=torch.bool) if window is None else first[:, None] - last_key < window
             some[queries[:, None], keys] |= near
             pairs[queries[:, None], keys] += query_count[:, None] * key_count
-        # keys stand before their queries; on the diagonal not all do, and a window is left to the rule
+        # keys come before their queries; on the diagonal not all do, and a window is left to the rule
         full = (pairs == FLEX_BLOCK**2).tril(-1) if window is None else torch.zeros_like(some)
         return some.tril(), full
 

@@ -43,7 +43,7 @@ Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to
 
 @dataclass(frozen=True)
 class About:
-    """What a card tells beyond the run: where things will lie on the Hub, and under which licences their parents stand.
+    """What a card says beyond the run: the repositories on the Hub, and the licences of base model and data.
 
     pairs: control -> licence of its labelled pairs, where it has any; prompts: of `data.prompts`, likewise, of which `unanswered` were
     played on. revision: the branch of the model that the card belongs to; revisions: those of all iterations.
@@ -77,7 +77,7 @@ def model_card(
 ) -> str:
     """What the model is, how it was made, and every score with its error. Names no folder of this machine.
 
-    plots: score -> file of its plot, beside the card.
+    plots: score -> file of its plot, next to the card.
     """
     shown = public(recipe)
     title, learned_from = model_title(summary, player), _learned_from(shown, recipe, player)
@@ -118,7 +118,7 @@ def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about:
     shown, moves = public(recipe), recipe.target.moves
     told = told_of_pairs(recipe, counts, about.unanswered) if moves else _told_of_replies(recipe, counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
-    unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which nobody has answered" if recipe.data.prompts else ""
+    unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
     return f"""---
 {_dataset_metadata(counts, about)}
 ---
@@ -134,7 +134,7 @@ from datasets import load_dataset
 rows = load_dataset("{about.dataset_repo or "FOLDER"}", "{shape}", split="iteration_{iterations[0]}")
 ```
 
-These are texts. The game was played on token ids, and encoding a reply's text anew need not give them back; a reply that was cut
+These are texts. The game was played on token ids, and encoding a reply's text again may give other ids; a reply that was cut
 ends without an end-of-turn token, which a text cannot show (`finish_reason` is `length` there).
 
 ## Where it comes from
@@ -151,14 +151,14 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 def _how(recipe: Recipe, about: About) -> str:
     if recipe.target.moves:
         return f"{how_learned(recipe, about.unanswered)}\n"
-    return f"""Fine-tuned with {METHOD} by sparring: the model learned to tell human replies
+    return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
 from those of its own previous iteration."""
 
 
 def _told_of_replies(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
     """Of a game in which the human reply always wins."""
     lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
-    return f"""Nobody has judged them: `rejected` means "from the model".
+    return f"""The replies were not graded: `rejected` means "from the model".
 
 | iteration | rows | reply equals the human one | cut at the length limit |
 |---|---|---|---|
@@ -195,10 +195,10 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
-    """The data, prompts that nobody has answered, and the labelled pairs of a control that has learned from any."""
+    """The data, the prompts without replies, and the labelled pairs of a control that was trained on some."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player.name)
     if recipe.data.prompts and player.name.isdigit():
-        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which nobody has answered"
+        data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
 
@@ -209,7 +209,7 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 
 
 def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
-    """What the player has learned from, by its name on the Hub; the game's own replies stand in for data that are not there."""
+    """The training data of the player, by its name on the Hub; the game's own replies replace data that is not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
     prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.name.isdigit() else []
     pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player.name]
@@ -217,7 +217,7 @@ def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
 
 
 def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
-    """Every score in which one direction is better; the Hub knows no field for an error, so that the name tells it."""
+    """Every score in which one direction is better; the Hub has no field for an error, so the name contains it."""
     from huggingface_hub import EvalResult
 
     held_out = {
@@ -286,7 +286,7 @@ def _choice(summary: Mapping[str, Any]) -> str:
         return ""
     return (
         f"The best iteration, {best['iteration']}, was chosen by its {words(best['metric'])} on these same prompts, "
-        "so its score flatters it a little."
+        "so its score is slightly too high."
     )
 
 
@@ -368,7 +368,7 @@ FOLDER = "plots"
 
 
 def write_plots(root: Path, target: Path) -> dict[str, str]:
-    """Draw the run's scores over its players into `target`/plots; returns score -> file, relative to `target`."""
+    """Plot the run's scores over its players into `target`/plots; returns score -> file, relative to `target`."""
     (target / FOLDER).mkdir()
     files = {}
     for name, svg in card_figures(read_run(root)).items():

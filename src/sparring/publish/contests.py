@@ -1,4 +1,4 @@
-"""The winners and losers of a game whose target moves, as preference rows: those that met, and no others."""
+"""The winners and losers of a game with a verified or majority target, as preference rows: only pairs that were trained on."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _is_human(found: Graded, contest: Contest, winner: TokenIds) -> bool:
 
 
 def _grade(found: Graded, contest: Contest, ids: TokenIds) -> Mapping[str, Any]:
-    """Of a reply of the model, or of the human one; a checker that deals passes at random has not graded that."""
+    """The grade of a reply of the model, or of the human one, which the random checker does not grade."""
     reply = found.replies.get((contest.row_id, ids))
     return found.grades.get((contest.row_id, HUMAN if reply is None else reply.replica), {})
 

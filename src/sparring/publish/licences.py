@@ -1,4 +1,4 @@
-"""Under which licence a base model or a data set stands, as far as this machine knows: a guess is worse than "unknown"."""
+"""The licence of a base model or data set, as far as this machine knows it: a guess is worse than "unknown"."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class Licence:
 def licence_of(path: str, kind: str, given: str | None, option: str) -> Licence:
     """The licence of a recipe's model.path or data.path.
 
-    kind: "model" or "dataset", the Hub's words. given: what the user says it is, by `option`; else the card beside the files, the Hub's
+    kind: "model" or "dataset", the Hub's words. given: the user's statement, by `option`; else the card next to the files, the Hub's
     card in the local cache, or a GGUF file's own field is read. Nothing is fetched.
     """
     if given is not None:
         if not HUB_NAME.fullmatch(given):
             raise UserError(
-                f"{given!r} is no identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
+                f"{given!r} is not an identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
             )
         return Licence(given, f"as the publisher says, by {option}")
     if path.startswith("builtin:"):
@@ -50,7 +50,7 @@ def licence_of(path: str, kind: str, given: str | None, option: str) -> Licence:
         return Licence(None, "its package is no longer on this machine")
     if file.suffix == ".gguf":
         return _of_gguf(file)
-    return _of_card((file if file.is_dir() else file.parent) / "README.md", "the README.md beside it")
+    return _of_card((file if file.is_dir() else file.parent) / "README.md", "the README.md next to it")
 
 
 def _cached_card(repo: str, kind: str) -> Path | None:
@@ -64,7 +64,7 @@ def _of_card(card: Path | None, source: str) -> Licence:
     from huggingface_hub import metadata_load
 
     if card is None or not card.is_file():
-        return Licence(None, f"{source} is not on this machine" if card is None else "no card lies beside it")
+        return Licence(None, f"{source} is not on this machine" if card is None else "there is no card next to it")
     try:
         said: Any = (metadata_load(card) or {}).get("license")
     except (OSError, ValueError, yaml.YAMLError):

@@ -1,4 +1,4 @@
-"""What cards say of a game whose target moves: who won by which rule and checker, and that winners are the model's own replies."""
+"""Cards of games with a verified or majority target: the rule and checker, and that winners are the model's own replies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HEADERS = {
 def how_learned(recipe: Recipe, unanswered: int) -> str:
     """The first lines of a player's card. unanswered: prompts without a human reply that the game was played on."""
     target, count = recipe.target, recipe.sampling.replies_per_prompt
-    return f"""Fine-tuned by sparring in a self-play game whose target moves (`target.kind: {target.kind}`, checker
+    return f"""Fine-tuned by sparring in a self-play game with a {target.kind} target (`target.kind: {target.kind}`, checker
 `{checker_name(target)}`): in every iteration the previous player replied {count} times to every training prompt.
 {" ".join(rule_of(recipe))}
 
@@ -49,12 +49,12 @@ Two configurations with a split per iteration that has rows for it:
   `row_id`, `iteration`, `chosen_by` (`human` where it is the human reply, token for token, else `model`), scores and answers as the
   checker gave them, votes (how many of {drawn} replies ended and gave the same answer; a cut one has none), `weight` of the prompt,
   and the loser's `finish_reason`.
-- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes: every reply of the model beside the human one,
+- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes: each reply of the model paired with the human one,
   whoever won. Prompts without a human reply are not in it."""
 
 
 def _whose(recipe: Recipe, unanswered: int) -> str:
-    """Whose replies the winners are, and how many prompts nobody has answered."""
+    """Whether winners are human or generated replies, and how many prompts have no human reply."""
     asked = f"{unanswered} of the prompts had no human reply." if unanswered else "Every prompt had a human reply."
     if recipe.target.human == "only":
         return f"Winners are human replies. {asked}"

@@ -24,9 +24,9 @@ SHAPES = {"preference": "rows", "spin": "spin_rows"}  # shape -> its rows in the
 def write_pairs(players: Players, target: Path) -> dict[int, dict[str, int]]:
     """Write preference/iteration_T.parquet and spin/iteration_T.parquet for every iteration T that the run's summary counts.
 
-    Where the human reply always wins, a row is one sampled reply beside it, and T's counts are its "rows", those "identical" to the human
-    reply, token for token, and "truncated" ones. Where the target moves, a preference row is a winner and a loser that met, with the counts
-    of `contest_counts`; "spin_rows" are replies beside a human one, for the shape that needs one. A file without rows is not written.
+    Where the human reply always wins, a row is one sampled reply and it, and T's counts are its "rows", those "identical" to the human
+    reply, token for token, and "truncated" ones. With another target a preference row is a pair of winner and loser, with the counts
+    of `contest_counts`; "spin_rows" are replies paired with a human one, for the shape that needs one. A file without rows is not written.
     """
     iterations = [entry["iteration"] for entry in players.summary["iterations"]] if players.summary else []
     if not iterations:

@@ -18,7 +18,7 @@ REMEDIES = {
     403: "the token may not do this: it needs write access, and to this user or organisation",
     404: "check the spelling of the user or organisation",
     413: "a file is larger than the Hub takes",
-    429: "the Hub asks for patience: push again later",
+    429: "too many requests to the Hub: push again later",
 }
 TRY_AGAIN = "push again later: what has arrived is not sent twice"
 

@@ -1,4 +1,4 @@
-"""Some prompts of a game whose target moves, with all their replies: which won, which lost, and by what grade."""
+"""Some prompts of a game with a verified or majority target, with all their replies: which won, which lost, and their grades."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def shown_prompts(run: RunFiles, t: int) -> list[ShownPrompt]:
     shards = sorted(graded.glob("shard-*.parquet"))
     if not shards or not generated.is_dir():
         return []
-    # prompts that nobody has answered stand behind the others
+    # prompts without replies come after the others
     rows = [row for shard in dict.fromkeys((shards[0], shards[-1])) for row in read_rows(shard)]
     by_row: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
@@ -80,7 +80,7 @@ def _replies(candidates: Candidates, selection: Selection, rows: Sequence[Mappin
 
 
 def _role(candidate: Candidate, selection: Selection) -> str:
-    """A reply that repeats a winner or a loser, word for word, counts once, and is told as what it repeats; a cut one never wins."""
+    """A reply that repeats a winner or a loser, word for word, counts once, and is shown as what it repeats; a cut one never wins."""
     if candidate.is_complete and any(candidate.text == winner.text for winner in selection.winners):
         return WON
     return LOST if any(candidate.text == loser.text for loser in selection.losers) else NEITHER

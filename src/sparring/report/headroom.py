@@ -17,7 +17,7 @@ from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, headroom_stage
 
 TITLE = "Headroom of the start"
-# score -> its name; k stands for the number of replies
+# score -> its name; k is the number of replies
 NAMES = {
     "pass_at_1": "pass@1",
     "greedy": "greedy",

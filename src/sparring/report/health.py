@@ -13,7 +13,7 @@ MOST_CUT, MOST_BY_LENGTH, MOST_EQUAL = 0.2, 0.8, 0.9
 
 
 class Sign(NamedTuple):
-    """One thing seen in one arm: what it is, how much of it, and what mends it."""
+    """A symptom in one arm: what it is, its size, and the remedy."""
 
     what: str
     arm: str
@@ -46,7 +46,7 @@ def warnings(found: Iterable[Sign]) -> list[str]:
 
 
 def tell_new(before: Mapping[str, Any] | None, summary: Mapping[str, Any], recipe: Recipe) -> None:
-    """Log what is wrong now and was not in the summary before, so that a long game need not be over to be mended."""
+    """Log the symptoms that the last summary did not have, so that a long game can be fixed before its end."""
     known = set(signs(before, recipe)) if before else set()
     for line in warnings(sign for sign in signs(summary, recipe) if sign not in known):
         log.warning(f"warning: {line}")
@@ -56,11 +56,11 @@ def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
     n, cut = row.scores["truncated"]["n"], row.scores["truncated"]["value"]
     if cut > MOST_CUT:
         most = recipe.sampling.max_new_tokens
-        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is known by its missing end"
+        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is recognised by its missing end"
         yield Sign("Replies are cut", row.model, f"{round(cut * n)} of {n}", remedy)
     auc = row.scores["length_auc"]["value"]
     if auc > MOST_BY_LENGTH:
-        yield Sign("Length alone tells the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
+        yield Sign("Length alone distinguishes the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
     equal = row.scores["identical"]["value"]
     if equal > MOST_EQUAL:
         yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_TELL)
@@ -84,8 +84,8 @@ def _of_human(row: Row, before: Row) -> Iterator[Sign]:
 
 
 _LENGTH = (
-    "Length is learnt before anything else: give room by sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
+    "Length is learned before anything else: raise sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
     "objective.nll_weight"
 )
 REMEDY_LOST = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
-_NOTHING_TO_TELL = "There is nothing to tell apart: sample at a higher sampling.temperature, or stop here"
+_NOTHING_TO_TELL = "There is nothing to distinguish: sample at a higher sampling.temperature, or stop here"

@@ -1,4 +1,4 @@
-"""The report of a game under way: drawn beside it, and never in its way."""
+"""The report of a running game: rendered next to it, without disturbing it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ REDRAW_SECONDS = 60.0
 
 
 def keep_report(root: Path, is_over: bool) -> None:
-    """Draw the report of a run that is being played. What goes wrong is told and costs the game nothing, be it the plotting library.
+    """Render the report of a running game. Errors, also of the plotting library, are logged and do not end the game.
 
-    While the game goes on, a page younger than a minute stays as it is: drawing takes seconds, which short iterations would feel.
+    While the game runs, a page younger than a minute is kept: rendering takes seconds, which would slow short iterations down.
     """
     page = root / REPORT
     try:
@@ -23,5 +23,5 @@ def keep_report(root: Path, is_over: bool) -> None:
 
             write_report(root)
     except Exception as error:
-        log.warning(f"{REPORT} was not drawn ({type(error).__name__}; the traceback is in run.log): `sparring report {root}` tries again")
+        log.warning(f"{REPORT} was not rendered ({type(error).__name__}; the traceback is in run.log): `sparring report {root}` retries")
         log.debug("the report ended here", exc_info=True)

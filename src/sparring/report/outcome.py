@@ -1,4 +1,4 @@
-"""The one verdict on a run, the same in terminal, report, card and status: who stands first, whether by more than chance, what to use."""
+"""The one verdict on a run, the same in terminal, report, card and status: which arm is first, whether by more than chance, what to use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def verdict(summary: Mapping[str, Any], run: str = "RUN") -> str:
 
 def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
     """The arms in order, what to use, the best iteration, and how the game ended. `run`: the run directory, as a person would type it."""
-    ended = "The game goes on." if summary["stop_reason"] is None else f"The game ended - {summary['stop_reason']}."
+    ended = "The game is not over." if summary["stop_reason"] is None else f"The game ended - {summary['stop_reason']}."
     if summary["best"] is None:
         return [f"No iteration was played. {ended}"]
     arms = summary.get("ranking") or []  # none in what earlier versions wrote
@@ -46,7 +46,7 @@ def _best(best: Mapping[str, Any]) -> str:
 
 def _in_order(arms: list[dict[str, Any]], metric: str) -> str:
     first, *others = arms
-    head = f"By {metric_words(metric)} on {first['n']} held-out prompts {first['name']} stands first with {first['value']:.3f}"
+    head = f"By {metric_words(metric)} on {first['n']} held-out prompts {first['name']} is first with {first['value']:.3f}"
     return f"{head}{''.join(f'; {_behind(arm)}' for arm in others)}."
 
 
@@ -64,29 +64,29 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
     export = f"`sparring export {run} DIR --iteration {first['player']}`"
     if first["player"] == START:
-        return f"Nothing that was trained stands above the start. Use the start: {export}. {_ELSEWHERE}"
+        return f"No trained model is above the start. Use the start: {export}. {_ELSEWHERE}"
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         sure = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        told = "A control beats the game by more than chance" if sure else "A control stands above the game, though within chance"
-        return f"{told}: more of {first['name']} is the better buy here. Use it: {export}. {_ELSEWHERE}"
+        told = "A control beats the game by more than chance" if sure else "A control is above the game, though within chance"
+        return f"{told}: more of {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
-        return f"Its gain over the start is within chance: more held-out rows would tell. If you use it: {export}."
+        return f"Its gain over the start is within chance: more held-out rows would show whether it is real. If you use it: {export}."
     rivals = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
-    beside = f" {' and '.join(rivals)} cannot be told from it." if rivals else ""
+    beside = f" {' and '.join(rivals)} cannot be distinguished from it." if rivals else ""
     return f"Its gain over the start is more than chance.{beside} Use it: {export}."
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Where the arm that stands first by its metric writes replies that nobody could use."""
+    """A warning if the first arm by its metric writes replies that cannot be used."""
     players = {START: summary.get("start"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
     players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
     entry = players.get(first["player"])
     if entry is None or entry["scores"]["truncated"]["value"] <= MOST_CUT:
         return ""
     n = entry["scores"]["truncated"]["n"]
-    return f" But {round(entry['scores']['truncated']['value'] * n)} of its {n} replies are cut: mend that before you use or compare it."
+    return f" But {round(entry['scores']['truncated']['value'] * n)} of its {n} replies are cut: fix that before you use or compare it."
 
 
 _ELSEWHERE = (
@@ -96,20 +96,18 @@ _ELSEWHERE = (
 
 
 def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
-    """What to say to who takes an iteration while another arm stands higher; None where none does, or nothing is known."""
+    """The note for a user who exports an iteration while another arm is higher; None if none is, or nothing is known."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
     above = [arm for arm in arms[:own] if not arm["player"].isdigit()] if own else []
     if not above:
         return None
     first = above[0]
-    return (
-        f"{first['name']} stands higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` takes it"
-    )
+    return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` takes it"
 
 
 def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what for, the command or the file). Export takes the arm that stands first."""
+    """(what for, the command or the file). Export takes the arm that is first."""
     run = shlex.quote(str(root))
     ranked = summary.get("ranking")
     which = f" --iteration {ranked[0]['player']}" if ranked else ""
@@ -118,5 +116,5 @@ def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         *found,
         ("ask", f'sparring sample {run} "a prompt of yours"'),
         ("compare", f"sparring compare {run} ANOTHER_RUN"),
-        ("take away", f"sparring export {run} NEW_FOLDER{which}"),
+        ("export", f"sparring export {run} NEW_FOLDER{which}"),
     ]

@@ -36,7 +36,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell where a plain text is not enough: `note` stands small below it, `best` marks it."""
+    """A table cell with more than plain text: `note` is in small print below it, `best` marks it."""
 
     text: str
     note: str = ""
@@ -59,7 +59,7 @@ def render(template: str, **values: Any) -> Markup:
 
 
 def render_page(title: str, lead: Markup, sections: Sequence[Section], script: str = "", refresh: str = "") -> str:
-    """The whole file. `lead` stands above the first section; `script` is the page's own JavaScript; `refresh` says what may be newer."""
+    """The whole file. `lead` is above the first section; `script` is the page's own JavaScript; `refresh` says what may be newer."""
     page = render(
         "page.html",
         title=title,
@@ -112,12 +112,12 @@ def svg_file(svg: str) -> str:
 
 
 def figures(plots: Sequence[Markup]) -> Markup:
-    """Several figures beside each other where there is room."""
+    """Several figures side by side, if there is room."""
     return Markup('<div class="figures">{}</div>').format(Markup("").join(plots))
 
 
 def paragraph(text: str, kind: str = "") -> Markup:
-    """kind: a class of page.css, or none; what stands between backticks is code."""
+    """kind: a class of page.css, or none; text between backticks is code."""
     return render("paragraph.html", text=text, kind=kind)
 
 

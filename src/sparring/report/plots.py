@@ -1,7 +1,7 @@
-"""The figures of the reports, drawn by Matplotlib and returned as SVG text for `page.figure`. Nothing here knows where numbers come from.
+"""The figures of the reports, plotted by Matplotlib and returned as SVG text for `page.figure`. Nothing here knows where numbers come from.
 
-`name` of a figure is unique on its page and becomes its ids. Every figure is one plot of the width of a phone, and tells series apart by
-marks or dashes as well as by colour. A pointer that rests on a mark, a bar or a box is told its values.
+`name` of a figure is unique on its page and becomes its ids. Every figure is one plot of the width of a phone, and distinguishes series by
+marks or dashes as well as by colour. Marks, bars and boxes show their values as tooltips.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, tell, to_svg
 from sparring.report.untrusted import visible
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a phone
-# margins in inches, given instead of measured: a layout engine takes longer than all the drawing
+# margins in inches, given instead of measured: a layout engine takes longer than the plotting
 LEFT, LETTER, RIGHT, TOP, LEGEND, BOTTOM, NAMES, SLANTED = 0.85, 0.082, 0.1, 0.34, 0.22, 0.52, 0.3, 0.6
 MOST_POINTS, MOST_MARKS = 300, 30  # of a line
 LEGEND_COLUMNS = {3: 13, 2: 22}  # how many side by side, and the longest name, in letters, that lets them
-# of the axes: a letter of a name beside its point, how far from it and how high it stands, and half of a mark
+# in fractions of the axes: a letter of a name next to its point, its horizontal and vertical distance, and half of a mark
 NAME_LETTER, NAME_GAP, NAME_HEIGHT, MARK_WIDTH = 0.0148, 0.022, 0.08, 0.014
 LONGEST_LABEL = 36
 MARKS = "osD^vPX*"
@@ -81,7 +81,7 @@ class Score:
 @dataclass(frozen=True)
 class ComputePoint:
     """A model: what it cost to make and how good it is. `x` in floating-point operations; points of one `group` are joined in order.
-    `beside`: what stands beside the point, where there is room; its name when None."""
+    `beside`: the label next to the point, if there is room; its name when None."""
 
     name: str
     x: float
@@ -119,7 +119,7 @@ def scores(name: str, title: str, values: Sequence[Score], y_label: str, referen
 def lines(
     name: str, title: str, series: Sequence[Series], x_label: str, y_label: str, zero: float | None = None, log_y: bool = False
 ) -> str:
-    """Lines over a common axis, thinned to means of neighbours where there are many points; `zero` draws a base line there.
+    """Lines over a common axis, thinned to means of neighbours where there are many points; `zero` adds a base line there.
 
     `log_y`: where the values allow it and span decades.
     """
@@ -234,7 +234,7 @@ def quality_against_compute(
 
 
 def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
-    """Names beside the points that have room for one: where they crowd, marks and legend tell them apart, and the table has the numbers."""
+    """Labels next to the points that have room for one: elsewhere marks and legend distinguish them, and the table has the numbers."""
     axes.autoscale_view()  # Matplotlib puts it off, and the points have no place before
     taken = [_mark_box(axes, p) for p in points]
     for p in points:
@@ -269,7 +269,7 @@ def _meet(one: Box, other: Box) -> bool:
 
 
 def label(text: str) -> str:
-    """A name as it may stand in a drawing: visible, on one line, short."""
+    """A name for a plot: visible, on one line, short."""
     text = " ".join(visible(text).split())
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
@@ -295,7 +295,7 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
 
 
 def _marked_every(x: np.ndarray, span: float) -> int:
-    """Which points of a line are marked, so that marks stand as dense on a line through a part of the axis as on one through all."""
+    """Which points of a line are marked, so that marks are as dense on a line through a part of the axis as on one through all."""
     share = (x[-1] - x[0]) / span if len(x) and span else 1
     return max(1, math.ceil(len(x) / max(2, MOST_MARKS * share)))
 
@@ -326,14 +326,14 @@ def _plain_numbers() -> FuncFormatter:
 
 
 def _legend(axes: Axes, entries: Sequence[str]) -> None:
-    """Above the drawing, where it hides nothing."""
+    """Above the plot, where it hides nothing."""
     if len(entries) > 1:
         place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
         axes.legend(ncols=_columns(entries), handlelength=1.8, columnspacing=1.2, **place)
 
 
 def _columns(entries: Sequence[str]) -> int:
-    """Of a legend: as many as stand side by side without a name cut."""
+    """Of a legend: as many as fit side by side without cutting a name."""
     longest = max(len(label(entry)) for entry in entries)
     return next((columns for columns, most in LEGEND_COLUMNS.items() if longest <= most), 1)
 
@@ -372,9 +372,9 @@ def _draw(
     bottom: float = BOTTOM,
 ) -> str:
     """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are the inches around it."""
-    height += top - TOP  # a legend takes nothing from the drawing
+    height += top - TOP  # a legend takes no space from the plot
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts draw the text
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts render the text
         figure = Figure(figsize=(WIDTH, height))
         box = (left / WIDTH, bottom / height, 1 - (left + RIGHT) / WIDTH, 1 - (top + bottom) / height)
         axes = figure.add_axes(box)

@@ -35,14 +35,14 @@ def ranking(
 
     Each with `player` (what `sparring export --iteration` takes), `name`, `value`, `n`; `behind`: how far behind the first, and
     `over_start`: how much better than the start, paired by rows, each with `low` and `high`; None where there is nothing to pair.
-    headroom: scores of the start's cooler replies, where they were measured.
+    headroom: scores of the start's replies at a lower temperature, if they were measured.
     """
     arms = [arm for row in rows for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
     if metric == "exact_match" and headroom:  # their rows are not kept as samples, so that there is nothing to pair
-        arms.append((START, f"{rows[0].model}, cooler", {**headroom["cool"], "higher_is_better": True}, {}))
+        arms.append((START, f"{rows[0].model} at a lower temperature", {**headroom["cool"], "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
     return [

@@ -1,4 +1,4 @@
-"""Who wins in a game whose target moves, in words for people: on the report's page, and on the cards of what is published."""
+"""The rule of a verified or majority target in words, for the report and for the cards of published models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HUMAN_PART = {
 def rule_of(recipe: Recipe) -> list[str]:
     """Sentences: which replies win and which lose, the human reply's part, what is left out, and what is learned from them.
 
-    For a target that moves. Of a checker's path only the file's name is told.
+    For verified and majority targets. Of a checker's path only the file name is shown.
     """
     target = recipe.target
     who = _by_votes(target) if target.kind == "majority" else _by_checker(target)
@@ -25,7 +25,7 @@ def rule_of(recipe: Recipe) -> list[str]:
 
 
 def checker_name(target: TargetSection) -> str:
-    """What grades the held-out replies, and those of the opponent unless they are dealt at random."""
+    """The checker of the held-out replies, and of the opponent's unless their scores are shuffled."""
     return Path(target.grading_checker or "").name
 
 
@@ -34,7 +34,7 @@ def _by_checker(target: TargetSection) -> str:
     least = "" if target.pass_score == 1.0 else f" with a score of {target.pass_score:g} or more"
     if target.checker == "random":
         return (
-            f"A control: replies win that were drawn at random, as many as the checker {checker} passes{least}; the other ones that it "
+            f"A control: the winners are chosen at random, as many as the checker {checker} passes{least}; the other ones that it "
             "has judged lose."
         )
     return (
@@ -71,5 +71,5 @@ def _learned(recipe: Recipe) -> str:
         return f"The player learns the winners alone, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
-    told = f"The player learns to tell winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
+    told = f"The player learns to distinguish winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
     return f"{told}{kept}{weighed}."

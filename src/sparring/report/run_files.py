@@ -90,7 +90,7 @@ def read_run(root: Path) -> RunFiles:
         if summary["best"] is not None and "ranking" not in summary:  # as earlier versions wrote it
             summary["ranking"] = ranking(root, rows, summary["best"]["metric"], recipe.stop.confidence)
     except (KeyError, TypeError):
-        raise UserError("this is not what a run writes: it was changed by hand", where=str(root / SUMMARY)) from None
+        raise UserError("this is not a file that a run wrote: it was changed by hand", where=str(root / SUMMARY)) from None
     manifest = root / "manifest.json"
     return RunFiles(
         root,
@@ -110,7 +110,7 @@ def _require_run(root: Path) -> Recipe:
         raise UserError(
             "no iteration of this run is finished yet, so there is nothing to report",
             where=str(root),
-            remedy=f"`sparring run {root / 'recipe.yaml'}` goes on with it",
+            remedy=f"`sparring run {root / 'recipe.yaml'}` resumes it",
         )
     return recipe
 

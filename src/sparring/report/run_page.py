@@ -47,8 +47,8 @@ def report_page(run: RunFiles) -> str:
         Section("scores", "Start, iterations and controls", _scores(run), "Scores"),
         *_benchmarks(run),
         *target_section(run),
-        Section("quality", "What came out", figures(list(quality_figures(run))), "Quality"),
-        Section("training", "What happened on the way", figures(list(training_figures(run))), "Training"),
+        Section("quality", "Results", figures(list(quality_figures(run))), "Quality"),
+        Section("training", "Course of the training", figures(list(training_figures(run))), "Training"),
         *_showcase(run),
         Section("samples", "Side by side", side_by_side(run)),
         Section("cost", "Time and tokens", figures(list(cost_figures(run))), "Cost"),
@@ -58,7 +58,7 @@ def report_page(run: RunFiles) -> str:
         Section("again", "Play it again", _again(run), "Reproduce"),
     ]
     at = _moment(now())
-    state = f"State of the run at {at}." if run.is_over else f"State of a game that goes on, at {at}: load it again for more."
+    state = f"State of the run at {at}." if run.is_over else f"State of an unfinished run at {at}: reload the page for more."
     title = f"sparring: {run.root.resolve().name}"
     return render_page(title, Markup("").join(lead), sections, script_of("unpack.js") + script_of("samples.js"), state)
 
@@ -69,7 +69,7 @@ def _while_training(run: RunFiles) -> Iterator[Sign]:
     for player in run.played[1:]:
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
         if step is not None:
-            yield Sign(f"On the way the margin grew while the {preferred} lost log-prob", player.name, f"by step {step}", REMEDY_LOST)
+            yield Sign(f"During training the margin grew while the {preferred} lost log-prob", player.name, f"by step {step}", REMEDY_LOST)
 
 
 def _next(run: RunFiles) -> Markup:
@@ -90,7 +90,7 @@ def _scores(run: RunFiles) -> Markup:
         _table(run, "Replies to the same prompts", REPLY_COLUMNS),
         paragraph(
             "Log-probs are sums over a reply's tokens, in nats. NLL is of the human replies: less is better. Margin: by how much more the "
-            "player than its opponent prefers the human reply to the opponent's. Length AUC: how well length alone tells the two apart; "
+            "player than its opponent prefers the human reply to the opponent's. Length AUC: how well length alone distinguishes them; "
             "0.5 is not at all.",
             "muted",
         ),

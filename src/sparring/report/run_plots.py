@@ -1,4 +1,4 @@
-"""The figures of one run: which numbers of it are drawn, and what to look for in them."""
+"""The figures of one run, with captions that say what to look for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
     yield from sampled_figures(run)
     sign = "winners need not be worded like them" if run.recipe.target.moves else "a fall is a warning sign"
     yield figure(_score_plot(run, "real_logp", "log p of human replies"), f"In nats, over held-out prompts; {sign}.")
-    yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it drew itself.")
+    yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it sampled itself.")
     if lengths := _lengths(run):
         told = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
         yield figure(plots.distributions("lengths", "Reply lengths", lengths, "tokens"), told)
@@ -116,11 +116,11 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
         Score(_short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"])), p.apart, _look(p.row.stage))
         for p, s in found
     ]
-    drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("cannot tell", 0.5))
+    drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
     ends = run.recipe.stop.indistinguishable and not run.recipe.target.moves
     over = ", and the game is over" if ends else ""
-    return drawn, f"Can the player tell human replies from its opponent's? {level} intervals; at one half it cannot{over}."
+    return drawn, f"Can the player distinguish human replies from its opponent's? {level} intervals; at one half it cannot{over}."
 
 
 def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:

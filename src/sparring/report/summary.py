@@ -44,7 +44,7 @@ def publish(
 ) -> dict[str, Any]:
     """Write the run's summary, its joined metrics and the link `best`; returns the summary.
 
-    controls: each with its name, stage, from_iteration and scores. `reason` is None while the game goes on.
+    controls: each with its name, stage, from_iteration and scores. `reason` is None while the game is not over.
     """
     # a control of an earlier recipe, or of fewer iterations, may still be on the disk, but it is none of this game
     folders = [control["stage"] for control in controls]
@@ -81,7 +81,7 @@ def _ranking(root: Path, recipe: Recipe, summary: dict[str, Any], best: Best) ->
 
 
 def published_iterations(root: Path) -> int:
-    """How many iterations the summary tells of."""
+    """The number of iterations in the summary."""
     return len(read_object(root / SUMMARY, *OF_SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
 
 
@@ -101,6 +101,6 @@ def _facts(root: Path, name: str) -> dict[str, Any]:
 
 
 def _join_metrics(root: Path, stages: Sequence[str]) -> None:
-    """One object per optimizer step of all stages, made anew from their own files: nothing is ever doubled."""
+    """One object per optimizer step of all stages, rebuilt from their files, so there are no duplicates."""
     files = [root / name / METRICS for name in stages]
     write_text(root / METRICS, "".join(file.read_text(encoding="utf-8") for file in files if file.exists()))

@@ -14,23 +14,23 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-# colours to draw with: each becomes a variable of the page's theme, so that a plot has no colour itself
+# colours of the plots: each becomes a variable of the page's theme, so that a plot has no colour itself
 ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": f"s{n}" for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
 _REFERENCE = re.compile(r"#([\w-]+)")
-_TOLD = "told:"
+_TOLD = "texts:"
 
 
 def tell(artist: Artist, texts: Sequence[str]) -> None:
-    """What a pointer that rests on it is told: a text for each of its marks, or one for the whole. It travels as the artist's group id."""
+    """Set the tooltips of an artist: a text for each of its marks, or one for the whole. They are passed on as the artist's group id."""
     artist.set_gid(_TOLD + json.dumps(list(texts)))
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are read out in place of the drawing."""
+    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are read out in place of the plot."""
     drawn = io.StringIO()
-    # not savefig, which draws everything twice
+    # not savefig, which renders everything twice
     FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(drawn.getvalue().encode())
     _drop(root, {"metadata", "style"})
@@ -51,12 +51,12 @@ def _drop(root: ET.Element, tags: set[str]) -> None:
 
 
 def _tell_what_is_there(root: ET.Element) -> None:
-    """The texts of `tell` as <title> elements, which browsers show beside the pointer."""
+    """The texts of `tell` as <title> elements, which browsers show as tooltips."""
     for group in root.iter(f"{{{SVG}}}g"):
         if (told := group.get("id", "")).startswith(_TOLD):
             texts = json.loads(told.removeprefix(_TOLD))
             marks = list(group.iter(f"{{{SVG}}}use")) or [group]
-            if len(marks) == len(texts):  # a value that is no number has no mark, and which it is cannot be told
+            if len(marks) == len(texts):  # NaN has no mark, and which value it is cannot be known
                 for mark, text in zip(marks, texts, strict=True):
                     title = ET.Element(f"{{{SVG}}}title")
                     title.text = text

@@ -72,10 +72,10 @@ def _accuracy(row: Row) -> str:
     return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
-# Counts of a game whose target moves: what became of the prompts, and the replies that met
+# Counts of a game with a verified or majority target: the outcome of the prompts, and the pairs
 OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
 RATES = ("pass_rate", "vote_share", "distinct_answers")
-OUTCOMES_TITLE = "Winners: what became of all prompts in the window"
+OUTCOMES_TITLE = "Winners: outcome of every prompt in the window"
 RATES_TITLE = "Graded: each opponent's replies to the training prompts"
 _LIKELIHOOD_COLUMNS = [
     Column("NLL / token", with_error("nll_per_token", 4)),
@@ -111,7 +111,7 @@ def answer_words(scores: Scores) -> dict[str, str]:
 
 
 def samples_of(scores: Scores) -> int:
-    """Replies to every held-out prompt, as far as scores of answers tell."""
+    """The number of replies to every held-out prompt, from the scores of answers."""
     return max((int(name.removeprefix("pass_at_")) for name in scores if name.startswith("pass_at_")), default=1)
 
 

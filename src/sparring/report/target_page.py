@@ -1,4 +1,4 @@
-"""The part of the report about a target that moves: the rule, what became of the prompts, rates, and examples of winners and losers."""
+"""The part of the report on a verified or majority target: the rule, outcomes of prompts, rates, examples of winners and losers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prompt_counts(run: RunFiles) -> Markup:
     """What became of `data.prompts`; nothing where the recipe has none."""
     counts = run.facts("data").get("prompt_counts", {})
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts.items()]
-    return table("Prompts that nobody has answered", ["prompts", "count"], rows) if rows else Markup("")
+    return table("Prompts without replies", ["prompts", "count"], rows) if rows else Markup("")
 
 
 def _notes(run: RunFiles) -> Iterator[str]:

@@ -58,7 +58,7 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
 
 
 def _print_target(summary: Mapping[str, Any], console: Console) -> None:
-    """Of a game whose target moves: what the start left to gain, who won, and the rates of the opponents' replies."""
+    """Tables of a verified or majority target: the headroom of the start, the winners, and the rates of the opponents' replies."""
     if "headroom" in summary:
         print_headroom(summary["headroom"], console)
     outcomes = list(outcome_rows(summary))

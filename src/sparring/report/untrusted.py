@@ -1,4 +1,4 @@
-"""Text that a model, a data set or a path wrote, made fit to be looked at: nothing in it may hide or turn round what stands beside it."""
+"""Make text of a model, a data set or a path safe to display: nothing in it may hide or reorder the text around it."""
 
 from __future__ import annotations
 

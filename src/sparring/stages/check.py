@@ -1,4 +1,4 @@
-"""What can be known before any stage is played."""
+"""Checks that need no stage: they run before the game starts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LONG_SHARE = 0.95
 
 
 def check(context: RunContext) -> None:
-    """Raise UserError for what can be known before any work: missing files first, before a model is fetched for nothing."""
+    """Raise UserError for anything that can be known before the work; missing files first, before a model is downloaded in vain."""
     recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
@@ -36,7 +36,7 @@ def check(context: RunContext) -> None:
         _check_prompts(context, checker)
         _check_own(context, checker)
     for section in filter(None, (recipe.train, recipe.sft)):
-        context.with_budget(section)  # from what is free before anything is loaded
+        context.with_budget(section)  # from the memory that is free before anything is loaded
 
 
 def _check_model_and_rows(context: RunContext) -> None:
@@ -50,7 +50,7 @@ def _check_model_and_rows(context: RunContext) -> None:
 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError where a function of one's own can grade none of the first human replies: a column that it needs may be missing."""
+    """Raise UserError if the user's function can grade none of the first human replies: a column that it needs may be missing."""
     if checker is None or not is_own_code(checker.name):
         return
     texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
@@ -61,7 +61,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError when no prompt without a reply has an answer to compare with: all its replies would be drawn for nothing."""
+    """Raise UserError if no prompt without a human reply has an answer to compare with: all its replies would be sampled in vain."""
     if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
@@ -70,7 +70,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
         raise UserError(
             f"target.checker {checker.name} finds no answer in any of the {missed} rows",
             where=f"data.prompts.answer {context.recipe.data.prompts and context.recipe.data.prompts.answer!r}",
-            remedy=f"the first one holds {answers[0]!r:.200}; mend the column, or take target.kind majority, which needs no answers",
+            remedy=f"the first one holds {answers[0]!r:.200}; fix the column, or take target.kind majority, which needs no answers",
         )
     if missed:
         log.warning(
@@ -79,7 +79,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
 
 
 def _check_alone(recipe: Recipe) -> None:
-    """What needs neither the model nor the rows."""
+    """Checks that need neither the model nor the rows."""
     local_files(recipe.data)
     recipe.objective.at(0, recipe.sampling.replies_per_prompt).check()
     require_engine(recipe)
@@ -98,32 +98,32 @@ def _check_alone(recipe: Recipe) -> None:
 
 
 def _announce_cut(context: RunContext) -> None:
-    """Say before anything is sampled when replies as long as the longer human ones could not be finished."""
+    """Warn before sampling if replies as long as the longer human ones would be cut."""
     lengths = sorted(len(example.reply_ids) for example in context.train_examples if example.has_reply)
     most = context.recipe.sampling.max_new_tokens
     long = lengths[math.ceil(LONG_SHARE * len(lengths)) - 1] if lengths else 0
     if most < long:
         log.warning(
             f"sampling.max_new_tokens is {most}, and the 95th percentile of the human replies {long} tokens: longer ones will be cut, and "
-            f"known by their missing end; set it to {long} or more"
+            f"recognised by their missing end; set it to {long} or more"
         )
 
 
 def _announce_unused(recipe: Recipe) -> None:
-    """Name the sections of engines that do not play, and the stages that the objective has no use for."""
+    """Log the sections of engines that are not used, and the stages that the objective does not need."""
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
     taken = defaults_of_moving_targets(objective.loss)
     if recipe.target.moves and taken:
-        told = ", ".join(f"{key} {getattr(objective, key)} (by default {value:g} where the target moves)" for key, value in taken.items())
-        log.info(f"objective: {told}")
+        told = ", ".join(f"{key} {getattr(objective, key)} (default {value:g})" for key, value in taken.items())
+        log.info(f"objective, with a {recipe.target.kind} target: {told}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
 
 
 def _announce_whole(context: RunContext) -> None:
-    """Say what holds the whole model on one device where the launcher cuts the weights for everything else."""
+    """Log which stages hold the whole model on one device while the launcher shards it for all others."""
     recipe = context.recipe
     parallel = parallel_of(recipe.launcher)
     if not parallel.gathers:
@@ -131,13 +131,13 @@ def _announce_whole(context: RunContext) -> None:
     whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
     if recipe.sampling.inner.holds_whole:
         cutting = " or ".join(name for name, spec in ENGINES.items() if spec.devices)
-        log.info(f"sampling: whoever draws replies has {whole}; {parallel.strategy} shards all else, sampling.engine {cutting} cuts them")
+        log.info(f"sampling needs {whole}; {parallel.strategy} shards everything else, sampling.engine {cutting} shards sampling too")
     if recipe.evaluate.benchmarks:
-        log.info(f"evaluate.benchmarks: they are played by one process with {whole}")
+        log.info(f"evaluate.benchmarks run in one process, with {whole}")
 
 
 def _check_tokens(context: RunContext) -> None:
-    """Raise UserError for a row with a token that the model has no embedding of: its tokenizer may list special ones beyond."""
+    """Raise UserError for a row with a token that the model has no embedding for: a tokenizer may list special tokens beyond them."""
     size = load_config(context.base.folder).get_text_config().vocab_size
     for example in (*context.played_examples, *context.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
@@ -149,7 +149,7 @@ def _check_tokens(context: RunContext) -> None:
 
 
 def _check_context(context: RunContext) -> None:
-    """Raise UserError when a row, a showcase prompt or the longest reply does not fit the model's context."""
+    """Raise UserError if a row, a showcase prompt or the longest reply does not fit the model's context."""
     longest, _ = model_facts(context.base.folder)
     if longest is None:
         return

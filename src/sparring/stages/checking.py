@@ -1,4 +1,4 @@
-"""The recipe's checker, and what it is asked."""
+"""The recipe's checker, and its inputs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sparring.data.records import Example, Reply, TokenIds
 
 @contextlib.contextmanager
 def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
-    """The checker of that name with the recipe's options, closed at the end. Raises UserError where it cannot be had."""
+    """The checker of that name with the recipe's options, closed at the end. Raises UserError if it is unknown or cannot be loaded."""
     checker = make_checker(checker_settings(recipe, name))
     try:
         yield checker
@@ -24,7 +24,7 @@ def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
 
 @contextlib.contextmanager
 def held_out_checker(recipe: Recipe) -> Iterator[Checker | None]:
-    """What grades held-out replies: the recipe's checker, else the answer pattern; None where there is neither."""
+    """The checker of held-out replies: the recipe's checker, else the answer pattern; None if there is neither."""
     name = recipe.target.grading_checker
     if name is None and recipe.evaluate.answer_pattern is None:
         yield None
@@ -49,7 +49,7 @@ def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
 
 
 def asked_of(examples: Sequence[Example], replies: Sequence[Reply], decode: Callable[[TokenIds], str], with_human: bool) -> list[Asked]:
-    """What a checker is asked, prompt by prompt in the order of the examples: the human reply first, where there is one and `with_human`,
+    """The inputs of a checker, one per prompt in the order of the examples: the human reply first, if there is one and `with_human`,
     then the replies in the order of their replicas."""
     texts: dict[str, list[str]] = defaultdict(list)
     for reply in sorted(replies, key=lambda reply: reply.replica):

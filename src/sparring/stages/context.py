@@ -1,4 +1,4 @@
-"""What all stages of a game stand on: the base model, its chat format, the rows, and the size of micro-batches."""
+"""The state that all stages of a game share: the base model, its chat format, the rows, and the size of micro-batches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CHOSEN = "micro_batch.json"
 
 
 def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
-    """What was chosen for the run in `root`; chosen anew, for the model in folder `base`, on another device or shared in another way."""
+    """Tokens per micro-batch of the run in `root`; chosen again, for the model in folder `base`, if device or sharding differ."""
     file, device, parallel = root / CHOSEN, make_accelerator().device, parallel_of(recipe.launcher)
     shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.cuts else None
     chosen, reasons = read_object(file) if file.exists() else {}, {"device": device.type, "shared": shared}
@@ -44,7 +44,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
 
 
 def parallel_of(launcher: LauncherSection) -> Parallel:
-    """How the launcher's ranks share a training; whole on each where only a config file says how many there are."""
+    """How the launcher's ranks share a training; replicas if only a config file gives their number."""
     if launcher.kind == "inline" or (launcher.config_file is not None and launcher.processes is None):
         return Parallel()
     return Parallel(process_count(launcher), launcher.strategy)
@@ -56,10 +56,10 @@ SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "pro
 
 
 class RunContext:
-    """A recipe in its run directory, and what is made of it first; nothing is made before it is asked for."""
+    """A recipe in its run directory, with base model and data; each is prepared on first access."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
+        """target: the one stage that this process computes as one of several ranks; None if it plays the game."""
         self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target)
 
     @property
@@ -124,17 +124,17 @@ class RunContext:
 
     @cached_property
     def prompts(self) -> list[Example]:
-        """Those that nobody has answered; none where the recipe has no data.prompts."""
+        """The rows of data.prompts, which have no human reply; empty without data.prompts."""
         return read_examples(self.data.path / PROMPTS) if self.recipe.data.prompts else []
 
     @cached_property
     def played_examples(self) -> list[Example]:
-        """Whose prompts the opponent replies to."""
+        """All examples whose prompts the opponent replies to."""
         return [*self.train_examples, *self.prompts]
 
     @cached_property
     def played_inputs(self) -> dict[str, str]:
-        """What they depend on, as part of a fingerprint."""
+        """The inputs of `played_examples`, as part of a fingerprint."""
         files = {"data": "train.parquet", **({"prompts": PROMPTS} if self.recipe.data.prompts else {})}
         return {name: self.data.outputs[file] for name, file in files.items()}
 
@@ -148,7 +148,7 @@ class RunContext:
 
     @cached_property
     def chosen_tokens(self) -> int:
-        """`micro_batch_tokens` where the recipe names none. Kept with the run: opponent pass, training, a resumed run must round alike."""
+        """`micro_batch_tokens` if the recipe has none. Stored with the run: opponent pass, training and a resumed run must round alike."""
         base = self.base.folder
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
 
@@ -165,7 +165,7 @@ def _words(name: str, count: int) -> str:
 
 
 def _linked(folder: Path, root: Path) -> Path:
-    """A link in the run to a base model outside of it, by which the adapters find it wherever either is moved."""
+    """A link in the run directory to a base model outside of it, through which adapters find their base after a move."""
     link = root / BASE_LINK
 
     def lay() -> None:

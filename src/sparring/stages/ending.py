@@ -1,4 +1,4 @@
-"""Whether an iteration has anything to learn: asked when its replies are there, before it is trained."""
+"""Whether an iteration has anything to learn from: checked after sampling and before training."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparring.targets.window import Window
 
 
 def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
-    """Why the game ends before iteration t is trained, or None. Raises UserError where its first iteration has no winner, or no loser, or
-    where nothing could be said of any reply: human replies alone would be trained on then."""
+    """Why the game ends before iteration t is trained, or None. Raises UserError if the first iteration has no winner or no loser, or if
+    no reply could be graded: only human replies would be trained on."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
     if not context.recipe.target.moves:
@@ -30,7 +30,7 @@ def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
 
 
 def tell_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
-    """Warn where the majority agrees more and is right less."""
+    """Warn if the majority agrees more often and is right less often."""
     if not agrees_on_errors(recipe, start, iterations):
         return
     (before, after), (votes, now) = (
@@ -59,17 +59,17 @@ def _remedy(counts: dict[str, int]) -> str:
     advice = {
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",
-        "few_votes": "lower target.min_votes, or draw more replies",
+        "few_votes": "lower target.min_votes, or sample more replies",
         "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
     return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
 
 
 def _plateau(context: RunContext, t: int) -> str | None:
-    """The pass rate, or for majority the share of votes, has not risen since the iteration before: prompt by prompt, on the same ones."""
+    """Whether the pass rate (majority: the share of votes) has stopped rising since the last iteration, paired over the same prompts."""
     name = "vote_share" if context.recipe.target.kind == "majority" else "pass_rate"
     before, now = (rates(candidates_at(context, i)).get(name, {}) for i in (t - 1, t))
-    both = [row_id for row_id in now if row_id in before]  # a function of one's own may give no score in one of them
+    both = [row_id for row_id in now if row_id in before]  # a user's function may give no score in one of them
     if len(both) < 2:
         return None
     rise = np.array([now[row_id] - before[row_id] for row_id in both])

@@ -1,4 +1,4 @@
-"""A model trained and written into the folder of a stage."""
+"""Train a model and write it into the folder of a stage."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparring.training.tasks import SftTask, Task
 def fit_model(
     context: RunContext, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
 ) -> dict[str, Any]:
-    """Train, save the model, then drop the checkpoints; a kill between any two of these loses none of the training."""
+    """Train, save the model, then drop the checkpoints; a kill between any two of these steps loses no training."""
     fitted = stage / "fit.json"
     if not from_main(fitted.exists):
         result = fit(stage, start.folder, task, plan, context.with_budget(settings), **shown)
@@ -40,7 +40,7 @@ def fit_model(
 
 
 def _save_model(context: RunContext, result: FitResult, folder: Path, merged: bool) -> None:
-    """Write a folder that anything can load, with the chat template and the end of turn that the model was trained under.
+    """Write a plain Hugging Face folder with the chat template and the end-of-turn token of the training.
 
     An adapter of an SFT stage is added to the weights: the game's own adapters start from there.
     """

@@ -1,4 +1,4 @@
-"""Stage 1 of an iteration: the opponent's replies, and the duels that they make."""
+"""Stage 1 of an iteration: the opponent's replies, and the duels built from them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sparring.targets.window import Window, build_window, select_window
 
 
 def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
-    """The opponent's replies to every training prompt."""
+    """Sample the opponent's replies to every training prompt."""
     recipe, sampling, examples = context.recipe, context.recipe.sampling, context.played_examples
 
     def work(stage: Path) -> dict[str, Any]:

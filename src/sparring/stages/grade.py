@@ -1,4 +1,4 @@
-"""Between sampling and scoring: every reply of the opponent graded by the recipe's checker, for targets that move."""
+"""Between sampling and scoring: the recipe's checker grades every reply of the opponent, for verified and majority targets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from sparring.targets.graded import HUMAN, candidates_of
 from sparring.targets.majority import vote_share
 
 PROMPTS_PER_SHARD = 256
-LOW_PASS_RATE = 0.05  # about the least with which a game has been seen to gain anything (docs/targets.md)
+LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to gain anything (docs/targets.md)
 
 
 def grade(context: RunContext, t: int) -> StageRecord | None:
-    """Grades of all replies of iteration t, made anew, and they alone, where the checker has changed. None where the human reply wins."""
+    """Grades of all replies of iteration t; only they are recomputed if the checker changes. None for the human target."""
     recipe = context.recipe
     if not recipe.target.moves:
         return None
@@ -75,10 +75,10 @@ def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
 
 
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
-    """Write a table of grades into shards under `stage`, each row with its text; shards that are there are kept. Returns facts.
+    """Write a table of grades into shards under `stage`, each row with its text; finished shards are kept. Returns the stage's facts.
 
-    Raises UserError when the checker fails on many of the replies; then no shard is left, for what it fails on may depend on what no
-    fingerprint holds: time limits, memory, files that it reads.
+    Raises UserError if the checker fails on many of the replies; no shard is left then, because failures may depend on things outside
+    the fingerprint: time limits, memory, files that it reads.
     """
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:

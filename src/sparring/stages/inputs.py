@@ -1,4 +1,4 @@
-"""What of a recipe the results of several stages depend on: parts of their fingerprints."""
+"""The parts of a recipe that the results of several stages depend on, as parts of their fingerprints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparring.policy.player import Policy
 from sparring.rundir import digest
 from sparring.training.plan import TrainPlan
 
-# these change speed, memory or what a kill costs, and results by no more than rounding
+# these change speed, memory or the cost of a kill, and results only by rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 
 
@@ -21,12 +21,12 @@ def training_inputs(settings: OptimSection) -> dict[str, Any]:
 
 
 def base_format(recipe: Recipe) -> dict[str, str]:
-    """A quantised base computes something else; without one nothing is said, as before there were any."""
+    """The format of a quantised base; empty without one, as in runs from before quantisation."""
     return {"quantize": "4bit"} if recipe.train.four_bit else {}
 
 
 def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[str, Any]:
-    """What replies depend on; how many are drawn together does not count among it."""
+    """Everything that replies depend on; the batch size is not part of it."""
     sampling = recipe.sampling
     return {
         "sampling": {"engine": sampling.engines, **sampling.model_dump(include={"temperature", "top_p", "max_new_tokens"})},
@@ -39,7 +39,7 @@ def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[
 
 
 def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel | Contest], plan: TrainPlan, precision: str) -> dict[str, Any]:
-    """What log-probs of duels depend on."""
+    """Everything that log-probs of duels depend on."""
     return {
         "opponent": opponent.hash,
         "duels": duels_digest(duels),

@@ -1,4 +1,4 @@
-"""How a stage is made: by this process, by the ranks of the recipe's launcher, or by this process as one of those ranks."""
+"""Computing a stage: in this process, in the ranks of the recipe's launcher, or in this process as one of those ranks."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stage_of
 
-# What makes a stage in its folder and returns its facts; and what does a part of that
+# a function that computes a stage in its folder and returns its facts; and one that does a part of it
 Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
 
 
 class TargetReached(Exception):
-    """Raised on all ranks once their stage is committed: the rest of the game is not theirs."""
+    """Raised on all ranks after their stage is committed: they do not play the rest of the game."""
 
 
 class StageRunner:
-    """Makes the stages of one run."""
+    """Computes the stages of one run."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None where it plays the game."""
+        """target: the one stage that this process computes as one of several ranks; None if it plays the game."""
         self.recipe, self.run, self.target = recipe, run, target
 
     def run_stage(self, name: str, inputs: dict[str, Any], work: Work, alone: Part | None = None) -> StageRecord:
-        """A stage of the run directory, found there when it is finished with equal inputs; what it held in memory is gone on return.
+        """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
 
-        alone: where ranks compute it, the part of the work that this process does before they start.
+        alone: if ranks compute it, the part of the work that this process does before they start.
         """
         stage = stage_of(name)
         assert stage is not None, f"{name} is not in the table of stages"
@@ -54,7 +54,7 @@ class StageRunner:
     def _clear(self, name: str, inputs: dict[str, Any]) -> None:
         def clear() -> None:
             if changes := self.run.remove_changed(name, inputs):
-                log.info(f"{name} is made anew: {'; '.join(changes)}")
+                log.info(f"recomputing {name}: {'; '.join(changes)}")
 
         from_main(clear)
 
@@ -72,7 +72,7 @@ class StageRunner:
         return record
 
     def _of_rank(self, name: str, inputs: dict[str, Any], work: Work) -> StageRecord:
-        """All ranks do the work of the target stage, and rank 0 alone begins and commits it."""
+        """All ranks compute the target stage; only rank 0 starts and commits it."""
         require_equal(inputs, f"would make {name} from other inputs", "the ranks must see the same model, data and run directory")
 
         def begin() -> StageRecord | Path:

@@ -1,4 +1,4 @@
-"""What a player is worth: measured on the held-out rows, scored, and played through the recipe's benchmarks."""
+"""The evaluation of a player: measured on the held-out rows, scored, and run on the recipe's benchmarks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def evaluate_start(context: RunContext, start: Policy) -> Policy:
 
 
 def evaluate(context: RunContext, player: Policy, opponent: Policy, t: int) -> Policy:
-    """Stage 4 of an iteration: the player on the held-out rows."""
+    """Stage 4 of an iteration: evaluate the player on the held-out rows."""
     return results(context, iteration_name(t), player, opponent, sampling_round=t + 1)
 
 
 def results(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> Policy:
-    """Measure and score a player on the held-out rows, in stages below `owner`, and play the benchmarks where there are any."""
+    """Measure and score a player on the held-out rows, in stages below `owner`, and run the benchmarks if the recipe has any."""
     measured = measure(context, owner, player, opponent, sampling_round)
     evaluated = _evaluated(context, owner, player, measured)
     benchmarks = _benchmarked(context, owner, player)
@@ -42,7 +42,7 @@ def results(context: RunContext, owner: str, player: Policy, opponent: Policy | 
 
 
 def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> StageRecord:
-    """The first of them: everything that the player's weights are needed for."""
+    """The first stage of an evaluation: everything that needs the player's weights."""
     recipe = context.recipe
 
     def draw(stage: Path) -> None:
@@ -66,7 +66,7 @@ def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | 
 
 
 def scores_of(player: Policy) -> dict[str, Score]:
-    """What its evaluation and its benchmarks found."""
+    """All scores of a player, benchmarks included."""
     assert player.evaluated is not None
     files = [stage / SCORES for stage in (player.evaluated, player.benchmarks) if stage]
     return {name: score for file in files for name, score in read_object(file).items()}
@@ -122,7 +122,7 @@ def showcase_turns(recipe: Recipe) -> list[list[Message]]:
 
 
 def answer_showcase(context: RunContext, file: Path, player: Policy) -> None:
-    """Write its answers, each under one random stream that is the same in every iteration."""
+    """Write the player's answers to the showcase prompts; a prompt has the same random stream in every iteration."""
     recipe = context.recipe
     with Sampler(recipe, context.chat, player.folder) as sampler:
         engine = sampler.engine(recipe.sampling.temperature)

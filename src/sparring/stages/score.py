@@ -43,7 +43,7 @@ def _score_opponent(context: RunContext, opponent: Policy, window: Window, t: in
 
 
 def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
-    """Log-probs under the start of the game, of the duels that no earlier iteration has scored so; None when there are none.
+    """Log-probs under the start of the game, of the duels that no earlier iteration has scored under it; None if there are none.
 
     The opponent of iteration 0 is the start: what it has scored there is not scored again.
     """
@@ -60,7 +60,7 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
 
 
 def scored_inputs(records: Logps, window: Window) -> dict[str, Any]:
-    """What a training stage knows its duels by: their log-probs, or where it needs none the duels themselves."""
+    """The duels in the fingerprint of a training stage: their log-probs, or the duels themselves if it needs no log-probs."""
     if not records:
         return {"duels": duels_digest(window.duels)}
     start = [record.digest for record in records.get("start_logps", [])]
@@ -68,7 +68,7 @@ def scored_inputs(records: Logps, window: Window) -> dict[str, Any]:
 
 
 def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
-    """Raise UserError in the words of the recipe where the iteration has begun with other winners: a fingerprint knows them as a hash."""
+    """Raise UserError with recipe keys if the iteration was started with other winners: the fingerprint has only their hash."""
     recipe = context.recipe
     name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")

@@ -1,4 +1,4 @@
-"""Fine-tuning on the human replies: the start of the game, and the control that goes on with it."""
+"""Fine-tuning on the human replies: the start of the game, and the control that continues it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sparring.training.tasks import SftTask
 
 
 def sft(context: RunContext) -> Policy:
-    """The start of the game: the base model, fine-tuned on the human replies when the recipe asks for it."""
+    """The start of the game: the base model, fine-tuned on the human replies if the recipe has an sft section."""
     recipe, settings = context.recipe, context.recipe.sft
     if settings is None:
         return context.base
@@ -25,7 +25,7 @@ def sft(context: RunContext) -> Policy:
 
 
 def sft_stage(context: RunContext, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Policy:
-    """`start` trained on the human replies by a plan; `inputs`: what it depends on beside the start, the rows and the seed."""
+    """`start` trained on the human replies by a plan; `inputs`: what it depends on besides the start, the rows and the seed."""
 
     def work(stage: Path) -> dict[str, Any]:
         phase = f"{title_of(name.removesuffix('/train'))}: training"

@@ -20,7 +20,7 @@ from sparring.training.tasks import duel_task
 
 
 def train(context: RunContext, opponent: Policy, window: Window, records: Logps, t: int) -> Policy:
-    """The player, who starts as the opponent; `records`: what `score` returned."""
+    """Train the player, which starts as a copy of the opponent; `records`: the result of `score`."""
     recipe, settings = context.recipe, context.recipe.train
     moves = recipe.target.moves
     objective = recipe.objective.at(t, 1 if moves else recipe.sampling.replies_per_prompt)

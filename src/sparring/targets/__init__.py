@@ -1,13 +1,13 @@
-"""Who wins and who loses of the replies to a prompt. Pure functions: replies with their grades in, winners and losers out.
+"""The targets: which replies to a prompt win and which lose. Pure functions from graded replies to winners and losers.
 
-select.py    what a target sees and gives, and what all targets have in common: distinct replies, the human reply's part
+select.py    input and output of a target, and what all targets share: distinct replies, the role of the human reply
 human.py     SPIN: the human reply wins, every reply of the opponent loses
 verified.py  replies that a checker passes win, those that fail lose
 majority.py  replies with the answer of most votes win, the others lose
 graded.py    a table of grades as the candidates of every prompt
 window.py    the duels that an iteration trains on
 
-Another target is one more module with a function of the type `Target`, and its name in TARGETS.
+To add a target, add a module with a function of the type `Target` and its name in TARGETS.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""A table of grades as a target sees it: the candidates of every prompt."""
+"""Convert a table of grades to the input of a target: the candidates of every prompt."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HUMAN = -1  # replica of the human reply in a table of grades
 
 
 def rules_of(recipe: Recipe) -> Rules:
-    """The part of `target` that a selection depends on."""
+    """The options of `target` that a selection depends on."""
     return Rules(**{name: getattr(recipe.target, name) for name in Rules.__dataclass_fields__})
 
 
@@ -23,7 +23,7 @@ def candidates_of(
 ) -> dict[str, Candidates]:
     """row id -> its graded replies, in the order of the examples. rows: a table of grades, in which HUMAN is the replica of human ones."""
     by_place = {(reply.row_id, reply.replica): reply for reply in replies}
-    # a checker that deals passes at random grades no human reply
+    # the random checker grades no human reply
     humans = {e.row_id: Candidate(e.reply_ids, e.conversation.reply) for e in examples if e.has_reply}
     others: dict[str, list[Candidate]] = defaultdict(list)
     for row in rows:

@@ -1,4 +1,4 @@
-"""SPIN's target (arXiv 2401.01335): the human reply wins, whatever the opponent says."""
+"""SPIN's target (arXiv 2401.01335): the human reply always wins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sparring.targets.select import Candidates, Rules, Selection
 
 
 def human(candidates: Candidates, rules: Rules) -> Selection:
-    """Every reply of the opponent loses, as often as it was sampled: SPIN's expectation is over what the opponent says.
+    """Every reply of the opponent loses, duplicates included: SPIN's expectation is over the opponent's samples.
 
     `rules` has no effect. A prompt without a human reply has no winner.
     """

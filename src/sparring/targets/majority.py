@@ -12,9 +12,9 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
     """Complete replies with the winning answer may win; the others lose, those without an answer too.
 
     Each complete reply with an answer has one vote; equal answers vote together. The winning answer needs `min_votes` of all replies and
-    more votes than any other: a tie is no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
-    is the winning one without a vote, and a vote's margin weighs nothing then. Where the human reply wins for want of a majority, replies
-    with its answer do not lose.
+    more votes than any other: a tie gives no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
+    is the winning one without a vote, and the margin of votes is no weight then. If the human reply wins because there is no majority,
+    replies with its answer do not lose.
     """
     votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
     known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
@@ -33,7 +33,7 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
 
 def vote_share(replies: Sequence[Candidate]) -> float:
-    """Votes of the answer with most of them, as a share of all replies; 0 where nobody votes."""
+    """Votes of the answer with most of them, as a share of all replies; 0 if no reply has a vote."""
     votes = Counter(reply.answer for reply in replies if _votes(reply))
     return max(votes.values(), default=0) / len(replies)
 
@@ -43,7 +43,7 @@ def _votes(reply: Candidate) -> bool:
 
 
 def _unlike_human(candidates: Candidates, rules: Rules) -> list[Candidate]:
-    """The replies without those that give the answer of a human reply that has a part."""
+    """The replies whose answer differs from that of the human reply, if the human reply takes part."""
     answer = None if candidates.human is None or rules.human == "never" else candidates.human.answer
     return [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
 

@@ -1,4 +1,4 @@
-"""What a target sees and gives, and what all targets have in common."""
+"""Input and output of a target, and what all targets share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Literal
 from sparring.data.records import TokenIds
 
 HumanPart = Literal["fallback", "never", "mix", "only"]
-# What became of a prompt: some replies win and others lose; the human reply alone wins; nobody loses; nobody wins, for four reasons
+# Outcome of a prompt: some replies win and others lose; only the human reply wins; no reply loses; no reply wins, for four reasons
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reply and its grade. `is_complete`: it ended its turn and was not cut at the limit; `passed`: None where nothing judged it;
-    `answer`: None where none was found."""
+    """A reply and its grade. `is_complete`: it ended its turn and was not cut at the limit; `passed`: None if it was not graded;
+    `answer`: None if none was found."""
 
     token_ids: TokenIds
     text: str = ""
@@ -30,7 +30,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Candidates:
-    """All replies to one prompt, and the human one where there is one."""
+    """All replies to one prompt, and the human reply if there is one."""
 
     replies: tuple[Candidate, ...]
     human: Candidate | None = None
@@ -51,7 +51,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first where it is one; distinct losers; the factor of the prompt's loss; what became of it."""
+    """Distinct winners, the human reply first where it is one; distinct losers; the weight of the prompt's loss; the outcome."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
@@ -70,10 +70,10 @@ def decide(
     otherwise: Outcome,
     weight: float = 1.0,
 ) -> Selection:
-    """The selection from the replies that may win and those that lose, with the human reply's part.
+    """The selection from the replies that may win and those that lose, and the role of the human reply.
 
-    otherwise: what became of the prompt where nobody wins. Nothing depends on the order of the replies, or on their length: where there
-    are too many, a hash of their text says which are taken.
+    otherwise: the outcome if no reply wins. The result does not depend on the order or length of the replies: if there are too many,
+    a hash of their text decides which are taken.
     """
     human = candidates.human
     may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]

@@ -8,7 +8,7 @@ from sparring.targets.select import Candidates, Rules, Selection, decide
 def verified(candidates: Candidates, rules: Rules) -> Selection:
     """Complete replies that passed may win; judged ones that failed, or passed but were cut at the limit, lose.
 
-    A reply that nothing has judged neither wins nor loses.
+    A reply without a grade neither wins nor loses.
     """
     judged = [reply for reply in candidates.replies if reply.passed is not None]
     if not judged:

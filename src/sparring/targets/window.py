@@ -14,7 +14,7 @@ from sparring.targets.select import OUTCOMES, Candidate, Candidates, Rules, Sele
 
 @dataclass(frozen=True)
 class Window:
-    """The duels with something to learn from, and counts of everything that was looked at.
+    """The duels with something to learn from, and counts of everything that was considered.
 
     `indistinguishable`: every reply of the opponents equals the human one.
     """
@@ -34,8 +34,8 @@ def build_window(
 ) -> Window:
     """Join each example with its replies of every iteration in the window, by row id (paper, section 6.1: newest and previous).
 
-    A duel whose replies are all the same has an exactly zero gradient under a loss of gaps: it is left out and counted, unless
-    `keep_identical`. of_start: replies of the start of the game to the same rows, as many to each; they make triplets of the duels.
+    A duel whose replies are all the same has an exactly zero gradient under a loss on margins: it is left out and counted, unless
+    `keep_identical`. of_start: replies of the start of the game to the same rows, as many for each; they turn duels into triplets.
     """
     anchors = None if of_start is None else _by_row(of_start)
     duels: list[Duel] = []
@@ -71,11 +71,11 @@ def select_window(
     uses_gaps: bool,
     uses_likelihood: bool,
 ) -> Window:
-    """The contests that a target makes of the graded replies of every iteration in the window, the newest first.
+    """The contests that a target builds from the graded replies of every iteration in the window, the newest first.
 
     prompts: row id -> token ids; candidates: iteration -> row id -> its replies. uses_gaps: the loss compares winners with losers;
-    uses_likelihood: it, or its anchor, raises the winners' own likelihood. A prompt that has nothing for the loss is left out; what
-    became of every prompt is counted.
+    uses_likelihood: it, or its anchor, raises the winners' own likelihood. A prompt without anything for the loss is left out; the
+    outcome of every prompt is counted.
     """
     contests: list[Contest] = []
     outcomes: Counter[str] = Counter()
@@ -93,7 +93,7 @@ def select_window(
 def _contest(
     row_id: str, iteration: int, prompt_ids: TokenIds, selection: Selection, uses_gaps: bool, uses_likelihood: bool
 ) -> Contest | None:
-    """None where there is nothing to learn: no winner, for a loss of gaps alone no loser, or no weight."""
+    """None if there is nothing to learn: no winner, no loser for a loss on margins alone, or no weight."""
     winners, losers = ([one.token_ids for one in side] for side in (selection.winners, selection.losers))
     pairs = pair(list(map(len, winners)), list(map(len, losers))) if uses_gaps else []
     if not winners or not selection.weight or not (pairs or uses_likelihood):
@@ -126,9 +126,9 @@ def _by_row(replies: Sequence[Reply]) -> dict[str, tuple[TokenIds, ...]]:
 def pair(winners: Sequence[int], losers: Sequence[int]) -> list[tuple[int, int]]:
     """(place of a winner, place of a loser) of every pair, from their lengths in tokens.
 
-    First each of the smaller side meets one of the larger, the nearest in length still free; then the rest of the larger side the
-    nearest of the smaller, none of which gets more than its share. So all are in a pair, and nobody dominates. No pairs where one side
-    is empty.
+    First each reply of the smaller side is paired with the nearest in length of the larger side that is still free; then each remaining
+    one of the larger side with the nearest of the smaller, up to an equal share each. So every reply is in a pair and none dominates.
+    No pairs if one side is empty.
     """
     if not winners or not losers:
         return []

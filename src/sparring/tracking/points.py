@@ -1,7 +1,7 @@
 """What trackers are sent: one point per optimizer step, on one axis over all stages of a game, made from the run directory alone.
 
-A point stands at the number of optimizer steps that the player has behind it. The scores of a player belong to the point of its last
-step, which therefore waits for them, and the rates of its opponent's graded replies, where the target moves, to that of its first: every
+The x value of a point is the player's number of optimizer steps. The scores of a player belong to the point of its last
+step, which therefore waits for them, and the rates of its opponent's graded replies, if there are any, to that of its first: every
 point is sent once and whole, and the points of a series rise.
 """
 

@@ -168,7 +168,7 @@ class _Channel:
                 opened.close()
         if self.kind not in self.sender.warned:
             self.sender.warned.add(self.kind)
-            log.warning(f"track: {self.kind} failed ({first_line(error)}); the game goes on, and it is tried again now and then")
+            log.warning(f"track: {self.kind} failed ({first_line(error)}); the run continues, and sending is retried later")
 
 
 def _steadily(read: Callable[[], T]) -> T:

@@ -1,4 +1,4 @@
-"""Accelerate's trackers, opened so that an interrupted run goes on in place.
+"""Accelerate's trackers, opened so that an interrupted run resumes in place.
 
 Each knows which points it has already: wandb, trackio and mlflow are asked, for what was on its way to them at a kill may be lost. To
 tensorboard's files a new one is added that takes back, for whoever reads them, all points from the first that is sent again.
@@ -96,7 +96,7 @@ def _trackio(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     # its own watch on processor and GPU would run for the whole game
     options = {"resume": "allow", "embed": False, "auto_log_cpu": False, "auto_log_gpu": False, "config": config}
     tracker = _started(TrackioTracker(place.project, name=f"{place.name}-{place.identity}", **options))
-    next_step = getattr(tracker.run, "_next_step", None)  # where it would go on by itself; it has no public word for it
+    next_step = getattr(tracker.run, "_next_step", None)  # where it would resume; there is no public attribute
     return Opened(tracker, sent if next_step is None else next_step - 1)
 
 

@@ -19,7 +19,7 @@ FOLDER, OPTIMIZER = "checkpoint", "optimizer.safetensors"
 
 
 class Saveable(Protocol):
-    """What can write itself as a model folder."""
+    """An object that can write itself as a model folder."""
 
     def save_pretrained(self, folder: Path) -> None: ...
 
@@ -27,7 +27,7 @@ class Saveable(Protocol):
 def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str, torch.Tensor]) -> None:
     """Replace the stage's checkpoint by one after `step` steps; the old one goes when the new one is complete.
 
-    optimizer: what `flat_state` gives. Rank 0 alone writes: a checkpoint is that of one process, and any number of ranks may go on from it.
+    optimizer: the result of `flat_state`. Only rank 0 writes: the format is that of one process; any number of ranks can resume from it.
     """
     new = stage / f"{FOLDER}-{step:07d}"
     shutil.rmtree(new, ignore_errors=True)
@@ -77,7 +77,7 @@ def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     found: dict[str, Any] = {}
     for index, values in optimizer.state_dict()["state"].items():
         for key, value in values.items():
-            # bitsandbytes wraps what belongs to the quantisation, and reads it unwrapped as well
+            # bitsandbytes wraps the quantisation state, and also reads it unwrapped
             found.update({f"{index}.{name}": part for name, part in (value.items() if isinstance(value, dict) else [(key, value)])})
     tensors = {name: torch.as_tensor(value).contiguous() for name, value in found.items() if value is not None}
     # bitsandbytes shares one quantisation map among all parameters, and safetensors takes no shared memory

@@ -1,4 +1,4 @@
-"""The objectives over contests, in which several replies to a prompt may win: gaps between winners and losers, and plain likelihood."""
+"""The objectives over contests, in which several replies to a prompt may win: losses on margins, and likelihood alone."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from sparring.training.tasks import Task, padded
 
 
 def contest_task(contests: Sequence[Contest], objective: Objective, opponent: Logps, start: Logps) -> Task:
-    """The task of an iteration whose target moves; opponent, start: as in `duel_task`."""
+    """The task of an iteration with a verified or majority target; opponent, start: as in `duel_task`."""
     if not isinstance(objective, Comparison):
         return WinnersTask(contests)
     return ContestTask(contests, objective.against(opponent, start), objective)
 
 
 class _OverContests:
-    """What the objectives over contests have in common."""
+    """Base of the tasks over contests."""
 
     unit, preferred = "prompts", "winners"
 
@@ -62,9 +62,9 @@ class WinnersTask(_OverContests):
 
 
 class ContestTask(_OverContests):
-    """A loss of gaps, mean over the pairs of a contest, against opponent log-probs computed once; with `nll_weight` also the winners' mean
-    negative log-likelihood per token (the anchor of Iterative RPO, arXiv 2404.19733). Every branch is computed once, however many pairs
-    it is in."""
+    """A loss on margins, mean over the pairs of a contest, with stored opponent log-probs; with `nll_weight` also the winners' mean
+    negative log-likelihood per token (the anchor of Iterative RPO, arXiv 2404.19733). Every branch is computed once, even if it is in
+    several pairs."""
 
     def __init__(self, contests: Sequence[Contest], opponent_logps: Logps, objective: Comparison) -> None:
         super().__init__(contests)
@@ -94,7 +94,7 @@ class ContestTask(_OverContests):
 
 @dataclass(frozen=True)
 class _Pairs:
-    """The pairs of some contests, P in all: whose each is, and the columns of its two branches. `count_D`: pairs of every contest."""
+    """The P pairs of some contests: the contest of each, and the columns of its two branches. `count_D`: pairs of every contest."""
 
     contest_P: Tensor
     winner_P: Tensor
@@ -113,13 +113,13 @@ class _Pairs:
         return DuelLogps(logps_DR[self.contest_P, self.winner_P], logps_DR[self.contest_P, self.loser_P][:, None])
 
     def mean(self, value_P: Tensor, of_none: Tensor | float) -> Tensor:
-        """Mean [D] over the pairs of each contest; `of_none` where it has none."""
+        """Mean [D] over the pairs of each contest; `of_none` for a contest without pairs."""
         sum_D = value_P.new_zeros(len(self.count_D)).index_add(0, self.contest_P, value_P)
         return torch.where(self.count_D > 0, sum_D / self.count_D.clamp(min=1), of_none)
 
 
 def _numbers(found: ItemLosses, pairs: _Pairs, winners_D: Tensor) -> dict[str, Tensor]:
-    """What the log tells of each contest: means over its pairs, and the winners' mean log-prob. One without pairs counts as a tie."""
+    """The numbers of each contest for the log: means over its pairs, and the winners' mean log-prob. No pairs count as a tie."""
     of_none = {"accuracy": 0.5, "generated_logp": winners_D}
     means = {name: pairs.mean(value, of_none.get(name, 0.0)) for name, value in found.numbers.items()}
     return {**means, "real_logp": winners_D}

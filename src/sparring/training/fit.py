@@ -35,19 +35,19 @@ Numbers = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FitResult:
-    """What rank 0 can save, and the stage's facts."""
+    """The trained weights, which rank 0 can save, and the stage's facts."""
 
     weights: Saveable
     facts: dict[str, Any]
 
     @property
     def model(self) -> torch.nn.Module:
-        """What was trained: float32 weights, with several ranks perhaps a part of them; or a PEFT model with a float32 adapter."""
+        """The trained model: float32 weights (this rank's shard, if they are sharded), or a PEFT model with a float32 adapter."""
         return self.weights.master_model
 
 
 def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSection, *, phase: str, labels: dict[str, Any]) -> FitResult:
-    """Train the model in folder `start` on `task`, checkpointing into `stage`; goes on from a checkpoint found there.
+    """Train the model in folder `start` on `task`, checkpointing into `stage`; resumes from a checkpoint found there.
 
     `labels` are added to every line of metrics. Raises UserError on a non-finite loss or gradient, before the update.
     """
@@ -55,11 +55,11 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     trainer = _Trainer(folder, task, plan, settings)
     log.info(f"{phase}: {counted(plan.steps, 'step')} of {plan.batch_size} {task.unit}, {counted(plan.epochs, 'epoch')}, lr {plan.lr:g}")
     if first_step:
-        log.info(f"{phase}: going on from step {first_step} of {plan.steps}")
+        log.info(f"{phase}: resuming at step {first_step} of {plan.steps}")
         trainer.weights.restore_optimizer(folder)
     rows = from_main(lambda: _metrics_until(stage / METRICS, first_step))
     watch = HumanLogpWatch(phase, task.preferred)
-    for row in rows:  # what it saw before the interruption
+    for row in rows:  # the steps before the interruption
         watch.see(row)
     with progress(phase, plan.steps, "steps", first_step) as shown, _appending(stage / METRICS) as write:
         for step in range(first_step, plan.steps):
@@ -77,7 +77,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
 
 
 def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
-    """Facts: what all steps computed together."""
+    """The stage's facts: totals over all steps."""
     tokens, positions, parts = (sum(row[name] for row in rows) for name in ("tokens", "positions", "micro_batches"))
     padding = 1 - tokens / positions
     log.info(f"{phase}: {tokens:,} tokens in {parts} micro-batches, {padding:.1%} of the computed positions padding")
@@ -86,7 +86,7 @@ def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
 
 
 class _Trainer:
-    """Model, optimizer and one step of it. Every rank has one, and computes its share of each step."""
+    """Model, optimizer and the training step. Every rank has one and computes its share of each step."""
 
     def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
         self.task, self.plan, self.settings = task, plan, settings
@@ -101,11 +101,11 @@ class _Trainer:
         self.optimizer = self.weights.optimizer
 
     def step(self, step: int) -> dict[str, float]:
-        """One optimizer step; returns its metrics. Nothing is updated when the loss or the gradient is not finite."""
+        """One optimizer step; returns its metrics. Nothing is updated if the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.plan.batch(step)
         weight = self.task.loss_scale(batch)
-        start_dropout(self.scorer.model, self.plan.seed * 1_000_003 + step)  # by the step alone: a resumed run drops the same
+        start_dropout(self.scorer.model, self.plan.seed * 1_000_003 + step)  # seeded by the step: a resumed run drops the same units
         numbers: list[Numbers] = []
         work: Counter[str] = Counter()
         order: list[int] = []
@@ -116,7 +116,7 @@ class _Trainer:
             if counts:
                 order += items
                 numbers.append(found)
-        means = self._means(numbers, order, step, work)  # the only wait for the device beside the gradient's norm
+        means = self._means(numbers, order, step, work)  # the only wait for the device besides the gradient's norm
         lr = self.plan.learning_rate(step)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
@@ -130,7 +130,7 @@ class _Trainer:
         return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **work, **speed}
 
     def checkpoint(self, stage: Path, step: int) -> None:
-        """Rank 0 writes, with what the others tell it; nobody goes on before it is on disk."""
+        """Rank 0 writes the gathered state; no rank continues before it is on disk."""
         optimizer, model = self.weights.optimizer_tensors(), self.weights.saveable()
 
         def write() -> None:
@@ -140,7 +140,7 @@ class _Trainer:
         from_main(write)
 
     def _my_groups(self, batch: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """This rank's micro-batches of a step; and, where all ranks must be in step, those that it computes for nothing after them."""
+        """This rank's micro-batches of a step, and the dummy ones after them if all ranks must make equally many passes."""
         # by place in the batch, as the opponent pass does: equal groups give equal rounding
         shapes = [self._shape(index) for index in batch]
         groups = micro_batches_of_ranks(shapes, self.max_tokens, self.scorer.row_layout, rank_count())
@@ -149,7 +149,7 @@ class _Trainer:
         return mine, [[batch[shortest(shapes)]]] * idle
 
     def _accumulate(self, group: Sequence[int], weight: float, work: Counter[str], is_last: bool) -> Numbers:
-        """Adds to the gradient, and to `work` what was computed for it; returns the loss and the task's numbers of every item."""
+        """Accumulate the gradient of a micro-batch and count its tokens in `work`; returns loss and task numbers of every item."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
         losses = self.task.losses(group, self.weights.wrapped(batch))
         self.weights.backward(losses.loss_D.sum() * weight, is_last)
@@ -158,7 +158,7 @@ class _Trainer:
         return {"loss": losses.loss_D.detach(), **losses.numbers}
 
     def _means(self, numbers: Sequence[Numbers], items: Sequence[int], step: int, work: Counter[str]) -> dict[str, float]:
-        """Means over the items of a step, which must all have a finite loss; every rank's, and in `work` what all have computed."""
+        """Means over the items of a step on all ranks, which must have a finite loss; `work` becomes the sum over the ranks."""
         names = list(numbers[0]) if numbers else []
         table = [torch.stack([found[name].double() for name in names]) for found in numbers]
         everybody = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
@@ -184,7 +184,7 @@ class _Trainer:
 
 @contextlib.contextmanager
 def _appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """What adds to the file at once, on rank 0, and does nothing on the others."""
+    """A function that appends to the file at once on rank 0, and does nothing on other ranks."""
     if not is_main():
         yield lambda text: None
         return
@@ -198,9 +198,9 @@ def _appending(path: Path) -> Iterator[Callable[[str], None]]:
 
 
 def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows of the steps that the checkpoint holds; later ones, of steps that will be done again, are cut from the file.
+    """The rows of the steps before the checkpoint; later rows, whose steps will be repeated, are cut from the file.
 
-    Raises UserError where the file does not hold them.
+    Raises UserError if the file lacks some of them.
     """
     if not path.exists():
         return []

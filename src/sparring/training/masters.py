@@ -19,17 +19,17 @@ from sparring.policy.load import load_model
 
 
 class MasterWeights:
-    """`model` is what computes, `master_model` what the optimizer moves and what is saved: the same model for float32, else a float32 one.
+    """`model` computes; `master_model` is updated by the optimizer and saved: the same model for float32, else a float32 copy.
 
     A bfloat16 parameter near 0.02 is too coarse to move at a learning rate of 5e-7. Gradients are summed over the micro-batches in
-    float32, and a parameter's bfloat16 gradient is freed as soon as it was added, so that two of them at most exist at a time.
+    float32, and a parameter's bfloat16 gradient is freed as soon as it is added, so that at most two of them exist at a time.
     Bytes per parameter: 4 of weights and 4 of gradient, 2 more of weights when computing in bfloat16, and the optimizer's state.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
-        """on_main: rank 0 alone reads the weights, which must be dealt out after that (policy/empty_model.py)."""
+        """on_main: only rank 0 reads the weights, which must be distributed afterwards (policy/empty_model.py)."""
         self.master_model: PreTrainedModel = (load_on_main if on_main else load_model)(folder).to(device)
-        # loaded and not cast: buffers, and what a model keeps in float32, stay what they are when the model samples
+        # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
         self.model: PreTrainedModel = self.master_model if dtype == torch.float32 else load_model(folder, dtype).to(device)
         if self.model is not self.master_model:
             for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
@@ -38,28 +38,28 @@ class MasterWeights:
 
     @torch.no_grad()
     def sync_compute_weights(self) -> None:
-        """Give the computing model the masters' values."""
+        """Copy the masters' values to the computing model."""
         if self.model is not self.master_model:
             for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
                 parameter.copy_(master)
 
     def trained(self) -> dict[str, Tensor]:
-        """By name, what makes the player: all weights and saved buffers."""
+        """The state dict of the player: all weights and saved buffers."""
         return self.master_model.state_dict(keep_vars=True)
 
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """state: the values of `trained`, where others than the masters' own are to be written."""
+        """state: values to write instead of the masters' own, with the names of `trained`."""
         self.master_model.save_pretrained(folder, state_dict=state)
 
 
 class AdapterWeights:
-    """A frozen base in the number format that computes, and float32 adapter weights in it, which are their own masters.
+    """A frozen base in the compute format with float32 adapter weights, which need no separate masters.
 
-    `folder` is an adapter to go on from, or a model that gets a new one. Bytes per parameter of the base: its weights alone.
+    `folder` is an adapter to continue training, or a model that gets a new one. Bytes per parameter of the base: only its weights.
     """
 
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
-        """on_main: rank 0 alone reads the base, which must be dealt out after that (policy/empty_model.py)."""
+        """on_main: only rank 0 reads the base, which must be distributed afterwards (policy/empty_model.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
         dtype = COMPUTE_DTYPES[settings.precision]
@@ -69,14 +69,14 @@ class AdapterWeights:
         self.model: PreTrainedModel = self.master_model.get_base_model()
 
     def sync_compute_weights(self) -> None:
-        """Nothing to do: what was moved is what computes."""
+        """Nothing to do: the updated weights are those that compute."""
 
     def trained(self) -> dict[str, Tensor]:
-        """By name, what makes the player: the adapter's weights."""
+        """The state dict of the player: the adapter's weights."""
         return {name: parameter for name, parameter in self.master_model.named_parameters() if parameter.requires_grad}
 
     def save_pretrained(self, folder: Path, state: dict[str, Tensor] | None = None) -> None:
-        """The adapter alone; its base is named by the way from `folder` to it, so that a run may be moved."""
+        """Write the adapter only; its base is stored as a path relative to `folder`, so that a run may be moved."""
         save_adapter(self.master_model, folder, os.path.relpath(self.base.absolute(), folder.absolute()), state)
 
 
@@ -84,14 +84,14 @@ Weights = MasterWeights | AdapterWeights
 
 
 def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> Weights:
-    """What the recipe trains of the model in `folder`: all of it, or an adapter, whose first weights are drawn from `seed`."""
+    """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`."""
     if settings.lora is not None:
         return AdapterWeights(folder, settings, device, seed)
     return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
 
 
 def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> Weights:
-    """What a strategy that shards starts with: float32 weights, or a frozen base under an adapter; whole, in the memory of rank 0."""
+    """The weights before sharding: float32 weights, or a frozen base under an adapter; complete, in the memory of rank 0."""
     if settings.lora is not None:
         return AdapterWeights(folder, settings, torch.device("cpu"), seed, on_main=True)
     return MasterWeights(folder, torch.float32, torch.device("cpu"), on_main=True)

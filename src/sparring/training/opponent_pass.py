@@ -1,4 +1,4 @@
-"""Opponent log-probs: constants of an iteration, computed once, in the very micro-batches that training will use first."""
+"""Opponent log-probs: constants of an iteration, computed once, in the micro-batches of the first pass of training."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def score_duels(
 
 
 def read_logps(stage: Path) -> dict[str, list[float]]:
-    """duel id -> log-probs of its branches, human reply first; the earliest wins where an epoch's end met a duel twice."""
+    """duel id -> log-probs of its branches, human reply first; the earliest value counts if the end of an epoch scored a duel twice."""
     logps: dict[str, list[float]] = {}
     for row in read_rows(stage):
         logps.setdefault(row["duel_id"], row["logps"])
@@ -53,7 +53,7 @@ def read_logps(stage: Path) -> dict[str, list[float]]:
 
 
 def joined_logps(stages: Iterable[Path]) -> dict[str, list[float]]:
-    """Those of several stages; the earliest wins."""
+    """The log-probs of several stages; the earliest value counts."""
     logps: dict[str, list[float]] = {}
     for stage in stages:
         logps = {**read_logps(stage), **logps}

@@ -1,4 +1,4 @@
-"""The optimizers of a recipe, all of them other people's: torch's own, and bitsandbytes' with states of 8 bits."""
+"""The optimizers of a recipe: those of torch, and the 8-bit ones of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EIGHT_BIT = {"rmsprop8bit": "RMSprop8bit", "adamw8bit": "AdamW8bit"}
 
 
 def require_optimizer(name: str, where: str) -> None:
-    """Raise UserError where the optimizer's library is not installed."""
+    """Raise UserError if the optimizer's library is not installed."""
     if name in EIGHT_BIT:
         _require_bitsandbytes(name, where)
 
@@ -24,7 +24,7 @@ def _require_bitsandbytes(what: str, where: str) -> None:
 
 
 def require_four_bit(settings: OptimSection, where: str) -> None:
-    """Raise UserError where the recipe quantises its base and this machine cannot."""
+    """Raise UserError if the recipe quantises its base and this machine does not support it."""
     if not settings.four_bit:
         return
     if not torch.cuda.is_available():
@@ -35,7 +35,7 @@ def require_four_bit(settings: OptimSection, where: str) -> None:
 
 
 def require_shardable(settings: OptimSection, where: str) -> None:
-    """Raise UserError for what cannot be sharded: bases in 4 bits, and states that are no tensors of their parameter's shape."""
+    """Raise UserError for what cannot be sharded: 4-bit bases, and optimizer states that do not have their parameter's shape."""
     replicas = "launcher.strategy: ddp, where every rank holds all of the model"
     if settings.four_bit:
         raise UserError("4bit does not work where the launcher shards the model", where=f"{where}.lora.quantize", remedy=f"use {replicas}")
@@ -60,6 +60,6 @@ def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.opti
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=0.0)
     if settings.optimizer == "adamw":
-        # fused: a third of the time on a CPU; other devices than these two do not have it
+        # fused takes a third of the time on a CPU; only these two devices support it
         return torch.optim.AdamW(groups, lr=0.0, fused=groups[0]["params"][0].device.type in ("cpu", "cuda"))
     return torch.optim.RMSprop(groups, lr=0.0)

@@ -1,4 +1,4 @@
-"""Which items every optimizer step takes, and at which learning rate. A function of the settings: nothing to save or restore."""
+"""The items and the learning rate of every optimizer step: functions of the settings, so there is no state to save or restore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from sparring.config import OptimSection, Recipe, at_iteration
 from sparring.console import log
 
-# Steps of a schedule. Nobody gets there; it keeps a horizon over next to no epochs from being infinite
+# Upper bound of the steps of a schedule; keeps a horizon over almost no epochs finite
 LONGEST_HORIZON = 2**53
 
 
@@ -29,16 +29,16 @@ class TrainPlan:
     seed: int
 
     def batch(self, step: int) -> list[int]:
-        """The `batch_size` items of a step (from 0): the next ones of an endless row of permutations, one per epoch.
+        """The `batch_size` items of a step (from 0): the next ones of an endless sequence of permutations, one per epoch.
 
-        So every step is full, no item is missed, and what the last batch lacks comes from the next permutation.
+        So every step is full, no item is missed, and the last batch of an epoch is filled from the next permutation.
         """
         start = step * self.batch_size
         return [self._item(position) for position in range(start, start + self.batch_size)]
 
     @property
     def epochs(self) -> float:
-        """Passes over the items; those asked for, rounded up to whole steps."""
+        """Passes over the items: the epochs of the settings, rounded up to whole steps."""
         return self.steps * self.batch_size / self.items
 
     def first_pass_steps(self) -> int:
@@ -46,7 +46,7 @@ class TrainPlan:
         return min(self.steps, math.ceil(self.items / self.batch_size))
 
     def learning_rate(self, step: int) -> float:
-        """Rises over the warm-up (not from 0: a first step without effect is waste), then goes down to 0 at the horizon."""
+        """Linear warm-up (not from 0: a first step without effect would be wasted), then decay to 0 at the horizon."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         share = (step - self.warmup_steps) / max(1, self.horizon_steps - self.warmup_steps)
@@ -68,12 +68,12 @@ def iteration_plan(recipe: Recipe, items: int, t: int) -> TrainPlan:
 
 
 def order_seed(recipe: Recipe, t: int) -> int:
-    """Another order of batches in every iteration."""
+    """The seed of the order of batches, different in every iteration."""
     return recipe.seed * 1000 + t + 1
 
 
 def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, seed: int, name: str) -> TrainPlan:
-    """The plan for `epochs` passes over `items`. Announces a batch that has to be smaller than the recipe's."""
+    """The plan for `epochs` passes over `items`. Logs a batch size that has to be smaller than the recipe's."""
     batch_size = min(settings.batch_size, items)
     if batch_size < settings.batch_size:
         log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")

@@ -1,6 +1,6 @@
-"""The weights in training and scoring, as the ranks share them: whole on every rank, or sharded by FSDP2. DeepSpeed's are in zero.py.
+"""How ranks share the weights in training and scoring: replicated, or sharded by FSDP2. DeepSpeed is in zero.py.
 
-One process is the first kind with nobody to share with. Optimizer steps see the same gradient in all of them, up to rounding.
+A single process uses the replicated kind. Optimizer steps see the same gradient in all kinds, up to rounding.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ PRECISION = {
 
 
 class RankedWeights(Protocol):
-    """`model` holds what is trained and saved, `scorer` computes; `wrapped` runs it, and is one with the wrapper where there is one.
+    """`model` is trained and saved, `scorer` computes; `wrapped` is the module that runs it, with its wrapper if there is one.
 
-    `needs_all_ranks`: every pass, forward or backward, needs all ranks, so that all must make equally many.
+    `needs_all_ranks`: every pass, forward or backward, needs all ranks, so all ranks must make equally many passes.
     """
 
     model: PreTrainedModel
@@ -50,7 +50,7 @@ class RankedWeights(Protocol):
     needs_all_ranks: bool
 
     def prepare(self, settings: OptimSection) -> None:
-        """Make the optimizer, and wrap what needs wrapping. Called once, after the scorer's layout was chosen."""
+        """Create the optimizer and wrap the modules. Called once, after the scorer's layout was chosen."""
         ...
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -58,15 +58,15 @@ class RankedWeights(Protocol):
         ...
 
     def clip(self, limit: float | None) -> float:
-        """Norm of the gradient of the whole step, which is scaled down to `limit` after that."""
+        """Scale the gradient of the whole step down to `limit`; returns its norm before that."""
         ...
 
     def sync_compute_weights(self) -> None:
-        """After an optimizer step: let what computes have the new weights."""
+        """Copy the new weights to the computing model; called after every optimizer step."""
         ...
 
     def saveable(self) -> Saveable:
-        """What rank 0 can write as a model folder. All ranks must call it."""
+        """The weights that rank 0 can write as a model folder. All ranks must call it."""
         ...
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
@@ -80,7 +80,7 @@ class Replicas:
     """Every rank holds all weights. Gradients are summed once per step, in float32, by Accelerate.
 
     Not torch's DistributedDataParallel: it would reduce bfloat16 gradients in bfloat16, and wait forever for parameters that a micro-batch
-    of one rank does not use (experts).
+    of one rank does not use (experts of a mixture).
     """
 
     needs_all_ranks = False
@@ -119,7 +119,7 @@ class Replicas:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device)
         for parameter, users in zip(trained, self.accelerator.reduce(used, "sum").tolist(), strict=True):
-            if users:  # by any rank: what nobody used keeps no gradient, as in one process
+            if users:  # by any rank; a parameter that no rank used keeps no gradient, as in one process
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 parameter.grad = self.accelerator.reduce(grad, "sum")
 
@@ -139,7 +139,7 @@ class Fsdp2Shards(Sharded):
         return float(_whole(norm))
 
     def sync_compute_weights(self) -> None:
-        """Nothing to do: a pass gathers what the optimizer has moved."""
+        """Nothing to do: a pass gathers the updated shards."""
 
     def saveable(self) -> Saveable:
         return gathered_weights(self.weights, _whole)
@@ -160,7 +160,7 @@ class FrozenWeights:
     """Weights that only score, shared as in training: the same arithmetic gives a first-step margin of exactly 0."""
 
     def __init__(self, folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int | None = None) -> None:
-        """seed: draws the adapter that a model without one gets where adapters are trained; None leaves such a model as it is."""
+        """seed: initialises the adapter that a model without one gets if adapters are trained; None adds no adapter."""
         self.accelerator, self.four_bit = accelerator, settings.four_bit
         is_bare = seed is None and not is_adapter(folder)
         self.settings = settings.model_copy(update={"lora": None}) if is_bare else settings
@@ -189,7 +189,7 @@ class FrozenWeights:
         if self.needs_all_ranks:
             return weights_to_shard(folder, self.settings, seed).model
         if self.settings.lora is not None:
-            # DoRA rounds in bfloat16 even while it changes nothing: the opponent carries what its player will start with
+            # DoRA rounds in bfloat16 even if it changes nothing, so the opponent gets the adapter that its player starts with
             return AdapterWeights(folder, self.settings, self.accelerator.device, seed).model
         return load_model(folder, COMPUTE_DTYPES[self.settings.precision], self.four_bit).to(self.accelerator.device)
 
@@ -202,12 +202,12 @@ class FrozenWeights:
 
 
 def score_player(folder: Path, lots: Sequence[Sequence[Branches]], settings: OptimSection) -> list[list[list[float]]]:
-    """`FrozenWeights.score` of every lot of trees by the player in `folder` as it is. Nothing of it stays in memory."""
+    """`FrozenWeights.score` of every batch of trees by the player in `folder`. Its memory is freed afterwards."""
     weights = FrozenWeights(folder, settings, make_accelerator())
     weights.prepare([tree for trees in lots for tree in trees])
     scored = [weights.score(trees) for trees in lots]
     if weights.needs_all_ranks:
-        weights.accelerator.free_memory()  # it keeps what it has sharded
+        weights.accelerator.free_memory()  # Accelerate keeps references to sharded models
     return scored
 
 
@@ -226,7 +226,7 @@ def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer)
 
 
 def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:
-    """The model in `folder`, ready to be trained under this process's strategy. A new adapter is drawn from `seed`."""
+    """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
     kind: type[Any] = Replicas
     if strategies.is_fsdp2():
         kind = Fsdp2Shards

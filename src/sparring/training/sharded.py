@@ -1,4 +1,4 @@
-"""Weights of which every rank holds a part: read so, and gathered to be written."""
+"""Sharded weights: loaded in shards, and gathered to be written."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sparring.training.optimizers import require_shardable
 
 
 class Sharded:
-    """What the strategies that cut the weights have in common of `RankedWeights`."""
+    """The part of `RankedWeights` that all sharding strategies share."""
 
     needs_all_ranks = True
 
@@ -31,7 +31,7 @@ class Sharded:
 
 @dataclass(frozen=True)
 class WholeWeights:
-    """`state`: what was trained by name, on rank 0; on the others it is empty. `weights`: the sharded ones."""
+    """`state`: the state dict of the trained weights on rank 0, empty on other ranks. `weights`: the sharded ones."""
 
     weights: Weights
     state: dict[str, Tensor]
@@ -45,7 +45,7 @@ class WholeWeights:
 
 
 def gathered_weights(weights: Weights, whole: Callable[[nn.Parameter], Tensor]) -> WholeWeights:
-    """`whole` gives one parameter's full values; all ranks take part in every one, and rank 0 keeps them."""
+    """`whole` gathers one parameter; all ranks take part in every call, and rank 0 keeps the values."""
     kept: dict[int, Tensor] = {}  # tied weights stay tied
     state = {}
     for name, tensor in weights.trained().items():

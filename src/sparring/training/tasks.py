@@ -1,6 +1,6 @@
 """What a training step minimises: an objective over duels, or the plain likelihood of the human replies. One loop serves both.
 
-The formulas are in objectives/, the tasks of targets that move in contests.py.
+The formulas are in objectives/, the tasks of verified and majority targets in contests.py.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from sparring.policy.transfer import tensor_on
 
 
 class Task(Protocol):
-    """Items are known by their index; `unit` is what to call them, `preferred` the replies that should become likelier. `losses` gets the
-    scorer's log-probs [D, R] of their `branches`."""
+    """Items are identified by their index; `unit` is their name in messages, `preferred` names the replies that should become likelier.
+    `losses` gets the scorer's log-probs [D, R] of their `branches`."""
 
     unit: str
     preferred: str
@@ -37,8 +37,8 @@ class Task(Protocol):
 def duel_task(duels: Sequence[Duel], objective: Comparison, opponent: Logps, start: Logps) -> Task:
     """The task of an iteration whose target is human.
 
-    opponent, start: duel id -> log-probs of its branches under the opponent and under the start of the game; empty where the
-    objective has no use for them.
+    opponent, start: duel id -> log-probs of its branches under the opponent and under the start of the game; empty if the
+    objective does not use them.
     """
     task = DuelTask(duels, objective, objective.against(opponent, start))
     return Anchored(task, objective.nll_weight) if objective.nll_weight else task
@@ -59,7 +59,7 @@ class DuelTask:
         return self.duels[index].duel_id
 
     def branches(self, index: int) -> Branches:
-        """Of a triplet each reply is a branch once, whoever has given it."""
+        """For a triplet, each distinct reply is one branch, also if both models gave it."""
         duel = self.duels[index]
         if not isinstance(duel, Triplet):
             return branches_of(duel)
@@ -83,7 +83,7 @@ class DuelTask:
         return Compared(player, opponent, mask_DR[:, 1:], identical_D)
 
     def _in_columns(self, indices: Sequence[int], logps_DR: Tensor) -> Compared:
-        """Every reply has a column. One that equals another is not computed again: they share a branch."""
+        """Every reply has a column; equal replies share a branch and are computed once."""
         trees, device = [self.branches(index) for index in indices], logps_DR.device
         columns_DK, mask_DK = branch_columns(trees, [self.duels[index].generated_ids for index in indices], device)
 
@@ -101,14 +101,14 @@ class DuelTask:
 
 
 class SpinTask(DuelTask):
-    """SPIN without an anchor; DPO too, whose rejected reply is in the opponent's place."""
+    """SPIN without an NLL term; also DPO, whose rejected reply takes the place of the opponent's."""
 
     def __init__(self, duels: Sequence[Duel], opponent_logps: Logps, beta: float, loss: LossName) -> None:
         super().__init__(duels, Spin(loss=loss, beta=beta), opponent_logps)
 
 
 def padded(stored: Sequence[Sequence[float]], like_DR: Tensor) -> tuple[Tensor, Tensor]:
-    """Stored log-probs of each duel's branches as a tensor [D, R] beside `like_DR`, and where it holds one; 0 elsewhere."""
+    """Stored log-probs of each duel's branches as a tensor [D, R] like `like_DR`, padded with 0, and the mask of its entries."""
     columns, on_device = like_DR.shape[1], partial(tensor_on, like_DR.device)
     values_DR = on_device([[*row, *[0.0] * (columns - len(row))] for row in stored], dtype=like_DR.dtype)
     return values_DR, on_device([[column < len(row) for column in range(columns)] for row in stored])
@@ -123,7 +123,7 @@ def branch_columns(trees: Sequence[Branches], replies: Sequence[Sequence[TokenId
 
 
 class Anchored:
-    """Any task over human replies in its first branch, with weight times their negative log-likelihood per token beside its loss."""
+    """Any task over human replies in its first branch, with weight times their negative log-likelihood per token added to its loss."""
 
     def __init__(self, task: Task, weight: float) -> None:
         self.task, self.nll_weight = task, weight

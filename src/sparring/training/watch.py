@@ -1,4 +1,4 @@
-"""A watch on the commonest failure of SPIN: the margin grows while the human replies themselves become less likely."""
+"""Detects the most common failure of SPIN: the margin grows while the human replies themselves become less likely."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sparring.console import log
 
 WINDOW = 10
 FEWEST, FEWEST_AT_END = 4, 2
-STDERRS = 2.0  # batches differ by chance: a mean reward closer to 0 than this many standard errors is no fall
+STDERRS = 2.0  # batches differ by chance: a mean reward must be this many standard errors below 0 to count as a fall
 
 
 class HumanLogpWatch:
     """Warns once when the human replies' mean reward is negative while the margin is above that of the steps before.
 
     Judged at every step, the newest steps against as many before them: ten, or half of what was seen while that is less, from eight steps
-    on. And once more at the end, the second half of the phase against its first: two steps against two will do, for no more will come.
+    on. At the end the second half of the phase is compared with its first half; two steps each are enough then.
     """
 
     def __init__(self, phase: str, preferred: str = "human replies") -> None:

@@ -26,7 +26,7 @@ STEP = "step"
 
 
 class DeepSpeedZero(Sharded):
-    """Implements `RankedWeights`. Its engine clips and updates in one call, which stands in `clip`."""
+    """Implements `RankedWeights`. Its engine clips and updates in one call, which is in `clip`."""
 
     def prepare(self, settings: OptimSection) -> None:
         optimizer = make_optimizer(self.model, settings)
@@ -36,7 +36,7 @@ class DeepSpeedZero(Sharded):
         config["gradient_clipping"] = settings.max_grad_norm or 0.0
         exact = [parameter.data for parameter in self._order] if settings.precision == "bf16" else []
         self.wrapped, self.optimizer = _prepared(self.scorer, settings.precision, self.accelerator, optimizer)
-        if exact:  # DeepSpeed has made its float32 masters from weights that it had rounded before
+        if exact:  # DeepSpeed made its float32 masters from weights that it had already rounded
             _set(self._order, (broadcast(values.to(self.accelerator.device)) for values in exact))
 
     def backward(self, loss: Tensor, is_last: bool) -> None:
@@ -45,7 +45,7 @@ class DeepSpeedZero(Sharded):
         self.wrapped.backward(loss * rank_count())
 
     def clip(self, limit: float | None) -> float:
-        """Also updates, unless the gradient is not finite: then DeepSpeed leaves the update out."""
+        """Also updates the weights, unless the gradient is not finite: DeepSpeed skips the update then."""
         self.wrapped.step()
         return float(self.wrapped.get_global_grad_norm())
 
@@ -102,7 +102,7 @@ class DeepSpeedZero(Sharded):
 
 
 def freeze(scorer: Scorer, precision: str, accelerator: Accelerator) -> nn.Module:
-    """What runs the scorer for passes without training: sharded by stage 3, else as it is, in the number format of training's passes."""
+    """The module that runs the scorer without training: sharded by stage 3, else unchanged, in the number format of training."""
     if stage_of_deepspeed() != 3:
         for parameter in scorer.parameters():  # DeepSpeed rounds adapters as it does all weights
             parameter.data = parameter.data.to(COMPUTE_DTYPES[precision])
@@ -111,7 +111,7 @@ def freeze(scorer: Scorer, precision: str, accelerator: Accelerator) -> nn.Modul
 
 
 def _prepared(scorer: Scorer, precision: str, accelerator: Accelerator, *optimizer: torch.optim.Optimizer) -> Any:
-    """What Accelerate makes of the scorer, and of an optimizer. DeepSpeed deals out rank 0's weights."""
+    """The scorer, and an optimizer, prepared by Accelerate. DeepSpeed distributes the weights of rank 0."""
     config = accelerator.deepspeed_plugin.deepspeed_config
     config.update(_formats(precision))
     if stage_of_deepspeed() == 3:
@@ -122,7 +122,7 @@ def _prepared(scorer: Scorer, precision: str, accelerator: Accelerator, *optimiz
 
 
 def _partition(scorer: Scorer, precision: str, config: dict[str, Any]) -> None:
-    """Shard one parameter at a time: the engine by itself would first put the whole model on every device."""
+    """Shard one parameter at a time: the engine would first put the whole model on every device."""
     from deepspeed.runtime.zero import Init
 
     for parameter in scorer.parameters():  # the engine casts no shards
@@ -133,7 +133,7 @@ def _partition(scorer: Scorer, precision: str, config: dict[str, Any]) -> None:
 def _fetch_head_at_once(scorer: Scorer) -> None:
     """Have stage 3 fetch the head's weights for all chunks of a micro-batch together.
 
-    It hangs on the calls of modules, whose sequence must be the same on all ranks; but ranks call the head as often as their replies have
+    DeepSpeed fetches on module calls, whose sequence must be the same on all ranks; but ranks call the head as often as their replies have
     chunks. So its hooks go, and `ChunkedHead`, which is called once, fetches the weights, before the forward and before the backward pass.
     """
     if stage_of_deepspeed() != 3 or scorer.takes_whole_logits:  # then the model calls its head itself, once

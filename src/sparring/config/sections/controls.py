@@ -1,4 +1,4 @@
-"""The controls beside a game."""
+"""The controls of a game."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sparring.config.option_types import FloatList, FolderName, PositiveFloat, P
 from sparring.config.sections.data import PairsSection
 
 T = TypeVar("T")
-# what stands beside the controls in a run directory
+# names in a run directory that a control must not use
 TAKEN_NAMES = ("base", "base-model", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
 
-# folder -> name in tables, logs and plots, of those that have no name of their own
+# folder -> name in tables, logs and plots, for controls without a name
 CONTROL_TITLES = {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}
 
 
@@ -31,7 +31,7 @@ def scientific(value: float) -> str:
 
 
 class ControlSection(Section):
-    """One control: another way to spend as much on the same start."""
+    """One control: another method, trained from the same start at the same cost."""
 
     kind: Literal["continued-sft", "dpo", "rft"] = Field(
         "continued-sft",
@@ -46,7 +46,7 @@ class ControlSection(Section):
         "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
     )
     pairs: PairsSection | None = Field(None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`.")
-    beta: PositiveFloat = Field(0.1, description="Of `dpo`: how strongly it is held to its reference; 0.1 is what most use.")
+    beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
         description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "
@@ -97,7 +97,7 @@ class ControlSection(Section):
         return value
 
     def each(self) -> tuple[ControlSection, ...]:
-        """Itself, or a control of its own for every value that `search` tries, with that value in its name."""
+        """Itself, or one control for every value of `search`, with that value in its name."""
         if self.search is None:
             return (self,)
         return tuple(self.model_copy(update={"search": None, "lr": lr, "name": f"{self.folder}-{scientific(lr)}"}) for lr in self.search.lr)
@@ -109,5 +109,5 @@ class ControlSection(Section):
 
     @property
     def title(self) -> str:
-        """Its name for people."""
+        """Its name in tables, logs and plots."""
         return CONTROL_TITLES.get(self.folder, self.folder)

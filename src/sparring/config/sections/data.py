@@ -27,7 +27,7 @@ class RowsSection(Section):
 
     @property
     def named(self) -> str:
-        """What messages call the source."""
+        """The name of the source in messages."""
         return ", ".join(self.paths)
 
 
@@ -50,7 +50,7 @@ class PromptsSection(RowsSection):
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
 
-LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # where the recipe names no number
+LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # if the recipe gives no number
 
 
 class DataSection(RowsSection):
@@ -95,7 +95,7 @@ class DataSection(RowsSection):
     )
     prompts: PromptsSection | None = Field(
         None,
-        description="Further prompts, which nobody has answered: with `target` verified or majority they are played on as well. "
+        description="Further prompts without replies: with `target` verified or majority the game is played on them as well. "
         "`prompts: PATH` is short for its `path`.",
     )
     checker_columns: Texts = Field(
@@ -116,14 +116,14 @@ class DataSection(RowsSection):
         return held_out
 
     def held_out_of(self, rows: int) -> int | float:
-        """What is held out of `rows`: what the recipe says, or else enough for a score with an error, and little of a small file."""
+        """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, and little of a small file."""
         if self.held_out is not None:
             return self.held_out
         return max(LEAST_HELD_OUT, min(MOST_HELD_OUT, rows // 10))
 
 
 class PairsSection(RowsSection):
-    """Labelled preference pairs. What a prompt and a reply may be is said by `data`: its limits hold here too."""
+    """Labelled preference pairs. The limits of prompts and replies are those of `data`."""
 
     option: ClassVar[str] = "controls.pairs"
 

@@ -1,4 +1,4 @@
-"""What is measured of a player, and when that ends the game."""
+"""The evaluation of players, and the stop rules of the game."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class BenchmarksSection(Section):
     task_folders: Texts = Field(
         (), description="Folders with task files of your own (YAML in the harness's format), whose data may be local files."
     )
-    limit: PositiveInt | None = Field(None, description="Play the first so many items of every task only; all when null.")
+    limit: PositiveInt | None = Field(None, description="Only the first items of every task, this many; all when null.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        1234, description="Draws the few-shot examples; the default is the harness's own, so that numbers can be compared with others."
+        1234, description="Seed of the few-shot examples; the default is the harness's, so numbers can be compared with published ones."
     )
     chat_template: bool = Field(
-        False, description="Wrap the questions into the model's chat template, shots as turns. The paper's numbers are without it."
+        False, description="Format the questions with the model's chat template, shots as turns. The paper's numbers are without it."
     )
     batch_tokens: PositiveInt = Field(
-        8192, description="Tokens, new ones included, that are computed together; more take more memory, and change results by rounding."
+        8192, description="Tokens per batch, new ones included; a larger batch takes more memory and changes results by rounding."
     )
 
     @model_validator(mode="after")
@@ -53,7 +53,7 @@ class EvaluateSection(Section):
     samples: PositiveInt = Field(
         1,
         description="Replies to every held-out prompt. Exact match is then the mean over them (pass@1), with errors by prompt, and pass@k, "
-        "the majority's exact match and distinct answers are reported too. More replies drown less in chance.",
+        "the majority's exact match and distinct answers are reported too. More replies give smaller standard errors.",
     )
     greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
     metric: Metric | None = Field(
@@ -62,27 +62,27 @@ class EvaluateSection(Section):
     )
     headroom: bool | None = Field(
         None,
-        description="After the start is measured, draw as many replies again at temperature 0.7, and greedy ones, and say what a cooler "
-        "temperature, the majority and verified replies could give. When null, where `target` is verified or majority.",
+        description="After the start is measured, sample as many replies again at temperature 0.7, and greedy ones, and report what a "
+        "lower temperature, majority and verified targets could gain. When null, where `target` is verified or majority.",
     )
     headroom_epochs: PositiveFloat | None = Field(
         None, description="Epochs of a short continued SFT of the start, for its held-out NLL before and after; none when null."
     )
     benchmarks: BenchmarksSection | None = Field(
-        None, description="Benchmarks to play with the start, every iteration and the control; none when null. See docs/evaluation.md."
+        None, description="Benchmarks to run on the start, every iteration and the controls; none when null. See docs/evaluation.md."
     )
 
     def contradictions(self, target: TargetSection) -> Iterator[Contradiction]:
-        """What does not go with the checker that grades the held-out replies."""
+        """Options that contradict the checker that grades the held-out replies."""
         checker = target.grading_checker
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
             yield Contradiction("answer_pattern", None, why)
         if target.kind == "majority" and is_own_code(checker) and self.answer_pattern is None:
-            why = "majority counts votes for answers, and a function of your own reads none: this finds them"
+            why = "majority counts votes for answers, and a function of your own extracts none: this pattern finds them"
             yield Contradiction("answer_pattern", None, why)
         if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:
-            why = "with target.losers answered nobody loses without an answer, and a function of your own reads none: this finds them"
+            why = "with target.losers answered a reply loses only if it has an answer, which this pattern finds for a function of your own"
             yield Contradiction("answer_pattern", None, why)
         if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.moves)):
             why = "has no effect where no headroom is measured; set evaluate.headroom: true"
@@ -101,13 +101,13 @@ class EvaluateSection(Section):
         if self.samples > 1:
             yield Contradiction("samples", self.samples, f"several replies to a prompt are scored by their answers, which {needs}")
         if self.headroom:
-            yield Contradiction("headroom", True, f"it is told in exact matches, which {needs}")
+            yield Contradiction("headroom", True, f"it is reported in exact matches, which {needs}")
 
 
 class StopSection(Section):
     indistinguishable: bool = Field(
         True,
-        description="End the game when the player cannot tell held-out human replies from the opponent's: the confidence interval "
+        description="End the game when the player cannot distinguish held-out human replies from the opponent's: the confidence interval "
         "of its duel accuracy reaches down to one half.",
     )
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = Field(0.95, description="Level of that two-sided interval (Wilson).")

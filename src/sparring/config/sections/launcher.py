@@ -1,4 +1,4 @@
-"""Where the heavy stages are computed: in this process, or on many ranks."""
+"""Where the heavy stages are computed: in this process, or on several ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 class LauncherSection(Section):
     kind: Literal["inline", "accelerate"] = Field(
         "accelerate",
-        description="The process that plays the game computes all (`inline`), or `accelerate launch` starts the heavy stages on many.",
+        description="Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`.",
     )
     config_file: PathText | None = Field(
         None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
@@ -24,7 +24,7 @@ class LauncherSection(Section):
     )
     machines: PositiveInt = Field(1, description="Machines; they share the run directory and the model's folder.")
     machine_rank: Annotated[int, Field(ge=0)] = Field(
-        0, description="Which of them this is: 0 plays the game, the others follow it and lend their ranks."
+        0, description="Number of this machine: 0 plays the game, the others wait for its calls and start their ranks."
     )
     main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
@@ -40,7 +40,7 @@ class LauncherSection(Section):
 
     @property
     def shards(self) -> bool:
-        """Whether a rank holds a part of the optimizer only. What a config file says is not read here."""
+        """Whether a rank holds only a part of the optimizer state. A config file is not read here."""
         return self.kind == "accelerate" and self.strategy != "ddp"
 
     @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")

@@ -12,13 +12,13 @@ from sparring.config.option_types import FrozenDict, PathText, Section, Template
 class ModelSection(Section):
     path: PathText = Field(
         description="The SFT (or base) model: a local folder, a Hub id, a .gguf file, `package:NAME/FILE.gguf` for a file "
-        "inside an installed Python package, or `builtin:tiny` for a toy model made on the spot."
+        "inside an installed Python package, or `builtin:tiny` for a generated toy model."
     )
     revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
     dtype: Literal["bfloat16", "float32"] | None = Field(
         None,
         description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
-        "the replies are drawn from. That of train.precision when null. The saved weights are float32 either way.",
+        "the replies are sampled from. That of train.precision when null. The saved weights are float32 either way.",
     )
     chat_template: PathText | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."

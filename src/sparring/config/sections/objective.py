@@ -22,12 +22,12 @@ from sparring.objectives import OBJECTIVES, Objective, in_words, kind_of, names_
 from sparring.own_code import is_own_code
 
 T = TypeVar("T")
-# Defaults where the target moves (docs/evidence.md): without likelihood beside them such duels lose what the model can do, at any beta
+# Defaults of verified and majority targets (docs/evidence.md): without an NLL term their duels degrade the model, at any beta
 OF_MOVING_TARGETS = {"beta": 0.5, "nll_weight": 1.0}
 
 
 def defaults_of_moving_targets(loss: str) -> dict[str, float]:
-    """Those that an objective takes; none where the recipe names no objective."""
+    """The defaults that apply to an objective; none for an unknown one."""
     kind = kind_of(loss)
     return {option: value for option, value in OF_MOVING_TARGETS.items() if kind is not None and kind.takes(option)}
 
@@ -42,7 +42,7 @@ class ObjectiveSection(Section):
     )
     nll_weight: WeightPerIteration = Field(
         0.0,
-        description="Weight of an anchor beside the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
+        description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
         "the default, is SPIN; larger ones keep these replies likely: 1 where `target` is verified or majority, as without it such duels "
         "were seen to collapse (docs/evidence.md). One value or one per iteration.",
     )
@@ -83,22 +83,22 @@ class ObjectiveSection(Section):
 
     @property
     def kind(self) -> type[Objective]:
-        """What the objective needs, and which options it takes."""
+        """The class of the objective, with its requirements and options."""
         kind = kind_of(self.loss)
         assert kind is not None, self.loss
         return kind
 
     @property
     def name(self) -> str:
-        """What it is called where others read it: of a path the file's name alone."""
+        """Its name in logs and reports; only the file name of a path."""
         return Path(self.loss).name if is_own_code(self.loss) else self.loss
 
     def uses_likelihood(self, iteration: int) -> bool:
-        """Whether the winners' own likelihood is raised."""
+        """Whether the loss raises the winners' own likelihood."""
         return not self.kind.uses_gaps or at_iteration(self.nll_weight, iteration) > 0
 
     def learns_from_identical(self, iteration: int) -> bool:
-        """Whether a duel has a gradient though all its replies equal the human one: where not only gaps between replies count."""
+        """Whether a duel has a gradient although all its replies equal the human one: if the loss is not only on margins."""
         return self.kind.learns_from_identical or at_iteration(self.nll_weight, iteration) > 0
 
     def at(self, iteration: int, replies_per_prompt: int) -> Objective:

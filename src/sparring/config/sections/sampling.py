@@ -1,4 +1,4 @@
-"""How the opponent's replies are drawn, and the engines that can do it."""
+"""How the opponent's replies are sampled, and the engines for it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if sp
 
 
 class VllmSection(Section):
-    """vLLM inside the run, by its own words."""
+    """vLLM inside the run; options have vLLM's names."""
 
     tensor_parallel: PositiveInt = Field(1, description="Devices that share every layer (tensor_parallel_size).")
     gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -25,7 +25,7 @@ class VllmSection(Section):
     max_model_len: PositiveInt | None = Field(
         None, description="Longest prompt with its reply; the model's context when null. Less takes less memory."
     )
-    max_num_seqs: PositiveInt | None = Field(None, description="Replies that are drawn at once; vLLM's own choice when null.")
+    max_num_seqs: PositiveInt | None = Field(None, description="Replies that are sampled at once (max_num_seqs); vLLM's default when null.")
     enforce_eager: bool | None = Field(
         None,
         description="No compilation and no CUDA graphs: an earlier start, slower tokens. When null, on a CPU alone, where a row's own seed "
@@ -42,13 +42,13 @@ class ServerSection(Section):
     )
     model: Text | None = Field(
         None,
-        description="Name of the served model; `{hash}` in it stands for the first 12 digits of the player's content hash, so that an "
+        description="Name of the served model; `{hash}` in it is replaced by the first 12 digits of the player's content hash, so that an "
         "earlier player can never answer in its place. The only model that the server has when null.",
     )
     api_key_env: EnvironmentName | None = Field(
-        None, description="Environment variable that holds the key. The key itself never stands in a recipe, a file or a message."
+        None, description="Environment variable that holds the key. The key itself is never in a recipe, a file or a message."
     )
-    concurrency: PositiveInt = Field(32, description="Requests under way at each URL; every request is one reply.")
+    concurrency: PositiveInt = Field(32, description="Concurrent requests to each URL; every request is one reply.")
     timeout_seconds: PositiveFloat = Field(600.0, description="Longest wait for one reply, its time in the server's queue included.")
     retries: Annotated[int, Field(ge=0)] = Field(
         6, description="Further attempts at a request, after waits that double from half a second to a minute, or as the server asks."
@@ -78,15 +78,15 @@ class RaySection(Section):
     cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs of one worker, which are also its threads.")
     gpus_per_worker: NonNegativeFloat | None = Field(None, description="GPUs of one worker; 1 when null and the cluster has any, else 0.")
     batch_rows: PositiveInt = Field(
-        32, description="Replies that a worker draws in one call. What a lost worker had in work is drawn again; short calls waste time."
+        32, description="Replies per call of a worker. Unfinished replies of a lost worker are sampled again; short calls waste time."
     )
     stall_minutes: PositiveFloat = Field(
-        30.0, description="The run stops when no call has ended for so long: there is no room for a worker, or they die again and again."
+        30.0, description="The run stops when no call has ended for so long: there is no room for a worker, or workers crash repeatedly."
     )
 
 
 class SamplingSection(Section):
-    engine: EngineName = Field(DEFAULT, description=f"How the opponent's replies are drawn: {WHAT}. See docs/engines.md.")
+    engine: EngineName = Field(DEFAULT, description=f"How the opponent's replies are sampled: {WHAT}. See docs/engines.md.")
     temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
     max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
@@ -113,7 +113,7 @@ class SamplingSection(Section):
 
     @property
     def inner_engine(self) -> str:
-        """What computes: the engine itself, or the one in Ray's workers."""
+        """The engine that computes: the engine itself, or the one in Ray's workers."""
         return self.ray.engine if self.spec.hosts else self.engine
 
     @property
@@ -122,26 +122,26 @@ class SamplingSection(Section):
 
     @property
     def inner(self) -> EngineSpec:
-        """The spec of what computes."""
+        """The spec of the engine that computes."""
         return ENGINES[self.inner_engine]
 
     @property
     def engines(self) -> str:
-        """Both in words: `vllm`, or `ray, vllm`."""
+        """Both names: `vllm`, or `ray, vllm`."""
         return ", ".join(dict.fromkeys((self.engine, self.inner_engine)))
 
     def option(self, name: str) -> Any:
-        """The value of an option that a spec names, such as `vllm.tensor_parallel`."""
+        """The value of an option of a spec, such as `vllm.tensor_parallel`."""
         return reduce(getattr, name.split("."), self)
 
     @property
     def devices_of_a_copy(self) -> int:
-        """Devices that one copy of the model is laid over."""
+        """Number of devices that share one copy of the model."""
         return self.option(self.inner.devices) if self.inner.devices else 1
 
 
 def unused_sections(sampling: SamplingSection) -> list[str]:
-    """Sections of engines that were set to something though another engine plays."""
+    """Sections of engines that were set although another engine is used."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
     playing = {sampling.engine, sampling.inner_engine}

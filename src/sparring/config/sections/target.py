@@ -1,4 +1,4 @@
-"""Who wins a duel, and how replies are graded for that."""
+"""The target: which replies win, and how they are graded."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class TargetSection(Section):
     )
     random_like: Text | None = Field(
         None,
-        description="For `checker: random`: the checker whose passes are dealt anew at random among the replies, so that the pass rate "
-        "stays; held-out replies are graded by this one itself.",
+        description="For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the "
+        "same; held-out replies are graded by this checker itself.",
     )
     tolerance: NonNegativeFloat = Field(0.0, description="For `checker: number`: difference up to which two numbers are equal.")
     pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")
@@ -131,7 +131,7 @@ class TargetSection(Section):
 
     @property
     def moves(self) -> bool:
-        """Whether winners change while the game goes on."""
+        """Whether winners change from iteration to iteration: a verified or majority target."""
         return self.kind != "human"
 
     @property
@@ -142,7 +142,7 @@ class TargetSection(Section):
     def contradictions(
         self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
     ) -> Iterator[Contradiction]:
-        """What of this section does not go with others; a section that has faults of its own is None."""
+        """Options of this section that contradict others; an invalid section is passed as None."""
         if data is not None:
             yield from self._against_data(data)
         if sampling is not None and self.kind == "majority" and sampling.replies_per_prompt == 1:

@@ -8,7 +8,7 @@ from sparring.config.option_types import Section, Text, Trackers
 
 
 class TrackSection(Section):
-    """Trackers through Accelerate. A key of theirs stands in their own variable or login, never in a recipe."""
+    """Trackers through Accelerate. Their keys are in their own environment variable or login, never in a recipe."""
 
     trackers: Trackers = Field(
         description="Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."

@@ -1,4 +1,4 @@
-"""How weights are trained: what the SFT stage and self-play share, what each has of its own, and adapters."""
+"""How weights are trained: options of the SFT stage, of self-play and of both, and adapters."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
 
 
 class LoraSection(Section):
-    """An adapter by PEFT (arXiv 2106.09685); the words in brackets are PEFT's own."""
+    """An adapter by PEFT (arXiv 2106.09685); PEFT's names are in brackets."""
 
     rank: PositiveInt = Field(16, description="Inner size of the two factors (r); the usual 8 to 64.")
     alpha: PositiveFloat = Field(32.0, description="Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual.")
@@ -27,7 +27,7 @@ class LoraSection(Section):
         "model's module names, or a regular expression over them.",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732).")
-    dora: bool = Field(False, description="Train the norms of the weights beside their directions (use_dora, arXiv 2402.09353).")
+    dora: bool = Field(False, description="Train the norms of the weights in addition to their directions (use_dora, arXiv 2402.09353).")
     quantize: Literal["4bit"] | None = Field(
         None,
         description="4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores "
@@ -40,7 +40,7 @@ class LoraSection(Section):
 
 
 class OptimSection(Section):
-    """What the SFT stage and the self-play stage share."""
+    """Options that the SFT stage and the self-play stage share."""
 
     optimizer: Optimizer = Field(
         "rmsprop",
@@ -87,7 +87,7 @@ class OptimSection(Section):
 
     @property
     def max_tokens(self) -> int:
-        """`micro_batch_tokens`, which a run chooses before anything is computed."""
+        """`micro_batch_tokens`; if null, a run chooses it before anything is computed."""
         assert self.micro_batch_tokens is not None
         return self.micro_batch_tokens
 
