@@ -200,7 +200,7 @@ def optimizer_that_fits(name: str) -> str:
     import torch
     from common import WORK
 
-    from sparring.policy.budget import free_memory
+    from sparring.policy.compute import free_memory
     from sparring.policy.footprint import training_bytes
     from sparring.policy.load import model_shape
     from sparring.policy.shares import Parallel

@@ -611,16 +611,20 @@ def test_export_of_what_does_not_exist(copy: Game) -> None:
     assert not (copy.folder / "out").exists()
 
 
-def test_a_run_of_the_former_layout(copy: Game) -> None:
-    """The start's folder was called `baseline`, and the link to the base model of adapters `start`."""
+def test_a_run_of_the_former_layout(copy: Game, played: Game) -> None:
+    """The start's folder was called `baseline`, the link to the base model of adapters `start`, and micro_batch.json chosen.json."""
     (copy.root / "start").rename(copy.root / "baseline")
-    for command in (["run", "recipe.yaml"], ["status", "run"], ["compare", "run"], ["report", "run"], ["export", "run", "out"]):
-        refused(copy.command(*command), "written by an earlier version", "rename run/baseline to run/start, then run its recipe again")
+    (copy.root / "micro_batch.json").rename(copy.root / "chosen.json")
+    (copy.root / "recipe.yaml").write_text((copy.root / "recipe.yaml").read_text().replace("controls:", "baseline:"))
+    for command in (["status", "run"], ["compare", "run"], ["report", "run"], ["export", "run", "out"]):
+        refused(copy.command(*command), "written by an earlier version", "`sparring run` its recipe once")
     (copy.root / "start").symlink_to(copy.folder)
     refused(copy.run(), "written by an earlier version", "in another run_dir")
     (copy.root / "start").unlink()
-    (copy.root / "baseline").rename(copy.root / "start")
-    assert copy.run().code == 0
+    result = copy.run()
+    assert result.code == 0 and "`baseline` is now called `start`" in result.err
+    assert_same_outcome(copy.root, played.root)
+    assert copy.command("status", "run").code == 0
 
 
 def test_export_onto_something(copy: Game) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring import interrupts
-from sparring.config import Recipe, require_layout, to_yaml
+from sparring.config import Recipe, convert_layout, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import GameResult, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
@@ -40,13 +40,13 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     restart_from: a stage to recompute, with all stages after it; command: the command that `sparring status` shows to resume the run.
     """
     directory = RunDir(Path(recipe.run_dir))
-    require_layout(directory.root)
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
     telling = written_to(directory.root, command, place_in(directory.root, recipe))
     with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
         try:
+            convert_layout(directory.root)
             if restart_from is not None:
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():

@@ -106,7 +106,7 @@ def test_a_control_that_may_win_by_chance_is_called_that() -> None:
 @pytest.mark.parametrize(
     ("gained", "told"),
     [
-        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. continued SFT cannot be distinguished from it. Use it: "),
+        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. It cannot be distinguished from continued SFT. Use it: "),
         ((0.1, -0.1, 0.3), "Its gain over the start is within chance: more held-out rows would show whether it is real."),
         (None, "Its gain over the start is within chance"),
     ],

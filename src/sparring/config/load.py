@@ -21,6 +21,7 @@ from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 S = TypeVar("S", bound=Section)
+FORMER_START = "baseline"
 OLD_KEYS = {"baseline": "controls"}  # former name -> name
 BUILTIN, RECIPES = "builtin:", Path(__file__).parent.parent / "recipes"
 
@@ -95,15 +96,30 @@ def recipe_of_run(root: Path) -> Recipe:
 
 
 def require_layout(root: Path) -> None:
-    """Raise UserError for a run of an earlier version, whose folder of the start's scores was called `baseline`."""
-    if not (root / "baseline").is_dir():
+    """Raise UserError for a run of an earlier version, whose folder of the start's scores is called `baseline`."""
+    if (root / FORMER_START).is_dir():
+        linked = (root / "start").is_symlink()  # the link through which adapters find their base model
+        raise UserError(
+            f"this run was written by an earlier version, which called the folder of the start's scores `{FORMER_START}`",
+            where=str(root),
+            remedy="play its recipe again in another run_dir, or use the version that wrote it"
+            if linked
+            else "`sparring run` its recipe once: that renames it and keeps what is finished",
+        )
+
+
+def convert_layout(root: Path) -> None:
+    """Give a run of an earlier version today's names; called by the process that holds its lock. Raises UserError if it has adapters."""
+    if not (root / FORMER_START).is_dir():
         return
-    linked = (root / "start").is_symlink()  # the link through which adapters find their base model
-    remedy = f"rename {root / 'baseline'} to {root / 'start'}, then run its recipe again: what is finished is kept"
-    raise UserError(
-        "this run was written by an earlier version, which called the folder of the start's scores `baseline`",
-        where=str(root),
-        remedy="play the recipe again in another run_dir, or use the version that wrote it" if linked else remedy,
+    if (root / "start").is_symlink():
+        require_layout(root)
+    (root / "summary.json").unlink(missing_ok=True)  # written again at the end
+    if (root / "chosen.json").exists():
+        (root / "chosen.json").rename(root / "micro_batch.json")
+    (root / FORMER_START).rename(root / "start")  # last: until then a kill leaves a run that is converted again
+    logging.getLogger("sparring").info(
+        f"run directory of an earlier version: `{FORMER_START}` is now `start`, `chosen.json` is `micro_batch.json`"
     )
 
 

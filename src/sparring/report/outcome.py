@@ -74,7 +74,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     if gained is None or gained["low"] <= 0:
         return f"Its gain over the start is within chance: more held-out rows would show whether it is real. If you use it: {export}."
     rivals = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
-    beside = f" {' and '.join(rivals)} cannot be distinguished from it." if rivals else ""
+    beside = f" It cannot be distinguished from {' or '.join(rivals)}." if rivals else ""
     return f"Its gain over the start is more than chance.{beside} Use it: {export}."
 
 

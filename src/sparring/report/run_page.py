@@ -17,7 +17,7 @@ from sparring.report.outcome import next_steps, verdict_lines
 from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
 from sparring.report.paper import PAPER, differences_from_paper
 from sparring.report.run_files import RunFiles, read_run, shown_of
-from sparring.report.run_plots import cost_figures, quality_figures, training_figures
+from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
 from sparring.report.side_by_side import side_by_side
 from sparring.report.summary import REPORT
 from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, how_played, quality_columns, score_columns
@@ -42,7 +42,7 @@ def report_page(run: RunFiles) -> str:
     """The page as text. Most important first."""
     said = (paragraph(line, "verdict") for line in verdict_lines(run.summary, str(run.root)))
     wrong = (paragraph(line, "warning") for line in warnings([*signs(run.summary, run.recipe), *_while_training(run)]))
-    lead = [*said, *wrong, _next(run)]
+    lead = render("first.html", said=Markup("").join(said), figure=first_figure(run), rest=Markup("").join([*wrong, _next(run)]))
     sections = [
         Section("scores", "Start, iterations and controls", _scores(run), "Scores"),
         *_benchmarks(run),
@@ -60,7 +60,7 @@ def report_page(run: RunFiles) -> str:
     at = _moment(now())
     state = f"State of the run at {at}." if run.is_over else f"State of an unfinished run at {at}: reload the page for more."
     title = f"sparring: {run.root.resolve().name}"
-    return render_page(title, Markup("").join(lead), sections, script_of("unpack.js") + script_of("samples.js"), state)
+    return render_page(title, lead, sections, script_of("unpack.js") + script_of("samples.js"), state)
 
 
 def _while_training(run: RunFiles) -> Iterator[Sign]:

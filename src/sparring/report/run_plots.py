@@ -31,9 +31,15 @@ CONTROL_LOOK, START_LOOK, WON_LOOK, LOST_LOOK = 6, 7, 8, 9  # below them the ite
 TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
 
 
+def first_figure(run: RunFiles) -> Markup:
+    """The score that the first screen shows: of the recipe's answers where it names some, else the likelihood of the human replies."""
+    metric, words = next(iter(_shown(run).items()))
+    return figure(_score_plot(run, metric, words), f"± standard error over {run.players[0].row.scores[metric]['n']} held-out prompts.")
+
+
 def quality_figures(run: RunFiles) -> Iterator[Markup]:
-    """What came out: scores with their errors, the two-sample test, likelihood, lengths."""
-    for metric in _shown(run):
+    """The other results: scores with their errors, the two-sample test, likelihood, lengths."""
+    for metric in list(_shown(run))[1:]:
         yield figure(_score_plot(run, metric, WORDS[metric]), "Bars are standard errors over the held-out prompts.")
     if len(run.played) > 1:
         yield figure(*_two_sample_test(run))
