@@ -20,7 +20,7 @@ interrupted. `sparring COMMAND --help` says the same as this page.
 
 def cli_reference() -> str:
     """One section per command, in the order of `sparring --help`."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_group(app)
     return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in group.commands.items())])
 
 
