@@ -228,8 +228,8 @@ def _row(arm: Arm | SeedArm, reference: Arm | SeedArm, metrics: Sequence[str], s
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
     """With Holm's correction over all tests of the comparison, metrics and players alike."""
-    tests = [(n, name, cell.paired.p) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
-    tests = [(n, name, p) for n, name, p in tests if p is not None]
+    paired = [(n, name, cell.paired) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
+    tests = [(n, name, one.p) for n, name, one in paired if one.p is not None]
     found = [replace(row, cells=dict(row.cells)) for row in rows]
     for (n, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
         found[n].cells[name] = replace(found[n].cells[name], p_holm=p)
