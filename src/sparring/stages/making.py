@@ -17,7 +17,8 @@ from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord
 
 # What makes a stage in its folder and returns its facts; and what does a part of that
-Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
+Work = Callable[[Path], dict[str, Any]]
+Part = Callable[[Path], None]
 
 
 class TargetReached(Exception):
@@ -83,6 +84,7 @@ class StageRunner:
 
         begun = from_main(begin)
         if name != self.target:
+            assert isinstance(begun, StageRecord), f"{name} is finished"
             return begun
         log.setLevel(logging.DEBUG)
         if isinstance(begun, Path):
