@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -203,6 +203,9 @@ class SeedArm:
     def _by_seed(self, metric: str) -> list[float] | None:
         found = [arm.score(metric) for arm in self.arms]
         return None if None in found else [score["value"] for score in found if score is not None]
+
+
+A = TypeVar("A", Arm, SeedArm)  # players that are compared with one another are of one kind
 
 
 class Game:

@@ -197,4 +197,4 @@ class Section(BaseModel):
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:
     """The value for iteration t (from 0) of an option that is a scalar or one value per iteration."""
-    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]
+    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]  # an option is no sequence
