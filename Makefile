@@ -145,6 +145,7 @@ picture: setup
 lint: setup
 	$(BIN)/ruff check src tests benchmarks scripts
 	$(BIN)/ruff format --check src tests benchmarks scripts
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(HARNESS_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

@@ -20,7 +20,7 @@ when it was interrupted. `sparring COMMAND --help` prints the text of this page.
 
 def cli_reference() -> str:
     """One section per command, in the order of `sparring --help`."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_group(app)
     return "\n".join([INTRODUCTION, *(_section(name, command) for name, command in group.commands.items())])
 
 

@@ -18,7 +18,8 @@ class UserError(Exception):
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
-        self.what, self.where, self.remedy = (text and without_secrets(text) for text in (what, where, remedy))
+        self.what = without_secrets(what)
+        self.where, self.remedy = (text and without_secrets(text) for text in (where, remedy))
         lines = [f"{self.where}: {self.what}" if where else self.what]
         if remedy:
             lines.append(f"  -> {self.remedy}")

@@ -123,7 +123,7 @@ def _judged(
         write_json(stage / SCORES, scores)
         return facts
 
-    inputs = {
+    inputs: dict[str, Any] = {
         "answers": answers[subject].digest,
         "against": answers[other].digest if other else None,
         "references": digest([question.references for question in questions]),

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sparring.config import Recipe
 from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
@@ -106,7 +106,7 @@ def _reported() -> Iterator[None]:
             raise  # the launcher ends the other ranks, which wait for this one
 
 
-def _raise_alone(user: BaseException, error: BaseException) -> None:
+def _raise_alone(user: BaseException, error: BaseException) -> NoReturn:
     if isinstance(user, AgreedError) and not is_main():
         raise SystemExit(2) from None  # rank 0 reports it
     raise user from (None if user is error else error)

@@ -123,7 +123,7 @@ def _publish(
         {
             "name": section.title,
             "stage": section.folder,
-            "from_iteration": from_iteration(section, best and best.iteration),
+            "from_iteration": from_iteration(section, None if best is None else best.iteration),
             "scores": controls[section.folder],
         }
         for section in recipe.controls

@@ -89,7 +89,9 @@ def _model(target: str, out: Path) -> Subject:
     source = find_model(ModelSection(path=target), seed=0)
     folder = source.folder
     if folder is None:
-        stage = RunDir(out).stage("base", {"model": source.fingerprint}, lambda stage: source.make(stage / "model") or {})
+        make = source.make
+        assert make is not None, "a model without a folder can be made"
+        stage = RunDir(out).stage("base", {"model": source.fingerprint}, lambda stage: make(stage / "model") or {})
         folder = stage.path / "model"
     # of the recipe only the model, the number format and what samples are read
     played = {"data": {"path": "builtin:tasks"}, "train": {"precision": "fp32"}}

@@ -35,7 +35,12 @@ class MathChecker:
         golds = [self._gold_text(one) for one in asked]
         replies = [[self._reply_text(reply) for reply in one.replies] for one in asked]
         read = self._read([*golds, *(text for texts in replies for text in texts)])
-        pairs = {(gold, text) for gold, texts in zip(golds, replies, strict=True) for text in texts if _are_read(read, gold, text)}
+        pairs = {
+            (gold, text)
+            for gold, texts in zip(golds, replies, strict=True)
+            for text in texts
+            if gold is not None and text is not None and _are_read(read, gold, text)
+        }
         equal = self._compare(sorted(pairs))
         shared = self._votes(
             [{read[text]["answer"]: text for text in sorted(filter(None, texts)) if _are_read(read, text)} for texts in replies]

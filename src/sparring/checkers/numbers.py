@@ -58,8 +58,9 @@ def _value(found: re.Match[str]) -> Fraction | None:
     if found["part"]:
         top, bottom = map(_plain, found["part"].split("/"))
         part, whole = _ratio(top, bottom), _plain(digits)
-        is_mixed = part is not None and part < 1 and whole is not None and whole.denominator == 1
-        return whole + part if is_mixed else part
+        if part is not None and part < 1 and whole is not None and whole.denominator == 1:
+            return whole + part  # 1 1/2
+        return part
     return _scaled(_plain(digits), found["power"])
 
 

@@ -7,6 +7,7 @@ outcome.py                                           how all of them end
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -29,6 +30,7 @@ app = typer.Typer(
 # in the order of --help
 app.command()(init)
 app.command(epilog=f"The values of objective.loss: {in_words()}.")(run)
+command: Callable[..., None]
 for command in (demo, plan, stage, sample, status, watch, evaluate, judge):
     app.command()(command)
 app.command("grade")(grade_replies)

@@ -90,6 +90,6 @@ def stdout() -> Console:
     return console
 
 
-def encode_stdout(**options: str) -> None:
+def encode_stdout(*, encoding: str | None = None, errors: str | None = None) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
-        sys.stdout.reconfigure(**options)
+        sys.stdout.reconfigure(encoding=encoding, errors=errors)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -98,7 +98,7 @@ class Arm:
 
     def score(self, metric: str) -> Score | None:
         values = self.values(metric)
-        return values and ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
+        return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
     def paired(self, other: Arm, metric: str, confidence: float, seed: int) -> Paired | None:
         """This player less `other`; None where that says nothing (`why_not`)."""
@@ -117,7 +117,7 @@ class Arm:
                 return f"is not defined for {arm.run.label}{why_missing(metric, arm.run.recipe)}"
         if why := other_grading(metric, self.run.graded, other.run.graded):
             return why
-        if metric in RATIOS and not np.array_equal(*(arm.columns[RATIOS[metric][1]] for arm in (self, other))):
+        if metric in RATIOS and not np.array_equal(self.columns[RATIOS[metric][1]], other.columns[RATIOS[metric][1]]):
             return f"counts different tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
         return None
 
@@ -151,8 +151,8 @@ class SeedArm:
 
     @property
     def flops(self) -> float | None:
-        found = [arm.flops for arm in self.arms]
-        return None if None in found else sum(found)  # type: ignore[arg-type]
+        known = [flops for arm in self.arms if (flops := arm.flops) is not None]
+        return sum(known) if len(known) == len(self.arms) else None
 
     @property
     def benchmarks(self) -> Mapping[str, SampledMetric]:
@@ -203,6 +203,9 @@ class SeedArm:
     def _by_seed(self, metric: str) -> list[float] | None:
         found = [arm.score(metric) for arm in self.arms]
         return None if None in found else [score["value"] for score in found if score is not None]
+
+
+A = TypeVar("A", Arm, SeedArm)  # players that are compared with one another are of one kind
 
 
 class Game:

@@ -31,7 +31,8 @@ def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None)
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
     """
-    hashes, stale = _hashes(run, owner, trained), []
+    hashes = _hashes(run, owner, trained)
+    stale: list[str] = []
     recipes = {one.name: one for record in _of_recipe(run, owner) for one in _read(record, hashes, stale)}
     found: dict[str, SampledMetric] = {}
     for record in _evaluations(run, player):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from sparring.comparison.arms import METRICS, OF_DUELS, Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.arms import METRICS, OF_DUELS, A, Arm, Game, SeedArm, Seeds, is_benchmark
 from sparring.comparison.benchmarks import how_asked
 from sparring.comparison.notes import notes
 from sparring.comparison.statistics import Paired, holm
@@ -98,12 +98,13 @@ def compare(
     unknown players and metrics.
     """
     runs = _runs(folders, unfinished)
-    reference = _reference(runs, against)
-    arms = [arm for run in runs for arm in run.arms]
+    # games and their players, or seeds and theirs: the same for both, and written for the first
+    reference = cast(Arm, _reference(runs, against))
+    arms = cast("list[Arm]", [arm for run in runs for arm in run.arms])
     if reference.label not in [arm.label for arm in arms]:
         arms.insert(0, reference)  # the best of every seed
     for arm in arms:
-        reference.require_same_rows(arm)  # type: ignore[arg-type]
+        reference.require_same_rows(arm)
     chosen = _metrics(metrics, arms, reference)
     rows = _adjusted([_row(arm, reference, chosen, seed) for arm in arms])
     unit, count = ("seeds", len(reference.arms)) if isinstance(reference, SeedArm) else ("rows", len(reference.rows))
@@ -163,7 +164,7 @@ def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> A
     return found.find(player)
 
 
-def _metrics(asked: Sequence[str], arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> tuple[str, ...]:
+def _metrics(asked: Sequence[str], arms: Sequence[A], reference: A) -> tuple[str, ...]:
     for name in asked:
         _require_metric(name, arms, reference)
     chosen = tuple(dict.fromkeys(asked)) or (
@@ -172,27 +173,34 @@ def _metrics(asked: Sequence[str], arms: Sequence[Arm | SeedArm], reference: Arm
     )
     for name in filter(is_benchmark, chosen):
         for arm in arms:
-            reference.require_same_samples(arm, name)  # type: ignore[arg-type]
+            reference.require_same_samples(arm, name)
     return chosen
 
 
-def _require_metric(name: str, arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> None:
+def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
     """Raises UserError for a metric that there is not, or that some player has not or has otherwise than the reference.
 
     A benchmark may be one that not all players have played.
     """
-    if name not in METRICS and not any(name in (*arm.sampled, *arm.benchmarks) for arm in arms):
-        raise _unknown_metric(name, [found for arm in arms for found in (*arm.sampled, *arm.benchmarks)])
+    if name not in METRICS:
+        further = [found for arm in arms for found in _further_metrics(arm)]
+        if name not in further:
+            raise _unknown_metric(name, further)
     if is_benchmark(name) and _rivals(name, arms, reference):
         return
     for arm in arms:
-        if (why := arm.why_not(reference, name)) is not None:  # type: ignore[arg-type]
+        if (why := arm.why_not(reference, name)) is not None:
             raise UserError(f"{name} {why}", where="--metric", remedy="leave it out, or compare runs that share it")
 
 
-def _rivals(name: str, arms: Sequence[Arm | SeedArm], reference: Arm | SeedArm) -> list[Arm | SeedArm]:
+def _further_metrics(arm: Arm | SeedArm) -> list[str]:
+    """What it has beside METRICS. Reads its benchmarks."""
+    return [*arm.sampled, *arm.benchmarks]
+
+
+def _rivals(name: str, arms: Sequence[A], reference: A) -> list[A]:
     """Those with whom the reference can be compared in a benchmark."""
-    return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]  # type: ignore[arg-type]
+    return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]
 
 
 def _metric(name: str, reference: Arm | SeedArm) -> Metric:
@@ -215,12 +223,9 @@ def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
     return UserError(what, where="--metric", remedy=known)
 
 
-def _row(arm: Arm | SeedArm, reference: Arm | SeedArm, metrics: Sequence[str], seed: int) -> Row:
+def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> Row:
     is_reference = arm.label == reference.label
-    cells = {
-        name: Cell(arm.score(name), None if is_reference else arm.paired(reference, name, CONFIDENCE, seed))  # type: ignore[arg-type]
-        for name in metrics
-    }
+    cells = {name: Cell(arm.score(name), None if is_reference else arm.paired(reference, name, CONFIDENCE, seed)) for name in metrics}
     best = isinstance(arm, Arm) and arm.player == arm.run.best
     is_control = arm.player in arm.run.controls
     return Row(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_going, arm.cost, arm.flops, cells)
@@ -228,8 +233,8 @@ def _row(arm: Arm | SeedArm, reference: Arm | SeedArm, metrics: Sequence[str], s
 
 def _adjusted(rows: Sequence[Row]) -> list[Row]:
     """With Holm's correction over all tests of the comparison, metrics and players alike."""
-    tests = [(n, name, cell.paired.p) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
-    tests = [(n, name, p) for n, name, p in tests if p is not None]
+    paired = [(n, name, cell.paired) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
+    tests = [(n, name, one.p) for n, name, one in paired if one.p is not None]
     found = [replace(row, cells=dict(row.cells)) for row in rows]
     for (n, name, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
         found[n].cells[name] = replace(found[n].cells[name], p_holm=p)

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sparring.comparison.arms import Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.arms import A, Arm, Game, SeedArm, Seeds, is_benchmark
 from sparring.comparison.benchmarks import other_prompts
 from sparring.comparison.grading import is_graded
 
-Arms = Sequence[Arm | SeedArm]
 
-
-def notes(
-    runs: Sequence[Game] | Sequence[Seeds], arms: Arms, reference: Arm | SeedArm, metrics: Sequence[str], everything: bool
-) -> list[str]:
+def notes(runs: Sequence[Game] | Sequence[Seeds], arms: Sequence[A], reference: A, metrics: Sequence[str], everything: bool) -> list[str]:
     """One line per note. everything: no metric was chosen, so benchmarks that cannot be compared are noted too."""
-    held_out = [name for name in metrics if not is_benchmark(name)]
-    benchmarks = [name for name in metrics if is_benchmark(name)]
+    held_out: list[str] = [name for name in metrics if not is_benchmark(name)]
+    benchmarks: list[str] = [name for name in metrics if is_benchmark(name)]
     found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs, held_out)]
     if everything or benchmarks:
         found += [*_of_gaps(arms, reference, benchmarks, everything), *_of_asking(arms, reference, benchmarks), *_of_stale(arms)]
@@ -31,9 +27,9 @@ def _of_runs(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
             yield f"{run.label}: not every seed has {', '.join(run.left_out)}; left out"
 
 
-def _of_players(arms: Arms, reference: Arm | SeedArm, held_out: Sequence[str]) -> Iterator[str]:
+def _of_players(arms: Sequence[A], reference: A, held_out: Sequence[str]) -> Iterator[str]:
     for arm in arms:
-        yield from (f"{name} {why}" for name in held_out if (why := arm.why_not(reference, name)))  # type: ignore[arg-type]
+        yield from (f"{name} {why}" for name in held_out if (why := arm.why_not(reference, name)))
         if arm.flops is None:
             yield f"{arm.run.label}: no FLOPs, because the sizes of its model cannot be found"
 
@@ -50,7 +46,7 @@ def _of_sampling(runs: Sequence[Game] | Sequence[Seeds], held_out: Sequence[str]
             yield f"replies were sampled at another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())
 
 
-def _of_gaps(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str], everything: bool) -> Iterator[str]:
+def _of_gaps(arms: Sequence[A], reference: A, shown: Sequence[str], everything: bool) -> Iterator[str]:
     """Who has not played what, one line for all benchmarks of which that is true."""
     main = dict.fromkeys(name for arm in arms for name, metric in arm.benchmarks.items() if metric.is_main)
     gaps: dict[tuple[bool, str], list[str]] = {}
@@ -61,9 +57,9 @@ def _of_gaps(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str], everyth
         yield f"{'' if is_shown else 'left out: '}{', '.join(names)}: {why}"
 
 
-def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
+def _gap(name: str, arms: Sequence[A], reference: A) -> str | None:
     having = [arm for arm in arms if name in arm.benchmarks]
-    if name in reference.benchmarks and (why := next(filter(None, (arm.why_not(reference, name) for arm in having)), None)):  # type: ignore[arg-type]
+    if name in reference.benchmarks and (why := next(filter(None, (arm.why_not(reference, name) for arm in having)), None)):
         return why
     runs = {arm.run.label for arm in having}
     missing = [arm for arm in arms if name not in arm.benchmarks]
@@ -71,7 +67,7 @@ def _gap(name: str, arms: Arms, reference: Arm | SeedArm) -> str | None:
     return f"not run on {', '.join(who)}" if who else None
 
 
-def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> Iterator[str]:
+def _of_asking(arms: Sequence[A], reference: A, shown: Sequence[str]) -> Iterator[str]:
     for name in shown:
         own = reference.benchmarks[name]
         for arm in (arm for arm in arms if name in arm.benchmarks):
@@ -82,7 +78,7 @@ def _of_asking(arms: Arms, reference: Arm | SeedArm, shown: Sequence[str]) -> It
                 yield f"{name}: {reference.run.label} and {arm.run.label} have different chat templates, so their prompts differ"
 
 
-def _of_stale(arms: Arms) -> Iterator[str]:
+def _of_stale(arms: Sequence[Arm | SeedArm]) -> Iterator[str]:
     for arm in arms:
         for folder in arm.stale_benchmarks:
             yield f"{folder} is of an earlier player; left out until `sparring evaluate` has run on the current one"

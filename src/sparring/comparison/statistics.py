@@ -25,7 +25,7 @@ class Values:
     bottom_N: np.ndarray
 
     @classmethod
-    def of_mean(cls, values: Sequence[float]) -> Values:
+    def of_mean(cls, values: Sequence[float] | np.ndarray) -> Values:
         return cls(np.asarray(values, dtype=float), np.ones(len(values)))
 
     @property

@@ -19,16 +19,16 @@ def verdict(found: Comparison) -> Iterator[str]:
 
 def _of_metric(found: Comparison, metric: Metric) -> str | None:
     sign = 1 if metric.higher_is_better else -1
-    known = [row for row in found.rows if row.cells[metric.name].score is not None]
+    known = [(row, score["value"]) for row in found.rows if (score := row.cells[metric.name].score) is not None]
     if not known:
         return None
-    ranked = sorted(known, key=lambda row: -sign * row.cells[metric.name].score["value"])  # type: ignore[index]
-    values = {row.cells[metric.name].score["value"] for row in known}  # type: ignore[index]
+    ranked = sorted(known, key=lambda one: -sign * one[1])
+    values = {value for _, value in known}
     if len(values) == 1 < len(known):
         return f"By {metric_words(metric.name)} all are equal, at {values.pop():.4f}."
-    first, cell = ranked[0], ranked[0].cells[metric.name]
-    head = f"By {metric_words(metric.name)} {first.name} is first with {cell.score['value']:.4f}"  # type: ignore[index]
-    behind = ", ".join(f"{row.name} {row.cells[metric.name].score['value']:.4f}" for row in ranked[1 : 1 + NAMED])  # type: ignore[index]
+    first, highest = ranked[0]
+    head = f"By {metric_words(metric.name)} {first.name} is first with {highest:.4f}"
+    behind = ", ".join(f"{row.name} {value:.4f}" for row, value in ranked[1 : 1 + NAMED])
     behind += f" and {len(ranked) - 1 - NAMED} more" if len(ranked) > 1 + NAMED else ""
     return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
 

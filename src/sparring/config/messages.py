@@ -58,6 +58,7 @@ def _locate(loc: tuple[str | int, ...]) -> _Place:
     field: FieldInfo | None = None
     for depth, part in enumerate(loc):
         if section is None:  # inside a plain option
+            assert field is not None, "no section follows a key"
             if get_origin(field.annotation) is dict:
                 names.append(str(part))
             return _Place(".".join(names), field, loc[depth:])
@@ -88,15 +89,15 @@ def _describe(item: Any, place: _Place) -> str:
         return f"{key}: {value}: {item['ctx']['error']}"
     if item["type"] == "contradiction":
         return f"{key}: {value}: {item['msg']}"
-    return f"{key}: {value} is refused; wanted: {_wanted(item, place)}"
+    return f"{key}: {value} is refused; wanted: {_wanted(item, field, place)}"
 
 
-def _wanted(item: Any, place: _Place) -> str:
+def _wanted(item: Any, field: FieldInfo, place: _Place) -> str:
     """The rule in words, with a hint for common mistakes."""
-    field, value = place.field, item["input"]
+    value = item["input"]
     if section_of(field.annotation) is not None:
         return "a section, its keys indented below its name" + ("" if field.is_required() else "; leave it out for the defaults")
-    words = _words_at(place).replace("`", "")
+    words = _words_at(field, place).replace("`", "")
     if item["type"] == "literal_error" and isinstance(value, str):
         guess = nearest(value, _choices(field.annotation))
         return f"{words}; did you mean {guess}?" if guess else words
@@ -112,14 +113,14 @@ def _choices(annotation: Any) -> list[str]:
     return [str(choice) for part in types_inside(annotation) if get_origin(part) is Literal for choice in get_args(part)]
 
 
-def _words_at(place: _Place) -> str:
+def _words_at(field: FieldInfo, place: _Place) -> str:
     """The type in words of a whole option, or of one element if the place is inside its list or mapping."""
-    for part in types_inside(place.field.annotation):
+    for part in types_inside(field.annotation):
         if get_origin(part) is dict and place.rest:
             return in_words(get_args(part)[1])
         if get_origin(part) is tuple and place.positions:
             return in_words(get_args(part)[0])
-    return in_words(place.field.annotation, place.field.metadata)
+    return in_words(field.annotation, field.metadata)
 
 
 def _describe_unknown(key: str) -> str:

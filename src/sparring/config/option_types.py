@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -112,7 +112,7 @@ class FrozenDict(dict[Any, Any]):
 
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
-    def __hash__(self) -> int:  # type: ignore[override]
+    def __hash__(self) -> int:  # type: ignore[override]  # dict has None in its place
         return hash(frozenset(self.items()))
 
     def __reduce__(self) -> tuple[Any, ...]:  # the default copy and unpickle would set items one by one
@@ -149,9 +149,14 @@ Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), After
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
 Beside = Literal["system", "history"]
-Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated", Beside]
-PairColumn = Literal["prompt", "chosen", "rejected", Beside]
-PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", Beside]
+if TYPE_CHECKING:  # readers look up any column's name in these mappings
+    Column = str
+    PairColumn = str
+    PromptColumn = str
+else:
+    Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated", Beside]
+    PairColumn = Literal["prompt", "chosen", "rejected", Beside]
+    PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", Beside]
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
 TemplateKwargs = Annotated[
@@ -192,4 +197,4 @@ class Section(BaseModel):
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:
     """The value for iteration t (from 0) of an option that is a scalar or one value per iteration."""
-    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]
+    return value[iteration] if isinstance(value, (tuple, list)) else value  # type: ignore[return-value]  # an option is no sequence

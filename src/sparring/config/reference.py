@@ -32,17 +32,17 @@ data: {path: builtin:tasks}
 def recipe_reference() -> str:
     """The page docs/recipe.md: every key with its type, default and description."""
     pages = [_INTRODUCTION, "## Top level\n", _table(Recipe)]
-    for name, field in _sections(Recipe).items():
-        pages += [f"## {name}\n", f"{field.description}\n", _table(section_of(field.annotation))]
+    for name, (field, section) in _sections(Recipe).items():
+        pages += [f"## {name}\n", f"{field.description}\n", _table(section)]
     return "\n".join(pages)
 
 
-def _sections(section: type[Section]) -> dict[str, FieldInfo]:
+def _sections(section: type[Section]) -> dict[str, tuple[FieldInfo, type[Section]]]:
     """Every section below `section` by its key, each once, before those within it."""
-    found: dict[str, FieldInfo] = {}
+    found: dict[str, tuple[FieldInfo, type[Section]]] = {}
     for name, field in section.model_fields.items():
         if (child := section_of(field.annotation)) is not None:
-            found |= {name: field, **{key: inner for key, inner in _sections(child).items() if key not in found}}
+            found |= {name: (field, child), **{key: inner for key, inner in _sections(child).items() if key not in found}}
     return found
 
 

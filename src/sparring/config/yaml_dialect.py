@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -32,8 +32,6 @@ class _Loader(yaml.SafeLoader):
     Values are counted while they are parsed, before any list or mapping is built.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = self._values = 0
@@ -41,20 +39,21 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
+        mark = event.start_mark
         if getattr(event, "tag", None) not in (None, "!"):
-            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is not allowed in a recipe", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"the tag {event.tag!r} is not allowed in a recipe", mark)
         before = self._values
         self._depth += 1
         if self._depth > MOST_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MOST_DEPTH} deep", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"nested more than {MOST_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if isinstance(event, yaml.AliasEvent) and id(node) not in self._sizes:
-            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} refers to a value that contains it", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, f"*{event.anchor} refers to a value that contains it", mark)
         self._values += self._sizes[id(node)] if isinstance(event, yaml.AliasEvent) else 1
         if self._values > MOST_VALUES:
             what = f"more than {MOST_VALUES:,} values, counting the values of aliases"
-            raise yaml.composer.ComposerError(None, None, what, event.start_mark)
+            raise yaml.composer.ComposerError(None, None, what, mark)
         self._sizes.setdefault(id(node), self._values - before)
         return node
 
@@ -81,8 +80,6 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Quotes text that _Loader would read as something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
-
     def represent_text(self, text: str) -> yaml.ScalarNode:
         # line ends in YAML; only double quotes escape them
         style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
@@ -93,8 +90,9 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-for _name, (_pattern, _first) in _SCALARS.items():
-    for _class in (_Loader, _Dumper):
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}  # none of PyYAML's own
+    for _name, (_pattern, _first) in _SCALARS.items():
         _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(rf"^(?:{_pattern})\Z"), _first)
 
 
@@ -118,7 +116,7 @@ def parse_scalar(text: str, where: str) -> Any:
         return loader.construct_object(yaml.ScalarNode(tag, text))
     except yaml.constructor.ConstructorError as error:
         if tag.endswith(":int"):
-            raise UserError(error.problem, where=where) from None
+            raise UserError(error.problem or str(error), where=where) from None
         return text  # `<<`, which only means something as a key
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
@@ -33,7 +33,7 @@ from sparring.data.given_back import (
     without_open_thinking,
 )
 from sparring.data.records import Conversation, Message, TokenIds
-from sparring.data.rendering import Renderer
+from sparring.data.rendering import Render, Renderer
 from sparring.data.template_kwargs import Scalar, with_kwargs
 from sparring.data.turns import REASONING
 from sparring.errors import UserError
@@ -88,7 +88,8 @@ class Chat:
         self.notices: list[str] = []
         self.source = "the model's own chat template" if template is None else f"the chat template of {_OPTION}"
         self.template = with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
-        self._renderer = Renderer(partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False))
+        render = partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False)
+        self._renderer = Renderer(cast(Render, render))  # it returns text where it does not tokenize
         self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
         self._takes_system = self._probe_system()
         self._lost_of_roles: dict[tuple[str, ...], int | None] = {}
@@ -137,7 +138,11 @@ class Chat:
         return tuple(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _text(self, ids: Iterable[int], skip_special_tokens: bool) -> str:
-        return self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        text = self.tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+        return cast(str, text)  # of one sequence; several would be a list
+
+    def _token(self, token_id: int) -> str:
+        return cast(str, self.tokenizer.convert_ids_to_tokens(token_id))  # of one id; several would be a list
 
     def _render(self, messages: Sequence[Message], where: str | None, add_generation_prompt: bool = False) -> str:
         try:
@@ -193,7 +198,7 @@ class Chat:
                 lost = lost_turn(self._render_raw(turns, True), turns)
             except TemplateError:  # it accepts these turns only with the texts of the row
                 lost = None
-            self._lost_of_roles[roles] = lost and lost.place
+            self._lost_of_roles[roles] = None if lost is None else lost.place
         return self._lost_of_roles[roles]
 
     def _check_reply(self, prompt_text: str, written: str, reply: Message, where: str | None) -> None:
@@ -219,8 +224,8 @@ class Chat:
 
     @property
     def _end_of_turn(self) -> str | None:
-        """The reasoning as the template writes it, if it does."""
-        return self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id) if self._template_ends_turns else None
+        """As the template writes it, if it does."""
+        return self._token(self.end_of_turn_id) if self._template_ends_turns else None
 
     @cached_property
     def _marker(self) -> re.Pattern[str]:
@@ -231,7 +236,7 @@ class Chat:
         except TemplateError:
             text = self._render_raw([asked, answered])
         known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.tokenizer.unk_token_id}
-        tokens = [self.tokenizer.convert_ids_to_tokens(token) for token in known.intersection(self._ids(text))]
+        tokens = [self._token(token) for token in known.intersection(self._ids(text))]
         marks = sorted({token for token in tokens if token.strip() and token not in (THINKING, END_OF_THINKING)}, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, marks)) or r"(?!)")
 
@@ -256,7 +261,7 @@ class Chat:
         """
         self._note("tokens would reach from the prompt into the reply: such replies are tokenised by themselves")
         alone = self._ids(reply_text)
-        marker = self.tokenizer.convert_ids_to_tokens(self.end_of_turn_id)
+        marker = self._token(self.end_of_turn_id)
         candidates = [alone, self._ids(marker + reply_text)[len(self._ids(marker)) :]]
         wanted = self._text(full_ids, skip_special_tokens=False)
         return next((ids for ids in candidates if self._text(prompt_ids + ids, skip_special_tokens=False) == wanted), alone)

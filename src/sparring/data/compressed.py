@@ -7,7 +7,6 @@ import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
 
 from sparring.errors import UserError, first_line
 
@@ -16,13 +15,13 @@ MAX_DECOMPRESSED = 16 * 2**30
 _PIECE = 2**24
 
 
-def _zstd(data: bytes) -> BinaryIO:
+def _zstd(data: bytes) -> io.BufferedIOBase:
     import pyarrow as pa
 
     return pa.CompressedInputStream(pa.BufferReader(data), "zstd")
 
 
-UNPACKERS: dict[str, Callable[[bytes], BinaryIO]] = {".gz": lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)), ".zst": _zstd}
+UNPACKERS: dict[str, Callable[[bytes], io.BufferedIOBase]] = {".gz": lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)), ".zst": _zstd}
 
 
 def bytes_of(path: Path) -> bytes:
@@ -41,7 +40,7 @@ def bytes_of(path: Path) -> bytes:
     return text
 
 
-def _bounded(stream: BinaryIO, path: Path) -> bytes:
+def _bounded(stream: io.BufferedIOBase, path: Path) -> bytes:
     text = bytearray()
     while piece := stream.read(_PIECE):
         text += piece

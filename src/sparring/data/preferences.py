@@ -107,7 +107,7 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
 
 
 def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
-    columns = {
+    columns: dict[str, list[Any]] = {
         "row_id": [duel.row_id for duel in duels],
         "prompt_ids": [list(duel.prompt_ids) for duel in duels],
         "chosen_ids": [list(duel.real_ids) for duel in duels],
@@ -139,15 +139,15 @@ def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
     row = {**row, **{name: unpacked(row.get(name), reading) for name in own.values()}}
     prompt, chosen = row[own["prompt"]], row[own["chosen"]]
     read = _whole if _holds_prompt(prompt, chosen) else _after_prompt
-    sides = [read(row, reading, name, where) for name in ("chosen", "rejected")]
-    if None in sides:
+    better, worse = (read(row, reading, name, where) for name in ("chosen", "rejected"))
+    if better is None or worse is None:
         return None
-    if sides[0].prompt != sides[1].prompt:
+    if better.prompt != worse.prompt:
         raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
-    asked = [turn["content"] for turn in sides[0].prompt]
+    asked = [turn["content"] for turn in better.prompt]
     if read is _whole and isinstance(prompt, str) and prompt not in asked:
         raise UserError("prompt is none of the turns of chosen", where=where, remedy="fix the row, or leave the prompt out")
-    return Pair(where, *sides)
+    return Pair(where, better, worse)
 
 
 def _holds_prompt(prompt: Any, chosen: Any) -> bool:

@@ -42,7 +42,7 @@ class Renderer:
 
     def __init__(self, render: Render) -> None:
         self._render = render
-        self._process: weakref.finalize | None = None
+        self._process: weakref.finalize[..., Any] | None = None
 
     def __call__(self, messages: Messages, **options: Any) -> str:
         if self._process is None or not self._process.alive:
@@ -114,8 +114,8 @@ def _leave_the_parent_alone(kept: int) -> None:
     os.closerange(3, kept)
     os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in range(3):
-        os.dup2(nowhere, number)
+    for descriptor in range(3):
+        os.dup2(nowhere, descriptor)
 
 
 def _answer(render: Render, messages: Messages, options: dict[str, Any]) -> dict[str, Any]:

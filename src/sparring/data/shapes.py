@@ -84,8 +84,8 @@ def _first_that_fits(
             what = f"there is no column {own!r} ({option}.columns.{standard}); the columns are: {', '.join(present)}"
             raise UserError(what, where=source, remedy=f"did you mean {guess}?" if guess else f"correct {option}.columns")
     for name, shape in candidates.items():
-        own = {columns.get(column, column) for column in shape.required}
-        if own <= set(present) and set(columns) <= shape.columns:
+        required = {columns.get(column, column) for column in shape.required}
+        if required <= set(present) and set(columns) <= shape.columns:
             return name
     return None
 

@@ -13,13 +13,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparring.data.compressed import bytes_of
 from sparring.data.json_text import parse_json, parsed
 from sparring.data.rows import BadRows, Table, table_of
 from sparring.data.shapes import KNOWN_COLUMNS
 from sparring.errors import UserError
+
+if TYPE_CHECKING:
+    from _csv import Reader
 
 LINES = "a .jsonl file holds one JSON object per line"
 OTHER_DELIMITERS = (";", "\t", "|")
@@ -99,7 +102,7 @@ def read_csv(path: Path, bad: BadRows) -> Table:
     return replace(rows, columns=tuple(header))
 
 
-def _reader(text: str, delimiter: str) -> Iterator[list[str]]:
+def _reader(text: str, delimiter: str) -> Reader:
     return csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
 
@@ -116,7 +119,7 @@ def _delimiter(text: str) -> str:
     return best if names(",") == 1 < names(best) else ","
 
 
-def _csv_lines(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, list[str]]]:
+def _csv_lines(reader: Reader, path: Path) -> Iterator[tuple[int, list[str]]]:
     """The records that hold a cell, with the line in which each starts."""
     start = 1
     while True:
@@ -129,7 +132,7 @@ def _csv_lines(reader: Iterator[list[str]], path: Path) -> Iterator[tuple[int, l
             raise UserError(f"broken CSV: {error}", where=f"{path}, line {start}", remedy=remedy) from None
         if cells:
             yield start, cells
-        start = reader.line_num + 1  # type: ignore[attr-defined]
+        start = reader.line_num + 1
 
 
 def _csv_rows(

@@ -23,7 +23,7 @@ MEND_ROW = "fix the row or remove it from the file"
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Keys that say whether an assistant turn is trained on; MASKED ones say the opposite
-TRAINED = ("weight", "train", "training", "trainable", "trained", "is_trainable", "train_on_turn")
+TRAINED: tuple[str, ...] = ("weight", "train", "training", "trainable", "trained", "is_trainable", "train_on_turn")
 TRAINED += ("loss", "loss_mask", "loss_weight", "loss_scale")
 MASKED = ("mask", "masked")
 READ_KEYS = frozenset((*CALLS, *TRAINED, *MASKED))

@@ -54,7 +54,7 @@ class Evaluator:
             raise UserError(
                 f"{pattern or checker.name!r} finds no answer in any of the {missed} {rows}",
                 where=by,
-                remedy=f"one of them is {(asked[0].answer if has_answer(asked[0]) else asked[0].human or '')[:200]!r}",
+                remedy=f"one of them is {((asked[0].answer if has_answer(asked[0]) else asked[0].human) or '')[:200]!r}",
             )
         if missed:
             log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")

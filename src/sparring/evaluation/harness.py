@@ -90,10 +90,11 @@ def run_benchmarks(stage: Path, section: BenchmarksSection, model: HarnessModel)
         (stage / folder).mkdir(exist_ok=True)
     logging.getLogger(PACKAGE).setLevel(logging.ERROR)
     missing = [benchmark for benchmark in benchmarks if not results_file(stage, benchmark.key).exists()]
-    loaded = _loaded(model, section.batch_tokens) if missing else None
-    for benchmark in missing:
-        log.info(f"benchmarks: {benchmark.key}")
-        _play(stage, benchmark, section, loaded, manager)
+    if missing:
+        loaded = _loaded(model, section.batch_tokens)
+        for benchmark in missing:
+            log.info(f"benchmarks: {benchmark.key}")
+            _play(stage, benchmark, section, loaded, manager)
     scores = read_scores(stage, section)
     write_json(stage / SCORES, scores)
     for file in stage.glob(f"{CACHE}*"):

@@ -6,7 +6,8 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from operator import add
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -60,8 +61,8 @@ class Judgment:
         """A copy that includes the cost of an earlier attempt."""
         if earlier is None:
             return self
-        tokens = (getattr(self, name) + getattr(earlier, name) for name in ("prompt_tokens", "completion_tokens", "uncounted"))
-        return Judgment(self.key, self.value, [*earlier.replies, *self.replies], *tokens, self.asked)
+        tokens = {name: getattr(self, name) + getattr(earlier, name) for name in ("prompt_tokens", "completion_tokens", "uncounted")}
+        return replace(self, replies=[*earlier.replies, *self.replies], **tokens)
 
 
 class Judge:
@@ -71,6 +72,7 @@ class Judge:
         """Raises UserError if the key or the HTTP package is missing."""
         assert section.model is not None
         asking = ENGINES["server"]
+        assert asking.package is not None
         if not is_installed(asking.package):
             what = f"a judge needs the package {asking.package}, which is not installed"
             raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
@@ -119,7 +121,9 @@ class Judge:
         """is_taken: whether the endpoint has answered such requests, so that a refusal is due to the content of this one."""
         from sparring.opponent.endpoints import Refused
 
-        messages, replies, used, value = list(task.messages), [], [0, 0, 0], None
+        messages, value = list(task.messages), None
+        replies: list[str] = []
+        used = (0, 0, 0)
         while value is None and len(replies) < ATTEMPTS:
             sent = dict(self._settings)
             try:
@@ -132,7 +136,8 @@ class Judge:
                 replies.append(error.what)
                 break
             text = _text(answer)
-            used = [before + new for before, new in zip(used, _usage(answer), strict=True)]
+            prompt, completion, uncounted = map(add, used, _usage(answer))
+            used = prompt, completion, uncounted
             replies.append(self._endpoints.hidden(f"no chat completion: {json.dumps(answer)}" if text is None else text)[:MOST_KEPT])
             value = None if text is None else task.read(text)
             again = AGAIN.format(form=task.form)

@@ -54,7 +54,9 @@ def mean_score(values: Sequence[float], higher_is_better: bool | None = None) ->
     return Score(value=float(array.mean()), n=len(array), stderr=stderr, higher_is_better=higher_is_better)
 
 
-def ratio_score(numerators: Sequence[float], denominators: Sequence[float], higher_is_better: bool | None = None) -> Score:
+def ratio_score(
+    numerators: Sequence[float] | np.ndarray, denominators: Sequence[float] | np.ndarray, higher_is_better: bool | None = None
+) -> Score:
     """Sum over sum (as NLL per token) with the standard error of a ratio estimator over rows."""
     top, bottom = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     value = top.sum() / bottom.sum()
@@ -85,7 +87,7 @@ def wilson_interval(share: float, n: int, confidence: float) -> tuple[float, flo
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def auc_score(human: Sequence[int], generated: Sequence[int]) -> Score:
+def auc_score(human: Sequence[float], generated: Sequence[float]) -> Score:
     """How well a number (reply length) alone separates the two sides: area under the ROC curve, 0.5 = not at all, 1 = perfectly.
 
     The direction is chosen afterwards (never below 0.5), since a shortcut may go either way. Standard error: Hanley and McNeil 1982.

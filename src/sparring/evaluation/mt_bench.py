@@ -128,10 +128,10 @@ def _sides(verdicts: Mapping[str, str | None], id_: str, turn: int) -> tuple[str
 
 
 def _outcome(verdicts: Mapping[str, str | None], question: Question, turn: int) -> float | None:
-    sides = _sides(verdicts, question.id, turn)
-    if None in sides:
+    first, second = _sides(verdicts, question.id, turn)
+    if first is None or second is None:
         return None
-    return {("player", "player"): 1.0, ("other", "other"): 0.0}.get(sides, 0.5)
+    return {("player", "player"): 1.0, ("other", "other"): 0.0}.get((first, second), 0.5)
 
 
 # -- shared

@@ -24,7 +24,7 @@ Answer = tuple[float, bool]  # log-prob of the continuation, whether greedy deco
 DEFAULT_NEW_TOKENS = 256  # the harness's default
 
 
-class PackedLM(HFLM):
+class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any where it is not installed
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
         self.batch_tokens = batch_tokens
@@ -65,9 +65,9 @@ class PackedLM(HFLM):
         for index, (_, context, continuation) in enumerate(requests):
             by_context.setdefault(self._cut(context, continuation), []).append(index)
         trees = []
-        for context, indices in by_context.items():
-            for part in self._parts(len(context), indices, requests):
-                trees.append((Branches(context, tuple(tuple(requests[index][2]) for index in part)), part))
+        for prompt, indices in by_context.items():
+            for part in self._parts(len(prompt), indices, requests):
+                trees.append((Branches(prompt, tuple(tuple(requests[index][2]) for index in part)), part))
         return trees
 
     def _parts(self, context: int, indices: list[int], requests: list[Request]) -> Iterator[list[int]]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sparring.config import DataSection
 from sparring.data.arrow import hub_dataset
@@ -84,7 +84,7 @@ def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence
             remedy='for example {"question_id": 1, "category": "writing", "turns": ["Write a poem.", "Make it rhyme."]}',
         )
     own = row.get("reference")
-    references = answers.get(id_) or (own if _is_texts(own) else ())
+    references: Sequence[str] = answers.get(id_) or (own if _is_texts(own) else ())
     category = without_surrogates(str(row.get("category") or "other"))
     if re.fullmatch(r"turn-\d+", category):
         raise UserError(f"a category cannot be called {category!r}: so are the scores of a turn", where=where, remedy="rename it")
@@ -107,7 +107,7 @@ def _clean(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(map(without_surrogates, texts))
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 

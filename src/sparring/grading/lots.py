@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Grade
-from sparring.data.prepare import read_examples
+from sparring.data.prepare import PROMPTS, read_examples
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
@@ -20,7 +20,6 @@ from sparring.opponent.replies import read_replies
 from sparring.own_code import is_own_code
 from sparring.players import Players
 from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
-from sparring.stages.context import PROMPTS
 
 Place = tuple[str, int | None]  # row id and replica; None for the greedy reply
 

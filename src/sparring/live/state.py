@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sparring.config import Recipe
 from sparring.config.overrides import apply_override
@@ -155,13 +155,13 @@ def _silent_seconds(root: Path) -> float | None:
 def _command(root: Path, recipe: Recipe, told: dict[str, Any]) -> str:
     typed, folder = told.get("command"), told.get("folder")
     if _is_ours(typed) and isinstance(folder, str | None):
-        return typed if folder in (None, os.getcwd()) else f"cd {shlex.quote(folder)} && {typed}"
+        return typed if folder is None or folder == os.getcwd() else f"cd {shlex.quote(folder)} && {typed}"
     own = Path(recipe.run_dir)
     elsewhere = [] if own.exists() and own.samefile(root) else [f"run_dir={root}"]
     return shlex.join(["sparring", "run", str(root / RECIPE), *elsewhere])
 
 
-def _is_ours(typed: Any) -> bool:
+def _is_ours(typed: Any) -> TypeGuard[str]:
     """Whether the command is safe to paste: the file comes with the run directory, and a shell would execute anything in it.
 
     Of the form that `sparring run` writes it in, quoted argument by argument, with a recipe file and overrides that parse.

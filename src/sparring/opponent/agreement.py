@@ -91,6 +91,7 @@ def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Pr
     trees = [Branches(prompt.token_ids, (reply.token_ids[:TOKENS],)) for prompt, reply in pairs]
     scorer.choose_layout(*layout_probe_trees(trees))
     for tree, (_, reply) in zip(trees, pairs, strict=True):
+        assert reply.logps is not None, "the engine was asked for them"
         logits_TV = scorer.token_logits(tree).float()
         target_T = torch.tensor(tree.replies[0], device=logits_TV.device)
         yield _Row(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
 import torch
@@ -84,16 +85,16 @@ class DecodeStep:
 
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:
         """[1, T, H, D]. Also writes the keys and values of all tokens to the cache."""
-        key_SGCD, value_SGCD = self.cache.of_layer(module.layer_idx, asked.key_TGD)
+        key_SGCD, value_SGCD = self.cache.of_layer(cast(int, module.layer_idx), asked.key_TGD)
         out = []
         if self.rows:
             old = asked.part(slice(self.rows))
             place = torch.arange(self.rows, device=self.position_A.device)
             key_SGCD[place, :, self.position_A] = old.key_TGD
             value_SGCD[place, :, self.position_A] = old.value_TGD
-            states = (states[: self.rows, :, : self.positions] for states in (key_SGCD, value_SGCD))
+            keys, values = (states[: self.rows, :, : self.positions] for states in (key_SGCD, value_SGCD))
             mask = self._mask(old.window, old.query_THD.dtype)
-            out.append(_attend_to_cache(old.query_THD, *states, mask, old.scaling, old.softcap))
+            out.append(_attend_to_cache(old.query_THD, keys, values, mask, old.scaling, old.softcap))
         if self._index is not None:
             out.append(by_groups(self._index, asked.part(slice(self.rows, None)))[0])
             for prompt in self.prompts:

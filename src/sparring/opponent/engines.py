@@ -28,6 +28,7 @@ from sparring.policy.load import DTYPES, load_model, model_shape
 from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import accelerator_of_rank
+from sparring.policy.transfer import model_on
 
 # in the facts of a check: every reply has computed its prompt again
 PADDED = "padded"
@@ -35,7 +36,8 @@ PADDED = "padded"
 
 def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = None) -> PreTrainedModel:
     """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device or another."""
-    return load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit).to(device or make_accelerator().device)
+    model = load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit)
+    return model_on(device or make_accelerator().device, model)
 
 
 def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> Engine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -160,9 +161,8 @@ class TransformersEngine:
         ids = torch.tensor([[self.stop_ids[0]] * (length - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
         processors = self._processors(prompts, stream, length)
-        out = self.model.generate(
-            input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps
-        )
+        generate: Any = self.model.generate  # which PreTrainedModel does not declare, and every causal language model has
+        out = generate(input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps)
         rows = out.sequences[:, length:]
         if not logps:
             return [self._reply(prompt, row) for prompt, row in zip(prompts, rows.tolist(), strict=True)]

@@ -9,7 +9,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
-from sparring.data.records import Reply, TokenIds
+from sparring.data.records import FinishReason, Reply, TokenIds
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class Stream:
 def make_reply(prompt: Prompt, tokens: Sequence[int], stop_ids: Collection[int], logps: Sequence[float] | None = None) -> Reply:
     """The tokens up to the first that ends a turn; the finish reason is then "stop", whatever the engine reports."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
-    length, reason = (len(tokens), "length") if end is None else (end + 1, "stop")
+    length = len(tokens) if end is None else end + 1
+    reason: FinishReason = "length" if end is None else "stop"
     return Reply(prompt.row_id, prompt.replica, tuple(tokens[:length]), reason, None if logps is None else tuple(logps[:length]))
 
 

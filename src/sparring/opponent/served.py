@@ -156,8 +156,7 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
     where = f"{WHERE}.update_command"
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # no pipe: a running server would keep it open
         try:
-            options = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": subprocess.STDOUT}
-            subprocess.run(words, check=True, timeout=seconds, **options)
+            subprocess.run(words, check=True, timeout=seconds, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT)
         except OSError as error:
             raise UserError(f"cannot run it: {error.strerror}", where=where) from None
         except subprocess.TimeoutExpired:

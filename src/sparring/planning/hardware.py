@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -118,7 +119,7 @@ def _measured_rates() -> tuple[float, float]:
 
     import torch
 
-    def seconds(work: object) -> float:
+    def seconds(work: Callable[[], object]) -> float:
         began = time.perf_counter()
         work()
         return time.perf_counter() - began

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sparring.config import ModelSection, PromptsSection, Recipe
 from sparring.errors import UserError
@@ -67,13 +67,12 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
         return lengths
     asked, most = _local_prompts(recipe, section), recipe.data.max_prompt_tokens
     chat = None if asked is None else chat_at_hand(recipe.model)
-    known = [count for count in (section.max_examples, asked and len(asked)) if count is not None]
+    known = [count for count in (section.max_examples, None if asked is None else len(asked)) if count is not None]
     if not known:
         what = f"how many prompts {section.named} has is not known before it is fetched"
         raise UserError(what, where="data.prompts.max_examples", remedy="set it")
     if chat is None or asked is None:
-        unmeasured = {"unanswered_prompt": lengths.prompt, "longest_unanswered": lengths.longest_prompt}
-        return replace(lengths, unanswered_rows=min(known), **unmeasured)
+        return replace(lengths, unanswered_rows=min(known), unanswered_prompt=lengths.prompt, longest_unanswered=lengths.longest_prompt)
     sample = _sample(asked, chat)
     fitting = [length for length in sample if length <= most]
     rows = min([round(len(asked) * len(fitting) / len(sample)), *([section.max_examples] if section.max_examples else [])])
@@ -85,15 +84,15 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
 
 def _of_rows(recipe: Recipe, given: Given) -> Lengths:
     found = _measured(recipe) or _assumed(recipe, given)
-    own = {"prompt": given.prompt_tokens, "reply": given.reply_tokens, "generated": given.generated_tokens}
-    _require_possible(recipe, own)
-    named = [f"{value:g} {name}" for name, value in own.items() if value is not None]
+    tokens = {"prompt": given.prompt_tokens, "reply": given.reply_tokens, "generated": given.generated_tokens}
+    _require_possible(recipe, tokens)
+    own: dict[str, Any] = {name: value for name, value in tokens.items() if value is not None}
+    named = [f"{value:g} {name}" for name, value in own.items()]
     if given.rows is not None:
         named.append(f"{given.rows:,} rows")
         own["train_rows"], own["held_out_rows"] = _split(recipe, given.rows)
     if given.reply_tokens is not None and given.generated_tokens is None:
         own["generated"] = min(given.reply_tokens, recipe.sampling.max_new_tokens)
-    own = {name: value for name, value in own.items() if value is not None}
     own |= {f"longest_{name}": math.ceil(max(own[name], getattr(found, f"longest_{name}"))) for name in ("prompt", "reply") if name in own}
     if given.prompt_tokens and given.reply_tokens:  # nothing of what was found is left but the longest
         return replace(found, **own, are_bounds=False, source=f"given: {', '.join(named)}")
@@ -207,6 +206,7 @@ def chat_at_hand(model: ModelSection) -> Chat | None:
 
     template = load_template(model.chat_template) if model.chat_template else None
     path, folder = model.path, Path(model.path).expanduser()
+    tokenizer: PreTrainedTokenizerBase
     if path.startswith("builtin:"):
         tokenizer = byte_tokenizer()
     elif path.startswith("package:"):

@@ -120,7 +120,9 @@ def measuring(drawn: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memor
 
 def _filled(recipe: Recipe, weights: float, row: float, working: float, hardware: Hardware) -> Memory:
     """An engine that fills the share of the device that it may take with cache; it needs room for `row` bytes of it at least."""
-    taken = recipe.sampling.option(recipe.sampling.inner.fills) * hardware.memory
+    share = recipe.sampling.inner.fills
+    assert share is not None, "only such an engine is asked about"
+    taken = recipe.sampling.option(share) * hardware.memory
     cache = max(row, taken - weights - working)
     return Memory(weights=weights, cache=cache, activations=working, process=PROCESS[hardware.kind])
 

@@ -70,7 +70,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT declares an int, and multiplies by any number
         lora_dropout=lora.dropout,
         target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
         use_rslora=lora.rslora,

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,8 +76,8 @@ class TreeBatch:
     index: TreeIndex | None
 
     def to(self, device: torch.device) -> TreeBatch:
-        tensors = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, index=self.index and self.index.to(device))
+        moved: dict[str, Any] = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved, index=None if self.index is None else self.index.to(device))
 
     @property
     def positions(self) -> int:
@@ -232,5 +232,5 @@ def _blocks_of(branches: Sequence[int], start: int) -> Iterator[Block]:
     prompt = places.pop(0)
     first, *others = places.values() or [[]]
     yield Block([*prompt, *first], len(prompt) + len(first))
-    for branch in others:
-        yield Block([*prompt, *branch], len(branch))
+    for other in others:
+        yield Block([*prompt, *other], len(other))

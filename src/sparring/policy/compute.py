@@ -7,6 +7,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -58,7 +59,7 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
     restore = _widen(parameter for parameter in model.parameters() if id(parameter) not in of_layers)
     # the 4-bit layers of bitsandbytes have their own compute format
     formats = ((module, getattr(module, "compute_dtype", None)) for module in model.modules())
-    four_bit = [(module, dtype) for module, dtype in formats if isinstance(dtype, torch.dtype)]
+    four_bit: list[tuple[Any, torch.dtype]] = [(module, dtype) for module, dtype in formats if isinstance(dtype, torch.dtype)]
     for module, _ in four_bit:
         module.compute_dtype = torch.float32
     try:

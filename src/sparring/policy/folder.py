@@ -159,7 +159,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 def read_headers(folder: Path) -> Weights:
     """The names, formats and shapes in all weight files; no weight is read. Raises UserError for a broken file."""
-    tensors = {}
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt") as file:

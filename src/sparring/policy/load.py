@@ -81,7 +81,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     _require_weights(folder)
     load_whole()
     with reading("cannot load the model", folder):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             quantization_config=adapters.four_bit_config(dtype) if four_bit else None,
@@ -89,8 +89,9 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
             trust_remote_code=False,
             local_files_only=True,
             ignore_mismatched_sizes=True,  # for our own message below
-            output_loading_info=True,
+            output_loading_info=True,  # a pair comes back
         )
+    model, report = loaded
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
             f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
@@ -259,7 +260,7 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
     log.info(f"unpacking {file.name} to float32 safetensors")
     # transformers shows a bar per tensor, independent of its settings
     with reading("cannot load the GGUF file", file), contextlib.redirect_stderr(io.StringIO()):
-        model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     # the weights are plain tensors now; what is left of the quantiser would refuse to save them
     model.hf_quantizer = None

@@ -103,14 +103,16 @@ def _attend(
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases")
     # rotary embeddings leave some models' queries and keys in float32
-    states = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    query_THD, key_TGD, value_TGD = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return row.attend(module, Attention(*states, scaling, options.get("sliding_window"), options.get("softcap"))), None
+    asked = Attention(query_THD, key_TGD, value_TGD, scaling, options.get("sliding_window"), options.get("softcap"))
+    return row.attend(module, asked), None
 
 
 def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """The "eager" attention, which is a function in each model's own file."""
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, getattr(sys.modules[type(module).__module__], "eager_attention_forward", None))
+    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -105,7 +105,7 @@ class Scorer(nn.Module):
         return collate(trees, self.row_layout).to(self.model.device)
 
     @property
-    def _no_split_modules(self) -> list[str] | None:
+    def _no_split_modules(self) -> set[str] | list[str] | None:
         """The layers, by the name under which Accelerate asks a model for them."""
         return self.model._no_split_modules
 

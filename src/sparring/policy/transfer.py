@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -14,6 +16,11 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def model_on(device: torch.device, model: M) -> M:
+    """`model` moved to `device`. `PreTrainedModel.to` is decorated so that its arguments are lost to a type checker."""
+    return model.to(device)
 
 
 def tensor_on(device: torch.device, values: Any, dtype: torch.dtype | None = None) -> Tensor:

@@ -183,15 +183,19 @@ class TreeIndex:
         if torch.is_grad_enabled() and self.scores > KEPT_SCORES * len(self.tree_T):
             rest = asked[3:]  # tensors as arguments, so that checkpoints of whole layers do not keep them
             return checkpoint(
-                lambda *states: by_groups(self, Attention(*states, *rest)), *asked[:3], use_reentrant=False, preserve_rng_state=False
+                lambda query, key, value: by_groups(self, Attention(query, key, value, *rest)),
+                *asked[:3],
+                use_reentrant=False,
+                preserve_rng_state=False,
             )
         return by_groups(self, asked)
 
     def by_squares(self, module: nn.Module, asked: Attention) -> Tensor:
         """[1, T, H, D], by flex attention, which leaves out every square of scores that is blind."""
         dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_KINDS)
-        states = (states.transpose(0, 1)[None] for states in asked[:3])
-        return flex_attention_forward(module, *states, self.block_mask(asked.window), scaling=asked.scaling, softcap=asked.softcap)[0]
+        query, key, value = (states.transpose(0, 1)[None] for states in asked[:3])
+        mask = self.block_mask(asked.window)
+        return flex_attention_forward(module, query, key, value, mask, scaling=asked.scaling, softcap=asked.softcap)[0]
 
     def block_mask(self, window: int | None) -> BlockMask:
         """The same rule for flex attention."""
@@ -204,9 +208,12 @@ class TreeIndex:
 
         if window not in self._masks:
             some, full = self._squares(window)
-            listed = [to_device(tensor, self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares)]
-            sizes = {"BLOCK_SIZE": FLEX_BLOCK, "seq_lengths": (len(self.tree_T), len(self.tree_T))}
-            self._masks[window] = BlockMask.from_kv_blocks(*listed, mask_mod=sees, **sizes)
+            listed = (to_device(tensor, self.tree_T.device) for squares in (some & ~full, full) for tensor in _listed(squares))
+            partly, partly_at, whole, whole_at = listed
+            tokens = len(self.tree_T)
+            self._masks[window] = BlockMask.from_kv_blocks(
+                partly, partly_at, whole, whole_at, BLOCK_SIZE=FLEX_BLOCK, mask_mod=sees, seq_lengths=(tokens, tokens)
+            )
         return self._masks[window]
 
     def _squares(self, window: int | None) -> tuple[Tensor, Tensor]:

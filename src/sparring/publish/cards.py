@@ -67,7 +67,7 @@ class About:
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
             {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
-            recipe.data.prompts and licence_of(recipe.data.prompts.paths[0], "dataset", None, ""),
+            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", None, ""),
             **more,
         )
 
@@ -220,25 +220,28 @@ def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
     """Every score in which one direction is better; the Hub has no field for an error, so the name contains it."""
     from huggingface_hub import EvalResult
 
-    held_out = {
-        "dataset_type": recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out",
-        "dataset_name": one_line(f"held-out prompts of {public(recipe)['data']['path']}"),
-    }
+    held_out = (
+        recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out",
+        one_line(f"held-out prompts of {public(recipe)['data']['path']}"),
+    )
 
-    def asked(name: str) -> dict[str, str]:
+    def asked(name: str) -> tuple[str, str]:
+        """Type and name of its data set."""
         task, of_benchmark, _ = one_line(name).partition("/")
-        return {"dataset_type": task, "dataset_name": f"{task}, by lm-evaluation-harness"} if of_benchmark else held_out
+        return (task, f"{task}, by lm-evaluation-harness") if of_benchmark else held_out
 
     return [
         EvalResult(
             task_type="text-generation",
-            **asked(name),
+            dataset_type=dataset_type,
+            dataset_name=dataset_name,
             metric_type=one_line(name),
             metric_value=round(score["value"], 6),
             metric_name=f"{one_line(name)}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
         )
         for name, score in scores.items()
         if score.get("higher_is_better") is not None
+        for dataset_type, dataset_name in [asked(name)]
     ]
 
 

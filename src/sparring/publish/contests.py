@@ -43,7 +43,7 @@ def graded(recipe: Recipe, t: int, examples: Mapping[str, Example], replies: Seq
     window = select_window(prompts, {t: candidates}, target, rules, uses_gaps=True, uses_likelihood=False)
     by_place = {(row["row_id"], row["replica"]): row for row in rows}
     by_tokens = {(reply.row_id, reply.token_ids): reply for reply in replies}
-    return Graded(examples, candidates, by_place, by_tokens, window.duels)  # type: ignore[arg-type]
+    return Graded(examples, candidates, by_place, by_tokens, window.contests)
 
 
 def contest_columns(found: Graded, decode: Callable[[TokenIds], str]) -> dict[str, Any]:

@@ -99,10 +99,9 @@ def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
     """The note for a user who exports an iteration while another arm is higher; None if none is, or nothing is known."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
-    above = [arm for arm in arms[:own] if not arm["player"].isdigit()] if own else []
-    if not above:
+    first = next((arm for arm in arms[:own] if not arm["player"].isdigit()), None)
+    if own is None or first is None:
         return None
-    first = above[0]
     return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` takes it"
 
 

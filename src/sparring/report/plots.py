@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -19,6 +20,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
 from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, tell, to_svg
 from sparring.report.untrusted import visible
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a phone
 # margins in inches, given instead of measured: a layout engine takes longer than the plotting
@@ -30,7 +34,7 @@ NAME_LETTER, NAME_GAP, NAME_HEIGHT, MARK_WIDTH = 0.0148, 0.022, 0.08, 0.014
 LONGEST_LABEL = 36
 MARKS = "osD^vPX*"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and follows the page's font
     "svg.hashsalt": "sparring",
     "text.parse_math": False,  # a run may be called $x$
@@ -135,8 +139,10 @@ def lines(
             index = place if one.look is None else one.look
             x, y = thinned(one.x, one.y)
             every = _marked_every(x, span)
-            look = {"marker": MARKS[index % len(MARKS)], "markersize": 3.5, "linestyle": DASHES[index % len(DASHES)], "linewidth": 1.4}
-            (line,) = axes.plot(x, y, color=colour(index), label=label(one.name), markevery=every, **look)
+            mark, dash = MARKS[index % len(MARKS)], DASHES[index % len(DASHES)]
+            (line,) = axes.plot(
+                x, y, color=colour(index), label=label(one.name), marker=mark, markersize=3.5, markevery=every, ls=dash, lw=1.4
+            )
             tell(line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)])
         axes.yaxis.set_major_formatter(_plain_numbers())
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -184,8 +190,9 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
     def fill(axes: Axes) -> None:
         left = np.zeros(len(rows))
         for index, (part, values) in enumerate(parts):
-            look = {"color": colour(index), "edgecolor": PAPER, "linewidth": 0.8, "height": 0.65}
-            drawn = axes.barh(range(len(rows)), values, left=left, label=label(part), **look)
+            drawn = axes.barh(
+                range(len(rows)), values, left=left, height=0.65, label=label(part), color=colour(index), edgecolor=PAPER, linewidth=0.8
+            )
             left += np.asarray(values, dtype=float)
             for bar, row, value in zip(drawn, rows, values, strict=True):
                 tell(bar, [f"{visible(row)}, {visible(part)}: {short_number(value)} {x_label}"])
@@ -302,8 +309,9 @@ def _marked_every(x: np.ndarray, span: float) -> int:
 
 def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, told: str, name: str | None = None) -> None:
     reach = None if error is None else [[error[0]], [error[1]]]
-    look = {"fmt": MARKS[index % len(MARKS)], "color": colour(index), "markersize": 6, "capsize": 4}
-    drawn = axes.errorbar([x], [y], yerr=reach, label=label(name) if name else None, **look)
+    mark = MARKS[index % len(MARKS)]
+    told_name = label(name) if name else None
+    drawn = axes.errorbar([x], [y], yerr=reach, label=told_name, fmt=mark, color=colour(index), markersize=6, capsize=4)
     tell(drawn.lines[0], [told])
 
 
@@ -328,8 +336,9 @@ def _plain_numbers() -> FuncFormatter:
 def _legend(axes: Axes, entries: Sequence[str]) -> None:
     """Above the plot, where it hides nothing."""
     if len(entries) > 1:
-        place = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.2}
-        axes.legend(ncols=_columns(entries), handlelength=1.8, columnspacing=1.2, **place)
+        axes.legend(
+            ncols=_columns(entries), handlelength=1.8, columnspacing=1.2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2
+        )
 
 
 def _columns(entries: Sequence[str]) -> int:

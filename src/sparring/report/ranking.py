@@ -105,5 +105,5 @@ def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> Gain
 def _values(samples: Samples, ids: Sequence[str], metric: str) -> list[float] | None:
     """Of every row a number of which more is better."""
     column = "human_logp" if metric.startswith("nll_") else metric
-    found = [samples[row_id].get(column) for row_id in ids]
-    return None if None in found else found
+    found = [value for row_id in ids if (value := samples[row_id].get(column)) is not None]
+    return found if len(found) == len(ids) else None

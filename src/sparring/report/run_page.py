@@ -109,7 +109,7 @@ def _benchmarks(run: RunFiles) -> Iterator[Section]:
 
 def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
     rows = [player.row for player in run.players if not duels or player.row.opponent is not None]
-    cells = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
+    cells: list[list[str | Cell]] = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
     return table(caption, ["model", *(column.header for column in columns)], cells) if rows else Markup("")
 
 

@@ -132,8 +132,13 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
 def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:
     """Tokens of the human replies and of every model's; nothing where an earlier version has not kept them."""
     columns = [("human", run.players[0], "human_tokens"), *((_short_name(player), player, "reply_tokens") for player in run.players)]
-    found = [(name, [sample.get(key) for sample in player.samples.values()]) for name, player, key in columns]
-    return [] if any(None in lengths or not lengths for _, lengths in found) else found
+    found: list[tuple[str, list[float]]] = []
+    for name, player, key in columns:
+        lengths = [length for sample in player.samples.values() if (length := sample.get(key)) is not None]
+        if not lengths or len(lengths) < len(player.samples):
+            return []
+        found.append((name, lengths))
+    return found
 
 
 Phase = tuple[str, list[tuple[int, dict[str, Any]]]]
@@ -141,7 +146,7 @@ Phase = tuple[str, list[tuple[int, dict[str, Any]]]]
 
 def _phases(run: RunFiles, sft: bool) -> list[Phase]:
     """(name, [(step of the whole run, row)]) of the iterations, after the SFT stage if `sft`: one axis for all plots."""
-    names = {None: "SFT"} if sft else {}
+    names: dict[int | None, str] = {None: "SFT"} if sft else {}
     names |= {t: f"iteration {t}" for t in range(len(run.summary["iterations"]))}
     numbered = list(enumerate(row for row in run.steps if row.get("stage", SFT) == SFT))  # the SFT stage counts, shown or not
     return [(name, [(x, row) for x, row in numbered if row.get("iteration") == t]) for t, name in names.items()]

@@ -75,8 +75,11 @@ class RunContext:
             adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
             return Policy(_linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
+        make = source.make
+        assert make is not None, "a model without a folder can be made"
+
         def work(stage: Path) -> dict[str, Any]:
-            source.make(stage / "model")
+            make(stage / "model")
             return {}
 
         return Policy.of_stage(self.stages.run_stage("base", {"model": source.fingerprint}, work))

@@ -18,7 +18,8 @@ from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stage_of
 
 # a function that computes a stage in its folder and returns its facts; and one that does a part of it
-Work, Part = Callable[[Path], dict[str, Any]], Callable[[Path], None]
+Work = Callable[[Path], dict[str, Any]]
+Part = Callable[[Path], None]
 
 
 class TargetReached(Exception):
@@ -82,6 +83,7 @@ class StageRunner:
 
         begun = from_main(begin)
         if name != self.target:
+            assert isinstance(begun, StageRecord), f"{name} is finished"
             return begun
         log.setLevel(logging.DEBUG)
         if isinstance(begun, Path):

@@ -38,7 +38,7 @@ def results(context: RunContext, owner: str, player: Policy, opponent: Policy | 
     measured = measure(context, owner, player, opponent, sampling_round)
     evaluated = _evaluated(context, owner, player, measured)
     benchmarks = _benchmarked(context, owner, player)
-    return player.with_results(measured.path, evaluated.path, benchmarks and benchmarks.path)
+    return player.with_results(measured.path, evaluated.path, None if benchmarks is None else benchmarks.path)
 
 
 def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> StageRecord:
@@ -49,7 +49,10 @@ def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | 
         _measurer(context).draw(stage, player.folder, sampling_round, title_of(owner))
 
     def work(stage: Path) -> dict[str, Any]:
-        against = Opponent(opponent.folder, opponent.measured) if opponent else None
+        against = None
+        if opponent is not None:
+            assert opponent.measured is not None, "an opponent was measured when it was the player"
+            against = Opponent(opponent.folder, opponent.measured)
         return _measurer(context).measure(stage, player.folder, against, sampling_round, title_of(owner))
 
     inputs = {

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import at_iteration
+from sparring.objectives.shared import Comparison
 from sparring.policy.player import Policy
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
@@ -28,8 +29,12 @@ def train(context: RunContext, opponent: Policy, window: Window, records: Logps,
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
-        make_task = contest_task if moves else duel_task
-        task = make_task(window.duels, objective, logps.get("opponent_logps", {}), logps.get("start_logps", {}))
+        of_models = logps.get("opponent_logps", {}), logps.get("start_logps", {})
+        if moves:
+            task = contest_task(window.contests, objective, *of_models)
+        else:
+            assert isinstance(objective, Comparison), "an objective without comparison is refused for human targets"
+            task = duel_task(window.human_duels, objective, *of_models)
         facts = fit_model(context, stage, opponent, task, plan, settings, phase=f"iteration {t}: training", labels={"iteration": t})
         return {**facts, "counts": window.counts}
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
 from sparring.targets.human import human
@@ -22,6 +23,14 @@ class Window:
     duels: Sequence[Duel | Contest]
     counts: dict[str, int]
     indistinguishable: bool = False
+
+    @property
+    def contests(self) -> Sequence[Contest]:
+        return cast("Sequence[Contest]", self.duels)  # where the target moves, all are
+
+    @property
+    def human_duels(self) -> Sequence[Duel]:
+        return cast("Sequence[Duel]", self.duels)  # where the target is human, all are
 
 
 def build_window(

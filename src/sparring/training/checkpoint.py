@@ -21,6 +21,8 @@ FOLDER, OPTIMIZER = "checkpoint", "optimizer.safetensors"
 class Saveable(Protocol):
     """An object that can write itself as a model folder."""
 
+    @property
+    def master_model(self) -> torch.nn.Module: ...
     def save_pretrained(self, folder: Path) -> None: ...
 
 

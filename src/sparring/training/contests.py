@@ -105,8 +105,8 @@ class _Pairs:
     def of(cls, contests: Sequence[Contest], device: torch.device) -> _Pairs:
         rows = [(d, i, len(contest.winners) + j) for d, contest in enumerate(contests) for i, j in contest.pairs]
         index = partial(tensor_on, device, dtype=torch.long)
-        columns = [index([row[place] for row in rows]) for place in range(3)]
-        return cls(*columns, index([len(contest.pairs) for contest in contests]))
+        contest_P, winner_P, loser_P = (index([row[place] for row in rows]) for place in range(3))
+        return cls(contest_P, winner_P, loser_P, index([len(contest.pairs) for contest in contests]))
 
     def logps(self, logps_DR: Tensor) -> DuelLogps:
         """Every pair as a duel with one reply: [P] and [P, 1]."""
@@ -120,7 +120,7 @@ class _Pairs:
 
 def _numbers(found: ItemLosses, pairs: _Pairs, winners_D: Tensor) -> dict[str, Tensor]:
     """The numbers of each contest for the log: means over its pairs, and the winners' mean log-prob. No pairs count as a tie."""
-    of_none = {"accuracy": 0.5, "generated_logp": winners_D}
+    of_none: dict[str, Tensor | float] = {"accuracy": 0.5, "generated_logp": winners_D}
     means = {name: pairs.mean(value, of_none.get(name, 0.0)) for name, value in found.numbers.items()}
     return {**means, "real_logp": winners_D}
 

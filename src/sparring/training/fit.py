@@ -164,9 +164,9 @@ class _Trainer:
         everybody = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
         for *_, others in everybody[: rank()] + everybody[rank() + 1 :]:
             work.update(others)  # a Counter adds
-        found = [part for part in everybody if part[0]]
-        names, whole = found[0][0], torch.cat([part[1] for part in found], dim=1)
-        order = [index for part in found for index in part[2]]
+        found = [(names, part, own) for names, part, own, _ in everybody if part is not None]
+        names, whole = found[0][0], torch.cat([part for _, part, _ in found], dim=1)
+        order = [index for *_, own in found for index in own]
         bad = [self.task.name(order[place]) for place in (~whole[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
         if bad:
             raise _not_finite("loss", step, bad)

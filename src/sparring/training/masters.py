@@ -16,6 +16,7 @@ from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, s
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.empty_model import load_on_main
 from sparring.policy.load import load_model
+from sparring.policy.transfer import model_on
 
 
 class MasterWeights:
@@ -28,9 +29,9 @@ class MasterWeights:
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
         """on_main: only rank 0 reads the weights, which must be distributed afterwards (policy/empty_model.py)."""
-        self.master_model: PreTrainedModel = (load_on_main if on_main else load_model)(folder).to(device)
+        self.master_model = model_on(device, (load_on_main if on_main else load_model)(folder))
         # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
-        self.model: PreTrainedModel = self.master_model if dtype == torch.float32 else load_model(folder, dtype).to(device)
+        self.model = self.master_model if dtype == torch.float32 else model_on(device, load_model(folder, dtype))
         if self.model is not self.master_model:
             for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
                 if parameter.requires_grad:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import torch
 
@@ -51,7 +52,7 @@ def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.opti
     """The recipe's optimizer over float32 weights; weight decay on matrices only, not on norms and biases."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
     rest = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     if settings.optimizer in EIGHT_BIT:
         import bitsandbytes

@@ -127,6 +127,9 @@ class Replicas:
 class Fsdp2Shards(Sharded):
     """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32."""
 
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+
     def prepare(self, settings: OptimSection) -> None:
         shard(self, settings, make_optimizer(self.model, settings))
 

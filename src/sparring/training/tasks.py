@@ -93,7 +93,9 @@ class DuelTask:
         opponent = of(self._opponent(indices, logps_DR)[0]) if self.objective.uses_opponent_logps else None
         if not self.objective.computes_start_replies:
             return Compared(of(logps_DR), opponent, mask_DK)
-        start_DK, _ = branch_columns(trees, [self.duels[index].start_ids for index in indices], device)
+        triplets = [duel for index in indices if isinstance(duel := self.duels[index], Triplet)]
+        assert len(triplets) == len(indices), "such an objective is given triplets"
+        start_DK, _ = branch_columns(trees, [triplet.start_ids for triplet in triplets], device)
         return Compared(of(logps_DR), opponent, mask_DK, start_DK=logps_DR.gather(1, start_DK))
 
     def _opponent(self, indices: Sequence[int], logps_DR: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from sparring.config.option_types import (
     at_iteration,
 )
 from sparring.errors import nearest
-from sparring.objectives import OBJECTIVES, Objective, in_words, kind_of, names_taking
+from sparring.objectives import OBJECTIVES, in_words, kind_of, names_taking
+from sparring.objectives.shared import Objective
 from sparring.own_code import is_own_code
 
 T = TypeVar("T")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import reduce
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from sparring.config.engines import DEFAULT, ENGINES, EngineSpec
 from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Replies, Section, Text, Urls
 
-EngineName = Literal[tuple(ENGINES)]
-WorkerName = Literal[tuple(name for name, spec in ENGINES.items() if spec.in_workers)]
+if TYPE_CHECKING:  # a static checker cannot read the names from a table
+    EngineName = str
+    WorkerName = str
+else:
+    EngineName = Literal[tuple(ENGINES)]
+    WorkerName = Literal[tuple(name for name, spec in ENGINES.items() if spec.in_workers)]
 WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if spec.extra else "") for name, spec in ENGINES.items())
 
 
