@@ -74,7 +74,7 @@ def stage_of(name: str) -> Stage | None:
     """The line of the table for a stage's name; None for what is no such name."""
     owner, _, part = name.rpartition("/")
     if re.fullmatch(r"iterations/\d{3}", owner):
-        stages = OF_ITERATION
+        stages: tuple[Stage, ...] = OF_ITERATION
     else:
         stages = OF_OWNER.get(owner) or (OF_CONTROL if re.fullmatch(r"[a-z0-9-]+", owner) else ())
     return next((stage for stage in stages if stage.part == part), None)
