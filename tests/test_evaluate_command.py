@@ -76,7 +76,7 @@ def test_evaluates_the_start_and_the_best(copy: Game) -> None:
     again = copy.command("evaluate", "run", *EVALUATE)
     assert again.out == result.out and "benchmarks: letters" in result.err and "benchmarks: letters" not in again.err
     other = copy.command("evaluate", "run", *EVALUATE, "--chat-template", "--limit", "4", "--player", "start")
-    assert "Chat template applied, the first 4 items" in other.out and "made anew" not in other.err
+    assert "Chat template applied, the first 4 items" in other.out and "recomputing" not in other.err
     beside = copy.root / "evaluations" / "start" / "letters-limit-4-chat-template"
     assert read(beside / "scores.json")["letters/acc"]["n"] == 4 and read(stage / "scores.json") == scores
     with (copy.folder / "choices.jsonl").open("a") as rows:

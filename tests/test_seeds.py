@@ -113,7 +113,7 @@ def test_compare_takes_the_folder(several: Game) -> None:
     assert found["against"] == "run:best" and found["n"] == 3
     assert [one["player"] for one in found["players"]] == ["best", "start", "0", "continued-sft"]
     alone = several.command("compare", "run/seed-0", "run", "--json", "d.json")
-    assert alone.code == 2 and "named twice" in alone.err
+    assert alone.code == 2 and "given twice" in alone.err
     shutil.copytree(several.root / "seed-0", several.folder / "single", symlinks=True)
     mixed = several.command("compare", "single", "run", "--json", "d.json")
     assert mixed.code == 0, mixed.err

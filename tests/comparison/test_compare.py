@@ -107,7 +107,7 @@ def test_the_files_say_the_same(found: dict[str, Any], two: Game) -> None:
     value = f"{player(found, 'run', '0')['scores']['nll_per_token']['value']:.4f}"
     assert value in text and value in page and value in found["out"]
     assert page.count("<svg") == 2 and "NLL per token against compute" in page
-    assert "still going" not in found["out"]
+    assert "not finished" not in found["out"]
 
 
 def test_another_reference_turns_the_sign(two: Game, found: dict[str, Any]) -> None:
@@ -132,8 +132,8 @@ def refused(game: Game, *args: str, words: tuple[str, ...]) -> None:
 
 def test_what_it_does_not_know(two: Game) -> None:
     refused(two, "run", "nowhere", words=("not a run directory", "nowhere"))
-    refused(two, "run", "run", words=("named twice",))
-    refused(two, "run", "./other/../run", words=("named twice",))
+    refused(two, "run", "run", words=("given twice",))
+    refused(two, "run", "./other/../run", words=("given twice",))
     refused(two, "run", "other", "--against", "best", words=("'best' is not a player of the compared runs: run, other",))
     refused(two, "run", "--against", "run:7", words=("run has no player '7'", "it has start, 0, 1, continued-sft"))
     refused(two, "other", "run", "--metric", "exact_mach", words=("no metric 'exact_mach'", "did you mean exact_match?"))

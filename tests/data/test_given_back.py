@@ -96,7 +96,7 @@ def test_an_opened_thinking_that_a_past_turn_does_not_have_is_another_prefix() -
 
 
 def test_an_empty_block_before_the_human_reply_is_refused_and_the_remedy_works() -> None:
-    error = refused(chat("qwen3"), conversation("u: q", "a: an answer"), r"'<think>\n\n</think>\n\n'", "'an answer'", "told apart")
+    error = refused(chat("qwen3"), conversation("u: q", "a: an answer"), r"'<think>\n\n</think>\n\n'", "'an answer'", "distinguish the two")
     assert "model.chat_template_kwargs: {enable_thinking: false}" in str(error)
     prompt, reply = decoded(chat("qwen3", **NO_THINKING), conversation("u: q", "a: an answer"))
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n") and reply == "an answer<|im_end|>"
@@ -146,7 +146,7 @@ def test_words_between_a_reply_and_the_end_of_its_turn_are_refused(name: str, su
     render = changed._renderer
     changed._renderer = lambda messages, **options: render(messages, **options).replace("some reply", f"some reply{suffix}")  # type: ignore[assignment]
     assert changed.prompt_ids(turns("u: q")) == prompt
-    refused(changed, said, f"writes {suffix.strip()!r} between the human reply 'some reply' and the end of its turn", "told apart")
+    refused(changed, said, f"writes {suffix.strip()!r} between the human reply 'some reply' and the end of its turn", "distinguish the two")
 
 
 @given(TEXT.filter(str.strip), TEXT.filter(str.strip))
