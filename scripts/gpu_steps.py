@@ -199,8 +199,8 @@ def optimizer_that_fits(name: str) -> str:
     """RMSProp, the paper's; Adafactor where the device is too small for it (7B on 80 GB)."""
     import torch
     from common import WORK
-
     from sparring.policy.budget import free_memory
+
     from sparring.policy.footprint import training_bytes
     from sparring.policy.load import model_shape
     from sparring.policy.shares import Parallel
