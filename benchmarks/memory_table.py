@@ -62,7 +62,7 @@ def _row(size: str, mode: str) -> str:
     train, drawn = held["train"], held["generate"]
     fits = [_yes(plan_of_mode(size, mode, card).fits) for card in (SMALL, LARGE)]
     parts = (
-        train.weights + train.master_model,
+        train.weights + train.masters,
         train.gradients,
         train.optimizer,
         train.activations + train.logits,

@@ -625,6 +625,19 @@ def test_a_run_of_the_former_layout(copy: Game, played: Game) -> None:
     assert result.code == 0 and "`baseline` is now called `start`" in result.err
     assert_same_outcome(copy.root, played.root)
     assert copy.command("status", "run").code == 0
+    assert copy.command("export", "run", "out", "--iteration", "baseline").code == 0, "the former name of the player"
+
+
+@pytest.mark.parametrize("name", ["start", "baseline"])
+def test_a_run_directory_with_a_link_where_the_start_belongs(name: str, copy: Game, tmp_path: Path) -> None:
+    """Nothing is written through it, wherever the run directory came from."""
+    elsewhere = tmp_path / "elsewhere"
+    shutil.move(copy.root / "start", elsewhere)
+    before = sorted(elsewhere.rglob("*"))
+    (copy.root / name).symlink_to(elsewhere)
+    for command in (["run", "recipe.yaml"], ["status", "run"], ["export", "run", "out"]):
+        refused(copy.command(*command), "written by an earlier version", "in another run_dir")
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 def test_export_onto_something(copy: Game) -> None:

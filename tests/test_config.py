@@ -974,5 +974,6 @@ def test_the_former_name_of_a_key_is_read_and_said(caplog: pytest.LogCaptureFixt
     recipe = load_recipe({**recipe_dict(), "baseline": "rft", "target": {"kind": "verified", "checker": "number"}}, ["controls.lr=1e-4"])
     assert [(one.kind, one.lr) for one in recipe.controls] == [("rft", 1e-4)]
     assert caplog.messages == ["recipe: `baseline` is now called `controls`; it is read as `controls`"]
+    assert load_recipe(recipe_dict(controls="continued-sft"), ["baseline=null"]).controls == ()
     with pytest.raises(UserError, match="`baseline` is the former name of `controls`, and the recipe has both"):
         load_recipe({**recipe_dict(controls="rft"), "baseline": "rft"})

@@ -37,6 +37,8 @@ def measure_headroom(context: RunContext, start: Policy) -> None:
     if not recipe.shows_headroom:
         return
     probe = _probe(context, start)
+    if context.is_rank:
+        return
     k = max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt)
     with held_out_checker(recipe) as checker:
         assert checker is not None, "the recipe was checked"

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 RETRY_SECONDS = 0.02
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # the last one raises an interrupt again that Python had to ignore
 _received: list[int] = []
 
 
@@ -34,7 +35,7 @@ def put_off() -> Iterator[None]:
         yield
         return
     came: list[int] = []
-    before = {number: handler for number in (signal.SIGINT, signal.SIGTERM) if (handler := signal.getsignal(number)) is not None}
+    before = {number: handler for number in SIGNALS if (handler := signal.getsignal(number)) is not None}
     for number in before:
         signal.signal(number, lambda number, _: came.append(number))
     try:

@@ -10,18 +10,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sparring.config import Recipe
+from sparring.config import Recipe, require_layout
 from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
 from sparring.errors import UserError
 from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS
 from sparring.policy.compute import memory_error
+from sparring.policy.player import Policy
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir
 from sparring.selfplay import play
-from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_OWNER, never, stage_of
+from sparring.stage_names import (
+    OF_CONTROL,
+    OF_ITERATION,
+    OF_OWNER,
+    benchmark_stage,
+    iteration_name,
+    iteration_of,
+    measure_stage,
+    never,
+    stage_of,
+    stages_of_game,
+)
 from sparring.stages.context import RunContext
 from sparring.stages.making import TargetReached
 
@@ -47,14 +59,31 @@ def run_stage(recipe: Recipe, name: str) -> None:
 
 
 def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
+    require_layout(directory.root)
     stage = stage_of(name)
-    if stage is not None and stage.on_ranks(recipe):
-        log.setLevel(logging.WARNING)  # until the stage begins: the process that plays the game has said what comes before
+    if stage is not None and stage.on_ranks is not never and name in stages_of_game(directory.root, recipe):
+        context = RunContext(recipe, directory, target=name)
+        if REPORTS in os.environ:
+            log.setLevel(logging.WARNING)  # until the stage begins: the process that plays the game has said what comes before
         try:
-            play(RunContext(recipe, directory, target=name))
+            play(context, _finished_players(context, iteration_of(name)))
         except TargetReached:
             return
     raise AgreedError(f"{name!r} is no stage of this game that ranks compute together", where="STAGE", remedy=f"there are {_names()}")
+
+
+def _finished_players(context: RunContext, end: int | None) -> list[Policy]:
+    """The players of the iterations before `end`, as far as they are evaluated; what made them need not be read again."""
+    players: list[Policy] = []
+    while len(players) != end:
+        owner = iteration_name(len(players))
+        trained, evaluated = (context.run.finished(f"{owner}/{part}") for part in ("train", "evaluate"))
+        if trained is None or evaluated is None:
+            break
+        benchmarks = context.run.finished(benchmark_stage(owner))
+        measured = context.run.root / measure_stage(owner)
+        players.append(Policy.of_stage(trained).with_results(measured, evaluated.path, None if benchmarks is None else benchmarks.path))
+    return players
 
 
 def _names() -> str:

@@ -3,6 +3,7 @@ objective, which runs in this one."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Callable, Mapping
@@ -19,6 +20,14 @@ OWN_CODE = "path/to/file.py:function"
 def is_own_code(name: str | None) -> bool:
     """Whether it names a function in a file."""
     return name is not None and ".py:" in name
+
+
+@functools.lru_cache(maxsize=4)
+def _loaded(path: str, source: str, function: str) -> tuple[Callable[..., Any], Any]:
+    """The function and its signature; the file is run once."""
+    from sparring.checkers.worker import named_function
+
+    return named_function(path, source, function, module="own_code")
 
 
 @dataclass(frozen=True)
@@ -48,10 +57,10 @@ class OwnCode:
     def load(self, wanted: str, *positional: Any, **named: Any) -> Callable[..., Any]:
         """The function, in this process. Raises UserError where the file cannot be imported, or has no function that takes such arguments;
         `wanted`: what it must be, in words."""
-        from sparring.checkers.worker import Trouble, named_function
+        from sparring.checkers.worker import Trouble
 
         try:
-            function, signature = named_function(self.path, self.source, self.function, module="own_code")
+            function, signature = _loaded(self.path, self.source, self.function)
         except Trouble as trouble:
             raise self.explained(trouble.args[0], wanted) from trouble
         try:

@@ -62,17 +62,21 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             raise
 
 
-def play(context: RunContext) -> dict[str, Any]:
-    """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones."""
+def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]:
+    """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones.
+
+    finished: on ranks, the players of the first iterations; the process that plays passes their stages, to see that they are unchanged.
+    """
     recipe = context.recipe
     if not context.is_rank:
         check(context)
         check_controls(context)
-    start = player = evaluate_start(context, sft(context))
+    start = evaluate_start(context, sft(context))
     measure_headroom(context, start)
-    players: list[Policy] = []
-    iterations: list[Scores] = []
-    reason = None
+    players = list(finished)
+    iterations = [scores_of(one) for one in players]
+    player = players[-1] if players else start
+    reason = stop_reason(recipe, scores_of(start), iterations)
     while reason is None:
         t, opponent = len(iterations), player
         generate(context, opponent, t)
@@ -112,6 +116,7 @@ def _publish(
 ) -> dict[str, Any]:
     """Write the summary, and the recipe that produced it: a recipe that is refused before this point leaves the old one."""
     recipe, root = context.recipe, context.run.root
+    assert not context.is_rank, "only the process that plays the game writes its summary"
     write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
     best = None

@@ -130,6 +130,8 @@ def recipe_of_game(root: Path) -> Recipe:
 
 def player_name(text: str) -> str:
     """A player's name as it was typed, with an end: an iteration's number may have leading zeros."""
+    if text == "baseline":  # what the start was called before
+        return START
     return str(int(text)) if text.isdecimal() and len(text) <= MOST_DIGITS else text[:LONGEST_NAME]
 
 

@@ -162,7 +162,7 @@ def test_nothing_was_graded_and_nothing_sampled(copy: Game) -> None:
     ("args", "said"),
     [
         (["--checker", "nubmer"], "--checker: there is no checker 'nubmer'\n  -> did you mean number?"),
-        (["--checker", "random"], "--checker: random deals"),
+        (["--checker", "random"], "--checker: random shuffles"),
         (["--checker", "missing.py:f"], "--checker: the file missing.py does not exist"),
         (["--checker", "exact", "--pattern", ""], "--checker: exact needs --pattern"),
         (["--pattern", "("], "--pattern '(' is not a regular expression"),

@@ -154,7 +154,7 @@ def test_what_is_printed(zygote: Zygote, tmp_path: Path, data: str) -> None:
     assert shares == {"50%": "1.0%", "10%": "8.3%", "2%": "32.9%"}  # .01 (1 - a) / (.01 (1 - a) + a)
 
 
-REFUSED = [("random", "CHECKER: random deals"), ("exact", "CHECKER: exact needs --pattern"), ("x.py:f", "x.py does not exist")]
+REFUSED = [("random", "CHECKER: random shuffles"), ("exact", "CHECKER: exact needs --pattern"), ("x.py:f", "x.py does not exist")]
 
 
 @pytest.mark.parametrize(("checker", "said"), REFUSED)

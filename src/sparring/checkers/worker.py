@@ -66,9 +66,13 @@ def load_module(path: str, source: str, name: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module
-    sys.path.append(os.path.dirname(os.path.abspath(path)))
+    folder = os.path.dirname(os.path.abspath(path))
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         exec(compile(source, path, "exec"), vars(module))
+    except KeyboardInterrupt:
+        raise
     except BaseException as error:
         raise Trouble({"import": f"{line_of(error, path)}{said(error)}"}) from error
     return module

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from sparring.config.fields import show
 from sparring.config.messages import as_user_error
 from sparring.config.option_types import Section, at_iteration
-from sparring.config.overrides import apply_override
+from sparring.config.overrides import OLD_KEYS, apply_override, override_path
 from sparring.config.recipe import Recipe
 from sparring.config.sections.controls import ControlSection
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
@@ -22,7 +22,6 @@ from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 S = TypeVar("S", bound=Section)
 FORMER_START = "baseline"
-OLD_KEYS = {"baseline": "controls"}  # former name -> name
 BUILTIN, RECIPES = "builtin:", Path(__file__).parent.parent / "recipes"
 
 
@@ -32,23 +31,29 @@ def load_recipe(source: str | Path | Mapping[str, Any] | Recipe, overrides: Iter
     Raises one UserError that lists every problem: the key, its value, the rule and the nearest valid key.
     """
     from_file = isinstance(source, (str, Path))
-    values = _with_new_keys(_read_yaml(_located(str(source))) if from_file else _plain(source))
+    values = _read_yaml(_located(str(source))) if from_file else _plain(source)
     overrides = list(overrides)
+    return _checked(_with_new_keys(values, overrides, logging.WARNING), str(source) if from_file else "recipe", overrides)
+
+
+def _checked(values: Any, name: str, overrides: list[str]) -> Recipe:
     for override in overrides:
-        values = _with_new_keys(apply_override(values, override))
+        values = apply_override(values, override)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise as_user_error(error, str(source) if from_file else "recipe", overrides) from None
+        raise as_user_error(error, name, overrides) from None
 
 
-def _with_new_keys(values: Any) -> Any:
-    """A recipe of an earlier version with the current names of its keys; each renaming is logged."""
+def _with_new_keys(values: Any, overrides: Iterable[str], level: int) -> Any:
+    """A recipe of an earlier version: its keys by the names that they have now. `level`: of the log line that says so."""
+    overridden = {override_path(override).partition(".")[0] for override in overrides}
     for old, new in OLD_KEYS.items():
-        if isinstance(values, dict) and old in values:
-            if new in values:
-                raise UserError(f"`{old}` is the former name of `{new}`, and the recipe has both", where=old, remedy=f"keep `{new}`")
-            logging.getLogger("sparring").warning(f"recipe: `{old}` is now called `{new}`; it is read as `{new}`")
+        if isinstance(values, dict) and old in values and new in values:
+            raise UserError(f"`{old}` is the former name of `{new}`, and the recipe has both", where=old, remedy=f"keep `{new}`")
+        if old in overridden or (isinstance(values, dict) and old in values):
+            logging.getLogger("sparring").log(level, f"recipe: `{old}` is now called `{new}`; it is read as `{new}`")
+        if isinstance(values, dict):
             values = {new if key == old else key: value for key, value in values.items()}
     return values
 
@@ -92,35 +97,32 @@ def recipe_of_run(root: Path) -> Recipe:
         )
     require_plain(root)
     require_layout(root)
-    return load_recipe(root / "recipe.yaml")
+    path = root / "recipe.yaml"
+    return _checked(_with_new_keys(_read_yaml(path), [], logging.DEBUG), str(path), [])
 
 
 def require_layout(root: Path) -> None:
     """Raise UserError for a run of an earlier version, whose folder of the start's scores is called `baseline`."""
-    if (root / FORMER_START).is_dir():
-        linked = (root / "start").is_symlink()  # the link through which adapters find their base model
-        raise UserError(
-            f"this run was written by an earlier version, which called the folder of the start's scores `{FORMER_START}`",
-            where=str(root),
-            remedy="play its recipe again in another run_dir, or use the version that wrote it"
-            if linked
-            else "`sparring run` its recipe once: that renames it and keeps what is finished",
-        )
+    former, start = root / FORMER_START, root / "start"
+    what = f"this run was written by an earlier version, which called the folder of the start's scores `{FORMER_START}`"
+    if start.is_symlink() or former.is_symlink():  # `start` was the link through which adapters find their base model
+        raise UserError(what, where=str(root), remedy="play its recipe again in another run_dir, or use the version that wrote it")
+    if former.exists() and start.exists():
+        raise UserError(f"this run has both {FORMER_START} and start", where=str(root), remedy=f"delete {former} if it is not of this run")
+    if former.exists():
+        raise UserError(what, where=str(root), remedy="`sparring run` its recipe once: that renames it and keeps what is finished")
 
 
 def convert_layout(root: Path) -> None:
     """Give a run of an earlier version today's names; called by the process that holds its lock. Raises UserError if it has adapters."""
-    if not (root / FORMER_START).is_dir():
-        return
-    if (root / "start").is_symlink():
-        require_layout(root)
+    former, start = root / FORMER_START, root / "start"
+    if former.is_symlink() or start.is_symlink() or start.exists() or not former.exists():
+        return require_layout(root)
     (root / "summary.json").unlink(missing_ok=True)  # written again at the end
     if (root / "chosen.json").exists():
         (root / "chosen.json").rename(root / "micro_batch.json")
-    (root / FORMER_START).rename(root / "start")  # last: until then a kill leaves a run that is converted again
-    logging.getLogger("sparring").info(
-        f"run directory of an earlier version: `{FORMER_START}` is now `start`, `chosen.json` is `micro_batch.json`"
-    )
+    former.rename(start)  # last: until then a kill leaves a run that is converted again
+    logging.getLogger("sparring").info(f"run of an earlier version: its folder `{FORMER_START}` is now called `start`")
 
 
 def to_yaml(recipe: Recipe) -> str:

@@ -10,6 +10,8 @@ from sparring.config.yaml_dialect import parse_scalar, parse_yaml
 from sparring.errors import UserError
 from sparring.secrecy import HIDDEN
 
+OLD_KEYS = {"baseline": "controls"}  # former name -> name
+
 
 def override_path(override: str) -> str:
     """The dotted key that an override sets."""
@@ -25,6 +27,7 @@ def shown_override(override: str) -> str:
 def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     """`values` with one key set; sections on the path are copied or created, never changed in place."""
     keys = override_path(override).split(".")
+    keys[0] = OLD_KEYS.get(keys[0], keys[0])
     if "=" not in override or not all(keys):
         raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
     result = node = dict(values)

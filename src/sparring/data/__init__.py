@@ -7,7 +7,6 @@ turns.py          a turn of a row and its keys; cells.py: its columns by their s
 preferences.py    a row as a labelled pair
 chat.py           turns as token ids; given_back.py checks that the template kept them, template_kwargs.py gives it variables
 prepare.py        the rows of a run: filtered, split, tokenised; fingerprint.py: everything that they depend on
-window.py         examples and replies as duels
 tables.py         parquet tables of a run
 
 Nothing is imported here, so that the report can read the records without the tokenisation or any reader.

@@ -110,12 +110,12 @@ class TransformersEngine:
         found = draw(order, prompts, stream, logps)
         return [found[index] for index in range(len(prompts))]
 
-    def _choose_way(self, layout_probe_trees: Sequence[tuple[int, ...]]) -> None:
+    def _choose_way(self, probes: Sequence[tuple[int, ...]]) -> None:
         if self._takes_packed_rows is False:
             return
         if self._takes_packed_rows is None:
             use_packed_attention(self.model, self._own_attention)
-        self._takes_packed_rows = packed_rows_agree(self.model, layout_probe_trees)
+        self._takes_packed_rows = packed_rows_agree(self.model, probes)
         if not self._takes_packed_rows:
             self.model.set_attn_implementation(self._own_attention)
             log.info("sampling: this model does not support packed rows; its replies are sampled in padded batches, which is slower")

@@ -51,8 +51,17 @@ def advise(plan: Plan) -> list[Proposal]:
         changes = (*fewer, *_of_all(plan.recipe, change))
         proposal = _proposal(plan, changes, plan.hardware.count)
         if proposal is not None and not any(set(known.changes) <= set(changes) for known in found):
-            found.append(proposal)
+            found.append(_shortened(plan, proposal, kept=fewer))
     return found[:MOST_PROPOSALS] or list(_on_more(plan))[:MOST_PROPOSALS]
+
+
+def _shortened(plan: Plan, found: Proposal, kept: tuple[str, ...]) -> Proposal:
+    """Without the changes that it fits without as well, `kept` apart."""
+    for change in found.changes:
+        left = tuple(one for one in found.changes if one != change)
+        shorter = None if change in kept else _proposal(plan, left, found.devices)
+        found = shorter or found
+    return found
 
 
 def _on_more(plan: Plan) -> Iterator[Proposal]:

@@ -62,9 +62,6 @@ class Plan:
         """The most devices that an option asks for, and that option."""
         return devices_wanted(self.recipe, self.hardware)
 
-    def stages_of(self, owner: str) -> list[StagePlan]:
-        return [stage for stage in self.stages if stage.owner == owner]
-
     @property
     def owners(self) -> list[str]:
         return list(dict.fromkeys(stage.owner for stage in self.stages))

@@ -31,7 +31,7 @@ def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
         return {"dtypes": dtypes, "buffers": dict(loaded[0].named_buffers())}
 
     told = from_main(load)
-    return loaded[0] if loaded else _hollow(folder, dtype, **told)
+    return loaded[0] if loaded else _empty(folder, dtype, **told)
 
 
 def empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -48,7 +48,7 @@ def deal_out(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> Non
         parameter.copy_(distribute_tensor(full.to(mesh.device_type), mesh, parameter.placements))
 
 
-def _hollow(folder: Path, dtype: torch.dtype, dtypes: dict[str, torch.dtype], buffers: dict[str, Tensor]) -> PreTrainedModel:
+def _empty(folder: Path, dtype: torch.dtype, dtypes: dict[str, torch.dtype], buffers: dict[str, Tensor]) -> PreTrainedModel:
     model = model_shape(folder).to_empty(device="cpu")
     model.tie_weights()
     if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that contradict their config, such as tied weights

@@ -34,6 +34,8 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
     recipe = context.recipe
     if not recipe.target.moves:
         return None
+    if context.is_rank:
+        return context.stages.computed(iteration_stage(t, "grade"))
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     with open_checker(recipe, recipe.target.checker) as checker:

@@ -9,10 +9,9 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.console import log
-from sparring.errors import UserError
 from sparring.launch import launch
 from sparring.policy.compute import release_memory
-from sparring.policy.ranks import from_main, require_equal
+from sparring.policy.ranks import AgreedError, from_main, require_equal
 from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stage_of
@@ -40,7 +39,7 @@ class StageRunner:
         """
         stage = stage_of(name)
         assert stage is not None, f"{name} is not in the table of stages"
-        if stage.derived:
+        if stage.derived and self.target in (None, name):
             self._clear(name, inputs)
         with at_stage(name):
             if self.target is not None:
@@ -51,6 +50,16 @@ class StageRunner:
                 record = self.run.stage(name, inputs, work)
         release_memory()
         return record
+
+    def computed(self, name: str) -> StageRecord:
+        """On a rank, a stage that the process that plays has computed: its checker or its benchmarks need not be here. Raises UserError."""
+        record = self.run.finished(name)
+        if record is None:
+            raise self._too_early(name)
+        return record
+
+    def _too_early(self, name: str) -> AgreedError:
+        return AgreedError(f"{name} comes before {self.target} and is not finished", remedy="`sparring run` plays up to it")
 
     def _clear(self, name: str, inputs: dict[str, Any]) -> None:
         def clear() -> None:
@@ -78,7 +87,7 @@ class StageRunner:
 
         def begin() -> StageRecord | Path:
             if name != self.target and not self.run.finished(name):
-                raise UserError(f"{name} comes before {self.target} and is not finished", remedy="`sparring run` plays up to it")
+                raise self._too_early(name)
             return self.run.begin(name, inputs)
 
         begun = from_main(begin)

@@ -82,7 +82,8 @@ def _measurer(context: RunContext) -> Measurer:
 
 def _evaluated(context: RunContext, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
     recipe = context.recipe
-
+    if context.is_rank:
+        return context.stages.computed(evaluate_stage(owner))
     with held_out_checker(recipe) as checker:
 
         def work(stage: Path) -> dict[str, Any]:
@@ -106,6 +107,8 @@ def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord
     section, train = context.recipe.evaluate.benchmarks, context.recipe.train
     if section is None:
         return None
+    if context.is_rank:
+        return context.stages.computed(benchmark_stage(owner))
     template = context.chat.template if section.chat_template else None
     model = HarnessModel(player.folder, COMPUTE_DTYPES[train.precision], template, train.four_bit)
     inputs = {

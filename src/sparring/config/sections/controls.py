@@ -12,7 +12,7 @@ from sparring.config.sections.data import PairsSection
 
 T = TypeVar("T")
 # names in a run directory that a control must not use
-TAKEN_NAMES = ("base", "base-model", "best", "data", "evaluations", "iterations", "sft", "start", "trackers")
+TAKEN_NAMES = ("base", "base-model", "baseline", "best", "data", "evaluations", "iterations", "probe", "sft", "start", "trackers")
 
 # folder -> name in tables, logs and plots, for controls without a name
 CONTROL_TITLES = {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", "spin-dpo": "SPIN, then DPO"}
