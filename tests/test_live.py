@@ -139,7 +139,7 @@ def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
     assert result.code == 0 and tree(game.root) == before
     assert "not running: process " in out and "was killed" in out
     assert "stage iterations/000/train (7 of 18 finished)" in out, result.out
-    assert "resumes iterations/000/train, from its checkpoint after 2 steps" in out
+    assert "resumes with iterations/000/train, from its checkpoint after 2 steps" in out
     assert "iteration 0, step 3: loss " in out and "start" in out
     assert result.out.rstrip().endswith("resume with:\n  sparring run recipe.yaml sampling.top_p=0.9")
     elsewhere = game.zygote.run(["status", str(game.root)], game.folder.parent)
