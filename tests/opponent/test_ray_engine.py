@@ -290,7 +290,7 @@ def test_a_reply_that_nobody_waits_for_is_a_fault(second: Reply) -> None:
 def test_the_log_says_who_drew_how_much(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="sparring")
     report(Counter({("node1/5", False): 300, ("node2/6", True): 90, ("node1/7", False): 10}))
-    assert "3 Ray workers on 2 nodes drew 310 + 90 replies, 1 of the workers in place of lost ones" in caplog.text
+    assert "3 Ray workers on 2 nodes sampled 310 + 90 replies, 1 of the workers in place of lost ones" in caplog.text
 
 
 def test_a_lost_reply_is_a_fault() -> None:
