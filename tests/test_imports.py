@@ -240,3 +240,9 @@ def test_process_wide_state_is_documented() -> None:
     page = (SOURCE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
     section = page.partition("### Process-wide state")[2].partition("\n## ")[0]
     assert found == set(re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE))
+
+
+def test_no_class_name_twice() -> None:
+    """A name means one thing in all of the package."""
+    found = [name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    assert len(found) == len(set(found)), {name for name in found if found.count(name) > 1}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.propose import Proposal, propose
+from sparring.checkers.propose import PatternProposal, propose
 from sparring.config import DataSection, ModelSection, Recipe, builtin_recipes, load_recipe
 from sparring.config.overrides import apply_override
 from sparring.config.yaml_dialect import dump_yaml
@@ -52,7 +52,7 @@ COMMENTS = {
 
 
 @dataclass(frozen=True)
-class Lengths:
+class RowLengths:
     """Tokens of some rows' prompts and replies; `source`: how they were counted."""
 
     prompts: list[int]
@@ -159,17 +159,17 @@ def _renamed(usual: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> dict
     return {standard: name for standard, name in found.items() if name != standard}
 
 
-def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> Lengths:
+def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> RowLengths:
     try:
         chat = chat_at_hand(model)
         if chat is not None:
             encoded = [chat.encode(row, where) for where, row in rows]
-            return Lengths([len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded], "counted by the model's tokenizer", True)
+            return RowLengths([len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded], "counted by the model's tokenizer", True)
         why = "the model's tokenizer is not on this machine"
     except UserError as error:  # a game would end with it: the recipe is where it is put right
         why = f"the tokenizer cannot be used yet: {error}"
     prompts, replies = ([_estimated(text) for text in texts] for texts in zip(*map(_texts, rows), strict=True))
-    return Lengths(prompts, replies, f"estimated as {TOKENS_PER_WORD} a word: {why}", False)
+    return RowLengths(prompts, replies, f"estimated as {TOKENS_PER_WORD} a word: {why}", False)
 
 
 def _texts(located: tuple[str, Conversation]) -> tuple[str, str]:
@@ -182,7 +182,9 @@ def _estimated(text: str) -> int:
     return math.ceil(max(TOKENS_PER_WORD * len(text.split()), size / BYTES_PER_TOKEN)) + 1
 
 
-def _proposed(values: Mapping[str, Any], rows: Rows, lengths: Lengths, proposal: Proposal | None) -> tuple[dict[str, Any], dict[str, str]]:
+def _proposed(
+    values: Mapping[str, Any], rows: Rows, lengths: RowLengths, proposal: PatternProposal | None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """(the whole recipe, comments on its values)."""
     count = len(rows.located)
     longest = {"max_prompt_tokens": max(lengths.prompts), "max_reply_tokens": max(lengths.replies)}
@@ -217,12 +219,12 @@ def _rounded(tokens: int) -> int:
     return 8 * math.ceil(tokens / 8)
 
 
-def _in_words(proposal: Proposal) -> str:
+def _in_words(proposal: PatternProposal) -> str:
     example = quoted(proposal.example, 30)
     return f"{proposal.form.words}: in {proposal.found} of {proposal.replies} human replies, such as {example}"
 
 
-def _told(lengths: Lengths, proposal: Proposal | None) -> Iterator[str]:
+def _told(lengths: RowLengths, proposal: PatternProposal | None) -> Iterator[str]:
     usual, longest = lengths.usual_reply, max(lengths.replies)
     yield f"tokens of {len(lengths.replies)} rows, {lengths.source}"
     yield f"  prompts: at most {max(lengths.prompts)}; human replies: at most {longest}, 95% of them at most {usual}"
@@ -232,7 +234,7 @@ def _told(lengths: Lengths, proposal: Proposal | None) -> Iterator[str]:
         yield f"answers: {_in_words(proposal)}{'' if proposal.is_usual else '; too few, so the pattern is commented out'}"
 
 
-def _suggestion(proposal: Proposal | None) -> str:
+def _suggestion(proposal: PatternProposal | None) -> str:
     """What could be switched on by taking the # away."""
     if proposal is not None and proposal.is_usual:
         said = "to let the model's own replies win where their answer is right (`sparring docs targets`):"

@@ -6,24 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sparring.config import Recipe
-from sparring.progress import Game
+from sparring.progress import GameProgress
 from sparring.rundir import RunDir
 from sparring.stage_names import stages_of_game
 
 COMPUTED = ("generate", "score", "train")  # of an iteration: what a control of equal cost matches
 
 
-def place_in(root: Path, recipe: Recipe) -> Callable[[str], Game | None]:
+def place_in(root: Path, recipe: Recipe) -> Callable[[str], GameProgress | None]:
     """The place of a stage in the run's game, by its name; None for what is no stage of it."""
 
-    def place(stage: str) -> Game | None:
+    def place(stage: str) -> GameProgress | None:
         names = stages_of_game(root, recipe)
         if stage not in names:
             return None
         number = names.index(stage) + 1
         rest = _seconds(RunDir(root), recipe, names[:number], names[number:])
         own = _seconds(RunDir(root), recipe, names[:number], [stage])
-        return Game(number=number, stages=len(names), iterations=recipe.iterations, stage_seconds=own, later_seconds=rest)
+        return GameProgress(number=number, stages=len(names), iterations=recipe.iterations, stage_seconds=own, later_seconds=rest)
 
     return place
 

@@ -32,7 +32,7 @@ STALE_SECONDS = 60.0
 BAR_WIDTH = 40
 
 
-class Game(TypedDict):
+class GameProgress(TypedDict):
     """The place of a stage in its game, from 1; and the expected time of it and all later ones, None while there is no estimate."""
 
     number: int
@@ -54,10 +54,10 @@ class Snapshot(TypedDict):
     numbers: dict[str, float]
     memory: tuple[str, int]
     sample: tuple[str, str] | None
-    game: Game | None
+    game: GameProgress | None
 
 
-Place = Callable[[str], Game | None]
+Place = Callable[[str], GameProgress | None]
 
 
 # ---------------------------------------------------------------------------------------------- in one line
@@ -82,11 +82,11 @@ def in_one_line(now: Snapshot, width: int | None = None) -> str:
     return line if width is None else line[:width]
 
 
-def _place(game: Game | None) -> str:
+def _place(game: GameProgress | None) -> str:
     return f"[{game['number']}/{game['stages']}] " if game else ""
 
 
-def _phase(phase: str, game: Game | None) -> str:
+def _phase(phase: str, game: GameProgress | None) -> str:
     """`iteration 1 of 3: training`."""
     found = re.match(r"iteration \d+(?=:)", phase)
     of = f" of {game['iterations']}" if found and game else ""

@@ -17,7 +17,7 @@ import yaml
 from conftest import Game
 
 from sparring.comparison.as_json import as_json
-from sparring.comparison.compare import Comparison, compare
+from sparring.comparison.compare import RunComparison, compare
 from sparring.comparison.page import html
 from sparring.comparison.seeds import over_seeds_summary
 from sparring.comparison.statistics import holm
@@ -89,11 +89,11 @@ def by_recipe(root: str, player: str, values: Sequence[float]) -> None:
     run.stage(benchmark_stage(owner), inputs, lambda stage: write(stage, tasks))
 
 
-def cell(found: Comparison, run: str, player: str, metric: str = "letters/acc") -> Any:
+def cell(found: RunComparison, run: str, player: str, metric: str = "letters/acc") -> Any:
     return next(row.cells[metric] for row in found.rows if (row.run, row.player) == (run, player))
 
 
-def names(found: Comparison) -> list[str]:
+def names(found: RunComparison) -> list[str]:
     return [metric.name for metric in found.metrics]
 
 

@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 
-from sparring.comparison.compare import Cell, Comparison, Metric, Row
+from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison
 from sparring.comparison.statistics import Paired
 from sparring.comparison.verdict import verdict
 from sparring.cost import Cost
 
 
-def compared(values: dict[str, float], p: float | None, higher: bool | None = True) -> Comparison:
+def compared(values: dict[str, float], p: float | None, higher: bool | None = True) -> RunComparison:
     """Players of one run against its start, the last of them with a p-value."""
     metric = Metric("exact_match", higher, "held-out rows", 60)
     rows = []
     for player, value in values.items():
         paired = None if player == "start" else Paired(value - values["start"], 0.01, None, None, p, "McNemar", 60)
         score: Any = {"value": value, "n": 60, "stderr": 0.1, "higher_is_better": higher}
-        cell = Cell(score, paired, None if player == "start" else p)
-        rows.append(Row("a", player, player, False, False, False, Cost(), None, {"exact_match": cell}))
-    return Comparison("a:start", "rows", 60, (metric,), tuple(rows), (), 0.95, 0)
+        cell = ComparisonCell(score, paired, None if player == "start" else p)
+        rows.append(ComparisonRow("a", player, player, False, False, False, Cost(), None, {"exact_match": cell}))
+    return RunComparison("a:start", "rows", 60, (metric,), tuple(rows), (), 0.95, 0)
 
 
 @pytest.mark.parametrize(("p", "told"), [(0.01, "more than chance (p 0.01 after Holm)"), (0.2, "within chance (p 0.2 after Holm)")])

@@ -17,9 +17,9 @@ from zygote import Result, Zygote
 
 from sparring.checkers.grades import Grade
 from sparring.data.records import Conversation, Example
+from sparring.grading.batches import ReplyBatch, Said
 from sparring.grading.grade import Outcome
-from sparring.grading.lots import Lot, Said
-from sparring.grading.outcome import EXAMPLES, Graded, agreement, examples_of, failures_of
+from sparring.grading.outcome import EXAMPLES, GradedBatch, agreement, examples_of, failures_of
 from sparring.grading.print_grades import print_grades
 from sparring.targets.graded import HUMAN
 
@@ -55,7 +55,7 @@ def contents(root: Path) -> dict[str, tuple[str, int]]:
 
 
 def by_stage(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    return {lot["stage"]: lot for lot in found["replies_of"]}
+    return {batch["stage"]: batch for batch in found["replies_of"]}
 
 
 STAGES = ["start/measure", "iterations/000/generate", "iterations/000/measure", "continued-sft/measure"]
@@ -63,15 +63,15 @@ STAGES = ["start/measure", "iterations/000/generate", "iterations/000/measure", 
 
 def test_the_kept_grades_give_the_scores_of_the_run(moved: Game) -> None:
     result, found = graded(moved)
-    lots = by_stage(found)
-    assert list(lots) == STAGES and found["checker"] is None and found["agreement"] is None
+    batches = by_stage(found)
+    assert list(batches) == STAGES and found["checker"] is None and found["agreement"] is None
     for stage in STAGES:
         if stage.endswith("/measure"):
             scores = moved.json(stage.replace("measure", "evaluate/scores.json"))
-            assert all(scores[name] == score for name, score in lots[stage]["scores"].items())
-            assert {"exact_match", "exact_match_greedy", "pass_at_2", "maj_at_2"} <= set(lots[stage]["scores"])
+            assert all(scores[name] == score for name, score in batches[stage]["scores"].items())
+            assert {"exact_match", "exact_match_greedy", "pass_at_2", "maj_at_2"} <= set(batches[stage]["scores"])
     assert (
-        lots["iterations/000/generate"]["scores"]["exact_match"]
+        batches["iterations/000/generate"]["scores"]["exact_match"]
         == moved.json("iterations/000/grade/done.json")["facts"]["rates"]["pass_rate"]
     )
     assert "iteration 0, training prompts" in result.out and "as the run graded them" in result.out
@@ -81,17 +81,17 @@ def test_the_kept_grades_give_the_scores_of_the_run(moved: Game) -> None:
 def test_the_same_checker_anew_says_the_same(moved: Game) -> None:
     result, found = graded(moved, "--checker", "number")
     assert found["checker"] == {"kind": "number", "answer_pattern": "[0-9]+$", "tolerance": 0.0}
-    assert [lot["scores"] for lot in found["replies_of"]] == [lot["kept_scores"] for lot in found["replies_of"]]
+    assert [batch["scores"] for batch in found["replies_of"]] == [batch["kept_scores"] for batch in found["replies_of"]]
     counts = {(row["kept_passes"], row["passes"]): row["replies"] for row in found["agreement"]}
     assert counts[True, False] == counts[False, True] == 0
-    assert counts[True, True] + counts[False, False] == sum(lot["replies"] for lot in found["replies_of"])
+    assert counts[True, True] + counts[False, False] == sum(batch["replies"] for batch in found["replies_of"])
     assert "they differ on 0" in " ".join(result.out.split())
 
 
 def test_a_pattern_alone_is_for_the_checker_of_the_run(moved: Game) -> None:
     _, found = graded(moved, "--pattern", "never in any reply")
     assert found["checker"] == {"kind": "number", "answer_pattern": "never in any reply", "tolerance": 0.0}
-    assert all(lot["without_answer"] == lot["replies"] for lot in found["replies_of"])
+    assert all(batch["without_answer"] == batch["replies"] for batch in found["replies_of"])
     assert graded(moved, "--pattern", "")[1]["checker"]["answer_pattern"] is None
 
 
@@ -117,8 +117,8 @@ def test_kept_grades_of_a_game_of_human_winners_are_those_of_its_pattern(played:
 
 def test_a_limit_takes_the_same_prompts_of_every_iteration(played: Game) -> None:
     _, found = graded(played, "--checker", "number", "--limit", "5")
-    assert {lot["prompts"] for lot in found["replies_of"]} == {5}
-    assert {lot["replies"] for lot in found["replies_of"] if not lot["held_out"]} == {10}
+    assert {batch["prompts"] for batch in found["replies_of"]} == {5}
+    assert {batch["replies"] for batch in found["replies_of"] if not batch["held_out"]} == {10}
 
 
 def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
@@ -129,7 +129,7 @@ def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
     texts = [row["text"] for file in files for row in pq.read_table(file).to_pylist() if row["replica"] != HUMAN]
     even = sum(len(text) % 2 == 0 for text in texts)
     assert [(row["replies"], row["reason"]) for row in found["failures"]] == [(even, "raised ZeroDivisionError: division by zero")]
-    assert sum(lot["failures"] for lot in found["replies_of"]) == sum(lot["without_score"] for lot in found["replies_of"]) == even
+    assert sum(batch["failures"] for batch in found["replies_of"]) == sum(batch["without_score"] for batch in found["replies_of"]) == even
     assert f"{even} of {len(texts)} replies could not be graded. A run ends where more than 5% cannot." in result.out
 
 
@@ -186,33 +186,33 @@ def test_no_run_and_a_changed_one(copy: Game) -> None:
 # ---------------------------------------------------------------------------------------------- what grades say
 
 
-def lot(*replies: tuple[str, str], is_held_out: bool = False, must_end: bool = True, kept: Grade | None = None) -> Lot:
+def batch(*replies: tuple[str, str], is_held_out: bool = False, must_end: bool = True, kept: Grade | None = None) -> ReplyBatch:
     """One prompt with (text, finish reason) of its replies."""
     example = Example("r", Conversation(({"role": "user", "content": "Why?"},), "so"), (1,), (2,))
     said = tuple(Said("r", n, text, reason, kept) for n, (text, reason) in enumerate(replies))
     stage = "iterations/000/measure" if is_held_out else "iterations/000/generate"
-    return Lot(stage, is_held_out, (example,), {"r": said}, must_end, reads_answers=False)
+    return ReplyBatch(stage, is_held_out, (example,), {"r": said}, must_end, reads_answers=False)
 
 
-def with_scores(one: Lot, *scores: float | None) -> Graded:
+def with_scores(one: ReplyBatch, *scores: float | None) -> GradedBatch:
     grades = [Grade(score, None, "by hand", failed=score is None) for score in scores]
-    return Graded(one, dict(zip([said.place for said in one.replies], grades, strict=True)), pass_score=0.5, reads_answers=False)
+    return GradedBatch(one, dict(zip([said.place for said in one.replies], grades, strict=True)), pass_score=0.5, reads_answers=False)
 
 
 def test_what_passes() -> None:
     whole, cut = ("a", "stop"), ("b", "length")
-    one = with_scores(lot(whole, cut, whole, whole), 0.5, 1.0, 0.4, None)
-    assert [one.passed(said, one.grades[said.place]) for said in one.lot.replies] == [True, False, False, None]
+    one = with_scores(batch(whole, cut, whole, whole), 0.5, 1.0, 0.4, None)
+    assert [one.passed(said, one.grades[said.place]) for said in one.batch.replies] == [True, False, False, None]
     assert one.scores()["exact_match"]["value"] == 0.25
-    lenient = with_scores(lot(whole, cut, must_end=False), 0.0, 1.0)
+    lenient = with_scores(batch(whole, cut, must_end=False), 0.0, 1.0)
     assert lenient.scores()["exact_match"]["value"] == 0.5
-    assert with_scores(lot(whole), None).scores() == {}, "no score is no pass rate of 0"
+    assert with_scores(batch(whole), None).scores() == {}, "no score is no pass rate of 0"
 
 
 def test_disagreements_count_what_both_score() -> None:
     texts = [(str(n), "stop") for n in range(8)]
-    one = with_scores(lot(*texts, kept=Grade(1.0, None, "")), 1, 1, 0, 0, 0, 0, 0, None)
-    unknown = with_scores(lot(*texts), *[1.0] * 8)
+    one = with_scores(batch(*texts, kept=Grade(1.0, None, "")), 1, 1, 0, 0, 0, 0, 0, None)
+    unknown = with_scores(batch(*texts), *[1.0] * 8)
     found = agreement([one, unknown])
     assert dict(found.counts) == {(True, True): 2, (True, False): 5} and found.differ == 5 and found.replies == 7
     shown = [example.said.text for example in found.examples[True, False]]
@@ -220,20 +220,20 @@ def test_disagreements_count_what_both_score() -> None:
 
 
 def test_equal_replies_are_shown_once() -> None:
-    one = with_scores(lot(*[("same", "stop")] * 6), *[1.0] * 6)
+    one = with_scores(batch(*[("same", "stop")] * 6), *[1.0] * 6)
     assert [example.said.text for example in examples_of([one], True)] == ["same"] and examples_of([one], False) == []
 
 
 def test_failures_by_reason_the_frequent_first() -> None:
-    one = lot(*[(str(n), "stop") for n in range(5)])
+    one = batch(*[(str(n), "stop") for n in range(5)])
     reasons = ["rare", "often", "often", None, "often"]
     grades = {said.place: Grade(None, None, why or "", failed=why is not None) for said, why in zip(one.replies, reasons, strict=True)}
-    found = failures_of([Graded(one, grades, 1.0, False)])
+    found = failures_of([GradedBatch(one, grades, 1.0, False)])
     assert [(count, example.said.text, example.grade.reason) for count, example in found] == [(3, "1", "often"), (1, "0", "rare")]
 
 
 def test_words_of_models_cannot_draw_on_the_terminal() -> None:
-    one = with_scores(lot(("\x1b[31m[bold]red[/bold]\x07" + "x" * 2000 + " #### 5", "stop")), 1.0)
+    one = with_scores(batch(("\x1b[31m[bold]red[/bold]\x07" + "x" * 2000 + " #### 5", "stop")), 1.0)
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
     print_grades(Outcome([one], None, None, examples_of([one], True), [], []), console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from scipy.stats import chisquare
 from sparring.config import SamplingSection
 from sparring.data.records import Reply
 from sparring.opponent import hf
-from sparring.opponent.decode import Decoder, Row
+from sparring.opponent.decode import DecodedRow, Decoder
 from sparring.opponent.hf import InverseCdf, TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy.load import load_model
@@ -38,7 +38,7 @@ def sizes(way: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """(rows at once, longest prompt) of every batch of `generate`, or of every round of packed rows."""
     found: list[tuple[int, int]] = []
 
-    def run(decoder: Decoder, rows: list[Row], slots: int) -> Iterator[Row]:
+    def run(decoder: Decoder, rows: list[DecodedRow], slots: int) -> Iterator[DecodedRow]:
         found.append((slots, len(rows[-1].prompt_ids)))
         return plain_run(decoder, rows, slots)
 

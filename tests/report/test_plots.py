@@ -11,12 +11,12 @@ import pytest
 
 from sparring.report import plots
 from sparring.report.page import TEMPLATES
-from sparring.report.plots import MOST_POINTS, ComputePoint, Score, Series
+from sparring.report.plots import MOST_POINTS, ComputePoint, PlottedScore, PlottedSeries
 
 NAMES = ["start", "iteration 0", "<b>&amp;", "$x_1$ \u202e \x00 名前", "a name that is much too long to stand under a plot"]
-VALUES = [Score(name, 0.3 + 0.01 * n, (0.02, 0.03) if n else None, apart=n == 4) for n, name in enumerate(NAMES)]
-SERIES = [Series(name, range(5), [n + x * x for x in range(5)]) for n, name in enumerate(NAMES)]
-GROWING = [Series("a", range(5), [10.0**x for x in range(5)])]
+VALUES = [PlottedScore(name, 0.3 + 0.01 * n, (0.02, 0.03) if n else None, apart=n == 4) for n, name in enumerate(NAMES)]
+SERIES = [PlottedSeries(name, range(5), [n + x * x for x in range(5)]) for n, name in enumerate(NAMES)]
+GROWING = [PlottedSeries("a", range(5), [10.0**x for x in range(5)])]
 POINTS = [ComputePoint(name, 1e12 * 5**n, 0.3 + 0.1 * n, 0.02, group=f"run {n % 2}") for n, name in enumerate(NAMES)]
 DRAWN = {
     "scores": lambda name: plots.scores(name, "T<i>", VALUES, "share", reference=("start", 0.3)),
@@ -59,12 +59,12 @@ def test_the_words_say_what_is_drawn() -> None:
 
 
 def test_every_value_has_its_mark_and_its_error_bar() -> None:
-    def marks(values: list[Score]) -> int:
+    def marks(values: list[PlottedScore]) -> int:
         return len(re.findall(r'<use [^>]*style="[^"]*var\(--s[0-7]', plots.scores("fig", "t", values, "y")))
 
-    bare = [Score(str(n), float(n)) for n in range(4)]
+    bare = [PlottedScore(str(n), float(n)) for n in range(4)]
     assert marks(bare) == 4
-    assert marks([Score(one.name, one.value, (0.1, 0.1)) for one in bare]) == 12, "a mark and the two ends of its bar"
+    assert marks([PlottedScore(one.name, one.value, (0.1, 0.1)) for one in bare]) == 12, "a mark and the two ends of its bar"
 
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -82,8 +82,8 @@ def test_a_pointer_is_told_the_values() -> None:
         "iteration 0: share 0.31 [0.29, 0.34]",
         "<b>&amp;: share 0.32 [0.3, 0.35]",
     ]
-    assert told(plots.scores("fig", "t", [Score("a", 0.5, (0.1, 0.1))], "share")) == ["a: share 0.5 ± 0.1"]
-    assert told(plots.lines("fig", "t", [Series("$x$ \u202e", [7, 8], [0.25, 1e9])], "step", "y")) == [
+    assert told(plots.scores("fig", "t", [PlottedScore("a", 0.5, (0.1, 0.1))], "share")) == ["a: share 0.5 ± 0.1"]
+    assert told(plots.lines("fig", "t", [PlottedSeries("$x$ \u202e", [7, 8], [0.25, 1e9])], "step", "y")) == [
         "$x$ [U+202E], step 7: 0.25",
         "$x$ [U+202E], step 8: 1e9",
     ]
@@ -97,14 +97,14 @@ def test_a_pointer_is_told_the_values() -> None:
 
 
 def test_a_long_line_is_told_at_some_of_its_points() -> None:
-    long, short = Series("long", range(900), [float(n) for n in range(900)]), Series("short", range(900, 1000), range(100))
+    long, short = PlottedSeries("long", range(900), [float(n) for n in range(900)]), PlottedSeries("short", range(900, 1000), range(100))
     names = [text.partition(",")[0] for text in told(plots.lines("fig", "t", [long, short], "step", "y"))]
     assert 20 <= names.count("long") <= 30 and 2 <= names.count("short") <= 4, "marks are as dense on both"
 
 
 def test_a_legend_takes_nothing_from_the_drawing() -> None:
     def height(count: int) -> float:
-        named = [Series(f"a line of quite a long name {n}", [0, 1], [0, 1]) for n in range(count)]
+        named = [PlottedSeries(f"a line of quite a long name {n}", [0, 1], [0, 1]) for n in range(count)]
         root = ET.fromstring(plots.lines("fig", "t", named, "step", "y"))
         return float(root.get("viewBox").split()[3])
 
@@ -132,14 +132,14 @@ def test_long_lines_are_thinned_to_means() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 0.0])
 def test_numbers_that_are_none_do_not_break_a_figure(value: float) -> None:
-    ET.fromstring(plots.lines("fig", "t", [Series("a", range(3), [1.0, value, 2.0])], "x", "y", log_y=True))
+    ET.fromstring(plots.lines("fig", "t", [PlottedSeries("a", range(3), [1.0, value, 2.0])], "x", "y", log_y=True))
     if math.isfinite(value) or math.isnan(value):
-        ET.fromstring(plots.scores("fig", "t", [Score("a", 1.0), Score("b", value)], "y"))
+        ET.fromstring(plots.scores("fig", "t", [PlottedScore("a", 1.0), PlottedScore("b", value)], "y"))
 
 
 def test_a_logarithmic_axis_is_taken_only_where_it_would_have_labels() -> None:
     assert all(f">{text}<" in DRAWN["log lines"]("fig") for text in ("1", "100", "10,000"))
-    narrow = plots.lines("fig", "t", [Series("a", range(3), [2.0, 4.0, 6.0])], "x", "y", log_y=True)
+    narrow = plots.lines("fig", "t", [PlottedSeries("a", range(3), [2.0, 4.0, 6.0])], "x", "y", log_y=True)
     assert all(f">{text}<" in narrow for text in ("2", "4", "6"))
 
 

@@ -32,7 +32,7 @@ WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
 
 
-class Lost(Exception):
+class LostWorker(Exception):
     """A call that ended with its process, or that raised as a whole; the text says why."""
 
 
@@ -58,7 +58,7 @@ class Pool:
             return {}
         except _Trouble as trouble:
             why = trouble.args[0]
-        except Lost as lost:
+        except LostWorker as lost:
             why = {"lost": str(lost)}
         finally:
             if self._idle.empty():
@@ -95,7 +95,7 @@ class Pool:
     def _answer_batch(self, batch: Sequence[Item]) -> list[Result]:
         try:
             return self._call(batch)
-        except Lost as lost:
+        except LostWorker as lost:
             if len(batch) == 1:
                 return [{"failed": str(lost)}]
             return [result for item in batch for result in self._answer_batch([item])]
@@ -105,11 +105,11 @@ class Pool:
         try:
             said = process.ask(batch, self._seconds)
             if "raised" in said:
-                raise Lost(f"raised {printable(str(said['raised']))}")
+                raise LostWorker(f"raised {printable(str(said['raised']))}")
             return _results(said, len(batch))
         except ValueError:
             process.end()
-            raise Lost(NO_ANSWER) from None
+            raise LostWorker(NO_ANSWER) from None
         finally:
             self._give_back(process)
 
@@ -124,7 +124,7 @@ class Pool:
         try:
             return self._start()
         except _Trouble as trouble:
-            raise Lost(f"could not be loaded again: {trouble.args[0]}") from None
+            raise LostWorker(f"could not be loaded again: {trouble.args[0]}") from None
 
     def _give_back(self, process: _Process) -> None:
         with self._lock:
@@ -137,7 +137,7 @@ class Pool:
     def _start(self) -> _Process:
         with self._lock:
             if self._is_closed:
-                raise Lost("the checker is closed")
+                raise LostWorker("the checker is closed")
             process = _Process(self._home.name, self._memory_mb)
             self._running.add(process)
         try:
@@ -203,7 +203,7 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, message: Any, seconds: float) -> dict[str, Any]:
-        """The answer to one message. Raises Lost, and ends the process, where none comes within `seconds`, or none that can be read."""
+        """The answer to one message. Raises LostWorker, and ends the process, if none comes within `seconds` that can be read."""
         deadline = time.monotonic() + seconds
         try:
             self._send(json.dumps(message, default=str).encode() + b"\n", deadline)
@@ -213,12 +213,12 @@ class _Process:
             return answer
         except TimeoutError:
             self.end()
-            raise Lost(f"timed out after {seconds:g} s") from None
+            raise LostWorker(f"timed out after {seconds:g} s") from None
         except EOFError:
-            raise Lost(self._end_of_life()) from None
+            raise LostWorker(self._end_of_life()) from None
         except ValueError:
             self.end()
-            raise Lost(NO_ANSWER) from None
+            raise LostWorker(NO_ANSWER) from None
         except BaseException:
             self.end()
             raise

@@ -19,7 +19,7 @@ UNKNOWN = "I do not know"
 
 
 @dataclass(frozen=True)
-class Example:
+class ProbeExample:
     row_id: str
     reply: str
     grade: Grade
@@ -37,7 +37,7 @@ class Tried:
     tried: int
     passed: int
     failed: int
-    examples: tuple[Example, ...]
+    examples: tuple[ProbeExample, ...]
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ def probe(checker: Checker, asked: Sequence[Asked], seed: int, pass_score: float
     rows, golds = [one for one, _ in known], [gold for _, gold in known]
     made = [_made_up(n, rows, golds, seed) for n in range(len(rows))]
     graded = checker.grade([replace(one, replies=tuple(replies.values())) for one, replies in zip(rows, made, strict=True)])
-    found: dict[str, list[Example]] = {name: [] for name in KINDS}
+    found: dict[str, list[ProbeExample]] = {name: [] for name in KINDS}
     for one, replies, grades in zip(rows, made, graded, strict=True):
         for (name, reply), grade in zip(replies.items(), grades, strict=True):
-            found[name].append(Example(one.row_id, reply, grade))
+            found[name].append(ProbeExample(one.row_id, reply, grade))
     return ProbeReport(len(rows), tuple(_counted(name, examples, pass_score) for name, examples in found.items()))
 
 
@@ -89,7 +89,7 @@ def share_of_wrong_winners(pass_rate: float, false_positives: float) -> float:
     return wrong / (wrong + pass_rate) if wrong + pass_rate else 0.0
 
 
-def _counted(name: str, examples: Sequence[Example], pass_score: float) -> Tried:
+def _counted(name: str, examples: Sequence[ProbeExample], pass_score: float) -> Tried:
     passes = [example.grade.score is not None and example.grade.score >= pass_score for example in examples]
     failed = sum(example.grade.failed for example in examples)
     shown = [example for example, passed in zip(examples, passes, strict=True) if passed != bool(KINDS[name])]

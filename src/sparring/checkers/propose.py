@@ -34,7 +34,7 @@ FORMS = (
 
 
 @dataclass(frozen=True)
-class Proposal:
+class PatternProposal:
     """In how many of `replies` the form has an answer, and one such answer."""
 
     form: Form
@@ -47,7 +47,7 @@ class Proposal:
         return self.found >= USUAL * self.replies
 
 
-def propose(replies: Sequence[str]) -> Proposal | None:
+def propose(replies: Sequence[str]) -> PatternProposal | None:
     """The first form that nearly all replies have, else the most frequent one; None where not even half of them have any."""
     tried = [proposal for form in FORMS if (proposal := _tried(form, replies)) is not None]
     usual = next((proposal for proposal in tried if proposal.is_usual), None)
@@ -55,7 +55,7 @@ def propose(replies: Sequence[str]) -> Proposal | None:
     return best if best is not None and best.found >= WORTH_A_LOOK * best.replies else None
 
 
-def _tried(form: Form, replies: Sequence[str]) -> Proposal | None:
+def _tried(form: Form, replies: Sequence[str]) -> PatternProposal | None:
     pattern = re.compile(form.pattern)
     answers = [answer for reply in replies if (answer := find_answer(pattern, reply)) is not None]
-    return Proposal(form, len(answers), len(replies), answers[0]) if answers else None
+    return PatternProposal(form, len(answers), len(replies), answers[0]) if answers else None

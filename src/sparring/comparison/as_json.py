@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparring.comparison.compare import Cell, Comparison, Metric, Row
+from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison
 from sparring.comparison.statistics import RESAMPLES
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: RunComparison) -> dict[str, Any]:
     return {
         "against": found.against,
         "paired_over": found.unit,
@@ -32,7 +32,7 @@ def _metric(metric: Metric) -> dict[str, Any]:
     }
 
 
-def _player(row: Row) -> dict[str, Any]:
+def _player(row: ComparisonRow) -> dict[str, Any]:
     return {
         "run": row.run,
         "player": row.player,
@@ -44,7 +44,7 @@ def _player(row: Row) -> dict[str, Any]:
     }
 
 
-def _cell(cell: Cell) -> dict[str, Any] | None:
+def _cell(cell: ComparisonCell) -> dict[str, Any] | None:
     if cell.score is None:
         return None
     paired = None if cell.paired is None else {**vars(cell.paired), "p_holm": cell.p_holm}

@@ -37,7 +37,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Cell:
+class ComparisonCell:
     """One metric of one player. `paired` is None for the reference and where the two cannot be compared; `p_holm` is adjusted over all."""
 
     score: Score | None
@@ -46,7 +46,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One player. `is_best` by its run's metric; `is_going` where its run has not ended."""
 
     run: str
@@ -57,7 +57,7 @@ class Row:
     is_going: bool
     cost: Cost
     flops: float | None
-    cells: dict[str, Cell]
+    cells: dict[str, ComparisonCell]
 
     @property
     def name(self) -> str:
@@ -65,14 +65,14 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """`unit` is what differences on held-out rows are paired over: those "rows", or "seeds". `count` of them."""
 
     against: str
     unit: str
     count: int
     metrics: tuple[Metric, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     notes: tuple[str, ...]
     confidence: float
     seed: int
@@ -90,7 +90,7 @@ class Comparison:
 
 def compare(
     folders: Sequence[Path], against: str | None = None, metrics: Sequence[str] = (), unfinished: bool = False, seed: int = 0
-) -> Comparison:
+) -> RunComparison:
     """All players of the runs in `folders`, each less the player `against` ("RUN:best", "RUN:start", "RUN:N"; the first run's start).
 
     metrics: which to compare; DEFAULT_METRICS and benchmarks, as far as the reference has them, when empty. seed: of the resampling.
@@ -110,7 +110,7 @@ def compare(
     unit, count = ("seeds", len(reference.arms)) if isinstance(reference, SeedArm) else ("rows", len(reference.rows))
     found = tuple(notes(runs, arms, reference, chosen, everything=not metrics))
     shown = tuple(_metric(name, reference) for name in chosen)
-    return Comparison(reference.label, unit, count, shown, tuple(rows), found, CONFIDENCE, seed)
+    return RunComparison(reference.label, unit, count, shown, tuple(rows), found, CONFIDENCE, seed)
 
 
 def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]:
@@ -223,15 +223,17 @@ def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
     return UserError(what, where="--metric", remedy=known)
 
 
-def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> Row:
+def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> ComparisonRow:
     is_reference = arm.label == reference.label
-    cells = {name: Cell(arm.score(name), None if is_reference else arm.paired(reference, name, CONFIDENCE, seed)) for name in metrics}
+    cells = {
+        name: ComparisonCell(arm.score(name), None if is_reference else arm.paired(reference, name, CONFIDENCE, seed)) for name in metrics
+    }
     best = isinstance(arm, Arm) and arm.player == arm.run.best
     is_control = arm.player in arm.run.controls
-    return Row(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_going, arm.cost, arm.flops, cells)
+    return ComparisonRow(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_going, arm.cost, arm.flops, cells)
 
 
-def _adjusted(rows: Sequence[Row]) -> list[Row]:
+def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """With Holm's correction over all tests of the comparison, metrics and players alike."""
     paired = [(n, name, cell.paired) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
     tests = [(n, name, one.p) for n, name, one in paired if one.p is not None]

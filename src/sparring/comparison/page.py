@@ -7,22 +7,22 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from sparring.comparison.compare import Comparison, Metric, Row
+from sparring.comparison.compare import ComparisonRow, Metric, RunComparison
 from sparring.comparison.tables import HEADERS, cells, legend, title
 from sparring.comparison.verdict import verdict
 from sparring.report import page, plots
 from sparring.report.outcome import metric_words
 
 
-def html(found: Comparison) -> str:
+def html(found: RunComparison) -> str:
     lead = Markup("").join(page.paragraph(line, "verdict") for line in verdict(found))
-    sections = [page.Section(_id(metric.name), _heading(metric), _section(found, metric)) for metric in found.metrics]
+    sections = [page.PageSection(_id(metric.name), _heading(metric), _section(found, metric)) for metric in found.metrics]
     notes = Markup("").join(page.paragraph(line, "muted") for line in legend(found))
-    sections.append(page.Section("notes", "How to read this", notes))
+    sections.append(page.PageSection("notes", "How to read this", notes))
     return page.render_page("Comparison", lead, sections)
 
 
-def _section(found: Comparison, metric: Metric) -> Markup:
+def _section(found: RunComparison, metric: Metric) -> Markup:
     rows = [cells(found, row, metric.name) for row in found.rows]
     body = page.table(title(found, metric), HEADERS, rows)
     points = list(_points(found, metric.name))
@@ -43,7 +43,7 @@ def _id(name: str) -> str:
     return re.sub(r"[^\w-]", "-", name)
 
 
-def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:
+def _points(found: RunComparison, metric: str) -> Iterator[plots.ComputePoint]:
     """Of every player whose compute is known; a control is a group of its own."""
     for row in found.rows:
         score = row.cells[metric].score
@@ -51,5 +51,5 @@ def _points(found: Comparison, metric: str) -> Iterator[plots.ComputePoint]:
             yield plots.ComputePoint(row.name, row.flops, score["value"], score["stderr"], _group(row), row.title)
 
 
-def _group(row: Row) -> str:
+def _group(row: ComparisonRow) -> str:
     return row.name if row.is_control else row.run

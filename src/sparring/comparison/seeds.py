@@ -13,7 +13,7 @@ from rich.text import Text
 
 from sparring.comparison.arms import METRICS, SeedArm, Seeds
 from sparring.comparison.as_json import as_json
-from sparring.comparison.compare import DEFAULT_METRICS, Comparison, compare
+from sparring.comparison.compare import DEFAULT_METRICS, RunComparison, compare
 from sparring.comparison.tables import print_comparison
 from sparring.config import recipe_of_run
 from sparring.console import fitting
@@ -56,7 +56,7 @@ def _games(root: Path) -> Seeds:
     return Seeds(root, str(root), seeds)
 
 
-def _comparisons(games: Seeds) -> Iterator[Comparison]:
+def _comparisons(games: Seeds) -> Iterator[RunComparison]:
     there = [arm.player for arm in games.arms]
     for player in (START, *(name for name in games.controls if name in there)):
         yield compare([games.root], f"{games.label}:{player}", _compared(games))

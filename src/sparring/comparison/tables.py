@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.comparison.compare import Cell, Comparison, Metric, Row
+from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison
 from sparring.comparison.verdict import verdict
 from sparring.console import fitting, printable
 from sparring.evaluation.metrics import Score
@@ -18,7 +18,7 @@ from sparring.report.outcome import metric_words
 HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens", "FLOPs", "wall time")
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
+def print_comparison(found: RunComparison, console: Console) -> None:
     for line in verdict(found):
         console.print(Text(fitting(line, console), style="bold"))
     for metric in found.metrics:
@@ -33,7 +33,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(Text(fitting(line, console)))
 
 
-def markdown(found: Comparison) -> str:
+def markdown(found: RunComparison) -> str:
     """The same tables and lines."""
     parts = ["# Comparison\n", *(f"{_escaped(line)}\n" for line in verdict(found))]
     for metric in found.metrics:
@@ -44,12 +44,12 @@ def markdown(found: Comparison) -> str:
     return "\n".join(parts)
 
 
-def title(found: Comparison, metric: Metric) -> str:
+def title(found: RunComparison, metric: Metric) -> str:
     better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
     return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, less {found.reference}"
 
 
-def legend(found: Comparison) -> Iterator[str]:
+def legend(found: RunComparison) -> Iterator[str]:
     """How the numbers were made, then what is special about these."""
     shown = [cell.paired for row in found.rows for cell in row.cells.values() if cell.paired]
     tests = " and ".join(dict.fromkeys(one.test for one in shown)) or "none"
@@ -68,7 +68,7 @@ def legend(found: Comparison) -> Iterator[str]:
     yield from (f"note: {note}" for note in found.notes)
 
 
-def cells(found: Comparison, row: Row, metric: str) -> list[str]:
+def cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
     """In the order of HEADERS."""
     name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_going}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
@@ -93,7 +93,7 @@ def _each(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else [value]
 
 
-def _of_metric(found: Comparison, row: Row, cell: Cell) -> list[str]:
+def _of_metric(found: RunComparison, row: ComparisonRow, cell: ComparisonCell) -> list[str]:
     if f"{row.run}:{row.player}" == found.against:
         return [_value(cell.score), "reference", "", "", ""]
     paired = cell.paired

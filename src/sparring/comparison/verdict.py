@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sparring.comparison.compare import Comparison, Metric, Row
+from sparring.comparison.compare import ComparisonRow, Metric, RunComparison
 from sparring.report.outcome import metric_words
 
 NAMED = 3  # players behind the first, before the sentence says how many more
 CHANCE = 0.05  # Holm's p above which a difference is taken for chance
 
 
-def verdict(found: Comparison) -> Iterator[str]:
+def verdict(found: RunComparison) -> Iterator[str]:
     for metric in found.metrics:
         if metric.higher_is_better is not None and (line := _of_metric(found, metric)) is not None:
             yield line
 
 
-def _of_metric(found: Comparison, metric: Metric) -> str | None:
+def _of_metric(found: RunComparison, metric: Metric) -> str | None:
     sign = 1 if metric.higher_is_better else -1
     known = [(row, score["value"]) for row in found.rows if (score := row.cells[metric.name].score) is not None]
     if not known:
@@ -33,7 +33,7 @@ def _of_metric(found: Comparison, metric: Metric) -> str | None:
     return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
 
 
-def _against(found: Comparison, row: Row, metric: Metric) -> str:
+def _against(found: RunComparison, row: ComparisonRow, metric: Metric) -> str:
     """Its difference from the reference, where it has one."""
     cell = row.cells[metric.name]
     if f"{row.run}:{row.player}" == found.against or cell.paired is None:

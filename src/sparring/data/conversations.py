@@ -10,7 +10,7 @@ from sparring.config import DataSection
 from sparring.data.cells import Cells, Turns
 from sparring.data.records import Conversation, Message
 from sparring.data.rows import BadRows, LocatedRow, Row, Source, Table, kind_of
-from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, Shape, choose_shape
+from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, RowShape, choose_shape
 from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import MEND_ROW, Reading, Turn, without_surrogates
 from sparring.errors import UserError
@@ -78,7 +78,7 @@ class Shaped:
     known: frozenset[str]
 
     @classmethod
-    def of(cls, table: Table, section: Source, shape: Shape, reasoning: Any, further: Collection[str]) -> Shaped:
+    def of(cls, table: Table, section: Source, shape: RowShape, reasoning: Any, further: Collection[str]) -> Shaped:
         """`further` columns are read in addition to those of the shape."""
         of_shape = [section.columns.get(name, name) for name in (*shape.required, *shape.optional)]
         names = frozenset((*of_shape, *further))

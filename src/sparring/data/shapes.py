@@ -8,7 +8,7 @@ from typing import NamedTuple
 from sparring.errors import UserError, nearest
 
 
-class Shape(NamedTuple):
+class RowShape(NamedTuple):
     """Standard columns of a row. Those of `unread` belong to it and are not read."""
 
     required: tuple[str, ...]
@@ -24,22 +24,22 @@ _WHOLE, _PARTS = ("system",), ("system", "history")  # optional columns of whole
 
 
 # In the order in which `auto` tries them: a row that keeps whole conversations says more than its flattened columns do.
-SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",), _WHOLE),
-    "real_generated": Shape(("real",), _WHOLE, ("generated",)),
-    "sharegpt": Shape(("conversations",), _WHOLE),
-    "prompt_completion": Shape(("prompt", "completion"), _PARTS),
-    "alpaca": Shape(("instruction", "output"), ("input", *_PARTS)),
+SHAPES: dict[str, RowShape] = {
+    "messages": RowShape(("messages",), _WHOLE),
+    "real_generated": RowShape(("real",), _WHOLE, ("generated",)),
+    "sharegpt": RowShape(("conversations",), _WHOLE),
+    "prompt_completion": RowShape(("prompt", "completion"), _PARTS),
+    "alpaca": RowShape(("instruction", "output"), ("input", *_PARTS)),
 }
 # Shapes of prompts without replies, each with the columns that would hold a reply
-PROMPT_SHAPES: dict[str, Shape] = {
-    "messages": Shape(("messages",), _WHOLE),
-    "sharegpt": Shape(("conversations",), _WHOLE),
-    "prompt": Shape(("prompt",), _PARTS),
-    "alpaca": Shape(("instruction",), ("input", *_PARTS)),
+PROMPT_SHAPES: dict[str, RowShape] = {
+    "messages": RowShape(("messages",), _WHOLE),
+    "sharegpt": RowShape(("conversations",), _WHOLE),
+    "prompt": RowShape(("prompt",), _PARTS),
+    "alpaca": RowShape(("instruction",), ("input", *_PARTS)),
 }
 REPLY_COLUMNS = {"prompt": ("completion",), "alpaca": ("output",)}
-PAIR_SHAPE = Shape(("chosen", "rejected"), ("prompt", *_PARTS))
+PAIR_SHAPE = RowShape(("chosen", "rejected"), ("prompt", *_PARTS))
 STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in shape.columns)
 KNOWN_COLUMNS = STANDARD_COLUMNS | PAIR_SHAPE.columns
 # Columns that must be empty: tools are not supported
@@ -55,7 +55,7 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
     """
     candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
     if shape == "auto":  # a single column `real` may mean anything
-        candidates = {**candidates, "real_generated": Shape(("real", "generated"), _WHOLE)}
+        candidates = {**candidates, "real_generated": RowShape(("real", "generated"), _WHOLE)}
     found = _first_that_fits(candidates, columns, list(present), source, "data")
     if found is None:
         raise _no_shape(shape, columns, list(present), source)
@@ -76,7 +76,7 @@ def choose_prompt_shape(columns: Mapping[str, str], present: Iterable[str], sour
 
 
 def _first_that_fits(
-    candidates: Mapping[str, Shape], columns: Mapping[str, str], present: list[str], source: str, option: str
+    candidates: Mapping[str, RowShape], columns: Mapping[str, str], present: list[str], source: str, option: str
 ) -> str | None:
     for standard, own in columns.items():
         if own not in present:

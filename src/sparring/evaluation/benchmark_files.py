@@ -23,7 +23,7 @@ ROUNDING = 1e-6
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskMeasured:
     """One number of the harness: a metric, after a filter, of a task or of a group; `leaves` are the tasks whose samples it is made of."""
 
     name: str
@@ -63,7 +63,7 @@ def metric_name(metric: str, filter_name: str) -> str:
     return metric if filter_name == "none" else f"{metric},{filter_name}"
 
 
-def measured(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[Measured]:
+def measured(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[TaskMeasured]:
     """Every number of the task itself; of all its tasks where it is a tag or a group without a sum. found: the harness's results."""
     results = found["results"]
     names = [benchmark.task] if any("," in column for column in results.get(benchmark.task, ())) else list(results)
@@ -79,7 +79,7 @@ def measured(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[Measure
             higher = (found["higher_is_better"].get(name) or {}).get(metric)
             stderr = float(error) if isinstance(error, (int, float)) else None
             score = Score(value=float(value), n=n, stderr=stderr, higher_is_better=higher)
-            yield Measured(f"{key}/{metric_name(metric, filter_name)}", metric, filter_name, leaves, score)
+            yield TaskMeasured(f"{key}/{metric_name(metric, filter_name)}", metric, filter_name, leaves, score)
 
 
 def sampled_metrics(stage: Path) -> Iterator[SampledMetric]:
@@ -95,7 +95,7 @@ def sampled_metrics(stage: Path) -> Iterator[SampledMetric]:
             yield _sampled(benchmark, found, one, [row for leaf in one.leaves for row in tasks[leaf]])
 
 
-def _sampled(benchmark: Benchmark, found: Mapping[str, Any], one: Measured, samples: Sequence[Mapping[str, Any]]) -> SampledMetric:
+def _sampled(benchmark: Benchmark, found: Mapping[str, Any], one: TaskMeasured, samples: Sequence[Mapping[str, Any]]) -> SampledMetric:
     own = [row for row in samples if row["filter"] == one.filter_name and one.metric in row["values"]]
     values = {row["sample"]: row["values"][one.metric] for row in own}
     is_mean = bool(values) and abs(sum(values.values()) / len(values) - one.score["value"]) <= ROUNDING

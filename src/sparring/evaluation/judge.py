@@ -30,7 +30,7 @@ FILE = "judgments.jsonl"
 
 
 @dataclass(frozen=True)
-class Task:
+class JudgeTask:
     """One judgment to request. `read` parses a reply, None if it cannot be parsed; `form` is the required last line."""
 
     key: str
@@ -92,7 +92,7 @@ class Judge:
     def close(self) -> None:
         self._endpoints.close()
 
-    def judge(self, folder: Path, tasks: Sequence[Task], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:
+    def judge(self, folder: Path, tasks: Sequence[JudgeTask], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:
         """The judgments in the order of the tasks; those with a value in the folder's file are not requested again.
 
         earlier: judgments of an earlier call; those that are needed here too are copied into the file first.
@@ -108,7 +108,7 @@ class Judge:
         missing = [task for task in tasks if task.key not in kept or kept[task.key].value is None]
         with open(file, "a", encoding="utf-8") as lines, progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:
 
-            async def one(task: Task) -> None:
+            async def one(task: JudgeTask) -> None:
                 found = await self._ask(task, lambda: any(judgment.value is not None for judgment in kept.values()))
                 kept[task.key] = found.after(kept.get(task.key))
                 _append(lines, [kept[task.key]])
@@ -117,7 +117,7 @@ class Judge:
             self._endpoints.run(self._endpoints.all([one(task) for task in missing]))
         return [kept[task.key] for task in tasks]
 
-    async def _ask(self, task: Task, is_taken: Callable[[], bool]) -> Judgment:
+    async def _ask(self, task: JudgeTask, is_taken: Callable[[], bool]) -> Judgment:
         """is_taken: whether the endpoint has answered such requests, so that a refusal is due to the content of this one."""
         from sparring.opponent.endpoints import Refused
 

@@ -92,14 +92,14 @@ class Measurer:
         return sample_examples(folder, self.held_out, engine, stream, count, rows, phase, check, self.chat.decode)
 
     def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
-        lots = [self._trees(replies)]
+        batches = [self._trees(replies)]
         if opponent is not None:
-            lots.append(self._trees(read_replies(opponent.measured / REPLIES)))
-        own, *duels = self.score(player, lots)
+            batches.append(self._trees(read_replies(opponent.measured / REPLIES)))
+        own, *duels = self.score(player, batches)
         columns: dict[str, list[Any]] = {"row_id": [example.row_id for example in self.held_out], **_columns(("real", "own"), own)}
         if opponent is not None:
             # both models in equal micro-batches: equal models then have margin exactly 0
-            by_both = zip(("player", "opponent"), (*duels, *self.score(opponent.model, lots[1:])), strict=True)
+            by_both = zip(("player", "opponent"), (*duels, *self.score(opponent.model, batches[1:])), strict=True)
             for who, scored in by_both:
                 columns |= _columns((f"{who}_real", f"{who}_generated"), scored)
         return columns

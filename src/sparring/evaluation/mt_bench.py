@@ -12,7 +12,7 @@ from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE as JUDGMENTS
-from sparring.evaluation.judge import Judge, Judgment, Task
+from sparring.evaluation.judge import Judge, JudgeTask, Judgment
 from sparring.evaluation.judge_prompts import COMPARE_FORM, GRADE_FORM, comparing, grading, read_grade, read_verdict
 from sparring.evaluation.metrics import Score, mean_score
 from sparring.evaluation.questions import Question
@@ -79,7 +79,7 @@ def grade(
 ) -> tuple[dict[str, Score], dict[str, Any]]:
     """(scores, facts) of the judge's grades, 1 to 10, of every answer; `earlier` judgments of the same answers are reused."""
     tasks = [
-        Task(f"{q.id}/{turn + 1}", grading(q.turns, answers[q.id], q.references, turn), read_grade, GRADE_FORM)
+        JudgeTask(f"{q.id}/{turn + 1}", grading(q.turns, answers[q.id], q.references, turn), read_grade, GRADE_FORM)
         for q in questions
         for turn in range(len(q.turns))
     ]
@@ -99,7 +99,7 @@ def compare(
     Every pair is judged in both orders, and a verdict that changes with the order counts as a tie (arXiv 2306.05685, section 3.4).
     """
     tasks = [
-        Task(f"{q.id}/{turn + 1}/{order}", _pair(q, answers, others, turn, order), read_verdict, COMPARE_FORM)
+        JudgeTask(f"{q.id}/{turn + 1}/{order}", _pair(q, answers, others, turn, order), read_verdict, COMPARE_FORM)
         for q in questions
         for turn in range(len(q.turns))
         for order in ORDERS

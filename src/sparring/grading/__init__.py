@@ -1,7 +1,7 @@
 """Grades of replies for people to read: `sparring grade` and `sparring check-checker`. Nothing is sampled, and no run is changed.
 
 options.py       the checker that a command's options name
-lots.py          the stored replies of a run, with their stored grades
+batches.py          the stored replies of a run, with their stored grades
 outcome.py       statistics of grades: pass rates, disagreements, examples
 grade.py         `sparring grade`: kept grades or new ones; print_grades.py has its tables
 trial_rows.py    the rows that a checker is tried on

@@ -10,9 +10,9 @@ from typing import Any
 from sparring.checkers.grades import Checker, Grade, ask
 from sparring.config import Recipe
 from sparring.errors import UserError
-from sparring.grading.lots import Lot, Place, read_lots
+from sparring.grading.batches import Place, ReplyBatch, read_batches
 from sparring.grading.options import checker_of, settings_for
-from sparring.grading.outcome import Agreement, Example, Graded, agreement, examples_of, failures_of
+from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample, agreement, examples_of, failures_of
 from sparring.progress import progress
 from sparring.stage_names import recipe_of_game
 
@@ -24,37 +24,37 @@ CHUNK = 256  # prompts that are graded together
 class Outcome:
     """`checker`: all that new grades depend on, None where the kept ones are shown; `agreement` goes with it."""
 
-    lots: list[Graded]
+    batches: list[GradedBatch]
     checker: dict[str, Any] | None
-    agreement: Agreement | None
-    passed: list[Example]
-    failed: list[Example]
-    failures: list[tuple[int, Example]]
+    agreement: GradeAgreement | None
+    passed: list[GradeExample]
+    failed: list[GradeExample]
+    failures: list[tuple[int, GradeExample]]
 
 
 def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: Sequence[int], limit: int | None) -> Outcome:
     """By a new checker where one or a pattern is named, else the kept grades. The run is only read.
 
-    pattern: without a checker, for the run's own one; empty for none; limit: prompts of each lot. Raises UserError where there is
+    pattern: without a checker, for the run's own one; empty for none; limit: prompts of each batch. Raises UserError where there is
     nothing to grade, or no kept grade to show.
     """
     recipe = recipe_of_game(root)
     if checker is None and pattern is None:
-        return _kept(root, recipe, read_lots(root, iterations, limit))
+        return _kept(root, recipe, read_batches(root, iterations, limit))
     with checker_of(settings_for(recipe, checker, pattern, CHECKER), CHECKER) as by:
-        lots = read_lots(root, iterations, limit)
-        graded = [Graded(lot, grade_lot(lot, by), recipe.target.pass_score, by.reads_answers) for lot in lots]
+        batches = read_batches(root, iterations, limit)
+        graded = [GradedBatch(batch, grade_batch(batch, by), recipe.target.pass_score, by.reads_answers) for batch in batches]
         return _outcome(graded, by.fingerprint, agreement(graded))
 
 
-def grade_lot(lot: Lot, checker: Checker) -> dict[Place, Grade]:
-    asked = ask(lot.examples, {row_id: [one.text for one in said] for row_id, said in lot.said.items()})
+def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
+    asked = ask(batch.examples, {row_id: [one.text for one in said] for row_id, said in batch.said.items()})
     found: dict[Place, Grade] = {}
-    with progress(f"grading: {lot.title}", len(asked), "prompts") as shown:
+    with progress(f"grading: {batch.title}", len(asked), "prompts") as shown:
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
             for one, grades in zip(part, checker.grade(part), strict=True):
-                found |= {said.place: grade for said, grade in zip(lot.said[one.row_id], grades, strict=True)}
+                found |= {said.place: grade for said, grade in zip(batch.said[one.row_id], grades, strict=True)}
             shown.advance(len(part))
     return found
 
@@ -66,13 +66,13 @@ def as_json(found: Outcome) -> dict[str, Any]:
         "checker": found.checker,
         "replies_of": [
             {
-                "stage": one.lot.stage,
-                "held_out": one.lot.is_held_out,
+                "stage": one.batch.stage,
+                "held_out": one.batch.is_held_out,
                 **one.counts(),
                 "scores": one.scores(),
                 **({"kept_scores": one.kept_scores()} if found.checker else {}),
             }
-            for one in found.lots
+            for one in found.batches
         ],
         "examples": {"passed": [_as_json(e) for e in found.passed], "failed": [_as_json(e) for e in found.failed]},
         "failures": [{"replies": count, **_as_json(example)} for count, example in found.failures],
@@ -90,18 +90,20 @@ def as_json(found: Outcome) -> dict[str, Any]:
     }
 
 
-def _kept(root: Path, recipe: Recipe, lots: Sequence[Lot]) -> Outcome:
-    if not any(lot.kept for lot in lots):
+def _kept(root: Path, recipe: Recipe, batches: Sequence[ReplyBatch]) -> Outcome:
+    if not any(batch.kept for batch in batches):
         what = "these replies were not graded when the run was made"
         raise UserError(what, where=str(root), remedy=f"name what grades them now: {CHECKER} number, for example")
-    return _outcome([Graded(lot, lot.kept, recipe.target.pass_score, lot.reads_answers) for lot in lots if lot.kept], None, None)
+    return _outcome(
+        [GradedBatch(batch, batch.kept, recipe.target.pass_score, batch.reads_answers) for batch in batches if batch.kept], None, None
+    )
 
 
-def _outcome(graded: list[Graded], fingerprint: dict[str, Any] | None, both: Agreement | None) -> Outcome:
+def _outcome(graded: list[GradedBatch], fingerprint: dict[str, Any] | None, both: GradeAgreement | None) -> Outcome:
     return Outcome(graded, fingerprint, both, examples_of(graded, True), examples_of(graded, False), failures_of(graded))
 
 
-def _as_json(example: Example) -> dict[str, Any]:
+def _as_json(example: GradeExample) -> dict[str, Any]:
     said = example.said
     return {
         "replies_of": example.title,

@@ -11,7 +11,7 @@ from typing import Any
 from sparring.checkers.grades import Grade
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
 from sparring.evaluation.metrics import Score, higher_is_better, mean_score
-from sparring.grading.lots import Lot, Place, Said
+from sparring.grading.batches import Place, ReplyBatch, Said
 
 EXAMPLES = 3
 Grades = Mapping[Place, Grade]
@@ -19,10 +19,10 @@ Pair = tuple[bool, bool]  # whether a reply passed by the kept grade, and by the
 
 
 @dataclass(frozen=True)
-class Graded:
-    """A lot with the grades that are looked at: new ones, or the kept ones themselves. `reads_answers`: whether they can have one."""
+class GradedBatch:
+    """A batch with the grades that are looked at: new ones, or the kept ones themselves. `reads_answers`: whether they can have one."""
 
-    lot: Lot
+    batch: ReplyBatch
     grades: Grades
     pass_score: float
     reads_answers: bool
@@ -31,38 +31,38 @@ class Graded:
         """Whether a reply with this grade passes; None where it has no score."""
         if grade is None or grade.score is None:
             return None
-        return grade.score >= self.pass_score and (said.finish_reason == "stop" or not self.lot.must_end)
+        return grade.score >= self.pass_score and (said.finish_reason == "stop" or not self.batch.must_end)
 
     def scores(self) -> dict[str, Score]:
         return self._scores(self.grades, self.reads_answers)
 
     def kept_scores(self) -> dict[str, Score]:
-        return self._scores(self.lot.kept, self.lot.reads_answers)
+        return self._scores(self.batch.kept, self.batch.reads_answers)
 
     def counts(self) -> dict[str, int]:
         """What there is, and what of it has no answer, was cut at the limit or could not be graded."""
-        grades = [self.grades[said.place] for said in self.lot.replies if said.place in self.grades]
+        grades = [self.grades[said.place] for said in self.batch.replies if said.place in self.grades]
         return {
-            "prompts": len(self.lot.examples),
-            "replies": len(self.lot.replies),
-            "without_score": len(self.lot.replies) - sum(grade.score is not None for grade in grades),
+            "prompts": len(self.batch.examples),
+            "replies": len(self.batch.replies),
+            "without_score": len(self.batch.replies) - sum(grade.score is not None for grade in grades),
             "without_answer": sum(grade.answer is None for grade in grades),
-            "cut": sum(said.finish_reason == "length" for said in self.lot.replies),
+            "cut": sum(said.finish_reason == "length" for said in self.batch.replies),
             "failures": sum(grade.failed for grade in grades),
         }
 
     def _scores(self, grades: Grades, reads_answers: bool) -> dict[str, Score]:
         """As the run scores such replies, under the same names: means over prompts. Of training prompts those count in which a reply has
         a score, of held-out ones all; nothing where no reply has one."""
-        rows = [row for example in self.lot.examples if (row := self._row(example.row_id, grades)) is not None]
+        rows = [row for example in self.batch.examples if (row := self._row(example.row_id, grades)) is not None]
         scored = [row for row in rows if any(reply.grade.score is not None for reply in row.replies)]
-        counted = rows if self.lot.is_held_out and scored else scored
-        items = answer_items(counted, self.pass_score, self.lot.must_end, reads_answers) if counted else {}
+        counted = rows if self.batch.is_held_out and scored else scored
+        items = answer_items(counted, self.pass_score, self.batch.must_end, reads_answers) if counted else {}
         return {name: mean_score(values, higher_is_better(name)) for name, values in items.items() if _is_shown(name)}
 
     def _row(self, row_id: str, grades: Grades) -> GradedRow | None:
         """None where not every reply of the row has a grade."""
-        said = self.lot.said[row_id]
+        said = self.batch.said[row_id]
         if not all(one.place in grades for one in said):
             return None
         replies = {one.replica: GradedReply(one.text, one.finish_reason, grades[one.place]) for one in said}
@@ -71,7 +71,7 @@ class Graded:
 
 
 @dataclass(frozen=True)
-class Example:
+class GradeExample:
     """A reply to read. `kept`: the run's own grade, where another one is looked at."""
 
     title: str
@@ -82,11 +82,11 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Agreement:
+class GradeAgreement:
     """Replies that both kept and new grades score, by what each says; and some of those on which they differ."""
 
     counts: Mapping[Pair, int]
-    examples: Mapping[Pair, Sequence[Example]]
+    examples: Mapping[Pair, Sequence[GradeExample]]
 
     @property
     def replies(self) -> int:
@@ -97,42 +97,42 @@ class Agreement:
         return sum(count for (kept, new), count in self.counts.items() if kept != new)
 
 
-def agreement(lots: Sequence[Graded], seed: int = 0) -> Agreement:
-    pairs = [(pair, one, said) for one in lots for said in one.lot.replies if (pair := _pair(one, said)) is not None]
+def agreement(batches: Sequence[GradedBatch], seed: int = 0) -> GradeAgreement:
+    pairs = [(pair, one, said) for one in batches for said in one.batch.replies if (pair := _pair(one, said)) is not None]
     differing = [(True, False), (False, True)]
     examples = {wanted: _examples(((one, said) for pair, one, said in pairs if pair == wanted), seed) for wanted in differing}
-    return Agreement(Counter(pair for pair, _, _ in pairs), examples)
+    return GradeAgreement(Counter(pair for pair, _, _ in pairs), examples)
 
 
-def examples_of(lots: Sequence[Graded], passed: bool, seed: int = 0) -> list[Example]:
+def examples_of(batches: Sequence[GradedBatch], passed: bool, seed: int = 0) -> list[GradeExample]:
     """Replies that passed, or that have a score and failed, chosen at random, each text once."""
-    found = ((one, said) for one in lots for said in one.lot.replies if one.passed(said, one.grades.get(said.place)) is passed)
+    found = ((one, said) for one in batches for said in one.batch.replies if one.passed(said, one.grades.get(said.place)) is passed)
     return _examples(found, seed)
 
 
-def failures_of(lots: Sequence[Graded]) -> list[tuple[int, Example]]:
+def failures_of(batches: Sequence[GradedBatch]) -> list[tuple[int, GradeExample]]:
     """Every reason for which a user's function failed, with its count and first reply; the most frequent first."""
-    failed = [(one, said) for one in lots for said in one.lot.replies if (g := one.grades.get(said.place)) is not None and g.failed]
+    failed = [(one, said) for one in batches for said in one.batch.replies if (g := one.grades.get(said.place)) is not None and g.failed]
     reasons = Counter(one.grades[said.place].reason for one, said in failed)
     first = {one.grades[said.place].reason: (one, said) for one, said in reversed(failed)}
     return [(count, _example(*first[reason])) for reason, count in reasons.most_common(EXAMPLES)]
 
 
-def _pair(one: Graded, said: Said) -> Pair | None:
+def _pair(one: GradedBatch, said: Said) -> Pair | None:
     kept, new = one.passed(said, said.kept), one.passed(said, one.grades.get(said.place))
     return None if kept is None or new is None else (kept, new)
 
 
-def _examples(found: Iterable[tuple[Graded, Said]], seed: int) -> list[Example]:
-    distinct: dict[Any, tuple[Graded, Said]] = {(said.row_id, said.text): (one, said) for one, said in found}
+def _examples(found: Iterable[tuple[GradedBatch, Said]], seed: int) -> list[GradeExample]:
+    distinct: dict[Any, tuple[GradedBatch, Said]] = {(said.row_id, said.text): (one, said) for one, said in found}
     drawn = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
     return [_example(one, said) for one, said in drawn]
 
 
-def _example(one: Graded, said: Said) -> Example:
-    prompt = next(example for example in one.lot.examples if example.row_id == said.row_id).conversation.prompt
+def _example(one: GradedBatch, said: Said) -> GradeExample:
+    prompt = next(example for example in one.batch.examples if example.row_id == said.row_id).conversation.prompt
     grade = one.grades[said.place]
-    return Example(one.lot.title, prompt[-1]["content"], said, grade, None if said.kept is grade else said.kept)
+    return GradeExample(one.batch.title, prompt[-1]["content"], said, grade, None if said.kept is grade else said.kept)
 
 
 def _is_shown(name: str) -> bool:

@@ -16,7 +16,7 @@ from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
 from sparring.grading.grade import Outcome, as_json, grade_run
 from sparring.grading.options import described
-from sparring.grading.outcome import Agreement, Example, Graded
+from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample
 from sparring.grading.shown import excerpt, print_records, told_grade
 from sparring.report.tables import Column, Row, print_table, with_error
 from sparring.rundir import write_json
@@ -46,7 +46,7 @@ def show_grades(
 
 def print_grades(found: Outcome, console: Console) -> None:
     by = f"graded again by {described(found.checker)}" if found.checker else "as the run graded them"
-    rows = [_row(one, has_kept=found.checker is not None) for one in found.lots]
+    rows = [_row(one, has_kept=found.checker is not None) for one in found.batches]
     print_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, console, first="replies of")
     print_records("Passed, chosen at random", map(_record, found.passed), console)
     print_records("Failed, chosen at random", map(_record, found.failed), console)
@@ -55,10 +55,10 @@ def print_grades(found: Outcome, console: Console) -> None:
     _print_failures(found, console)
 
 
-def _row(one: Graded, has_kept: bool) -> Row:
+def _row(one: GradedBatch, has_kept: bool) -> Row:
     counts = {name: Score(value=count, n=1, stderr=None) for name, count in one.counts().items()}
     kept = one.kept_scores().get("exact_match") if has_kept else None
-    return Row(one.lot.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.lot.stage)
+    return Row(one.batch.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.batch.stage)
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
@@ -72,7 +72,7 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
     return [*scores, *(Column(header, with_error(name, 0)) for name, header in {**COUNTS, **rare}.items())]
 
 
-def _record(example: Example) -> dict[str, str]:
+def _record(example: GradeExample) -> dict[str, str]:
     said = example.said
     place = "greedy" if said.replica is None else f"reply {said.replica}"
     return {
@@ -84,7 +84,7 @@ def _record(example: Example) -> dict[str, str]:
     }
 
 
-def _print_agreement(both: Agreement, console: Console) -> None:
+def _print_agreement(both: GradeAgreement, console: Console) -> None:
     if not both.replies:
         console.print("No reply has a kept score and a new one: there is nothing to compare.")
         return
@@ -100,7 +100,7 @@ def _print_agreement(both: Agreement, console: Console) -> None:
 
 
 def _print_failures(found: Outcome, console: Console) -> None:
-    counts: Mapping[str, int] = {name: sum(one.counts()[name] for one in found.lots) for name in ("failures", "replies")}
+    counts: Mapping[str, int] = {name: sum(one.counts()[name] for one in found.batches) for name in ("failures", "replies")}
     if not counts["failures"]:
         return
     records = [{"replies": f"{count} such", **_record(example)} for count, example in found.failures]

@@ -33,7 +33,7 @@ AGREEMENT = 1e-3
 
 
 @dataclass
-class Row:
+class DecodedRow:
     """A reply being sampled: `number` is the caller's index, `uniforms` has one number for every possible token."""
 
     number: int
@@ -161,7 +161,7 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
     """Largest distance between next-token distributions after a prompt, and after one token more from the cache, of packed rows and of
     the model's own unbatched forward: the mean difference of log-probs. In float32, for bfloat16's own noise is 0.05 here."""
     decoder = Decoder(model, (), 1, lambda logits, _: logits.argmax(-1))
-    rows = [Row(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
+    rows = [DecodedRow(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
     cache = Cache(len(rows), max(len(row.prompt_ids) for row in rows) + 1)
     try:
         with torch.inference_mode(), in_float32(model):
@@ -177,7 +177,7 @@ def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
         return float("inf")
 
 
-def _distance(model: PreTrainedModel, row: Row, fed: int, logits_V: Tensor) -> float:
+def _distance(model: PreTrainedModel, row: DecodedRow, fed: int, logits_V: Tensor) -> float:
     ids = torch.tensor([[*row.prompt_ids, *row.token_ids[:fed]]], device=model.device)
     expected_V = model(input_ids=ids, use_cache=False).logits[0, -1].float().log_softmax(-1)
     return float((expected_V.exp() * (logits_V.float().log_softmax(-1) - expected_V).abs()).sum())
@@ -207,9 +207,9 @@ class Decoder:
         self.logps = logps
 
     @torch.inference_mode()
-    def run(self, rows: Sequence[Row], slots: int) -> Iterator[Row]:
+    def run(self, rows: Sequence[DecodedRow], slots: int) -> Iterator[DecodedRow]:
         """Yield every row when it is finished. At most `slots` rows are active at once; they start in the given order."""
-        waiting, active = deque(rows), list[Row]()
+        waiting, active = deque(rows), list[DecodedRow]()
         cache = Cache(min(slots, len(rows)), max(len(row.prompt_ids) for row in rows) + self.max_new_tokens)
         while waiting or active:
             prompts = self.admit(waiting, active, cache.slots, PREFILL_TOKENS)
@@ -220,7 +220,7 @@ class Decoder:
                     self._leave(active, slot, cache)
 
     @staticmethod
-    def admit(waiting: deque[Row], active: list[Row], slots: int, max_tokens: int) -> list[NewPrompt]:
+    def admit(waiting: deque[DecodedRow], active: list[DecodedRow], slots: int, max_tokens: int) -> list[NewPrompt]:
         """Move waiting rows into free slots; equal prompts next to each other are computed once."""
         found: list[tuple[TokenIds, list[int]]] = []
         tokens, first = 0, len(active)
@@ -236,7 +236,7 @@ class Decoder:
         starts = np.cumsum([first, *(len(prompt_ids) for prompt_ids, _ in found)])
         return [NewPrompt(prompt_ids, int(start), taken) for (prompt_ids, taken), start in zip(found, starts, strict=False)]
 
-    def _step(self, active: list[Row], prompts: Sequence[NewPrompt], cache: Cache) -> None:
+    def _step(self, active: list[DecodedRow], prompts: Sequence[NewPrompt], cache: Cache) -> None:
         """One more token for every active row."""
         old = active[: len(active) - sum(len(prompt.slots) for prompt in prompts)]
         logits = self.logits(old, prompts, cache)
@@ -248,7 +248,7 @@ class Decoder:
             for row, logp in zip(active, logps_of(logits, tokens).tolist(), strict=True):
                 row.logps.append(logp)
 
-    def logits(self, old: Sequence[Row], prompts: Sequence[NewPrompt], cache: Cache) -> Tensor:
+    def logits(self, old: Sequence[DecodedRow], prompts: Sequence[NewPrompt], cache: Cache) -> Tensor:
         """[A, V] after the newest token of the rows `old` and after the new prompts, once for each of their rows."""
         device = self.model.device
         positions = [len(row.prompt_ids) + len(row.token_ids) - 1 for row in old]
@@ -266,11 +266,11 @@ class Decoder:
             ).last_hidden_state[0]
         return logits_of(self.model, hidden_TH[tensor_on(device, [*range(len(old)), *last])])
 
-    def _is_finished(self, row: Row) -> bool:
+    def _is_finished(self, row: DecodedRow) -> bool:
         return row.token_ids[-1] in self.stop_ids or len(row.token_ids) == self.max_new_tokens
 
     @staticmethod
-    def _leave(active: list[Row], slot: int, cache: Cache) -> None:
+    def _leave(active: list[DecodedRow], slot: int, cache: Cache) -> None:
         """Free a slot by moving the last row into it."""
         last = active.pop()
         if slot < len(active):

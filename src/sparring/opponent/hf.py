@@ -22,7 +22,7 @@ from transformers import (
 from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
-from sparring.opponent.decode import NOT_DRAWN, Decoder, Row, packed_rows_agree, packed_rows_disagree, require_drawn
+from sparring.opponent.decode import NOT_DRAWN, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_drawn
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
@@ -122,7 +122,7 @@ class TransformersEngine:
 
     def _decode(self, order: Sequence[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
         limit = self.sampling.max_new_tokens
-        rows = [Row(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
+        rows = [DecodedRow(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
         slots = max(1, self.sampling.batch_tokens // (len(rows[-1].prompt_ids) + limit))
         decoder = Decoder(self.model, self.stop_ids, limit, self._draw, logps)
         return {row.number: self._reply(prompts[row.number], row.token_ids, row.logps or None) for row in decoder.run(rows, slots)}

@@ -175,7 +175,7 @@ def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]],
 
 
 @dataclass
-class _Row:
+class _PackedRow:
     ids: list[int]
     positions: list[int]
     branches: list[int]
@@ -184,11 +184,11 @@ class _Row:
     cells: list[int]
 
 
-def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
+def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_PackedRow]:
     groups = [list(enumerate(tree.replies))] if layout == "tree" else [[pair] for pair in enumerate(tree.replies)]
     for group in groups:
         prompt = len(tree.prompt_ids)
-        row = _Row(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
+        row = _PackedRow(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
         for column, reply in group:
             start, fed = len(row.ids), list(reply[:-1])
             row.sources += [prompt - 1, *range(start, start + len(fed))]
@@ -200,9 +200,9 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
         yield row
 
 
-def _joined(rows: Sequence[_Row]) -> _Row:
+def _joined(rows: Sequence[_PackedRow]) -> _PackedRow:
     """Trees packed end to end."""
-    joined = _Row([], [], [], [], [], [])
+    joined = _PackedRow([], [], [], [], [], [])
     for row in rows:
         joined.sources += [len(joined.ids) + source for source in row.sources]
         joined.ids += row.ids
@@ -213,7 +213,7 @@ def _joined(rows: Sequence[_Row]) -> _Row:
     return joined
 
 
-def _index_of(rows: Sequence[_Row]) -> TreeIndex:
+def _index_of(rows: Sequence[_PackedRow]) -> TreeIndex:
     blocks: list[Block] = []
     start = 0
     for row in rows:

@@ -25,7 +25,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page under its own heading; `id` is its address on the page, `contents` its entry in the list of sections."""
 
     id: str
@@ -58,7 +58,7 @@ def render(template: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(template).render(**values))
 
 
-def render_page(title: str, lead: Markup, sections: Sequence[Section], script: str = "", refresh: str = "") -> str:
+def render_page(title: str, lead: Markup, sections: Sequence[PageSection], script: str = "", refresh: str = "") -> str:
     """The whole file. `lead` is above the first section; `script` is the page's own JavaScript; `refresh` says what may be newer."""
     page = render(
         "page.html",

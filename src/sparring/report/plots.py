@@ -61,7 +61,7 @@ Error = tuple[float, float]  # how far the bar reaches below and above the value
 
 
 @dataclass(frozen=True)
-class Series:
+class PlottedSeries:
     """A named line; x and y of equal length. `look`: which colour, mark and dash; its place among the lines when None."""
 
     name: str
@@ -71,7 +71,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Score:
+class PlottedScore:
     """A named value with the reach of its error bar, if it has one; `apart` marks a model that is no part of the row of players. `look`:
     which colour and mark; those of all that are apart, or not, when None."""
 
@@ -95,7 +95,7 @@ class ComputePoint:
     beside: str | None = None
 
 
-def scores(name: str, title: str, values: Sequence[Score], y_label: str, reference: tuple[str, float] | None = None) -> str:
+def scores(name: str, title: str, values: Sequence[PlottedScore], y_label: str, reference: tuple[str, float] | None = None) -> str:
     """One value per model with its error bar, models side by side; `reference` is a named horizontal line."""
     crowded = _is_crowded(values)
 
@@ -121,7 +121,7 @@ def scores(name: str, title: str, values: Sequence[Score], y_label: str, referen
 
 
 def lines(
-    name: str, title: str, series: Sequence[Series], x_label: str, y_label: str, zero: float | None = None, log_y: bool = False
+    name: str, title: str, series: Sequence[PlottedSeries], x_label: str, y_label: str, zero: float | None = None, log_y: bool = False
 ) -> str:
     """Lines over a common axis, thinned to means of neighbours where there are many points; `zero` adds a base line there.
 
@@ -352,7 +352,7 @@ def _top(entries: Sequence[str]) -> float:
     return TOP + LEGEND * (math.ceil(len(entries) / _columns(entries)) if len(entries) > 1 else 0)
 
 
-def _is_crowded(values: Sequence[Score]) -> bool:
+def _is_crowded(values: Sequence[PlottedScore]) -> bool:
     """Whether the names would run into each other side by side."""
     return sum(len(label(score.name)) + 2 for score in values) > 62
 

@@ -27,7 +27,7 @@ Samples = dict[str, dict[str, Any]]  # by row id
 
 
 @dataclass(frozen=True)
-class Player:
+class ReportPlayer:
     """A model of the run; `apart` is one that is no step of the game, such as a control."""
 
     row: Row
@@ -50,7 +50,7 @@ class RunFiles:
     root: Path
     recipe: Recipe
     summary: Mapping[str, Any]
-    players: list[Player]
+    players: list[ReportPlayer]
     steps: list[dict[str, Any]]
     attempts: list[dict[str, Any]]
 
@@ -59,12 +59,12 @@ class RunFiles:
         return self.summary["stop_reason"] is not None
 
     @property
-    def played(self) -> list[Player]:
+    def played(self) -> list[ReportPlayer]:
         """The players of the game itself."""
         return [player for player in self.players if not player.apart]
 
     @property
-    def best(self) -> Player | None:
+    def best(self) -> ReportPlayer | None:
         return next((player for player in self.players if player.row.is_best), None)
 
     @cached_property
@@ -115,11 +115,11 @@ def _require_run(root: Path) -> Recipe:
     return recipe
 
 
-def _player(root: Path, row: Row) -> Player:
+def _player(root: Path, row: Row) -> ReportPlayer:
     folder = root / row.stage
     samples = {sample["row_id"]: sample for sample in _read(folder / SAMPLES, read_rows)}
     showcase = _read(folder / SHOWCASE, read_json) if (folder / SHOWCASE).exists() else []
-    return Player(row, samples, showcase)
+    return ReportPlayer(row, samples, showcase)
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

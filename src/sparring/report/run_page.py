@@ -14,7 +14,7 @@ from sparring.errors import UserError
 from sparring.report.headroom import headroom_markup
 from sparring.report.health import REMEDY_LOST, Sign, signs, warnings
 from sparring.report.outcome import next_steps, verdict_lines
-from sparring.report.page import Cell, Section, code, figures, paragraph, render, render_page, script_of, table
+from sparring.report.page import Cell, PageSection, code, figures, paragraph, render, render_page, script_of, table
 from sparring.report.paper import PAPER, differences_from_paper
 from sparring.report.run_files import RunFiles, read_run, shown_of
 from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
@@ -44,18 +44,18 @@ def report_page(run: RunFiles) -> str:
     wrong = (paragraph(line, "warning") for line in warnings([*signs(run.summary, run.recipe), *_while_training(run)]))
     lead = render("first.html", said=Markup("").join(said), figure=first_figure(run), rest=Markup("").join([*wrong, _next(run)]))
     sections = [
-        Section("scores", "Start, iterations and controls", _scores(run), "Scores"),
+        PageSection("scores", "Start, iterations and controls", _scores(run), "Scores"),
         *_benchmarks(run),
         *target_section(run),
-        Section("quality", "Results", figures(list(quality_figures(run))), "Quality"),
-        Section("training", "Course of the training", figures(list(training_figures(run))), "Training"),
+        PageSection("quality", "Results", figures(list(quality_figures(run))), "Quality"),
+        PageSection("training", "Course of the training", figures(list(training_figures(run))), "Training"),
         *_showcase(run),
-        Section("samples", "Side by side", side_by_side(run)),
-        Section("cost", "Time and tokens", figures(list(cost_figures(run))), "Cost"),
-        Section("data", "Data", _data(run)),
-        Section("recipe", "Recipe", _recipe(run)),
-        Section("attempts", "Attempts and environment", _attempts(run), "Environment"),
-        Section("again", "Play it again", _again(run), "Reproduce"),
+        PageSection("samples", "Side by side", side_by_side(run)),
+        PageSection("cost", "Time and tokens", figures(list(cost_figures(run))), "Cost"),
+        PageSection("data", "Data", _data(run)),
+        PageSection("recipe", "Recipe", _recipe(run)),
+        PageSection("attempts", "Attempts and environment", _attempts(run), "Environment"),
+        PageSection("again", "Play it again", _again(run), "Reproduce"),
     ]
     at = _moment(now())
     state = f"State of the run at {at}." if run.is_over else f"State of an unfinished run at {at}: reload the page for more."
@@ -100,11 +100,11 @@ def _scores(run: RunFiles) -> Markup:
     return Markup("").join(parts)
 
 
-def _benchmarks(run: RunFiles) -> Iterator[Section]:
+def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
     """Those of the recipe, with how they were asked."""
     if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
         told = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
-        yield Section("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + told)
+        yield PageSection("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + told)
 
 
 def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
@@ -113,12 +113,12 @@ def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = Fal
     return table(caption, ["model", *(column.header for column in columns)], cells) if rows else Markup("")
 
 
-def _showcase(run: RunFiles) -> Iterator[Section]:
+def _showcase(run: RunFiles) -> Iterator[PageSection]:
     """The recipe's own prompts, each answered by every model: the paper's way to show what a game does. Without any, held-out ones."""
     prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
     if prompts:
         shown = [(shortened(prompt), _answers(run, prompt)) for prompt in prompts]
-        yield Section("showcase", "Showcase", render("showcase.html", prompts=shown))
+        yield PageSection("showcase", "Showcase", render("showcase.html", prompts=shown))
 
 
 def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from sparring.report import plots
 from sparring.report.outcome import WORDS
 from sparring.report.page import figure
-from sparring.report.plots import Score, Series
-from sparring.report.run_files import Player, RunFiles
+from sparring.report.plots import PlottedScore, PlottedSeries
+from sparring.report.run_files import ReportPlayer, RunFiles
 from sparring.report.tables import answer_words, samples_of
 from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, iteration_of, title_of
 
@@ -102,7 +102,7 @@ def _look(stage: str) -> int:
     return START_LOOK if stage in (SFT, evaluate_stage(START)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
 
 
-def _short_name(player: Player) -> str:
+def _short_name(player: ReportPlayer) -> str:
     return player.name.partition(" (")[0]
 
 
@@ -110,7 +110,7 @@ def _score_plot(run: RunFiles, metric: str, words: str) -> str:
     found = [(player, player.row.scores[metric]) for player in run.players]
     errors = [None if score["stderr"] is None else (score["stderr"], score["stderr"]) for _, score in found]
     values = [
-        Score(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
+        PlottedScore(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
         for (player, score), error in zip(found, errors, strict=True)
     ]
     return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("start", values[0].value))
@@ -119,7 +119,9 @@ def _score_plot(run: RunFiles, metric: str, words: str) -> str:
 def _two_sample_test(run: RunFiles) -> tuple[str, str]:
     found = [(player, player.row.scores["duel_accuracy"]) for player in run.players[1:]]
     values = [
-        Score(_short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"])), p.apart, _look(p.row.stage))
+        PlottedScore(
+            _short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"])), p.apart, _look(p.row.stage)
+        )
         for p, s in found
     ]
     drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
@@ -152,19 +154,19 @@ def _phases(run: RunFiles, sft: bool) -> list[Phase]:
     return [(name, [(x, row) for x, row in numbered if row.get("iteration") == t]) for t, name in names.items()]
 
 
-def _series(phases: Sequence[Phase], key: str) -> list[Series]:
+def _series(phases: Sequence[Phase], key: str) -> list[PlottedSeries]:
     """A line per phase."""
     found = [(name, [(x, row[key]) for x, row in rows if row.get(key) is not None]) for name, rows in phases]
     looks = {"SFT": SFT} | {title_of(iteration_name(t)): iteration_name(t) for t in range(len(phases))}
-    return [Series(name, [x for x, _ in points], [y for _, y in points], _look(looks[name])) for name, points in found if points]
+    return [PlottedSeries(name, [x for x, _ in points], [y for _, y in points], _look(looks[name])) for name, points in found if points]
 
 
-def _named(phases: Sequence[Phase], names: dict[str, tuple[str, int]]) -> list[Series]:
+def _named(phases: Sequence[Phase], names: dict[str, tuple[str, int]]) -> list[PlottedSeries]:
     """A line per key through all phases, by its name and look; none where a key is missing."""
     rows = [row for _, rows in phases for row in rows]
     if not rows or any(row.get(key) is None for _, row in rows for key in names):
         return []
-    return [Series(name, [x for x, _ in rows], [row[key] for _, row in rows], look) for key, (name, look) in names.items()]
+    return [PlottedSeries(name, [x for x, _ in rows], [row[key] for _, row in rows], look) for key, (name, look) in names.items()]
 
 
 def _owner_and_part(stage: str) -> tuple[str, str]:
@@ -193,6 +195,6 @@ def sampled_figures(run: RunFiles) -> Iterator[Markup]:
         return
     words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
     names = {name: word for name, word in words.items() if all(name in found for found in scores)}
-    series = [Series(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
+    series = [PlottedSeries(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
     told = "0 is the start. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
     yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), told)

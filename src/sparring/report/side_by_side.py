@@ -8,7 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from sparring.report.page import packed_data, render
-from sparring.report.run_files import Player, RunFiles
+from sparring.report.run_files import ReportPlayer, RunFiles
 from sparring.report.untrusted import CUT_AT, shortened
 
 MOST_SAMPLES = 2000
@@ -46,7 +46,7 @@ def samples_data(run: RunFiles, limit: int) -> dict[str, Any]:
     }
 
 
-def _reply(player: Player, row_id: str, limit: int) -> dict[str, Any] | None:
+def _reply(player: ReportPlayer, row_id: str, limit: int) -> dict[str, Any] | None:
     sample = player.samples.get(row_id)
     if sample is None:
         return None

@@ -8,8 +8,8 @@ from markupsafe import Markup
 
 from sparring.report import plots
 from sparring.report.contests import shown_prompts
-from sparring.report.page import Section, figure, figures, paragraph, render, table
-from sparring.report.plots import Score
+from sparring.report.page import PageSection, figure, figures, paragraph, render, table
+from sparring.report.plots import PlottedScore
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
 from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, Row, outcome_rows, rate_columns
@@ -21,7 +21,7 @@ TOLD = {
 }
 
 
-def target_section(run: RunFiles) -> Iterator[Section]:
+def target_section(run: RunFiles) -> Iterator[PageSection]:
     """Nothing for a game in which the human reply always wins."""
     if not run.recipe.target.moves:
         return
@@ -35,7 +35,7 @@ def target_section(run: RunFiles) -> Iterator[Section]:
         figures(list(target_figures(run))),
         _examples(run),
     ]
-    yield Section("target", f"Who won: target {run.recipe.target.kind}", Markup("").join(parts), "Winners")
+    yield PageSection("target", f"Who won: target {run.recipe.target.kind}", Markup("").join(parts), "Winners")
 
 
 def prompt_counts(run: RunFiles) -> Markup:
@@ -82,5 +82,7 @@ def target_figures(run: RunFiles) -> Iterator[Markup]:
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
         if found:
             words = name.replace("_", " ")
-            values = [Score(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found]
+            values = [
+                PlottedScore(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found
+            ]
             yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), TOLD[name])

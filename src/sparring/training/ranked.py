@@ -204,11 +204,11 @@ class FrozenWeights:
         shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
 
 
-def score_player(folder: Path, lots: Sequence[Sequence[Branches]], settings: OptimSection) -> list[list[list[float]]]:
+def score_player(folder: Path, batches: Sequence[Sequence[Branches]], settings: OptimSection) -> list[list[list[float]]]:
     """`FrozenWeights.score` of every batch of trees by the player in `folder`. Its memory is freed afterwards."""
     weights = FrozenWeights(folder, settings, make_accelerator())
-    weights.prepare([tree for trees in lots for tree in trees])
-    scored = [weights.score(trees) for trees in lots]
+    weights.prepare([tree for trees in batches for tree in trees])
+    scored = [weights.score(trees) for trees in batches]
     if weights.needs_all_ranks:
         weights.accelerator.free_memory()  # Accelerate keeps references to sharded models
     return scored

@@ -40,7 +40,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Lot:
+class ReplyBatch:
     """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones.
 
     `examples` are in the order of their row ids, and `said` holds the replies of each by its row id, a greedy one last. `must_end`: a
@@ -68,10 +68,10 @@ class Lot:
         return {said.place: said.kept for said in self.replies if said.kept is not None}
 
 
-def read_lots(root: Path, iterations: Sequence[int], limit: int | None) -> list[Lot]:
+def read_batches(root: Path, iterations: Sequence[int], limit: int | None) -> list[ReplyBatch]:
     """All finished replies of a run, in the order of its stages.
 
-    iterations: of these alone, where any are named; limit: to so many prompts of each lot, the first by row id, which is a hash. Raises
+    iterations: of these alone, where any are named; limit: to so many prompts of each batch, the first by row id, which is a hash. Raises
     UserError where there are none, or none of an iteration that is named.
     """
     reader = _Reader(Players(root))
@@ -91,7 +91,7 @@ class _Reader:
         names = stages_of_game(self._run.root, self._recipe)
         self.stages = [name for name in names if name.endswith(("/generate", "/measure")) and self._run.finished(name)]
 
-    def read(self, name: str, limit: int | None) -> Lot:
+    def read(self, name: str, limit: int | None) -> ReplyBatch:
         folder, is_held_out = self._run.verified(name).path, name.endswith("/measure")
         graded = self._graded(name, is_held_out)
         said: dict[str, list[Said]] = defaultdict(list)
@@ -106,7 +106,7 @@ class _Reader:
         own_function = is_own_code(self._recipe.target.grading_checker)
         reads_answers = not own_function or self._recipe.evaluate.answer_pattern is not None
         by_row = {row_id: tuple(own) for row_id, own in said.items()}
-        return Lot(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
+        return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
 
     def _graded(self, name: str, is_held_out: bool) -> dict[Place, dict[str, Any]]:
         """The rows of the run's own table of grades by the reply; none where it has no such table."""
