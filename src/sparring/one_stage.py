@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from sparring.policy.player import Policy
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
-from sparring.rundir import RunDir
+from sparring.rundir import RunDir, write_json
 from sparring.selfplay import play
 from sparring.stage_names import (
     OF_CONTROL,
@@ -130,7 +129,7 @@ def _reported() -> Iterator[None]:
             report = {"what": what, "where": user.where, "remedy": user.remedy}
         else:
             report = {"fault": f"{type(error).__name__}: {error}"}
-        Path(folder, f"{rank():05d}.json").write_text(json.dumps({"rank": rank(), **report}), encoding="utf-8")
+        write_json(Path(folder, f"{rank():05d}.json"), {"rank": rank(), **report})  # atomic: the launcher may end this rank at any moment
         if not isinstance(user, AgreedError):
             raise  # the launcher ends the other ranks, which wait for this one
 

@@ -308,7 +308,7 @@ def test_trls_dpo_with_likelihood_is_that_of_contests(one_each: bool, tmp_path: 
     stored = {contest.duel_id: row[: len(tree.replies)] for contest, tree, row in zip(contests, trees, scored, strict=True)}
     task = ContestTask(contests, stored, Spin(loss="logistic", beta=0.5, nll_weight=0.7))
     indices = range(len(contests))
-    total = task.losses(indices, of_player(of_player.collate(trees))).loss_D.sum() * task.weight(indices)
+    total = task.losses(indices, of_player(of_player.collate(trees))).loss_D.sum() * task.loss_scale(indices)
     total.backward()
     assert total.item() == pytest.approx(theirs.item(), rel=1e-5)
     assert_same_gradients(player, trainer.model, 1e-5)
