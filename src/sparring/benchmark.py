@@ -73,5 +73,6 @@ def _stage(run: RunDir, name: str, section: BenchmarksSection, subject: Subject,
 
 
 def print_evaluated(found: Evaluated, console: Console) -> None:
+    """Print the scores of all benchmarks and the folder that holds them."""
     print_benchmarks(found.scores, found.facts, console)
     console.print(Text(f"Scores, samples and settings: {found.folder}"))

@@ -32,6 +32,7 @@ class Cost:
 
 
 def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
+    """Cost of the SFT stage; zero for a recipe without one."""
     return _cost_of(run, recipe, [SFT])
 
 

@@ -78,6 +78,7 @@ class Rows:
 
     @property
     def sample(self) -> list[tuple[str, Conversation]]:
+        """The first SAMPLE_ROWS rows with their places."""
         return self.located[:SAMPLE_ROWS]
 
 

@@ -164,6 +164,7 @@ def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
 
 
 def print_judged(found: Judged, options: JudgeOptions, against: str | None, console: Console) -> None:
+    """Print each player's scores, the number of its judgments, and the tokens that the judge used."""
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
     print_scores(f"{kind}, by {options.judge.model} (± standard error)", found.scores, console)
     for title, facts in found.facts.items():

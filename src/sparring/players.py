@@ -30,6 +30,7 @@ class Player:
 
     @property
     def title(self) -> str:
+        """The name for people, as in tables and logs."""
         return title_of_player(self.name)
 
     @property

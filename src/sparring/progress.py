@@ -150,6 +150,7 @@ class PhaseProgress:
             self._live.start()
 
     def advance(self, count: int = 1, **numbers: float) -> None:
+        """Count finished units; `numbers` replace those shown. Logs a line, at most one every PLAIN_LINE_SECONDS."""
         self.done += count
         self._numbers = numbers
         now = time.monotonic()
@@ -172,6 +173,7 @@ class PhaseProgress:
         log.info(f"{self.phase}: {self._sample[0]} -> {self._sample[1]}")
 
     def snapshot(self) -> Snapshot:
+        """The state now; `rate` is units per second since this attempt began."""
         seconds = time.monotonic() - self._start
         rate = (self.done - self._first) / seconds if seconds > 0 else 0.0
         return Snapshot(
@@ -187,6 +189,7 @@ class PhaseProgress:
         )
 
     def close(self) -> None:
+        """Stop the progress line."""
         if self._live is not None:
             self._live.stop()
 

@@ -270,6 +270,7 @@ def digest(value: Any) -> str:
 
 
 def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -320,6 +321,7 @@ def replace_link(link: Path, target: str | Path) -> None:
 
 
 def now() -> str:
+    """The time in UTC as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 

@@ -46,6 +46,7 @@ def _check_fits(chat: Chat, turns: list[Message], max_new_tokens: int, context: 
 
 
 def print_answers(prompt: str, found: dict[str, str], console: Console) -> None:
+    """Print a prompt with each player's answer."""
     table = Table(title=Text(f"Prompt: {printable(prompt)}"), title_justify="left", show_header=False)
     for name, text in found.items():
         table.add_row(name, Text(printable(text)))

@@ -36,6 +36,7 @@ def holds_a_password(text: str) -> bool:
 
 
 def looks_like_a_key(text: str) -> bool:
+    """Whether the whole text has the form of a key."""
     return _KEY.fullmatch(text) is not None
 
 

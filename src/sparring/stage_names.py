@@ -22,10 +22,12 @@ LONGEST_NAME = 100  # of a player, as a message repeats it
 
 
 def always(*_: object) -> bool:
+    """True, for `Stage`, whatever is passed."""
     return True
 
 
 def never(*_: object) -> bool:
+    """False, for `Stage`, whatever is passed."""
     return False
 
 
@@ -81,6 +83,7 @@ def stage_of(name: str) -> Stage | None:
 
 
 def iteration_name(t: int) -> str:
+    """The folder of an iteration."""
     return f"iterations/{t:03d}"
 
 
@@ -107,10 +110,12 @@ def start_title(name: str) -> str:
 
 
 def iteration_stage(t: int, part: str) -> str:
+    """A stage of an iteration, such as iterations/002/train."""
     return f"{iteration_name(t)}/{part}"
 
 
 def control_stage(control: str, part: str) -> str:
+    """A stage of a control, such as continued-sft/train."""
     return f"{control}/{part}"
 
 

@@ -40,6 +40,7 @@ class Subject:
 
     @property
     def title(self) -> str:
+        """The name for people, as in tables and logs."""
         return title_of_player(self.name)
 
 
@@ -54,6 +55,7 @@ def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[Subjec
 
 
 def is_run(target: str) -> bool:
+    """Whether `target` is a run directory: it has a recipe.yaml."""
     return (Path(target) / "recipe.yaml").is_file()
 
 

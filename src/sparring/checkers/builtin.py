@@ -112,15 +112,18 @@ def graded(answer: str | None, is_equal: bool, gold: str | None) -> Grade:
 
 
 def read_text(text: str) -> str | None:
+    """The text without surrounding white space; None where nothing is left."""
     return text.strip() or None
 
 
 def read_number(text: str) -> str | None:
+    """The last number of a text in its normal form; None where there is none."""
     value = last_number(text)
     return None if value is None else str(value)
 
 
 def exact_checker(pattern: re.Pattern[str]) -> TextChecker:
+    """Compares what the pattern finds in both texts, without surrounding white space."""
     return TextChecker("exact", read_text, pattern)
 
 

@@ -20,6 +20,8 @@ UNKNOWN = "I do not know"
 
 @dataclass(frozen=True)
 class ProbeExample:
+    """One probing reply and the grade that the checker gave it."""
+
     row_id: str
     reply: str
     grade: Grade

@@ -44,6 +44,7 @@ class PatternProposal:
 
     @property
     def is_usual(self) -> bool:
+        """Whether nearly all replies have an answer in this form: at least the share USUAL."""
         return self.found >= USUAL * self.replies
 
 

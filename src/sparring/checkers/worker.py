@@ -79,6 +79,7 @@ def load_module(path: str, source: str, name: str) -> types.ModuleType:
 
 
 def line_of(error: BaseException, path: str) -> str:
+    """The line of the user's file at `path` where the error was raised, as "line N: "; empty if it was raised elsewhere."""
     if isinstance(error, SyntaxError) and error.filename == path:
         return f"line {error.lineno}: "
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
@@ -120,6 +121,7 @@ def verl_score(function: Callable[..., Any], parameters: Any, item: Item) -> Any
 
 
 def declared(parameters: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of `values` that the function has a parameter for; all of them if it takes **kwargs."""
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return values
     return {name: value for name, value in values.items() if name in parameters}
@@ -148,16 +150,19 @@ def result(value: Any) -> Any:
 
 
 def failed(why: str) -> Any:
+    """The answer for an item that could not be graded, with the reason."""
     return {"failed": why}
 
 
 def shown(value: Any) -> str:
+    """Type and shortened repr of a value for a message; the type alone if its repr raises."""
     with contextlib.suppress(Exception):
         return f"{type(value).__name__} {repr(value)[:60]}"
     return type(value).__name__
 
 
 def said(error: BaseException) -> str:
+    """Type of an error and the first line of its message, at most 300 characters of it."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
@@ -221,10 +226,12 @@ def limit_memory(megabytes: int) -> None:
 
 
 def loaded(job: dict[str, Any]) -> Answer:
+    """The function that a job names: the user's own, or math-verify. Raises Trouble if the user's cannot be used."""
     return own_function(**job["own"]) if "own" in job else math_verify()
 
 
 def answer(function: Answer, items: list[Item]) -> Any:
+    """The function's results for the items, or what it raised, as a message to the parent."""
     try:
         return {"results": function(items)}
     except BaseException as error:
@@ -232,6 +239,7 @@ def answer(function: Answer, items: list[Item]) -> Any:
 
 
 def main(requests: int, replies: int, megabytes: int) -> None:
+    """Load the function, then answer each line of items on `requests` with a line of JSON on `replies` (file descriptors)."""
     end_with_parent(requests, replies)
     limit_memory(megabytes)
     for number in (requests, replies):

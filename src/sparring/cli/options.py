@@ -10,6 +10,8 @@ import typer
 
 
 class Dtype(StrEnum):
+    """The number formats that `--dtype` accepts."""
+
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"

@@ -78,6 +78,7 @@ def _print_traceback(error: BaseException) -> None:
 
 
 def stop(message: str, code: int) -> None:
+    """Print the message to stderr, with secrets replaced by ***, and exit with this code."""
     print(printable(without_secrets(message)), file=sys.stderr)
     raise typer.Exit(code) from None
 
@@ -91,5 +92,6 @@ def stdout() -> Console:
 
 
 def encode_stdout(*, encoding: str | None = None, errors: str | None = None) -> None:
+    """Change the encoding or the error handling of stdout."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
         sys.stdout.reconfigure(encoding=encoding, errors=errors)

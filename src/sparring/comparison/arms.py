@@ -54,6 +54,7 @@ class Arm:
 
     @property
     def label(self) -> str:
+        """RUN:PLAYER, as --against takes it."""
         return f"{self.run.label}:{self.player}"
 
     @property
@@ -69,6 +70,7 @@ class Arm:
 
     @property
     def benchmarks(self) -> Mapping[str, SampledMetric]:
+        """Benchmark metrics by name."""
         return self.played.metrics
 
     @property
@@ -92,11 +94,13 @@ class Arm:
         return Values(self.columns[top], self.columns[bottom]) if bottom else Values.of_mean(self.columns[top])
 
     def higher_is_better(self, metric: str) -> bool | None:
+        """None for a metric without a better direction."""
         if is_benchmark(metric):
             return self.benchmarks[metric].score.get("higher_is_better")
         return higher_is_better(RATIOS[metric][0] if metric in RATIOS else metric)
 
     def score(self, metric: str) -> Score | None:
+        """Value and standard error over rows; None where the run has not measured the metric."""
         values = self.values(metric)
         return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
@@ -127,6 +131,7 @@ class Arm:
             require_same_samples(self.benchmarks[metric], other.benchmarks[metric], (self.label, other.label))
 
     def require_same_rows(self, other: Arm) -> None:
+        """Raises UserError if the two were evaluated on different held-out rows."""
         if self.rows != other.rows:
             raise _other_rows(self, other)
 
@@ -142,6 +147,7 @@ class SeedArm:
 
     @property
     def label(self) -> str:
+        """RUN:PLAYER, as --against takes it."""
         return f"{self.run.label}:{self.player}"
 
     @property
@@ -151,6 +157,7 @@ class SeedArm:
 
     @property
     def flops(self) -> float | None:
+        """Sum over the seeds; None where that of any seed is unknown."""
         known = [flops for arm in self.arms if (flops := arm.flops) is not None]
         return sum(known) if len(known) == len(self.arms) else None
 
@@ -168,9 +175,11 @@ class SeedArm:
 
     @property
     def stale_benchmarks(self) -> tuple[str, ...]:
+        """Those of all seeds."""
         return tuple(folder for arm in self.arms for folder in arm.stale_benchmarks)
 
     def higher_is_better(self, metric: str) -> bool | None:
+        """As for one seed."""
         return self.arms[0].higher_is_better(metric)
 
     def score(self, metric: str) -> Score | None:
@@ -179,6 +188,7 @@ class SeedArm:
         return None if found is None else mean_score(found, self.higher_is_better(metric))
 
     def by_seed(self, metric: str) -> list[float]:
+        """The metric's value of each seed; every seed must have measured it."""
         found = self._by_seed(metric)
         assert found is not None
         return found
@@ -190,13 +200,16 @@ class SeedArm:
         return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
 
     def why_not(self, other: SeedArm, metric: str) -> str | None:
+        """The reason of the first seed in which the two cannot be compared, or None."""
         return next((why for a, b in zip(self.arms, other.arms, strict=True) if (why := a.why_not(b, metric))), None)
 
     def require_same_rows(self, other: SeedArm) -> None:
+        """Raises UserError if any seed evaluated the two on different held-out rows."""
         for mine, theirs in zip(self.arms, other.arms, strict=True):
             mine.require_same_rows(theirs)
 
     def require_same_samples(self, other: SeedArm, metric: str) -> None:
+        """Raises UserError if any seed asked the two the benchmark's samples in different ways."""
         for mine, theirs in zip(self.arms, other.arms, strict=True):
             mine.require_same_samples(theirs, metric)
 
@@ -246,10 +259,12 @@ class Game:
 
     @property
     def controls(self) -> list[str]:
+        """Folders of the controls that have scores."""
         return [control["stage"] for control in self.summary["controls"]]
 
     @property
     def best(self) -> str | None:
+        """Number of the best iteration as text; None if there is none."""
         return str(self.summary["best"]["iteration"]) if self.summary["best"] else None
 
     @cached_property
@@ -293,10 +308,12 @@ class Seeds:
 
     @property
     def is_going(self) -> bool:
+        """Whether the game of any seed is unfinished."""
         return any(game.is_going for game in self.games)
 
     @property
     def controls(self) -> list[str]:
+        """Folders of the controls of the first seed."""
         return self.games[0].controls
 
     @cached_property

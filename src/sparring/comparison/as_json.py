@@ -9,6 +9,7 @@ from sparring.comparison.statistics import RESAMPLES
 
 
 def as_json(found: RunComparison) -> dict[str, Any]:
+    """The comparison as an object for JSON: what was paired over what, and every cell with its difference, interval and p values."""
     return {
         "against": found.against,
         "paired_over": found.unit,

@@ -33,6 +33,7 @@ def show_comparison(
     files: Files,
     console: Console,
 ) -> None:
+    """Compare the runs in `folders`, write the requested files and print the tables. Raises UserError if a file's folder does not exist."""
     for option, file in vars(files).items():
         if file is not None and not file.absolute().parent.is_dir():
             raise UserError("the folder does not exist", where=f"--{option} ({file})", remedy=f"make {file.absolute().parent} first")

@@ -61,6 +61,7 @@ class ComparisonRow:
 
     @property
     def name(self) -> str:
+        """Run and player, as tables show them."""
         return f"{self.run}: {self.title}"
 
 

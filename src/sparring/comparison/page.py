@@ -15,6 +15,7 @@ from sparring.report.outcome import metric_words
 
 
 def html(found: RunComparison) -> str:
+    """The comparison as one HTML page: verdict, a section per metric, and how to read the numbers."""
     lead = Markup("").join(page.paragraph(line, "verdict") for line in verdict(found))
     sections = [page.PageSection(_id(metric.name), _heading(metric), _section(found, metric)) for metric in found.metrics]
     notes = Markup("").join(page.paragraph(line, "muted") for line in legend(found))

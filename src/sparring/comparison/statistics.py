@@ -26,10 +26,12 @@ class Values:
 
     @classmethod
     def of_mean(cls, values: Sequence[float] | np.ndarray) -> Values:
+        """Values whose metric is their plain mean."""
         return cls(np.asarray(values, dtype=float), np.ones(len(values)))
 
     @property
     def is_binary(self) -> bool:
+        """Whether the metric is a plain mean of zeros and ones."""
         return bool((self.bottom_N == 1).all() and np.isin(self.top_N, (0.0, 1.0)).all())
 
 

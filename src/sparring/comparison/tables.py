@@ -19,6 +19,7 @@ HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens"
 
 
 def print_comparison(found: RunComparison, console: Console) -> None:
+    """Print the verdict, one table per metric, and the legend."""
     for line in verdict(found):
         console.print(Text(fitting(line, console), style="bold"))
     for metric in found.metrics:
@@ -45,6 +46,7 @@ def markdown(found: RunComparison) -> str:
 
 
 def title(found: RunComparison, metric: Metric) -> str:
+    """A table's title: metric, which direction is better, number of units, and the reference."""
     better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
     return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, less {found.reference}"
 
@@ -76,6 +78,7 @@ def cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as a text for people, such as "12.3 s", "7 min" or "2 h 05 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)

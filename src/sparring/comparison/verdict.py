@@ -12,6 +12,7 @@ CHANCE = 0.05  # Holm's p above which a difference is taken for chance
 
 
 def verdict(found: RunComparison) -> Iterator[str]:
+    """One sentence for each metric that has a better direction and any values."""
     for metric in found.metrics:
         if metric.higher_is_better is not None and (line := _of_metric(found, metric)) is not None:
             yield line

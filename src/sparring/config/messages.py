@@ -29,6 +29,7 @@ class _Place(NamedTuple):
 
 
 def as_user_error(error: ValidationError, where: str, overrides: list[str]) -> UserError:
+    """All of pydantic's errors as one UserError: a line per key with its rule, and the override that set it."""
     grouped: dict[str, list[tuple[Any, _Place]]] = {}
     for item in error.errors(include_url=False):
         place = _locate(item["loc"])

@@ -76,6 +76,7 @@ class Recipe(Section):
 
     @property
     def sampling_dtype(self) -> str:
+        """The number format of the model that samples: `model.dtype`, else that of `train.precision`."""
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
 
     @property
@@ -86,10 +87,12 @@ class Recipe(Section):
 
     @property
     def shows_headroom(self) -> bool:
+        """Whether the headroom is measured: by default for verified and majority targets."""
         return self.target.moves if self.evaluate.headroom is None else self.evaluate.headroom
 
     @property
     def trains_adapters_alone(self) -> bool:
+        """Whether no stage trains the full weights."""
         return all(section.lora for section in (self.train, self.sft) if section)
 
     @model_validator(mode="before")

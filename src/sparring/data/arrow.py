@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_parquet(path: Path, bad: BadRows) -> Table:
+    """The table of a parquet file. Raises UserError for an unreadable file, or several columns of one name."""
     file = _opened(path)
     columns = tuple(file.schema_arrow.names)
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:
@@ -110,6 +111,7 @@ def _decoded_by_datasets(table: pa.Table, name: str, feature: dict[str, Any]) ->
 
 
 def read_hub(section: Source) -> Table:
+    """The table of a Hub data set."""
     dataset, source = hub_dataset(section)
     return Table(source, tuple(dataset.column_names), len(dataset), lambda names: _hub_rows(dataset, source, names))
 

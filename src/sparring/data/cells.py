@@ -17,6 +17,8 @@ TURNS_AS_TEXT = "write the column as a list of turns, or as JSON text of one"
 
 @dataclass(frozen=True)
 class Cells:
+    """The cells of one row by their standard column names; `where` is the row's place in messages."""
+
     row: Row
     reading: Reading
     where: str
@@ -26,11 +28,13 @@ class Cells:
         return self.reading.columns.get(standard, standard)
 
     def value(self, standard: str) -> Any:
+        """The value of a standard column; None if the row does not have it."""
         columns = self.reading.columns
         # A column that the recipe uses as another one is not read a second time by its own name.
         return None if standard not in columns and standard in columns.values() else self.row.get(self.name(standard))
 
     def text(self, standard: str) -> str:
+        """A cell as text. Raises UserError for anything else."""
         return text_of(self.value(standard), self.name(standard), self.where)
 
     def optional_text(self, standard: str) -> str:
@@ -39,6 +43,7 @@ class Cells:
         return text if text.strip() else ""
 
     def turns(self, standard: str) -> Turns:
+        """A cell that holds a list of turns, or JSON text of one. Raises UserError for anything else."""
         name, value = self.name(standard), self.value(standard)
         if isinstance(value, str) and value.lstrip().startswith("["):
             value = parsed(value, f"{self.where}, column {name}", TURNS_AS_TEXT)
@@ -87,10 +92,12 @@ class Cells:
         raise self.fault(f"{name}[{place}] is {kind_of(entry)}, not a pair of question and answer")
 
     def require_no_tools(self) -> None:
+        """Raises UserError if a column of tools is filled."""
         for name in self.reading.refused:
             value = self.row.get(name)
             if value and not (isinstance(value, str) and value.strip() in EMPTY):
                 raise self.fault(f"the column {name!r} offers tools, which cannot be trained on here")
 
     def fault(self, what: str) -> UserError:
+        """An error about this row."""
         return UserError(what, where=self.where, remedy=MEND_ROW)

@@ -87,6 +87,7 @@ class Shaped:
         return cls(table, section.option, Reading(section.columns, reasoning, refused), names.union(refused), known)
 
     def rows(self) -> list[LocatedRow]:
+        """The rows of the source, with the columns that are read."""
         return read_rows(self.table, self.names)
 
     @property
@@ -97,6 +98,7 @@ class Shaped:
 
     @property
     def notices(self) -> list[str]:
+        """One sentence about unused columns, with a hint if one looks like a system text; empty if there are none."""
         if not self.unused:
             return []
         told = f"nothing reads these columns of {self.table.source}: {', '.join(self.unused)}"

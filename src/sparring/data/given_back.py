@@ -46,6 +46,7 @@ def _thought(turn: Message) -> str:
 
 
 def squeezed(text: str) -> str:
+    """The text without white space."""
     return "".join(text.split())
 
 
@@ -111,6 +112,7 @@ def lost_error(source: str, turn: Message, written: str, where: str | None) -> U
 
 
 def no_reasoning_error(source: str, turn: Message, where: str | None) -> UserError:
+    """The template does not write the assistant's reasoning."""
     thought = _clipped(turn["reasoning_content"])
     what = f"{source} has no use for what the assistant thought ({thought!r}) before its text {_clipped(turn['content'])!r}"
     remedy = f"set {OPTION} to a template that writes it, put it into the text as the model writes it, or data.reasoning: drop"
@@ -153,6 +155,7 @@ def closing_error(source: str, closing: str, reply: str, where: str | None) -> U
 
 
 def prefix_error(source: str, prompt_text: str, full_text: str, where: str | None) -> UserError:
+    """The prompt with its reply does not begin with the prompt alone."""
     at = next((n for n, (one, other) in enumerate(zip(prompt_text, full_text, strict=False)) if one != other), len(full_text))
     sampled, scored = prompt_text[max(0, at - 20) : at + 20], full_text[max(0, at - 20) : at + 20]
     return UserError(
@@ -164,6 +167,7 @@ def prefix_error(source: str, prompt_text: str, full_text: str, where: str | Non
 
 
 def marker_error(source: str, found: re.Match[str], role: str, where: str | None) -> UserError:
+    """A turn contains a special token of the template."""
     near = found.string[max(0, found.start() - SHOWN // 3) : found.start() + SHOWN]
     what = f"a turn of the {role} spells {found[0]!r}, a token with which {source} marks turns: {_clipped(near)!r}"
     remedy = "give the turns as they are, without a template's marks around them (messages: a list of role and content), or drop the row"

@@ -35,6 +35,7 @@ class Pair:
 
     @property
     def row_id(self) -> str:
+        """Hash of the row ids of both conversations."""
         return hashlib.sha256(f"{self.chosen.row_id}/{self.rejected.row_id}".encode()).hexdigest()[:16]
 
 
@@ -107,6 +108,7 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
 
 
 def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
+    """Write the duels' token ids to a parquet file; of the generated replies only the first, as `rejected_ids`."""
     columns: dict[str, list[Any]] = {
         "row_id": [duel.row_id for duel in duels],
         "prompt_ids": [list(duel.prompt_ids) for duel in duels],

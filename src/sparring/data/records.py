@@ -70,6 +70,7 @@ class Example:
 
     @property
     def has_reply(self) -> bool:
+        """Whether the row has a human reply."""
         return bool(self.reply_ids)
 
 
@@ -105,6 +106,7 @@ class Duel:
 
     @property
     def duel_id(self) -> str:
+        """Row id and source iteration: unique within a game."""
         return f"{self.row_id}@{self.source_iteration}"
 
     @property
@@ -126,6 +128,7 @@ class Triplet(Duel):
 
     @property
     def has_no_gap(self) -> bool:
+        """All replies, those of the start included, equal the human one."""
         return self.is_all_identical and all(ids == self.real_ids for ids in self.start_ids)
 
 
@@ -147,6 +150,7 @@ class Contest:
 
     @property
     def duel_id(self) -> str:
+        """Row id and source iteration: unique within a game."""
         return f"{self.row_id}@{self.source_iteration}"
 
 

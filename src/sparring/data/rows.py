@@ -22,6 +22,7 @@ class BadRows:
         self.first: UserError | None = None
 
     def meet(self, error: UserError) -> None:
+        """Raise the error of a row, or count it with `drop`."""
         if not self.drop:
             raise error
         self.count += 1
@@ -29,6 +30,7 @@ class BadRows:
 
     @property
     def notices(self) -> list[str]:
+        """One sentence with the number of dropped rows and the first error; empty if there are none."""
         if self.first is None:
             return []
         return [f"data.on_bad_row: drop left out {self.count} of the rows; the first was {self.first.where}: {self.first.what}"]

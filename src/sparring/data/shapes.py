@@ -17,6 +17,7 @@ class RowShape(NamedTuple):
 
     @property
     def columns(self) -> set[str]:
+        """All columns that belong to such a row."""
         return {*self.required, *self.optional, *self.unread}
 
 

@@ -29,6 +29,7 @@ OTHER_DELIMITERS = (";", "\t", "|")
 
 
 def read_jsonl(path: Path, bad: BadRows) -> Table:
+    """The table of a file with one JSON object per line."""
     return table_of(str(path), _json_lines(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path, bad), bad)
 
 

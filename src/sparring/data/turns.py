@@ -42,12 +42,14 @@ class Turn:
 
     @property
     def message(self) -> Message:
+        """The turn as chat templates take it, with `reasoning_content` if there is any."""
         message = Message(role=self.role, content=self.content)
         if self.reasoning:
             message["reasoning_content"] = self.reasoning
         return message
 
     def without_surrogates(self) -> Turn:
+        """A copy whose texts can be encoded as UTF-8."""
         return replace(self, content=without_surrogates(self.content), reasoning=without_surrogates(self.reasoning))
 
 

@@ -16,6 +16,8 @@ PASS_AT, MAJ_AT = "pass_at_", "maj_at_"
 
 @dataclass(frozen=True)
 class GradedReply:
+    """A reply of a player with its grade."""
+
     text: str
     finish_reason: FinishReason
     grade: Grade

@@ -51,10 +51,12 @@ class SampledMetric:
 
 
 def results_file(stage: Path, key: str) -> Path:
+    """The file with the harness's results of one benchmark."""
     return stage / RESULTS / f"{key}.json"
 
 
 def samples_file(stage: Path, key: str, task: str) -> Path:
+    """The file with the samples of one task of a benchmark."""
     return stage / SAMPLES / f"{key}.{task}.jsonl".replace("/", "_")
 
 

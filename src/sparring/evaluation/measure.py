@@ -51,6 +51,7 @@ class Measured:
 
 
 def read_measured(stage: Path) -> Measured:
+    """What a finished `measure` stage stored."""
     greedy = read_replies(stage / GREEDY) if (stage / GREEDY).exists() else None
     return Measured(read_replies(stage / REPLIES), greedy, read_rows(stage / LOGPS))
 

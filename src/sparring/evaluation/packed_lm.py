@@ -25,12 +25,15 @@ DEFAULT_NEW_TOKENS = 256  # the harness's default
 
 
 class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any where it is not installed
+    """The harness's model whose log-probs come from `Scorer`, in micro-batches of `batch_tokens`."""
+
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_tokens: int) -> None:
         super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
         self.batch_tokens = batch_tokens
         self._scorer = Scorer(model)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Answer]:
+        """As in the harness, without its own progress bar by default."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None) -> list[Answer]:

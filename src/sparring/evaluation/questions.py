@@ -34,6 +34,7 @@ class Question:
 
     @property
     def temperature(self) -> float:
+        """The sampling temperature of answers in the question's category."""
         return TEMPERATURES.get(self.category, OTHER_TEMPERATURE)
 
 

@@ -20,6 +20,7 @@ def best_iteration(iterations: Sequence[Scores], metric: str) -> int:
 
 
 def is_better(score: Score, than: Score) -> bool:
+    """Whether the first score is strictly better; NaN is worse than any number."""
     return _rank(score) > _rank(than)
 
 

@@ -65,6 +65,7 @@ def chosen(section: BenchmarksSection) -> list[Benchmark]:
 
 
 def parse_benchmark(text: str) -> Benchmark:
+    """A benchmark from its text, such as hellaswag@10:acc_norm. Raises UserError for a text of another form."""
     found = SPEC.fullmatch(text)
     if found is None:
         raise UserError(f"{text!r} names no task", where=TASKS_OPTION, remedy=f"write {SPEC_RULE}, for example hellaswag@10:acc_norm")
@@ -77,6 +78,7 @@ def suite_means(section: BenchmarksSection, scores: Mapping[str, Score]) -> dict
 
 
 def score_name(benchmark: Benchmark) -> str:
+    """The key of a benchmark's score: KEY/METRIC."""
     return f"{benchmark.key}/{benchmark.metric}"
 
 

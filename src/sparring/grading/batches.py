@@ -36,6 +36,7 @@ class Said:
 
     @property
     def place(self) -> Place:
+        """What identifies the reply within its batch."""
         return self.row_id, self.replica
 
 
@@ -56,10 +57,12 @@ class ReplyBatch:
 
     @property
     def title(self) -> str:
+        """The player whose stage it is, and the kind of its prompts."""
         return f"{title_of(self.stage.rpartition('/')[0])}, {'held-out' if self.is_held_out else 'training'} prompts"
 
     @property
     def replies(self) -> list[Said]:
+        """All replies, in the order of the examples."""
         return [said for example in self.examples for said in self.said[example.row_id]]
 
     @property

@@ -48,6 +48,7 @@ def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: 
 
 
 def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
+    """The checker's grade of every reply, computed in chunks of CHUNK prompts."""
     asked = ask(batch.examples, {row_id: [one.text for one in said] for row_id, said in batch.said.items()})
     found: dict[Place, Grade] = {}
     with progress(f"grading: {batch.title}", len(asked), "prompts") as shown:

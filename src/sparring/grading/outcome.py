@@ -34,9 +34,11 @@ class GradedBatch:
         return grade.score >= self.pass_score and (said.finish_reason == "stop" or not self.batch.must_end)
 
     def scores(self) -> dict[str, Score]:
+        """The batch's scores by the grades that are looked at."""
         return self._scores(self.grades, self.reads_answers)
 
     def kept_scores(self) -> dict[str, Score]:
+        """The same scores by the grades that the run gave."""
         return self._scores(self.batch.kept, self.batch.reads_answers)
 
     def counts(self) -> dict[str, int]:
@@ -90,14 +92,17 @@ class GradeAgreement:
 
     @property
     def replies(self) -> int:
+        """Number of replies that both score."""
         return sum(self.counts.values())
 
     @property
     def differ(self) -> int:
+        """Number of replies that one passes and the other fails."""
         return sum(count for (kept, new), count in self.counts.items() if kept != new)
 
 
 def agreement(batches: Sequence[GradedBatch], seed: int = 0) -> GradeAgreement:
+    """Compare kept and new grades over all batches; `seed` selects the examples."""
     pairs = [(pair, one, said) for one in batches for said in one.batch.replies if (pair := _pair(one, said)) is not None]
     differing = [(True, False), (False, True)]
     examples = {wanted: _examples(((one, said) for pair, one, said in pairs if pair == wanted), seed) for wanted in differing}

@@ -45,6 +45,7 @@ def show_grades(
 
 
 def print_grades(found: Outcome, console: Console) -> None:
+    """Print the scores of each batch, examples that passed and failed, and the agreement if replies were graded again."""
     by = f"graded again by {described(found.checker)}" if found.checker else "as the run graded them"
     rows = [_row(one, has_kept=found.checker is not None) for one in found.batches]
     print_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, console, first="replies of")

@@ -17,6 +17,7 @@ SHOULD = {True: "pass", False: "fail", None: "-"}
 
 
 def print_trial(trial: Trial, console: Console) -> None:
+    """Print how a checker graded each kind of probing reply, with examples, then the share of wrong winners and the verdict."""
     rows, count = trial.rows, trial.report.rows
     which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
     console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))

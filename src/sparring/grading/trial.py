@@ -32,6 +32,7 @@ class Trial:
 
     @property
     def tries_right_ones(self) -> bool:
+        """Whether any human reply was tried."""
         return self.report[RIGHT].tried > 0
 
 

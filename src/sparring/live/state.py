@@ -27,6 +27,8 @@ TAIL_BYTES = 2**16
 
 
 class Life(Enum):
+    """Whether a process works on the run, and how its last attempt ended if none does."""
+
     RUNNING = "running"
     SILENT = "silent"  # of another machine's process: neither its lock nor anything new that it wrote can be seen
     KILLED = "killed"
@@ -54,6 +56,7 @@ class RunState:
 
     @property
     def life(self) -> Life:
+        """Derived from the lock, the age of the last sign of life, and the summary."""
         if self.holder is not None and self.holder.alive is not False:
             is_stale = self.silent_seconds is None or self.silent_seconds > STALE_SECONDS
             return Life.SILENT if self.holder.alive is None and is_stale else Life.RUNNING

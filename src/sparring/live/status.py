@@ -20,6 +20,7 @@ MOST_SCORES = 8
 
 
 def print_status(state: RunState, out: Console) -> None:
+    """Print the state of a run, its newest scores, and the command that resumes it unless it is running or finished."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -33,6 +34,7 @@ def print_status(state: RunState, out: Console) -> None:
 
 
 def how_to_go_on(state: RunState) -> str:
+    """The command that resumes the run, with a condition if its process may still be running."""
     sure = "" if state.life is not Life.SILENT else "if you know that it is dead, "
     return f"{sure}resume with:\n  {printable(state.command)}"
 

@@ -66,6 +66,7 @@ class Pulse:
         self._seen = self._written()
 
     def beats(self) -> bool:
+        """Whether the process is alive, as far as this machine can see now."""
         now, written = time.monotonic(), self._written()
         if written != self._seen:
             self._seen, self._since = written, now

@@ -27,6 +27,8 @@ def mixed_logp(opponent: Number, start: Number, alpha: float) -> Number:
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaSpin(Spin):
+    """SPIN whose opponent log-probs are mixed with those of the start; `alpha` is the opponent's weight."""
+
     names = ("alpha-spin",)
     about = f"plays against a mixture of the opponent and the start (alpha-SPIN, arXiv 2404.04291; {READ_IN_PART})"
     uses_start = True

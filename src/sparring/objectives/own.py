@@ -20,6 +20,8 @@ WANTED = "an objective is f(player: DuelLogps, opponent: DuelLogps, mask_DK: Ten
 
 @dataclass(frozen=True, kw_only=True)
 class OwnObjective(Comparison):
+    """A user's loss function; its code is hashed into the fingerprint."""
+
     names = (OWN_CODE,)
     about = "is a function of your own, a loss of the log-probs of replies (docs/contributing.md)"
     learns_from_identical = True  # assumed, since nothing is known about it
@@ -28,10 +30,12 @@ class OwnObjective(Comparison):
 
     @cached_property
     def code(self) -> OwnCode:
+        """The text and hash of the user's file. Raises UserError if it cannot be read."""
         return OwnCode.read(self.loss, "objective.loss")
 
     @cached_property
     def function(self) -> Callable[..., Any]:
+        """The loaded function. Raises UserError if the file cannot be imported or the signature does not fit."""
         return self.code.load(WANTED, None, None, None, beta=self.beta)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -115,6 +115,7 @@ class Comparison(Objective):
         return opponent
 
     def losses(self, given: Compared) -> ItemLosses:
+        """The losses [D] of duels, averaged over the replies of each, and numbers for the log."""
         raise NotImplementedError
 
 

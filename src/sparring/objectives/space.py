@@ -55,6 +55,8 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
 
 @dataclass(frozen=True, kw_only=True)
 class Space(Comparison):
+    """SPACE; `mu` is its noise ratio, the number of replies per prompt if None."""
+
     names = ("space",)
     about = f"classifies each reply by itself as human or the opponent's (SPACE, arXiv 2512.07175; {READ_IN_PART})"
     learns_from_identical = True

@@ -93,6 +93,8 @@ def told_as_spin(loss_D: Tensor, given: Compared, beta: float) -> ItemLosses:
 
 @dataclass(frozen=True, kw_only=True)
 class Spin(Comparison):
+    """SPIN; `beta` scales the margins, and `loss` names the function that is applied to them."""
+
     names = tuple(LOSSES)
     about = "are SPIN, equation 4.7 with that function ell (arXiv 2401.01335)"
     counts_identical = True
@@ -101,6 +103,7 @@ class Spin(Comparison):
 
     @property
     def ell(self) -> LossName:
+        """The name of the loss function of a scaled margin."""
         return cast(LossName, self.loss)
 
     def losses(self, given: Compared) -> ItemLosses:

@@ -62,6 +62,8 @@ def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history
 
 @dataclass(frozen=True, kw_only=True)
 class TSpin(Comparison):
+    """T-SPIN; `beta` is its alpha, and `history_weight` weighs the comparison with the replies of the start."""
+
     names = ("t-spin",)
     about = "needs no opponent log-probs and also prefers the newest replies to those of the start (T-SPIN, arXiv 2601.08198)"
     uses_opponent_logps = False

@@ -51,6 +51,7 @@ class Cache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of_layer(self, layer: int, like_TGD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer, each [S, G, C, D]; allocated like `like_TGD` on the first call."""
         if layer not in self._layers:
             shape = (self.slots, like_TGD.shape[1], self.positions, like_TGD.shape[2])
             # zeros, since unwritten entries are multiplied by a weight of 0, which NaN would survive
@@ -58,6 +59,7 @@ class Cache:
         return self._layers[layer]
 
     def move(self, source: int, target: int, positions: int) -> None:
+        """Copy the first `positions` of one slot to another, in all layers."""
         for states in self._layers.values():
             for tensor in states:
                 tensor[target, :, :positions] = tensor[source, :, :positions]

@@ -155,6 +155,7 @@ class Endpoints:
             raise
 
     def close(self) -> None:
+        """Close the connections and end the thread of the event loop; a second call does nothing."""
         if self._loop.is_closed():
             return
         self.run(self._client.aclose())

@@ -49,6 +49,7 @@ def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) ->
 
 
 def make_transformers(recipe: Recipe, chat: Chat, folder: Path) -> TransformersEngine:
+    """The transformers engine, with the model loaded on this process's device."""
     return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
 
 
@@ -112,6 +113,7 @@ class Sampler:
         return torch.device("cpu")
 
     def close(self) -> None:
+        """Close the engine, if it was created, and release its memory."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None

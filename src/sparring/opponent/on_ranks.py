@@ -26,6 +26,7 @@ class OfAllRanks:
         self.engine.close()
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """As `Engine.sample`, on every rank: each samples its share of the prompts, then the replies are gathered."""
         shares = assign_to_ranks([len(prompt.token_ids) for prompt in prompts], rank_count())
         places = sorted(shares[rank()])
         replies = self.engine.sample([prompts[place] for place in places], stream, logps)
@@ -58,6 +59,7 @@ class OfRankZero:
         return [reply for _, replies in self.sample_parts([prompts], stream, logps) for reply in replies]
 
     def sample_parts(self, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
+        """The numbers and replies of finished parts, on every rank. All ranks must iterate together."""
         own = sample_parts(self._engine, parts, stream, logps) if self._engine else iter(())
         for _ in parts:
             yield from_main(partial(next, own))

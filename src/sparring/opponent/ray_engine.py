@@ -48,6 +48,7 @@ Part = Sequence[Prompt]
 
 
 def make_ray(recipe: Recipe, chat: Chat, folder: Path) -> RayEngine:
+    """The Ray engine, whose workers run the recipe's inner engine."""
     sampling = recipe.sampling
     inside = recipe.model_copy(update={"sampling": sampling.model_copy(update={"engine": sampling.inner_engine})})
     return RayEngine(sampling.ray, folder, partial(make_engine, inside, chat, folder.resolve()), sampling.temperature)

@@ -63,6 +63,7 @@ def _marked(mark: str) -> Iterator[psutil.Process]:
 
 
 def main(mark: str) -> None:
+    """Wait until stdin closes, then kill the processes with this mark in several sweeps."""
     sys.stdin.read()
     for _ in range(SWEEPS):
         for process in _marked(mark):

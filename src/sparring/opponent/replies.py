@@ -72,6 +72,7 @@ def _check_first(folder: Path, check: Check, prompts: Sequence[Prompt], replies:
 
 
 def as_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
+    """The replies as columns of a shard; `logps` are not stored."""
     return {
         "row_id": [reply.row_id for reply in replies],
         "replica": [reply.replica for reply in replies],
@@ -81,4 +82,5 @@ def as_columns(replies: Sequence[Reply]) -> dict[str, list[Any]]:
 
 
 def read_replies(folder: Path) -> list[Reply]:
+    """All replies of a folder of shards."""
     return [Reply.of_row(row) for row in read_rows(folder)]

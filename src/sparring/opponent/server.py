@@ -26,6 +26,7 @@ PLACEHOLDER = "token_id:"  # vLLM's prefix of a token if ids are requested
 
 
 def make_server(recipe: Recipe, chat: Chat, folder: Path) -> ServerEngine:
+    """The engine of the recipe's servers. Nothing is loaded here but the player's config."""
     return make_server_engine(folder, recipe.sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
 
 

@@ -31,6 +31,7 @@ ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1", "VLLM_
 
 
 def make_vllm(recipe: Recipe, chat: Chat, folder: Path) -> VllmEngine:
+    """The vLLM engine, loaded in the recipe's sampling dtype."""
     return VllmEngine(folder, recipe.sampling, recipe.sampling_dtype, chat.stop_ids)
 
 

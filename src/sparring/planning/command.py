@@ -136,6 +136,7 @@ def assumptions(plan: Plan) -> list[str]:
 
 
 def duration(seconds: float) -> str:
+    """Seconds as a text for people, in s, min or h, rounded as estimates are."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     if seconds < 3600:

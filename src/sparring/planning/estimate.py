@@ -30,6 +30,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """The estimate for a recipe: memory and time of every stage, and `disk` in bytes for the whole run."""
+
     recipe: Recipe
     shape: Shape
     hardware: Hardware
@@ -41,6 +43,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
+        """Estimated wall-clock time of all stages together."""
         return sum(stage.seconds for stage in self.stages)
 
     @property
@@ -50,6 +53,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
+        """Whether the peak fits into a device's memory and there are as many devices as the recipe asks for."""
         return self.peak.memory.total <= self.device.memory and self.wanted[0] <= self.hardware.count
 
     @property
@@ -64,6 +68,7 @@ class Plan:
 
     @property
     def owners(self) -> list[str]:
+        """The folders that the stages belong to, each once, in the order of the game."""
         return list(dict.fromkeys(stage.owner for stage in self.stages))
 
 

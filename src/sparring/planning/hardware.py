@@ -34,6 +34,7 @@ class Hardware:
 
     @property
     def label(self) -> str:
+        """The name, with the number of devices for GPUs."""
         return f"{self.count}x {self.name}" if self.kind == "cuda" else self.name
 
     def shared_by(self, processes: int) -> Hardware:
@@ -141,6 +142,7 @@ class Samplers:
 
     @property
     def devices(self) -> int:
+        """Devices of all copies together."""
         return self.copies * self.split
 
 

@@ -48,6 +48,7 @@ class Memory:
 
     @property
     def total(self) -> float:
+        """Sum of all parts in bytes."""
         return sum(getattr(self, field.name) for field in fields(self))
 
 
@@ -128,6 +129,7 @@ def _filled(recipe: Recipe, weights: float, row: float, working: float, hardware
 
 
 def is_frozen(settings: OptimSection) -> bool:
+    """Whether the base weights are frozen, that is, an adapter is trained."""
     return settings.lora is not None
 
 

@@ -41,6 +41,7 @@ class Shape:
 
     @property
     def layers(self) -> int:
+        """Number of layers."""
         return self.config.num_hidden_layers
 
     @property
@@ -56,6 +57,7 @@ class Shape:
 
     @property
     def heads(self) -> HeadSizes:
+        """Widths of the attention heads."""
         return head_sizes(self.config)
 
     @property

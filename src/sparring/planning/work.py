@@ -30,6 +30,7 @@ class Work:
         return Work(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
     def times(self, factor: float) -> Work:
+        """Every part multiplied by `factor`."""
         return Work(*(factor * value for value in vars(self).values()))
 
 
@@ -149,6 +150,7 @@ PAGED = Shares(0.40, "assumed", 0.60, 0.00003)
 
 
 def shares_of_sampling(kind: str, engine: EngineSpec) -> Shares:
+    """The shares of an engine on a kind of device, "cuda" or "cpu"; engines with paged attention have their own."""
     return PAGED if engine.paged else SAMPLING[kind]
 
 

@@ -27,6 +27,7 @@ BASE = "base_model_name_or_path"
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds an adapter instead of a full model."""
     return (folder / CONFIG).is_file()
 
 
@@ -105,6 +106,7 @@ def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
 
 
 def require_weights(folder: Path) -> None:
+    """Raises UserError if an adapter has no safetensors weights."""
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"an adapter without {WEIGHTS}; pickled weights are not loaded", where=str(folder))
 

@@ -76,6 +76,7 @@ class TreeBatch:
     index: TreeIndex | None
 
     def to(self, device: torch.device) -> TreeBatch:
+        """A copy with all tensors on `device`."""
         moved: dict[str, Any] = {name: to_device(value, device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return replace(self, **moved, index=None if self.index is None else self.index.to(device))
 

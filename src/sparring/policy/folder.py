@@ -96,6 +96,7 @@ class Weights:
 
     @property
     def numbers(self) -> int:
+        """How many numbers all tensors hold; quantised ones are counted as they are stored."""
         return sum(math.prod(shape) for _, shape in self.tensors.values())
 
     @property

@@ -86,6 +86,7 @@ class HeadSizes:
 
 
 def head_sizes(config: Any) -> HeadSizes:
+    """Widths of a model's attention heads by its config, also for latent attention (`kv_lora_rank`)."""
     heads = config.num_attention_heads
     if getattr(config, "kv_lora_rank", None):
         size, value = config.qk_nope_head_dim + config.qk_rope_head_dim, heads * config.v_head_dim

@@ -179,6 +179,7 @@ def model_facts(folder: Path) -> tuple[int | None, frozenset[int]]:
 
 
 def load_config(folder: Path) -> Any:
+    """The config of a model, or of an adapter's base model. Raises UserError if it cannot be read."""
     if adapters.is_adapter(folder):
         return load_config(adapters.base_of(folder))
     with reading("cannot read the model's config.json", folder):
@@ -236,6 +237,7 @@ def _require_weights(folder: Path) -> list[Path]:
 
 
 def package_file(spec: str) -> Path:
+    """The path of PACKAGE/FILE inside an installed Python package. Raises UserError if either is missing."""
     package, _, name = spec.partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or found.origin is None:
@@ -251,6 +253,7 @@ def package_file(spec: str) -> Path:
 
 
 def require_gguf() -> None:
+    """Raises UserError if the package gguf is not installed."""
     if not is_installed("gguf"):
         raise UserError("GGUF files need the package gguf", where="model.path", remedy="pip install 'sparring[gguf]'")
 

@@ -63,6 +63,7 @@ def packed(row: PackedRow | None) -> Iterator[None]:
 
 
 def current_row() -> PackedRow | None:
+    """The row of the innermost `packed` context; None outside one."""
     return _current.get()
 
 

@@ -27,6 +27,7 @@ class Policy:
         return cls(record.path / "model", digest(pinned))
 
     def with_results(self, measured: Path, evaluated: Path, benchmarks: Path | None = None) -> Policy:
+        """A copy with the folders of its finished measurements."""
         return replace(self, measured=measured, evaluated=evaluated, benchmarks=benchmarks)
 
 

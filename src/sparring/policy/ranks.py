@@ -18,10 +18,12 @@ T = TypeVar("T")
 
 
 def rank_count() -> int:
+    """Number of ranks that compute the stage together; 1 without a launcher."""
     return PartialState().num_processes if PartialState._shared_state else 1
 
 
 def rank() -> int:
+    """This rank's index from 0; 0 without a launcher."""
     return PartialState().process_index if PartialState._shared_state else 0
 
 
@@ -57,6 +59,7 @@ class AgreedError(UserError):
 
 
 def agreed(error: UserError) -> AgreedError:
+    """The same error for a place where every rank raises it."""
     return AgreedError(error.what, where=error.where, remedy=error.remedy)
 
 

@@ -76,6 +76,7 @@ class Scorer(nn.Module):
 
     @property
     def layout(self) -> str:
+        """How the trees of a micro-batch are arranged: "tree", "rows", "plain" or "alone"."""
         return self._layout
 
     @layout.setter
@@ -115,6 +116,7 @@ class Scorer(nn.Module):
 
     @property
     def row_layout(self) -> Layout:
+        """How `collate` arranges a micro-batch: "tree", or "rows" for the three other layouts."""
         return "tree" if self.layout == "tree" else "rows"
 
     @property

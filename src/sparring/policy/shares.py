@@ -34,6 +34,7 @@ class Parallel:
 
     @property
     def cuts(self) -> bool:
+        """Whether the strategy shards anything over the devices."""
         return bool(CUT[self.strategy])
 
     @property

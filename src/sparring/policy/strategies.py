@@ -74,6 +74,7 @@ def is_sharded() -> bool:
 
 
 def is_fsdp2() -> bool:
+    """Whether this rank was started with FSDP, of which only version 2 is accepted."""
     return _joined is not None and _joined.distributed_type == DistributedType.FSDP
 
 

@@ -31,6 +31,7 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 
 
 def tiny_config(vocabulary: int, hidden: int = 64, layers: int = 2) -> LlamaConfig:
+    """The config of the toy model: a Llama with 4 heads and at most 512 positions."""
     return LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,

@@ -49,6 +49,7 @@ class Block:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(number of keys, number of queries)."""
         return len(self.keys), self.queries
 
     def pieces(self) -> Iterator[Block]:
@@ -120,6 +121,7 @@ class TreeIndex:
         self._masks: dict[Any, Any] = {}
 
     def to(self, device: torch.device) -> TreeIndex:
+        """The index on `device`; a copy computes its masks and groups again."""
         if device == self.tree_T.device:
             return self
         return TreeIndex(self.blocks, *(to_device(tensor, device) for tensor in (self.tree_T, self.branch_T, self.position_T)))
@@ -136,10 +138,12 @@ class TreeIndex:
 
     @cached_property
     def queries(self) -> Gather:
+        """Places of the queries of all groups, padded to the longest block of each."""
         return self._gather([[block.keys[len(block.keys) - block.queries :] for block in group] for group in self.groups])
 
     @cached_property
     def keys(self) -> Gather:
+        """The same for the keys."""
         return self._gather([[block.keys for block in group] for group in self.groups])
 
     def _gather(self, groups: Sequence[Sequence[Sequence[int]]]) -> Gather:

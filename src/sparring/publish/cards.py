@@ -172,6 +172,7 @@ Two configurations with one split per iteration:
 
 
 def model_title(summary: Mapping[str, Any], player: Player) -> str:
+    """What a model card calls the player."""
     start = f"the {start_title(summary['start']['name'])}"
     controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
     return {START: start, **controls}.get(player.name, player.title)

@@ -64,4 +64,5 @@ def is_local(path: str) -> bool:
 
 
 def is_hub_id(path: str) -> bool:
+    """Whether the recipe's path is meant as a Hub id: neither local, built-in, nor in a package."""
     return not path.startswith(("builtin:", "package:")) and not is_local(path)

@@ -37,6 +37,8 @@ PAPER: dict[str, Any] = {
 
 
 class Difference(NamedTuple):
+    """A key that the recipe sets to another value than the paper."""
+
     key: str
     ours: Any
     papers: Any

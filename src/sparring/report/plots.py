@@ -290,6 +290,7 @@ def short_number(value: float) -> str:
 
 
 def colour(index: int) -> str:
+    """The colour of the index-th series; colours repeat after the last."""
     return SERIES[index % len(SERIES)]
 
 

@@ -36,10 +36,12 @@ class ReportPlayer:
 
     @property
     def name(self) -> str:
+        """The player's name in tables."""
         return self.row.model
 
     @property
     def apart(self) -> bool:
+        """Whether it is neither the start nor an iteration's player."""
         return iteration_of(self.row.stage) is None and self.row.stage != evaluate_stage(START)
 
 
@@ -56,6 +58,7 @@ class RunFiles:
 
     @property
     def is_over(self) -> bool:
+        """Whether the game has ended."""
         return self.summary["stop_reason"] is not None
 
     @property
@@ -65,14 +68,17 @@ class RunFiles:
 
     @property
     def best(self) -> ReportPlayer | None:
+        """The player that the summary names as the best; None if it names none."""
         return next((player for player in self.players if player.row.is_best), None)
 
     @cached_property
     def data_counts(self) -> dict[str, int]:
+        """What became of the rows of the data, by outcome."""
         return self.facts("data").get("counts", {})
 
     @property
     def unused_columns(self) -> list[str]:
+        """Columns of the data that nothing reads."""
         return self.facts("data").get("unused_columns", [])
 
     def facts(self, stage: str) -> dict[str, Any]:

@@ -49,6 +49,8 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
 
 
 def with_error(name: str, digits: int) -> Callable[[Row], str]:
+    """A column's function: value and standard error of a score, or "-" without it."""
+
     def cell(row: Row) -> str:
         score = row.scores.get(name)
         if score is None:
@@ -98,6 +100,7 @@ REPLY_COLUMNS = [
 
 
 def quality_columns(scores: Scores) -> list[Column]:
+    """Columns for the scores of answers that were measured, then for likelihoods."""
     words = {name: words for name, words in answer_words(scores).items() if name in scores}
     return [*(Column(words, with_error(name, 3)) for name, words in words.items()), *_LIKELIHOOD_COLUMNS]
 

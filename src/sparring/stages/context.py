@@ -86,6 +86,7 @@ class RunContext:
 
     @cached_property
     def chat(self) -> Chat:
+        """The base model's tokenizer, with the recipe's chat template if it names one."""
         template = self.recipe.model.chat_template
         _, eos = model_facts(self.base.folder)
         own = load_template(template) if template else None
@@ -123,6 +124,7 @@ class RunContext:
 
     @cached_property
     def train_examples(self) -> list[Example]:
+        """The training rows with a human reply."""
         return read_examples(self.data.path / "train.parquet")
 
     @cached_property
@@ -143,6 +145,7 @@ class RunContext:
 
     @cached_property
     def held_out(self) -> list[Example]:
+        """The held-out rows."""
         return read_examples(self.data.path / "held_out.parquet")
 
     def with_budget(self, settings: Optim) -> Optim:

@@ -54,4 +54,5 @@ def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel | Cont
 
 
 def duels_digest(duels: Sequence[Duel | Contest]) -> str:
+    """Hash of the whole content of the duels, in their order."""
     return digest([vars(duel) for duel in duels])

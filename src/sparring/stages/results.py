@@ -25,6 +25,7 @@ from sparring.training.ranked import score_player
 
 
 def evaluate_start(context: RunContext, start: Policy) -> Policy:
+    """Evaluate the start, before iteration 0."""
     return results(context, START, start, None, sampling_round=0)
 
 
@@ -122,6 +123,7 @@ def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord
 
 
 def showcase_turns(recipe: Recipe) -> list[list[Message]]:
+    """The showcase prompts as turns, each after the system turn if there is one."""
     system = recipe.showcase_system
     first = [Message(role="system", content=system)] if system else []
     return [[*first, Message(role="user", content=text)] for text in recipe.showcase]

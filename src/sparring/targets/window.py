@@ -26,10 +26,12 @@ class Window:
 
     @property
     def contests(self) -> Sequence[Contest]:
+        """The duels as contests; only for verified and majority targets."""
         return cast("Sequence[Contest]", self.duels)  # where the target moves, all are
 
     @property
     def human_duels(self) -> Sequence[Duel]:
+        """The duels as such; only for the human target."""
         return cast("Sequence[Duel]", self.duels)  # where the target is human, all are
 
 

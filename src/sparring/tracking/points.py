@@ -24,6 +24,8 @@ NOT_NUMBERS = ("step", "stage")
 
 @dataclass(frozen=True)
 class Point:
+    """The values that a tracker gets for one step."""
+
     step: int
     values: dict[str, float]
 

@@ -41,9 +41,11 @@ class Opened:
     last: int
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        """Send the values of one step."""
         self.tracker.log({**values, AXIS: step}, step=step)
 
     def close(self) -> None:
+        """Finish the tracker's run without its own messages."""
         with _hushed():
             self.tracker.finish()
 

@@ -64,6 +64,7 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def remove_checkpoints(stage: Path) -> None:
+    """Delete all checkpoints of a stage."""
     for folder in _folders(stage):
         shutil.rmtree(folder)
 

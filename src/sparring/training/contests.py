@@ -52,9 +52,11 @@ class WinnersTask(_OverContests):
     """Negative log-likelihood of the winners, mean over the winners' tokens of a step, as SFT trainers take it over replies."""
 
     def loss_scale(self, batch: Sequence[int]) -> float:
+        """One over the number of winners' tokens in a step."""
         return 1 / sum(len(reply) for index in batch for reply in self.contests[index].winners)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        """Losses [D]: each contest's weight times the negative log-likelihood of its winners."""
         contests = [self.contests[index] for index in indices]
         logp_D = self._over_winners(indices, logps_DR)
         weight_D, won_D = (tensor_on(logps_DR.device, values, dtype=logps_DR.dtype) for values in _weights_and_winners(contests))
@@ -75,6 +77,7 @@ class ContestTask(_OverContests):
         return 1 / len(batch)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        """Losses [D]: each contest's weight times its mean over pairs, plus the NLL term."""
         contests = [self.contests[index] for index in indices]
         opponent_DR, _ = padded([self.opponent_logps[contest.duel_id] for contest in contests], logps_DR)
         pairs = _Pairs.of(contests, logps_DR.device)

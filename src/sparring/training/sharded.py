@@ -41,6 +41,7 @@ class WholeWeights:
         return self.weights.master_model
 
     def save_pretrained(self, folder: Path) -> None:
+        """Write the model folder from the gathered state."""
         self.weights.save_pretrained(folder, self.state)
 
 

@@ -71,6 +71,7 @@ class DuelTask:
         return 1 / len(batch)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        """The objective's losses [D]; replies that equal the human one are counted or computed, as it requires."""
         compared = self._counted if self.objective.counts_identical else self._in_columns
         return self.objective.losses(compared(indices, logps_DR))
 
@@ -136,6 +137,7 @@ class Anchored:
         return len(self.task)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        """The losses [D] of the task plus the weighted NLL per token of the human reply."""
         found = self.task.losses(indices, logps_DR)
         tokens_D = tensor_on(logps_DR.device, [len(self.branches(index).replies[0]) for index in indices])
         nll_D = nll_anchor(logps_DR[:, 0], tokens_D)
@@ -160,6 +162,7 @@ class SftTask:
         return Branches(self.examples[index].prompt_ids, (self.examples[index].reply_ids,))
 
     def loss_scale(self, batch: Sequence[int]) -> float:
+        """One over the number of reply tokens in a step."""
         return 1 / sum(len(self.examples[index].reply_ids) for index in batch)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:

@@ -28,6 +28,7 @@ class HumanLogpWatch:
         self.warned_at: int | None = None
 
     def see(self, row: dict[str, Any]) -> None:
+        """Add the log row of a step and judge the newest steps."""
         if "reward_real" in row:  # without an opponent's log-probs nothing says what the replies had at the start
             self.rows.append(row)
             self._judge(min(WINDOW, len(self.rows) // 2), FEWEST)
@@ -37,6 +38,7 @@ class HumanLogpWatch:
         self._judge(len(self.rows) // 2, FEWEST_AT_END)
 
     def facts(self) -> dict[str, Any]:
+        """The step of the warning, for the stage's facts; empty without a warning."""
         return {} if self.warned_at is None else {"human_logp_warning_at_step": self.warned_at}
 
     def _judge(self, width: int, fewest: int) -> None:

@@ -73,6 +73,7 @@ class DeepSpeedZero(Sharded):
         return found
 
     def restore_optimizer(self, folder: Path) -> None:
+        """Load a checkpoint of one process's format into this rank's shards."""
         tensors = load_file(folder / OPTIMIZER)
         keys = sorted({name.split(".", 1)[1] for name in tensors} - {STEP})
         inner = self.wrapped.optimizer.optimizer

@@ -23,6 +23,7 @@ class RowsSection(Section):
 
     @property
     def paths(self) -> tuple[str, ...]:
+        """`path` as a tuple, also where the recipe gives a single one."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
     @property
@@ -54,6 +55,8 @@ LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # if the recipe gives no number
 
 
 class DataSection(RowsSection):
+    """The SFT rows: where they come from, how they are read, and which are held out."""
+
     option: ClassVar[str] = "data"
 
     path: Paths = Field(

@@ -45,6 +45,8 @@ class BenchmarksSection(Section):
 
 
 class EvaluateSection(Section):
+    """What is measured of every player on the held-out rows."""
+
     answer_pattern: Regex | None = Field(
         None,
         description="Regular expression that finds the answer in a reply (its last match; group 1 if it has one). Exact match compares "
@@ -105,6 +107,8 @@ class EvaluateSection(Section):
 
 
 class StopSection(Section):
+    """The rules that end a game before its last iteration."""
+
     indistinguishable: bool = Field(
         True,
         description="End the game when the player cannot distinguish held-out human replies from the opponent's: the confidence interval "

@@ -12,6 +12,8 @@ T = TypeVar("T")
 
 
 class LauncherSection(Section):
+    """Where stages are computed: in this process, or on several ranks."""
+
     kind: Literal["inline", "accelerate"] = Field(
         "accelerate",
         description="Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`.",

@@ -10,6 +10,8 @@ from sparring.config.option_types import FrozenDict, PathText, Section, Template
 
 
 class ModelSection(Section):
+    """The model that the game, or its SFT stage, starts from."""
+
     path: PathText = Field(
         description="The SFT (or base) model: a local folder, a Hub id, a .gguf file, `package:NAME/FILE.gguf` for a file "
         "inside an installed Python package, or `builtin:tiny` for a generated toy model."

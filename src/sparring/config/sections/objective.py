@@ -34,6 +34,8 @@ def defaults_of_moving_targets(loss: str) -> dict[str, float]:
 
 
 class ObjectiveSection(Section):
+    """The loss and its options."""
+
     loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
     beta: PerIteration = Field(
         1.0,

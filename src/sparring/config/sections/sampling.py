@@ -90,6 +90,8 @@ class RaySection(Section):
 
 
 class SamplingSection(Section):
+    """The sampling of the opponent's replies."""
+
     engine: EngineName = Field(DEFAULT, description=f"How the opponent's replies are sampled: {WHAT}. See docs/engines.md.")
     temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
@@ -122,6 +124,7 @@ class SamplingSection(Section):
 
     @property
     def spec(self) -> EngineSpec:
+        """The spec of `engine`."""
         return ENGINES[self.engine]
 
     @property

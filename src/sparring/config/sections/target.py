@@ -19,6 +19,8 @@ BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
 
 
 class TargetSection(Section):
+    """The rule that decides which replies win, and its checker."""
+
     kind: Literal["human", "verified", "majority"] = Field(
         "human",
         description="Who wins a duel. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the "

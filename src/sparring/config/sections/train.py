@@ -36,6 +36,7 @@ class LoraSection(Section):
 
     @property
     def four_bit(self) -> bool:
+        """Whether the frozen base is kept in 4 bits."""
         return self.quantize == "4bit"
 
 
@@ -102,6 +103,8 @@ class OptimSection(Section):
 
 
 class TrainSection(OptimSection):
+    """Options of the training of each iteration."""
+
     lr: PerIteration = Field(5e-7, description="Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7.")
     epochs: PerIteration = Field(
         2.0, description="Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."
@@ -109,6 +112,8 @@ class TrainSection(OptimSection):
 
 
 class SftSection(OptimSection):
+    """Options of the SFT stage before the game."""
+
     lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
     epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
     optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")
