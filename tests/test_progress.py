@@ -23,7 +23,7 @@ from sparring import progress
 from sparring.config import load_recipe
 from sparring.console import animates, quoted
 from sparring.game_place import place_in
-from sparring.progress import Game, PhaseProgress, Snapshot, at_stage, in_one_line, read_progress, written_to
+from sparring.progress import GameProgress, PhaseProgress, Snapshot, at_stage, in_one_line, read_progress, written_to
 
 SRC = Path(__file__).parent.parent / "src"
 NOW = Snapshot(
@@ -46,7 +46,7 @@ def test_the_line_holds_everything() -> None:
     assert nothing_yet == "iteration 0: training 0/120 steps  RAM 4.3 GB"
 
 
-GAME = Game(number=11, stages=20, iterations=3, stage_seconds=100.0, later_seconds=600.0)
+GAME = GameProgress(number=11, stages=20, iterations=3, stage_seconds=100.0, later_seconds=600.0)
 
 
 def test_the_line_of_a_game_begins_with_its_place() -> None:
