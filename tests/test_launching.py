@@ -165,6 +165,23 @@ def test_ranks_with_different_recipes_and_stages_out_of_turn(begun: Game) -> Non
     assert (one.code, two.code) == (2, 2) and "no stage of this game that ranks compute together" in one.err
 
 
+def test_ranks_end_the_game_where_the_process_that_plays_does(begun: Game, inline: Game) -> None:
+    """Iterations that a longer recipe has left count neither for a control's cost nor as stages of this game."""
+    shutil.rmtree(begun.root)
+    shutil.copytree(inline.root, begun.root, symlinks=True)
+    recipe = ["controls=continued-sft", "controls.batch_size=16"]
+    assert begun.run("iterations=2", *recipe).code == 0
+    assert begun.run("iterations=1", *recipe).code == 0
+    expected = begun.json("continued-sft/train/done.json")["inputs"]
+    for part in ("train", "measure", "evaluate"):
+        shutil.rmtree(begun.root / "continued-sft" / part)
+    one, two = results(ranks(begun, "continued-sft/train", overrides={rank: ["iterations=1", *recipe] for rank in (0, 1)}))
+    assert (one.code, two.code) == (0, 0), one.err
+    assert begun.json("continued-sft/train/done.json")["inputs"] == expected
+    one, two = results(ranks(begun, "iterations/001/train", overrides={rank: ["iterations=1"] for rank in (0, 1)}))
+    assert (one.code, two.code) == (2, 2) and "is no stage of this game" in one.err and "Traceback" not in one.err
+
+
 def test_slurm_names_the_ranks(begun: Game) -> None:
     port = str(free_port())
     started = [

@@ -73,7 +73,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
         check_controls(context)
     start = evaluate_start(context, sft(context))
     measure_headroom(context, start)
-    players = list(finished)
+    players = _of_this_game(recipe, scores_of(start), finished)
     iterations = [scores_of(one) for one in players]
     player = players[-1] if players else start
     reason = stop_reason(recipe, scores_of(start), iterations)
@@ -98,6 +98,13 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
+def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Policy]) -> list[Policy]:
+    """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
+    scores = [scores_of(one) for one in finished]
+    end = next((count for count in range(len(scores)) if stop_reason(recipe, start, scores[:count])), len(scores))
+    return list(finished[:end])
+
+
 def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[Scores]) -> None:
     """Publish the results of an iteration, unless the summary has later ones: resuming must not roll the summary back."""
     if context.is_rank:
@@ -115,8 +122,9 @@ def _publish(
     reason: str | None,
 ) -> dict[str, Any]:
     """Write the summary, and the recipe that produced it: a recipe that is refused before this point leaves the old one."""
+    if context.is_rank:  # the game ends before the stage that it was started for, which `one_stage` reports
+        return {}
     recipe, root = context.recipe, context.run.root
-    assert not context.is_rank, "only the process that plays the game writes its summary"
     write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
     best = None
