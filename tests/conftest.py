@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -111,6 +112,15 @@ class Game:
             file.relative_to(self.root).as_posix().replace(".partial", ""): (file.read_bytes().hex(), file.stat().st_mtime_ns)
             for file in (*of_stages, *self.root.rglob("shard-*.parquet"))
         }
+
+
+def package_with(folder: Path, section: str) -> tuple[Path, list[str]]:
+    """A copy of `src` below `folder`, for what docs/contributing.md says to add to it, and the Python blocks of the page's `section`."""
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "contributing.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    shutil.copytree(root / "src" / "sparring", folder / "src" / "sparring", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "src", re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture(autouse=True)

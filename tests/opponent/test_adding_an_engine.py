@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, rows, write_rows
+from conftest import TINY, package_with, rows, write_rows
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
 END_OF_TABLE = "\n    )\n}\n"
 CHANGES: dict[str, Any] = {"sft": None, "controls": None, "iterations": 1, "showcase": []}
 
@@ -24,10 +20,7 @@ CHANGES: dict[str, Any] = {"sft": None, "controls": None, "iterations": 1, "show
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `src` with the two code blocks of the page in it."""
-    section = re.search(r"^## How to add an engine$(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)[1]
-    entry, module = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    copy = tmp_path_factory.mktemp("engine") / "src"
-    shutil.copytree(ROOT / "src" / "sparring", copy / "sparring", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    copy, (entry, module) = package_with(tmp_path_factory.mktemp("engine"), "How to add an engine")
     table = copy.parent / entry.splitlines()[0].split(",")[0].removeprefix("# ")
     before = table.read_text(encoding="utf-8")
     assert before.endswith(END_OF_TABLE)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import TINY, rows, write_rows
+from conftest import TINY, package_with, rows, write_rows
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "contributing.md").read_text(encoding="utf-8")
 KINDS = 'kind: Literal["human", "verified", "majority"]'
 EVEN = "def even(completions, **_):\n    return [float(len(c[0]['content']) % 2 == 0) for c in completions]\n"
 CHANGES: dict[str, Any] = {
@@ -31,10 +27,7 @@ CHANGES: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of `src` with the two code blocks of the page in it, and the name among the values of `kind`."""
-    section = re.search(r"^## How to add a target$(.*?)^## ", PAGE, re.MULTILINE | re.DOTALL)[1]
-    module, entry = re.findall(r"^```python\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
-    copy = tmp_path_factory.mktemp("target") / "src"
-    shutil.copytree(ROOT / "src" / "sparring", copy / "sparring", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    copy, (module, entry) = package_with(tmp_path_factory.mktemp("target"), "How to add a target")
     (copy.parent / module.splitlines()[0].removeprefix("# ")).write_text(module, encoding="utf-8")
     with open(copy.parent / entry.splitlines()[0].split(",")[0].removeprefix("# "), "a", encoding="utf-8") as table:
         table.write(entry)
