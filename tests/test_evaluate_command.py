@@ -92,7 +92,7 @@ def test_what_was_played_is_compared(copy: Game) -> None:
     assert copy.command("evaluate", "run", *EVALUATE).code == 0
     best = str(copy.json("summary.json")["best"]["iteration"])
     result = copy.command("compare", "run", "--json", "c.json")
-    assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run:start" in result.out, result.err
+    assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run: start (SFT)" in result.out, result.err
     assert "note: letters/acc: not run on" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
     compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
     for player, folder in (("start", "start"), (best, best)):
