@@ -42,8 +42,8 @@ def test_full_training_by_hand() -> None:
     found = training(TrainSection(optimizer="adamw"))
     assert (found.weights, found.masters, found.optimizer) == (2 * N, 4 * N, 8 * N)
     assert found.gradients == 4 * N + 4 * 49_152 * 576  # and two bfloat16 ones of the embeddings on their way
-    # norms 2 x (4 + 2 x 2) x 576, queries and what heads found 2 x 576, keys and values 2 x 192, four of the 1536
-    assert found.activations == 1000 * 30 * (16 * 576 + 2 * (2 * 576 + 2 * 192) + 8 * 1536)
+    # norms 2 x 2 x 2 x 576, queries and what heads found 2 x 576, keys and values 2 x 192, three of the 1536
+    assert found.activations == 1000 * 30 * (8 * 576 + 2 * (2 * 576 + 2 * 192) + 6 * 1536)
     assert found.logits == pytest.approx(4 * 49_152 * 1000 * 50 / 90)  # of a tree of 40, 30 and 20 tokens the replies
     assert found.total == sum(vars(found).values())
 

@@ -99,13 +99,14 @@ def head_sizes(config: Any) -> HeadSizes:
 def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
     """What autograd keeps of one token in one layer, counted by hand over a Llama layer; `scores` are the kept ones per head.
 
-    Two norms (their input in float32, its normed copies), queries, keys, values and what the heads found, three products of the
-    feed-forward part and its activation, and attention's shares.
+    Two norms (input and result), queries, keys, values and what the heads found, three products of the feed-forward part, and attention's
+    shares; without policy/fused.py also a norm's input in float32, or its normed copy there, and the activation.
     """
     sizes = head_sizes(config)
-    norms = 2 * (4 + 2 * number_bytes) * config.hidden_size
+    fused = hasattr(config, "rms_norm_eps") and getattr(config, "hidden_act", None) in ("silu", "swish")
+    norms = 2 * (2 * number_bytes if fused and number_bytes < 4 else 4 + 2 * number_bytes) * config.hidden_size
     attention = number_bytes * (sizes.queries + sizes.keys + sizes.values + sizes.found + scores * config.num_attention_heads)
-    return norms + attention + 4 * number_bytes * inner_size(config)
+    return norms + attention + (3 if fused else 4) * number_bytes * inner_size(config)
 
 
 def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> float:

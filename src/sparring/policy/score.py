@@ -22,6 +22,7 @@ from sparring.errors import UserError, first_line
 from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches_of_ranks, shortest
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
+from sparring.policy.fused import fuse
 from sparring.policy.head import ChunkedHead, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
@@ -69,6 +70,7 @@ class Scorer(nn.Module):
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = keep_soft_caps(model)
+        fuse(self.model)
         self.head = ChunkedHead(self.model)
         self._own_attention = model.config._attn_implementation
         self.layout = "tree"

@@ -18,6 +18,10 @@ from sparring.policy.empty_model import load_on_main
 from sparring.policy.load import load_model
 from sparring.policy.transfer import model_on
 
+# Rows of a gradient that are added at once: torch makes a float32 copy of what it adds, which for an embedding of 49,152 x 576 was 113 MB
+# of fresh memory, and took 69 ms instead of 14 (2 CPU cores)
+ROWS_AT_ONCE = 4096
+
 
 class MasterWeights:
     """`model` computes; `master_model` is updated by the optimizer and saved: the same model for float32, else a float32 copy.
@@ -104,7 +108,8 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
         if master.grad is None:
             master.grad = parameter.grad.to(master.dtype, copy=True)
         else:
-            master.grad.add_(parameter.grad)
+            for total, part in zip(master.grad.split(ROWS_AT_ONCE), parameter.grad.split(ROWS_AT_ONCE), strict=True):
+                total.add_(part)
         parameter.grad = None
 
     return add

@@ -1,0 +1,123 @@
+"""RMSNorm and the gated unit of a feed-forward part (SwiGLU), each as one autograd function that keeps its inputs only.
+
+As transformers writes them, autograd keeps an RMSNorm's input in float32 and two normed copies, and a gated unit's activation: a third of
+what a training keeps of a Llama layer. Values and gradients are the same to the last bit, so that nothing else has to know of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import silu
+from transformers import PreTrainedModel
+
+# Tokens of the random input on which a module is compared with its fused form
+PROBE_TOKENS = 4
+
+
+def fuse(model: PreTrainedModel) -> None:
+    """Give the model's RMSNorms and gated units their fused forward; modules that compute something else keep their own.
+
+    What a module computes is found out by its values, since a class's name does not tell: Gemma's RMSNorm multiplies by 1 + weight.
+    """
+    agrees: dict[type[nn.Module], bool] = {}
+    for module in model.modules():
+        forward = _fused_forward(module)
+        if forward is None or "forward" in vars(module):  # fused before, or replaced by a library
+            continue
+        if type(module) not in agrees:
+            agrees[type(module)] = _norm_agrees(module) if forward is _rms_norm else _unit_agrees(module)
+        if agrees[type(module)]:
+            module.forward = partial(forward, module)
+
+
+def _fused_forward(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
+    if {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in module.named_children()}:
+        return _gated_unit
+    is_norm = type(module).__name__.endswith("RMSNorm") and [name for name, _ in module.named_parameters()] == ["weight"]
+    return _rms_norm if is_norm and _epsilon(module) is not None else None
+
+
+@torch.no_grad()
+def _norm_agrees(norm: nn.Module) -> bool:
+    """Whether both forms give the same bits. On the CPU with random weights, for the norm's own may be on a device, or sharded."""
+    weight, probe = _random(norm.get_parameter("weight").shape), _random((PROBE_TOKENS, *norm.get_parameter("weight").shape))
+    return torch.equal(functional_call(norm, {"weight": weight}, probe), _RmsNorm.apply(probe, weight, _epsilon(norm)))
+
+
+@torch.no_grad()
+def _unit_agrees(unit: Any) -> bool:
+    """The same, with simple functions in place of the unit's projections."""
+    probe = _random((PROBE_TOKENS, 8))
+    projections = {"gate_proj": lambda x: 2 * x, "up_proj": lambda x: x + 1, "down_proj": lambda x: 3 * x}
+    stub = SimpleNamespace(**{**vars(unit), "act_fn": getattr(unit, "act_fn", None), **projections})
+    try:
+        return torch.equal(type(unit).forward(stub, probe), _gated_unit(stub, probe))
+    except (AttributeError, TypeError):  # it is made of further parts
+        return False
+
+
+def _random(shape: tuple[int, ...]) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
+
+
+def _epsilon(norm: nn.Module) -> float | None:
+    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+
+
+def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
+    if hidden.dtype == torch.float32:  # its own keeps little there, and adds gradients in another order
+        return type(norm).forward(norm, hidden)
+    return _RmsNorm.apply(hidden, norm.weight, _epsilon(norm))
+
+
+def _gated_unit(unit: Any, hidden: Tensor) -> Tensor:
+    return unit.down_proj(_Gate.apply(unit.gate_proj(hidden), unit.up_proj(hidden)))
+
+
+class _RmsNorm(torch.autograd.Function):
+    """weight x (x / sqrt(mean of x^2 + eps)), normed in float32 and rounded before the weight, as in transformers' Llama.
+
+    The operations and their order are those of autograd over that code; in place wherever a value has no other reader.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+        wide = x.to(torch.float32)
+        scale = wide.pow(2).mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return weight * (wide * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight, scale = ctx.saved_tensors
+        needs_x, needs_weight, _ = ctx.needs_input_grad
+        wide = x.to(torch.float32)
+        of_weight = (grad * (wide * scale).to(x.dtype)).sum_to_size(weight.shape) if needs_weight else None
+        if not needs_x:
+            return None, of_weight, None
+        of_normed = (grad * weight).to(torch.float32)
+        of_scale = (of_normed * wide).sum(-1, keepdim=True)
+        of_mean = of_scale.mul_(-0.5).mul_(scale.pow(3)).div_(x.shape[-1])
+        found = of_normed.mul_(scale).add_(wide.mul_(2.0).mul_(of_mean))
+        return found.to(x.dtype), of_weight, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) x up; the activation is computed again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), silu(gate).mul_(grad)
