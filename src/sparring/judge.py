@@ -87,7 +87,7 @@ def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], 
         "model": subject.hash,
         "chat": subject.chat.template,
         "dtype": recipe.sampling_dtype,
-        "engine": sampling.engine,
+        "engine": sampling.engine_name,
         "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
     }

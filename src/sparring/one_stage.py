@@ -14,6 +14,7 @@ from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
 from sparring.errors import UserError
 from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS
+from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
@@ -50,6 +51,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
         accelerator = join(recipe.launcher.strategy, recipe.launcher.cpu)
         if not is_main():
             be_silent()
+        recipe = with_engine(recipe, Path(recipe.run_dir))
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
         with _writer(recipe, directory):

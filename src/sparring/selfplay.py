@@ -14,6 +14,7 @@ from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_rea
 from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
+from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Policy
 from sparring.progress import written_to
@@ -43,6 +44,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
+    recipe = with_engine(recipe, directory.root)
     telling = written_to(directory.root, command, place_in(directory.root, recipe))
     with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
         try:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import Recipe, load_recipe, to_yaml
 from sparring.data.chat import Chat
 from sparring.data.records import Message
+from sparring.opponent import engines
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.policy.load import load_tokenizer, model_facts
 from sparring.policy.tiny import make_tiny
@@ -94,3 +95,36 @@ def test_the_temperature_is_the_callers_and_greedy_needs_no_seed(chat: Chat, tin
 
 def test_no_question_no_answer(chat: Chat, tiny: Path) -> None:
     assert asked(chat, tiny, []) == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "gpu", "more", "chosen"),
+    [
+        (True, True, {}, "vllm"),
+        (False, True, {}, "transformers"),
+        (True, False, {}, "transformers"),
+        (True, True, {"train": {"lora": {"dora": True}}}, "transformers"),  # which vLLM does not serve
+        (True, True, {"launcher": {"kind": "accelerate"}}, "transformers"),
+        (True, True, {"sampling": {"engine": "transformers"}}, "transformers"),
+    ],
+)
+def test_the_engine_of_this_machine(
+    installed: bool,
+    gpu: bool,
+    more: dict[str, Any],
+    chosen: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Chosen where the recipe names none, announced once, and kept by the run on another machine."""
+    monkeypatch.setattr(engines, "is_installed", lambda package: installed and package == "vllm")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    named = recipe(**more)
+    with caplog.at_level("INFO"):
+        found = engines.with_engine(named, tmp_path)
+    assert found.sampling.engine == chosen and (found.sampling.spec.name, found.sampling.inner_engine) == (chosen, chosen)
+    assert ("sampling.engine: vllm" in caplog.text) == (chosen == "vllm")
+    (tmp_path / "recipe.yaml").write_text(to_yaml(found))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not gpu)
+    assert engines.with_engine(named, tmp_path).sampling.engine == chosen

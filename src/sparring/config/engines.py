@@ -63,6 +63,7 @@ def _remedy(option: str) -> str:
 
 
 DEFAULT = "transformers"
+ON_GPU = "vllm"  # paged attention and CUDA graphs, which the model's own code does not have
 ENGINES = {
     spec.name: spec
     for spec in (

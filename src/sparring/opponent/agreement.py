@@ -126,9 +126,9 @@ def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
 
 def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, dtype: torch.dtype) -> UserError:
     what = (
-        f"the engine {sampling.engine} does not sample from the player that is scored: over {found.tokens} tokens of {found.rows} replies "
-        f"its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where {found.tolerance:g} "
-        f"on average is what {str(dtype).removeprefix('torch.')} explains"
+        f"the engine {sampling.engine_name} does not sample from the player that is scored: over {found.tokens} tokens of {found.rows} "
+        f"replies its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where "
+        f"{found.tolerance:g} on average is what {str(dtype).removeprefix('torch.')} explains"
     )
     if tempered <= found.tolerance:
         what += f"; they agree with those at temperature {sampling.temperature:g}"
@@ -139,14 +139,14 @@ def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, d
     else:
         what += ": other weights (an earlier player, another model), or other prompt tokens"
         remedy = "see that it serves this very player; `sparring docs engines` says how a server is kept at the current one"
-    return UserError(what, where=f"sampling.engine ({sampling.engine})", remedy=remedy)
+    return UserError(what, where=f"sampling.engine ({sampling.engine_name})", remedy=remedy)
 
 
 def _other_draw(found: Agreement, sampling: SamplingSection) -> UserError:
     return UserError(
-        f"the engine {sampling.engine} has the right model but does not sample at temperature {sampling.temperature:g} and top-p "
+        f"the engine {sampling.engine_name} has the right model but does not sample at temperature {sampling.temperature:g} and top-p "
         f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest of their place where "
         f"{found.likeliest_expected:.1f} are expected (probability {found.p_value:.0e})",
-        where=f"sampling.engine ({sampling.engine})",
+        where=f"sampling.engine ({sampling.engine_name})",
         remedy="see that it applies no top-k, penalty or temperature of its own (vLLM: --generation-config vllm)",
     )

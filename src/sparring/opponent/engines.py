@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from sparring.config import Recipe
-from sparring.config.engines import DEFAULT
+from sparring.config import Recipe, recipe_of_run
+from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message, Reply
@@ -51,6 +51,28 @@ def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) ->
 def make_transformers(recipe: Recipe, chat: Chat, folder: Path) -> TransformersEngine:
     """The transformers engine, with the model loaded on this process's device."""
     return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
+
+
+def with_engine(recipe: Recipe, root: Path) -> Recipe:
+    """The recipe with its engine chosen where `sampling.engine` is null: the one that the run in `root` began with, else this machine's."""
+    if recipe.sampling.engine is not None:
+        return recipe
+    name = None
+    with contextlib.suppress(UserError):  # no run yet, or its recipe is damaged and will be written again
+        name = recipe_of_run(root).sampling.engine
+    if name is None and _takes_gpu_engine(recipe):
+        name = ON_GPU
+        log.info(
+            f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} would sample by the model's own code"
+        )
+    return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": name or DEFAULT})})
+
+
+def _takes_gpu_engine(recipe: Recipe) -> bool:
+    """Whether the game runs in one process with a GPU, and the engine is installed and supports what the recipe trains."""
+    spec = ENGINES[ON_GPU]
+    supported = recipe.launcher.kind == "inline" and not any(spec.refusals(recipe.train.lora))
+    return supported and is_installed(str(spec.package)) and torch.cuda.is_available()
 
 
 def require_engine(recipe: Recipe) -> None:

@@ -119,7 +119,7 @@ def _announce_unused(recipe: Recipe) -> None:
         told = ", ".join(f"{key} {getattr(objective, key)} (default {value:g})" for key, value in taken.items())
         log.info(f"objective, with a {recipe.target.kind} target: {told}")
     for name in unused_sections(sampling):
-        log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine}")
+        log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine_name}")
 
 
 def _announce_whole(context: RunContext) -> None:

@@ -29,7 +29,7 @@ def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
 
     def work(stage: Path) -> dict[str, Any]:
         rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-        log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine}, {recipe.sampling_dtype})")
+        log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine_name}, {recipe.sampling_dtype})")
         with Sampler(recipe, context.chat, opponent.folder) as sampler:
             replies = sample_examples(
                 stage,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.engines import DEFAULT, ENGINES, EngineSpec
+from sparring.config.engines import DEFAULT, ENGINES, ON_GPU, EngineSpec
 from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Replies, Section, Text, Urls
 
 if TYPE_CHECKING:  # a static checker cannot read the names from a table
@@ -92,7 +92,11 @@ class RaySection(Section):
 class SamplingSection(Section):
     """The sampling of the opponent's replies."""
 
-    engine: EngineName = Field(DEFAULT, description=f"How the opponent's replies are sampled: {WHAT}. See docs/engines.md.")
+    engine: EngineName | None = Field(
+        None,
+        description=f"How the opponent's replies are sampled: {WHAT}. When null, `{ON_GPU}` on a GPU where it is installed and "
+        f"the game runs in one process, else `{DEFAULT}`; a run keeps what it began with. See docs/engines.md.",
+    )
     temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
     max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
@@ -118,14 +122,19 @@ class SamplingSection(Section):
         return replies
 
     @property
+    def engine_name(self) -> str:
+        """The engine, with the default for null (opponent/engines.py chooses before a game is played)."""
+        return self.engine or DEFAULT
+
+    @property
     def inner_engine(self) -> str:
         """The engine that computes: the engine itself, or the one in Ray's workers."""
-        return self.ray.engine if self.spec.hosts else self.engine
+        return self.ray.engine if self.spec.hosts else self.engine_name
 
     @property
     def spec(self) -> EngineSpec:
-        """The spec of `engine`."""
-        return ENGINES[self.engine]
+        """The spec of `engine_name`."""
+        return ENGINES[self.engine_name]
 
     @property
     def inner(self) -> EngineSpec:
@@ -135,7 +144,7 @@ class SamplingSection(Section):
     @property
     def engines(self) -> str:
         """Both names: `vllm`, or `ray, vllm`."""
-        return ", ".join(dict.fromkeys((self.engine, self.inner_engine)))
+        return ", ".join(dict.fromkeys((self.engine_name, self.inner_engine)))
 
     def option(self, name: str) -> Any:
         """The value of an option of a spec, such as `vllm.tensor_parallel`."""
@@ -151,5 +160,5 @@ def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
-    playing = {sampling.engine, sampling.inner_engine}
+    playing = {sampling.engine_name, sampling.inner_engine}
     return [name for name, section in sections.items() if name not in playing and section != defaults[name]]
