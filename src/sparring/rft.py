@@ -10,7 +10,7 @@ from sparring.config import ControlSection, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
@@ -23,7 +23,7 @@ from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan
 
 
-def train_rft(context: RunContext, section: ControlSection, start: Policy, played: int, forward_tokens: int) -> Policy:
+def train_rft(context: RunContext, section: ControlSection, start: Player, played: int, forward_tokens: int) -> Player:
     """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
 
     forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
@@ -56,7 +56,7 @@ def train_rft(context: RunContext, section: ControlSection, start: Policy, playe
         "start": start.hash,
         "seed": recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(name, inputs, work))
+    return Player.of_stage(context.stages.run_stage(name, inputs, work))
 
 
 def _winners(context: RunContext) -> list[Contest]:

@@ -15,7 +15,7 @@ from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.progress import written_to
 from sparring.report.health import tell_new
 from sparring.report.keep import keep_report
@@ -27,7 +27,7 @@ from sparring.stages.context import RunContext
 from sparring.stages.ending import nothing_to_learn, tell_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
-from sparring.stages.results import evaluate, evaluate_start, scores_of
+from sparring.stages.results import evaluate, scores_of
 from sparring.stages.score import score
 from sparring.stages.sft import sft
 from sparring.stages.train import train
@@ -62,7 +62,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             raise
 
 
-def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]:
+def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones.
 
     finished: on ranks, the players of the first iterations; the process that plays passes their stages, to see that they are unchanged.
@@ -71,7 +71,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
     if not context.is_rank:
         check(context)
         check_controls(context)
-    start = evaluate_start(context, sft(context))
+    start = evaluate(context, sft(context), None, sampling_round=0)
     measure_headroom(context, start)
     players = _of_this_game(recipe, scores_of(start), finished)
     iterations = [scores_of(one) for one in players]
@@ -86,7 +86,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
             break
         logps = score(context, opponent, window, t)
         player = train(context, opponent, window, logps, t)
-        player = evaluate(context, player, opponent, t)
+        player = evaluate(context, player, opponent, sampling_round=t + 1)
         players.append(player)
         iterations.append(scores_of(player))
         publish_iteration(context, scores_of(start), iterations)
@@ -98,7 +98,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
-def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Policy]) -> list[Policy]:
+def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Player]) -> list[Player]:
     """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
     scores = [scores_of(one) for one in finished]
     end = next((count for count in range(len(scores)) if stop_reason(recipe, start, scores[:count])), len(scores))

@@ -15,21 +15,18 @@ from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.players import Players
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
+from sparring.policy.player import Player
 from sparring.rundir import RunDir, StageRecord, digest
-from sparring.stage_names import title_of_player
 
 MODEL = "model"
 LOG = "evaluate.log"
 MOST_LETTERS = 60
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A player, or a model by itself: its folder, its content hash, and the recipe that it plays by."""
+@dataclass(frozen=True, kw_only=True)
+class Subject(Player):
+    """A player, or a model without a run, with what is needed to sample from it."""
 
-    name: str
-    folder: Path
-    hash: str
     recipe: Recipe
     find_chat: Callable[[], Chat]
 
@@ -37,11 +34,6 @@ class Subject:
     def chat(self) -> Chat:
         """How it is talked to, which benchmarks may do without. Raises UserError for a model without a chat template."""
         return self.find_chat()
-
-    @property
-    def title(self) -> str:
-        """The name for people, as in tables and logs."""
-        return title_of_player(self.name)
 
 
 def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[Subject]:
@@ -83,8 +75,8 @@ def _players(root: Path, wanted: Sequence[str]) -> list[Subject]:
     names = wanted or ["start", *(["best"] if has_best else [])]
     found = dict.fromkeys(players.find(name) for name in names)
     chat = players.chat()
-    folders = {player: players.folder(player) for player in found}
-    return [Subject(player.name, folder, weights_hash(folder), players.recipe, lambda: chat) for player, folder in folders.items()]
+    folders = {name: players.folder(name) for name in found}
+    return [Subject(name, folder, weights_hash(folder), recipe=players.recipe, find_chat=lambda: chat) for name, folder in folders.items()]
 
 
 def _model(target: str, out: Path) -> Subject:
@@ -98,7 +90,7 @@ def _model(target: str, out: Path) -> Subject:
     # of the recipe only the model, the number format and what samples are read
     played = {"data": {"path": "builtin:tasks"}, "train": {"precision": "fp32"}}
     recipe = load_recipe({"run_dir": str(out), "model": {"path": target}, **played})
-    return Subject(MODEL, folder, weights_hash(folder), recipe, partial(_chat_of, target, folder))
+    return Subject(MODEL, folder, weights_hash(folder), recipe=recipe, find_chat=partial(_chat_of, target, folder))
 
 
 def _chat_of(target: str, folder: Path) -> Chat:

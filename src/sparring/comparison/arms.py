@@ -22,7 +22,7 @@ from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_bette
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, player_name, seed_folder, start_title
+from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
 
 ITEMS = "items.parquet"
 # sums over rows of the first by sums of the second
@@ -39,15 +39,11 @@ def is_benchmark(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Arm:
-    """A player: its name within its run ("start", an iteration's number, a control's folder), and columns of values, one per row.
-
-    owner: the folder of its results in the run.
-    """
+    """The values of a player of a run: columns with one value per held-out row. `player`: its name, as in `Player`."""
 
     run: Game
     player: str
     title: str
-    owner: str
     rows: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
     cost: Cost
@@ -65,8 +61,7 @@ class Arm:
     @cached_property
     def played(self) -> PlayedBenchmarks:
         """Its benchmarks. Reads every sample, so only where they are asked for."""
-        name, trained = (START, None) if self.owner == START else (self.player, f"{self.owner}/train")
-        return played_benchmarks(self.run.run, name, self.owner, trained)
+        return played_benchmarks(self.run.run, self.player)
 
     @property
     def benchmarks(self) -> Mapping[str, SampledMetric]:
@@ -243,13 +238,13 @@ class Game:
     @cached_property
     def arms(self) -> list[Arm]:
         """Start, iterations and controls, in this order."""
-        found = [self._arm(START, start_title("SFT" if self.recipe.sft else START), START, Cost())]
+        found = [self._arm(START, start_title("SFT" if self.recipe.sft else START), Cost())]
         for t in range(len(self.summary["iterations"])):
-            found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
+            found.append(self._arm(str(t), title_of_player(str(t)), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:
             before = 0 if control["from_iteration"] is None else control["from_iteration"] + 1
             spent = iterations_cost(self.run, self.recipe, before) + control_cost(self.run, self.recipe, control["stage"])
-            found.append(self._arm(control["stage"], control["name"], control["stage"], spent))
+            found.append(self._arm(control["stage"], control["name"], spent))
         return found
 
     def find(self, player: str) -> Arm:
@@ -284,8 +279,8 @@ class Game:
         """What says how its replies were graded."""
         return self.run, self.recipe, self.label
 
-    def _arm(self, player: str, title: str, owner: str, since_start: Cost) -> Arm:
-        stage = self.run.verified(evaluate_stage(owner))
+    def _arm(self, player: str, title: str, since_start: Cost) -> Arm:
+        stage = self.run.verified(evaluate_stage(owner_of(player)))
         if ITEMS not in stage.outputs:
             raise UserError(
                 "this run was scored by a version of sparring that stored no values per row",
@@ -296,7 +291,7 @@ class Game:
         names = [name for name in table[0] if name != "row_id"]
         columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
         rows = tuple(row["row_id"] for row in table)
-        return Arm(self, player, title, owner, rows, columns, sft_cost(self.run, self.recipe) + since_start)
+        return Arm(self, player, title, rows, columns, sft_cost(self.run, self.recipe) + since_start)
 
 
 class Seeds:

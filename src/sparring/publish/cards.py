@@ -10,7 +10,6 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
-from sparring.players import Player
 from sparring.publish.licences import Licence, licence_of
 from sparring.publish.markdown import LONGEST_TEXT, code_span, one_line, words
 from sparring.publish.moving import how_learned, told_of_pairs
@@ -22,7 +21,7 @@ from sparring.report.page import svg_file
 from sparring.report.run_files import read_run
 from sparring.report.run_plots import card_figures
 from sparring.report.untrusted import visible
-from sparring.stage_names import START, start_title
+from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
@@ -73,7 +72,7 @@ class About:
 
 
 def model_card(
-    recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
+    recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
 ) -> str:
     """What the model is, how it was made, and every score with its error. Names no folder of this machine.
 
@@ -104,7 +103,7 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 ## Where it comes from
 
-{_origins(shown, recipe, about, player.name)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
+{_origins(shown, recipe, about, player)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
 
 ## Recipe
 
@@ -171,14 +170,14 @@ Two configurations with one split per iteration:
 - `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes."""
 
 
-def model_title(summary: Mapping[str, Any], player: Player) -> str:
+def model_title(summary: Mapping[str, Any], player: str) -> str:
     """What a model card calls the player."""
     start = f"the {start_title(summary['start']['name'])}"
     controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
-    return {START: start, **controls}.get(player.name, player.title)
+    return {START: start, **controls}.get(player, title_of_player(player))
 
 
-def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool) -> str:
+def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool) -> str:
     """The YAML that the Hub reads, which takes nothing but Hub ids as base_model and datasets."""
     from huggingface_hub import ModelCardData
 
@@ -195,10 +194,10 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
     return card.to_yaml(line_break="\n")
 
 
-def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
+def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
     """The data, the prompts without replies, and the labelled pairs of a control that was trained on some."""
-    data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player.name)
-    if recipe.data.prompts and player.name.isdigit():
+    data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
+    if recipe.data.prompts and player.isdigit():
         data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
@@ -209,11 +208,11 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     return {section.folder: values["pairs"]["path"] for section, values in named if section.pairs}
 
 
-def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
+def _datasets(recipe: Recipe, about: About, player: str) -> list[str]:
     """The training data of the player, by its name on the Hub; the game's own replies replace data that is not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
-    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.name.isdigit() else []
-    pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player.name]
+    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.isdigit() else []
+    pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player]
     return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
 
@@ -258,12 +257,12 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
     return card.to_yaml(line_break="\n")
 
 
-def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
-    if player.name == START:
+def _scores_of(summary: Mapping[str, Any], player: str) -> Mapping[str, Any]:
+    if player == START:
         return summary["start"]["scores"]
     scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
     scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
-    return scores.get(player.name, {})
+    return scores.get(player, {})
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:

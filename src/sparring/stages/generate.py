@@ -11,7 +11,7 @@ from sparring.console import log
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
@@ -23,7 +23,7 @@ from sparring.targets.graded import rules_of
 from sparring.targets.window import Window, build_window, select_window
 
 
-def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
+def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
     """Sample the opponent's replies to every training prompt."""
     recipe, sampling, examples = context.recipe, context.recipe.sampling, context.played_examples
 
