@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,11 +104,16 @@ def _answer_calls(launcher: LauncherSection, root: Path) -> None:
 
 
 def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
-    """The `accelerate launch` command that starts this machine's ranks of a stage."""
-    return [
-        *[sys.executable, "-m", "accelerate.commands.launch", *_options(launcher)],
-        *["-m", "sparring", "stage", str(root / CALLED_RECIPE), stage],
-    ]
+    """The command that starts this machine's ranks of a stage."""
+    return [sys.executable, "-m", *LAUNCHERS[launcher.kind](launcher), "-m", "sparring", "stage", str(root / CALLED_RECIPE), stage]
+
+
+def _accelerate(launcher: LauncherSection) -> list[str]:
+    return ["accelerate.commands.launch", *_options(launcher)]
+
+
+# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
+LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
 
 
 def _options(launcher: LauncherSection) -> list[str]:

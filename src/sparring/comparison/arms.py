@@ -18,7 +18,8 @@ from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import SampledMetric
-from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_better, mean_score, ratio_score
+from sparring.evaluation.metrics import Score, mean_score, ratio_score
+from sparring.evaluation.row_metrics import all_metrics, higher_is_better
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
@@ -29,7 +30,7 @@ ITEMS = "items.parquet"
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent
 OF_DUELS = ("duel_margin", "duel_accuracy")
-METRICS = [*RATIOS, *(name for name in HIGHER_IS_BETTER if name not in (*OF_DUELS, "human_reply_tokens"))]
+METRICS = [*RATIOS, *(name for name in all_metrics() if name not in (*OF_DUELS, "human_reply_tokens"))]
 
 
 def is_benchmark(metric: str) -> bool:
