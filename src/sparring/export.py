@@ -15,7 +15,7 @@ from sparring.policy.folder import HUB_FILES, check_files
 from sparring.policy.load import convert, merge, name_ends
 from sparring.publish.cards import About, model_card, write_plots
 from sparring.publish.names import is_hub_id
-from sparring.report.outcome import standing_above
+from sparring.report.outcome import higher_ranked
 from sparring.stage_names import title_of_player
 
 
@@ -32,7 +32,7 @@ def export(
     player = players.find(name)
     if players.summary is None:
         raise UserError("this run has no scores for the model card yet", where=str(root), remedy="let it play at least one iteration")
-    if (higher := standing_above(players.summary, player)) is not None:
+    if (higher := higher_ranked(players.summary, player)) is not None:
         log.warning(f"{title_of_player(player)}: {higher}")
     target = new_folder(target)
     temporary = target.with_name(target.name + ".partial")

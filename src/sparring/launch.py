@@ -97,7 +97,7 @@ def _answer_calls(launcher: LauncherSection, root: Path) -> None:
         if call is not None and call["attempt"] != seen:
             if call["stage"] is not None:
                 seen = call["attempt"]
-                _lend(launcher, root, call["stage"])
+                _start_ranks(launcher, root, call["stage"])
             elif seen is not None or time.monotonic() - began > GRACE_SECONDS:
                 return
         time.sleep(POLL_SECONDS)
@@ -188,7 +188,7 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
         )
 
 
-def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
+def _start_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
     try:
         log.info(f"{stage}: starting the ranks of this machine")
         _run_ranks(launcher, root, stage)

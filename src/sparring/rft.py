@@ -17,7 +17,7 @@ from sparring.stages.fitting import fit_model
 from sparring.stages.grade import candidates_at
 from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.targets import TARGETS
-from sparring.targets.graded import rules_of
+from sparring.targets.select import rules_of
 from sparring.targets.window import select_window
 from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan
@@ -63,5 +63,5 @@ def _winners(context: RunContext) -> list[Contest]:
     """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
     rules = replace(rules_of(context.recipe), human="mix")
     prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
-    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_gaps=False, uses_likelihood=True)
+    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True)
     return [duel for duel in window.duels if isinstance(duel, Contest)]

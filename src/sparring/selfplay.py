@@ -17,14 +17,14 @@ from sparring.launch import calling, follow
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
 from sparring.progress import written_to
-from sparring.report.health import tell_new
-from sparring.report.keep import keep_report
+from sparring.report.health import log_new_symptoms
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
+from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
-from sparring.stages.ending import nothing_to_learn, tell_collapse
+from sparring.stages.ending import nothing_to_learn, warn_of_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
 from sparring.stages.results import evaluate, scores_of
@@ -43,8 +43,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
-    telling = written_to(directory.root, command, place_in(directory.root, recipe))
-    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
+    progress_file = written_to(directory.root, command, place_in(directory.root, recipe))
+    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), progress_file:
         try:
             convert_layout(directory.root)
             if restart_from is not None:
@@ -111,7 +111,7 @@ def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[S
         return
     if len(iterations) > published_iterations(context.run.root):
         _publish(context, start, iterations, {}, None)
-    tell_collapse(context.recipe, start, iterations)
+    warn_of_collapse(context.recipe, start, iterations)
 
 
 def _publish(
@@ -144,9 +144,9 @@ def _publish(
     ]
     before = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
     summary = publish(root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
-    tell_new(before, summary, recipe)
+    log_new_symptoms(before, summary, recipe)
     if recipe.report:
-        keep_report(root, is_over=reason is not None)
+        update_report(root, is_over=reason is not None)
     return summary
 
 

@@ -56,7 +56,7 @@ OF_PROBE = (Stage("train", always, True, lambda recipe, _: recipe.shows_headroom
 OF_START = (*OF_PLAYER, Stage("headroom", derived=True, used=lambda recipe, _: recipe.shows_headroom))
 OF_ITERATION = (
     Stage("generate", on_ranks=lambda recipe: recipe.sampling.spec.on_ranks),
-    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.moves),
+    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.uses_grades),
     Stage("score", on_ranks=always, used=lambda recipe, _: recipe.objective.kind.uses_opponent_logps),
     Stage("score-start", on_ranks=always, used=lambda recipe, owner: recipe.objective.kind.uses_start and iteration_of(owner) != 0),
     Stage("train", on_ranks=always),

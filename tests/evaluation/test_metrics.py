@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from sparring.checkers.answers import find_answer
+from sparring.checkers.grades import find_answer
 from sparring.evaluation.metrics import (
     accuracy_score,
     auc_score,

@@ -226,8 +226,8 @@ class Game:
         self.recipe = recipe_of_run(root)
         self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
         at_work = holder(root)  # a finished game may be played on, with more iterations or controls
-        self.is_going = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
-        if self.is_going and not unfinished:
+        self.is_unfinished = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
+        if self.is_unfinished and not unfinished:
             raise UserError(
                 f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
                 where=str(root),
@@ -303,9 +303,9 @@ class Seeds:
         self.games = [Game(root / seed_folder(seed), f"{label}/{seed_folder(seed)}", unfinished) for seed in seeds]
 
     @property
-    def is_going(self) -> bool:
+    def is_unfinished(self) -> bool:
         """Whether the game of any seed is unfinished."""
-        return any(game.is_going for game in self.games)
+        return any(game.is_unfinished for game in self.games)
 
     @property
     def controls(self) -> list[str]:
@@ -322,8 +322,8 @@ class Seeds:
     @property
     def left_out(self) -> list[str]:
         """Players of some seeds only."""
-        everybody = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
-        return [player for player in everybody if player not in {arm.player for arm in self.arms}]
+        names = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
+        return [player for player in names if player not in {arm.player for arm in self.arms}]
 
     def find(self, player: str) -> SeedArm:
         """A player by its name; "best" is that of every seed."""

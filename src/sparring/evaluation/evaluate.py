@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.answers import has_answer
-from sparring.checkers.grades import Checker, ask, require_few_failures
+from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat

@@ -10,9 +10,8 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
+from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.licences import Licence, licence_of
-from sparring.publish.markdown import LONGEST_TEXT, code_span, one_line, words
-from sparring.publish.moving import how_learned, told_of_pairs
 from sparring.publish.names import is_hub_id, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
@@ -20,7 +19,7 @@ from sparring.report.outcome import verdict
 from sparring.report.page import svg_file
 from sparring.report.run_files import read_run
 from sparring.report.run_plots import card_figures
-from sparring.report.untrusted import visible
+from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
 from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
@@ -114,19 +113,19 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
     """counts: as `write_pairs` gives them. Names no folder of this machine."""
-    shown, moves = public(recipe), recipe.target.moves
-    told = told_of_pairs(recipe, counts, about.unanswered) if moves else _told_of_replies(recipe, counts)
+    shown, by_grades = public(recipe), recipe.target.uses_grades
+    body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(recipe, counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
     unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
     return f"""---
 {_dataset_metadata(counts, about)}
 ---
 
-# {"Winning and losing" if moves else "Human and generated"} replies of a self-play game
+# {"Winning and losing" if by_grades else "Human and generated"} replies of a self-play game
 
 The prompts and human replies are those of {code_span(shown["data"]["path"])} (the training part){unanswered}; the other replies
 were sampled by each iteration's opponent in a game of {METHOD}, played by sparring
-from {code_span(shown["model"]["path"])}. {told}
+from {code_span(shown["model"]["path"])}. {body}
 
 ```python
 from datasets import load_dataset
@@ -148,13 +147,13 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 
 def _how(recipe: Recipe, about: About) -> str:
-    if recipe.target.moves:
+    if recipe.target.uses_grades:
         return f"{how_learned(recipe, about.unanswered)}\n"
     return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
 from those of its own previous iteration."""
 
 
-def _told_of_replies(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
+def _replies_body(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
     """Of a game in which the human reply always wins."""
     lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
     return f"""The replies were not graded: `rejected` means "from the model".
@@ -327,10 +326,10 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
     lines = "\n".join(f"| {what} | {code_span(name, in_table=True)} | {words(str(licence))} |" for what, name, licence in rows)
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
-    told = "".join(
+    body = "".join(
         f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, trained controls of this game alone." for name, licence in others
     )
-    return f"| | name | licence |\n|---|---|---|\n{lines}{told}"
+    return f"| | name | licence |\n|---|---|---|\n{lines}{body}"
 
 
 def _link(what: str, prefix: str, repo: str | None) -> str:

@@ -108,12 +108,12 @@ class RunContext:
                 log.info(f"data: {notice}")
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
-            log.info(f"data: {told(prepared.counts)}")
+            log.info(f"data: {counts_text(prepared.counts)}")
             facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
             if section.prompts is None:
                 return facts
             write_examples(stage / PROMPTS, prepared.prompts)
-            log.info(f"data: prompts without a reply: {told(prepared.prompt_counts)}")
+            log.info(f"data: prompts without a reply: {counts_text(prepared.prompt_counts)}")
             return {**facts, "prompt_counts": prepared.prompt_counts}
 
         inputs = {
@@ -160,7 +160,7 @@ class RunContext:
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
 
 
-def told(counts: Mapping[str, int]) -> str:
+def counts_text(counts: Mapping[str, int]) -> str:
     """Counts as a line of the log, zeros left out."""
     return ", ".join(f"{count} {_words(name, count)}" for name, count in counts.items() if count)
 

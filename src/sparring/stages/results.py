@@ -39,8 +39,8 @@ def measure(context: RunContext, player: Player, opponent: Player | None, sampli
     """The first stage of an evaluation: everything that needs the player's weights."""
     recipe = context.recipe
 
-    def draw(stage: Path) -> None:
-        _measurer(context).draw(stage, player.folder, sampling_round, player.title)
+    def sample_all(stage: Path) -> None:
+        _measurer(context).sample_all(stage, player.folder, sampling_round, player.title)
 
     def work(stage: Path) -> dict[str, Any]:
         against = None
@@ -58,7 +58,7 @@ def measure(context: RunContext, player: Player, opponent: Player | None, sampli
         "precision": recipe.train.precision,
         **base_format(recipe),
     }
-    alone = None if recipe.sampling.spec.on_ranks else draw
+    alone = None if recipe.sampling.spec.on_ranks else sample_all
     return context.stages.run_stage(measure_stage(player.owner), inputs, work, alone=alone)
 
 

@@ -72,7 +72,7 @@ def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
     recipe = context.recipe
     name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")
-    if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
+    if not recipe.target.uses_grades or begun in (None, duels_digest(window.duels)):
         return
     was, now = (
         {part: getattr(one, part).model_dump() for part in ("target", "evaluate", "objective")}

@@ -23,14 +23,14 @@ from sparring.training.tasks import duel_task
 def train(context: RunContext, opponent: Player, window: Window, records: Logps, t: int) -> Player:
     """Train the player, which starts as a copy of the opponent; `records`: the result of `score`."""
     recipe, settings = context.recipe, context.recipe.train
-    moves = recipe.target.moves
-    objective = recipe.objective.at(t, 1 if moves else recipe.sampling.replies_per_prompt)
+    by_grades = recipe.target.uses_grades
+    objective = recipe.objective.at(t, 1 if by_grades else recipe.sampling.replies_per_prompt)
     plan = iteration_plan(recipe, len(window.duels), t)
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
         of_models = logps.get("opponent_logps", {}), logps.get("start_logps", {})
-        if moves:
+        if by_grades:
             task = contest_task(window.contests, objective, *of_models)
         else:
             assert isinstance(objective, Comparison), "an objective without comparison is refused for human targets"
