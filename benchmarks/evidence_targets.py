@@ -49,7 +49,8 @@ class TargetSetting:
 def target(
     kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", like: str = "exact", **objective: Any
 ) -> dict[str, Any]:
-    """An arm with a verified or majority target; losses on margins get their beta and NLL weight from `objective`. like: whose passes `random` deals."""
+    """An arm with a verified or majority target; losses on margins get their beta and NLL weight from `objective`. like: the checker whose
+    passes `random` assigns at random."""
     more = {"random_like": like} if checker == "random" else {"weigh_votes": False} if kind == "majority" else {}
     return {"target": {"kind": kind, "checker": checker, "human": human, **more}, "objective": {"loss": loss, "window": 1, **objective}}
 
