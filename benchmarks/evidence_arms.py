@@ -105,7 +105,7 @@ def _official_duels(scoring: Scoring, model: Path, t: int) -> list[Duel]:
         text = chat.decode(reply.token_ids).strip() or " "
         _, ids = chat.encode(Conversation(example.conversation.prompt, text))
         duels.append(Duel(example.row_id, t, example.prompt_ids, example.reply_ids, (ids,)))
-    return [duel for duel in duels if not duel.has_no_gap]
+    return [duel for duel in duels if not duel.has_no_margin]
 
 
 def _train(scoring: Scoring, stage: Path, model: Path, duels: list[Duel], t: int) -> None:

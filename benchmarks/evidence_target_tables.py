@@ -49,7 +49,7 @@ def write_results(runs: Path) -> None:
 
 
 def target_tables(page: str) -> str:
-    """The page with its tables of moving targets."""
+    """The page with its tables of verified and majority targets."""
     found = _results()
     for name in TARGET_SETTINGS:
         lines = "\n".join(_table(found[name])) if found.get(name) else "Not played yet."

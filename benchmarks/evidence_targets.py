@@ -49,7 +49,8 @@ class TargetSetting:
 def target(
     kind: str, loss: str = "sft", human: str = "mix", checker: str = "exact", like: str = "exact", **objective: Any
 ) -> dict[str, Any]:
-    """An arm with a moving target; losses of gaps get their beta and NLL weight from `objective`. like: whose passes `random` deals."""
+    """An arm with a verified or majority target; losses on margins get their beta and NLL weight from `objective`. like: the checker whose
+    passes `random` assigns at random."""
     more = {"random_like": like} if checker == "random" else {"weigh_votes": False} if kind == "majority" else {}
     return {"target": {"kind": kind, "checker": checker, "human": human, **more}, "objective": {"loss": loss, "window": 1, **objective}}
 
@@ -309,7 +310,7 @@ def _write(name: str, seed: int, controls: Path) -> None:
         spent = found[f"{arm} {before - 1}"]["forward_tokens"] if before else 0
         for t in range(played):
             cost = spent + iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
-            rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.moves else {}
+            rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.uses_grades else {}
             found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
         if setting.task in TRANSFER:
             found |= _transfer(Scoring(root), name, arm, played - 1)

@@ -111,7 +111,9 @@ def main(options: dict[str, str]) -> None:
         two = on_two_nodes(folder, options, shards)
         shown("two nodes", two)
     lost = len(prompts) - two["rows"]
-    print(f"lost {lost}, the same replies: {one['digest'] == two['digest']}, {two['rows_a_second'] / one['rows_a_second']:.2f} times as fast")
+    print(
+        f"lost {lost}, the same replies: {one['digest'] == two['digest']}, {two['rows_a_second'] / one['rows_a_second']:.2f} times as fast"
+    )
     save("ray_rows", {"machine": machine(), "options": options, "one_process": one, "two_nodes": two, "lost": lost}, into="results")
     sys.exit(0 if lost == 0 and one["digest"] == two["digest"] else 1)
 

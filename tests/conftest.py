@@ -130,6 +130,22 @@ def _log_reaches_caplog(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built-in model, for tests that only read."""
+    from sparring.policy.tiny import make_tiny
+
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny(folder, 0)
+    return folder
+
+
+@pytest.fixture
+def model(tiny: Path, tmp_path: Path) -> Path:
+    """A copy of it to damage."""
+    return Path(shutil.copytree(tiny, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
 def zygote() -> Iterator[Zygote]:
     started = Zygote()
     yield started

@@ -454,7 +454,6 @@ def test_the_model_card_says_what_it_is(exports: dict[str, Path], played: Game, 
 def test_the_model_card_names_no_folder_of_ours(
     played: Game, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, shown: str, base_model: str | None
 ) -> None:
-    from sparring.players import Player
     from sparring.publish.cards import About, model_card
 
     monkeypatch.chdir(tmp_path)
@@ -466,7 +465,7 @@ def test_the_model_card_names_no_folder_of_ours(
         f"model.chat_template={tmp_path}/t.jinja",
     ]
     recipe = load_recipe(played.root / "recipe.yaml", changes)
-    card = model_card(recipe, played.json("summary.json"), Player("1", "iterations/001/train"), About.of(recipe))
+    card = model_card(recipe, played.json("summary.json"), "1", About.of(recipe))
     _, front, body = card.split("---\n", 2)
     assert yaml.safe_load(front).get("base_model") == base_model
     assert f"started from `{shown}`, trained on `rows.jsonl`" in body and f"path: {shown}\n" in body

@@ -33,7 +33,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"errors", "own_code"},
     "config": {"errors", "files", "secrecy", "own_code", "objectives"},
     "locks": {"errors"},
-    "manual": {"errors"},
     "doctor": FLOOR | {"policy.container"},
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir"},
@@ -61,12 +60,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
-    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
+    "comparison": FLOOR
+    | {"cost", "data", "evaluation.metrics", "evaluation.row_metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
     "game": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
-    "subjects": FLOOR | {"data", "policy", "players"},
-    "benchmark": STAGES | {"subjects", "report"},
-    "judge": STAGES | {"subjects", "report"},
+    "benchmark": STAGES | {"players", "report"},
+    "judge": STAGES | {"players", "report"},
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing
     "samples": STAGES | {"players", "report"},
     "publish": FLOOR | {"data", "policy", "opponent", "players", "report", "targets"},
@@ -89,7 +88,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "planning",
         "live",
         "grading",
-        "manual",
         "doctor",
         "draft",
         "__init__",

@@ -165,10 +165,10 @@ def test_a_tokenizer_in_the_hubs_cache_is_at_hand(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(tmp_path), raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = ModelSection(path="someone/small")
-    assert lengths.chat_at_hand(model) is None and lengths.chat_at_hand(ModelSection(path="no/such/folder")) is None
+    assert lengths.local_chat(model) is None and lengths.local_chat(ModelSection(path="no/such/folder")) is None
     folder = tmp_path / "models--someone--small"
     byte_tokenizer().save_pretrained(folder / "snapshots" / "abc")
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
-    chat = lengths.chat_at_hand(model)
+    chat = lengths.local_chat(model)
     assert chat is not None and len(chat.prompt_ids([{"role": "user", "content": "hello"}])) > 5

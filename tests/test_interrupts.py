@@ -29,7 +29,7 @@ try:
     time.sleep(30)
     print("lost")
 except KeyboardInterrupt:
-    interrupts.ignore_further()
+    interrupts.ignore_signals()
     print("stopped", interrupts.were_received())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

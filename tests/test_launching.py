@@ -251,13 +251,13 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
         with pytest.raises(TargetReached):
-            measure(RunContext(recipe, RunDir(root), target=stage), "start", start, None, sampling_round=0)
+            measure(RunContext(recipe, RunDir(root), target=stage), start, None, sampling_round=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
     monkeypatch.setattr("sparring.stages.making.launch", launched)
     context = RunContext(recipe, RunDir(Path(recipe.run_dir)))
     start = sft(context)
-    measure(context, "start", start, None, sampling_round=0)
+    measure(context, start, None, sampling_round=0)
     assert happened == ["engine", "start/measure"]
     assert_same_measurements(begun, inline, "start")
 

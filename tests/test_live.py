@@ -18,7 +18,7 @@ from conftest import Game
 from zygote import Sabotage
 
 from sparring.live import watch as watching
-from sparring.live.state import Life, read_state
+from sparring.live.state import ProcessState, read_state
 from sparring.live.watch import LogTail, Pulse
 from sparring.locks import LOCK, Holder, hold, holder
 from sparring.progress import STALE_SECONDS
@@ -147,7 +147,7 @@ def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
     watched = game.command("watch", "run")
     assert watched.code == 1 and "was killed" in watched.out
     assert game.run("sampling.top_p=0.9").code == 0
-    assert read_state(game.root).life is Life.FINISHED
+    assert read_state(game.root).process is ProcessState.FINISHED
 
 
 def test_killed_while_it_sampled(game: Game) -> None:

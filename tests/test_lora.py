@@ -199,7 +199,7 @@ def test_four_bits_without_a_gpu(game: Game) -> None:
 
 
 def test_targets_nobody_has(game: Game) -> None:
-    """Said before anything is sampled."""
+    """StoredReply before anything is sampled."""
     game.write(**{**CHANGES, "train__lora": {"targets": ["no_such_proj"]}})
     result = game.run()
     assert result.code == 2 and "no_such_proj" in result.err and "train.lora.targets" in result.err and "Traceback" not in result.err

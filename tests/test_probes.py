@@ -19,10 +19,9 @@ from probes import ALL, HTML, MARKDOWN, UNSEEN, YAML, as_name
 from zygote import Result, Zygote
 
 from sparring.config import load_recipe
-from sparring.players import Player
 from sparring.publish.cards import About, dataset_card, model_card
 from sparring.publish.licences import Licence
-from sparring.publish.markdown import code_span, words
+from sparring.report.untrusted import code_span, words
 
 RUN = as_name("run <b>`|\u202e\x1b[2J\n---")
 MODEL = as_name("model `|[x](y)\n<script>\u202e")
@@ -148,7 +147,7 @@ def test_a_card_of_hostile_names(text: str, tmp_path: Path) -> None:
     }
     licence = Licence(None, text)
     about = About(licence, licence, repo="me/it", dataset_repo="me/data")
-    for player in (Player("0", "iterations/000/train"), Player("start", None), Player(text, text)):
+    for player in ("0", "start", text):
         card = model_card(recipe, summary, player, about)
         check_card(card)
         wide = {line.count("|") - line.count("\\|") for line in card.splitlines() if line.startswith("| ") or line.startswith("|---|---|-")}

@@ -24,7 +24,6 @@ from sparring.config import DataSection, load_recipe
 from sparring.data.conversations import load_conversations
 from sparring.errors import UserError
 from sparring.locks import hold
-from sparring.players import Player
 from sparring.publish.cards import About, model_card
 from sparring.publish.licences import licence_of
 from sparring.publish.names import public
@@ -88,7 +87,7 @@ def test_benchmarks_are_no_scores_on_held_out_prompts(played: Game) -> None:
     asked = load_recipe(played.root / "recipe.yaml", ["evaluate.benchmarks={tasks: [letters], limit: 5}"])
     summary = played.json("summary.json")
     summary["iterations"][1]["scores"]["letters/acc"] = {"value": 0.5, "n": 5, "stderr": 0.1, "higher_is_better": True}
-    text = model_card(asked, summary, Player("1", "iterations/001/train"), About.of(asked))
+    text = model_card(asked, summary, "1", About.of(asked))
     (found,) = [result for result in ModelCard(text).data.eval_results if result.metric_type == "letters/acc"]
     assert (found.dataset_type, found.dataset_name) == ("letters", "letters, by lm-evaluation-harness")
     assert "are benchmarks of lm-evaluation-harness (chat template not applied, the first 5 items). The best" in text

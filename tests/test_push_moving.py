@@ -12,7 +12,7 @@ from conftest import Game
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
-from sparring.publish.moving import how_learned, told_of_pairs
+from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.names import public
 from sparring.publish.pairs import splits
 
@@ -154,7 +154,7 @@ def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game)
     recipe = load_recipe(moving.root / "recipe.yaml", ["target.human=never"])
     assert "Every prompt had a human reply" in how_learned(recipe, 0)
     counts = {0: dict.fromkeys(("prompts", "unanswered", "rows", "chosen_human", "truncated"), 7)}
-    assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in told_of_pairs(recipe, counts, 0)
+    assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in pairs_body(recipe, counts, 0)
     assert "Winners are human replies" in how_learned(
         load_recipe(moving.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
     )

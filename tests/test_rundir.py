@@ -372,7 +372,7 @@ def test_a_signal_that_is_put_off_has_its_effect_afterwards(number: signal.Signa
     came, passed = [], []
     before = signal.signal(number, lambda *_: came.append(number))
     try:
-        with interrupts.put_off():
+        with interrupts.signals_deferred():
             signal.raise_signal(number)
             passed.append(list(came))
     finally:

@@ -14,12 +14,12 @@ from sparring.config import BenchmarksSection
 from sparring.console import log, log_file
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
 from sparring.evaluation.metrics import Score
+from sparring.players import LOG, EvaluatedPlayer, default_out, remade_stage, resolve_models, slug
 from sparring.policy.compute import COMPUTE_DTYPES, release_memory
 from sparring.policy.load import DTYPES
 from sparring.report.tables import print_benchmarks
 from sparring.rundir import RunDir, StageRecord, read_json, write_json
 from sparring.stage_names import SCORES
-from sparring.subjects import LOG, Subject, default_out, remade_stage, resolve_models, slug
 
 DEFAULT_SEED = BenchmarksSection.model_fields["seed"].default
 
@@ -46,8 +46,8 @@ def evaluate(
     name = result_name(section, dtype)
     run = RunDir(out)
     with run.lock(), log_file(out / LOG):
-        subjects = resolve_models(target, wanted, out)
-        stages = {subject.title: _stage(run, f"{subject.name}/{name}", section, subject, dtype) for subject in subjects}
+        players = resolve_models(target, wanted, out)
+        stages = {player.title: _stage(run, f"{player.name}/{name}", section, player, dtype) for player in players}
         scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
         write_json(out / f"{name}.json", scores)
     return Evaluated(scores, next(iter(stages.values())).facts, out)
@@ -56,17 +56,17 @@ def evaluate(
 def result_name(section: BenchmarksSection, dtype: str | None) -> str:
     """Of the folder of the results: its tasks, and what is asked for otherwise than by default, so that a quick look costs no long play."""
     parts = {"limit-{}": section.limit, "seed-{}": None if section.seed == DEFAULT_SEED else section.seed, "{}": dtype}
-    told = [form.format(value) for form, value in parts.items() if value is not None]
-    return "-".join([slug([*section.suites, *section.tasks]), *told, *(["chat-template"] if section.chat_template else [])])
+    named = [form.format(value) for form, value in parts.items() if value is not None]
+    return "-".join([slug([*section.suites, *section.tasks]), *named, *(["chat-template"] if section.chat_template else [])])
 
 
-def _stage(run: RunDir, name: str, section: BenchmarksSection, subject: Subject, dtype: str | None) -> StageRecord:
-    train = subject.recipe.train
+def _stage(run: RunDir, name: str, section: BenchmarksSection, player: EvaluatedPlayer, dtype: str | None) -> StageRecord:
+    train = player.recipe.train
     format_ = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.precision]
-    template = subject.chat.template if section.chat_template else None
-    model = HarnessModel(subject.folder, format_, template, train.four_bit)
-    inputs = {**benchmark_inputs(section), "model": subject.hash, "dtype": str(format_), "chat": template}
-    log.info(f"benchmarks: {subject.title}")
+    template = player.chat.template if section.chat_template else None
+    model = HarnessModel(player.folder, format_, template, train.four_bit)
+    inputs = {**benchmark_inputs(section), "model": player.hash, "dtype": str(format_), "chat": template}
+    log.info(f"benchmarks: {player.title}")
     record = remade_stage(run, name, inputs, lambda stage: run_benchmarks(stage, section, model))
     release_memory()
     return record

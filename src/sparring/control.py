@@ -9,12 +9,12 @@ from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at
 from sparring.console import counted, log
 from sparring.cost import iterations_cost
 from sparring.dpo import pairs_stage, train_dpo
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rft import train_rft
 from sparring.stage_names import control_stage
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import training_inputs
-from sparring.stages.results import results
+from sparring.stages.results import evaluate
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import order_seed, steps_plan
 
@@ -25,8 +25,8 @@ FAIR_FACTOR = 3.0  # ratio of two learning rates from which on they alone may ex
 class GameResult:
     """A finished game: its start, the player of every iteration, and the best iteration."""
 
-    start: Policy
-    players: Sequence[Policy]
+    start: Player
+    players: Sequence[Player]
     best: int | None
 
 
@@ -49,18 +49,16 @@ def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
     return f"its learning rate is {own:g} and the game's {game:g}: a difference between the two may be due to that alone; {remedy}"
 
 
-def play_controls(context: RunContext, game: GameResult) -> dict[str, Policy]:
+def play_controls(context: RunContext, game: GameResult) -> dict[str, Player]:
     """Train and evaluate every control of the recipe. Returns folder -> model; a control without a cost to match or a start is left out."""
     played = [section for section in context.recipe.controls if _has_place(section, game)]
     return {
-        section.folder: results(
-            context, section.folder, train_control(context, section, game), reference(section, game), len(game.players) + 1
-        )
+        section.folder: evaluate(context, train_control(context, section, game), reference(section, game), len(game.players) + 1)
         for section in played
     }
 
 
-def train_control(context: RunContext, section: ControlSection, game: GameResult) -> Policy:
+def train_control(context: RunContext, section: ControlSection, game: GameResult) -> Player:
     """Train one control; if the recipe gives no epochs, with as many floating-point operations as all iterations together."""
     cost = iterations_cost(context.run, context.recipe, len(game.players)).forward_tokens
     if section.kind == "dpo":
@@ -70,7 +68,7 @@ def train_control(context: RunContext, section: ControlSection, game: GameResult
     return _continue_sft(context, section, game, cost)
 
 
-def reference(section: ControlSection, game: GameResult) -> Policy:
+def reference(section: ControlSection, game: GameResult) -> Player:
     """The model that the control starts from, which is also the reference of its loss."""
     if section.start == "start":
         return game.start
@@ -90,7 +88,7 @@ def _has_place(section: ControlSection, game: GameResult) -> bool:
     return False
 
 
-def _continue_sft(context: RunContext, section: ControlSection, game: GameResult, forward_tokens: int) -> Policy:
+def _continue_sft(context: RunContext, section: ControlSection, game: GameResult, forward_tokens: int) -> Player:
     examples, played = context.train_examples, len(game.players)
     settings = sft_settings(context.recipe, section)
     batch_size = min(settings.batch_size, len(examples))

@@ -99,10 +99,10 @@ def _bare(requirement: Requirement) -> str:
 
 
 def _machine() -> Iterator[Finding]:
-    from sparring.policy.container import available_memory, whole_memory
+    from sparring.policy.container import available_memory, total_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {whole_memory() / GB:.1f} GB of memory free")
+    yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {total_memory() / GB:.1f} GB of memory free")
     yield from _gpus()
     here, may_write = Path.cwd(), os.access(".", os.W_OK)
     value = f"{shutil.disk_usage(here).free / GB:.1f} GB free in {here}"

@@ -12,7 +12,7 @@ from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, so
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
 from sparring.data.records import Duel
 from sparring.policy.batches import Layout, branches_of
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.context import RunContext
@@ -51,7 +51,7 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     return context.stages.run_stage(control_stage(section.folder, "pairs"), inputs, work)
 
 
-def train_dpo(context: RunContext, section: ControlSection, reference: Policy, played: int, forward_tokens: int) -> Policy:
+def train_dpo(context: RunContext, section: ControlSection, reference: Player, played: int, forward_tokens: int) -> Player:
     """The reference's log-probs of the pairs first, then the player, who starts as the reference.
 
     forward_tokens: what it may cost where the recipe names no epochs.
@@ -74,7 +74,7 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Policy, p
         "order": plan.seed,
         "seed": context.recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work))
+    return Player.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work))
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _settings(context: RunContext, section: ControlSection) -> TrainSection:
     return train.model_copy(update={"batch_size": control_batch_size(context.recipe, section), "horizon_epochs": None})
 
 
-def _score(context: RunContext, section: ControlSection, reference: Policy, prepared: _Prepared) -> StageRecord:
+def _score(context: RunContext, section: ControlSection, reference: Player, prepared: _Prepared) -> StageRecord:
     name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
     return score_stage(context, name, reference, prepared.duels, prepared.plan, prepared.settings, phase)
 

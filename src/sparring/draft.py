@@ -23,7 +23,7 @@ from sparring.data.rows import BadRows
 from sparring.data.shapes import choose_shape
 from sparring.data.sources import open_table
 from sparring.errors import UserError
-from sparring.planning.lengths import SAMPLE_ROWS, chat_at_hand
+from sparring.planning.lengths import SAMPLE_ROWS, local_chat
 from sparring.rundir import write_text
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -162,7 +162,7 @@ def _renamed(usual: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> dict
 
 def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> RowLengths:
     try:
-        chat = chat_at_hand(model)
+        chat = local_chat(model)
         if chat is not None:
             encoded = [chat.encode(row, where) for where, row in rows]
             return RowLengths([len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded], "counted by the model's tokenizer", True)

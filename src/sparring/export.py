@@ -9,13 +9,14 @@ from pathlib import Path
 
 from sparring.console import log
 from sparring.errors import UserError, first_line
-from sparring.players import BASE, Player, Players
+from sparring.players import BASE, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
 from sparring.policy.folder import HUB_FILES, check_files
 from sparring.policy.load import convert, merge, name_ends
 from sparring.publish.cards import About, model_card, write_plots
 from sparring.publish.names import is_hub_id
-from sparring.report.outcome import standing_above
+from sparring.report.outcome import higher_ranked
+from sparring.stage_names import title_of_player
 
 
 def export(
@@ -31,13 +32,13 @@ def export(
     player = players.find(name)
     if players.summary is None:
         raise UserError("this run has no scores for the model card yet", where=str(root), remedy="let it play at least one iteration")
-    if (higher := standing_above(players.summary, player.name)) is not None:
-        log.warning(f"{player.title}: {higher}")
+    if (higher := higher_ranked(players.summary, player)) is not None:
+        log.warning(f"{title_of_player(player)}: {higher}")
     target = new_folder(target)
     temporary = target.with_name(target.name + ".partial")
     shutil.rmtree(temporary, ignore_errors=True)
     _write_model(players, player, temporary, adapter)
-    if not player.is_trained:
+    if not players.is_trained(player):
         _carry_chat(players, temporary)
     if dtype is not None:
         convert(temporary, dtype)
@@ -70,11 +71,13 @@ def new_folder(path: Path) -> Path:
     return path
 
 
-def _write_model(players: Players, player: Player, target: Path, adapter: bool) -> None:
+def _write_model(players: Players, player: str, target: Path, adapter: bool) -> None:
     folder = players.folder(player)
     if adapter and not is_adapter(folder):
         raise UserError(
-            f"{player.title} is a full model, not an adapter", where="--adapter", remedy="leave it out; train.lora makes adapters"
+            f"{title_of_player(player)} is a full model, not an adapter",
+            where="--adapter",
+            remedy="leave it out; train.lora makes adapters",
         )
     if is_adapter(folder) and not adapter:
         merge(folder, target)

@@ -18,7 +18,7 @@ from sparring.evaluation.metrics import Score, mean_score, ratio_score
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 from sparring.policy.batches import Branches
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, headroom_stage
 from sparring.stages.checking import held_out_checker
@@ -31,7 +31,7 @@ from sparring.training.ranked import score_player
 ROUND = 2**31  # names the random streams of these replies: no iteration of a game gets so far
 
 
-def measure_headroom(context: RunContext, start: Policy) -> None:
+def measure_headroom(context: RunContext, start: Player) -> None:
     """start/headroom/headroom.json: scores of the start and a sentence about them, which is logged, if the recipe asks for it."""
     recipe = context.recipe
     if not recipe.shows_headroom:
@@ -61,7 +61,7 @@ def measure_headroom(context: RunContext, start: Policy) -> None:
         context.stages.run_stage(headroom_stage(), inputs, work)
 
 
-def _answers(context: RunContext, start: Policy, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
+def _answers(context: RunContext, start: Player, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
     """pass@1, greedy, at a lower temperature, of the majority and any of k: each with its error over prompts."""
     recipe, chat = context.recipe, context.chat
     draw = Measurer(recipe, chat, context.held_out, partial(score_player, settings=context.with_budget(recipe.train))).sample
@@ -83,7 +83,7 @@ def _answers(context: RunContext, start: Policy, stage: Path, checker: Checker, 
     return {name: mean_score(value, True) for name, value in values.items()}
 
 
-def _likelihoods(context: RunContext, start: Policy, probe: Policy | None) -> dict[str, Score]:
+def _likelihoods(context: RunContext, start: Player, probe: Player | None) -> dict[str, Score]:
     assert start.measured is not None
     lengths = [len(example.reply_ids) for example in context.held_out]
     before = [-row["real"] for row in read_measured(start.measured).logps]
@@ -95,7 +95,7 @@ def _likelihoods(context: RunContext, start: Policy, probe: Policy | None) -> di
     return scores
 
 
-def _probe(context: RunContext, start: Policy) -> Policy | None:
+def _probe(context: RunContext, start: Player) -> Player | None:
     """The start after a short continued SFT, where the recipe asks for it."""
     recipe, epochs = context.recipe, context.recipe.evaluate.headroom_epochs
     if epochs is None:

@@ -29,7 +29,7 @@ def were_received() -> bool:
 
 
 @contextlib.contextmanager
-def put_off() -> Iterator[None]:
+def signals_deferred() -> Iterator[None]:
     """A signal that comes meanwhile has its effect afterwards: for the few lines that must come to their end, such as a file's last."""
     if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread alone
         yield
@@ -47,7 +47,7 @@ def put_off() -> Iterator[None]:
             signal.raise_signal(caught)
 
 
-def ignore_further() -> None:
+def ignore_signals() -> None:
     """All is saved and said: another Ctrl-C while the interpreter clears up has nothing to end, and would only show a traceback."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

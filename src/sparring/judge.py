@@ -17,13 +17,13 @@ from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
 from sparring.evaluation.judge_prompts import VERSION
 from sparring.evaluation.metrics import Score
 from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
-from sparring.evaluation.questions import Question, read_questions, short_name
+from sparring.evaluation.questions import Question, read_questions
 from sparring.opponent.engines import Sampler
+from sparring.players import LOG, EvaluatedPlayer, default_out, is_run, remade_stage, resolve_models, slug
 from sparring.policy.compute import release_memory
 from sparring.policy.load import model_facts
 from sparring.report.tables import print_scores
 from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, write_json
-from sparring.subjects import LOG, Subject, default_out, is_run, remade_stage, resolve_models, slug
 
 SCORES = "scores.json"
 SHORT = 8  # digits of the hash in a folder's name
@@ -31,7 +31,7 @@ SHORT = 8  # digits of the hash in a folder's name
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What is options and how. `judge.model` names the judge; max_new_tokens: of an answer."""
+    """What is asked, and how. `judge.model` names the judge; max_new_tokens: of an answer."""
 
     questions: str
     references: str | None
@@ -58,20 +58,20 @@ def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), agains
     run, judging = RunDir(out), Judge(options.judge)
     try:
         with run.lock(), log_file(out / LOG):
-            subjects = resolve_models(target, wanted, out)
+            players = resolve_models(target, wanted, out)
             other = None if against is None else _other(target, against, out)
-            rivals = [subject for subject in subjects if other is None or subject.hash != other.hash]
-            if not rivals:
+            judged = [player for player in players if other is None or player.hash != other.hash]
+            if not judged:
                 what = f"{against} is the very model that it would be compared with: equal weights"
                 raise UserError(what, where="--against", remedy="name another player or model")
-            answers = {subject: _answers(run, options, questions, subject) for subject in [*rivals, *([other] if other else [])]}
-            stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in rivals}
+            answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
+            stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in judged}
             return _result(out, stages)
     finally:
         judging.close()
 
 
-def _other(target: str, against: str, out: Path) -> Subject:
+def _other(target: str, against: str, out: Path) -> EvaluatedPlayer:
     """Another player of the same run; or a model, or the best player of another run, under a name that no other has."""
     if is_run(target) and not Path(against).exists() and "/" not in against:
         return resolve_models(target, [against], out)[0]
@@ -79,13 +79,13 @@ def _other(target: str, against: str, out: Path) -> Subject:
     return replace(found, name=f"{slug([Path(against).name])}-{found.hash[:8]}")
 
 
-def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], subject: Subject) -> StageRecord:
-    sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": options.max_new_tokens, "top_p": 1.0})
-    recipe = subject.recipe.model_copy(update={"sampling": sampling})
+def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], player: EvaluatedPlayer) -> StageRecord:
+    sampling = player.recipe.sampling.model_copy(update={"max_new_tokens": options.max_new_tokens, "top_p": 1.0})
+    recipe = player.recipe.model_copy(update={"sampling": sampling})
     inputs = {
         "questions": _content(questions),
-        "model": subject.hash,
-        "chat": subject.chat.template,
+        "model": player.hash,
+        "chat": player.chat.template,
         "dtype": recipe.sampling_dtype,
         "engine": sampling.engine_name,
         "max_new_tokens": options.max_new_tokens,
@@ -93,12 +93,12 @@ def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], 
     }
 
     def work(stage: Path) -> dict[str, Any]:
-        with Sampler(recipe, subject.chat, subject.folder) as sampler:
-            answer_questions(stage, questions, sampler, options.seed, model_facts(subject.folder)[0])
+        with Sampler(recipe, player.chat, player.folder) as sampler:
+            answer_questions(stage, questions, sampler, options.seed, model_facts(player.folder)[0])
         return {"questions": len(questions)}
 
-    log.info(f"{subject.title}: answers to {len(questions)} questions")
-    record = remade_stage(run, f"{subject.name}/{_folder(options, questions)}/answers", inputs, work)
+    log.info(f"{player.title}: answers to {len(questions)} questions")
+    record = remade_stage(run, f"{player.name}/{_folder(options, questions)}/answers", inputs, work)
     release_memory()
     return record
 
@@ -108,11 +108,11 @@ def _judged(
     options: JudgeOptions,
     questions: Sequence[Question],
     judging: Judge,
-    subject: Subject,
-    answers: dict[Subject, StageRecord],
-    other: Subject | None,
+    player: EvaluatedPlayer,
+    answers: dict[EvaluatedPlayer, StageRecord],
+    other: EvaluatedPlayer | None,
 ) -> StageRecord:
-    ours = read_answers(answers[subject].path, questions)
+    ours = read_answers(answers[player].path, questions)
 
     def work(stage: Path) -> dict[str, Any]:
         if other is None:
@@ -124,7 +124,7 @@ def _judged(
         return facts
 
     inputs: dict[str, Any] = {
-        "answers": answers[subject].digest,
+        "answers": answers[player].digest,
         "against": answers[other].digest if other else None,
         "references": digest([question.references for question in questions]),
         "judge": options.judge.model,
@@ -133,24 +133,24 @@ def _judged(
     parts = ["grades" if other is None else f"against-{other.name}", slug([options.judge.model or ""])]
     if any(question.references for question in questions):
         parts.append(f"references-{inputs['references'][:SHORT]}")
-    earlier = _earlier(run, subject, inputs)
-    return remade_stage(run, f"{subject.name}/{_folder(options, questions)}/{'-'.join(parts)}", inputs, work)
+    earlier = _earlier(run, player, inputs)
+    return remade_stage(run, f"{player.name}/{_folder(options, questions)}/{'-'.join(parts)}", inputs, work)
 
 
 def _folder(options: JudgeOptions, questions: Sequence[Question]) -> str:
     """Named after the questions' file and a hash of the options: results of other options are stored next to it."""
     how = digest([_content(questions), options.max_new_tokens, options.seed])
-    return f"{slug([short_name(options.questions)])}-{how[:SHORT]}"
+    return f"{slug([Path(options.questions).stem])}-{how[:SHORT]}"
 
 
 def _content(questions: Sequence[Question]) -> str:
     return digest([[question.id, question.category, question.turns] for question in questions])
 
 
-def _earlier(run: RunDir, subject: Subject, inputs: dict[str, Any]) -> list[Judgment]:
-    """What the same judge has found of this player by the same wording, whatever else was options; the readable ones of a key last."""
+def _earlier(run: RunDir, player: EvaluatedPlayer, inputs: dict[str, Any]) -> list[Judgment]:
+    """What the same judge has found of this player by the same wording, whatever else was asked; the readable ones of a key last."""
     found = []
-    for file in sorted((run.root / subject.name).glob(f"*/*/{FILE}")):
+    for file in sorted((run.root / player.name).glob(f"*/*/{FILE}")):
         stage = file.parent.relative_to(run.root).as_posix().removesuffix(PARTIAL)
         before = run.inputs_of(stage) or {}
         if all(before.get(key) == inputs[key] for key in ("judge", "wording")):
@@ -158,9 +158,9 @@ def _earlier(run: RunDir, subject: Subject, inputs: dict[str, Any]) -> list[Judg
     return sorted(found, key=lambda judgment: judgment.value is not None)
 
 
-def _result(out: Path, stages: dict[Subject, StageRecord]) -> Judged:
-    scores = {subject.title: read_json(stage.path / SCORES) for subject, stage in stages.items()}
-    return Judged(scores, {subject.title: stage.facts for subject, stage in stages.items()}, out)
+def _result(out: Path, stages: dict[EvaluatedPlayer, StageRecord]) -> Judged:
+    scores = {player.title: read_json(stage.path / SCORES) for player, stage in stages.items()}
+    return Judged(scores, {player.title: stage.facts for player, stage in stages.items()}, out)
 
 
 def print_judged(found: Judged, options: JudgeOptions, against: str | None, console: Console) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -97,18 +97,23 @@ def _answer_calls(launcher: LauncherSection, root: Path) -> None:
         if call is not None and call["attempt"] != seen:
             if call["stage"] is not None:
                 seen = call["attempt"]
-                _lend(launcher, root, call["stage"])
+                _start_ranks(launcher, root, call["stage"])
             elif seen is not None or time.monotonic() - began > GRACE_SECONDS:
                 return
         time.sleep(POLL_SECONDS)
 
 
 def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
-    """The `accelerate launch` command that starts this machine's ranks of a stage."""
-    return [
-        *[sys.executable, "-m", "accelerate.commands.launch", *_options(launcher)],
-        *["-m", "sparring", "stage", str(root / CALLED_RECIPE), stage],
-    ]
+    """The command that starts this machine's ranks of a stage."""
+    return [sys.executable, "-m", *LAUNCHERS[launcher.kind](launcher), "-m", "sparring", "stage", str(root / CALLED_RECIPE), stage]
+
+
+def _accelerate(launcher: LauncherSection) -> list[str]:
+    return ["accelerate.commands.launch", *_options(launcher)]
+
+
+# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
+LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
 
 
 def _options(launcher: LauncherSection) -> list[str]:
@@ -183,7 +188,7 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
         )
 
 
-def _lend(launcher: LauncherSection, root: Path, stage: str) -> None:
+def _start_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
     try:
         log.info(f"{stage}: starting the ranks of this machine")
         _run_ranks(launcher, root, stage)

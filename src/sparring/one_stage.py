@@ -16,7 +16,7 @@ from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
@@ -73,9 +73,9 @@ def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
     raise AgreedError(f"{name!r} is no stage of this game that ranks compute together", where="STAGE", remedy=f"there are {_names()}")
 
 
-def _finished_players(context: RunContext, end: int | None) -> list[Policy]:
+def _finished_players(context: RunContext, end: int | None) -> list[Player]:
     """The players of the iterations before `end`, as far as they are evaluated; what made them need not be read again."""
-    players: list[Policy] = []
+    players: list[Player] = []
     while len(players) != end:
         owner = iteration_name(len(players))
         trained, evaluated = (context.run.finished(f"{owner}/{part}") for part in ("train", "evaluate"))
@@ -83,7 +83,7 @@ def _finished_players(context: RunContext, end: int | None) -> list[Policy]:
             break
         benchmarks = context.run.finished(benchmark_stage(owner))
         measured = context.run.root / measure_stage(owner)
-        players.append(Policy.of_stage(trained).with_results(measured, evaluated.path, None if benchmarks is None else benchmarks.path))
+        players.append(Player.of_stage(trained).with_results(measured, evaluated.path, None if benchmarks is None else benchmarks.path))
     return players
 
 

@@ -69,11 +69,11 @@ class OwnCode:
             raise self.explained({"signature": str(signature)[:200]}, wanted) from None
         return function
 
-    def said(self, error: Exception) -> str:
+    def error_text(self, error: Exception) -> str:
         """What the function raised, and at which line of the file."""
-        from sparring.checkers.worker import line_of, said
+        from sparring.checkers.worker import error_text, line_of
 
-        return f"{line_of(error, self.path)}{said(error)}"
+        return f"{line_of(error, self.path)}{error_text(error)}"
 
     def explained(self, trouble: Mapping[str, Any], wanted: str) -> UserError:
         """What could not be loaded, in words."""

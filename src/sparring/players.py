@@ -1,52 +1,45 @@
-"""The players of a run: their names, the location of their weights, their chat template."""
+"""The players of a run: their names, weights and chat template; and what `sparring evaluate` and `sparring judge` run on: players of a
+run, or a model by itself.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import ModelSection, Recipe
+from sparring.config import ModelSection, Recipe, load_recipe
+from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
+from sparring.policy.player import Player
 from sparring.report.summary import OF_SUMMARY, SUMMARY
-from sparring.rundir import RunDir, read_object
-from sparring.stage_names import START, control_stage, iteration_stage, measure_stage, player_name, recipe_of_game, title_of_player
+from sparring.rundir import RunDir, StageRecord, digest, read_object
+from sparring.stage_names import SFT, START, measure_stage, owner_of, player_name, recipe_of_game
 
-BASE, SFT = "base", "sft"
-
-
-@dataclass(frozen=True)
-class Player:
-    """A player by name: "start", an iteration's number or a control's folder.
-
-    `stage` holds its model; None is the model that the recipe names where that is a folder of its own, which a run does not copy.
-    """
-
-    name: str
-    stage: str | None
-
-    @property
-    def title(self) -> str:
-        """The name for people, as in tables and logs."""
-        return title_of_player(self.name)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether training saved it: with the chat template and the ends of turn of the run."""
-        return self.stage not in (None, BASE)
+BASE = "base"
+MODEL = "model"  # the name of a model without a run
+LOG = "evaluate.log"
+MOST_LETTERS = 60  # of a folder's name
 
 
 class Players:
-    """All players of a run so far. The summary says which iterations count, if there is one; else the folders on disk."""
+    """All players of a run so far, by name. The summary says which iterations count, if there is one; else the folders on disk.
+
+    stages: name -> the stage that holds the model; None is the model that the recipe names where that is a folder of its own, which a
+    run does not copy.
+    """
 
     def __init__(self, root: Path) -> None:
         self.recipe: Recipe = recipe_of_game(root)
         self.run = RunDir(root)
         self.summary: dict[str, Any] | None = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else None
-        self.all = [player for player in self._possible() if player.stage is None or self.run.finished(player.stage)]
+        self.stages = {name: stage for name, stage in self._possible().items() if stage is None or self.run.finished(stage)}
 
     @property
     def unanswered(self) -> int:
@@ -54,22 +47,25 @@ class Players:
         data = self.run.finished("data")
         return 0 if data is None else data.facts.get("prompt_counts", {}).get("prompts", 0)
 
-    def find(self, name: str) -> Player:
-        """A player by its name or as "best"; numbers may have leading zeros."""
-        wanted = self._best() if name == "best" else name
-        wanted = player_name(wanted)
-        found = next((player for player in self.all if player.name == wanted), None)
-        if found is None:
-            there = ", ".join(player.name for player in self.all) or "none yet"
+    def find(self, text: str) -> str:
+        """The name of a player by what was typed: a name or "best"; numbers may have leading zeros."""
+        wanted = player_name(self._best() if text == "best" else text)
+        if wanted not in self.stages:
+            there = ", ".join(self.stages) or "none yet"
             raise UserError(
                 f"this run has no player {wanted!r}", where=str(self.run.root), remedy=f"it has {there}{self._ended_early() or ''}"
             )
-        return found
+        return wanted
 
-    def folder(self, player: Player) -> Path:
+    def is_trained(self, name: str) -> bool:
+        """Whether training saved it: with the chat template and the ends of turn of the run."""
+        return self.stages[name] not in (None, BASE)
+
+    def folder(self, name: str) -> Path:
         """Its model folder. Raises UserError when it is not what the run made or used."""
-        if player.stage is not None:
-            folder = self.run.verified(player.stage).path / "model"
+        stage = self.stages[name]
+        if stage is not None:
+            folder = self.run.verified(stage).path / "model"
             if is_adapter(folder):
                 self._require_base(folder)
             return folder
@@ -85,9 +81,9 @@ class Players:
 
     def _require_base(self, adapter: Path) -> None:
         """An adapter is the player over the start of its game alone."""
-        start = self._start()[0]
-        if start.stage is not None:
-            self.run.verified(start.stage)
+        start = self._start()[START]
+        if start is not None:
+            self.run.verified(start)
         elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(START)) or {}).get("model"):
             raise UserError(
                 "the base model of this player is no longer the one that the run started from (its hash differs)",
@@ -97,30 +93,30 @@ class Players:
 
     def chat(self) -> Chat:
         """The run's chat, which is the same for all players, from one that was trained if there is one: they carry it with them."""
-        carrier = next((player for player in self.all if player.is_trained), self.all[0])
-        folder = self.folder(carrier)
+        carrier = next(filter(self.is_trained, self.stages), None)
+        folder = self.folder(carrier or next(iter(self.stages)))
         # A trained player's tokenizer carries the template that it was trained under, with the values of its variables.
-        model = ModelSection(path=self.recipe.model.path) if carrier.is_trained else self.recipe.model
+        model = ModelSection(path=self.recipe.model.path) if carrier else self.recipe.model
         own = load_template(model.chat_template) if model.chat_template else None
         chat = Chat(load_tokenizer(folder), own, model_facts(folder)[1], model.chat_template_kwargs)
         chat.tokenizer.chat_template = chat.template
         return chat
 
-    def _possible(self) -> list[Player]:
+    def _possible(self) -> dict[str, str | None]:
         if self.summary is None:
             iterations = len(list((self.run.root / "iterations").glob("[0-9]*")))
             controls = [section.folder for section in self.recipe.controls]
         else:
             iterations, controls = len(self.summary["iterations"]), [entry["stage"] for entry in self.summary["controls"]]
-        played = [Player(str(t), iteration_stage(t, "train")) for t in range(iterations)]
-        return [*self._start(), *played, *(Player(name, control_stage(name, "train")) for name in controls)]
+        trained = [*map(str, range(iterations)), *controls]
+        return {**self._start(), **{name: f"{owner_of(name)}/train" for name in trained}}
 
-    def _start(self) -> list[Player]:
+    def _start(self) -> dict[str, str | None]:
         if self.recipe.sft is not None:
-            return [Player(START, SFT)]
+            return {START: SFT}
         if self.run.finished(BASE):
-            return [Player(START, BASE)]
-        return [Player(START, None)] if self.run.finished(measure_stage(START)) else []
+            return {START: BASE}
+        return {START: None} if self.run.finished(measure_stage(START)) else {}
 
     def _best(self) -> str:
         best = self.summary and self.summary["best"]
@@ -138,3 +134,83 @@ class Players:
         if self.summary is None or self.summary["iterations"] or self.summary["stop_reason"] is None:
             return None
         return f"; the game ended without an iteration - {self.summary['stop_reason']}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluatedPlayer(Player):
+    """A player, or a model without a run, with what is needed to sample from it."""
+
+    recipe: Recipe
+    find_chat: Callable[[], Chat]
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How it is talked to, which benchmarks may do without. Raises UserError for a model without a chat template."""
+        return self.find_chat()
+
+
+def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[EvaluatedPlayer]:
+    """The wanted players of a run (the start and the best when none are named), or the model that `target` names otherwise.
+
+    A model that is no folder of safetensors is written to `out` first. Raises UserError for who is not there.
+    """
+    if is_run(target):
+        return _players(Path(target), wanted)
+    return [_model(target, out)]
+
+
+def is_run(target: str) -> bool:
+    """Whether `target` is a run directory: it has a recipe.yaml."""
+    return (Path(target) / "recipe.yaml").is_file()
+
+
+def default_out(target: str) -> Path:
+    """Inside a run; in the current folder for a model without a run."""
+    return Path(target) / "evaluations" if is_run(target) else Path("evaluations") / slug([Path(target).name or target])
+
+
+def slug(parts: Sequence[str]) -> str:
+    """A folder name from arbitrary text; a long one is cut and made unique by a hash."""
+    name = re.sub(r"[^A-Za-z0-9@_.-]+", "_", "+".join(parts))
+    return name if len(name) <= MOST_LETTERS else f"{name[:MOST_LETTERS]}-{digest(list(parts))[:8]}"
+
+
+def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
+    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed."""
+    if changes := run.remove_changed(name, inputs):
+        log.info(f"recomputing {name}: {'; '.join(changes)}")
+    return run.stage(name, inputs, work)
+
+
+def _players(root: Path, wanted: Sequence[str]) -> list[EvaluatedPlayer]:
+    players = Players(root)
+    has_best = players.summary is not None and players.summary["best"] is not None
+    names = wanted or ["start", *(["best"] if has_best else [])]
+    found, chat = dict.fromkeys(map(players.find, names)), players.chat()
+
+    def player(name: str) -> EvaluatedPlayer:
+        folder = players.folder(name)
+        return EvaluatedPlayer(name, folder, weights_hash(folder), recipe=players.recipe, find_chat=lambda: chat)
+
+    return list(map(player, found))
+
+
+def _model(target: str, out: Path) -> EvaluatedPlayer:
+    source = find_model(ModelSection(path=target), seed=0)
+    folder = source.folder
+    if folder is None:
+        make = source.make
+        assert make is not None, "a model without a folder can be made"
+        stage = RunDir(out).stage("base", {"model": source.fingerprint}, lambda stage: make(stage / "model") or {})
+        folder = stage.path / "model"
+    # of the recipe only the model, the number format and what samples are read
+    played = {"data": {"path": "builtin:tasks"}, "train": {"precision": "fp32"}}
+    recipe = load_recipe({"run_dir": str(out), "model": {"path": target}, **played})
+    return EvaluatedPlayer(MODEL, folder, weights_hash(folder), recipe=recipe, find_chat=partial(_chat_of, target, folder))
+
+
+def _chat_of(target: str, folder: Path) -> Chat:
+    try:
+        return Chat(load_tokenizer(folder), None, model_facts(folder)[1])
+    except UserError as error:  # which names the key of a recipe
+        raise UserError(error.what, where=target, remedy="give the model a chat template, or take one that has it") from error

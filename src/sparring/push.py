@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 from sparring.errors import UserError
 from sparring.export import export, new_folder
 from sparring.locks import hold
-from sparring.players import Player, Players
+from sparring.players import Players
 from sparring.policy.folder import HUB_FILES
 from sparring.publish.cards import FOLDER as PLOTS
 from sparring.publish.cards import About, dataset_card, model_title
 from sparring.publish.pairs import write_pairs
+from sparring.stage_names import title_of_player
 
 if TYPE_CHECKING:
     from sparring.publish.upload import Hub
@@ -79,7 +80,7 @@ def _uploads(players: Players, options: PushOptions) -> list[Upload]:
         raise UserError(
             "nothing to push", where="push", remedy="give --repo for the model, --dataset-repo for the generated replies, or both"
         )
-    revisions = [player for player in players.all if player.name.isdigit()] if options.all_iterations else []
+    revisions = [name for name in players.stages if name.isdigit()] if options.all_iterations else []
     about = About.of(
         players.recipe,
         options.base_licence,
@@ -88,7 +89,7 @@ def _uploads(players: Players, options: PushOptions) -> list[Upload]:
         unanswered=players.unanswered,
         repo=options.repo,
         dataset_repo=options.dataset_repo,
-        revisions=tuple(f"iteration-{player.name}" for player in revisions),
+        revisions=tuple(f"iteration-{name}" for name in revisions),
     )
     uploads = []
     if options.repo is not None:
@@ -99,12 +100,12 @@ def _uploads(players: Players, options: PushOptions) -> list[Upload]:
     return uploads
 
 
-def _model(players: Players, options: PushOptions, about: About, player: Player, name: str, revision: str | None) -> Upload:
+def _model(players: Players, options: PushOptions, about: About, player: str, name: str, revision: str | None) -> Upload:
     def make(folder: Path) -> None:
-        export(players.run.root, folder, player.name, options.dtype, options.adapter, replace(about, revision=revision))
+        export(players.run.root, folder, player, options.dtype, options.adapter, replace(about, revision=revision))
 
     assert options.repo is not None
-    title = model_title(players.summary, player) if players.summary else player.title
+    title = model_title(players.summary, player) if players.summary else title_of_player(player)
     return Upload(name, title, "model", options.repo, revision, make)
 
 

@@ -10,20 +10,20 @@ from sparring.config import ControlSection, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
 from sparring.stages.grade import candidates_at
 from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.targets import TARGETS
-from sparring.targets.graded import rules_of
+from sparring.targets.select import rules_of
 from sparring.targets.window import select_window
 from sparring.training.contests import WinnersTask
 from sparring.training.plan import order_seed, steps_plan
 
 
-def train_rft(context: RunContext, section: ControlSection, start: Policy, played: int, forward_tokens: int) -> Policy:
+def train_rft(context: RunContext, section: ControlSection, start: Player, played: int, forward_tokens: int) -> Player:
     """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
 
     forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
@@ -56,12 +56,12 @@ def train_rft(context: RunContext, section: ControlSection, start: Policy, playe
         "start": start.hash,
         "seed": recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(name, inputs, work))
+    return Player.of_stage(context.stages.run_stage(name, inputs, work))
 
 
 def _winners(context: RunContext) -> list[Contest]:
     """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
     rules = replace(rules_of(context.recipe), human="mix")
     prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
-    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_gaps=False, uses_likelihood=True)
+    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True)
     return [duel for duel in window.duels if isinstance(duel, Contest)]

@@ -207,8 +207,8 @@ class RunDir:
             if path.is_file() and not path.name.startswith(".") and name not in record.outputs and name != DONE:
                 raise self._touched(record, name, "was added after the stage had finished", "delete it")
 
-    def _touched(self, record: StageRecord, name: str, what: str, mend: str = "put the file back") -> UserError:
-        return UserError(f"{name} {what}", where=str(record.path), remedy=f"{mend}, or redo from there with --restart-from {record.name}")
+    def _touched(self, record: StageRecord, name: str, what: str, fix: str = "put the file back") -> UserError:
+        return UserError(f"{name} {what}", where=str(record.path), remedy=f"{fix}, or redo from there with --restart-from {record.name}")
 
 
 class Manifest:
@@ -233,7 +233,7 @@ class Manifest:
         finally:
             attempt["ended"] = now()
             # a second Ctrl-C waits; a full disk is reported by what met it first
-            with interrupts.put_off(), contextlib.suppress(OSError):
+            with interrupts.signals_deferred(), contextlib.suppress(OSError):
                 self._write([*attempts, attempt])
 
     def _write(self, attempts: list[dict[str, Any]]) -> None:

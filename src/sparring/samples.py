@@ -15,23 +15,24 @@ from sparring.errors import UserError
 from sparring.opponent.engines import Sampler, answer
 from sparring.players import Players
 from sparring.policy.load import model_facts
+from sparring.stage_names import title_of_player
 
 
 def answers(root: Path, prompt: str, temperature: float | None, seed: int | None, system: str | None = None) -> dict[str, str]:
     """player -> its reply to `prompt` as a first user turn, after a system turn if one is given; all under the same random stream."""
     players = Players(root)
-    if not players.all:
+    if not players.stages:
         raise UserError("this run has no player yet", where=str(root), remedy="run its recipe first")
     recipe, chat = players.recipe, players.chat()
     turns = [Message(role="system", content=system)] if system else []
     turns.append(Message(role="user", content=prompt))
     temperature = recipe.sampling.temperature if temperature is None else temperature
     found = {}
-    for player in players.all:
-        folder = players.folder(player)
+    for name in players.stages:
+        folder = players.folder(name)
         _check_fits(chat, turns, recipe.sampling.max_new_tokens, model_facts(folder)[0])
         with Sampler(recipe, chat, folder) as sampler:
-            found[player.title] = answer(sampler.engine(temperature), chat, [turns], recipe.seed if seed is None else seed)[0]
+            found[title_of_player(name)] = answer(sampler.engine(temperature), chat, [turns], recipe.seed if seed is None else seed)[0]
     return found
 
 

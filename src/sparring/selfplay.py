@@ -16,19 +16,19 @@ from sparring.headroom import measure_headroom
 from sparring.launch import calling, follow
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.progress import written_to
-from sparring.report.health import tell_new
-from sparring.report.keep import keep_report
+from sparring.report.health import log_new_symptoms
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
+from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
-from sparring.stages.ending import nothing_to_learn, tell_collapse
+from sparring.stages.ending import nothing_to_learn, warn_of_collapse
 from sparring.stages.generate import generate, window_at
 from sparring.stages.grade import grade
-from sparring.stages.results import evaluate, evaluate_start, scores_of
+from sparring.stages.results import evaluate, scores_of
 from sparring.stages.score import score
 from sparring.stages.sft import sft
 from sparring.stages.train import train
@@ -44,11 +44,11 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     if recipe.launcher.machine_rank > 0:
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
-    recipe = with_engine(recipe, directory.root)
-    telling = written_to(directory.root, command, place_in(directory.root, recipe))
-    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), telling:
+    progress_file = written_to(directory.root, command, place_in(directory.root, recipe))
+    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), progress_file:
         try:
             convert_layout(directory.root)
+            recipe = with_engine(recipe, directory.root)
             if restart_from is not None:
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():
@@ -64,7 +64,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             raise
 
 
-def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]:
+def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones.
 
     finished: on ranks, the players of the first iterations; the process that plays passes their stages, to see that they are unchanged.
@@ -73,7 +73,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
     if not context.is_rank:
         check(context)
         check_controls(context)
-    start = evaluate_start(context, sft(context))
+    start = evaluate(context, sft(context), None, sampling_round=0)
     measure_headroom(context, start)
     players = _of_this_game(recipe, scores_of(start), finished)
     iterations = [scores_of(one) for one in players]
@@ -88,7 +88,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
             break
         logps = score(context, opponent, window, t)
         player = train(context, opponent, window, logps, t)
-        player = evaluate(context, player, opponent, t)
+        player = evaluate(context, player, opponent, sampling_round=t + 1)
         players.append(player)
         iterations.append(scores_of(player))
         publish_iteration(context, scores_of(start), iterations)
@@ -100,7 +100,7 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
-def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Policy]) -> list[Policy]:
+def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Player]) -> list[Player]:
     """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
     scores = [scores_of(one) for one in finished]
     end = next((count for count in range(len(scores)) if stop_reason(recipe, start, scores[:count])), len(scores))
@@ -113,7 +113,7 @@ def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[S
         return
     if len(iterations) > published_iterations(context.run.root):
         _publish(context, start, iterations, {}, None)
-    tell_collapse(context.recipe, start, iterations)
+    warn_of_collapse(context.recipe, start, iterations)
 
 
 def _publish(
@@ -146,9 +146,9 @@ def _publish(
     ]
     before = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
     summary = publish(root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
-    tell_new(before, summary, recipe)
+    log_new_symptoms(before, summary, recipe)
     if recipe.report:
-        keep_report(root, is_over=reason is not None)
+        update_report(root, is_over=reason is not None)
     return summary
 
 

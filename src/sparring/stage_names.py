@@ -56,7 +56,7 @@ OF_PROBE = (Stage("train", always, True, lambda recipe, _: recipe.shows_headroom
 OF_START = (*OF_PLAYER, Stage("headroom", derived=True, used=lambda recipe, _: recipe.shows_headroom))
 OF_ITERATION = (
     Stage("generate", on_ranks=lambda recipe: recipe.sampling.spec.on_ranks),
-    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.moves),
+    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.uses_grades),
     Stage("score", on_ranks=always, used=lambda recipe, _: recipe.objective.kind.uses_opponent_logps),
     Stage("score-start", on_ranks=always, used=lambda recipe, owner: recipe.objective.kind.uses_start and iteration_of(owner) != 0),
     Stage("train", on_ranks=always),
@@ -93,6 +93,18 @@ def iteration_of(stage: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def owner_of(player: str) -> str:
+    """The folder of a player's stages. `player` is what commands take: an iteration's number, start or a control's folder."""
+    return iteration_name(int(player)) if player.isdigit() else player
+
+
+def player_of(stage: str) -> str:
+    """The player whose model is in a stage: that of an iteration or a control, else (base, sft) the start."""
+    owner = stage.rpartition("/")[0]
+    t = iteration_of(owner)
+    return (owner or START) if t is None else str(t)
+
+
 def title_of(owner: str) -> str:
     """What people call a player, by the folder that holds its stages; the same in logs, tables, plots and cards."""
     t = iteration_of(owner)
@@ -100,8 +112,8 @@ def title_of(owner: str) -> str:
 
 
 def title_of_player(name: str) -> str:
-    """The same by what commands take: an iteration's number, start or a control's folder."""
-    return title_of(iteration_name(int(name)) if name.isdigit() else name)
+    """The same by what commands take."""
+    return title_of(owner_of(name))
 
 
 def start_title(name: str) -> str:

@@ -19,9 +19,9 @@ from sparring.config import DataSection, PairsSection
 from sparring.data import compressed
 from sparring.data.conversations import load_conversations
 from sparring.data.fingerprint import data_inputs, source_fingerprint
-from sparring.data.json_text import parse_json
 from sparring.data.preferences import prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, prepare
+from sparring.data.rows import parse_json
 from sparring.errors import UserError
 
 ROWS = [{"prompt": f"question {n}", "completion": f"answer {n}"} for n in range(6)]

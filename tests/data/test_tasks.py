@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sparring.checkers.answers import find_answer
+from sparring.checkers.grades import find_answer
 from sparring.data.tasks import ROWS, task_rows
 
 SEEDS = (0, 1, 2**32 - 1)

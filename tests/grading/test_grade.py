@@ -17,11 +17,11 @@ from zygote import Result, Zygote
 
 from sparring.checkers.grades import Grade
 from sparring.data.records import Conversation, Example
-from sparring.grading.batches import ReplyBatch, Said
+from sparring.grading.batches import ReplyBatch, StoredReply
 from sparring.grading.grade import Outcome
 from sparring.grading.outcome import EXAMPLES, GradedBatch, agreement, examples_of, failures_of
 from sparring.grading.print_grades import print_grades
-from sparring.targets.graded import HUMAN
+from sparring.targets.select import HUMAN
 
 MOVING = {
     "iterations": 1,
@@ -189,7 +189,7 @@ def test_no_run_and_a_changed_one(copy: Game) -> None:
 def batch(*replies: tuple[str, str], is_held_out: bool = False, must_end: bool = True, kept: Grade | None = None) -> ReplyBatch:
     """One prompt with (text, finish reason) of its replies."""
     example = Example("r", Conversation(({"role": "user", "content": "Why?"},), "so"), (1,), (2,))
-    said = tuple(Said("r", n, text, reason, kept) for n, (text, reason) in enumerate(replies))
+    said = tuple(StoredReply("r", n, text, reason, kept) for n, (text, reason) in enumerate(replies))
     stage = "iterations/000/measure" if is_held_out else "iterations/000/generate"
     return ReplyBatch(stage, is_held_out, (example,), {"r": said}, must_end, reads_answers=False)
 

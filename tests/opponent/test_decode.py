@@ -19,7 +19,7 @@ from sparring.config import SamplingSection
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent import decode, hf
-from sparring.opponent.decode import require_drawn
+from sparring.opponent.decode import require_sampled
 from sparring.opponent.hf import TransformersEngine, draw_by_inverse_cdf
 from sparring.opponent.protocol import Prompt, Stream
 
@@ -202,7 +202,7 @@ def test_nothing_is_drawn_from_what_is_no_number(value: float) -> None:
     scores = torch.zeros(3, 300)
     scores[1, 7] = value
     with pytest.raises(UserError, match=r"not finite \(NaN\)"):
-        require_drawn(draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64)).tolist())
+        require_sampled(draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64)).tolist())
     scores[1] = -torch.inf
     scores[1, 7] = 0.0  # tokens that cannot be are no fault
     assert draw_by_inverse_cdf(scores, torch.full((3, 1), 0.5, dtype=torch.float64))[1] == 7

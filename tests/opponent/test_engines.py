@@ -15,7 +15,6 @@ from sparring.data.records import Message
 from sparring.opponent import engines
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.policy.load import load_tokenizer, model_facts
-from sparring.policy.tiny import make_tiny
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -28,13 +27,6 @@ def recipe(**sections: Any) -> Recipe:
             **sections,
         }
     )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny(folder, 0)
-    return folder
 
 
 @pytest.fixture(scope="module")

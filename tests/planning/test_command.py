@@ -18,7 +18,7 @@ from zygote import Zygote
 from sparring.config import load_recipe
 from sparring.planning import work
 from sparring.planning.advice import advise
-from sparring.planning.command import duration, print_plan, verdict
+from sparring.planning.command import estimated_time, print_plan, verdict
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import GB, Hardware, find_hardware
 
@@ -194,7 +194,7 @@ def test_where_nothing_helps_that_is_said() -> None:
 
 
 def test_durations() -> None:
-    assert [duration(seconds) for seconds in (0.5, 9, 80, 600, 5220, 40_000)] == ["0.5 s", "9 s", "80 s", "10 min", "1.45 h", "11 h"]
+    assert [estimated_time(seconds) for seconds in (0.5, 9, 80, 600, 5220, 40_000)] == ["0.5 s", "9 s", "80 s", "10 min", "1.45 h", "11 h"]
 
 
 @pytest.mark.parametrize("width", [80, 160])

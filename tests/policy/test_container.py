@@ -36,7 +36,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_container_sees_its_own_limit(tree: Path, version: int, own: str) -> None:
     (tree / "own").write_text(own)
     group(tree / "cgroup" / ("memory" if version == 1 else ""), version, 4 * GB, used=3 * GB, dropped=2 * GB)
-    assert container.whole_memory() == 4 * GB and container.available_memory() == 3 * GB
+    assert container.total_memory() == 4 * GB and container.available_memory() == 3 * GB
     assert free_memory(torch.device("cpu")) == 3 * GB
 
 
@@ -46,15 +46,15 @@ def test_the_tightest_of_nested_groups_counts(tree: Path) -> None:
     group(tree / "cgroup/slice", 2, 64 * GB, used=60 * GB, dropped=0)
     group(tree / "cgroup/slice/job", 2, 16 * GB, used=1 * GB, dropped=0)
     group(tree / "cgroup/slice/job/step", 2, "max", used=1 * GB, dropped=0)
-    assert container.whole_memory() == 16 * GB and container.available_memory() == 4 * GB
+    assert container.total_memory() == 16 * GB and container.available_memory() == 4 * GB
 
 
 def test_without_limits_it_is_the_machines(tree: Path) -> None:
-    assert container.whole_memory() == 1000 * GB, "no control groups at all"
+    assert container.total_memory() == 1000 * GB, "no control groups at all"
     (tree / "own").write_text("0::/\nnonsense\n")
     assert container.available_memory() == 900 * GB
     group(tree / "cgroup", 1, 9223372036854771712, used=GB, dropped=0)
-    assert container.whole_memory() == 1000 * GB
+    assert container.total_memory() == 1000 * GB
 
 
 def test_a_full_container_has_nothing_free(tree: Path) -> None:

@@ -21,23 +21,9 @@ from sparring.data.chat import Chat
 from sparring.errors import UserError, first_line
 from sparring.policy.folder import MOST_DEPTH, MOST_JSON_BYTES, check_files, read_object
 from sparring.policy.load import find_model, load_model, load_tokenizer, model_facts
-from sparring.policy.tiny import make_tiny
 
 JSON_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
 TURN = [{"role": "user", "content": "why"}]
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny(folder, 0)
-    return folder
-
-
-@pytest.fixture
-def model(tiny: Path, tmp_path: Path) -> Path:
-    """A folder to damage."""
-    return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
 def use(folder: Path) -> None:

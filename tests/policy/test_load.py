@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -17,19 +16,6 @@ from sparring.config import ModelSection
 from sparring.errors import UserError
 from sparring.policy.load import copy_extras, find_model, load_config, load_model, load_tokenizer, model_facts, weights_hash
 from sparring.policy.tiny import make_tiny
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny")
-    make_tiny(folder, 0)
-    return folder
-
-
-@pytest.fixture
-def model(tiny: Path, tmp_path: Path) -> Path:
-    """A folder to damage."""
-    return Path(shutil.copytree(tiny, tmp_path / "model"))
 
 
 def refusal(call, *args) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparring.policy.load import weights_hash
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import RunDir, StageRecord
 
@@ -25,9 +25,10 @@ def record(tmp_path: Path) -> StageRecord:
 
 
 def test_the_hash_of_a_stage_is_that_of_its_model_folder(record: StageRecord) -> None:
-    policy = Policy.of_stage(record)
-    assert policy.folder == record.path / "model" and policy.hash == weights_hash(policy.folder)
-    assert policy.measured is None and policy.evaluated is None
+    player = Player.of_stage(record)
+    assert player.folder == record.path / "model" and player.hash == weights_hash(player.folder)
+    assert (player.name, player.owner, player.title) == ("start", "start", "start")
+    assert player.measured is None and player.evaluated is None
 
 
 @pytest.mark.parametrize(
@@ -36,12 +37,12 @@ def test_the_hash_of_a_stage_is_that_of_its_model_folder(record: StageRecord) ->
 )
 def test_the_hash_is_of_the_weights_and_the_config(record: StageRecord, name: str, counts: bool) -> None:
     other = StageRecord(**{**vars(record), "outputs": {**record.outputs, name: "another"}})
-    assert (Policy.of_stage(other).hash != Policy.of_stage(record).hash) == counts
+    assert (Player.of_stage(other).hash != Player.of_stage(record).hash) == counts
 
 
 def test_a_config_below_another_folder_is_none_of_the_models(record: StageRecord) -> None:
     other = StageRecord(**{**vars(record), "outputs": {**record.outputs, "config.json": "x", "old/model.safetensors": "y"}})
-    assert Policy.of_stage(other) == Policy.of_stage(record)
+    assert Player.of_stage(other) == Player.of_stage(record)
 
 
 def test_another_config_of_the_same_weights_is_another_model(record: StageRecord) -> None:
@@ -52,7 +53,7 @@ def test_another_config_of_the_same_weights_is_another_model(record: StageRecord
 
 
 def test_results_are_of_the_same_model(record: StageRecord, tmp_path: Path) -> None:
-    policy = Policy.of_stage(record)
-    shown = policy.with_results(tmp_path / "measure", tmp_path / "evaluate")
-    assert (shown.folder, shown.hash) == (policy.folder, policy.hash)
+    player = Player.of_stage(record)
+    shown = player.with_results(tmp_path / "measure", tmp_path / "evaluate")
+    assert (shown.folder, shown.hash) == (player.folder, player.hash)
     assert (shown.measured, shown.evaluated) == (tmp_path / "measure", tmp_path / "evaluate")

@@ -10,8 +10,8 @@ import pytest
 from made_run import make_run
 
 from sparring.config import Recipe, load_recipe
-from sparring.report.health import signs, tell_new, warnings
-from sparring.report.outcome import next_steps, standing_above, verdict, verdict_lines
+from sparring.report.health import log_new_symptoms, signs, warnings
+from sparring.report.outcome import higher_ranked, next_steps, verdict, verdict_lines
 from sparring.report.ranking import ranking
 from sparring.report.run_files import read_run
 from sparring.report.tables import rows_of
@@ -129,9 +129,9 @@ def test_no_iteration_has_no_order() -> None:
 
 def test_who_takes_an_iteration_below_a_control_is_told(made: Path) -> None:
     summary = summary_of(made)
-    told = standing_above(summary, "1")
+    told = higher_ranked(summary, "1")
     assert told == "continued SFT is higher (0.750 against 0.500): `--iteration continued-sft` takes it"
-    assert standing_above(summary, "continued-sft") is None and standing_above({"best": None}, "1") is None
+    assert higher_ranked(summary, "continued-sft") is None and higher_ranked({"best": None}, "1") is None
 
 
 # ---------------------------------------------------------------------------------------------- what is wrong
@@ -187,8 +187,8 @@ def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     before = json.loads(json.dumps(summary))
     summary["iterations"][1]["scores"]["truncated"]["value"] = 0.5
     with caplog.at_level("WARNING", "sparring"):
-        tell_new(before, summary, recipe)
-        tell_new(summary, summary, recipe)
+        log_new_symptoms(before, summary, recipe)
+        log_new_symptoms(summary, summary, recipe)
     assert len(caplog.messages) == 1 and caplog.messages[0].startswith("warning: Replies are cut: iteration 1 50 of 100.")
 
 

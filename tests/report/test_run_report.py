@@ -24,12 +24,12 @@ from sparring.config import load_recipe
 from sparring.data.tables import read_rows, write_table
 from sparring.errors import UserError
 from sparring.report.health import signs, warnings
-from sparring.report.keep import keep_report
 from sparring.report.paper import PAPER, differences_from_paper
 from sparring.report.ranking import gain
 from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page, write_report
 from sparring.report.summary import REPORT
+from sparring.report.update import update_report
 from sparring.rundir import write_json
 
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
@@ -297,18 +297,18 @@ def test_a_page_younger_than_a_minute_is_kept_until_the_end(made: Path, tmp_path
     root = shutil.copytree(made, tmp_path / "run")
     page = root / REPORT
     page.write_text("an earlier one")
-    keep_report(root, is_over=False)
+    update_report(root, is_over=False)
     assert page.read_text() == "an earlier one"
     os.utime(page, (0, 0))
-    keep_report(root, is_over=False)
+    update_report(root, is_over=False)
     assert "<!doctype html>" in page.read_text()
     page.write_text("an earlier one")
-    keep_report(root, is_over=True)
+    update_report(root, is_over=True)
     assert "<!doctype html>" in page.read_text()
 
 
 def test_a_broken_run_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    keep_report(tmp_path, is_over=True)
+    update_report(tmp_path, is_over=True)
     warning, trace = caplog.records
     assert warning.levelno == logging.WARNING and "UserError" in warning.message and trace.levelno == logging.DEBUG and trace.exc_info

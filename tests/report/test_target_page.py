@@ -73,7 +73,7 @@ def test_examples_are_winners_and_losers_of_the_target(name: str, t: int, target
     shown = shown_prompts(read_run(game.root), t)
     graded = read_rows(game.root / f"iterations/{t:03d}/grade")
     assert 0 < len(shown) <= 8
-    decided = [prompt for prompt in shown if prompt.outcome == "decided"]
+    decided = [prompt for prompt in shown if prompt.heading == "decided"]
     assert decided == shown[: len(decided)], "decided ones come first"
     for prompt in decided:
         roles = [reply.role for reply in prompt.replies]

@@ -121,7 +121,7 @@ def test_a_fault_of_the_target_is_told_alone() -> None:
 def test_a_human_target_may_be_written_out() -> None:
     recipe = {key: value for key, value in BASE.items() if key != "target"}
     written = load_recipe({**recipe, "target": {"kind": "human", "checker": None, "human": "fallback", "max_winners": 4, "min_votes": 0.5}})
-    assert load_recipe(recipe) == written and not written.target.moves
+    assert load_recipe(recipe) == written and not written.target.uses_grades
 
 
 @pytest.mark.parametrize(

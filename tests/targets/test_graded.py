@@ -7,7 +7,7 @@ from conftest import Game
 from sparring.data.prepare import read_played
 from sparring.data.records import Reply
 from sparring.data.tables import read_rows
-from sparring.targets.graded import HUMAN, candidates_of
+from sparring.targets.select import HUMAN, candidates_of
 
 
 def test_candidates_of_some_prompts_are_those_of_all(moving: Game) -> None:

@@ -19,7 +19,7 @@ from sparring.data.tables import read_rows
 from sparring.stages.checking import asked_of
 from sparring.stages.grade import grade_all
 from sparring.targets import TARGETS, Candidates, Rules, Selection, majority, verified
-from sparring.targets.graded import candidates_of
+from sparring.targets.select import candidates_of
 from sparring.targets.window import select_window
 
 CUT = "..."  # a reply that ends so was cut at the limit
@@ -77,7 +77,7 @@ def test_length_is_no_advantage(tmp_path: Path) -> None:
     """DPO-VP takes the longest correct reply. Here each winner meets the loser of nearest length, and what is taken goes by no length."""
     said = ["5", "well, it must be 5", "6", "well, it must be 6"]
     found = graded(tmp_path, said, answer="5")
-    (contest,) = select_window({"r": (1,)}, {0: {"r": found}}, verified, Rules(), uses_gaps=True, uses_likelihood=False).duels
+    (contest,) = select_window({"r": (1,)}, {0: {"r": found}}, verified, Rules(), uses_margins=True, uses_likelihood=False).duels
     lengths = [(len(contest.winners[i]), len(contest.losers[j])) for i, j in contest.pairs]
     assert sorted(lengths) == [(2, 2), (19, 19)]
 

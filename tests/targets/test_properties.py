@@ -90,12 +90,12 @@ def test_the_order_of_replies_is_irrelevant(name: str, candidates: Candidates, r
 # --- the window
 
 
-def window(name: str, found: list[Candidates], rule: Rules, uses_gaps: bool, uses_likelihood: bool) -> Window:
+def window(name: str, found: list[Candidates], rule: Rules, uses_margins: bool, uses_likelihood: bool) -> Window:
     """Of two iterations: the first half of the prompts were also played in the one before."""
     by_row = {f"r{n}": one for n, one in enumerate(found)}
     before = dict(list(by_row.items())[: len(found) // 2])
     prompts = {name: (n + 1,) for n, name in enumerate(by_row)}
-    return select_window(prompts, {3: by_row, 2: before}, TARGETS[name], rule, uses_gaps=uses_gaps, uses_likelihood=uses_likelihood)
+    return select_window(prompts, {3: by_row, 2: before}, TARGETS[name], rule, uses_margins=uses_margins, uses_likelihood=uses_likelihood)
 
 
 LOSSES = st.sampled_from([(True, False), (True, True), (False, True)])
@@ -117,7 +117,7 @@ def test_every_count_adds_up(name: str, found: list[Candidates], rule: Rules, lo
 
 @given(TARGET, st.lists(tables(), min_size=1, max_size=5), rules, LOSSES)
 def test_contests_hold_what_their_loss_needs(name: str, found: list[Candidates], rule: Rules, loss: tuple[bool, bool]) -> None:
-    uses_gaps, uses_likelihood = loss
+    uses_margins, uses_likelihood = loss
     made = window(name, found, rule, *loss)
     assert len({contest.duel_id for contest in made.duels}) == len(made.duels)
     iterations = [contest.source_iteration for contest in made.duels]
@@ -125,7 +125,7 @@ def test_contests_hold_what_their_loss_needs(name: str, found: list[Candidates],
     for contest in made.duels:
         assert contest.winners and contest.weight > 0 and contest.prompt_ids == (int(contest.row_id[1:]) + 1,)
         assert contest.pairs or (uses_likelihood and not contest.losers)
-        assert uses_gaps or not contest.losers, "a reply that nothing looks at is not computed"
+        assert uses_margins or not contest.losers, "a reply that nothing looks at is not computed"
         if contest.pairs:
             assert {i for i, _ in contest.pairs} == set(range(len(contest.winners)))
             assert {j for _, j in contest.pairs} == set(range(len(contest.losers)))
@@ -149,7 +149,7 @@ def test_one_window_by_hand() -> None:
         "c": Candidates((wrong("x"),)),
     }
     prompts = {"a": (1,), "b": (2, 2), "c": (3,)}
-    gaps = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_gaps=True, uses_likelihood=False)
+    gaps = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_margins=True, uses_likelihood=False)
     (contest,) = gaps.duels
     assert {contest.row_id, contest.prompt_ids, *contest.winners} == {"a", (1,), reply("ok").token_ids, reply("fine").token_ids}
     assert (contest.losers, contest.pairs, contest.weight) == ((reply("bad one").token_ids,), ((0, 0), (1, 0)), 1.0)
@@ -160,13 +160,13 @@ def test_one_window_by_hand() -> None:
         "duels": 1,
         "pairs": 2,
     }
-    both = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_gaps=True, uses_likelihood=True)
+    both = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_margins=True, uses_likelihood=True)
     assert [(one.row_id, bool(one.pairs)) for one in both.duels] == [("a", True), ("b", False)]
-    sft = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_gaps=False, uses_likelihood=True)
+    sft = select_window(prompts, {0: graded}, TARGETS["verified"], Rules(), uses_margins=False, uses_likelihood=True)
     assert [(one.row_id, len(one.winners), one.losers, one.pairs) for one in sft.duels] == [("a", 2, (), ()), ("b", 1, (), ())]
 
 
 @pytest.mark.parametrize("name", ["verified", "majority"])
 def test_no_prompt_makes_an_empty_window(name: str) -> None:
-    empty = select_window({}, {0: {}}, TARGETS[name], Rules(), uses_gaps=True, uses_likelihood=True)
+    empty = select_window({}, {0: {}}, TARGETS[name], Rules(), uses_margins=True, uses_likelihood=True)
     assert empty.duels == [] and set(empty.counts.values()) == {0}

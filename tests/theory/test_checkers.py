@@ -11,7 +11,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from dealt import Deal, best_of_pairs, checked, entropy, most_likely, outcomes, pair_weights, pairs_loss, voted, winner_weights
+from enumerated import Selector, best_of_pairs, checked, entropy, most_likely, outcomes, pair_weights, pairs_loss, voted, winner_weights
 from test_tabular import ALL_LOSSES, P_START, THEORY_PAGE, gradient, random_policies
 from torch import Tensor
 
@@ -132,7 +132,7 @@ def test_a_reply_that_fools_the_checker_stays_and_an_error_of_chance_washes_out(
 # --- a checker that knows nothing
 
 
-def a_coin(rate: float) -> Deal:
+def a_coin(rate: float) -> Selector:
     """A checker that knows nothing: every reply passes with this probability."""
     return checked(torch.full((5,), rate, dtype=torch.float64))
 
@@ -151,9 +151,9 @@ def test_a_random_checker_teaches_duels_nothing(rate: float) -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_likelihood_of_random_winners_gives_back_the_start(rate: float) -> None:
     """In expectation over the draws and the deals, and as the maximum of the expected likelihood."""
-    deal = a_coin(rate)
-    torch.testing.assert_close(most_likely(winner_weights(P_START, 3, deal)), P_START, rtol=1e-9, atol=0)
-    torch.testing.assert_close(sum(w * player for w, player in outcomes(P_START, 3, deal)), P_START, rtol=1e-12, atol=0)
+    select = a_coin(rate)
+    torch.testing.assert_close(most_likely(winner_weights(P_START, 3, select)), P_START, rtol=1e-9, atol=0)
+    torch.testing.assert_close(sum(w * player for w, player in outcomes(P_START, 3, select)), P_START, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from dealt import (
+from enumerated import (
     CHECKER,
     PASSES,
     best_of_pairs,

@@ -17,7 +17,7 @@ def see(caplog: pytest.LogCaptureFixture) -> Callable[..., tuple[list[str], dict
         caplog.clear()
         watch = HumanLogpWatch("iteration 2: training")
         for step, (margin, reward) in enumerate(zip(margins, rewards, strict=True)):
-            watch.see({"step": step, "margin": margin, "reward_real": reward})
+            watch.add({"step": step, "margin": margin, "reward_real": reward})
         watch.end()
         return [record.message for record in caplog.records if record.levelno >= logging.WARNING], watch.facts()
 
@@ -74,6 +74,6 @@ def test_a_fall_that_ten_steps_cannot_tell_is_seen_at_the_end(see) -> None:
 def test_sft_has_no_margin_to_watch() -> None:
     watch = HumanLogpWatch("sft")
     for step in range(50):
-        watch.see({"step": step, "loss": 1.0, "real_logp": -step})
+        watch.add({"step": step, "loss": 1.0, "real_logp": -step})
     watch.end()
     assert watch.facts() == {}

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from sparring.checkers.answers import answer_text, right_text
-from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Asked, Grade
+from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Asked, Grade, answer_text, right_text
 from sparring.checkers.numbers import last_number
 
 _MARKS = r"[*_$\s]*+"  # bold, mathematics, blanks

@@ -7,10 +7,10 @@ import re
 from dataclasses import dataclass
 
 from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
-from sparring.checkers.dealt import RandomChecker
 from sparring.checkers.grades import Checker
 from sparring.checkers.math import MathChecker
 from sparring.checkers.own import WHERE, OwnChecker
+from sparring.checkers.shuffled import RandomChecker
 from sparring.errors import UserError, nearest
 
 KINDS = ("exact", "number", "choice", "math", "random")
@@ -49,7 +49,7 @@ def make_checker(settings: CheckerSettings) -> Checker:
     _check_tolerance(settings)
     pattern = _compiled(settings.answer_pattern)
     if kind == "random":
-        return RandomChecker(make_checker(_dealt_from(settings)), settings.seed)
+        return RandomChecker(make_checker(_shuffled_settings(settings)), settings.seed)
     if kind == "exact":
         return exact_checker(_required(pattern))
     if kind == "number":
@@ -81,7 +81,7 @@ def _required(pattern: re.Pattern[str] | None) -> re.Pattern[str]:
     return pattern
 
 
-def _dealt_from(settings: CheckerSettings) -> CheckerSettings:
+def _shuffled_settings(settings: CheckerSettings) -> CheckerSettings:
     if settings.random_like is None or settings.random_like.kind == "random":
         raise UserError("random needs another checker, whose scores it shuffles among the replies", where=WHERE)
     return settings.random_like

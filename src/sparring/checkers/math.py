@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sparring.checkers.answers import answer_text, has_answer, right_text
 from sparring.checkers.builtin import graded
-from sparring.checkers.grades import Asked, Grade
+from sparring.checkers.grades import Asked, Grade, answer_text, has_answer, right_text
 from sparring.checkers.pool import Pool, Result
 from sparring.errors import UserError, is_installed
 

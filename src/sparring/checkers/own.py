@@ -6,8 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sparring.checkers.answers import find_answer
-from sparring.checkers.grades import Asked, Grade, require_few_failures
+from sparring.checkers.grades import Asked, Grade, find_answer, require_few_failures
 from sparring.checkers.pool import Item, Pool, Result
 from sparring.checkers.worker import SIGNATURES
 from sparring.own_code import OwnCode

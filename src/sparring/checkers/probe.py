@@ -110,7 +110,7 @@ def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: i
     if one.human is not None:
         replies |= {"human reply": one.human, "half of the human reply": one.human[: len(one.human) // 2]}
     if gold is not None:
-        words = _sprayed(gold, [other for other in golds[:SEEN] if other is not None], chance)
+        words = _among_decoys(gold, [other for other in golds[:SEEN] if other is not None], chance)
         replies |= {"sprayed": ", ".join(words), "sprayed, reversed": ", ".join(reversed(words))}
     other = _another_human_reply(n, rows, golds, chance)
     return replies if other is None else {**replies, "human reply of another row": other}
@@ -129,7 +129,7 @@ def _gold(checker: Checker, asked: Asked) -> str | None:
     return checker.expected(asked) or (asked.answer or "").strip() or None
 
 
-def _sprayed(gold: str, golds: Sequence[str], chance: random.Random) -> list[str]:
+def _among_decoys(gold: str, golds: Sequence[str], chance: random.Random) -> list[str]:
     """The right answer at a random place among others of its sort: letters, numbers near it, or other rows' answers."""
     value = last_number(gold)
     if letter := leading_letter(gold):

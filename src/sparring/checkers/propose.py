@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sparring.checkers.answers import find_answer
+from sparring.checkers.grades import find_answer
 
 USUAL, WORTH_A_LOOK = 0.9, 0.5  # shares of the replies in which a pattern that is proposed, or only mentioned, finds an answer
 _NUMBER = r"-?\d+(?:,\d{3})*(?:\.\d+)?"

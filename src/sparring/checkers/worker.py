@@ -74,7 +74,7 @@ def load_module(path: str, source: str, name: str) -> types.ModuleType:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise Trouble({"import": f"{line_of(error, path)}{said(error)}"}) from error
+        raise Trouble({"import": f"{line_of(error, path)}{error_text(error)}"}) from error
     return module
 
 
@@ -94,7 +94,7 @@ def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item])
     columns["completions"] = [[{"role": "assistant", "content": item["completion"]}] for item in items]
     returned = settled(function(**declared(parameters, columns)))
     if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
-        return [failed(f"returned {shown(returned)} instead of a list of scores")] * len(items)
+        return [failed(f"returned {value_text(returned)} instead of a list of scores")] * len(items)
     if len(returned) != len(items):
         return [failed(f"returned {len(returned)} scores for {len(items)} replies")] * len(items)
     return [result(value) for value in returned]
@@ -112,7 +112,7 @@ def verl_score(function: Callable[..., Any], parameters: Any, item: Item) -> Any
     try:
         returned = settled(function(**declared(parameters, values)))
     except BaseException as error:
-        return failed(f"raised {said(error)}")
+        return failed(f"raised {error_text(error)}")
     if isinstance(returned, dict):
         if "score" not in returned:
             return failed("returned a dictionary without 'score'")
@@ -145,7 +145,7 @@ def result(value: Any) -> Any:
             raise TypeError
         number = float(value)
     except Exception:
-        return failed(f"returned {shown(value)} instead of a number or None")
+        return failed(f"returned {value_text(value)} instead of a number or None")
     return {"score": number} if math.isfinite(number) else failed(f"returned {number}, which is not a score")
 
 
@@ -154,14 +154,14 @@ def failed(why: str) -> Any:
     return {"failed": why}
 
 
-def shown(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Type and shortened repr of a value for a message; the type alone if its repr raises."""
     with contextlib.suppress(Exception):
         return f"{type(value).__name__} {repr(value)[:60]}"
     return type(value).__name__
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Type of an error and the first line of its message, at most 300 characters of it."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
@@ -190,7 +190,7 @@ def math_verify() -> Answer:
                 return {"score": float(verify(parsed(item["gold"]), parsed(item["answer"]), timeout_seconds=None))}
             found = parsed(item["text"])
         except BaseException as error:
-            return failed(f"raised {said(error)}")
+            return failed(f"raised {error_text(error)}")
         return {"answer": str(found[-1])[:MAX_ANSWER] if found else None}
 
     return lambda items: [one(item) for item in items]
@@ -235,7 +235,7 @@ def answer(function: Answer, items: list[Item]) -> Any:
     try:
         return {"results": function(items)}
     except BaseException as error:
-        return {"raised": said(error)}
+        return {"raised": error_text(error)}
 
 
 def main(requests: int, replies: int, megabytes: int) -> None:

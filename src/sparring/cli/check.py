@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.options import RunFolder
-from sparring.cli.outcome import outcome, stdout
+from sparring.cli.shared import RunFolder, outcome, stdout
 from sparring.console import set_up_logging
 
 CHECKERS = "exact, number, choice, math or path/to/file.py:function"

@@ -1,4 +1,4 @@
-"""The commands that play a game: run, demo, plan, stage, recipe."""
+"""The commands that write a first recipe and play a game: init, run, demo, plan, stage, recipe."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.options import Overrides, RecipeFile
-from sparring.cli.outcome import encode_stdout, outcome, stdout
+from sparring.cli.shared import Overrides, RecipeFile, encode_stdout, outcome, stdout
 from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
+from sparring.errors import UserError
 
 Quiet = Annotated[bool, typer.Option(help="Print warnings and the final tables only.")]
 
@@ -113,3 +113,32 @@ def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     with outcome():
         encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
         print(to_yaml(resolved(load_recipe(recipe, overrides or []))), end="")
+
+
+def init(
+    data: Annotated[
+        str | None,
+        typer.Argument(metavar="[DATA]", help="Rows: a file, a folder, a pattern or a Hub id; the built-in tiny game when not given."),
+    ] = None,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID", help="The model that plays: a folder, a Hub id or a .gguf file; a small one when not given.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the recipe.")] = Path("recipe.yaml"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
+) -> None:
+    """Write a first recipe: look at the rows, their shape, lengths and answers, and comment on every value. Loads no model."""
+    with outcome():
+        set_up_logging(quiet=True)
+        from sparring import draft
+
+        if data is not None:
+            draft.write_recipe(data, model or draft.MODEL, overrides or [], output, force)
+        elif model is None:
+            draft.write_example(output, force)
+        else:
+            what = "without rows the recipe of the built-in tiny game is written, which has its own model"
+            raise UserError(what, where=f"--model ({model})", remedy="name your rows too: sparring init DATA --model ID")

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.options import Dtype, Out, Players, Target
-from sparring.cli.outcome import outcome, stdout
+from sparring.cli.shared import Dtype, Out, Players, Target, outcome, stdout
 from sparring.config import BenchmarksSection, ServerSection, section_from_options
 from sparring.console import set_up_logging
 

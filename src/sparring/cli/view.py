@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.options import RunFolder
-from sparring.cli.outcome import FAULT, INTERRUPTED, outcome, stdout, stop
+from sparring.cli.shared import FAULT, INTERRUPTED, RunFolder, outcome, stdout, stop
 from sparring.console import printable, set_up_logging
+from sparring.errors import UserError, nearest
+
+PAGES = Path(__file__).parent.parent / "docs"
 
 
 def sample(
@@ -119,10 +121,23 @@ def docs(
 ) -> None:
     """Print a page of the documentation, which comes with the package."""
     with outcome():
-        from sparring import manual
-
         if page is not None:
-            print(manual.page(page))
+            print(_page(page))
             return
-        for name, title in manual.pages().items():
+        for name, title in _pages().items():
             print(f"{name:<18}{title}")
+
+
+def _pages() -> dict[str, str]:
+    """Name -> title of every page, in the order of their names."""
+    return {path.stem: path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for path in sorted(PAGES.glob("*.md"))}
+
+
+def _page(name: str) -> str:
+    """The text of a page, in Markdown. Raises UserError where there is no such page."""
+    names = list(_pages())
+    if name not in names:
+        guess = nearest(name, names)
+        remedy = f"did you mean {guess}?" if guess else f"the pages are {', '.join(names)}"
+        raise UserError(f"no page named {name!r}", where="sparring docs", remedy=remedy)
+    return (PAGES / f"{name}.md").read_text(encoding="utf-8")

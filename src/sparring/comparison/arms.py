@@ -18,18 +18,19 @@ from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import SampledMetric
-from sparring.evaluation.metrics import HIGHER_IS_BETTER, Score, higher_is_better, mean_score, ratio_score
+from sparring.evaluation.metrics import Score, mean_score, ratio_score
+from sparring.evaluation.row_metrics import all_metrics, higher_is_better
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object
-from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, player_name, seed_folder, start_title
+from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
 
 ITEMS = "items.parquet"
 # sums over rows of the first by sums of the second
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent
 OF_DUELS = ("duel_margin", "duel_accuracy")
-METRICS = [*RATIOS, *(name for name in HIGHER_IS_BETTER if name not in (*OF_DUELS, "human_reply_tokens"))]
+METRICS = [*RATIOS, *(name for name in all_metrics() if name not in (*OF_DUELS, "human_reply_tokens"))]
 
 
 def is_benchmark(metric: str) -> bool:
@@ -39,15 +40,11 @@ def is_benchmark(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Arm:
-    """A player: its name within its run ("start", an iteration's number, a control's folder), and columns of values, one per row.
-
-    owner: the folder of its results in the run.
-    """
+    """The values of a player of a run: columns with one value per held-out row. `player`: its name, as in `Player`."""
 
     run: Game
     player: str
     title: str
-    owner: str
     rows: tuple[str, ...]
     columns: Mapping[str, np.ndarray]
     cost: Cost
@@ -65,8 +62,7 @@ class Arm:
     @cached_property
     def played(self) -> PlayedBenchmarks:
         """Its benchmarks. Reads every sample, so only where they are asked for."""
-        name, trained = (START, None) if self.owner == START else (self.player, f"{self.owner}/train")
-        return played_benchmarks(self.run.run, name, self.owner, trained)
+        return played_benchmarks(self.run.run, self.player)
 
     @property
     def benchmarks(self) -> Mapping[str, SampledMetric]:
@@ -230,8 +226,8 @@ class Game:
         self.recipe = recipe_of_run(root)
         self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
         at_work = holder(root)  # a finished game may be played on, with more iterations or controls
-        self.is_going = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
-        if self.is_going and not unfinished:
+        self.is_unfinished = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
+        if self.is_unfinished and not unfinished:
             raise UserError(
                 f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
                 where=str(root),
@@ -243,13 +239,13 @@ class Game:
     @cached_property
     def arms(self) -> list[Arm]:
         """Start, iterations and controls, in this order."""
-        found = [self._arm(START, start_title("SFT" if self.recipe.sft else START), START, Cost())]
+        found = [self._arm(START, start_title("SFT" if self.recipe.sft else START), Cost())]
         for t in range(len(self.summary["iterations"])):
-            found.append(self._arm(str(t), f"iteration {t}", iteration_name(t), iterations_cost(self.run, self.recipe, t + 1)))
+            found.append(self._arm(str(t), title_of_player(str(t)), iterations_cost(self.run, self.recipe, t + 1)))
         for control in self.summary["controls"]:
             before = 0 if control["from_iteration"] is None else control["from_iteration"] + 1
             spent = iterations_cost(self.run, self.recipe, before) + control_cost(self.run, self.recipe, control["stage"])
-            found.append(self._arm(control["stage"], control["name"], control["stage"], spent))
+            found.append(self._arm(control["stage"], control["name"], spent))
         return found
 
     def find(self, player: str) -> Arm:
@@ -284,8 +280,8 @@ class Game:
         """What says how its replies were graded."""
         return self.run, self.recipe, self.label
 
-    def _arm(self, player: str, title: str, owner: str, since_start: Cost) -> Arm:
-        stage = self.run.verified(evaluate_stage(owner))
+    def _arm(self, player: str, title: str, since_start: Cost) -> Arm:
+        stage = self.run.verified(evaluate_stage(owner_of(player)))
         if ITEMS not in stage.outputs:
             raise UserError(
                 "this run was scored by a version of sparring that stored no values per row",
@@ -296,7 +292,7 @@ class Game:
         names = [name for name in table[0] if name != "row_id"]
         columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
         rows = tuple(row["row_id"] for row in table)
-        return Arm(self, player, title, owner, rows, columns, sft_cost(self.run, self.recipe) + since_start)
+        return Arm(self, player, title, rows, columns, sft_cost(self.run, self.recipe) + since_start)
 
 
 class Seeds:
@@ -307,9 +303,9 @@ class Seeds:
         self.games = [Game(root / seed_folder(seed), f"{label}/{seed_folder(seed)}", unfinished) for seed in seeds]
 
     @property
-    def is_going(self) -> bool:
+    def is_unfinished(self) -> bool:
         """Whether the game of any seed is unfinished."""
-        return any(game.is_going for game in self.games)
+        return any(game.is_unfinished for game in self.games)
 
     @property
     def controls(self) -> list[str]:
@@ -326,8 +322,8 @@ class Seeds:
     @property
     def left_out(self) -> list[str]:
         """Players of some seeds only."""
-        everybody = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
-        return [player for player in everybody if player not in {arm.player for arm in self.arms}]
+        names = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
+        return [player for player in names if player not in {arm.player for arm in self.arms}]
 
     def find(self, player: str) -> SeedArm:
         """A player by its name; "best" is that of every seed."""

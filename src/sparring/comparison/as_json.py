@@ -39,7 +39,7 @@ def _player(row: ComparisonRow) -> dict[str, Any]:
         "player": row.player,
         "title": row.title,
         "is_best": row.is_best,
-        "still_going": row.is_going,
+        "still_going": row.is_unfinished,
         "compute": {"tokens": row.cost.tokens, "flops": row.flops, "wall_seconds": round(row.cost.wall_seconds, 3)},
         "scores": {name: _cell(cell) for name, cell in row.cells.items()},
     }

@@ -10,7 +10,7 @@ from sparring.errors import UserError
 from sparring.evaluation.benchmark_files import RESULTS, SampledMetric, sampled_metrics
 from sparring.policy.player import adapter_hash
 from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
-from sparring.stage_names import START, benchmark_stage, measure_stage
+from sparring.stage_names import START, benchmark_stage, measure_stage, owner_of
 
 EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
 REMEDY = "evaluate all of them with the same settings (`sparring evaluate`), or choose what to compare with --metric"
@@ -26,12 +26,13 @@ class PlayedBenchmarks:
     stale: tuple[str, ...]
 
 
-def played_benchmarks(run: RunDir, player: str, owner: str, trained: str | None) -> PlayedBenchmarks:
-    """The player that `sparring evaluate` calls `player`, with results in `owner` and its model in the stage `trained`.
+def played_benchmarks(run: RunDir, player: str) -> PlayedBenchmarks:
+    """The benchmarks of a player of the run, by name.
 
     What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
     """
-    hashes = _hashes(run, owner, trained)
+    owner = owner_of(player)
+    hashes = _hashes(run, owner)
     stale: list[str] = []
     recipes = {one.name: one for record in _of_recipe(run, owner) for one in _read(record, hashes, stale)}
     found: dict[str, SampledMetric] = {}
@@ -85,10 +86,10 @@ def how_asked(metric: SampledMetric) -> dict[str, Any]:
     }
 
 
-def _hashes(run: RunDir, owner: str, trained: str | None) -> set[str]:
+def _hashes(run: RunDir, owner: str) -> set[str]:
     """The player's, as the game and as `sparring evaluate` know it."""
     own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, START))
-    record = run.finished(trained) if trained else None
+    record = run.finished(f"{owner}/train")
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
 
 

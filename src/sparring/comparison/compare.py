@@ -47,14 +47,14 @@ class ComparisonCell:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One player. `is_best` by its run's metric; `is_going` where its run has not ended."""
+    """One player. `is_best` by its run's metric; `is_unfinished` where its run has not ended."""
 
     run: str
     player: str
     title: str
     is_control: bool
     is_best: bool
-    is_going: bool
+    is_unfinished: bool
     cost: Cost
     flops: float | None
     cells: dict[str, ComparisonCell]
@@ -170,7 +170,7 @@ def _metrics(asked: Sequence[str], arms: Sequence[A], reference: A) -> tuple[str
         _require_metric(name, arms, reference)
     chosen = tuple(dict.fromkeys(asked)) or (
         *(name for name in DEFAULT_METRICS if reference.score(name) is not None),
-        *(name for name, metric in reference.benchmarks.items() if metric.is_main and _rivals(name, arms, reference)),
+        *(name for name, metric in reference.benchmarks.items() if metric.is_main and _others_with(name, arms, reference)),
     )
     for name in filter(is_benchmark, chosen):
         for arm in arms:
@@ -187,7 +187,7 @@ def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
         further = [found for arm in arms for found in _further_metrics(arm)]
         if name not in further:
             raise _unknown_metric(name, further)
-    if is_benchmark(name) and _rivals(name, arms, reference):
+    if is_benchmark(name) and _others_with(name, arms, reference):
         return
     for arm in arms:
         if (why := arm.why_not(reference, name)) is not None:
@@ -199,7 +199,7 @@ def _further_metrics(arm: Arm | SeedArm) -> list[str]:
     return [*arm.sampled, *arm.benchmarks]
 
 
-def _rivals(name: str, arms: Sequence[A], reference: A) -> list[A]:
+def _others_with(name: str, arms: Sequence[A], reference: A) -> list[A]:
     """Those with whom the reference can be compared in a benchmark."""
     return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]
 
@@ -231,7 +231,7 @@ def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> ComparisonR
     }
     best = isinstance(arm, Arm) and arm.player == arm.run.best
     is_control = arm.player in arm.run.controls
-    return ComparisonRow(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_going, arm.cost, arm.flops, cells)
+    return ComparisonRow(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_unfinished, arm.cost, arm.flops, cells)
 
 
 def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:

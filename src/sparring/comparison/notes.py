@@ -15,13 +15,13 @@ def notes(runs: Sequence[Game] | Sequence[Seeds], arms: Sequence[A], reference: 
     benchmarks: list[str] = [name for name in metrics if is_benchmark(name)]
     found = [*_of_runs(runs), *_of_players(arms, reference, held_out), *_of_sampling(runs, held_out)]
     if everything or benchmarks:
-        found += [*_of_gaps(arms, reference, benchmarks, everything), *_of_asking(arms, reference, benchmarks), *_of_stale(arms)]
+        found += [*_of_missing(arms, reference, benchmarks, everything), *_of_asking(arms, reference, benchmarks), *_of_stale(arms)]
     return list(dict.fromkeys(found))
 
 
 def _of_runs(runs: Sequence[Game] | Sequence[Seeds]) -> Iterator[str]:
     for run in runs:
-        if run.is_going:
+        if run.is_unfinished:
             yield f"{run.label} is not finished: its results so far are shown"
         if isinstance(run, Seeds) and run.left_out:
             yield f"{run.label}: not every seed has {', '.join(run.left_out)}; left out"
@@ -46,7 +46,7 @@ def _of_sampling(runs: Sequence[Game] | Sequence[Seeds], held_out: Sequence[str]
             yield f"replies were sampled at another sampling.{key}: " + ", ".join(f"{value:g} in {name}" for name, value in values.items())
 
 
-def _of_gaps(arms: Sequence[A], reference: A, shown: Sequence[str], everything: bool) -> Iterator[str]:
+def _of_missing(arms: Sequence[A], reference: A, shown: Sequence[str], everything: bool) -> Iterator[str]:
     """Who has not played what, one line for all benchmarks of which that is true."""
     main = dict.fromkeys(name for arm in arms for name, metric in arm.benchmarks.items() if metric.is_main)
     gaps: dict[tuple[bool, str], list[str]] = {}

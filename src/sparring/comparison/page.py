@@ -28,8 +28,8 @@ def _section(found: RunComparison, metric: Metric) -> Markup:
     body = page.table(title(found, metric), HEADERS, rows)
     points = list(_points(found, metric.name))
     if points:
-        told = f"{_heading(metric)} against compute"
-        drawn = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", told)
+        caption = f"{_heading(metric)} against compute"
+        drawn = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", caption)
         body += page.figure(drawn, "Floating-point operations since the base model. Bars: one standard error. Lines: iterations.")
     return body
 

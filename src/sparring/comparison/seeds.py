@@ -65,10 +65,10 @@ def _comparisons(games: Seeds) -> Iterator[RunComparison]:
 def _compared(games: Seeds) -> list[str]:
     """The scores that are tested: on held-out rows, and of the recipe's benchmarks. What `sparring evaluate` has played of some players
     is left to `sparring compare`."""
-    everybody = [arm for several in games.arms for arm in several.arms]
+    players = [arm for several in games.arms for arm in several.arms]
     held_out = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
-    benchmarks = [name for name, metric in everybody[0].benchmarks.items() if metric.is_main]
-    return [*held_out, *(n for n in benchmarks if all(n in arm.played.by_recipe and arm.values(n) is not None for arm in everybody))]
+    benchmarks = [name for name, metric in players[0].benchmarks.items() if metric.is_main]
+    return [*held_out, *(n for n in benchmarks if all(n in arm.played.by_recipe and arm.values(n) is not None for arm in players))]
 
 
 def _scores(arm: SeedArm, names: Sequence[str]) -> dict[str, Any]:

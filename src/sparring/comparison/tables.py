@@ -72,7 +72,7 @@ def legend(found: RunComparison) -> Iterator[str]:
 
 def cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
     """In the order of HEADERS."""
-    name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_going}"
+    name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_unfinished}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
     return [name, *_of_metric(found, row, row.cells[metric]), *cost]
 

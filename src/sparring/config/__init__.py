@@ -27,17 +27,15 @@ from sparring.config.load import (
     to_yaml,
 )
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
-from sparring.config.recipe import Recipe
+from sparring.config.recipe import ModelSection, Recipe, TrackSection
 from sparring.config.reference import recipe_reference
 from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
-from sparring.config.sections.model import ModelSection
-from sparring.config.sections.objective import ObjectiveSection, defaults_of_moving_targets
+from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
 from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
 from sparring.config.sections.target import TargetSection
-from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
 
 __all__ = [
@@ -74,7 +72,7 @@ __all__ = [
     "control_batch_size",
     "control_lr",
     "convert_layout",
-    "defaults_of_moving_targets",
+    "defaults_with_grades",
     "in_words",
     "load_recipe",
     "recipe_of_run",

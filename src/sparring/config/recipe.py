@@ -1,27 +1,70 @@
-"""The Recipe: its top-level keys, and the rules between its sections."""
+"""The Recipe: its top-level keys, two short sections, and the rules between all sections."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from sparring.config.option_types import Contradiction, Iterations, PathText, Section, Seed, SeedList, Text, Texts
+from sparring.config.option_types import (
+    Contradiction,
+    FrozenDict,
+    Iterations,
+    PathText,
+    Section,
+    Seed,
+    SeedList,
+    TemplateKwargs,
+    Text,
+    Texts,
+    Trackers,
+)
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
-from sparring.config.sections.model import ModelSection
-from sparring.config.sections.objective import ObjectiveSection, defaults_of_moving_targets
+from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
 from sparring.config.sections.sampling import SamplingSection
 from sparring.config.sections.target import TargetSection
-from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import SftSection, TrainSection
 
 T = TypeVar("T")
+
+
+class ModelSection(Section):
+    """The model that the game, or its SFT stage, starts from."""
+
+    path: PathText = Field(
+        description="The SFT (or base) model: a local folder, a Hub id, a .gguf file, `package:NAME/FILE.gguf` for a file "
+        "inside an installed Python package, or `builtin:tiny` for a generated toy model."
+    )
+    revision: Text | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        None,
+        description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
+        "the replies are sampled from. That of train.precision when null. The saved weights are float32 either way.",
+    )
+    chat_template: PathText | None = Field(
+        None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
+    )
+    chat_template_kwargs: TemplateKwargs = Field(
+        default_factory=FrozenDict,
+        description="Values for variables of the chat template, for example `{enable_thinking: false}`. Saved players carry them in their "
+        "template.",
+    )
+
+
+class TrackSection(Section):
+    """Trackers through Accelerate. Their keys are in their own environment variable or login, never in a recipe."""
+
+    trackers: Trackers = Field(
+        description="Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."
+    )
+    project: Text = Field("sparring", description="Project, or experiment, that the run is shown in. tensorboard has none.")
+    name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
 
 
 class Recipe(Section):
@@ -88,7 +131,7 @@ class Recipe(Section):
     @property
     def shows_headroom(self) -> bool:
         """Whether the headroom is measured: by default for verified and majority targets."""
-        return self.target.moves if self.evaluate.headroom is None else self.evaluate.headroom
+        return self.target.uses_grades if self.evaluate.headroom is None else self.evaluate.headroom
 
     @property
     def trains_adapters_alone(self) -> bool:
@@ -108,18 +151,18 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_moving_targets(cls, values: Any) -> Any:
+    def _defaults_with_grades(cls, values: Any) -> Any:
         """Defaults of beta and NLL weight for verified and majority targets."""
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
         if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
             return values
         loss = objective.get("loss", "logistic")
-        fitting = defaults_of_moving_targets(loss) if isinstance(loss, str) else {}
+        fitting = defaults_with_grades(loss) if isinstance(loss, str) else {}
         return {**values, "objective": {**fitting, **objective}}
 
     @field_validator("run_dir")
     @classmethod
-    def _at_home(cls, run_dir: str) -> str:
+    def _expand_user(cls, run_dir: str) -> str:
         """Expand `~` as a shell does, since only some libraries do."""
         return os.path.expanduser(run_dir)
 
@@ -150,7 +193,7 @@ class Recipe(Section):
     @classmethod
     def _rft_has_grades(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         target = info.data.get("target")
-        if target is not None and not target.moves and any(one.kind == "rft" for one in controls):
+        if target is not None and not target.uses_grades and any(one.kind == "rft" for one in controls):
             raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
         return controls
 

@@ -49,8 +49,8 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
     columns = {name: _cells(file, path, name) for name in names}
     short = next((name for name, cells in columns.items() if len(cells) != file.metadata.num_rows), None)
     if short is not None:
-        there, told = len(columns[short]), file.metadata.num_rows
-        what = f"the file is damaged: its column {short!r} has {there} cells, and it says that it has {told} rows"
+        there, declared = len(columns[short]), file.metadata.num_rows
+        what = f"the file is damaged: its column {short!r} has {there} cells, and it says that it has {declared} rows"
         raise UserError(what, where=str(path), remedy="write the file again")
     for n in range(file.metadata.num_rows):
         row = {name: cells[n] for name, cells in columns.items()}
@@ -60,7 +60,7 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
             yield where, row
         else:
             what = f"cannot decode the column {broken!r}: {row[broken].reason}"
-            bad.meet(UserError(what, where=where, remedy="fix the row or remove it from the file"))
+            bad.raise_or_count(UserError(what, where=where, remedy="fix the row or remove it from the file"))
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:

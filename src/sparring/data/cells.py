@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.data.json_text import parsed
-from sparring.data.rows import Row, kind_of
-from sparring.data.turns import MEND_ROW, Reading, Turn, are_turns, read_turn, text_of, unpacked
+from sparring.data.rows import Row, kind_of, parsed
+from sparring.data.turns import FIX_ROW, Reading, Turn, are_turns, read_turn, text_of, unpacked
 from sparring.errors import UserError
 
 Turns = list[Turn]
@@ -100,4 +99,4 @@ class Cells:
 
     def fault(self, what: str) -> UserError:
         """An error about this row."""
-        return UserError(what, where=self.where, remedy=MEND_ROW)
+        return UserError(what, where=self.where, remedy=FIX_ROW)

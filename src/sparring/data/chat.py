@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, cast
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
-from sparring.data.given_back import (
+from sparring.data.records import Conversation, Message, TokenIds
+from sparring.data.rendering import Render, Renderer
+from sparring.data.template_check import (
     END_OF_THINKING,
-    SPELT_MARK,
+    PLAIN_TEXT_MARK,
     THINKING,
     Lost,
     closing_error,
@@ -32,8 +34,6 @@ from sparring.data.given_back import (
     prefix_error,
     without_open_thinking,
 )
-from sparring.data.records import Conversation, Message, TokenIds
-from sparring.data.rendering import Render, Renderer
 from sparring.data.template_kwargs import Scalar, with_kwargs
 from sparring.data.turns import REASONING
 from sparring.errors import UserError
@@ -210,7 +210,7 @@ class Chat:
         if self._marker.search(opening) if thinks else opening.strip():
             raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
         closing = closing_of(written, going_on, self._end_of_turn)
-        if closing and not (self._end_of_turn is None and SPELT_MARK.fullmatch(closing)):
+        if closing and not (self._end_of_turn is None and PLAIN_TEXT_MARK.fullmatch(closing)):
             raise closing_error(self.source, closing, reply["content"], where)
 
     def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:

@@ -12,7 +12,7 @@ from sparring.data.records import Conversation, Message
 from sparring.data.rows import BadRows, LocatedRow, Row, Source, Table, kind_of
 from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, RowShape, choose_shape
 from sparring.data.sources import open_table, read_rows
-from sparring.data.turns import MEND_ROW, Reading, Turn, without_surrogates
+from sparring.data.turns import FIX_ROW, Reading, Turn, without_surrogates
 from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
@@ -60,7 +60,7 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
             if conversation is not None:
                 conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
         except UserError as error:
-            bad.meet(error)
+            bad.raise_or_count(error)
     by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
     counts = dict(source.reading.counts)
@@ -101,19 +101,19 @@ class Shaped:
         """One sentence about unused columns, with a hint if one looks like a system text; empty if there are none."""
         if not self.unused:
             return []
-        told = f"nothing reads these columns of {self.table.source}: {', '.join(self.unused)}"
+        notice = f"nothing reads these columns of {self.table.source}: {', '.join(self.unused)}"
         like = next((name for name in self.unused if name.lower() in SYSTEM_LIKE), None)
         if like is not None:
-            told += f" ({self.option}.columns: {{system: {like}}} makes {like} the system turn)"
-        return [told]
+            notice += f" ({self.option}.columns: {{system: {like}}} makes {like} the system turn)"
+        return [notice]
 
 
 def is_empty(conversation: Conversation) -> bool:
     """Whether the prompt or the reply is blank."""
-    return asks_nothing(conversation) or not conversation.reply.strip()
+    return has_no_user_text(conversation) or not conversation.reply.strip()
 
 
-def asks_nothing(conversation: Conversation) -> bool:
+def has_no_user_text(conversation: Conversation) -> bool:
     """Whether only system turns have text."""
     return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
 
@@ -132,7 +132,7 @@ def _answer(value: Any, name: str, where: str) -> str | None:
         return None
     if isinstance(value, (str, int, float)):
         return without_surrogates(str(value))
-    raise UserError(f"{name} is {kind_of(value)}, not an answer: text or a number", where=where, remedy=MEND_ROW)
+    raise UserError(f"{name} is {kind_of(value)}, not an answer: text or a number", where=where, remedy=FIX_ROW)
 
 
 def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conversation | None:
@@ -146,7 +146,7 @@ def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conve
     replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]
     if not replies:
         roles = ", ".join(turn.role for turn in (*prompt, *answer)) or "none"
-        raise UserError(f"row without a reply: it has no assistant turn (its turns: {roles})", where=where, remedy=MEND_ROW)
+        raise UserError(f"row without a reply: it has no assistant turn (its turns: {roles})", where=where, remedy=FIX_ROW)
     last = max((place for place in replies if answer[place].trained), default=None)
     if last is None:
         reading.counts["untrained"] += 1

@@ -18,7 +18,7 @@ from sparring.data.shapes import PAIR_SHAPE
 from sparring.data.sources import open_table
 from sparring.data.tables import read_rows as read_table
 from sparring.data.tables import write_table
-from sparring.data.turns import MEND_ROW, ROLES, Reading, are_turns, unpacked
+from sparring.data.turns import FIX_ROW, ROLES, Reading, are_turns, unpacked
 from sparring.errors import UserError
 
 # outcomes of the pairs; `read` is the sum of those that follow it
@@ -70,7 +70,7 @@ def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
         try:
             found.append(_pair(row, source.reading, where))
         except UserError as error:
-            bad.meet(error)
+            bad.raise_or_count(error)
     kept = [pair for pair in found if pair is not None]
     return LoadedPairs(kept, len(found) - len(kept), [*table.notices, *source.notices], bad)
 
@@ -92,7 +92,7 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
         try:
             duel, reason = _tokenised(pair, limits, chat, held_out)
         except UserError as error:
-            loaded.bad.meet(error)
+            loaded.bad.raise_or_count(error)
             continue
         if duel is None:
             counts[reason] += 1
@@ -145,7 +145,7 @@ def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
     if better is None or worse is None:
         return None
     if better.prompt != worse.prompt:
-        raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=MEND_ROW)
+        raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=FIX_ROW)
     asked = [turn["content"] for turn in better.prompt]
     if read is _whole and isinstance(prompt, str) and prompt not in asked:
         raise UserError("prompt is none of the turns of chosen", where=where, remedy="fix the row, or leave the prompt out")
@@ -169,7 +169,7 @@ def _whole(row: Row, reading: Reading, name: str, where: str) -> Conversation | 
         remedy = "give a column prompt: plain texts do not say where the prompt ends"
         raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
     if Cells(row, reading, where).history():
-        raise UserError(f"the row has a history, but {name} already holds the whole conversation", where=where, remedy=MEND_ROW)
+        raise UserError(f"the row has a history, but {name} already holds the whole conversation", where=where, remedy=FIX_ROW)
     return to_conversation(row, "messages", _named(reading, messages=own), where)
 
 

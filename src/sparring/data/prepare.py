@@ -156,7 +156,7 @@ def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, co
         try:
             example = _tokenised(where, conversation, section, chat, counts)
         except UserError as error:
-            bad.meet(error)
+            bad.raise_or_count(error)
             continue
         if example is not None:
             examples.append(example)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparring.config import DataSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Shaped, asks_nothing, to_prompt, with_columns
+from sparring.data.conversations import Shaped, has_no_user_text, to_prompt, with_columns
 from sparring.data.records import Conversation, Example, Message
 from sparring.data.rows import BadRows, Row, Table
 from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, choose_prompt_shape
@@ -53,7 +53,7 @@ def load_prompts(section: PromptsSection, data: DataSection) -> LoadedPrompts:
             turns, has_reply = _prompt_of(row, shape, section, source.reading, where)
             conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
         except UserError as error:
-            bad.meet(error)
+            bad.raise_or_count(error)
         else:
             found.append((where, conversation))
             dropped += has_reply or bool(whole)
@@ -102,7 +102,7 @@ def prompt_examples(
         try:
             ids = chat.row_prompt_ids(conversation.prompt, where=where)
         except UserError as error:
-            loaded.bad.meet(error)
+            loaded.bad.raise_or_count(error)
             continue
         reason = _reason_against(ids, max_prompt_tokens, *taken)
         if reason is None:
@@ -127,7 +127,7 @@ def _distinct(
     rows: dict[str, tuple[str, Conversation]] = {}
     for where, conversation in loaded.rows:
         key = conversation.prompt_key
-        if asks_nothing(conversation):
+        if has_no_user_text(conversation):
             counts["empty"] += 1
         elif key in rows:
             counts["duplicates"] += 1

@@ -115,7 +115,7 @@ class Duel:
         return all(ids == self.real_ids for ids in self.generated_ids)
 
     @property
-    def has_no_gap(self) -> bool:
+    def has_no_margin(self) -> bool:
         """All replies are the same: a loss on margins between them has an exactly zero gradient."""
         return self.is_all_identical
 
@@ -127,7 +127,7 @@ class Triplet(Duel):
     start_ids: tuple[TokenIds, ...]
 
     @property
-    def has_no_gap(self) -> bool:
+    def has_no_margin(self) -> bool:
         """All replies, those of the start included, equal the human one."""
         return self.is_all_identical and all(ids == self.real_ids for ids in self.start_ids)
 

@@ -94,7 +94,7 @@ def _end(pid: int, pipe: Connection) -> None:
 def _serve(render: Render, pipe: Connection) -> None:
     """Answer until the other end of the pipe is closed, as it is when that process is gone, however it went."""
     try:
-        _leave_the_parent_alone(pipe.fileno())
+        _close_other_files(pipe.fileno())
         with contextlib.suppress(ValueError, OSError):  # a system without such a limit
             most = psutil.Process().memory_info().vms + MOST_BYTES
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
@@ -107,7 +107,7 @@ def _serve(render: Render, pipe: Connection) -> None:
         os._exit(0)
 
 
-def _leave_the_parent_alone(kept: int) -> None:
+def _close_other_files(kept: int) -> None:
     """Close the parent's locks, sockets, devices and terminals, and reset its signal handlers."""
     for number, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL), (signal.SIGALRM, signal.SIG_DFL)):
         signal.signal(number, handler)

@@ -1,7 +1,8 @@
-"""Rows as a source gives them, before their shape is known; and the handling of rows that cannot be used."""
+"""Rows as a source gives them, before their shape is known; the handling of rows that cannot be used; and JSON in rows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ class BadRows:
         self.drop, self.count = drop, 0
         self.first: UserError | None = None
 
-    def meet(self, error: UserError) -> None:
+    def raise_or_count(self, error: UserError) -> None:
         """Raise the error of a row, or count it with `drop`."""
         if not self.drop:
             raise error
@@ -58,7 +59,7 @@ def table_of(source: str, items: Iterable[tuple[str, Any]], bad: BadRows, notice
             columns.update(dict.fromkeys(row))
             located.append((where, row))
         else:
-            bad.meet(UserError(f"a row is an object with named columns, not {kind_of(row)}", where=where))
+            bad.raise_or_count(UserError(f"a row is an object with named columns, not {kind_of(row)}", where=where))
     return Table(source, tuple(columns), len(located), lambda _: located, notices)
 
 
@@ -81,3 +82,31 @@ def kind_of(value: Any) -> str:
     kinds = {bool: "a truth value", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     shown = repr(value)
     return f"{kinds.get(type(value), type(value).__name__)} ({shown if len(shown) <= 40 else shown[:37] + '...'})"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"duplicate key {twice!r} in an object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def parse_json(text: str) -> Any:
+    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for duplicate keys in an object."""
+    return _DECODER.decode(text)
+
+
+def parsed(text: str, where: str, remedy: str) -> Any:
+    """The value of one line or cell. Raises UserError with the text around the error."""
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as error:
+        near = text[max(0, error.pos - 20) : error.pos + 20].strip()
+        raise UserError(f"broken JSON: {error.msg} (column {error.colno}, near {near!r})", where=where, remedy=remedy) from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"broken JSON: {error}", where=where, remedy=remedy) from None

@@ -63,8 +63,8 @@ def _open(section: Source, seed: int, bad: BadRows) -> Table:
     if len(tables) == 1:
         return tables[0]
     several = joined(section.named, tables)
-    told = f"{section.named}: {len(files)} files, {', '.join(file.name for file in files[:8])}{', ...' if len(files) > 8 else ''}"
-    return replace(several, notices=(told, *several.notices))
+    notice = f"{section.named}: {len(files)} files, {', '.join(file.name for file in files[:8])}{', ...' if len(files) > 8 else ''}"
+    return replace(several, notices=(notice, *several.notices))
 
 
 def local_files(section: Source) -> list[Path] | None:

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparring.data.compressed import bytes_of
-from sparring.data.json_text import parse_json, parsed
-from sparring.data.rows import BadRows, Table, table_of
+from sparring.data.rows import BadRows, Table, parse_json, parsed, table_of
 from sparring.data.shapes import KNOWN_COLUMNS
 from sparring.errors import UserError
 
@@ -41,7 +40,7 @@ def _json_lines(data: bytes, path: Path, bad: BadRows) -> Iterator[tuple[str, An
         try:
             value = parsed(_decoded(line, path, number), f"{path}, line {number}", LINES)
         except UserError as error:
-            bad.meet(error)
+            bad.raise_or_count(error)
         else:
             yield f"line {number}", value
 
@@ -146,7 +145,7 @@ def _csv_rows(
         signs, cut = ("commas", "") if delimiter == "," else (repr(delimiter), f" at {delimiter!r}")
         what = f"broken CSV: {len(cells)} cells{cut}, but the header names {len(header)} columns"
         remedy = f"put cells that hold {signs} or line breaks in quotes"
-        bad.meet(UserError(what, where=f"{path}, line {line}", remedy=remedy))
+        bad.raise_or_count(UserError(what, where=f"{path}, line {line}", remedy=remedy))
 
 
 def _decoded(data: bytes, path: Path, line: int | None = None) -> str:

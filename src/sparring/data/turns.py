@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sparring.data.json_text import parse_json
 from sparring.data.records import Message
-from sparring.data.rows import kind_of
+from sparring.data.rows import kind_of, parse_json
 from sparring.errors import UserError
 
 ROLES = {
@@ -19,7 +18,7 @@ ROLES = {
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
     "developer": "system",
 }
-MEND_ROW = "fix the row or remove it from the file"
+FIX_ROW = "fix the row or remove it from the file"
 CALLS = ("tool_calls", "function_call")
 REASONING = ("reasoning_content", "thinking", "reasoning")
 # Keys that say whether an assistant turn is trained on; MASKED ones say the opposite
@@ -73,14 +72,14 @@ def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) 
     """A turn in either spelling: role/content or from/value. Raises UserError, naming `where`, for what is no text turn."""
     name = f"{column}[{place}]"
     if not isinstance(turn, dict):
-        raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=MEND_ROW)
+        raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=FIX_ROW)
     role_key = "role" if turn.get("role") is not None else "from"
     role = turn.get(role_key)
     known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
     if known is None:
-        raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=MEND_ROW)
+        raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=FIX_ROW)
     if call := next((key for key in CALLS if turn.get(key)), None):
-        raise UserError(f"{name} calls a tool ({call}), which cannot be trained on here", where=where, remedy=MEND_ROW)
+        raise UserError(f"{name} calls a tool ({call}), which cannot be trained on here", where=where, remedy=FIX_ROW)
     key = "content" if turn.get("content") is not None or "value" not in turn else "value"
     content = text_of(turn.get(key), f"{name}.{key}", where)
     read = {role_key, key}
@@ -103,7 +102,7 @@ def _reasoning(turn: Mapping[str, Any], name: str, reading: Reading, where: str)
         reading.counts["reasoning_dropped"] += 1
         return ""
     if len(texts) > 1:
-        raise UserError(f"{name} has two different texts of reasoning: {', '.join(found)}", where=where, remedy=MEND_ROW)
+        raise UserError(f"{name} has two different texts of reasoning: {', '.join(found)}", where=where, remedy=FIX_ROW)
     return texts.pop()
 
 
@@ -117,7 +116,7 @@ def _flag(value: Any, name: str, where: str) -> bool:
     known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else {0: False, 1: True}.get(value) if _is_number(value) else None
     if known is None:
         what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false), with no weights between"
-        raise UserError(what, where=where, remedy=MEND_ROW)
+        raise UserError(what, where=where, remedy=FIX_ROW)
     return known
 
 
@@ -131,7 +130,7 @@ def text_of(value: Any, name: str, where: str) -> str:
         return value
     if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
         return "".join(part["text"] for part in value)
-    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=MEND_ROW)
+    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=FIX_ROW)
 
 
 def _is_text_part(part: Any) -> bool:

@@ -6,25 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.answers import has_answer
-from sparring.checkers.grades import Checker, ask, require_few_failures
+from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
-from sparring.data.records import Example, Reply, is_empty
+from sparring.data.records import Example
 from sparring.data.tables import write_table
 from sparring.errors import UserError
 from sparring.evaluation.answers import GradedRow, answer_items, grade_rows, graded_columns
 from sparring.evaluation.measure import Measured
-from sparring.evaluation.metrics import (
-    Score,
-    accuracy_score,
-    auc_score,
-    higher_is_better,
-    mean_score,
-    ratio_score,
-    wins,
-)
+from sparring.evaluation.metrics import Score, accuracy_score, auc_score, mean_score, ratio_score
+from sparring.evaluation.row_metrics import ROW_METRICS, MeasuredRow, higher_is_better
 from sparring.own_code import is_own_code
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
@@ -98,31 +90,18 @@ class Evaluator:
 
     def _items(self, measured: Measured, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         """metric -> its value for every held-out row, in their order. NLL per token is the sum of nll_per_reply over human_reply_tokens."""
-        real = [row["real"] for row in measured.logps]
-        return {
-            **self._of_answers(graded),
-            "nll_per_reply": [-logp for logp in real],
-            **_duels(measured.logps),
-            "real_logp": real,
-            "generated_logp": [row["own"] for row in measured.logps],
-            **self._of_replies(measured.first),
-        }
+        stop_ids, decode = self.chat.stop_ids, self.chat.decode
+        triples = zip(self.held_out, measured.first, measured.logps, strict=True)
+        rows = [MeasuredRow(example, reply, decode(reply.token_ids), logps, stop_ids) for example, reply, logps in triples]
+        values = {name: [metric.of(row) for row in rows] for name, metric in ROW_METRICS.items()}
+        own = {name: [float(one) for one in found if one is not None] for name, found in values.items() if None not in found}
+        return {**self._of_answers(graded), **own}
 
     def _of_answers(self, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         target = self.recipe.target
         if self.checker is None:
             return {}
         return answer_items(graded, target.pass_score, must_end=target.checker is not None, reads_answers=self.checker.reads_answers)
-
-    def _of_replies(self, replies: Sequence[Reply]) -> dict[str, list[float]]:
-        real = {example.row_id: example.reply_ids for example in self.held_out}
-        return {
-            "reply_tokens": [float(len(reply.token_ids)) for reply in replies],
-            "human_reply_tokens": [float(len(example.reply_ids)) for example in self.held_out],
-            "truncated": [float(reply.finish_reason == "length") for reply in replies],
-            "identical": [float(reply.token_ids == real[reply.row_id]) for reply in replies],
-            "empty": [float(is_empty(reply.token_ids, self.chat.stop_ids)) for reply in replies],
-        }
 
     def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
         """Every sample behind the scores, as text, for readers and the report, with the items that they need."""
@@ -142,11 +121,3 @@ class Evaluator:
             "identical": list(map(bool, items["identical"])),
             **{name: items[name] for name in IN_SAMPLES if name in items},
         }
-
-
-def _duels(logps: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Margin r(y) - r(y') in nats of the player against fresh replies of its opponent, and whether it is positive, ties counting half."""
-    if "player_real" not in logps[0]:
-        return {}
-    margins = [(row["player_real"] - row["opponent_real"]) - (row["player_generated"] - row["opponent_generated"]) for row in logps]
-    return {"duel_margin": margins, "duel_accuracy": wins(margins)}

@@ -33,15 +33,13 @@ Messages = list[dict[str, str]]
 
 def grading(turns: Sequence[str], answers: Sequence[str], references: Sequence[str], turn: int) -> Messages:
     """Messages that ask for a grade of the answer to turn `turn` (from 0)."""
-    text = "\n\n".join([*_conversation("assistant", turns, answers, turn), *_reference(references, turn), _asked(GRADE, references, turn)])
-    return [{"role": "system", "content": GRADER}, {"role": "user", "content": text}]
+    return _messages(GRADE, _conversation("assistant", turns, answers, turn), references, turn)
 
 
 def comparing(turns: Sequence[str], first: Sequence[str], second: Sequence[str], references: Sequence[str], turn: int) -> Messages:
     """Messages that ask which of two conversations answers turn `turn` better."""
     sides = [*_conversation("assistant A", turns, first, turn), *_conversation("assistant B", turns, second, turn)]
-    text = "\n\n".join([*sides, *_reference(references, turn), _asked(COMPARE, references, turn)])
-    return [{"role": "system", "content": GRADER}, {"role": "user", "content": text}]
+    return _messages(COMPARE, sides, references, turn)
 
 
 def read_grade(reply: str) -> float | None:
@@ -112,13 +110,12 @@ def _conversation(who: str, turns: Sequence[str], answers: Sequence[str], turn: 
     return [_marked(f"user, turn {n}", asked) + "\n" + _marked(f"{who}, turn {n}", answer) for n, (asked, answer) in enumerate(pairs, 1)]
 
 
-def _reference(references: Sequence[str], turn: int) -> list[str]:
-    return [_marked("reference", references[turn])] if turn < len(references) else []
-
-
-def _asked(words: str, references: Sequence[str], turn: int) -> str:
+def _messages(words: str, shown: Sequence[str], references: Sequence[str], turn: int) -> Messages:
+    """`shown`, the reference of the turn if there is one, and what is asked."""
+    reference = [_marked("reference", references[turn])] if turn < len(references) else []
     nth = NTH[turn] if turn < len(NTH) else f"{turn + 1}th"
-    return words.format(nth=nth, with_reference=WITH_REFERENCE if turn < len(references) else "")
+    asked = words.format(nth=nth, with_reference=WITH_REFERENCE if reference else "")
+    return [{"role": "system", "content": GRADER}, {"role": "user", "content": "\n\n".join([*shown, *reference, asked])}]
 
 
 def _marked(name: str, text: str) -> str:

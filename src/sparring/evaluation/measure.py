@@ -67,14 +67,14 @@ class Measurer:
 
         `sampling_round` selects the random streams: the *next* iteration's player is evaluated in duels against these replies.
         """
-        replies = self.draw(stage, player, sampling_round, phase)
+        replies = self.sample_all(stage, player, sampling_round, phase)
         if not from_main((stage / LOGPS).exists):
             log.info(f"{phase}: log-probs of {len(self.held_out)} held-out rows")
             logps = self._logps(player, opponent, replies)
             from_main(lambda: write_table(stage / LOGPS, logps))
         return {"rows": len(self.held_out), **from_main(lambda: checked_facts(stage / REPLIES))}
 
-    def draw(self, stage: Path, player: Path, sampling_round: int, phase: str) -> list[Reply]:
+    def sample_all(self, stage: Path, player: Path, sampling_round: int, phase: str) -> list[Reply]:
         """The first part of `measure`: sample all replies; returns those that are not greedy."""
         stream, evaluate = Stream(self.recipe.seed, sampling_round), self.recipe.evaluate
         with Sampler(self.recipe, self.chat, player) as sampler:

@@ -3,37 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import TypedDict
 
 import numpy as np
-
-from sparring.checkers.answers import find_answer
-
-# The metrics with a value for every held-out row; None if neither direction is better.
-HIGHER_IS_BETTER: dict[str, bool | None] = {
-    "exact_match": True,
-    "exact_match_greedy": True,
-    "nll_per_reply": False,
-    "duel_margin": True,
-    "duel_accuracy": True,
-    "real_logp": True,
-    "generated_logp": None,
-    "reply_tokens": None,
-    "human_reply_tokens": None,
-    "truncated": False,
-    "identical": None,
-    "empty": False,
-    "vote_share": None,
-    "distinct_answers": None,
-}
-
-
-def higher_is_better(metric: str) -> bool | None:
-    """For a metric in HIGHER_IS_BETTER, or one with a number of replies in its name, such as pass_at_8 and maj_at_8."""
-    return True if metric.startswith(("pass_at_", "maj_at_")) else HIGHER_IS_BETTER[metric]
 
 
 class Score(TypedDict, total=False):
@@ -102,9 +76,3 @@ def auc_score(human: Sequence[float], generated: Sequence[float]) -> Score:
     q1, q2 = area / (2 - area), 2 * area * area / (1 + area)
     spread = area * (1 - area) + (larger - 1) * (q1 - area * area) + (smaller - 1) * (q2 - area * area)
     return Score(value=area, n=len(second), stderr=math.sqrt(max(0.0, spread) / (larger * smaller)), higher_is_better=False)
-
-
-def is_exact_match(pattern: re.Pattern[str], reply: str, human: str) -> bool:
-    """Both replies have an answer, and it is the same."""
-    expected = find_answer(pattern, human)
-    return expected is not None and find_answer(pattern, reply) == expected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,9 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.rundir import read_json, write_json
 
 Answers = Mapping[str, Sequence[str]]  # question id -> the answer to each of its turns
-ORDERS = ("first", "second")  # position of the player in a comparison
+Turn = tuple[Question, int]
+# order of a comparison -> what the verdict "A", "B" or "tie" is worth to the player: its answers are A first, then B
+ORDERS = {"first": {"A": 1.0, "B": 0.0, "tie": 0.5}, "second": {"A": 0.0, "B": 1.0, "tie": 0.5}}
 
 
 # -- answers
@@ -41,10 +43,9 @@ def answer_questions(stage: Path, questions: Sequence[Question], sampler: Sample
 
 def read_answers(stage: Path, questions: Sequence[Question]) -> dict[str, list[str]]:
     """The answers that are already written."""
-    asked = {(question.category, turn) for question in questions for turn in range(len(question.turns))}
-    files = {(category, turn): _answers_file(stage, turn, category) for category, turn in asked}
+    files = {key: _answers_file(stage, *key) for key in {(turn, question.category) for question, turn in _turns(questions)}}
     read = {key: read_json(file) for key, file in files.items() if file.exists()}
-    return {q.id: [read[q.category, turn][q.id] for turn in range(len(q.turns)) if (q.category, turn) in read] for q in questions}
+    return {q.id: [read[turn, q.category][q.id] for turn in range(len(q.turns)) if (turn, q.category) in read] for q in questions}
 
 
 def _answer(stage: Path, asked: Sequence[Question], turn: int, sampler: Sampler, seed: int, context: int | None) -> dict[str, str]:
@@ -71,24 +72,17 @@ def _answers_file(stage: Path, turn: int, category: str) -> Path:
     return stage / f"turn-{turn + 1}-{quote(category, safe='')}.json"
 
 
-# -- grades
+# -- grades and comparisons
 
 
 def grade(
     stage: Path, judge: Judge, questions: Sequence[Question], answers: Answers, earlier: Sequence[Judgment] = ()
 ) -> tuple[dict[str, Score], dict[str, Any]]:
     """(scores, facts) of the judge's grades, 1 to 10, of every answer; `earlier` judgments of the same answers are reused."""
-    tasks = [
-        JudgeTask(f"{q.id}/{turn + 1}", grading(q.turns, answers[q.id], q.references, turn), read_grade, GRADE_FORM)
-        for q in questions
-        for turn in range(len(q.turns))
-    ]
+    turns = _turns(questions)
+    tasks = [JudgeTask(f"{q.id}/{n + 1}", grading(q.turns, answers[q.id], q.references, n), read_grade, GRADE_FORM) for q, n in turns]
     judged = judge.judge(stage, tasks, "grades", earlier)
-    value = {judgment.key: judgment.value for judgment in judged}
-    return _summed("grade", questions, lambda question, turn: value[f"{question.id}/{turn + 1}"]), _facts(judged)
-
-
-# -- comparisons
+    return _scores("grade", {turn: one.value for turn, one in zip(turns, judged, strict=True) if one.value is not None}), _facts(judged)
 
 
 def compare(
@@ -98,67 +92,46 @@ def compare(
 
     Every pair is judged in both orders, and a verdict that changes with the order counts as a tie (arXiv 2306.05685, section 3.4).
     """
-    tasks = [
-        JudgeTask(f"{q.id}/{turn + 1}/{order}", _pair(q, answers, others, turn, order), read_verdict, COMPARE_FORM)
-        for q in questions
-        for turn in range(len(q.turns))
-        for order in ORDERS
-    ]
+    turns, tasks = _turns(questions), []
+    for q, n in turns:
+        sides = answers[q.id], others[q.id]
+        for order, (a, b) in zip(ORDERS, (sides, sides[::-1]), strict=True):
+            tasks.append(JudgeTask(f"{q.id}/{n + 1}/{order}", comparing(q.turns, a, b, q.references, n), read_verdict, COMPARE_FORM))
     judged = judge.judge(stage, tasks, "comparisons", earlier)
-    verdicts = {judgment.key: judgment.value for judgment in judged}
-    outcomes = {(q.id, turn): _outcome(verdicts, q, turn) for q in questions for turn in range(len(q.turns))}
-    scores = _summed("win_rate", questions, lambda question, turn: outcomes[question.id, turn])
-    known = {key: outcome for key, outcome in outcomes.items() if outcome is not None}
-    scores["ties"] = _of_questions({key: float(outcome == 0.5) for key, outcome in known.items()})
-    scores["same_in_both_orders"] = _of_questions({key: float(len(set(_sides(verdicts, *key))) == 1) for key in known})
+    worth = [ORDERS[one.key.rpartition("/")[2]].get(one.value) for one in judged]
+    pairs = {turn: pair for turn, *pair in zip(turns, worth[::2], worth[1::2], strict=True) if None not in pair}
+    outcomes = {turn: first if first == second and first is not None else 0.5 for turn, (first, second) in pairs.items()}
+    scores = _scores("win_rate", outcomes)
+    same = {turn: float(first == second) for turn, (first, second) in pairs.items()}
+    for name, values in {"ties": {turn: float(one == 0.5) for turn, one in outcomes.items()}, "same_in_both_orders": same}.items():
+        scores[name] = mean_score(list(_of_questions(values).values()))
     return scores, _facts(judged)
 
 
-def _pair(question: Question, answers: Answers, others: Answers, turn: int, order: str) -> list[dict[str, str]]:
-    sides = answers[question.id], others[question.id]
-    first, second = sides if order == ORDERS[0] else sides[::-1]
-    return comparing(question.turns, first, second, question.references, turn)
+def _turns(questions: Sequence[Question]) -> list[Turn]:
+    return [(question, turn) for question in questions for turn in range(len(question.turns))]
 
 
-def _sides(verdicts: Mapping[str, str | None], id_: str, turn: int) -> tuple[str | None, str | None]:
-    """The winner in each order: "player", "other" or "tie"; None if the judge's reply could not be parsed."""
-    winners = ({"A": "player", "B": "other", "tie": "tie"}, {"A": "other", "B": "player", "tie": "tie"})
-    found = [names.get(verdicts[f"{id_}/{turn + 1}/{order}"] or "") for names, order in zip(winners, ORDERS, strict=True)]
-    return found[0], found[1]
-
-
-def _outcome(verdicts: Mapping[str, str | None], question: Question, turn: int) -> float | None:
-    first, second = _sides(verdicts, question.id, turn)
-    if first is None or second is None:
-        return None
-    return {("player", "player"): 1.0, ("other", "other"): 0.0}.get((first, second), 0.5)
-
-
-# -- shared
-
-
-def _summed(name: str, questions: Sequence[Question], value: Callable[[Question, int], float | None]) -> dict[str, Score]:
-    """The mean over questions, by turn and by category. The turns of a question are one sample, because they are not independent."""
-    values = {question: {turn: value(question, turn) for turn in range(len(question.turns))} for question in questions}
-    found = {question: {turn: one for turn, one in turns.items() if one is not None} for question, turns in values.items()}
-    if not any(found.values()):
+def _scores(name: str, values: Mapping[Turn, float]) -> dict[str, Score]:
+    """The mean over questions, by turn and by category. Raises UserError if there is no value."""
+    if not values:
         what = "none of the judge's replies could be read"
         raise UserError(what, where="--judge-model", remedy=f"they are in {JUDGMENTS}; the same command asks again")
-    means = {question: sum(turns.values()) / len(turns) for question, turns in found.items() if turns}
-    scores = {name: mean_score(list(means.values()), True)}
-    for turn in sorted({turn for turns in found.values() for turn in turns}):
-        scores[f"{name}/turn-{turn + 1}"] = mean_score([turns[turn] for turns in found.values() if turn in turns], True)
+    means = _of_questions(values)
+    parts = {name: list(means.values())}
+    for number in sorted({turn for _, turn in values}):
+        parts[f"{name}/turn-{number + 1}"] = [value for (_, turn), value in values.items() if turn == number]
     for category in dict.fromkeys(question.category for question in means):
-        scores[f"{name}/{category}"] = mean_score([mean for question, mean in means.items() if question.category == category], True)
-    return scores
+        parts[f"{name}/{category}"] = [mean for question, mean in means.items() if question.category == category]
+    return {part: mean_score(found, True) for part, found in parts.items()}
 
 
-def _of_questions(values: Mapping[tuple[str, int], float]) -> Score:
-    """The mean over questions of the mean of their turns."""
-    turns: dict[str, list[float]] = {}
-    for (id_, _), value in values.items():
-        turns.setdefault(id_, []).append(value)
-    return mean_score([sum(own) / len(own) for own in turns.values()])
+def _of_questions(values: Mapping[Turn, float]) -> dict[Question, float]:
+    """question -> the mean of its turns, which are one sample, because they are not independent."""
+    turns: dict[Question, list[float]] = {}
+    for (question, _), value in values.items():
+        turns.setdefault(question, []).append(value)
+    return {question: sum(own) / len(own) for question, own in turns.items()}
 
 
 def _facts(judged: Sequence[Judgment]) -> dict[str, Any]:

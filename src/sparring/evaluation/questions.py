@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparring.config import DataSection
@@ -42,23 +42,18 @@ def read_questions(path: str, references: str | None = None, limit: int | None =
     """All questions, or the first `limit` of every category. Raises UserError with the first row that is not a question."""
     answers = {} if references is None else _references(references)
     found = [_question(row, where, answers) for where, row in _rows(path, OPTION)]
+    kept: list[Question] = []
     if not found:
         raise UserError("holds no question", where=f"{OPTION} {path}")
-    doubled = next((one.id for place, one in enumerate(found) if one.id in {other.id for other in found[:place]}), None)
-    if doubled is not None:
+    doubled, count = Counter(question.id for question in found).most_common(1)[0]
+    if count > 1:
         raise UserError(f"two questions have the id {doubled!r}", where=f"{OPTION} {path}")
-    unknown = sorted(answers.keys() - {question.id for question in found})
-    if len(unknown) == len(answers) and answers:
+    if answers and answers.keys().isdisjoint(question.id for question in found):
         raise UserError(f"none of its {len(answers)} ids is the id of a question", where=f"{REFERENCES_OPTION} {references}")
-    return found if limit is None else _first_of_categories(found, limit)
-
-
-def _first_of_categories(questions: Sequence[Question], limit: int) -> list[Question]:
-    counts: dict[str, int] = {}
-    kept = []
-    for question in questions:
-        counts[question.category] = counts.get(question.category, 0) + 1
-        if counts[question.category] <= limit:
+    seen: Counter[str] = Counter()
+    for question in found:
+        seen[question.category] += 1
+        if limit is None or seen[question.category] <= limit:
             kept.append(question)
     return kept
 
@@ -110,8 +105,3 @@ def _clean(texts: Sequence[str]) -> tuple[str, ...]:
 
 def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(isinstance(text, str) for text in value)
-
-
-def short_name(path: str) -> str:
-    """The name of the folder for these questions."""
-    return Path(path).stem

@@ -36,9 +36,11 @@ def stop_reason(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> 
     """
     if not iterations:
         return None
-    if recipe.target.moves and (reason := _lost_diversity(recipe, start, iterations[-1])):
-        return reason
-    if recipe.stop.indistinguishable and not recipe.target.moves and (reason := _indistinguishable(iterations[-1], recipe.stop.confidence)):
+    if recipe.target.uses_grades:
+        reason = _lost_diversity(recipe, start, iterations[-1])
+    else:
+        reason = _indistinguishable(iterations[-1], recipe.stop.confidence) if recipe.stop.indistinguishable else None
+    if reason:
         return reason
     metric = recipe.metric
     waited = _iterations_since_best([start, *iterations], metric)

@@ -25,7 +25,7 @@ Place = tuple[str, int | None]  # row id and replica; None for the greedy reply
 
 
 @dataclass(frozen=True)
-class Said:
+class StoredReply:
     """A kept reply. `kept`: the grade that the run gave it, None where it gave none."""
 
     row_id: str
@@ -51,7 +51,7 @@ class ReplyBatch:
     stage: str
     is_held_out: bool
     examples: tuple[Example, ...]
-    said: Mapping[str, tuple[Said, ...]]
+    said: Mapping[str, tuple[StoredReply, ...]]
     must_end: bool
     reads_answers: bool
 
@@ -61,7 +61,7 @@ class ReplyBatch:
         return f"{title_of(self.stage.rpartition('/')[0])}, {'held-out' if self.is_held_out else 'training'} prompts"
 
     @property
-    def replies(self) -> list[Said]:
+    def replies(self) -> list[StoredReply]:
         """All replies, in the order of the examples."""
         return [said for example in self.examples for said in self.said[example.row_id]]
 
@@ -97,11 +97,11 @@ class _Reader:
     def read(self, name: str, limit: int | None) -> ReplyBatch:
         folder, is_held_out = self._run.verified(name).path, name.endswith("/measure")
         graded = self._graded(name, is_held_out)
-        said: dict[str, list[Said]] = defaultdict(list)
+        said: dict[str, list[StoredReply]] = defaultdict(list)
         for replica, reply in _replies(folder, is_held_out):
             row = graded.get((reply.row_id, replica))
             text, kept = (self._decode(reply), None) if row is None else (row["text"], _grade(row))
-            said[reply.row_id].append(Said(reply.row_id, replica, text, reply.finish_reason, kept))
+            said[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept))
         files = ["held_out.parquet"] if is_held_out else ["train.parquet", *([PROMPTS] if self._recipe.data.prompts else [])]
         data = self._run.verified("data").path
         examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in said), key=lambda e: e.row_id)

@@ -10,8 +10,9 @@ from typing import Any
 
 from sparring.checkers.grades import Grade
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
-from sparring.evaluation.metrics import Score, higher_is_better, mean_score
-from sparring.grading.batches import Place, ReplyBatch, Said
+from sparring.evaluation.metrics import Score, mean_score
+from sparring.evaluation.row_metrics import higher_is_better
+from sparring.grading.batches import Place, ReplyBatch, StoredReply
 
 EXAMPLES = 3
 Grades = Mapping[Place, Grade]
@@ -27,7 +28,7 @@ class GradedBatch:
     pass_score: float
     reads_answers: bool
 
-    def passed(self, said: Said, grade: Grade | None) -> bool | None:
+    def passed(self, said: StoredReply, grade: Grade | None) -> bool | None:
         """Whether a reply with this grade passes; None where it has no score."""
         if grade is None or grade.score is None:
             return None
@@ -78,7 +79,7 @@ class GradeExample:
 
     title: str
     prompt: str
-    said: Said
+    said: StoredReply
     grade: Grade
     kept: Grade | None
 
@@ -123,18 +124,18 @@ def failures_of(batches: Sequence[GradedBatch]) -> list[tuple[int, GradeExample]
     return [(count, _example(*first[reason])) for reason, count in reasons.most_common(EXAMPLES)]
 
 
-def _pair(one: GradedBatch, said: Said) -> Pair | None:
+def _pair(one: GradedBatch, said: StoredReply) -> Pair | None:
     kept, new = one.passed(said, said.kept), one.passed(said, one.grades.get(said.place))
     return None if kept is None or new is None else (kept, new)
 
 
-def _examples(found: Iterable[tuple[GradedBatch, Said]], seed: int) -> list[GradeExample]:
-    distinct: dict[Any, tuple[GradedBatch, Said]] = {(said.row_id, said.text): (one, said) for one, said in found}
+def _examples(found: Iterable[tuple[GradedBatch, StoredReply]], seed: int) -> list[GradeExample]:
+    distinct: dict[Any, tuple[GradedBatch, StoredReply]] = {(said.row_id, said.text): (one, said) for one, said in found}
     drawn = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
     return [_example(one, said) for one, said in drawn]
 
 
-def _example(one: GradedBatch, said: Said) -> GradeExample:
+def _example(one: GradedBatch, said: StoredReply) -> GradeExample:
     prompt = next(example for example in one.batch.examples if example.row_id == said.row_id).conversation.prompt
     grade = one.grades[said.place]
     return GradeExample(one.batch.title, prompt[-1]["content"], said, grade, None if said.kept is grade else said.kept)

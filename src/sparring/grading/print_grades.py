@@ -14,10 +14,10 @@ from sparring.console import printable
 from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
+from sparring.grading.examples import excerpt, grade_text, print_records
 from sparring.grading.grade import Outcome, as_json, grade_run
 from sparring.grading.options import described
 from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample
-from sparring.grading.shown import excerpt, print_records, told_grade
 from sparring.report.tables import Column, Row, print_table, with_error
 from sparring.rundir import write_json
 
@@ -80,8 +80,8 @@ def _record(example: GradeExample) -> dict[str, str]:
         "of": f"{example.title}, row {said.row_id}, {place}",
         "prompt": excerpt(example.prompt),
         "reply": excerpt(said.text) + (" [cut at the limit of tokens]" if said.finish_reason == "length" else ""),
-        "grade": told_grade(example.grade),
-        **({"kept": told_grade(example.kept)} if example.kept else {}),
+        "grade": grade_text(example.grade),
+        **({"kept": grade_text(example.kept)} if example.kept else {}),
     }
 
 
@@ -106,7 +106,7 @@ def _print_failures(found: Outcome, console: Console) -> None:
         return
     records = [{"replies": f"{count} such", **_record(example)} for count, example in found.failures]
     print_records("Not graded, by reason", records, console)
-    told = f"{counts['failures']} of {counts['replies']} replies could not be graded."
+    note = f"{counts['failures']} of {counts['replies']} replies could not be graded."
     if counts["failures"] > MOST_FAILURES * counts["replies"]:
-        told += f" A run ends where more than {MOST_FAILURES:.0%} cannot."
-    console.print(Text(printable(told)))
+        note += f" A run ends where more than {MOST_FAILURES:.0%} cannot."
+    console.print(Text(printable(note)))

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from sparring.checkers.probe import FALSE_POSITIVES, Tried, share_of_wrong_winners
 from sparring.console import printable
+from sparring.grading.examples import excerpt, grade_text, print_records
 from sparring.grading.options import described
-from sparring.grading.shown import excerpt, print_records, told_grade
 from sparring.grading.trial import CONFIDENCE, Trial
 
 PASS_RATES = (0.5, 0.1, 0.02)
@@ -51,7 +51,7 @@ def _title(tried: Tried) -> str:
 
 
 def _records(tried: Tried) -> list[dict[str, str]]:
-    return [{"row": one.row_id, "reply": excerpt(one.reply), "grade": told_grade(one.grade)} for one in tried.examples]
+    return [{"row": one.row_id, "reply": excerpt(one.reply), "grade": grade_text(one.grade)} for one in tried.examples]
 
 
 def _print_arithmetic(trial: Trial, console: Console) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sparring.checkers.grades import Asked, ask
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
-from sparring.data.conversations import asks_nothing, is_empty, load_conversations
+from sparring.data.conversations import has_no_user_text, is_empty, load_conversations
 from sparring.data.prepare import read_examples
 from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation
@@ -83,7 +83,7 @@ def _with_replies(section: DataSection, seed: int) -> list[Asked]:
 
 
 def _prompts(section: PromptsSection, data: DataSection) -> list[Asked]:
-    return [_asked(c, None) for _, c in load_prompts(section, data).rows if not asks_nothing(c)]
+    return [_asked(c, None) for _, c in load_prompts(section, data).rows if not has_no_user_text(c)]
 
 
 def _asked(conversation: Conversation, human: str | None) -> Asked:

@@ -26,7 +26,7 @@ from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name, 
 TAIL_BYTES = 2**16
 
 
-class Life(Enum):
+class ProcessState(Enum):
     """Whether a process works on the run, and how its last attempt ended if none does."""
 
     RUNNING = "running"
@@ -55,14 +55,14 @@ class RunState:
     attempts: list[dict[str, Any]]
 
     @property
-    def life(self) -> Life:
+    def process(self) -> ProcessState:
         """Derived from the lock, the age of the last sign of life, and the summary."""
         if self.holder is not None and self.holder.alive is not False:
             is_stale = self.silent_seconds is None or self.silent_seconds > STALE_SECONDS
-            return Life.SILENT if self.holder.alive is None and is_stale else Life.RUNNING
+            return ProcessState.SILENT if self.holder.alive is None and is_stale else ProcessState.RUNNING
         if self.stage is None and self.summary is not None and self.summary["stop_reason"] is not None:
-            return Life.FINISHED
-        return Life.STOPPED if self.holder is None else Life.KILLED
+            return ProcessState.FINISHED
+        return ProcessState.STOPPED if self.holder is None else ProcessState.KILLED
 
 
 def read_state(root: Path) -> RunState:
@@ -74,7 +74,7 @@ def read_state(root: Path) -> RunState:
     begun = next((name for name in names if (root / (name + PARTIAL)).exists()), None)
     ended = summary is not None and summary["stop_reason"] is not None
     missing = [name for name in names if not run.finished(name)]
-    told = read_progress(root)
+    written = read_progress(root)
     return RunState(
         root=root,
         recipe=recipe,
@@ -84,8 +84,8 @@ def read_state(root: Path) -> RunState:
         finished=len(names) - len(missing),
         stages=len(names),
         last_finished=_last_finished(root, names),
-        now=told.get("now"),
-        command=_command(root, recipe, told),
+        now=written.get("now"),
+        command=_command(root, recipe, written),
         summary=summary,
         attempts=(_object_or_none(root / MANIFEST, "attempts") or {"attempts": []})["attempts"],
     )
@@ -110,7 +110,7 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
     """(who, rates) of the newest iteration with graded replies, for verified and majority targets."""
-    if not state.recipe.target.moves:
+    if not state.recipe.target.uses_grades:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
         done = _object_or_none(state.root / iteration_stage(t, "grade") / DONE, "facts")
@@ -119,7 +119,7 @@ def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
     return None
 
 
-def kept(state: RunState) -> str | None:
+def saved_progress(state: RunState) -> str | None:
     """What of the stage in work a new start would not do again."""
     if state.stage is None:
         return None
@@ -155,8 +155,8 @@ def _silent_seconds(root: Path) -> float | None:
         return None
 
 
-def _command(root: Path, recipe: Recipe, told: dict[str, Any]) -> str:
-    typed, folder = told.get("command"), told.get("folder")
+def _command(root: Path, recipe: Recipe, written: dict[str, Any]) -> str:
+    typed, folder = written.get("command"), written.get("folder")
     if _is_ours(typed) and isinstance(folder, str | None):
         return typed if folder is None or folder == os.getcwd() else f"cd {shlex.quote(folder)} && {typed}"
     own = Path(recipe.run_dir)

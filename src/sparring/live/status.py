@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.console import fitting, printable
-from sparring.live.state import Life, RunState, kept, last_step, rates, scores
+from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
 from sparring.report.tables import answer_words, samples_of
@@ -28,14 +28,14 @@ def print_status(state: RunState, out: Console) -> None:
         table.add_row(name, Text(fitting(value, out)))
     out.print(table)
     if shown := list(scores(state))[-MOST_SCORES:]:
-        out.print(_scores_table(shown, state.recipe.metric, state.life is Life.FINISHED, out))
-    if state.life not in (Life.FINISHED, Life.RUNNING):
-        out.print(Text(how_to_go_on(state)), soft_wrap=True)
+        out.print(_scores_table(shown, state.recipe.metric, state.process is ProcessState.FINISHED, out))
+    if state.process not in (ProcessState.FINISHED, ProcessState.RUNNING):
+        out.print(Text(resume_command(state)), soft_wrap=True)
 
 
-def how_to_go_on(state: RunState) -> str:
+def resume_command(state: RunState) -> str:
     """The command that resumes the run, with a condition if its process may still be running."""
-    sure = "" if state.life is not Life.SILENT else "if you know that it is dead, "
+    sure = "" if state.process is not ProcessState.SILENT else "if you know that it is dead, "
     return f"{sure}resume with:\n  {printable(state.command)}"
 
 
@@ -43,15 +43,15 @@ def how_it_is(state: RunState) -> str:
     """Whether a process works on the run, since when, and how the last attempt ended."""
     who, last = state.holder, state.attempts[-1] if state.attempts else {}
     heard = f"last sign of life {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no sign of life so far"
-    match state.life:
-        case Life.RUNNING if who is not None:
+    match state.process:
+        case ProcessState.RUNNING if who is not None:
             note = f"; {heard}" if (state.silent_seconds or 0) > STALE_SECONDS else ""
             return f"running: {who.name}, since {_since(who.since)}{note}"
-        case Life.SILENT if who is not None:
+        case ProcessState.SILENT if who is not None:
             return f"{who.name}, since {_since(who.since)}; {heard}: it was killed, or its machine or disk cannot be reached"
-        case Life.KILLED if who is not None:
+        case ProcessState.KILLED if who is not None:
             return f"not running: {who.name}, since {_since(who.since)}, was killed"
-        case Life.FINISHED:
+        case ProcessState.FINISHED:
             return f"finished {_since(state.last_finished)}" if state.last_finished else "finished"
     ended = f" {_since(last['ended'])}" if last.get("ended") else ""
     return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'nothing is known of it')}"
@@ -61,29 +61,29 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
     yield "run", str(state.root)
     yield "state", how_it_is(state)
     yield "objective", state.recipe.objective.name
-    if state.life is Life.FINISHED and state.summary is not None:
+    if state.process is ProcessState.FINISHED and state.summary is not None:
         yield "outcome", verdict(state.summary, str(state.root))
         yield from _graded(state)
         return
     if state.stage is not None:
         yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"
-    if state.life is Life.RUNNING and state.now is not None:
+    if state.process is ProcessState.RUNNING and state.now is not None:
         yield "progress", in_one_line(state.now)
         if sample := state.now["sample"]:
             yield "a reply", " -> ".join(sample)
     yield from _graded(state)
     if (row := last_step(state)) is not None:
         yield "last step", _step(row)
-    if state.life is not Life.RUNNING and state.stage is not None:
-        rest = kept(state)
+    if state.process is not ProcessState.RUNNING and state.stage is not None:
+        rest = saved_progress(state)
         yield "resumes", f"with {state.stage}" + (f", from {rest}" if rest else "")
 
 
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:
     """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
-        told = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
-        yield "graded", f"{found[0]}: {told or 'no reply was judged and no answer found'}"
+        values = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
+        yield "graded", f"{found[0]}: {values or 'no reply was judged and no answer found'}"
 
 
 def _step(row: dict[str, Any]) -> str:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sparring.console import RUN_LOG, animates, printable
-from sparring.live.state import Life, RunState, read_state
-from sparring.live.status import how_it_is, how_to_go_on, print_status
+from sparring.live.state import ProcessState, RunState, read_state
+from sparring.live.status import how_it_is, print_status, resume_command
 from sparring.locks import holder
 from sparring.progress import PLAIN_LINE_SECONDS, PROGRESS, STALE_SECONDS, Snapshot, in_one_line, live_line, read_progress
 from sparring.report.outcome import verdict
@@ -28,7 +28,7 @@ def watch(root: Path, out: Console) -> bool:
     state = read_state(root)
     log, pulse = LogTail(root / RUN_LOG), Pulse(root)
     print_status(state, out)
-    if state.life is Life.RUNNING:
+    if state.process is ProcessState.RUNNING:
         with _Shown(root, out) as shown:
             while pulse.beats():
                 shown.update(log.new_lines())
@@ -36,7 +36,7 @@ def watch(root: Path, out: Console) -> bool:
             shown.update(log.new_lines())
         state = read_state(root)
         _print_end(state, out)
-    return state.life is Life.FINISHED
+    return state.process is ProcessState.FINISHED
 
 
 class LogTail:
@@ -111,11 +111,11 @@ class _Shown:
 
 
 def _print_end(state: RunState, out: Console) -> None:
-    if state.life is Life.FINISHED and state.summary is not None:
+    if state.process is ProcessState.FINISHED and state.summary is not None:
         out.print(Text(verdict(state.summary, str(state.root))))
         return
-    if state.life is Life.RUNNING:  # another process took over within a blink
+    if state.process is ProcessState.RUNNING:  # another process took over within a blink
         out.print(Text("another process has resumed the run: call sparring watch again"))
         return
     out.print(Text(how_it_is(state)))
-    out.print(Text(how_to_go_on(state)), soft_wrap=True)
+    out.print(Text(resume_command(state)), soft_wrap=True)

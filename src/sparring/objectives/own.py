@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparring.errors import UserError
 from sparring.objectives.shared import Compared, Comparison, DuelLogps, ItemLosses
-from sparring.objectives.spin import told_as_spin
+from sparring.objectives.spin import with_spin_metrics
 from sparring.own_code import OWN_CODE, OwnCode
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class OwnObjective(Comparison):
 
     def losses(self, given: Compared) -> ItemLosses:
         assert given.opponent is not None
-        return told_as_spin(self._computed(given.player, given.opponent, given.mask_DK), given, self.beta)
+        return with_spin_metrics(self._computed(given.player, given.opponent, given.mask_DK), given, self.beta)
 
     def _computed(self, player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor) -> Tensor:
         """Raises UserError if the function raises, or does not return a tensor with one loss per duel."""
@@ -54,7 +54,7 @@ class OwnObjective(Comparison):
         except (UserError, torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:
-            raise self._error(self.code.said(error)) from error
+            raise self._error(self.code.error_text(error)) from error
         if not isinstance(loss_D, torch.Tensor):
             raise self._error(f"it returned {type(loss_D).__name__} instead of a tensor")
         if loss_D.shape != player.real_D.shape:

@@ -67,7 +67,7 @@ class Objective:
 
     names: ClassVar[tuple[str, ...]]
     about: ClassVar[str]
-    uses_gaps: ClassVar[bool] = False  # compares winners with losers
+    uses_margins: ClassVar[bool] = False  # compares winners with losers
     uses_opponent_logps: ClassVar[bool] = False
     uses_start: ClassVar[bool] = False  # log-probs under the start of the game
     uses_start_replies: ClassVar[bool] = False  # the start's replies to the same prompts
@@ -105,7 +105,7 @@ class Objective:
 class Comparison(Objective):
     """An objective that compares human replies with the opponent's, or winners with losers, optionally with an NLL term."""
 
-    uses_gaps = True
+    uses_margins = True
     uses_opponent_logps = True
 
     nll_weight: float = 0.0

@@ -83,12 +83,12 @@ def spin_loss(
     )
 
 
-def told_as_spin(loss_D: Tensor, given: Compared, beta: float) -> ItemLosses:
+def with_spin_metrics(loss_D: Tensor, given: Compared, beta: float) -> ItemLosses:
     """Losses of another formula with the numbers that SPIN has in the log, which are of log-probs alone."""
     player, opponent = given.player, given.opponent
     assert opponent is not None
-    told = DuelLogps(player.real_D.detach(), player.generated_DK.detach())
-    return spin_loss(told, opponent, given.mask_DK, beta=beta, loss="correlation")._replace(loss_D=loss_D).of(given)
+    detached = DuelLogps(player.real_D.detach(), player.generated_DK.detach())
+    return spin_loss(detached, opponent, given.mask_DK, beta=beta, loss="correlation")._replace(loss_D=loss_D).of(given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, 
 from sparring.policy.transfer import tensor_on, to_device
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
-NOT_DRAWN = -1  # no token
+NOT_SAMPLED = -1  # no token
 # Largest distance (see _gap) of correct packed rows: rounding is below 1e-4, the mildest wrong mask far above.
 AGREEMENT = 1e-3
 
@@ -185,9 +185,9 @@ def _distance(model: PreTrainedModel, row: DecodedRow, fed: int, logits_V: Tenso
     return float((expected_V.exp() * (logits_V.float().log_softmax(-1) - expected_V).abs()).sum())
 
 
-def require_drawn(tokens: Sequence[int]) -> list[int]:
+def require_sampled(tokens: Sequence[int]) -> list[int]:
     """The tokens. Raises UserError if one could not be sampled because its logits were NaN."""
-    if NOT_DRAWN in tokens:
+    if NOT_SAMPLED in tokens:
         remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
         raise UserError("the model's logits of the next token are not finite (NaN), so no token can be sampled", remedy=remedy)
     return list(tokens)
@@ -244,7 +244,7 @@ class Decoder:
         logits = self.logits(old, prompts, cache)
         uniforms = np.array([row.uniforms[len(row.token_ids)] for row in active])[:, None]
         tokens = self.draw(logits, to_device(torch.from_numpy(uniforms), logits.device))
-        for row, token in zip(active, require_drawn(tokens.tolist()), strict=True):
+        for row, token in zip(active, require_sampled(tokens.tolist()), strict=True):
             row.token_ids.append(token)
         if self.logps:
             for row, logp in zip(active, logps_of(logits, tokens).tolist(), strict=True):

@@ -118,7 +118,7 @@ class Sampler:
     def _model_to_score(self) -> Iterator[PreTrainedModel]:
         """The player for the scorer, in the sampling format: the engine's model if it is in this process, else loaded."""
         if isinstance(self._engine, TransformersEngine):
-            with self._engine.lent_model() as model:
+            with self._engine.model_with_own_attention() as model:
                 yield model
         else:
             yield load_sampler(self.recipe, self.folder, self._checking_device())

@@ -22,7 +22,7 @@ from transformers import (
 from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
-from sparring.opponent.decode import NOT_DRAWN, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_drawn
+from sparring.opponent.decode import NOT_SAMPLED, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_sampled
 from sparring.opponent.protocol import Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
@@ -35,7 +35,7 @@ def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
 
     One uniform per token and row, instead of torch's one exponential per vocabulary entry from a generator that all rows share. Sums
     are in float64, in which they keep a large vocabulary's tail: first of blocks, then within the block that holds the token.
-    NOT_DRAWN if the scores are NaN; raising here would wait for the device (see `require_drawn`).
+    NOT_SAMPLED if the scores are NaN; raising here would wait for the device (see `require_sampled`).
     """
     shares = torch.nn.functional.pad(scores_BV.float().softmax(-1), (0, -scores_BV.shape[-1] % CDF_BLOCK)).unflatten(-1, (-1, CDF_BLOCK))
     cumulative = shares.sum(-1, dtype=torch.float64).cumsum(-1)
@@ -46,7 +46,7 @@ def draw_by_inverse_cdf(scores_BV: Tensor, uniform_B1: Tensor) -> Tensor:
     inside = shares[torch.arange(len(shares), device=shares.device), block[:, 0]]
     token = torch.searchsorted(before + inside.double().cumsum(-1), threshold, right=True)
     last_possible = CDF_BLOCK - 1 - (inside > 0).flip(-1).int().argmax(-1, keepdim=True)  # rounding must not select a token after it
-    return torch.where(total.isfinite(), block * CDF_BLOCK + torch.minimum(token, last_possible), NOT_DRAWN)[:, 0]
+    return torch.where(total.isfinite(), block * CDF_BLOCK + torch.minimum(token, last_possible), NOT_SAMPLED)[:, 0]
 
 
 class InverseCdf(LogitsProcessor):
@@ -58,7 +58,7 @@ class InverseCdf(LogitsProcessor):
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - self.prompt_length
         token = draw_by_inverse_cdf(scores, self.uniforms_BT[:, step : step + 1])
-        require_drawn(token.tolist())
+        require_sampled(token.tolist())
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
@@ -91,7 +91,7 @@ class TransformersEngine:
         """Nothing to do: the model is freed with its last reference."""
 
     @contextlib.contextmanager
-    def lent_model(self) -> Iterator[PreTrainedModel]:
+    def model_with_own_attention(self) -> Iterator[PreTrainedModel]:
         """The model with its own attention, for other uses than sampling."""
         ours = self.model.config._attn_implementation
         self.model.set_attn_implementation(self._own_attention)

@@ -112,7 +112,7 @@ class RayEngine:
             num_gpus=gpus,
             compute=data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=now),
         )
-        with self._told_plainly(data):
+        with self._as_user_errors(data):
             yield from replies.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
 
     def _gpus(self) -> float:
@@ -134,7 +134,7 @@ class RayEngine:
         return room
 
     @contextmanager
-    def _told_plainly(self, data: ModuleType) -> Iterator[None]:
+    def _as_user_errors(self, data: ModuleType) -> Iterator[None]:
         """Convert Ray's errors to UserError."""
         try:
             yield
@@ -245,9 +245,9 @@ def _as_reply(row: dict[str, Any]) -> Reply:
 
 
 def _as_text(error: Exception) -> str:
-    told = memory_error(error) or error
-    if isinstance(told, UserError):
-        return json.dumps({"what": told.what, "where": told.where, "remedy": told.remedy})
+    problem = memory_error(error) or error
+    if isinstance(problem, UserError):
+        return json.dumps({"what": problem.what, "where": problem.where, "remedy": problem.remedy})
     return json.dumps({"traceback": "".join(traceback.format_exception(error))})
 
 

@@ -63,7 +63,7 @@ class VllmEngine:
         self._require_room(prompts)
         settings = [self._settings(stream.seed_of(prompt), logps) for prompt in prompts]
         asked = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        with _told_plainly():
+        with _as_user_errors():
             found = self._llm.generate(asked, settings, use_tqdm=False, lora_request=self._adapter)
         return [self._reply(prompt, one.outputs[0], logps) for prompt, one in zip(prompts, found, strict=True)]
 
@@ -150,7 +150,7 @@ def _start(options: dict[str, Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _told_plainly() -> Iterator[None]:
+def _as_user_errors() -> Iterator[None]:
     """Convert the death of a vLLM process to UserError."""
     from vllm.v1.engine.exceptions import EngineDeadError
 

@@ -98,7 +98,8 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     peak, count = plan.peak, plan.hardware.count
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
-    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {'at most' if plan.lengths.are_bounds else 'about'} {duration(plan.seconds)}"
+    sure = "at most" if plan.lengths.are_bounds else "about"
+    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {sure} {estimated_time(plan.seconds)}"
     cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
@@ -113,18 +114,18 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
 def _proposal(proposal: Proposal, plan: Plan) -> str:
     on = "" if proposal.devices == plan.hardware.count else f" on {proposal.devices}x {plan.hardware.name}"
     changes = " ".join(f"'{change}'" if " " in change else change for change in proposal.changes)
-    return f"{changes}{on} ({_gb(proposal.peak)} GB, {duration(proposal.hours * 3600)})"
+    return f"{changes}{on} ({_gb(proposal.peak)} GB, {estimated_time(proposal.hours * 3600)})"
 
 
 def assumptions(plan: Plan) -> list[str]:
     """What hours and tokens take for granted, a line each."""
     recipe, spec = plan.recipe, plan.recipe.sampling.inner
-    count, scores = contest_branches(recipe), recipe.objective.kind.uses_gaps
+    count, scores = contest_branches(recipe), recipe.objective.kind.uses_margins
     trained = f"{count} replies, winners and losers" if scores else f"{count} winners"
     said = {
         assumed_rates(plan.device, spec): True,
         f"every prompt is trained on with {trained}, the most that the recipe allows, as long as other replies of the model"
-        f"{'' if scores else '; the opponent scores nothing'}": recipe.target.moves,
+        f"{'' if scores else '; the opponent scores nothing'}": recipe.target.uses_grades,
         "grading is not counted": recipe.target.checker is not None,
         f"every held-out prompt gets evaluate.samples ({recipe.evaluate.samples}) replies from every player": recipe.evaluate.samples > 1,
         "every URL of the server samples as fast as one of these devices; its memory is its own": spec.urls is not None,
@@ -135,7 +136,7 @@ def assumptions(plan: Plan) -> list[str]:
     return [line for line, holds in said.items() if holds]
 
 
-def duration(seconds: float) -> str:
+def estimated_time(seconds: float) -> str:
     """Seconds as a text for people, in s, min or h, rounded as estimates are."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"

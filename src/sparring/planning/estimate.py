@@ -106,7 +106,7 @@ class _Game:
         recipe, objective, owner, rows = self.recipe, self.recipe.objective, iteration_name(t), self.played.train_rows
         window = min(t + 1, objective.window)
         epochs, of_window = at_iteration(recipe.train.epochs, t), self._branches(t, window)
-        branches, trees = min(of_window), self.contests if recipe.target.moves else self.lengths
+        branches, trees = min(of_window), self.contests if recipe.target.uses_grades else self.lengths
         first_pass = min(1.0, epochs)
         yield self._sample(owner, "generate", self.played, rows, recipe.sampling.replies_per_prompt)
         if objective.kind.uses_opponent_logps:
@@ -118,7 +118,7 @@ class _Game:
     def _branches(self, t: int, window: int) -> dict[int, int]:
         """Branches of a tree -> iterations in the window whose trees have so many: T-SPIN's have the start's replies too, but once."""
         replies = self.recipe.sampling.replies_per_prompt
-        if self.recipe.target.moves:
+        if self.recipe.target.uses_grades:
             return {contest_branches(self.recipe): window}
         if not self.recipe.objective.at(t, replies).computes_start_replies:
             return {1 + replies: window}
@@ -249,7 +249,7 @@ def contest_branches(recipe: Recipe) -> int:
     """Branches of the tree of one prompt, at most: winners alone where only their likelihood counts, else with the losers."""
     target, drawn = recipe.target, recipe.sampling.replies_per_prompt
     winners = 1 if target.human == "only" else target.max_winners
-    if not recipe.objective.kind.uses_gaps:
+    if not recipe.objective.kind.uses_margins:
         return min(winners, drawn + (target.human == "mix"))
     return min(winners + min(target.max_losers, drawn), drawn + 1)
 

@@ -14,7 +14,7 @@ from functools import lru_cache
 
 from sparring.config import Recipe
 from sparring.errors import UserError, nearest
-from sparring.policy.container import whole_memory
+from sparring.policy.container import total_memory
 from sparring.policy.shares import Parallel
 
 GB = 1e9
@@ -111,7 +111,7 @@ def this_cpu() -> Hardware:
     flops, bandwidth = _measured_rates()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
-    return Hardware(name, "cpu", flops, bandwidth, whole_memory(), "measured now: the best of some bfloat16 products")
+    return Hardware(name, "cpu", flops, bandwidth, total_memory(), "measured now: the best of some bfloat16 products")
 
 
 def _measured_rates() -> tuple[float, float]:

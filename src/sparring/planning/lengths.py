@@ -66,7 +66,7 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     if section is None:
         return lengths
     asked, most = _local_prompts(recipe, section), recipe.data.max_prompt_tokens
-    chat = None if asked is None else chat_at_hand(recipe.model)
+    chat = None if asked is None else local_chat(recipe.model)
     known = [count for count in (section.max_examples, None if asked is None else len(asked)) if count is not None]
     if not known:
         what = f"how many prompts {section.named} has is not known before it is fetched"
@@ -132,7 +132,7 @@ def _measured(recipe: Recipe) -> Lengths | None:
 
     if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
         return None
-    chat = chat_at_hand(recipe.model)
+    chat = local_chat(recipe.model)
     if chat is None:
         return None
     section, limit = recipe.data, recipe.data.max_examples
@@ -198,7 +198,7 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
     return rows - kept, kept
 
 
-def chat_at_hand(model: ModelSection) -> Chat | None:
+def local_chat(model: ModelSection) -> Chat | None:
     """The tokenizer with its template, where it is on this machine."""
     from sparring.data.chat import Chat, load_template
     from sparring.policy.load import load_tokenizer, package_file, require_gguf

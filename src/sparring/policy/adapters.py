@@ -46,7 +46,7 @@ def base_of(folder: Path) -> Path:
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
     """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError if it does not fit."""
-    _hush_bitsandbytes()
+    _silence_bitsandbytes()
     from peft import PeftModel
 
     require_weights(folder)
@@ -64,7 +64,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
 
     Raises UserError, naming `where`, if the model has none of the targets.
     """
-    _hush_bitsandbytes()
+    _silence_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     _require_rank(model, lora.rank, where.replace("targets", "rank"))
@@ -91,7 +91,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
             ) from error
 
 
-def _hush_bitsandbytes() -> None:
+def _silence_bitsandbytes() -> None:
     """Silence bitsandbytes on a CPU: PEFT imports it if installed, and it warns there; 4-bit bases are for CUDA only."""
     if not torch.cuda.is_available():
         logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)

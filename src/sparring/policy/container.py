@@ -20,7 +20,7 @@ NAMES = {
 STATISTICS = "memory.stat"
 
 
-def whole_memory() -> int:
+def total_memory() -> int:
     """Bytes that this process and all others of the container may use."""
     return min([psutil.virtual_memory().total, *(limit for limit, _ in _groups())])
 

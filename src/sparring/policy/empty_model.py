@@ -30,8 +30,8 @@ def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrained
         dtypes = {name: parameter.dtype for name, parameter in loaded[0].named_parameters()}
         return {"dtypes": dtypes, "buffers": dict(loaded[0].named_buffers())}
 
-    told = from_main(load)
-    return loaded[0] if loaded else _empty(folder, dtype, **told)
+    facts = from_main(load)
+    return loaded[0] if loaded else _empty(folder, dtype, **facts)
 
 
 def empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
@@ -40,7 +40,7 @@ def empty_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def deal_out(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> None:
+def distribute(parameters: Sequence[nn.Parameter], whole: Sequence[Tensor]) -> None:
     """Distribute rank 0's `whole` weights to the sharded parameters of all ranks. All ranks must call it."""
     for parameter, full in zip(parameters, whole, strict=True):
         assert isinstance(parameter, DTensor)

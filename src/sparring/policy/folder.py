@@ -182,10 +182,10 @@ def reading(what: str, where: Path, remedy: str | None = None) -> Iterator[None]
     except Exception as error:
         if isinstance(error, UserError) or is_out_of_memory(error):
             raise
-        raise UserError(f"{what}: {_said(error, where)}", where=str(where), remedy=remedy) from error
+        raise UserError(f"{what}: {_error_text(error, where)}", where=str(where), remedy=remedy) from error
 
 
-def _said(error: Exception, folder: Path) -> str:
+def _error_text(error: Exception, folder: Path) -> str:
     """The error's first line, with its type if the line is not a sentence; a missing key that is a value of config.json is named."""
     if isinstance(error, KeyError) and error.args and (folder / CONFIG).is_file():
         named = [name for name, value in _leaves(read_object(folder / CONFIG)) if value == error.args[0]]

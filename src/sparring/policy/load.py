@@ -22,7 +22,7 @@ from sparring.errors import UserError, is_installed
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
 from sparring.policy.folder import CONFIG, GENERATION, check_files, check_folder, from_hub, read_headers, read_object, reading
-from sparring.policy.strategies import load_whole
+from sparring.policy.strategies import load_unsharded
 from sparring.policy.tiny import make_tiny
 from sparring.rundir import digest, file_hash, write_json
 
@@ -30,7 +30,7 @@ transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 PROBE = "any text"  # some tokenizers load and fail at the first text
 # A model may have more weights than its files, if matrices are tied; far more means another model, which may not fit in memory
-MOST_TOLD = 2
+MOST_DESCRIBED = 2
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     if adapters.is_adapter(folder):
         return adapters.attach(load_model(adapters.base_of(folder), dtype, four_bit), folder).get_base_model().eval()
     _require_weights(folder)
-    load_whole()
+    load_unsharded()
     with reading("cannot load the model", folder):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -156,10 +156,10 @@ def _check_model(folder: Path) -> None:
     """Raise UserError for a folder that is not a model, before memory is allocated: first its files, then the sizes in its config."""
     _require_weights(folder)
     check_folder(folder)
-    told, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
-    if told > MOST_TOLD * held:
+    described, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
+    if described > MOST_DESCRIBED * held:
         raise UserError(
-            f"{CONFIG} describes a model of {told:,} weights, and the files hold {held:,}",
+            f"{CONFIG} describes a model of {described:,} weights, and the files hold {held:,}",
             where=str(folder),
             remedy=f"check that {CONFIG} belongs to these weights and that no *.safetensors file is missing",
         )
@@ -189,7 +189,7 @@ def load_config(folder: Path) -> Any:
 def model_shape(folder: Path) -> PreTrainedModel:
     """The model without memory for its weights: config and sizes. Raises UserError for a config that no model can be made of."""
     config = load_config(folder)
-    load_whole()
+    load_unsharded()
     with reading("no causal language model can be made of its config.json", folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 

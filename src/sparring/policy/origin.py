@@ -28,10 +28,10 @@ def marks_of(base: Path) -> dict[str, str]:
 
 def require_marks(file: Path, base: Path) -> None:
     """Raise ValueError if the adapter in `file` has the numbers of another base."""
-    told = json.loads(stored_marks(file))
+    stored = json.loads(stored_marks(file))
     places = {name: where for where in sorted(base.glob("*.safetensors")) for name in _matrices(where)}
-    for name in sorted(told.keys() & places.keys()):  # a base in another layout has other names
-        if _mark(places[name], name) != told[name]:
+    for name in sorted(stored.keys() & places.keys()):  # a base in another layout has other names
+        if _mark(places[name], name) != stored[name]:
             raise ValueError(f"its base has other weights than the one that it was trained on, {name} for one")
 
 

@@ -41,13 +41,13 @@ def from_main(work: Callable[[], T]) -> T:
     """Broadcast the result of `work`, which only rank 0 does; its UserError is raised on every rank."""
     if rank_count() == 1:
         return work()
-    told: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if is_main():
         try:
-            told[0] = work()
+            outcome[0] = work()
         except UserError as error:
-            told[1] = (error.what, error.where, error.remedy)
-    result, problem = broadcast_object_list(told)
+            outcome[1] = (error.what, error.where, error.remedy)
+    result, problem = broadcast_object_list(outcome)
     if problem is not None:
         what, where, remedy = problem
         raise AgreedError(what, where=where, remedy=remedy)

@@ -78,7 +78,7 @@ def is_fsdp2() -> bool:
     return _joined is not None and _joined.distributed_type == DistributedType.FSDP
 
 
-def load_whole() -> None:
+def load_unsharded() -> None:
     """Have transformers load whole models, whatever they are for.
 
     By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for

@@ -10,10 +10,8 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
-from sparring.players import Player
+from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.licences import Licence, licence_of
-from sparring.publish.markdown import LONGEST_TEXT, code_span, one_line, words
-from sparring.publish.moving import how_learned, told_of_pairs
 from sparring.publish.names import is_hub_id, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
@@ -21,8 +19,8 @@ from sparring.report.outcome import verdict
 from sparring.report.page import svg_file
 from sparring.report.run_files import read_run
 from sparring.report.run_plots import card_figures
-from sparring.report.untrusted import visible
-from sparring.stage_names import START, start_title
+from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
+from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
@@ -73,7 +71,7 @@ class About:
 
 
 def model_card(
-    recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
+    recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
 ) -> str:
     """What the model is, how it was made, and every score with its error. Names no folder of this machine.
 
@@ -104,7 +102,7 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 ## Where it comes from
 
-{_origins(shown, recipe, about, player.name)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
+{_origins(shown, recipe, about, player)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
 
 ## Recipe
 
@@ -115,19 +113,19 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
     """counts: as `write_pairs` gives them. Names no folder of this machine."""
-    shown, moves = public(recipe), recipe.target.moves
-    told = told_of_pairs(recipe, counts, about.unanswered) if moves else _told_of_replies(recipe, counts)
+    shown, by_grades = public(recipe), recipe.target.uses_grades
+    body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(recipe, counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
     unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
     return f"""---
 {_dataset_metadata(counts, about)}
 ---
 
-# {"Winning and losing" if moves else "Human and generated"} replies of a self-play game
+# {"Winning and losing" if by_grades else "Human and generated"} replies of a self-play game
 
 The prompts and human replies are those of {code_span(shown["data"]["path"])} (the training part){unanswered}; the other replies
 were sampled by each iteration's opponent in a game of {METHOD}, played by sparring
-from {code_span(shown["model"]["path"])}. {told}
+from {code_span(shown["model"]["path"])}. {body}
 
 ```python
 from datasets import load_dataset
@@ -149,13 +147,13 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 
 def _how(recipe: Recipe, about: About) -> str:
-    if recipe.target.moves:
+    if recipe.target.uses_grades:
         return f"{how_learned(recipe, about.unanswered)}\n"
     return f"""Fine-tuned with {METHOD} by sparring: the model learned to distinguish human replies
 from those of its own previous iteration."""
 
 
-def _told_of_replies(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
+def _replies_body(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
     """Of a game in which the human reply always wins."""
     lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
     return f"""The replies were not graded: `rejected` means "from the model".
@@ -171,14 +169,14 @@ Two configurations with one split per iteration:
 - `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes."""
 
 
-def model_title(summary: Mapping[str, Any], player: Player) -> str:
+def model_title(summary: Mapping[str, Any], player: str) -> str:
     """What a model card calls the player."""
     start = f"the {start_title(summary['start']['name'])}"
     controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
-    return {START: start, **controls}.get(player.name, player.title)
+    return {START: start, **controls}.get(player, title_of_player(player))
 
 
-def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, about: About, adapter: bool) -> str:
+def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool) -> str:
     """The YAML that the Hub reads, which takes nothing but Hub ids as base_model and datasets."""
     from huggingface_hub import ModelCardData
 
@@ -195,10 +193,10 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: Player, 
     return card.to_yaml(line_break="\n")
 
 
-def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: Player) -> str:
+def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
     """The data, the prompts without replies, and the labelled pairs of a control that was trained on some."""
-    data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player.name)
-    if recipe.data.prompts and player.name.isdigit():
+    data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
+    if recipe.data.prompts and player.isdigit():
         data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
 
@@ -209,11 +207,11 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
     return {section.folder: values["pairs"]["path"] for section, values in named if section.pairs}
 
 
-def _datasets(recipe: Recipe, about: About, player: Player) -> list[str]:
+def _datasets(recipe: Recipe, about: About, player: str) -> list[str]:
     """The training data of the player, by its name on the Hub; the game's own replies replace data that is not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
-    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.name.isdigit() else []
-    pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player.name]
+    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.isdigit() else []
+    pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player]
     return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
 
@@ -258,12 +256,12 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
     return card.to_yaml(line_break="\n")
 
 
-def _scores_of(summary: Mapping[str, Any], player: Player) -> Mapping[str, Any]:
-    if player.name == START:
+def _scores_of(summary: Mapping[str, Any], player: str) -> Mapping[str, Any]:
+    if player == START:
         return summary["start"]["scores"]
     scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
     scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
-    return scores.get(player.name, {})
+    return scores.get(player, {})
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
@@ -328,10 +326,10 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
     lines = "\n".join(f"| {what} | {code_span(name, in_table=True)} | {words(str(licence))} |" for what, name, licence in rows)
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
-    told = "".join(
+    body = "".join(
         f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, trained controls of this game alone." for name, licence in others
     )
-    return f"| | name | licence |\n|---|---|---|\n{lines}{told}"
+    return f"| | name | licence |\n|---|---|---|\n{lines}{body}"
 
 
 def _link(what: str, prefix: str, repo: str | None) -> str:

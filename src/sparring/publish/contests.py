@@ -12,7 +12,7 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.records import Contest, Example, Message, Reply, TokenIds
 from sparring.targets import TARGETS, Candidates
-from sparring.targets.graded import HUMAN, candidates_of, rules_of
+from sparring.targets.select import HUMAN, candidates_of, rules_of
 from sparring.targets.window import select_window
 
 # Columns that may be null throughout a split keep their type all the same.
@@ -40,7 +40,7 @@ def graded(recipe: Recipe, t: int, examples: Mapping[str, Example], replies: Seq
     candidates = candidates_of(rows, replies, list(examples.values()), recipe.target.pass_score)
     prompts = {row_id: example.prompt_ids for row_id, example in examples.items()}
     target, rules = TARGETS[recipe.target.kind], rules_of(recipe)
-    window = select_window(prompts, {t: candidates}, target, rules, uses_gaps=True, uses_likelihood=False)
+    window = select_window(prompts, {t: candidates}, target, rules, uses_margins=True, uses_likelihood=False)
     by_place = {(row["row_id"], row["replica"]): row for row in rows}
     by_tokens = {(reply.row_id, reply.token_ids): reply for reply in replies}
     return Graded(examples, candidates, by_place, by_tokens, window.contests)

@@ -32,7 +32,7 @@ def write_pairs(players: Players, target: Path) -> dict[int, dict[str, int]]:
     if not iterations:
         raise UserError("no iteration was played, so there are no generated replies", where=str(players.run.root))
     examples = {example.row_id: example for example in read_played(players.run.verified("data").path)}
-    make = _of_contests if players.recipe.target.moves else _of_duels
+    make = _of_contests if players.recipe.target.uses_grades else _of_duels
     for shape in SHAPES:
         (target / shape).mkdir(parents=True)
     counts = {}
@@ -73,7 +73,7 @@ def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply]
     return {
         "prompt": [list(conversation.prompt) for conversation in of],
         "chosen": [[conversation.turn] for conversation in of],
-        "rejected": [[_said(decode(reply.token_ids))] for reply in replies],
+        "rejected": [[_assistant_turn(decode(reply.token_ids))] for reply in replies],
         "row_id": [reply.row_id for reply in replies],
         "replica": [reply.replica for reply in replies],
         "finish_reason": [reply.finish_reason for reply in replies],
@@ -89,5 +89,5 @@ def spin_columns(examples: Mapping[str, Example], replies: Sequence[Reply], deco
     }
 
 
-def _said(text: str) -> Message:
+def _assistant_turn(text: str) -> Message:
     return Message(role="assistant", content=text)

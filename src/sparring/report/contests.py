@@ -13,8 +13,7 @@ from sparring.report.run_files import RunFiles
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
-from sparring.targets.graded import HUMAN, candidates_of, rules_of
-from sparring.targets.select import OUTCOMES
+from sparring.targets.select import HUMAN, OUTCOMES, candidates_of, rules_of
 
 MOST_PROMPTS = 8
 CUT_AT = 1200  # characters of a text
@@ -23,20 +22,20 @@ WON, LOST, NEITHER = "wins", "loses", "neither wins nor loses"
 
 @dataclass(frozen=True)
 class ShownReply:
-    """`by`: "human", or the number of the reply; `facts`: how it was graded."""
+    """`by`: "human", the number of the reply, or a model; `role`, `facts`: whether it won and how it was graded, where it was."""
 
     by: str
-    role: str
     text: str
-    facts: str
+    role: str = ""
+    facts: str = ""
 
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """`outcome`: in words; `replies`: the human one first, then winners, then losers."""
+    """`heading`: the outcome, in words; `replies`: the human one first, then winners, then losers."""
 
     prompt: str
-    outcome: str
+    heading: str
     replies: tuple[ShownReply, ...]
 
 
@@ -72,11 +71,11 @@ def _replies(candidates: Candidates, selection: Selection, rows: Sequence[Mappin
     if candidates.human is not None:
         human = candidates.human
         role = WON if any(winner is human for winner in selection.winners) else NEITHER
-        yield ShownReply("human", role, shortened(human.text, CUT_AT), _facts(graded.get(HUMAN), is_complete=True))
+        yield ShownReply("human", shortened(human.text, CUT_AT), role, _facts(graded.get(HUMAN), is_complete=True))
     of_model = [row for row in rows if row["replica"] != HUMAN]
     for row, candidate in zip(of_model, candidates.replies, strict=True):
         text = shortened(candidate.text, CUT_AT)
-        yield ShownReply(str(row["replica"]), _role(candidate, selection), text, _facts(row, candidate.is_complete))
+        yield ShownReply(str(row["replica"]), text, _role(candidate, selection), _facts(row, candidate.is_complete))
 
 
 def _role(candidate: Candidate, selection: Selection) -> str:

@@ -31,7 +31,7 @@ def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
         if row.model in counts:
             assert before is not None
             found += _of_duels(row, counts[row.model], recipe)
-            if not recipe.target.moves:  # another target need not lead to the human replies
+            if not recipe.target.uses_grades:  # another target need not lead to the human replies
                 found += _of_human(row, before)
         before = row
     return found
@@ -45,7 +45,7 @@ def warnings(found: Iterable[Sign]) -> list[str]:
     return [f"{what}: {', '.join(arms)}. {remedy}." for (what, remedy), arms in lines.items()]
 
 
-def tell_new(before: Mapping[str, Any] | None, summary: Mapping[str, Any], recipe: Recipe) -> None:
+def log_new_symptoms(before: Mapping[str, Any] | None, summary: Mapping[str, Any], recipe: Recipe) -> None:
     """Log the symptoms that the last summary did not have, so that a long game can be fixed before its end."""
     known = set(signs(before, recipe)) if before else set()
     for line in warnings(sign for sign in signs(summary, recipe) if sign not in known):
@@ -70,7 +70,7 @@ def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[S
     duels, batch = counts.get("duels"), recipe.train.batch_size
     if duels and duels < batch:
         remedy = "An epoch is a single step then: set train.batch_size lower, or use more rows"
-        what = "prompts to learn from" if recipe.target.moves else "duels"
+        what = "prompts to learn from" if recipe.target.uses_grades else "duels"
         yield Sign(f"Fewer {what} than a batch of {batch}", row.model, f"{duels}", remedy)
     drawn = counts.get("replies", 0) // recipe.sampling.replies_per_prompt  # those of equal replies may be left out of the duels
     if drawn and counts.get("duels_all_identical", 0) > MOST_EQUAL * drawn:

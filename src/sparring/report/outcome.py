@@ -68,14 +68,14 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         sure = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        told = "A control beats the game by more than chance" if sure else "A control is above the game, though within chance"
-        return f"{told}: more of {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
+        sentence = "A control beats the game by more than chance" if sure else "A control is above the game, though within chance"
+        return f"{sentence}: more of {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
         return f"Its gain over the start is within chance: more held-out rows would show whether it is real. If you use it: {export}."
-    rivals = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
-    beside = f" It cannot be distinguished from {' or '.join(rivals)}." if rivals else ""
-    return f"Its gain over the start is more than chance.{beside} Use it: {export}."
+    others = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
+    doubt = f" It cannot be distinguished from {' or '.join(others)}." if others else ""
+    return f"Its gain over the start is more than chance.{doubt} Use it: {export}."
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -95,7 +95,7 @@ _ELSEWHERE = (
 )
 
 
-def standing_above(summary: Mapping[str, Any], player: str) -> str | None:
+def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:
     """The note for a user who exports an iteration while another arm is higher; None if none is, or nothing is known."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)

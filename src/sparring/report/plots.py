@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, tell, to_svg
+from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, set_tooltips, to_svg
 from sparring.report.untrusted import visible
 
 if TYPE_CHECKING:
@@ -109,15 +109,15 @@ def scores(name: str, title: str, values: Sequence[PlottedScore], y_label: str, 
         axes.plot([x for x, _ in row], [score.value for _, score in row], color=MUTED, linewidth=1, alpha=0.5)
         for x, score in enumerate(values):
             look = int(score.apart) if score.look is None else score.look
-            _point(axes, x, score.value, score.error, look, _told(score.name, y_label, score.value, score.error))
+            _point(axes, x, score.value, score.error, look, _tooltip(score.name, y_label, score.value, score.error))
         axes.set_xticks(range(len(values)), [label(score.name) for score in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.grid(axis="x", visible=False)
         if crowded:
             _slant_labels(axes)
 
-    told = "; ".join(f"{score.name} {score.value:.4g}" for score in values)
-    return _draw(name, title, f"{y_label}: {told}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
+    caption = "; ".join(f"{score.name} {score.value:.4g}" for score in values)
+    return _draw(name, title, f"{y_label}: {caption}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
 
 
 def lines(
@@ -143,13 +143,15 @@ def lines(
             (line,) = axes.plot(
                 x, y, color=colour(index), label=label(one.name), marker=mark, markersize=3.5, markevery=every, ls=dash, lw=1.4
             )
-            tell(line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)])
+            set_tooltips(
+                line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)]
+            )
         axes.yaxis.set_major_formatter(_plain_numbers())
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _legend(axes, [one.name for one in series])
 
-    told = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series if len(one.y))
-    return _draw(name, title, f"{y_label} over {x_label}: {told}.", fill, x_label, y_label, top=_top([one.name for one in series]))
+    caption = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series if len(one.y))
+    return _draw(name, title, f"{y_label} over {x_label}: {caption}.", fill, x_label, y_label, top=_top([one.name for one in series]))
 
 
 def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
@@ -172,16 +174,16 @@ def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[fl
         for box, median, mean, (one, numbers) in zip(*(boxes[part] for part in ("boxes", "medians", "means")), values, strict=True):
             box.set(facecolor=SERIES[0], alpha=0.45, edgecolor=MUTED)
             low, middle, high = np.quantile(numbers, (0.25, 0.5, 0.75))
-            told = f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"
+            caption = f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"
             for drawn in (box, median, mean):
-                tell(drawn, [told])
+                set_tooltips(drawn, [caption])
         axes.set_yticks(range(1, len(values) + 1), [label(one) for one, _ in values])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
 
-    told = "; ".join(f"{one}: median {np.median(numbers):.4g}" for one, numbers in values)
-    left, height = _beside([one for one, _ in values]), max(2.2, 1.1 + 0.36 * len(values))
-    return _draw(name, title, f"{x_label}. {told}.", fill, x_label, height=height, left=left)
+    caption = "; ".join(f"{one}: median {np.median(numbers):.4g}" for one, numbers in values)
+    left, height = _label_space([one for one, _ in values]), max(2.2, 1.1 + 0.36 * len(values))
+    return _draw(name, title, f"{x_label}. {caption}.", fill, x_label, height=height, left=left)
 
 
 def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
@@ -195,7 +197,7 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
             )
             left += np.asarray(values, dtype=float)
             for bar, row, value in zip(drawn, rows, values, strict=True):
-                tell(bar, [f"{visible(row)}, {visible(part)}: {short_number(value)} {x_label}"])
+                set_tooltips(bar, [f"{visible(row)}, {visible(part)}: {short_number(value)} {x_label}"])
         axes.set_yticks(range(len(rows)), [label(row) for row in rows])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
@@ -205,9 +207,9 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
         _legend(axes, [part for part, _ in parts])
 
     totals = [sum(values[n] for _, values in parts) for n in range(len(rows))]
-    told = "; ".join(f"{row} {total:.4g}" for row, total in zip(rows, totals, strict=True))
+    caption = "; ".join(f"{row} {total:.4g}" for row, total in zip(rows, totals, strict=True))
     height, top = max(2.2, 1.3 + 0.34 * len(rows)), _top([part for part, _ in parts])
-    return _draw(name, title, f"{x_label}: {told}.", fill, x_label, height=height, left=_beside(rows), top=top)
+    return _draw(name, title, f"{x_label}: {caption}.", fill, x_label, height=height, left=_label_space(rows), top=top)
 
 
 def quality_against_compute(
@@ -222,8 +224,8 @@ def quality_against_compute(
             axes.plot([p.x for p in own], [p.y for p in own], color=colour(index), linewidth=1, alpha=0.5, linestyle=DASHES[index % 4])
             for number, p in enumerate(own):
                 error = None if p.yerr is None else (p.yerr, p.yerr)
-                told = f"{_told(p.name, y_label, p.y, error)}, {short_number(p.x)} floating-point operations"
-                _point(axes, p.x, p.y, error, index, told, group if number == 0 else None)
+                caption = f"{_tooltip(p.name, y_label, p.y, error)}, {short_number(p.x)} floating-point operations"
+                _point(axes, p.x, p.y, error, index, caption, group if number == 0 else None)
         if _spans_decades([point.x for point in points]):
             axes.set_xscale("log")
             axes.xaxis.set_minor_formatter(NullFormatter())
@@ -234,8 +236,8 @@ def quality_against_compute(
         _name_points(axes, points)
         _legend(axes, [group for group in groups if group])
 
-    told = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
-    described = f"{y_label}: {told} floating-point operations."
+    caption = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
+    described = f"{y_label}: {caption} floating-point operations."
     entries = list(dict.fromkeys(point.group for point in points if point.group))
     return _draw(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
 
@@ -308,15 +310,15 @@ def _marked_every(x: np.ndarray, span: float) -> int:
     return max(1, math.ceil(len(x) / max(2, MOST_MARKS * share)))
 
 
-def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, told: str, name: str | None = None) -> None:
+def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, caption: str, name: str | None = None) -> None:
     reach = None if error is None else [[error[0]], [error[1]]]
     mark = MARKS[index % len(MARKS)]
-    told_name = label(name) if name else None
-    drawn = axes.errorbar([x], [y], yerr=reach, label=told_name, fmt=mark, color=colour(index), markersize=6, capsize=4)
-    tell(drawn.lines[0], [told])
+    legend_name = label(name) if name else None
+    drawn = axes.errorbar([x], [y], yerr=reach, label=legend_name, fmt=mark, color=colour(index), markersize=6, capsize=4)
+    set_tooltips(drawn.lines[0], [caption])
 
 
-def _told(name: str, y_label: str, value: float, error: Error | None) -> str:
+def _tooltip(name: str, y_label: str, value: float, error: Error | None) -> str:
     """A value in words, with its error; of a bar whose halves differ, its ends."""
     if error is None:
         return f"{visible(name)}: {y_label} {value:.4g}"
@@ -364,7 +366,7 @@ def _slant_labels(axes: Axes) -> None:
         text.set(ha="right", rotation_mode="anchor")
 
 
-def _beside(rows: Sequence[str]) -> float:
+def _label_space(rows: Sequence[str]) -> float:
     """Inches that the names of rows take at the left."""
     return 0.2 + LETTER * max(len(label(row)) for row in rows)
 

@@ -52,9 +52,9 @@ def _by_votes(target: TargetSection) -> str:
 
 
 def _human(target: TargetSection) -> str:
-    told = HUMAN_PART[target.human]
+    sentence = HUMAN_PART[target.human]
     known = " Its answer, where it can be read, is the winning one without a vote."
-    return told + known if target.kind == "majority" and target.human in ("mix", "only") else told
+    return sentence + known if target.kind == "majority" and target.human in ("mix", "only") else sentence
 
 
 def _left_out(target: TargetSection) -> str:
@@ -67,9 +67,9 @@ def _left_out(target: TargetSection) -> str:
 def _learned(recipe: Recipe) -> str:
     target = recipe.target
     weighed = "; each prompt is weighed by its margin of votes" if target.kind == "majority" and target.weigh_votes else ""
-    if not recipe.objective.kind.uses_gaps:
+    if not recipe.objective.kind.uses_margins:
         return f"The player learns the winners alone, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
-    told = f"The player learns to distinguish winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
-    return f"{told}{kept}{weighed}."
+    sentence = f"The player learns to distinguish winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"
+    return f"{sentence}{kept}{weighed}."

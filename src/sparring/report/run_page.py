@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sparring.config import to_yaml
 from sparring.config.fields import show
 from sparring.errors import UserError
+from sparring.report.contests import ShownPrompt, ShownReply
 from sparring.report.headroom import headroom_markup
 from sparring.report.health import REMEDY_LOST, Sign, signs, warnings
 from sparring.report.outcome import next_steps, verdict_lines
@@ -65,7 +66,7 @@ def report_page(run: RunFiles) -> str:
 
 def _while_training(run: RunFiles) -> Iterator[Sign]:
     """What the watch over the steps has seen."""
-    preferred = "winners" if run.recipe.target.moves else "human replies"
+    preferred = "winners" if run.recipe.target.uses_grades else "human replies"
     for player in run.played[1:]:
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
         if step is not None:
@@ -103,8 +104,8 @@ def _scores(run: RunFiles) -> Markup:
 def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
     """Those of the recipe, with how they were asked."""
     if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
-        told = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
-        yield PageSection("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + told)
+        note = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
+        yield PageSection("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + note)
 
 
 def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
@@ -117,14 +118,13 @@ def _showcase(run: RunFiles) -> Iterator[PageSection]:
     """The recipe's own prompts, each answered by every model: the paper's way to show what a game does. Without any, held-out ones."""
     prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
     if prompts:
-        shown = [(shortened(prompt), _answers(run, prompt)) for prompt in prompts]
-        yield PageSection("showcase", "Showcase", render("showcase.html", prompts=shown))
+        shown = [ShownPrompt(shortened(prompt), "Prompt", _answers(run, prompt)) for prompt in prompts]
+        yield PageSection("showcase", "Showcase", render("replies.html", prompts=shown))
 
 
-def _answers(run: RunFiles, prompt: str) -> list[tuple[str, str]]:
-    """(model, its reply)"""
+def _answers(run: RunFiles, prompt: str) -> tuple[ShownReply, ...]:
     found = [(player.name, entry) for player in run.players for entry in shown_of(player.showcase, player.samples)]
-    return [(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt]
+    return tuple(ShownReply(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt)
 
 
 def _data(run: RunFiles) -> Markup:
@@ -137,9 +137,9 @@ def _data(run: RunFiles) -> Markup:
     names = list(dict.fromkeys(name for entry in played for name, count in entry["counts"].items() if count))
     if names:
         rows = [[f"{entry['iteration']}", *(f"{entry['counts'].get(name, 0):,}" for name in names)] for entry in played]
-        moves = run.recipe.target.moves  # several winners of a prompt meet its losers, and "duels" would be its pairs
-        headers = ["prompts trained on" if moves and name == "duels" else name.replace("_", " ") for name in names]
-        caption = "Prompts and replies of each iteration's window" if moves else "Duels that each iteration trained on"
+        by_grades = run.recipe.target.uses_grades  # several winners of a prompt meet its losers, and "duels" would be its pairs
+        headers = ["prompts trained on" if by_grades and name == "duels" else name.replace("_", " ") for name in names]
+        caption = "Prompts and replies of each iteration's window" if by_grades else "Duels that each iteration trained on"
         parts.append(table(caption, ["iteration", *headers], rows))
     return Markup("").join(parts)
 
@@ -180,6 +180,6 @@ def _moment(written: str) -> str:
 
 
 def _again(run: RunFiles) -> Markup:
-    told = paragraph("The run directory holds its recipe with every value filled in. The same game from the start, in a new directory:")
+    note = paragraph("The run directory holds its recipe with every value filled in. The same game from the start, in a new directory:")
     command = shlex.join(["sparring", "run", str(run.root / "recipe.yaml"), f"run_dir={run.recipe.run_dir}-again"])
-    return told + code(command, "Command that plays this run again")
+    return note + code(command, "Command that plays this run again")

@@ -44,12 +44,12 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
     if len(run.played) > 1:
         yield figure(*_two_sample_test(run))
     yield from sampled_figures(run)
-    sign = "winners need not be worded like them" if run.recipe.target.moves else "a fall is a warning sign"
+    sign = "winners need not be worded like them" if run.recipe.target.uses_grades else "a fall is a warning sign"
     yield figure(_score_plot(run, "real_logp", "log p of human replies"), f"In nats, over held-out prompts; {sign}.")
     yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it sampled itself.")
     if lengths := _lengths(run):
-        told = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
-        yield figure(plots.distributions("lengths", "Reply lengths", lengths, "tokens"), told)
+        caption = "Boxes hold the middle half, whiskers reach from the 5th to the 95th percentile; the diamond is the mean."
+        yield figure(plots.distributions("lengths", "Reply lengths", lengths, "tokens"), caption)
 
 
 def card_figures(run: RunFiles) -> dict[str, str]:
@@ -66,18 +66,18 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
     """What happened on the way, step by step of the self-play iterations and of an SFT stage."""
     duels = _phases(run, sft=False)
     whole = _phases(run, sft=True)
-    for key, title, label, zero, told in (
+    for key, title, label, zero, caption in (
         ("margin", "Margin", "margin, nats", 0.0, "0 at the first step of every iteration, where player and opponent are one."),
         ("accuracy", "Accuracy", "share of duels won", 0.5, "Share of a batch's duels with a positive margin."),
     ):
         if lines := _series(duels, key):
-            yield figure(plots.lines(key, title, lines, "optimizer step", label, zero=zero), told)
-    won, lost = ("winners", "losers") if run.recipe.target.moves else ("human replies", "opponent's replies")
+            yield figure(plots.lines(key, title, lines, "optimizer step", label, zero=zero), caption)
+    won, lost = ("winners", "losers") if run.recipe.target.uses_grades else ("human replies", "opponent's replies")
     if lines := _named(duels, {"real_logp": (won, WON_LOOK), "generated_logp": (lost, LOST_LOOK)}):
         yield figure(plots.lines("logps", "Log-probs", lines, "optimizer step", "log p, nats"), "Means of each batch, under the player.")
     if lines := _named(duels, {"reward_real": (won, WON_LOOK), "reward_generated": (lost, LOST_LOOK)}):
-        told = f"Against the opponent that the iteration started from. The line of the {won} below 0 means that they lose log-prob."
-        yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), told)
+        caption = f"Against the opponent that the iteration started from. The line of the {won} below 0 means that they lose log-prob."
+        yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), caption)
     for key, title, logarithmic in (("loss", "Loss", False), ("grad_norm", "Gradient norm", True), ("lr", "Learning rate", False)):
         if lines := _series(whole, key):
             yield figure(plots.lines(key, title, lines, "optimizer step", title.lower(), log_y=logarithmic))
@@ -126,7 +126,7 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
     ]
     drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
-    ends = run.recipe.stop.indistinguishable and not run.recipe.target.moves
+    ends = run.recipe.stop.indistinguishable and not run.recipe.target.uses_grades
     over = ", and the game is over" if ends else ""
     return drawn, f"Can the player distinguish human replies from its opponent's? {level} intervals; at one half it cannot{over}."
 
@@ -196,5 +196,5 @@ def sampled_figures(run: RunFiles) -> Iterator[Markup]:
     words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
     names = {name: word for name, word in words.items() if all(name in found for found in scores)}
     series = [PlottedSeries(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
-    told = "0 is the start. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
-    yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), told)
+    caption = "0 is the start. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
+    yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), caption)

@@ -56,7 +56,7 @@ def publish(
                 "iteration": t,
                 "scores": scores,
                 "counts": _facts(root, iteration_stage(t, "train")).get("counts", {}),
-                **({"rates": _facts(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.moves else {}),
+                **({"rates": _facts(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.uses_grades else {}),
             }
             for t, scores in enumerate(iterations)
         ],

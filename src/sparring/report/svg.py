@@ -19,12 +19,12 @@ ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "pa
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
 _REFERENCE = re.compile(r"#([\w-]+)")
-_TOLD = "texts:"
+_TOOLTIPS = "texts:"
 
 
-def tell(artist: Artist, texts: Sequence[str]) -> None:
+def set_tooltips(artist: Artist, texts: Sequence[str]) -> None:
     """Set the tooltips of an artist: a text for each of its marks, or one for the whole. They are passed on as the artist's group id."""
-    artist.set_gid(_TOLD + json.dumps(list(texts)))
+    artist.set_gid(_TOOLTIPS + json.dumps(list(texts)))
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
@@ -34,7 +34,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     root = ET.fromstring(drawn.getvalue().encode())
     _drop(root, {"metadata", "style"})
-    _tell_what_is_there(root)
+    _add_tooltips(root)
     _name(root, name)
     for element in root.iter():
         _of_the_page(element)
@@ -50,11 +50,11 @@ def _drop(root: ET.Element, tags: set[str]) -> None:
                 parent.remove(child)
 
 
-def _tell_what_is_there(root: ET.Element) -> None:
-    """The texts of `tell` as <title> elements, which browsers show as tooltips."""
+def _add_tooltips(root: ET.Element) -> None:
+    """The texts of `set_tooltips` as <title> elements, which browsers show as tooltips."""
     for group in root.iter(f"{{{SVG}}}g"):
-        if (told := group.get("id", "")).startswith(_TOLD):
-            texts = json.loads(told.removeprefix(_TOLD))
+        if (tooltips := group.get("id", "")).startswith(_TOOLTIPS):
+            texts = json.loads(tooltips.removeprefix(_TOOLTIPS))
             marks = list(group.iter(f"{{{SVG}}}use")) or [group]
             if len(marks) == len(texts):  # NaN has no mark, and which value it is cannot be known
                 for mark, text in zip(marks, texts, strict=True):

@@ -14,7 +14,7 @@ from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
 from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, Row, outcome_rows, rate_columns
 
-TOLD = {
+RATE_CAPTIONS = {
     "pass_rate": "Share of the replies to training prompts that the checker passes.",
     "vote_share": "Share of the replies to a training prompt that give its leading answer.",
     "distinct_answers": "Different answers to a training prompt. They get fewer in every game that succeeds; of one nothing can be chosen.",
@@ -23,7 +23,7 @@ TOLD = {
 
 def target_section(run: RunFiles) -> Iterator[PageSection]:
     """Nothing for a game in which the human reply always wins."""
-    if not run.recipe.target.moves:
+    if not run.recipe.target.uses_grades:
         return
     rows = list(outcome_rows(run.summary))
     parts = [
@@ -72,7 +72,7 @@ def _examples(run: RunFiles) -> Markup:
     if not prompts:
         return Markup("")
     title = Markup("<h3>{}</h3>").format(f"Winners and losers of some prompts of iteration {t}")
-    return title + render("contests.html", prompts=prompts)
+    return title + render("replies.html", prompts=prompts)
 
 
 def target_figures(run: RunFiles) -> Iterator[Markup]:
@@ -85,4 +85,4 @@ def target_figures(run: RunFiles) -> Iterator[Markup]:
             values = [
                 PlottedScore(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found
             ]
-            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), TOLD[name])
+            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), RATE_CAPTIONS[name])

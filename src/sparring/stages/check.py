@@ -6,7 +6,7 @@ import math
 
 from sparring.checkers.grades import Checker, ask, require_few_failures
 from sparring.checkers.own import TRIED
-from sparring.config import ENGINES, Recipe, defaults_of_moving_targets, unused_sections
+from sparring.config import ENGINES, Recipe, defaults_with_grades, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.sources import local_files
@@ -43,7 +43,7 @@ def _check_model_and_rows(context: RunContext) -> None:
     for name, section in (("train", context.recipe.train), ("sft", context.recipe.sft)):
         if section and section.lora:
             new_adapter(model_shape(context.base.folder), section.lora, 0, where=f"{name}.lora.targets")
-    _announce_whole(context)
+    _log_unsharded_stages(context)
     _check_tokens(context)
     _announce_cut(context)
     _check_context(context)
@@ -114,15 +114,15 @@ def _announce_unused(recipe: Recipe) -> None:
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
-    taken = defaults_of_moving_targets(objective.loss)
-    if recipe.target.moves and taken:
-        told = ", ".join(f"{key} {getattr(objective, key)} (default {value:g})" for key, value in taken.items())
-        log.info(f"objective, with a {recipe.target.kind} target: {told}")
+    taken = defaults_with_grades(objective.loss)
+    if recipe.target.uses_grades and taken:
+        values = ", ".join(f"{key} {getattr(objective, key)} (default {value:g})" for key, value in taken.items())
+        log.info(f"objective, with a {recipe.target.kind} target: {values}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine_name}")
 
 
-def _announce_whole(context: RunContext) -> None:
+def _log_unsharded_stages(context: RunContext) -> None:
     """Log which stages hold the whole model on one device while the launcher shards it for all others."""
     recipe = context.recipe
     parallel = parallel_of(recipe.launcher)

@@ -17,10 +17,11 @@ from sparring.errors import UserError
 from sparring.launch import process_count, ranks_here
 from sparring.policy.compute import free_memory, make_accelerator, token_budget
 from sparring.policy.load import find_model, load_tokenizer, model_facts, model_shape
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.policy.shares import Parallel
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
+from sparring.stage_names import START
 from sparring.stages.making import StageRunner
 
 CHOSEN = "micro_batch.json"
@@ -68,12 +69,12 @@ class RunContext:
         return self.stages.target is not None
 
     @cached_property
-    def base(self) -> Policy:
+    def base(self) -> Player:
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
         source = find_model(self.recipe.model, self.recipe.seed)
         if source.folder is not None:
             adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
-            return Policy(_linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
+            return Player(START, _linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
         make = source.make
         assert make is not None, "a model without a folder can be made"
@@ -82,7 +83,7 @@ class RunContext:
             make(stage / "model")
             return {}
 
-        return Policy.of_stage(self.stages.run_stage("base", {"model": source.fingerprint}, work))
+        return Player.of_stage(self.stages.run_stage("base", {"model": source.fingerprint}, work))
 
     @cached_property
     def chat(self) -> Chat:
@@ -107,12 +108,12 @@ class RunContext:
                 log.info(f"data: {notice}")
             write_examples(stage / "train.parquet", prepared.train)
             write_examples(stage / "held_out.parquet", prepared.held_out)
-            log.info(f"data: {told(prepared.counts)}")
+            log.info(f"data: {counts_text(prepared.counts)}")
             facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
             if section.prompts is None:
                 return facts
             write_examples(stage / PROMPTS, prepared.prompts)
-            log.info(f"data: prompts without a reply: {told(prepared.prompt_counts)}")
+            log.info(f"data: prompts without a reply: {counts_text(prepared.prompt_counts)}")
             return {**facts, "prompt_counts": prepared.prompt_counts}
 
         inputs = {
@@ -159,7 +160,7 @@ class RunContext:
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
 
 
-def told(counts: Mapping[str, int]) -> str:
+def counts_text(counts: Mapping[str, int]) -> str:
     """Counts as a line of the log, zeros left out."""
     return ", ".join(f"{count} {_words(name, count)}" for name, count in counts.items() if count)
 

@@ -11,7 +11,7 @@ from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
-from sparring.stages.context import RunContext, told
+from sparring.stages.context import RunContext, counts_text
 from sparring.stages.grade import candidates_at, rates
 from sparring.targets.select import OUTCOMES
 from sparring.targets.window import Window
@@ -22,14 +22,14 @@ def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     no reply could be graded: only human replies would be trained on."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
-    if not context.recipe.target.moves:
+    if not context.recipe.target.uses_grades:
         return None
     if not window.duels or window.counts["unjudged"] == window.counts["prompts"]:
         return _no_contest(context, window, t)
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
-def tell_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
+def warn_of_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
     """Warn if the majority agrees more often and is right less often."""
     if not agrees_on_errors(recipe, start, iterations):
         return
@@ -45,14 +45,16 @@ def tell_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -
 
 def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    nobody_loses = set(counts) == {"all_pass"}
+    no_losers = set(counts) == {"all_pass"}
     if t:
-        return f"nothing to learn: {'no reply loses any more' if nobody_loses else f'no prompt has winners and losers: {told(counts)}'}"
-    if nobody_loses:
+        return f"nothing to learn: {'no reply loses any more' if no_losers else f'no prompt has winners and losers: {counts_text(counts)}'}"
+    if no_losers:
         remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
     else:
         remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts)}"
-    raise UserError(f"no prompt has winners and losers: {told(counts)}", where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
+    raise UserError(
+        f"no prompt has winners and losers: {counts_text(counts)}", where=f"target.kind {context.recipe.target.kind}", remedy=remedy
+    )
 
 
 def _remedy(counts: dict[str, int]) -> str:

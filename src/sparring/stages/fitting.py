@@ -8,7 +8,7 @@ from typing import Any
 
 from sparring.config import OptimSection
 from sparring.policy.load import copy_extras, merge, name_ends
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.rundir import fsync, read_json, write_json
 from sparring.stages.context import RunContext
@@ -19,7 +19,7 @@ from sparring.training.tasks import SftTask, Task
 
 
 def fit_model(
-    context: RunContext, stage: Path, start: Policy, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
+    context: RunContext, stage: Path, start: Player, task: Task, plan: TrainPlan, settings: OptimSection, **shown: Any
 ) -> dict[str, Any]:
     """Train, save the model, then drop the checkpoints; a kill between any two of these steps loses no training."""
     fitted = stage / "fit.json"

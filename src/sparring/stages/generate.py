@@ -11,19 +11,19 @@ from sparring.console import log
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.context import RunContext, told
+from sparring.stages.context import RunContext, counts_text
 from sparring.stages.grade import candidates_at
 from sparring.stages.inputs import sampling_inputs
 from sparring.targets import TARGETS
-from sparring.targets.graded import rules_of
+from sparring.targets.select import rules_of
 from sparring.targets.window import Window, build_window, select_window
 
 
-def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
+def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
     """Sample the opponent's replies to every training prompt."""
     recipe, sampling, examples = context.recipe, context.recipe.sampling, context.played_examples
 
@@ -59,8 +59,8 @@ def generate(context: RunContext, opponent: Policy, t: int) -> StageRecord:
 def window_at(context: RunContext, t: int) -> Window:
     """The duels of the newest `objective.window` iterations."""
     iterations = range(max(0, t - context.recipe.objective.window + 1), t + 1)
-    window = _graded_window(context, iterations, t) if context.recipe.target.moves else _human_window(context, iterations, t)
-    log.info(f"iteration {t}: {told(window.counts)}")
+    window = _graded_window(context, iterations, t) if context.recipe.target.uses_grades else _human_window(context, iterations, t)
+    log.info(f"iteration {t}: {counts_text(window.counts)}")
     return window
 
 
@@ -80,6 +80,6 @@ def _graded_window(context: RunContext, iterations: Sequence[int], t: int) -> Wi
         {i: candidates_at(context, i) for i in iterations},
         TARGETS[recipe.target.kind],
         rules_of(recipe),
-        uses_gaps=recipe.objective.kind.uses_gaps,
+        uses_margins=recipe.objective.kind.uses_margins,
         uses_likelihood=recipe.objective.uses_likelihood(t),
     )

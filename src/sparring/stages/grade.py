@@ -20,10 +20,10 @@ from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.checking import asked_of, open_checker
-from sparring.stages.context import RunContext, told
+from sparring.stages.context import RunContext, counts_text
 from sparring.targets import Candidates
-from sparring.targets.graded import HUMAN, candidates_of
 from sparring.targets.majority import vote_share
+from sparring.targets.select import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256
 LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to gain anything (docs/targets.md)
@@ -32,7 +32,7 @@ LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to g
 def grade(context: RunContext, t: int) -> StageRecord | None:
     """Grades of all replies of iteration t; only they are recomputed if the checker changes. None for the human target."""
     recipe = context.recipe
-    if not recipe.target.moves:
+    if not recipe.target.uses_grades:
         return None
     if context.is_rank:
         return context.stages.computed(iteration_stage(t, "grade"))
@@ -46,7 +46,7 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
             facts = grade_all(stage, asked, replies, checker, f"iteration {t}: grading")
             found = candidates_of(read_rows(stage), replies, context.played_examples, recipe.target.pass_score)
             scores = rate_scores(rates(found))
-            _tell(scores, recipe, t)
+            _log_scores(scores, recipe, t)
             return {**facts, "rates": scores}
 
         inputs = {
@@ -64,7 +64,7 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), context.played_examples, context.recipe.target.pass_score)
 
 
-def _tell(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
+def _log_scores(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"iteration {t}: {', '.join(shown) or 'no reply was judged and no answer found'}")
     rate = scores.get("pass_rate")
@@ -98,7 +98,7 @@ def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], che
 
         run_shards(stage, asked, PROMPTS_PER_SHARD, work)
     facts = _facts(stage, checker)
-    log.info(f"{phase}: {told(facts)}")
+    log.info(f"{phase}: {counts_text(facts)}")
     return facts
 
 

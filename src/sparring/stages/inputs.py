@@ -7,7 +7,7 @@ from typing import Any
 
 from sparring.config import OptimSection, Recipe
 from sparring.data.records import Contest, Duel
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rundir import digest
 from sparring.training.plan import TrainPlan
 
@@ -25,7 +25,7 @@ def base_format(recipe: Recipe) -> dict[str, str]:
     return {"quantize": "4bit"} if recipe.train.four_bit else {}
 
 
-def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[str, Any]:
+def sampling_inputs(recipe: Recipe, model: Player, sampling_round: int) -> dict[str, Any]:
     """Everything that replies depend on; the batch size is not part of it."""
     sampling = recipe.sampling
     return {
@@ -38,7 +38,7 @@ def sampling_inputs(recipe: Recipe, model: Policy, sampling_round: int) -> dict[
     }
 
 
-def scoring_inputs(recipe: Recipe, opponent: Policy, duels: Sequence[Duel | Contest], plan: TrainPlan, precision: str) -> dict[str, Any]:
+def scoring_inputs(recipe: Recipe, opponent: Player, duels: Sequence[Duel | Contest], plan: TrainPlan, precision: str) -> dict[str, Any]:
     """Everything that log-probs of duels depend on."""
     return {
         "opponent": opponent.hash,

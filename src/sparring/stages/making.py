@@ -44,7 +44,7 @@ class StageRunner:
         with at_stage(name):
             if self.target is not None:
                 record = self._of_rank(name, inputs, work)
-            elif stage.on_ranks(self.recipe) and self.recipe.launcher.kind == "accelerate":
+            elif stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
                 record = self._launched(name, inputs, alone)
             else:
                 record = self.run.stage(name, inputs, work)

@@ -15,46 +15,39 @@ from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import Sampler, answer
 from sparring.policy.compute import COMPUTE_DTYPES
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
-from sparring.stage_names import SCORES, START, benchmark_stage, evaluate_stage, iteration_name, measure_stage, title_of
+from sparring.stage_names import SCORES, benchmark_stage, evaluate_stage, measure_stage
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.inputs import base_format, sampling_inputs
 from sparring.training.ranked import score_player
 
 
-def evaluate_start(context: RunContext, start: Policy) -> Policy:
-    """Evaluate the start, before iteration 0."""
-    return results(context, START, start, None, sampling_round=0)
+def evaluate(context: RunContext, player: Player, opponent: Player | None, sampling_round: int) -> Player:
+    """Measure and score a player on the held-out rows, in stages below its `owner`, and run the benchmarks if the recipe has any.
 
-
-def evaluate(context: RunContext, player: Policy, opponent: Policy, t: int) -> Policy:
-    """Stage 4 of an iteration: evaluate the player on the held-out rows."""
-    return results(context, iteration_name(t), player, opponent, sampling_round=t + 1)
-
-
-def results(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> Policy:
-    """Measure and score a player on the held-out rows, in stages below `owner`, and run the benchmarks if the recipe has any."""
-    measured = measure(context, owner, player, opponent, sampling_round)
-    evaluated = _evaluated(context, owner, player, measured)
-    benchmarks = _benchmarked(context, owner, player)
+    opponent: None for the start, which has none. sampling_round: names the random stream of the replies; 0 for the start.
+    """
+    measured = measure(context, player, opponent, sampling_round)
+    evaluated = _evaluated(context, player, measured)
+    benchmarks = _benchmarked(context, player)
     return player.with_results(measured.path, evaluated.path, None if benchmarks is None else benchmarks.path)
 
 
-def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | None, sampling_round: int) -> StageRecord:
+def measure(context: RunContext, player: Player, opponent: Player | None, sampling_round: int) -> StageRecord:
     """The first stage of an evaluation: everything that needs the player's weights."""
     recipe = context.recipe
 
-    def draw(stage: Path) -> None:
-        _measurer(context).draw(stage, player.folder, sampling_round, title_of(owner))
+    def sample_all(stage: Path) -> None:
+        _measurer(context).sample_all(stage, player.folder, sampling_round, player.title)
 
     def work(stage: Path) -> dict[str, Any]:
         against = None
         if opponent is not None:
             assert opponent.measured is not None, "an opponent was measured when it was the player"
             against = Opponent(opponent.folder, opponent.measured)
-        return _measurer(context).measure(stage, player.folder, against, sampling_round, title_of(owner))
+        return _measurer(context).measure(stage, player.folder, against, sampling_round, player.title)
 
     inputs = {
         **sampling_inputs(recipe, player, sampling_round),
@@ -65,11 +58,11 @@ def measure(context: RunContext, owner: str, player: Policy, opponent: Policy | 
         "precision": recipe.train.precision,
         **base_format(recipe),
     }
-    alone = None if recipe.sampling.spec.on_ranks else draw
-    return context.stages.run_stage(measure_stage(owner), inputs, work, alone=alone)
+    alone = None if recipe.sampling.spec.on_ranks else sample_all
+    return context.stages.run_stage(measure_stage(player.owner), inputs, work, alone=alone)
 
 
-def scores_of(player: Policy) -> dict[str, Score]:
+def scores_of(player: Player) -> dict[str, Score]:
     """All scores of a player, benchmarks included."""
     assert player.evaluated is not None
     files = [stage / SCORES for stage in (player.evaluated, player.benchmarks) if stage]
@@ -81,10 +74,10 @@ def _measurer(context: RunContext) -> Measurer:
     return Measurer(context.recipe, context.chat, context.held_out, score)
 
 
-def _evaluated(context: RunContext, owner: str, player: Policy, measured: StageRecord) -> StageRecord:
+def _evaluated(context: RunContext, player: Player, measured: StageRecord) -> StageRecord:
     recipe = context.recipe
     if context.is_rank:
-        return context.stages.computed(evaluate_stage(owner))
+        return context.stages.computed(evaluate_stage(player.owner))
     with held_out_checker(recipe) as checker:
 
         def work(stage: Path) -> dict[str, Any]:
@@ -101,15 +94,15 @@ def _evaluated(context: RunContext, owner: str, player: Policy, measured: StageR
             "showcase": [recipe.showcase_system, *recipe.showcase],
             "tables": [SCORES, ITEMS, SAMPLES, GRADES],
         }
-        return context.stages.run_stage(evaluate_stage(owner), inputs, work)
+        return context.stages.run_stage(evaluate_stage(player.owner), inputs, work)
 
 
-def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord | None:
+def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:
     section, train = context.recipe.evaluate.benchmarks, context.recipe.train
     if section is None:
         return None
     if context.is_rank:
-        return context.stages.computed(benchmark_stage(owner))
+        return context.stages.computed(benchmark_stage(player.owner))
     template = context.chat.template if section.chat_template else None
     model = HarnessModel(player.folder, COMPUTE_DTYPES[train.precision], template, train.four_bit)
     inputs = {
@@ -119,7 +112,7 @@ def _benchmarked(context: RunContext, owner: str, player: Policy) -> StageRecord
         **base_format(context.recipe),
         "chat": chat_fingerprint(context.chat) if section.chat_template else None,
     }
-    return context.stages.run_stage(benchmark_stage(owner), inputs, lambda stage: run_benchmarks(stage, section, model))
+    return context.stages.run_stage(benchmark_stage(player.owner), inputs, lambda stage: run_benchmarks(stage, section, model))
 
 
 def showcase_turns(recipe: Recipe) -> list[list[Message]]:
@@ -129,7 +122,7 @@ def showcase_turns(recipe: Recipe) -> list[list[Message]]:
     return [[*first, Message(role="user", content=text)] for text in recipe.showcase]
 
 
-def answer_showcase(context: RunContext, file: Path, player: Policy) -> None:
+def answer_showcase(context: RunContext, file: Path, player: Player) -> None:
     """Write the player's answers to the showcase prompts; a prompt has the same random stream in every iteration."""
     recipe = context.recipe
     with Sampler(recipe, context.chat, player.folder) as sampler:

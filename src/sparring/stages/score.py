@@ -9,7 +9,7 @@ from typing import Any
 from sparring.config import OptimSection, recipe_of_run
 from sparring.data.records import Contest, Duel
 from sparring.errors import UserError
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.rundir import StageRecord, differences
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
@@ -23,7 +23,7 @@ from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 Logps = dict[str, list[StageRecord]]
 
 
-def score(context: RunContext, opponent: Policy, window: Window, t: int) -> Logps:
+def score(context: RunContext, opponent: Player, window: Window, t: int) -> Logps:
     """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
     _require_same_winners(context, window, t)
     needs, found = context.recipe.objective.kind, {}
@@ -35,7 +35,7 @@ def score(context: RunContext, opponent: Policy, window: Window, t: int) -> Logp
     return found
 
 
-def _score_opponent(context: RunContext, opponent: Policy, window: Window, t: int) -> StageRecord:
+def _score_opponent(context: RunContext, opponent: Player, window: Window, t: int) -> StageRecord:
     """In the micro-batches of the training that follows."""
     plan = iteration_plan(context.recipe, len(window.duels), t)
     name, settings = iteration_stage(t, "score"), context.recipe.train
@@ -72,7 +72,7 @@ def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
     recipe = context.recipe
     name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")
-    if not recipe.target.moves or begun in (None, duels_digest(window.duels)):
+    if not recipe.target.uses_grades or begun in (None, duels_digest(window.duels)):
         return
     was, now = (
         {part: getattr(one, part).model_dump() for part in ("target", "evaluate", "objective")}
@@ -96,7 +96,7 @@ def _of_start(context: RunContext, t: int) -> list[StageRecord]:
 def score_stage(
     context: RunContext,
     name: str,
-    model: Policy,
+    model: Player,
     duels: Sequence[Duel | Contest],
     plan: TrainPlan,
     settings: OptimSection,

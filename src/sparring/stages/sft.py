@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import SftSection
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.stage_names import SFT, title_of
 from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
@@ -15,7 +15,7 @@ from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import SftTask
 
 
-def sft(context: RunContext) -> Policy:
+def sft(context: RunContext) -> Player:
     """The start of the game: the base model, fine-tuned on the human replies if the recipe has an sft section."""
     recipe, settings = context.recipe, context.recipe.sft
     if settings is None:
@@ -24,7 +24,7 @@ def sft(context: RunContext) -> Policy:
     return sft_stage(context, SFT, context.base, plan, settings, {SFT: training_inputs(settings)})
 
 
-def sft_stage(context: RunContext, name: str, start: Policy, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Policy:
+def sft_stage(context: RunContext, name: str, start: Player, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Player:
     """`start` trained on the human replies by a plan; `inputs`: what it depends on besides the start, the rows and the seed."""
 
     def work(stage: Path) -> dict[str, Any]:
@@ -32,4 +32,4 @@ def sft_stage(context: RunContext, name: str, start: Policy, plan: TrainPlan, se
         return fit_model(context, stage, start, SftTask(context.train_examples), plan, settings, phase=phase, labels={"stage": name})
 
     inputs = {**inputs, "start": start.hash, "data": context.data.outputs["train.parquet"], "seed": context.recipe.seed}
-    return Policy.of_stage(context.stages.run_stage(name, inputs, work))
+    return Player.of_stage(context.stages.run_stage(name, inputs, work))

@@ -7,7 +7,7 @@ from typing import Any
 
 from sparring.config import at_iteration
 from sparring.objectives.shared import Comparison
-from sparring.policy.player import Policy
+from sparring.policy.player import Player
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
 from sparring.stages.fitting import fit_model
@@ -20,17 +20,17 @@ from sparring.training.plan import iteration_plan
 from sparring.training.tasks import duel_task
 
 
-def train(context: RunContext, opponent: Policy, window: Window, records: Logps, t: int) -> Policy:
+def train(context: RunContext, opponent: Player, window: Window, records: Logps, t: int) -> Player:
     """Train the player, which starts as a copy of the opponent; `records`: the result of `score`."""
     recipe, settings = context.recipe, context.recipe.train
-    moves = recipe.target.moves
-    objective = recipe.objective.at(t, 1 if moves else recipe.sampling.replies_per_prompt)
+    by_grades = recipe.target.uses_grades
+    objective = recipe.objective.at(t, 1 if by_grades else recipe.sampling.replies_per_prompt)
     plan = iteration_plan(recipe, len(window.duels), t)
 
     def work(stage: Path) -> dict[str, Any]:
         logps = {name: joined_logps(record.path for record in of_model) for name, of_model in records.items()}
         of_models = logps.get("opponent_logps", {}), logps.get("start_logps", {})
-        if moves:
+        if by_grades:
             task = contest_task(window.contests, objective, *of_models)
         else:
             assert isinstance(objective, Comparison), "an objective without comparison is refused for human targets"
@@ -45,4 +45,4 @@ def train(context: RunContext, opponent: Policy, window: Window, records: Logps,
         **scored_inputs(records, window),
         "seed": recipe.seed,
     }
-    return Policy.of_stage(context.stages.run_stage(iteration_stage(t, "train"), inputs, work))
+    return Player.of_stage(context.stages.run_stage(iteration_stage(t, "train"), inputs, work))

@@ -1,10 +1,10 @@
 """The targets: which replies to a prompt win and which lose. Pure functions from graded replies to winners and losers.
 
-select.py    input and output of a target, and what all targets share: distinct replies, the role of the human reply
+select.py    input and output of a target, and what all targets share: distinct replies, the role of the human reply; a table of
+             grades as candidates
 human.py     SPIN: the human reply wins, every reply of the opponent loses
 verified.py  replies that a checker passes win, those that fail lose
 majority.py  replies with the answer of most votes win, the others lose
-graded.py    a table of grades as the candidates of every prompt
 window.py    the duels that an iteration trains on
 
 To add a target, add a module with a function of the type `Target` and its name in TARGETS.

@@ -1,15 +1,18 @@
-"""Input and output of a target, and what all targets share."""
+"""Input and output of a target, what all targets share, and a table of grades as the candidates of every prompt."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from typing import Literal
+from typing import Any, Literal
 
-from sparring.data.records import TokenIds
+from sparring.config import Recipe
+from sparring.data.records import Example, Reply, TokenIds
 
+HUMAN = -1  # replica of the human reply in a table of grades
 HumanPart = Literal["fallback", "never", "mix", "only"]
 # Outcome of a prompt: some replies win and others lose; only the human reply wins; no reply loses; no reply wins, for four reasons
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
@@ -119,3 +122,26 @@ def _repeats(one: Candidate, other: Candidate, near: float | None = None) -> boo
         return False
     a, b = sorted((one.text, other.text))  # the ratio depends on the order
     return SequenceMatcher(None, a.split(), b.split(), autojunk=False).ratio() >= near
+
+
+def rules_of(recipe: Recipe) -> Rules:
+    """The options of `target` that a selection depends on."""
+    return Rules(**{name: getattr(recipe.target, name) for name in Rules.__dataclass_fields__})
+
+
+def candidates_of(
+    rows: Iterable[Mapping[str, Any]], replies: Sequence[Reply], examples: Sequence[Example], pass_score: float
+) -> dict[str, Candidates]:
+    """row id -> its graded replies, in the order of the examples. rows: a table of grades, in which HUMAN is the replica of human ones."""
+    by_place = {(reply.row_id, reply.replica): reply for reply in replies}
+    # the random checker grades no human reply
+    humans = {e.row_id: Candidate(e.reply_ids, e.conversation.reply) for e in examples if e.has_reply}
+    others: dict[str, list[Candidate]] = defaultdict(list)
+    for row in rows:
+        row_id, grade = row["row_id"], (None if row["score"] is None else row["score"] >= pass_score, row["answer"])
+        if row["replica"] == HUMAN:
+            humans[row_id] = Candidate(humans[row_id].token_ids, row["text"], True, *grade)
+        else:
+            reply = by_place[row_id, row["replica"]]
+            others[row_id].append(Candidate(reply.token_ids, row["text"], reply.finish_reason == "stop", *grade))
+    return {example.row_id: Candidates(tuple(others[example.row_id]), humans.get(example.row_id)) for example in examples}

@@ -27,7 +27,7 @@ class Window:
     @property
     def contests(self) -> Sequence[Contest]:
         """The duels as contests; only for verified and majority targets."""
-        return cast("Sequence[Contest]", self.duels)  # where the target moves, all are
+        return cast("Sequence[Contest]", self.duels)  # where grades decide, all are
 
     @property
     def human_duels(self) -> Sequence[Duel]:
@@ -59,7 +59,7 @@ def build_window(
             (real,), generated = ([one.token_ids for one in side] for side in (won.winners, won.losers))
             duel = Duel(example.row_id, iteration, example.prompt_ids, real, tuple(generated))
             duels.append(duel if anchors is None else Triplet(**vars(duel), start_ids=anchors[example.row_id]))
-    used = duels if keep_identical else [duel for duel in duels if not duel.has_no_gap]
+    used = duels if keep_identical else [duel for duel in duels if not duel.has_no_margin]
     everything = [reply for replies in replies_by_iteration.values() for reply in replies]
     real_ids = {example.row_id: example.reply_ids for example in examples}
     counts = {
@@ -79,12 +79,12 @@ def select_window(
     target: Target,
     rules: Rules,
     *,
-    uses_gaps: bool,
+    uses_margins: bool,
     uses_likelihood: bool,
 ) -> Window:
     """The contests that a target builds from the graded replies of every iteration in the window, the newest first.
 
-    prompts: row id -> token ids; candidates: iteration -> row id -> its replies. uses_gaps: the loss compares winners with losers;
+    prompts: row id -> token ids; candidates: iteration -> row id -> its replies. uses_margins: the loss compares winners with losers;
     uses_likelihood: it, or its anchor, raises the winners' own likelihood. A prompt without anything for the loss is left out; the
     outcome of every prompt is counted.
     """
@@ -94,7 +94,7 @@ def select_window(
         for row_id, candidates in found.items():
             selection = target(candidates, rules)
             outcomes[selection.outcome] += 1
-            contest = _contest(row_id, iteration, prompts[row_id], selection, uses_gaps, uses_likelihood)
+            contest = _contest(row_id, iteration, prompts[row_id], selection, uses_margins, uses_likelihood)
             if contest is not None:
                 contests.append(contest)
     replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
@@ -102,11 +102,11 @@ def select_window(
 
 
 def _contest(
-    row_id: str, iteration: int, prompt_ids: TokenIds, selection: Selection, uses_gaps: bool, uses_likelihood: bool
+    row_id: str, iteration: int, prompt_ids: TokenIds, selection: Selection, uses_margins: bool, uses_likelihood: bool
 ) -> Contest | None:
     """None if there is nothing to learn: no winner, no loser for a loss on margins alone, or no weight."""
     winners, losers = ([one.token_ids for one in side] for side in (selection.winners, selection.losers))
-    pairs = pair(list(map(len, winners)), list(map(len, losers))) if uses_gaps else []
+    pairs = pair(list(map(len, winners)), list(map(len, losers))) if uses_margins else []
     if not winners or not selection.weight or not (pairs or uses_likelihood):
         return None
     return Contest(row_id, iteration, prompt_ids, tuple(winners), tuple(losers) if pairs else (), tuple(pairs), selection.weight)

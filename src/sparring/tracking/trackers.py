@@ -46,7 +46,7 @@ class Opened:
 
     def close(self) -> None:
         """Finish the tracker's run without its own messages."""
-        with _hushed():
+        with _stdout_discarded():
             self.tracker.finish()
 
 
@@ -63,7 +63,7 @@ def require_trackers(section: TrackSection) -> None:
 
 def open_tracker(kind: str, place: Place, sent: int, config: dict[str, Any]) -> Opened:
     """sent: the newest step that was certainly sent to it, -1 for none; config: the recipe, as flat options."""
-    with _hushed():
+    with _stdout_discarded():
         return _OPEN[kind](place, sent, config)
 
 
@@ -159,6 +159,6 @@ def _log_in_to_wandb() -> None:
         raise UserError(why, where="track", remedy="`wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline to send nothing for now")
 
 
-def _hushed() -> contextlib.AbstractContextManager[Any]:
+def _stdout_discarded() -> contextlib.AbstractContextManager[Any]:
     """What they print is not for the standard output of a command whose tables scripts read."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -60,13 +60,13 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     rows = from_main(lambda: _metrics_until(stage / METRICS, first_step))
     watch = HumanLogpWatch(phase, task.preferred)
     for row in rows:  # the steps before the interruption
-        watch.see(row)
+        watch.add(row)
     with progress(phase, plan.steps, "steps", first_step) as shown, _appending(stage / METRICS) as write:
         for step in range(first_step, plan.steps):
             row = {**labels, "step": step, **trainer.step(step)}
             rows.append(row)
             write(json.dumps(row) + "\n")
-            watch.see(row)
+            watch.add(row)
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
                 trainer.checkpoint(stage, step + 1)
@@ -161,10 +161,10 @@ class _Trainer:
         """Means over the items of a step on all ranks, which must have a finite loss; `work` becomes the sum over the ranks."""
         names = list(numbers[0]) if numbers else []
         table = [torch.stack([found[name].double() for name in names]) for found in numbers]
-        everybody = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
-        for *_, others in everybody[: rank()] + everybody[rank() + 1 :]:
+        of_ranks = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
+        for *_, others in of_ranks[: rank()] + of_ranks[rank() + 1 :]:
             work.update(others)  # a Counter adds
-        found = [(names, part, own) for names, part, own, _ in everybody if part is not None]
+        found = [(names, part, own) for names, part, own, _ in of_ranks if part is not None]
         names, whole = found[0][0], torch.cat([part for _, part, _ in found], dim=1)
         order = [index for *_, own in found for index in own]
         bad = [self.task.name(order[place]) for place in (~whole[names.index("loss")].isfinite()).nonzero().flatten().tolist()]

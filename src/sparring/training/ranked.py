@@ -22,7 +22,7 @@ from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
 from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
-from sparring.policy.empty_model import deal_out, empty_like
+from sparring.policy.empty_model import distribute, empty_like
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count
 from sparring.policy.score import Scorer, score_trees
@@ -225,7 +225,7 @@ def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer)
     holder.accelerator.free_memory()  # it looks through all models that it knows for the one whose gradient is clipped
     whole = [parameter.data for parameter in holder.scorer.parameters()]
     holder.wrapped, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
-    deal_out(list(holder.scorer.parameters()), whole)
+    distribute(list(holder.scorer.parameters()), whole)
 
 
 def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:

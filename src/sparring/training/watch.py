@@ -27,7 +27,7 @@ class HumanLogpWatch:
         self.rows: list[dict[str, Any]] = []
         self.warned_at: int | None = None
 
-    def see(self, row: dict[str, Any]) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Add the log row of a step and judge the newest steps."""
         if "reward_real" in row:  # without an opponent's log-probs nothing says what the replies had at the start
             self.rows.append(row)

@@ -86,7 +86,7 @@ class EvaluateSection(Section):
         if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:
             why = "with target.losers answered a reply loses only if it has an answer, which this pattern finds for a function of your own"
             yield Contradiction("answer_pattern", None, why)
-        if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.moves)):
+        if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.uses_grades)):
             why = "has no effect where no headroom is measured; set evaluate.headroom: true"
             yield Contradiction("headroom_epochs", self.headroom_epochs, why)
         if self.metric == "exact_match_greedy" and not self.greedy:

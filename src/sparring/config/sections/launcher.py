@@ -43,7 +43,7 @@ class LauncherSection(Section):
     @property
     def shards(self) -> bool:
         """Whether a rank holds only a part of the optimizer state. A config file is not read here."""
-        return self.kind == "accelerate" and self.strategy != "ddp"
+        return self.kind != "inline" and self.strategy != "ddp"
 
     @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
     @classmethod

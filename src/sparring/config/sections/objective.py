@@ -24,13 +24,13 @@ from sparring.own_code import is_own_code
 
 T = TypeVar("T")
 # Defaults of verified and majority targets (docs/evidence.md): without an NLL term their duels degrade the model, at any beta
-OF_MOVING_TARGETS = {"beta": 0.5, "nll_weight": 1.0}
+WITH_GRADES = {"beta": 0.5, "nll_weight": 1.0}
 
 
-def defaults_of_moving_targets(loss: str) -> dict[str, float]:
+def defaults_with_grades(loss: str) -> dict[str, float]:
     """The defaults that apply to an objective; none for an unknown one."""
     kind = kind_of(loss)
-    return {option: value for option, value in OF_MOVING_TARGETS.items() if kind is not None and kind.takes(option)}
+    return {option: value for option, value in WITH_GRADES.items() if kind is not None and kind.takes(option)}
 
 
 class ObjectiveSection(Section):
@@ -98,7 +98,7 @@ class ObjectiveSection(Section):
 
     def uses_likelihood(self, iteration: int) -> bool:
         """Whether the loss raises the winners' own likelihood."""
-        return not self.kind.uses_gaps or at_iteration(self.nll_weight, iteration) > 0
+        return not self.kind.uses_margins or at_iteration(self.nll_weight, iteration) > 0
 
     def learns_from_identical(self, iteration: int) -> bool:
         """Whether a duel has a gradient although all its replies equal the human one: if the loss is not only on margins."""

@@ -112,14 +112,14 @@ class TargetSection(Section):
 
     @field_validator("pass_score")
     @classmethod
-    def _tells_right_from_wrong(cls, value: float, info: ValidationInfo) -> float:
+    def _within_builtin_scores(cls, value: float, info: ValidationInfo) -> float:
         if "checker" in info.data and not is_own_code(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
             raise ValueError("built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none")
         return value
 
     @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
     @classmethod
-    def _of_moving_targets(cls, value: T, info: ValidationInfo) -> T:
+    def _not_with_human(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("kind") == "human" and value != cls.model_fields[info.field_name or ""].default:
             raise ValueError("has no effect with target.kind human")
         return value
@@ -132,8 +132,8 @@ class TargetSection(Section):
         return value
 
     @property
-    def moves(self) -> bool:
-        """Whether winners change from iteration to iteration: a verified or majority target."""
+    def uses_grades(self) -> bool:
+        """Whether grades decide the winners: a verified or majority target."""
         return self.kind != "human"
 
     @property
@@ -153,7 +153,7 @@ class TargetSection(Section):
             yield from self._against_objective(objective)
 
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
-        if data.prompts is not None and not self.moves:
+        if data.prompts is not None and not self.uses_grades:
             yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; take verified or majority")
         if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_code(self.grading_checker):
             why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or take majority"
@@ -165,12 +165,12 @@ class TargetSection(Section):
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
         loss, kind = objective.loss, objective.kind
-        if not kind.uses_gaps and self.human == "only":
+        if not kind.uses_margins and self.human == "only":
             why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT; "
             why += "take fallback, never or mix"
             yield Contradiction("human", self.human, why)
-        if not kind.uses_gaps and not self.moves:
+        if not kind.uses_margins and not self.uses_grades:
             why = f"objective.loss {loss} on human replies is no game but continued SFT: see sft and controls; or take verified or majority"
             yield Contradiction("kind", self.kind, why)
-        if kind.why_human_alone is not None and self.moves:
+        if kind.why_human_alone is not None and self.uses_grades:
             yield Contradiction("kind", self.kind, kind.why_human_alone)

@@ -1,4 +1,4 @@
-"""How a command ends: exit codes and their messages."""
+"""What the commands share: arguments and options, and how a command ends, with exit codes and their messages."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -36,7 +39,7 @@ def outcome(again: str | None = None) -> Iterator[None]:
         stop(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
         if again:
-            interrupts.ignore_further()
+            interrupts.ignore_signals()
         stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
     except typer.Exit:
         raise
@@ -95,3 +98,38 @@ def encode_stdout(*, encoding: str | None = None, errors: str | None = None) -> 
     """Change the encoding or the error handling of stdout."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
         sys.stdout.reconfigure(encoding=encoding, errors=errors)
+
+
+class Dtype(StrEnum):
+    """The number formats that `--dtype` accepts."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+    @property
+    def rounded(self) -> str | None:
+        """The format that weights are rounded to; None for float32, the format in which they are trained."""
+        return None if self is Dtype.float32 else self.value
+
+
+RecipeFile = Annotated[
+    Path, typer.Argument(help="The recipe, a YAML file or builtin:NAME; `sparring docs recipe` lists every key.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
+Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.", show_default=False)]
+Players = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--player",
+        help="For a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default.",
+        show_default=False,
+    ),
+]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.", show_default=False)
+]
+Weights = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is exact, the others round.")]

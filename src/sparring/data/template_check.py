@@ -13,7 +13,7 @@ from sparring.errors import UserError
 THINKING, END_OF_THINKING = "<think>", "</think>"
 OPTION = "model.chat_template"
 # <|im_end|> without such a token in the tokenizer: the end of the turn as plain text, which the model learns with the reply
-SPELT_MARK = re.compile(r"<[^<>/\s][^<>\s]*>")
+PLAIN_TEXT_MARK = re.compile(r"<[^<>/\s][^<>\s]*>")
 SHOWN = 60  # characters of a text in a message
 
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.options import Dtype, RunFolder, Weights
-from sparring.cli.outcome import outcome
+from sparring.cli.shared import Dtype, RunFolder, Weights, outcome
 from sparring.console import printable, set_up_logging
 
 

@@ -27,7 +27,7 @@ def how_learned(recipe: Recipe, unanswered: int) -> str:
 {_whose(recipe, unanswered)}"""
 
 
-def told_of_pairs(recipe: Recipe, counts: Counts, unanswered: int) -> str:
+def pairs_body(recipe: Recipe, counts: Counts, unanswered: int) -> str:
     """The body of the data set's card: the rule, a table of counts, what the configurations hold."""
     lines = [
         f"| iteration | {' | '.join(HEADERS.values())} |",
@@ -36,7 +36,7 @@ def told_of_pairs(recipe: Recipe, counts: Counts, unanswered: int) -> str:
     ]
     table, drawn = "\n".join(lines), recipe.sampling.replies_per_prompt
     alone = " The game itself learned from winners alone: these pairs are those that would have met."
-    note = "" if recipe.objective.kind.uses_gaps else alone
+    note = "" if recipe.objective.kind.uses_margins else alone
     return f"""{" ".join(rule_of(recipe))}{note}
 
 {_whose(recipe, unanswered)}

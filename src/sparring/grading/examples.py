@@ -25,7 +25,7 @@ def print_records(title: str, records: Iterable[Mapping[str, str]], console: Con
         console.print(table)
 
 
-def told_grade(grade: Grade) -> str:
+def grade_text(grade: Grade) -> str:
     """The answer and the reason of a grade on one line, both shortened."""
     answer = "no answer" if grade.answer is None else f"answer {excerpt(grade.answer, 100)}"
     return f"{answer}; {excerpt(grade.reason, 200)}"

@@ -18,7 +18,7 @@ def prompts(count: int) -> list[Asked]:
     return [ask(f"{n}", "3", "none", f"{n}", answer="3", row_id=f"r{n}") for n in range(count)]
 
 
-def dealt(asked: list[Asked], seed: int = 0) -> list[list[Grade]]:
+def shuffled(asked: list[Asked], seed: int = 0) -> list[list[Grade]]:
     with made("random", random_like=NUMBER, seed=seed) as checker:
         return checker.grade(asked)
 
@@ -27,20 +27,20 @@ def test_the_pass_rate_stays_and_the_places_change() -> None:
     asked = prompts(40)
     with made("number") as checker:
         honest = checker.grade(asked)
-    by_chance = dealt(asked)
+    by_chance = shuffled(asked)
     assert Counter(g.score for p in honest for g in p) == Counter(g.score for p in by_chance for g in p)
     assert [[g.answer for g in p] for p in honest] == [[g.answer for g in p] for p in by_chance]
     assert [p[2] for p in honest] == [p[2] for p in by_chance]  # no answer: the grade stays
     # second replies are all right, first and last almost never: dealt anew, about half of each is
     assert sum(p[1].score for p in by_chance) < 30
-    assert by_chance == dealt(asked) != dealt(asked, seed=1)
+    assert by_chance == shuffled(asked) != shuffled(asked, seed=1)
 
 
 @settings(max_examples=20)
 @given(st.permutations(range(12)))
 def test_the_order_of_prompts_changes_nothing(order: list[int]) -> None:
     asked = prompts(12)
-    assert dealt([asked[n] for n in order]) == [dealt(asked)[n] for n in order]
+    assert shuffled([asked[n] for n in order]) == [shuffled(asked)[n] for n in order]
 
 
 def test_what_it_says_of_itself() -> None:

@@ -16,7 +16,7 @@ from test_chat import SPECIAL, Chat, Conversation, Message, _wrap, conversation,
 
 from sparring.config import ModelSection
 from sparring.data.fingerprint import chat_fingerprint
-from sparring.data.given_back import closing_of, lost_turn, opening_of, squeezed
+from sparring.data.template_check import closing_of, lost_turn, opening_of, squeezed
 from sparring.data.template_kwargs import with_kwargs
 from sparring.errors import UserError
 

@@ -29,13 +29,13 @@ class RandomChecker:
 
     def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
         grades = self._like.grade(asked)
-        slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_dealt(grade)]
-        by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._draw(asked, slot)))
-        by_chance = sorted(slots, key=lambda slot: self._draw(asked, slot))
-        dealt = [list(prompt) for prompt in grades]
+        slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_shuffled(grade)]
+        by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
+        by_chance = sorted(slots, key=lambda slot: self._random_key(asked, slot))
+        shuffled = [list(prompt) for prompt in grades]
         for (p, r), (q, s) in zip(by_name, by_chance, strict=True):
-            dealt[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
-        return dealt
+            shuffled[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
+        return shuffled
 
     def expected(self, asked: Asked) -> str | None:
         return self._like.expected(asked)
@@ -43,10 +43,10 @@ class RandomChecker:
     def close(self) -> None:
         self._like.close()
 
-    def _is_dealt(self, grade: Grade) -> bool:
+    def _is_shuffled(self, grade: Grade) -> bool:
         return grade.score is not None and (grade.answer is not None or not self.reads_answers)
 
-    def _draw(self, asked: Sequence[Asked], slot: Slot) -> str:
+    def _random_key(self, asked: Sequence[Asked], slot: Slot) -> str:
         prompt, reply = slot
         words = [self._seed, asked[prompt].row_id, reply, asked[prompt].replies[reply]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()

@@ -24,7 +24,7 @@ PASSES = torch.tensor([True, False, True, False, False])  # of the five replies 
 CHECKER = PASSES.double()  # a checker is the probability [n] that each reply passes; this one is never wrong
 
 # What k replies come to: (probability, winners, losers), for each way in which they can be judged.
-Deal = Callable[[Sequence[int]], Iterable[tuple[float, list[int], list[int]]]]
+Selector = Callable[[Sequence[int]], Iterable[tuple[float, list[int], list[int]]]]
 
 
 # --- exact expectations
@@ -37,17 +37,17 @@ def draws(p: Tensor, k: int) -> Iterator[tuple[float, tuple[int, ...]]]:
         yield math.prod(share[y] for y in replies), replies
 
 
-def checked(passes: Tensor) -> Deal:
+def checked(passes: Tensor) -> Selector:
     """Target `verified`, the library's. `passes` is the probability [n] that a reply passes, 0 or 1 without errors."""
 
-    def deal(replies: Sequence[int]) -> Iterator[tuple[float, list[int], list[int]]]:
+    def select(replies: Sequence[int]) -> Iterator[tuple[float, list[int], list[int]]]:
         for verdicts in product((True, False), repeat=len(replies)):
             probability = math.prod(passes[y].item() if v else 1 - passes[y].item() for y, v in zip(replies, verdicts, strict=True))
             if probability:
                 won, lost = places(verified, tuple(Candidate((n,), f"{n}", passed=v) for n, v in enumerate(verdicts)))
                 yield probability, [replies[n] for n in won], [replies[n] for n in lost]
 
-    return deal
+    return select
 
 
 def voted(replies: Sequence[int]) -> Iterator[tuple[float, list[int], list[int]]]:
@@ -66,29 +66,29 @@ def places(target: Target, replies: tuple[Candidate, ...]) -> tuple[list[int], l
     return won, lost
 
 
-def pair_weights(p: Tensor, k: int, deal: Deal) -> Tensor:
+def pair_weights(p: Tensor, k: int, select: Selector) -> Tensor:
     """How often each (winner, loser) [n, n] is a pair among k replies of p, the mean over the pairs of a prompt."""
     weight_WL = torch.zeros(len(p), len(p), dtype=torch.float64)
     for probability, replies in draws(p, k):
-        for share, winners, losers in deal(replies):
+        for share, winners, losers in select(replies):
             for winner, loser in product(winners, losers):
                 weight_WL[winner, loser] += probability * share / (len(winners) * len(losers))
     return weight_WL
 
 
-def outcomes(p: Tensor, k: int, deal: Deal) -> Iterator[tuple[float, Tensor]]:
+def outcomes(p: Tensor, k: int, select: Selector) -> Iterator[tuple[float, Tensor]]:
     """Every player that one round of likelihood can end in: the frequencies of its winners, or p where nothing wins."""
     for probability, replies in draws(p, k):
-        for share, winners, _ in deal(replies):
+        for share, winners, _ in select(replies):
             counts = torch.bincount(torch.tensor(winners, dtype=torch.long), minlength=len(p)).double()
             yield probability * share, counts / counts.sum() if winners else p
 
 
-def winner_weights(p: Tensor, k: int, deal: Deal, of: Callable[[list[int]], Iterable[int]] = list) -> Tensor:
+def winner_weights(p: Tensor, k: int, select: Selector, of: Callable[[list[int]], Iterable[int]] = list) -> Tensor:
     """Expected number [n] of times that each reply is among the winners of k."""
     weight = torch.zeros_like(p)
     for probability, replies in draws(p, k):
-        for share, winners, _ in deal(replies):
+        for share, winners, _ in select(replies):
             for winner in of(winners):
                 weight[winner] += probability * share
     return weight

@@ -8,17 +8,17 @@ from pathlib import Path
 from sparring.console import log
 from sparring.report.summary import REPORT
 
-REDRAW_SECONDS = 60.0
+UPDATE_SECONDS = 60.0
 
 
-def keep_report(root: Path, is_over: bool) -> None:
+def update_report(root: Path, is_over: bool) -> None:
     """Render the report of a running game. Errors, also of the plotting library, are logged and do not end the game.
 
     While the game runs, a page younger than a minute is kept: rendering takes seconds, which would slow short iterations down.
     """
     page = root / REPORT
     try:
-        if is_over or not page.exists() or time.time() - page.stat().st_mtime >= REDRAW_SECONDS:
+        if is_over or not page.exists() or time.time() - page.stat().st_mtime >= UPDATE_SECONDS:
             from sparring.report.run_page import write_report  # here, for it loads Matplotlib
 
             write_report(root)
