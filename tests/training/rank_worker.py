@@ -15,6 +15,7 @@ from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
 from sparring.policy import empty_model, score
+from sparring.policy import ranks as communication
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
@@ -38,6 +39,7 @@ def main(strategy: str, folder: Path) -> None:
     start, opponent = folder / "start", json.loads((folder / "opponent.json").read_text())
     join(strategy, cpu=True)
     score.HEAD_CHUNK = CHUNK
+    communication.BUCKET = 1000  # so that gradients are grouped and cut
     if stage_of_deepspeed() == 3:  # else it would keep weights as small as these whole
         make_accelerator().deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     assert rank_count() == 2

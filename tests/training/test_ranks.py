@@ -20,6 +20,7 @@ from rank_worker import ADAPTERS, MEASURED
 from safetensors.torch import load_file
 from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
 
+from sparring.policy import ranks as communication
 from sparring.policy.batches import assign_to_ranks, micro_batches_of_ranks
 from sparring.policy.load import load_model, merge
 from sparring.policy.score import plain_logps
@@ -224,6 +225,18 @@ def test_fewer_items_than_ranks(strategy: str, ranks: Ranks) -> None:
 def test_a_loss_that_is_not_finite_stops_all_ranks_alike(strategy: str, ranks: Ranks) -> None:
     one, two = ranks.found(strategy)["not_finite"]
     assert one == two and "not finite at step 0" in one and "row3" in one and one.startswith("AgreedError")
+
+
+def test_buckets_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(communication, "BUCKET", 7)
+    tensors = [torch.arange(12.0).view(3, 4), torch.zeros(0), torch.tensor(12.0), torch.arange(13.0, 17.0)]
+    buckets = list(communication._buckets(tensors))
+    assert [[len(part) for part in parts] for parts in buckets] == [[7], [5, 1, 1], [3]]
+    assert torch.equal(torch.cat([part for parts in buckets for part in parts]), torch.arange(17.0))
+    for parts in buckets:
+        for part in parts:
+            part.neg_()
+    assert tensors[0][2, 3] == -11 and tensors[2] == -12, "views, which are written to"
 
 
 # --- how work is dealt

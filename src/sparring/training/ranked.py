@@ -24,7 +24,7 @@ from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.empty_model import deal_out, empty_like
 from sparring.policy.load import load_model
-from sparring.policy.ranks import is_main, rank_count
+from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
 from sparring.training.masters import AdapterWeights, trainable_weights, weights_to_shard
@@ -118,10 +118,12 @@ class Replicas:
             return
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device)
+        summed = []
         for parameter, users in zip(trained, self.accelerator.reduce(used, "sum").tolist(), strict=True):
             if users:  # by any rank; a parameter that no rank used keeps no gradient, as in one process
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(grad, "sum")
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+                summed.append(parameter.grad)
+        sum_over_ranks(summed)
 
 
 class Fsdp2Shards(Sharded):
