@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import traceback
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
-from sparring.policy.strategies import join, stage_of_deepspeed
+from sparring.policy.strategies import join
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.ranked import score_player
 from sparring.training.tasks import SpinTask
@@ -40,8 +39,6 @@ def main(strategy: str, folder: Path) -> None:
     join(strategy, cpu=True)
     score.HEAD_CHUNK = CHUNK
     communication.BUCKET = 1000  # so that gradients are grouped and cut
-    if stage_of_deepspeed() == 3:  # else it would keep weights as small as these whole
-        make_accelerator().deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
     assert rank_count() == 2
     if strategy == "fsdp2":  # as by a file that `accelerate config` wrote
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
@@ -113,17 +110,12 @@ def sums_of_ranks(model: torch.nn.Module) -> list[float]:
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-    if hasattr(parameter, "ds_id"):  # ZeRO 3
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return safe_get_full_fp32_param(parameter)
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def held_by_ranks(model: torch.nn.Module) -> list[int]:
     """Of every rank how many numbers of the parameters it holds between two passes."""
-    parts = ([p.data, p.ds_tensor] if hasattr(p, "ds_id") else [getattr(p, "_local_tensor", p)] for p in model.parameters())
-    return gathered(sum(part.numel() for part in chain.from_iterable(parts)))
+    return gathered(sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters()))
 
 
 def first_margins(stage: Path, start: Path, precision: str, **more: Any) -> list[float]:

@@ -1,11 +1,10 @@
-"""Many ranks compute what one process computes: DDP, FSDP2 and DeepSpeed's ZeRO on two CPU processes connected by gloo.
+"""Many ranks compute what one process computes: DDP and FSDP2 on two CPU processes connected by gloo.
 
 Tolerance: losses agree to 1e-5, weights to 2e-5 where a step has the size 1e-3 - sums in another order, and nothing else, in float32.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -31,13 +30,7 @@ from sparring.training.tasks import SpinTask
 HERE = Path(__file__).parent
 LOSSES, WEIGHTS = 1e-5, 2e-5
 NUMBERS = ("loss", "margin", "reward_real", "reward_generated", "real_logp", "generated_logp", "grad_norm", "accuracy", "lr")
-needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="make test-deepspeed has DeepSpeed")
-STRATEGIES = [
-    "ddp",
-    "fsdp2",
-    pytest.param("deepspeed-zero2", marks=needs_deepspeed),
-    pytest.param("deepspeed-zero3", marks=needs_deepspeed),
-]
+STRATEGIES = ["ddp", "fsdp2"]
 
 
 class Ranks:
@@ -75,7 +68,7 @@ class Ranks:
 
 def launch(strategy: str, folder: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])}
-    environment |= {"DS_ACCELERATOR": "cpu"} if "deepspeed" in strategy else {"ACCELERATE_USE_CPU": "true"}
+    environment["ACCELERATE_USE_CPU"] = "true"
     options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no", str(HERE / "rank_worker.py"), strategy, str(folder)]
     done = subprocess.run(
@@ -136,7 +129,7 @@ def test_players_measured_by_two_ranks(strategy: str, ranks: Ranks) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_are_one_process(strategy: str, ranks: Ranks) -> None:
     found = ranks.found(strategy)
-    assert strategy.split("-")[0].rstrip("2") in found["distributed_type"].lower() or strategy == "ddp"
+    assert "FSDP" in found["distributed_type"] or strategy == "ddp"
     for optimizer in ("adamw", "rmsprop"):
         assert_close(ranks.folder / strategy / optimizer, ranks.folder / "one" / optimizer)
         one, two = found[optimizer]
@@ -182,7 +175,7 @@ def test_rank_0_alone_reads_what_will_be_dealt_out(strategy: str, ranks: Ranks) 
 def test_a_rank_of_a_sharded_model_holds_its_part_only(strategy: str, ranks: Ranks) -> None:
     all_of_it = load_model(ranks.start).num_parameters()
     shares = [held / all_of_it for held in ranks.found(strategy)["held"]]
-    assert shares == pytest.approx([0.5, 0.5] if strategy in ("fsdp2", "deepspeed-zero3") else [1, 1], abs=0.01)
+    assert shares == pytest.approx([0.5, 0.5] if strategy == "fsdp2" else [1, 1], abs=0.01)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -1,4 +1,4 @@
-"""How ranks share the weights in training and scoring: replicated, or sharded by FSDP2. DeepSpeed is in zero.py.
+"""How ranks share the weights in training and scoring: replicated, or sharded by FSDP2.
 
 A single process uses the replicated kind. Optimizer steps see the same gradient in all kinds, up to rounding.
 """
@@ -179,12 +179,8 @@ class FrozenWeights:
     def prepare(self, trees: Sequence[Branches]) -> None:
         """Choose the layout for trees like these, then share the weights."""
         self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, self.settings.max_tokens))
-        if strategies.is_fsdp2():
+        if self.needs_all_ranks:
             self._shard()
-        elif strategies.stage_of_deepspeed():
-            from sparring.training.zero import freeze
-
-            self.wrapped = freeze(self.scorer, self.settings.precision, self.accelerator)
 
     def score(self, trees: Sequence[Branches]) -> list[list[float]]:
         """Log-probs of each tree's replies, in the order of the trees; ranks share the trees. All ranks must call it."""
@@ -232,13 +228,7 @@ def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer)
 
 def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
-    kind: type[Any] = Replicas
-    if strategies.is_fsdp2():
-        kind = Fsdp2Shards
-    elif strategies.stage_of_deepspeed():
-        from sparring.training.zero import DeepSpeedZero
-
-        kind = DeepSpeedZero
+    kind: type[Any] = Fsdp2Shards if strategies.is_sharded() else Replicas
     if rank_count() > 1 and is_main():
         log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.precision]}")
     return kind(folder, settings, accelerator, seed)
