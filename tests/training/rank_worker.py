@@ -43,9 +43,10 @@ def main(strategy: str, folder: Path) -> None:
     if strategy == "fsdp2":  # as by a file that `accelerate config` wrote
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     loads = count_loads()
+    loaded_on = gathered(str(empty_model.load_on_main(start).device))
     out = folder / strategy
     from_main(lambda: out.mkdir(exist_ok=True))
-    found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type)}
+    found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type), "loaded_on": loaded_on}
 
     # the whole training, with a remainder: 5 duels a step, 14 in all
     for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):

@@ -167,8 +167,10 @@ def test_a_model_that_samples_is_whole_on_every_rank(strategy: str, ranks: Ranks
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_rank_0_alone_reads_what_will_be_dealt_out(strategy: str, ranks: Ranks) -> None:
-    one, two = ranks.found(strategy)["loads"]
+    found = ranks.found(strategy)
+    one, two = found["loads"]
     assert two == 0 and (one >= 6 or strategy == "ddp")
+    assert found["loaded_on"] == ["cpu", "meta"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
