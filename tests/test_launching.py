@@ -367,6 +367,15 @@ def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
     assert result.code == 2 and "another process works in this run directory" in result.err
 
 
+def test_a_machine_says_that_it_waits(begun: Game, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(launching, "_answer_calls", lambda *_: None)
+    caplog.set_level("WARNING", "sparring")  # as in a new process
+    caplog.handler.setLevel(0)
+    more = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1", "launcher.machine_rank=1"]
+    launching.follow(load_recipe(recipe_of(begun), more), begun.root)
+    assert "machine 1 of 2: waiting for calls of machine 0" in caplog.text
+
+
 # --- bad input
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -82,6 +83,7 @@ def follow(recipe: Recipe, root: Path) -> None:
     """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where another process
     does so already for the same machine: both would send ranks."""
     check_launcher(recipe.launcher)
+    log.setLevel(logging.INFO)  # of the run's log file, which would set it, machine 0 is the writer
     number = recipe.launcher.machine_rank
     with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
         log.info(f"machine {number} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from sparring.config import OptimSection
@@ -86,11 +86,12 @@ def shard(scorer: Scorer, settings: OptimSection, accelerator: Accelerator) -> n
     """The scorer under FSDP2, with the weights of rank 0's. All ranks must call it."""
     # under adapters the base is in the format that computes already, and the adapters compute in their own float32
     compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.precision]
-    accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
+    plugin = accelerator.state.fsdp_plugin
+    plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     whole = scorer.state_dict() if is_main() else {}
     wrapped = fsdp2_prepare_model(accelerator, scorer)
     if not is_main():
-        _allocate(wrapped, accelerator.device)
+        _allocate(wrapped, torch.device("cpu") if isinstance(plugin.cpu_offload, CPUOffloadPolicy) else accelerator.device)
     set_model_state_dict(wrapped, whole, options=FROM_MAIN)
     return wrapped
 
