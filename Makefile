@@ -1,10 +1,9 @@
 # make demo | make test | make test-fast | make docs | make wheel | make bench | make study | make chaos | make gpu-check | make picture | make setup; VENV= puts the environment elsewhere, DATA= the benchmarks' data
-# make test-vllm | test-ray | test-deepspeed | test-harness | test-trackers: jobs, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
-# DEEPSPEED_VENV=, HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 also runs the tests marked slow
+# make test-vllm | test-ray | test-harness | test-trackers: jobs, each in an environment of its own (VLLM_VENV=, RAY_VENV=,
+# HARNESS_VENV=, TRACKERS_VENV=); SLOW=1 also runs the tests marked slow
 VENV ?= .venv
 VLLM_VENV ?= .venv-vllm
 RAY_VENV ?= .venv-ray
-DEEPSPEED_VENV ?= .venv-deepspeed
 HARNESS_VENV ?= .venv-harness
 TRACKERS_VENV ?= .venv-trackers
 DOCS_VENV ?= .venv-docs
@@ -14,14 +13,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 VLLM_READY := $(VLLM_VENV)/.ready
 RAY_READY := $(RAY_VENV)/.ready
-DEEPSPEED_READY := $(DEEPSPEED_VENV)/.ready
 HARNESS_READY := $(HARNESS_VENV)/.ready
 TRACKERS_READY := $(TRACKERS_VENV)/.ready
 DOCS_READY := $(DOCS_VENV)/.ready
 INSTALL := -m pip install --quiet --disable-pip-version-check
 PYTEST := -m pytest $(if $(SLOW),--slow)
 
-.PHONY: setup setup-vllm setup-ray setup-deepspeed setup-harness setup-trackers demo test test-fast test-vllm test-ray test-deepspeed test-harness test-trackers docs wheel bench study chaos gpu-check picture lint clean
+.PHONY: setup setup-vllm setup-ray setup-harness setup-trackers demo test test-fast test-vllm test-ray test-harness test-trackers docs wheel bench study chaos gpu-check picture lint clean
 
 setup: $(READY)
 
@@ -52,11 +50,6 @@ $(VLLM_READY): requirements-vllm.lock $(READY)
 setup-ray: $(RAY_READY)
 
 $(RAY_READY): requirements-ray.lock $(READY)
-	$(job)
-
-setup-deepspeed: $(DEEPSPEED_READY)
-
-$(DEEPSPEED_READY): requirements-deepspeed.lock $(READY)
 	$(job)
 
 setup-harness: $(HARNESS_READY)
@@ -94,10 +87,6 @@ test-vllm: setup-vllm
 # a real Ray: two nodes on this machine, one of them killed
 test-ray: setup-ray
 	$(RAY_VENV)/bin/python $(PYTEST) --durations 15 tests/opponent/test_ray_engine.py
-
-# ZeRO-2 and ZeRO-3 on two ranks, compared with one process
-test-deepspeed: setup-deepspeed
-	$(DEEPSPEED_VENV)/bin/python $(PYTEST) --durations 15 -k deepspeed tests/training/test_ranks.py tests/test_launching.py
 
 # the real lm-evaluation-harness compared with our scorer, and the benchmarks of a run
 test-harness: setup-harness
@@ -148,4 +137,4 @@ lint: setup
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(DEEPSPEED_VENV) $(HARNESS_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site
+	rm -rf $(VENV) $(VLLM_VENV) $(RAY_VENV) $(HARNESS_VENV) $(TRACKERS_VENV) $(DOCS_VENV) runs site

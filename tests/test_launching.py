@@ -6,7 +6,6 @@ Ranks started by hand are forks of the zygote, which cost no imports; `accelerat
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
 import re
 import shutil
@@ -294,23 +293,8 @@ def with_a_file(game: Game) -> list[str]:
     return ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
 
 
-def with_zero_3(game: Game) -> list[str]:
-    return [*TWO_RANKS, "launcher.strategy=deepspeed-zero3"]
-
-
-@pytest.mark.parametrize(
-    ("options", "kind"),
-    [
-        (with_a_file, "Fsdp2Shards"),
-        pytest.param(
-            with_zero_3,
-            "DeepSpeedZero",
-            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="make test-deepspeed has DeepSpeed"),
-        ),
-    ],
-)
-def test_accelerate_starts_the_ranks_and_one_is_killed(options: Callable[[Game], list[str]], kind: str, scored: Game) -> None:
-    launcher = options(scored)
+def test_accelerate_starts_the_ranks_and_one_is_killed(scored: Game) -> None:
+    launcher = with_a_file(scored)
     running = scored.start("train.epochs=12", *launcher)
     running.wait_for(in_training(scored))
     os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
@@ -320,7 +304,7 @@ def test_accelerate_starts_the_ranks_and_one_is_killed(options: Callable[[Game],
     result = scored.run("train.epochs=12", *launcher)
     assert result.code == 0, result.err
     facts = scored.json(f"{TRAIN}/done.json")["facts"]
-    assert facts["ranks"] == 2 and "resuming at step" in result.err and kind in result.err
+    assert facts["ranks"] == 2 and "resuming at step" in result.err and "Fsdp2Shards" in result.err
     assert scored.json("summary.json")["stop_reason"]
 
 
@@ -383,6 +367,15 @@ def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
     assert result.code == 2 and "another process works in this run directory" in result.err
 
 
+def test_a_machine_says_that_it_waits(begun: Game, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(launching, "_answer_calls", lambda *_: None)
+    caplog.set_level("WARNING", "sparring")  # as in a new process
+    caplog.handler.setLevel(0)
+    more = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1", "launcher.machine_rank=1"]
+    launching.follow(load_recipe(recipe_of(begun), more), begun.root)
+    assert "machine 1 of 2: waiting for calls of machine 0" in caplog.text
+
+
 # --- bad input
 
 
@@ -393,6 +386,7 @@ def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
         ({"machines": 2}, "the address of machine 0"),
         ({"machines": 2, "machine_rank": 2, "main_process_ip": "127.0.0.1"}, "ranks go from 0 to 1"),
         ({"strategy": "zero"}, "ddp"),
+        ({"strategy": "deepspeed-zero3"}, "launcher.strategy: 'deepspeed-zero3': was removed: .*; fsdp2 shards the same"),
     ],
 )
 def test_what_contradicts_itself(changes: dict[str, Any], words: str) -> None:
@@ -432,11 +426,7 @@ def taken_port() -> Iterator[int]:
         ("distributed_type: MULTI_CPU\nnum_procs: 2", "unknown keys .*num_procs"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2", "names 2 machines, and launcher.machines is 1"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or name none"),
-        pytest.param(
-            "distributed_type: DEEPSPEED",
-            r"sparring\[deepspeed\]",
-            marks=pytest.mark.skipif(importlib.util.find_spec("deepspeed") is not None, reason="deepspeed is installed"),
-        ),
+        ("distributed_type: DEEPSPEED", "DEEPSPEED was removed: .*; fsdp2 shards the same weights"),
     ],
 )
 def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:

@@ -25,7 +25,6 @@ EXTRAS = {
     "8bit": "8-bit optimizers, and adapters over a base in 4 bits",
     **{spec.extra: f"replies {spec.what}" + ", and judges" * bool(spec.urls) for spec in ENGINES.values() if spec.extra},
     "eval": "benchmarks of lm-evaluation-harness",
-    "deepspeed": "training sharded by DeepSpeed ZeRO",
     "tensorboard": "metrics in TensorBoard",
     "trackio": "metrics in Trackio",
     "wandb": "metrics in Weights & Biases",

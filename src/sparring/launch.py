@@ -8,8 +8,8 @@ torch's affair.
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -23,6 +23,7 @@ from typing import Any
 
 from sparring import locks
 from sparring.config import LauncherSection, Recipe, to_yaml
+from sparring.config.sections.launcher import NO_DEEPSPEED
 from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
 from sparring.rundir import read_json, write_json, write_text
@@ -43,8 +44,6 @@ def check_launcher(launcher: LauncherSection) -> None:
     """Raise UserError for what this machine cannot start."""
     if launcher.kind == "inline":
         return
-    if launcher.strategy.startswith("deepspeed"):
-        _require_deepspeed(launcher.strategy, "launcher.strategy")
     port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
     if launcher.config_file is None:
         _check_devices(launcher)
@@ -84,6 +83,7 @@ def follow(recipe: Recipe, root: Path) -> None:
     """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where another process
     does so already for the same machine: both would send ranks."""
     check_launcher(recipe.launcher)
+    log.setLevel(logging.INFO)  # of the run's log file, which would set it, machine 0 is the writer
     number = recipe.launcher.machine_rank
     with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
         log.info(f"machine {number} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")
@@ -170,10 +170,7 @@ def _run_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
 
 
 def _environment(launcher: LauncherSection) -> dict[str, str]:
-    if not launcher.cpu:
-        return {}
-    deepspeed = launcher.strategy.startswith("deepspeed")
-    return {"DS_ACCELERATOR": "cpu"} if deepspeed else {"ACCELERATE_USE_CPU": "true"}
+    return {"ACCELERATE_USE_CPU": "true"} if launcher.cpu else {}
 
 
 def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> None:
@@ -211,7 +208,8 @@ def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
     """The file's own settings. Raises UserError for one that asks for what is not here."""
     file, where = _read_config_file(path), f"launcher.config_file ({path})"
     if file.distributed_type == "DEEPSPEED":
-        _require_deepspeed("its distributed_type", where)
+        remedy = "set distributed_type: FSDP and fsdp_version: 2 in it"
+        raise UserError(f"distributed_type: DEEPSPEED {NO_DEEPSPEED}", where=where, remedy=remedy)
     if not launcher.cpu and not file.use_cpu and _gpus() == 0:
         raise _no_gpu(where)
     if file.num_machines > 1 and launcher.machines == 1:
@@ -232,11 +230,6 @@ def _read_config_file(path: Path) -> Any:
         return load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"Accelerate cannot read it: {first_line(error)}", where=f"launcher.config_file ({path})") from None
-
-
-def _require_deepspeed(name: str, where: str) -> None:
-    if importlib.util.find_spec("deepspeed") is None:
-        raise UserError(f"{name} needs the package deepspeed", where=where, remedy="pip install 'sparring[deepspeed]'")
 
 
 def _no_gpu(where: str) -> UserError:

@@ -151,9 +151,9 @@ def test_replies_and_benchmarks_need_whole_models_whatever_the_launcher_cuts(zyg
     assert {name for name, held in judged.items() if held > 141e9} == {"benchmarks"}
 
 
-@pytest.mark.parametrize(("strategy", "tokens"), [("ddp", 256), ("deepspeed-zero2", 1024), ("deepspeed-zero3", 2048), ("fsdp2", 2048)])
+@pytest.mark.parametrize(("strategy", "tokens"), [("ddp", 256), ("fsdp2", 2048)])
 def test_micro_batches_are_as_large_as_the_shards_leave_room(strategy: str, tokens: int) -> None:
-    """672M parameters: 12.1 GB of state for each of 8 devices, 2.7, 1.9 or 1.7; and 2.9 MB a token in 0.8 of 10 GB."""
+    """672M parameters: 12.1 GB of state for each of 8 devices, or 1.7; and 2.9 MB a token in 0.8 of 10 GB."""
     recipe = recipe_of("launcher.kind=accelerate", f"launcher.strategy={strategy}")
     assert estimate(recipe, large(80).shape, LENGTHS, replace(GPU, memory=10 * GB, count=8)).micro_batch_tokens == tokens
 

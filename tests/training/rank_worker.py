@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import traceback
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
 from sparring.policy import empty_model, score
+from sparring.policy import ranks as communication
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
-from sparring.policy.strategies import join, stage_of_deepspeed
+from sparring.policy.strategies import join
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.ranked import score_player
 from sparring.training.tasks import SpinTask
@@ -38,15 +38,15 @@ def main(strategy: str, folder: Path) -> None:
     start, opponent = folder / "start", json.loads((folder / "opponent.json").read_text())
     join(strategy, cpu=True)
     score.HEAD_CHUNK = CHUNK
-    if stage_of_deepspeed() == 3:  # else it would keep weights as small as these whole
-        make_accelerator().deepspeed_plugin.deepspeed_config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    communication.BUCKET = 1000  # so that gradients are grouped and cut
     assert rank_count() == 2
     if strategy == "fsdp2":  # as by a file that `accelerate config` wrote
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     loads = count_loads()
+    loaded_on = gathered(str(empty_model.load_on_main(start).device))
     out = folder / strategy
     from_main(lambda: out.mkdir(exist_ok=True))
-    found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type)}
+    found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type), "loaded_on": loaded_on}
 
     # the whole training, with a remainder: 5 duels a step, 14 in all
     for name, more in (("adamw", {"optimizer": "adamw", "weight_decay": 0.1}), ("rmsprop", {})):
@@ -111,17 +111,12 @@ def sums_of_ranks(model: torch.nn.Module) -> list[float]:
 
 
 def whole(parameter: torch.nn.Parameter) -> torch.Tensor:
-    if hasattr(parameter, "ds_id"):  # ZeRO 3
-        from deepspeed.utils import safe_get_full_fp32_param
-
-        return safe_get_full_fp32_param(parameter)
     return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
 
 
 def held_by_ranks(model: torch.nn.Module) -> list[int]:
     """Of every rank how many numbers of the parameters it holds between two passes."""
-    parts = ([p.data, p.ds_tensor] if hasattr(p, "ds_id") else [getattr(p, "_local_tensor", p)] for p in model.parameters())
-    return gathered(sum(part.numel() for part in chain.from_iterable(parts)))
+    return gathered(sum(getattr(p, "_local_tensor", p).numel() for p in model.parameters()))
 
 
 def first_margins(stage: Path, start: Path, precision: str, **more: Any) -> list[float]:

@@ -61,10 +61,10 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
     logits = logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
     return Memory(
-        weights=weights * parallel.part("weights") * (frozen or parallel.keeps_copy) + _gathered(shape, number, parallel),
-        masters=MASTER_BYTES * trained * parallel.part("masters"),
-        gradients=GRADIENT_BYTES * trained * parallel.part("gradients") + passing,
-        optimizer=OPTIMIZER_BYTES[settings.optimizer] * trained * parallel.part("optimizer"),
+        weights=weights * parallel.part * (frozen or not parallel.is_sharded) + _gathered(shape, number, parallel),
+        masters=MASTER_BYTES * trained * parallel.part,
+        gradients=GRADIENT_BYTES * trained * parallel.part + passing,
+        optimizer=OPTIMIZER_BYTES[settings.optimizer] * trained * parallel.part,
         activations=activations,
         logits=logits,
         process=_process(kind, "training", number, activations + logits),
@@ -74,7 +74,7 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
 def _passing(shape: Shape, settings: OptimSection, parallel: Parallel) -> float:
     """Gradients on their way. One in bfloat16 lives until it was added: two of the largest matrix at most. Where weights are sharded, those
     of a layer, or of embedding and head, are there whole, and once more in float32 to be reduced."""
-    if parallel.gathers:
+    if parallel.is_sharded:
         return (NUMBER_BYTES[settings.precision] + GRADIENT_BYTES) * max(shape.largest_layer, shape.outside_layers)
     return 2 * computing_copy_bytes(settings.precision) * shape.largest_matrix
 
@@ -82,11 +82,11 @@ def _passing(shape: Shape, settings: OptimSection, parallel: Parallel) -> float:
 def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parallel: Parallel) -> Memory:
     """Log-probs without a gradient: the weights, one layer's numbers, one chunk of logits."""
     number = NUMBER_BYTES[settings.precision]
-    held = computing_bytes(shape, settings) * parallel.part("weights") + _gathered(shape, number, parallel)
+    held = computing_bytes(shape, settings) * parallel.part + _gathered(shape, number, parallel)
     activations = tokens * _one_layer(shape, number)
     logits = logits_bytes(shape.config, number, tokens)
     process = _process(kind, "forward", number, activations + logits)
-    loading = 0.0 if parallel.gathers else _loading(shape, number, activations + logits + process, kind)
+    loading = 0.0 if parallel.is_sharded else _loading(shape, number, activations + logits + process, kind)
     return Memory(weights=held, activations=activations, logits=logits, loading=loading, process=process)
 
 
@@ -182,7 +182,7 @@ def _scores(lengths: Lengths, replies: int) -> float:
 
 def _gathered(shape: Shape, number: int, parallel: Parallel) -> float:
     """Sharded weights that are put together at a time."""
-    return number * gathered_at_once(shape.largest_layer, shape.outside_layers) if parallel.gathers else 0.0
+    return number * gathered_at_once(shape.largest_layer, shape.outside_layers) if parallel.is_sharded else 0.0
 
 
 def _scored(lengths: Lengths, replies: int) -> float:

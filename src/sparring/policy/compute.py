@@ -154,7 +154,7 @@ def _announce(line: str) -> None:
 
 def token_budget(model: PreTrainedModel, free: float, device: str, adapter: bool, parallel: Parallel) -> int:
     """Tokens of a micro-batch that fit `free` bytes of a device, next to everything else in training; `model` needs no weights yet."""
-    gathered = gathered_at_once(*layer_sizes(model)) if parallel.gathers else 0
+    gathered = gathered_at_once(*layer_sizes(model)) if parallel.is_sharded else 0
     held = held_at_most(model.num_parameters(), gathered, adapter, parallel)
     return tokens_at_once(model.config.get_text_config(), held, free, device)
 

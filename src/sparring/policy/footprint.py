@@ -34,9 +34,8 @@ def computing_copy_bytes(precision: str) -> int:
 
 def training_bytes(precision: str, optimizer: str, parallel: Parallel) -> float:
     """Per trained parameter, on one device: weights, gradient and optimizer state (on a single one the table in docs/fast-path.md)."""
-    masters, gradients, state = (parallel.part(what) for what in ("masters", "gradients", "optimizer"))
-    copy = computing_copy_bytes(precision) * parallel.part("weights") * parallel.keeps_copy
-    return MASTER_BYTES * masters + copy + GRADIENT_BYTES * gradients + OPTIMIZER_BYTES[optimizer] * state
+    copy = 0 if parallel.is_sharded else computing_copy_bytes(precision)
+    return (MASTER_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES[optimizer]) * parallel.part + copy
 
 
 def held_at_most(parameters: float, gathered: float, adapter: bool, parallel: Parallel) -> float:
@@ -44,8 +43,8 @@ def held_at_most(parameters: float, gathered: float, adapter: bool, parallel: Pa
 
     gathered: how many weights are gathered at a time if they are sharded.
     """
-    of_one = MASTER_BYTES * parallel.part("weights") if adapter else training_bytes("bf16", "adamw", parallel)
-    return of_one * parameters + MASTER_BYTES * gathered * parallel.gathers
+    of_one = MASTER_BYTES * parallel.part if adapter else training_bytes("bf16", "adamw", parallel)
+    return of_one * parameters + MASTER_BYTES * gathered * parallel.is_sharded
 
 
 def gathered_at_once(largest_layer: int, outside_layers: int) -> int:

@@ -38,8 +38,7 @@ def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 class ChunkedHead(nn.Module):
     """Log-probs of chosen tokens; logits over the vocabulary exist only for a chunk of them, forward and backward.
 
-    A separate module, called once per micro-batch for any number of chunks: ZeRO-3 compares the ranks' module calls. The model is
-    not its child, because the scorer already has it.
+    A module of its own that is called once per micro-batch; the model is not its child, because the scorer already has it.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -1,18 +1,24 @@
-"""Communication between the ranks of a stage: own rank, broadcast from rank 0, gather from all. Uses only Accelerate.
+"""Communication between the ranks of a stage: own rank, broadcast from rank 0, gather from all, sum. Uses only Accelerate.
 
 A process without a launcher is the only rank, and everything here costs nothing in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, gather_object, reduce
+from torch import Tensor
 
 from sparring.errors import UserError
 from sparring.rundir import differences
+
+# Numbers that one collective sums: 25 MB of float32, as in torch's DistributedDataParallel. Less would wait for the network's latency at
+# every small parameter; more would only need more memory for the copy that is sent.
+BUCKET = 25 * 2**20 // 4
 
 T = TypeVar("T")
 
@@ -52,6 +58,31 @@ def from_main(work: Callable[[], T]) -> T:
         what, where, remedy = problem
         raise AgreedError(what, where=where, remedy=remedy)
     return result
+
+
+def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
+    """Replace the contiguous `tensors`, of equal shapes and one number format on all ranks, by their sums over the ranks."""
+    for parts in _buckets(tensors):
+        total = reduce(torch.cat(parts), "sum")
+        for part, summed in zip(parts, total.split([len(part) for part in parts]), strict=True):
+            part.copy_(summed)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Flat views of the tensors, cut and grouped in their order so that every group but the last has exactly `BUCKET` numbers."""
+    parts: list[Tensor] = []
+    room = BUCKET
+    for tensor in tensors:
+        rest = tensor.view(-1)
+        while len(rest):
+            part, rest = rest[:room], rest[room:]
+            parts.append(part)
+            room -= len(part)
+            if room == 0:
+                yield parts
+                parts, room = [], BUCKET
+    if parts:
+        yield parts
 
 
 class AgreedError(UserError):

@@ -1,19 +1,8 @@
-"""How ranks share what a training holds: which part of weights, gradients and optimizer states each of them has. Imports no torch."""
+"""How ranks share what a training holds: every rank has all of it, or its part. Imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-# What of a training's state each strategy cuts into one part per device; what it does not cut, every device holds whole.
-CUT = {
-    "single": frozenset(),
-    "ddp": frozenset(),
-    "deepspeed-zero2": frozenset({"masters", "gradients", "optimizer"}),
-    "deepspeed-zero3": frozenset({"weights", "masters", "gradients", "optimizer"}),
-    "fsdp2": frozenset({"weights", "masters", "gradients", "optimizer"}),
-}
-# FSDP2 keeps float32 shards alone and gathers them in the format that computes; DeepSpeed has shards of both.
-WITHOUT_COPY = frozenset({"fsdp2"})
 
 
 @dataclass(frozen=True)
@@ -23,21 +12,15 @@ class Parallel:
     devices: int = 1
     strategy: str = "single"
 
-    def part(self, what: str) -> float:
-        """The share of `what` that one device holds."""
-        return 1 / self.devices if what in CUT[self.strategy] else 1.0
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each device holds a part of the float32 weights, the gradients and the optimizer states.
+
+        A layer's weights are then gathered, in the format that computes, when it is their turn, so that there is no copy in it.
+        """
+        return self.strategy == "fsdp2"
 
     @property
-    def keeps_copy(self) -> bool:
-        """Whether there are shards in the compute format in addition to those of the float32 weights."""
-        return self.strategy not in WITHOUT_COPY
-
-    @property
-    def cuts(self) -> bool:
-        """Whether the strategy shards anything over the devices."""
-        return bool(CUT[self.strategy])
-
-    @property
-    def gathers(self) -> bool:
-        """Whether a layer's weights are put together when it is their turn."""
-        return "weights" in CUT[self.strategy]
+    def part(self) -> float:
+        """The share of weights, gradients and optimizer states that one device holds."""
+        return 1 / self.devices if self.is_sharded else 1.0

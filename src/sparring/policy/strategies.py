@@ -1,4 +1,4 @@
-"""How the ranks of a launched stage share a model: replicas, FSDP2's shards or DeepSpeed's ZeRO. All of it is Accelerate's and torch's."""
+"""How the ranks of a launched stage share a model: replicas or FSDP2's shards. All of it is Accelerate's and torch's."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DeepSpeedPlugin, DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed import DistNetworkError
 
+from sparring.config.sections.launcher import NO_DEEPSPEED
 from sparring.errors import UserError
 
 # Rank 0 loads, checks and writes for all; the others wait in a collective meanwhile
@@ -37,22 +38,22 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     """
     global _joined
     use_slurm_names()
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        raise UserError(f"DeepSpeed {NO_DEEPSPEED}", where="ACCELERATE_USE_DEEPSPEED", remedy="start the ranks with FSDP of version 2")
     options: dict[str, Any] = {}
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not single and "ACCELERATE_USE_FSDP" not in os.environ and "ACCELERATE_USE_DEEPSPEED" not in os.environ:
+    if not single and "ACCELERATE_USE_FSDP" not in os.environ:
         options = _plugin_of(strategy)
-    deepspeed = not single and ("deepspeed_plugin" in options or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true")
-    group = InitProcessGroupKwargs(backend="gloo" if deepspeed and cpu else None, timeout=WAIT_FOR_OTHERS)
+    group = InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)
     with _port_is_free():
-        # DeepSpeed has a way of its own to a CPU (DS_ACCELERATOR), and Accelerate none to it
-        _joined = Accelerator(mixed_precision="no", cpu=cpu and not deepspeed, kwargs_handlers=[group], **options)
+        _joined = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[group], **options)
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
         _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
-    if is_fsdp2():
-        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by policy/empty_model.py
+    if is_sharded():
+        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by training/sharded.py
     return _joined
 
 
@@ -69,12 +70,7 @@ def _port_is_free() -> Iterator[None]:
 
 
 def is_sharded() -> bool:
-    """Whether this rank holds a part of the weights only, so that every pass needs all ranks."""
-    return stage_of_deepspeed() == 3 or is_fsdp2()
-
-
-def is_fsdp2() -> bool:
-    """Whether this rank was started with FSDP, of which only version 2 is accepted."""
+    """Whether this rank holds a part of the weights only, by FSDP2, so that every pass needs all ranks."""
     return _joined is not None and _joined.distributed_type == DistributedType.FSDP
 
 
@@ -82,20 +78,9 @@ def load_unsharded() -> None:
     """Have transformers load whole models, whatever they are for.
 
     By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for
-    sampling too. If it knew of ZeRO 3, as it does whenever Accelerate creates or reads its plugin, it would load shards.
+    sampling too.
     """
     os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
-    if stage_of_deepspeed() == 3:
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-        unset_hf_deepspeed_config()
-
-
-def stage_of_deepspeed() -> int:
-    """DeepSpeed's ZeRO stage; 0 without DeepSpeed."""
-    if _joined is None or _joined.distributed_type != DistributedType.DEEPSPEED:
-        return 0
-    return int(_joined.deepspeed_plugin.zero_stage)
 
 
 def use_slurm_names() -> None:
@@ -132,17 +117,6 @@ def _plugin_of(strategy: str) -> dict[str, Any]:
             auto_wrap_policy="transformer_based_wrap",
         )
         return {"fsdp_plugin": plugin}
-    if strategy.startswith("deepspeed-zero"):
-        stage = int(strategy[-1])
-        config = {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            "zero_optimization": {"stage": stage},
-            "zero_allow_untested_optimizer": True,
-            "wall_clock_breakdown": False,
-            "steps_per_print": 2**31,
-        }
-        return {"deepspeed_plugin": DeepSpeedPlugin(hf_ds_config=config)}
     return {}
 
 

@@ -126,7 +126,7 @@ def _log_unsharded_stages(context: RunContext) -> None:
     """Log which stages hold the whole model on one device while the launcher shards it for all others."""
     recipe = context.recipe
     parallel = parallel_of(recipe.launcher)
-    if not parallel.gathers:
+    if not parallel.is_sharded:
         return
     whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
     if recipe.sampling.inner.holds_whole:

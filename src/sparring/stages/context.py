@@ -30,7 +30,7 @@ CHOSEN = "micro_batch.json"
 def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
     """Tokens per micro-batch of the run in `root`; chosen again, for the model in folder `base`, if device or sharding differ."""
     file, device, parallel = root / CHOSEN, make_accelerator().device, parallel_of(recipe.launcher)
-    shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.cuts else None
+    shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.is_sharded else None
     chosen, reasons = read_object(file) if file.exists() else {}, {"device": device.type, "shared": shared}
     if any(chosen.get(name) != reason for name, reason in reasons.items()):
         shape, free = model_shape(base), free_memory(device)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparring.rundir import fsync, read_object, write_json
 
@@ -50,17 +49,19 @@ def latest_checkpoint(stage: Path) -> tuple[int, Path] | None:
 
 
 def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Load the optimizer tensors of a checkpoint, bit for bit; a sharded optimizer takes its part of each."""
-    state = optimizer.state_dict()
-    state["state"] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    """Load the optimizer tensors of a checkpoint, bit for bit."""
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": read_optimizer(folder)})
+
+
+def read_optimizer(folder: Path) -> dict[int, dict[str, Any]]:
+    """The optimizer's state in a checkpoint, by parameter's number."""
+    found: dict[int, dict[str, Any]] = {}
     for name, tensor in load_file(folder / OPTIMIZER).items():
         index, key = name.split(".", 1)
         # whole numbers are bitsandbytes' steps; torch's are float32 tensors
         is_number = tensor.ndim == 0 and tensor.dtype == torch.int64
-        value = int(tensor) if is_number else _placed_as(parameters[int(index)], tensor)
-        state["state"].setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict(state)
+        found.setdefault(int(index), {})[key] = int(tensor) if is_number else tensor
+    return found
 
 
 def remove_checkpoints(stage: Path) -> None:
@@ -69,16 +70,10 @@ def remove_checkpoints(stage: Path) -> None:
         shutil.rmtree(folder)
 
 
-def _placed_as(parameter: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
-    if not isinstance(parameter, DTensor) or whole.shape != parameter.shape:
-        return whole
-    return distribute_tensor(whole.to(parameter.device), parameter.device_mesh, parameter.placements)
-
-
-def flat_state(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimizer's tensors by "parameter's number.name"."""
+def flat_state(state: dict[int, dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """The tensors of an optimizer's state (`state_dict()["state"]`) by "parameter's number.name"."""
     found: dict[str, Any] = {}
-    for index, values in optimizer.state_dict()["state"].items():
+    for index, values in state.items():
         for key, value in values.items():
             # bitsandbytes wraps the quantisation state, and also reads it unwrapped
             found.update({f"{index}.{name}": part for name, part in (value.items() if isinstance(value, dict) else [(key, value)])})

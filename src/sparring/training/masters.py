@@ -32,8 +32,8 @@ class MasterWeights:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the weights, which must be distributed afterwards (policy/empty_model.py)."""
-        self.master_model = model_on(device, (load_on_main if on_main else load_model)(folder))
+        """on_main: only rank 0 reads the weights, which must be distributed afterwards (training/sharded.py)."""
+        self.master_model = load_on_main(folder) if on_main else model_on(device, load_model(folder))
         # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
         self.model = self.master_model if dtype == torch.float32 else model_on(device, load_model(folder, dtype))
         if self.model is not self.master_model:
@@ -64,13 +64,15 @@ class AdapterWeights:
     """
 
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the base, which must be distributed afterwards (policy/empty_model.py)."""
+        """on_main: only rank 0 reads the base, which must be distributed afterwards (training/sharded.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
         dtype = COMPUTE_DTYPES[settings.precision]
         base = load_on_main(self.base, dtype) if on_main else load_model(self.base, dtype, settings.lora.four_bit)
         self.master_model: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
-        self.master_model.to(device).eval()
+        if not on_main:
+            self.master_model.to(device)
+        self.master_model.eval()
         self.model: PreTrainedModel = self.master_model.get_base_model()
 
     def sync_compute_weights(self) -> None:

@@ -1,4 +1,4 @@
-"""How ranks share the weights in training and scoring: replicated, or sharded by FSDP2. DeepSpeed is in zero.py.
+"""How ranks share the weights in training and scoring: replicated, or sharded by FSDP2 (sharded.py).
 
 A single process uses the replicated kind. Optimizer steps see the same gradient in all kinds, up to rounding.
 """
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from sparring.config import OptimSection
@@ -22,14 +21,13 @@ from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
 from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
-from sparring.policy.empty_model import distribute, empty_like
 from sparring.policy.load import load_model
-from sparring.policy.ranks import is_main, rank_count
+from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, restore_optimizer
 from sparring.training.masters import AdapterWeights, trainable_weights, weights_to_shard
 from sparring.training.optimizers import make_optimizer, require_shardable
-from sparring.training.sharded import Sharded, gathered_weights
+from sparring.training.sharded import Fsdp2Shards, shard
 
 PRECISION = {
     "bf16": "float32 masters, passes in bfloat16, gradients summed over the ranks in float32",
@@ -108,7 +106,7 @@ class Replicas:
         return self.master_model
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        return flat_state(self.optimizer)
+        return flat_state(self.optimizer.state_dict()["state"])
 
     def restore_optimizer(self, folder: Path) -> None:
         restore_optimizer(folder, self.optimizer)
@@ -118,45 +116,12 @@ class Replicas:
             return
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device)
+        summed = []
         for parameter, users in zip(trained, self.accelerator.reduce(used, "sum").tolist(), strict=True):
             if users:  # by any rank; a parameter that no rank used keeps no gradient, as in one process
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                parameter.grad = self.accelerator.reduce(grad, "sum")
-
-
-class Fsdp2Shards(Sharded):
-    """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32."""
-
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    def prepare(self, settings: OptimSection) -> None:
-        shard(self, settings, make_optimizer(self.model, settings))
-
-    def backward(self, loss: Tensor, is_last: bool) -> None:
-        # torch takes the mean over the ranks, and the step's loss is the sum of their parts
-        self.accelerator.backward(loss * rank_count())
-
-    def clip(self, limit: float | None) -> float:
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), math.inf if limit is None else limit)
-        return float(_whole(norm))
-
-    def sync_compute_weights(self) -> None:
-        """Nothing to do: a pass gathers the updated shards."""
-
-    def saveable(self) -> Saveable:
-        return gathered_weights(self.weights, _whole)
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        found = {}
-        for name, tensor in flat_state(self.optimizer).items():
-            whole = _whole(tensor)  # all ranks take part in every one
-            if is_main():
-                found[name] = whole.cpu()
-        return found
-
-    def restore_optimizer(self, folder: Path) -> None:
-        restore_optimizer(folder, self.optimizer)
+                parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
+                summed.append(parameter.grad)
+        sum_over_ranks(summed)
 
 
 class FrozenWeights:
@@ -177,12 +142,11 @@ class FrozenWeights:
     def prepare(self, trees: Sequence[Branches]) -> None:
         """Choose the layout for trees like these, then share the weights."""
         self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, self.settings.max_tokens))
-        if strategies.is_fsdp2():
-            self._shard()
-        elif strategies.stage_of_deepspeed():
-            from sparring.training.zero import freeze
-
-            self.wrapped = freeze(self.scorer, self.settings.precision, self.accelerator)
+        if self.needs_all_ranks:
+            if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
+                for parameter in self.model.parameters():
+                    parameter.data = parameter.data.to(COMPUTE_DTYPES[self.settings.precision])
+            self.wrapped = shard(self.scorer, self.settings, self.accelerator)
 
     def score(self, trees: Sequence[Branches]) -> list[list[float]]:
         """Log-probs of each tree's replies, in the order of the trees; ranks share the trees. All ranks must call it."""
@@ -196,51 +160,17 @@ class FrozenWeights:
             return AdapterWeights(folder, self.settings, self.accelerator.device, seed).model
         return load_model(folder, COMPUTE_DTYPES[self.settings.precision], self.four_bit).to(self.accelerator.device)
 
-    def _shard(self) -> None:
-        if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
-            for parameter in self.model.parameters():
-                parameter.data = empty_like(parameter.data, COMPUTE_DTYPES[self.settings.precision])
-        # Accelerate shards a model together with its optimizer only
-        shard(self, self.settings, torch.optim.SGD(self.model.parameters(), lr=0.0))
-
 
 def score_player(folder: Path, batches: Sequence[Sequence[Branches]], settings: OptimSection) -> list[list[list[float]]]:
     """`FrozenWeights.score` of every batch of trees by the player in `folder`. Its memory is freed afterwards."""
     weights = FrozenWeights(folder, settings, make_accelerator())
     weights.prepare([tree for trees in batches for tree in trees])
-    scored = [weights.score(trees) for trees in batches]
-    if weights.needs_all_ranks:
-        weights.accelerator.free_memory()  # Accelerate keeps references to sharded models
-    return scored
-
-
-def shard(holder: Any, settings: OptimSection, optimizer: torch.optim.Optimizer) -> None:
-    """Give `holder` the FSDP2 form of its scorer and optimizer: `wrapped` and `optimizer`."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy
-
-    # under adapters the base is in the format that computes already, and the adapters compute in their own float32
-    compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.precision]
-    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
-    holder.accelerator.state.fsdp_plugin.mixed_precision_policy = policy
-    holder.accelerator.free_memory()  # it looks through all models that it knows for the one whose gradient is clipped
-    whole = [parameter.data for parameter in holder.scorer.parameters()]
-    holder.wrapped, holder.optimizer = holder.accelerator.prepare(holder.scorer, optimizer)
-    distribute(list(holder.scorer.parameters()), whole)
+    return [weights.score(trees) for trees in batches]
 
 
 def ranked_weights(folder: Path, settings: OptimSection, accelerator: Accelerator, seed: int) -> RankedWeights:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
-    kind: type[Any] = Replicas
-    if strategies.is_fsdp2():
-        kind = Fsdp2Shards
-    elif strategies.stage_of_deepspeed():
-        from sparring.training.zero import DeepSpeedZero
-
-        kind = DeepSpeedZero
+    kind: type[Any] = Fsdp2Shards if strategies.is_sharded() else Replicas
     if rank_count() > 1 and is_main():
         log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.precision]}")
     return kind(folder, settings, accelerator, seed)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

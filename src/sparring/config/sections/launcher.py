@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from sparring.config.option_types import PathText, PositiveInt, Section, Text
 
 T = TypeVar("T")
+
+# What the refusal of DeepSpeed says, of a recipe's strategy as of an Accelerate config file
+NO_DEEPSPEED = (
+    "was removed: DeepSpeed has no public way to set its optimizer's state, and writes pickled checkpoints; "
+    "fsdp2 shards the same weights, gradients and optimizer states"
+)
 
 
 class LauncherSection(Section):
@@ -32,10 +38,9 @@ class LauncherSection(Section):
     main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         None, description="Port of machine 0 where the ranks meet. When null: any free one, or 29500 with several machines."
     )
-    strategy: Literal["ddp", "fsdp2", "deepspeed-zero2", "deepspeed-zero3"] = Field(
+    strategy: Literal["ddp", "fsdp2"] = Field(
         "ddp",
         description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. "
-        "`deepspeed-zero2` shards gradients and optimizer, `deepspeed-zero3` the weights too; they need `sparring[deepspeed]`. "
         "A `config_file` has its own.",
     )
     cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
@@ -44,6 +49,13 @@ class LauncherSection(Section):
     def shards(self) -> bool:
         """Whether a rank holds only a part of the optimizer state. A config file is not read here."""
         return self.kind != "inline" and self.strategy != "ddp"
+
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _deepspeed_was_removed(cls, value: Any) -> Any:
+        if value in ("deepspeed-zero2", "deepspeed-zero3"):
+            raise ValueError(NO_DEEPSPEED)
+        return value
 
     @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
     @classmethod
