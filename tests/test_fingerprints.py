@@ -9,12 +9,18 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import SUMS, TINY, Game, play_sums, rows, write_rows
 from zygote import Zygote
+
+from sparring.config import load_recipe
+from sparring.rundir import RunDir
+from sparring.stages.context import RunContext
+from sparring.stages.inputs import NOT_FINGERPRINTED, fingerprint
 
 FILE = Path(__file__).parent / "fingerprints.json"
 LORA = {"rank": 4, "alpha": 8.0}
@@ -61,6 +67,38 @@ def fingerprints(root: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("name", GAMES)
 def test_fingerprints_are_those_of_earlier_runs(name: str, tmp_path: Path, zygote: Zygote) -> None:
     assert fingerprints(played(name, tmp_path, zygote).root) == json.loads(FILE.read_text(encoding="utf-8"))[name]
+
+
+def test_work_reads_nothing_that_is_not_given() -> None:
+    """A recipe can reach it neither from around it nor under the name of something that is not pinned."""
+    recipe = load_recipe(TINY)
+
+    def around(stage: Path) -> dict[str, Any]:
+        return {"seed": recipe.seed}
+
+    with pytest.raises(AssertionError, match="nothing but its arguments"):
+        fingerprint(partial(around))
+    for whole in (recipe, recipe.train, RunContext(recipe, RunDir(Path("run")))):
+        with pytest.raises(AssertionError, match="options as keyword arguments"):
+            fingerprint(partial(work, whole))
+    for unknown in (recipe, recipe.evaluate, object()):
+        with pytest.raises(TypeError, match="which input of a stage"):
+            fingerprint(partial(work, given=unknown))
+
+
+def work(*_: Any, **given: Any) -> dict[str, Any]:
+    return {}
+
+
+def test_inputs_newer_than_the_first_runs_are_left_out_at_what_was_before() -> None:
+    train = load_recipe(TINY).train
+    given = {"train": train, "samples": 1, "steps": None, "probe": None, "greedy": False}
+    assert fingerprint(partial(work, **given)) == {
+        "train": {name: value for name, value in train.model_dump().items() if name not in NOT_FINGERPRINTED},
+        "probe": None,
+        "greedy": False,
+    }
+    assert fingerprint(partial(work, samples=2, steps=3)) == {"samples": 2, "steps": 3}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from zygote import Result, Running, Sabotage, Zygote
 
 from sparring import launch as launching
 from sparring import locks
-from sparring.config import LauncherSection, Recipe, load_recipe
+from sparring.config import LauncherSection, Recipe, SamplerSettings, load_recipe
 from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.evaluation.measure import read_measured
@@ -244,9 +244,9 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
     recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, *others])
     happened = []
 
-    def engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> TransformersEngine:
+    def engine(settings: SamplerSettings, chat: Chat, folder: Path, temperature: float) -> TransformersEngine:
         happened.append("engine")
-        return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
+        return TransformersEngine(load_sampler(settings, folder), settings.sampling, chat.stop_ids)
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)

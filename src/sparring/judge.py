@@ -80,20 +80,19 @@ def _other(target: str, against: str, out: Path) -> Subject:
 
 
 def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], subject: Subject) -> StageRecord:
-    sampling = subject.recipe.sampling.model_copy(update={"max_new_tokens": options.max_new_tokens, "top_p": 1.0})
-    recipe = subject.recipe.model_copy(update={"sampling": sampling})
+    settings = subject.recipe.sampler.with_sampling(max_new_tokens=options.max_new_tokens, top_p=1.0)
     inputs = {
         "questions": _content(questions),
         "model": subject.hash,
         "chat": subject.chat.template,
-        "dtype": recipe.sampling_dtype,
-        "engine": sampling.engine,
+        "dtype": settings.dtype,
+        "engine": settings.sampling.engine,
         "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
     }
 
     def work(stage: Path) -> dict[str, Any]:
-        with Sampler(recipe, subject.chat, subject.folder) as sampler:
+        with Sampler(settings, subject.chat, subject.folder) as sampler:
             answer_questions(stage, questions, sampler, options.seed, model_facts(subject.folder)[0])
         return {"questions": len(questions)}
 

@@ -30,7 +30,7 @@ def answers(root: Path, prompt: str, temperature: float | None, seed: int | None
     for player in players.all:
         folder = players.folder(player)
         _check_fits(chat, turns, recipe.sampling.max_new_tokens, model_facts(folder)[0])
-        with Sampler(recipe, chat, folder) as sampler:
+        with Sampler(recipe.sampler, chat, folder) as sampler:
             found[player.title] = answer(sampler.engine(temperature), chat, [turns], recipe.seed if seed is None else seed)[0]
     return found
 

@@ -84,8 +84,8 @@ def play(context: RunContext, finished: Sequence[Policy] = ()) -> dict[str, Any]
         window = window_at(context, t)
         if (reason := nothing_to_learn(context, window, t)) is not None:
             break
-        logps = score(context, opponent, window, t)
-        player = train(context, opponent, window, logps, t)
+        scored = score(context, opponent, window, t)
+        player = train(context, opponent, scored, t)
         player = evaluate(context, player, opponent, t)
         players.append(player)
         iterations.append(scores_of(player))

@@ -35,7 +35,7 @@ from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.model import ModelSection
 from sparring.config.sections.objective import ObjectiveSection, defaults_of_moving_targets
-from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
+from sparring.config.sections.sampling import RaySection, SamplerSettings, SamplingSection, ServerSection, VllmSection, unused_sections
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.track import TrackSection
 from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
@@ -59,6 +59,7 @@ __all__ = [
     "PromptsSection",
     "RaySection",
     "Recipe",
+    "SamplerSettings",
     "SamplingSection",
     "Section",
     "ServerSection",
