@@ -36,7 +36,7 @@ from conftest import Game, rows, write_rows  # noqa: E402
 from probes import ALL, as_name  # noqa: E402
 from test_kill_and_resume import assert_same_outcome  # noqa: E402
 from test_probes import check_card, check_page, harmless  # noqa: E402
-from zygote import PAUSE_SECONDS, Result, Sabotage, Zygote  # noqa: E402
+from zygote import ADVANCE, PAUSE_SECONDS, Result, Sabotage, Zygote  # noqa: E402
 
 from sparring.config import section_of, walk_fields  # noqa: E402
 from sparring.locks import LOCK  # noqa: E402
@@ -44,7 +44,7 @@ from sparring.locks import LOCK  # noqa: E402
 DEFAULTS = {"kills": "200", "inputs": "500", "probes": "100", "seed": "0", "folder": str(ROOT / "runs" / "chaos")}
 SHORT = {"iterations": 1, "controls": None, "sft": None}
 # what a full disk or a kill may meet, beside a random moment
-FUNCTIONS = ["os:replace", "os:fsync", "sparring.training.fit:_Trainer.step", "sparring.opponent.decode:Decoder._step", "shutil:rmtree"]
+FUNCTIONS = ["os:replace", "os:fsync", ADVANCE, "sparring.data.tables:write_table", "shutil:rmtree"]
 VALUES: list[Any] = [
     None,
     True,

@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from sparring.config import Recipe, at_iteration
 from sparring.data.chat import Chat
 from sparring.data.prepare import read_examples
 from sparring.data.records import Conversation, Duel, Example, Message
 from sparring.data.tables import read_rows as read_table_rows
-from sparring.evaluation.evaluate import ITEMS, Evaluator
+from sparring.evaluation.evaluate import ITEMS, Evaluator, Grading
 from sparring.evaluation.measure import Measurer, read_measured
 from sparring.opponent.engines import make_engine
 from sparring.opponent.protocol import Prompt, Stream
@@ -55,12 +56,13 @@ class Scoring:
         target = self.root / "extra" / name
         if not (target / ITEMS).exists():
             target.mkdir(parents=True, exist_ok=True)
-            sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
-            recipe = self.recipe.model_copy(update={"sampling": sampling})
+            recipe, settings = self.recipe, self.recipe.sampler.with_sampling(temperature=temperature)
+            shape: dict[str, Any] = recipe.evaluate.model_dump(include={"samples", "greedy"})
             score = partial(score_player, settings=recipe.train)
-            Measurer(recipe, self.chat, examples, score).measure(target, model, None, ROUND, name)
+            Measurer(settings, self.chat, examples, score, seed=recipe.seed, **shape).measure(target, model, None, ROUND, name)
             with held_out_checker(recipe) as checker:
-                Evaluator(recipe, self.chat, examples, checker).evaluate(target, read_measured(target))
+                evaluator = Evaluator(self.chat, examples, Grading.of(recipe, checker), recipe.stop.confidence)
+                evaluator.evaluate(target, read_measured(target))
         return target
 
     def read_rows(self, file: Path, count: int) -> list[Example]:
@@ -98,7 +100,7 @@ def _official_duels(scoring: Scoring, model: Path, t: int) -> list[Duel]:
     chat, examples = scoring.chat, scoring.examples("train")
     asked = [OFFICIAL_PROMPT.format(example.conversation.prompt[-1]["content"]) for example in examples]
     prompts = [Prompt(example.row_id, 0, tuple(chat.tokenizer(text)["input_ids"])) for example, text in zip(examples, asked, strict=True)]
-    replies = make_engine(scoring.recipe, chat, model, 0.0).sample(prompts, Stream(scoring.recipe.seed, t))
+    replies = make_engine(scoring.recipe.sampler, chat, model, 0.0).sample(prompts, Stream(scoring.recipe.seed, t))
     release_memory()
     duels = []
     for example, reply in zip(examples, replies, strict=True):

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import Game, rows, write_rows
 from test_kill_and_resume import assert_same_outcome, outcome
-from zygote import Result, Sabotage, Zygote
+from zygote import Result, Sabotage, Zygote, working
 
 from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
@@ -380,7 +380,7 @@ def test_a_run_may_be_moved(copy: Game) -> None:
 
 
 def test_a_recipe_changed_under_a_half_finished_run(game: Game, played: Game) -> None:
-    killed = game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 4)])
+    killed = game.run(sabotage=[working("iterations/000/train", 3)])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/000/train.partial").exists()
     before = game.state()
     refused(
@@ -492,7 +492,7 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
         ("sparring.training.checkpoint:save_file", "000/train"),
         ("sparring.stages.fitting:copy_extras", "sft"),
         ("os:fsync", ""),
-        ("sparring.report.summary:_join_metrics", ""),
+        ("os:replace", r"run/metrics\.jsonl$"),
     ],
 )
 def test_a_full_disk_then_space_again(game: Game, played: Game, function: str, args: str) -> None:
@@ -506,7 +506,7 @@ def test_a_real_limit_on_the_size_of_files(game: Game, played: Game) -> None:
     """Every writer of the game meets it: Python's own, pyarrow's, and that of safetensors, which is not Python's."""
     for limit in (1_000, 10_000, 100_000):
         refused(game.run(file_limit_bytes=limit), "no space left to write: ")
-    killed = game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 2)])
+    killed = game.run(sabotage=[working("iterations/000/train", 1)])
     assert killed.code == -signal.SIGKILL
     refused(game.run(file_limit_bytes=100_000), *NO_SPACE)
     assert game.run().code == 0

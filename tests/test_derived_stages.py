@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from zygote import Sabotage, Zygote
+from zygote import Sabotage, Zygote, working
 
 OWNERS = ("start", "iterations/000", "iterations/001", "continued-sft")
 EVALUATE = "sparring.evaluation.evaluate:Evaluator.evaluate"
@@ -87,7 +87,7 @@ def test_what_is_scored_anew_is_as_if_it_had_been_asked_for_at_first(copy: Game,
         (Sabotage("sparring.stages.results:answer_showcase", nth=3), True),
         (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), False),
         (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), True),
-        (Sabotage("sparring.selfplay:_publish"), False),
+        (Sabotage("os:replace", args=r"run/summary\.json$"), False),
     ],
     ids=["scoring", "removing, then back", "showcase, then back", "before the rename", "before the rename, then back", "publishing"],
 )
@@ -100,7 +100,7 @@ def test_killed_while_it_is_scored_anew(copy: Game, fresh: Game, played: Game, s
 
 
 def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) -> None:
-    killed = game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=12 + 4)])
+    killed = game.run(sabotage=[working("iterations/001/train", 3)])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/001/train.partial").exists()
     result = game.run(*OTHERS)
     assert result.code == 0 and "resuming at step 2 of 12" in result.err
@@ -163,7 +163,7 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
     assert expected.run("controls.lr=1e-4").code == 0
     for one in (
         Sabotage("shutil:rmtree", args="continued-sft/train"),
-        Sabotage("sparring.training.fit:_Trainer.step", nth=5),
+        working("continued-sft/train", 4),
         Sabotage("os:replace", args=r"continued-sft/train\.partial .*train$"),
         Sabotage("sparring.stages.results:score_player"),
         Sabotage(EVALUATE),
@@ -174,7 +174,7 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
 
 
 def test_a_half_trained_control_with_other_settings_is_begun_anew(copy: Game, played: Game) -> None:
-    killed = copy.run("controls.lr=1e-4", sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=5)])
+    killed = copy.run("controls.lr=1e-4", sabotage=[working("continued-sft/train", 4)])
     assert killed.code == -signal.SIGKILL and (copy.root / "continued-sft/train.partial").exists()
     result = copy.run()
     assert result.code == 0 and ("continued-sft/train", "sft.lr: 0.0001 -> 0.003") in made_anew(result.err)

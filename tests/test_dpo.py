@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from conftest import Game, write_rows
-from test_kill_and_resume import STEP, assert_same_outcome
-from zygote import Sabotage, Zygote
+from test_kill_and_resume import assert_same_outcome
+from zygote import Sabotage, Zygote, working
 
 from sparring.config import DataSection, PairsSection, load_recipe
 from sparring.data.chat import Chat
@@ -253,8 +253,8 @@ def test_bad_pairs_stop_the_run_before_it_plays(game: Game) -> None:
 
 KILLS = {
     "pairs written, not committed": Sabotage("os:replace", args=r"dpo/pairs\.partial .*pairs$"),
-    "in the reference's log-probs": Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=6 + 2),
-    "in training": Sabotage(STEP, nth=6 + 4),
+    "in the reference's log-probs": working("dpo/score", 1),
+    "in training": working("dpo/train", 3),
     "trained, not committed": Sabotage("os:replace", args=r"dpo/train\.partial .*train$"),
     "in measuring": Sabotage("sparring.stages.results:score_player", nth=1 + 2 + 2),
 }

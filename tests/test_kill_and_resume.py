@@ -21,33 +21,31 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from conftest import Game
-from zygote import Result, Sabotage, Zygote
+from zygote import Result, Sabotage, Zygote, committed, working
 
 from sparring.data.tables import read_rows
 from sparring.rundir import digest
 
 TIMES = {"seconds", "tokens_per_second", "wall_seconds", "train_seconds", "finished", "stamps"}
-STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
+REPLACE, WRITE_TABLE = "os:replace", "sparring.data.tables:write_table"
 SCORE_MODEL, EVALUATE = "sparring.stages.results:score_player", "sparring.evaluation.evaluate:Evaluator.evaluate"
-DECODE_STEP, WRITE_TABLE = "sparring.opponent.decode:Decoder._step", "sparring.data.tables:write_table"
 
 # place -> (the stage that is in work or was just finished there, what kills the process, one after the other).
-# Decoding steps: 6 for the held-out replies of a player and 6 for its showcase, 12 for each of three shards of an iteration.
-# Optimizer steps: 6 in sft, 6 in iteration 0, 12 in iteration 1 (its window is two iterations), then the control's.
+# There are 6 steps in sft and in iteration 0, 12 in iteration 1 (its window is two iterations), and three shards of 16 replies in each.
 KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "base model made, not committed": ("base", [Sabotage(REPLACE, args=r"base\.partial .*/base$")]),
     "data half written": ("data", [Sabotage("sparring.stages.context:write_examples", nth=2)]),
-    "sft before its first checkpoint": ("sft", [Sabotage(STEP, nth=2)]),
+    "sft before its first checkpoint": ("sft", [working("sft", 1)]),
     "start: replies drawn, not scored": ("start/measure", [Sabotage(SCORE_MODEL)]),
     "start: measured, not evaluated": ("start/evaluate", [Sabotage(EVALUATE)]),
-    "generation in a later shard": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18)]),
+    "generation in a later shard": ("iterations/000/generate", [working("iterations/000/generate", 32)]),
     "generation, shard written, not renamed": ("iterations/001/generate", [Sabotage(REPLACE, nth=2, args="001/generate.partial/shard")]),
     "generation between two shards": ("iterations/001/generate", [Sabotage(WRITE_TABLE, nth=2, args="001/generate", when="after")]),
     "generation done, not committed": ("iterations/001/generate", [Sabotage(REPLACE, args=r"001/generate\.partial .*generate$")]),
-    "scoring in its first shard": ("iterations/000/score", [Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=4)]),
+    "scoring in its first shard": ("iterations/000/score", [working("iterations/000/score", 3)]),
     "scoring between two shards": ("iterations/001/score", [Sabotage(WRITE_TABLE, nth=2, args="001/score")]),
-    "training before its first checkpoint": ("iterations/000/train", [Sabotage(STEP, nth=6 + 2)]),
-    "training between two checkpoints": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4)]),
+    "training before its first checkpoint": ("iterations/000/train", [working("iterations/000/train", 1)]),
+    "training between two checkpoints": ("iterations/000/train", [working("iterations/000/train", 3)]),
     "training inside a step": ("iterations/001/train", [Sabotage("torch.optim.optimizer:Optimizer.zero_grad", nth=12 + 7)]),
     "checkpoint half written": (
         "iterations/000/train",
@@ -60,7 +58,7 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     "just after a checkpoint": ("iterations/001/train", [Sabotage("sparring.training.fit:save_checkpoint", 4, "001/train", when="after")]),
     "metrics being cut on the way back": (
         "iterations/001/train",
-        [Sabotage(STEP, nth=12 + 6), Sabotage(REPLACE, args=r"train\.partial/metrics")],
+        [working("iterations/001/train", 5), Sabotage(REPLACE, args=r"train\.partial/metrics")],
     ),
     "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages.fitting:copy_extras", args="000/train")]),
     "trained, checkpoints not removed": (
@@ -86,22 +84,22 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
     ),
     "evaluation, showcase written": ("start/evaluate", [Sabotage("sparring.stages.results:answer_showcase", when="after")]),
     "evaluated, not committed": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"000/evaluate\.partial .*evaluate$")]),
-    "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage("sparring.report.summary:_join_metrics")]),
-    "control in training": ("continued-sft/train", [Sabotage(STEP, nth=24 + 5)]),
-    "control in measuring": ("continued-sft/measure", [Sabotage(DECODE_STEP, nth=108 + 3)]),
+    "publishing between summary and metrics": ("iterations/000/evaluate", [Sabotage(REPLACE, args=r"run/metrics\.jsonl$")]),
+    "control in training": ("continued-sft/train", [working("continued-sft/train", 4)]),
+    "control in measuring": ("continued-sft/measure", [working("continued-sft/measure", 0)]),
     "control in evaluation": (
         "continued-sft/evaluate",
         [Sabotage("sparring.evaluation.evaluate:write_table", args="continued-sft/evaluate")],
     ),
-    "before the last summary": ("continued-sft/evaluate", [Sabotage("sparring.selfplay:_publish", nth=3)]),
+    "before the last summary": ("continued-sft/evaluate", [committed("continued-sft/evaluate")]),
     "killed three times in one stage": (
         "iterations/001/train",
-        [Sabotage(STEP, nth=12 + 4), Sabotage(STEP, nth=4), Sabotage(REPLACE, args=r"train\.partial/fit\.json")],
+        [working("iterations/001/train", 3), working("iterations/001/train", 5), Sabotage(REPLACE, args=r"train\.partial/fit\.json")],
     ),
-    "Ctrl-C in generation": ("iterations/000/generate", [Sabotage(DECODE_STEP, nth=12 + 18, do="interrupt")]),
-    "Ctrl-C in foreign code": ("sft", [Sabotage(STEP, nth=5, do="interrupt, lost")]),
-    "SIGTERM in training": ("iterations/001/train", [Sabotage(STEP, nth=12 + 8, do="terminate")]),
-    "a crash in training": ("iterations/000/train", [Sabotage(STEP, nth=6 + 4, do="crash")]),
+    "Ctrl-C in generation": ("iterations/000/generate", [working("iterations/000/generate", 32, "interrupt")]),
+    "Ctrl-C in foreign code": ("sft", [working("sft", 4, "interrupt, lost")]),
+    "SIGTERM in training": ("iterations/001/train", [working("iterations/001/train", 7, "terminate")]),
+    "a crash in training": ("iterations/000/train", [working("iterations/000/train", 3, "crash")]),
 }
 EXIT = {"kill": -signal.SIGKILL, "interrupt": 130, "interrupt, lost": 130, "terminate": 130, "crash": 1}
 STOPPED = dict.fromkeys(("interrupt", "interrupt, lost", "terminate"), "interrupted")

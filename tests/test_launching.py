@@ -21,11 +21,11 @@ import torch
 import yaml
 from conftest import Game
 from safetensors.torch import load_file
-from zygote import Result, Running, Sabotage, Zygote
+from zygote import Result, Running, Sabotage, Zygote, working
 
 from sparring import launch as launching
 from sparring import locks
-from sparring.config import LauncherSection, Recipe, load_recipe
+from sparring.config import LauncherSection, Recipe, SamplerSettings, load_recipe
 from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.evaluation.measure import read_measured
@@ -123,7 +123,7 @@ def test_ranks_by_hand_killed_and_gone_on_with(begun: Game, inline: Game) -> Non
     logps = begun.json(f"{SCORE}/done.json")
     assert logps["facts"]["ranks"] == 2 and logps["inputs"] == inline.json(f"{SCORE}/done.json")["inputs"], "the launcher is no input"
 
-    one, two = results(ranks(begun, TRAIN, sabotage={1: [Sabotage("sparring.training.fit:_Trainer.step", nth=12)]}))
+    one, two = results(ranks(begun, TRAIN, sabotage={1: [working(TRAIN, 11)]}))
     assert two.code == -signal.SIGKILL and one.code not in (0, 2), "rank 0 cannot go on alone"
     assert list((begun.root / f"{TRAIN}.partial").glob("checkpoint-*"))
     one, two = results(ranks(begun, TRAIN))
@@ -243,9 +243,9 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
     recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, *others])
     happened = []
 
-    def engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> TransformersEngine:
+    def engine(settings: SamplerSettings, chat: Chat, folder: Path, temperature: float) -> TransformersEngine:
         happened.append("engine")
-        return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
+        return TransformersEngine(load_sampler(settings, folder), settings.sampling, chat.stop_ids)
 
     def launched(recipe: Recipe, root: Path, stage: str) -> None:
         happened.append(stage)
@@ -504,7 +504,7 @@ def test_an_optimizer_that_cannot_be_sharded(begun: Game) -> None:
 
 
 def test_out_of_memory_names_the_options_and_loses_nothing(begun: Game, inline: Game) -> None:
-    result = begun.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=12, do="no memory")])
+    result = begun.run(sabotage=[working(TRAIN, 11, "no memory")])
     assert result.code == 2 and "out of memory" in result.err and "train.micro_batch_tokens" in result.err and "Traceback" not in result.err
     again = begun.run("train.micro_batch_tokens=60")
     assert again.code == 0 and "resuming at step" in again.err, again.err

@@ -15,16 +15,13 @@ from pathlib import Path
 
 import pytest
 from conftest import Game
-from zygote import Sabotage
+from zygote import Sabotage, working
 
 from sparring.live import watch as watching
 from sparring.live.state import ProcessState, read_state
 from sparring.live.watch import LogTail, Pulse
 from sparring.locks import LOCK, Holder, hold, holder
 from sparring.progress import STALE_SECONDS
-
-STEP = "sparring.training.fit:_Trainer.step"
-
 
 # ---------------------------------------------------------------------------------------------- who holds it
 
@@ -132,7 +129,7 @@ def test_it_loads_no_torch(played: Game) -> None:
 
 
 def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
-    assert game.run("sampling.top_p=0.9", sabotage=[Sabotage(STEP, nth=6 + 4)]).code == -9
+    assert game.run("sampling.top_p=0.9", sabotage=[working("iterations/000/train", 2)]).code == -9
     before = tree(game.root)
     result = game.command("status", "run")
     out = " ".join(result.out.split())
@@ -158,7 +155,7 @@ def test_killed_while_it_sampled(game: Game) -> None:
 
 @pytest.mark.parametrize(("do", "word"), [("interrupt", "interrupted"), ("crash", "RuntimeError")])
 def test_a_stopped_run_says_how_it_ended(game: Game, do: str, word: str) -> None:
-    game.run(sabotage=[Sabotage(STEP, nth=3, do=do)])
+    game.run(sabotage=[working("sft", 2, do)])
     out = " ".join(game.command("status", "run").out.split())
     assert "not running: the last attempt of 1 ended 20" in out and f": {word}" in out and "sparring run recipe.yaml" in out
 

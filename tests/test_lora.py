@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Game
-from zygote import Sabotage, Zygote
+from zygote import Zygote, working
 
 from sparring.data.tables import read_rows
 from sparring.policy.adapters import is_adapter
@@ -141,7 +141,7 @@ def test_an_interrupted_game_ends_in_the_same_bits(tmp_path: Path, zygote: Zygot
     changes = {**CHANGES, "model__path": str(start), "sft": None, "train__lora": lora, "train__precision": "bf16", "model__dtype": None}
     whole, killed = (Game(tmp_path / name, zygote, changes) for name in ("whole", "killed"))
     assert whole.run().code == 0
-    assert killed.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=4)]).code < 0
+    assert killed.run(sabotage=[working("iterations/000/train", 3)]).code < 0
     assert list(killed.root.rglob("checkpoint-*"))
     shutil.move(start, tmp_path / "moved")  # the base of a half-done run may lie elsewhere the next day
     killed.write(**{**changes, "model__path": str(tmp_path / "moved")})

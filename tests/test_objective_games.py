@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Game, rows, write_rows
-from zygote import Result, Sabotage, Zygote
+from zygote import Result, Sabotage, Zygote, working
 
 from sparring.config import load_recipe
 from sparring.data.records import Triplet
@@ -26,15 +26,14 @@ from sparring.policy.score import plain_logps
 from sparring.rundir import digest
 from sparring.stage_names import stages_of_game
 
-STEP, ROWS = "sparring.training.fit:_Trainer.step", "sparring.training.opponent_pass:_Scoring.rows"
 LORA = {"train__lora": {"rank": 4, "alpha": 8.0}, "train__lr": 2e-2}
 # Twelve rows, eight to train on: two steps in iteration 0, four in iteration 1, whose window is two iterations, a checkpoint after each.
 SMALL = {"data__held_out": 4, "sft": None, "sampling__max_new_tokens": 4, "train__checkpoint_every": 1, "showcase": [], "controls": None}
 OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any], Sabotage]] = {
-    "space": ({"loss": "space", "nll_weight": [0.0, 0.5]}, {}, Sabotage(STEP, nth=2 + 3)),
-    "t-spin": ({"loss": "t-spin", "history_weight": 0.5}, {"controls": {"batch_size": 4}}, Sabotage(STEP, nth=2 + 3)),
-    # killed while the second half of the newest duels is scored under the start: after two batches, and the four of the window
-    "alpha-spin": ({"loss": "alpha-spin", "alpha": 0.5}, LORA, Sabotage(ROWS, nth=2 + 4 + 2)),
+    "space": ({"loss": "space", "nll_weight": [0.0, 0.5]}, {}, working("iterations/001/train", 2)),
+    "t-spin": ({"loss": "t-spin", "history_weight": 0.5}, {"controls": {"batch_size": 4}}, working("iterations/001/train", 2)),
+    # killed while the second half of the newest duels is scored under the start
+    "alpha-spin": ({"loss": "alpha-spin", "alpha": 0.5}, LORA, working("iterations/001/score-start", 1)),
 }
 
 

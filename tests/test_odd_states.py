@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome
-from zygote import Result, Sabotage
+from zygote import Result, Sabotage, working
 
 from sparring.errors import UserError
 from sparring.files import require_plain
@@ -73,7 +73,7 @@ def test_state_of_a_run_that_was_killed(name: str, how: str, killed: Game) -> No
 @pytest.fixture
 def killed(game: Game) -> Game:
     """In the middle of training, with a checkpoint."""
-    assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 5)]).code == -9
+    assert game.run(sabotage=[working("iterations/000/train", 4)]).code == -9
     return game
 
 
@@ -214,7 +214,7 @@ def test_a_read_only_file_system(locked: Callable[[str], None], game: Game, play
     locked("ro")
     sane(empty := game.run(), (2,))
     locked("rw")
-    assert game.run(sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 5)]).code == -9
+    assert game.run(sabotage=[working("iterations/000/train", 4)]).code == -9
     locked("ro")
     sane(begun := game.run(), (2,))
     assert all("run" in one.err and "ead-only file system" in one.err and "Traceback" not in one.err for one in (empty, begun))

@@ -16,11 +16,12 @@ import sparring
 from sparring.config import Section, load_recipe
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stages_of_game
+from sparring.stages.inputs import Work, fingerprint
 from sparring.stages.making import StageRunner
 
 # section -> its name in the recipe
 SECTIONS = {"Data": "data", "Evaluate": "evaluate", "Model": "model", "Objective": "objective", "Sampling": "sampling"}
-SECTIONS |= {"Sft": "sft", "Stop": "stop", "Target": "target", "Train": "train"}
+SECTIONS |= {"Optim": "train", "Sft": "sft", "Stop": "stop", "Target": "target", "Train": "train"}
 # Read by the work, and free to change: speed, memory, what a kill costs, and messages
 FREE = {
     "data.path": "the content of the rows is pinned, wherever they are",
@@ -58,18 +59,30 @@ OTHER = {
     "sampling.temperature": "0.5",
     "sampling.top_p": "0.5",
     "seed": "5",
+    "sft.batch_size": "2",
+    "sft.epochs": "2",
+    "sft.horizon_epochs": "3",
     "sft.lora": "{rank: 2}",
+    "sft.lr": "1e-4",
     "sft.max_grad_norm": "0.5",
     "sft.optimizer": "rmsprop",
     "sft.precision": "bf16",
+    "sft.schedule": "cosine",
+    "sft.warmup": "0.5",
     "sft.weight_decay": "0.5",
     "showcase": "[other]",
     "showcase_system": "be kind",
     "stop.confidence": "0.8",
+    "train.batch_size": "2",
+    "train.epochs": "2",
+    "train.horizon_epochs": "3",
     "train.lora": "{rank: 2}",
+    "train.lr": "1e-4",
     "train.max_grad_norm": "0.5",
     "train.optimizer": "adamw",
     "train.precision": "bf16",
+    "train.schedule": "cosine",
+    "train.warmup": "0.5",
     "train.weight_decay": "0.5",
 }
 
@@ -78,7 +91,7 @@ OTHER = {
 def recorded(monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[str]]) -> Iterator[None]:
     """`reads`: option -> the stages whose work has read it."""
     at_work: list[str] = []
-    read, run_stage = Section.__getattribute__, StageRunner.run_stage
+    read, compute = Section.__getattribute__, RunDir.stage
 
     def noted(self: Section, name: str) -> Any:
         if at_work and name in type(self).model_fields:
@@ -86,7 +99,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[str]]) -> It
             reads.setdefault(f"{section}.{name}".lstrip("."), []).append(at_work[-1])
         return read(self, name)
 
-    def run(self: StageRunner, name: str, inputs: dict[str, Any], work: Callable[[Path], Any], **more: Any) -> StageRecord:
+    def stage(self: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], Any]) -> StageRecord:
         def worked(stage: Path) -> Any:
             at_work.append(name)
             try:
@@ -94,11 +107,11 @@ def recorded(monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[str]]) -> It
             finally:
                 at_work.pop()
 
-        return run_stage(self, name, inputs, worked, **more)
+        return compute(self, name, inputs, worked)
 
     with monkeypatch.context() as patch:
         patch.setattr(Section, "__getattribute__", noted)
-        patch.setattr(StageRunner, "run_stage", run)
+        patch.setattr(RunDir, "stage", stage)
         patch.setattr("sparring.selfplay.place_in", lambda *_: None)  # progress shows the place of a stage among all
         yield
 
@@ -108,8 +121,8 @@ class Noticed(Exception):
 
 
 def first_changed(root: Path, override: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    def run(self: StageRunner, name: str, inputs: dict[str, Any], work: Callable[[Path], Any], **_: Any) -> StageRecord:
-        if self.run.changes(name, inputs):
+    def run(self: StageRunner, name: str, work: Work, **_: Any) -> StageRecord:
+        if self.run.changes(name, fingerprint(work)):
             raise Noticed(name)
         found = self.run.finished(name)
         assert found is not None, name

@@ -22,6 +22,7 @@ from sparring.policy import score
 from sparring.policy.adapters import WEIGHTS
 from sparring.policy.compute import keep_soft_caps, make_accelerator
 from sparring.policy.score import Scorer
+from sparring.progress import PhaseProgress
 from sparring.training import fit as training
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, make_plan
@@ -207,11 +208,13 @@ def test_training_starts_at_margin_zero_and_goes_on_from_a_checkpoint_with_the_s
     assert waits[READ, "fit._Trainer._means"] == waits[NUMBER, "ranked.Replicas.clip"] == plan.steps == 4
     assert rows[0]["margin"] == 0.0 and rows[-1]["margin"] != 0.0
 
-    def killed(*_: Any) -> None:
-        raise KeyboardInterrupt
+    def killed(progress: PhaseProgress, *_: Any, **__: Any) -> None:
+        progress.done += 1
+        if progress.done == 4:  # so that steps 3 and 4 are done again
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "_work_of", killed)  # after step 4, so that steps 3 and 4 are done again
+        patch.setattr(PhaseProgress, "advance", killed)
         trained(tmp_path / "killed", start, plan, settings)
     assert [row["loss"] for row in trained(tmp_path / "killed", start, plan, settings)] == [row["loss"] for row in rows]
     weights = [tmp_path / which / "player" / (WEIGHTS if settings.lora else "model.safetensors") for which in ("whole", "killed")]

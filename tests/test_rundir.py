@@ -171,9 +171,9 @@ def test_the_changes_since_a_stage_was_made(run: RunDir) -> None:
 def test_what_was_finished_but_has_no_name_yet_has_inputs_too(run: RunDir) -> None:
     """Killed between the last two moves of a commit: a stage to be made anew must be seen as other, not refused."""
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(RunDir, "_publish", interrupted)
+        patch.setattr(os, "replace", lambda old, new: interrupted() if new == run.root / NAME else os.rename(old, new))
         run.stage(NAME, INPUT, Work())
-    (run.root / (NAME + PARTIAL) / INPUTS).unlink()
+    assert not (run.root / (NAME + PARTIAL) / INPUTS).exists()
     assert run.finished(NAME) is None and run.inputs_of(NAME) == INPUT
     assert run.changes(NAME, {**INPUT, "opponent": "xyz"}) == ['opponent: "abc" -> "xyz"']
     assert run.remove_stage(NAME) and run.inputs_of(NAME) is None

@@ -10,7 +10,7 @@ import pytest
 from conftest import Game
 from hypothesis import given
 from hypothesis import strategies as st
-from zygote import Sabotage
+from zygote import ADVANCE, Sabotage
 
 from sparring.config import load_recipe
 from sparring.console import log, log_file
@@ -150,7 +150,7 @@ def test_a_whole_game_and_what_is_made_of_it(game: Game) -> None:
     assert SECRET not in said and HF not in said and not leaks(game.folder)
 
 
-@pytest.mark.parametrize("where", ["sparring.training.fit:_Trainer.step", "sparring.selfplay:play"])
+@pytest.mark.parametrize("where", [ADVANCE, "sparring.selfplay:play"])
 def test_a_fault_that_repeats_the_secret(where: str, game: Game) -> None:
     result = game.run(environment=ENVIRONMENT, sabotage=[Sabotage(where, do="leak HF_TOKEN")])
     assert result.code == 1 and "fault: RuntimeError: 401 for the key ***" in result.err

@@ -21,14 +21,14 @@ from test_bad_input import refused
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
 from test_launching import TWO_RANKS, WEIGHTS, ranks, results
 from torch.testing import assert_close
-from zygote import Sabotage, Zygote
+from zygote import Sabotage, Zygote, working
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
 from sparring.stage_names import stages_of_game
 from sparring.targets.select import OUTCOMES
 
-STEP, REPLACE = "sparring.training.fit:_Trainer.step", "os:replace"
+REPLACE = "os:replace"
 ROWS = [{"prompt": f"pick {chr(97 + n)}", "completion": f"so {n % 3}"} for n in range(16)]
 MORE = [{"prompt": f"pick {chr(65 + n)}", "gold": n % 3} for n in range(8)]
 # Twelve rows and eight prompts: 20 prompts with 4 replies each; after the SFT most replies are like "so 2", and a fifth are right.
@@ -198,7 +198,7 @@ KILLS = {
     "grading": Sabotage("sparring.stages.grade:run_shards", nth=2),
     "grades written, not committed": Sabotage(REPLACE, args=r"000/grade\.partial .*grade$"),
     "between grading and scoring": Sabotage("sparring.selfplay:train", nth=2),
-    "training": Sabotage(STEP, nth=4 + 3),
+    "training": working("iterations/001/train", 2),
 }
 
 
@@ -216,9 +216,9 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, begin: Begin, majo
 @pytest.mark.parametrize(
     ("name", "kill"),
     [
-        ("verified", Sabotage(STEP, nth=3)),
-        ("alpha-spin", Sabotage("sparring.training.opponent_pass:_Scoring.rows", nth=12)),
-        ("majority, sft, lora", Sabotage(STEP, nth=3)),
+        ("verified", working("iterations/000/train", 2)),
+        ("alpha-spin", working("iterations/001/score-start", 1)),
+        ("majority, sft, lora", working("iterations/000/train", 2)),
     ],
 )
 def test_other_games_killed(name: str, kill: Sabotage, begin: Begin, whole: Callable[[str], Game]) -> None:

@@ -5,7 +5,7 @@ never computes anything; a child is the same as a fresh process that has just im
 lines out. `Zygote` is the client.
 
 A child may be sabotaged: at the n-th call of a named function whose arguments match, it is killed, meets a full disk, and so on. That is
-how kills are deterministic without a hook in the product.
+how kills are deterministic. Most come at events of a stage: `working`, `committed`.
 """
 
 from __future__ import annotations
@@ -50,6 +50,19 @@ class Sabotage:
     do: str = "kill"
     when: str = "before"
     forever: bool = False
+
+
+ADVANCE = "sparring.progress:PhaseProgress.advance"
+
+
+def working(stage: str, done: int, do: str = "kill") -> Sabotage:
+    """In the work on a stage, when `done` units (steps, batches, replies) are finished and the next is computed, but not counted yet."""
+    return Sabotage(ADVANCE, args=rf"^{stage} {done}/", do=do)
+
+
+def committed(stage: str) -> Sabotage:
+    """As soon as the stage is finished."""
+    return Sabotage("sparring.rundir:RunDir.commit", args=rf"> {stage} ", when="after")
 
 
 @dataclass(frozen=True)

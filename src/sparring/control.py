@@ -13,10 +13,8 @@ from sparring.policy.player import Player
 from sparring.rft import train_rft
 from sparring.stage_names import control_stage
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import training_inputs
 from sparring.stages.results import evaluate
 from sparring.stages.sft import sft_stage
-from sparring.training.plan import order_seed, steps_plan
 
 FAIR_FACTOR = 3.0  # ratio of two learning rates from which on they alone may explain a difference between arms
 
@@ -99,10 +97,7 @@ def _continue_sft(context: RunContext, section: ControlSection, game: GameResult
         log.info(f"{section.title}: {counted(steps, 'step')} cost {same}")
     else:
         steps = max(1, round(section.epochs * len(examples) / batch_size))
-    epochs = steps * batch_size / len(examples)
-    plan = steps_plan(settings, len(examples), lr=settings.lr, steps=steps, epochs=epochs, seed=order_seed(context.recipe, played))
-    inputs = {"sft": training_inputs(settings), "steps": steps, "iterations": played}
-    return sft_stage(context, control_stage(section.folder, "train"), game.start, plan, settings, inputs)
+    return sft_stage(context, control_stage(section.folder, "train"), game.start, settings, steps, played)
 
 
 def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:

@@ -2,53 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from sparring.config import ControlSection, TrainSection, control_batch_size, control_lr
+from sparring.config import ControlSection, DataSection, PairsSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import log
-from sparring.data.fingerprint import ROW_OPTIONS, changed, chat_fingerprint, source_fingerprint
+from sparring.data.chat import Chat
+from sparring.data.fingerprint import ROW_OPTIONS, changed
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
 from sparring.data.records import Duel
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage, iteration_stage
-from sparring.stages.context import RunContext
+from sparring.stages.context import Common, RunContext
 from sparring.stages.fitting import fit_model
-from sparring.stages.inputs import training_inputs
+from sparring.stages.inputs import Examples
 from sparring.stages.score import score_stage
 from sparring.training.opponent_pass import read_logps
-from sparring.training.plan import TrainPlan, make_plan, order_seed
+from sparring.training.plan import TrainPlan, make_plan, order_seed, steps_plan
 from sparring.training.tasks import SpinTask
 
 PAIRS = "pairs.parquet"
 DATA_LIMITS = ("max_prompt_tokens", "max_reply_tokens", "too_long")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """The options of the data section that apply to pairs too; in `section` the others are at their defaults."""
+
+    section: DataSection
+
+    @classmethod
+    def of(cls, data: DataSection) -> Self:
+        """As for the rows."""
+        return cls(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
+
+    def inputs(self) -> dict[str, Any]:
+        """Without newer options at their defaults."""
+        return {"limits": {**self.section.model_dump(include=set(DATA_LIMITS)), **changed(self.section, ROW_OPTIONS)}}
+
+
 def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     """The pairs, tokenised."""
-    source, recipe = section.pairs, context.recipe
-    assert source is not None
+    assert section.pairs is not None
+    name, data, seed = control_stage(section.folder, "pairs"), context.recipe.data, context.recipe.seed
+    chat, held_out = context.chat, context.held_out
+    work = partial(_prepare, section.title, pairs=section.pairs, limits=Limits.of(data), held_out=held_out, chat=chat, seed=seed)
+    return context.stages.run_stage(name, work)
 
-    def work(stage: Path) -> dict[str, Any]:
-        held_out = {example.prompt_ids for example in context.held_out}
-        found = prepare_pairs(source, recipe.data, context.chat, recipe.seed, held_out)
-        write_pairs(stage / PAIRS, found.duels)
-        for notice in found.notices:
-            log.info(f"{section.title}: {notice}")
-        log.info(f"{section.title}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
-        return {"counts": found.counts}
 
-    inputs = {
-        "pairs": {**source.model_dump(exclude={"path"}), "content": source_fingerprint(source)},
-        "limits": {**recipe.data.model_dump(include=set(DATA_LIMITS)), **changed(recipe.data, ROW_OPTIONS)},
-        "held_out": context.data.outputs["held_out.parquet"],
-        "chat": chat_fingerprint(context.chat),
-        "seed": recipe.seed,
-    }
-    return context.stages.run_stage(control_stage(section.folder, "pairs"), inputs, work)
+def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> dict[str, Any]:
+    found = prepare_pairs(pairs, limits.section, chat, seed, {example.prompt_ids for example in held_out})
+    write_pairs(stage / PAIRS, found.duels)
+    for notice in found.notices:
+        log.info(f"{title}: {notice}")
+    log.info(f"{title}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
+    return {"counts": found.counts}
 
 
 def train_dpo(context: RunContext, section: ControlSection, reference: Player, played: int, forward_tokens: int) -> Player:
@@ -56,25 +69,39 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Player, p
 
     forward_tokens: what it may cost where the recipe names no epochs.
     """
-    prepared = _prepared(context, section, played, forward_tokens)
-    duels, plan, settings = prepared.duels, prepared.plan, prepared.settings
-    score = _score(context, section, reference, prepared)
+    prepared, name = _prepared(context, section, played, forward_tokens), control_stage(section.folder, "train")
+    work = partial(
+        _train,
+        context.common(name),
+        prepared.duels,
+        train=context.with_budget(prepared.settings.model_copy(update={"lr": prepared.plan.lr, "epochs": None})),
+        steps=prepared.plan.steps,
+        beta=section.beta,
+        reference=reference,
+        reference_logps=_score(context, section, reference, prepared),
+        order=prepared.plan.seed,
+        seed=context.recipe.seed,
+    )
+    return Player.of_stage(context.stages.run_stage(name, work))
 
-    def work(stage: Path) -> dict[str, Any]:
-        task = SpinTask(duels, read_logps(score.path), section.beta, "logistic")
-        name = control_stage(section.folder, "train")
-        return fit_model(context, stage, reference, task, plan, settings, phase=f"{section.title}: training", labels={"stage": name})
 
-    inputs = {
-        "train": {**training_inputs(settings), "lr": plan.lr, "epochs": None},
-        "steps": plan.steps,
-        "beta": section.beta,
-        "reference": reference.hash,
-        "reference_logps": score.digest,
-        "order": plan.seed,
-        "seed": context.recipe.seed,
-    }
-    return Player.of_stage(context.stages.run_stage(control_stage(section.folder, "train"), inputs, work))
+def _train(
+    common: Common,
+    duels: Sequence[Duel],
+    stage: Path,
+    *,
+    train: TrainSection,
+    steps: int,
+    beta: float,
+    reference: Player,
+    reference_logps: StageRecord,
+    order: int,
+    seed: int,
+) -> dict[str, Any]:
+    """duels: those that the reference has scored; seed: gave the order of batches and the pairs."""
+    plan = steps_plan(train, len(duels), lr=at_iteration(train.lr, 0), steps=steps, seed=order)
+    task = SpinTask(duels, read_logps(reference_logps.path), beta, "logistic")
+    return fit_model(common, stage, reference, task, plan, train)
 
 
 @dataclass(frozen=True)
@@ -89,7 +116,7 @@ def _prepared(context: RunContext, section: ControlSection, played: int, forward
     settings = _settings(context, section)
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.forward_passes, _layout(context))
     lr = control_lr(context.recipe, section)
-    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(context.recipe, played), name=section.title)
+    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(context.recipe.seed, played), name=section.title)
     return _Prepared(duels, plan, settings)
 
 

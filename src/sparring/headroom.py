@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,20 +11,21 @@ from sparring.checkers.grades import Checker
 from sparring.config import ControlSection
 from sparring.console import log
 from sparring.control import sft_settings
+from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows
 from sparring.evaluation.headroom import COOL, advice
 from sparring.evaluation.measure import Measurer, read_measured
+from sparring.evaluation.measure import Score as MeasuredScore
 from sparring.evaluation.metrics import Score, mean_score, ratio_score
 from sparring.opponent.engines import Sampler
-from sparring.opponent.protocol import Stream
 from sparring.policy.batches import Branches
 from sparring.policy.player import Player
 from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, headroom_stage
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import sampling_inputs, training_inputs
+from sparring.stages.inputs import Examples, Replying, Scoring
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import make_plan
 from sparring.training.ranked import score_player
@@ -39,58 +41,76 @@ def measure_headroom(context: RunContext, start: Player) -> None:
     probe = _probe(context, start)
     if context.is_rank:
         return
-    k = max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt)
     with held_out_checker(recipe) as checker:
         assert checker is not None, "the recipe was checked"
-
-        def work(stage: Path) -> dict[str, Any]:
-            scores = {**_answers(context, start, stage, checker, k), **_likelihoods(context, start, probe)}
-            sentence = advice(scores, k)
-            write_json(stage / HEADROOM, {"k": k, "scores": scores, "sentence": sentence})
-            log.info(f"headroom: {sentence}")
-            return {}
-
-        inputs = {
-            **sampling_inputs(recipe, start, ROUND),
-            "k": k,
-            "data": context.data.outputs["held_out.parquet"],
-            "checker": checker.fingerprint,
-            "pass_score": recipe.target.pass_score,
-            "probe": probe and probe.hash,
-        }
-        context.stages.run_stage(headroom_stage(), inputs, work)
+        work = partial(
+            _measure,
+            context.chat,
+            Scoring.of(context.with_budget(recipe.train)),
+            recipe.target.checker is not None,
+            replying=context.replying(start, ROUND),
+            k=max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt),
+            data=context.held_out,
+            checker=checker,
+            pass_score=recipe.target.pass_score,
+            probe=probe,
+        )
+        context.stages.run_stage(headroom_stage(), work)
 
 
-def _answers(context: RunContext, start: Player, stage: Path, checker: Checker, k: int) -> dict[str, Score]:
-    """pass@1, greedy, at a lower temperature, of the majority and any of k: each with its error over prompts."""
-    recipe, chat = context.recipe, context.chat
-    draw = Measurer(recipe, chat, context.held_out, partial(score_player, settings=context.with_budget(recipe.train))).sample
-    with Sampler(recipe, chat, start.folder) as sampler:
-        stream = Stream(recipe.seed, ROUND)
-        own = draw(stage / "replies", sampler, recipe.sampling.temperature, k, stream, "headroom: replies")
-        cool = draw(stage / "cool", sampler, COOL, k, stream, f"headroom: replies at temperature {COOL:g}")
-        greedy = draw(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
+def _measure(
+    chat: Chat,
+    scoring: Scoring,
+    must_end: bool,
+    stage: Path,
+    *,
+    replying: Replying,
+    k: int,
+    data: Examples,
+    checker: Checker,
+    pass_score: float,
+    probe: Player | None,
+) -> dict[str, Any]:
+    """scoring, must_end: as in the measurement of the start and in its evaluation."""
+    score = partial(score_player, settings=scoring.settings)
+    own, cool, greedy = _draw(Measurer(replying.settings, chat, data, score, seed=replying.seed), stage, replying, k)
 
     def items(replies: list[Reply], of_greedy: list[Reply] | None) -> dict[str, list[float]]:
-        rows = grade_rows(context.held_out, replies, of_greedy, checker, chat.decode)
-        must_end = recipe.target.checker is not None
-        return answer_items(rows, recipe.target.pass_score, must_end, checker.reads_answers)
+        rows = grade_rows(data, replies, of_greedy, checker, chat.decode)
+        return answer_items(rows, pass_score, must_end, checker.reads_answers)
 
-    found, cooler = items(own, greedy), items(cool, None)
+    scores = {**_answers(items(own, greedy), items(cool, None), k), **_likelihoods(data, score, replying.model, probe)}
+    sentence = advice(scores, k)
+    write_json(stage / HEADROOM, {"k": k, "scores": scores, "sentence": sentence})
+    log.info(f"headroom: {sentence}")
+    return {}
+
+
+def _draw(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply], list[Reply]]:
+    """Replies at the game's temperature, at a lower one and greedy."""
+    draw, stream = measurer.sample, replying.stream
+    with Sampler(replying.settings, measurer.chat, replying.model.folder) as sampler:
+        own = draw(stage / "replies", sampler, replying.settings.sampling.temperature, k, stream, "headroom: replies")
+        cool = draw(stage / "cool", sampler, COOL, k, stream, f"headroom: replies at temperature {COOL:g}")
+        return own, cool, draw(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
+
+
+def _answers(found: Mapping[str, list[float]], cooler: Mapping[str, list[float]], k: int) -> dict[str, Score]:
+    """pass@1, greedy, at a lower temperature, of the majority and any of k: each with its error over prompts."""
     values = {"pass_at_1": found["exact_match"], "greedy": found["exact_match_greedy"], "cool": cooler["exact_match"]}
     named = {"majority": f"{MAJ_AT}{k}", "any": f"{PASS_AT}{k}"}
     values |= {name: found[metric] for name, metric in named.items() if metric in found}
     return {name: mean_score(value, True) for name, value in values.items()}
 
 
-def _likelihoods(context: RunContext, start: Player, probe: Player | None) -> dict[str, Score]:
+def _likelihoods(data: Examples, score: MeasuredScore, start: Player, probe: Player | None) -> dict[str, Score]:
     assert start.measured is not None
-    lengths = [len(example.reply_ids) for example in context.held_out]
+    lengths = [len(example.reply_ids) for example in data]
     before = [-row["real"] for row in read_measured(start.measured).logps]
     scores = {"nll": ratio_score(before, lengths, False)}
     if probe is not None:
-        trees = [Branches(example.prompt_ids, (example.reply_ids,)) for example in context.held_out]
-        [scored] = score_player(probe.folder, [trees], settings=context.with_budget(context.recipe.train))
+        trees = [Branches(example.prompt_ids, (example.reply_ids,)) for example in data]
+        [scored] = score(probe.folder, [trees])
         scores["nll_after"] = ratio_score([-logps[0] for logps in scored], lengths, False)
     return scores
 
@@ -102,5 +122,4 @@ def _probe(context: RunContext, start: Player) -> Player | None:
         return None
     settings = sft_settings(recipe, ControlSection())
     plan = make_plan(settings, len(context.train_examples), lr=settings.lr, epochs=epochs, seed=recipe.seed, name=PROBE)
-    inputs = {"sft": training_inputs(settings), "steps": plan.steps}
-    return sft_stage(context, PROBE, start, plan, settings, inputs)
+    return sft_stage(context, PROBE, start, settings, plan.steps)

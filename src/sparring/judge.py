@@ -80,20 +80,19 @@ def _other(target: str, against: str, out: Path) -> EvaluatedPlayer:
 
 
 def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], player: EvaluatedPlayer) -> StageRecord:
-    sampling = player.recipe.sampling.model_copy(update={"max_new_tokens": options.max_new_tokens, "top_p": 1.0})
-    recipe = player.recipe.model_copy(update={"sampling": sampling})
+    settings = player.recipe.sampler.with_sampling(max_new_tokens=options.max_new_tokens, top_p=1.0)
     inputs = {
         "questions": _content(questions),
         "model": player.hash,
         "chat": player.chat.template,
-        "dtype": recipe.sampling_dtype,
-        "engine": sampling.engine_name,
+        "dtype": settings.dtype,
+        "engine": settings.sampling.engine_name,
         "max_new_tokens": options.max_new_tokens,
         "seed": options.seed,
     }
 
     def work(stage: Path) -> dict[str, Any]:
-        with Sampler(recipe, player.chat, player.folder) as sampler:
+        with Sampler(settings, player.chat, player.folder) as sampler:
             answer_questions(stage, questions, sampler, options.seed, model_facts(player.folder)[0])
         return {"questions": len(questions)}
 

@@ -149,6 +149,10 @@ class PhaseProgress:
             self._live = live_line(self.snapshot, console)
             self._live.start()
 
+    def __str__(self) -> str:
+        """`iterations/000/train 3/6 steps`: tests stop a stage by it, in `advance`."""
+        return f"{_now.stage} {self.done}/{self.total} {self.unit}"
+
     def advance(self, count: int = 1, **numbers: float) -> None:
         """Count finished units; `numbers` replace those shown. Logs a line, at most one every PLAIN_LINE_SECONDS."""
         self.done += count

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import ControlSection, control_batch_size, control_lr
+from sparring.config import ControlSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import counted, log
 from sparring.cost import sampling_cost
 from sparring.data.records import Contest
 from sparring.policy.player import Player
 from sparring.stage_names import control_stage, iteration_stage
-from sparring.stages.context import RunContext
+from sparring.stages.context import Common, RunContext
 from sparring.stages.fitting import fit_model
 from sparring.stages.grade import candidates_at
-from sparring.stages.inputs import duels_digest, training_inputs
 from sparring.targets import TARGETS
 from sparring.targets.select import rules_of
 from sparring.targets.window import select_window
@@ -41,22 +42,17 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
         log.info(f"{section.title}: {counted(steps, 'step')}, {cost}")
     else:
         steps = max(1, round(section.epochs * len(winners) / batch_size))
-    lr, epochs = control_lr(recipe, section), steps * batch_size / len(winners)
-    plan = steps_plan(settings, len(winners), lr=lr, steps=steps, epochs=epochs, seed=order_seed(recipe, played))
+    train = context.with_budget(settings.model_copy(update={"lr": control_lr(recipe, section), "epochs": None}))
+    work = partial(_train, context.common(name), played, train=train, steps=steps, winners=winners, start=start, seed=recipe.seed)
+    return Player.of_stage(context.stages.run_stage(name, work))
 
-    def work(stage: Path) -> dict[str, Any]:
-        return fit_model(
-            context, stage, start, WinnersTask(winners), plan, settings, phase=f"{section.title}: training", labels={"stage": name}
-        )
 
-    inputs = {
-        "train": {**training_inputs(settings), "lr": lr, "epochs": None},
-        "steps": steps,
-        "winners": duels_digest(winners),
-        "start": start.hash,
-        "seed": recipe.seed,
-    }
-    return Player.of_stage(context.stages.run_stage(name, inputs, work))
+def _train(
+    common: Common, played: int, stage: Path, *, train: TrainSection, steps: int, winners: Sequence[Contest], start: Player, seed: int
+) -> dict[str, Any]:
+    """played: iterations of the game, which give the order of batches but are no input: finished runs were made without."""
+    plan = steps_plan(train, len(winners), lr=at_iteration(train.lr, 0), steps=steps, seed=order_seed(seed, played))
+    return fit_model(common, stage, start, WinnersTask(winners), plan, train)
 
 
 def _winners(context: RunContext) -> list[Contest]:

@@ -31,7 +31,7 @@ def answers(root: Path, prompt: str, temperature: float | None, seed: int | None
     for name in players.stages:
         folder = players.folder(name)
         _check_fits(chat, turns, recipe.sampling.max_new_tokens, model_facts(folder)[0])
-        with Sampler(recipe, chat, folder) as sampler:
+        with Sampler(recipe.sampler, chat, folder) as sampler:
             found[title_of_player(name)] = answer(sampler.engine(temperature), chat, [turns], recipe.seed if seed is None else seed)[0]
     return found
 

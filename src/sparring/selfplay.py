@@ -86,8 +86,8 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
         window = window_at(context, t)
         if (reason := nothing_to_learn(context, window, t)) is not None:
             break
-        logps = score(context, opponent, window, t)
-        player = train(context, opponent, window, logps, t)
+        scored = score(context, opponent, window, t)
+        player = train(context, opponent, scored, t)
         player = evaluate(context, player, opponent, sampling_round=t + 1)
         players.append(player)
         iterations.append(scores_of(player))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Game, rows, write_rows
-from zygote import Sabotage, Zygote
+from zygote import Zygote, working
 
 from sparring.comparison.compare import _labels
 from sparring.config import load_recipe
@@ -179,14 +179,14 @@ def items_of(root: Path) -> list[str]:
 
 
 def test_a_run_that_is_still_going(two: Game) -> None:
-    killed = two.run("run_dir=going", sabotage=[Sabotage("sparring.training.fit:_Trainer.step", nth=6 + 6 + 3)])
+    killed = two.run("run_dir=going", sabotage=[working("iterations/001/train", 2)])
     assert killed.code < 0
     refused(two, "run", "going", words=("this run is not finished: 1 iterations are scored", "--unfinished"))
     result = two.command("compare", "run", "going", "--unfinished", "--json", "g.json")
     assert result.code == 0 and result.out.count("(not finished)") == 4 and "note: going is not finished" in result.out
     names = [one["player"] for one in json.loads((two.folder / "g.json").read_text())["players"] if one["still_going"]]
     assert names == ["start", "0"]
-    fresh = two.run("run_dir=fresh", sabotage=[Sabotage("sparring.training.fit:_Trainer.step")])
+    fresh = two.run("run_dir=fresh", sabotage=[working("sft", 0)])
     assert fresh.code < 0
     refused(two, "fresh", "--unfinished", words=("this run has no scores yet",))
 

@@ -15,9 +15,10 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Evaluator
+from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Evaluator, Grading
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
+from sparring.stages.check import check_answers
 from sparring.stages.checking import held_out_checker
 
 END = 0
@@ -60,7 +61,13 @@ def recipe(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Recipe:
 
 def made(chosen: Recipe, held_out: list[Example]) -> Evaluator:
     with held_out_checker(chosen) as checker:
-        return Evaluator(chosen, FakeChat(), held_out, checker)  # type: ignore[arg-type]
+        chat: Any = FakeChat()
+        return Evaluator(chat, held_out, Grading.of(chosen, checker), chosen.stop.confidence)
+
+
+def check(chosen: Recipe, held_out: list[Example]) -> None:
+    with held_out_checker(chosen) as checker:
+        check_answers(chosen, held_out, checker)
 
 
 def evaluator(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Evaluator:
@@ -168,12 +175,12 @@ def warnings(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 @pytest.mark.parametrize("pattern", [None, ".+", "[a-z]+"])
 def test_a_pattern_that_finds_every_answer_is_silent(pattern: str | None, warnings: pytest.LogCaptureFixture) -> None:
-    evaluator(pattern).check_answers()
+    check(recipe(pattern), HELD_OUT)
     assert not warnings.records
 
 
 def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixture) -> None:
-    evaluator("[0-9]").check_answers()
+    check(recipe("[0-9]"), HELD_OUT)
     (line,) = [record.message for record in warnings.records]
     assert line == "evaluate.answer_pattern finds no answer in 1 of 3 held-out human replies: they can never match"
 
@@ -182,7 +189,7 @@ def test_a_pattern_that_misses_some_is_told_once(warnings: pytest.LogCaptureFixt
 def test_a_pattern_that_never_finds_an_answer_is_refused(pattern: str, warnings: pytest.LogCaptureFixture) -> None:
     human = [example(name, "q", reply) for name, reply in (("a", "is a"), ("b", "is b"))]
     with pytest.raises(UserError) as caught:
-        made(recipe(pattern), human).check_answers()
+        check(recipe(pattern), human)
     assert caught.value.where == "evaluate.answer_pattern" and f"{pattern!r} finds no answer in any of the 2" in caught.value.what
     assert "one of them is 'is a'" in caught.value.remedy and not warnings.records
 
@@ -191,14 +198,14 @@ def test_where_answers_have_a_column_that_is_what_is_told(warnings: pytest.LogCa
     base = {"run_dir": "run", "model": {"path": "builtin:tiny"}, "target": {"kind": "verified", "checker": "number"}}
     chosen = load_recipe({**base, "data": {"path": "builtin:tasks", "answer": "gold"}})
 
-    def with_answers(*answers: str | None) -> Evaluator:
+    def check_with(*answers: str | None) -> None:
         rows = [replace(one, conversation=replace(one.conversation, answer=a)) for one, a in zip(HELD_OUT, answers, strict=True)]
-        return made(chosen, rows)
+        check(chosen, rows)
 
     with pytest.raises(UserError) as caught:
-        with_answers("n/a", "n/a", "n/a").check_answers()
+        check_with("n/a", "n/a", "n/a")
     assert "finds no answer in any of the 3 held-out rows (data.answer 'gold')" in caught.value.what
     assert caught.value.remedy == "one of them is 'n/a'"
-    with_answers("4", None, "n/a").check_answers()
+    check_with("4", None, "n/a")
     (line,) = [record.message for record in warnings.records]
     assert line == "target.checker number finds no answer in 1 of 3 held-out rows (data.answer 'gold'): they can never match"

@@ -69,7 +69,12 @@ Measure = Callable[..., Measured]
 
 
 def measurer(recipe: Recipe, chat: Chat, held_out: list[Example]) -> Measurer:
-    return Measurer(recipe, chat, held_out, lambda player, lots: ranked.score_player(player, lots, recipe.train))
+    evaluate = recipe.evaluate
+
+    def score(player: Path, lots: Any) -> list[list[list[float]]]:
+        return ranked.score_player(player, lots, recipe.train)
+
+    return Measurer(recipe.sampler, chat, held_out, score, seed=recipe.seed, samples=evaluate.samples, greedy=evaluate.greedy)
 
 
 @pytest.fixture(scope="module")

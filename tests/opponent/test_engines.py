@@ -46,7 +46,7 @@ def chat(tiny: Path) -> Chat:
 def test_the_sampler_follows_the_precision_of_training_unless_told(
     dtype: str | None, precision: str, expected: torch.dtype, tiny: Path
 ) -> None:
-    model = load_sampler(recipe(model={"path": "builtin:tiny", "dtype": dtype}, train={"precision": precision}), tiny)
+    model = load_sampler(recipe(model={"path": "builtin:tiny", "dtype": dtype}, train={"precision": precision}).sampler, tiny)
     assert model.dtype == expected and not model.training
 
 
@@ -59,7 +59,7 @@ def asked(
     chat: Chat, tiny: Path, prompts: Sequence[Sequence[Message]], seed: int = 0, temperature: float = 1.0, **sections: Any
 ) -> list[str]:
     chosen = recipe(train={"precision": "fp32"}, **sections)
-    return answer(make_engine(chosen, chat, tiny, temperature), chat, prompts, seed)
+    return answer(make_engine(chosen.sampler, chat, tiny, temperature), chat, prompts, seed)
 
 
 def test_an_answer_depends_on_the_seed_and_its_place_alone(chat: Chat, tiny: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_temperature_is_the_callers_and_greedy_needs_no_seed(chat: Chat, tin
     assert greedy == asked(chat, tiny, turns("one"), temperature=0.0, seed=5)
     assert greedy != asked(chat, tiny, turns("one"))
     chosen = recipe(sampling={"max_new_tokens": 8, "temperature": 0.5, "top_p": 0.5})
-    engine = make_engine(chosen, chat, tiny, 1.5)
+    engine = make_engine(chosen.sampler, chat, tiny, 1.5)
     assert (engine.sampling.temperature, engine.sampling.top_p) == (1.5, 0.5) and chosen.sampling.temperature == 0.5
 
 

@@ -25,7 +25,7 @@ import torch
 from conftest import Game
 from exact import LONG, SHORT, STOP, next_token, p_value, same_prompt, sequences, tiny
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import SamplerSettings, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.errors import UserError
 from sparring.opponent.engines import Sampler, make_engine, require_engine
@@ -62,9 +62,10 @@ def player(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(plays: str, sampling: dict[str, Any] | None = None, **ray: Any) -> Recipe:
+def settings_of(plays: str, sampling: dict[str, Any] | None = None, **ray: Any) -> SamplerSettings:
     values = {"engine": plays, "max_new_tokens": 2, "batch_tokens": 4000, **(sampling or {}), "ray": ray}
-    return load_recipe({"run_dir": "run", "model": {"path": "p", "dtype": "float32"}, "data": {"path": "d"}, "sampling": values})
+    recipe = load_recipe({"run_dir": "run", "model": {"path": "p", "dtype": "float32"}, "data": {"path": "d"}, "sampling": values})
+    return recipe.sampler
 
 
 @pytest.fixture
@@ -73,7 +74,7 @@ def on_ray(cluster: Any, player: Path) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(sampling: dict[str, Any] | None = None, **section: Any) -> Engine:
-        made.append(make_engine(recipe("ray", sampling, address=cluster.address, **section), CHAT, player, 1.0))
+        made.append(make_engine(settings_of("ray", sampling, address=cluster.address, **section), CHAT, player, 1.0))
         return made[-1]
 
     yield make
@@ -82,7 +83,7 @@ def on_ray(cluster: Any, player: Path) -> Iterator[Callable[..., Engine]]:
 
 
 def plain(player: Path, temperature: float = 1.0, **sampling: Any) -> Engine:
-    return make_engine(recipe("transformers", sampling), CHAT, player, temperature)
+    return make_engine(settings_of("transformers", sampling), CHAT, player, temperature)
 
 
 # ---------------------------------------------------------------------------------------------- the distribution
@@ -195,7 +196,7 @@ def tmp_path_of(folder: Path, name: str) -> Path:
 
 def sample_on(cluster: Any, player: Path, folder: Path, shape: dict[str, Any]) -> list[Reply]:
     """As the stage `generate` does it."""
-    with Sampler(recipe("ray", shape, address=cluster.address, batch_rows=20), CHAT, player) as sampler:
+    with Sampler(settings_of("ray", shape, address=cluster.address, batch_rows=20), CHAT, player) as sampler:
         return sample_examples(folder, EXAMPLES, lambda: sampler.engine(1.0), STREAM, 2, 20, "sampling", partial(sampler.check, 1.0))
 
 
@@ -206,7 +207,7 @@ def sample_on(cluster: Any, player: Path, folder: Path, shape: dict[str, Any]) -
 def test_a_cluster_that_does_not_answer(player: Path) -> None:
     for address in ("127.0.0.1:1", "nowhere.invalid:6379"):
         with pytest.raises(UserError, match="cannot join the Ray cluster") as refused:
-            make_engine(recipe("ray", address=address), CHAT, player, 1.0)
+            make_engine(settings_of("ray", address=address), CHAT, player, 1.0)
         assert refused.value.where == "sampling.ray.address"
 
 
@@ -242,7 +243,7 @@ def test_a_worker_without_memory_names_the_options() -> None:
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed, so that its absence cannot be tested")
 def test_without_ray_the_extra_is_named() -> None:
     with pytest.raises(UserError, match=r"sparring\[ray\]"):
-        require_engine(recipe("ray"))
+        require_engine(settings_of("ray").sampling)
 
 
 def test_another_players_folder_is_noticed(tmp_path: Path) -> None:

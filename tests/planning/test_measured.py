@@ -48,7 +48,7 @@ fit(stage, folder, SftTask(examples), plan, recipe.sft, phase="x", labels={})
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import sample_examples
-with Sampler(recipe, chat, folder) as sampler:
+with Sampler(recipe.sampler, chat, folder) as sampler:
     sample_examples(stage, examples, lambda: sampler.engine(1.0), Stream(0, 0), 1, ROWS, "x", partial(sampler.check, 1.0))
 """,
     "score": """
@@ -68,7 +68,7 @@ fit(stage, folder, task, plan, recipe.train, phase="x", labels={})
     "measure": """
 from sparring.evaluation.measure import Measurer, Opponent
 from sparring.training.ranked import score_player
-measurer = Measurer(recipe, chat, examples, partial(score_player, settings=recipe.train))
+measurer = Measurer(recipe.sampler, chat, examples, partial(score_player, settings=recipe.train), seed=0)
 measurer.measure(stage, folder, None, 0, "x")
 later = stage / "later"
 later.mkdir()

@@ -18,7 +18,7 @@ import yaml
 from conftest import Game
 from made_run import make_run, recipe, some_words
 from test_page import Tags
-from zygote import Sabotage
+from zygote import Sabotage, working
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows, write_table
@@ -77,7 +77,7 @@ def test_a_game_draws_its_report_and_redoing_a_stage_takes_it_away(game: Game) -
     assert result.code == 0 and "was not rendered" not in result.err
     text = Tags((game.root / REPORT).read_text()).text
     assert "The game ended - iterations: the only one is played." in text and "State of the run at" in text
-    broken = [Sabotage("sparring.training.fit:_Trainer.step", do="crash")]
+    broken = [working("iterations/000/train", 0, "crash")]
     assert game.run("--restart-from", "iterations/000/train", sabotage=broken).code == 1
     assert not (game.root / REPORT).exists(), "what it told of is gone"
 

@@ -22,6 +22,7 @@ from sparring.objectives.spin import LOSSES, LossName
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, plain_logps
+from sparring.progress import PhaseProgress
 from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints
 from sparring.training.fit import METRICS, FitResult, _Trainer, fit
 from sparring.training.opponent_pass import read_logps, score_duels
@@ -499,15 +500,16 @@ class Killed(BaseException):
     pass
 
 
-def kill_before_step(monkeypatch: pytest.MonkeyPatch, victim: int) -> None:
-    step = _Trainer.step
+def kill_at_step(monkeypatch: pytest.MonkeyPatch, victim: int) -> None:
+    """When the step is computed, before a checkpoint after it."""
+    advance = PhaseProgress.advance
 
-    def sabotaged(self: _Trainer, number: int) -> dict[str, float]:
-        if number == victim:
+    def sabotaged(self: PhaseProgress, *args: Any, **numbers: float) -> None:
+        if self.done == victim:
             raise Killed
-        return step(self, number)
+        advance(self, *args, **numbers)
 
-    monkeypatch.setattr(_Trainer, "step", sabotaged)
+    monkeypatch.setattr(PhaseProgress, "advance", sabotaged)
 
 
 @pytest.mark.parametrize("victims", [(1,), (5,), (4, 5)], ids=str)
@@ -528,7 +530,7 @@ def test_an_interrupted_fit_ends_in_the_same_bits(
     stage = tmp_path / "killed"
     for victim in victims:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-            kill_before_step(patch, victim)
+            kill_at_step(patch, victim)
             run_fit(stage, start, task, plan, section)
     assert latest_checkpoint(stage) is None or latest_checkpoint(stage)[0] == victims[-1] // 2 * 2
     assert not [file.name for file in stage.rglob("*") if file.suffix in (".bin", ".pt", ".pth", ".pkl", ".pickle")]
@@ -563,7 +565,7 @@ def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: 
     plan = plan_of(section, len(DUELS), epochs=2.0)
     task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        kill_before_step(patch, 5)
+        kill_at_step(patch, 5)
         run_fit(tmp_path, start, task, plan, section)
     assert run_fit(tmp_path, start, task, plan, section).facts["human_logp_warning_at_step"] == 3
 

@@ -116,7 +116,7 @@ def test_every_rate_is_above_0_and_at_most_the_peak(items: int, epochs: float, l
 
 
 def test_a_plan_of_given_steps() -> None:
-    found = steps_plan(TrainSection(batch_size=10, warmup=0.0), 40, lr=1.0, steps=6, epochs=1.5, seed=0)
+    found = steps_plan(TrainSection(batch_size=10, warmup=0.0), 40, lr=1.0, steps=6, seed=0)
     assert (found.steps, found.horizon_steps, found.batch_size, found.epochs) == (6, 6, 10, 1.5)
 
 

@@ -221,9 +221,10 @@ def test_a_server_answers_as_the_exported_player(never_killed: Path, tmp_path: P
 def of_the_player(run: Path, prompt: str) -> list[int]:
     """By the transformers engine, from the run's own folder."""
     players = Players(run)
-    recipe, chat = players.recipe, players.chat()
-    recipe = recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": "transformers"})})
-    engine = make_engine(recipe, chat, run / "iterations/000/train/model", temperature=0.0)
+    chat = players.chat()
+    engine = make_engine(
+        players.recipe.sampler.with_sampling(engine="transformers"), chat, run / "iterations/000/train/model", temperature=0.0
+    )
     asked = Prompt("x", 0, chat.prompt_ids([Message(role="user", content=prompt)]))
     return list(engine.sample([asked], Stream(0, 0))[0].token_ids)
 

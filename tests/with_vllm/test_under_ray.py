@@ -29,7 +29,7 @@ def test_every_worker_has_a_vllm(tmp_path: Path) -> None:
     sampling = {"engine": "ray", "max_new_tokens": 2, "vllm": vllm, "ray": {"engine": "vllm", "max_workers": 2, "batch_rows": 100}}
     recipe = load_recipe({"run_dir": "run", "model": {"path": "p", "dtype": "float32"}, "data": {"path": "d"}, "sampling": sampling})
     prompts = same_prompt(LONG, 2000)
-    with Sampler(recipe, CHAT, tmp_path) as sampler:
+    with Sampler(recipe.sampler, CHAT, tmp_path) as sampler:
         replies = sampler.engine(1.0).sample(prompts, Stream(0, 0), logps=True)
         assert sampler.check(1.0, prompts, replies)["worst"] < 1e-4
     assert p_value([reply.token_ids for reply in replies], sequences(tiny(head_dim=HEAD_DIM), LONG)) > 1e-3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from sparring.data.records import Example, Message
 from sparring.errors import UserError
@@ -46,6 +46,7 @@ class Grade:
     failed: bool = False
 
 
+@runtime_checkable
 class Checker(Protocol):
     """Grades replies.
 

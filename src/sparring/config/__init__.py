@@ -34,7 +34,7 @@ from sparring.config.sections.data import DataSection, PairsSection, PromptsSect
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
-from sparring.config.sections.sampling import RaySection, SamplingSection, ServerSection, VllmSection, unused_sections
+from sparring.config.sections.sampling import RaySection, SamplerSettings, SamplingSection, ServerSection, VllmSection, unused_sections
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.train import LoraSection, OptimSection, SftSection, TrainSection
 
@@ -57,6 +57,7 @@ __all__ = [
     "PromptsSection",
     "RaySection",
     "Recipe",
+    "SamplerSettings",
     "SamplingSection",
     "Section",
     "ServerSection",

@@ -27,7 +27,7 @@ from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
 from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
-from sparring.config.sections.sampling import SamplingSection
+from sparring.config.sections.sampling import SamplerSettings, SamplingSection
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.train import SftSection, TrainSection
 
@@ -121,6 +121,11 @@ class Recipe(Section):
     def sampling_dtype(self) -> str:
         """The number format of the model that samples: `model.dtype`, else that of `train.precision`."""
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+
+    @property
+    def sampler(self) -> SamplerSettings:
+        """How a player replies."""
+        return SamplerSettings(self.sampling, self.sampling_dtype, self.train.four_bit)
 
     @property
     def metric(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparring.config import DataSection
+from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.data.chat import Chat
 from sparring.data.rows import Source
 from sparring.data.sources import local_files
@@ -21,8 +21,13 @@ def data_inputs(section: DataSection) -> dict[str, Any]:
     """Everything that the prepared rows depend on; newer options are left out at their default, so that earlier runs remain valid."""
     inputs = {**section.model_dump(exclude={"path", "prompts", *LATER_OPTIONS}), **changed(section, LATER_OPTIONS)}
     if section.prompts is not None:
-        inputs["prompts"] = {**section.prompts.model_dump(exclude={"path"}), "content": source_fingerprint(section.prompts)}
+        inputs["prompts"] = rows_inputs(section.prompts)
     return {**inputs, "content": source_fingerprint(section)}
+
+
+def rows_inputs(section: PromptsSection | PairsSection) -> dict[str, Any]:
+    """Everything that prompts without replies, or pairs, depend on besides the limits of the data section."""
+    return {**section.model_dump(exclude={"path"}), "content": source_fingerprint(section)}
 
 
 def changed(section: DataSection, names: Sequence[str]) -> dict[str, Any]:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
+from sparring.checkers.grades import Checker, require_few_failures
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example
 from sparring.data.tables import write_table
-from sparring.errors import UserError
 from sparring.evaluation.answers import GradedRow, answer_items, grade_rows, graded_columns
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import Score, accuracy_score, auc_score, mean_score, ratio_score
 from sparring.evaluation.row_metrics import ROW_METRICS, MeasuredRow, higher_is_better
-from sparring.own_code import is_own_code
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
 
@@ -25,31 +24,32 @@ ITEMS, SAMPLES, GRADES = "items.parquet", "samples.parquet", "grades.parquet"
 IN_SAMPLES = ("duel_margin", "exact_match", "exact_match_greedy")  # where they are measured
 
 
+@dataclass(frozen=True)
+class Grading:
+    """How held-out replies are graded. checker: of the target, else that of the answer pattern; None without both. of_target: whether the
+    target has one, which passes complete replies alone, and those from `pass_score` on."""
+
+    answer_pattern: str | None
+    checker: Checker | None
+    of_target: bool
+    pass_score: float
+
+    @classmethod
+    def of(cls, recipe: Recipe, checker: Checker | None) -> Self:
+        """By the rules of the recipe."""
+        return cls(recipe.evaluate.answer_pattern, checker, recipe.target.checker is not None, recipe.target.pass_score)
+
+    def inputs(self) -> dict[str, Any]:
+        """A checker that is not the target's follows from the answer pattern."""
+        of_target = {"checker": self.checker.fingerprint, "pass_score": self.pass_score} if self.checker and self.of_target else {}
+        return {"answer_pattern": self.answer_pattern, **of_target}
+
+
 class Evaluator:
     """Scores players on the held-out rows of one run."""
 
-    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], checker: Checker | None) -> None:
-        """checker: decides whether a reply is right; None without one."""
-        self.recipe, self.chat, self.held_out, self.checker = recipe, chat, held_out, checker
-
-    def check_answers(self) -> None:
-        """Raise UserError if the checker finds no answer in any held-out row: every exact match would be 0. Single misses are logged."""
-        checker, pattern = self.checker, self.recipe.evaluate.answer_pattern
-        if checker is None or is_own_code(checker.name):
-            return
-        by = "evaluate.answer_pattern" if pattern is not None else f"target.checker {checker.name}"
-        asked = ask(self.held_out, {})
-        missed = sum(checker.expected(one) is None for one in asked)
-        column = self.recipe.data.answer
-        rows = "held-out human replies" if column is None else f"held-out rows (data.answer {column!r})"
-        if missed == len(asked):
-            raise UserError(
-                f"{pattern or checker.name!r} finds no answer in any of the {missed} {rows}",
-                where=by,
-                remedy=f"one of them is {((asked[0].answer if has_answer(asked[0]) else asked[0].human) or '')[:200]!r}",
-            )
-        if missed:
-            log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")
+    def __init__(self, chat: Chat, held_out: Sequence[Example], grading: Grading, confidence: float) -> None:
+        self.chat, self.held_out, self.grading, self.confidence = chat, held_out, grading, confidence
 
     def evaluate(self, stage: Path, measured: Measured) -> None:
         """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply if there is a checker."""
@@ -70,11 +70,12 @@ class Evaluator:
 
         Raises UserError if the checker fails on many of them.
         """
-        if self.checker is None:
+        checker = self.grading.checker
+        if checker is None:
             return []
-        graded = grade_rows(self.held_out, measured.replies, measured.greedy, self.checker, self.chat.decode)
+        graded = grade_rows(self.held_out, measured.replies, measured.greedy, checker, self.chat.decode)
         replies = [reply for row in graded for reply in (*row.replies, *([row.greedy] if row.greedy else []))]
-        if failures := require_few_failures([one.text for one in replies], [one.grade for one in replies], self.checker.name):
+        if failures := require_few_failures([one.text for one in replies], [one.grade for one in replies], checker.name):
             log.warning(f"target.checker could not grade {failures} of {len(replies)} held-out replies: they count as wrong")
         return graded
 
@@ -85,7 +86,7 @@ class Evaluator:
         found["nll_per_token"] = ratio_score(items["nll_per_reply"], lengths, False)
         found["length_auc"] = auc_score(lengths, items["reply_tokens"])
         if "duel_margin" in items:
-            found["duel_accuracy"] = accuracy_score(items["duel_margin"], self.recipe.stop.confidence)
+            found["duel_accuracy"] = accuracy_score(items["duel_margin"], self.confidence)
         return found
 
     def _items(self, measured: Measured, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
@@ -98,10 +99,10 @@ class Evaluator:
         return {**self._of_answers(graded), **own}
 
     def _of_answers(self, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
-        target = self.recipe.target
-        if self.checker is None:
+        grading = self.grading
+        if grading.checker is None:
             return {}
-        return answer_items(graded, target.pass_score, must_end=target.checker is not None, reads_answers=self.checker.reads_answers)
+        return answer_items(graded, grading.pass_score, must_end=grading.of_target, reads_answers=grading.checker.reads_answers)
 
     def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
         """Every sample behind the scores, as text, for readers and the report, with the items that they need."""

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
+from sparring.config import SamplerSettings
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Reply
@@ -59,8 +59,20 @@ def read_measured(stage: Path) -> Measured:
 class Measurer:
     """Measures players on the held-out rows of one run."""
 
-    def __init__(self, recipe: Recipe, chat: Chat, held_out: Sequence[Example], score: Score) -> None:
-        self.recipe, self.chat, self.held_out, self.score = recipe, chat, held_out, score
+    def __init__(
+        self,
+        settings: SamplerSettings,
+        chat: Chat,
+        held_out: Sequence[Example],
+        score: Score,
+        *,
+        seed: int,
+        samples: int = 1,
+        greedy: bool = False,
+    ) -> None:
+        """samples: replies to every prompt; greedy: whether each is also answered greedily."""
+        self.settings, self.chat, self.held_out, self.score = settings, chat, held_out, score
+        self.seed, self.samples, self.greedy = seed, samples, greedy
 
     def measure(self, stage: Path, player: Path, opponent: Opponent | None, sampling_round: int, phase: str) -> dict[str, Any]:
         """Write replies and log-probs of the model in folder `player` to `stage`, resuming from finished files; returns the stage's facts.
@@ -76,18 +88,18 @@ class Measurer:
 
     def sample_all(self, stage: Path, player: Path, sampling_round: int, phase: str) -> list[Reply]:
         """The first part of `measure`: sample all replies; returns those that are not greedy."""
-        stream, evaluate = Stream(self.recipe.seed, sampling_round), self.recipe.evaluate
-        with Sampler(self.recipe, self.chat, player) as sampler:
-            temperature = self.recipe.sampling.temperature
-            replies = self.sample(stage / REPLIES, sampler, temperature, evaluate.samples, stream, f"{phase}: replies")
-            if evaluate.greedy:
+        stream = Stream(self.seed, sampling_round)
+        with Sampler(self.settings, self.chat, player) as sampler:
+            temperature = self.settings.sampling.temperature
+            replies = self.sample(stage / REPLIES, sampler, temperature, self.samples, stream, f"{phase}: replies")
+            if self.greedy:
                 self.sample(stage / GREEDY, sampler, 0.0, 1, stream, f"{phase}: greedy replies")
         return replies
 
     def sample(self, folder: Path, sampler: Sampler, temperature: float, count: int, stream: Stream, phase: str) -> list[Reply]:
         """`count` replies to every held-out prompt, in the order of the rows, those of one prompt together."""
         from_main(lambda: folder.mkdir(exist_ok=True))
-        rows = self.recipe.sampling.shard_rows
+        rows = self.settings.sampling.shard_rows
         check = partial(sampler.check, temperature)
         engine = partial(sampler.engine, temperature)
         return sample_examples(folder, self.held_out, engine, stream, count, rows, phase, check, self.chat.decode)

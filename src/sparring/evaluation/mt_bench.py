@@ -51,7 +51,7 @@ def read_answers(stage: Path, questions: Sequence[Question]) -> dict[str, list[s
 def _answer(stage: Path, asked: Sequence[Question], turn: int, sampler: Sampler, seed: int, context: int | None) -> dict[str, str]:
     before = read_answers(stage, asked)
     prompts = [_prompt(question, before[question.id][:turn], turn, sampler.chat) for question in asked]
-    limit = sampler.recipe.sampling.max_new_tokens
+    limit = sampler.settings.sampling.max_new_tokens
     for prompt in prompts:
         if context is not None and len(prompt.token_ids) + limit > context:
             what = f"{len(prompt.token_ids)} prompt tokens and {limit} new ones exceed the model's context of {context}"

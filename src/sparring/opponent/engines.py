@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from sparring.config import Recipe, recipe_of_run
+from sparring.config import Recipe, SamplerSettings, SamplingSection, recipe_of_run
 from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.console import log
 from sparring.data.chat import Chat
@@ -34,23 +34,23 @@ from sparring.policy.transfer import model_on
 PADDED = "padded"
 
 
-def load_sampler(recipe: Recipe, folder: Path, device: torch.device | None = None) -> PreTrainedModel:
-    """The model that samples: the weights of `folder` in the recipe's sampling dtype, on this process's device or another."""
-    model = load_model(folder, DTYPES[recipe.sampling_dtype], recipe.train.four_bit)
+def load_sampler(settings: SamplerSettings, folder: Path, device: torch.device | None = None) -> PreTrainedModel:
+    """The model that samples: the weights of `folder` in the number format of the settings, on this process's device or another."""
+    model = load_model(folder, DTYPES[settings.dtype], settings.four_bit)
     return model_on(device or make_accelerator().device, model)
 
 
-def make_engine(recipe: Recipe, chat: Chat, folder: Path, temperature: float) -> Engine:
-    """The recipe's sampling engine for the player in `folder`."""
-    require_engine(recipe)
-    module, _, function = recipe.sampling.spec.factory.partition(":")
+def make_engine(settings: SamplerSettings, chat: Chat, folder: Path, temperature: float) -> Engine:
+    """The sampling engine of the settings for the player in `folder`."""
+    require_engine(settings.sampling)
+    module, _, function = settings.sampling.spec.factory.partition(":")
     make = getattr(importlib.import_module(f"sparring.opponent.{module}"), function)
-    return make(recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"temperature": temperature})}), chat, folder)
+    return make(settings.with_sampling(temperature=temperature), chat, folder)
 
 
-def make_transformers(recipe: Recipe, chat: Chat, folder: Path) -> TransformersEngine:
+def make_transformers(settings: SamplerSettings, chat: Chat, folder: Path) -> TransformersEngine:
     """The transformers engine, with the model loaded on this process's device."""
-    return TransformersEngine(load_sampler(recipe, folder), recipe.sampling, chat.stop_ids)
+    return TransformersEngine(load_sampler(settings, folder), settings.sampling, chat.stop_ids)
 
 
 def with_engine(recipe: Recipe, root: Path) -> Recipe:
@@ -75,9 +75,9 @@ def _takes_gpu_engine(recipe: Recipe) -> bool:
     return supported and is_installed(str(spec.package)) and torch.cuda.is_available()
 
 
-def require_engine(recipe: Recipe) -> None:
+def require_engine(sampling: SamplingSection) -> None:
     """Raise UserError if the engine is not installed or lacks its key."""
-    spec = recipe.sampling.spec
+    spec = sampling.spec
     if spec.package is not None and not is_installed(spec.package):
         raise UserError(
             f"the engine {spec.name} needs the package {spec.package}, which is not installed",
@@ -87,28 +87,28 @@ def require_engine(recipe: Recipe) -> None:
     if spec.urls is not None:
         from sparring.opponent.endpoints import read_key
 
-        read_key(recipe.sampling.server)
+        read_key(sampling.server)
 
 
 class Sampler:
     """The recipe's engine for one player: created on first use, shared by several temperatures, closed at the end."""
 
-    def __init__(self, recipe: Recipe, chat: Chat, folder: Path) -> None:
-        self.recipe, self.chat, self.folder = recipe, chat, folder
+    def __init__(self, settings: SamplerSettings, chat: Chat, folder: Path) -> None:
+        self.settings, self.chat, self.folder = settings, chat, folder
         self._engine: Engine | None = None
 
     def engine(self, temperature: float) -> Engine:
         """The engine; if several ranks compute a stage together, the engine of all ranks."""
         if self._engine is None:
-            make = partial(make_engine, self.recipe, self.chat, self.folder, temperature)
-            alone = accelerator_of_rank() is not None and not self.recipe.sampling.spec.on_ranks
+            make = partial(make_engine, self.settings, self.chat, self.folder, temperature)
+            alone = accelerator_of_rank() is not None and not self.settings.sampling.spec.on_ranks
             self._engine = OfRankZero(make) if alone else make()
         engine = self._engine.at(temperature)
         return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine
 
     def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
         """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError if they differ."""
-        sampling = self.recipe.sampling.model_copy(update={"temperature": temperature})
+        sampling = self.settings.with_sampling(temperature=temperature).sampling
         with self._model_to_score() as model:
             found = check_agreement(Scorer(model), sampling, prompts, replies)
         is_padded = isinstance(self._engine, TransformersEngine) and self._engine.reads_prompts_again
@@ -121,14 +121,14 @@ class Sampler:
             with self._engine.model_with_own_attention() as model:
                 yield model
         else:
-            yield load_sampler(self.recipe, self.folder, self._checking_device())
+            yield load_sampler(self.settings, self.folder, self._checking_device())
 
     def _checking_device(self) -> torch.device:
         """This process's device if a second copy of the model fits next to the engine, else the CPU: only a few replies are scored."""
         device = make_accelerator().device
         if device.type == "cpu":
             return device
-        size = model_shape(self.folder).num_parameters() * DTYPES[self.recipe.sampling_dtype].itemsize
+        size = model_shape(self.folder).num_parameters() * DTYPES[self.settings.dtype].itemsize
         if free_memory(device) > 1.5 * size + 2**30:
             return device
         log.info("sampling: the check of the engine's log-probs runs on the CPU, for its device is full")

@@ -21,7 +21,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparring.config import RaySection, Recipe
+from sparring.config import RaySection, SamplerSettings
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
@@ -47,10 +47,10 @@ REPLIES = pa.schema(
 Part = Sequence[Prompt]
 
 
-def make_ray(recipe: Recipe, chat: Chat, folder: Path) -> RayEngine:
+def make_ray(settings: SamplerSettings, chat: Chat, folder: Path) -> RayEngine:
     """The Ray engine, whose workers run the recipe's inner engine."""
-    sampling = recipe.sampling
-    inside = recipe.model_copy(update={"sampling": sampling.model_copy(update={"engine": sampling.inner_engine})})
+    sampling = settings.sampling
+    inside = settings.with_sampling(engine=sampling.inner_engine)
     return RayEngine(sampling.ray, folder, partial(make_engine, inside, chat, folder.resolve()), sampling.temperature)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe, SamplingSection
+from sparring.config import SamplerSettings, SamplingSection
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
@@ -25,9 +25,9 @@ COMPLETIONS = "/completions"
 PLACEHOLDER = "token_id:"  # vLLM's prefix of a token if ids are requested
 
 
-def make_server(recipe: Recipe, chat: Chat, folder: Path) -> ServerEngine:
+def make_server(settings: SamplerSettings, chat: Chat, folder: Path) -> ServerEngine:
     """The engine of the recipe's servers. Nothing is loaded here but the player's config."""
-    return make_server_engine(folder, recipe.sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
+    return make_server_engine(folder, settings.sampling, chat.stop_ids, load_config(folder).get_text_config().vocab_size)
 
 
 def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float = math.inf) -> ServerEngine:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from sparring.config import Recipe, SamplingSection
+from sparring.config import SamplerSettings, SamplingSection
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
@@ -30,9 +30,9 @@ WHERE = "sampling.vllm"
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
-def make_vllm(recipe: Recipe, chat: Chat, folder: Path) -> VllmEngine:
+def make_vllm(settings: SamplerSettings, chat: Chat, folder: Path) -> VllmEngine:
     """The vLLM engine, loaded in the recipe's sampling dtype."""
-    return VllmEngine(folder, recipe.sampling, recipe.sampling_dtype, chat.stop_ids)
+    return VllmEngine(folder, settings.sampling, settings.dtype, chat.stop_ids)
 
 
 class VllmEngine:

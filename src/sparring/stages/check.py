@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from sparring.checkers.answers import has_answer
 from sparring.checkers.grades import Checker, ask, require_few_failures
 from sparring.checkers.own import TRIED
 from sparring.config import ENGINES, Recipe, defaults_with_grades, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
+from sparring.data.records import Example
 from sparring.data.sources import local_files
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import Evaluator
 from sparring.evaluation.harness import require_harness
 from sparring.launch import check_launcher
 from sparring.opponent.engines import require_engine
@@ -32,7 +34,7 @@ def check(context: RunContext) -> None:
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
         _check_model_and_rows(context)
-        Evaluator(recipe, context.chat, context.held_out, checker).check_answers()
+        check_answers(recipe, context.held_out, checker)
         _check_prompts(context, checker)
         _check_own(context, checker)
     for section in filter(None, (recipe.train, recipe.sft)):
@@ -47,6 +49,25 @@ def _check_model_and_rows(context: RunContext) -> None:
     _check_tokens(context)
     _announce_cut(context)
     _check_context(context)
+
+
+def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker | None) -> None:
+    """Raise UserError if the checker finds no answer in any held-out row: every exact match would be 0. Single misses are logged."""
+    pattern, column = recipe.evaluate.answer_pattern, recipe.data.answer
+    if checker is None or is_own_code(checker.name):
+        return
+    by = "evaluate.answer_pattern" if pattern is not None else f"target.checker {checker.name}"
+    asked = ask(held_out, {})
+    missed = sum(checker.expected(one) is None for one in asked)
+    rows = "held-out human replies" if column is None else f"held-out rows (data.answer {column!r})"
+    if missed == len(asked):
+        raise UserError(
+            f"{pattern or checker.name!r} finds no answer in any of the {missed} {rows}",
+            where=by,
+            remedy=f"one of them is {((asked[0].answer if has_answer(asked[0]) else asked[0].human) or '')[:200]!r}",
+        )
+    if missed:
+        log.warning(f"{by} finds no answer in {missed} of {len(asked)} {rows}: they can never match")
 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
@@ -82,7 +103,7 @@ def _check_alone(recipe: Recipe) -> None:
     """Checks that need neither the model nor the rows."""
     local_files(recipe.data)
     recipe.objective.at(0, recipe.sampling.replies_per_prompt).check()
-    require_engine(recipe)
+    require_engine(recipe.sampling)
     if recipe.evaluate.benchmarks:
         require_harness(recipe.evaluate.benchmarks)
     _announce_unused(recipe)
@@ -158,7 +179,8 @@ def _check_context(context: RunContext) -> None:
         what = f"{new} is beyond the model's context of {longest} tokens"
         raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {longest}")
     prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*context.played_examples, *context.held_out]]
-    prompts += [("a showcase prompt", len(context.chat.prompt_ids(turns)), 0) for turns in showcase_turns(context.recipe)]
+    showcase = showcase_turns(context.recipe.showcase_system, context.recipe.showcase)
+    prompts += [("a showcase prompt", len(context.chat.prompt_ids(turns)), 0) for turns in showcase]
     for name, prompt, reply in prompts:
         if prompt + max(new, reply) > longest:
             raise UserError(

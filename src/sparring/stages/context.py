@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparring.config import LauncherSection, OptimSection, Recipe
+from sparring.config import DataSection, LauncherSection, OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
-from sparring.data.fingerprint import chat_fingerprint, data_inputs
 from sparring.data.prepare import PROMPTS, prepare, read_examples, write_examples
-from sparring.data.records import Example
 from sparring.errors import UserError
 from sparring.launch import process_count, ranks_here
 from sparring.policy.compute import free_memory, make_accelerator, token_budget
-from sparring.policy.load import find_model, load_tokenizer, model_facts, model_shape
+from sparring.policy.load import ModelSource, find_model, load_tokenizer, model_facts, model_shape
 from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.policy.shares import Parallel
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
-from sparring.stage_names import START
+from sparring.stage_names import START, title_of
+from sparring.stages.inputs import Examples, Played, Replying
 from sparring.stages.making import StageRunner
 
 CHOSEN = "micro_batch.json"
@@ -56,6 +56,21 @@ BASE_LINK = "base-model"
 SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
 
 
+@dataclass(frozen=True)
+class Common:
+    """What the work of every stage has: the name of its stage, the folder of the base model, and its chat format, which the first stages
+    are made from."""
+
+    name: str
+    base: Path
+    chat: Chat
+
+    @property
+    def title(self) -> str:
+        """Whose stage it is, for the log."""
+        return title_of(self.name.rpartition("/")[0] or self.name)
+
+
 class RunContext:
     """A recipe in its run directory, with base model and data; each is prepared on first access."""
 
@@ -76,14 +91,7 @@ class RunContext:
             adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
             return Player(START, _linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
-        make = source.make
-        assert make is not None, "a model without a folder can be made"
-
-        def work(stage: Path) -> dict[str, Any]:
-            make(stage / "model")
-            return {}
-
-        return Player.of_stage(self.stages.run_stage("base", {"model": source.fingerprint}, work))
+        return Player.of_stage(self.stages.run_stage("base", partial(_make_base, model=source)))
 
     @cached_property
     def chat(self) -> Chat:
@@ -100,54 +108,39 @@ class RunContext:
     @cached_property
     def data(self) -> StageRecord:
         """data/: train and held-out rows, tokenised and split once for the whole run."""
-        section = self.recipe.data
+        work = partial(_prepare_data, data=self.recipe.data, chat=self.chat, seed=self.recipe.seed)
+        return self.stages.run_stage("data", work)
 
-        def work(stage: Path) -> dict[str, Any]:
-            prepared = prepare(section, self.chat, self.recipe.seed)
-            for notice in prepared.notices:
-                log.info(f"data: {notice}")
-            write_examples(stage / "train.parquet", prepared.train)
-            write_examples(stage / "held_out.parquet", prepared.held_out)
-            log.info(f"data: {counts_text(prepared.counts)}")
-            facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
-            if section.prompts is None:
-                return facts
-            write_examples(stage / PROMPTS, prepared.prompts)
-            log.info(f"data: prompts without a reply: {counts_text(prepared.prompt_counts)}")
-            return {**facts, "prompt_counts": prepared.prompt_counts}
+    def replying(self, model: Player, sampling_round: int) -> Replying:
+        """How a player replies in a round."""
+        return Replying(self.recipe.sampler, model, sampling_round, self.recipe.seed)
 
-        inputs = {
-            "data": data_inputs(section),
-            "chat": chat_fingerprint(self.chat),
-            "seed": self.recipe.seed,
-        }
-        return self.stages.run_stage("data", inputs, work)
+    def common(self, stage: str) -> Common:
+        """For the work of a stage."""
+        return Common(stage, self.base.folder, self.chat)
 
     @cached_property
-    def train_examples(self) -> list[Example]:
+    def train_examples(self) -> Examples:
         """The training rows with a human reply."""
-        return read_examples(self.data.path / "train.parquet")
+        return self._examples("train.parquet")
 
     @cached_property
-    def prompts(self) -> list[Example]:
+    def prompts(self) -> Examples:
         """The rows of data.prompts, which have no human reply; empty without data.prompts."""
-        return read_examples(self.data.path / PROMPTS) if self.recipe.data.prompts else []
+        return self._examples(PROMPTS) if self.recipe.data.prompts else Examples()
 
     @cached_property
-    def played_examples(self) -> list[Example]:
+    def played_examples(self) -> Played:
         """All examples whose prompts the opponent replies to."""
-        return [*self.train_examples, *self.prompts]
+        return Played(self.train_examples, self.prompts)
 
     @cached_property
-    def played_inputs(self) -> dict[str, str]:
-        """The inputs of `played_examples`, as part of a fingerprint."""
-        files = {"data": "train.parquet", **({"prompts": PROMPTS} if self.recipe.data.prompts else {})}
-        return {name: self.data.outputs[file] for name, file in files.items()}
-
-    @cached_property
-    def held_out(self) -> list[Example]:
+    def held_out(self) -> Examples:
         """The held-out rows."""
-        return read_examples(self.data.path / "held_out.parquet")
+        return self._examples("held_out.parquet")
+
+    def _examples(self, file: str) -> Examples:
+        return Examples(read_examples(self.data.path / file), self.data.outputs[file])
 
     def with_budget(self, settings: Optim) -> Optim:
         """The settings with the size of their micro-batches."""
@@ -158,6 +151,27 @@ class RunContext:
         """`micro_batch_tokens` if the recipe has none. Stored with the run: opponent pass, training and a resumed run must round alike."""
         base = self.base.folder
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
+
+
+def _make_base(stage: Path, *, model: ModelSource) -> dict[str, Any]:
+    assert model.make is not None, "a model without a folder can be made"
+    model.make(stage / "model")
+    return {}
+
+
+def _prepare_data(stage: Path, *, data: DataSection, chat: Chat, seed: int) -> dict[str, Any]:
+    prepared = prepare(data, chat, seed)
+    for notice in prepared.notices:
+        log.info(f"data: {notice}")
+    write_examples(stage / "train.parquet", prepared.train)
+    write_examples(stage / "held_out.parquet", prepared.held_out)
+    log.info(f"data: {counts_text(prepared.counts)}")
+    facts = {"counts": prepared.counts, "unused_columns": list(prepared.unused)}
+    if data.prompts is None:
+        return facts
+    write_examples(stage / PROMPTS, prepared.prompts)
+    log.info(f"data: prompts without a reply: {counts_text(prepared.prompt_counts)}")
+    return {**facts, "prompt_counts": prepared.prompt_counts}
 
 
 def counts_text(counts: Mapping[str, int]) -> str:

@@ -9,15 +9,14 @@ from typing import Any
 
 from sparring.console import log
 from sparring.opponent.engines import PADDED, Sampler
-from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
-from sparring.stages.context import RunContext, counts_text
+from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.grade import candidates_at
-from sparring.stages.inputs import sampling_inputs
+from sparring.stages.inputs import Played, Replying
 from sparring.targets import TARGETS
 from sparring.targets.select import rules_of
 from sparring.targets.window import Window, build_window, select_window
@@ -25,35 +24,33 @@ from sparring.targets.window import Window, build_window, select_window
 
 def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
     """Sample the opponent's replies to every training prompt."""
-    recipe, sampling, examples = context.recipe, context.recipe.sampling, context.played_examples
+    replying, replicas = context.replying(opponent, t), context.recipe.sampling.replies_per_prompt
+    name, played = iteration_stage(t, "generate"), context.played_examples
+    work = partial(_sample, context.common(name), replying=replying, replies_per_prompt=replicas, played=played)
+    return context.stages.run_stage(name, work)
 
-    def work(stage: Path) -> dict[str, Any]:
-        rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
-        log.info(f"iteration {t}: the opponent {opponent.hash[:12]} replies {rule} ({sampling.engine_name}, {recipe.sampling_dtype})")
-        with Sampler(recipe, context.chat, opponent.folder) as sampler:
-            replies = sample_examples(
-                stage,
-                examples,
-                lambda: sampler.engine(sampling.temperature),
-                Stream(recipe.seed, t),
-                sampling.replies_per_prompt,
-                sampling.shard_rows,
-                f"iteration {t}: sampling",
-                partial(sampler.check, sampling.temperature),
-                context.chat.decode,
-            )
-        facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
-        readings = sampling.replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
-        prompt_tokens = readings * sum(len(example.prompt_ids) for example in examples)
-        sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
-        return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
-    inputs = {
-        **sampling_inputs(recipe, opponent, t),
-        "replies_per_prompt": sampling.replies_per_prompt,
-        **context.played_inputs,
-    }
-    return context.stages.run_stage(iteration_stage(t, "generate"), inputs, work)
+def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prompt: int, played: Played) -> dict[str, Any]:
+    settings, sampling = replying.settings, replying.settings.sampling
+    rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
+    log.info(f"{common.title}: the opponent {replying.model.hash[:12]} replies {rule} ({sampling.engine_name}, {settings.dtype})")
+    with Sampler(settings, common.chat, replying.model.folder) as sampler:
+        replies = sample_examples(
+            stage,
+            played,
+            lambda: sampler.engine(sampling.temperature),
+            replying.stream,
+            replies_per_prompt,
+            sampling.shard_rows,
+            f"{common.title}: sampling",
+            partial(sampler.check, sampling.temperature),
+            common.chat.decode,
+        )
+    facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
+    readings = replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
+    prompt_tokens = readings * sum(len(example.prompt_ids) for example in played)
+    sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
+    return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
 
 def window_at(context: RunContext, t: int) -> Window:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Asked, Checker, Grade, require_few_failures
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
-from sparring.config import Recipe
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.data.tables import items_done, read_rows, run_shards
@@ -18,9 +18,10 @@ from sparring.evaluation.metrics import Score, mean_score
 from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
-from sparring.stage_names import iteration_stage
+from sparring.stage_names import iteration_of, iteration_stage
 from sparring.stages.checking import asked_of, open_checker
-from sparring.stages.context import RunContext, counts_text
+from sparring.stages.context import Common, RunContext, counts_text
+from sparring.stages.inputs import Played
 from sparring.targets import Candidates
 from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of
@@ -34,28 +35,29 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
     recipe = context.recipe
     if not recipe.target.uses_grades:
         return None
+    name = iteration_stage(t, "grade")
     if context.is_rank:
-        return context.stages.computed(iteration_stage(t, "grade"))
+        return context.stages.computed(name)
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     with open_checker(recipe, recipe.target.checker) as checker:
+        target, played = recipe.target, context.played_examples
+        common, score = context.common(name), target.pass_score
+        work = partial(_grade, common, target.kind, replies=replies_of, played=played, checker=checker, pass_score=score)
+        return context.stages.run_stage(name, work)
 
-        def work(stage: Path) -> dict[str, Any]:
-            replies = read_replies(replies_of.path)
-            asked = asked_of(context.played_examples, replies, context.chat.decode, with_human=checker.name != "random")
-            facts = grade_all(stage, asked, replies, checker, f"iteration {t}: grading")
-            found = candidates_of(read_rows(stage), replies, context.played_examples, recipe.target.pass_score)
-            scores = rate_scores(rates(found))
-            _log_scores(scores, recipe, t)
-            return {**facts, "rates": scores}
 
-        inputs = {
-            "replies": replies_of.digest,
-            **context.played_inputs,
-            "checker": checker.fingerprint,
-            "pass_score": recipe.target.pass_score,
-        }
-        return context.stages.run_stage(iteration_stage(t, "grade"), inputs, work)
+def _grade(
+    common: Common, kind: str, stage: Path, *, replies: StageRecord, played: Played, checker: Checker, pass_score: float
+) -> dict[str, Any]:
+    """kind: of the target, for a warning."""
+    sampled = read_replies(replies.path)
+    asked = asked_of(played, sampled, common.chat.decode, with_human=checker.name != "random")
+    facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
+    found = candidates_of(read_rows(stage), sampled, played, pass_score)
+    scores = rate_scores(rates(found))
+    _log_scores(scores, kind, common)
+    return {**facts, "rates": scores}
 
 
 def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
@@ -64,11 +66,11 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), context.played_examples, context.recipe.target.pass_score)
 
 
-def _log_scores(scores: Mapping[str, Score], recipe: Recipe, t: int) -> None:
+def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
-    log.info(f"iteration {t}: {', '.join(shown) or 'no reply was judged and no answer found'}")
+    log.info(f"{common.title}: {', '.join(shown) or 'no reply was judged and no answer found'}")
     rate = scores.get("pass_rate")
-    if t == 0 and recipe.target.kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
+    if iteration_of(common.name) == 0 and kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
         wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
         log.warning(
             f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "

@@ -15,10 +15,7 @@ from sparring.policy.ranks import AgreedError, from_main, require_equal
 from sparring.progress import at_stage
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stage_of
-
-# a function that computes a stage in its folder and returns its facts; and one that does a part of it
-Work = Callable[[Path], dict[str, Any]]
-Part = Callable[[Path], None]
+from sparring.stages.inputs import Work, fingerprint
 
 
 class TargetReached(Exception):
@@ -32,12 +29,13 @@ class StageRunner:
         """target: the one stage that this process computes as one of several ranks; None if it plays the game."""
         self.recipe, self.run, self.target = recipe, run, target
 
-    def run_stage(self, name: str, inputs: dict[str, Any], work: Work, alone: Part | None = None) -> StageRecord:
+    def run_stage(self, name: str, work: Work, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
 
-        alone: if ranks compute it, the part of the work that this process does before they start.
+        work: computes the stage in its folder; what it is made from follows from its arguments (`Work`). alone: if ranks compute it, the
+        part of the work that this process does before they start.
         """
-        stage = stage_of(name)
+        stage, inputs = stage_of(name), fingerprint(work)
         assert stage is not None, f"{name} is not in the table of stages"
         if stage.derived and self.target in (None, name):
             self._clear(name, inputs)
@@ -68,7 +66,7 @@ class StageRunner:
 
         from_main(clear)
 
-    def _launched(self, name: str, inputs: dict[str, Any], alone: Part | None) -> StageRecord:
+    def _launched(self, name: str, inputs: dict[str, Any], alone: Callable[[Path], object] | None) -> StageRecord:
         begun = self.run.begin(name, inputs)
         if isinstance(begun, StageRecord):
             return begun

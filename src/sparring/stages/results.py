@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
-from sparring.data.fingerprint import chat_fingerprint
-from sparring.data.records import Message
-from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator
-from sparring.evaluation.harness import HarnessModel, benchmark_inputs, run_benchmarks
+from sparring.config import BenchmarksSection
+from sparring.data.chat import Chat
+from sparring.data.records import Example, Message
+from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator, Grading
+from sparring.evaluation.harness import HarnessModel, run_benchmarks
 from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import Sampler, answer
@@ -19,8 +21,8 @@ from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
 from sparring.stage_names import SCORES, benchmark_stage, evaluate_stage, measure_stage
 from sparring.stages.checking import held_out_checker
-from sparring.stages.context import RunContext
-from sparring.stages.inputs import base_format, sampling_inputs
+from sparring.stages.context import Common, RunContext
+from sparring.stages.inputs import Examples, Replying, Scoring
 from sparring.training.ranked import score_player
 
 
@@ -37,29 +39,43 @@ def evaluate(context: RunContext, player: Player, opponent: Player | None, sampl
 
 def measure(context: RunContext, player: Player, opponent: Player | None, sampling_round: int) -> StageRecord:
     """The first stage of an evaluation: everything that needs the player's weights."""
-    recipe = context.recipe
+    recipe, evaluate, name = context.recipe, context.recipe.evaluate, measure_stage(player.owner)
+    work = partial(
+        _measure,
+        context.common(name),
+        replying=context.replying(player, sampling_round),
+        opponent=opponent,
+        data=context.held_out,
+        samples=evaluate.samples,
+        greedy=evaluate.greedy,
+        scoring=Scoring.of(context.with_budget(recipe.train)),
+    )
+    alone = None if recipe.sampling.spec.on_ranks else partial(work, draws_only=True)
+    return context.stages.run_stage(name, work, alone=alone)
 
-    def sample_all(stage: Path) -> None:
-        _measurer(context).sample_all(stage, player.folder, sampling_round, player.title)
 
-    def work(stage: Path) -> dict[str, Any]:
-        against = None
-        if opponent is not None:
-            assert opponent.measured is not None, "an opponent was measured when it was the player"
-            against = Opponent(opponent.folder, opponent.measured)
-        return _measurer(context).measure(stage, player.folder, against, sampling_round, player.title)
-
-    inputs = {
-        **sampling_inputs(recipe, player, sampling_round),
-        "opponent": opponent.hash if opponent else None,
-        "data": context.data.outputs["held_out.parquet"],
-        "greedy": recipe.evaluate.greedy,
-        **({"samples": recipe.evaluate.samples} if recipe.evaluate.samples > 1 else {}),
-        "precision": recipe.train.precision,
-        **base_format(recipe),
-    }
-    alone = None if recipe.sampling.spec.on_ranks else sample_all
-    return context.stages.run_stage(measure_stage(player.owner), inputs, work, alone=alone)
+def _measure(
+    common: Common,
+    stage: Path,
+    *,
+    replying: Replying,
+    opponent: Player | None,
+    data: Examples,
+    samples: int,
+    greedy: bool,
+    scoring: Scoring,
+    draws_only: bool = False,
+) -> dict[str, Any]:
+    model, score = replying.model.folder, partial(score_player, settings=scoring.settings)
+    measurer = Measurer(replying.settings, common.chat, data, score, seed=replying.seed, samples=samples, greedy=greedy)
+    if draws_only:
+        measurer.sample_all(stage, model, replying.round, common.title)
+        return {}
+    against = None
+    if opponent is not None:
+        assert opponent.measured is not None, "an opponent was measured when it was the player"
+        against = Opponent(opponent.folder, opponent.measured)
+    return measurer.measure(stage, model, against, replying.round, common.title)
 
 
 def scores_of(player: Player) -> dict[str, Score]:
@@ -69,64 +85,81 @@ def scores_of(player: Player) -> dict[str, Score]:
     return {name: score for file in files for name, score in read_object(file).items()}
 
 
-def _measurer(context: RunContext) -> Measurer:
-    score = partial(score_player, settings=context.with_budget(context.recipe.train))
-    return Measurer(context.recipe, context.chat, context.held_out, score)
+@dataclass(frozen=True)
+class Showcase:
+    """The showcase prompts, their system turn, and how the player answers them."""
+
+    system: str | None
+    prompts: Sequence[str]
+    replying: Replying
+
+    def inputs(self) -> dict[str, Any]:
+        """The prompts alone: how the player replies is an input of its measurement."""
+        return {"showcase": [self.system, *self.prompts]}
 
 
 def _evaluated(context: RunContext, player: Player, measured: StageRecord) -> StageRecord:
-    recipe = context.recipe
+    recipe, name = context.recipe, evaluate_stage(player.owner)
     if context.is_rank:
-        return context.stages.computed(evaluate_stage(player.owner))
+        return context.stages.computed(name)
     with held_out_checker(recipe) as checker:
+        work = partial(
+            _evaluate,
+            context.common(name),
+            context.held_out,
+            measured=measured,
+            grading=Grading.of(recipe, checker),
+            confidence=recipe.stop.confidence,
+            showcase=Showcase(recipe.showcase_system, recipe.showcase, context.replying(player, 0)),
+            tables=[SCORES, ITEMS, SAMPLES, GRADES],
+        )
+        return context.stages.run_stage(name, work)
 
-        def work(stage: Path) -> dict[str, Any]:
-            Evaluator(recipe, context.chat, context.held_out, checker).evaluate(stage, read_measured(measured.path))
-            if recipe.showcase:
-                answer_showcase(context, stage / "showcase.json", player)
-            return {}
 
-        inputs = {
-            "measured": measured.digest,
-            "answer_pattern": recipe.evaluate.answer_pattern,
-            **({"checker": checker.fingerprint, "pass_score": recipe.target.pass_score} if checker and recipe.target.checker else {}),
-            "confidence": recipe.stop.confidence,
-            "showcase": [recipe.showcase_system, *recipe.showcase],
-            "tables": [SCORES, ITEMS, SAMPLES, GRADES],
-        }
-        return context.stages.run_stage(evaluate_stage(player.owner), inputs, work)
+def _evaluate(
+    common: Common,
+    held_out: Sequence[Example],
+    stage: Path,
+    *,
+    measured: StageRecord,
+    grading: Grading,
+    confidence: float,
+    showcase: Showcase,
+    tables: Sequence[str],
+) -> dict[str, Any]:
+    """tables: all files that it may write: a run from before one of them is evaluated again."""
+    Evaluator(common.chat, held_out, grading, confidence).evaluate(stage, read_measured(measured.path))
+    if showcase.prompts:
+        answer_showcase(stage / "showcase.json", common.chat, showcase)
+    return {}
 
 
 def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:
-    section, train = context.recipe.evaluate.benchmarks, context.recipe.train
+    section = context.recipe.evaluate.benchmarks
     if section is None:
         return None
     if context.is_rank:
         return context.stages.computed(benchmark_stage(player.owner))
-    template = context.chat.template if section.chat_template else None
-    model = HarnessModel(player.folder, COMPUTE_DTYPES[train.precision], template, train.four_bit)
-    inputs = {
-        **benchmark_inputs(section),
-        "model": player.hash,
-        "precision": train.precision,
-        **base_format(context.recipe),
-        "chat": chat_fingerprint(context.chat) if section.chat_template else None,
-    }
-    return context.stages.run_stage(benchmark_stage(player.owner), inputs, lambda stage: run_benchmarks(stage, section, model))
+    chat, scoring = context.chat if section.chat_template else None, Scoring.of(context.recipe.train)
+    work = partial(_run_benchmarks, benchmarks=section, model=player, scoring=scoring, chat=chat)
+    return context.stages.run_stage(benchmark_stage(player.owner), work)
 
 
-def showcase_turns(recipe: Recipe) -> list[list[Message]]:
+def _run_benchmarks(stage: Path, *, benchmarks: BenchmarksSection, model: Player, scoring: Scoring, chat: Chat | None) -> dict[str, Any]:
+    settings, template = scoring.settings, chat.template if chat else None
+    return run_benchmarks(stage, benchmarks, HarnessModel(model.folder, COMPUTE_DTYPES[settings.precision], template, settings.four_bit))
+
+
+def showcase_turns(system: str | None, prompts: Sequence[str]) -> list[list[Message]]:
     """The showcase prompts as turns, each after the system turn if there is one."""
-    system = recipe.showcase_system
     first = [Message(role="system", content=system)] if system else []
-    return [[*first, Message(role="user", content=text)] for text in recipe.showcase]
+    return [[*first, Message(role="user", content=text)] for text in prompts]
 
 
-def answer_showcase(context: RunContext, file: Path, player: Player) -> None:
+def answer_showcase(file: Path, chat: Chat, showcase: Showcase) -> None:
     """Write the player's answers to the showcase prompts; a prompt has the same random stream in every iteration."""
-    recipe = context.recipe
-    with Sampler(recipe, context.chat, player.folder) as sampler:
-        engine = sampler.engine(recipe.sampling.temperature)
-        replies = answer(engine, context.chat, showcase_turns(recipe), recipe.seed)
-    shown = zip(recipe.showcase, replies, strict=True)
+    replying, turns = showcase.replying, showcase_turns(showcase.system, showcase.prompts)
+    with Sampler(replying.settings, chat, replying.model.folder) as sampler:
+        replies = answer(sampler.engine(replying.settings.sampling.temperature), chat, turns, replying.seed)
+    shown = zip(showcase.prompts, replies, strict=True)
     write_json(file, [{"prompt": prompt, "reply": reply} for prompt, reply in shown])

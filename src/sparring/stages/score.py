@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,33 +15,58 @@ from sparring.policy.player import Player
 from sparring.rundir import StageRecord, differences
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import duels_digest, scoring_inputs
+from sparring.stages.inputs import Scoring, duels_digest
 from sparring.stages.sft import sft
 from sparring.targets.window import Window
 from sparring.training.opponent_pass import joined_logps, score_duels
 from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 
-# "opponent_logps", "start_logps" -> the stages that hold the log-probs of the duels under that model
-Logps = dict[str, list[StageRecord]]
+
+@dataclass(frozen=True)
+class Scored:
+    """The duels of an iteration, and the stages with their log-probs under the opponent and under the start; none that are not needed."""
+
+    window: Window
+    opponent: list[StageRecord]
+    start: list[StageRecord]
+
+    def inputs(self) -> dict[str, Any]:
+        """The duels are inputs of the stages with their log-probs; if there are none, of the training."""
+        if not self.opponent:
+            return {"duels": duels_digest(self.window.duels)}
+        start = [record.digest for record in self.start]
+        return {"opponent_logps": self.opponent[0].digest, **({"start_logps": start} if start else {})}
 
 
-def score(context: RunContext, opponent: Player, window: Window, t: int) -> Logps:
+@dataclass(frozen=True)
+class Batches:
+    """The batches of the first pass of a training, whose micro-batches are scored."""
+
+    plan: TrainPlan
+    scoring: Scoring
+
+    def inputs(self) -> dict[str, Any]:
+        """What the plan's batches follow from, for given duels."""
+        plan = self.plan
+        batches = {"first_pass_steps": plan.first_pass_steps(), "batch_size": plan.batch_size, "seed": plan.seed}
+        return {"batches": {**batches, **self.scoring.inputs()}}
+
+
+def score(context: RunContext, opponent: Player, window: Window, t: int) -> Scored:
     """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
     _require_same_winners(context, window, t)
-    needs, found = context.recipe.objective.kind, {}
-    if needs.uses_opponent_logps:
-        found["opponent_logps"] = [_score_opponent(context, opponent, window, t)]
-    if needs.uses_start:
-        newest = _score_start(context, window, t)
-        found["start_logps"] = [*_of_start(context, t), *([newest] if newest else [])]
-    return found
+    needs = context.recipe.objective.kind
+    of_opponent = [_score_opponent(context, opponent, window, t)] if needs.uses_opponent_logps else []
+    newest = _score_start(context, window, t) if needs.uses_start else None
+    of_start = [*_of_start(context, t), *([newest] if newest else [])] if needs.uses_start else []
+    return Scored(window, of_opponent, of_start)
 
 
 def _score_opponent(context: RunContext, opponent: Player, window: Window, t: int) -> StageRecord:
     """In the micro-batches of the training that follows."""
-    plan = iteration_plan(context.recipe, len(window.duels), t)
-    name, settings = iteration_stage(t, "score"), context.recipe.train
-    return score_stage(context, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
+    settings = context.recipe.train
+    plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
+    return score_stage(context, iteration_stage(t, "score"), opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
 
 
 def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
@@ -49,7 +76,7 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
     """
     start, settings = sft(context), context.recipe.train
     known = joined_logps(record.path for record in _of_start(context, t))
-    plan = iteration_plan(context.recipe, len(window.duels), t)
+    plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
     used = {index for step in range(plan.first_pass_steps()) for index in plan.batch(step)}
     duels = [duel for index, duel in enumerate(window.duels) if index in used and duel.duel_id not in known]
     if not duels:
@@ -57,14 +84,6 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
     once = make_plan(settings, len(duels), lr=1.0, epochs=1.0, seed=plan.seed, name=f"iteration {t}: scoring under the start")
     name = iteration_stage(t, "score-start")
     return score_stage(context, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
-
-
-def scored_inputs(records: Logps, window: Window) -> dict[str, Any]:
-    """The duels in the fingerprint of a training stage: their log-probs, or the duels themselves if it needs no log-probs."""
-    if not records:
-        return {"duels": duels_digest(window.duels)}
-    start = [record.digest for record in records.get("start_logps", [])]
-    return {"opponent_logps": records["opponent_logps"][0].digest, **({"start_logps": start} if start else {})}
 
 
 def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
@@ -94,18 +113,12 @@ def _of_start(context: RunContext, t: int) -> list[StageRecord]:
 
 
 def score_stage(
-    context: RunContext,
-    name: str,
-    model: Player,
-    duels: Sequence[Duel | Contest],
-    plan: TrainPlan,
-    settings: OptimSection,
-    phase: str,
+    context: RunContext, name: str, model: Player, duels: Sequence[Duel | Contest], plan: TrainPlan, settings: OptimSection, phase: str
 ) -> StageRecord:
     """Log-probs of duels under a model, in the micro-batches of a training by this plan and these settings."""
+    batches = Batches(plan, Scoring.of(context.with_budget(settings)))
+    return context.stages.run_stage(name, partial(_score, phase, opponent=model, duels=duels, batches=batches))
 
-    def work(stage: Path) -> dict[str, Any]:
-        return score_duels(stage, model.folder, duels, plan, context.with_budget(settings), phase)
 
-    inputs = scoring_inputs(context.recipe, model, duels, plan, settings.precision)
-    return context.stages.run_stage(name, inputs, work)
+def _score(phase: str, stage: Path, *, opponent: Player, duels: Sequence[Duel | Contest], batches: Batches) -> dict[str, Any]:
+    return score_duels(stage, opponent.folder, duels, batches.plan, batches.scoring.settings, phase)

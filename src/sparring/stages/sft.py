@@ -2,34 +2,46 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparring.config import SftSection
 from sparring.policy.player import Player
-from sparring.stage_names import SFT, title_of
-from sparring.stages.context import RunContext
+from sparring.stage_names import SFT
+from sparring.stages.context import Common, RunContext
 from sparring.stages.fitting import fit_model
-from sparring.stages.inputs import training_inputs
-from sparring.training.plan import TrainPlan, make_plan
+from sparring.stages.inputs import Examples
+from sparring.training.plan import make_plan, order_seed, steps_plan
 from sparring.training.tasks import SftTask
 
 
 def sft(context: RunContext) -> Player:
     """The start of the game: the base model, fine-tuned on the human replies if the recipe has an sft section."""
-    recipe, settings = context.recipe, context.recipe.sft
+    settings = context.recipe.sft
     if settings is None:
         return context.base
-    plan = make_plan(settings, len(context.train_examples), lr=settings.lr, epochs=settings.epochs, seed=recipe.seed, name="SFT")
-    return sft_stage(context, SFT, context.base, plan, settings, {SFT: training_inputs(settings)})
+    return sft_stage(context, SFT, context.base, settings)
 
 
-def sft_stage(context: RunContext, name: str, start: Player, plan: TrainPlan, settings: SftSection, inputs: dict[str, Any]) -> Player:
-    """`start` trained on the human replies by a plan; `inputs`: what it depends on besides the start, the rows and the seed."""
+def sft_stage(
+    context: RunContext, name: str, start: Player, settings: SftSection, steps: int | None = None, iterations: int | None = None
+) -> Player:
+    """`start` trained on the human replies for the epochs of the settings, or for so many `steps`.
 
-    def work(stage: Path) -> dict[str, Any]:
-        phase = f"{title_of(name.removesuffix('/train'))}: training"
-        return fit_model(context, stage, start, SftTask(context.train_examples), plan, settings, phase=phase, labels={"stage": name})
+    iterations: of the game that a control continues, whose order of batches is the next iteration's.
+    """
+    common, sft, data, seed = context.common(name), context.with_budget(settings), context.train_examples, context.recipe.seed
+    work = partial(_sft, common, sft=sft, steps=steps, iterations=iterations, start=start, data=data, seed=seed)
+    return Player.of_stage(context.stages.run_stage(name, work))
 
-    inputs = {**inputs, "start": start.hash, "data": context.data.outputs["train.parquet"], "seed": context.recipe.seed}
-    return Player.of_stage(context.stages.run_stage(name, inputs, work))
+
+def _sft(
+    common: Common, stage: Path, *, sft: SftSection, steps: int | None, iterations: int | None, start: Player, data: Examples, seed: int
+) -> dict[str, Any]:
+    order = seed if iterations is None else order_seed(seed, iterations)
+    if steps is None:
+        plan = make_plan(sft, len(data), lr=sft.lr, epochs=sft.epochs, seed=order, name=common.title)
+    else:
+        plan = steps_plan(sft, len(data), lr=sft.lr, steps=steps, seed=order)
+    return fit_model(common, stage, start, SftTask(data), plan, sft)

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sparring.config import OptimSection, Recipe, at_iteration
+from sparring.config import OptimSection, TrainSection, at_iteration
 from sparring.console import log
 
 # Upper bound of the steps of a schedule; keeps a horizon over almost no epochs finite
@@ -61,15 +61,15 @@ class TrainPlan:
         return int(_permutation(self.seed, epoch, self.items)[place])
 
 
-def iteration_plan(recipe: Recipe, items: int, t: int) -> TrainPlan:
-    """The plan of a self-play iteration over its duels."""
-    lr, epochs = (at_iteration(value, t) for value in (recipe.train.lr, recipe.train.epochs))
-    return make_plan(recipe.train, items, lr=lr, epochs=epochs, seed=order_seed(recipe, t), name=f"iteration {t}")
+def iteration_plan(settings: TrainSection, items: int, seed: int, t: int) -> TrainPlan:
+    """The plan of a self-play iteration over its duels; `seed` is the recipe's."""
+    lr, epochs = (at_iteration(value, t) for value in (settings.lr, settings.epochs))
+    return make_plan(settings, items, lr=lr, epochs=epochs, seed=order_seed(seed, t), name=f"iteration {t}")
 
 
-def order_seed(recipe: Recipe, t: int) -> int:
-    """The seed of the order of batches, different in every iteration."""
-    return recipe.seed * 1000 + t + 1
+def order_seed(seed: int, t: int) -> int:
+    """The seed of the order of batches, different in every iteration; `seed` is the recipe's."""
+    return seed * 1000 + t + 1
 
 
 def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, seed: int, name: str) -> TrainPlan:
@@ -77,12 +77,14 @@ def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, s
     batch_size = min(settings.batch_size, items)
     if batch_size < settings.batch_size:
         log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")
-    return steps_plan(settings, items, lr=lr, steps=max(1, _whole(epochs * items / batch_size)), epochs=epochs, seed=seed)
+    steps = max(1, _whole(epochs * items / batch_size))
+    horizon = round(min(steps * (settings.horizon_epochs or epochs) / epochs, LONGEST_HORIZON))
+    return steps_plan(settings, items, lr=lr, steps=steps, seed=seed, horizon=horizon)
 
 
-def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, epochs: float, seed: int) -> TrainPlan:
-    """The plan for exactly `steps` steps, which are `epochs` passes."""
-    horizon = max(steps, round(min(steps * (settings.horizon_epochs or epochs) / epochs, LONGEST_HORIZON)))
+def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, seed: int, horizon: int = 0) -> TrainPlan:
+    """The plan for exactly `steps` steps; the schedule ends with them, or at `horizon`, if that is later."""
+    horizon = max(steps, horizon)
     warmup = _whole(settings.warmup * horizon) if settings.warmup else 0
     return TrainPlan(items, steps, horizon, warmup, min(settings.batch_size, items), lr, settings.schedule, seed)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -154,6 +155,22 @@ class SamplingSection(Section):
     def devices_of_a_copy(self) -> int:
         """Number of devices that share one copy of the model."""
         return self.option(self.inner.devices) if self.inner.devices else 1
+
+
+@dataclass(frozen=True)
+class SamplerSettings:
+    """All of a recipe that decides how a player replies to a prompt, and how an engine computes it.
+
+    dtype: the number format of the model that samples; four_bit: whether its base is kept in 4 bits.
+    """
+
+    sampling: SamplingSection
+    dtype: str
+    four_bit: bool
+
+    def with_sampling(self, **values: Any) -> SamplerSettings:
+        """A copy with other options of sampling."""
+        return replace(self, sampling=self.sampling.model_copy(update=values))
 
 
 def unused_sections(sampling: SamplingSection) -> list[str]:

@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import Fraction, NonNegativeFloat, PerIteration, PositiveFloat, PositiveInt, Section, Text, Texts
+from sparring.config.option_types import (
+    Fraction,
+    NonNegativeFloat,
+    PerIteration,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    Text,
+    Texts,
+    at_iteration,
+)
 
 Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
 
@@ -109,6 +119,10 @@ class TrainSection(OptimSection):
     epochs: PerIteration = Field(
         2.0, description="Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."
     )
+
+    def at(self, iteration: int) -> TrainSection:
+        """The options with their values in an iteration (from 0)."""
+        return self.model_copy(update={name: at_iteration(getattr(self, name), iteration) for name in ("lr", "epochs")})
 
 
 class SftSection(OptimSection):
