@@ -22,10 +22,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 import sparring
+from sparring.checkers.grades import find_answer
 from sparring.console import set_up_logging
 from sparring.data.chat import Chat
 from sparring.data.prepare import prepare, read_examples
-from sparring.evaluation.metrics import is_exact_match, mean_score
+from sparring.evaluation.metrics import mean_score
 from sparring.policy.load import load_tokenizer, model_facts
 
 ROOT = Path(__file__).parent.parent
@@ -118,7 +119,8 @@ def correct(seed: int, model: str, column: str) -> list[float]:
     stage = stages.get(model) or f"iterations/{int(model.split()[1]):03d}/evaluate"
     rows = pq.read_table(RUNS / f"seed-{seed}" / stage / "samples.parquet").sort_by("row_id").to_pylist()
     pattern = re.compile(sparring.load_recipe(RECIPE).evaluate.answer_pattern or "")
-    return [float(is_exact_match(pattern, row[column], row["human"])) for row in rows]
+    answers = [(find_answer(pattern, row[column]), find_answer(pattern, row["human"])) for row in rows]
+    return [float(expected is not None and found == expected) for found, expected in answers]
 
 
 def check_disjoint(seeds: list[int]) -> None:

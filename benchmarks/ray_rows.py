@@ -46,7 +46,7 @@ def engine_of(name: str, folder: Path, options: dict[str, str], **ray: Any) -> A
         {"run_dir": "run", "model": {"path": str(folder), "dtype": "float32"}, "data": {"path": "d"}, "sampling": sampling}
     )
     chat: Any = SimpleNamespace(stop_ids=frozenset(model_facts(folder)[1]))
-    return make_engine(recipe, chat, folder, 1.0)
+    return make_engine(recipe.sampler, chat, folder, 1.0)
 
 
 def megabytes() -> tuple[float, float]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sparring.checkers.answers import has_answer
-from sparring.checkers.grades import Checker, ask, require_few_failures
+from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
 from sparring.checkers.own import TRIED
 from sparring.config import ENGINES, Recipe, defaults_with_grades, unused_sections
 from sparring.console import log
