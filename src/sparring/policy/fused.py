@@ -17,6 +17,8 @@ from torch.func import functional_call
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
+from sparring.policy.packed import FOREIGN_ERRORS
+
 # Tokens of the random input on which a module is compared with its fused form
 PROBE_TOKENS = 4
 
@@ -59,7 +61,7 @@ def _unit_agrees(unit: Any) -> bool:
     stub = SimpleNamespace(**{**vars(unit), "act_fn": getattr(unit, "act_fn", None), **projections})
     try:
         return torch.equal(type(unit).forward(stub, probe), _gated_unit(stub, probe))
-    except (AttributeError, TypeError):  # it is made of further parts
+    except FOREIGN_ERRORS:  # it is made of further parts
         return False
 
 
