@@ -594,7 +594,7 @@ def test_sample_and_export_before_there_is_a_player(game: Game) -> None:
 
 
 def test_export_in_the_middle_of_a_game(game: Game) -> None:
-    game.run(sabotage=[Sabotage("sparring.selfplay:evaluate")])
+    game.run(sabotage=[Sabotage("sparring.selfplay:evaluate", nth=2)])  # the first is that of the start
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0

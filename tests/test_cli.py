@@ -200,7 +200,7 @@ def test_a_collapse_is_told_and_stored_and_a_kill_changes_nothing(game: Game) ->
     told = ("iteration 0: training: 12 steps of 4 duels, 2 epochs, lr 0.3", "SFT: training: 6 steps of 4 rows, 1 epoch,")
     assert all(line in result.err for line in told)
     shutil.rmtree(game.root)
-    assert game.run(sabotage=[working("iterations/001/train", 11)]).code == -9
+    assert game.run(sabotage=[working("iterations/000/train", 11)]).code == -9
     assert game.run().err.count("the human replies lose log-prob") == 1 and facts() == expected
 
 

@@ -18,7 +18,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from sparring.config import Column, Recipe, Shape, TrainSection, at_iteration, in_words, load_recipe, section_of, to_yaml, walk_fields
+from sparring.config import (
+    Column,
+    Recipe,
+    Shape,
+    TrainSection,
+    at_iteration,
+    in_words,
+    load_recipe,
+    recipe_of_run,
+    section_of,
+    to_yaml,
+    walk_fields,
+)
 from sparring.config.load import resolved
 from sparring.config.other_names import INSTEAD, SAME
 from sparring.config.yaml_dialect import MOST_DEPTH, MOST_VALUES, dump_yaml, parse_yaml
@@ -977,3 +989,13 @@ def test_the_former_name_of_a_key_is_read_and_said(caplog: pytest.LogCaptureFixt
     assert load_recipe(recipe_dict(controls="continued-sft"), ["baseline=null"]).controls == ()
     with pytest.raises(UserError, match="`baseline` is the former name of `controls`, and the recipe has both"):
         load_recipe({**recipe_dict(controls="rft"), "baseline": "rft"})
+
+
+def test_a_run_that_was_trained_under_deepspeed_can_still_be_read(tmp_path: Path) -> None:
+    """Its strategy is refused in a recipe that is to be played, and read as fsdp2 in one that was."""
+    values = {"run_dir": str(tmp_path), "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}}
+    recipe = load_recipe({**values, "launcher": {"kind": "accelerate", "processes": 2, "cpu": True}})
+    (tmp_path / "recipe.yaml").write_text(to_yaml(recipe).replace("strategy: ddp", "strategy: deepspeed-zero2"))
+    with pytest.raises(UserError, match=r"launcher\.strategy fsdp2 shards the same weights"):
+        load_recipe(tmp_path / "recipe.yaml")
+    assert recipe_of_run(tmp_path).launcher.strategy == "fsdp2"

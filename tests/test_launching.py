@@ -386,7 +386,10 @@ def test_a_machine_says_that_it_waits(begun: Game, monkeypatch: pytest.MonkeyPat
         ({"machines": 2}, "the address of machine 0"),
         ({"machines": 2, "machine_rank": 2, "main_process_ip": "127.0.0.1"}, "ranks go from 0 to 1"),
         ({"strategy": "zero"}, "ddp"),
-        ({"strategy": "deepspeed-zero3"}, "launcher.strategy: 'deepspeed-zero3': was removed: .*; fsdp2 shards the same"),
+        (
+            {"strategy": "deepspeed-zero3"},
+            "launcher.strategy: 'deepspeed-zero3': DeepSpeed was removed: .*; launcher.strategy fsdp2",
+        ),
     ],
 )
 def test_what_contradicts_itself(changes: dict[str, Any], words: str) -> None:
@@ -426,7 +429,7 @@ def taken_port() -> Iterator[int]:
         ("distributed_type: MULTI_CPU\nnum_procs: 2", "unknown keys .*num_procs"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2", "names 2 machines, and launcher.machines is 1"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or name none"),
-        ("distributed_type: DEEPSPEED", "DEEPSPEED was removed: .*; fsdp2 shards the same weights"),
+        ("distributed_type: DEEPSPEED", "DEEPSPEED; DeepSpeed was removed: .* pickles"),
     ],
 )
 def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:

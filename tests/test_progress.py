@@ -225,7 +225,7 @@ def test_it_beats_while_nothing_moves_and_while_others_write(tmp_path: Path, qui
     with written_to(tmp_path):
         soon(tmp_path, stage=None)
         beats()
-        with at_stage("iterations/000/train", lent=True):
+        with at_stage("iterations/000/train", in_ranks=True):
             time.sleep(0.05)  # a write that was under way
             (tmp_path / "progress.json").write_text('{"stage": "of a rank"}')
             beats()

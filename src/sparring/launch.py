@@ -209,7 +209,7 @@ def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
     file, where = _read_config_file(path), f"launcher.config_file ({path})"
     if file.distributed_type == "DEEPSPEED":
         remedy = "set distributed_type: FSDP and fsdp_version: 2 in it"
-        raise UserError(f"distributed_type: DEEPSPEED {NO_DEEPSPEED}", where=where, remedy=remedy)
+        raise UserError(f"distributed_type: DEEPSPEED; {NO_DEEPSPEED}", where=where, remedy=remedy)
     if not launcher.cpu and not file.use_cpu and _gpus() == 0:
         raise _no_gpu(where)
     if file.num_machines > 1 and launcher.machines == 1:

@@ -225,7 +225,7 @@ class _Now:
 
     stage: str | None = None
     phase: PhaseProgress | None = None
-    is_lent = False
+    is_in_ranks = False
     place: Place | None = None
 
 
@@ -233,14 +233,14 @@ _now = _Now()
 
 
 @contextlib.contextmanager
-def at_stage(name: str, lent: bool = False) -> Iterator[None]:
-    """The time of work on a stage; `lent`: other processes do the work and write the file, this one only shows that it is alive."""
-    before = _now.stage, _now.is_lent
-    _now.stage, _now.is_lent = name, lent
+def at_stage(name: str, in_ranks: bool = False) -> Iterator[None]:
+    """The time of work on a stage; `in_ranks`: other processes do the work and write the file, this one only shows that it is alive."""
+    before = _now.stage, _now.is_in_ranks
+    _now.stage, _now.is_in_ranks = name, in_ranks
     try:
         yield
     finally:
-        _now.stage, _now.is_lent = before
+        _now.stage, _now.is_in_ranks = before
 
 
 @contextlib.contextmanager
@@ -281,14 +281,14 @@ def _keep_fresh(file: Path, typed: dict[str, Any], ended: threading.Event) -> No
         if shown != before or time.monotonic() - last >= BEAT_SECONDS:
             before, last = shown, time.monotonic()
             _write(file, content)
-    if not _now.is_lent:
+    if not _now.is_in_ranks:
         _write(file, {**typed, "stage": None, "now": None})
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     """Whole or not at all; no fsync, for it is of no use after a power cut. A full disk is reported by what meets it in the work."""
     with contextlib.suppress(OSError):
-        if _now.is_lent:
+        if _now.is_in_ranks:
             os.utime(file)
             return
         temporary = file.with_name(file.name + ".tmp")

@@ -22,7 +22,7 @@ from sparring.report.health import log_new_symptoms
 from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
 from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
-from sparring.stage_names import stages_from
+from sparring.stage_names import seed_folder, stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
 from sparring.stages.ending import nothing_to_learn, warn_of_collapse
@@ -48,7 +48,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), progress_file:
         try:
             convert_layout(directory.root)
-            recipe = with_engine(recipe, directory.root)
+            recipe = with_engine(recipe, directory.root, *_other_seeds(directory.root))
             if restart_from is not None:
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():
@@ -62,6 +62,11 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
             if (problem := memory_error(error)) is not None:
                 raise problem from error
             raise
+
+
+def _other_seeds(root: Path) -> list[Path]:
+    """The games of the same recipe with other seeds, where `root` is one of them."""
+    return sorted(root.parent.glob(seed_folder("*"))) if root.match(seed_folder("*")) else []
 
 
 def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]:

@@ -215,13 +215,13 @@ def test_disagreements_count_what_both_score() -> None:
     unknown = with_scores(batch(*texts), *[1.0] * 8)
     found = agreement([one, unknown])
     assert dict(found.counts) == {(True, True): 2, (True, False): 5} and found.differ == 5 and found.replies == 7
-    shown = [example.said.text for example in found.examples[True, False]]
+    shown = [example.stored.text for example in found.examples[True, False]]
     assert len(set(shown)) == EXAMPLES and set(shown) <= set("23456") and found.examples[False, True] == []
 
 
 def test_equal_replies_are_shown_once() -> None:
     one = with_scores(batch(*[("same", "stop")] * 6), *[1.0] * 6)
-    assert [example.said.text for example in examples_of([one], True)] == ["same"] and examples_of([one], False) == []
+    assert [example.stored.text for example in examples_of([one], True)] == ["same"] and examples_of([one], False) == []
 
 
 def test_failures_by_reason_the_frequent_first() -> None:
@@ -229,7 +229,7 @@ def test_failures_by_reason_the_frequent_first() -> None:
     reasons = ["rare", "often", "often", None, "often"]
     grades = {said.place: Grade(None, None, why or "", failed=why is not None) for said, why in zip(one.replies, reasons, strict=True)}
     found = failures_of([GradedBatch(one, grades, 1.0, False)])
-    assert [(count, example.said.text, example.grade.reason) for count, example in found] == [(3, "1", "often"), (1, "0", "rare")]
+    assert [(count, example.stored.text, example.grade.reason) for count, example in found] == [(3, "1", "often"), (1, "0", "rare")]
 
 
 def test_words_of_models_cannot_draw_on_the_terminal() -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from sparring.config import Recipe, load_recipe, to_yaml
+from sparring.config import Recipe, load_recipe
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.opponent import engines
 from sparring.opponent.engines import answer, load_sampler, make_engine
 from sparring.policy.load import load_tokenizer, model_facts
+from sparring.rundir import RunDir
 
 
 def recipe(**sections: Any) -> Recipe:
@@ -117,6 +118,13 @@ def test_the_engine_of_this_machine(
         found = engines.with_engine(named, tmp_path)
     assert found.sampling.engine == chosen and (found.sampling.spec.name, found.sampling.inner_engine) == (chosen, chosen)
     assert ("sampling.engine: vllm" in caplog.text) == (chosen == "vllm")
-    (tmp_path / "recipe.yaml").write_text(to_yaml(found))
+    RunDir(tmp_path).stage("start/measure", {"sampling": {"engine": chosen}}, lambda stage: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not gpu)
-    assert engines.with_engine(named, tmp_path).sampling.engine == chosen
+    assert engines.with_engine(named, tmp_path / "seed-1", tmp_path).sampling.engine == chosen
+
+
+@pytest.mark.parametrize(("began", "lora"), [("server", None), ("vllm", {"dora": True})])
+def test_an_engine_that_cannot_be_kept(began: str, lora: dict[str, Any] | None, tmp_path: Path) -> None:
+    """One with options of its own, or one that the recipe's adapters rule out: the stages say then what they were made from."""
+    RunDir(tmp_path).stage("start/measure", {"sampling": {"engine": began}}, lambda stage: {})
+    assert engines.with_engine(recipe(train={"lora": lora}), tmp_path).sampling.engine == "transformers"

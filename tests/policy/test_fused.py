@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import PreTrainedModel
 from zoo import COMMON, VOCABULARY, ZOO
 
+from sparring.policy.footprint import FUSED as FUSED_MODELS
 from sparring.policy.footprint import activation_bytes
 from sparring.policy.fused import fuse
 
@@ -19,6 +20,7 @@ from sparring.policy.fused import fuse
 FUSED = {
     "llama": {"LlamaRMSNorm", "LlamaMLP"},
     "mistral, long window": {"MistralRMSNorm", "MistralMLP"},
+    "qwen2": {"Qwen2RMSNorm", "Qwen2MLP"},
     "qwen3": {"Qwen3RMSNorm", "Qwen3MLP"},
     "granite": {"GraniteRMSNorm", "GraniteMLP"},
     "mixtral": {"MixtralRMSNorm"},
@@ -55,6 +57,8 @@ def test_the_same_bits(architecture: str, dtype: torch.dtype) -> None:
     fused = copy.deepcopy(model)
     fuse(fused)
     if dtype == torch.bfloat16:
+        both = {"RMSNorm", "MLP"} == {name[-3:] if name.endswith("MLP") else "RMSNorm" for name in FUSED[architecture]}
+        assert both == (model.config.model_type in FUSED_MODELS)  # whose activations are counted as less
         assert {type(module).__name__ for module in fused.modules() if "forward" in vars(module)} == FUSED[architecture]
     own, found = loss_and_gradients(model), loss_and_gradients(fused)
     assert len(own) == len(found) > 5 and all(map(torch.equal, own, found))

@@ -11,7 +11,7 @@ from typing import Any
 class EngineSpec:
     """One engine. `at_once`, `devices`, `fills` and `urls` name options below `sampling`; its own section there has its name.
 
-    factory: `module:function` below sparring.opponent, called as function(recipe, chat, folder of the player)
+    factory: `module:function` below sparring.opponent, called as function(settings, chat, folder of the player), settings a SamplerSettings
     what: how it samples, continues the word "replies"
     package, extra: the package that it imports, and the extra of sparring that installs it
     on_ranks: the launcher's ranks sample, each with the whole model; other engines start their own processes

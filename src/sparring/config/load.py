@@ -16,6 +16,7 @@ from sparring.config.option_types import Section, at_iteration
 from sparring.config.overrides import OLD_KEYS, apply_override, override_path
 from sparring.config.recipe import Recipe
 from sparring.config.sections.controls import ControlSection
+from sparring.config.sections.launcher import OF_DEEPSPEED
 from sparring.config.yaml_dialect import dump_yaml, parse_yaml
 from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
@@ -98,7 +99,11 @@ def recipe_of_run(root: Path) -> Recipe:
     require_plain(root)
     require_layout(root)
     path = root / "recipe.yaml"
-    return _checked(_with_new_keys(_read_yaml(path), [], logging.DEBUG), str(path), [])
+    values = _with_new_keys(_read_yaml(path), [], logging.DEBUG)
+    launcher = values.get("launcher") if isinstance(values, dict) else None
+    if isinstance(launcher, dict) and launcher.get("strategy") in OF_DEEPSPEED:  # what it has played can still be read
+        values = {**values, "launcher": {**launcher, "strategy": "fsdp2"}}
+    return _checked(values, str(path), [])
 
 
 def require_layout(root: Path) -> None:

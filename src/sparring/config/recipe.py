@@ -225,7 +225,7 @@ class Recipe(Section):
 
     @field_validator("train")
     @classmethod
-    def _engine_draws_from_it(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
+    def _engine_can_sample(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
         sampling = info.data.get("sampling")
         found = [] if sampling is None else list(sampling.inner.refusals(train.lora))
         if found:

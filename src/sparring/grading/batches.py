@@ -44,14 +44,14 @@ class StoredReply:
 class ReplyBatch:
     """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones.
 
-    `examples` are in the order of their row ids, and `said` holds the replies of each by its row id, a greedy one last. `must_end`: a
+    `examples` are in the order of their row ids, and `by_row_id` holds the replies of each by its row id, a greedy one last. `must_end`: a
     reply that was cut at the limit does not pass, as the run itself counts. `reads_answers`: whether kept grades can have an answer.
     """
 
     stage: str
     is_held_out: bool
     examples: tuple[Example, ...]
-    said: Mapping[str, tuple[StoredReply, ...]]
+    by_row_id: Mapping[str, tuple[StoredReply, ...]]
     must_end: bool
     reads_answers: bool
 
@@ -63,12 +63,12 @@ class ReplyBatch:
     @property
     def replies(self) -> list[StoredReply]:
         """All replies, in the order of the examples."""
-        return [said for example in self.examples for said in self.said[example.row_id]]
+        return [stored for example in self.examples for stored in self.by_row_id[example.row_id]]
 
     @property
     def kept(self) -> dict[Place, Grade]:
         """The grades that the run gave."""
-        return {said.place: said.kept for said in self.replies if said.kept is not None}
+        return {stored.place: stored.kept for stored in self.replies if stored.kept is not None}
 
 
 def read_batches(root: Path, iterations: Sequence[int], limit: int | None) -> list[ReplyBatch]:
@@ -97,18 +97,18 @@ class _Reader:
     def read(self, name: str, limit: int | None) -> ReplyBatch:
         folder, is_held_out = self._run.verified(name).path, name.endswith("/measure")
         graded = self._graded(name, is_held_out)
-        said: dict[str, list[StoredReply]] = defaultdict(list)
+        by_row_id: dict[str, list[StoredReply]] = defaultdict(list)
         for replica, reply in _replies(folder, is_held_out):
             row = graded.get((reply.row_id, replica))
             text, kept = (self._decode(reply), None) if row is None else (row["text"], _grade(row))
-            said[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept))
+            by_row_id[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept))
         files = ["held_out.parquet"] if is_held_out else ["train.parquet", *([PROMPTS] if self._recipe.data.prompts else [])]
         data = self._run.verified("data").path
-        examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in said), key=lambda e: e.row_id)
+        examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in by_row_id), key=lambda e: e.row_id)
         must_end = not is_held_out or self._recipe.target.checker is not None
         own_function = is_own_code(self._recipe.target.grading_checker)
         reads_answers = not own_function or self._recipe.evaluate.answer_pattern is not None
-        by_row = {row_id: tuple(own) for row_id, own in said.items()}
+        by_row = {row_id: tuple(own) for row_id, own in by_row_id.items()}
         return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
 
     def _graded(self, name: str, is_held_out: bool) -> dict[Place, dict[str, Any]]:

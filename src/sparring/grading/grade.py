@@ -49,13 +49,13 @@ def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: 
 
 def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
     """The checker's grade of every reply, computed in chunks of CHUNK prompts."""
-    asked = ask(batch.examples, {row_id: [one.text for one in said] for row_id, said in batch.said.items()})
+    asked = ask(batch.examples, {row_id: [one.text for one in stored] for row_id, stored in batch.by_row_id.items()})
     found: dict[Place, Grade] = {}
     with progress(f"grading: {batch.title}", len(asked), "prompts") as shown:
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
             for one, grades in zip(part, checker.grade(part), strict=True):
-                found |= {said.place: grade for said, grade in zip(batch.said[one.row_id], grades, strict=True)}
+                found |= {stored.place: grade for stored, grade in zip(batch.by_row_id[one.row_id], grades, strict=True)}
             shown.advance(len(part))
     return found
 
@@ -105,14 +105,14 @@ def _outcome(graded: list[GradedBatch], fingerprint: dict[str, Any] | None, both
 
 
 def _as_json(example: GradeExample) -> dict[str, Any]:
-    said = example.said
+    stored = example.stored
     return {
         "replies_of": example.title,
-        "row_id": said.row_id,
-        "replica": said.replica,
+        "row_id": stored.row_id,
+        "replica": stored.replica,
         "prompt": example.prompt,
-        "reply": said.text,
-        "finish_reason": said.finish_reason,
+        "reply": stored.text,
+        "finish_reason": stored.finish_reason,
         **vars(example.grade),
         "kept": example.kept and vars(example.kept),
     }

@@ -28,11 +28,11 @@ class GradedBatch:
     pass_score: float
     reads_answers: bool
 
-    def passed(self, said: StoredReply, grade: Grade | None) -> bool | None:
+    def passed(self, stored: StoredReply, grade: Grade | None) -> bool | None:
         """Whether a reply with this grade passes; None where it has no score."""
         if grade is None or grade.score is None:
             return None
-        return grade.score >= self.pass_score and (said.finish_reason == "stop" or not self.batch.must_end)
+        return grade.score >= self.pass_score and (stored.finish_reason == "stop" or not self.batch.must_end)
 
     def scores(self) -> dict[str, Score]:
         """The batch's scores by the grades that are looked at."""
@@ -44,13 +44,13 @@ class GradedBatch:
 
     def counts(self) -> dict[str, int]:
         """What there is, and what of it has no answer, was cut at the limit or could not be graded."""
-        grades = [self.grades[said.place] for said in self.batch.replies if said.place in self.grades]
+        grades = [self.grades[stored.place] for stored in self.batch.replies if stored.place in self.grades]
         return {
             "prompts": len(self.batch.examples),
             "replies": len(self.batch.replies),
             "without_score": len(self.batch.replies) - sum(grade.score is not None for grade in grades),
             "without_answer": sum(grade.answer is None for grade in grades),
-            "cut": sum(said.finish_reason == "length" for said in self.batch.replies),
+            "cut": sum(stored.finish_reason == "length" for stored in self.batch.replies),
             "failures": sum(grade.failed for grade in grades),
         }
 
@@ -65,10 +65,10 @@ class GradedBatch:
 
     def _row(self, row_id: str, grades: Grades) -> GradedRow | None:
         """None where not every reply of the row has a grade."""
-        said = self.batch.said[row_id]
-        if not all(one.place in grades for one in said):
+        stored = self.batch.by_row_id[row_id]
+        if not all(one.place in grades for one in stored):
             return None
-        replies = {one.replica: GradedReply(one.text, one.finish_reason, grades[one.place]) for one in said}
+        replies = {one.replica: GradedReply(one.text, one.finish_reason, grades[one.place]) for one in stored}
         greedy = replies.pop(None, None)
         return GradedRow(row_id, tuple(replies.values()), greedy)
 
@@ -79,7 +79,7 @@ class GradeExample:
 
     title: str
     prompt: str
-    said: StoredReply
+    stored: StoredReply
     grade: Grade
     kept: Grade | None
 
@@ -104,41 +104,43 @@ class GradeAgreement:
 
 def agreement(batches: Sequence[GradedBatch], seed: int = 0) -> GradeAgreement:
     """Compare kept and new grades over all batches; `seed` selects the examples."""
-    pairs = [(pair, one, said) for one in batches for said in one.batch.replies if (pair := _pair(one, said)) is not None]
+    pairs = [(pair, one, stored) for one in batches for stored in one.batch.replies if (pair := _pair(one, stored)) is not None]
     differing = [(True, False), (False, True)]
-    examples = {wanted: _examples(((one, said) for pair, one, said in pairs if pair == wanted), seed) for wanted in differing}
+    examples = {wanted: _examples(((one, stored) for pair, one, stored in pairs if pair == wanted), seed) for wanted in differing}
     return GradeAgreement(Counter(pair for pair, _, _ in pairs), examples)
 
 
 def examples_of(batches: Sequence[GradedBatch], passed: bool, seed: int = 0) -> list[GradeExample]:
     """Replies that passed, or that have a score and failed, chosen at random, each text once."""
-    found = ((one, said) for one in batches for said in one.batch.replies if one.passed(said, one.grades.get(said.place)) is passed)
+    found = ((one, stored) for one in batches for stored in one.batch.replies if one.passed(stored, one.grades.get(stored.place)) is passed)
     return _examples(found, seed)
 
 
 def failures_of(batches: Sequence[GradedBatch]) -> list[tuple[int, GradeExample]]:
     """Every reason for which a user's function failed, with its count and first reply; the most frequent first."""
-    failed = [(one, said) for one in batches for said in one.batch.replies if (g := one.grades.get(said.place)) is not None and g.failed]
-    reasons = Counter(one.grades[said.place].reason for one, said in failed)
-    first = {one.grades[said.place].reason: (one, said) for one, said in reversed(failed)}
+    failed = [
+        (one, stored) for one in batches for stored in one.batch.replies if (g := one.grades.get(stored.place)) is not None and g.failed
+    ]
+    reasons = Counter(one.grades[stored.place].reason for one, stored in failed)
+    first = {one.grades[stored.place].reason: (one, stored) for one, stored in reversed(failed)}
     return [(count, _example(*first[reason])) for reason, count in reasons.most_common(EXAMPLES)]
 
 
-def _pair(one: GradedBatch, said: StoredReply) -> Pair | None:
-    kept, new = one.passed(said, said.kept), one.passed(said, one.grades.get(said.place))
+def _pair(one: GradedBatch, stored: StoredReply) -> Pair | None:
+    kept, new = one.passed(stored, stored.kept), one.passed(stored, one.grades.get(stored.place))
     return None if kept is None or new is None else (kept, new)
 
 
 def _examples(found: Iterable[tuple[GradedBatch, StoredReply]], seed: int) -> list[GradeExample]:
-    distinct: dict[Any, tuple[GradedBatch, StoredReply]] = {(said.row_id, said.text): (one, said) for one, said in found}
+    distinct: dict[Any, tuple[GradedBatch, StoredReply]] = {(stored.row_id, stored.text): (one, stored) for one, stored in found}
     drawn = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
-    return [_example(one, said) for one, said in drawn]
+    return [_example(one, stored) for one, stored in drawn]
 
 
-def _example(one: GradedBatch, said: StoredReply) -> GradeExample:
-    prompt = next(example for example in one.batch.examples if example.row_id == said.row_id).conversation.prompt
-    grade = one.grades[said.place]
-    return GradeExample(one.batch.title, prompt[-1]["content"], said, grade, None if said.kept is grade else said.kept)
+def _example(one: GradedBatch, stored: StoredReply) -> GradeExample:
+    prompt = next(example for example in one.batch.examples if example.row_id == stored.row_id).conversation.prompt
+    grade = one.grades[stored.place]
+    return GradeExample(one.batch.title, prompt[-1]["content"], stored, grade, None if stored.kept is grade else stored.kept)
 
 
 def _is_shown(name: str) -> bool:

@@ -74,12 +74,12 @@ def _columns(rows: Sequence[Row]) -> list[Column]:
 
 
 def _record(example: GradeExample) -> dict[str, str]:
-    said = example.said
-    place = "greedy" if said.replica is None else f"reply {said.replica}"
+    stored = example.stored
+    place = "greedy" if stored.replica is None else f"reply {stored.replica}"
     return {
-        "of": f"{example.title}, row {said.row_id}, {place}",
+        "of": f"{example.title}, row {stored.row_id}, {place}",
         "prompt": excerpt(example.prompt),
-        "reply": excerpt(said.text) + (" [cut at the limit of tokens]" if said.finish_reason == "length" else ""),
+        "reply": excerpt(stored.text) + (" [cut at the limit of tokens]" if stored.finish_reason == "length" else ""),
         "grade": grade_text(example.grade),
         **({"kept": grade_text(example.kept)} if example.kept else {}),
     }

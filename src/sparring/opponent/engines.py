@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from transformers import PreTrainedModel
 
-from sparring.config import Recipe, SamplerSettings, SamplingSection, recipe_of_run
+from sparring.config import Recipe, SamplerSettings, SamplingSection
 from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.console import log
 from sparring.data.chat import Chat
@@ -29,6 +29,8 @@ from sparring.policy.ranks import rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import accelerator_of_rank
 from sparring.policy.transfer import model_on
+from sparring.rundir import RunDir
+from sparring.stage_names import START, measure_stage
 
 # in the facts of a check: every reply has computed its prompt again
 PADDED = "padded"
@@ -53,14 +55,12 @@ def make_transformers(settings: SamplerSettings, chat: Chat, folder: Path) -> Tr
     return TransformersEngine(load_sampler(settings, folder), settings.sampling, chat.stop_ids)
 
 
-def with_engine(recipe: Recipe, root: Path) -> Recipe:
-    """The recipe with its engine chosen where `sampling.engine` is null: the one that the run in `root` began with, else this machine's."""
+def with_engine(recipe: Recipe, *runs: Path) -> Recipe:
+    """The recipe with its engine chosen where `sampling.engine` is null: the one that a game in `runs` began with, else this machine's."""
     if recipe.sampling.engine is not None:
         return recipe
-    name = None
-    with contextlib.suppress(UserError):  # no run yet, or its recipe is damaged and will be written again
-        name = recipe_of_run(root).sampling.engine
-    if name is None and _takes_gpu_engine(recipe):
+    name = next(filter(None, (_engine_of_run(recipe, root) for root in runs)), None)
+    if name is None and _supports(recipe, ON_GPU) and recipe.launcher.kind == "inline" and _is_here(ON_GPU):
         name = ON_GPU
         log.info(
             f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} would sample by the model's own code"
@@ -68,11 +68,19 @@ def with_engine(recipe: Recipe, root: Path) -> Recipe:
     return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": name or DEFAULT})})
 
 
-def _takes_gpu_engine(recipe: Recipe) -> bool:
-    """Whether the game runs in one process with a GPU, and the engine is installed and supports what the recipe trains."""
-    spec = ENGINES[ON_GPU]
-    supported = recipe.launcher.kind == "inline" and not any(spec.refusals(recipe.train.lora))
-    return supported and is_installed(str(spec.package)) and torch.cuda.is_available()
+def _engine_of_run(recipe: Recipe, root: Path) -> str | None:
+    """What sampled the start's replies, if it can be chosen for a recipe that names none: other engines have options of their own."""
+    measured = RunDir(root).finished(measure_stage(START))
+    name = None if measured is None else measured.inputs.get("sampling", {}).get("engine")
+    return name if name in (DEFAULT, ON_GPU) and _supports(recipe, name) else None
+
+
+def _supports(recipe: Recipe, name: str) -> bool:
+    return not any(ENGINES[name].refusals(recipe.train.lora))
+
+
+def _is_here(name: str) -> bool:
+    return is_installed(str(ENGINES[name].package)) and torch.cuda.is_available()
 
 
 def require_engine(sampling: SamplingSection) -> None:

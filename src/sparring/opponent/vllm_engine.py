@@ -145,7 +145,8 @@ def _start(options: dict[str, Any]) -> Any:
         raise UserError(
             f"vLLM does not start: {' '.join(str(error).split())[:400]}",
             where=WHERE,
-            remedy="its own lines above say more; where memory is short: gpu_memory_utilization, max_model_len, tensor_parallel",
+            remedy="its own lines above say more; where memory is short: gpu_memory_utilization, max_model_len, tensor_parallel; for a "
+            "model that it does not know: sampling.engine transformers",
         ) from error
 
 

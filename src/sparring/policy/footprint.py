@@ -20,6 +20,8 @@ PREFILL_TOKENS = 2048
 # Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
 MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 LEAST_TOKENS = 256
+# Models whose norms and feed-forward parts are both fused (policy/fused.py); others are counted without
+FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite"})
 # Bytes of a number in the formats that compute
 NUMBER_BYTES = {"bf16": 2, "fp32": 4, "bfloat16": 2, "float32": 4}
 # Bytes of optimizer state per parameter; adafactor's means of rows and columns are negligible
@@ -102,7 +104,7 @@ def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
     shares; without policy/fused.py also a norm's input in float32, or its normed copy there, and the activation.
     """
     sizes = head_sizes(config)
-    fused = hasattr(config, "rms_norm_eps") and getattr(config, "hidden_act", None) in ("silu", "swish")
+    fused = config.model_type in FUSED
     norms = 2 * (2 * number_bytes if fused and number_bytes < 4 else 4 + 2 * number_bytes) * config.hidden_size
     attention = number_bytes * (sizes.queries + sizes.keys + sizes.values + sizes.found + scores * config.num_attention_heads)
     return norms + attention + (3 if fused else 4) * number_bytes * inner_size(config)

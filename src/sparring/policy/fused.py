@@ -28,14 +28,15 @@ def fuse(model: PreTrainedModel) -> None:
 
     What a module computes is found out by its values, since a class's name does not tell: Gemma's RMSNorm multiplies by 1 + weight.
     """
-    agrees: dict[type[nn.Module], bool] = {}
+    agrees: dict[tuple[type, type], bool] = {}
     for module in model.modules():
         forward = _fused_forward(module)
         if forward is None or "forward" in vars(module):  # fused before, or replaced by a library
             continue
-        if type(module) not in agrees:
-            agrees[type(module)] = _norm_agrees(module) if forward is _rms_norm else _unit_agrees(module)
-        if agrees[type(module)]:
+        kind = type(module), type(getattr(module, "act_fn", None))
+        if kind not in agrees:
+            agrees[kind] = _agrees(module, _norm_agrees if forward is _rms_norm else _unit_agrees)
+        if agrees[kind]:
             module.forward = partial(forward, module)
 
 
@@ -47,22 +48,25 @@ def _fused_forward(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
 
 
 @torch.no_grad()
+def _agrees(module: nn.Module, check: Callable[[Any], bool]) -> bool:
+    try:
+        return check(module)
+    except FOREIGN_ERRORS:  # it takes other arguments, or is made of further parts
+        return False
+
+
 def _norm_agrees(norm: nn.Module) -> bool:
     """Whether both forms give the same bits. On the CPU with random weights, for the norm's own may be on a device, or sharded."""
     weight, probe = _random(norm.get_parameter("weight").shape), _random((PROBE_TOKENS, *norm.get_parameter("weight").shape))
     return torch.equal(functional_call(norm, {"weight": weight}, probe), _RmsNorm.apply(probe, weight, _epsilon(norm)))
 
 
-@torch.no_grad()
 def _unit_agrees(unit: Any) -> bool:
     """The same, with simple functions in place of the unit's projections."""
     probe = _random((PROBE_TOKENS, 8))
     projections = {"gate_proj": lambda x: 2 * x, "up_proj": lambda x: x + 1, "down_proj": lambda x: 3 * x}
     stub = SimpleNamespace(**{**vars(unit), "act_fn": getattr(unit, "act_fn", None), **projections})
-    try:
-        return torch.equal(type(unit).forward(stub, probe), _gated_unit(stub, probe))
-    except FOREIGN_ERRORS:  # it is made of further parts
-        return False
+    return torch.equal(type(unit).forward(stub, probe), _gated_unit(stub, probe))
 
 
 def _random(shape: tuple[int, ...]) -> Tensor:

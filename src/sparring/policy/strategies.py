@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch.distributed import DistNetworkError
 
-from sparring.config.sections.launcher import NO_DEEPSPEED
+from sparring.config.sections.launcher import INSTEAD, NO_DEEPSPEED
 from sparring.errors import UserError
 
 # Rank 0 loads, checks and writes for all; the others wait in a collective meanwhile
@@ -39,7 +39,7 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     global _joined
     use_slurm_names()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
-        raise UserError(f"DeepSpeed {NO_DEEPSPEED}", where="ACCELERATE_USE_DEEPSPEED", remedy="start the ranks with FSDP of version 2")
+        raise UserError(NO_DEEPSPEED, where="ACCELERATE_USE_DEEPSPEED", remedy=f"start the ranks without it; {INSTEAD}")
     options: dict[str, Any] = {}
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if not single and "ACCELERATE_USE_FSDP" not in os.environ:

@@ -1,4 +1,4 @@
-"""The fingerprint of a stage: it is made from the very arguments that the work of the stage gets, so that the two cannot differ."""
+"""The fingerprint of a stage: it is made from the arguments that the work of the stage gets, but for what an earlier stage pins already."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class StageRunner:
         if alone is not None:
             alone(begun)
             release_memory()
-        with at_stage(name, lent=True):
+        with at_stage(name, in_ranks=True):
             launch(self.recipe, self.run.root, name)
         record = self.run.finished(name)
         assert record is not None, f"the ranks of {name} have left it unfinished"

@@ -50,7 +50,7 @@ def measure(context: RunContext, player: Player, opponent: Player | None, sampli
         greedy=evaluate.greedy,
         scoring=Scoring.of(context.with_budget(recipe.train)),
     )
-    alone = None if recipe.sampling.spec.on_ranks else partial(work, draws_only=True)
+    alone = None if recipe.sampling.spec.on_ranks else partial(work, replies_only=True)
     return context.stages.run_stage(name, work, alone=alone)
 
 
@@ -64,11 +64,11 @@ def _measure(
     samples: int,
     greedy: bool,
     scoring: Scoring,
-    draws_only: bool = False,
+    replies_only: bool = False,
 ) -> dict[str, Any]:
     model, score = replying.model.folder, partial(score_player, settings=scoring.settings)
     measurer = Measurer(replying.settings, common.chat, data, score, seed=replying.seed, samples=samples, greedy=greedy)
-    if draws_only:
+    if replies_only:
         measurer.sample_all(stage, model, replying.round, common.title)
         return {}
     against = None

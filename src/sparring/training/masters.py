@@ -110,7 +110,8 @@ def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
         if master.grad is None:
             master.grad = parameter.grad.to(master.dtype, copy=True)
         else:
-            for total, part in zip(master.grad.split(ROWS_AT_ONCE), parameter.grad.split(ROWS_AT_ONCE), strict=True):
+            grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
+            for total, part in zip(*grads, strict=True):
                 total.add_(part)
         parameter.grad = None
 

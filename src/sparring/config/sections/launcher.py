@@ -11,10 +11,9 @@ from sparring.config.option_types import PathText, PositiveInt, Section, Text
 T = TypeVar("T")
 
 # What the refusal of DeepSpeed says, of a recipe's strategy as of an Accelerate config file
-NO_DEEPSPEED = (
-    "was removed: DeepSpeed has no public way to set its optimizer's state, and writes pickled checkpoints; "
-    "fsdp2 shards the same weights, gradients and optimizer states"
-)
+NO_DEEPSPEED = "DeepSpeed was removed: it has no public way to set its optimizer's state, and its checkpoints are pickles"
+OF_DEEPSPEED = ("deepspeed-zero2", "deepspeed-zero3")
+INSTEAD = "launcher.strategy fsdp2 shards the same weights, gradients and optimizer states, and resumes the run"
 
 
 class LauncherSection(Section):
@@ -53,8 +52,8 @@ class LauncherSection(Section):
     @field_validator("strategy", mode="before")
     @classmethod
     def _deepspeed_was_removed(cls, value: Any) -> Any:
-        if value in ("deepspeed-zero2", "deepspeed-zero3"):
-            raise ValueError(NO_DEEPSPEED)
+        if value in OF_DEEPSPEED:
+            raise ValueError(f"{NO_DEEPSPEED}; {INSTEAD}")
         return value
 
     @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
