@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from zoo import COMMON, VOCABULARY, ZOO
 
 from sparring.policy.footprint import FUSED as FUSED_MODELS
 from sparring.policy.footprint import activation_bytes
-from sparring.policy.fused import fuse
+from sparring.policy.fused import Fused, fuse
 
 # architecture -> the classes of which it gets a fused form, in bfloat16
 FUSED = {
@@ -59,7 +61,7 @@ def test_the_same_bits(architecture: str, dtype: torch.dtype) -> None:
     if dtype == torch.bfloat16:
         both = {"RMSNorm", "MLP"} == {name[-3:] if name.endswith("MLP") else "RMSNorm" for name in FUSED[architecture]}
         assert both == (model.config.model_type in FUSED_MODELS)  # whose activations are counted as less
-        assert {type(module).__name__ for module in fused.modules() if "forward" in vars(module)} == FUSED[architecture]
+        assert {type(module).__name__ for module in fused.modules() if isinstance(module, Fused)} == FUSED[architecture]
     own, found = loss_and_gradients(model), loss_and_gradients(fused)
     assert len(own) == len(found) > 5 and all(map(torch.equal, own, found))
 
@@ -79,9 +81,22 @@ def test_fused_once_and_never_over_another_forward() -> None:
     model = model_of("llama", torch.float32)
     replaced = model.model.layers[0].mlp.forward = lambda hidden: hidden * 0
     fuse(model)
-    norm = model.model.norm.forward
+    norm = type(model.model.norm)
     fuse(model)
-    assert model.model.norm.forward is norm and model.model.layers[0].mlp.forward is replaced
+    assert type(model.model.norm) is norm and model.model.layers[0].mlp.forward is replaced
+
+
+def test_a_fused_model_is_freed_with_its_last_reference() -> None:
+    """No module refers back to itself: memory would stay until Python's next collection."""
+    model = model_of("llama", torch.bfloat16)
+    fuse(model)
+    norm = weakref.ref(model.model.norm)
+    gc.disable()
+    try:
+        del model
+        assert norm() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -7,7 +7,6 @@ what a training keeps of a Llama layer. Values and gradients are the same to the
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,25 +25,36 @@ PROBE_TOKENS = 4
 def fuse(model: PreTrainedModel) -> None:
     """Give the model's RMSNorms and gated units their fused forward; modules that compute something else keep their own.
 
-    What a module computes is found out by its values, since a class's name does not tell: Gemma's RMSNorm multiplies by 1 + weight.
+    What a module computes is found out by its values, since a class's name does not tell: Gemma's RMSNorm multiplies by 1 + weight. A
+    module gets a subclass of its class: a forward of its own would refer back to it, and keep the model in memory until a collection.
     """
-    agrees: dict[tuple[type, type], bool] = {}
+    fused: dict[tuple[type, type], type | None] = {}
     for module in model.modules():
-        forward = _fused_forward(module)
-        if forward is None or "forward" in vars(module):  # fused before, or replaced by a library
+        if isinstance(module, Fused) or "forward" in vars(module):  # the latter was replaced by a library
             continue
         kind = type(module), type(getattr(module, "act_fn", None))
-        if kind not in agrees:
-            agrees[kind] = _agrees(module, _norm_agrees if forward is _rms_norm else _unit_agrees)
-        if agrees[kind]:
-            module.forward = partial(forward, module)
+        if kind not in fused:
+            fused[kind] = _fused_class(module)
+        if (found := fused[kind]) is not None:
+            module.__class__ = found
 
 
-def _fused_forward(module: nn.Module) -> Callable[[Any, Tensor], Tensor] | None:
+class Fused:
+    """Marks the classes that `fuse` makes."""
+
+
+def _fused_class(module: nn.Module) -> type | None:
+    """A subclass of the module's class with the fused forward; None where there is none, or it does not agree."""
+    own = type(module)
+    check: Callable[[Any], bool]
+    forward: Callable[[Any, Tensor], Tensor]
     if {"gate_proj", "up_proj", "down_proj"} <= {name for name, _ in module.named_children()}:
-        return _gated_unit
-    is_norm = type(module).__name__.endswith("RMSNorm") and [name for name, _ in module.named_parameters()] == ["weight"]
-    return _rms_norm if is_norm and _epsilon(module) is not None else None
+        check, forward = _unit_agrees, _gated_unit
+    elif own.__name__.endswith("RMSNorm") and [name for name, _ in module.named_parameters()] == ["weight"]:
+        check, forward = _norm_agrees, _norm_forward(own)
+    else:
+        return None
+    return type(own.__name__, (Fused, own), {"forward": forward}) if _agrees(module, check) else None
 
 
 @torch.no_grad()
@@ -73,14 +83,17 @@ def _random(shape: tuple[int, ...]) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
 
 
-def _epsilon(norm: nn.Module) -> float | None:
-    return getattr(norm, "variance_epsilon", getattr(norm, "eps", None))
+def _epsilon(norm: Any) -> float:
+    return getattr(norm, "variance_epsilon", None) or norm.eps
 
 
-def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
-    if hidden.dtype == torch.float32:  # its own keeps little there, and adds gradients in another order
-        return type(norm).forward(norm, hidden)
-    return _RmsNorm.apply(hidden, norm.weight, _epsilon(norm))
+def _norm_forward(own: type[nn.Module]) -> Callable[[Any, Tensor], Tensor]:
+    def forward(norm: Any, hidden: Tensor) -> Tensor:
+        if hidden.dtype == torch.float32:  # its own keeps little there, and adds gradients in another order
+            return own.forward(norm, hidden)
+        return _RmsNorm.apply(hidden, norm.weight, _epsilon(norm))
+
+    return forward
 
 
 def _gated_unit(unit: Any, hidden: Tensor) -> Tensor:
