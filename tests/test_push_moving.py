@@ -1,4 +1,4 @@
-"""`sparring push` of games whose target moves: preference rows are winners and losers that met, and cards say who won."""
+"""`sparring push` of games with verified or majority targets: preference rows are winners and losers that met, and cards say who won."""
 
 from __future__ import annotations
 
