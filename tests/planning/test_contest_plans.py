@@ -1,4 +1,4 @@
-"""Plans of games with verified or majority targets: further prompts, winners and losers, several replies to held-out prompts, headroom, rft."""
+"""Plans of games with a graded target: further prompts, winners and losers, several replies to held-out prompts, headroom, rft."""
 
 from __future__ import annotations
 
