@@ -16,6 +16,7 @@ from sparring.config import TrainSection
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import load_model
 from sparring.policy.tiny import make_tiny
+from sparring.training import masters
 from sparring.training.masters import MasterWeights
 from sparring.training.optimizers import make_optimizer
 
@@ -39,8 +40,10 @@ def test_in_float32_the_model_is_its_own_master(start: Path) -> None:
     assert weights.model is weights.master_model
 
 
-def test_gradients_are_summed_in_float32(start: Path) -> None:
-    """Over 300 equal micro-batches: bfloat16 sums would stop growing at 256 times the first."""
+@pytest.mark.parametrize("rows", [masters.ROWS_AT_ONCE, 3])
+def test_gradients_are_summed_in_float32(start: Path, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 300 equal micro-batches, in one part and in several: bfloat16 sums would stop growing at 256 times the first."""
+    monkeypatch.setattr(masters, "ROWS_AT_ONCE", rows)
     weights = MasterWeights(start, torch.bfloat16, CPU)
     loss_of(weights.model, IDS).backward()
     once = [master.grad.clone() for master in weights.master_model.parameters()]
