@@ -127,9 +127,9 @@ WORDS = {
     "data": {"held_out": 200, "max_examples": 500},
     "sft": {"lr": 3e-5, "epochs": 3, "batch_size": 20},
     "iterations": 2,
-    "sampling": {"max_new_tokens": 24, "replies_per_prompt": 8},
+    "sampling": {"max_new_tokens": 24, "replies_per_prompt": 4},
     "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": 20},
-    "evaluate": {"answer_pattern": r"= *(-?[\d.]+)$", "greedy": True, "samples": 8, "headroom": False},
+    "evaluate": {"answer_pattern": r"= *(-?[\d.]+)$", "greedy": True, "samples": 4, "headroom": False},
     "stop": {"indistinguishable": False, "plateau": False, "min_pass_at_k": None},
     "report": False,
 }
@@ -220,13 +220,13 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         {"replies": "drop", "answer": "answer", "max_examples": 400},
     ),
     "words-targets": TargetSetting(
-        "SmolLM2-135M, 300 word problems, three epochs, 600 further problems with their answers alone",
+        "SmolLM2-135M, 300 word problems, three epochs, 500 further problems with their answers alone",
         "words",
         WORDS,
         WORD_ARMS,
         (1e-5, 3e-5),
         (1, 3),
-        {"replies": "drop", "answer": "completion", "max_examples": 600},
+        {"replies": "drop", "answer": "completion", "max_examples": 500},
     ),
     "legs-targets": TargetSetting(
         "SmolLM2-135M, reasoning-gym's leg counting, 80 rows, 400 further prompts with their answers alone",
