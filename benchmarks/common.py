@@ -141,9 +141,8 @@ def tokens_that_fit(model: Path, optimizer: str) -> int:
     import torch
 
     from sparring.policy.compute import free_memory
-    from sparring.policy.footprint import tokens_at_once, training_bytes
+    from sparring.policy.footprint import Parallel, tokens_at_once, training_bytes
     from sparring.policy.load import model_shape
-    from sparring.policy.shares import Parallel
 
     shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     held = training_bytes("bf16", optimizer, Parallel()) * shape.num_parameters()

@@ -104,8 +104,8 @@ def _legs(_: Path, __: Path) -> Iterator[Row]:
 
 
 def _chain(_: Path, __: Path) -> Iterator[Row]:
-    """reasoning-gym's chains of three numbers of two digits, worked one operation at a time."""
-    for item in _gym("chain_sum", min_terms=3, max_terms=3, min_digits=2, max_digits=2):
+    """reasoning-gym's chains of three numbers of one or two digits, worked one operation at a time."""
+    for item in _gym("chain_sum", min_terms=3, max_terms=3, min_digits=1, max_digits=2):
         first, *rest = item["metadata"]["expression"].split()
         value, steps = int(first), []
         for sign, number in zip(rest[::2], rest[1::2], strict=True):

@@ -57,7 +57,7 @@ def planned(mode: str, model: Path, pairs: Path, options: dict[str, str]) -> flo
     from sparring.planning import memory
     from sparring.planning.lengths import Lengths
     from sparring.planning.shape import find_shape
-    from sparring.policy.shares import Parallel
+    from sparring.policy.footprint import Parallel
 
     recipe = recipe_of(mode, model, options)
     rows = json.loads(pairs.read_text(encoding="utf-8"))

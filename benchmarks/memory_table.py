@@ -9,12 +9,12 @@ from functools import cache
 
 from sparring.config import ModelSection, load_recipe
 from sparring.planning import memory
-from sparring.planning.advice import CUTTABLE, MOST_DEVICES
+from sparring.planning.command import CUTTABLE, MOST_DEVICES
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.shape import Shape, find_shape
-from sparring.policy.shares import Parallel
+from sparring.policy.footprint import Parallel
 
 MODELS = {
     "1B": "meta-llama/Llama-3.2-1B",

@@ -201,9 +201,8 @@ def optimizer_that_fits(name: str) -> str:
     from common import WORK
 
     from sparring.policy.compute import free_memory
-    from sparring.policy.footprint import training_bytes
+    from sparring.policy.footprint import Parallel, training_bytes
     from sparring.policy.load import model_shape
-    from sparring.policy.shares import Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     needed = training_bytes("bf16", "rmsprop", Parallel()) * model_shape(WORK / name).num_parameters()

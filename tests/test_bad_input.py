@@ -490,7 +490,7 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
         ("sparring.rundir:write_text", "manifest"),
         ("sparring.data.tables:write_table", "000/generate"),
         ("sparring.training.checkpoint:save_file", "000/train"),
-        ("sparring.stages.fitting:copy_extras", "sft"),
+        ("sparring.stages.sft:copy_extras", "sft"),
         ("os:fsync", ""),
         ("os:replace", r"run/metrics\.jsonl$"),
     ],

@@ -20,7 +20,7 @@ from zygote import Zygote
 from sparring.config import load_recipe
 from sparring.rundir import RunDir
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import NOT_FINGERPRINTED, fingerprint
+from sparring.stages.run_stage import NOT_FINGERPRINTED, fingerprint
 
 FILE = Path(__file__).parent / "fingerprints.json"
 LORA = {"rank": 4, "alpha": 8.0}

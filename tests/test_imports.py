@@ -20,18 +20,17 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"secrecy", "errors", "files", "interrupts", "console", "config", "locks", "rundir", "stage_names", "progress"}
+FLOOR = {"errors", "files", "interrupts", "console", "config", "locks", "rundir", "stage_names", "progress"}
 FLOOR |= {"game_place", "own_code"}
 STAGES = FLOOR | {"data", "objectives", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
-    "secrecy": set(),
-    "errors": {"secrecy"},
+    "errors": set(),
     "interrupts": set(),
-    "console": {"errors", "secrecy"},
+    "console": {"errors"},
     "files": {"errors"},
     "own_code": {"errors", "console", "checkers.worker"},  # which imports nothing itself
     "objectives": {"errors", "own_code"},
-    "config": {"errors", "files", "secrecy", "own_code", "objectives"},
+    "config": {"errors", "files", "own_code", "objectives"},
     "locks": {"errors"},
     "doctor": FLOOR | {"policy.container"},
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
@@ -52,16 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "stages": STAGES | {"launch"},
     "cost": FLOOR,
     "dpo": STAGES | {"stages"},
-    "rft": STAGES | {"stages", "cost"},
-    "control": STAGES | {"stages", "cost", "dpo", "rft"},
+    "control": STAGES | {"stages", "cost", "dpo"},
     "headroom": STAGES | {"stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "one_stage": STAGES | {"launch", "stages", "selfplay"},
     "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
-    "comparison": FLOOR
-    | {"cost", "data", "evaluation.metrics", "evaluation.row_metrics", "evaluation.benchmark_files", "policy.player", "planning", "report"},
+    "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},
     "game": FLOOR | {"selfplay", "comparison", "report"},
     "players": FLOOR | {"data", "policy", "report"},
     "benchmark": STAGES | {"players", "report"},

@@ -12,7 +12,7 @@ from conftest import write_rows
 from test_bad_input import refused
 from zygote import Zygote
 
-from sparring.checkers.propose import FORMS, propose
+from sparring.checkers.grades import FORMS, propose
 from sparring.config import ModelSection, load_recipe
 from sparring.planning import lengths
 from sparring.policy.tiny import byte_tokenizer

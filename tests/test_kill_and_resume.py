@@ -60,10 +60,10 @@ KILLS: dict[str, tuple[str, list[Sabotage]]] = {
         "iterations/001/train",
         [working("iterations/001/train", 5), Sabotage(REPLACE, args=r"train\.partial/metrics")],
     ),
-    "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages.fitting:copy_extras", args="000/train")]),
+    "trained model half saved": ("iterations/000/train", [Sabotage("sparring.stages.sft:copy_extras", args="000/train")]),
     "trained, checkpoints not removed": (
         "iterations/001/train",
-        [Sabotage("sparring.stages.fitting:remove_checkpoints", args="001/train")],
+        [Sabotage("sparring.stages.sft:remove_checkpoints", args="001/train")],
     ),
     "commit before done.json": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial/done\.json")]),
     "commit between done.json and the rename": ("iterations/001/train", [Sabotage(REPLACE, args=r"001/train\.partial .*train$")]),

@@ -36,8 +36,8 @@ from sparring.policy.compute import memory_error
 from sparring.rundir import RunDir
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
-from sparring.stages.making import TargetReached
 from sparring.stages.results import measure
+from sparring.stages.run_stage import TargetReached
 from sparring.stages.sft import sft
 
 # as in tests/training/test_ranks.py, after more steps
@@ -253,7 +253,7 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
             measure(RunContext(recipe, RunDir(root), target=stage), start, None, sampling_round=0)
 
     monkeypatch.setattr("sparring.opponent.engines.make_engine", engine)
-    monkeypatch.setattr("sparring.stages.making.launch", launched)
+    monkeypatch.setattr("sparring.stages.run_stage.launch", launched)
     context = RunContext(recipe, RunDir(Path(recipe.run_dir)))
     start = sft(context)
     measure(context, start, None, sampling_round=0)

@@ -24,8 +24,7 @@ from sparring.objectives import KINDS
 from sparring.objectives.own import OwnObjective
 from sparring.objectives.spin import Spin
 from sparring.publish.names import public
-from sparring.training.contests import contest_task
-from sparring.training.tasks import duel_task
+from sparring.training.tasks import contest_task, duel_task
 
 ROOT = Path(__file__).parent.parent
 FILE, CLASS = (block.text for block in page_blocks(ROOT / "docs/contributing.md") if block.language == "python" and "ipo" in block.text)

@@ -16,8 +16,7 @@ import sparring
 from sparring.config import Section, load_recipe
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stages_of_game
-from sparring.stages.inputs import Work, fingerprint
-from sparring.stages.making import StageRunner
+from sparring.stages.run_stage import StageRunner, Work, fingerprint
 
 # section -> its name in the recipe
 SECTIONS = {"Data": "data", "Evaluate": "evaluate", "Model": "model", "Objective": "objective", "Sampling": "sampling"}

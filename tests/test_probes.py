@@ -20,7 +20,7 @@ from zygote import Result, Zygote
 
 from sparring.config import load_recipe
 from sparring.publish.cards import About, dataset_card, model_card
-from sparring.publish.licences import Licence
+from sparring.publish.names import Licence
 from sparring.report.untrusted import code_span, words
 
 RUN = as_name("run <b>`|\u202e\x1b[2J\n---")

@@ -25,8 +25,7 @@ from sparring.data.conversations import load_conversations
 from sparring.errors import UserError
 from sparring.locks import hold
 from sparring.publish.cards import About, model_card
-from sparring.publish.licences import licence_of
-from sparring.publish.names import public
+from sparring.publish.names import licence_of, public
 from sparring.push import LOCK, PushOptions, push
 from sparring.samples import answers
 

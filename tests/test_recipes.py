@@ -14,8 +14,8 @@ from zygote import Result, Zygote
 
 from sparring.config import Recipe, at_iteration, load_recipe
 from sparring.planning.command import plan_of
+from sparring.planning.given_shape import KNOWN_SHAPES
 from sparring.planning.hardware import find_hardware
-from sparring.planning.known_shapes import KNOWN_SHAPES
 from sparring.planning.lengths import Given
 from sparring.policy.tiny import CHATML, byte_tokenizer
 

@@ -14,8 +14,7 @@ from zygote import ADVANCE, Sabotage
 
 from sparring.config import load_recipe
 from sparring.console import log, log_file
-from sparring.errors import UserError
-from sparring.secrecy import without_secrets
+from sparring.errors import UserError, without_secrets
 
 SECRET = "Zx9-plain-secret-value-4711"
 HF = "hf_" + "aB3dE5gH7jK9" * 3

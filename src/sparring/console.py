@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.highlighter import NullHighlighter
 from rich.logging import RichHandler
 
-from sparring.secrecy import without_secrets
+from sparring.errors import without_secrets
 
 log = logging.getLogger("sparring")
 

@@ -1,20 +1,70 @@
-"""The controls: other methods, trained from the same start at the cost of the game and evaluated on the same held-out rows."""
+"""The controls of a game: continued SFT, rejection-sampling fine-tuning (RFT, arXiv 2308.01825) and DPO (dpo.py), from the same start."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
 
-from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration, control_batch_size, control_lr
+from sparring.config import ControlSection, OptimSection, Recipe, SftSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import counted, log
-from sparring.cost import iterations_cost
+from sparring.cost import iterations_cost, sampling_cost
+from sparring.data.records import Contest
 from sparring.dpo import pairs_stage, train_dpo
 from sparring.policy.player import Player
-from sparring.rft import train_rft
-from sparring.stage_names import control_stage
-from sparring.stages.context import RunContext
+from sparring.stage_names import control_stage, iteration_stage
+from sparring.stages.context import Common, RunContext
+from sparring.stages.grade import candidates_at
 from sparring.stages.results import evaluate
-from sparring.stages.sft import sft_stage
+from sparring.stages.sft import fit_model, sft_stage
+from sparring.targets import TARGETS
+from sparring.targets.select import rules_of
+from sparring.targets.window import select_window
+from sparring.training.plan import order_seed, steps_plan
+from sparring.training.tasks import WinnersTask
+
+
+def train_rft(context: RunContext, section: ControlSection, start: Player, played: int, forward_tokens: int) -> Player:
+    """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
+
+    forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
+    """
+    name, recipe = control_stage(section.folder, "train"), context.recipe
+    winners = _winners(context)
+    settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
+    batch_size = min(settings.batch_size, len(winners))
+    if section.epochs is None:
+        task = WinnersTask(winners)
+        tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
+        left = max(0, forward_tokens - sampling_cost(context.run, recipe, iteration_stage(0, "generate")))
+        steps = max(1, round(left / settings.forward_passes / tokens / batch_size))
+        cost = f"with the sampling, cost as many floating-point operations as {counted(played, 'iteration')} of the game"
+        log.info(f"{section.title}: {counted(steps, 'step')}, {cost}")
+    else:
+        steps = max(1, round(section.epochs * len(winners) / batch_size))
+    train = context.with_budget(settings.model_copy(update={"lr": control_lr(recipe, section), "epochs": None}))
+    common = context.common(name)
+    work = partial(_train_on_winners, common, played, train=train, steps=steps, winners=winners, start=start, seed=recipe.seed)
+    return Player.of_stage(context.stages.run_stage(name, work))
+
+
+def _train_on_winners(
+    common: Common, played: int, stage: Path, *, train: TrainSection, steps: int, winners: Sequence[Contest], start: Player, seed: int
+) -> dict[str, Any]:
+    """played: iterations of the game, which give the order of batches but are no input: finished runs were made without."""
+    plan = steps_plan(train, len(winners), lr=at_iteration(train.lr, 0), steps=steps, seed=order_seed(seed, played))
+    return fit_model(common, stage, start, WinnersTask(winners), plan, train)
+
+
+def _winners(context: RunContext) -> list[Contest]:
+    """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
+    rules = replace(rules_of(context.recipe), human="mix")
+    prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
+    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True)
+    return [duel for duel in window.duels if isinstance(duel, Contest)]
+
 
 FAIR_FACTOR = 3.0  # ratio of two learning rates from which on they alone may explain a difference between arms
 

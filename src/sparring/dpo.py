@@ -11,17 +11,17 @@ from typing import Any, Self
 from sparring.config import ControlSection, DataSection, PairsSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import log
 from sparring.data.chat import Chat
-from sparring.data.fingerprint import ROW_OPTIONS, changed
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
+from sparring.data.prepare import ROW_OPTIONS, changed
 from sparring.data.records import Duel
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.context import Common, RunContext
-from sparring.stages.fitting import fit_model
-from sparring.stages.inputs import Examples
+from sparring.stages.run_stage import Examples
 from sparring.stages.score import score_stage
+from sparring.stages.sft import fit_model
 from sparring.training.opponent_pass import read_logps
 from sparring.training.plan import TrainPlan, make_plan, order_seed, steps_plan
 from sparring.training.tasks import SpinTask

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.propose import PatternProposal, propose
+from sparring.checkers.grades import PatternProposal, propose
 from sparring.config import DataSection, ModelSection, Recipe, builtin_recipes, load_recipe
-from sparring.config.overrides import apply_override
+from sparring.config.load import apply_override
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.console import printable, quoted
 from sparring.data.conversations import is_empty, load_conversations
 from sparring.data.records import Conversation
-from sparring.data.rows import BadRows
-from sparring.data.shapes import choose_shape
+from sparring.data.shapes import BadRows, choose_shape
 from sparring.data.sources import open_table
 from sparring.errors import UserError
 from sparring.planning.lengths import SAMPLE_ROWS, local_chat

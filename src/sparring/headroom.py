@@ -14,10 +14,10 @@ from sparring.control import sft_settings
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows
-from sparring.evaluation.headroom import COOL, advice
 from sparring.evaluation.measure import Measurer, read_measured
 from sparring.evaluation.measure import Score as MeasuredScore
 from sparring.evaluation.metrics import Score, mean_score, ratio_score
+from sparring.evaluation.stop import COOL, advice
 from sparring.opponent.engines import Sampler
 from sparring.policy.batches import Branches
 from sparring.policy.player import Player
@@ -25,7 +25,7 @@ from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, headroom_stage
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import Examples, Replying, Scoring
+from sparring.stages.run_stage import Examples, Replying, Scoring
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import make_plan
 from sparring.training.ranked import score_player

@@ -14,10 +14,9 @@ from sparring.config import ServerSection
 from sparring.console import log, log_file
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
-from sparring.evaluation.judge_prompts import VERSION
+from sparring.evaluation.judge_prompts import VERSION, Question, read_questions
 from sparring.evaluation.metrics import Score
 from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
-from sparring.evaluation.questions import Question, read_questions
 from sparring.opponent.engines import Sampler
 from sparring.players import LOG, EvaluatedPlayer, default_out, is_run, remade_stage, resolve_models, slug
 from sparring.policy.compute import release_memory

@@ -35,7 +35,7 @@ from sparring.stage_names import (
     stages_of_game,
 )
 from sparring.stages.context import RunContext
-from sparring.stages.making import TargetReached
+from sparring.stages.run_stage import TargetReached
 
 
 def run_stage(recipe: Recipe, name: str) -> None:

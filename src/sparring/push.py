@@ -30,7 +30,7 @@ class PushOptions:
     """What is to be published: the options of the command.
 
     repo: of the model; dataset_repo: of the replies; at least one of them. revision: the branch of the player that is chosen.
-    all_iterations: every iteration's player too, in the branch iteration-N. Licences: see publish/licences.py.
+    all_iterations: every iteration's player too, in the branch iteration-N. Licences: see publish/names.py.
     """
 
     repo: str | None

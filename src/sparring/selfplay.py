@@ -19,14 +19,14 @@ from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
-from sparring.report.summary import REPORT, SUMMARY, Best, publish, published_iterations
+from sparring.report.outcome import REPORT
+from sparring.report.summary import SUMMARY, Best, publish, published_iterations
 from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import seed_folder, stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
-from sparring.stages.ending import nothing_to_learn, warn_of_collapse
-from sparring.stages.generate import generate, window_at
+from sparring.stages.generate import generate, nothing_to_learn, warn_of_collapse, window_at
 from sparring.stages.grade import grade
 from sparring.stages.results import evaluate, scores_of
 from sparring.stages.score import score

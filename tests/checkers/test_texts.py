@@ -11,9 +11,8 @@ from asking import ask, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.checkers.builtin import chosen_letter, leading_letter
+from sparring.checkers.builtin import chosen_letter, last_number, leading_letter
 from sparring.checkers.make import CheckerSettings, make_checker
-from sparring.checkers.numbers import last_number
 from sparring.errors import UserError
 
 HASHES = r"#### (.+)"

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import Game
 
-from sparring.comparison.as_json import as_json
+from sparring.comparison.command import as_json
 from sparring.comparison.compare import RunComparison, compare
 from sparring.comparison.page import html
 from sparring.comparison.seeds import over_seeds_summary

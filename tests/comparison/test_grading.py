@@ -12,7 +12,7 @@ import pytest
 from conftest import SUMS, TINY, Game
 from zygote import Zygote
 
-from sparring.comparison.grading import other_grading
+from sparring.comparison.pairing import other_grading
 from sparring.comparison.statistics import Values, over_rows
 from sparring.config import Recipe, load_recipe
 from sparring.data.tables import read_rows

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison
+from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison, verdict
 from sparring.comparison.statistics import Paired
-from sparring.comparison.verdict import verdict
 from sparring.cost import Cost
 
 

@@ -18,9 +18,8 @@ from test_prepare import chat
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.conversations import load_conversations
-from sparring.data.fingerprint import data_inputs
 from sparring.data.preferences import load_pairs, prepare_pairs
-from sparring.data.prepare import ROW_COUNTS, prepare, read_examples, write_examples
+from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, read_examples, write_examples
 from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation, Example
 from sparring.errors import UserError

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from sparring.config import DataSection
 from sparring.data.conversations import is_empty, load_conversations, to_conversation
-from sparring.data.rows import BadRows
-from sparring.data.shapes import SHAPES, choose_shape
+from sparring.data.shapes import SHAPES, BadRows, choose_shape
 from sparring.data.sources import open_table
 from sparring.data.turns import Reading
 from sparring.errors import UserError

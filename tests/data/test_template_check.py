@@ -15,9 +15,8 @@ from pydantic import ValidationError
 from test_chat import SPECIAL, Chat, Conversation, Message, _wrap, conversation, decoders, own_ids, pre_tokenizers, template, turns
 
 from sparring.config import ModelSection
-from sparring.data.fingerprint import chat_fingerprint
-from sparring.data.template_check import closing_of, lost_turn, opening_of, squeezed
-from sparring.data.template_kwargs import with_kwargs
+from sparring.data.prepare import chat_fingerprint
+from sparring.data.template_check import closing_of, lost_turn, opening_of, squeezed, with_kwargs
 from sparring.errors import UserError
 
 NO_THINKING = {"enable_thinking": False}

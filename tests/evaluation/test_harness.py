@@ -16,8 +16,8 @@ from exact import tiny
 from sparring.config import BenchmarksSection
 from sparring.errors import UserError
 from sparring.evaluation import harness
+from sparring.evaluation.benchmarks import SUITES
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
-from sparring.evaluation.suites import SUITES
 from sparring.policy.load import load_model, load_tokenizer
 from sparring.policy.tiny import make_tiny
 

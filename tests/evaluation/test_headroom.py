@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sparring.evaluation.headroom import advice
 from sparring.evaluation.metrics import Score
+from sparring.evaluation.stop import advice
 
 
 def score(value: float, stderr: float = 0.01) -> Score:

@@ -6,8 +6,8 @@ import pytest
 
 from sparring.config import BenchmarksSection
 from sparring.errors import UserError
+from sparring.evaluation.benchmarks import SUITES, Benchmark, chosen, parse_benchmark, score_name, suite_means
 from sparring.evaluation.metrics import Score
-from sparring.evaluation.suites import SUITES, Benchmark, chosen, parse_benchmark, score_name, suite_means
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,7 @@ from zygote import Zygote
 
 from sparring.config import load_recipe
 from sparring.planning import work
-from sparring.planning.advice import advise
-from sparring.planning.command import estimated_time, print_plan, verdict
+from sparring.planning.command import advise, estimated_time, print_plan, verdict
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import GB, Hardware, find_hardware
 

@@ -17,8 +17,7 @@ from sparring.planning import memory
 from sparring.planning.hardware import Samplers
 from sparring.planning.shape import Shape, find_shape, measure
 from sparring.policy.adapters import new_adapter
-from sparring.policy.footprint import OPTIMIZER_BYTES, activation_bytes, training_bytes
-from sparring.policy.shares import Parallel
+from sparring.policy.footprint import OPTIMIZER_BYTES, Parallel, activation_bytes, training_bytes
 
 FAST_PATH = Path(__file__).parents[2] / "docs" / "fast-path.md"
 ROW = re.compile(r"^\| (bf16|fp32) \| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", re.MULTILINE)

@@ -15,8 +15,7 @@ from zoo import COMMON, GPT2, NEOX
 from sparring.config import ModelSection
 from sparring.errors import UserError
 from sparring.planning.estimate import estimate
-from sparring.planning.given_shape import GivenShape
-from sparring.planning.known_shapes import KNOWN_SHAPES
+from sparring.planning.given_shape import KNOWN_SHAPES, GivenShape
 from sparring.planning.shape import find_shape, measure
 from sparring.planning.work import position_bytes
 from sparring.policy.footprint import inner_size

@@ -16,7 +16,7 @@ from accelerate.state import AcceleratorState
 from zoo import COMMON
 
 from sparring.policy.compute import KERNEL_CACHES, free_memory, in_float32, layer_sizes, make_accelerator, token_budget
-from sparring.policy.shares import Parallel
+from sparring.policy.footprint import Parallel
 
 
 def model(parameters: int) -> types.SimpleNamespace:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from sparring.report.headroom import headroom_cells, headroom_markup, print_headroom
+from sparring.report.tables import headroom_cells, headroom_markup, print_headroom
 
 FOUND: dict[str, Any] = {
     "k": 8,

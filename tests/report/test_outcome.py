@@ -11,8 +11,7 @@ from made_run import make_run
 
 from sparring.config import Recipe, load_recipe
 from sparring.report.health import log_new_symptoms, signs, warnings
-from sparring.report.outcome import higher_ranked, next_steps, verdict, verdict_lines
-from sparring.report.ranking import ranking
+from sparring.report.outcome import higher_ranked, next_steps, ranking, verdict, verdict_lines
 from sparring.report.run_files import read_run
 from sparring.report.tables import rows_of
 

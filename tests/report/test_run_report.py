@@ -23,12 +23,10 @@ from zygote import Sabotage, working
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows, write_table
 from sparring.errors import UserError
-from sparring.report.health import signs, warnings
-from sparring.report.paper import PAPER, differences_from_paper
-from sparring.report.ranking import gain
+from sparring.report.health import PAPER, differences_from_paper, signs, warnings
+from sparring.report.outcome import REPORT, gain
 from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page, write_report
-from sparring.report.summary import REPORT
 from sparring.report.update import update_report
 from sparring.rundir import write_json
 

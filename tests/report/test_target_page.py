@@ -14,12 +14,11 @@ from test_page import Tags
 
 from sparring.config import Recipe, load_recipe
 from sparring.data.tables import read_rows, write_table
-from sparring.report.contests import LOST, WON, shown_prompts
-from sparring.report.health import signs
-from sparring.report.paper import differences_from_paper
+from sparring.report.health import differences_from_paper, signs
 from sparring.report.rule import checker_name, rule_of
 from sparring.report.run_files import read_run
 from sparring.report.run_page import report_page
+from sparring.report.target_page import LOST, WON, shown_prompts
 from sparring.report.untrusted import visible
 from sparring.rundir import read_json, write_json
 from sparring.targets.majority import majority

@@ -10,8 +10,8 @@ from made import cut, reply, right, voting, wrong
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
-from sparring.stages import ending
-from sparring.stages.ending import nothing_to_learn
+from sparring.stages import generate
+from sparring.stages.generate import nothing_to_learn
 from sparring.stages.grade import rate_scores, rates
 from sparring.targets import Candidate, Candidates
 from sparring.targets.select import OUTCOMES
@@ -36,7 +36,7 @@ def game(kind: str = "verified", **stop: Any) -> Any:
 
 def reason(monkeypatch: pytest.MonkeyPatch, before: Table, now: Table, kind: str = "verified", **stop: Any) -> str | None:
     tables = [{row_id: Candidates(replies) for row_id, replies in table.items()} for table in (before, now)]
-    monkeypatch.setattr(ending, "candidates_at", lambda context, t: tables[t])
+    monkeypatch.setattr(generate, "candidates_at", lambda context, t: tables[t])
     return nothing_to_learn(game(kind, **stop), Window(["a contest"], {"unjudged": 0, "prompts": 4}), 1)
 
 

@@ -28,7 +28,7 @@ from sparring.objectives.spin import LossName, Spin, spin_loss
 from sparring.policy.batches import Branches, branches_of
 from sparring.policy.score import Scorer
 from sparring.policy.tiny import tiny_config
-from sparring.training.contests import ContestTask
+from sparring.training.tasks import ContestTask
 
 pytest.importorskip("trl", reason="TRL, the independent DPO implementation, is not installed")
 

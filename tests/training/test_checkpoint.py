@@ -15,7 +15,7 @@ from sparring.policy.load import load_model
 from sparring.rundir import write_json
 from sparring.training import checkpoint
 from sparring.training.checkpoint import flat_state, latest_checkpoint, remove_checkpoints, restore_optimizer, save_checkpoint
-from sparring.training.optimizers import make_optimizer
+from sparring.training.masters import make_optimizer
 
 
 def tiny(seed: int = 0) -> transformers.PreTrainedModel:

@@ -25,9 +25,8 @@ from sparring.objectives.spin import LOSSES, Spin
 from sparring.policy.batches import branches_of
 from sparring.policy.load import load_model
 from sparring.policy.score import plain_logps
-from sparring.training.contests import ContestTask, WinnersTask, contest_task
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.tasks import SftTask, duel_task
+from sparring.training.tasks import ContestTask, SftTask, WinnersTask, contest_task, duel_task
 
 Logps = dict[str, list[float]]
 EOS = 63

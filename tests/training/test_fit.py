@@ -25,8 +25,8 @@ from sparring.policy.score import Scorer, plain_logps
 from sparring.progress import PhaseProgress
 from sparring.training.checkpoint import latest_checkpoint, remove_checkpoints
 from sparring.training.fit import METRICS, FitResult, _Trainer, fit
+from sparring.training.masters import make_optimizer
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.optimizers import make_optimizer
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import ItemLosses, SftTask, SpinTask, Task
 
@@ -558,9 +558,9 @@ def test_a_finished_fit_goes_on_from_its_last_checkpoint(start: Path, other: Pat
 
 def test_an_interrupted_fit_remembers_what_the_watch_saw(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The facts of the stage must not depend on where it was killed."""
-    monkeypatch.setattr("sparring.training.watch.FEWEST", 2)
-    monkeypatch.setattr("sparring.training.watch.STDERRS", -math.inf)  # every reward is a fall
-    monkeypatch.setattr("sparring.training.watch._margin", lambda rows: rows[-1]["step"] + 1)
+    monkeypatch.setattr("sparring.training.fit.FEWEST", 2)
+    monkeypatch.setattr("sparring.training.fit.STDERRS", -math.inf)  # every reward is a fall
+    monkeypatch.setattr("sparring.training.fit._margin", lambda rows: rows[-1]["step"] + 1)
     section = settings()
     plan = plan_of(section, len(DUELS), epochs=2.0)
     task = SpinTask(DUELS, plain_opponent(start), 1.0, "logistic")

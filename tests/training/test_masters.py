@@ -17,8 +17,7 @@ from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import load_model
 from sparring.policy.tiny import make_tiny
 from sparring.training import masters
-from sparring.training.masters import MasterWeights
-from sparring.training.optimizers import make_optimizer
+from sparring.training.masters import MasterWeights, make_optimizer
 
 CPU = torch.device("cpu")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])

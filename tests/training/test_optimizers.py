@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sparring.config import TrainSection
 from sparring.errors import UserError
-from sparring.training import optimizers
-from sparring.training.optimizers import make_optimizer, require_optimizer
+from sparring.training.masters import make_optimizer, require_optimizer
 
 
 def moved(name: str, steps: int = 20) -> Tensor:
@@ -44,7 +45,7 @@ def test_adafactor_follows_the_gradient_at_the_size_of_the_weights() -> None:
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optimizers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
         require_optimizer("adamw8bit", "train.optimizer")
     assert error.value.where == "train.optimizer" and "bitsandbytes" in error.value.what and "sparring[8bit]" in error.value.remedy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparring.training.watch import HumanLogpWatch
+from sparring.training.fit import HumanLogpWatch
 
 
 @pytest.fixture

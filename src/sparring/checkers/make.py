@@ -1,17 +1,122 @@
-"""Creates a checker from its settings."""
+"""Creates a checker from its settings: built in, a user's own function in separate processes, or a random one."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
-from sparring.checkers.grades import Checker
+from sparring.checkers.grades import Asked, Checker, Grade, find_answer, require_few_failures
 from sparring.checkers.math import MathChecker
-from sparring.checkers.own import WHERE, OwnChecker
-from sparring.checkers.shuffled import RandomChecker
+from sparring.checkers.pool import Item, Pool, Result
+from sparring.checkers.worker import SIGNATURES
 from sparring.errors import UserError, nearest
+from sparring.own_code import OwnCode
+
+WHERE = "target.checker"
+TRIED = 16  # replies after which a function that fails on all of them is given up
+
+
+class OwnChecker:
+    """Grades by `path/to/file.py:function`. The answer of a grade is what the pattern finds, where there is one.
+
+    Raises UserError when the file or the function cannot be loaded.
+    """
+
+    def __init__(self, name: str, pattern: re.Pattern[str] | None, seconds: float, memory_mb: int, workers: int) -> None:
+        code = OwnCode.read(name, WHERE)
+        self.name, self._pattern = name, pattern
+        self.reads_answers = pattern is not None
+        self.fingerprint: dict[str, Any] = {
+            "kind": "own",
+            "path": code.path,
+            "function": code.function,
+            "sha256": code.sha256,
+            "answer_pattern": pattern.pattern if pattern else None,
+        }
+        self._pool = Pool({"own": {"path": code.path, "source": code.source, "name": code.function}}, seconds, memory_mb, workers)
+        if trouble := self._pool.load():
+            raise code.explained(trouble, f"a checker is {SIGNATURES}")
+
+    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+        """Raises UserError when none of the first TRIED replies can be graded: were each to take its time limit, it would take days."""
+        texts = [reply for one in asked for reply in one.replies]
+        items = [_item(one, reply) for one in asked for reply in one.replies]
+        first = self._grades(texts[:TRIED], items[:TRIED])
+        if len(first) == TRIED and all(grade.failed for grade in first):
+            require_few_failures(texts[:TRIED], first, self.name)
+        grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
+        return [[next(grades) for _ in one.replies] for one in asked]
+
+    def expected(self, asked: Asked) -> str | None:
+        """Only the function knows."""
+        return None
+
+    def close(self) -> None:
+        self._pool.close()
+
+    def _grades(self, texts: Sequence[str], items: Sequence[Item]) -> list[Grade]:
+        return [self._grade(text, result) for text, result in zip(texts, self._pool.answer(items), strict=True)]
+
+    def _grade(self, reply: str, result: Result) -> Grade:
+        if "failed" in result:
+            return Grade(None, None, result["failed"], failed=True)
+        answer = find_answer(self._pattern, reply) if self._pattern else None
+        score = result["score"]
+        return Grade(score, answer, "no score given" if score is None else f"scored {score:g}")
+
+
+def _item(asked: Asked, reply: str) -> Item:
+    columns = {**asked.columns, "answer": asked.answer, "human_reply": asked.human, "row_id": asked.row_id}
+    return {"prompt": list(asked.prompt), "completion": reply, "columns": columns}
+
+
+Slot = tuple[int, int]  # prompt, reply
+
+
+class RandomChecker:
+    """Shuffles the scores of one call among its replies, so that the pass rate stays the same.
+
+    Replies in which no answer was found, and those without a score, keep their grade. The shuffle depends on the seed and the rows, not on
+    their order.
+    """
+
+    name = "random"
+
+    def __init__(self, like: Checker, seed: int) -> None:
+        self._like, self._seed = like, seed
+        self.reads_answers = like.reads_answers
+        self.fingerprint: dict[str, Any] = {"kind": "random", "seed": seed, "of": like.fingerprint}
+
+    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+        grades = self._like.grade(asked)
+        slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_shuffled(grade)]
+        by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
+        by_chance = sorted(slots, key=lambda slot: self._random_key(asked, slot))
+        shuffled = [list(prompt) for prompt in grades]
+        for (p, r), (q, s) in zip(by_name, by_chance, strict=True):
+            shuffled[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
+        return shuffled
+
+    def expected(self, asked: Asked) -> str | None:
+        return self._like.expected(asked)
+
+    def close(self) -> None:
+        self._like.close()
+
+    def _is_shuffled(self, grade: Grade) -> bool:
+        return grade.score is not None and (grade.answer is not None or not self.reads_answers)
+
+    def _random_key(self, asked: Sequence[Asked], slot: Slot) -> str:
+        prompt, reply = slot
+        words = [self._seed, asked[prompt].row_id, reply, asked[prompt].replies[reply]]
+        return hashlib.sha256(json.dumps(words).encode()).hexdigest()
+
 
 KINDS = ("exact", "number", "choice", "math", "random")
 

@@ -176,7 +176,7 @@ class _Process:
         self._replies, replies = os.pipe()
         prints, printed = os.pipe()
         os.set_blocking(self._requests, False)
-        # -u: what was printed is known when the process dies; -P: its folder is no place to import from, for numbers.py would hide the
+        # -u: what was printed is known when the process dies; -P: its folder is no place to import from, for math.py would hide the
         # library's; in a session of its own no Ctrl-C reaches it
         command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}

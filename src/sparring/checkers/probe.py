@@ -6,9 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from sparring.checkers.builtin import leading_letter
+from sparring.checkers.builtin import last_number, leading_letter
 from sparring.checkers.grades import Asked, Checker, Grade
-from sparring.checkers.numbers import last_number
 
 FALSE_POSITIVES = 0.01  # share of wrong replies that a good checker passes at most
 DISTRACTORS = 9

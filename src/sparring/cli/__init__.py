@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once.
 
-game.py view.py grade.py check.py publish.py   the commands
-shared.py                                      what several of them take, and how all of them end
+game.py view.py players.py   the commands
+shared.py                    what several of them take, and how all of them end
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from typing import Annotated
 import typer
 
 import sparring
-from sparring.cli.check import check_checker, grade_replies
 from sparring.cli.game import demo, init, plan, run, show_recipe, stage
-from sparring.cli.grade import evaluate, judge
-from sparring.cli.publish import export, push
+from sparring.cli.players import check_checker, evaluate, export, grade_replies, judge, push
 from sparring.cli.shared import encode_stdout
 from sparring.cli.view import compare, docs, doctor, report, sample, status, watch
 from sparring.objectives import in_words

@@ -83,7 +83,7 @@ def plan(
         from sparring.planning.command import show_plan
         from sparring.planning.given_shape import GivenShape
         from sparring.planning.lengths import Given
-        from sparring.report.headroom import headroom_of, print_headroom
+        from sparring.report.tables import headroom_of, print_headroom
 
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
         show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, stdout())

@@ -18,8 +18,7 @@ from rich.console import Console
 
 from sparring import interrupts
 from sparring.console import is_in_log_file, printable
-from sparring.errors import UserError
-from sparring.secrecy import without_secrets
+from sparring.errors import UserError, without_secrets
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
 # of a path that a person has chosen, or of the file system that it leads to

@@ -10,16 +10,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sparring.comparison.benchmarks import PlayedBenchmarks, only_in, played_benchmarks, require_same_samples, why_not
-from sparring.comparison.grading import is_sampled, other_grading, why_missing
+from sparring.comparison.pairing import (
+    PlayedBenchmarks,
+    is_sampled,
+    only_in,
+    other_grading,
+    played_benchmarks,
+    require_same_samples,
+    why_missing,
+    why_not,
+)
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, Recipe, recipe_of_run
 from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.benchmark_files import SampledMetric
-from sparring.evaluation.metrics import Score, mean_score, ratio_score
-from sparring.evaluation.row_metrics import all_metrics, higher_is_better
+from sparring.evaluation.benchmarks import SampledMetric
+from sparring.evaluation.metrics import Score, all_metrics, higher_is_better, mean_score, ratio_score
 from sparring.locks import holder
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import RunDir, read_object

@@ -1,21 +1,60 @@
-"""Which players and metrics are compared, against whom, and the numbers of each."""
+"""Which players and metrics are compared, against whom, the numbers of each, and the verdict."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 from sparring.comparison.arms import METRICS, OF_DUELS, A, Arm, Game, SeedArm, Seeds, is_benchmark
-from sparring.comparison.benchmarks import how_asked
 from sparring.comparison.notes import notes
+from sparring.comparison.pairing import how_asked
 from sparring.comparison.statistics import Paired, holm
 from sparring.config import recipe_of_run
 from sparring.cost import Cost
 from sparring.errors import UserError, nearest
 from sparring.evaluation.metrics import Score
+from sparring.report.outcome import metric_words
 from sparring.stage_names import START
+
+NAMED = 3  # players behind the first, before the sentence says how many more
+CHANCE = 0.05  # Holm's p above which a difference is taken for chance
+
+
+def verdict(found: RunComparison) -> Iterator[str]:
+    """One sentence for each metric that has a better direction and any values."""
+    for metric in found.metrics:
+        if metric.higher_is_better is not None and (line := _of_metric(found, metric)) is not None:
+            yield line
+
+
+def _of_metric(found: RunComparison, metric: Metric) -> str | None:
+    sign = 1 if metric.higher_is_better else -1
+    known = [(row, score["value"]) for row in found.rows if (score := row.cells[metric.name].score) is not None]
+    if not known:
+        return None
+    ranked = sorted(known, key=lambda one: -sign * one[1])
+    values = {value for _, value in known}
+    if len(values) == 1 < len(known):
+        return f"By {metric_words(metric.name)} all are equal, at {values.pop():.4f}."
+    first, highest = ranked[0]
+    head = f"By {metric_words(metric.name)} {first.name} is first with {highest:.4f}"
+    behind = ", ".join(f"{row.name} {value:.4f}" for row, value in ranked[1 : 1 + NAMED])
+    behind += f" and {len(ranked) - 1 - NAMED} more" if len(ranked) > 1 + NAMED else ""
+    return f"{head}{_against(found, first, metric)}{f'; then {behind}' if behind else ''}."
+
+
+def _against(found: RunComparison, row: ComparisonRow, metric: Metric) -> str:
+    """Its difference from the reference, where it has one."""
+    cell = row.cells[metric.name]
+    if f"{row.run}:{row.player}" == found.against or cell.paired is None:
+        return ""
+    if cell.p_holm is None:
+        return f", {cell.paired.difference:+.4f} from {found.reference}"
+    doubt = "more than chance" if cell.p_holm < CHANCE else "within chance"
+    return f", {cell.paired.difference:+.4f} from {found.reference}, {doubt} (p {cell.p_holm:.2g} after Holm)"
+
 
 # the metrics that are compared by default, as far as they were measured
 DEFAULT_METRICS = ("exact_match", "exact_match_greedy", "nll_per_token")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from sparring.comparison.arms import A, Arm, Game, SeedArm, Seeds, is_benchmark
-from sparring.comparison.benchmarks import other_prompts
-from sparring.comparison.grading import is_graded
+from sparring.comparison.pairing import is_graded, other_prompts
 
 
 def notes(runs: Sequence[Game] | Sequence[Seeds], arms: Sequence[A], reference: A, metrics: Sequence[str], everything: bool) -> list[str]:

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from sparring.comparison.compare import ComparisonRow, Metric, RunComparison
+from sparring.comparison.compare import ComparisonRow, Metric, RunComparison, verdict
 from sparring.comparison.tables import HEADERS, cells, legend, title
-from sparring.comparison.verdict import verdict
 from sparring.report import page, plots
 from sparring.report.outcome import metric_words
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.comparison.arms import METRICS, SeedArm, Seeds
-from sparring.comparison.as_json import as_json
+from sparring.comparison.command import as_json
 from sparring.comparison.compare import DEFAULT_METRICS, RunComparison, compare
 from sparring.comparison.tables import print_comparison
 from sparring.config import recipe_of_run

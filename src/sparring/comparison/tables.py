@@ -9,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison
-from sparring.comparison.verdict import verdict
+from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison, verdict
 from sparring.console import fitting, printable
 from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words

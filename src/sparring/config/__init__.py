@@ -4,16 +4,13 @@ engines.py       what every sampling engine needs and refuses
 option_types.py  the types of the options, and the base class of the sections
 sections/        the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them
-fields.py        walking the options; their types and values in plain words
 yaml_dialect.py  YAML as a recipe understands it
-overrides.py     `section.key=value` on the command line
 messages.py      error messages for a recipe
-load.py          reading and writing a recipe
-reference.py     the page docs/recipe.md, which `python -m sparring.config` prints
+load.py          reading and writing a recipe, and `section.key=value` on the command line
+reference.py     the options in plain words, and the page docs/recipe.md, which `python -m sparring.config` prints
 """
 
 from sparring.config.engines import ENGINES, EngineSpec
-from sparring.config.fields import in_words, section_of, walk_fields
 from sparring.config.load import (
     builtin_recipes,
     control_batch_size,
@@ -28,7 +25,7 @@ from sparring.config.load import (
 )
 from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
 from sparring.config.recipe import ModelSection, Recipe, TrackSection
-from sparring.config.reference import recipe_reference
+from sparring.config.reference import in_words, recipe_reference, section_of, walk_fields
 from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
 from sparring.config.sections.data import DataSection, PairsSection, PromptsSection
 from sparring.config.sections.evaluate import BenchmarksSection, EvaluateSection, StopSection

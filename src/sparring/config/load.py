@@ -1,4 +1,4 @@
-"""Reading and writing a recipe."""
+"""Reading and writing a recipe, with overrides `section.key=value` on top of what the file says."""
 
 from __future__ import annotations
 
@@ -10,16 +10,52 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sparring.config.fields import show
-from sparring.config.messages import as_user_error
+from sparring.config.messages import as_user_error, override_path, shown_override
 from sparring.config.option_types import Section, at_iteration
-from sparring.config.overrides import OLD_KEYS, apply_override, override_path
 from sparring.config.recipe import Recipe
+from sparring.config.reference import show
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.launcher import OF_DEEPSPEED
-from sparring.config.yaml_dialect import dump_yaml, parse_yaml
+from sparring.config.yaml_dialect import dump_yaml, parse_scalar, parse_yaml
 from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
+
+OLD_KEYS = {"baseline": "controls"}  # former name -> name
+
+
+def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """`values` with one key set; sections on the path are copied or created, never changed in place."""
+    keys = override_path(override).split(".")
+    keys[0] = OLD_KEYS.get(keys[0], keys[0])
+    if "=" not in override or not all(keys):
+        raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
+    result = node = dict(values)
+    for depth, key in enumerate(keys[:-1], 1):
+        child = node.get(key)
+        if isinstance(child, str) and keys[:depth] in (["controls"], ["launcher"]):
+            child = {"kind": child}
+        if isinstance(child, (str, list)) and keys[:depth] == ["track"]:
+            child = {"trackers": [child] if isinstance(child, str) else child}
+        if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["controls"]:
+            child = child[0]
+        if child is not None and not isinstance(child, dict):
+            raise UserError(f"override {shown_override(override)}: {'.'.join(keys[:depth])} is {show(child)}, which has no keys of its own")
+        node[key] = dict(child or {})
+        node = node[key]
+    node[keys[-1]] = _override_value(override)
+    return result
+
+
+def _override_value(override: str) -> Any:
+    """The typed value: a quoted text, [list] or {mapping} is YAML, anything else a plain scalar."""
+    text, where = override.partition("=")[2].strip(), f"override {shown_override(override)}"
+    if text[:1] not in ("[", "{", "'", '"'):
+        return parse_scalar(text, where)
+    try:
+        return parse_yaml(text, where)
+    except UserError as error:
+        raise UserError(error.what, where=where, remedy="a text that begins with [ { or a quote must itself be quoted") from None
+
 
 S = TypeVar("S", bound=Section)
 FORMER_START = "baseline"

@@ -8,12 +8,11 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from sparring.config.fields import in_words, section_of, show, types_inside, walk_fields
 from sparring.config.option_types import Section
 from sparring.config.other_names import hint
-from sparring.config.overrides import override_path, shown_override
 from sparring.config.recipe import Recipe
-from sparring.errors import UserError, nearest
+from sparring.config.reference import in_words, section_of, show, types_inside, walk_fields
+from sparring.errors import HIDDEN, UserError, nearest
 
 
 class _Place(NamedTuple):
@@ -143,3 +142,14 @@ def _describe_unknown(key: str) -> str:
 def _suggest(name: str, valid: list[str], title: str, prefix: str = "") -> str:
     guess = nearest(name, valid)
     return f"did you mean {prefix}{guess}?" if guess else f"{title}: {', '.join(valid)}"
+
+
+def override_path(override: str) -> str:
+    """The dotted key that an override sets."""
+    return override.partition("=")[0].strip()
+
+
+def shown_override(override: str) -> str:
+    """The override for a message; its value is hidden if it may contain a secret."""
+    path = override_path(override)
+    return show(f"{path}={HIDDEN}" if re.search(r"(?i)url|key|token|secret|password|command", path) else override)

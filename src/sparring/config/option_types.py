@@ -10,7 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
-from sparring.secrecy import holds_a_password, looks_like_a_key
+from sparring.errors import holds_a_password, looks_like_a_key
 
 T = TypeVar("T")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparring.config.fields import walk_fields
+from sparring.config.reference import walk_fields
 
 # their name -> our key
 SAME: dict[str, str] = {

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.data.rows import BadRows, LocatedRow, Source, Table
+from sparring.data.shapes import BadRows, LocatedRow, Source, Table
 from sparring.errors import UserError, first_line
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ from sparring.data.template_check import (
     PLAIN_TEXT_MARK,
     THINKING,
     Lost,
+    Scalar,
     closing_error,
     closing_of,
     cut_error,
@@ -32,9 +33,9 @@ from sparring.data.template_check import (
     opening_error,
     opening_of,
     prefix_error,
+    with_kwargs,
     without_open_thinking,
 )
-from sparring.data.template_kwargs import Scalar, with_kwargs
 from sparring.data.turns import REASONING
 from sparring.errors import UserError
 from sparring.files import MOST_TEXT_BYTES, require_regular

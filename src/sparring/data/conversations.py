@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.config import DataSection
-from sparring.data.cells import Cells, Turns
 from sparring.data.records import Conversation, Message
-from sparring.data.rows import BadRows, LocatedRow, Row, Source, Table, kind_of
-from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, RowShape, choose_shape
+from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, BadRows, LocatedRow, Row, RowShape, Source, Table, choose_shape, kind_of
 from sparring.data.sources import open_table, read_rows
-from sparring.data.turns import FIX_ROW, Reading, Turn, without_surrogates
+from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
 from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection, PairsSection
-from sparring.data.cells import Cells
 from sparring.data.chat import Chat
 from sparring.data.conversations import Shaped, is_empty, to_conversation
 from sparring.data.records import Conversation, Duel, TokenIds
-from sparring.data.rows import BadRows, Row
-from sparring.data.shapes import PAIR_SHAPE
+from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
 from sparring.data.tables import read_rows as read_table
 from sparring.data.tables import write_table
-from sparring.data.turns import FIX_ROW, ROLES, Reading, are_turns, unpacked
+from sparring.data.turns import FIX_ROW, ROLES, Cells, Reading, are_turns, unpacked
 from sparring.errors import UserError
 
 # outcomes of the pairs; `read` is the sum of those that follow it

@@ -9,8 +9,7 @@ from sparring.config import DataSection, PromptsSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import Shaped, has_no_user_text, to_prompt, with_columns
 from sparring.data.records import Conversation, Example, Message
-from sparring.data.rows import BadRows, Row, Table
-from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, choose_prompt_shape
+from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, BadRows, Row, Table, choose_prompt_shape
 from sparring.data.sources import open_table
 from sparring.data.turns import Reading
 from sparring.errors import UserError

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
-from sparring.data.compressed import UNPACKERS
-from sparring.data.rows import BadRows, LocatedRow, Source, Table, joined, table_of
-from sparring.data.text_files import read_csv, read_json, read_jsonl
+from sparring.data.shapes import BadRows, LocatedRow, Source, Table, joined, table_of
+from sparring.data.text_files import UNPACKERS, read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest
 from sparring.files import require_regular
 

@@ -1,14 +1,49 @@
-"""Checks of a rendered row: it contains every turn's text, and before the reply exactly the prefix under which replies are sampled."""
+"""Checks of a rendered row (it has every turn's text, and before the reply exactly the prompt), and a recipe's variables of the template.
+
+The variables become part of the template's own text, so that they apply wherever it is rendered: sampling, training, benchmarks, and the
+tokenizer that a saved player carries.
+"""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.data.records import Message
-from sparring.errors import UserError
+from sparring.errors import UserError, nearest
+
+KWARGS_OPTION = "model.chat_template_kwargs"
+Scalar = bool | int | float | str | None
+
+
+def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
+    """The template with these values as defaults of its variables.
+
+    Raises UserError for a variable that the template does not mention, since it would have no effect.
+    """
+    for name in kwargs:
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            guess = nearest(name, {word for word in re.findall(r"\b[a-z_]\w+\b", template) if "_" in word})
+            what = f"the chat template does not mention {name!r}, so that it would have no effect"
+            raise UserError(what, where=KWARGS_OPTION, remedy=f"did you mean {guess}?" if guess else "leave it out")
+    defaults = "".join(
+        f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}" for name, value in kwargs.items()
+    )
+    # The line break after the last block is no part of the rendering: transformers trims it, and the template's first line stays a line's
+    # beginning, where blanks before a block are trimmed too.
+    return f"{defaults}\n{template}" if defaults else template
+
+
+def _literal(value: Scalar) -> str:
+    """A value as a Jinja literal; texts as in JSON, except for characters that JSON escapes as surrogate pairs."""
+    return {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else _number_or_text(value)
+
+
+def _number_or_text(value: float | str) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+
 
 THINKING, END_OF_THINKING = "<think>", "</think>"
 OPTION = "model.chat_template"

@@ -1,4 +1,4 @@
-"""Rows of .jsonl, .json and .csv files, compressed ones included.
+"""Rows of .jsonl, .json and .csv files, which may be compressed.
 
 They are parsed here rather than by `datasets`: its JSON reader turns text that looks like a date into a timestamp,
 its CSV reader turns empty cells into nulls, neither reports the line of an error, and both copy the file into a cache.
@@ -7,21 +7,62 @@ its CSV reader turns empty cells into nulls, neither reports the line of an erro
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparring.data.compressed import bytes_of
-from sparring.data.rows import BadRows, Table, parse_json, parsed, table_of
-from sparring.data.shapes import KNOWN_COLUMNS
-from sparring.errors import UserError
+from sparring.data.shapes import KNOWN_COLUMNS, BadRows, Table, parse_json, parsed, table_of
+from sparring.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from _csv import Reader
+
+
+# Limit after decompression: more than the largest public SFT sets, and still small enough to hold as rows in memory.
+MAX_DECOMPRESSED = 16 * 2**30
+_PIECE = 2**24
+
+
+def _zstd(data: bytes) -> io.BufferedIOBase:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.BufferReader(data), "zstd")
+
+
+UNPACKERS: dict[str, Callable[[bytes], io.BufferedIOBase]] = {".gz": lambda data: gzip.GzipFile(fileobj=io.BytesIO(data)), ".zst": _zstd}
+
+
+def bytes_of(path: Path) -> bytes:
+    """The content of the file, decompressed according to its name. Raises UserError."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the file: {error.strerror or error}", where=str(path), remedy="check its permissions") from None
+    unpacker = UNPACKERS.get(path.suffix.lower())
+    if unpacker is None:
+        return data
+    try:
+        text = _bounded(unpacker(data), path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot decompress the file: {first_line(error)}", where=str(path), remedy="write it again") from None
+    return text
+
+
+def _bounded(stream: io.BufferedIOBase, path: Path) -> bytes:
+    text = bytearray()
+    while piece := stream.read(_PIECE):
+        text += piece
+        if len(text) > MAX_DECOMPRESSED:
+            what = f"holds more than {MAX_DECOMPRESSED:,} bytes when it is decompressed"
+            raise UserError(what, where=str(path), remedy="split it into several files")
+    return bytes(text)
+
 
 LINES = "a .jsonl file holds one JSON object per line"
 OTHER_DELIMITERS = (";", "\t", "|")

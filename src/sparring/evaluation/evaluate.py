@@ -15,8 +15,16 @@ from sparring.data.records import Example
 from sparring.data.tables import write_table
 from sparring.evaluation.answers import GradedRow, answer_items, grade_rows, graded_columns
 from sparring.evaluation.measure import Measured
-from sparring.evaluation.metrics import Score, accuracy_score, auc_score, mean_score, ratio_score
-from sparring.evaluation.row_metrics import ROW_METRICS, MeasuredRow, higher_is_better
+from sparring.evaluation.metrics import (
+    ROW_METRICS,
+    MeasuredRow,
+    Score,
+    accuracy_score,
+    auc_score,
+    higher_is_better,
+    mean_score,
+    ratio_score,
+)
 from sparring.rundir import write_json
 from sparring.stage_names import SCORES
 

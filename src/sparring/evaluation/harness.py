@@ -24,9 +24,20 @@ from jinja2.exceptions import TemplateError
 from sparring.config import BenchmarksSection
 from sparring.console import log
 from sparring.errors import UserError, first_line, nearest
-from sparring.evaluation.benchmark_files import RESULTS, SAMPLES, measured, metric_name, results_file, samples_file
+from sparring.evaluation.benchmarks import (
+    RESULTS,
+    SAMPLES,
+    TASKS_OPTION,
+    Benchmark,
+    chosen,
+    measured,
+    metric_name,
+    results_file,
+    samples_file,
+    score_name,
+    suite_means,
+)
 from sparring.evaluation.metrics import Score
-from sparring.evaluation.suites import TASKS_OPTION, Benchmark, chosen, score_name, suite_means
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model, load_tokenizer
 from sparring.rundir import digest, file_hash, read_json, write_json, write_text

@@ -13,9 +13,8 @@ from sparring.data.records import Message
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE as JUDGMENTS
 from sparring.evaluation.judge import Judge, JudgeTask, Judgment
-from sparring.evaluation.judge_prompts import COMPARE_FORM, GRADE_FORM, comparing, grading, read_grade, read_verdict
+from sparring.evaluation.judge_prompts import COMPARE_FORM, GRADE_FORM, Question, comparing, grading, read_grade, read_verdict
 from sparring.evaluation.metrics import Score, mean_score
-from sparring.evaluation.questions import Question
 from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.rundir import read_json, write_json

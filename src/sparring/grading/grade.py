@@ -11,8 +11,8 @@ from sparring.checkers.grades import Checker, Grade, ask
 from sparring.config import Recipe
 from sparring.errors import UserError
 from sparring.grading.batches import Place, ReplyBatch, read_batches
-from sparring.grading.options import checker_of, settings_for
 from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample, agreement, examples_of, failures_of
+from sparring.grading.trial_rows import checker_of, settings_for
 from sparring.progress import progress
 from sparring.stage_names import recipe_of_game
 

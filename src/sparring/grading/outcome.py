@@ -10,8 +10,7 @@ from typing import Any
 
 from sparring.checkers.grades import Grade
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
-from sparring.evaluation.metrics import Score, mean_score
-from sparring.evaluation.row_metrics import higher_is_better
+from sparring.evaluation.metrics import Score, higher_is_better, mean_score
 from sparring.grading.batches import Place, ReplyBatch, StoredReply
 
 EXAMPLES = 3

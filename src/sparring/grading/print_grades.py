@@ -14,10 +14,10 @@ from sparring.console import printable
 from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
-from sparring.grading.examples import excerpt, grade_text, print_records
 from sparring.grading.grade import Outcome, as_json, grade_run
-from sparring.grading.options import described
 from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample
+from sparring.grading.print_trial import excerpt, grade_text, print_records
+from sparring.grading.trial_rows import described
 from sparring.report.tables import Column, Row, print_table, with_error
 from sparring.rundir import write_json
 

@@ -9,8 +9,7 @@ from typing import Any
 from sparring.checkers.grades import MOST_FAILURES
 from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
 from sparring.evaluation.metrics import wilson_interval
-from sparring.grading.options import checker_of, settings_for
-from sparring.grading.trial_rows import TrialRows, trial_rows
+from sparring.grading.trial_rows import TrialRows, checker_of, settings_for, trial_rows
 
 CHECKER = "CHECKER"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sparring.config import Recipe
-from sparring.config.overrides import apply_override
+from sparring.config.load import apply_override
 from sparring.data.tables import items_done
 from sparring.errors import UserError
 from sparring.locks import Holder, holder

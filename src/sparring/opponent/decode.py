@@ -20,11 +20,10 @@ from transformers import PreTrainedModel
 from sparring.console import log
 from sparring.data.records import TokenIds
 from sparring.errors import UserError
-from sparring.policy.compute import in_float32
+from sparring.policy.compute import in_float32, tensor_on, to_device
 from sparring.policy.footprint import PREFILL_TOKENS
 from sparring.policy.head import logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, Attention, is_out_of_memory, kind_of, no_mask, packed
-from sparring.policy.transfer import tensor_on, to_device
 from sparring.policy.tree_attention import Block, TreeIndex, by_groups
 
 NOT_SAMPLED = -1  # no token

@@ -22,8 +22,7 @@ import httpx2
 
 from sparring.config import ServerSection
 from sparring.console import log
-from sparring.errors import UserError
-from sparring.secrecy import LEAST_SECRET
+from sparring.errors import LEAST_SECRET, UserError
 
 T = TypeVar("T")
 WHERE = "sampling.server"

@@ -1,10 +1,11 @@
-"""The recipe's sampling engine for one player, and single prompts to it."""
+"""The recipe's sampling engine for one player, single prompts to it, and engines for several ranks that compute a stage together."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -21,14 +22,13 @@ from sparring.data.records import Message, Reply
 from sparring.errors import UserError, is_installed
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
-from sparring.opponent.on_ranks import OfAllRanks, OfRankZero
-from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.policy.compute import free_memory, make_accelerator, release_memory
+from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.policy.batches import assign_to_ranks
+from sparring.policy.compute import free_memory, make_accelerator, model_on, release_memory
 from sparring.policy.load import DTYPES, load_model, model_shape
-from sparring.policy.ranks import rank_count
+from sparring.policy.ranks import from_main, gathered, rank, rank_count
 from sparring.policy.score import Scorer
-from sparring.policy.strategies import accelerator_of_rank
-from sparring.policy.transfer import model_on
+from sparring.policy.strategies import accelerator_of_rank, rank_names_hidden
 from sparring.rundir import RunDir
 from sparring.stage_names import START, measure_stage
 
@@ -160,3 +160,56 @@ def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], see
     """One reply to each prompt (its turns); the random stream depends only on the seed and the index in the list."""
     asked = [Prompt(f"showcase-{place}", 0, chat.prompt_ids(turns)) for place, turns in enumerate(prompts)]
     return [chat.decode(reply.token_ids) for reply in engine.sample(asked, Stream(seed, 0))]
+
+
+class OfAllRanks:
+    """The engines of all ranks as one: prompts are shared by tokens. A reply depends only on its own random stream."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def at(self, temperature: float) -> OfAllRanks:
+        return OfAllRanks(self.engine.at(temperature))
+
+    def close(self) -> None:
+        self.engine.close()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """As `Engine.sample`, on every rank: each samples its share of the prompts, then the replies are gathered."""
+        shares = assign_to_ranks([len(prompt.token_ids) for prompt in prompts], rank_count())
+        places = sorted(shares[rank()])
+        replies = self.engine.sample([prompts[place] for place in places], stream, logps)
+        found = {place: reply for part in gathered(list(zip(places, replies, strict=True))) for place, reply in part}
+        return [found[place] for place in range(len(prompts))]
+
+
+class OfRankZero:
+    """An engine with its own processes or servers: only rank 0 has it, and broadcasts the replies part by part."""
+
+    def __init__(self, make: Callable[[], Engine]) -> None:
+        """Raises, on every rank, the UserError of `make`, which only rank 0 calls."""
+        self._engine: Engine | None = None
+        from_main(partial(self._start, make))
+
+    def _start(self, make: Callable[[], Engine]) -> None:
+        with rank_names_hidden():
+            self._engine = make()
+
+    def at(self, temperature: float) -> OfRankZero:
+        other = copy.copy(self)
+        other._engine = self._engine and self._engine.at(temperature)
+        return other
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        return [reply for _, replies in self.sample_parts([prompts], stream, logps) for reply in replies]
+
+    def sample_parts(self, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
+        """The numbers and replies of finished parts, on every rank. All ranks must iterate together."""
+        own = sample_parts(self._engine, parts, stream, logps) if self._engine else iter(())
+        for _ in parts:
+            yield from_main(partial(next, own))
+        from_main(partial(next, own, None))  # lets the engine finish after the last part

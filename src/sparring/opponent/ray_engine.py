@@ -1,4 +1,4 @@
-"""The ray engine: the same sampling on many machines. Ray Data passes batches of prompts to workers that each hold the model.
+"""The ray engine: the same sampling on many machines. Ray Data passes batches of prompts to workers that hold the player.
 
 Ray starts workers, restarts lost ones, repeats their batches and uses nodes that join; nothing of that is done here. Every row has its
 own random stream, so it does not matter which worker samples it, or how often.
@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import os
+import signal
 import socket
+import threading
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,9 +31,75 @@ from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.engines import make_engine
 from sparring.opponent.protocol import Engine, Prompt, Stream
-from sparring.opponent.ray_cluster import address_of, import_ray, join, last_line
 from sparring.opponent.replies import as_columns
 from sparring.policy.compute import memory_error
+
+CONNECT_SECONDS = 10.0
+
+
+def import_ray() -> ModuleType:
+    """Ray with Ray Data."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage reports
+    import ray
+    import ray.data
+
+    return ray
+
+
+def address_of(asked: str | None) -> str:
+    """The address for the option `address`; "local" starts our own Ray."""
+    return asked or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def join(ray: ModuleType, asked: str | None) -> None:
+    """Connect this process to the cluster at `asked`. Raises UserError if none answers."""
+    address = address_of(asked)
+    here = {"include_dashboard": False} if address == "local" else {}
+    sigterm = signal.getsignal(signal.SIGTERM)
+    _quieten(ray)
+    try:
+        _require_listener(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    except (OSError, RuntimeError, ValueError) as error:  # also for a cluster with another version of Ray or Python
+        raise UserError(
+            f"cannot join the Ray cluster at {address!r}: {last_line(error)}",
+            where="sampling.ray.address",
+            remedy="start Ray on this machine (`ray start`, or `ray start --address=HEAD`) and say `auto`; null needs no cluster",
+        ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, sigterm)  # Ray replaces the handler
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    size = ray.cluster_resources()
+    log.info(f"sampling: Ray {ray.__version__} at {address}, {len(nodes)} nodes, {size.get('CPU', 0):g} CPUs, {size.get('GPU', 0):g} GPUs")
+
+
+def _require_listener(address: str) -> None:
+    """Raise OSError within seconds if nothing listens at host:port; Ray itself would try for long."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+
+
+def _quieten(ray: ModuleType) -> None:
+    """Send Ray's output to its log folder, and its messages to the driver (such as lost workers) to the run's log, not the terminal."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler) and type(handler).__module__.startswith("ray."):  # not those that others added
+            handler.setLevel(logging.CRITICAL)
+    ray._private.worker.print_to_stdstream = _to_run_log  # there is no option for it
+
+
+def _to_run_log(batch: dict[str, Any], *_: Any, **__: Any) -> None:
+    for line in batch["lines"]:
+        log.debug(f"ray: {line.strip().splitlines()[0] if line.strip() else ''}")
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error of Ray, below its traces."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
 
 PROMPTS = pa.schema({"row_id": pa.string(), "replica": pa.int32(), "token_ids": pa.list_(pa.int32()), "logps": pa.bool_()})
 REPLIES = pa.schema(

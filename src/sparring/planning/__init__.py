@@ -1,11 +1,10 @@
 """The expected cost of a recipe, before anything is loaded: `sparring plan`.
 
-command.py     from a recipe to the plan, for people and for programs
+command.py     from a recipe to the plan, for people and for programs, and which changes would make it fit
 hardware.py    devices, and how stages spread over them
-shape.py       a model's sizes, from its config alone (given_shape.py: from its number of parameters; known_shapes.py: of public models)
+shape.py       a model's sizes, from its config alone (given_shape.py: of a public model, or from its number of parameters)
 lengths.py     how many rows and tokens there are: measured, given or assumed
 work.py        the work of every stage (tokens, floating-point operations, decoding steps), and its time
 memory.py      the memory of every stage on a device
 estimate.py    the stages of a game put together: the plan
-advice.py      which changes of the recipe would make it fit
 """

@@ -12,8 +12,7 @@ from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_passes, tree_work
-from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, gathered_at_once, held_at_most, tokens_at_once
-from sparring.policy.shares import Parallel
+from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
 from sparring.stage_names import START, iteration_name
 
 
@@ -166,7 +165,7 @@ class _Game:
         return self.recipe.sft or SftSection(**inherited)
 
     def _rft(self, section: ControlSection, forward: float) -> StagePlan:
-        """The winners of iteration 0's replies, whose sampling counts among its cost (rft.py)."""
+        """The winners of iteration 0's replies, whose sampling counts among its cost (control.py)."""
         settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
         drawn = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens

@@ -15,7 +15,7 @@ from functools import lru_cache
 from sparring.config import Recipe
 from sparring.errors import UserError, nearest
 from sparring.policy.container import total_memory
-from sparring.policy.shares import Parallel
+from sparring.policy.footprint import Parallel
 
 GB = 1e9
 

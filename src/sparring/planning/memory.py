@@ -16,13 +16,13 @@ from sparring.policy.footprint import (
     NUMBER_BYTES,
     OPTIMIZER_BYTES,
     PREFILL_TOKENS,
+    Parallel,
     activation_bytes,
     computing_copy_bytes,
     gathered_at_once,
     inner_size,
     logits_bytes,
 )
-from sparring.policy.shares import Parallel
 
 # Measured on CPU with torch 2.13 on Linux, assumed on CUDA: Python, torch and transformers once imported (there: the context); the
 # kernels that oneDNN and torch keep by shape (policy/compute.py bounds them), with a backward pass and without, by the bytes of a

@@ -8,8 +8,7 @@ from typing import Any
 
 from sparring.config import ModelSection
 from sparring.errors import UserError, first_line, nearest
-from sparring.planning.given_shape import GivenShape, given_config
-from sparring.planning.known_shapes import KNOWN_SHAPES
+from sparring.planning.given_shape import KNOWN_SHAPES, GivenShape, given_config
 from sparring.policy.footprint import HeadSizes, head_sizes
 
 # Kinds of layers in a config's `layer_types` that keep no keys and values of every position

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sparring.data.records import Contest, Duel, TokenIds
+from sparring.policy.compute import to_device
 from sparring.policy.packed import no_mask
-from sparring.policy.transfer import to_device
 from sparring.policy.tree_attention import Block, TreeIndex
 
 Layout = Literal["tree", "rows"]

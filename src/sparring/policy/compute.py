@@ -1,4 +1,4 @@
-"""Device and number format in one place, because the opponent pass, training and evaluation must use the same arithmetic."""
+"""Device, number format and transfers in one place, because the opponent pass, training and evaluation must use the same."""
 
 from __future__ import annotations
 
@@ -7,21 +7,41 @@ import gc
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.policy import strategies
 from sparring.policy.container import available_memory
-from sparring.policy.footprint import gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.footprint import Parallel, gathered_at_once, held_at_most, tokens_at_once
 from sparring.policy.packed import is_out_of_memory
-from sparring.policy.shares import Parallel
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`. A plain copy to a GPU would first wait until all that was asked of the GPU is done; one from pinned memory does
+    not, and torch keeps that memory until the copy is made."""
+    if device.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def model_on(device: torch.device, model: M) -> M:
+    """`model` moved to `device`. `PreTrainedModel.to` is decorated so that its arguments are lost to a type checker."""
+    return model.to(device)
+
+
+def tensor_on(device: torch.device, values: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """`torch.tensor(values)` on `device`, without a wait."""
+    return to_device(torch.tensor(values, dtype=dtype), device)
+
 
 # Capacity of the kernel caches of oneDNN and of torch's layer over it; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}

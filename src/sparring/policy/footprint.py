@@ -1,4 +1,4 @@
-"""Bytes of weights, optimizers and activations, computed from the shape of a model. Imports no torch, so that `plan` works without it.
+"""How ranks share what a training holds, and bytes of weights, optimizers and activations from the shape of a model. Imports no torch.
 
 `compute.py` chooses the micro-batches of a run with it, `sparring plan` estimates the memory of the stages.
 """
@@ -9,7 +9,27 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.policy.shares import Parallel
+
+@dataclass(frozen=True)
+class Parallel:
+    """`devices` that work on one stage, and how they share it."""
+
+    devices: int = 1
+    strategy: str = "single"
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether each device holds a part of the float32 weights, the gradients and the optimizer states.
+
+        A layer's weights are then gathered, in the format that computes, when it is their turn, so that there is no copy in it.
+        """
+        return self.strategy == "fsdp2"
+
+    @property
+    def part(self) -> float:
+        """The share of weights, gradients and optimizer states that one device holds."""
+        return 1 / self.devices if self.is_sharded else 1.0
+
 
 # Logits of this many reply tokens exist at once.
 HEAD_CHUNK = 1024

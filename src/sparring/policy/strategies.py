@@ -53,7 +53,7 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
     if is_sharded():
-        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by training/sharded.py
+        _joined.state.fsdp_plugin.cpu_ram_efficient_loading = False  # weights are distributed by training/ranked.py
     return _joined
 
 

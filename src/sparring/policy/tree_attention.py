@@ -21,9 +21,9 @@ from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 from transformers.integrations.flex_attention import flex_attention_forward
 
+from sparring.policy.compute import tensor_on, to_device
 from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
-from sparring.policy.transfer import tensor_on, to_device
 
 # Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
 MAX_PADDING = 0.15

@@ -11,8 +11,7 @@ from typing import Any
 from sparring.config import Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.publish.graded_cards import how_learned, pairs_body
-from sparring.publish.licences import Licence, licence_of
-from sparring.publish.names import is_hub_id, public
+from sparring.publish.names import Licence, is_hub_id, licence_of, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from sparring.report.svg import INK, LINE, MUTED, PAPER, SERIES, set_tooltips, to_svg
+from sparring.report.page import INK, LINE, MUTED, PAPER, SERIES, set_tooltips, to_svg
 from sparring.report.untrusted import visible
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
-from sparring.report.ranking import SAMPLES, ranking
+from sparring.report.outcome import SAMPLES, ranking
 from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json, read_object

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
-from sparring.report.headroom import headroom_of
-from sparring.report.ranking import ranking
-from sparring.report.tables import rows_of
+from sparring.report.outcome import ranking
+from sparring.report.tables import headroom_of, rows_of
 from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
 from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
-METRICS, SUMMARY, REPORT = "metrics.jsonl", "summary.json", "report.html"
+METRICS, SUMMARY = "metrics.jsonl", "summary.json"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 
 OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")

@@ -1,17 +1,21 @@
-"""The terminal's tables: every row a model, every number with its standard error."""
+"""The terminal's tables: every row a model, every number with its standard error; and what a start leaves to gain."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from markupsafe import Markup
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from sparring.console import fitting
-from sparring.stage_names import START, evaluate_stage, iteration_stage, start_title
+from sparring.report.page import paragraph, table
+from sparring.rundir import read_json
+from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, start_title
 
 Scores = Mapping[str, Any]
 
@@ -189,3 +193,48 @@ def _table(title: str, columns: list[Column], rows: list[Row], first: str, conso
 def _fits(table: Table, console: Console) -> bool:
     unlimited = console.options.update(max_width=10_000)
     return Measurement.get(console, unlimited, table).maximum <= console.width
+
+
+TITLE = "Headroom of the start"
+# score -> its name; k is the number of replies
+NAMES = {
+    "pass_at_1": "pass@1",
+    "greedy": "greedy",
+    "cool": "at temperature 0.7",
+    "majority": "maj@{k}",
+    "any": "pass@{k}",
+    "nll": "NLL / token",
+    "nll_after": "NLL after more SFT",
+}
+
+
+def headroom_of(root: Path) -> dict[str, Any] | None:
+    """What the run in `root` has measured of its start; None where there is none yet."""
+    file = root / headroom_stage() / HEADROOM
+    return read_json(file) if file.exists() else None
+
+
+def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> value with its standard error, of what was measured."""
+    return {
+        name.format(k=found["k"]): f"{score['value']:.3f} ± {score['stderr'] or 0:.3f}"
+        for key, name in NAMES.items()
+        if (score := found["scores"].get(key)) is not None
+    }
+
+
+def print_headroom(found: Mapping[str, Any], console: Console) -> None:
+    """The table in one row, and its sentence."""
+    cells = headroom_cells(found)
+    shown = Table(title=TITLE, title_justify="left")
+    for name in cells:
+        shown.add_column(name, justify="right")
+    shown.add_row(*(fitting(cell, console) for cell in cells.values()))
+    console.print(shown)
+    console.print(Text(found["sentence"]))
+
+
+def headroom_markup(found: Mapping[str, Any]) -> Markup:
+    """The same for the page."""
+    cells = headroom_cells(found)
+    return paragraph(found["sentence"]) + table(f"{TITLE} (± standard error over prompts)", ["", *cells], [["start", *cells.values()]])

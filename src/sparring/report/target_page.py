@@ -1,18 +1,104 @@
-"""The part of the report on a verified or majority target: the rule, outcomes of prompts, rates, examples of winners and losers."""
+"""The part of the report on a verified or majority target: rule, outcomes of prompts, rates, and prompts with all their replies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from markupsafe import Markup
 
+from sparring.data.prepare import read_played
+from sparring.data.records import Example, Reply
+from sparring.data.tables import read_rows
 from sparring.report import plots
-from sparring.report.contests import shown_prompts
 from sparring.report.page import PageSection, figure, figures, paragraph, render, table
 from sparring.report.plots import PlottedScore
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
 from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, Row, outcome_rows, rate_columns
+from sparring.report.untrusted import shortened
+from sparring.stage_names import iteration_stage
+from sparring.targets import TARGETS, Candidate, Candidates, Selection
+from sparring.targets.select import HUMAN, OUTCOMES, candidates_of, rules_of
+
+MOST_PROMPTS = 8
+CUT_AT = 1200  # characters of a text
+WON, LOST, NEITHER = "wins", "loses", "neither wins nor loses"
+
+
+@dataclass(frozen=True)
+class ShownReply:
+    """`by`: "human", the number of the reply, or a model; `role`, `facts`: whether it won and how it was graded, where it was."""
+
+    by: str
+    text: str
+    role: str = ""
+    facts: str = ""
+
+
+@dataclass(frozen=True)
+class ShownPrompt:
+    """`heading`: the outcome, in words; `replies`: the human one first, then winners, then losers."""
+
+    prompt: str
+    heading: str
+    replies: tuple[ShownReply, ...]
+
+
+def shown_prompts(run: RunFiles, t: int) -> list[ShownPrompt]:
+    """Some prompts of iteration t: those that were decided first, at most MOST_PROMPTS. Empty where the run has not kept their grades."""
+    graded, generated = (run.root / iteration_stage(t, part) for part in ("grade", "generate"))
+    shards = sorted(graded.glob("shard-*.parquet"))
+    if not shards or not generated.is_dir():
+        return []
+    # prompts without replies come after the others
+    rows = [row for shard in dict.fromkeys((shards[0], shards[-1])) for row in read_rows(shard)]
+    by_row: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_row.setdefault(row["row_id"], []).append(row)
+    replies = [Reply.of_row(row) for row in read_rows(generated, by_row)]
+    examples = read_played(run.root / "data", by_row)
+    found = candidates_of(rows, replies, examples, run.recipe.target.pass_score)
+    target, rules = TARGETS[run.recipe.target.kind], rules_of(run.recipe)
+    selected = {row_id: target(candidates, rules) for row_id, candidates in found.items()}
+    order = sorted(examples, key=lambda example: (OUTCOMES.index(selected[example.row_id].outcome), example.row_id))
+    return [_shown(e, found[e.row_id], selected[e.row_id], by_row[e.row_id]) for e in order[:MOST_PROMPTS]]
+
+
+def _shown(example: Example, candidates: Candidates, selection: Selection, rows: Sequence[Mapping[str, Any]]) -> ShownPrompt:
+    roles = {WON: 0, LOST: 1, NEITHER: 2}
+    replies = sorted(_replies(candidates, selection, rows), key=lambda reply: (reply.by != "human", roles[reply.role]))
+    prompt = example.conversation.prompt[-1]["content"]
+    return ShownPrompt(shortened(prompt, CUT_AT), selection.outcome.replace("_", " "), tuple(replies))
+
+
+def _replies(candidates: Candidates, selection: Selection, rows: Sequence[Mapping[str, Any]]) -> Iterator[ShownReply]:
+    graded = {row["replica"]: row for row in rows}
+    if candidates.human is not None:
+        human = candidates.human
+        role = WON if any(winner is human for winner in selection.winners) else NEITHER
+        yield ShownReply("human", shortened(human.text, CUT_AT), role, _facts(graded.get(HUMAN), is_complete=True))
+    of_model = [row for row in rows if row["replica"] != HUMAN]
+    for row, candidate in zip(of_model, candidates.replies, strict=True):
+        text = shortened(candidate.text, CUT_AT)
+        yield ShownReply(str(row["replica"]), text, _role(candidate, selection), _facts(row, candidate.is_complete))
+
+
+def _role(candidate: Candidate, selection: Selection) -> str:
+    """A reply that repeats a winner or a loser, word for word, counts once, and is shown as what it repeats; a cut one never wins."""
+    if candidate.is_complete and any(candidate.text == winner.text for winner in selection.winners):
+        return WON
+    return LOST if any(candidate.text == loser.text for loser in selection.losers) else NEITHER
+
+
+def _facts(row: Mapping[str, Any] | None, is_complete: bool) -> str:
+    if row is None:
+        return "not graded"
+    score = "no score" if row["score"] is None else f"score {row['score']:g}"
+    answer = "no answer" if row["answer"] is None else f"answer {shortened(row['answer'], CUT_AT)}"
+    return " · ".join([score, answer, shortened(row["reason"], CUT_AT), *([] if is_complete else ["cut at the limit"])])
+
 
 RATE_CAPTIONS = {
     "pass_rate": "Share of the replies to training prompts that the checker passes.",

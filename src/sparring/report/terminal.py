@@ -12,10 +12,8 @@ from rich.text import Text
 
 from sparring.config import recipe_of_run
 from sparring.console import printable
-from sparring.report.headroom import print_headroom
 from sparring.report.health import signs, warnings
-from sparring.report.outcome import next_steps, verdict_lines
-from sparring.report.ranking import SAMPLES, read_samples
+from sparring.report.outcome import SAMPLES, next_steps, read_samples, verdict_lines
 from sparring.report.run_files import SHOWCASE, shown_of
 from sparring.report.tables import (
     DUEL_COLUMNS,
@@ -26,6 +24,7 @@ from sparring.report.tables import (
     Row,
     outcome_rows,
     print_benchmarks,
+    print_headroom,
     print_table,
     quality_columns,
     rate_columns,

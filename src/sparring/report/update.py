@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from sparring.console import log
-from sparring.report.summary import REPORT
+from sparring.report.outcome import REPORT
 
 UPDATE_SECONDS = 60.0
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
-from sparring.checkers.own import TRIED
+from sparring.checkers.make import TRIED
 from sparring.config import ENGINES, Recipe, defaults_with_grades, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
@@ -22,7 +22,7 @@ from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext, parallel_of
 from sparring.stages.results import showcase_turns
-from sparring.training.optimizers import require_four_bit, require_optimizer, require_shardable
+from sparring.training.masters import require_four_bit, require_optimizer, require_shardable
 
 LONG_SHARE = 0.95
 

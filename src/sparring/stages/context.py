@@ -15,14 +15,13 @@ from sparring.data.prepare import PROMPTS, prepare, read_examples, write_example
 from sparring.errors import UserError
 from sparring.launch import process_count, ranks_here
 from sparring.policy.compute import free_memory, make_accelerator, token_budget
+from sparring.policy.footprint import Parallel
 from sparring.policy.load import ModelSource, find_model, load_tokenizer, model_facts, model_shape
 from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
-from sparring.policy.shares import Parallel
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
-from sparring.stages.inputs import Examples, Played, Replying
-from sparring.stages.making import StageRunner
+from sparring.stages.run_stage import Examples, Played, Replying, StageRunner
 
 CHOSEN = "micro_batch.json"
 

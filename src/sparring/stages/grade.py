@@ -21,7 +21,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_of, iteration_stage
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
-from sparring.stages.inputs import Played
+from sparring.stages.run_stage import Played
 from sparring.targets import Candidates
 from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of

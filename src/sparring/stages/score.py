@@ -15,7 +15,7 @@ from sparring.policy.player import Player
 from sparring.rundir import StageRecord, differences
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import RunContext
-from sparring.stages.inputs import Scoring, duels_digest
+from sparring.stages.run_stage import Scoring, duels_digest
 from sparring.stages.sft import sft
 from sparring.targets.window import Window
 from sparring.training.opponent_pass import joined_logps, score_duels

@@ -12,12 +12,11 @@ from sparring.objectives.shared import Comparison, Objective
 from sparring.policy.player import Player
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext
-from sparring.stages.fitting import fit_model
 from sparring.stages.score import Scored
-from sparring.training.contests import contest_task
+from sparring.stages.sft import fit_model
 from sparring.training.opponent_pass import joined_logps
 from sparring.training.plan import iteration_plan
-from sparring.training.tasks import duel_task
+from sparring.training.tasks import contest_task, duel_task
 
 
 def train(context: RunContext, opponent: Player, scored: Scored, t: int) -> Player:
