@@ -47,8 +47,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": FLOOR | {"data.prepare", "data.records", "data.tables", "targets"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},
-    "launch": FLOOR,
-    "stages": STAGES | {"launch"},
+    "calls": {"errors", "console"},
+    "launch": FLOOR | {"calls"},
+    "stages": STAGES | {"launch", "calls"},
     "cost": FLOOR,
     "dpo": STAGES | {"stages"},
     "control": STAGES | {"stages", "cost", "dpo"},

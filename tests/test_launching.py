@@ -48,9 +48,12 @@ TRAIN, SCORE, MEASURE = "iterations/000/train", "iterations/000/score", "iterati
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that is free, as the next one is."""
+    while True:
+        with socket.socket() as probe, socket.socket() as following, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 0))
+            following.bind(("127.0.0.1", probe.getsockname()[1] + 1))
+            return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +250,7 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
         happened.append("engine")
         return TransformersEngine(load_sampler(settings, folder), settings.sampling, chat.stop_ids)
 
-    def launched(recipe: Recipe, root: Path, stage: str) -> None:
+    def launched(recipe: Recipe, root: Path, stage: str, calls: object) -> None:
         happened.append(stage)
         with pytest.raises(TargetReached):
             measure(RunContext(recipe, RunDir(root), target=stage), start, None, sampling_round=0)
@@ -339,27 +342,6 @@ def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
     assert_same_player(scored, inline)
 
 
-def test_a_call_ends_with_its_stage(begun: Game, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that lends its ranks to a call from before a kill must not answer the next one for the same stage when that is over."""
-    recipe = load_recipe(recipe_of(begun), [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1"])
-    seen: list[Any] = []
-
-    def ranks_that_fail(_: LauncherSection, root: Path, stage: str) -> None:
-        seen.append(launching._read_call(root))
-        if stage == TRAIN:
-            raise RuntimeError("a rank was killed")
-
-    monkeypatch.setattr(launching, "_run_ranks", ranks_that_fail)
-    with launching.calling(recipe, begun.root):
-        launching.launch(recipe, begun.root, SCORE)
-        assert launching._read_call(begun.root) is None
-        with pytest.raises(RuntimeError):
-            launching.launch(recipe, begun.root, TRAIN)
-        assert launching._read_call(begun.root) is None
-    assert [call["stage"] for call in seen] == [SCORE, TRAIN]
-    assert launching._read_call(begun.root)["stage"] is None, "the others may go home"
-
-
 def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
     """Typed again while the first one still waits, the command would send as many ranks again."""
     with locks.hold(begun.root, ".lock-machine-1"):
@@ -368,7 +350,7 @@ def test_a_machine_lends_its_ranks_once(begun: Game) -> None:
 
 
 def test_a_machine_says_that_it_waits(begun: Game, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(launching, "_answer_calls", lambda *_: None)
+    monkeypatch.setattr(launching, "answer_calls", lambda *_: None)
     caplog.set_level("WARNING", "sparring")  # as in a new process
     caplog.handler.setLevel(0)
     more = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1", "launcher.machine_rank=1"]
@@ -410,6 +392,17 @@ def test_what_this_machine_cannot_start(tmp_path: Path) -> None:
         check_launcher(LauncherSection(processes=3, machines=2, main_process_ip="127.0.0.1", cpu=True))
     with taken_port() as port, pytest.raises(UserError, match="choose another port, the same on all machines"):
         check_launcher(LauncherSection(processes=2, machines=2, main_process_ip="127.0.0.1", main_process_port=port, cpu=True))
+    file = tmp_path / "accelerate.yaml"
+    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 2\nmain_process_ip: null\n", encoding="utf-8")
+    with pytest.raises(UserError, match="the address of machine 0 is missing, here and in"):
+        launching._calls_address(LauncherSection(machines=2, config_file=str(file)))
+
+
+def test_a_taken_port_for_the_calls_of_machine_0(begun: Game) -> None:
+    with taken_port() as port:
+        meeting = ["launcher.machines=2", "launcher.main_process_ip=127.0.0.1", f"launcher.main_process_port={port - 1}"]
+        result = begun.run(*TWO_RANKS, *meeting)
+    assert result.code == 2 and f"(127.0.0.1:{port})" in result.err and "Traceback" not in result.err
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """Starting a stage on many ranks with `accelerate launch`, on one machine or several, and reporting their errors.
 
-Machine 0 plays the game; where a stage is to be computed by many ranks it writes the call for it into the run directory and starts its
-own ranks. The other machines wait for such calls. The ranks meet by torch's rendezvous; which of them does what is Accelerate's and
-torch's affair.
+Machine 0 plays the game; where a stage is to be computed by many ranks it calls the other machines (calls.py) and starts its own ranks. The
+ranks meet by torch's rendezvous; which of them does what is Accelerate's and torch's affair.
 """
 
 from __future__ import annotations
@@ -15,28 +14,25 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sparring import locks
+from sparring.calls import WHERE, Address, Calls, answer_calls
 from sparring.config import LauncherSection, Recipe, to_yaml
 from sparring.config.sections.launcher import NO_DEEPSPEED
 from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
-from sparring.rundir import read_json, write_json, write_text
+from sparring.rundir import write_text
 
 # Names in the ranks' environment: where to leave word of what stopped them, and whether warnings alone are wanted
 REPORTS, QUIET = "SPARRING_REPORTS", "SPARRING_QUIET"
-CALL, CALLED_RECIPE = "launch.json", "launch.yaml"
+CALLED_RECIPE = "launch.yaml"
 # So that nothing of the user's own `accelerate config` gets in
 NO_CONFIG = Path(__file__).with_name("accelerate.yaml")
 DEFAULT_PORT = 29500
-POLL_SECONDS = 0.5
-# How long a machine that finds an old game ended waits for a new one
-GRACE_SECONDS = 60.0
 PATIENCE_SECONDS = 30.0
 
 
@@ -53,54 +49,41 @@ def check_launcher(launcher: LauncherSection) -> None:
         _check_port(launcher, launcher.main_process_ip or file.main_process_ip, port or file.main_process_port)
 
 
-@contextlib.contextmanager
-def calling(recipe: Recipe, root: Path) -> Iterator[None]:
-    """The time of a game on machine 0: old calls do not count, and at its end the other machines are let go."""
-    several = recipe.launcher.machines > 1
-    if several:
-        (root / CALL).unlink(missing_ok=True)
-    yield
-    if several:
-        write_json(root / CALL, {"attempt": uuid.uuid4().hex, "stage": None})
+def open_calls(recipe: Recipe) -> AbstractContextManager[Calls | None]:
+    """Machine 0's calls to the others, for the time of a game; None where it plays alone. Raises UserError where it cannot listen."""
+    launcher = recipe.launcher
+    if launcher.machines == 1:
+        return contextlib.nullcontext()
+    address = _calls_address(launcher)
+    try:
+        return Calls(address, launcher.machines, recipe.seed)
+    except OSError as error:
+        raise _taken(launcher, address, error) from None
 
 
-def launch(recipe: Recipe, root: Path, stage: str) -> None:
+def launch(recipe: Recipe, root: Path, stage: str, calls: Calls | None = None) -> None:
     """Have the ranks compute a stage of the run in `root`, which their rank 0 commits.
 
     Raises their UserError, or RuntimeError if a rank was killed or failed: the run can resume from the last checkpoint.
     """
     write_text(root / CALLED_RECIPE, to_yaml(recipe))
-    if recipe.launcher.machines > 1:
-        write_json(root / CALL, {"attempt": uuid.uuid4().hex, "stage": stage})
-        log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines meet at {_meeting_point(recipe.launcher)}")
-    try:
+    if calls is not None:
+        address, port = _meeting_point(recipe.launcher)
+        log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines meet at {address}:{port}")
+    with contextlib.nullcontext() if calls is None else calls.call(stage):
         _run_ranks(recipe.launcher, root, stage)
-    finally:  # who comes now would wait for ranks that have ended, and meet those of the next stage
-        (root / CALL).unlink(missing_ok=True)
 
 
 def follow(recipe: Recipe, root: Path) -> None:
-    """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where another process
-    does so already for the same machine: both would send ranks."""
-    check_launcher(recipe.launcher)
+    """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where machine 0 does
+    not answer, or another process of this machine does the same: both would send ranks."""
+    launcher = recipe.launcher
+    check_launcher(launcher)
     log.setLevel(logging.INFO)  # of the run's log file, which would set it, machine 0 is the writer
-    number = recipe.launcher.machine_rank
+    number, address = launcher.machine_rank, _calls_address(launcher)
     with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
-        log.info(f"machine {number} of {recipe.launcher.machines}: waiting for calls of machine 0 in {root}")
-        _answer_calls(recipe.launcher, root)
-
-
-def _answer_calls(launcher: LauncherSection, root: Path) -> None:
-    seen, began = None, time.monotonic()
-    while True:
-        call = _read_call(root)
-        if call is not None and call["attempt"] != seen:
-            if call["stage"] is not None:
-                seen = call["attempt"]
-                _start_ranks(launcher, root, call["stage"])
-            elif seen is not None or time.monotonic() - began > GRACE_SECONDS:
-                return
-        time.sleep(POLL_SECONDS)
+        log.info(f"machine {number} of {launcher.machines}: waiting for calls of machine 0 at {address[0]}:{address[1]}")
+        answer_calls(address, number, recipe.seed, lambda stage: _start_ranks(launcher, root, stage))
 
 
 def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
@@ -193,15 +176,19 @@ def _start_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
         log.warning(f"{error}\nwaiting for machine 0 to resume")
 
 
-def _read_call(root: Path) -> dict[str, Any] | None:
-    try:
-        return read_json(root / CALL)
-    except OSError:  # none, or one that was just taken back
-        return None
+def _meeting_point(launcher: LauncherSection) -> Address:
+    """Where the ranks of several machines meet."""
+    file = None if launcher.config_file is None else _read_config_file(Path(launcher.config_file).expanduser())
+    return launcher.main_process_ip or getattr(file, "main_process_ip", None) or "", launcher.main_process_port or DEFAULT_PORT
 
 
-def _meeting_point(launcher: LauncherSection) -> str:
-    return f"{launcher.main_process_ip or 'the address in the config file'}:{launcher.main_process_port or DEFAULT_PORT}"
+def _calls_address(launcher: LauncherSection) -> Address:
+    """The next port is for the calls of machine 0."""
+    address, port = _meeting_point(launcher)
+    if not address:
+        what = f"the address of machine 0 is missing, here and in {launcher.config_file}"
+        raise UserError(what, where="launcher.main_process_ip", remedy="give it, the same on all machines")
+    return address, port + 1
 
 
 def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
@@ -268,11 +255,15 @@ def _check_port(launcher: LauncherSection, address: str | None, port: int | None
         try:
             probe.bind((address or "", port))
         except OSError as error:
-            raise UserError(
-                f"the ranks cannot meet there: {error.strerror}",
-                where=f"launcher.main_process_ip, launcher.main_process_port ({address or ''}:{port})",
-                remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or name none",
-            ) from None
+            raise _taken(launcher, (address or "", port), error) from None
+
+
+def _taken(launcher: LauncherSection, address: Address, error: OSError) -> UserError:
+    return UserError(
+        f"the ranks cannot meet there: {error.strerror}",
+        where=f"{WHERE} ({address[0]}:{address[1]})",
+        remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or name none",
+    )
 
 
 def _gpus() -> int:

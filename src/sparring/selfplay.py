@@ -13,7 +13,7 @@ from sparring.control import GameResult, check_controls, from_iteration, play_co
 from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
 from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
-from sparring.launch import calling, follow
+from sparring.launch import follow, open_calls
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
@@ -53,8 +53,8 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(recipe))
-            with calling(recipe, directory.root), tracked(recipe, directory.root):
-                return play(RunContext(recipe, directory))
+            with open_calls(recipe) as calls, tracked(recipe, directory.root):
+                return play(RunContext(recipe, directory, calls=calls))
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone
             if interrupts.were_received():

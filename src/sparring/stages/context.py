@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sparring.calls import Calls
 from sparring.config import DataSection, LauncherSection, OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
@@ -73,9 +74,9 @@ class Common:
 class RunContext:
     """A recipe in its run directory, with base model and data; each is prepared on first access."""
 
-    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None if it plays the game."""
-        self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target)
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
+        """target: the one stage that this process computes as one of several ranks; None if it plays the game. calls: to other machines."""
+        self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target, calls)
 
     @property
     def is_rank(self) -> bool:

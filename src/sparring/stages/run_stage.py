@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, Protocol, Self, runtime_checkable
 
+from sparring.calls import Calls
 from sparring.checkers.grades import Checker
 from sparring.config import BenchmarksSection, DataSection, OptimSection, PairsSection, Recipe, SamplerSettings, Section
 from sparring.console import log
@@ -167,9 +168,9 @@ class TargetReached(Exception):
 class StageRunner:
     """Computes the stages of one run."""
 
-    def __init__(self, recipe: Recipe, run: RunDir, target: str | None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None if it plays the game."""
-        self.recipe, self.run, self.target = recipe, run, target
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None, calls: Calls | None) -> None:
+        """target: the one stage that this process computes as one of several ranks; None if it plays the game. calls: to other machines."""
+        self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
 
     def run_stage(self, name: str, work: Work, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
@@ -216,7 +217,7 @@ class StageRunner:
             alone(begun)
             release_memory()
         with at_stage(name, in_ranks=True):
-            launch(self.recipe, self.run.root, name)
+            launch(self.recipe, self.run.root, name, self.calls)
         record = self.run.finished(name)
         assert record is not None, f"the ranks of {name} have left it unfinished"
         return record

@@ -34,8 +34,10 @@ class LauncherSection(Section):
         0, description="Number of this machine: 0 plays the game, the others wait for its calls and start their ranks."
     )
     main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
-    main_process_port: Annotated[int, Field(ge=1, le=65535)] | None = Field(
-        None, description="Port of machine 0 where the ranks meet. When null: any free one, or 29500 with several machines."
+    main_process_port: Annotated[int, Field(ge=1, le=65534)] | None = Field(
+        None,
+        description="Port of machine 0 where the ranks meet; several machines use the next one too, for its calls. When null: any free "
+        "one, or 29500 with several machines.",
     )
     strategy: Literal["ddp", "fsdp2"] = Field(
         "ddp",

@@ -1,0 +1,173 @@
+"""Calls of machine 0 to the other machines of a game: which stage their ranks compute together next.
+
+Machine 0 listens while its game lasts. Every other machine connects and asks for the next call, by a line of JSON, and is answered as soon
+as there is one. A connection that closes says that machine 0 has stopped. The ranks themselves meet by torch's rendezvous.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from socketserver import StreamRequestHandler, ThreadingTCPServer
+from typing import Any, NamedTuple, Self
+
+from sparring.console import counted, log
+from sparring.errors import UserError
+
+Address = tuple[str, int]
+
+WHERE = "launcher.main_process_ip, launcher.main_process_port"
+# How long machine 0 waits at the end of its game for machines that have not heard of it, and the others for machine 0 to start or resume
+FAREWELL_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
+CONNECT_SECONDS, RETRY_SECONDS = 10.0, 0.5
+MOST_BYTES = 1000  # of a question
+
+
+class Call(NamedTuple):
+    """`stage` is None at the end of the game."""
+
+    number: int
+    stage: str | None
+
+
+class Calls:
+    """Machine 0's side. A call lasts as long as its ranks: a machine that asks later gets the next one."""
+
+    def __init__(self, address: Address, machines: int, seed: int) -> None:
+        """machines: how many play, machine 0 included. Raises OSError where it cannot listen."""
+        self._others, self._seed = machines - 1, seed
+        self._changed = threading.Condition()
+        self._call: Call | None = None
+        self._count, self._is_over = 0, False
+        self._released: set[int] = set()
+        self._server = _Server(address, self)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Let the other machines go where the game has ended; after an error they wait for machine 0 to resume."""
+        try:
+            if error is None:
+                self._end()
+        finally:
+            with self._changed:
+                self._is_over = True
+                self._changed.notify_all()
+            self._server.shutdown()
+            self._server.server_close()
+
+    @contextlib.contextmanager
+    def call(self, stage: str) -> Iterator[None]:
+        """The time of a stage's ranks."""
+        self._set(stage)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._call = None
+
+    def next_after(self, number: int, seed: int) -> Call | None:
+        """The call after that of this number, waited for; None where there will be none, or another seed's game is played."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_over or seed != self._seed or (self._call is not None and self._call.number > number))
+            return None if self._is_over or seed != self._seed else self._call
+
+    def release(self, machine: int) -> None:
+        """`machine` has heard that the game has ended."""
+        with self._changed:
+            self._released.add(machine)
+            self._changed.notify_all()
+
+    def _end(self) -> None:
+        self._set(None)
+        with self._changed:
+            if not self._changed.wait_for(self._all_released, 1):
+                log.info(f"waiting at most {FAREWELL_SECONDS:.0f} s for the other {counted(self._others, 'machine')} to end")
+                self._changed.wait_for(self._all_released, FAREWELL_SECONDS)
+
+    def _set(self, stage: str | None) -> None:
+        with self._changed:
+            self._count += 1
+            self._call = Call(self._count, stage)
+            self._changed.notify_all()
+
+    def _all_released(self) -> bool:
+        return len(self._released) >= self._others
+
+
+class _Server(ThreadingTCPServer):
+    allow_reuse_address, daemon_threads = True, True
+
+    def __init__(self, address: Address, calls: Calls) -> None:
+        super().__init__(address, _Handler)
+        self.calls = calls
+
+
+class _Handler(StreamRequestHandler):
+    server: _Server
+
+    def handle(self) -> None:
+        """Answer the questions of one machine. Whatever else connects to the port is sent away."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            while line := self.rfile.readline(MOST_BYTES):
+                asked = json.loads(line)
+                call = self.server.calls.next_after(asked["after"], asked["seed"])
+                if call is None:
+                    return
+                self.wfile.write(json.dumps(call._asdict()).encode() + b"\n")
+                if call.stage is None:
+                    self.server.calls.release(asked["machine"])
+
+
+def answer_calls(address: Address, machine: int, seed: int, start: Callable[[str], None]) -> None:
+    """Call `start` with every stage that machine 0 calls for, until its game ends.
+
+    Raises UserError where machine 0 cannot be reached for `PATIENCE_SECONDS`, which is also the time that it has to resume after a fault.
+    """
+    heard = time.monotonic()
+    while time.monotonic() - heard < PATIENCE_SECONDS:
+        try:
+            with socket.create_connection(address, CONNECT_SECONDS) as connection:
+                connection.settimeout(None)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                for stage in _calls(connection, machine, seed):
+                    start(stage)
+                    heard = time.monotonic()
+                return
+        except socket.gaierror as error:
+            raise UserError(f"{address[0]} is not the address of a machine: {error.strerror}", where=WHERE) from None
+        except OSError:  # not there yet, or stopped
+            time.sleep(RETRY_SECONDS)
+    raise UserError(
+        f"machine 0 has not answered at {address[0]}:{address[1]} for {PATIENCE_SECONDS / 60:.0f} minutes",
+        where=WHERE,
+        remedy="start `sparring run` on it, and here again",
+    )
+
+
+def _calls(connection: socket.socket, machine: int, seed: int) -> Iterator[str]:
+    """The stages to compute. Raises ConnectionError where machine 0 stops before its game ends."""
+    number = 0
+    with connection.makefile("rw", encoding="utf-8") as lines:
+        while True:
+            lines.write(json.dumps({"machine": machine, "seed": seed, "after": number}) + "\n")
+            lines.flush()
+            call = _read(lines.readline())
+            if call.stage is None:
+                return
+            number = call.number
+            yield call.stage
+
+
+def _read(line: str) -> Call:
+    try:
+        found: dict[str, Any] = json.loads(line)
+        return Call(found["number"], found["stage"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConnectionError("machine 0 has stopped, or another program answers") from error
