@@ -72,9 +72,10 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
-    """Every arm at its last iteration, beside the continued SFT that came out best on the test itself, which favours that control."""
+    """Every arm at its last iteration, beside the continued SFT of all seeds that came out best on the test itself, which favours it."""
     arms = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
-    best = max((arm for arm in arms if SFT.fullmatch(arm)), key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
+    controls = [arm for arm, of in arms.items() if SFT.fullmatch(arm) and len(of) == len(seeds)]
+    best = max(controls, key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
     kept = {arm: of for arm, of in arms.items() if not SFT.fullmatch(arm) or arm == best}
     shown = [metric for metric in COLUMNS if metric in next(iter(kept["start"].values()))]
     heads = [*(COLUMNS[metric] for metric in shown), "pass@1, round by round", f"less {_title(best)}: pass@1", "million forward tokens"]
