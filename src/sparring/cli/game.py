@@ -23,8 +23,8 @@ def run(
     restart_from: Annotated[
         str | None,
         typer.Option(
-            help="Redo this stage and all after it, for example sft or iterations/001/train. Leave it out in the next call, which would "
-            "redo them once more."
+            help="Redo this stage and all after it, for example sft or iterations/001/train. Leave it out when you resume, "
+            "or they are redone again."
         ),
     ] = None,
     quiet: Quiet = False,

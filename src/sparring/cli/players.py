@@ -125,7 +125,7 @@ def grade_replies(
 
 
 def check_checker(
-    checker: Annotated[str, typer.Argument(metavar="CHECKER", help=f"{CHECKERS[0].upper()}{CHECKERS[1:]}.", show_default=False)],
+    checker: Annotated[str, typer.Argument(metavar="CHECKER", help=f"Its name: {CHECKERS}.", show_default=False)],
     source: Annotated[
         str,
         typer.Argument(
@@ -175,7 +175,7 @@ def push(
     ] = None,
     iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or continued-sft.")] = "best",
     all_iterations: Annotated[
-        bool, typer.Option("--all-iterations", help="Every iteration's player too, in branches iteration-0, iteration-1, ...")
+        bool, typer.Option("--all-iterations", help="Also push every iteration's player, to branches iteration-0, iteration-1, ...")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch for the player; main when not given.", show_default=False)] = None,
     private: Annotated[bool, typer.Option("--private", help="Create new repositories as private.")] = False,

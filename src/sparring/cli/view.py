@@ -54,7 +54,7 @@ def watch(run: RunFolder) -> None:
 
 def compare(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories; that of a recipe with `seeds` too.", show_default=False)
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, also those of recipes with `seeds`.", show_default=False)
     ],
     against: Annotated[
         str | None,

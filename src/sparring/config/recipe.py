@@ -74,7 +74,8 @@ class Recipe(Section):
     seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
     seeds: SeedList | None = Field(
         None,
-        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; no `seed` then.",
+        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; replaces "
+        "`seed`.",
     )
     model: ModelSection = Field(description="The model that plays.")
     data: DataSection = Field(description="Its SFT data.")
@@ -83,22 +84,22 @@ class Recipe(Section):
         description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
         "model as it is.",
     )
-    iterations: Iterations = Field(3, description="Self-play iterations at most; the paper plays 4.")
+    iterations: Iterations = Field(3, description="Maximum number of self-play iterations; the paper uses 4.")
     sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are sampled.")
     objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
     train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
-    target: TargetSection = Field(default_factory=TargetSection, description="Who wins a duel.")
+    target: TargetSection = Field(default_factory=TargetSection, description="Which replies win.")
     evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
     stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
     controls: tuple[ControlSection, ...] = Field(
         (),
-        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null "
-        "plays without.",
+        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, "
+        "null trains none.",
     )
     launcher: LauncherSection = Field(
         default_factory=lambda: LauncherSection(kind="inline"),
-        description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
-        "`launcher: inline` in short, or in several. Results are the same up to rounding, and a run may resume under another launcher: "
+        description="Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, "
+        "the default) or in several. Results are the same up to rounding, and a run may resume under another launcher: "
         "docs/launching.md.",
     )
     track: TrackSection | None = Field(

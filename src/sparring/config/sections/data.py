@@ -46,7 +46,8 @@ class PromptsSection(RowsSection):
     answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
     replies: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What happens where a row has a reply: the run stops, since such rows belong to `data.path`; or the reply is not read.",
+        description="What happens if a row has a reply. `refuse`: the run stops, because such rows belong to `data.path`. `drop`: the "
+        "reply is not read.",
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
@@ -63,7 +64,7 @@ class DataSection(RowsSection):
         description=f"SFT rows: {FILES}, a Hub id, `builtin:tasks` for a generated family of short tasks, or `builtin:digits` for three "
         "digits to sort, which the toy model can learn."
     )
-    shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
+    shape: Shape = Field("auto", description="How a row stores its turns; `auto` detects it from the column names and reports it.")
     columns: Columns = Field(
         default_factory=FrozenDict,
         description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer, "
@@ -85,13 +86,13 @@ class DataSection(RowsSection):
     )
     on_bad_row: Literal["stop", "drop"] = Field(
         "stop",
-        description="What happens at a row that cannot be read or used, of the prompts and of labelled pairs as well: the run stops and "
-        "names it, since a fault in the data is rarely alone; or such rows are left out and counted, and the first is shown.",
+        description="What happens to a row that cannot be read or used, also of the prompts and of labelled pairs. `stop`: the run "
+        "stops and names it. `drop`: such rows are left out and counted, and the first is shown.",
     )
     reasoning: Literal["keep", "drop"] = Field(
         "keep",
-        description="What happens to what an assistant thought, where a turn keeps that apart (`reasoning_content`, `thinking` or "
-        "`reasoning`): the chat template gets it, and a row of which it would be lost is refused; or it is left out.",
+        description="What happens to an assistant's reasoning in a key of its own (`reasoning_content`, `thinking` or `reasoning`). "
+        "`keep`: the chat template gets it, and a row is refused if the template drops it. `drop`: it is left out.",
     )
     answer: Text | None = Field(
         None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."

@@ -16,7 +16,9 @@ class BenchmarksSection(Section):
     """Tasks of lm-evaluation-harness (`sparring[eval]`)."""
 
     suites: Texts = Field(
-        (), description="Known sets: `open-llm-leaderboard`, the paper's six tasks and their mean; `paper-extra`, its further four."
+        (),
+        description="Known sets: `open-llm-leaderboard`, the paper's six tasks and their mean; `paper-extra`, four further tasks of the "
+        "paper.",
     )
     tasks: Texts = Field(
         (),
@@ -54,18 +56,20 @@ class EvaluateSection(Section):
     )
     samples: PositiveInt = Field(
         1,
-        description="Replies to every held-out prompt. Exact match is then the mean over them (pass@1), with errors by prompt, and pass@k, "
-        "the majority's exact match and distinct answers are reported too. More replies give smaller standard errors.",
+        description="Replies to every held-out prompt. Exact match is then the mean over them (pass@1), with errors by prompt, and "
+        "pass@k, maj@k and distinct answers are reported too. More replies give smaller standard errors.",
     )
     greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
     metric: Metric | None = Field(
         None,
-        description="Picks the best iteration and feeds `patience`; exact_match where there is a pattern or a checker, else nll_per_token.",
+        description="Metric that selects the best iteration and that `patience` uses; exact_match where there is a pattern or a "
+        "checker, else nll_per_token.",
     )
     headroom: bool | None = Field(
         None,
-        description="After the start is measured, sample as many replies again at temperature 0.7, and greedy ones, and report what a "
-        "lower temperature, majority and verified targets could gain. When null, where `target` is verified or majority.",
+        description="After the start is measured, sample k new replies to every held-out prompt, k more at temperature 0.7 and a greedy "
+        "one (k is the larger of `samples` and `sampling.replies_per_prompt`), and report what a lower temperature, majority and "
+        "verified targets could gain. When null, where `target` is verified or majority.",
     )
     headroom_epochs: PositiveFloat | None = Field(
         None, description="Epochs of a short continued SFT of the start, for its held-out NLL before and after; none when null."
@@ -130,5 +134,5 @@ class StopSection(Section):
     )
     min_distinct: Fraction | None = Field(
         None,
-        description="The same for distinct answers a prompt. It falls in every game that succeeds, so nothing is ended by it when null.",
+        description="The same for distinct answers per prompt. These fall in every game that succeeds, so the rule is off by default.",
     )

@@ -24,7 +24,7 @@ class LauncherSection(Section):
         description="Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`.",
     )
     config_file: PathText | None = Field(
-        None, description="A file that `accelerate config` wrote; it then says everything but the keys of this section that are given too."
+        None, description="A file that `accelerate config` wrote; keys of this section that are given too override it."
     )
     processes: PositiveInt | None = Field(
         None, description="Ranks on all machines together; one per GPU of this machine, times `machines`, when null."
@@ -41,8 +41,8 @@ class LauncherSection(Section):
     )
     strategy: Literal["ddp", "fsdp2"] = Field(
         "ddp",
-        description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. "
-        "A `config_file` has its own.",
+        description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and "
+        "optimizer. A `config_file` names its own strategy.",
     )
     cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
 

@@ -46,24 +46,24 @@ class ObjectiveSection(Section):
     nll_weight: WeightPerIteration = Field(
         0.0,
         description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
-        "the default, is SPIN; larger ones keep these replies likely: 1 where `target` is verified or majority, as without it such duels "
-        "were seen to collapse (docs/evidence.md). One value or one per iteration.",
+        "the default, is SPIN; larger ones keep these replies likely. The default is 1 where `target` is verified or majority, "
+        "because without it such duels collapsed (docs/evidence.md). One value or one per iteration.",
     )
     mu: PositiveFloat | None = Field(
         None,
-        description="Noise ratio of `loss: space`, how much the opponent's replies weigh against the human one; "
-        "`sampling.replies_per_prompt`, so that every reply weighs the same, when null (1 where winners meet losers in pairs).",
+        description="Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null, "
+        "`sampling.replies_per_prompt`, so that every reply has the same weight (1 for pairs of winner and loser).",
     )
     history_weight: WeightPerIteration = Field(
         0.1,
-        description="Weight of T-SPIN's preference of the newest replies to those of the start (the paper's beta), one value or one per "
-        "iteration. Iteration 0 takes 0, as the paper does: its replies are those of the start.",
+        description="Weight of T-SPIN's preference of the newest replies over those of the start (the paper's beta), one value or one "
+        "per iteration. In iteration 0 it is 0, as in the paper, because its replies are those of the start.",
     )
     alpha: FractionPerIteration = Field(
         0.9,
         description="Share of the opponent in the mixture of `loss: alpha-spin`, one value or one per iteration: 1 is SPIN, 0 compares "
-        "with the start of the game alone. See docs/theory.md for what 0.9 means in exact play. Set `window` to `iterations` for replies "
-        "of all opponents.",
+        "with the start of the game alone. See docs/theory.md for the effect of 0.9 with exact minimisation. Set `window` to "
+        "`iterations` for replies of all opponents.",
     )
     window: PositiveInt = Field(2, description="Iterations whose replies are trained on, the newest first; the paper uses 2.")
 

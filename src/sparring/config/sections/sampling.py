@@ -33,8 +33,8 @@ class VllmSection(Section):
     max_num_seqs: PositiveInt | None = Field(None, description="Replies that are sampled at once (max_num_seqs); vLLM's default when null.")
     enforce_eager: bool | None = Field(
         None,
-        description="No compilation and no CUDA graphs: an earlier start, slower tokens. When null, on a CPU alone, where a row's own seed "
-        "fails without it.",
+        description="No compilation and no CUDA graphs: a faster start, slower sampling. When null, only on a CPU, where seeds per row "
+        "fail without it.",
     )
 
 
@@ -47,8 +47,8 @@ class ServerSection(Section):
     )
     model: Text | None = Field(
         None,
-        description="Name of the served model; `{hash}` in it is replaced by the first 12 digits of the player's content hash, so that an "
-        "earlier player can never answer in its place. The only model that the server has when null.",
+        description="Name of the served model; `{hash}` in it is replaced by the first 12 digits of the player's content hash, so that "
+        "an earlier player can never answer in its place. When null, the only model that the server has.",
     )
     api_key_env: EnvironmentName | None = Field(
         None, description="Environment variable that holds the key. The key itself is never in a recipe, a file or a message."
@@ -78,7 +78,9 @@ class RaySection(Section):
     )
     engine: WorkerName = Field(DEFAULT, description="What runs in every worker.")
     max_workers: PositiveInt | None = Field(
-        None, description="Copies of the player at most; when null, as many as the cluster has room for, nodes that join later included."
+        None,
+        description="Maximum number of workers, each with a copy of the player; when null, as many as the cluster has room for, nodes "
+        "that join later included.",
     )
     cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs of one worker, which are also its threads.")
     gpus_per_worker: NonNegativeFloat | None = Field(None, description="GPUs of one worker; 1 when null and the cluster has any, else 0.")
@@ -86,7 +88,8 @@ class RaySection(Section):
         32, description="Replies per call of a worker. Unfinished replies of a lost worker are sampled again; short calls waste time."
     )
     stall_minutes: PositiveFloat = Field(
-        30.0, description="The run stops when no call has ended for so long: there is no room for a worker, or workers crash repeatedly."
+        30.0,
+        description="The run stops when no call has finished for this long: there is no room for a worker, or workers crash repeatedly.",
     )
 
 
@@ -108,8 +111,8 @@ class SamplingSection(Section):
     )
     shard_rows: PositiveInt = Field(
         128,
-        description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server want more, for "
-        "they fill up with rows of one file.",
+        description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server are faster "
+        "with more, because they batch only rows of one file.",
     )
     vllm: VllmSection = Field(default_factory=VllmSection, description="How vLLM runs; for `engine: vllm` only.")
     server: ServerSection = Field(default_factory=ServerSection, description="Where the server is; for `engine: server` only.")

@@ -23,9 +23,9 @@ class TargetSection(Section):
 
     kind: Literal["human", "verified", "majority"] = Field(
         "human",
-        description="Who wins a duel. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the "
-        "opponent that the checker passes; those that fail lose. `majority`: replies with the answer that most replies to the prompt "
-        "give; the others lose, and no answer needs to be known. See docs/targets.md.",
+        description="Which replies win. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the "
+        "opponent that the checker passes; those that fail lose. `majority`: replies with the most frequent answer of the replies to "
+        "the prompt; the others lose, and no answer needs to be known. See docs/targets.md.",
     )
     checker: Text | None = Field(
         None,
@@ -42,21 +42,21 @@ class TargetSection(Section):
     pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")
     human: Literal["fallback", "never", "mix", "only"] = Field(
         "fallback",
-        description="The human reply's part, where a prompt has one. `fallback`: it wins where no reply of the opponent does. `never`: it "
-        "takes no part. `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again "
+        description="The role of the human reply, if a prompt has one. `fallback`: it wins if no reply of the opponent does. `never`: "
+        "it takes no part. `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again "
         "(docs/theory.md). `only`: it alone wins, against the replies that lose.",
     )
     max_winners: PositiveInt = Field(
-        4, description="Winners of a prompt at most, distinct ones: prompts that are easy do not outweigh the others."
+        4, description="Maximum number of distinct winners per prompt, so that easy prompts do not outweigh the others."
     )
-    max_losers: PositiveInt = Field(4, description="Losers of a prompt at most, distinct ones.")
+    max_losers: PositiveInt = Field(4, description="Maximum number of distinct losers per prompt.")
     losers: Literal["all", "answered"] = Field(
         "all", description="Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."
     )
     near_duplicates: Fraction | None = Field(
         None,
-        description="Share of equal words, in order, from which a winner repeats another one and is left out; when null only equal texts "
-        "do. 0.9 leaves rewordings out.",
+        description="Share of equal words, in order, from which a winner counts as a repetition of another one and is left out. When "
+        "null, only equal texts are left out; 0.9 also leaves out rewordings.",
     )
     min_votes: Fraction = Field(
         0.5, description="For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."
@@ -64,7 +64,7 @@ class TargetSection(Section):
     weigh_votes: bool = Field(
         True,
         description="For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a "
-        "close vote, which is more often wrong, counts less; it came out ahead in docs/evidence.md.",
+        "close vote, which is more often wrong, counts less; it was better, within the error, in docs/evidence.md.",
     )
     timeout_seconds: PositiveFloat = Field(
         10.0, description="Longest time that a function of your own, or `math`, may take for a reply; one that takes longer has no score."
