@@ -89,7 +89,7 @@ def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
     yield f"{SETTINGS[name].title}; {count}, {played[0]['rows']} held-out rows each; mean ± standard error over {unit}, differences"
     yield f"in {METRICS[compared]} with p of {tests} over {unit}, Holm-corrected over the table; forward tokens, in"
     yield "thousands: what the arm cost beyond the start, a token of sampling or scoring counted once, of training three times.\n"
-    named = ["forward tokens", *(METRICS[metric] for metric in metrics), "less start", "less searched epochs", "less equal operations"]
+    named = ["forward tokens", *(METRICS[metric] for metric in metrics), "minus start", "minus searched epochs", "minus equal operations"]
     yield "| arm | " + " | ".join(named) + " |\n|---|" + "---|" * len(named)
     for arm, title in arms.items():
         scores = [_mean(played, arm, metric) for metric in metrics]
@@ -104,7 +104,7 @@ def _successors_table(name: str, found: dict[str, Any]) -> Iterator[str]:
         return
     count = len(_numbered(played, "SPIN"))
     for metric, title in METRICS.items():
-        names = ["start", *(f"iteration {t}" for t in range(count)), "last less best before"]
+        names = ["start", *(f"iteration {t}" for t in range(count)), "last minus best before"]
         yield f"{title}\n\n| objective | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
         for objective in ("SPIN", *successors(found["search"])):
             arms = [f"{objective} {t}" for t in range(count)]
