@@ -64,7 +64,7 @@ def called(calls: Calls, stage: str, *machines: Machine) -> Iterator[None]:
 
 
 def test_every_machine_hears_every_call_and_the_end(address: Address) -> None:
-    with Calls(address, machines=3, seed=0) as calls:
+    with Calls(address[1], machines=3, seed=0) as calls:
         machines = [Machine(address, number) for number in (1, 2)]
         for stage in ("sft", "start/measure", "sft"):
             with called(calls, stage, *machines):
@@ -75,7 +75,7 @@ def test_every_machine_hears_every_call_and_the_end(address: Address) -> None:
 
 def test_a_machine_may_come_before_machine_0_and_in_the_middle_of_a_stage(address: Address) -> None:
     early = Machine(address)
-    with Calls(address, machines=3, seed=0) as calls, called(calls, "sft", early):
+    with Calls(address[1], machines=3, seed=0) as calls, called(calls, "sft", early):
         late = Machine(address, 2)
         assert comes(lambda: late.stages == ["sft"])
     assert early.is_over() and late.is_over()
@@ -83,7 +83,7 @@ def test_a_machine_may_come_before_machine_0_and_in_the_middle_of_a_stage(addres
 
 def test_a_call_that_is_over_is_not_answered(address: Address) -> None:
     """A machine that was busy while ranks failed would start ranks that meet nobody, or those of the next stage."""
-    with Calls(address, machines=2, seed=0) as calls:
+    with Calls(address[1], machines=2, seed=0) as calls:
         machine = Machine(address)
         machine.busy.clear()
         with called(calls, "sft", machine):
@@ -98,10 +98,10 @@ def test_a_call_that_is_over_is_not_answered(address: Address) -> None:
 
 def test_after_a_fault_the_others_wait_for_machine_0_to_resume(address: Address) -> None:
     machine = Machine(address)
-    with pytest.raises(RuntimeError), Calls(address, machines=2, seed=0) as calls, called(calls, "sft", machine):
+    with pytest.raises(RuntimeError), Calls(address[1], machines=2, seed=0) as calls, called(calls, "sft", machine):
         raise RuntimeError("a rank was killed")
     assert machine.is_alive()
-    with Calls(address, machines=2, seed=0) as calls, called(calls, "sft", machine):
+    with Calls(address[1], machines=2, seed=0) as calls, called(calls, "sft", machine):
         pass
     assert machine.stages == ["sft", "sft"] and machine.is_over()
 
@@ -109,16 +109,16 @@ def test_after_a_fault_the_others_wait_for_machine_0_to_resume(address: Address)
 def test_a_machine_hears_nothing_of_another_seed(address: Address) -> None:
     """Games of several seeds come one after the other at the same address."""
     machine = Machine(address, seed=1)
-    with Calls(address, machines=1, seed=0) as calls, calls.call("sft"):
+    with Calls(address[1], machines=1, seed=0) as calls, calls.call("sft"):
         time.sleep(0.2)
-    with Calls(address, machines=2, seed=1) as calls, called(calls, "start/measure", machine):
+    with Calls(address[1], machines=2, seed=1) as calls, called(calls, "start/measure", machine):
         pass
     assert machine.stages == ["start/measure"] and machine.is_over()
 
 
 @pytest.mark.parametrize("sent", [b"GET / HTTP/1.1\r\n\r\n", b"[]\n", b'{"after": "x", "seed": 0}\n', b"\xff\xfe" * 4000, b""])
 def test_other_programs_at_the_port_change_nothing(address: Address, sent: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    with Calls(address, machines=2, seed=0) as calls:
+    with Calls(address[1], machines=2, seed=0) as calls:
         with calls.call("sft"), socket.create_connection(address) as other:
             other.sendall(sent)
             other.shutdown(socket.SHUT_WR)
@@ -131,9 +131,9 @@ def test_other_programs_at_the_port_change_nothing(address: Address, sent: bytes
 
 def test_machine_0_waits_for_machines_that_never_come_no_longer_than_it_says(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calling, "FAREWELL_SECONDS", 0.1)
-    with Calls(address, machines=2, seed=0):
+    with Calls(address[1], machines=2, seed=0):
         pass
-    with Calls(address, machines=1, seed=0):  # the port is free again
+    with Calls(address[1], machines=1, seed=0):  # the port is free again
         pass
 
 

@@ -393,7 +393,9 @@ def test_what_this_machine_cannot_start(tmp_path: Path) -> None:
     with taken_port() as port, pytest.raises(UserError, match="choose another port, the same on all machines"):
         check_launcher(LauncherSection(processes=2, machines=2, main_process_ip="127.0.0.1", main_process_port=port, cpu=True))
     file = tmp_path / "accelerate.yaml"
-    file.write_text("compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 2\nmain_process_ip: null\n", encoding="utf-8")
+    file.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_CPU\nnum_machines: 2\nmain_process_ip: null\n", encoding="utf-8"
+    )
     with pytest.raises(UserError, match="the address of machine 0 is missing, here and in"):
         launching._calls_address(LauncherSection(machines=2, config_file=str(file)))
 

@@ -37,14 +37,17 @@ class Call(NamedTuple):
 class Calls:
     """Machine 0's side. A call lasts as long as its ranks: a machine that asks later gets the next one."""
 
-    def __init__(self, address: Address, machines: int, seed: int) -> None:
-        """machines: how many play, machine 0 included. Raises OSError where it cannot listen."""
+    def __init__(self, port: int, machines: int, seed: int) -> None:
+        """Listens on all interfaces, as torch's rendezvous does: a name of this machine may mean its loopback here.
+
+        machines: how many play, machine 0 included. Raises OSError where it cannot listen.
+        """
         self._others, self._seed = machines - 1, seed
         self._changed = threading.Condition()
         self._call: Call | None = None
         self._count, self._is_over = 0, False
         self._released: set[int] = set()
-        self._server = _Server(address, self)
+        self._server = _Server(port, self)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -104,8 +107,8 @@ class Calls:
 class _Server(ThreadingTCPServer):
     allow_reuse_address, daemon_threads = True, True
 
-    def __init__(self, address: Address, calls: Calls) -> None:
-        super().__init__(address, _Handler)
+    def __init__(self, port: int, calls: Calls) -> None:
+        super().__init__(("", port), _Handler)
         self.calls = calls
 
 

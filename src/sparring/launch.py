@@ -56,7 +56,7 @@ def open_calls(recipe: Recipe) -> AbstractContextManager[Calls | None]:
         return contextlib.nullcontext()
     address = _calls_address(launcher)
     try:
-        return Calls(address, launcher.machines, recipe.seed)
+        return Calls(address[1], launcher.machines, recipe.seed)
     except OSError as error:
         raise _taken(launcher, address, error) from None
 
