@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -110,9 +111,15 @@ def test_a_metric(made: Copy) -> None:
 @pytest.mark.parametrize("made", ["a launcher"], indirect=True)
 def test_a_launcher(made: Copy) -> None:
     made.allow("sections/launcher.py", 'kind: Literal["inline", "accelerate"]', "torchrun")
-    made.write(launcher={"kind": "torchrun", "processes": 2, "cpu": True}, train={**TINY["train"], "micro_batch_tokens": 60})
+    made.write(train={**TINY["train"], "micro_batch_tokens": 60})
     played = made.command("run", "recipe.yaml")
     assert played.returncode == 0, played.stderr
+    again = "iterations/000/score"
+    shutil.rmtree(made.folder / "run" / again)
+    launcher = ["launcher.kind=torchrun", "launcher.processes=2", "launcher.cpu=true"]
+    launched = made.command("run", "recipe.yaml", *launcher)
+    assert launched.returncode == 0, launched.stderr
     assert "torchrun" in (made.folder / "run" / "launch.yaml").read_text(encoding="utf-8"), "what the ranks were given"
-    refused = made.command("run", "recipe.yaml", "run_dir=other", "launcher.machines=2", "launcher.main_process_ip=127.0.0.1")
+    assert made.json(f"{again}/done.json")["facts"]["ranks"] == 2
+    refused = made.command("run", "recipe.yaml", "run_dir=other", *launcher, "launcher.machines=2", "launcher.main_process_ip=127.0.0.1")
     assert refused.returncode == 2 and "on one machine" in refused.stderr, refused.stderr
