@@ -31,7 +31,7 @@ SHAPE = {
     "num_key_value_heads": 3,
     "tie_word_embeddings": True,
 }
-ROWS, NEW = 24, 24
+ROWS, NEW = 12, 24
 PROMPT, REPLY = (50, 150), (60, 180)  # tokens, as varied as real ones are: every shape has kernels of its own
 CPU = Hardware("cpu", "cpu", 1e12, 1e10, 24 * GB, "by hand")
 
