@@ -45,7 +45,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] | None = Field(
         None,
         description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
-        "the replies are sampled from. That of train.precision when null. The saved weights are float32 either way.",
+        "the replies are sampled from. When null, that of train.precision. The saved weights are float32 either way.",
     )
     chat_template: PathText | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
@@ -74,7 +74,8 @@ class Recipe(Section):
     seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
     seeds: SeedList | None = Field(
         None,
-        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; no `seed` then.",
+        description="Play the game once for each of these, in `run_dir`/seed-N, and report mean, spread and tests over them, in place of "
+        "`seed`.",
     )
     model: ModelSection = Field(description="The model that plays.")
     data: DataSection = Field(description="Its SFT data.")
@@ -93,13 +94,12 @@ class Recipe(Section):
     controls: tuple[ControlSection, ...] = Field(
         (),
         description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null "
-        "plays without.",
+        "means none.",
     )
     launcher: LauncherSection = Field(
         default_factory=lambda: LauncherSection(kind="inline"),
-        description="Where sampling (transformers engine), log-probs and training are computed: in this process, the default, "
-        "`launcher: inline` in short, or in several. Results are the same up to rounding, and a run may resume under another launcher: "
-        "docs/launching.md.",
+        description="Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, the "
+        "default) or in several. Results are the same up to rounding, and a run may resume under another launcher: docs/launching.md.",
     )
     track: TrackSection | None = Field(
         None,
@@ -191,7 +191,7 @@ class Recipe(Section):
         folders = [one.folder for one in controls]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two controls are called {twice}; give each a name")
+            raise ValueError(f"two controls are called {twice}; give each its own name")
         return controls
 
     @field_validator("controls")

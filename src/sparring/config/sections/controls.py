@@ -36,11 +36,12 @@ class ControlSection(Section):
     kind: Literal["continued-sft", "dpo", "rft"] = Field(
         "continued-sft",
         description="What it is: `continued-sft`, the start model trained further on the human replies; `dpo`, trained on labelled pairs "
-        "(arXiv 2305.18290), its start being the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the start trained on "
-        "the human replies and on those replies of its own that `target.checker` passes.",
+        "(arXiv 2305.18290), with its start as the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the start trained "
+        "on the human replies and on those replies of its own that `target.checker` passes.",
     )
     name: FolderName | None = Field(
-        None, description="Its folder in the run, where several of a kind are wanted; its kind when null, `spin-dpo` for `start: best`."
+        None,
+        description="Its folder in the run, needed for a second control of a kind. When null, its kind, or `spin-dpo` for `start: best`.",
     )
     start: Literal["start", "best"] = Field(
         "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
@@ -49,7 +50,7 @@ class ControlSection(Section):
     beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
-        description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "
+        description="Passes over its rows, rounded up to whole steps. When null, as many as cost as many floating-point operations as all "
         "self-play iterations together.",
     )
     lr: PositiveFloat | None = Field(
@@ -58,8 +59,8 @@ class ControlSection(Section):
     )
     search: SearchSection | None = Field(
         None,
-        description="Tries several values, so that the control is a fair one: `search: {lr: [1e-6, 1e-5]}` is short for two controls of "
-        "these learning rates, each at the full cost and each with its own place in tables and verdict.",
+        description="Tries several values, so that the control is a fair one: `search: {lr: [1e-6, 1e-5]}` is short for two controls with "
+        "these learning rates, each at the full cost and each with its own row in tables and verdict.",
     )
     batch_size: PositiveInt | None = Field(
         None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."
@@ -78,7 +79,7 @@ class ControlSection(Section):
         if name in TAKEN_NAMES:
             raise ValueError("a run keeps something else under this name")
         if name in CONTROL_TITLES and name != info.data.get("kind"):
-            raise ValueError(f"is what {CONTROL_TITLES[name]} is called; choose another name")
+            raise ValueError(f"is the name of the control {CONTROL_TITLES[name]}; choose another name")
         return name
 
     @field_validator("pairs", mode="before")

@@ -40,13 +40,13 @@ class PromptsSection(RowsSection):
     path: Paths = Field(description=f"Rows with a prompt: {FILES}, or a Hub id.")
     columns: PromptColumns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and "
-        "`history`.",
+        description="The rows' own column names for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and `history`.",
     )
     answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
     replies: Literal["refuse", "drop"] = Field(
         "refuse",
-        description="What happens where a row has a reply: the run stops, since such rows belong to `data.path`; or the reply is not read.",
+        description="What happens if a row has a reply. `refuse`: the run stops, since such rows belong in `data.path`. `drop`: the reply "
+        "is not read.",
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many prompts; all when null.")
 
@@ -66,7 +66,7 @@ class DataSection(RowsSection):
     shape: Shape = Field("auto", description="How a row stores its turns; `auto` goes by the column names and says what it found.")
     columns: Columns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer, "
+        description="The rows' own column names for the standard ones, for example `{prompt: question, completion: answer, "
         "system: persona}`.",
     )
     max_examples: PositiveInt | None = Field(
@@ -75,7 +75,7 @@ class DataSection(RowsSection):
     held_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Rows kept from training for evaluation, chosen by a hash of the prompt: a count, or a fraction between 0 and 1. "
-        "A fraction keeps every prompt on the same side in every data set. When null, a tenth of the rows, 8 at least and 200 at most.",
+        "A fraction keeps every prompt on the same side in every data set. When null, a tenth of the rows, at least 8 and at most 200.",
     )
     max_prompt_tokens: PositiveInt = Field(512, description="Rows with a longer prompt are dropped and counted.")
     max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
@@ -85,20 +85,20 @@ class DataSection(RowsSection):
     )
     on_bad_row: Literal["stop", "drop"] = Field(
         "stop",
-        description="What happens at a row that cannot be read or used, of the prompts and of labelled pairs as well: the run stops and "
-        "names it, since a fault in the data is rarely alone; or such rows are left out and counted, and the first is shown.",
+        description="What happens at a row that cannot be read or used, also in prompts and labelled pairs. `stop`: the run stops and "
+        "names the row. `drop`: such rows are left out and counted, and the first is shown.",
     )
     reasoning: Literal["keep", "drop"] = Field(
         "keep",
-        description="What happens to what an assistant thought, where a turn keeps that apart (`reasoning_content`, `thinking` or "
-        "`reasoning`): the chat template gets it, and a row of which it would be lost is refused; or it is left out.",
+        description="What happens to an assistant's reasoning that a turn stores separately (`reasoning_content`, `thinking` or "
+        "`reasoning`). `keep`: the chat template gets it, and a row whose reasoning the template drops is refused. `drop`: it is left out.",
     )
     answer: Text | None = Field(
         None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."
     )
     prompts: PromptsSection | None = Field(
         None,
-        description="Further prompts without replies: with `target` verified or majority the game is played on them as well. "
+        description="Further prompts without replies, on which a game with `target` verified or majority is played as well. "
         "`prompts: PATH` is short for its `path`.",
     )
     checker_columns: Texts = Field(
@@ -119,7 +119,7 @@ class DataSection(RowsSection):
         return held_out
 
     def held_out_of(self, rows: int) -> int | float:
-        """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, and little of a small file."""
+        """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, but little of a small file."""
         if self.held_out is not None:
             return self.held_out
         return max(LEAST_HELD_OUT, min(MOST_HELD_OUT, rows // 10))
@@ -132,6 +132,6 @@ class PairsSection(RowsSection):
 
     path: Paths = Field(description=f"Rows with `prompt`, `chosen` and `rejected`: {FILES}, or a Hub id.")
     columns: PairColumns = Field(
-        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen`, `rejected`, `system` and `history`."
+        default_factory=FrozenDict, description="The rows' own column names for `prompt`, `chosen`, `rejected`, `system` and `history`."
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many pairs; all when null.")

@@ -39,25 +39,25 @@ class ObjectiveSection(Section):
     loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
     beta: PerIteration = Field(
         1.0,
-        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its gaps), one value or one per iteration. The paper "
+        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper "
         "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where "
         "`target` is verified or majority. Not for `space`.",
     )
     nll_weight: WeightPerIteration = Field(
         0.0,
         description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
-        "the default, is SPIN; larger ones keep these replies likely: 1 where `target` is verified or majority, as without it such duels "
-        "were seen to collapse (docs/evidence.md). One value or one per iteration.",
+        "the default, is SPIN; larger ones keep these replies likely. 1 where `target` is verified or majority, since models collapsed "
+        "without it (docs/evidence.md). One value or one per iteration.",
     )
     mu: PositiveFloat | None = Field(
         None,
-        description="Noise ratio of `loss: space`, how much the opponent's replies weigh against the human one; "
-        "`sampling.replies_per_prompt`, so that every reply weighs the same, when null (1 where winners meet losers in pairs).",
+        description="Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null, "
+        "`sampling.replies_per_prompt`, so that every reply has the same weight (1 where duels are pairs of a winner and a loser).",
     )
     history_weight: WeightPerIteration = Field(
         0.1,
-        description="Weight of T-SPIN's preference of the newest replies to those of the start (the paper's beta), one value or one per "
-        "iteration. Iteration 0 takes 0, as the paper does: its replies are those of the start.",
+        description="Weight of T-SPIN's term that prefers the newest replies to those of the start (the paper's beta), one value or one "
+        "per iteration. In iteration 0 it is 0, as in the paper: its replies are those of the start.",
     )
     alpha: FractionPerIteration = Field(
         0.9,
@@ -72,7 +72,7 @@ class ObjectiveSection(Section):
     def _is_an_objective(cls, loss: str) -> str:
         if kind_of(loss) is None:
             guess = nearest(loss, OBJECTIVES)
-            raise ValueError(f"no objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
+            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
         return loss
 
     @field_validator("*")
@@ -101,7 +101,7 @@ class ObjectiveSection(Section):
         return not self.kind.uses_margins or at_iteration(self.nll_weight, iteration) > 0
 
     def learns_from_identical(self, iteration: int) -> bool:
-        """Whether a duel has a gradient although all its replies equal the human one: if the loss is not only on margins."""
+        """Whether a duel has a gradient although all its replies equal the human one: true unless the loss is on margins only."""
         return self.kind.learns_from_identical or at_iteration(self.nll_weight, iteration) > 0
 
     def at(self, iteration: int, replies_per_prompt: int) -> Objective:

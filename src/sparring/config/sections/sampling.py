@@ -33,8 +33,8 @@ class VllmSection(Section):
     max_num_seqs: PositiveInt | None = Field(None, description="Replies that are sampled at once (max_num_seqs); vLLM's default when null.")
     enforce_eager: bool | None = Field(
         None,
-        description="No compilation and no CUDA graphs: an earlier start, slower tokens. When null, on a CPU alone, where a row's own seed "
-        "fails without it.",
+        description="No compilation and no CUDA graphs: a faster start, slower tokens. When null, true on a CPU only, where seeds per "
+        "request fail without it.",
     )
 
 
@@ -60,8 +60,8 @@ class ServerSection(Section):
     )
     update_command: Text | None = Field(
         None,
-        description="Command that has the servers serve the next player, run before it samples: `{model}` is the player's folder, `{name}` "
-        "its served name. It returns when the servers start to load; the run then waits for them.",
+        description="Command that makes the servers load the next player, run before it samples: `{model}` is the player's folder, "
+        "`{name}` its served name. It may return before they have loaded it; the run then waits for them.",
     )
     ready_timeout_seconds: PositiveFloat = Field(
         1800.0, description="Longest wait for `update_command` to return, and then for the servers."
@@ -78,7 +78,7 @@ class RaySection(Section):
     )
     engine: WorkerName = Field(DEFAULT, description="What runs in every worker.")
     max_workers: PositiveInt | None = Field(
-        None, description="Copies of the player at most; when null, as many as the cluster has room for, nodes that join later included."
+        None, description="At most this many copies of the player. When null, as many as fit the cluster, with nodes that join later."
     )
     cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs of one worker, which are also its threads.")
     gpus_per_worker: NonNegativeFloat | None = Field(None, description="GPUs of one worker; 1 when null and the cluster has any, else 0.")
@@ -86,7 +86,7 @@ class RaySection(Section):
         32, description="Replies per call of a worker. Unfinished replies of a lost worker are sampled again; short calls waste time."
     )
     stall_minutes: PositiveFloat = Field(
-        30.0, description="The run stops when no call has ended for so long: there is no room for a worker, or workers crash repeatedly."
+        30.0, description="The run stops when no call ends for so long: no node has room for a worker, or workers crash repeatedly."
     )
 
 
@@ -104,12 +104,12 @@ class SamplingSection(Section):
     replies_per_prompt: Replies = Field(1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy.")
     batch_tokens: PositiveInt = Field(
         32768,
-        description="Prompt and new tokens of the rows that are sampled together. More are faster; their keys and values take memory.",
+        description="Prompt and new tokens of the rows that are sampled together. More are faster, but their KV cache takes memory.",
     )
     shard_rows: PositiveInt = Field(
         128,
-        description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server want more, for "
-        "they fill up with rows of one file.",
+        description="Prompts per committed file; a kill loses at most one file, and progress is shown after each. Choose more for vllm and "
+        "server, which batch the rows of one file only.",
     )
     vllm: VllmSection = Field(default_factory=VllmSection, description="How vLLM runs; for `engine: vllm` only.")
     server: ServerSection = Field(default_factory=ServerSection, description="Where the server is; for `engine: server` only.")
@@ -177,5 +177,5 @@ def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
-    playing = {sampling.engine_name, sampling.inner_engine}
-    return [name for name, section in sections.items() if name not in playing and section != defaults[name]]
+    used = {sampling.engine_name, sampling.inner_engine}
+    return [name for name, section in sections.items() if name not in used and section != defaults[name]]

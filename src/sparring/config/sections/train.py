@@ -24,7 +24,7 @@ Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
 class LoraSection(Section):
     """An adapter by PEFT (arXiv 2106.09685); PEFT's names are in brackets."""
 
-    rank: PositiveInt = Field(16, description="Inner size of the two factors (r); the usual 8 to 64.")
+    rank: PositiveInt = Field(16, description="Inner size of the two factors (r), usually 8 to 64.")
     alpha: PositiveFloat = Field(32.0, description="Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0,
@@ -56,7 +56,7 @@ class OptimSection(Section):
     optimizer: Optimizer = Field(
         "rmsprop",
         description="The paper trains with rmsprop. adafactor keeps only means of rows and columns as its state, and multiplies `lr` by "
-        "each matrix's root mean square, so that it wants a larger one; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: "
+        "each matrix's root mean square, so that it needs a larger `lr`; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: "
         "docs/fast-path.md.",
     )
     schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
@@ -74,14 +74,14 @@ class OptimSection(Section):
     )
     lora: LoraSection | None = Field(
         None,
-        description="Train an adapter over the frozen model instead of all weights; `lora: {}` takes all defaults. It wants a larger `lr` "
-        "than full training. After an SFT stage it is added to the weights; a player keeps its own.",
+        description="Train an adapter on the frozen model instead of all weights; `lora: {}` takes all defaults. It needs a larger `lr` "
+        "than full training. That of the SFT stage is merged into the weights; players are saved as adapters.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
     micro_batch_tokens: PositiveInt | None = Field(
         None,
-        description="Tokens, padding included, computed at once; bounds the memory. When null, from the model's size, how the launcher's "
-        "ranks share it and the memory that is free when the run starts, and 1024 at most on a CPU, where more is not faster; announced, "
+        description="Tokens, padding included, computed at once; bounds the memory. When null, it is chosen from the model's size, the "
+        "launcher's strategy and the memory that is free when the run starts (at most 1024 on a CPU, where more is not faster), logged, "
         "and kept for the whole run.",
     )
     checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
@@ -93,7 +93,7 @@ class OptimSection(Section):
 
     @property
     def forward_passes(self) -> int:
-        """Forward passes, of 2 N floating-point operations, that a token of training costs: 1 and 2 backward, 1 through frozen weights."""
+        """Cost of training on a token in forward passes of 2 N floating-point operations: 1 forward plus 2 backward, or 1 if frozen."""
         return 2 if self.lora else 3
 
     @property
