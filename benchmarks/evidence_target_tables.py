@@ -78,7 +78,12 @@ def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
     best = max(controls, key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
     kept = {arm: of for arm, of in arms.items() if not SFT.fullmatch(arm) or arm == best}
     shown = [metric for metric in COLUMNS if metric in next(iter(kept["start"].values()))]
-    heads = [*(COLUMNS[metric] for metric in shown), "pass@1 after each iteration", f"minus {_title(best)}: pass@1", "million forward tokens"]
+    heads = [
+        *(COLUMNS[metric] for metric in shown),
+        "pass@1 after each iteration",
+        f"minus {_title(best)}: pass@1",
+        "million forward tokens",
+    ]
     yield f"| arm (seeds) | {' | '.join(heads)} |"
     yield f"|---|{'---|' * len(heads)}"
     for arm, last in _last_of(kept).items():

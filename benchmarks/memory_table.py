@@ -9,7 +9,7 @@ from functools import cache
 
 from sparring.config import ModelSection, load_recipe
 from sparring.planning import memory
-from sparring.planning.command import CUTTABLE, MOST_DEVICES
+from sparring.planning.command import MOST_DEVICES, SHARDABLE
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
@@ -76,7 +76,7 @@ def _devices(plan: Plan) -> str:
     """How many cards of 80 GB training takes where one is not enough."""
     if plan.fits:
         return "-"
-    if plan.recipe.train.optimizer not in CUTTABLE or plan.recipe.train.four_bit:
+    if plan.recipe.train.optimizer not in SHARDABLE or plan.recipe.train.four_bit:
         return "not cut"
     count = devices_needed(plan)
     return f"{count} x 80 GB" if count else "no"

@@ -115,7 +115,7 @@ BROKEN = '{"prompt": "p", "completion": "c"}\n{"prompt": "p2", completion: "c"}\
         (
             "rows.jsonl",
             '{"messages": [{"role": "user", "content": "q"}]}\n',
-            ["rows.jsonl, line 1: row without a reply", "its turns: user"],
+            ["rows.jsonl, line 1: row without a reply", "roles of its turns: user"],
         ),
         (
             "rows.jsonl",
@@ -145,7 +145,7 @@ def test_a_data_file_that_may_not_be_read(game: Game) -> None:
     file = game.folder / "rows.jsonl"
     file.unlink()
     file.mkdir()
-    refused(game.run(), "rows.jsonl: the folder holds no data file")
+    refused(game.run(), "rows.jsonl: the folder has no data file")
     file.rmdir()
     write_rows(file, rows())
     file.chmod(0)
@@ -299,9 +299,7 @@ def test_a_prompt_longer_than_the_context(game: Game) -> None:
 
 
 def test_more_new_tokens_than_the_context(game: Game) -> None:
-    refused(
-        game.run("sampling.max_new_tokens=512"), "sampling.max_new_tokens: 512 is beyond the model's context of 512 tokens", "less than"
-    )
+    refused(game.run("sampling.max_new_tokens=512"), "sampling.max_new_tokens: 512 does not fit the model's context of 512 tokens", "below")
     refused(game.run("sampling.max_new_tokens=500"), "exceed the model's context of 512", "or sampling.max_new_tokens")
 
 
@@ -409,7 +407,7 @@ def test_a_token_that_the_model_has_no_embedding_of(reply: tuple[int, ...], wher
     chat = SimpleNamespace(tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda token: "<far>"))
     folder = played.root / "base/model"
     context: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), played_examples=[row], held_out=[], chat=chat)
-    with pytest.raises(UserError, match=r"row a row holds the token '<far>' \(1000000\), and the model knows \d+ tokens") as caught:
+    with pytest.raises(UserError, match=r"row a row contains the token '<far>' \(1000000\), but the model's vocabulary has") as caught:
         _check_tokens(context)
     assert caught.value.where == where
 
@@ -573,7 +571,7 @@ def test_a_restart_from_nowhere(copy: Game) -> None:
 
 def test_run_dir_is_a_file(game: Game) -> None:
     (game.folder / "run").write_text("x")
-    refused(game.run(), "run_dir (run)", "cannot make the run directory")
+    refused(game.run(), "run_dir (run)", "cannot create the run directory")
 
 
 def test_sample_and_export_where_there_is_no_run(game: Game) -> None:

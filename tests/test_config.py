@@ -202,15 +202,15 @@ def test_several_controls() -> None:
 @pytest.mark.parametrize(
     ("values", "problem"),
     [
-        ({"controls": ["continued-sft", {}]}, "two controls are called continued-sft; give each a name"),
+        ({"controls": ["continued-sft", {}]}, "two controls are called continued-sft; give each its own name"),
         ({"controls": {"kind": "dpo"}}, "controls.pairs: null: dpo needs labelled pairs; set pairs to a file or a Hub id"),
         ({"controls": {"pairs": "p.jsonl"}}, "has no effect on continued-sft"),
         ({"controls": {"start": "best"}}, "controls.start: 'best': has no effect on continued-sft"),
         ({"controls": "sft"}, "wanted: continued-sft, dpo or rft; did you mean continued-sft?"),
-        ({"controls": {"name": "dpo"}}, "controls.name: 'dpo': is what DPO is called; choose another name"),
+        ({"controls": {"name": "dpo"}}, "controls.name: 'dpo': is the name of the control DPO; choose another name"),
         ({"controls": {"beta": 0.2}}, "controls.beta: 0.2: has no effect on continued-sft"),
         ({"controls": {"name": "sft"}}, "controls.name: 'sft': a run keeps something else under this name"),
-        ({"controls": {"name": "../x"}}, "a name has small letters, digits and hyphens"),
+        ({"controls": {"name": "../x"}}, "a name has lower-case letters, digits and hyphens"),
         ({"controls": ["continued-sft", {**DPO, "epochs": -1}]}, "controls[1].epochs: -1 is refused; wanted: number above 0"),
         ({"controls": ["continued-sft", {**DPO, "epoch": 1}]}, "controls[1].epoch: unknown key"),
         ({"controls": {**DPO, "pairs": {"path": "p", "columns": {"choose": "a"}}}}, "unknown column; did you mean chosen?"),

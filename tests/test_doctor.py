@@ -75,7 +75,7 @@ def test_a_package_out_of_range(package: str, version: str, parts: list[str], zy
 
 def test_an_old_python(zygote: Zygote, tmp_path: Path) -> None:
     result = examined(zygote, tmp_path, "import platform\nplatform.python_version = lambda: '3.9.1'")
-    refused(result, "python: 3.9.1, but sparring needs >=3.11", "make an environment with Python >=3.11")
+    refused(result, "python: 3.9.1, but sparring needs >=3.11", "create an environment with Python >=3.11")
 
 
 def test_a_torch_that_cannot_be_loaded(zygote: Zygote, tmp_path: Path) -> None:

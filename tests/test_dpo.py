@@ -166,7 +166,7 @@ def test_cards_name_the_pairs_and_their_licence(both: Game) -> None:
     """In the table of those who learned from them; others, and the replies, are told that nothing comes from there."""
     order = ["--repo", "me/model", "--dataset-repo", "me/replies", "--pairs-licence", "cc-by-4.0"]
     licence = "cc-by-4.0 (as the publisher says, by --pairs-licence)"
-    apart = f"The labelled pairs `pairs.jsonl`, {licence}, trained controls of this game alone."
+    apart = f"The labelled pairs `pairs.jsonl`, {licence}, were used only for controls of this game."
     for player in ("dpo", "best"):
         result = both.command("push", "run", *order, "--iteration", player, "--dry-run", f"cards-{player}")
         assert result.code == 0, result.err
@@ -174,7 +174,7 @@ def test_cards_name_the_pairs_and_their_licence(both: Game) -> None:
         assert (f"| labelled pairs | `pairs.jsonl` | {licence} |" in card, apart in card) == (player == "dpo", player != "dpo")
         assert data.count(apart) == 1 and "| labelled pairs |" not in data
     refused = both.command("push", "run", *order[:4], "--pairs-licence", "CC BY", "--dry-run", "no")
-    assert refused.code == 2 and "--pairs-licence" in refused.err and "not an identifier of a licence" in refused.err
+    assert refused.code == 2 and "--pairs-licence" in refused.err and "not the identifier of a licence" in refused.err
 
 
 def test_the_report_and_the_status_tell_of_every_control(both: Game) -> None:

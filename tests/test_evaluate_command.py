@@ -92,7 +92,7 @@ def test_what_was_played_is_compared(copy: Game) -> None:
     assert copy.command("evaluate", "run", *EVALUATE).code == 0
     best = str(copy.json("summary.json")["best"]["iteration"])
     result = copy.command("compare", "run", "--json", "c.json")
-    assert result.code == 0 and "letters/acc (higher is better), 8 samples, less run: start (SFT)" in result.out, result.err
+    assert result.code == 0 and "letters/acc (higher is better), 8 samples, difference from run: start (SFT)" in result.out, result.err
     assert "note: letters/acc: not run on" in result.out and "chat template not applied, lm-evaluation-harness 0.4.13" in result.out
     compared = {one["player"]: one["scores"]["letters/acc"] for one in read(copy.folder / "c.json")["players"]}
     for player, folder in (("start", "start"), (best, best)):
@@ -214,7 +214,7 @@ def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServ
         for file in answers.glob("turn-*.json"):
             assert read(file) == read(folder / answers.parent.name / "answers" / file.name)
     same = judge(copy, server, "--against", mine, target=mine)
-    assert same.code == 2 and "is the very model that it would be compared with" in same.err
+    assert same.code == 2 and "has the same weights as the model that it would be compared with" in same.err
 
 
 def test_no_judgment_is_paid_for_twice(copy: Game, server: JudgeServer) -> None:
@@ -280,4 +280,4 @@ def test_bad_input_of_a_judge(copy: Game, server: JudgeServer, given: list[str],
 def test_a_judge_that_is_not_there(copy: Game, server: JudgeServer) -> None:
     server.close()
     result = judge(copy, server, "--retries", "0")
-    assert result.code == 2 and "no answer that can be used after 1 attempts" in result.err and "cannot connect" in result.err
+    assert result.code == 2 and "no usable answer after 1 attempts" in result.err and "cannot connect" in result.err

@@ -82,7 +82,7 @@ def test_work_reads_nothing_that_is_not_given() -> None:
         with pytest.raises(AssertionError, match="options as keyword arguments"):
             fingerprint(partial(work, whole))
     for unknown in (recipe, recipe.evaluate, object()):
-        with pytest.raises(TypeError, match="which input of a stage"):
+        with pytest.raises(TypeError, match="as an input of a stage"):
             fingerprint(partial(work, given=unknown))
 
 

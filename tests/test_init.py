@@ -86,7 +86,7 @@ def test_a_tokenizer_that_is_not_there_is_made_up_for_by_words(zygote: Zygote, t
     assert result.code == 0 and "estimated as 1.5 a word: the model's tokenizer is not on this machine" in result.out
     assert recipe.sampling.max_new_tokens == 288  # 95 * 2 words, and the end of the turn: 286
     assert (recipe.train.lr, recipe.data.held_out, recipe.sft, recipe.evaluate.answer_pattern) == (1e-6, 0.25, None, None)
-    assert "no usual form of an answer" in result.out
+    assert "no usual answer format was found" in result.out
     switched_on = tmp_path / "on.yaml"
     switched_on.write_text(uncommented((tmp_path / "own.yaml").read_text()))
     assert load_recipe(switched_on).metric == "exact_match"
@@ -103,7 +103,7 @@ def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -
         (["none.jsonl"], ["none.jsonl: no such data file", "did you mean one.jsonl?"]),
         (["odd.jsonl"], ["no known shape fits the columns: a, b", "data.columns: {prompt: question"]),
         (["odd.jsonl", "data.columns={prompt: a, completion: c}"], ["there is no column 'c'", "the columns are: a, b"]),
-        (["one.jsonl"], ["one.jsonl: 1 different prompts with a reply; a game needs 2 at least", "give more rows"]),
+        (["one.jsonl"], ["one.jsonl: 1 different prompts with a reply; a game needs at least 2", "give more rows"]),
         (["bad.jsonl"], ["bad.jsonl, line 2: row without a reply", "fix the row"]),
         (["bad.jsonl", "data.on_bad_rows=drop"], ["data.on_bad_rows: unknown key; did you mean data.on_bad_row?"]),
         (["one.jsonl", "--output", "no/where.yaml"], ["--output (no/where.yaml): its folder does not exist"]),

@@ -164,7 +164,7 @@ def test_ranks_with_different_recipes_and_stages_out_of_turn(begun: Game) -> Non
     one, two = results(ranks(begun, TRAIN))
     assert (one.code, two.code) == (2, 2) and f"{SCORE} comes before {TRAIN} and is not finished" in one.err
     one, two = results(ranks(begun, "iterations/000/evaluate"))
-    assert (one.code, two.code) == (2, 2) and "no stage of this game that ranks compute together" in one.err
+    assert (one.code, two.code) == (2, 2) and "is not a stage of this game that runs on ranks" in one.err
 
 
 def test_ranks_end_the_game_where_the_process_that_plays_does(begun: Game, inline: Game) -> None:
@@ -181,7 +181,7 @@ def test_ranks_end_the_game_where_the_process_that_plays_does(begun: Game, inlin
     assert (one.code, two.code) == (0, 0), one.err
     assert begun.json("continued-sft/train/done.json")["inputs"] == expected
     one, two = results(ranks(begun, "iterations/001/train", overrides={rank: ["iterations=1"] for rank in (0, 1)}))
-    assert (one.code, two.code) == (2, 2) and "is no stage of this game" in one.err and "Traceback" not in one.err
+    assert (one.code, two.code) == (2, 2) and "is not a stage of this game" in one.err and "Traceback" not in one.err
 
 
 def test_slurm_names_the_ranks(begun: Game) -> None:
@@ -366,7 +366,7 @@ def test_a_machine_says_that_it_waits(begun: Game, monkeypatch: pytest.MonkeyPat
     [
         ({"kind": "inline", "processes": 2}, "has no effect while launcher.kind is inline"),
         ({"machines": 2}, "the address of machine 0"),
-        ({"machines": 2, "machine_rank": 2, "main_process_ip": "127.0.0.1"}, "ranks go from 0 to 1"),
+        ({"machines": 2, "machine_rank": 2, "main_process_ip": "127.0.0.1"}, "machine_rank is from 0 to 1"),
         ({"strategy": "zero"}, "ddp"),
         (
             {"strategy": "deepspeed-zero3"},
@@ -423,7 +423,7 @@ def taken_port() -> Iterator[int]:
         ("num_processes: 2", "`distributed_type` must be specified"),
         ("distributed_type: MULTI_CPU\nnum_procs: 2", "unknown keys .*num_procs"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2", "names 2 machines, and launcher.machines is 1"),
-        ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or name none"),
+        ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or leave it out"),
         ("distributed_type: DEEPSPEED", "DEEPSPEED; DeepSpeed was removed: .* pickles"),
     ],
 )
@@ -488,7 +488,7 @@ def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards
         return caplog.text
 
     said = checked("fsdp2")
-    assert "sampling needs the whole model on a device" in said and "parameters, fsdp2 over 2 ranks, and" in said
+    assert "sampling needs the whole model on one device" in said and "parameters, fsdp2 over 2 ranks, and" in said
     assert begun.json("micro_batch.json")["shared"] == "fsdp2 over 2 ranks"
     assert "micro_batch_tokens: " not in checked("fsdp2"), "kept"
     said = checked("ddp")
@@ -498,7 +498,7 @@ def test_what_is_not_sharded_is_announced_and_micro_batches_are_sized_for_shards
 
 def test_an_optimizer_that_cannot_be_sharded(begun: Game) -> None:
     result = begun.run(*TWO_RANKS, "launcher.strategy=fsdp2", "train.optimizer=adafactor")
-    assert result.code == 2 and "train.optimizer: adafactor does not work where the launcher shards it" in result.err
+    assert result.code == 2 and "train.optimizer: adafactor does not work if the launcher shards the model" in result.err
 
 
 def test_out_of_memory_names_the_options_and_loses_nothing(begun: Game, inline: Game) -> None:

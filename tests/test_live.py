@@ -176,11 +176,11 @@ def test_another_machines_run_is_judged_by_what_it_writes(copy: Game) -> None:
     long_ago = time.time() - STALE_SECONDS - 600
     os.utime(copy.root / "progress.json", (long_ago, long_ago))
     silent = " ".join(copy.command("status", "run").out.split())
-    assert "last sign of life 0:11:0" in silent and "it was killed, or its machine or disk cannot be reached" in silent
-    assert "if you know that it is dead, resume with:" in silent
+    assert "last progress 0:11:0" in silent and "it was killed, or its machine or disk cannot be reached" in silent
+    assert "if its process no longer runs, resume with:" in silent
     assert copy.command("watch", "run").code == 1
     (copy.root / "progress.json").unlink()
-    assert "no sign of life so far" in copy.command("status", "run").out
+    assert "no progress so far" in copy.command("status", "run").out
 
 
 @pytest.mark.parametrize("command", ["status", "watch"])

@@ -53,7 +53,7 @@ def test_rates_are_those_of_the_newest_grades(copied: Game, played: Game) -> Non
     done = copied.root / "iterations/000/grade/done.json"
     found = read_json(done)
     write_json(done, {**found, "facts": {**found["facts"], "rates": {}}})
-    assert "no reply was judged and no answer found" in copied.command("status", "run").out
+    assert "no reply has a score or an answer" in copied.command("status", "run").out
 
 
 def test_a_kill_between_grading_and_training_says_how_it_goes_on(copied: Game) -> None:

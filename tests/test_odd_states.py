@@ -311,7 +311,7 @@ def test_a_model_whose_weights_are_no_numbers(weight: str, value: float, game: G
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     game.write(model__path="model", sft=None)
     sane(result := game.run(), (2,))
-    assert "the model's logits of the next token are not finite (NaN)" in result.err and "see that its weights" in result.err
+    assert "the model's logits of the next token are not finite (NaN)" in result.err and "check its weights" in result.err
 
 
 # every draw of every reply gives this token; the tiny model's end of turn is 1

@@ -184,7 +184,7 @@ BODY = "def f(player, opponent, mask_DK, *, beta):\n    "
     ("code", "words"),
     [
         ("def g(): pass", "has no function 'f'"),
-        ("f = 3", "is no function but of type int"),
+        ("f = 3", "is not a function but of type int"),
         ("import no_such_module", "cannot be imported: line 1: ModuleNotFoundError"),
         ("def f(", "cannot be imported: line 1: SyntaxError"),
         ("raise SystemExit(0)", "cannot be imported: line 1: SystemExit"),
@@ -220,7 +220,7 @@ def test_what_is_taken(code: str, write) -> None:
     [
         ("objective.loss=none.py:f", "objective.loss: the file none.py does not exist"),
         ("objective.loss=ipo.py:ip", "ipo.py has no function 'ip'\n  -> did you mean ipo?"),
-        ("objective.loss=rows.jsonl:f", "no objective; there are logistic, hinge"),
+        ("objective.loss=rows.jsonl:f", "not an objective; there are logistic, hinge"),
         ("objective.loss=ipo.py:mean_over_replies", "mean_over_replies in ipo.py takes (value_DK"),
     ],
 )

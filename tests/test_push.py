@@ -335,11 +335,11 @@ def test_two_pushes_at_once(played: Game, hub: HubLoopback) -> None:
 @pytest.mark.parametrize(
     ("status", "at", "parts"),
     [
-        (401, "/api/repos/create", ["would not create the repository", "status 401", "hf auth login"]),
-        (403, "/api/repos/create", ["would not create the repository", "status 403", "write access"]),
-        (404, "/api/models/me/model/preupload", ["would not upload", "status 404", "check the spelling"]),
-        (500, "/api/models/me/model/commit", ["would not upload", "status 500", "push again later"]),
-        (403, "/api/models/me/model/branch", ["would not create the branch x", "status 403"]),
+        (401, "/api/repos/create", ["refused to create the repository", "status 401", "hf auth login"]),
+        (403, "/api/repos/create", ["refused to create the repository", "status 403", "write access"]),
+        (404, "/api/models/me/model/preupload", ["refused to upload", "status 404", "check the spelling"]),
+        (500, "/api/models/me/model/commit", ["refused to upload", "status 500", "push again later"]),
+        (403, "/api/models/me/model/branch", ["refused to create the branch x", "status 403"]),
     ],
 )
 def test_a_refusal_is_told_without_the_token(
@@ -401,7 +401,7 @@ def test_no_token(played: Game, hub: HubLoopback, monkeypatch: pytest.MonkeyPatc
         (["run", "--repo", "me/model", "--dataset-repo", "me/.."], ["--dataset-repo", "cannot be a repository"]),
         (["run", "--repo", "me/model", "--iteration", "7"], ["no player '7'"]),
         (["run", "--repo", "me/model", "--adapter", "--dry-run", "x"], ["a full model, not an adapter"]),
-        (["run", "--repo", "me/model", "--base-licence", "Apache 2"], ["--base-licence", "not an identifier of a licence", "apache-2.0"]),
+        (["run", "--repo", "me/model", "--base-licence", "Apache 2"], ["--base-licence", "not the identifier of a licence", "apache-2.0"]),
         (["run", "--repo", "me/model", "--dry-run", "run"], ["exists and is not empty"]),
     ],
     ids=lambda value: " ".join(value) if value[0] in ("run", "nowhere") else "",

@@ -109,7 +109,7 @@ def test_likelihood_of_winners_has_pairs_that_would_have_met(filtered: Game) -> 
         assert row["chosen_by"] == "human" or grades[row["row_id"], said(row, "chosen")]["score"] == 1.0
         assert row["rejected_score"] == 0.0 or row["finish_reason"] == "length"
     text = (folder / "data/README.md").read_text()
-    assert "these pairs are those that would have met" in text and "the checker number passes it" in text
+    assert "these are the pairs that it would have formed" in text and "the checker number passes it" in text
 
 
 def test_an_iteration_without_rows_has_no_split() -> None:
@@ -133,7 +133,7 @@ def test_the_data_card_says_who_won_and_counts(folder: Path) -> None:
         "Winning and losing replies",
         "The answer that most replies of the model to a prompt give wins",
         "compared by the checker number",
-        "no person has written or read them",
+        "No person has written or read the model's replies",
         "24 of the prompts had no human reply",
         "prompts of `prompts.jsonl`, which have no replies",
         "| prompts without replies | `prompts.jsonl` | unknown",
@@ -146,7 +146,7 @@ def test_the_model_card_says_what_won(folder: Path) -> None:
     text = " ".join((folder / "model/README.md").read_text().split())
     assert "with a majority target (`target.kind: majority`, checker `number`)" in text
     assert "replied 4 times to every training prompt" in text
-    assert "Winners are the model's own replies" in text and "24 of the prompts had no human reply" in text
+    assert "Winners are human replies and the model's own replies" in text and "24 of the prompts had no human reply" in text
     assert "learned to distinguish human replies" not in text and "| pass_at_4 | 8 |" in text
 
 

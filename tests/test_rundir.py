@@ -359,7 +359,7 @@ def test_a_second_process_is_told_who_works_there_and_a_kill_frees_the_lock(run:
 def test_a_place_that_cannot_be_a_run_directory(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "run", Path("/proc/none/run")):
-        with pytest.raises(UserError, match="cannot make the run directory") as caught, RunDir(place).lock():
+        with pytest.raises(UserError, match="cannot create the run directory") as caught, RunDir(place).lock():
             pass
         assert str(place) in caught.value.where
 

@@ -80,7 +80,9 @@ def test_what_is_printed(several: Game) -> None:
     text = (several.folder / "out.txt").read_text()
     assert "Over 3 seeds: mean ± standard error (standard deviation)" in text
     assert "without measurements on held-out rows, of all seeds together." in text
-    assert "3 seeds, less run: start (SFT)" in text and "3 seeds, less run: continued SFT" in text and "Student's t over seeds" in text
+    for arm in ("start (SFT)", "continued SFT"):
+        assert f"3 seeds, difference from run: {arm}" in text
+    assert "Student's t over seeds" in text
 
 
 def test_the_status_of_one_of_them_tells_how_all_go_on(several: Game) -> None:

@@ -418,7 +418,7 @@ def test_answers_are_missing(missing: range, words: str, tmp_path: Path, zygote:
     write_rows(game.folder / "more.jsonl", [row | ({"gold": None} if n in missing else {}) for n, row in enumerate(MORE)])
     result = game.run()
     if len(missing) == 8:
-        refused(result, "finds no answer in any of the 8 rows", "data.prompts.answer 'gold'", "the first one holds None", "majority")
+        refused(result, "finds no answer in any of the 8 rows", "data.prompts.answer 'gold'", "the first one is None", "majority")
         assert not (game.root / "start").exists()
         return
     assert words in result.err and "Traceback" not in result.err

@@ -36,7 +36,7 @@ class Evaluated:
 def evaluate(
     target: str, section: BenchmarksSection, wanted: Sequence[str] = (), out: Path | None = None, dtype: str | None = None
 ) -> Evaluated:
-    """Play the benchmarks of `section` with players of the run `target`, or with the model of that name.
+    """Run the benchmarks of `section` on players of the run `target`, or on the model of that name.
 
     Finished results with equal inputs are kept, and those with other inputs are stored next to them. dtype: that of the run's
     recipe when None, float32 for a model. Raises UserError.
@@ -54,7 +54,7 @@ def evaluate(
 
 
 def result_name(section: BenchmarksSection, dtype: str | None) -> str:
-    """Of the folder of the results: its tasks, and what is asked for otherwise than by default, so that a quick look costs no long play."""
+    """The name of the results' folder: the tasks, and options that are not at their defaults, so that a quick run replaces no long one."""
     parts = {"limit-{}": section.limit, "seed-{}": None if section.seed == DEFAULT_SEED else section.seed, "{}": dtype}
     named = [form.format(value) for form, value in parts.items() if value is not None]
     return "-".join([slug([*section.suites, *section.tasks]), *named, *(["chat-template"] if section.chat_template else [])])
@@ -62,10 +62,10 @@ def result_name(section: BenchmarksSection, dtype: str | None) -> str:
 
 def _stage(run: RunDir, name: str, section: BenchmarksSection, player: EvaluatedPlayer, dtype: str | None) -> StageRecord:
     train = player.recipe.train
-    format_ = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.precision]
+    compute_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.precision]
     template = player.chat.template if section.chat_template else None
-    model = HarnessModel(player.folder, format_, template, train.four_bit)
-    inputs = {**benchmark_inputs(section), "model": player.hash, "dtype": str(format_), "chat": template}
+    model = HarnessModel(player.folder, compute_dtype, template, train.four_bit)
+    inputs = {**benchmark_inputs(section), "model": player.hash, "dtype": str(compute_dtype), "chat": template}
     log.info(f"benchmarks: {player.title}")
     record = remade_stage(run, name, inputs, lambda stage: run_benchmarks(stage, section, model))
     release_memory()

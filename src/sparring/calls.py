@@ -1,7 +1,7 @@
 """Calls of machine 0 to the other machines of a game: which stage their ranks compute together next.
 
-Machine 0 listens while its game lasts. Every other machine connects and asks for the next call, by a line of JSON, and is answered as soon
-as there is one. A connection that closes says that machine 0 has stopped. The ranks themselves meet by torch's rendezvous.
+Machine 0 listens while its game lasts. Every other machine connects and requests the next call with a line of JSON; the answer comes when
+there is a call. A closed connection means that machine 0 has stopped. The ranks themselves connect through torch's rendezvous.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from sparring.errors import UserError
 Address = tuple[str, int]
 
 WHERE = "launcher.main_process_ip, launcher.main_process_port"
-# How long machine 0 waits at the end of its game for machines that have not heard of it, and the others for machine 0 to start or resume
+# How long machine 0 waits at the end of its game until all machines have received its end, and how long they wait for it to start or resume
 FAREWELL_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
 CONNECT_SECONDS, RETRY_SECONDS = 10.0, 0.5
-MOST_BYTES = 1000  # of a question
+MOST_BYTES = 1000  # of a request
 
 
 class Call(NamedTuple):
-    """`stage` is None at the end of the game."""
+    """A stage that the ranks of all machines compute; None at the end of the game. Calls are numbered from 1."""
 
     number: int
     stage: str | None
 
 
 class Calls:
-    """Machine 0's side. A call lasts as long as its ranks: a machine that asks later gets the next one."""
+    """Machine 0's side. A call is open while its ranks run: a machine that asks later gets the next one."""
 
     def __init__(self, port: int, machines: int, seed: int) -> None:
         """Listens on all interfaces, as torch's rendezvous does: a name of this machine may mean its loopback here.
@@ -54,7 +54,7 @@ class Calls:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        """Let the other machines go where the game has ended; after an error they wait for machine 0 to resume."""
+        """At the end of the game, report it to the other machines; after an error, let them wait for machine 0 to resume."""
         try:
             if error is None:
                 self._end()
@@ -67,7 +67,7 @@ class Calls:
 
     @contextlib.contextmanager
     def call(self, stage: str) -> Iterator[None]:
-        """The time of a stage's ranks."""
+        """Keep the call for `stage` open while the context lasts."""
         self._set(stage)
         try:
             yield
@@ -76,13 +76,13 @@ class Calls:
                 self._call = None
 
     def next_after(self, number: int, seed: int) -> Call | None:
-        """The call after that of this number, waited for; None where there will be none, or another seed's game is played."""
+        """Wait for the first call after `number`. None if machine 0 stops, or plays the game of another seed."""
         with self._changed:
             self._changed.wait_for(lambda: self._is_over or seed != self._seed or (self._call is not None and self._call.number > number))
             return None if self._is_over or seed != self._seed else self._call
 
     def release(self, machine: int) -> None:
-        """`machine` has heard that the game has ended."""
+        """Record that `machine` has received the end of the game."""
         with self._changed:
             self._released.add(machine)
             self._changed.notify_all()
@@ -116,7 +116,7 @@ class _Handler(StreamRequestHandler):
     server: _Server
 
     def handle(self) -> None:
-        """Answer the questions of one machine. Whatever else connects to the port is sent away."""
+        """Answer the requests of one machine. The connection is closed at anything that is not such a request."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             while line := self.rfile.readline(MOST_BYTES):
                 asked = json.loads(line)
@@ -131,17 +131,17 @@ class _Handler(StreamRequestHandler):
 def answer_calls(address: Address, machine: int, seed: int, start: Callable[[str], None]) -> None:
     """Call `start` with every stage that machine 0 calls for, until its game ends.
 
-    Raises UserError where machine 0 cannot be reached for `PATIENCE_SECONDS`, which is also the time that it has to resume after a fault.
+    Raises UserError if machine 0 cannot be reached for `PATIENCE_SECONDS`, which is also the time that it has to resume after a failure.
     """
-    heard = time.monotonic()
-    while time.monotonic() - heard < PATIENCE_SECONDS:
+    last_contact = time.monotonic()
+    while time.monotonic() - last_contact < PATIENCE_SECONDS:
         try:
             with socket.create_connection(address, CONNECT_SECONDS) as connection:
                 connection.settimeout(None)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
                 for stage in _calls(connection, machine, seed):
                     start(stage)
-                    heard = time.monotonic()
+                    last_contact = time.monotonic()
                 return
         except socket.gaierror as error:
             raise UserError(f"{address[0]} is not the address of a machine: {error.strerror}", where=WHERE) from None
@@ -150,12 +150,12 @@ def answer_calls(address: Address, machine: int, seed: int, start: Callable[[str
     raise UserError(
         f"machine 0 has not answered at {address[0]}:{address[1]} for {PATIENCE_SECONDS / 60:.0f} minutes",
         where=WHERE,
-        remedy="start `sparring run` on it, and here again",
+        remedy="start `sparring run` on machine 0, then again on this machine",
     )
 
 
 def _calls(connection: socket.socket, machine: int, seed: int) -> Iterator[str]:
-    """The stages to compute. Raises ConnectionError where machine 0 stops before its game ends."""
+    """The stages to compute. Raises ConnectionError if machine 0 stops before its game ends."""
     number = 0
     with connection.makefile("rw", encoding="utf-8") as lines:
         while True:

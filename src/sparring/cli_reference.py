@@ -28,7 +28,7 @@ def _section(name: str, command: Any) -> str:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     usage = " ".join(["sparring", name, *(["[OPTIONS]"] if options else []), *map(_placeholder, arguments)])
-    with command.make_context(name, [], resilient_parsing=True) as context:  # what --help would show, which no argument is needed for
+    with command.make_context(name, [], resilient_parsing=True) as context:  # as for --help, which needs no arguments
         records = [(_placeholder(one), one.help) for one in arguments] + [one.get_help_record(context) for one in options]
     rows = [f"| {markdown(f'`{names}`')} | {markdown(said or '')} |" for names, said in records]
     table = "\n".join(["| | |", "|---|---|", *rows])

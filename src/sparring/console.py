@@ -1,4 +1,4 @@
-"""What a person sees while a run works: log lines on a terminal, in a pipe and in the run's own file."""
+"""Log lines on a terminal, in a pipe and in the run's log file, and how text is made printable there."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class _RunLog(logging.FileHandler):
             _RunLog.error = record.exc_info[1]
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """A full disk is reported once, by what met it in the work itself, not by a traceback for every line of the log."""
+        """A full disk is reported once, by the stage that cannot write, not by a traceback for every line of the log."""
 
 
 def is_in_log_file(error: BaseException) -> bool:
@@ -94,7 +94,7 @@ def log_file(path: Path) -> Iterator[None]:
 
 
 def animates(terminal: Console) -> bool:
-    """Whether a line that changes in place comes out right there: on a real terminal that can move its cursor, and not in a CI's record."""
+    """Whether a line can be updated in place: on a real terminal that can move its cursor, and not in the log of a CI job."""
     return terminal.is_interactive and not terminal.is_dumb_terminal and terminal.file.isatty() and "CI" not in os.environ
 
 
@@ -104,7 +104,7 @@ def printable(text: str) -> str:
 
 
 def fitting(text: str, terminal: Console) -> str:
-    """The same, with `+-` for `±` on a terminal whose encoding has no such sign."""
+    """`text` without control characters, and with `+-` for `±` if the terminal's encoding has no such sign."""
     try:
         "±".encode(terminal.encoding)
     except (UnicodeEncodeError, LookupError):

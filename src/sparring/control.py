@@ -27,9 +27,9 @@ from sparring.training.tasks import WinnersTask
 
 
 def train_rft(context: RunContext, section: ControlSection, start: Player, played: int, forward_tokens: int) -> Player:
-    """Likelihood of the human replies and of the replies of iteration 0 that passed, which the start has given.
+    """Train the start by maximum likelihood on the human replies and on those of its own replies, iteration 0's, that the checker passed.
 
-    forward_tokens: what it may cost where the recipe names no epochs, the sampling of those replies included.
+    forward_tokens: the budget if the recipe gives no epochs; the sampling of those replies is part of it.
     """
     name, recipe = control_stage(section.folder, "train"), context.recipe
     winners = _winners(context)
@@ -40,8 +40,8 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
         tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
         left = max(0, forward_tokens - sampling_cost(context.run, recipe, iteration_stage(0, "generate")))
         steps = max(1, round(left / settings.forward_passes / tokens / batch_size))
-        cost = f"with the sampling, cost as many floating-point operations as {counted(played, 'iteration')} of the game"
-        log.info(f"{section.title}: {counted(steps, 'step')}, {cost}")
+        cost = f"cost as many floating-point operations as {counted(played, 'iteration')} of the game"
+        log.info(f"{section.title}: {counted(steps, 'step')} and the sampling of its replies {cost}")
     else:
         steps = max(1, round(section.epochs * len(winners) / batch_size))
     train = context.with_budget(settings.model_copy(update={"lr": control_lr(recipe, section), "epochs": None}))
@@ -53,13 +53,14 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
 def _train_on_winners(
     common: Common, played: int, stage: Path, *, train: TrainSection, steps: int, winners: Sequence[Contest], start: Player, seed: int
 ) -> dict[str, Any]:
-    """played: iterations of the game, which give the order of batches but are no input: finished runs were made without."""
+    """played: the number of iterations of the game. It seeds the order of batches but is not part of the fingerprint: finished runs were
+    made without it."""
     plan = steps_plan(train, len(winners), lr=at_iteration(train.lr, 0), steps=steps, seed=order_seed(seed, played))
     return fit_model(common, stage, start, WinnersTask(winners), plan, train)
 
 
 def _winners(context: RunContext) -> list[Contest]:
-    """By the recipe's rules, but verified whatever its target is, and with the human reply always among the winners."""
+    """The winners by the recipe's rules, but with the verified target whatever the recipe's is, and always with the human reply."""
     rules = replace(rules_of(context.recipe), human="mix")
     prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
     window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True)
@@ -98,8 +99,8 @@ def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
 
 
 def play_controls(context: RunContext, game: GameResult) -> dict[str, Player]:
-    """Train and evaluate every control of the recipe. Returns folder -> model; a control without a cost to match or a start is left out."""
-    played = [section for section in context.recipe.controls if _has_place(section, game)]
+    """Train and evaluate every control of the recipe. Returns folder -> model; one without a cost to match or a start is left out."""
+    played = [section for section in context.recipe.controls if _can_be_trained(section, game)]
     return {
         section.folder: evaluate(context, train_control(context, section, game), reference(section, game), len(game.players) + 1)
         for section in played
@@ -129,7 +130,7 @@ def from_iteration(section: ControlSection, best: int | None) -> int | None:
     return best if section.start == "best" else None
 
 
-def _has_place(section: ControlSection, game: GameResult) -> bool:
+def _can_be_trained(section: ControlSection, game: GameResult) -> bool:
     if game.players or (section.epochs is not None and section.start == "start"):
         return True
     log.info(f"{section.title}: no iteration was played, so there is no cost to match; left out")

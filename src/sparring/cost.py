@@ -9,7 +9,7 @@ from sparring.config import Recipe
 from sparring.rundir import RunDir
 from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, control_stage, is_used, iteration_stage
 
-MEASURED = {stage.part for stage in OF_PLAYER}  # no part of what a player has cost
+MEASURED = {stage.part for stage in OF_PLAYER}  # not part of a player's cost
 # a token of training through all weights: forward 1, backward 2
 FULL_PASSES = 3
 
@@ -37,24 +37,24 @@ def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
 
 
 def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:
-    """Of the first `played` iterations, without what is measured of their players."""
+    """Cost of the first `played` iterations, without the stages that evaluate their players."""
     return _cost_of(run, recipe, [iteration_stage(t, stage.part) for t in range(played) for stage in OF_ITERATION])
 
 
 def sampling_cost(run: RunDir, recipe: Recipe, stage: str) -> int:
-    """Tokens of one stage of sampling, each passed once."""
+    """Tokens of one sampling stage, each in one forward pass."""
     return _cost_of(run, recipe, [stage]).forward_tokens
 
 
 def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
-    """Of a control's own training, likewise, and for RFT of sampling the replies that it is trained on, which are iteration 0's."""
+    """Cost of a control's own training, without evaluation; for RFT also of sampling iteration 0's replies, which it is trained on."""
     is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.controls)
     sampled = [iteration_stage(0, "generate")] if is_rft else []
     return _cost_of(run, recipe, [*sampled, *(control_stage(control, stage.part) for stage in OF_CONTROL)])
 
 
 def _cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:
-    """Of these stages together, as far as the recipe has a use for them; one that was never begun cost nothing."""
+    """Cost of those of the stages that the recipe uses; a stage that is not finished counts 0."""
     own = [name for name in stages if is_used(name, recipe) and name.rpartition("/")[2] not in MEASURED]
     return sum((_stage_cost(run, name) for name in own), Cost())
 

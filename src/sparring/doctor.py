@@ -18,11 +18,11 @@ from sparring.console import printable
 from sparring.errors import UserError
 
 PACKAGE, GB = "sparring", 1e9
-SHOWN = ("torch", "transformers", "accelerate", "peft")  # of what is required; of the rest only what is missing or out of range
+SHOWN = ("torch", "transformers", "accelerate", "peft")  # always; other requirements only where missing or out of range
 EXTRAS = {
     "math": "the checker math",
     "gguf": "models in GGUF files, such as the demo's",
-    "8bit": "8-bit optimizers, and adapters over a base in 4 bits",
+    "8bit": "8-bit optimizers, and adapters on a 4-bit base",
     **{spec.extra: f"replies {spec.what}" + ", and judges" * bool(spec.urls) for spec in ENGINES.values() if spec.extra},
     "eval": "benchmarks of lm-evaluation-harness",
     "tensorboard": "metrics in TensorBoard",
@@ -33,7 +33,7 @@ EXTRAS = {
 
 
 class Finding(NamedTuple):
-    """One line of the report; `remedy` where nothing can be played for it."""
+    """One line of the report; `remedy` is set if it makes a game impossible."""
 
     name: str
     value: str
@@ -41,10 +41,10 @@ class Finding(NamedTuple):
 
 
 def examine() -> None:
-    """Print what was found. Raises UserError, naming every remedy, where no game can be played."""
+    """Print what was found. Raises UserError with all remedies if no game can be played."""
     versions = list(_versions())
     sections = {"versions": versions, f"extras, as in pip install '{PACKAGE}[math]'": list(_extras())}
-    if not any(finding.remedy for finding in versions):  # the rest is asked of these packages
+    if not any(finding.remedy for finding in versions):  # the other sections import these packages
         sections |= {"machine": list(_machine()), "Hugging Face Hub": list(_hub())}
     for title, findings in sections.items():
         print(f"{title}\n" + "".join(f"  {finding.name:<14}{printable(finding.value)}\n" for finding in findings))
@@ -59,7 +59,7 @@ def _versions() -> Iterator[Finding]:
     own = metadata.distribution(PACKAGE)
     yield Finding(PACKAGE, f"{own.version} in {Path(__file__).parent}")
     wanted, python = SpecifierSet(own.metadata["Requires-Python"]), platform.python_version()
-    remedy = None if wanted.contains(python, prereleases=True) else f"make an environment with Python {wanted}"
+    remedy = None if wanted.contains(python, prereleases=True) else f"create an environment with Python {wanted}"
     yield Finding("python", python + (f", but {PACKAGE} needs {wanted}" if remedy else ""), remedy)
     for requirement in _requirements():
         problem = _problem(requirement)
@@ -117,8 +117,8 @@ def _gpus() -> Iterator[Finding]:
         yield Finding("torch", f"cannot be loaded: {error}", "pip install --force-reinstall torch")
         return
     if not torch.cuda.is_available():
-        built = f"made for CUDA {torch.version.cuda}" if torch.version.cuda else "made without CUDA"
-        yield Finding("gpu", f"none that PyTorch can use (it is {built})")
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        yield Finding("gpu", f"none that PyTorch can use (it was built {built})")
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
         yield Finding(f"gpu {number}", f"{device.name}, {device.total_memory / GB:.1f} GB")

@@ -32,17 +32,17 @@ DATA_LIMITS = ("max_prompt_tokens", "max_reply_tokens", "too_long")
 
 @dataclass(frozen=True)
 class Limits:
-    """The options of the data section that apply to pairs too; in `section` the others are at their defaults."""
+    """The options of the data section that also apply to pairs; the other options of `section` have their defaults."""
 
     section: DataSection
 
     @classmethod
     def of(cls, data: DataSection) -> Self:
-        """As for the rows."""
+        """The limits that the rows have."""
         return cls(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
 
     def inputs(self) -> dict[str, Any]:
-        """Without newer options at their defaults."""
+        """For the fingerprint; options that were added later are left out while they have their defaults."""
         return {"limits": {**self.section.model_dump(include=set(DATA_LIMITS)), **changed(self.section, ROW_OPTIONS)}}
 
 
@@ -65,9 +65,9 @@ def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, he
 
 
 def train_dpo(context: RunContext, section: ControlSection, reference: Player, played: int, forward_tokens: int) -> Player:
-    """The reference's log-probs of the pairs first, then the player, who starts as the reference.
+    """Compute the reference's log-probs of the pairs, then train a player that starts as a copy of the reference.
 
-    forward_tokens: what it may cost where the recipe names no epochs.
+    forward_tokens: the budget if the recipe gives no epochs.
     """
     prepared, name = _prepared(context, section, played, forward_tokens), control_stage(section.folder, "train")
     work = partial(
@@ -121,7 +121,7 @@ def _prepared(context: RunContext, section: ControlSection, played: int, forward
 
 
 def _settings(context: RunContext, section: ControlSection) -> TrainSection:
-    """The game's own way to train, with the control's batch size."""
+    """The game's training options with the control's batch size."""
     train = context.recipe.train
     return train.model_copy(update={"batch_size": control_batch_size(context.recipe, section), "horizon_epochs": None})
 
@@ -132,13 +132,13 @@ def _score(context: RunContext, section: ControlSection, reference: Player, prep
 
 
 def _layout(context: RunContext) -> Layout:
-    """How the game has laid out its duels: where its model takes no packed trees, every reply has computed the prompt for itself."""
+    """The layout of the game's training: "rows" if its model cannot compute packed trees, so that every reply repeats the prompt."""
     trained = context.run.finished(iteration_stage(0, "train"))
     return "tree" if trained is None or trained.facts["layout"] == "tree" else "rows"
 
 
 def _epochs(duels: list[Duel], forward_tokens: int, passes: int, layout: Layout) -> float:
-    """Passes over the pairs that cost so many tokens times forward passes, the reference's one pass included; at least a step is made."""
+    """Epochs over the pairs that cost `forward_tokens`, the reference's one forward pass included; at least one step is trained."""
     of_epoch = sum(branches_of(duel).tokens(layout) for duel in duels)
     share = forward_tokens / of_epoch
     return (share - 1) / passes if share >= 1 + passes else share / (1 + passes)

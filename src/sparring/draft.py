@@ -26,7 +26,7 @@ from sparring.planning.lengths import SAMPLE_ROWS, local_chat
 from sparring.rundir import write_text
 
 MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Usual names of columns that are of no known shape; the standard names too, for a row may have one of them
+# Usual column names of rows that have no known shape; the standard names are included, since a row may have one of them
 USUAL_COLUMNS: tuple[dict[str, tuple[str, ...]], ...] = (
     {"output": ("output", "response", "answer", "completion"), "input": ("input", "context")},
     {
@@ -35,9 +35,9 @@ USUAL_COLUMNS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
 )
 WIDTH = 100  # of a line with its comment
-TOKENS_PER_WORD, BYTES_PER_TOKEN = 1.5, 4  # where no tokenizer is there; the second for languages without blanks
+TOKENS_PER_WORD, BYTES_PER_TOKEN = 1.5, 4  # without a tokenizer; bytes for languages that put no blanks between words
 WHOLE_REPLY = {"evaluate": {"answer_pattern": "(?s).+"}}
-LONGEST = 2048  # tokens of a prompt or a reply that is proposed at most
+LONGEST = 2048  # tokens: the highest limit of prompts or replies that is proposed
 
 COMMENTS = {
     "run_dir": "everything that the run writes; rerunning the same command resumes it",
@@ -98,9 +98,9 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     values, comments = _proposed(values, rows, lengths, proposal)
     for override in overrides:
         values = apply_override(values, override)
-    load_recipe(values)  # an override may not go with what was proposed
+    load_recipe(values)  # an override may contradict a proposed value
     text = "\n".join(["# A first recipe, by `sparring init`. `sparring docs recipe` lists every key.", *_lines(values, comments)])
-    for line in (*rows.notices, *_told(lengths, proposal)):
+    for line in (*rows.notices, *_findings(lengths, proposal)):
         print(printable(line))
     _write(output, f"{text}\n{_suggestion(proposal)}")
 
@@ -108,7 +108,7 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
 def _require_free(output: Path, force: bool) -> None:
     if output.is_dir() or not output.absolute().parent.is_dir():
         what = "is a folder" if output.is_dir() else "its folder does not exist"
-        raise UserError(what, where=f"--output ({output})", remedy="name a file in a folder that is there")
+        raise UserError(what, where=f"--output ({output})", remedy="name a file in a folder that exists")
     if output.exists() and not force:
         raise UserError("exists already", where=f"--output ({output})", remedy="name another file, or --force to replace it")
 
@@ -120,7 +120,7 @@ def _write(output: Path, text: str) -> None:
 
 
 def _name_of(data: str) -> str:
-    """What the data is called, as a folder's name."""
+    """A folder name made from the name of the data."""
     stem = Path(data).name.partition(".")[0]
     return re.sub(r"[^\w-]+", "-", stem.removeprefix("builtin:"), flags=re.ASCII).strip("-") or "mine"
 
@@ -134,7 +134,7 @@ def _look(recipe: Recipe) -> Rows:
     notices = (f"{section.named}: {len(rows)} rows of the shape {shape}", *loaded.notices, *loaded.bad.notices)
     prompts = len({row.prompt_key for _, row in rows.values()})
     if prompts < 2:
-        what = f"{prompts} different prompts with a reply; a game needs 2 at least, one to train on and one held out"
+        what = f"{prompts} different prompts with a reply; a game needs at least 2, one to train on and one held out"
         raise UserError(what, where=section.named, remedy="give more rows")
     # a third of the prompts at most, so that a small file has rows to train on
     held_out = section.held_out or max(1, min(section.held_out_of(len(rows)), prompts // 3))
@@ -142,7 +142,7 @@ def _look(recipe: Recipe) -> Rows:
 
 
 def _columns(section: DataSection) -> dict[str, str]:
-    """The recipe's names of columns; where the rows are of no known shape, those that usually hold prompts and replies."""
+    """The recipe's column names; for rows of no known shape, the columns that usually hold prompts and replies."""
     table = open_table(section, 0, BadRows(drop=True))
     own = {name.lower(): name for name in table.columns}
     guesses = [_renamed(usual, own) for usual in USUAL_COLUMNS]
@@ -150,11 +150,11 @@ def _columns(section: DataSection) -> dict[str, str]:
         with contextlib.suppress(UserError):
             choose_shape(section.shape, columns, table.columns, table.source)
             return dict(columns)
-    return dict(section.columns)  # of which the reader says what is wrong
+    return dict(section.columns)  # the reader reports what is wrong with them
 
 
 def _renamed(usual: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> dict[str, str]:
-    """Standard name -> the rows' name for it, where that is another; `own`: names of the rows by their small letters."""
+    """Standard name -> the rows' name for it, where they differ; `own`: lower-case name -> the rows' name."""
     found = {standard: next((own[word] for word in words if word in own), standard) for standard, words in usual.items()}
     return {standard: name for standard, name in found.items() if name != standard}
 
@@ -166,7 +166,7 @@ def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> R
             encoded = [chat.encode(row, where) for where, row in rows]
             return RowLengths([len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded], "counted by the model's tokenizer", True)
         why = "the model's tokenizer is not on this machine"
-    except UserError as error:  # a game would end with it: the recipe is where it is put right
+    except UserError as error:  # a game would stop at it; it can be fixed in the recipe
         why = f"the tokenizer cannot be used yet: {error}"
     prompts, replies = ([_estimated(text) for text in texts] for texts in zip(*map(_texts, rows), strict=True))
     return RowLengths(prompts, replies, f"estimated as {TOKENS_PER_WORD} a word: {why}", False)
@@ -224,18 +224,18 @@ def _in_words(proposal: PatternProposal) -> str:
     return f"{proposal.form.words}: in {proposal.found} of {proposal.replies} human replies, such as {example}"
 
 
-def _told(lengths: RowLengths, proposal: PatternProposal | None) -> Iterator[str]:
+def _findings(lengths: RowLengths, proposal: PatternProposal | None) -> Iterator[str]:
     usual, longest = lengths.usual_reply, max(lengths.replies)
     yield f"tokens of {len(lengths.replies)} rows, {lengths.source}"
     yield f"  prompts: at most {max(lengths.prompts)}; human replies: at most {longest}, 95% of them at most {usual}"
     if proposal is None:
-        yield "answers: the human replies have no usual form of an answer; the recipe has no answer_pattern"
+        yield "answers: no usual answer format was found in the human replies; the recipe has no answer_pattern"
     else:
         yield f"answers: {_in_words(proposal)}{'' if proposal.is_usual else '; too few, so the pattern is commented out'}"
 
 
 def _suggestion(proposal: PatternProposal | None) -> str:
-    """What could be switched on by taking the # away."""
+    """An option that the user may want, as a comment."""
     if proposal is not None and proposal.is_usual:
         said = "to let the model's own replies win where their answer is right (`sparring docs targets`):"
         values: dict[str, Any] = {"target": {"kind": "verified", "checker": proposal.form.checker}}
@@ -253,7 +253,7 @@ def _lines(values: Mapping[str, Any], comments: Mapping[str, str], above: str = 
         is_section = isinstance(value, dict) and bool(value)
         text = f"{key}:" if is_section else dump_yaml({key: value}).rstrip("\n")
         comment = f"# {comments[name]}" if name in comments else ""
-        beside = f"{text}   {comment}".rstrip()
-        yield beside if "\n" not in text and len(beside) <= WIDTH else f"{comment}\n{text}".lstrip()
+        one_line = f"{text}   {comment}".rstrip()
+        yield one_line if "\n" not in text and len(one_line) <= WIDTH else f"{comment}\n{text}".lstrip()
         if is_section:
             yield from (textwrap.indent(line, "  ") for line in _lines(value, comments, f"{name}."))

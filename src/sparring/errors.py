@@ -13,7 +13,7 @@ LEAST_SECRET = 8  # characters: a shorter one protects nothing and would match i
 # the beginnings of the keys of hubs, model providers, trackers and clouds
 _KEY = re.compile(
     r"(?<![A-Za-z0-9])(?:(?:hf|sk|pk|gsk|xai|gh[opsu]|github_pat|glpat|r8|nvapi|wandb_v1)[-_]|AKIA|AIza)"
-    r"(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}"  # with a digit, as none of twenty words joined by hyphens has
+    r"(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{16,}"  # a digit is required, so that words joined by hyphens do not match
 )
 _IN_URL = (
     (re.compile(r"(?<=:/)(/*)[^\s/\"'<>]*@"), rf"\g<1>{HIDDEN}@"),  # user and password; a path has one slash
@@ -24,7 +24,7 @@ _OF_A_SECRET = re.compile(r"(?i)(?:token|key|secret|password|passwd)$")
 
 
 def without_secrets(text: str) -> str:
-    """`text` without passwords in URLs, what looks like a key of a known service, and the values of the environment that are named so."""
+    """`text` with *** for passwords in URLs, keys of known services, and values of environment variables whose names say secret."""
     for value in _of_environment():
         text = text.replace(value, HIDDEN)
     for pattern, replacement in _IN_URL:
@@ -50,8 +50,8 @@ def _of_environment() -> Iterator[str]:
 class UserError(Exception):
     """Bad input. The command line prints it without a traceback and exits with code 2.
 
-    `what` says what is wrong with its value and the rule, `where` names the file, row or recipe key,
-    `remedy` says what to do next. No secret gets into any of them.
+    `what` says what is wrong, with the value and the rule; `where` names the file, row or recipe key;
+    `remedy` says what to do next. Secrets are removed from all three.
     """
 
     def __init__(self, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
@@ -64,19 +64,19 @@ class UserError(Exception):
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """The valid name that has `word` as a part, as continued-sft has sft, or the closest in spelling; None when nothing is close."""
+    """The valid name that contains `word` (sft gives continued-sft), or the closest in spelling; None when nothing is close."""
     names = list(valid)
     matches = [name for name in names if word and word in re.split(r"[^a-z0-9]+", name)] or difflib.get_close_matches(word, names, 1, 0.5)
     return matches[0] if matches else None
 
 
 def first_line(error: BaseException) -> str:
-    """Short text of a library's error: its first line, at most 300 characters, or its type's name; a heading takes the next one too."""
+    """A library's error in short: its first line, and the second if that ends in a colon, at most 300 characters; else its type's name."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()
     return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]
 
 
 def is_installed(package: str) -> bool:
-    """A folder of that name is not one: Python would import it too, as an empty package."""
+    """Whether Python can import the package. A folder of that name without code does not count, although Python would import it."""
     found = importlib.util.find_spec(package)
     return found is not None and found.origin is not None

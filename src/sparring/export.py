@@ -1,4 +1,4 @@
-"""Out of the run directory: one player as a plain Hugging Face folder with a model card."""
+"""`sparring export`: one player as a plain Hugging Face folder with a model card."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def export(
     """Write a player to the new folder `target`: safetensors, tokenizer, generation config, model card. Returns `target`.
 
     dtype: "bfloat16" or "float16" rounds the weights; None keeps float32, the format they were trained in.
-    adapter: of a player that is a LoRA adapter, write the adapter alone; it is added to its base's weights otherwise.
+    adapter: write a LoRA player as its adapter alone; otherwise it is merged into the weights of its base.
     about: licences and Hub repositories for the card; looked up if None.
     """
     players = Players(root)
@@ -52,7 +52,7 @@ def export(
 
 
 def _carry_chat(players: Players, folder: Path) -> None:
-    """The game was played under its recipe's template and ends of turn, but a model that was not trained does not carry them."""
+    """Save the chat template and the end-of-turn ids of the game with a model that was not trained: its own files lack them."""
     chat, model = players.chat(), players.recipe.model
     if model.chat_template or model.chat_template_kwargs:
         chat.tokenizer.save_pretrained(folder)
@@ -60,14 +60,14 @@ def _carry_chat(players: Players, folder: Path) -> None:
 
 
 def new_folder(path: Path) -> Path:
-    """The whole path of a folder that does not exist or is empty."""
+    """The absolute path of a folder that does not exist or is empty. Raises UserError for any other path."""
     try:
         path = path.resolve()  # `.` has no name for the temporary folder next to it
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError("this folder exists and is not empty", where=str(path), remedy="give a new folder")
         path.parent.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
-        raise UserError(f"no folder can be made there: {first_line(error)}", where=str(path)[:100], remedy="choose another") from None
+        raise UserError(f"cannot create this folder: {first_line(error)}", where=str(path)[:100], remedy="choose another") from None
     return path
 
 
@@ -84,7 +84,7 @@ def _write_model(players: Players, player: str, target: Path, adapter: bool) -> 
         return
     check_files(folder)
     shutil.copytree(folder, target, ignore=_not_of_a_model)
-    if adapter:  # its base is named by a way within the run, which does not lead there from anywhere else
+    if adapter:  # its config has the path of the base relative to the run, which is wrong in another folder
         path = players.recipe.model.path
         own = is_hub_id(path) and players.recipe.sft is None and not players.run.finished(BASE)
         name_base(target, path if own else str(base_of(folder).resolve()), revision=players.recipe.model.revision if own else None)

@@ -1,4 +1,4 @@
-"""Files that a person names: what may be opened. Reading a named pipe waits for ever, and a device may have no end."""
+"""Which of the files that a user names may be opened: reading a named pipe can block forever, and a device may have no end."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 from sparring.errors import UserError
 
-# of texts that are read whole: recipes, chat templates; the longest known template has 20 kB
+# of a text that is read whole, such as a recipe or a chat template; the longest known template has 20 kB
 MOST_TEXT_BYTES = 2**20
 NOT_REGULAR = "not a regular file but a pipe, a device or a socket"
 
 
 def require_regular(path: Path, where: str, most_bytes: int | None = None) -> None:
-    """Raise UserError, naming `where`, for a path that leads to anything but a regular file, a folder or nothing, and for a file too long.
+    """Raise UserError at `where` if the path exists and is neither a regular file nor a folder, or if the file is too long.
 
-    Folders and what cannot be looked at are left to those who open them, for their own words.
+    Folders, and paths that cannot be examined, pass: the code that opens them reports its own error.
     """
     try:
         if not path.exists() or path.is_dir():
@@ -30,12 +30,12 @@ def require_regular(path: Path, where: str, most_bytes: int | None = None) -> No
 
 
 def require_plain(folder: Path) -> None:
-    """Raise UserError for anything in a folder that is neither a regular file nor a folder nor a link to one: it may come from elsewhere.
+    """Raise UserError for anything in a folder that is neither a regular file nor a folder nor a link to one: others may have written it.
 
-    Hidden folders are not looked into: they are none of a run's.
+    Hidden folders are skipped: a run has none.
     """
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for path in (os.path.join(place, name) for name in names):
             if os.path.exists(path) and not os.path.isfile(path):
-                raise UserError(NOT_REGULAR, where=path, remedy="delete it, and put the file in its place")
+                raise UserError(NOT_REGULAR, where=path, remedy="replace it by the regular file")

@@ -10,11 +10,11 @@ from sparring.progress import GameProgress
 from sparring.rundir import RunDir
 from sparring.stage_names import stages_of_game
 
-COMPUTED = ("generate", "score", "train")  # of an iteration: what a control of equal cost matches
+COMPUTED = ("generate", "score", "train")  # stages of an iteration whose cost a control matches
 
 
 def place_in(root: Path, recipe: Recipe) -> Callable[[str], GameProgress | None]:
-    """The place of a stage in the run's game, by its name; None for what is no stage of it."""
+    """A function from a stage's name to its place in the run's game, or to None if the game has no such stage."""
 
     def place(stage: str) -> GameProgress | None:
         names = stages_of_game(root, recipe)
@@ -33,7 +33,7 @@ def _seconds(run: RunDir, recipe: Recipe, before: Sequence[str], names: Sequence
 
     A control's training costs the operations of all iterations: about what sampling, scoring and training took of them.
     """
-    took = {"pairs": 0.0}  # a file is read
+    took = {"pairs": 0.0}  # it only reads a file
     for name in before:
         if (record := run.finished(name)) is not None:
             took[_part(name)] = record.facts["wall_seconds"]

@@ -1,4 +1,4 @@
-"""Measured after the start and before any game is paid for: what there is to gain, and by which means."""
+"""The headroom: what a lower temperature and verified or majority targets could gain, measured on the start before iteration 0."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from sparring.stages.sft import sft_stage
 from sparring.training.plan import make_plan
 from sparring.training.ranked import score_player
 
-ROUND = 2**31  # names the random streams of these replies: no iteration of a game gets so far
+ROUND = 2**31  # selects the random streams of these replies; no iteration has this number
 
 
 def measure_headroom(context: RunContext, start: Player) -> None:
@@ -73,7 +73,7 @@ def _measure(
 ) -> dict[str, Any]:
     """scoring, must_end: as in the measurement of the start and in its evaluation."""
     score = partial(score_player, settings=scoring.settings)
-    own, cool, greedy = _draw(Measurer(replying.settings, chat, data, score, seed=replying.seed), stage, replying, k)
+    own, cool, greedy = _sample(Measurer(replying.settings, chat, data, score, seed=replying.seed), stage, replying, k)
 
     def items(replies: list[Reply], of_greedy: list[Reply] | None) -> dict[str, list[float]]:
         rows = grade_rows(data, replies, of_greedy, checker, chat.decode)
@@ -86,17 +86,17 @@ def _measure(
     return {}
 
 
-def _draw(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply], list[Reply]]:
+def _sample(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply], list[Reply]]:
     """Replies at the game's temperature, at a lower one and greedy."""
-    draw, stream = measurer.sample, replying.stream
+    sample, stream = measurer.sample, replying.stream
     with Sampler(replying.settings, measurer.chat, replying.model.folder) as sampler:
-        own = draw(stage / "replies", sampler, replying.settings.sampling.temperature, k, stream, "headroom: replies")
-        cool = draw(stage / "cool", sampler, COOL, k, stream, f"headroom: replies at temperature {COOL:g}")
-        return own, cool, draw(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
+        own = sample(stage / "replies", sampler, replying.settings.sampling.temperature, k, stream, "headroom: replies")
+        cool = sample(stage / "cool", sampler, COOL, k, stream, f"headroom: replies at temperature {COOL:g}")
+        return own, cool, sample(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
 
 
 def _answers(found: Mapping[str, list[float]], cooler: Mapping[str, list[float]], k: int) -> dict[str, Score]:
-    """pass@1, greedy, at a lower temperature, of the majority and any of k: each with its error over prompts."""
+    """Scores of pass@1, greedy replies, a lower temperature, maj@k and pass@k, each with its standard error over prompts."""
     values = {"pass_at_1": found["exact_match"], "greedy": found["exact_match_greedy"], "cool": cooler["exact_match"]}
     named = {"majority": f"{MAJ_AT}{k}", "any": f"{PASS_AT}{k}"}
     values |= {name: found[metric] for name, metric in named.items() if metric in found}

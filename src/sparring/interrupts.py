@@ -16,7 +16,7 @@ _received: list[int] = []
 
 
 def stop_on_signals() -> None:
-    """Both raise KeyboardInterrupt from now on. A SIGINT that is ignored, as in a job in the background, stays so."""
+    """From now on both raise KeyboardInterrupt. If SIGINT is ignored, as in a background job, it stays ignored."""
     sys.unraisablehook = _raise_again
     signal.signal(signal.SIGTERM, _stop)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -30,7 +30,7 @@ def were_received() -> bool:
 
 @contextlib.contextmanager
 def signals_deferred() -> Iterator[None]:
-    """A signal that comes meanwhile has its effect afterwards: for the few lines that must come to their end, such as a file's last."""
+    """Defer signals until the context ends, for a few lines that must not be interrupted, such as the last write of a file."""
     if threading.current_thread() is not threading.main_thread():  # signals arrive in the main thread alone
         yield
         return
@@ -48,7 +48,7 @@ def signals_deferred() -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """All is saved and said: another Ctrl-C while the interpreter clears up has nothing to end, and would only show a traceback."""
+    """Ignore Ctrl-C once everything is saved and reported: while the interpreter shuts down it would only show a traceback."""
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -59,7 +59,7 @@ def _stop(number: int, _: FrameType | None) -> None:
 
 
 def _raise_again(found: Any) -> None:
-    """Python can only report what is raised within a callback at a fork or a finaliser: there an interrupt would be lost."""
+    """Raise an interrupt again that was raised in a finaliser or a callback of a fork: Python only reports it there, and continues."""
     if isinstance(found.exc_value, KeyboardInterrupt):
         signal.signal(signal.SIGALRM, _stop)
         signal.setitimer(signal.ITIMER_REAL, RETRY_SECONDS)  # not at once: that would be within this hook, and lost as well

@@ -30,7 +30,7 @@ SHORT = 8  # digits of the hash in a folder's name
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """What is asked, and how. `judge.model` names the judge; max_new_tokens: of an answer."""
+    """The questions, the judge (`judge.model` is its name) and how answers are sampled; max_new_tokens: of an answer."""
 
     questions: str
     references: str | None
@@ -51,7 +51,7 @@ class Judged:
 
 def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Judged:
     """Grade the answers of players of the run `target`, or of the model of that name; with `against` compare them with those of another
-    player of the run, or another model. What is finished with equal inputs is kept. Raises UserError."""
+    player of the run, or another model. Finished stages with equal inputs are kept. Raises UserError."""
     questions = read_questions(options.questions, options.references, options.limit)
     out = out or default_out(target)
     run, judging = RunDir(out), Judge(options.judge)
@@ -61,7 +61,7 @@ def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), agains
             other = None if against is None else _other(target, against, out)
             judged = [player for player in players if other is None or player.hash != other.hash]
             if not judged:
-                what = f"{against} is the very model that it would be compared with: equal weights"
+                what = f"{against} has the same weights as the model that it would be compared with"
                 raise UserError(what, where="--against", remedy="name another player or model")
             answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
             stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in judged}
@@ -71,7 +71,7 @@ def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), agains
 
 
 def _other(target: str, against: str, out: Path) -> EvaluatedPlayer:
-    """Another player of the same run; or a model, or the best player of another run, under a name that no other has."""
+    """Another player of the same run; or a model, or the best player of another run, under a unique name."""
     if is_run(target) and not Path(against).exists() and "/" not in against:
         return resolve_models(target, [against], out)[0]
     found = resolve_models(against, ["best"] if is_run(against) else [], out / slug([against]))[0]
@@ -136,7 +136,7 @@ def _judged(
 
 
 def _folder(options: JudgeOptions, questions: Sequence[Question]) -> str:
-    """Named after the questions' file and a hash of the options: results of other options are stored next to it."""
+    """The name of the results' folder: the questions' file and a hash of the options, so that other options get another folder."""
     how = digest([_content(questions), options.max_new_tokens, options.seed])
     return f"{slug([Path(options.questions).stem])}-{how[:SHORT]}"
 
@@ -146,7 +146,7 @@ def _content(questions: Sequence[Question]) -> str:
 
 
 def _earlier(run: RunDir, player: EvaluatedPlayer, inputs: dict[str, Any]) -> list[Judgment]:
-    """What the same judge has found of this player by the same wording, whatever else was asked; the readable ones of a key last."""
+    """Judgments of this player that the same judge gave earlier for the same wording, under any other options; readable ones last."""
     found = []
     for file in sorted((run.root / player.name).glob(f"*/*/{FILE}")):
         stage = file.parent.relative_to(run.root).as_posix().removesuffix(PARTIAL)
@@ -167,7 +167,7 @@ def print_judged(found: Judged, options: JudgeOptions, against: str | None, cons
     print_scores(f"{kind}, by {options.judge.model} (± standard error)", found.scores, console)
     for title, facts in found.facts.items():
         tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens of the judge"
-        if uncounted := facts["judge_replies_uncounted"]:  # a cost of 0 would be a wrong one
+        if uncounted := facts["judge_replies_uncounted"]:  # missing counts must not read as a cost of 0
             tokens += f" ({uncounted} of its {facts['judge_replies']} replies came without a count)"
         console.print(Text(f"{title}: {facts['judgments']} judgments, {facts['unreadable']} of them unreadable, {tokens}"))
     console.print(Text(f"Answers, judgments and scores: {found.folder}"))

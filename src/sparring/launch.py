@@ -1,7 +1,7 @@
 """Starting a stage on many ranks with `accelerate launch`, on one machine or several, and reporting their errors.
 
-Machine 0 plays the game; where a stage is to be computed by many ranks it calls the other machines (calls.py) and starts its own ranks. The
-ranks meet by torch's rendezvous; which of them does what is Accelerate's and torch's affair.
+Machine 0 plays the game. For a stage on many ranks it calls the other machines (calls.py) and starts its own ranks. The ranks connect
+through torch's rendezvous; Accelerate and torch number them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
 from sparring.rundir import write_text
 
-# Names in the ranks' environment: where to leave word of what stopped them, and whether warnings alone are wanted
+# Environment variables of the ranks: the folder for reports of their errors, and whether they log warnings only
 REPORTS, QUIET = "SPARRING_REPORTS", "SPARRING_QUIET"
 CALLED_RECIPE = "launch.yaml"
-# So that nothing of the user's own `accelerate config` gets in
+# Used instead of the user's own `accelerate config`, which must have no effect
 NO_CONFIG = Path(__file__).with_name("accelerate.yaml")
 DEFAULT_PORT = 29500
 PATIENCE_SECONDS = 30.0
 
 
 def check_launcher(launcher: LauncherSection) -> None:
-    """Raise UserError for what this machine cannot start."""
+    """Raise UserError for options with which this machine cannot start ranks."""
     if launcher.kind == "inline":
         return
     port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
@@ -50,7 +50,7 @@ def check_launcher(launcher: LauncherSection) -> None:
 
 
 def open_calls(recipe: Recipe) -> AbstractContextManager[Calls | None]:
-    """Machine 0's calls to the others, for the time of a game; None where it plays alone. Raises UserError where it cannot listen."""
+    """Machine 0's calls to the others, for the time of a game; None if it plays alone. Raises UserError if it cannot listen."""
     launcher = recipe.launcher
     if launcher.machines == 1:
         return contextlib.nullcontext()
@@ -69,17 +69,17 @@ def launch(recipe: Recipe, root: Path, stage: str, calls: Calls | None = None) -
     write_text(root / CALLED_RECIPE, to_yaml(recipe))
     if calls is not None:
         address, port = _meeting_point(recipe.launcher)
-        log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines meet at {address}:{port}")
+        log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines connect at {address}:{port}")
     with contextlib.nullcontext() if calls is None else calls.call(stage):
         _run_ranks(recipe.launcher, root, stage)
 
 
 def follow(recipe: Recipe, root: Path) -> None:
-    """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError where machine 0 does
-    not answer, or another process of this machine does the same: both would send ranks."""
+    """Start this machine's ranks for every stage that machine 0 calls for, until the game is over. Raises UserError if machine 0 does
+    not answer, or if another process of this machine does the same: both would start ranks."""
     launcher = recipe.launcher
     check_launcher(launcher)
-    log.setLevel(logging.INFO)  # of the run's log file, which would set it, machine 0 is the writer
+    log.setLevel(logging.INFO)  # log_file would set it, but only machine 0 writes the run's log file
     number, address = launcher.machine_rank, _calls_address(launcher)
     with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
         log.info(f"machine {number} of {launcher.machines}: waiting for calls of machine 0 at {address[0]}:{address[1]}")
@@ -111,7 +111,7 @@ def _options(launcher: LauncherSection) -> list[str]:
     processes = process_count(launcher)
     options = ["--config_file", str(NO_CONFIG), "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
     options += _machine_options(launcher)
-    # the name of what starts several processes with torch's own launcher, on GPUs or not
+    # Accelerate's option for several processes by torch's own launcher, on GPUs or not
     options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
         options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) * launcher.machines // processes))]
@@ -161,7 +161,7 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
         if "what" in report:
             raise UserError(report["what"], where=report["where"], remedy=report["remedy"])
     if code or reports:
-        found = "".join(f"; rank {report['rank']} met {report['fault']}" for report in reports)
+        found = "".join(f"; rank {report['rank']} raised {report['fault']}" for report in reports)
         raise RuntimeError(
             f"{stage}: a rank was killed or failed; the launcher's lines above say which was first{found}. "
             "An unexplained signal 9 (SIGKILL) usually means out of memory"
@@ -177,13 +177,13 @@ def _start_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
 
 
 def _meeting_point(launcher: LauncherSection) -> Address:
-    """Where the ranks of several machines meet."""
+    """Address and port of the rendezvous of several machines' ranks."""
     file = None if launcher.config_file is None else _read_config_file(Path(launcher.config_file).expanduser())
     return launcher.main_process_ip or getattr(file, "main_process_ip", None) or "", launcher.main_process_port or DEFAULT_PORT
 
 
 def _calls_address(launcher: LauncherSection) -> Address:
-    """The next port is for the calls of machine 0."""
+    """Address and port of machine 0's calls: the port after that of the rendezvous."""
     address, port = _meeting_point(launcher)
     if not address:
         what = f"the address of machine 0 is missing, here and in {launcher.config_file}"
@@ -192,7 +192,7 @@ def _calls_address(launcher: LauncherSection) -> Address:
 
 
 def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
-    """The file's own settings. Raises UserError for one that asks for what is not here."""
+    """The settings in the file. Raises UserError if they need what this machine or the recipe does not have."""
     file, where = _read_config_file(path), f"launcher.config_file ({path})"
     if file.distributed_type == "DEEPSPEED":
         remedy = "set distributed_type: FSDP and fsdp_version: 2 in it"
@@ -260,9 +260,9 @@ def _check_port(launcher: LauncherSection, address: str | None, port: int | None
 
 def _taken(launcher: LauncherSection, address: Address, error: OSError) -> UserError:
     return UserError(
-        f"the ranks cannot meet there: {error.strerror}",
+        f"the ranks cannot connect there: {error.strerror}",
         where=f"{WHERE} ({address[0]}:{address[1]})",
-        remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or name none",
+        remedy="choose another port, the same on all machines" if launcher.machines > 1 else "choose another, or leave it out",
     )
 
 

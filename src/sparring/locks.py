@@ -19,13 +19,13 @@ from sparring.errors import UserError
 
 LOCK, RANKS_LOCK = ".lock", ".lock-ranks"
 BUSY = (errno.EAGAIN, errno.EACCES)
-# `holder` has the lock for an instant to see whether it is free: a writer that meets it there tries again
+# `holder` takes the lock for a moment to see whether it is free; a writer that finds it taken tries again
 TRIES, PAUSE_SECONDS = 5, 0.02
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that wrote its name into a lock file. `alive`: None where that is another machine's and cannot be seen from here."""
+    """The process that wrote its name into a lock file. `alive`: None if it is on another machine, so that this cannot be known."""
 
     name: str
     since: str
@@ -43,7 +43,7 @@ def hold(root: Path, name: str) -> Iterator[None]:
         try:
             yield
         finally:
-            file.truncate(0)  # a name that stays is that of one who was killed
+            file.truncate(0)  # a name that is left in the file is that of a killed process
 
 
 def holder(root: Path) -> Holder | None:
@@ -61,7 +61,7 @@ def _holder_of(path: Path) -> Holder | None:
     if not text and not is_held:
         return None
     named = re.fullmatch(r"(process \d+ on (.*)), since (\S+)", text)
-    name, host, since = named.groups() if named else ("a process that does not say its name", None, "an unknown time")
+    name, host, since = named.groups() if named else ("an unknown process", None, "an unknown time")
     # for another machine only a held lock is evidence: a mounted file system may keep every machine's locks for itself
     return Holder(name, since, is_held or (False if host == socket.gethostname() else None))
 
@@ -98,5 +98,5 @@ def _open(root: Path, name: str) -> TextIO:
         return open(root / name, "a+", encoding="utf-8", errors="replace")
     except OSError as error:
         raise UserError(
-            f"cannot make the run directory or write in it: {error.strerror}", where=f"run_dir ({root})", remedy="choose another"
+            f"cannot create the run directory or write in it: {error.strerror}", where=f"run_dir ({root})", remedy="choose another"
         ) from None

@@ -39,10 +39,10 @@ from sparring.stages.run_stage import TargetReached
 
 
 def run_stage(recipe: Recipe, name: str) -> None:
-    """Compute stage `name` of the recipe's run as one of its ranks: they play the game up to it. What comes before it must be finished;
+    """Compute stage `name` of the recipe's run as one of its ranks, which play the game up to it. All earlier stages must be finished;
     rank 0 commits.
 
-    Raises UserError; where the ranks were started by `sparring run` it is left to that process to report it.
+    Raises UserError. If `sparring run` has started the ranks, it reports the error.
     """
     set_up_logging(quiet=QUIET in os.environ)
     with _reported():
@@ -56,7 +56,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
         directory = RunDir(Path(recipe.run_dir))
         with _writer(recipe, directory):
             _compute(recipe, directory, name)
-        accelerator.end_training()  # leaves the group of ranks in good order
+        accelerator.end_training()  # destroys the process group
 
 
 def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
@@ -65,16 +65,16 @@ def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
     if stage is not None and stage.on_ranks is not never and name in stages_of_game(directory.root, recipe):
         context = RunContext(recipe, directory, target=name)
         if REPORTS in os.environ:
-            log.setLevel(logging.WARNING)  # until the stage begins: the process that plays the game has said what comes before
+            log.setLevel(logging.WARNING)  # until the stage begins: `sparring run` has logged the earlier ones
         try:
             play(context, _finished_players(context, iteration_of(name)))
         except TargetReached:
             return
-    raise AgreedError(f"{name!r} is no stage of this game that ranks compute together", where="STAGE", remedy=f"there are {_names()}")
+    raise AgreedError(f"{name!r} is not a stage of this game that runs on ranks", where="STAGE", remedy=f"there are {_names()}")
 
 
 def _finished_players(context: RunContext, end: int | None) -> list[Player]:
-    """The players of the iterations before `end`, as far as they are evaluated; what made them need not be read again."""
+    """The players of the iterations before `end`, as far as they are evaluated; the stages behind them need not be read again."""
     players: list[Player] = []
     while len(players) != end:
         owner = iteration_name(len(players))
@@ -101,7 +101,7 @@ def _compared(recipe: Recipe, name: str) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _writer(recipe: Recipe, directory: RunDir) -> Iterator[None]:
-    """Rank 0 holds the run directory and its log; started by hand it is the one that works here, and not by `sparring run`."""
+    """Rank 0 holds the ranks' lock and writes the log; ranks that were not started by `sparring run` hold its lock as well."""
     with contextlib.ExitStack() as stack:
 
         def enter() -> None:
@@ -118,7 +118,7 @@ def _writer(recipe: Recipe, directory: RunDir) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
-    """Leave word of an error for the process that waits for the ranks, where there is one."""
+    """Write an error to a file for the process that started the ranks, if there is one."""
     try:
         yield
     except Exception as error:

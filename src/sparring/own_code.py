@@ -18,7 +18,7 @@ OWN_CODE = "path/to/file.py:function"
 
 
 def is_own_code(name: str | None) -> bool:
-    """Whether it names a function in a file."""
+    """Whether `name` has the form `path/to/file.py:function`."""
     return name is not None and ".py:" in name
 
 
@@ -42,11 +42,11 @@ class OwnCode:
 
     @classmethod
     def read(cls, name: str, where: str) -> OwnCode:
-        """Relative to the current folder. Raises UserError where there is no such file."""
+        """Read the file that `name` names, relative to the current folder. Raises UserError if there is no such Python file."""
         path, _, function = name.rpartition(":")
         file = Path(path)
         if file.suffix != ".py" or not file.is_file():
-            why = "is no Python file (.py)" if file.is_file() else "does not exist"
+            why = "is not a Python file (.py)" if file.is_file() else "does not exist"
             raise UserError(f"the file {path} {why}", where=where, remedy=f"name a local file and its function: {OWN_CODE}")
         try:
             data = file.read_bytes()
@@ -55,8 +55,8 @@ class OwnCode:
             raise UserError(f"the file {path} cannot be read: {first_line(error)}", where=where) from error
 
     def load(self, wanted: str, *positional: Any, **named: Any) -> Callable[..., Any]:
-        """The function, in this process. Raises UserError where the file cannot be imported, or has no function that takes such arguments;
-        `wanted`: what it must be, in words."""
+        """The function, in this process. Raises UserError if the file cannot be imported, or has no function that takes such arguments;
+        `wanted`: what the function must be, in words."""
         from sparring.checkers.worker import Trouble
 
         try:
@@ -76,11 +76,11 @@ class OwnCode:
         return f"{line_of(error, self.path)}{error_text(error)}"
 
     def explained(self, trouble: Mapping[str, Any], wanted: str) -> UserError:
-        """What could not be loaded, in words."""
+        """The error for a function that could not be loaded."""
         path, function = self.path, self.function
         if "missing" in trouble:
             if trouble["found"]:
-                return UserError(f"{function} in {path} is no function but of type {trouble['found']}", where=self.where)
+                return UserError(f"{function} in {path} is not a function but of type {trouble['found']}", where=self.where)
             near = nearest(function, trouble["missing"])
             return UserError(f"{path} has no function {function!r}", where=self.where, remedy=f"did you mean {near}?" if near else None)
         if "signature" in trouble:

@@ -31,8 +31,7 @@ MOST_LETTERS = 60  # of a folder's name
 class Players:
     """All players of a run so far, by name. The summary says which iterations count, if there is one; else the folders on disk.
 
-    stages: name -> the stage that holds the model; None is the model that the recipe names where that is a folder of its own, which a
-    run does not copy.
+    stages: name -> the stage that holds the model; None if the model is the folder of `model.path`, which a run does not copy.
     """
 
     def __init__(self, root: Path) -> None:
@@ -58,11 +57,11 @@ class Players:
         return wanted
 
     def is_trained(self, name: str) -> bool:
-        """Whether training saved it: with the chat template and the ends of turn of the run."""
+        """Whether training saved it, so that its files have the chat template and the end-of-turn ids of the run."""
         return self.stages[name] not in (None, BASE)
 
     def folder(self, name: str) -> Path:
-        """Its model folder. Raises UserError when it is not what the run made or used."""
+        """Its model folder. Raises UserError if it is no longer what the run trained or used."""
         stage = self.stages[name]
         if stage is not None:
             folder = self.run.verified(stage).path / "model"
@@ -80,7 +79,7 @@ class Players:
         return source.folder
 
     def _require_base(self, adapter: Path) -> None:
-        """An adapter is the player over the start of its game alone."""
+        """An adapter is this player only on the start of its game: raise UserError if the base has changed."""
         start = self._start()[START]
         if start is not None:
             self.run.verified(start)
@@ -92,7 +91,7 @@ class Players:
             )
 
     def chat(self) -> Chat:
-        """The run's chat, which is the same for all players, from one that was trained if there is one: they carry it with them."""
+        """The run's chat template and tokenizer, the same for all players; read from a trained player if there is one."""
         carrier = next(filter(self.is_trained, self.stages), None)
         folder = self.folder(carrier or next(iter(self.stages)))
         # A trained player's tokenizer carries the template that it was trained under, with the values of its variables.
@@ -130,7 +129,7 @@ class Players:
         return str(best["iteration"])
 
     def _ended_early(self) -> str | None:
-        """Where the game is over without an iteration, a clause that says so."""
+        """A clause that says that the game is over without an iteration; None if it is not."""
         if self.summary is None or self.summary["iterations"] or self.summary["stop_reason"] is None:
             return None
         return f"; the game ended without an iteration - {self.summary['stop_reason']}"
@@ -145,14 +144,14 @@ class EvaluatedPlayer(Player):
 
     @cached_property
     def chat(self) -> Chat:
-        """How it is talked to, which benchmarks may do without. Raises UserError for a model without a chat template."""
+        """Its chat template and tokenizer; benchmarks may not need them. Raises UserError for a model without a chat template."""
         return self.find_chat()
 
 
 def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[EvaluatedPlayer]:
-    """The wanted players of a run (the start and the best when none are named), or the model that `target` names otherwise.
+    """The wanted players of a run (the start and the best when none are named), or the model `target` if it is not a run.
 
-    A model that is no folder of safetensors is written to `out` first. Raises UserError for who is not there.
+    A model that is not a folder of safetensors is written to `out` first. Raises UserError for an unknown player or model.
     """
     if is_run(target):
         return _players(Path(target), wanted)
@@ -165,7 +164,7 @@ def is_run(target: str) -> bool:
 
 
 def default_out(target: str) -> Path:
-    """Inside a run; in the current folder for a model without a run."""
+    """The folder of results if none is given: inside a run, or in the current folder for a model without a run."""
     return Path(target) / "evaluations" if is_run(target) else Path("evaluations") / slug([Path(target).name or target])
 
 
@@ -212,5 +211,5 @@ def _model(target: str, out: Path) -> EvaluatedPlayer:
 def _chat_of(target: str, folder: Path) -> Chat:
     try:
         return Chat(load_tokenizer(folder), None, model_facts(folder)[1])
-    except UserError as error:  # which names the key of a recipe
-        raise UserError(error.what, where=target, remedy="give the model a chat template, or take one that has it") from error
+    except UserError as error:  # its `where` is a key of a recipe
+        raise UserError(error.what, where=target, remedy="give the model a chat template, or use a model that has one") from error

@@ -27,7 +27,7 @@ from sparring.console import animates, console, is_quiet, log, printable, quoted
 PROGRESS = "progress.json"
 PLAIN_LINE_SECONDS, SAMPLE_SECONDS = 15.0, 60.0
 REFRESH_SECONDS, BEAT_SECONDS = 1.0, 5.0
-# With the start of ranks and a slow network drive in between, a living process has written by then
+# A process that is alive has written by then, even while ranks start and on a slow network drive
 STALE_SECONDS = 60.0
 BAR_WIDTH = 40
 
@@ -64,8 +64,8 @@ Place = Callable[[str], GameProgress | None]
 
 
 def in_one_line(now: Snapshot, width: int | None = None) -> str:
-    """Place in the game, phase, done/total, time left of it and of the game, numbers, rate, memory; of these, what fits into `width`
-    characters, the first ones rather."""
+    """Place in the game, phase, done/total, time left of it and of the game, numbers, rate, memory. A part that no longer fits into
+    `width` characters is left out."""
     done, total, rate = now["done"], now["total"], now["rate"]
     place, size = now["memory"]
     game, left = now.get("game"), []
@@ -211,7 +211,7 @@ def progress(phase: str, total: int, unit: str, done: int = 0) -> Iterator[Phase
 
 def memory() -> tuple[str, int]:
     """(where, bytes) that this process holds: on its GPU where it computes on one, else in main memory."""
-    torch = sys.modules.get("torch")  # nothing that only looks should load it
+    torch = sys.modules.get("torch")  # a process that only shows progress should not load it
     if torch is not None and torch.cuda.is_initialized():
         return "GPU", torch.cuda.memory_reserved()
     return "RAM", psutil.Process().memory_info().rss
@@ -221,7 +221,7 @@ def memory() -> tuple[str, int]:
 
 
 class _Now:
-    """What this process is at; it works at one thing at a time."""
+    """What this process works on: one thing at a time."""
 
     stage: str | None = None
     phase: PhaseProgress | None = None
@@ -234,7 +234,8 @@ _now = _Now()
 
 @contextlib.contextmanager
 def at_stage(name: str, in_ranks: bool = False) -> Iterator[None]:
-    """The time of work on a stage; `in_ranks`: other processes do the work and write the file, this one only shows that it is alive."""
+    """Name the stage in progress while the context lasts; `in_ranks`: other processes compute it and write the file, this one only updates
+    the file's time."""
     before = _now.stage, _now.is_in_ranks
     _now.stage, _now.is_in_ranks = name, in_ranks
     try:
@@ -286,7 +287,7 @@ def _keep_fresh(file: Path, typed: dict[str, Any], ended: threading.Event) -> No
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
-    """Whole or not at all; no fsync, for it is of no use after a power cut. A full disk is reported by what meets it in the work."""
+    """Write atomically, without fsync: the file is of no use after a power cut. A full disk is reported by the stage that cannot write."""
     with contextlib.suppress(OSError):
         if _now.is_in_ranks:
             os.utime(file)

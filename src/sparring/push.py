@@ -22,7 +22,7 @@ from sparring.stage_names import title_of_player
 if TYPE_CHECKING:
     from sparring.publish.upload import Hub
 
-ASIDE, LOCK = ".push", ".lock-push"  # in the run directory: what is under way to the Hub, and who pushes
+ASIDE, LOCK = ".push", ".lock-push"  # in the run directory: the folders that are being uploaded, and the lock of the push
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Upload:
 
 
 def push(root: Path, options: PushOptions, dry_run: Path | None = None) -> Iterator[str]:
-    """Publish, or write the folders to the new folder `dry_run` and upload nothing. Yields a line per folder that is where it belongs."""
+    """Publish, or write the folders to the new folder `dry_run` and upload nothing. Yields a line for each one that is done."""
     from sparring.publish.upload import Hub, check_repo_id
 
     for repo, option in ((options.repo, "--repo"), (options.dataset_repo, "--dataset-repo")):
@@ -120,9 +120,8 @@ def _write(upload: Upload, target: Path) -> str:
 
 
 def _send(upload: Upload, hub: Hub, root: Path, private: bool) -> str:
-    """By way of a folder in the run directory, where there is room for a model; nothing is created for what cannot be made.
-
-    A push that was killed leaves that folder to the next one, which rewrites it.
+    """Write the folder inside the run directory, whose disk has room for a model, then upload it. The repository is created last, so that
+    none is created for a folder that cannot be written. The folder that a killed push leaves is replaced by the next push.
     """
     folder = root / ASIDE
     shutil.rmtree(folder, ignore_errors=True)

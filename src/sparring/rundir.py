@@ -37,7 +37,7 @@ LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "
 
 @dataclass(frozen=True)
 class StageRecord:
-    """What a finished stage leaves: its folder, what it was made from, the hash (and size and time) of every file, its own facts."""
+    """The record of a finished stage: its folder, its inputs, the hash (and size and time) of every file, its own facts."""
 
     name: str
     path: Path
@@ -62,13 +62,13 @@ class RunDir:
     def lock(self) -> Iterator[None]:
         """Hold the run directory as its one writer; the system releases the lock when the process dies."""
         require_plain(self.root)
-        with locks.hold(self.root, locks.RANKS_LOCK):  # ranks that outlived the process that had started them
+        with locks.hold(self.root, locks.RANKS_LOCK):  # refused while ranks still run whose launching process was killed
             pass
         with locks.hold(self.root, locks.LOCK):
             yield
 
     def ranks_lock(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the run directory as the rank 0 that writes, whoever started it and may be waiting for it with `lock`."""
+        """Hold the run directory as rank 0, which writes while the process that started it may hold `lock`."""
         return locks.hold(self.root, locks.RANKS_LOCK)
 
     def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
@@ -102,7 +102,7 @@ class RunDir:
         return partial
 
     def commit(self, name: str, inputs: dict[str, Any], facts: dict[str, Any]) -> StageRecord:
-        """Make the work in the folder that `begin` gave the finished stage; its facts get `wall_seconds`, those of all attempts."""
+        """Turn the folder that `begin` returned into the finished stage; its facts get the `wall_seconds` of all attempts."""
         partial = self.root / (name + PARTIAL)
         attempt = read_object(partial / ATTEMPT, *OF_ATTEMPT)
         seconds = attempt["seconds"] + max(0.0, time.time() - attempt["began"])
@@ -114,7 +114,7 @@ class RunDir:
         return self._read_done(name) if (self.root / name / DONE).exists() else None
 
     def verified(self, name: str) -> StageRecord:
-        """The finished stage. Raises UserError when one of its files was changed by hand; cheap where size and time are the commit's."""
+        """The finished stage. Raises UserError when a file was changed by hand; cheap while sizes and times are those of the commit."""
         record = self._read_done(name)
         self._check_untouched(record)
         return record
@@ -124,7 +124,7 @@ class RunDir:
         if (found := self.finished(name)) is not None:
             return found.inputs
         partial = self.root / (name + PARTIAL)
-        if (partial / DONE).exists():  # finished, and killed before it got its name
+        if (partial / DONE).exists():  # finished, and killed before it was renamed
             return read_object(partial / DONE, "inputs")["inputs"]
         return read_object(partial / INPUTS) if (partial / INPUTS).exists() else None
 
@@ -134,7 +134,8 @@ class RunDir:
         return [] if before is None else list(differences(before, json.loads(json.dumps(inputs))))
 
     def remove_stage(self, name: str) -> bool:
-        """Delete a stage, finished or begun; True when there was one. What says that there is work goes first: a kill leaves no half."""
+        """Delete a stage, finished or begun; True when there was one. The files that mark it as finished or begun are deleted first, so
+        that a kill cannot leave half a stage."""
         removed = False
         for folder in (self.root / name, self.root / (name + PARTIAL)):
             if folder.exists():
@@ -202,7 +203,7 @@ class RunDir:
             # the full hash is read only where size or time differ from the commit: a 70B model is not hashed at every start
             if _stamp(path) != record.stamps.get(name) and file_hash(path) != expected:
                 raise self._touched(record, name, "was changed after the stage had finished (its hash differs)")
-        for path in record.path.rglob("*"):  # a stage reads all shards of a folder, so a file more is a change too
+        for path in record.path.rglob("*"):  # a stage reads all shards of a folder, so an additional file is a change too
             name = path.relative_to(record.path).as_posix()
             if path.is_file() and not path.name.startswith(".") and name not in record.outputs and name != DONE:
                 raise self._touched(record, name, "was added after the stage had finished", "delete it")
@@ -232,7 +233,7 @@ class Manifest:
             raise
         finally:
             attempt["ended"] = now()
-            # a second Ctrl-C waits; a full disk is reported by what met it first
+            # a second Ctrl-C waits; a full disk was reported by the code that could not write first
             with interrupts.signals_deferred(), contextlib.suppress(OSError):
                 self._write([*attempts, attempt])
 
@@ -276,7 +277,7 @@ def file_hash(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a file of the run. Raises UserError for what is no JSON in UTF-8, OSError where it cannot be opened."""
+    """The value in a file of the run. Raises UserError if it is not JSON in UTF-8, OSError if it cannot be opened."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # a UnicodeDecodeError is a ValueError
@@ -284,17 +285,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
-    """As `read_json`, of a file that holds an object with these keys, and more."""
+    """As `read_json`, for a file that must hold an object with at least these keys."""
     found = read_json(path)
     if not isinstance(found, dict) or not set(keys) <= found.keys():
         missing = next((key for key in keys if not isinstance(found, dict) or key not in found), None)
-        raise _changed(path, "not what a run writes" + (f": there is no {missing!r} in it" if missing else ""))
+        raise _changed(path, "not a file that a run writes" + (f": it has no {missing!r}" if missing else ""))
     return found
 
 
 def _changed(path: Path, what: str) -> UserError:
     remedy = "delete it, and the next run writes it again" if path.name in REMADE else "restore it, or restart from its stage"
-    return UserError(what, where=str(path), remedy=f"it was cut or changed by hand; {remedy}")
+    return UserError(what, where=str(path), remedy=f"it was truncated or changed by hand; {remedy}")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -313,7 +314,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def replace_link(link: Path, target: str | Path) -> None:
-    """Have `link` lead to `target`: the old way or the new one, never none."""
+    """Point the symbolic link `link` to `target`, atomically."""
     temporary = link.with_name(link.name + ".tmp")
     temporary.unlink(missing_ok=True)
     os.symlink(target, temporary, target_is_directory=True)
@@ -331,13 +332,13 @@ def _holds_work(partial: Path) -> bool:
 
 
 def _work_in(partial: Path) -> Iterator[Path]:
-    """The files of a stage that is being made."""
+    """The files that the work on an unfinished stage has written."""
     about = [partial / name for name in OF_MAKING]
     return (path for path in partial.rglob("*") if path.is_file() and path not in about)
 
 
 def _seconds_before(partial: Path) -> float:
-    """What earlier attempts have worked. One that was killed says nothing, and counts up to the last file that it left."""
+    """The seconds of earlier attempts. A killed one has no end time and counts up to the last file that it wrote."""
     if not (partial / ATTEMPT).exists():
         return 0.0
     before = read_object(partial / ATTEMPT, *OF_ATTEMPT)

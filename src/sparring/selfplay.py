@@ -72,7 +72,7 @@ def _other_seeds(root: Path) -> list[Path]:
 def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]:
     """Algorithm 1: the opponent is the previous player; it samples, and the player learns to distinguish its replies from human ones.
 
-    finished: on ranks, the players of the first iterations; the process that plays passes their stages, to see that they are unchanged.
+    finished: on ranks, the players of the first iterations, which are not read again; without ranks all stages are checked for changes.
     """
     recipe = context.recipe
     if not context.is_rank:

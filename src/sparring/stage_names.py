@@ -15,10 +15,11 @@ from sparring.errors import UserError, nearest
 from sparring.rundir import PARTIAL
 
 SFT, START = "sft", "start"
-SCORES = "scores.json"  # what an evaluation leaves
-PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and what a start leaves to gain
+SCORES = "scores.json"  # of an evaluation
+METRICS = "metrics.jsonl"  # of training: one line per optimizer step
+PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and the scores of the headroom
 MOST_DIGITS = 18  # of an iteration's number: there are 999 at most, and Python itself refuses to read thousands of digits
-LONGEST_NAME = 100  # of a player, as a message repeats it
+LONGEST_NAME = 100  # of a player in a message
 
 
 def always(*_: object) -> bool:
@@ -32,9 +33,8 @@ def never(*_: object) -> bool:
 
 
 class Stage(NamedTuple):
-    """part: the last part of its name. on_ranks: whether the recipe's launcher may start it on several ranks. derived: it follows from
-    other stages and the recipe, cheaply or by its nature, and is recomputed when its inputs change, where the others are refused.
-    used: (recipe, owner) -> whether a game of the recipe has a use for it."""
+    """part: the last part of its name. on_ranks: whether the recipe's launcher may start it on several ranks. derived: it is recomputed
+    when its inputs change; for other stages changed inputs are an error. used: (recipe, owner) -> whether a game of the recipe has it."""
 
     part: str
     on_ranks: Callable[[Recipe], bool] = never
@@ -73,7 +73,7 @@ OF_OWNER = {"": FIRST, START: OF_START, "probe": OF_PROBE}
 
 
 def stage_of(name: str) -> Stage | None:
-    """The line of the table for a stage's name; None for what is no such name."""
+    """The line of the table for a stage's name; None for any other name."""
     owner, _, part = name.rpartition("/")
     if re.fullmatch(r"iterations/\d{3}", owner):
         stages: tuple[Stage, ...] = OF_ITERATION
@@ -112,7 +112,7 @@ def title_of(owner: str) -> str:
 
 
 def title_of_player(name: str) -> str:
-    """The same by what commands take."""
+    """The title of a player by its name on the command line."""
     return title_of(owner_of(name))
 
 
@@ -146,7 +146,7 @@ def recipe_of_game(root: Path) -> Recipe:
 
 
 def player_name(text: str) -> str:
-    """A player's name as it was typed, with an end: an iteration's number may have leading zeros."""
+    """A player's name from what was typed: without leading zeros of an iteration's number, and shortened."""
     if text == "baseline":  # what the start was called before
         return START
     return str(int(text)) if text.isdecimal() and len(text) <= MOST_DIGITS else text[:LONGEST_NAME]
@@ -163,12 +163,12 @@ def evaluate_stage(owner: str) -> str:
 
 
 def benchmark_stage(owner: str) -> str:
-    """The recipe's benchmarks, where it has any."""
+    """The stage of the recipe's benchmarks on a player."""
     return f"{owner}/benchmarks"
 
 
 def headroom_stage() -> str:
-    """What the start of the game leaves to gain, measured before anything is played."""
+    """The stage that measures the headroom of the start."""
     return f"{START}/headroom"
 
 
@@ -199,7 +199,7 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
 
 
 def stages_of_game(root: Path, recipe: Recipe) -> list[str]:
-    """The stages of this very game, in order: without those that it has no use for."""
+    """The stages of this game, in order, without those that it does not use."""
     controls = [section.folder for section in recipe.controls]
     return [name for name in stage_names(root, recipe.iterations, controls) if _is_of_game(name, root, recipe)]
 
@@ -211,7 +211,7 @@ def _is_of_game(name: str, root: Path, recipe: Recipe) -> bool:
 
 
 def is_used(name: str, recipe: Recipe) -> bool:
-    """Whether a game of this recipe has a use for the stage. An SFT stage, log-probs of another objective or pairs of another control of
-    that name may be left from an earlier recipe: they are no part of what a player has cost."""
+    """Whether a game of this recipe uses the stage. An earlier recipe may have left others, such as an SFT stage, log-probs of another
+    objective or pairs of another control of that name; they are not part of a player's cost."""
     stage = stage_of(name)
     return stage is not None and stage.used(recipe, name.rpartition("/")[0])

@@ -367,7 +367,7 @@ def refused(kind: str, **settings) -> str:
     ("code", "message"),
     [
         ("def g(completions): ...", "has no function 'f'"),
-        ("f = 3", "f in {path} is no function but of type int"),
+        ("f = 3", "f in {path} is not a function but of type int"),
         ("def f(prompt, response): ...", "takes (prompt, response)"),
         ("def f(prompts, completions, /): ...", "takes (prompts, completions, /)"),
         ("def f(prompt, response): ...", "compute_score(data_source, solution_str, ground_truth, extra_info)"),
@@ -399,7 +399,7 @@ def test_files_that_are_not_there(kind: str) -> None:
 
 def test_only_python_files_are_loaded(tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("def f(completions): ...")
-    assert "is no Python file" in refused(f"{tmp_path}/f.txt:f")
+    assert "is not a Python file" in refused(f"{tmp_path}/f.txt:f")
 
 
 def test_nothing_of_the_file_runs_in_this_process(write: Write) -> None:

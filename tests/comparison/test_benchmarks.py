@@ -258,7 +258,7 @@ def test_every_form_shows_it(runs: Path) -> None:
     found = compare([Path("run"), Path("other")])
     how = "letters/acc: task version 1.0, 0 shots, chat template not applied, lm-evaluation-harness 0.4.13."
     for text in (markdown(found), html(found)):
-        assert "letters/acc (higher is better), 8 samples, less run: start (SFT)" in text and how in text and "+0.3750" in text
+        assert "letters/acc (higher is better), 8 samples, difference from run: start (SFT)" in text and how in text and "+0.3750" in text
     told = as_json(found)["metrics"]["letters/acc"]
     asked = {"task_version": 1.0, "shots": 0, "chat_template": False, "harness": "0.4.13"}
     assert told == {"higher_is_better": True, "paired_over": "samples", "n": 8, "benchmark": asked}

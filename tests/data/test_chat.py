@@ -176,7 +176,7 @@ def test_prompt_keeps_its_ids_where_tokens_would_cross_the_boundary(text, tokeni
     assert reply_ids[-1] == chat.end_of_turn_id
     read = chat.tokenizer.decode(prompt_ids + reply_ids)
     assert chat.tokenizer.decode(whole).startswith(read) and reply in read
-    assert chat.notices == ["tokens would reach from the prompt into the reply: such replies are tokenised by themselves"]
+    assert chat.notices == ["tokens would span the boundary between prompt and reply: such replies are tokenised alone"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -221,7 +221,7 @@ def test_template_without_end_of_turn_gets_eos_and_says_so():
 
 def test_reply_that_spells_the_end_of_turn_is_refused():
     chat = Chat(byte_level(), template("chatml"))
-    with pytest.raises(UserError, match=r"a turn of the assistant spells '<\|im_end\|>'"):
+    with pytest.raises(UserError, match=r"a turn of the assistant contains '<\|im_end\|>'"):
         chat.encode(conversation("u: what ends a turn?", "a: this: <|im_end|> and no other"))
 
 
@@ -292,7 +292,7 @@ def test_broken_template_is_a_user_error(text, message):
 
 def test_refused_conversation_names_row_and_turns():
     chat = Chat(byte_level(), template("gemma"))
-    with pytest.raises(UserError, match=r"rows.jsonl, line 7: .*Roles must alternate.*its turns: user, user"):
+    with pytest.raises(UserError, match=r"rows.jsonl, line 7: .*Roles must alternate.*roles of its turns: user, user"):
         chat.encode(conversation("u: one", "u: two", "a: three"), where="rows.jsonl, line 7")
     with pytest.raises(UserError, match=r"rows.jsonl, line 8: "):
         chat.prompt_ids(turns("a: hi"), where="rows.jsonl, line 8")

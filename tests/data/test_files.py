@@ -144,7 +144,7 @@ def test_a_bomb_ends_at_the_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("names", "path", "words"),
     [
-        ([], "", ["the folder holds no data file", ".jsonl.gz"]),
+        ([], "", ["the folder has no data file", ".jsonl.gz"]),
         (["a.jsonl", "b.csv"], "", ["files of more than one kind (.csv, .jsonl): a.jsonl, b.csv", "by a pattern"]),
         (["train.jsonl", "test.jsonl"], "", ["files of more than one part of a data set (test, train)", "*.jsonl"]),
         (["train-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl"], "", ["(train, validation)"]),
@@ -304,7 +304,7 @@ def test_turns_that_datasets_keeps_as_json(tmp_path: Path) -> None:
 
 def test_two_parquet_columns_of_one_name(tmp_path: Path) -> None:
     pq.write_table(pa.table([["a"], ["b"], ["c"]], names=["prompt", "completion", "prompt"]), tmp_path / "rows.parquet")
-    refused(tmp_path / "rows.parquet", "several columns of the name 'prompt'")
+    refused(tmp_path / "rows.parquet", "several columns named 'prompt'")
 
 
 @given(st.binary(min_size=1, max_size=6), st.integers(4, 400))

@@ -90,7 +90,7 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such data file") as caught:
         load_pairs(PairsSection(path=str(tmp_path / "none.jsonl")), limits())
     assert "controls.pairs.path" in caught.value.remedy
-    with pytest.raises(UserError, match="holds no row") as caught:
+    with pytest.raises(UserError, match="has no rows") as caught:
         load_pairs(section(tmp_path, []), limits())
     assert "check controls.pairs.path" in caught.value.remedy
     with pytest.raises(UserError, match="need a column 'chosen'"):

@@ -22,7 +22,7 @@ from sparring.errors import UserError
 from sparring.policy.tiny import CHATML, byte_tokenizer
 
 TURNS = [{"role": "user", "content": "why"}]
-TIME, MEMORY, LENGTH = r"does not come to an end within 1 s", r"needs more than 64 MiB of memory", r"it writes [0-9,]+ characters for a"
+TIME, MEMORY, LENGTH = r"does not finish within 1 s", r"needs more than 64 MiB of memory", r"it writes [0-9,]+ characters for a"
 BOMBS = [
     ("{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}", TIME),
     ("{{ 9 ** (9 ** 9) }}", f"{TIME}|{MEMORY}"),

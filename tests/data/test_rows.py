@@ -135,11 +135,11 @@ def test_ids_of_rows_that_were_read_before_do_not_change(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["tools", "functions"])
 def test_tools_are_refused(tmp_path: Path, name: str) -> None:
     for tools in ([{"name": "add"}], '[{"name": "add"}]', {"add": 1}):
-        with pytest.raises(UserError, match=f"the column '{name}' offers tools"):
+        with pytest.raises(UserError, match=f"the column '{name}' has tools"):
             only(tmp_path, {"messages": [ASK, SAY], name: tools})
-        with pytest.raises(UserError, match="offers tools"):
+        with pytest.raises(UserError, match="has tools"):
             prompts_of(tmp_path, {"prompt": "Q", name: tools})
-        with pytest.raises(UserError, match="offers tools"):
+        with pytest.raises(UserError, match="has tools"):
             pairs_of(tmp_path, {"prompt": "Q", "chosen": "A", "rejected": "B", name: tools})
     for none in (None, [], "", "[]", {}, "null"):
         assert only(tmp_path, {"messages": [ASK, SAY], name: none}).reply == "A"
@@ -214,7 +214,7 @@ def test_reasoning_is_kept_apart_or_dropped_and_counted(tmp_path: Path, key: str
 
 def test_two_texts_of_reasoning_are_refused(tmp_path: Path) -> None:
     assert only(tmp_path, {"messages": [ASK, turn("assistant", "A", thinking="T", reasoning="T")]}).reasoning == "T"
-    with pytest.raises(UserError, match="two different texts of reasoning: thinking, reasoning"):
+    with pytest.raises(UserError, match="different reasoning in its keys thinking, reasoning"):
         only(tmp_path, {"messages": [ASK, turn("assistant", "A", thinking="T", reasoning="U")]})
 
 

@@ -143,11 +143,11 @@ def test_any_text_comes_out_encodable_and_sound_text_unchanged(text):
 @pytest.mark.parametrize(
     ("row", "shape", "message"),
     [
-        ({"messages": [user("Q")]}, "messages", r"row without a reply: it has no assistant turn \(its turns: user\)"),
-        ({"messages": []}, "messages", r"row without a reply: .*\(its turns: none\)"),
+        ({"messages": [user("Q")]}, "messages", r"row without a reply: it has no assistant turn \(roles of its turns: user\)"),
+        ({"messages": []}, "messages", r"row without a reply: .*\(roles of its turns: none\)"),
         ({"messages": None}, "messages", "messages is missing or null, not a list of turns"),
         ({}, "messages", "messages is missing or null"),
-        ({"messages": "[]"}, "messages", r"row without a reply: .*\(its turns: none\)"),
+        ({"messages": "[]"}, "messages", r"row without a reply: .*\(roles of its turns: none\)"),
         ({"messages": "hello"}, "messages", r"messages is text \('hello'\), not a list of turns"),
         ({"messages": ["Q"]}, "messages", r"messages\[0\] is text \('Q'\), not a turn"),
         ({"messages": [{"role": "robot", "content": "Q"}]}, "messages", r"messages\[0\] has the role 'robot'; known roles: system, user"),
@@ -163,7 +163,7 @@ def test_any_text_comes_out_encodable_and_sound_text_unchanged(text):
         ({"prompt": None, "completion": "A"}, "prompt_completion", "prompt is missing or null, not text"),
         ({"prompt": "Q", "completion": 4.5}, "prompt_completion", r"completion is a number \(4.5\), not text"),
         ({"prompt": [user("1"), assistant("2")], "completion": [user("3")]}, "prompt_completion",
-         r"row without a reply: .*\(its turns: user, assistant, user\)"),
+         r"row without a reply: .*\(roles of its turns: user, assistant, user\)"),
         ({"instruction": "Q", "input": "", "output": None}, "alpaca", "row without a reply: output is missing or null"),
         ({"instruction": "Q", "input": 3, "output": "A"}, "alpaca", r"input is a number \(3\)"),
         ({"instruction": None, "output": "A"}, "alpaca", "instruction is missing or null"),

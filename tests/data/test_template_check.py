@@ -118,7 +118,7 @@ def test_reasoning_reaches_the_key_that_the_template_reads(key: str) -> None:
 def test_reasoning_that_a_template_has_no_use_for_is_refused_in_any_turn(name: str) -> None:
     past = (*turns("u: q"), Message(role="assistant", content="a", reasoning_content="some thought"), *turns("u: q2"))
     for said in (Conversation(turns("u: q"), "an answer", reasoning="some thought"), Conversation(past, "an answer")):
-        refused(chat(name), said, "has no use for what the assistant thought ('some thought')", "data.reasoning: drop")
+        refused(chat(name), said, "does not write the assistant's reasoning ('some thought')", "data.reasoning: drop")
 
 
 def test_thinking_cut_from_earlier_turns_is_announced() -> None:
@@ -126,7 +126,7 @@ def test_thinking_cut_from_earlier_turns_is_announced() -> None:
         found = Chat(tokenizer(), template(name))
         prompt = decoded(found, conversation("u: q", f"a: {THOUGHT}an answer", "u: q2", f"a: {reply}"))[0]
         assert "some thought" not in prompt and "an answer" in prompt
-        assert found.notices[-1] == "the chat template leaves what an assistant thought in earlier turns out of all prompts"
+        assert found.notices[-1] == "the chat template leaves the assistant's reasoning in earlier turns out of all prompts"
 
 
 def test_a_flag_that_the_template_takes_out_of_the_text_is_refused() -> None:
@@ -210,7 +210,7 @@ def test_a_text_with_the_templates_marks_is_refused(name: str, place: int) -> No
     pairs = ["u: one", "a: two", "u: three", "a: four"]
     pairs[place] = f"{pairs[place][:3]}see {WRAPPED[name]}"
     role = ("user", "assistant")[place % 2]
-    error = refused(chat(name), conversation(*pairs), f"a turn of the {role} spells", "without a template's marks")
+    error = refused(chat(name), conversation(*pairs), f"a turn of the {role} contains", "without the tokens of a template")
     if place < 3:
         with pytest.raises(UserError, match=re.escape(error.what)):
             chat(name).row_prompt_ids(turns(*pairs[:3]))

@@ -173,8 +173,8 @@ def test_goes_on_where_it_was_killed(tmp_path: Path, model: Path, tasks: Path, m
         ("sum@1", "no task named 'sum'; did you mean sums?"),
         ("sums:f1", "sums: the metric 'f1' is not defined for this task\n  -> it has acc, acc_norm"),
         ("written:exact", "did you mean exact_match?"),
-        ("sums@9", "sums: 9 shots are asked for, but the task has only 8 items for them\n  -> ask for fewer, as sums@8"),
-        ("zero@2", "zero: 2 shots are asked for, and the task insists on 0\n  -> ask for zero, as its file has it"),
+        ("sums@9", "sums: 9 shots are requested, but the task has only 8 items for them\n  -> ask for fewer, as sums@8"),
+        ("zero@2", "zero: 2 shots are requested, but the task's file sets 0\n  -> ask for zero, as its file has it"),
         ("code", "code: this task runs code that the model has written"),
         ("typo", "fix this task file: "),
         ("gone", "gone: the data of this task cannot be reached"),
@@ -210,14 +210,14 @@ def test_shots_from_what_is_asked_are_told(tmp_path: Path, model: Path, tasks: P
     write_task(folder, config, data=str(tasks / "rows.jsonl"))
     with caplog.at_level(logging.WARNING, "sparring"):
         play(tmp_path / "stage", model, section(folder, "sums@1", limit=1))
-    assert "sums: shots come from the items that are asked" in caplog.text
+    assert "sums: shots are sampled from the tested items" in caplog.text
 
 
 def test_an_answer_that_does_not_fit(tmp_path: Path, model: Path, tasks: Path) -> None:
     folder = tmp_path / "tasks"
     folder.mkdir()
     write_task(folder, WRITTEN, data=str(tasks / "rows.jsonl"), generation_kwargs={"until": ["\n"], "max_gen_toks": 512})
-    with pytest.raises(UserError, match="asks for 512 new tokens, and the model's context has 512"):
+    with pytest.raises(UserError, match="requests 512 new tokens, but the model's context has 512"):
         play(tmp_path / "stage", model, section(folder, "written"))
 
 

@@ -311,10 +311,10 @@ def test_wins_losses_and_ties(server: JudgeServer, tmp_path: Path, questions: An
     ("rows", "message"),
     [
         ([], "--questions"),
-        ([{"question_id": 1, "category": "turn-1", "turns": ["a"]}], "a category cannot be called 'turn-1': so are the scores of a turn"),
-        ([{"question_id": 1, "turns": []}], "this is no question: it needs an id"),
-        ([{"turns": ["a"]}], "this is no question"),
-        ([{"question_id": 1, "turns": "a"}], "this is no question"),
+        ([{"question_id": 1, "category": "turn-1", "turns": ["a"]}], "a category cannot be called 'turn-1': the scores of turns have"),
+        ([{"question_id": 1, "turns": []}], "this is not a question: it needs an id"),
+        ([{"turns": ["a"]}], "this is not a question"),
+        ([{"question_id": 1, "turns": "a"}], "this is not a question"),
         ([QUESTIONS[0], QUESTIONS[0]], "two questions have the id '1'"),
     ],
 )

@@ -103,8 +103,8 @@ def test_it_ends_when_the_interval_contains_one_half(wins: int, ends: bool) -> N
     [
         (59, 1.0, "95% interval 0.492 to 0.681, contains one half"),
         (41, -1.0, "95% interval 0.319 to 0.508, contains one half"),
-        (40, 1.0, "95% interval 0.309 to 0.498, is below one half - the player takes the opponent's replies for the human ones"),
-        (0, -9.0, "95% interval 0.000 to 0.037, is below one half - the player takes the opponent's replies for the human ones"),
+        (40, 1.0, "95% interval 0.309 to 0.498, is below one half - the player prefers the opponent's replies to the human ones"),
+        (0, -9.0, "95% interval 0.000 to 0.037, is below one half - the player prefers the opponent's replies to the human ones"),
         (50, 0.02, "contains one half"),
         (50, 0.0199, "contains one half; with a mean margin of 0.020 nats the player hardly moved, so try a larger train.lr"),
         (50, -0.001, "contains one half; with a mean margin of -0.001 nats the player hardly moved, so try a larger train.lr"),

@@ -44,7 +44,7 @@ def test_the_papers_tasks() -> None:
 def test_suites_and_tasks_are_played_once_each() -> None:
     section = BenchmarksSection(suites=("paper-extra",), tasks=("openbookqa@1:acc_norm", "arc_easy"))
     assert [benchmark.key for benchmark in chosen(section)][-2:] == ["openbookqa@1", "arc_easy"]
-    with pytest.raises(UserError, match="arc_easy is asked for twice with equal shots and another metric"):
+    with pytest.raises(UserError, match="arc_easy is given twice with equal shots and different metrics"):
         chosen(BenchmarksSection(tasks=("arc_easy:acc", "arc_easy:acc_norm")))
 
 

@@ -130,7 +130,7 @@ def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
     even = sum(len(text) % 2 == 0 for text in texts)
     assert [(row["replies"], row["reason"]) for row in found["failures"]] == [(even, "raised ZeroDivisionError: division by zero")]
     assert sum(batch["failures"] for batch in found["replies_of"]) == sum(batch["without_score"] for batch in found["replies_of"]) == even
-    assert f"{even} of {len(texts)} replies could not be graded. A run ends where more than 5% cannot." in result.out
+    assert f"{even} of {len(texts)} replies could not be graded. A run stops if more than 5% cannot be graded." in result.out
 
 
 def test_a_function_that_fails_on_everything_is_given_up(moved: Game) -> None:

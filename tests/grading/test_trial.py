@@ -37,7 +37,7 @@ def tried(checker: str, source: str, pattern: str | None = None, answer: str | N
 
 def test_a_checker_that_behaves(data: str) -> None:
     trial = tried("number", data, PATTERN)
-    assert trial.faults == [] and trial.tries_right_ones and verdict(trial).startswith("Verdict: it behaves")
+    assert trial.faults == [] and trial.tries_right_ones and verdict(trial).startswith("Verdict: no fault found")
     measured, upper = trial.false_positives or (1, 1)
     assert measured == 0 and upper == pytest.approx(1.96**2 / (300 + 1.96**2), abs=1e-4)  # Wilson's bound for 0 of n
 
@@ -49,7 +49,7 @@ def test_a_checker_that_behaves(data: str) -> None:
         ("0.0", "it fails 100 of 100 human replies"),
         ("float(a in c[0]['content'])", "a mention is enough"),
         ("float(c[0]['content'] != '')", "'prompt'"),
-        ("1 / ('#' in c[0]['content'])", "replies; a run ends where more than 5% fail"),
+        ("1 / ('#' in c[0]['content'])", "replies; a run stops if more than 5% fail"),
         ("0.9", "it fails 100 of 100 human replies"),
     ],
 )
@@ -121,7 +121,7 @@ def test_the_answer_column_is_what_is_right(tmp_path: Path) -> None:
         ("none.jsonl", None, None, "no such data file"),
         ("rows.jsonl", WORKED[:3], "glod", "there is no column 'glod' (--answer)"),
         ("rows.jsonl", WORKED[:3], "", "--answer"),
-        ("rows.jsonl", [{"prompt": "a", "gold": ""}], "gold", "nothing is known of what a checker should say"),
+        ("rows.jsonl", [{"prompt": "a", "gold": ""}], "gold", "it is not known how a checker should grade"),
         ("rows.jsonl", [{"prompt": "a", "gold": 3}], None, "name the column with the answer: --answer"),
         ("rows.jsonl", [{"q": "a", "r": "b"}], None, "data.columns of a recipe: {prompt: question"),
         ("recipe.yaml", [], "gold", "a recipe names the column itself"),
@@ -148,7 +148,7 @@ def test_what_is_printed(zygote: Zygote, tmp_path: Path, data: str) -> None:
     assert result.code == 0 and "50 of 300 rows of rows.jsonl, chosen by a hash" in result.out
     assert "Verdict: do not use it as it is" in result.out and "a mention is enough" in result.out
     strict = run(zygote, tmp_path, "number", "rows.jsonl", "--pattern", PATTERN)
-    assert strict.code == 0 and "Verdict: it behaves" in strict.out
+    assert strict.code == 0 and "Verdict: no fault found" in strict.out
     cells = [line.split("│")[1:-1] for line in strict.out.splitlines() if line.startswith("│") and "%" in line]
     shares = {row[0].strip(): row[1].strip() for row in cells}
     assert shares == {"50%": "1.0%", "10%": "8.3%", "2%": "32.9%"}  # .01 (1 - a) / (.01 (1 - a) + a)

@@ -172,7 +172,7 @@ def test_a_node_is_killed_mid_run(cluster: Any, player: Path, tmp_path: Path, ca
         committed = kill_second_node(cluster, lambda: len(list(folder.glob("shard-*"))))
         replies = sampling.result()
     assert 0 < committed < 20, "in the middle"
-    assert "in place of lost ones" in caplog.text, "Ray started the lost worker again, and it drew replies"
+    assert "replaced lost ones" in caplog.text, "Ray started the lost worker again, and it drew replies"
     expected = sample_examples(tmp_path_of(tmp_path, "plain"), EXAMPLES, lambda: plain(player, **LONG_REPLIES), STREAM, 2, 20, "plain")
     assert replies == expected
     assert [(reply.row_id, reply.replica) for reply in replies] == [(e.row_id, replica) for e in EXAMPLES for replica in range(2)]
@@ -252,11 +252,11 @@ def test_another_players_folder_is_noticed(tmp_path: Path) -> None:
     expected = stamp(tmp_path / "player")
     assert set(expected) >= {"model.safetensors", "config.json"}
     check_model(tmp_path / "player", expected, "node7")
-    with pytest.raises(UserError, match="is not there on the node node7") as refused:
+    with pytest.raises(UserError, match="does not exist on the node node7") as refused:
         check_model(tmp_path / "other", expected, "node7")
     assert "file system" in str(refused.value)
     os.utime(tmp_path / "player" / "model.safetensors", (1, 1))
-    with pytest.raises(UserError, match="is another one on the node node7"):
+    with pytest.raises(UserError, match="has other files on the node node7"):
         check_model(tmp_path / "player", expected, "node7")
 
 
@@ -284,20 +284,20 @@ def test_replies_in_any_order_come_out_in_their_parts() -> None:
 def test_a_reply_that_nobody_waits_for_is_a_fault(second: Reply) -> None:
     inbox = Inbox(PARTS)
     list(inbox.put([reply(0, 0), reply(0, 1), reply(0, 2), reply(1, 0)]))
-    with pytest.raises(RuntimeError, match="twice, or one that was not asked for"):
+    with pytest.raises(RuntimeError, match="twice, or an unknown one"):
         list(inbox.put([second]))
 
 
 def test_the_log_says_who_drew_how_much(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="sparring")
     report(Counter({("node1/5", False): 300, ("node2/6", True): 90, ("node1/7", False): 10}))
-    assert "3 Ray workers on 2 nodes sampled 310 + 90 replies, 1 of the workers in place of lost ones" in caplog.text
+    assert "3 Ray workers on 2 nodes sampled 310 + 90 replies; 1 of the workers replaced lost ones" in caplog.text
 
 
 def test_a_lost_reply_is_a_fault() -> None:
     inbox = Inbox(PARTS)
     list(inbox.put([reply(part, place) for part in range(4) for place in range(3) if (part, place) != (1, 1)]))
-    with pytest.raises(RuntimeError, match="lost 1 replies, that of row row1, replica 1"):
+    with pytest.raises(RuntimeError, match="lost 1 replies, such as that of row row1, replica 1"):
         inbox.check_complete()
 
 

@@ -145,7 +145,7 @@ def test_a_server_that_lies_is_found_out(model: Any, start: Callable[..., Loopba
     for served in (Served(model, shown=tiny(seed=1)), Served(tiny(seed=1))):
         with pytest.raises(UserError, match=r"does not sample from the player that is scored(.|\n)*other weights"):
             check(model, sampling(start(served), max_new_tokens=10))
-    with pytest.raises(UserError, match=r"does not sample at temperature 1(.|\n)*are the likeliest of their place"):
+    with pytest.raises(UserError, match=r"does not sample at temperature 1(.|\n)*are the likeliest at their position"):
         check(model, sampling(start(Served(model, temperature_factor=0.2)), max_new_tokens=60))
     with pytest.raises(UserError, match="does not sample at temperature 0 "):
         settings, prompts = sampling(start(), max_new_tokens=60), same_prompt(LONG, 8)
@@ -198,11 +198,11 @@ def test_a_server_that_is_down_when_a_stage_begins_is_left_out(start: Callable[.
     gone.close()
     with caplog.at_level("WARNING", "sparring"):
         assert draw(sampling(gone, other), same_prompt(LONG, 6)) == expected
-    assert f"the server at {gone.url} is left out for this player: no answer" in caplog.text
+    assert f"the server at {gone.url} is left out for this player: no usable answer" in caplog.text
     other.models = {"another": other.models["player"]}
     refused(sampling(gone, other, section={"model": "player"}), "does not serve 'player'", other.url)
     other.close()
-    refused(sampling(gone, other), "no answer that can be used after 3 attempts", gone.url)
+    refused(sampling(gone, other), "no usable answer after 3 attempts", gone.url)
 
 
 def test_a_server_that_hangs_gets_one_request_at_a_time(start: Callable[..., Loopback]) -> None:
@@ -291,11 +291,11 @@ def test_a_server_may_stay_away_for_days() -> None:
 
 def test_down(server: Loopback) -> None:
     server.close()
-    refused(sampling(server), "no answer that can be used after 3 attempts", "cannot connect", server.url, "the run resumes")
+    refused(sampling(server), "no usable answer after 3 attempts", "cannot connect", server.url, "the run resumes")
 
 
 def test_an_address_that_there_is_not() -> None:
-    refused(sampling("http://999.1.1.1/v1"), "sampling.server (http://999.1.1.1/v1)", "no server can be asked there")
+    refused(sampling("http://999.1.1.1/v1"), "sampling.server (http://999.1.1.1/v1)", "not the URL of a server")
 
 
 def test_slow(server: Loopback) -> None:
@@ -440,7 +440,7 @@ def test_an_answer_without_end(status: int, server: Loopback, monkeypatch: pytes
 def test_nothing_is_unpacked(coding: str, server: Loopback) -> None:
     """A kilobyte can be packed gigabytes, and packed again and again."""
     server.fault = lambda n, body: Fault(200, body="packed", headers={"Content-Encoding": coding})
-    refused(sampling(server), f"is compressed ({coding}), though none was to be", "Accept-Encoding: identity")
+    refused(sampling(server), f"is compressed ({coding}), although the request forbids it", "Accept-Encoding: identity")
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -449,5 +449,5 @@ def test_a_redirect_takes_no_key_to_another_host(status: int, start: Callable[..
     monkeypatch.setenv("THE_KEY", KEY)
     server.key = other.key = KEY
     server.fault = lambda n, body: Fault(status, headers={"Location": f"{other.url}/completions?was={KEY}"})
-    said = refused(sampling(server, section={"api_key_env": "THE_KEY"}), "sends /completions on to", other.url)
+    said = refused(sampling(server, section={"api_key_env": "THE_KEY"}), "redirects /completions to", other.url)
     assert KEY not in said and not other.bodies

@@ -121,7 +121,7 @@ def test_what_can_go_wrong_ends_with_code_2_and_the_same_command_goes_on(game: G
     refused(game, {}, "sampling.server.api_key_env", "TEST_SERVER_KEY is not set")
     refused(game, {"TEST_SERVER_KEY": "wrong"}, "401", "Incorrect API key provided: ***")
     server.fault = lambda n, body: Fault(status=500, body="out of memory")
-    refused(game, environment, "no answer that can be used after 2 attempts", "out of memory")
+    refused(game, environment, "no usable answer after 2 attempts", "out of memory")
     server.fault = lambda n, body: None
 
     set_up(game, server, iterations=1, section={"update_command": "sh -c 'echo cannot serve; exit 3'"})
@@ -130,7 +130,7 @@ def test_what_can_go_wrong_ends_with_code_2_and_the_same_command_goes_on(game: G
     set_up(game, server, iterations=1, section={"update_command": "no-such-command"})
     refused(game, environment, "sampling.server.update_command", "No such file")
     set_up(game, server, iterations=1, section={"update_command": "true", "ready_timeout_seconds": 1.0})
-    refused(game, environment, "after update_command the server serves nothing, where player-", "ready_timeout_seconds")
+    refused(game, environment, "after update_command the server serves nothing, but it should serve player-", "ready_timeout_seconds")
     set_up(game, server, iterations=1, section={"update_command": "sleep 60", "ready_timeout_seconds": 0.2})
     refused(game, environment, "sampling.server.update_command", "had not returned after 0.2 s", "in the background")
     assert not list(game.root.rglob("shard-*"))

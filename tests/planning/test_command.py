@@ -160,8 +160,8 @@ def test_micro_batches_are_as_large_as_the_shards_leave_room(strategy: str, toke
 @pytest.mark.parametrize(
     ("options", "told", "change"),
     [
-        (("sampling.engine=vllm", "sampling.vllm.tensor_parallel=8"), "sampling.vllm.tensor_parallel wants 8 ", "tensor_parallel=4"),
-        (("launcher={kind: accelerate, processes: 8}",), "launcher.processes wants 8 devices of 4", "launcher.processes=4"),
+        (("sampling.engine=vllm", "sampling.vllm.tensor_parallel=8"), "sampling.vllm.tensor_parallel needs 8 ", "tensor_parallel=4"),
+        (("launcher={kind: accelerate, processes: 8}",), "launcher.processes needs 8 devices of 4", "launcher.processes=4"),
     ],
 )
 def test_devices_that_are_not_there_do_not_fit_and_fewer_are_proposed(options: tuple[str, ...], told: str, change: str) -> None:

@@ -73,7 +73,7 @@ def test_prompts_that_would_have_to_be_fetched_are_taken_from_the_recipe(data: d
     recipe = recipe_of(path="builtin:tiny", data=there, target=target, sampling={"replies_per_prompt": 4})
     found = find_lengths(recipe, Given())
     assert (found.unanswered_rows, found.unanswered_prompt) == (500, found.prompt)
-    with pytest.raises(UserError, match=r"data\.prompts\.max_examples: how many prompts some/prompts has is not known"):
+    with pytest.raises(UserError, match=r"data\.prompts\.max_examples: the number of prompts in some/prompts is not known"):
         find_lengths(load_recipe(recipe, ["data.prompts.max_examples=null"]), Given())
 
 

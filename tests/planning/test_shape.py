@@ -165,7 +165,7 @@ def test_layers_without_attention_keep_no_positions() -> None:
 
 def test_what_is_no_decoder_is_refused(tmp_path: Path) -> None:
     """A translator, and configs that no model can be made of."""
-    with pytest.raises(UserError, match=r"model.path \(x\)(.|\n)*no causal language model"):
+    with pytest.raises(UserError, match=r"model.path \(x\)(.|\n)*its config is not that of a causal language model"):
         measure("x", "x", transformers.T5Config())
     for name, text in {
         "type": '{"model_type": "llama", "num_hidden_layers": "two"}',
@@ -249,9 +249,9 @@ def test_a_config_file_stands_for_the_model(tmp_path: Path) -> None:
         (GivenShape(params="many"), "--params: 'many' is not a number of parameters"),
         (GivenShape(params="0B"), "--params: '0B' is not a number"),
         (GivenShape(params="1M"), "--params: 1e\\+06 parameters are too few"),
-        (GivenShape(layers=3), "--layers: says nothing without"),
-        (GivenShape(config=Path("nowhere.json")), r"--config \(nowhere.json\): no config"),
-        (GivenShape(config=Path("x.json"), params="8B"), "--config: a config says the sizes"),
+        (GivenShape(layers=3), "--layers: needs the number of parameters"),
+        (GivenShape(config=Path("nowhere.json")), r"--config \(nowhere.json\): transformers cannot read this config"),
+        (GivenShape(config=Path("x.json"), params="8B"), "--config: a config has the sizes"),
     ],
 )
 def test_a_given_shape_that_is_none(given: GivenShape, told: str) -> None:

@@ -240,7 +240,7 @@ def test_a_base_that_is_gone(broken: Path) -> None:
         ("{", r"adapter_config.json: not a valid JSON file"),
         ("[]", "holds a list, not an object"),
         ('{"peft_type": "IA3"}', "not a LoRA adapter"),
-        ('{"peft_type": "LORA"}', "does not say what it belongs to"),
+        ('{"peft_type": "LORA"}', "does not name its base model"),
     ],
 )
 def test_a_config_that_is_none(broken: Path, text: str, message: str) -> None:
@@ -302,6 +302,6 @@ def test_targets_that_the_model_does_not_have(base: Path) -> None:
 @pytest.mark.parametrize("rank", [65, 10**7, 10**17])
 def test_a_rank_beyond_the_models_own_sizes(rank: int, tmp_path: Path) -> None:
     make_tiny(tmp_path, 0)
-    with pytest.raises(UserError, match=rf"train.lora.rank: {rank} is beyond what any matrix of LlamaForCausalLM has, 64"):
+    with pytest.raises(UserError, match=rf"train.lora.rank: {rank} is more than the largest rank of any matrix of LlamaForCausalLM, 64"):
         new_adapter(model_shape(tmp_path), LoraSection(rank=rank), 0, where="train.lora.targets")
     new_adapter(model_shape(tmp_path), LoraSection(rank=64), 0)

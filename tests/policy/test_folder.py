@@ -125,7 +125,7 @@ def test_json_that_is_no_object(name: str, content: str, said: str, model: Path)
 def test_a_json_file_without_end(model: Path) -> None:
     with open(model / "config.json", "wb") as file:
         file.truncate(MOST_JSON_BYTES + 1)
-    assert f"{MOST_JSON_BYTES + 1:,} bytes, and {MOST_JSON_BYTES:,} are allowed" in refusal(model)
+    assert f"{MOST_JSON_BYTES + 1:,} bytes; at most {MOST_JSON_BYTES:,} are allowed" in refusal(model)
 
 
 @pytest.mark.parametrize(
@@ -133,11 +133,11 @@ def test_a_json_file_without_end(model: Path) -> None:
     [
         ("config.json", {"num_hidden_layers": -1}, "num_hidden_layers is -1, and must be a whole number of at least 1"),
         ("config.json", {"num_hidden_layers": [1, 1]}, r"num_hidden_layers is \[1, 1\], and must be"),
-        ("config.json", {"output_attentions": True}, "transformers reads this model and will not write it again: .*correct config.json"),
-        ("config.json", {"num_hidden_layers": 1}, "the weights hold 9 tensors that the model has no place for, model.layers.1."),
+        ("config.json", {"output_attentions": True}, "transformers reads this model but cannot write it again: .*correct config.json"),
+        ("config.json", {"num_hidden_layers": 1}, "the weights have 9 tensors that the model does not use, such as model.layers.1."),
         ("config.json", {"num_hidden_layers": 3}, "describes a model|are missing from its weights"),
         ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, and the weights have 20 tensors in all"),
-        ("config.json", {"hidden_size": 10**9}, r"describes a model of 1,415,000,000,000 weights, and the files hold 90,560"),
+        ("config.json", {"hidden_size": 10**9}, r"describes a model of 1,415,000,000,000 weights, but the files have 90,560"),
         ("config.json", {"vocab_size": 0}, "vocab_size is 0, and must be"),
         ("config.json", {"vocab_size": 100}, "it numbers 258 tokens up to 257, and vocab_size in config.json is 100"),
         ("config.json", {"num_attention_heads": True}, "num_attention_heads is True"),
@@ -294,10 +294,10 @@ def adapter(tiny: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"r": 10**9}, "the rank 1000000000 is not that of its weights"),
-        ({"r": "2"}, "the rank '2' is not"),
-        ({"rank_pattern": {"q_proj": 10**7}}, "the rank 10000000 is not"),
-        ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "megatron_config would make PEFT import a module"),
+        ({"r": 10**9}, "the rank 1000000000 does not fit its weights"),
+        ({"r": "2"}, "the rank '2' does not fit"),
+        ({"rank_pattern": {"q_proj": 10**7}}, "the rank 10000000 does not fit"),
+        ({"megatron_config": {"x": 1}, "megatron_core": "os"}, "with megatron_config PEFT would import a module"),
     ],
 )
 def test_adapters_that_cannot_be(values: dict[str, Any], said: str, adapter: Path) -> None:

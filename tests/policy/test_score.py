@@ -169,7 +169,7 @@ def test_choose_layout_finds_the_fastest_that_is_right(name: str, caplog: pytest
     assert scorer.layout == ZOO[name][1]
     lines = [record.message for record in caplog.records if record.name == "sparring"]
     assert len(lines) == ALL_LAYOUTS.index(scorer.layout)
-    assert all(f"cannot take the {layout} layout" in line for line, layout in zip(lines, ALL_LAYOUTS, strict=False))
+    assert all(f"does not support the {layout} layout" in line for line, layout in zip(lines, ALL_LAYOUTS, strict=False))
     for tree, row in zip(TREES, score_trees(scorer, TREES, 64), strict=True):
         expected = [reference(scorer.model, tree.prompt_ids, reply).item() for reply in tree.replies]
         assert row == pytest.approx(expected, rel=1e-5)
@@ -229,7 +229,7 @@ def test_a_model_whose_replies_depend_on_their_neighbours_is_computed_reply_by_r
     scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == "alone"
     monkeypatch.setattr(score, "is_sharded", lambda: True)
-    with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs every reply in a forward of its own(.|\n)*use ddp"):
+    with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs a separate forward for every reply(.|\n)*use ddp"):
         scorer.choose_layout_on_main(*layout_probe_trees(TREES), row_tokens=0)
 
 
@@ -254,7 +254,7 @@ def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full
 
 def test_a_model_that_looks_ahead_is_refused() -> None:
     bert = {**COMMON, "is_decoder": False, "type_vocab_size": 1}
-    with pytest.raises(UserError, match="the log-probs of BertLMHeadModel depend on what comes after a token"):
+    with pytest.raises(UserError, match="the log-probs of BertLMHeadModel depend on later tokens"):
         Scorer(of_config(transformers.BertConfig(**bert))).choose_layout(*layout_probe_trees(TREES))
 
 

@@ -54,7 +54,7 @@ def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], moving: Game)
 
 def test_likelihood_of_winners_has_no_pairs_and_no_margins(pages: dict[str, str]) -> None:
     text = Tags(pages["filtered"]).text
-    assert "The player learns the winners alone" in text and "target.kind" in text
+    assert "The player is trained on the winners only" in text and "target.kind" in text
     assert not re.search(r'id="(margin|rewards)', pages["filtered"]), "nothing is compared with anything"
 
 
@@ -118,8 +118,8 @@ def test_a_run_that_lost_its_grades_or_replies_has_no_examples(moving: Game, tmp
 
 def test_the_rule_in_words() -> None:
     told = " ".join(rule_of(recipe_with(kind="verified", checker="number", pass_score=0.5, human="only", max_winners=2)))
-    assert "the checker number passes it with a score of 0.5 or more" in told and "The human reply alone wins" in told
-    assert "Of one prompt 2 winners and 4 losers at most count" in told and "pairs of nearest length (objective.loss: logistic)" in told
+    assert "the checker number passes it with a score of 0.5 or more" in told and "Only the human reply wins" in told
+    assert "A prompt has at most 2 winners and 4 losers" in told and "pairs of nearest length (objective.loss: logistic)" in told
     told = " ".join(rule_of(recipe_with(kind="majority", checker="number", human="mix", min_votes=0.7, weigh_votes=True)))
     assert "70% of them or more" in told and "its answer" in told.lower() and "weighed by its margin of votes" in told
 

@@ -73,7 +73,7 @@ def test_a_first_iteration_without_a_contest_is_refused(counts: dict[str, int], 
 
 
 def test_a_later_one_ends_the_game() -> None:
-    assert nothing_to_learn(game(), counted(all_pass=3), 1) == "nothing to learn: no reply loses any more"
+    assert nothing_to_learn(game(), counted(all_pass=3), 1) == "nothing to learn: no prompt has a losing reply"
     assert nothing_to_learn(game(), counted(all_pass=3, ties=1), 1) == (
         "nothing to learn: no prompt has winners and losers: 3 all pass, 1 ties"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Asked, Grade, answer_text, right_text
 
-MAX_DIGITS = 100  # a longer number, or a larger power of ten, is no answer
+MAX_DIGITS = 100  # a longer number, or a larger power of ten, is not an answer
 
 _SPACE = r"(?:[ \u00a0\u202f]|\\,)"
 _COMMA = r"(?:,(?:\\!)?|\{,\})"  # LaTeX writes 1{,}234 and 1,\!234 too
@@ -42,7 +42,7 @@ def last_number(text: str) -> Fraction | None:
     last = None
     for found in _NUMBER.finditer(text):
         before = text[max(0, found.start() - 1) : found.start()]
-        if not (found["raised"] and before.isalpha()):  # the 2 of cm^2 is no number, as that of x2 is none
+        if not (found["raised"] and before.isalpha()):  # neither the 2 of cm^2 nor that of x2 is a number
             last = found
     if last is None or last["raised"]:
         return None
@@ -81,7 +81,7 @@ def _plain(digits: str) -> Fraction | None:
 
 
 def _signed(text: str) -> Fraction | None:
-    """Of a side of LaTeX's fraction."""
+    """The value of the numerator or denominator of \\frac."""
     digits = text.strip()
     value = _plain(re.sub(rf"^{_SIGN}\s*", "", digits))
     return -value if value is not None and re.match(_SIGN, digits) else value

@@ -37,7 +37,7 @@ class Grade:
     score: 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
     answer: the answer that was read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
     reason: a short explanation for readers
-    failed: the function raised, took too long, ended its process or returned what is no score for this reply
+    failed: the function raised, took too long, ended its process or returned something that is not a score for this reply
     """
 
     score: float | None
@@ -62,7 +62,7 @@ class Checker(Protocol):
         ...
 
     def expected(self, asked: Asked) -> str | None:
-        """The right answer as it is read: of the answer column where the row has one, else of the human reply. None: there is none."""
+        """The right answer in normal form: from the answer column where the row has one, else from the human reply. None: there is none."""
         ...
 
     def close(self) -> None:
@@ -107,12 +107,12 @@ def find_answer(pattern: re.Pattern[str], text: str) -> str | None:
 
 
 def answer_text(pattern: re.Pattern[str] | None, text: str) -> str | None:
-    """Where the answer of a reply is read: what the pattern finds, where there is a pattern, and never the rest of the text then."""
+    """The part of a reply in which the answer is read: only what the pattern finds, or the whole text without a pattern."""
     return text if pattern is None else find_answer(pattern, text)
 
 
 def right_text(pattern: re.Pattern[str] | None, asked: Asked) -> str | None:
-    """Where the right answer of a prompt is read: its answer column, else its human reply. None: nothing to compare with.
+    """The text in which the right answer of a prompt is read: its answer column, else its human reply. None: nothing to compare with.
 
     The column may hold the bare answer, which a pattern for whole replies does not find.
     """
@@ -123,7 +123,7 @@ def right_text(pattern: re.Pattern[str] | None, asked: Asked) -> str | None:
 
 
 def has_answer(asked: Asked) -> bool:
-    """An empty cell of the answer column is no answer."""
+    """Whether the row has an answer; an empty cell of the answer column does not count."""
     return bool(asked.answer and asked.answer.strip())
 
 
@@ -153,7 +153,7 @@ FORMS = (
 
 @dataclass(frozen=True)
 class PatternProposal:
-    """In how many of `replies` the form has an answer, and one such answer."""
+    """A form of answers, in how many of `replies` it finds one, and one of these as an example."""
 
     form: Form
     found: int
@@ -167,7 +167,7 @@ class PatternProposal:
 
 
 def propose(replies: Sequence[str]) -> PatternProposal | None:
-    """The first form that nearly all replies have, else the most frequent one; None where not even half of them have any."""
+    """The first form that nearly all replies have, else the most frequent one; None if fewer than half of the replies have it."""
     tried = [proposal for form in FORMS if (proposal := _tried(form, replies)) is not None]
     usual = next((proposal for proposal in tried if proposal.is_usual), None)
     best = usual or max(tried, key=lambda proposal: proposal.found, default=None)

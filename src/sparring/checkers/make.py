@@ -19,7 +19,7 @@ from sparring.errors import UserError, nearest
 from sparring.own_code import OwnCode
 
 WHERE = "target.checker"
-TRIED = 16  # replies after which a function that fails on all of them is given up
+TRIED = 16  # replies: a function that fails on all of the first so many is not called again
 
 
 class OwnChecker:
@@ -44,7 +44,7 @@ class OwnChecker:
             raise code.explained(trouble, f"a checker is {SIGNATURES}")
 
     def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
-        """Raises UserError when none of the first TRIED replies can be graded: were each to take its time limit, it would take days."""
+        """Raises UserError when none of the first TRIED replies can be graded: with a time-out for each reply, all would take days."""
         texts = [reply for one in asked for reply in one.replies]
         items = [_item(one, reply) for one in asked for reply in one.replies]
         first = self._grades(texts[:TRIED], items[:TRIED])
@@ -54,7 +54,7 @@ class OwnChecker:
         return [[next(grades) for _ in one.replies] for one in asked]
 
     def expected(self, asked: Asked) -> str | None:
-        """Only the function knows."""
+        """None: only the function knows the right answer."""
         return None
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""math: answers compared by math-verify, in processes of its own, for a hard expression may take it for ever."""
+"""math: answers compared by math-verify, in separate processes, since a hard expression may never finish."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")
 class MathChecker:
     """Grades by `math_verify.verify(gold, answer)`. Raises UserError where the package is missing.
 
-    An answer's normal form is what math-verify read, written as the first, in sorted order, of those that are equal to it in its prompt.
+    An answer's normal form is what math-verify read. Equal answers to one prompt get the same one: the first of them in sorted order.
     """
 
     name = "math"
@@ -64,7 +64,7 @@ class MathChecker:
         return _as_mathematics(text) if text and (self._pattern or has_answer(asked)) else text
 
     def _read(self, texts: Sequence[str | None]) -> dict[str | None, Result]:
-        """What math-verify reads in each text; nothing in None."""
+        """text -> what math-verify reads in it; None has no answer."""
         unique = sorted({text for text in texts if text is not None})
         results = self._pool.answer([{"text": text} for text in unique])
         return {None: {"answer": None}, **dict(zip(unique, results, strict=True))}
@@ -93,7 +93,7 @@ class MathChecker:
 
 
 def _as_mathematics(answer: str) -> str:
-    """A bare answer between dollar signs: in x^2+1 math-verify would find the number 1 otherwise."""
+    """A bare answer between dollar signs; without them math-verify would read x^2+1 as the number 1."""
     return answer if MARKED.search(answer) else f"${answer.strip()}$"
 
 
@@ -108,7 +108,7 @@ def _grade(
     equal: dict[tuple[str, str], Result],
     votes: dict[str, str],
 ) -> Grade:
-    """What could not be read or compared in time is a failure and neither right nor wrong."""
+    """An answer that could not be read or compared in time is a failure, neither right nor wrong."""
     found, right = read[text], read[gold]
     compared = equal.get((gold, text), {}) if gold is not None and text is not None else {}
     for result in (found, right, compared):

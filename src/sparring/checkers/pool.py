@@ -1,4 +1,4 @@
-"""Worker processes for calls with limits of time and memory. A lost process costs one call, and the pool continues."""
+"""Worker processes for calls with limits of time and memory. A process that dies costs one call, and the pool continues."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Item = dict[str, Any]
 Result = dict[str, Any]
 
 BATCH = 32  # items in one call
-LOADING = 6  # loading may take so many times the limit of a call: an import of torch takes seconds
+LOADING = 6  # the time limit of loading, in limits of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
-MAX_LINE = 1 << 20  # bytes of an answer: a batch of results has no more
+MAX_LINE = 1 << 20  # bytes of an answer; a batch of results is shorter
 NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
@@ -37,10 +37,10 @@ class LostWorker(Exception):
 
 
 class Pool:
-    """Answers items by what `job` names, in `workers` processes that are started when they are needed.
+    """Calls the function that `job` names on items, in `workers` processes that are started when they are needed.
 
-    A call takes a batch of items and `seconds` of wall time at most; the items of a batch that is lost are called one by one, so that
-    only the one which is to blame fails. Works in any thread; Ctrl-C and `close` end the processes, and so does the end of this one.
+    A call takes a batch of items and at most `seconds` of wall time. If a batch fails, its items are called one by one, so that only the
+    one that causes the failure is lost. Works in any thread; Ctrl-C, `close` and the end of this process end the workers.
     """
 
     def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
@@ -52,7 +52,7 @@ class Pool:
         self._is_closed = False
 
     def load(self) -> dict[str, Any]:
-        """Start the first process. Returns its trouble with what it was to load, empty where there is none; then the pool is closed."""
+        """Start the first process. Returns why it could not load the function, and then closes the pool; empty if it could."""
         try:
             self._idle.put(self._start())
             return {}
@@ -72,7 +72,7 @@ class Pool:
         try:
             return [result for results in executor.map(self._answer_batch, batches) for result in results]
         except BaseException:
-            self._kill()  # the threads that wait for a process wake up and find none
+            self._kill()  # wakes the threads that wait for an answer
             raise
         finally:
             executor.shutdown(cancel_futures=True)
@@ -176,8 +176,8 @@ class _Process:
         self._replies, replies = os.pipe()
         prints, printed = os.pipe()
         os.set_blocking(self._requests, False)
-        # -u: what was printed is known when the process dies; -P: its folder is no place to import from, for math.py would hide the
-        # library's; in a session of its own no Ctrl-C reaches it
+        # -u: prints arrive before the process dies; -P: nothing is imported from its folder, whose math.py would hide the standard one;
+        # in its own session it gets no Ctrl-C
         command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
@@ -203,7 +203,7 @@ class _Process:
         return self._process.poll() is None
 
     def ask(self, message: Any, seconds: float) -> dict[str, Any]:
-        """The answer to one message. Raises LostWorker, and ends the process, if none comes within `seconds` that can be read."""
+        """The answer to one message. Raises LostWorker, and ends the process, if no valid answer comes within `seconds`."""
         deadline = time.monotonic() + seconds
         try:
             self._send(json.dumps(message, default=str).encode() + b"\n", deadline)
@@ -224,7 +224,7 @@ class _Process:
             raise
 
     def kill(self) -> None:
-        """The process and all that it has started. Whoever waits for an answer finds the pipe closed."""
+        """Kill the process and all that it has started. A thread that waits for its answer then finds the pipe closed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -244,7 +244,7 @@ class _Process:
         return printable(self._printed.decode(errors="replace"))[-SHOWN:].strip()
 
     def _end_of_life(self) -> str:
-        """How a process that closed its pipe has ended. It may have closed the pipe and live on: then it is killed."""
+        """How a process that closed its pipe has ended; one that is still alive is killed."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)
         code = self._process.returncode
@@ -276,7 +276,7 @@ class _Process:
         return data
 
     def _wait(self, number: int, event: int, deadline: float) -> None:
-        """Until the pipe is ready, or the process has closed its end of the other one."""
+        """Wait until the pipe is ready. Raises EOFError if the process has closed its end of the other one, or TimeoutError."""
         poller = select.poll()
         poller.register(number, event)
         poller.register(self._replies, select.POLLIN)
@@ -287,7 +287,7 @@ class _Process:
             raise EOFError
 
     def _keep_prints(self, prints: int) -> None:
-        """Read on whatever the process prints, so that it never waits, and keep the end."""
+        """Read all that the process prints, so that it never blocks, and keep the end."""
         with open(prints, "rb", buffering=0) as pipe:
             while piece := pipe.read(65536):
                 self._printed = (self._printed + piece)[-4 * SHOWN :]

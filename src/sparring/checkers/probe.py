@@ -13,7 +13,7 @@ FALSE_POSITIVES = 0.01  # share of wrong replies that a good checker passes at m
 DISTRACTORS = 9
 EXAMPLES = 3
 SEEN = 200  # rows whose answers are distractors of answers that are neither numbers nor letters
-DRAWS = 20  # to find a row with another answer
+TRIES = 20  # to find a row with another answer
 UNKNOWN = "I do not know"
 
 
@@ -28,7 +28,7 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class Tried:
-    """One kind of reply: how many were tried, how many passed and how many failed to be graded, and what went otherwise than it should.
+    """One kind of reply: how many were tried, passed and could not be graded, and examples whose grade is not the expected one.
 
     `should_pass` is None where either may be right: a rule that takes the last number passes some sprayed answers.
     """
@@ -43,7 +43,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """`rows`: prompts with a human reply or a right answer, which alone are probed."""
+    """The results by kind of reply. `rows`: the number of probed prompts, which have a human reply or a right answer."""
 
     rows: int
     kinds: tuple[Tried, ...]
@@ -84,7 +84,7 @@ def probe(checker: Checker, asked: Sequence[Asked], seed: int, pass_score: float
 def share_of_wrong_winners(pass_rate: float, false_positives: float) -> float:
     """Of the replies that pass, the share that is wrong: f (1 - a) / (f (1 - a) + a).
 
-    a: the share of replies that are right; f: the share of wrong replies that pass all the same.
+    a: the share of replies that are right; f: the share of wrong replies that pass.
     """
     wrong = false_positives * (1 - pass_rate)
     return wrong / (wrong + pass_rate) if wrong + pass_rate else 0.0
@@ -98,7 +98,7 @@ def _counted(name: str, examples: Sequence[ProbeExample], pass_score: float) -> 
 
 
 def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
-    """The replies that are tried on one row, by their kind. Some kinds need what not every row has."""
+    """kind -> the reply of that kind to row `n`; a row without a human reply or a right answer gets fewer kinds."""
     one, gold, chance = rows[n], golds[n], random.Random(f"{seed} {rows[n].row_id}")
     replies = {
         "empty": "",
@@ -117,7 +117,7 @@ def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: i
 
 def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | None], chance: random.Random) -> str | None:
     """The human reply of a random row with another answer, as far as answers are known."""
-    for other in (chance.randrange(len(rows)) for _ in range(DRAWS)):
+    for other in (chance.randrange(len(rows)) for _ in range(TRIES)):
         if rows[other].human not in (None, rows[n].human) and (golds[n] is None or golds[other] != golds[n]):
             return rows[other].human
     return None
@@ -129,7 +129,7 @@ def _gold(checker: Checker, asked: Asked) -> str | None:
 
 
 def _among_decoys(gold: str, golds: Sequence[str], chance: random.Random) -> list[str]:
-    """The right answer at a random place among others of its sort: letters, numbers near it, or other rows' answers."""
+    """The right answer at a random place among others of the same type: letters, numbers near it, or other rows' answers."""
     value = last_number(gold)
     if letter := leading_letter(gold):
         others = [other for other in "ABCDEFGHIJ" if other != letter]

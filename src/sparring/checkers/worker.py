@@ -1,9 +1,9 @@
-"""What runs in a process of its own: a person's function, or math-verify. Started as a script by pool.py; imports nothing of sparring.
+"""The worker process: a user's function, or math-verify. Started as a script by pool.py; imports nothing of sparring.
 
-JSON lines over two pipes of its own, so that prints cannot get between them. The first request says what to load and is answered by
-{"ready": true} or {"trouble": ...}; every further one is a list of items, answered by {"results": [...]}, one result an item, or by
-{"raised": ...} where the call failed as a whole. A result is
-{"score": number or null}, {"failed": why} or, of math-verify, {"answer": text or null}.
+It exchanges JSON lines over two separate pipes, so that prints cannot mix with them. The first request says what to load and is answered
+by {"ready": true} or {"trouble": ...}; every further one is a list of items, answered by {"results": [...]} with one result per item, or
+by {"raised": ...} if the call failed as a whole. A result is {"score": number or null}, {"failed": why} or, from math-verify,
+{"answer": text or null}.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIGNATURES = "f(prompts, completions, **columns) or compute_score(data_source, s
 
 
 class Trouble(Exception):
-    """What was asked for cannot be loaded; the dictionary says why."""
+    """The function cannot be loaded; the dictionary says why."""
 
 
 # ---------------------------------------------------------------------------------------------- a function of the user's own
@@ -39,7 +39,7 @@ class Trouble(Exception):
 def own_function(path: str, source: str, name: str) -> Answer:
     """The function, called as its parameters say: as TRL calls reward functions, or as verl calls `compute_score`."""
     function, signature = named_function(path, source, name, module="checker")
-    # by their names alone are they passed
+    # arguments are passed by name only
     parameters = {name: one for name, one in signature.parameters.items() if one.kind is not one.POSITIONAL_ONLY}
     if "solution_str" in parameters:
         return lambda items: [verl_score(function, parameters, item) for item in items]
@@ -62,7 +62,7 @@ def named_function(path: str, source: str, name: str, module: str) -> tuple[Call
 
 
 def load_module(path: str, source: str, name: str) -> types.ModuleType:
-    """Run the text that the parent has read and hashed: every process has the same function. Its folder can be imported from."""
+    """Run the source that the parent has read and hashed, so that every process has the same function. It can import from its folder."""
     module = types.ModuleType(name)
     module.__file__ = path
     sys.modules[name] = module
@@ -87,7 +87,7 @@ def line_of(error: BaseException, path: str) -> str:
 
 
 def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item]) -> list[Any]:
-    """One call for all items: lists of one element a reply, of which the function gets those that it declares."""
+    """One call for all items, with lists of one element per reply; the function gets the lists that it has parameters for."""
     names = dict.fromkeys(name for item in items for name in item["columns"])
     columns = {name: [item["columns"].get(name) for item in items] for name in names}
     columns["prompts"] = [item["prompt"] for item in items]
@@ -128,7 +128,7 @@ def declared(parameters: Any, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def settled(returned: Any) -> Any:
-    """What an asynchronous function returns in the end."""
+    """The result of an asynchronous function; any other value unchanged."""
 
     async def wait() -> Any:
         return await returned
@@ -137,7 +137,7 @@ def settled(returned: Any) -> Any:
 
 
 def result(value: Any) -> Any:
-    """A score as it goes over the pipe: True is 1, None is no score; texts, NaN and infinities are no scores and named."""
+    """A returned value as a result: True is 1, None is no score; texts, NaN and infinities are failures."""
     if value is None:
         return {"score": None}
     try:
@@ -200,7 +200,7 @@ def math_verify() -> Answer:
 
 
 def end_with_parent(requests: int, replies: int) -> None:
-    """A second process waits until the parent's end of the pipe closes, however the parent went, and ends the group then.
+    """Start a second process that waits until the parent's end of the pipe closes, however the parent ended, and then kills the group.
 
     Not a thread: a function that hangs in C would keep it from running.
     """
@@ -217,7 +217,7 @@ def end_with_parent(requests: int, replies: int) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Of what a process writes to: what torch or CUDA reserve of addresses and never touch does not count."""
+    """Limit the memory that the process writes to; addresses that torch or CUDA reserve and never touch do not count."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 

@@ -1,7 +1,7 @@
 """The command line: parse, call, print. Heavy libraries load inside the commands, so that --help starts at once.
 
 game.py view.py players.py   the commands
-shared.py                    what several of them take, and how all of them end
+shared.py                    common arguments and options, errors and exit codes
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ app.command("recipe")(show_recipe)
 
 def main() -> None:
     """Entry point of the `sparring` command."""
-    encode_stdout(errors="replace")  # a model's words must not end a command on a terminal that cannot show them; stderr escapes them
+    encode_stdout(errors="replace")  # a model's text must not crash a command on a terminal that cannot show it; stderr escapes it
     app()
 
 

@@ -37,7 +37,7 @@ def run(
         from sparring.game import run as play
         from sparring.report.terminal import print_summary
 
-        gc.freeze()  # garbage is collected after every stage: not through the libraries' million objects each time
+        gc.freeze()  # garbage is collected after every stage: leave out the libraries' million objects
         summary = play(checked, restart_from=restart_from, command=again)
         if checked.seeds is None:
             print_summary(summary, Path(checked.run_dir), stdout())
@@ -96,7 +96,7 @@ def stage(
     name: Annotated[
         str,
         typer.Argument(
-            metavar="STAGE", help="sft, or iterations/NNN/ with generate, score, train or measure, and so on.", show_default=False
+            metavar="STAGE", help="For example sft, or iterations/NNN/ followed by generate, score, train or measure.", show_default=False
         ),
     ],
     overrides: Overrides = None,
@@ -111,7 +111,7 @@ def stage(
 def show_recipe(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Print the resolved recipe: every key with the value that a run would use."""
     with outcome():
-        encode_stdout(encoding="utf-8")  # what YAML is written in, whatever the terminal's own: `> FILE` must give the recipe back
+        encode_stdout(encoding="utf-8")  # whatever the terminal's own encoding, so that `> FILE` writes a valid recipe
         print(to_yaml(resolved(load_recipe(recipe, overrides or []))), end="")
 
 
@@ -124,13 +124,13 @@ def init(
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="ID", help="The model that plays: a folder, a Hub id or a .gguf file; a small one when not given.", show_default=False
+            metavar="ID", help="The model to train: a folder, a Hub id or a .gguf file; a small one when not given.", show_default=False
         ),
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the recipe.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,
 ) -> None:
-    """Write a first recipe: look at the rows, their shape, lengths and answers, and comment on every value. Loads no model."""
+    """Write a first recipe with values that fit the rows (their shape, lengths and answers) and a comment on each. Loads no model."""
     with outcome():
         set_up_logging(quiet=True)
         from sparring import draft

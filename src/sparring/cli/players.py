@@ -112,7 +112,7 @@ def grade_replies(
         int | None, typer.Option(min=1, help="At most this many prompts of every iteration, chosen by a hash.", show_default=False)
     ] = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write it as JSON, with the full texts.", show_default=False)
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON, with the full texts.", show_default=False)
     ] = None,
 ) -> None:
     """Show the grades of a run's replies, or grade them again by another checker: pass rates, examples, disagreements. Nothing is
@@ -138,7 +138,7 @@ def check_checker(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows to try, chosen by a hash.")] = 500,
 ) -> None:
-    """Try a checker on replies whose correct grade is known, such as human replies, empty ones, the prompt, the answer among wrong ones.
+    """Try a checker on replies whose correct grade is known: human replies, empty ones, the prompt, the right answer among wrong ones.
     Reports what it wrongly passes and the effect on the winners of a game. Loads no model."""
     with outcome():
         set_up_logging(quiet=True)

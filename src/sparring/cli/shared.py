@@ -1,4 +1,4 @@
-"""What the commands share: arguments and options, and how a command ends, with exit codes and their messages."""
+"""What the commands share: arguments and options, exit codes and error messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sparring.console import is_in_log_file, printable
 from sparring.errors import UserError, without_secrets
 
 USER_ERROR, FAULT, INTERRUPTED = 2, 1, 130
-# of a path that a person has chosen, or of the file system that it leads to
+# errors of a path that the user has chosen, or of its file system
 CANNOT_BE_USED = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -29,7 +29,7 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 @contextlib.contextmanager
 def outcome(again: str | None = None) -> Iterator[None]:
     """Turn every exception into a message and an exit code; `again` is the command that resumes the work."""
-    go_on = f". Resume with:\n  {again}" if again else ""
+    resume = f". Resume with:\n  {again}" if again else ""
     if again:
         interrupts.stop_on_signals()
     try:
@@ -39,15 +39,15 @@ def outcome(again: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         if again:
             interrupts.ignore_signals()
-        stop(f"interrupted; nothing finished is lost{go_on}", INTERRUPTED)
+        stop(f"interrupted; nothing finished is lost{resume}", INTERRUPTED)
     except typer.Exit:
         raise
     except Exception as error:
         if _is_full_disk(error):
-            stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{go_on}", USER_ERROR)
+            stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{resume}", USER_ERROR)
         if isinstance(error, OSError) and error.errno in CANNOT_BE_USED and error.filename is not None:
             remedy = "choose another path, or fix its permissions; nothing finished is lost"
-            stop(f"error: {_shortened(error.filename)}: {error.strerror}\n  -> {remedy}{go_on}", USER_ERROR)
+            stop(f"error: {_shortened(error.filename)}: {error.strerror}\n  -> {remedy}{resume}", USER_ERROR)
         if "SPARRING_DEBUG" in os.environ:
             raise
         if not again:
@@ -86,7 +86,7 @@ def stop(message: str, code: int) -> None:
 
 
 def stdout() -> Console:
-    """A pipe has no width of its own; 80 columns would break the tables."""
+    """The console of stdout, 160 columns wide if that is not a terminal: rich's 80 columns would break the tables."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 160
@@ -95,7 +95,7 @@ def stdout() -> Console:
 
 def encode_stdout(*, encoding: str | None = None, errors: str | None = None) -> None:
     """Change the encoding or the error handling of stdout."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # not where a test or a notebook put something else in its place
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a test or a notebook may have replaced it
         sys.stdout.reconfigure(encoding=encoding, errors=errors)
 
 

@@ -1,4 +1,4 @@
-"""The commands that look at runs: sample, status, watch, compare, report; at this machine: doctor; and at the documentation: docs."""
+"""The commands that show runs (sample, status, watch, compare, report), this machine (doctor) and the documentation (docs)."""
 
 from __future__ import annotations
 
@@ -108,8 +108,8 @@ def report(
 
 
 def doctor() -> None:
-    """Report what is installed, what the machine has, and whether the Hub is used. Exit code 0: a game can be played; 2: it cannot, with
-    the remedy."""
+    """Report what is installed, what the machine has, and whether the Hub is used. Exit code 0: a game can be played; 2: it cannot, and
+    the message says what to do."""
     with outcome():
         from sparring.doctor import examine
 

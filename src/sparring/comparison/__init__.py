@@ -3,8 +3,9 @@
 statistics.py  paired differences: errors, intervals, tests. Pure
 arms.py        the players of a run, their values per row and their cost
 compare.py     which players and metrics are compared, and the numbers of each
-tables.py      for people, and page.py with plots
+tables.py      the tables for people; page.py adds plots
+notes.py       what is unfinished, left out, or was computed with other settings
 pairing.py     when the scores of two players can be paired
-seeds.py       what the games of several seeds say together
-command.py     from the command line's words to all of these, and JSON for programs
+seeds.py       games of several seeds, analysed together
+command.py     the command `sparring compare`: its arguments, and JSON for programs
 """

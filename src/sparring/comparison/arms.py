@@ -1,4 +1,4 @@
-"""The players of a run, read from its folder: their values for every held-out row, and what each has cost from the base model on."""
+"""The players of a run, read from its folder: their values for every held-out row, and the cost of each from the base model on."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from sparring.rundir import RunDir, read_object
 from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
 
 ITEMS = "items.parquet"
-# sums over rows of the first by sums of the second
+# metric -> numerator and denominator: a sum over rows divided by another
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent
 OF_DUELS = ("duel_margin", "duel_accuracy")
@@ -41,7 +41,7 @@ METRICS = [*RATIOS, *(name for name in all_metrics() if name not in (*OF_DUELS, 
 
 
 def is_benchmark(metric: str) -> bool:
-    """Of the names of scores those of benchmarks have a task before the metric."""
+    """Whether a score is that of a benchmark: its name has a task before the metric."""
     return "/" in metric
 
 
@@ -63,12 +63,12 @@ class Arm:
 
     @property
     def flops(self) -> float | None:
-        """From the base model to this player; None where the model's sizes cannot be found."""
+        """Floating-point operations from the base model to this player; None if the model's sizes cannot be found."""
         return None if self.run.weights is None else self.cost.flops(self.run.weights)
 
     @cached_property
     def played(self) -> PlayedBenchmarks:
-        """Its benchmarks. Reads every sample, so only where they are asked for."""
+        """Its benchmarks. Reads every sample, so only on request."""
         return played_benchmarks(self.run.run, self.player)
 
     @property
@@ -87,7 +87,7 @@ class Arm:
         return self.played.stale
 
     def values(self, metric: str) -> Values | None:
-        """None where the run has not measured it. Of a benchmark in the order of its samples' names."""
+        """The metric's values, for a benchmark in the order of the samples' names; None if the run has not measured it."""
         if is_benchmark(metric):
             found = self.benchmarks.get(metric)
             return None if found is None or found.values is None else Values.of_mean([found.values[name] for name in sorted(found.values)])
@@ -97,18 +97,18 @@ class Arm:
         return Values(self.columns[top], self.columns[bottom]) if bottom else Values.of_mean(self.columns[top])
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """None for a metric without a better direction."""
+        """Which direction is better; None if neither is."""
         if is_benchmark(metric):
             return self.benchmarks[metric].score.get("higher_is_better")
         return higher_is_better(RATIOS[metric][0] if metric in RATIOS else metric)
 
     def score(self, metric: str) -> Score | None:
-        """Value and standard error over rows; None where the run has not measured the metric."""
+        """Value and standard error over rows; None if the run has not measured the metric."""
         values = self.values(metric)
         return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
     def paired(self, other: Arm, metric: str, confidence: float, seed: int) -> Paired | None:
-        """This player less `other`; None where that says nothing (`why_not`)."""
+        """This player minus `other`; None if the two cannot be compared (`why_not`)."""
         if self.why_not(other, metric) is not None:
             return None
         mine, theirs = self.values(metric), other.values(metric)
@@ -116,7 +116,7 @@ class Arm:
         return over_rows(mine, theirs, confidence, seed)
 
     def why_not(self, other: Arm, metric: str) -> str | None:
-        """Why the metric cannot be compared between the two, or None where it can."""
+        """Why the metric cannot be compared between the two, or None if it can."""
         if is_benchmark(metric):
             return next((why for arm in (self, other) if (why := why_not(arm.benchmarks.get(metric), arm.label))), None)
         for arm in (self, other):
@@ -129,7 +129,7 @@ class Arm:
         return None
 
     def require_same_samples(self, other: Arm, metric: str) -> None:
-        """Of a benchmark that both have played. Raises UserError where they were not asked alike."""
+        """Raises UserError if both ran this benchmark, but with different samples, prompts or settings."""
         if self.why_not(other, metric) is None:
             require_same_samples(self.benchmarks[metric], other.benchmarks[metric], (self.label, other.label))
 
@@ -155,34 +155,34 @@ class SeedArm:
 
     @property
     def cost(self) -> Cost:
-        """Of all seeds together."""
+        """Cost of all seeds together."""
         return sum((arm.cost for arm in self.arms), Cost())
 
     @property
     def flops(self) -> float | None:
-        """Sum over the seeds; None where that of any seed is unknown."""
+        """Floating-point operations of all seeds together; None if those of any seed are unknown."""
         known = [flops for arm in self.arms if (flops := arm.flops) is not None]
         return sum(known) if len(known) == len(self.arms) else None
 
     @property
     def benchmarks(self) -> Mapping[str, SampledMetric]:
-        """Those that every seed has, as the first one has played them."""
+        """Benchmark metrics that every seed has, with the results of the first seed."""
         first, *others = [arm.benchmarks for arm in self.arms]
         return {name: metric for name, metric in first.items() if all(name in found for found in others)}
 
     @property
     def sampled(self) -> list[str]:
-        """Those that every seed has."""
+        """Scores that name their number of replies and that every seed has."""
         first, *others = [arm.sampled for arm in self.arms]
         return [name for name in first if all(name in found for found in others)]
 
     @property
     def stale_benchmarks(self) -> tuple[str, ...]:
-        """Those of all seeds."""
+        """Stale benchmark folders of all seeds."""
         return tuple(folder for arm in self.arms for folder in arm.stale_benchmarks)
 
     def higher_is_better(self, metric: str) -> bool | None:
-        """As for one seed."""
+        """Which direction is better; None if neither is."""
         return self.arms[0].higher_is_better(metric)
 
     def score(self, metric: str) -> Score | None:
@@ -197,7 +197,7 @@ class SeedArm:
         return found
 
     def paired(self, other: SeedArm, metric: str, confidence: float, seed: int) -> Paired | None:
-        """This player less `other` over seeds, each pair on its seed's own rows."""
+        """This player minus `other` over seeds, each pair on the rows of its seed."""
         if self.why_not(other, metric) is not None:
             return None
         return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
@@ -212,7 +212,7 @@ class SeedArm:
             mine.require_same_rows(theirs)
 
     def require_same_samples(self, other: SeedArm, metric: str) -> None:
-        """Raises UserError if any seed asked the two the benchmark's samples in different ways."""
+        """Raises UserError if in any seed the two ran the benchmark with different samples, prompts or settings."""
         for mine, theirs in zip(self.arms, other.arms, strict=True):
             mine.require_same_samples(theirs, metric)
 
@@ -225,15 +225,15 @@ A = TypeVar("A", Arm, SeedArm)  # players that are compared with one another are
 
 
 class Game:
-    """One run directory. `label` is what to call it."""
+    """One run directory; `label` is its name in tables and messages."""
 
     def __init__(self, root: Path, label: str, unfinished: bool = False) -> None:
-        """unfinished: take what there is of a game that is still going; it is refused otherwise."""
+        """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
         self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
-        at_work = holder(root)  # a finished game may be played on, with more iterations or controls
-        self.is_unfinished = self.summary["stop_reason"] is None or bool(at_work and at_work.alive)
+        process = holder(root)  # a finished game may be resumed with more iterations or controls
+        self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
             raise UserError(
                 f"this run is not finished: {len(self.summary['iterations'])} iterations are scored",
@@ -272,7 +272,7 @@ class Game:
 
     @cached_property
     def weights(self) -> float | None:
-        """In the matrices that a token of the base model passes, the head's included: planning's own count."""
+        """Weights in the matrices that a token of the base model passes, head included, as in `sparring plan`; None if unknown."""
         from sparring.planning.shape import find_shape
 
         folders = [folder for folder in (self.root / SFT / "model", self.root / "base" / "model") if folder.is_dir()]
@@ -284,7 +284,7 @@ class Game:
 
     @property
     def graded(self) -> tuple[RunDir, Recipe, str]:
-        """What says how its replies were graded."""
+        """The run, its recipe and its label, from which `other_grading` reads how replies were graded."""
         return self.run, self.recipe, self.label
 
     def _arm(self, player: str, title: str, since_start: Cost) -> Arm:
@@ -341,7 +341,7 @@ class Seeds:
 
 
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
-    """`name` as one of those that are there; "best" is another name of one of them."""
+    """The player of that name; "best" stands for `best`. Raises UserError for an unknown player."""
     wanted = player_name(best or name if name == "best" else name)
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")

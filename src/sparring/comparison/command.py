@@ -1,4 +1,4 @@
-"""`sparring compare`: from the command line's words to the tables and files, for programs too."""
+"""`sparring compare`: from the options of the command to the tables and files, and the comparison as JSON."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def show_comparison(
     """Compare the runs in `folders`, write the requested files and print the tables. Raises UserError if a file's folder does not exist."""
     for option, file in vars(files).items():
         if file is not None and not file.absolute().parent.is_dir():
-            raise UserError("the folder does not exist", where=f"--{option} ({file})", remedy=f"make {file.absolute().parent} first")
+            raise UserError("the folder does not exist", where=f"--{option} ({file})", remedy=f"create {file.absolute().parent} first")
     found = compare(folders, against, metrics, unfinished, seed)
     if files.json is not None:
         write_json(files.json, as_json(found))

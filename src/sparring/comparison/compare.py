@@ -1,4 +1,4 @@
-"""Which players and metrics are compared, against whom, the numbers of each, and the verdict."""
+"""Which players and metrics are compared, with which reference, the numbers of each, and the verdict."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words
 from sparring.stage_names import START
 
-NAMED = 3  # players behind the first, before the sentence says how many more
-CHANCE = 0.05  # Holm's p above which a difference is taken for chance
+NAMED = 3  # players after the first that the sentence names; of the others it gives the number
+CHANCE = 0.05  # a difference with a higher p (Holm) is reported as within chance
 
 
 def verdict(found: RunComparison) -> Iterator[str]:
@@ -46,7 +46,7 @@ def _of_metric(found: RunComparison, metric: Metric) -> str | None:
 
 
 def _against(found: RunComparison, row: ComparisonRow, metric: Metric) -> str:
-    """Its difference from the reference, where it has one."""
+    """The player's difference from the reference; empty if there is none."""
     cell = row.cells[metric.name]
     if f"{row.run}:{row.player}" == found.against or cell.paired is None:
         return ""
@@ -119,7 +119,7 @@ class RunComparison:
 
     @property
     def reference(self) -> str:
-        """Whom all are compared with, by the name that the tables give it."""
+        """The player that all are compared with, by its name in the tables."""
         return next((row.name for row in self.rows if f"{row.run}:{row.player}" == self.against), self.against)
 
     @property
@@ -131,18 +131,18 @@ class RunComparison:
 def compare(
     folders: Sequence[Path], against: str | None = None, metrics: Sequence[str] = (), unfinished: bool = False, seed: int = 0
 ) -> RunComparison:
-    """All players of the runs in `folders`, each less the player `against` ("RUN:best", "RUN:start", "RUN:N"; the first run's start).
+    """All players of the runs in `folders`, each minus the player `against` ("RUN:best", "RUN:start", "RUN:N"; the first run's start).
 
     metrics: which to compare; DEFAULT_METRICS and benchmarks, as far as the reference has them, when empty. seed: of the resampling.
-    Raises UserError for runs with other held-out rows, benchmarks that were not asked alike, runs still going (unless `unfinished`),
+    Raises UserError for runs with other held-out rows, benchmarks with other samples or settings, unfinished runs (unless `unfinished`),
     unknown players and metrics.
     """
     runs = _runs(folders, unfinished)
-    # games and their players, or seeds and theirs: the same for both, and written for the first
+    # games and their players, or seeds and theirs: the code is the same, and typed for the first
     reference = cast(Arm, _reference(runs, against))
     arms = cast("list[Arm]", [arm for run in runs for arm in run.arms])
     if reference.label not in [arm.label for arm in arms]:
-        arms.insert(0, reference)  # the best of every seed
+        arms.insert(0, reference)  # "best" of several seeds is not one of their players
     for arm in arms:
         reference.require_same_rows(arm)
     chosen = _metrics(metrics, arms, reference)
@@ -154,7 +154,7 @@ def compare(
 
 
 def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]:
-    """Games, or folders of several seeds where all are such and have the same ones; the games within them else."""
+    """Folders of several seeds if all have the same seeds; otherwise single games, those of each seed among them."""
     labels = _labels(folders)
     seeds = [recipe_of_run(folder).seeds for folder in folders]
     if seeds[0] is not None and all(one == seeds[0] for one in seeds):
@@ -218,9 +218,9 @@ def _metrics(asked: Sequence[str], arms: Sequence[A], reference: A) -> tuple[str
 
 
 def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
-    """Raises UserError for a metric that there is not, or that some player has not or has otherwise than the reference.
+    """Raises UserError for an unknown metric, and for one that any player lacks or that is not comparable with the reference's.
 
-    A benchmark may be one that not all players have played.
+    A benchmark need not have been run on all players.
     """
     if name not in METRICS:
         further = [found for arm in arms for found in _further_metrics(arm)]
@@ -234,12 +234,12 @@ def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
 
 
 def _further_metrics(arm: Arm | SeedArm) -> list[str]:
-    """What it has beside METRICS. Reads its benchmarks."""
+    """Its metrics that are not in METRICS. Reads its benchmarks."""
     return [*arm.sampled, *arm.benchmarks]
 
 
 def _others_with(name: str, arms: Sequence[A], reference: A) -> list[A]:
-    """Those with whom the reference can be compared in a benchmark."""
+    """The players that can be compared with the reference in a benchmark."""
     return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]
 
 
@@ -274,7 +274,7 @@ def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> ComparisonR
 
 
 def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
-    """With Holm's correction over all tests of the comparison, metrics and players alike."""
+    """The rows with Holm's correction over all tests of the comparison, of all metrics and players."""
     paired = [(n, name, cell.paired) for n, row in enumerate(rows) for name, cell in row.cells.items() if cell.paired]
     tests = [(n, name, one.p) for n, name, one in paired if one.p is not None]
     found = [replace(row, cells=dict(row.cells)) for row in rows]

@@ -46,7 +46,7 @@ def _of_sampling(runs: Sequence[Game] | Sequence[Seeds], held_out: Sequence[str]
 
 
 def _of_missing(arms: Sequence[A], reference: A, shown: Sequence[str], everything: bool) -> Iterator[str]:
-    """Who has not played what, one line for all benchmarks of which that is true."""
+    """Which players lack which benchmarks; benchmarks with the same reason share a line."""
     main = dict.fromkeys(name for arm in arms for name, metric in arm.benchmarks.items() if metric.is_main)
     gaps: dict[tuple[bool, str], list[str]] = {}
     for name in main if everything else shown:

@@ -28,8 +28,8 @@ def _section(found: RunComparison, metric: Metric) -> Markup:
     points = list(_points(found, metric.name))
     if points:
         caption = f"{_heading(metric)} against compute"
-        drawn = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", caption)
-        body += page.figure(drawn, "Floating-point operations since the base model. Bars: one standard error. Lines: iterations.")
+        plot = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", caption)
+        body += page.figure(plot, "Floating-point operations since the base model. Bars: one standard error. Lines: iterations.")
     return body
 
 
@@ -39,12 +39,12 @@ def _heading(metric: Metric) -> str:
 
 
 def _id(name: str) -> str:
-    """An address on the page: a benchmark's name may hold anything."""
+    """An HTML id: a benchmark's name may contain any character."""
     return re.sub(r"[^\w-]", "-", name)
 
 
 def _points(found: RunComparison, metric: str) -> Iterator[plots.ComputePoint]:
-    """Of every player whose compute is known; a control is a group of its own."""
+    """The points of all players whose compute is known; every control is a separate group."""
     for row in found.rows:
         score = row.cells[metric].score
         if score is not None and row.flops is not None:

@@ -15,18 +15,18 @@ from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
 from sparring.stage_names import START, benchmark_stage, evaluate_stage, measure_stage, owner_of
 
 BY_ANSWER = ("exact_match", "exact_match_greedy")
-# what k replies to a prompt say depends on k, but for an unbiased estimate of the same number
+# statistics of k replies that depend on k; an unbiased estimate such as pass@1 does not
 OF_ALL_REPLIES = ("vote_share", "distinct_answers")
 SAMPLED = ("pass_at_", "maj_at_")
 
 
 def is_sampled(metric: str) -> bool:
-    """One that names its number of replies: pass_at_8, maj_at_8."""
+    """Whether the metric names its number of replies, as pass_at_8 and maj_at_8 do."""
     return metric.startswith(SAMPLED)
 
 
 def is_graded(metric: str) -> bool:
-    """Whether a checker, or the answer pattern, has a say in it."""
+    """Whether the metric depends on a checker or on the answer pattern."""
     return metric in (*BY_ANSWER, *OF_ALL_REPLIES) or is_sampled(metric)
 
 
@@ -45,7 +45,7 @@ def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:
 
 
 def why_missing(metric: str, recipe: Recipe) -> str:
-    """Why a run has not measured a score of answers, as an addition to a sentence; "" where nothing is known of it."""
+    """Why a run has not measured a score of answers, to append to a sentence; "" if the reason is unknown."""
     has_answers = recipe.evaluate.answer_pattern is not None or recipe.target.checker is not None
     if is_graded(metric) and not has_answers:
         return " (it has no evaluate.answer_pattern and no target.checker)"
@@ -55,7 +55,7 @@ def why_missing(metric: str, recipe: Recipe) -> str:
 
 
 def other_grading(metric: str, mine: tuple[RunDir, Recipe, str], theirs: tuple[RunDir, Recipe, str]) -> str | None:
-    """Why a score of answers cannot be compared between two runs, each with its recipe and its label; None where it can."""
+    """Why a score of answers cannot be compared between two runs, each with its recipe and its label; None if it can."""
     if not is_graded(metric):
         return None
     (_, own, label), (_, other, elsewhere) = mine, theirs
@@ -79,8 +79,8 @@ def _named(recipe: Recipe) -> str:
     return "exact" if name is None else name.rpartition("/")[2] if is_own_code(name) else name
 
 
-EVALUATIONS = "evaluations"  # where `sparring evaluate` puts what it finds out of a run
-REMEDY = "evaluate all of them with the same settings (`sparring evaluate`), or choose what to compare with --metric"
+EVALUATIONS = "evaluations"  # the folder in a run with the results of `sparring evaluate`
+REMEDY = "evaluate all of them with the same settings (`sparring evaluate`), or choose the metrics with --metric"
 SHOWN = 5
 
 
@@ -96,7 +96,7 @@ class PlayedBenchmarks:
 def played_benchmarks(run: RunDir, player: str) -> PlayedBenchmarks:
     """The benchmarks of a player of the run, by name.
 
-    What the recipe asks for comes first; of what is there several times otherwise, the one with the most samples.
+    Those of the recipe take precedence; of several other results of one metric, the one with the most samples is used.
     """
     owner = owner_of(player)
     hashes = _hashes(run, owner)
@@ -111,14 +111,14 @@ def played_benchmarks(run: RunDir, player: str) -> PlayedBenchmarks:
 
 
 def why_not(mine: SampledMetric | None, label: str) -> str | None:
-    """Why nothing can be paired for this player, or None where it can."""
+    """Why the metric cannot be paired for this player, or None if it can."""
     if mine is None:
         return f"was not run on {label}"
     return None if mine.values is not None else f"is not a mean over samples (in {label})"
 
 
 def require_same_samples(mine: SampledMetric, theirs: SampledMetric, labels: tuple[str, str]) -> None:
-    """Raises UserError where the two were not asked the same, in the same way, by the same version of the task."""
+    """Raises UserError if the samples, the prompts, the settings or the version of the task differ."""
     where = f"{mine.name} ({labels[0]} -> {labels[1]})"
     if changes := list(differences(dict(mine.asked), dict(theirs.asked))):
         raise UserError("the task was run with different settings\n  " + _shortened(changes, "\n  "), where=where, remedy=REMEDY)
@@ -127,23 +127,23 @@ def require_same_samples(mine: SampledMetric, theirs: SampledMetric, labels: tup
         what = f"{len(first)} samples and {len(second)}, with {len(first & second)} in both{only_in(labels, (first, second))}"
         raise UserError(what, where=where, remedy=REMEDY)
     other = other_prompts(mine, theirs)
-    if other and not mine.asked["chat_template"]:  # of which every run may have its own
+    if other and not mine.asked["chat_template"]:  # every run may have its own chat template
         raise UserError(f"{other} of {len(first)} samples had different prompts", where=where, remedy=REMEDY)
 
 
 def other_prompts(mine: SampledMetric, theirs: SampledMetric) -> int:
-    """How many samples of both were put to the models in other words."""
+    """The number of samples whose prompts differ."""
     return sum(theirs.prompts.get(sample, prompt) != prompt for sample, prompt in mine.prompts.items())
 
 
 def only_in(labels: Sequence[str], ids: Sequence[set[str]]) -> str:
-    """A line for each side that has something which the other lacks."""
+    """A line for each side that has ids which the other lacks."""
     lines = zip(labels, (ids[0] - ids[1], ids[1] - ids[0]), strict=True)
     return "".join(f"\n  only in {label} ({len(own)}): {_shortened(sorted(own), ', ')}" for label, own in lines if own)
 
 
 def how_asked(metric: SampledMetric) -> dict[str, Any]:
-    """What a reader of its numbers must know: one value where all tasks of a group share it."""
+    """The settings to show with its numbers: one value if all tasks of a group share it."""
     asked = metric.asked
     return {
         "task_version": _shared(asked["version"]),
@@ -154,7 +154,7 @@ def how_asked(metric: SampledMetric) -> dict[str, Any]:
 
 
 def _hashes(run: RunDir, owner: str) -> set[str]:
-    """The player's, as the game and as `sparring evaluate` know it."""
+    """The hashes of the player in the game and in `sparring evaluate`."""
     own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, START))
     record = run.finished(f"{owner}/train")
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}

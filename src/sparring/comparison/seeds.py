@@ -1,4 +1,4 @@
-"""What the games of several seeds say together: mean and spread of every score, and tests over seeds."""
+"""Statistics over the games of several seeds: mean and spread of every score, and tests over seeds."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from sparring.stage_names import START
 
 
 def over_seeds_summary(root: Path) -> dict[str, Any]:
-    """Of every player that all seeds have: mean, standard deviation and standard error over seeds, and the seeds' own values.
+    """For every player that all seeds have: mean, standard deviation and standard error over seeds, and the value of each seed.
 
-    `tests`: all players against the start, and against every control.
+    `tests`: all players compared with the start, and with every control.
     """
     games = _games(root)
     names = list(dict.fromkeys([*METRICS, *games.arms[0].sampled, *_compared(games)]))
@@ -63,8 +63,8 @@ def _comparisons(games: Seeds) -> Iterator[RunComparison]:
 
 
 def _compared(games: Seeds) -> list[str]:
-    """The scores that are tested: on held-out rows, and of the recipe's benchmarks. What `sparring evaluate` has played of some players
-    is left to `sparring compare`."""
+    """The scores that are tested: on held-out rows, and of the recipe's benchmarks. Results of `sparring evaluate`, which only some
+    players may have, are left to `sparring compare`."""
     players = [arm for several in games.arms for arm in several.arms]
     held_out = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
     benchmarks = [name for name, metric in players[0].benchmarks.items() if metric.is_main]

@@ -11,15 +11,15 @@ import numpy as np
 from sparring.evaluation.metrics import ratio_score
 
 RESAMPLES = 9_999
-# spread of differences, as a share of the values, that is none: what subtraction leaves
+# spread of differences, relative to the values, that is only rounding
 ROUNDING = 1e-12
-# numbers that a resampling holds at once: 128 MiB of float64
+# numbers in memory at once during resampling: 128 MiB of float64
 BATCH_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
 class Values:
-    """What a metric is made of, per row: the sum of `top_N` over the sum of `bottom_N`. A plain mean has ones below."""
+    """The values of a metric per row, [N]: it is the sum of `top_N` over the sum of `bottom_N`, which is all ones for a plain mean."""
 
     top_N: np.ndarray
     bottom_N: np.ndarray
@@ -37,7 +37,7 @@ class Values:
 
 @dataclass(frozen=True)
 class Paired:
-    """One player less another on the same units (`n` rows, or seeds). `p` is two-sided; None where a single unit gives no estimate."""
+    """One player minus another on the same units (`n` rows, or seeds). `p` is two-sided; None if a single unit gives no estimate."""
 
     difference: float
     stderr: float | None
@@ -49,7 +49,7 @@ class Paired:
 
 
 def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Paired:
-    """`first` less `second`, row by row.
+    """`first` minus `second`, row by row.
 
     Standard error of the paired differences (of a ratio estimator where the metric is a ratio); percentile bootstrap over rows; exact
     McNemar test (1947, binomial) for values of 0 and 1, else the sign-flip permutation test. Both players have the same `bottom_N`.
@@ -58,7 +58,7 @@ def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Pa
     gaps_N = first.top_N - second.top_N
     score = ratio_score(gaps_N, first.bottom_N)
     test = "McNemar" if first.is_binary and second.is_binary else "sign-flip"
-    if not np.isfinite(gaps_N).all():  # a likelihood of 0, say: no resampling makes a number of it, and comparisons with NaN are all false
+    if not np.isfinite(gaps_N).all():  # such as a likelihood of 0: the resampled statistics would not be finite either
         return Paired(score["value"], None, None, None, None, test, score["n"])
     low, high = bootstrap(gaps_N, first.bottom_N, confidence, seed)
     p = mcnemar(gaps_N) if test == "McNemar" else sign_flip(gaps_N, seed)
@@ -66,10 +66,10 @@ def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Pa
 
 
 def over_seeds(first: Sequence[float], second: Sequence[float], confidence: float) -> Paired:
-    """`first` less `second`, seed by seed: Student's paired t-test and its interval, which take differences between seeds as normal.
+    """`first` minus `second`, seed by seed: Student's paired t-test and its interval, which assume normal differences between seeds.
 
-    Where all seeds differ alike, as shares of few rows may, there is no spread to hold the mean against: t would be infinite and p 0 from
-    two seeds. The sign-flip test then says what so few can, and there is no interval.
+    If the difference is the same in all seeds, as happens with shares of few rows, the spread is 0: t would be infinite, and p 0 with two
+    seeds. Then the sign-flip test gives p, and there is no interval.
     """
     from scipy import stats
 
@@ -106,7 +106,7 @@ def bootstrap(tops_N: np.ndarray, bottoms_N: np.ndarray, confidence: float, seed
 
 
 def mcnemar(gaps_N: np.ndarray) -> float:
-    """p of as uneven a split of the rows in which the two differ (gaps of 1 and -1), if each falls to either side by a fair coin."""
+    """p of the exact McNemar test: of a split at least as uneven of the rows that differ (gaps of 1 and -1), if both signs are likely."""
     from scipy import stats
 
     gained, lost = int((gaps_N > 0).sum()), int((gaps_N < 0).sum())
@@ -114,10 +114,10 @@ def mcnemar(gaps_N: np.ndarray) -> float:
 
 
 def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
-    """p of as large a mean, if every row's gap may as well have the other sign: exact for few rows (1 for one), else by random flips."""
+    """p of the sign-flip permutation test of the mean gap: exact for few rows (1 for a single row), else by random flips."""
     from scipy import stats
 
-    if len(gaps_N) < 2:  # which SciPy refuses
+    if len(gaps_N) < 2:  # SciPy refuses a single row
         return 1.0
 
     found = stats.permutation_test(
@@ -133,7 +133,7 @@ def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Adjusted p-values of a family of tests (Holm 1979): each may be held against the level that is wanted for all together."""
+    """Adjusted p-values of a family of tests (Holm 1979): each may be compared with the level of the whole family."""
     adjusted, worst = [0.0] * len(ps), 0.0
     for rank, place in enumerate(sorted(range(len(ps)), key=lambda place: ps[place])):
         worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))

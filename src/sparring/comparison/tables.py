@@ -1,4 +1,4 @@
-"""The comparison for people: a table per metric, in the terminal or as Markdown."""
+"""The tables of a comparison, one per metric, in the terminal or as Markdown."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def print_comparison(found: RunComparison, console: Console) -> None:
 
 
 def markdown(found: RunComparison) -> str:
-    """The same tables and lines."""
+    """The same tables and lines as Markdown."""
     parts = ["# Comparison\n", *(f"{_escaped(line)}\n" for line in verdict(found))]
     for metric in found.metrics:
         lines = [f"| {' | '.join(HEADERS)} |", f"|---|{'---:|' * (len(HEADERS) - 1)}"]
@@ -47,11 +47,11 @@ def markdown(found: RunComparison) -> str:
 def title(found: RunComparison, metric: Metric) -> str:
     """A table's title: metric, which direction is better, number of units, and the reference."""
     better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
-    return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, less {found.reference}"
+    return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, difference from {found.reference}"
 
 
 def legend(found: RunComparison) -> Iterator[str]:
-    """How the numbers were made, then what is special about these."""
+    """How the numbers were computed, then the notes on this comparison."""
     shown = [cell.paired for row in found.rows for cell in row.cells.values() if cell.paired]
     tests = " and ".join(dict.fromkeys(one.test for one in shown)) or "none"
     resampled = "rows or samples" if any(metric.asked for metric in found.metrics) else "rows"
@@ -65,12 +65,12 @@ def legend(found: RunComparison) -> Iterator[str]:
     summed = ", of all seeds together" if found.unit == "seeds" else ""
     yield f"tokens, FLOPs and wall time: everything from the base model to the player, without measurements on held-out rows{summed}."
     if any(row.is_best for row in found.rows):
-        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows: so its score on them is slightly too high."
+        yield "*: its run's best iteration by evaluate.metric, chosen on these held-out rows, so its score on them is slightly too high."
     yield from (f"note: {note}" for note in found.notes)
 
 
 def cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
-    """In the order of HEADERS."""
+    """The cells of a player's row, in the order of HEADERS."""
     name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_unfinished}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]
     return [name, *_of_metric(found, row, row.cells[metric]), *cost]
@@ -91,7 +91,7 @@ def _asked(asked: Mapping[str, Any]) -> str:
 
 
 def _each(value: Any) -> Iterable[Any]:
-    """Of the tasks of a group, where they have not the same."""
+    """The values of the tasks of a group if they differ, else the one value."""
     return value.values() if isinstance(value, dict) else [value]
 
 

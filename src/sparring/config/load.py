@@ -137,7 +137,7 @@ def recipe_of_run(root: Path) -> Recipe:
     path = root / "recipe.yaml"
     values = _with_new_keys(_read_yaml(path), [], logging.DEBUG)
     launcher = values.get("launcher") if isinstance(values, dict) else None
-    if isinstance(launcher, dict) and launcher.get("strategy") in OF_DEEPSPEED:  # what it has played can still be read
+    if isinstance(launcher, dict) and launcher.get("strategy") in OF_DEEPSPEED:  # finished stages can still be read
         values = {**values, "launcher": {**launcher, "strategy": "fsdp2"}}
     return _checked(values, str(path), [])
 

@@ -76,7 +76,7 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
 
 def _folder_name(name: str) -> str:
     if not re.fullmatch("[a-z][a-z0-9-]*", name):
-        raise ValueError("a name has small letters, digits and hyphens, a letter first")
+        raise ValueError("a name has lower-case letters, digits and hyphens, and begins with a letter")
     return name
 
 
@@ -148,15 +148,17 @@ Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
 Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
-Beside = Literal["system", "history"]
+ContextColumn = Literal["system", "history"]
 if TYPE_CHECKING:  # readers look up any column's name in these mappings
     Column = str
     PairColumn = str
     PromptColumn = str
 else:
-    Column = Literal["messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated", Beside]
-    PairColumn = Literal["prompt", "chosen", "rejected", Beside]
-    PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", Beside]
+    Column = Literal[
+        "messages", "prompt", "completion", "instruction", "input", "output", "conversations", "real", "generated", ContextColumn
+    ]
+    PairColumn = Literal["prompt", "chosen", "rejected", ContextColumn]
+    PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", ContextColumn]
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
 TemplateKwargs = Annotated[
@@ -191,7 +193,7 @@ class Section(BaseModel):
     def _fits_a_tensor(cls, value: Any) -> Any:
         largest = max((abs(one) for one in (value if isinstance(value, tuple) else [value]) if type(one) is float), default=0.0)
         if largest > LARGEST:
-            raise ValueError(f"is beyond {LARGEST:.3g}, the largest number of 32 bits")
+            raise ValueError(f"is beyond {LARGEST:.3g}, the largest 32-bit float")
         return value
 
 

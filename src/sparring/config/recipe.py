@@ -45,7 +45,7 @@ class ModelSection(Section):
     dtype: Literal["bfloat16", "float32"] | None = Field(
         None,
         description="Number format of the frozen model while it samples; bfloat16 halves its memory and rounds the weights that "
-        "the replies are sampled from. That of train.precision when null. The saved weights are float32 either way.",
+        "the replies are sampled from. When null, that of train.precision. The saved weights are float32 either way.",
     )
     chat_template: PathText | None = Field(
         None, description="A Jinja file that replaces the tokenizer's chat template, or gives one to a model that has none."
@@ -192,7 +192,7 @@ class Recipe(Section):
         folders = [one.folder for one in controls]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
-            raise ValueError(f"two controls are called {twice}; give each a name")
+            raise ValueError(f"two controls are called {twice}; give each its own name")
         return controls
 
     @field_validator("controls")

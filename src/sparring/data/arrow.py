@@ -1,4 +1,4 @@
-"""Rows that Arrow holds: parquet files, and data sets of the Hub. Only the columns that are asked for are read or decoded."""
+"""Rows from Arrow: parquet files, and data sets of the Hub. Only the requested columns are read or decoded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def read_parquet(path: Path, bad: BadRows) -> Table:
     file = _opened(path)
     columns = tuple(file.schema_arrow.names)
     if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"has several columns of the name {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
+        raise UserError(f"has several columns named {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
     return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
 
 
@@ -50,7 +50,7 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
     short = next((name for name, cells in columns.items() if len(cells) != file.metadata.num_rows), None)
     if short is not None:
         there, declared = len(columns[short]), file.metadata.num_rows
-        what = f"the file is damaged: its column {short!r} has {there} cells, and it says that it has {declared} rows"
+        what = f"the file is damaged: its column {short!r} has {there} cells, but its metadata declares {declared} rows"
         raise UserError(what, where=str(path), remedy="write the file again")
     for n in range(file.metadata.num_rows):
         row = {name: cells[n] for name, cells in columns.items()}
@@ -64,7 +64,7 @@ def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
-    """One column as Python values. Raises UserError for what cannot be read as a whole; a single cell may be _Unreadable."""
+    """One column as Python values. Raises UserError if the column cannot be read; a single bad cell becomes _Unreadable."""
     import pyarrow as pa
 
     try:
@@ -92,7 +92,7 @@ def _cell(value: pa.Scalar) -> Any:
 
 
 def _json_feature(table: pa.Table, name: str) -> dict[str, Any] | None:
-    """Decode a column in which `datasets` stores JSON as text, which Arrow itself does not decode."""
+    """The feature of a column in which `datasets` stores JSON as text, which Arrow itself does not decode; None for other columns."""
     try:
         written = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = written["info"]["features"][name]
@@ -120,7 +120,7 @@ def _hub_rows(dataset: Dataset, source: str, names: Collection[str]) -> Iterator
     import pyarrow as pa
 
     place = 0
-    # Columns that are not asked for (images, embeddings) are never decoded.
+    # Columns that are not requested (images, embeddings) are never decoded.
     rows = iter(dataset.select_columns(list(names))) if names else iter({} for _ in range(len(dataset)))
     try:
         for place, row in enumerate(rows, 1):
@@ -135,8 +135,8 @@ def hub_dataset(section: Source) -> tuple[Dataset, str]:
     import datasets
     from huggingface_hub.errors import HTTPError
 
-    asked = ", ".join(f"{key} {value}" for key in ("name", "split", "revision") if (value := getattr(section, key)))
-    source = f"{section.named} ({asked})"
+    options = ", ".join(f"{key} {value}" for key in ("name", "split", "revision") if (value := getattr(section, key)))
+    source = f"{section.named} ({options})"
     try:
         dataset = datasets.load_dataset(section.named, section.name, split=section.split, revision=section.revision)
     except (datasets.exceptions.DatasetsError, HTTPError, OSError, ValueError, RuntimeError) as error:

@@ -106,14 +106,14 @@ class Chat:
         return self._ids(self._render(self._folded(prompt), where, add_generation_prompt=True))
 
     def row_prompt_ids(self, prompt: Sequence[Message], where: str | None = None) -> TokenIds:
-        """`prompt_ids` of a row, which is refused where the rendering does not hold the text of every turn."""
+        """`prompt_ids` of a row. Raises UserError if the rendering does not contain the text of every turn."""
         return self._ids(self._row_prompt(self._folded(prompt), where))
 
     def encode(self, conversation: Conversation, where: str | None = None) -> tuple[TokenIds, TokenIds]:
         """(prompt_ids, reply_ids) of an SFT row, the reply with its end-of-turn token.
 
         Together they are the tokenizer's own rendering of the whole conversation, less what the template writes after the end
-        of the turn. Where a token would reach across the boundary, the prompt keeps its ids and the reply is tokenised alone.
+        of the turn. Where a token would span the boundary, the prompt keeps its ids and the reply is tokenised alone.
         Raises UserError if the rendering does not consist of the row's texts and the template's own marks.
         """
         prompt, reply = self._folded(conversation.prompt), conversation.turn
@@ -150,7 +150,7 @@ class Chat:
             return self._render_raw(messages, add_generation_prompt)
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
-            what = f"the chat template refuses this conversation: {_reason(error)} (its turns: {roles})"
+            what = f"the chat template refuses this conversation: {_reason(error)} (roles of its turns: {roles})"
             raise UserError(what, where=where, remedy=f"fix or drop the row, or set {_OPTION} to a template that accepts it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
@@ -188,11 +188,12 @@ class Chat:
         if lost is not None:
             raise lost_error(self.source, prompt[lost.place], lost.written, where)
         if cuts_thinking(text, prompt):
-            self._note("the chat template leaves what an assistant thought in earlier turns out of all prompts")
+            self._note("the chat template leaves the assistant's reasoning in earlier turns out of all prompts")
         return text
 
     def _lost_role(self, roles: tuple[str, ...]) -> int | None:
-        """The first of these turns whose text the template always leaves out. A short text may occur elsewhere in a row by chance."""
+        """The first turn whose text the template leaves out for these roles. It is probed with unique texts, since a short text of a row
+        may occur elsewhere by chance."""
         if roles not in self._lost_of_roles:
             turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
             try:
@@ -203,14 +204,14 @@ class Chat:
         return self._lost_of_roles[roles]
 
     def _check_reply(self, prompt_text: str, written: str, reply: Message, where: str | None) -> None:
-        going_on = without_open_thinking(prompt_text, reply)
-        opening = opening_of(written, going_on)
+        continuation = without_open_thinking(prompt_text, reply)
+        opening = opening_of(written, continuation)
         if opening is None:
             raise cut_error(self.source, reply, written, where)
-        thinks = "reasoning_content" in reply  # then a mark of thinking opens the reply, which a sampled one writes as well
+        thinks = "reasoning_content" in reply  # then the reply begins with a thinking tag, as sampled ones do
         if self._marker.search(opening) if thinks else opening.strip():
             raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
-        closing = closing_of(written, going_on, self._end_of_turn)
+        closing = closing_of(written, continuation, self._end_of_turn)
         if closing and not (self._end_of_turn is None and PLAIN_TEXT_MARK.fullmatch(closing)):
             raise closing_error(self.source, closing, reply["content"], where)
 
@@ -225,12 +226,12 @@ class Chat:
 
     @property
     def _end_of_turn(self) -> str | None:
-        """As the template writes it, if it does."""
+        """The end-of-turn token as text; None if the template does not write one."""
         return self._token(self.end_of_turn_id) if self._template_ends_turns else None
 
     @cached_property
     def _marker(self) -> re.Pattern[str]:
-        """Matches the special tokens with which the template marks turns. Marks of thinking are excluded: replies may contain them."""
+        """Matches the special tokens with which the template marks turns. Thinking tags are excluded: replies may contain them."""
         asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
         try:
             text = self._render_raw([asked, answered, asked])
@@ -255,12 +256,12 @@ class Chat:
         return None
 
     def _reply_alone(self, reply_text: str, prompt_ids: TokenIds, full_ids: TokenIds) -> TokenIds:
-        """Ids of the reply by itself, for a boundary that tokens would reach across.
+        """Ids of the reply tokenised alone, for a boundary that a token would span.
 
-        Some tokenizers put a space before any text that they begin with. After an added token they may not, so both ways are
-        tried, and the one that reads like the rendering wins.
+        Some tokenizers put a space before the first text, but not after an added token. So both ways are tried, and the one that decodes
+        to the rendering is used.
         """
-        self._note("tokens would reach from the prompt into the reply: such replies are tokenised by themselves")
+        self._note("tokens would span the boundary between prompt and reply: such replies are tokenised alone")
         alone = self._ids(reply_text)
         marker = self._token(self.end_of_turn_id)
         candidates = [alone, self._ids(marker + reply_text)[len(self._ids(marker)) :]]
@@ -268,7 +269,7 @@ class Chat:
         return next((ids for ids in candidates if self._text(prompt_ids + ids, skip_special_tokens=False) == wanted), alone)
 
     def _up_to_end_of_turn(self, ids: TokenIds) -> TokenIds:
-        """The reply up to the end of its turn: the last such token, for a template may end what was thought with one too."""
+        """The reply up to the end of its turn: the last such token, since a template may also end the reasoning with one."""
         end = self.end_of_turn_id
         if not self._template_ends_turns or end not in ids:
             return (*ids, end)

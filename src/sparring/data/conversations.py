@@ -25,10 +25,9 @@ def printable(name: str) -> str:
 class Loaded:
     """Conversations with the place they came from.
 
-    `counts`: read, trailing_turns_dropped, surrogates_replaced; and where there are any: untrained (no reply of the row is to be trained
-    on, so that it is left out), prompt_repeated (in the reply's column), turns_as_json, reasoning_dropped. `columns` are all that the
-    source has, `unused` those and the keys of turns that nothing reads. `bad` are the rows that could not be read, of which `read` counts
-    those too.
+    `counts`: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained (rows that are left
+    out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json, reasoning_dropped. `columns` are
+    all columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
     """
 
     rows: list[tuple[str, Conversation]]
@@ -42,7 +41,7 @@ class Loaded:
 def load_conversations(section: DataSection, seed: int) -> Loaded:
     """Read every row of the recipe's data and turn it into a Conversation, blank ones included (see `is_empty`).
 
-    `seed` reaches only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
+    `seed` affects only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
     """
     bad = BadRows(section.on_bad_row == "drop")
     table = open_table(section, seed, bad)
@@ -90,7 +89,7 @@ class Shaped:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Columns that nothing reads, and keys of turns; known when the rows are read. A hundred at most, as they can be printed."""
+        """Columns that nothing reads, and keys of turns, at most a hundred and printable; complete when the rows are read."""
         names = [*(name for name in self.table.columns if name not in self.known), *self.reading.unread]
         return tuple(printable(name) for name in names[:MOST_NAMED])
 
@@ -117,7 +116,7 @@ def has_no_user_text(conversation: Conversation) -> bool:
 
 
 def with_columns(conversation: Conversation, row: Row, answer: str | None, checker_columns: Sequence[str], where: str) -> Conversation:
-    """The conversation with the text of the column `answer`, and with the columns that a checker's function asks for."""
+    """The conversation with the text of the column `answer`, and with the columns that a checker's function needs."""
     if answer is None and not checker_columns:
         return conversation
     text = None if answer is None else _answer(row.get(answer), answer, where)
@@ -134,7 +133,7 @@ def _answer(value: Any, name: str, where: str) -> str | None:
 
 
 def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conversation | None:
-    """One row as the turns up to its last assistant turn that is to be trained on, and that turn; None where none is.
+    """One row as the turns up to its last assistant turn that is to be trained on, and that turn; None if there is no such turn.
 
     Lone surrogates, which tokenizers do not accept, become U+FFFD. `reading.counts` counts the rows with a replacement, and the rows
     in which turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a
@@ -144,7 +143,7 @@ def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conve
     replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]
     if not replies:
         roles = ", ".join(turn.role for turn in (*prompt, *answer)) or "none"
-        raise UserError(f"row without a reply: it has no assistant turn (its turns: {roles})", where=where, remedy=FIX_ROW)
+        raise UserError(f"row without a reply: it has no assistant turn (roles of its turns: {roles})", where=where, remedy=FIX_ROW)
     last = max((place for place in replies if answer[place].trained), default=None)
     if last is None:
         reading.counts["untrained"] += 1
@@ -187,9 +186,9 @@ def _sides(row: Row, shape: str, reading: Reading, where: str) -> tuple[Turns, T
 
 
 def _not_repeated(asked: Turns, answer: Turns) -> int:
-    """How many of the asked turns come before those with which the reply's column opens too.
+    """How many of the asked turns come before those that the reply's column repeats at its beginning.
 
-    That column may hold the conversation from its first turn, with a system turn of its own, or from a later one.
+    That column may repeat the conversation from its first turn, with its own system turn, or from a later one.
     """
     said, again = ([(turn.role, turn.content.strip()) for turn in turns] for turns in (asked, answer))
     systems = next((place for place, turn in enumerate(answer) if turn.role != "system"), len(answer))

@@ -48,7 +48,7 @@ class PreparedPairs:
 
 @dataclass(frozen=True)
 class LoadedPairs:
-    """`untrained` counts pairs whose chosen or rejected reply is not to be trained on; `bad` are those that could not be read."""
+    """`untrained` counts pairs whose chosen or rejected reply is not to be trained on; `bad` are rows that could not be read."""
 
     pairs: list[Pair]
     untrained: int
@@ -74,7 +74,7 @@ def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
-    """The pairs as duels of one reply, tokenised as all other rows are and held to the lengths that `limits` allows.
+    """The pairs as duels with one losing reply, tokenised like all other rows, within the lengths that `limits` allows.
 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
@@ -178,8 +178,8 @@ def _after_prompt(row: Row, reading: Reading, name: str, where: str) -> Conversa
 
 def _named(reading: Reading, **names: str) -> Reading:
     """The same reading for the columns of one side of a pair."""
-    beside = {name: own for name, own in reading.columns.items() if name in ("system", "history")}
-    return replace(reading, columns={**names, **beside})
+    context = {name: own for name, own in reading.columns.items() if name in ("system", "history")}
+    return replace(reading, columns={**names, **context})
 
 
 def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:

@@ -38,7 +38,7 @@ def data_inputs(section: DataSection) -> dict[str, Any]:
 
 
 def rows_inputs(section: PromptsSection | PairsSection) -> dict[str, Any]:
-    """Everything that prompts without replies, or pairs, depend on besides the limits of the data section."""
+    """Everything that prompts without replies, or pairs, depend on, except for the limits of the data section."""
     return {**section.model_dump(exclude={"path"}), "content": source_fingerprint(section)}
 
 
@@ -96,10 +96,10 @@ class Prepared:
     """Tokenised rows in the order of their ids. No prompt is in both lists, neither as text nor as token ids.
 
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
-    ids, and `untrained` those that say of every reply that it is not to be trained on; and of changes to rows: reply_cut,
-    trailing_turns_dropped, surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped. With
-    data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
-    `notices`: what was decided on the way, one sentence each.
+    ids, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
+    surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped. With data.max_examples the rows
+    outside the subset are not tokenised, so those that are too long count as not_in_subset.
+    `notices`: the decisions, one sentence each.
     `unused`: columns of the rows and of the prompts, and keys of their turns, that nothing reads.
     `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
     """
@@ -142,7 +142,7 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
 def _prompts(
     loaded: LoadedPrompts, section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
 ) -> tuple[list[Example], dict[str, int]]:
-    """The prompts of data.prompts. A fraction that is held out is held out of them too, by the same hash of the prompt."""
+    """The prompts of data.prompts. If data.held_out is a fraction, it is held out of them too, by the same hash of the prompt."""
     assert section.prompts is not None
     share = section.held_out
     found, counts = prompt_examples(
@@ -152,7 +152,7 @@ def _prompts(
         train,
         held_out,
         is_held_out=lambda key: isinstance(share, float) and bool(_below(share, [key])),
-        draw=lambda row_id: _draw(seed, row_id),
+        order_key=lambda row_id: _order_key(seed, row_id),
         max_examples=section.prompts.max_examples,
     )
     if not found:
@@ -173,7 +173,7 @@ def _check_columns(section: DataSection, present: Sequence[str]) -> None:
         if name not in present:
             guess, there = nearest(name, present), ", ".join(dict.fromkeys(present))
             raise UserError(
-                f"{name!r} is no column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
+                f"{name!r} is not a column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
                 where="data.checker_columns",
                 remedy=f"did you mean {guess}?" if guess else "correct the name",
             )
@@ -192,13 +192,13 @@ def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
 
 
 def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int], bad: BadRows) -> list[Example]:
-    """The first `max_examples` rows within the limits, in an order that only the seed and the row ids give.
+    """The first `max_examples` rows within the limits, in an order that depends only on the seed and the row ids.
 
-    Tokenises in that order and stops when it has enough: the same rows as tokenising all of them first, in a part of the time.
+    Tokenises in that order and stops when it has enough, which gives the same rows as tokenising all of them first.
     """
     wanted = section.max_examples or len(rows)
     examples: list[Example] = []
-    order = sorted(rows, key=lambda row: _draw(seed, row[1].row_id)) if wanted < len(rows) else rows
+    order = sorted(rows, key=lambda row: _order_key(seed, row[1].row_id)) if wanted < len(rows) else rows
     for done, (where, conversation) in enumerate(order):
         if len(examples) == wanted:
             counts["not_in_subset"] = len(rows) - done
@@ -213,14 +213,14 @@ def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, co
     return sorted(examples, key=lambda example: example.row_id)
 
 
-def _draw(seed: int, row_id: str) -> bytes:
+def _order_key(seed: int, row_id: str) -> bytes:
     return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
 
 
 def _tokenised(where: str, conversation: Conversation, section: DataSection, chat: Chat, counts: dict[str, int]) -> Example | None:
     """The row as an example, or None (counted) when a length rule drops it."""
     prompt_ids, reply_ids = chat.encode(conversation, where=where)
-    if not prompt_ids:  # a bare template and a tokenizer that drops what the text is made of
+    if not prompt_ids:  # a template without marks, and a tokenizer that drops all characters of the text
         counts["empty"] += 1
         return None
     if len(prompt_ids) > section.max_prompt_tokens:
@@ -239,8 +239,8 @@ def _tokenised(where: str, conversation: Conversation, section: DataSection, cha
 def split_by_prompt(examples: Sequence[Example], held_out: int | float) -> tuple[list[Example], list[Example]]:
     """(train, held-out). All rows of a prompt are on the same side, which a hash of the prompt decides.
 
-    held_out: a fraction puts a prompt's hash against a fixed threshold, so its side is the same in any data set; a count holds
-    out the prompts with the lowest hashes until at least that many rows are held out.
+    held_out: a fraction is a fixed threshold for a prompt's hash, so that its side is the same in any data set; a count holds out the
+    prompts with the lowest hashes until at least that many rows are held out.
     """
     keys = [example.conversation.prompt_key for example in examples]
     chosen = _below(held_out, keys) if isinstance(held_out, float) else _lowest(held_out, keys)
@@ -256,13 +256,13 @@ def _below(fraction: float, keys: Iterable[str]) -> set[str]:
 
 
 def _lowest(count: int, keys: Sequence[str]) -> set[str]:
-    """The smallest prompt hashes that cover `count` rows; `keys` has the prompt of every row."""
+    """The smallest prompt hashes that together have `count` rows; `keys` has the prompt of every row."""
     ordered = sorted(keys)
     return set(ordered[:count])
 
 
 def _without_prompts_of(held_out: list[Example], train: list[Example], counts: dict[str, int]) -> list[Example]:
-    """Different texts can render to the same ids (templates that trim blanks, folded system turns): held out stays unseen."""
+    """The training rows whose prompt ids are not held out: different texts can render to the same ids, as when a template trims blanks."""
     unseen = {example.prompt_ids for example in held_out}
     kept = [example for example in train if example.prompt_ids not in unseen]
     counts["prompt_held_out"] = len(train) - len(kept)
@@ -293,7 +293,7 @@ def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError
 
 
 def write_examples(path: str | Path, examples: Sequence[Example]) -> None:
-    """Write examples as parquet, text and token ids alike; `read_examples` gives the equal list back.
+    """Write examples as parquet, texts and token ids; `read_examples` returns an equal list.
 
     Columns for answers, for a checker and for reasoning are written only where a row has one.
     """

@@ -22,8 +22,8 @@ DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop t
 
 @dataclass(frozen=True)
 class LoadedPrompts:
-    """Prompts with the place they came from; `columns` are all that the source has, `unused` those and the keys of turns that nothing
-    reads. `replies_dropped` counts rows that had one, `changes` what else was changed on the way; `bad` are those that could not be read.
+    """Prompts with the place they came from. `columns` are all columns of the source, `unused` the columns and keys of turns that nothing
+    reads. `replies_dropped` counts rows whose reply was dropped, `changes` other changes by kind; `bad` are rows that could not be read.
     `notices` has the decisions about the source."""
 
     rows: list[tuple[str, Conversation]]
@@ -36,8 +36,8 @@ class LoadedPrompts:
 
 
 def load_prompts(section: PromptsSection, data: DataSection) -> LoadedPrompts:
-    """Every row as a Conversation without a reply. Raises UserError for what cannot be read, and for rows with a reply unless they may be
-    dropped."""
+    """Every row as a Conversation without a reply. Raises UserError for rows that cannot be read, and for rows with a reply unless
+    `replies` drops it."""
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     shape = choose_prompt_shape(section.columns, table.columns, table.source)
@@ -68,7 +68,7 @@ def _prompt_of(row: Row, shape: str, section: PromptsSection, reading: Reading, 
 
 
 def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:
-    """Columns that would hold a reply, but for those that the recipe uses for something else."""
+    """Columns that hold a reply by their name, except for those that the recipe uses for something else."""
     used = {*further, *section.columns.values()}
     return [name for name in REPLY_COLUMNS.get(shape, ()) if name in table.columns and name not in used]
 
@@ -80,19 +80,19 @@ def prompt_examples(
     sft_rows: Sequence[Example],
     held_out_rows: Sequence[Example],
     is_held_out: Callable[[str], bool],
-    draw: Callable[[str], bytes],
+    order_key: Callable[[str], bytes],
     max_examples: int | None,
 ) -> tuple[list[Example], dict[str, int]]:
     """The prompts that are played on, in the order of their ids, and PROMPT_COUNTS.
 
-    No prompt of them is held out, by text, by token ids or by `is_held_out` of its key, and none is a prompt of the SFT rows. Where
-    `max_examples` is less than there are, a hash of the row id (`draw`) gives the order in which they are taken.
+    None of them is held out, by text, by token ids or by `is_held_out` of its key, and none is a prompt of the SFT rows. If there are more
+    than `max_examples`, the first by `order_key` of the row id are taken.
     """
     counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
     taken = _Seen(sft_rows), _Seen(held_out_rows)
     distinct = _distinct(loaded, counts, *taken, is_held_out)
     wanted = max_examples or len(distinct)
-    order = sorted(distinct, key=lambda row: draw(row[1].row_id)) if wanted < len(distinct) else distinct
+    order = sorted(distinct, key=lambda row: order_key(row[1].row_id)) if wanted < len(distinct) else distinct
     found: list[Example] = []
     for done, (where, conversation) in enumerate(order):
         if len(found) == wanted:

@@ -24,8 +24,8 @@ class Message(TypedDict):
 class Conversation:
     """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
 
-    `answer` is the text of the row's answer column, `columns` holds the further columns that a checker's function asks for. `reasoning` is
-    the assistant's reasoning before the reply, if the row stores it separately.
+    `answer` is the text of the row's answer column, `columns` holds further columns for a checker's function. `reasoning` is the
+    assistant's reasoning before the reply, if the row stores it separately.
     """
 
     prompt: tuple[Message, ...]
@@ -49,7 +49,7 @@ class Conversation:
 
     @property
     def prompt_key(self) -> str:
-        """Hash of the prompt alone: the train / held-out split goes by it."""
+        """Hash of the prompt alone, which decides the train / held-out split."""
         return _digest([list(_parts(message)) for message in self.prompt])
 
     @property
@@ -76,10 +76,10 @@ class Example:
 
 @dataclass(frozen=True)
 class Reply:
-    """One sampled reply. `finish_reason` is "length" when the limit cut it: then no end-of-turn token is in it.
+    """One sampled reply. `finish_reason` is "length" when it was cut at the limit; it then has no end-of-turn token.
 
-    `logps`: the engine's own log-prob of every token, of the model's plain distribution (temperature 1, whole vocabulary), where it was
-    asked for; they are compared with the scorer's and not kept.
+    `logps`: the engine's log-prob of every token, of the model's plain distribution (temperature 1, whole vocabulary), if requested;
+    they are compared with the scorer's and not stored.
     """
 
     row_id: str
@@ -160,7 +160,7 @@ def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:
 
 
 def _parts(message: Message) -> Iterator[str]:
-    """The identity of a turn; a turn without reasoning adds nothing for it, so that row ids equal those of earlier versions."""
+    """The texts that a turn's hash covers; a turn without reasoning has no third one, so that row ids equal those of earlier versions."""
     yield from (message["role"], message["content"])
     if "reasoning_content" in message:
         yield message["reasoning_content"]

@@ -1,9 +1,8 @@
 """Rendering of chat templates in a separate process with limits, because they are programs that come with models.
 
-Jinja's sandbox keeps a template from files and from Python, but not from looping for ever, from one power or division of huge numbers that
-Python computes in a single step, or from writing without end. Neither a signal nor another thread stops such a step; the end of its process
-does. A fork takes 20 ms and has the tokenizer and its compiled template at hand; a rendering by way of it 0.15 ms more, beside 1 ms for the
-tokenizer.
+Jinja's sandbox gives a template no access to files or Python, but it does not prevent endless loops, endless output, or a single operation
+on huge numbers. Neither a signal nor another thread can stop such an operation; killing its process can. A fork takes 20 ms and inherits
+the tokenizer with its compiled template. Each rendering in it takes 0.15 ms more, compared with 1 ms for the tokenizer.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from jinja2.exceptions import TemplateError, TemplateRuntimeError, TemplateSynta
 
 # A conversation takes a millisecond; a machine that is busy or swaps may take a thousand times as long
 MOST_SECONDS = 20.0
-# beyond what the process holds when it is forked; a conversation needs a few times its own size
+# in addition to the memory of the process when it is forked; a conversation needs a few times its own size
 MOST_BYTES = 2**30
 # characters beyond TIMES_ITS_OWN times the conversation: system turns, tool lists and dates of templates have thousands
 MOST_WRITTEN = 2**20
@@ -37,7 +36,7 @@ Render = Callable[..., str]
 class Renderer:
     """Calls `render(messages, **options)` in another process, which is started at the first call and restarted after it was killed.
 
-    Raises jinja2's TemplateError for any error of `render` and for a limit above that is exceeded.
+    Raises jinja2's TemplateError for any error of `render`, and if a limit above is exceeded.
     """
 
     def __init__(self, render: Render) -> None:
@@ -50,11 +49,11 @@ class Renderer:
         try:
             self._pipe.send_bytes(json.dumps([messages, options]).encode())
             if not self._pipe.poll(MOST_SECONDS):
-                raise self._ended(f"it does not come to an end within {MOST_SECONDS:g} s")
+                raise self._ended(f"it does not finish within {MOST_SECONDS:g} s")
             answer = json.loads(self._pipe.recv_bytes())
         except (EOFError, OSError):
-            raise self._ended("its process was killed, as the system does when memory is full") from None
-        except BaseException:  # after an interrupt the next answer would belong to this call
+            raise self._ended("its process was killed; the system does that when memory is full") from None
+        except BaseException:  # after an interrupt the next answer from the process would be that of this call
             self._ended("")
             raise
         if "line" in answer:
@@ -66,7 +65,7 @@ class Renderer:
         return answer["text"]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """A copy, as Ray's workers get it, starts a process of its own."""
+        """For copies, such as those of Ray's workers, which start their own process."""
         return Renderer, (self._render,)
 
     def _start(self) -> None:
@@ -76,7 +75,7 @@ class Renderer:
             _serve(self._render, theirs)
         theirs.close()
         self._process = weakref.finalize(self, _end, pid, self._pipe)
-        self._process.atexit = False  # it ends by itself with this process, and an interrupt that comes then would be lost
+        self._process.atexit = False  # not needed, since it ends with this process, and an interrupt during it would be lost
 
     def _ended(self, why: str) -> TemplateRuntimeError:
         assert self._process is not None
@@ -92,7 +91,7 @@ def _end(pid: int, pipe: Connection) -> None:
 
 
 def _serve(render: Render, pipe: Connection) -> None:
-    """Answer until the other end of the pipe is closed, as it is when that process is gone, however it went."""
+    """Answer until the other end of the pipe is closed, as it is when the parent process has ended in any way."""
     try:
         _close_other_files(pipe.fileno())
         with contextlib.suppress(ValueError, OSError):  # a system without such a limit

@@ -50,7 +50,7 @@ class Table:
 
 
 def table_of(source: str, items: Iterable[tuple[str, Any]], bad: BadRows, notices: tuple[str, ...] = ()) -> Table:
-    """Rows that are in memory. Their places get the source's name in front, and their columns are all that any row has."""
+    """A table of rows that are in memory. The source's name is put in front of their places; the columns are those of all rows."""
     columns: dict[str, None] = {}
     located: list[LocatedRow] = []
     for place, row in items:
@@ -97,7 +97,7 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def parse_json(text: str) -> Any:
-    """Raises ValueError (json.JSONDecodeError among them) or RecursionError: also for duplicate keys in an object."""
+    """The value of a JSON text. Raises ValueError (also as json.JSONDecodeError) or RecursionError; duplicate keys are an error."""
     return _DECODER.decode(text)
 
 
@@ -113,7 +113,7 @@ def parsed(text: str, where: str, remedy: str) -> Any:
 
 
 class RowShape(NamedTuple):
-    """Standard columns of a row. Those of `unread` belong to it and are not read."""
+    """Standard columns of a row. Those of `unread` belong to the shape but are not read."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ class RowShape(NamedTuple):
 _WHOLE, _PARTS = ("system",), ("system", "history")  # optional columns of whole conversations, and of flattened ones
 
 
-# In the order in which `auto` tries them: a row that keeps whole conversations says more than its flattened columns do.
+# In the order in which `auto` tries them: a column of whole conversations is more complete than flattened columns.
 SHAPES: dict[str, RowShape] = {
     "messages": RowShape(("messages",), _WHOLE),
     "real_generated": RowShape(("real",), _WHOLE, ("generated",)),
@@ -168,7 +168,7 @@ def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str],
 
 
 def choose_prompt_shape(columns: Mapping[str, str], present: Iterable[str], source: str) -> str:
-    """The same for the rows of `data.prompts`, by PROMPT_SHAPES."""
+    """The shape to read the rows of `data.prompts` with, one of PROMPT_SHAPES. Raises UserError if none fits."""
     found = _first_that_fits(PROMPT_SHAPES, columns, list(present), source, "data.prompts")
     if found is None:
         known = "; ".join(f"{name} ({', '.join(spec.required)})" for name, spec in PROMPT_SHAPES.items())

@@ -24,7 +24,7 @@ PARTS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "val
 
 
 def open_table(section: Source, seed: int, bad: BadRows) -> Table:
-    """The source that `section.path` names. A local file wins over a Hub id. Raises UserError for what cannot be read."""
+    """The source that `section.path` names. A local file is preferred to a Hub id. Raises UserError if it cannot be read."""
     table = _open(section, seed, bad)
     _require_rows(section, table, bad)
     answer = None if isinstance(section, PairsSection) else section.answer
@@ -36,7 +36,7 @@ def open_table(section: Source, seed: int, bad: BadRows) -> Table:
 
 
 def read_rows(table: Table, names: Collection[str]) -> list[LocatedRow]:
-    """All rows of the table, each with its place ("FILE, line 3"; rows count from 1), and of them the columns that it has of `names`."""
+    """All rows of the table, each with its place ("FILE, line 3"; rows count from 1), with those of its columns that are in `names`."""
     return list(table.read([name for name in table.columns if name in names]))
 
 
@@ -47,7 +47,7 @@ def _require_rows(section: Source, table: Table, bad: BadRows) -> None:
         what = f"none of its {bad.count} rows can be read; the first: {bad.first.what}"
         raise UserError(what, where=bad.first.where, remedy=bad.first.remedy)
     option = section.option
-    raise UserError("the data is empty: it holds no row", where=table.source, remedy=f"check {option}.path (and {option}.split)")
+    raise UserError("the data is empty: it has no rows", where=table.source, remedy=f"check {option}.path (and {option}.split)")
 
 
 def _open(section: Source, seed: int, bad: BadRows) -> Table:
@@ -108,15 +108,15 @@ def _files_in(folder: Path) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot read the folder: {error.strerror}", where=str(folder), remedy="check its permissions") from None
     if not files:
-        raise UserError("the folder holds no data file", where=str(folder), remedy=f"known kinds: {', '.join(DATA_FILES)}")
+        raise UserError("the folder has no data file", where=str(folder), remedy=f"known kinds: {', '.join(DATA_FILES)}")
     kinds = sorted({_kind(file) for file in files})
     parts = sorted({part for file in files if (part := _part(file))})
     for found, of in ((kinds, "kind"), (parts, "part of a data set")):
         if len(found) > 1:
             names = ", ".join(file.name for file in files[:8])
-            what = f"the folder holds files of more than one {of} ({', '.join(found)}): {names}"
+            what = f"the folder has files of more than one {of} ({', '.join(found)}): {names}"
             pattern = f"{folder / '*'}{_kind(files[0])}"
-            raise UserError(what, where=str(folder), remedy=f"name those that are meant, for example by a pattern: {pattern}")
+            raise UserError(what, where=str(folder), remedy=f"name the files to read, for example by a pattern: {pattern}")
     return files
 
 
@@ -161,7 +161,7 @@ def _refuse_hub_options(section: Source, what: str) -> None:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a parent folder that may not be searched, a name that is too long: reading it will say so
+    except OSError:  # a parent folder without permission, or a name that is too long: reading it will report that
         return True
 
 

@@ -1,4 +1,4 @@
-"""Parquet files of plain columns, written atomically; and work cut into shards that commit one by one."""
+"""Parquet files of plain columns, written atomically; and work split into shards that are committed one by one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
-    """Write columns of equal length as parquet: whole and on disk, or not at all."""
+    """Write columns of equal length as parquet, atomically and durably."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         pq.write_table(pa.table(columns), file)
@@ -25,7 +25,7 @@ def write_table(path: Path, columns: dict[str, list[Any]]) -> None:
 
 
 def read_rows(path: Path, row_ids: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of one parquet file, or of all shards of a folder in order; those of these row ids alone where any are given."""
+    """The rows of one parquet file, or of all shards of a folder in order; only those with these row ids if any are given."""
     files = sorted(path.glob("shard-*.parquet")) if path.is_dir() else [path]
     wanted = None if row_ids is None else [("row_id", "in", sorted(row_ids))]
     return [row for file in files for row in pq.read_table(whole(file), filters=wanted).to_pylist()]
@@ -45,7 +45,8 @@ def run_shards(
 ) -> None:
     """Do `work` on `size` items at a time and commit each result as one file; finished files are kept.
 
-    Where several processes do the work together, `once` has one of them read and write the folder, and gives its result to all.
+    If several processes do the work together, `once` calls a function that reads or writes the folder on one of them, and returns its
+    result on all.
 
     A file is named after the items that it holds, so no row can be written twice or appended to, and an interrupted job may resume with
     another size.
@@ -60,7 +61,7 @@ def run_parts(
     work: Callable[[Sequence[Sequence[T]]], Iterable[tuple[int, dict[str, list[Any]]]]],
     once: Callable[[Callable[[], Any]], Any] = lambda do: do(),
 ) -> None:
-    """As `run_shards`, for work that sees all parts that are missing and gives (number of the part, its columns) in any order."""
+    """As `run_shards`, for work that gets all missing parts and yields (number of the part, its columns) in any order."""
     missing = once(lambda: _missing(folder, len(items)))
     spans = [(first, min(first + size, stop)) for start, stop in missing for first in range(start, stop, size)]
     for number, columns in work([items[first:stop] for first, stop in spans]):

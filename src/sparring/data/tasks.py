@@ -1,8 +1,8 @@
-"""Built-in data, made by seeded generators; all texts are our own.
+"""Built-in data from seeded generators; all texts were written for this package.
 
 `builtin:digits`: three digits to sort, which a toy model learns in seconds.
 
-`builtin:tasks`: a family of short tasks with exact answers, in four kinds of equal shares: a sum or difference as a story, words to
+`builtin:tasks`: a family of short tasks with exact answers, in equal shares of four kinds: a sum or difference as a story, words to
 sort, words to reverse, and numbers to compare. The answer is the text after the last "=" of a reply, or the whole reply:
 `evaluate.answer_pattern: "[^=]+$"`. The column `answer` holds it.
 """

@@ -1,7 +1,7 @@
-"""Checks of a rendered row (it has every turn's text, and before the reply exactly the prompt), and a recipe's variables of the template.
+"""Checks of a rendered row (it contains every turn's text, and begins with exactly the prompt), and values for variables of a template.
 
-The variables become part of the template's own text, so that they apply wherever it is rendered: sampling, training, benchmarks, and the
-tokenizer that a saved player carries.
+The values become part of the template's text, so that they apply wherever it is rendered: in sampling, training and benchmarks, and by the
+tokenizer that is saved with a player.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
     defaults = "".join(
         f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}" for name, value in kwargs.items()
     )
-    # The line break after the last block is no part of the rendering: transformers trims it, and the template's first line stays a line's
-    # beginning, where blanks before a block are trimmed too.
+    # transformers trims the line break after the last block, so it is not rendered. With it, the template's first line still begins a line,
+    # where blanks before a block are trimmed too.
     return f"{defaults}\n{template}" if defaults else template
 
 
@@ -142,15 +142,15 @@ def without_open_thinking(prompt_text: str, reply: Message) -> Message:
 def lost_error(source: str, turn: Message, written: str, where: str | None) -> UserError:
     """written: what the template wrote in place of the turn."""
     role, given = turn["role"], _clipped(turn["content"])
-    what = f"{source} does not give back the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
+    what = f"{source} does not write the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that writes the {role}'s turns as they are, or drop the row")
 
 
 def no_reasoning_error(source: str, turn: Message, where: str | None) -> UserError:
     """The template does not write the assistant's reasoning."""
     thought = _clipped(turn["reasoning_content"])
-    what = f"{source} has no use for what the assistant thought ({thought!r}) before its text {_clipped(turn['content'])!r}"
-    remedy = f"set {OPTION} to a template that writes it, put it into the text as the model writes it, or data.reasoning: drop"
+    what = f"{source} does not write the assistant's reasoning ({thought!r}) before its text {_clipped(turn['content'])!r}"
+    remedy = f"set {OPTION} to a template that writes it, put it into the text as the model writes it, or set data.reasoning: drop"
     return UserError(what, where=where, remedy=remedy)
 
 
@@ -161,7 +161,7 @@ def cut_error(source: str, reply: Message, written: str, where: str | None) -> U
     what = f"{source} changes the reply of the assistant, so that another text would be trained on: it got {given!r} and wrote {written!r}"
     remedy = f"set {OPTION} to a template that writes the assistant's turns as they are"
     if "reasoning_content" in reply:
-        remedy += "; or data.reasoning: drop"
+        remedy += ", or set data.reasoning: drop"
     return UserError(what, where=where, remedy=remedy)
 
 
@@ -172,18 +172,18 @@ def opening_error(source: str, opening: str, reply: str, where: str | None, kwar
         f"{_clipped(reply)!r}: sampled replies do not have it, so that this text alone would distinguish the two"
     )
     if END_OF_THINKING in opening and kwargs_help:
-        remedy = "set model.chat_template_kwargs: {enable_thinking: false}, with which the prefix has it too, or give what was thought"
+        remedy = "set model.chat_template_kwargs: {enable_thinking: false}, so that the prefix has it too, or give rows with reasoning"
     elif END_OF_THINKING in opening:
-        remedy = f"set {OPTION} to a template that writes no thinking for replies without any"
+        remedy = f"set {OPTION} to a template that writes no thinking tags for replies without reasoning"
     else:
-        remedy = f"set {OPTION} to a template that writes the assistant's header where add_generation_prompt asks for it, and not else"
+        remedy = f"set {OPTION} to a template that writes the assistant's header only if add_generation_prompt is set"
     return UserError(what, where=where, remedy=remedy)
 
 
 def closing_error(source: str, closing: str, reply: str, where: str | None) -> UserError:
     """The template writes something between the reply that is trained on and the end of its turn."""
     what = (
-        f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies need "
+        f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies may "
         "not have it, so that this text alone would distinguish the two"
     )
     return UserError(what, where=where, remedy=f"set {OPTION} to a template that ends the assistant's turn right after its text")
@@ -204,8 +204,8 @@ def prefix_error(source: str, prompt_text: str, full_text: str, where: str | Non
 def marker_error(source: str, found: re.Match[str], role: str, where: str | None) -> UserError:
     """A turn contains a special token of the template."""
     near = found.string[max(0, found.start() - SHOWN // 3) : found.start() + SHOWN]
-    what = f"a turn of the {role} spells {found[0]!r}, a token with which {source} marks turns: {_clipped(near)!r}"
-    remedy = "give the turns as they are, without a template's marks around them (messages: a list of role and content), or drop the row"
+    what = f"a turn of the {role} contains {found[0]!r}, a token with which {source} marks turns: {_clipped(near)!r}"
+    remedy = "give turns without the tokens of a template (messages: a list of role and content), or drop the row"
     return UserError(what, where=where, remedy=remedy)
 
 

@@ -104,7 +104,7 @@ def read_json(path: Path, bad: BadRows) -> Table:
 
 
 def _rows_inside(value: Any, path: Path) -> tuple[list[Any], tuple[str, ...]]:
-    """(the rows of a parsed file, what to say of it)"""
+    """(the rows of a parsed file, notices about it)"""
     if isinstance(value, list):
         return value, ()
     if not isinstance(value, dict) or KNOWN_COLUMNS & value.keys():
@@ -116,8 +116,8 @@ def _rows_inside(value: Any, path: Path) -> tuple[list[Any], tuple[str, ...]]:
         what = f"holds several lists of rows: {', '.join(map(repr, lists))}"
         raise UserError(what, where=str(path), remedy="keep one of them in the file, or write each to a file of its own")
     others = [repr(key) for key in value if key != lists[0]]
-    beside = f"; not read: {', '.join(others)}" if others else ""
-    return value[lists[0]], (f"{path}: the rows are its list {lists[0]!r}{beside}",)
+    unread = f"; not read: {', '.join(others)}" if others else ""
+    return value[lists[0]], (f"{path}: the rows are its list {lists[0]!r}{unread}",)
 
 
 def _is_json_object(line: str) -> bool:
@@ -128,7 +128,7 @@ def _is_json_object(line: str) -> bool:
 
 
 def read_csv(path: Path, bad: BadRows) -> Table:
-    """Every cell is text; an empty cell is "". Blanks around the names of the header are no part of them."""
+    """The table of a CSV file: every cell is text, an empty one is "". Blanks around the names in the header are removed."""
     csv.field_size_limit(2**31 - 1)  # the standard limit of 128 KiB is less than a long conversation
     text = _decoded(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path)
     delimiter = _delimiter(text)
@@ -148,7 +148,7 @@ def _reader(text: str, delimiter: str) -> Reader:
 
 
 def _delimiter(text: str) -> str:
-    """A comma, unless the header has none and another sign would cut it into several names."""
+    """A comma, unless the header has none and another delimiter would split it into several names."""
 
     def names(delimiter: str) -> int:
         try:
@@ -161,7 +161,7 @@ def _delimiter(text: str) -> str:
 
 
 def _csv_lines(reader: Reader, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The records that hold a cell, with the line in which each starts."""
+    """The records that are not empty, with the line in which each starts."""
     start = 1
     while True:
         try:

@@ -1,4 +1,4 @@
-"""One row by the standard names of its columns, and one turn of it, in any of the spellings that chat data sets have."""
+"""One row by the standard names of its columns, and one turn of it, in any of the formats of chat data sets."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ FLAGS = {"0": False, "false": False, "no": False, "off": False, "1": True, "true
 
 @dataclass(frozen=True)
 class Turn:
-    """`reasoning` is what an assistant thought before its text, where the row keeps that apart; `trained` is False for a reply that the
-    row says is not to be learned."""
+    """`reasoning` is the assistant's reasoning before its text, if the row stores it separately; `trained` is False for a reply that the
+    row marks as not to be trained on."""
 
     role: str
     content: str
@@ -54,11 +54,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a source are read, and what was met there.
+    """How the rows of a source are read, and what was found in them.
 
-    columns: the rows' own names of standard columns. reasoning: whether what assistants thought is kept. refused: columns that no row may
-    have filled. `counts` is of rows, but for turns_as_json (cells) and reasoning_dropped (turns). `unread` are keys of turns that nothing
-    reads, as "messages[].name".
+    columns: the rows' own names of standard columns. reasoning: whether the reasoning of assistants is kept. refused: columns that must be
+    empty in every row. `counts` counts rows, except for turns_as_json (cells) and reasoning_dropped (turns). `unread` are keys of turns
+    that nothing reads, as "messages[].name".
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Reading:
 
 
 def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) -> Turn:
-    """A turn in either spelling: role/content or from/value. Raises UserError, naming `where`, for what is no text turn."""
+    """A turn as role/content or from/value. Raises UserError, naming `where`, for anything but a turn with text."""
     name = f"{column}[{place}]"
     if not isinstance(turn, dict):
         raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=FIX_ROW)
@@ -79,7 +79,7 @@ def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) 
     if known is None:
         raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=FIX_ROW)
     if call := next((key for key in CALLS if turn.get(key)), None):
-        raise UserError(f"{name} calls a tool ({call}), which cannot be trained on here", where=where, remedy=FIX_ROW)
+        raise UserError(f"{name} calls a tool ({call}), which is not supported", where=where, remedy=FIX_ROW)
     key = "content" if turn.get("content") is not None or "value" not in turn else "value"
     content = text_of(turn.get(key), f"{name}.{key}", where)
     read = {role_key, key}
@@ -102,7 +102,7 @@ def _reasoning(turn: Mapping[str, Any], name: str, reading: Reading, where: str)
         reading.counts["reasoning_dropped"] += 1
         return ""
     if len(texts) > 1:
-        raise UserError(f"{name} has two different texts of reasoning: {', '.join(found)}", where=where, remedy=FIX_ROW)
+        raise UserError(f"{name} has different reasoning in its keys {', '.join(found)}", where=where, remedy=FIX_ROW)
     return texts.pop()
 
 
@@ -112,10 +112,10 @@ def _is_trained(turn: Mapping[str, Any], name: str, where: str) -> bool:
 
 
 def _flag(value: Any, name: str, where: str) -> bool:
-    # True == 1 == 1.0: numbers and truth values are looked up by what they equal
+    # one lookup for numbers and truth values, since True == 1 == 1.0
     known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else {0: False, 1: True}.get(value) if _is_number(value) else None
     if known is None:
-        what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false), with no weights between"
+        what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false); other weights are not supported"
         raise UserError(what, where=where, remedy=FIX_ROW)
     return known
 
@@ -125,7 +125,7 @@ def _is_number(value: Any) -> bool:
 
 
 def text_of(value: Any, name: str, where: str) -> str:
-    """Text, or the list of text parts that multimodal chat formats use."""
+    """Text, or the joined text parts of a multimodal chat format. Raises UserError for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
@@ -138,12 +138,12 @@ def _is_text_part(part: Any) -> bool:
 
 
 def are_turns(value: Any) -> bool:
-    """Whether a list is one of turns, and not of the parts of one text."""
+    """Whether a value is a list of turns, and not of the parts of one text."""
     return isinstance(value, list) and any(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
 
 
 def unpacked(value: Any, reading: Reading) -> Any:
-    """The turns that a text holds as JSON, as table formats without lists keep them; any other value as it is."""
+    """The turns that a text holds as JSON, since some table formats have no lists; any other value unchanged."""
     if not isinstance(value, str) or not value.lstrip().startswith("["):
         return value
     try:
@@ -161,7 +161,7 @@ def without_surrogates(text: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        # By way of UTF-16, so that two halves of one character that were escaped separately come together.
+        # Through UTF-16, so that two halves of one character that were escaped separately are joined.
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
 
@@ -224,7 +224,7 @@ class Cells:
         if not text or (own is not None and own.strip() == text.strip()):
             return turns
         if own is not None:
-            what = f"two system texts: the column {self.name('system')} and a system turn say different things"
+            what = f"two system texts: the column {self.name('system')} and a system turn differ"
             raise self.fault(what)
         return [Turn("system", text), *turns]
 
@@ -248,11 +248,11 @@ class Cells:
         raise self.fault(f"{name}[{place}] is {kind_of(entry)}, not a pair of question and answer")
 
     def require_no_tools(self) -> None:
-        """Raises UserError if a column of tools is filled."""
+        """Raise UserError if a column of tools is not empty."""
         for name in self.reading.refused:
             value = self.row.get(name)
             if value and not (isinstance(value, str) and value.strip() in EMPTY):
-                raise self.fault(f"the column {name!r} offers tools, which cannot be trained on here")
+                raise self.fault(f"the column {name!r} has tools, which are not supported")
 
     def fault(self, what: str) -> UserError:
         """An error about this row."""

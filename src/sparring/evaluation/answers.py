@@ -1,4 +1,4 @@
-"""Whether the replies to held-out prompts are right: pass@1, pass@k, the majority's answer, and how many answers there are."""
+"""Scores of the answers in replies to held-out prompts: pass@1, pass@k, maj@k and the number of distinct answers."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool,
     k = len(graded[0].replies)
     if k > 1:
         items |= {f"{PASS_AT}{n}": [pass_at(len(row), sum(row), n) for row in passed] for n in _sizes(k)}
-        if reads_answers:  # also if there are none: a player without answers must be comparable with the start
+        if reads_answers:  # even if no reply has an answer: such a player must be comparable with the start
             items |= _answers(graded, passed, k)
     return items
 
@@ -79,9 +79,9 @@ def pass_at(samples: int, right: int, k: int) -> float:
 
 
 def majority_is_right(answers: Sequence[str | None], passed: Sequence[bool]) -> float:
-    """Whether the answer with the most votes is right; for a tie, the share of the leading answers that are right.
+    """1 if the answer with the most votes is right, else 0; for a tie, the share of the leading answers that are right.
 
-    answers: of each reply, None for one without a vote. 0 if no reply has a vote.
+    answers: that of each reply, None for a reply without a vote. 0 if no reply has a vote.
     """
     votes = Counter(answer for answer in answers if answer is not None)
     leading = [answer for answer, count in votes.items() if count == max(votes.values())]

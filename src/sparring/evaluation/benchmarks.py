@@ -1,4 +1,4 @@
-"""Benchmarks: their names and suites, and the files of a benchmark stage. harness.py plays them.
+"""Benchmarks: their names and suites, and the files of a benchmark stage. harness.py runs them.
 
 Needs neither the harness nor torch, so that finished benchmarks can be compared anywhere.
 """
@@ -60,13 +60,13 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
 
 
 def chosen(section: BenchmarksSection) -> list[Benchmark]:
-    """The benchmarks of all suites and tasks of a section, each once. Raises UserError for an unknown suite and for a broken task."""
+    """The benchmarks of all suites and tasks of a section, each once. Raises UserError for an unknown suite or a malformed task name."""
     found = [benchmark for name in section.suites for benchmark in _suite(name)]
     found += [parse_benchmark(text) for text in section.tasks]
     unique = list(dict.fromkeys(found))
     for index, benchmark in enumerate(unique):
         if benchmark.key in [other.key for other in unique[:index]]:
-            what = f"{benchmark.task} is asked for twice with equal shots and another metric"
+            what = f"{benchmark.task} is given twice with equal shots and different metrics"
             raise UserError(what, where=TASKS_OPTION, remedy="name it once, without a metric: all of its metrics are kept")
     return unique
 
@@ -80,7 +80,7 @@ def parse_benchmark(text: str) -> Benchmark:
 
 
 def suite_means(section: BenchmarksSection, scores: Mapping[str, Score]) -> dict[str, Score]:
-    """suite -> the mean of its benchmarks' scores, its standard error from theirs as of independent samples."""
+    """suite -> the mean of its benchmarks' scores; its standard error assumes that they are independent."""
     return {f"{name}/mean": _mean([scores[score_name(benchmark)] for benchmark in _suite(name)]) for name in section.suites}
 
 
@@ -115,7 +115,7 @@ def _mean(scores: Sequence[Score]) -> Score:
 
 
 RESULTS, SAMPLES = "results", "samples"
-# task settings that say only where the data is; its content is known from the samples
+# task settings that only locate the data; its content is known from the samples
 OF_DATA = ("dataset_path", "dataset_name", "dataset_kwargs", "metadata")
 # tolerance between the mean of the samples' values and the harness's number: JSON keeps all digits
 ROUNDING = 1e-6
@@ -123,7 +123,7 @@ ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class TaskMeasured:
-    """One number of the harness: a metric, after a filter, of a task or of a group; `leaves` are the tasks whose samples it is made of."""
+    """One number of the harness: a metric, after a filter, of a task or of a group; `leaves` are the tasks with its samples."""
 
     name: str
     metric: str
@@ -137,7 +137,7 @@ class SampledMetric:
     """A metric of a benchmark with its value for every sample.
 
     values: sample -> value; None if the harness's number is not a mean over samples. prompts: sample -> hash of the prompt,
-    shots included. asked: everything else that the numbers depend on. is_main: whether this metric was requested, or all of the task.
+    shots included. asked: the settings of the task (see `_asked`). is_main: whether this metric, or all of the task, were requested.
     """
 
     name: str
@@ -165,7 +165,7 @@ def metric_name(metric: str, filter_name: str) -> str:
 
 
 def measured(benchmark: Benchmark, found: Mapping[str, Any]) -> Iterator[TaskMeasured]:
-    """Every number of the task itself; of all its tasks where it is a tag or a group without a sum. found: the harness's results."""
+    """The numbers of a task or group; those of all its tasks for a tag, or a group without an aggregate. found: the harness's results."""
     results = found["results"]
     names = [benchmark.task] if any("," in column for column in results.get(benchmark.task, ())) else list(results)
     for name in names:

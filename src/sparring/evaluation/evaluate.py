@@ -34,8 +34,8 @@ IN_SAMPLES = ("duel_margin", "exact_match", "exact_match_greedy")  # where they 
 
 @dataclass(frozen=True)
 class Grading:
-    """How held-out replies are graded. checker: of the target, else that of the answer pattern; None without both. of_target: whether the
-    target has one, which passes complete replies alone, and those from `pass_score` on."""
+    """How held-out replies are graded. checker: that of the target, else that of the answer pattern; None without both. of_target: whether
+    the target has a checker; then only complete replies with a score of at least `pass_score` pass."""
 
     answer_pattern: str | None
     checker: Checker | None
@@ -44,11 +44,11 @@ class Grading:
 
     @classmethod
     def of(cls, recipe: Recipe, checker: Checker | None) -> Self:
-        """By the rules of the recipe."""
+        """The grading that the recipe describes."""
         return cls(recipe.evaluate.answer_pattern, checker, recipe.target.checker is not None, recipe.target.pass_score)
 
     def inputs(self) -> dict[str, Any]:
-        """A checker that is not the target's follows from the answer pattern."""
+        """For the fingerprint; without a checker of the target, the answer pattern determines the checker."""
         of_target = {"checker": self.checker.fingerprint, "pass_score": self.pass_score} if self.checker and self.of_target else {}
         return {"answer_pattern": self.answer_pattern, **of_target}
 

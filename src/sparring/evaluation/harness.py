@@ -60,7 +60,7 @@ TASK_ERRORS = (ValueError, LookupError, TypeError, AttributeError, ImportError, 
 
 @dataclass(frozen=True)
 class HarnessModel:
-    """A model as it is evaluated: its folder, number format, and the chat template of its run (None: none is applied)."""
+    """The model to evaluate: its folder, its number format, and the chat template of its run (None: no template is applied)."""
 
     folder: Path
     dtype: torch.dtype
@@ -78,7 +78,7 @@ def require_harness(section: BenchmarksSection) -> None:
             where="evaluate.benchmarks",
             remedy=f"pip install '{EXTRA}', or leave the benchmarks out",
         )
-    if section.tasks or section.task_folders:  # the suites' own are the harness's
+    if section.tasks or section.task_folders:  # the tasks of the suites are known to the harness
         _manager_of(benchmarks, section.task_folders)
 
 
@@ -189,29 +189,29 @@ def _set_shots(benchmark: Benchmark, task: Any) -> None:
     there = max(0, len(list(task.fewshot_docs() or ())) - same)
     if there < shots:
         raise UserError(
-            f"{shots} shots are asked for, but the task has only {there} items for them",
+            f"{shots} shots are requested, but the task has only {there} items for them",
             where=benchmark.task,
             remedy=f"ask for fewer, as {benchmark.task}@{there}",
         )
     if splits[0] is None and not (task.has_training_docs() or task.has_validation_docs() or task.fewshot_cfg.samples):
-        log.warning(f"{benchmark.task}: shots come from the items that are asked, the answer among them; its file needs a fewshot_split")
+        log.warning(f"{benchmark.task}: shots are sampled from the tested items, answers included; its file needs a fewshot_split")
 
 
 def _check_kind(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
     kinds = {"UNSAFE_CODE": "this task runs code that the model has written", "MULTIMODAL": "this task asks about pictures or sound"}
     for mark, what in kinds.items():
         if any(getattr(task, mark, False) for task in tasks):
-            raise UserError(f"{what}, which is not done here", where=benchmark.task, remedy="leave it out, or play it by `lm-eval` itself")
+            raise UserError(f"{what}, which is not supported", where=benchmark.task, remedy="leave it out, or run it with `lm-eval` itself")
 
 
 def _check_shots(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
     """Raise UserError if no task has the number of shots in the benchmark's name; log the tasks that keep 0 shots."""
     without = [task.config.task for task in tasks if benchmark.shots and not task.config.num_fewshot]
     if without and len(without) == len(tasks):
-        what = f"{benchmark.shots} shots are asked for, and the task insists on 0"
+        what = f"{benchmark.shots} shots are requested, but the task's file sets 0"
         raise UserError(what, where=benchmark.task, remedy=f"ask for {benchmark.task}, as its file has it")
     if without:
-        log.warning(f"{benchmark.key}: played with 0 shots, on which their files insist: {', '.join(without)}")
+        log.warning(f"{benchmark.key}: run with 0 shots, which their files set: {', '.join(without)}")
 
 
 def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
@@ -235,7 +235,7 @@ def _no_metric(benchmark: Benchmark, names: Any) -> UserError:
 
 
 def _as_json(value: Any) -> Any:
-    """NumPy numbers as numbers; Python objects of a task's file by their name."""
+    """NumPy numbers as Python numbers; functions of a task's file by their name."""
     return value.item() if hasattr(value, "item") else getattr(value, "__name__", str(value))
 
 

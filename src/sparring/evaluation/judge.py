@@ -118,7 +118,7 @@ class Judge:
         return [kept[task.key] for task in tasks]
 
     async def _ask(self, task: JudgeTask, is_taken: Callable[[], bool]) -> Judgment:
-        """is_taken: whether the endpoint has answered such requests, so that a refusal is due to the content of this one."""
+        """Request one judgment. is_taken: whether the endpoint has answered other requests, so that a refusal is due to this content."""
         from sparring.opponent.endpoints import Refused
 
         messages, value = list(task.messages), None
@@ -156,7 +156,7 @@ class Judge:
             del self._settings["temperature"]
         else:
             return False
-        log.info(f"judge: the endpoint refuses a setting; it is asked with {self._settings}")
+        log.info(f"judge: the endpoint refuses a setting; requests now have {self._settings}")
         return True
 
 

@@ -75,7 +75,7 @@ def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence
     turns = next((row[name] for name in TURN_COLUMNS if row.get(name)), None)
     if id_ is None or not _is_texts(turns):
         raise UserError(
-            "this is no question: it needs an id (question_id) and turns, a list of texts",
+            "this is not a question: it needs an id (question_id) and turns, a list of texts",
             where=where,
             remedy='for example {"question_id": 1, "category": "writing", "turns": ["Write a poem.", "Make it rhyme."]}',
         )
@@ -83,7 +83,7 @@ def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence
     references: Sequence[str] = answers.get(id_) or (own if _is_texts(own) else ())
     category = without_surrogates(str(row.get("category") or "other"))
     if re.fullmatch(r"turn-\d+", category):
-        raise UserError(f"a category cannot be called {category!r}: so are the scores of a turn", where=where, remedy="rename it")
+        raise UserError(f"a category cannot be called {category!r}: the scores of turns have these names", where=where, remedy="rename it")
     return Question(id_, category, _clean(turns), _clean(references[: len(turns)]))
 
 
@@ -94,7 +94,7 @@ def _references(path: str) -> dict[str, list[str]]:
         choices = row.get("choices")
         turns = choices[0].get("turns") if isinstance(choices, Sequence) and choices and isinstance(choices[0], Mapping) else None
         if row.get("question_id") is None or not _is_texts(turns):
-            raise UserError("this is no reference: it needs question_id and choices[0].turns", where=f"{REFERENCES_OPTION}: {where}")
+            raise UserError("this is not a reference: it needs question_id and choices[0].turns", where=f"{REFERENCES_OPTION}: {where}")
         found[without_surrogates(str(row["question_id"]))] = list(turns)
     return found
 
@@ -107,7 +107,7 @@ def _is_texts(value: Any) -> TypeGuard[Sequence[str]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
-VERSION = 1  # of the wording: another wording makes other judgments
+VERSION = 1  # of the prompts below: other prompts give other judgments
 LOWEST, HIGHEST = 1.0, 10.0
 
 GRADER = (
@@ -194,14 +194,14 @@ def _is_list(claim: re.Match[str]) -> bool:
 
 
 def _grade(number: str, rest: str) -> float | None:
-    """None for what is no one number on a scale of 10: "7-8", "8,5", "4/5", "80%"."""
+    """The number as a grade; None if it is not a single number on a scale of 10, as "7-8", "8,5", "4/5" and "80%" are not."""
     if OTHER_NUMBER.match(rest) or "," in number or number.count(".") > 1:
         return None
     return float(number) if LOWEST <= float(number) <= HIGHEST else None
 
 
 def _side(claim: re.Match[str], rest: str) -> str | None:
-    """None where words follow a side at once: "A and B are equal", "A slight edge to B"."""
+    """The winner that a match names; None if words follow the letter directly: "A and B are equal", "A slight edge to B"."""
     if claim["tie"] or claim["side"].upper() == "C":
         return "tie"
     return claim["side"].upper() if END_OF_CLAIM.match(rest) else None

@@ -1,6 +1,6 @@
 """A model for lm-evaluation-harness that scores with our own scorer and batches by tokens.
 
-The harness's own transformers model does everything else: tokenisation, cutting, chat template, generation. The answers to one question
+The harness's own transformers model does everything else: tokenisation, truncation, chat template, generation. The answers to one question
 are branches of one tree here, so that a prompt of 25 shots is computed once and not for every answer.
 """
 
@@ -63,7 +63,7 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
             self.cache_hook.add_partial("loglikelihood", request[0], answer)
 
     def _trees(self, requests: list[Request]) -> list[tuple[Branches, list[int]]]:
-        """Requests with one context as branches of one tree, with their places; a tree is no larger than a batch, if it has several."""
+        """Requests with the same context as branches of one tree, with their places; a tree of several is no larger than a batch."""
         by_context: dict[TokenIds, list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             by_context.setdefault(self._cut(context, continuation), []).append(index)
@@ -88,7 +88,7 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
     def _cut(self, context: list[int], continuation: list[int]) -> TokenIds:
         """The context as far as it fits, cut from the left as the harness cuts it. The last token of a continuation is never fed."""
         if not continuation:
-            raise UserError("the harness asks for the probability of an empty answer", remedy="fix the task's choices")
+            raise UserError("the harness requests the probability of an empty answer", remedy="fix the task's choices")
         room = self.max_length + 1 - len(continuation)
         if room < 1:
             what = f"an answer of {len(continuation)} tokens does not fit the model's context of {self.max_length}"
@@ -96,7 +96,7 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         return tuple(context[-room:])
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        """The harness's own generation, in batches of so many rows as `batch_tokens` takes."""
+        """The harness's own generation, in batches with as many rows as fit into `batch_tokens`."""
         self._scorer.layout = "rows"  # the model's own attention
         replies: dict[int, str] = {}
         with progress("benchmarks: replies", len(requests), "replies") as shown:
@@ -108,7 +108,7 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         return [replies[index] for index in range(len(requests))]
 
     def _groups(self, requests: list[Instance]) -> Iterator[list[int]]:
-        """Requests of similar length and equal settings, longest context with its new tokens times rows at most `batch_tokens`."""
+        """Requests of similar length with equal settings: rows times the longest context with new tokens is at most `batch_tokens`."""
         lengths = [len(self.tok_encode(request.args[0])) + self._new_tokens(request) for request in requests]
         settings: dict[str, list[int]] = {}
         for index, request in enumerate(requests):
@@ -119,6 +119,6 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
     def _new_tokens(self, request: Instance) -> int:
         new = int(request.args[1].get("max_gen_toks", DEFAULT_NEW_TOKENS))
         if new >= self.max_length:
-            what = f"the task {request.task_name} asks for {new} new tokens, and the model's context has {self.max_length}"
-            raise UserError(what, remedy="leave this task out, or take a model with a longer context")
+            what = f"the task {request.task_name} requests {new} new tokens, but the model's context has {self.max_length}"
+            raise UserError(what, remedy="leave this task out, or use a model with a longer context")
         return new

@@ -49,7 +49,7 @@ def _remedy(free: Score, probed: bool) -> str:
     """The remedy for a start whose replies are too rarely right. probed: a short continued SFT was tried, and its NLL did not fall."""
     if free["value"] >= TOO_WEAK:
         return "lower sampling.temperature first"
-    return "take more rows or easier prompts, since more SFT does not lower its NLL" if probed else "fine-tune it further first"
+    return "use more rows or easier prompts, since more SFT does not lower its NLL" if probed else "fine-tune it further first"
 
 
 def _exceeds(score: Score, other: Score) -> bool:
@@ -131,14 +131,14 @@ def _indistinguishable(scores: Scores, confidence: float) -> str | None:
         return None
     found = f"duel accuracy {accuracy['value']:.3f}, {confidence:.0%} interval {accuracy['low']:.3f} to {accuracy['high']:.3f}"
     if accuracy["high"] < 0.5:
-        return f"indistinguishable: {found}, is below one half - the player takes the opponent's replies for the human ones"
+        return f"indistinguishable: {found}, is below one half - the player prefers the opponent's replies to the human ones"
     hint = f"; with a mean margin of {margin:.3f} nats the player hardly moved, so try a larger train.lr" if abs(margin) < STILL else ""
     return f"indistinguishable: {found}, contains one half{hint}"
 
 
 def _iterations_since_best(scores: Sequence[Scores], metric: str) -> int:
     values = [_rank(one[metric]) for one in scores]
-    return len(values) - 1 - values.index(max(values))  # the earliest of equals: the tie-break makes no new best
+    return len(values) - 1 - values.index(max(values))  # the earliest of equal values: a tie is not a new best
 
 
 def _rank(score: Score) -> float:

@@ -1,4 +1,4 @@
-"""The replies that a run keeps, with the grades that it gave them."""
+"""The stored replies of a run, with the grades that the run gave them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Place = tuple[str, int | None]  # row id and replica; None for the greedy reply
 
 @dataclass(frozen=True)
 class StoredReply:
-    """A kept reply. `kept`: the grade that the run gave it, None where it gave none."""
+    """A stored reply. `kept`: the grade that the run gave it, None if there is none."""
 
     row_id: str
     replica: int | None
@@ -74,8 +74,8 @@ class ReplyBatch:
 def read_batches(root: Path, iterations: Sequence[int], limit: int | None) -> list[ReplyBatch]:
     """All finished replies of a run, in the order of its stages.
 
-    iterations: of these alone, where any are named; limit: to so many prompts of each batch, the first by row id, which is a hash. Raises
-    UserError where there are none, or none of an iteration that is named.
+    iterations: only of these, if any are given; limit: only to so many prompts of each batch, the first by row id, which is a hash. Raises
+    UserError if there are none, or none of a given iteration.
     """
     reader = _Reader(Players(root))
     stages = [name for name in reader.stages if not iterations or iteration_of(name) in iterations]
@@ -112,7 +112,7 @@ class _Reader:
         return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
 
     def _graded(self, name: str, is_held_out: bool) -> dict[Place, dict[str, Any]]:
-        """The rows of the run's own table of grades by the reply; none where it has no such table."""
+        """reply -> its row in the run's own table of grades; empty if there is no such table."""
         owner = name.rpartition("/")[0]
         stage = evaluate_stage(owner) if is_held_out else f"{owner}/grade"
         if stage not in stages_of_game(self._run.root, self._recipe) or not self._run.finished(stage):

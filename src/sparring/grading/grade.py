@@ -22,7 +22,7 @@ CHUNK = 256  # prompts that are graded together
 
 @dataclass(frozen=True)
 class Outcome:
-    """`checker`: all that new grades depend on, None where the kept ones are shown; `agreement` goes with it."""
+    """`checker`: the fingerprint of the checker of new grades; it and `agreement` are None if the stored grades are shown."""
 
     batches: list[GradedBatch]
     checker: dict[str, Any] | None
@@ -33,10 +33,10 @@ class Outcome:
 
 
 def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: Sequence[int], limit: int | None) -> Outcome:
-    """By a new checker where one or a pattern is named, else the kept grades. The run is only read.
+    """Grade a run's replies again if a checker or a pattern is given, else show the stored grades. The run is only read.
 
-    pattern: without a checker, for the run's own one; empty for none; limit: prompts of each batch. Raises UserError where there is
-    nothing to grade, or no kept grade to show.
+    pattern: without a checker it is used with the run's own; empty for none; limit: prompts of each batch. Raises UserError if there is
+    nothing to grade, or no stored grade to show.
     """
     recipe = recipe_of_game(root)
     if checker is None and pattern is None:
@@ -61,7 +61,7 @@ def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
 
 
 def as_json(found: Outcome) -> dict[str, Any]:
-    """What the tables show, with whole texts. Scores are named as in scores.json: exact_match is the pass rate."""
+    """The content of the tables, with whole texts. Scores are named as in scores.json: exact_match is the pass rate."""
     both = found.agreement
     return {
         "checker": found.checker,
@@ -94,7 +94,7 @@ def as_json(found: Outcome) -> dict[str, Any]:
 def _kept(root: Path, recipe: Recipe, batches: Sequence[ReplyBatch]) -> Outcome:
     if not any(batch.kept for batch in batches):
         what = "these replies were not graded when the run was made"
-        raise UserError(what, where=str(root), remedy=f"name what grades them now: {CHECKER} number, for example")
+        raise UserError(what, where=str(root), remedy=f"name a checker that grades them now: {CHECKER} number, for example")
     return _outcome(
         [GradedBatch(batch, batch.kept, recipe.target.pass_score, batch.reads_answers) for batch in batches if batch.kept], None, None
     )

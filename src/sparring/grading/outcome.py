@@ -20,7 +20,7 @@ Pair = tuple[bool, bool]  # whether a reply passed by the kept grade, and by the
 
 @dataclass(frozen=True)
 class GradedBatch:
-    """A batch with the grades that are looked at: new ones, or the kept ones themselves. `reads_answers`: whether they can have one."""
+    """A batch with the grades to show, new or stored ones. `reads_answers`: whether these grades can have an answer."""
 
     batch: ReplyBatch
     grades: Grades
@@ -28,13 +28,13 @@ class GradedBatch:
     reads_answers: bool
 
     def passed(self, stored: StoredReply, grade: Grade | None) -> bool | None:
-        """Whether a reply with this grade passes; None where it has no score."""
+        """Whether a reply with this grade passes; None if it has no score."""
         if grade is None or grade.score is None:
             return None
         return grade.score >= self.pass_score and (stored.finish_reason == "stop" or not self.batch.must_end)
 
     def scores(self) -> dict[str, Score]:
-        """The batch's scores by the grades that are looked at."""
+        """The batch's scores by the grades to show."""
         return self._scores(self.grades, self.reads_answers)
 
     def kept_scores(self) -> dict[str, Score]:
@@ -42,7 +42,7 @@ class GradedBatch:
         return self._scores(self.batch.kept, self.batch.reads_answers)
 
     def counts(self) -> dict[str, int]:
-        """What there is, and what of it has no answer, was cut at the limit or could not be graded."""
+        """Numbers of prompts and replies, and of replies without a score or an answer, cut at the limit, or not graded."""
         grades = [self.grades[stored.place] for stored in self.batch.replies if stored.place in self.grades]
         return {
             "prompts": len(self.batch.examples),
@@ -54,8 +54,8 @@ class GradedBatch:
         }
 
     def _scores(self, grades: Grades, reads_answers: bool) -> dict[str, Score]:
-        """As the run scores such replies, under the same names: means over prompts. Of training prompts those count in which a reply has
-        a score, of held-out ones all; nothing where no reply has one."""
+        """Means over prompts, computed and named as in the run: over training prompts that have a reply with a score, or over all
+        held-out ones; empty if no reply has a score."""
         rows = [row for example in self.batch.examples if (row := self._row(example.row_id, grades)) is not None]
         scored = [row for row in rows if any(reply.grade.score is not None for reply in row.replies)]
         counted = rows if self.batch.is_held_out and scored else scored
@@ -63,7 +63,7 @@ class GradedBatch:
         return {name: mean_score(values, higher_is_better(name)) for name, values in items.items() if _is_shown(name)}
 
     def _row(self, row_id: str, grades: Grades) -> GradedRow | None:
-        """None where not every reply of the row has a grade."""
+        """The row with its grades; None if any reply has none."""
         stored = self.batch.by_row_id[row_id]
         if not all(one.place in grades for one in stored):
             return None
@@ -74,7 +74,7 @@ class GradedBatch:
 
 @dataclass(frozen=True)
 class GradeExample:
-    """A reply to read. `kept`: the run's own grade, where another one is looked at."""
+    """A reply to show. `kept`: the run's own grade, if `grade` is another one."""
 
     title: str
     prompt: str
@@ -85,7 +85,7 @@ class GradeExample:
 
 @dataclass(frozen=True)
 class GradeAgreement:
-    """Replies that both kept and new grades score, by what each says; and some of those on which they differ."""
+    """Numbers of replies that have a stored and a new score, by whether each passes, and some replies on which the two differ."""
 
     counts: Mapping[Pair, int]
     examples: Mapping[Pair, Sequence[GradeExample]]
@@ -102,7 +102,7 @@ class GradeAgreement:
 
 
 def agreement(batches: Sequence[GradedBatch], seed: int = 0) -> GradeAgreement:
-    """Compare kept and new grades over all batches; `seed` selects the examples."""
+    """Compare stored and new grades over all batches; `seed` selects the examples."""
     pairs = [(pair, one, stored) for one in batches for stored in one.batch.replies if (pair := _pair(one, stored)) is not None]
     differing = [(True, False), (False, True)]
     examples = {wanted: _examples(((one, stored) for pair, one, stored in pairs if pair == wanted), seed) for wanted in differing}
@@ -132,8 +132,8 @@ def _pair(one: GradedBatch, stored: StoredReply) -> Pair | None:
 
 def _examples(found: Iterable[tuple[GradedBatch, StoredReply]], seed: int) -> list[GradeExample]:
     distinct: dict[Any, tuple[GradedBatch, StoredReply]] = {(stored.row_id, stored.text): (one, stored) for one, stored in found}
-    drawn = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
-    return [_example(one, stored) for one, stored in drawn]
+    chosen = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
+    return [_example(one, stored) for one, stored in chosen]
 
 
 def _example(one: GradedBatch, stored: StoredReply) -> GradeExample:

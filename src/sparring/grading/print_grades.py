@@ -35,9 +35,9 @@ def show_grades(
     json_file: Path | None,
     console: Console,
 ) -> None:
-    """Print what grades say of a run's replies, and write it as JSON where a file is named."""
+    """Print the grades of a run's replies, and write them as JSON if a file is given."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"make {json_file.absolute().parent} first")
+        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
     found = grade_run(root, checker, pattern, iterations, limit)
     if json_file is not None:
         write_json(json_file, as_json(found))
@@ -63,7 +63,7 @@ def _row(one: GradedBatch, has_kept: bool) -> Row:
 
 
 def _columns(rows: Sequence[Row]) -> list[Column]:
-    """Those that any row has a score of; the largest k alone of pass@k."""
+    """The columns of all scores that any row has, of pass@k only the largest k."""
     names = dict.fromkeys(name for row in rows for name in row.scores)
     many = [name for name in names if name.startswith(PASS_AT)][-1:] + [name for name in names if name.startswith(MAJ_AT)]
     headers = {"exact_match": "pass rate", KEPT: "kept", "exact_match_greedy": "greedy"}
@@ -87,9 +87,9 @@ def _record(example: GradeExample) -> dict[str, str]:
 
 def _print_agreement(both: GradeAgreement, console: Console) -> None:
     if not both.replies:
-        console.print("No reply has a kept score and a new one: there is nothing to compare.")
+        console.print("No reply has both a stored and a new score: there is nothing to compare.")
         return
-    console.print(f"Kept and new grades of {both.replies} replies: they differ on {both.differ}")
+    console.print(f"Stored and new grades of {both.replies} replies: they differ on {both.differ}")
     table = Table()
     for header in ("kept grade", "passes now", "fails now"):
         table.add_column(header, justify="right")
@@ -108,5 +108,5 @@ def _print_failures(found: Outcome, console: Console) -> None:
     print_records("Not graded, by reason", records, console)
     note = f"{counts['failures']} of {counts['replies']} replies could not be graded."
     if counts["failures"] > MOST_FAILURES * counts["replies"]:
-        note += f" A run ends where more than {MOST_FAILURES:.0%} cannot."
+        note += f" A run stops if more than {MOST_FAILURES:.0%} cannot be graded."
     console.print(Text(printable(note)))

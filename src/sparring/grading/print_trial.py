@@ -1,4 +1,4 @@
-"""Replies to read with their grades, and the tables of `sparring check-checker`."""
+"""Replies with their grades as text, and the tables of `sparring check-checker`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHOWN = 600  # characters of a text
 
 
 def print_records(title: str, records: Iterable[Mapping[str, str]], console: Console) -> None:
-    """One table with a block of named lines for each record; nothing where there is none."""
+    """One table with a block of named lines for each record; nothing if there are no records."""
     table = Table(title=Text(printable(title)), title_justify="left", show_header=False)
     for record in records:
         for name, text in record.items():
@@ -35,7 +35,7 @@ def grade_text(grade: Grade) -> str:
 
 
 def excerpt(text: str, length: int = SHOWN) -> str:
-    """A text, or its beginning and its end, where answers usually are."""
+    """The text, or only its beginning and its end, in which answers usually are."""
     return text if len(text) <= length else f"{text[: length // 2]} [...] {text[-(length // 2) :]}"
 
 
@@ -60,8 +60,8 @@ def verdict(trial: Trial) -> str:
     if trial.faults:
         return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
     if not trial.tries_right_ones:
-        return "Verdict: it let nothing through that it should not, but no row has a human reply: whether right replies pass was not tried."
-    return "Verdict: it behaves: human replies pass, and what should fail does."
+        return "Verdict: no wrong reply passes, but no row has a human reply, so whether right replies pass was not tried."
+    return "Verdict: no fault found: human replies pass, and wrong replies fail."
 
 
 def _print_kinds(trial: Trial, console: Console) -> None:
@@ -82,12 +82,12 @@ def _records(tried: Tried) -> list[dict[str, str]]:
 
 
 def _print_arithmetic(trial: Trial, console: Console) -> None:
-    """Share of wrong winners by the pass rate of the player and the checker's share of false positives."""
+    """Print the share of wrong winners by the share of right replies and the checker's false positive rate."""
     shares = {f"f = {FALSE_POSITIVES:.0%}": FALSE_POSITIVES}
     if trial.false_positives is not None:
         measured, upper = trial.false_positives
         shares |= {f"{measured:.1%} (another row's reply)": measured, f"{upper:.1%} (its upper bound, {CONFIDENCE:.0%})": upper}
-    console.print("Wrong ones among the winners, f (1 - a) / (f (1 - a) + a), for a share a of right replies and f of wrong ones that pass")
+    console.print("Share of wrong winners, f (1 - a) / (f (1 - a) + a): a is the share of right replies, f that of wrong ones that pass")
     table = Table()
     table.add_column("a", justify="right")
     for header in shares:

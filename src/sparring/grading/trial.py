@@ -13,15 +13,15 @@ from sparring.grading.trial_rows import TrialRows, checker_of, settings_for, tri
 
 CHECKER = "CHECKER"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")
-LEAST_RIGHT = 0.95  # share of human replies that should pass: data has errors of its own
-MENTIONED = 0.5  # share of passed sprayed answers from which a mention counts as enough; one in ten is last by chance
+LEAST_RIGHT = 0.95  # share of human replies that must pass: the data has errors too
+MENTIONED = 0.5  # with a larger share of passing sprayed answers a mention is enough; one in ten is last by chance
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Trial:
     """`false_positives`: the share of wrong replies that pass, as measured on human replies of other rows, with its upper bound at
-    CONFIDENCE (Wilson); None where none was tried. `faults`: what speaks against the checker; empty where it behaves."""
+    CONFIDENCE (Wilson); None if none was tried. `faults`: the checker's faults, one sentence each."""
 
     rows: TrialRows
     checker: dict[str, Any]
@@ -36,7 +36,7 @@ class Trial:
 
 
 def try_checker(name: str, source: str, pattern: str | None, answer: str | None, limit: int) -> Trial:
-    """Raises UserError where the checker or the rows cannot be had, and where none of the rows says what is right."""
+    """Try the checker `name` on rows of `source`. Raises UserError if the checker or the rows cannot be loaded, or no row has an answer."""
     rows = trial_rows(source, answer, limit)
     recipe = rows.recipe
     with checker_of(settings_for(recipe, name, pattern, CHECKER), CHECKER) as checker:
@@ -57,7 +57,7 @@ def faults(report: ProbeReport) -> Iterator[str]:
         yield f"it passes {passed} of {count} replies that list the right answer among wrong ones: a mention is enough"
     failed, count = (sum(getattr(tried, part) for tried in report.kinds) for part in ("failed", "tried"))
     if failed > MOST_FAILURES * count:
-        yield f"it failed to grade {failed} of {count} replies; a run ends where more than {MOST_FAILURES:.0%} fail"
+        yield f"it failed to grade {failed} of {count} replies; a run stops if more than {MOST_FAILURES:.0%} fail"
 
 
 def _false_positives(wrong: Tried) -> tuple[float, float] | None:

@@ -1,4 +1,4 @@
-"""The checker that a command's options name, and the rows that it is tried on: of a run, of a recipe or of a data file."""
+"""The checker that a command's options name, and the rows that it is tried on, from a run, a recipe or a data file."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ PATTERN = "--pattern"
 
 @contextlib.contextmanager
 def checker_of(settings: CheckerSettings, option: str) -> Iterator[Checker]:
-    """The checker, closed at the end. `option`: what named it. Raises UserError, in words of the options, where it cannot be had, and
-    if a user's function fails on everything."""
+    """The checker, closed at the end. `option`: the option that names it. Raises UserError, with the names of the command's options, if it
+    cannot be created or a user's function fails on everything."""
     words = {"target.checker": option, "evaluate.answer_pattern": PATTERN}
     with in_words_of(words), contextlib.closing(make_checker(settings)) as checker:
         yield checker
 
 
 def settings_for(recipe: Recipe | None, name: str | None, pattern: str | None, option: str) -> CheckerSettings:
-    """A checker with the options of a recipe, where there is one.
+    """The settings of a checker, with the options of a recipe if there is one.
 
-    name: None for the one that grades the held-out replies of the recipe; pattern: None for the recipe's, empty for none; option: what gave
-    the name. Raises UserError for the control `random`.
+    name: None for the checker of the recipe's held-out replies; pattern: None for the recipe's, empty for none; option: the option that
+    names the checker. Raises UserError for the control `random`.
     """
     if name == "random":
         raise UserError("random shuffles the scores of another checker, as a control for games; it cannot grade", where=option)
@@ -47,7 +47,7 @@ def settings_for(recipe: Recipe | None, name: str | None, pattern: str | None, o
 
 @contextlib.contextmanager
 def in_words_of(options: Mapping[str, str]) -> Iterator[None]:
-    """A UserError that names keys of a recipe names the command's options instead. `options`: key -> option."""
+    """Replace recipe keys by the command's options in a UserError. `options`: key -> option."""
     try:
         yield
     except UserError as error:
@@ -58,7 +58,7 @@ def in_words_of(options: Mapping[str, str]) -> Iterator[None]:
 
 
 def described(fingerprint: Mapping[str, Any]) -> str:
-    """A checker in words: its name and what it goes by."""
+    """A checker in words: its name, pattern and tolerance."""
     kind = fingerprint["kind"]
     if kind == "own":
         kind = f"{fingerprint['path']}:{fingerprint['function']} (sha256 {fingerprint['sha256'][:12]})"
@@ -71,7 +71,7 @@ ANSWER = "--answer"
 
 @dataclass(frozen=True)
 class TrialRows:
-    """What is known of the prompts, the first `limit` of them by row id; `recipe`: None for a data file. `there`: how many there are."""
+    """The first `limit` prompts by row id, with their answers. `recipe`: None for a data file. `there`: how many prompts there are."""
 
     source: str
     recipe: Recipe | None
@@ -80,7 +80,7 @@ class TrialRows:
 
 
 def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
-    """Rows with a human reply or an answer. Raises UserError for what cannot be read, and where there is no such row."""
+    """Rows with a human reply or an answer. Raises UserError if they cannot be read, or there is no such row."""
     path = Path(source)
     is_recipe, is_run = source in builtin_recipes() or path.suffix.lower() in (".yaml", ".yml"), (path / RECIPE).is_file()
     if answer is not None and (is_recipe or is_run):
@@ -93,13 +93,13 @@ def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
         recipe, asked = None, _of_file(source, answer)
     usable = {one.row_id: one for one in asked if one.human is not None or one.answer is not None}
     if not usable:
-        what = "no row has a human reply or an answer, so nothing is known of what a checker should say"
+        what = "no row has a human reply or an answer, so it is not known how a checker should grade"
         raise UserError(what, where=source, remedy=None if answer else f"name the column with the answer: {ANSWER}")
     return TrialRows(source, recipe, [usable[row_id] for row_id in sorted(usable)[:limit]], len(usable))
 
 
 def _of_run(root: Path) -> tuple[Recipe, list[Asked]]:
-    """All rows that the run has prepared, those that are held out too."""
+    """All rows that the run has prepared, held-out ones included."""
     recipe, run = recipe_of_game(root), RunDir(root)
     if run.finished("data") is None:
         raise UserError("this run has not prepared its data yet", where=str(root), remedy="run its recipe, or name the recipe or the data")
@@ -115,7 +115,7 @@ def _of_recipe(path: Path) -> tuple[Recipe, list[Asked]]:
 
 
 def _of_file(source: str, answer: str | None) -> list[Asked]:
-    """Rows with replies or, where they are of no such shape, prompts with answers."""
+    """Rows with replies or, if the rows do not have such a shape, prompts with answers."""
     values, options = {"path": source, "answer": answer}, {"path": "DATA", "answer": ANSWER}
     with in_words_of({"data.answer": ANSWER, "data.prompts.answer": ANSWER, "data.columns": "data.columns of a recipe"}):
         data = section_from_options(DataSection, values, options)

@@ -1,1 +1,1 @@
-"""Looking at a run from another process or another machine: it is only read, and may be mounted read-only."""
+"""Status of a run from another process or machine. The run directory is only read, and may be mounted read-only."""

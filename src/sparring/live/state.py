@@ -19,9 +19,19 @@ from sparring.data.tables import items_done
 from sparring.errors import UserError
 from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
-from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
+from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_object
-from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name, iteration_stage, recipe_of_game, stages_of_game, title_of
+from sparring.stage_names import (
+    METRICS,
+    SCORES,
+    START,
+    evaluate_stage,
+    iteration_name,
+    iteration_stage,
+    recipe_of_game,
+    stages_of_game,
+    title_of,
+)
 
 TAIL_BYTES = 2**16
 
@@ -30,7 +40,7 @@ class ProcessState(Enum):
     """Whether a process works on the run, and how its last attempt ended if none does."""
 
     RUNNING = "running"
-    SILENT = "silent"  # of another machine's process: neither its lock nor anything new that it wrote can be seen
+    SILENT = "silent"  # a process of another machine: its lock is not visible here, and it has written nothing for a while
     KILLED = "killed"
     STOPPED = "stopped"
     FINISHED = "finished"
@@ -38,8 +48,8 @@ class ProcessState(Enum):
 
 @dataclass(frozen=True)
 class RunState:
-    """`stage`: the one in work or the next; None where all are finished. `silent_seconds`: since the run wrote its last sign of life.
-    `last_finished`: when its newest stage was; an attempt that finds nothing to do ends later."""
+    """`stage`: the one in progress or the next one; None if all are finished. `silent_seconds`: since the run's process last wrote its
+    progress file. `last_finished`: the time at which the newest stage finished; an attempt that finds nothing to do ends later."""
 
     root: Path
     recipe: Recipe
@@ -56,7 +66,7 @@ class RunState:
 
     @property
     def process(self) -> ProcessState:
-        """Derived from the lock, the age of the last sign of life, and the summary."""
+        """Derived from the lock, the age of the progress file, and the summary."""
         if self.holder is not None and self.holder.alive is not False:
             is_stale = self.silent_seconds is None or self.silent_seconds > STALE_SECONDS
             return ProcessState.SILENT if self.holder.alive is None and is_stale else ProcessState.RUNNING
@@ -66,7 +76,7 @@ class RunState:
 
 
 def read_state(root: Path) -> RunState:
-    """Raises UserError where `root` is no run directory."""
+    """The state of the run in `root`. Raises UserError if that is not a run directory."""
     recipe = recipe_of_game(root)
     run = RunDir(root)
     summary = _object_or_none(root / SUMMARY, *OF_SUMMARY)
@@ -98,7 +108,7 @@ def last_step(state: RunState) -> dict[str, Any] | None:
 
 
 def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(who, scores) of everybody who has been evaluated, in the order of the game."""
+    """(title, scores) of every evaluated player, in the order of the game."""
     count = len(list((state.root / "iterations").glob("[0-9]*")))
     titles = {owner: title_of(owner) for owner in (START, *(iteration_name(t) for t in range(count)))}
     titles |= {section.folder: section.title for section in state.recipe.controls}
@@ -109,7 +119,7 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
-    """(who, rates) of the newest iteration with graded replies, for verified and majority targets."""
+    """(title, rates) of the newest iteration with graded replies, for verified and majority targets."""
     if not state.recipe.target.uses_grades:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
@@ -120,7 +130,7 @@ def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
 
 
 def saved_progress(state: RunState) -> str | None:
-    """What of the stage in work a new start would not do again."""
+    """The part of the stage in progress that resuming does not recompute, in words; None if there is none."""
     if state.stage is None:
         return None
     try:
@@ -167,7 +177,7 @@ def _command(root: Path, recipe: Recipe, written: dict[str, Any]) -> str:
 def _is_ours(typed: Any) -> TypeGuard[str]:
     """Whether the command is safe to paste: the file comes with the run directory, and a shell would execute anything in it.
 
-    Of the form that `sparring run` writes it in, quoted argument by argument, with a recipe file and overrides that parse.
+    It must have the form that `sparring run` writes: quoted argument by argument, with a recipe file and overrides that parse.
     """
     if not isinstance(typed, str):
         return False
@@ -184,16 +194,16 @@ def _is_ours(typed: Any) -> TypeGuard[str]:
 def _last_line(file: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError), open(file, "rb") as opened:
         opened.seek(max(0, opened.seek(0, os.SEEK_END) - TAIL_BYTES))
-        whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing behind it
+        whole, _, _ = opened.read().rpartition(b"\n")  # the run may be writing the next line
         if whole:
-            with contextlib.suppress(ValueError, RecursionError):  # cut or changed by hand: the run itself reports it when it resumes
+            with contextlib.suppress(ValueError, RecursionError):  # truncated or changed by hand: the run reports it when it resumes
                 found = json.loads(whole.rpartition(b"\n")[2])
                 return found if isinstance(found, dict) else None
     return None
 
 
 def _object_or_none(file: Path, *keys: str) -> dict[str, Any] | None:
-    """A file that the run may create, replace or delete meanwhile."""
+    """As `read_object`; None if the file does not exist, since the run may create, replace or delete it meanwhile."""
     try:
         return read_object(file, *keys)
     except OSError:

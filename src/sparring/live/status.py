@@ -35,26 +35,26 @@ def print_status(state: RunState, out: Console) -> None:
 
 def resume_command(state: RunState) -> str:
     """The command that resumes the run, with a condition if its process may still be running."""
-    sure = "" if state.process is not ProcessState.SILENT else "if you know that it is dead, "
-    return f"{sure}resume with:\n  {printable(state.command)}"
+    condition = "" if state.process is not ProcessState.SILENT else "if its process no longer runs, "
+    return f"{condition}resume with:\n  {printable(state.command)}"
 
 
 def how_it_is(state: RunState) -> str:
     """Whether a process works on the run, since when, and how the last attempt ended."""
     who, last = state.holder, state.attempts[-1] if state.attempts else {}
-    heard = f"last sign of life {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no sign of life so far"
+    written = f"last progress {_ago(state.silent_seconds)}" if state.silent_seconds is not None else "no progress so far"
     match state.process:
         case ProcessState.RUNNING if who is not None:
-            note = f"; {heard}" if (state.silent_seconds or 0) > STALE_SECONDS else ""
+            note = f"; {written}" if (state.silent_seconds or 0) > STALE_SECONDS else ""
             return f"running: {who.name}, since {_since(who.since)}{note}"
         case ProcessState.SILENT if who is not None:
-            return f"{who.name}, since {_since(who.since)}; {heard}: it was killed, or its machine or disk cannot be reached"
+            return f"{who.name}, since {_since(who.since)}; {written}: it was killed, or its machine or disk cannot be reached"
         case ProcessState.KILLED if who is not None:
             return f"not running: {who.name}, since {_since(who.since)}, was killed"
         case ProcessState.FINISHED:
             return f"finished {_since(state.last_finished)}" if state.last_finished else "finished"
     ended = f" {_since(last['ended'])}" if last.get("ended") else ""
-    return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'nothing is known of it')}"
+    return f"not running: the last attempt of {len(state.attempts)} ended{ended}: {last.get('outcome', 'its outcome is unknown')}"
 
 
 def _lines(state: RunState) -> Iterator[tuple[str, str]]:
@@ -83,7 +83,7 @@ def _graded(state: RunState) -> Iterator[tuple[str, str]]:
     """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
         values = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
-        yield "graded", f"{found[0]}: {values or 'no reply was judged and no answer found'}"
+        yield "graded", f"{found[0]}: {values or 'no reply has a score or an answer'}"
 
 
 def _step(row: dict[str, Any]) -> str:
@@ -109,7 +109,7 @@ def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over:
 
 
 def _sampled(scores: dict[str, Any]) -> dict[str, str]:
-    """What several replies to a prompt say, by the names of the other tables; nothing of one reply."""
+    """metric -> header for scores of several replies to a prompt, as in the other tables; empty for one reply."""
     if samples_of(scores) == 1:
         return {}
     words = {name: word for name, word in answer_words(scores).items() if name != "exact_match_greedy"} | {"vote_share": "vote share"}

@@ -1,4 +1,4 @@
-"""`sparring watch`: a running run followed from another terminal, by reading its files again and again."""
+"""`sparring watch`: follows a running run from another terminal by polling its files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d (\d\d:\d\d:\d\d),\d+ ([A-Z]+) (.*)")
 
 
 def watch(root: Path, out: Console) -> bool:
-    """Show the run in `root` until no process works on it; True if the game is finished then."""
+    """Show the run in `root` until no process works on it; returns whether the game is then finished."""
     state = read_state(root)
     log, pulse = LogTail(root / RUN_LOG), Pulse(root)
     print_status(state, out)
@@ -46,7 +46,7 @@ class LogTail:
         self._file, self._place = file, file.stat().st_size if file.exists() else 0
 
     def new_lines(self) -> Iterator[str]:
-        """Without what was meant for the file alone, such as tracebacks."""
+        """The new lines, without those that are for the file only, such as tracebacks."""
         with contextlib.suppress(OSError), open(self._file, "rb") as file:
             file.seek(self._place)
             text = file.read()
@@ -59,7 +59,7 @@ class LogTail:
 
 
 class Pulse:
-    """Whether the run's process lives. Where its lock cannot be seen from here, by what it writes, timed by this machine's own clock."""
+    """Whether the run's process is alive. If its lock is not visible here, its writes decide, timed by this machine's clock."""
 
     def __init__(self, root: Path) -> None:
         self._root, self._since = root, time.monotonic()
@@ -81,7 +81,7 @@ class Pulse:
 
 
 class _Shown:
-    """The new lines of the log, and the progress: in place on a terminal, elsewhere as a line of its own now and then."""
+    """Prints the new log lines, and the progress: updated in place on a terminal, as a separate line from time to time elsewhere."""
 
     def __init__(self, root: Path, out: Console) -> None:
         self._root, self._out = root, out
@@ -107,14 +107,14 @@ class _Shown:
 
     def _print(self, line: str) -> None:
         self._last_line = time.monotonic()
-        self._out.print(Text(line), soft_wrap=not self._out.is_terminal)  # between words on a terminal; a pipe gets whole lines
+        self._out.print(Text(line), soft_wrap=not self._out.is_terminal)  # wrapped at words on a terminal only
 
 
 def _print_end(state: RunState, out: Console) -> None:
     if state.process is ProcessState.FINISHED and state.summary is not None:
         out.print(Text(verdict(state.summary, str(state.root))))
         return
-    if state.process is ProcessState.RUNNING:  # another process took over within a blink
+    if state.process is ProcessState.RUNNING:  # another process has already resumed it
         out.print(Text("another process has resumed the run: call sparring watch again"))
         return
     out.print(Text(how_it_is(state)))

@@ -24,7 +24,7 @@ def nll_anchor(real_D: Tensor, tokens_D: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Likelihood(Objective):
-    """-log p(y|x) of every winner y, a mean over the winners' tokens of a step: `training.contests.WinnersTask`."""
+    """-log p(y|x) of every winner y, a mean over the winners' tokens of a step, computed by `training.tasks.WinnersTask`."""
 
     names = ("sft",)
     about = (

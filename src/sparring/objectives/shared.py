@@ -130,7 +130,7 @@ class SpinLoss(NamedTuple):
     reward_generated_DK: Tensor  # [D, K] beta * r(y'); 0 where there is no reply
 
     def of(self, given: Compared) -> ItemLosses:
-        """With means over the columns. If all replies of a duel equal the human one, the duel has no column and uses the human log-prob."""
+        """As ItemLosses, with means over the columns. A duel whose replies all equal the human one has no column; it uses the human one."""
         mask_DK, player = given.mask_DK, given.player
         real_D, replies_D = player.real_D.detach(), mask_DK.sum(1)
 

@@ -32,7 +32,7 @@ def space_loss(player: DuelLogps, opponent: DuelLogps, mask_DK: Tensor, *, mu: f
     with log-odds r(u) - log mu, r(u) = log p_player(u|x) - log p_opponent(u|x), and the loss is the cross-entropy of that prediction.
 
     player, opponent: log-probs [D] and [D, K] under both models; the opponent's are constants. A reply that equals the human one has the
-        human one's log-prob in its column: its term has a gradient of its own, unlike in a loss on margins.
+        human one's log-prob in its column: its term has a separate gradient, unlike in a loss on margins.
     mask_DK: bool, true where a reply exists; the other entries may hold anything, NaN included.
     mu: the noise ratio. With mu = K every reply has the weight of the human one.
 

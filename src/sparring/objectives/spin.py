@@ -84,7 +84,7 @@ def spin_loss(
 
 
 def with_spin_metrics(loss_D: Tensor, given: Compared, beta: float) -> ItemLosses:
-    """Losses of another formula with the numbers that SPIN has in the log, which are of log-probs alone."""
+    """Losses of another formula with the numbers that SPIN logs, which depend on the log-probs only."""
     player, opponent = given.player, given.opponent
     assert opponent is not None
     detached = DuelLogps(player.real_D.detach(), player.generated_DK.detach())

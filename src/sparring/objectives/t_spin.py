@@ -1,4 +1,4 @@
-"""T-SPIN (arXiv 2601.08198): the human reply before the opponent's, the opponent's before that of the start.
+"""T-SPIN (arXiv 2601.08198): the human reply is preferred to the opponent's, and the opponent's to that of the start.
 
 Shapes as in shared.py. What the formula implies, and the tests that prove it: docs/theory.md.
 """
@@ -31,10 +31,10 @@ class TripletLogps:
 
 
 class TripletLoss(NamedTuple):
-    """What `triplet_loss` returns. Only `loss_D` carries a gradient; the rest is for the log."""
+    """The result of `triplet_loss`. Only `loss_D` carries a gradient; the rest is for the log."""
 
     loss_D: Tensor  # [D]
-    margin_D: Tensor  # [D] mean over the replies of log p(y) - log p(y'), in nats: no opponent is in it
+    margin_D: Tensor  # [D] mean over the replies of log p(y) - log p(y'), in nats, without the opponent's log-probs
     accuracy_D: Tensor  # [D] share of the replies that are less likely than the human one, ties counting one half
     history_D: Tensor  # [D] mean over the replies of log p(y') - log p(y0), in nats
 
@@ -46,8 +46,8 @@ def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history
     alpha: the paper's, 1 in its experiments. history_weight: the paper's beta, 0 in its first iteration and 0.1 after that.
     loss: a key of LOSSES, the function ell.
 
-    There is no reference model, so that the loss is not ell(0) at the start but what the likelihoods make it. A duel without a reply has
-    no mean: its loss is NaN.
+    There is no reference model, so the loss at the start is not ell(0) but depends on the likelihoods. A duel without a reply has no mean:
+    its loss is NaN.
     """
     ell = LOSSES[loss]
     margin_DK = (player.real_D[:, None] - player.generated_DK).masked_fill(~mask_DK, 0.0)
@@ -78,7 +78,7 @@ class TSpin(Comparison):
         return self.history_weight > 0
 
     def in_iteration(self, iteration: int, replies_per_prompt: int) -> Self:
-        """In iteration 0 the replies are those of the start."""
+        """Without the history term in iteration 0, whose replies are those of the start."""
         return self if iteration else replace(self, history_weight=0.0)
 
     def losses(self, given: Compared) -> ItemLosses:

@@ -83,7 +83,7 @@ def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence
     if not found.mean <= found.tolerance:  # NaN too
         raise _other_logps(found, float(np.abs(theirs - tempered).mean()), sampling, scorer.model.dtype)
     if found.p_value < IMPOSSIBLE:
-        raise _other_draw(found, sampling)
+        raise _other_sampling(found, sampling)
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in vars(found).items()}
 
 
@@ -127,8 +127,8 @@ def _p_value(hits: int, chances_N: np.ndarray, greedy: bool) -> float:
 def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, dtype: torch.dtype) -> UserError:
     what = (
         f"the engine {sampling.engine_name} does not sample from the player that is scored: over {found.tokens} tokens of {found.rows} "
-        f"replies its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most, where "
-        f"{found.tolerance:g} on average is what {str(dtype).removeprefix('torch.')} explains"
+        f"replies its log-probs differ from the scorer's by {found.mean:.3g} on average and {found.worst:.3g} at most; rounding in "
+        f"{str(dtype).removeprefix('torch.')} explains {found.tolerance:g} on average"
     )
     if tempered <= found.tolerance:
         what += f"; they agree with those at temperature {sampling.temperature:g}"
@@ -138,15 +138,15 @@ def _other_logps(found: Agreement, tempered: float, sampling: SamplingSection, d
         remedy = "have it compute in float32, or set model.dtype to the format that it computes in"
     else:
         what += ": other weights (an earlier player, another model), or other prompt tokens"
-        remedy = "see that it serves this very player; `sparring docs engines` says how a server is kept at the current one"
+        remedy = "make it serve this player; `sparring docs engines` shows how a server gets each new player"
     return UserError(what, where=f"sampling.engine ({sampling.engine_name})", remedy=remedy)
 
 
-def _other_draw(found: Agreement, sampling: SamplingSection) -> UserError:
+def _other_sampling(found: Agreement, sampling: SamplingSection) -> UserError:
     return UserError(
         f"the engine {sampling.engine_name} has the right model but does not sample at temperature {sampling.temperature:g} and top-p "
-        f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest of their place where "
+        f"{sampling.top_p:g}: {found.likeliest} of {found.tokens} tokens are the likeliest at their position, where "
         f"{found.likeliest_expected:.1f} are expected (probability {found.p_value:.0e})",
         where=f"sampling.engine ({sampling.engine_name})",
-        remedy="see that it applies no top-k, penalty or temperature of its own (vLLM: --generation-config vllm)",
+        remedy="make sure that it applies no own top-k, penalty or temperature (vLLM: --generation-config vllm)",
     )

@@ -160,7 +160,7 @@ def packed_rows_disagree(model: PreTrainedModel) -> bool:
 
 def _gap(model: PreTrainedModel, prompts: Sequence[TokenIds]) -> float:
     """Largest distance between next-token distributions after a prompt, and after one token more from the cache, of packed rows and of
-    the model's own unbatched forward: the mean difference of log-probs. In float32, for bfloat16's own noise is 0.05 here."""
+    the model's own unbatched forward: the mean difference of log-probs. In float32, since bfloat16 alone has a noise of 0.05 here."""
     decoder = Decoder(model, (), 1, lambda logits, _: logits.argmax(-1))
     rows = [DecodedRow(number, prompt_ids, np.zeros(1)) for number, prompt_ids in enumerate(prompts)]
     cache = Cache(len(rows), max(len(row.prompt_ids) for row in rows) + 1)
@@ -187,7 +187,7 @@ def _distance(model: PreTrainedModel, row: DecodedRow, fed: int, logits_V: Tenso
 def require_sampled(tokens: Sequence[int]) -> list[int]:
     """The tokens. Raises UserError if one could not be sampled because its logits were NaN."""
     if NOT_SAMPLED in tokens:
-        remedy = "see that its weights and config.json are whole; in float16 set model.dtype: bfloat16; of a trained player lower train.lr"
+        remedy = "check its weights and config.json; for a float16 model set model.dtype: bfloat16; for a trained player lower train.lr"
         raise UserError("the model's logits of the next token are not finite (NaN), so no token can be sampled", remedy=remedy)
     return list(tokens)
 

@@ -28,7 +28,7 @@ T = TypeVar("T")
 WHERE = "sampling.server"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0  # seconds before the second attempt, and between any two
 LONGEST_ASKED_WAIT = 600.0  # seconds of a Retry-After that are waited for
-TOLD_WAIT = 5.0  # seconds of a Retry-After from which on it is logged
+LOGGED_WAIT = 5.0  # seconds: a longer Retry-After is logged
 LOOK_AGAIN = 0.01  # seconds until a request without a free URL looks again
 CONNECT_SECONDS = 15.0
 # temporary: overload, a server that restarts, a gateway without its server
@@ -83,7 +83,7 @@ class _Url:
     def rest(self, seconds: float, asked: float | None) -> None:
         now, closed = time.monotonic(), min(asked or 0.0, LONGEST_ASKED_WAIT)
         self.failures += now >= self.rests_until  # requests that fail together are one failure
-        if closed >= TOLD_WAIT and now >= self.closed_until:
+        if closed >= LOGGED_WAIT and now >= self.closed_until:
             log.info(f"{self.base} asks for a pause of {closed:.0f} s")
         self.rests_until = max(self.rests_until, now + max(seconds, closed))
         self.closed_until = max(self.closed_until, now + closed)
@@ -201,8 +201,8 @@ class Endpoints:
             return None
 
     async def _free_url(self, url: str | None, tried: Collection[str]) -> _Url:
-        """The URL asked for, else the best (`_choose`) of those that have not failed this request and answered none since; waits until one
-        has room and does not ask to be left alone."""
+        """`url` if given, else the best (`_choose`) of those that have not failed this request, or have answered another since. Waits until
+        one has room and no Retry-After."""
         among = [found for found in self._urls if url in (None, found.base)]
         while True:
             now = time.monotonic()
@@ -231,7 +231,7 @@ class Endpoints:
         return max(0.0, min(found.rests_until for found in self._urls) - time.monotonic())
 
     def _wait(self, attempt: int) -> float:
-        """Doubling, with jitter, so that many requests do not come back at the same moment."""
+        """Seconds of back-off, doubling, with jitter so that many requests are not repeated at the same moment."""
         return min(LONGEST_WAIT, FIRST_WAIT * 2.0 ** min(attempt, 60)) * self._jitter.uniform(0.5, 1.0)
 
     async def _once(self, at: _Url, method: str, path: str, body: dict[str, Any] | None, as_text: bool = False) -> Any:
@@ -243,7 +243,7 @@ class Endpoints:
         except httpx2.RequestError as error:
             raise _Passing(self.hidden(_plain(error))) from None
         except httpx2.InvalidURL as error:
-            raise UserError(f"no server can be asked there: {error}", where=f"{self.names.where} ({at.base})") from None
+            raise UserError(f"not the URL of a server: {error}", where=f"{self.names.where} ({at.base})") from None
         if response.status_code in PASSING:
             raise _Passing(f"{response.status_code} {self._words(response)}", _retry_after(response))
         if response.status_code != 200:
@@ -270,9 +270,9 @@ class Endpoints:
         packed = response.headers.get("content-encoding", "identity")
         if packed != "identity":
             raise UserError(
-                f"the server's answer to {path} is compressed ({packed[:SHOWN]}), though none was to be",
+                f"the server's answer to {path} is compressed ({packed[:SHOWN]}), although the request forbids it",
                 where=f"{self.names.where} ({at.base})",
-                remedy="have the proxy in front of the server respect Accept-Encoding: identity",
+                remedy="configure the server or its proxy to respect Accept-Encoding: identity",
             )
         return httpx2.Response(response.status_code, headers=response.headers, content=bytes(content), request=response.request)
 
@@ -281,8 +281,8 @@ class Endpoints:
         what = f"the server refuses {path}: {status} {self._words(response)}"
         if 300 <= status < 400:
             place = " ".join(self.hidden(response.headers.get("location", "nowhere")).split())[:SHOWN]
-            remedy = f"give the right address in {self.names.server}; a key goes to no other by itself"
-            return Refused(status, f"the server sends {path} on to {place}", where=where, remedy=remedy)
+            remedy = f"give the right address in {self.names.server}; redirects are not followed, to protect the key"
+            return Refused(status, f"the server redirects {path} to {place}", where=where, remedy=remedy)
         if status in (401, 403):
             name = self.section.api_key_env
             remedy = f"check the key in the environment variable {name}" if name else f"name the variable of its key with {self.names.key}"
@@ -294,7 +294,7 @@ class Endpoints:
     def _gave_up(self, failed: Sequence[str]) -> NoAnswer:
         kinds = list(dict.fromkeys(failed))
         return NoAnswer(
-            f"no answer that can be used after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
+            f"no usable answer after {len(failed)} attempts; the last: {'; '.join(kinds[-3:])}",
             where=self.names.where,
             remedy=f"check that the server runs and keeps up ({self.names.limits}); then rerun: the run resumes, nothing is lost",
         )

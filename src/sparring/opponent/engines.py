@@ -32,7 +32,7 @@ from sparring.policy.strategies import accelerator_of_rank, rank_names_hidden
 from sparring.rundir import RunDir
 from sparring.stage_names import START, measure_stage
 
-# in the facts of a check: every reply has computed its prompt again
+# in the facts of a check: every reply computed its prompt again
 PADDED = "padded"
 
 
@@ -62,9 +62,7 @@ def with_engine(recipe: Recipe, *runs: Path) -> Recipe:
     name = next(filter(None, (_engine_of_run(recipe, root) for root in runs)), None)
     if name is None and _supports(recipe, ON_GPU) and recipe.launcher.kind == "inline" and _is_here(ON_GPU):
         name = ON_GPU
-        log.info(
-            f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} would sample by the model's own code"
-        )
+        log.info(f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} uses the model's own code")
     return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": name or DEFAULT})})
 
 
@@ -139,7 +137,7 @@ class Sampler:
         size = model_shape(self.folder).num_parameters() * DTYPES[self.settings.dtype].itemsize
         if free_memory(device) > 1.5 * size + 2**30:
             return device
-        log.info("sampling: the check of the engine's log-probs runs on the CPU, for its device is full")
+        log.info("sampling: the check of the engine's log-probs runs on the CPU, since its device is full")
         return torch.device("cpu")
 
     def close(self) -> None:

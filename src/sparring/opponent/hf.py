@@ -105,12 +105,12 @@ class TransformersEngine:
         order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].token_ids), prompts[i].row_id, prompts[i].replica))
         if not order:
             return []
-        self._choose_way([prompts[i].token_ids for i in (order[-1], order[0])])
-        draw = self._decode if self._takes_packed_rows else self._generate
-        found = draw(order, prompts, stream, logps)
+        self._choose_method([prompts[i].token_ids for i in (order[-1], order[0])])
+        sample = self._decode if self._takes_packed_rows else self._generate
+        found = sample(order, prompts, stream, logps)
         return [found[index] for index in range(len(prompts))]
 
-    def _choose_way(self, probes: Sequence[tuple[int, ...]]) -> None:
+    def _choose_method(self, probes: Sequence[tuple[int, ...]]) -> None:
         if self._takes_packed_rows is False:
             return
         if self._takes_packed_rows is None:
@@ -161,7 +161,7 @@ class TransformersEngine:
         ids = torch.tensor([[self.stop_ids[0]] * (length - len(p.token_ids)) + list(p.token_ids) for p in prompts], device=device)
         mask = torch.tensor([[0] * (length - len(p.token_ids)) + [1] * len(p.token_ids) for p in prompts], device=device)
         processors = self._processors(prompts, stream, length)
-        generate: Any = self.model.generate  # which PreTrainedModel does not declare, and every causal language model has
+        generate: Any = self.model.generate  # every causal language model has it, but PreTrainedModel does not declare it
         out = generate(input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps)
         rows = out.sequences[:, length:]
         if not logps:

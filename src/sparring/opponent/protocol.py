@@ -72,7 +72,7 @@ class Engine(Protocol):
 def sample_parts(engine: Engine, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool) -> Iterator[tuple[int, list[Reply]]]:
     """(number of the part, its replies) of every part, the first one first, with log-probs if `logps`.
 
-    One call of the engine's `sample` each; or all parts at once to its own `sample_parts`, which works ahead and may change their order.
+    Calls the engine's `sample` for each part; or its own `sample_parts` with all parts, which works ahead and may change their order.
     """
     own = getattr(engine, "sample_parts", None)
     if own is not None:

@@ -1,7 +1,7 @@
 """The ray engine: the same sampling on many machines. Ray Data passes batches of prompts to workers that hold the player.
 
-Ray starts workers, restarts lost ones, repeats their batches and uses nodes that join; nothing of that is done here. Every row has its
-own random stream, so it does not matter which worker samples it, or how often.
+Ray itself starts workers, restarts lost ones, repeats their batches and uses nodes that join. Every row has its own random stream, so it
+does not matter which worker samples it, or how often.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def join(ray: ModuleType, asked: str | None) -> None:
         raise UserError(
             f"cannot join the Ray cluster at {address!r}: {last_line(error)}",
             where="sampling.ray.address",
-            remedy="start Ray on this machine (`ray start`, or `ray start --address=HEAD`) and say `auto`; null needs no cluster",
+            remedy="start Ray on this machine (`ray start`, or `ray start --address=HEAD`) and set `auto`; null needs no cluster",
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():
@@ -75,7 +75,7 @@ def join(ray: ModuleType, asked: str | None) -> None:
 
 
 def _require_listener(address: str) -> None:
-    """Raise OSError within seconds if nothing listens at host:port; Ray itself would try for long."""
+    """Raise OSError within seconds if nothing listens at host:port; Ray itself would retry for a long time."""
     host, _, port = address.rpartition(":")
     if host and port.isdecimal() and "/" not in host:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
@@ -159,14 +159,14 @@ class RayEngine:
             for number, part in enumerate(parts)
             for first in range(0, len(part), size)
         ]
-        for table in self._drawn(tables, stream):
+        for table in self._sampled(tables, stream):
             _raise_error_of(table)
             workers.update(zip(table["worker"].to_pylist(), table["restarted"].to_pylist(), strict=True))
             yield from inbox.put([_as_reply(row) for row in table.to_pylist()])
         inbox.check_complete()
         _report(workers)
 
-    def _drawn(self, tables: list[pa.Table], stream: Stream) -> Iterator[pa.Table]:
+    def _sampled(self, tables: list[pa.Table], stream: Stream) -> Iterator[pa.Table]:
         """The workers' replies to the tables, one call per table, as they arrive."""
         data, gpus = self._ray.data, self._gpus()
         data.DataContext.get_current().execution_no_progress_timeout_s = self.section.stall_minutes * 60  # a data set takes a copy
@@ -196,7 +196,7 @@ class RayEngine:
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         room = sum(min(int(node.get(kind, 0) / count) for kind, count in wanted.items() if count) for node in nodes)
         if room == 0:
-            what = f"no node of the Ray cluster has the {wanted['CPU']:g} CPUs and {gpus:g} GPUs that a worker is to have"
+            what = f"no node of the Ray cluster has the {wanted['CPU']:g} CPUs and {gpus:g} GPUs that a worker needs"
             if address_of(self.section.address) == "local":
                 raise UserError(what, where="sampling.ray.cpus_per_worker, sampling.ray.gpus_per_worker", remedy="lower them")
             log.warning(f"sampling: {what}; waiting for one to join")
@@ -264,7 +264,7 @@ class Inbox:
         self._place = {(p.row_id, p.replica): (number, place) for number, part in enumerate(parts) for place, p in enumerate(part)}
         self._open: dict[int, list[Any]] = {number: [None] * len(part) for number, part in enumerate(parts)}
         self._missing = [len(part) for part in parts]
-        assert len(self._place) == sum(self._missing), "a row and replica is asked for twice"
+        assert len(self._place) == sum(self._missing), "a row and replica is requested twice"
 
     def put(self, replies: Sequence[Reply]) -> Iterator[tuple[int, list[Reply]]]:
         """(number, replies) of the parts that are complete now; none before the first part is.
@@ -273,7 +273,7 @@ class Inbox:
         """
         for reply in replies:
             if (reply.row_id, reply.replica) not in self._place:
-                raise RuntimeError(f"Ray gave a reply twice, or one that was not asked for: row {reply.row_id}, replica {reply.replica}")
+                raise RuntimeError(f"Ray returned a reply twice, or an unknown one: row {reply.row_id}, replica {reply.replica}")
             number, place = self._place.pop((reply.row_id, reply.replica))
             self._open[number][place] = reply
             self._missing[number] -= 1
@@ -284,7 +284,7 @@ class Inbox:
     def check_complete(self) -> None:
         """Raise RuntimeError if a reply is missing."""
         for row_id, replica in self._place:
-            raise RuntimeError(f"Ray lost {len(self._place)} replies, that of row {row_id}, replica {replica}, for one")
+            raise RuntimeError(f"Ray lost {len(self._place)} replies, such as that of row {row_id}, replica {replica}")
 
 
 def stamp(folder: Path) -> dict[str, list[int]]:
@@ -295,7 +295,7 @@ def stamp(folder: Path) -> dict[str, list[int]]:
 
 def _check_model(folder: Path, expected: dict[str, list[int]], host: str) -> None:
     if stamp(folder) != expected:
-        trouble = "is another one" if folder.is_dir() else "is not there"
+        trouble = "has other files" if folder.is_dir() else "does not exist"
         raise UserError(
             f"the model folder {folder} {trouble} on the node {host}",
             where="run_dir",
@@ -336,5 +336,5 @@ def _report(workers: Counter[tuple[str, bool]]) -> None:
     for (name, _), replies in workers.items():
         nodes[name.partition("/")[0]] += replies
     shares = " + ".join(str(count) for _, count in nodes.most_common())
-    drew = f"{len(workers)} Ray workers on {len(nodes)} nodes sampled {shares} replies"
-    log.info(f"sampling: {drew}" + (f", {again} of the workers in place of lost ones" if again else ""))
+    sampled = f"{len(workers)} Ray workers on {len(nodes)} nodes sampled {shares} replies"
+    log.info(f"sampling: {sampled}" + (f"; {again} of the workers replaced lost ones" if again else ""))

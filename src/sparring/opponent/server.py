@@ -44,7 +44,7 @@ Models = dict[str, str | None]  # served name -> the base model if it is an adap
 def serve(endpoints: Endpoints, folder: Path) -> str:
     """Make every server serve the player in `folder`; returns its served name. Raises UserError if one serves another player.
 
-    A server that does not answer, while another does, is left out for this player: it might come back with an earlier one.
+    A server that does not answer, while another does, is left out for this player: it might restart with an earlier one.
     """
     section = endpoints.section
     name = _name(section, folder)
@@ -148,11 +148,11 @@ def _wait_for(endpoints: Endpoints, name: str | None) -> str:
         elif models is None and len(waiting) < len(endpoints.urls):
             _leave_out(endpoints, waiting.pop(0), f"no answer {seconds:g} s after update_command")
         else:
-            says = "does not answer" if models is None else f"serves {_listed(models)}"
+            state = "does not answer" if models is None else f"serves {_listed(models)}"
             raise UserError(
-                f"{seconds:g} s after update_command the server {says}, where {name or 'the player'} should be served",
+                f"{seconds:g} s after update_command the server {state}, but it should serve {name or 'the player'}",
                 where=f"{WHERE} ({waiting[0]})",
-                remedy=f"see the server's own log, or give it longer ({WHERE}.ready_timeout_seconds)",
+                remedy=f"see the server's own log, or give it more time ({WHERE}.ready_timeout_seconds)",
             )
     assert name is not None
     return name
@@ -171,8 +171,8 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
         except OSError as error:
             raise UserError(f"cannot run it: {error.strerror}", where=where) from None
         except subprocess.TimeoutExpired:
-            what = f"it was ended, for it had not returned after {seconds:g} s ({WHERE}.ready_timeout_seconds)"
-            raise UserError(what, where=where, remedy="have it start the server in the background (`sparring docs engines`)") from None
+            what = f"it had not returned after {seconds:g} s ({WHERE}.ready_timeout_seconds) and was stopped"
+            raise UserError(what, where=where, remedy="make it start the server in the background (`sparring docs engines`)") from None
         except subprocess.CalledProcessError as error:
             said.seek(0)
             last = " | ".join(said.read().split("\n")[-LAST_LINES - 1 :]).strip(" |")
@@ -217,7 +217,7 @@ def make_server(settings: SamplerSettings, chat: Chat, folder: Path) -> ServerEn
 
 
 def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float = math.inf) -> ServerEngine:
-    """The engine, once the servers serve the player in `folder`, which knows tokens below `vocabulary`."""
+    """The engine, after the servers serve the player in `folder`, whose token ids are below `vocabulary`."""
     endpoints = Endpoints(sampling.server, read_key(sampling.server))
     try:
         return ServerEngine(endpoints, serve(endpoints, folder), sampling, stop_ids, vocabulary)
@@ -252,7 +252,7 @@ class ServerEngine:
         answer = await self.endpoints.request("POST", COMPLETIONS, self._body(prompt, seed))
         reply = read_reply(answer, prompt, self.sampling.max_new_tokens, self.stop_ids, logps)
         if max(reply.token_ids) >= self.vocabulary:
-            what = f"the server returns the token {max(reply.token_ids)}, and the player knows {self.vocabulary}: it serves another model"
+            what = f"the server returns the token {max(reply.token_ids)}, but the player has {self.vocabulary}: it serves another model"
             raise _unusable(what)
         return reply
 
@@ -279,17 +279,17 @@ class ServerEngine:
 
 
 def read_reply(answer: Any, prompt: Prompt, limit: int, stop_ids: Collection[int], logps: bool) -> Reply:
-    """The reply in a completion. Raises UserError, which says what is missing, for an answer that cannot be one to this prompt."""
+    """The reply in a completion. Raises UserError, which says what is wrong, for an answer that does not fit this prompt."""
     choice = _choice(answer)
     tokens, found = _tokens(choice), _logps(choice)
     if choice.get("prompt_token_ids") not in (None, list(prompt.token_ids)):
         raise _unusable("the server changed the prompt: its prompt_token_ids are not those that were sent")
     reply = make_reply(prompt, tokens, stop_ids, found if logps else None)
     if reply.finish_reason == "length" and len(tokens) != limit:
-        said = choice.get("finish_reason")
+        reason = choice.get("finish_reason")
         raise _unusable(
-            f"a reply of {len(tokens)} tokens ends without an end of turn and before max_new_tokens ({limit}), finish_reason {said!r}",
-            "have the server stop at stop_token_ids alone and leave that token in token_ids",
+            f"a reply of {len(tokens)} tokens ends without an end of turn and before max_new_tokens ({limit}), finish_reason {reason!r}",
+            "make the server stop only at stop_token_ids and return that token in token_ids",
         )
     if logps and (found is None or len(found) != len(tokens)):
         raise _unusable("no log-probs of the reply's tokens: they are needed to verify which player the server serves")

@@ -26,7 +26,7 @@ from sparring.rundir import read_json
 
 WHERE = "sampling.vllm"
 # spawn: a forked worker would inherit the run's lock, and CUDA. SPT_NOENV: the titles that vLLM gives its processes would overwrite the
-# environment in which the reaper looks for its mark. What the environment says stays.
+# environment in which the reaper looks for its mark. Variables that are already set are kept.
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "SPT_NOENV": "1", "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
 
 
@@ -73,7 +73,7 @@ class VllmEngine:
         if asked > room:
             raise UserError(
                 f"the prompt of row {longest.row_id} has {len(longest.token_ids)} tokens, and with {self.sampling.max_new_tokens} of a "
-                f"reply that is more than the {room} which vLLM holds",
+                f"reply that is more than vLLM's limit of {room}",
                 where=f"{WHERE}.max_model_len",
                 remedy="raise it up to the model's own context, or lower data.max_prompt_tokens or sampling.max_new_tokens",
             )
@@ -105,7 +105,7 @@ class VllmEngine:
 
 
 def _base_and_rank(folder: Path) -> tuple[Path, int]:
-    """The folder that vLLM loads, and the rank of the adapter over it (0: there is none)."""
+    """The folder that vLLM loads, and the rank of the adapter on it (0: there is none)."""
     if not adapters.is_adapter(folder):
         return folder, 0
     return adapters.base_of(folder), read_json(folder / adapters.CONFIG)["r"]
@@ -145,8 +145,8 @@ def _start(options: dict[str, Any]) -> Any:
         raise UserError(
             f"vLLM does not start: {' '.join(str(error).split())[:400]}",
             where=WHERE,
-            remedy="its own lines above say more; where memory is short: gpu_memory_utilization, max_model_len, tensor_parallel; for a "
-            "model that it does not know: sampling.engine transformers",
+            remedy="its own lines above say more; if memory is short, change gpu_memory_utilization, max_model_len or tensor_parallel; for "
+            "a model that it does not support, set sampling.engine: transformers",
         ) from error
 
 

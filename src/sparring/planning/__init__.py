@@ -1,7 +1,7 @@
 """The expected cost of a recipe, before anything is loaded: `sparring plan`.
 
-command.py     from a recipe to the plan, for people and for programs, and which changes would make it fit
-hardware.py    devices, and how stages spread over them
+command.py     from a recipe to the plan as tables and as JSON, and which changes would make it fit
+hardware.py    devices, and how stages are distributed over them
 shape.py       a model's sizes, from its config alone (given_shape.py: of a public model, or from its number of parameters)
 lengths.py     how many rows and tokens there are: measured, given or assumed
 work.py        the work of every stage (tokens, floating-point operations, decoding steps), and its time

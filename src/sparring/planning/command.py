@@ -1,4 +1,4 @@
-"""`sparring plan`: from a recipe to the plan as people and programs read it, with changes that make it fit."""
+"""`sparring plan`: from a recipe to the plan as tables and as JSON, with changes that make it fit."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from sparring.planning.work import assumed_rates
 from sparring.rundir import write_json
 
 MOST_PROPOSALS, MOST_DEVICES = 2, 512
-# Optimizers whose states can be sharded
-CUTTABLE = ("rmsprop", "adamw")
+SHARDABLE = ("rmsprop", "adamw")  # optimizers whose states can be sharded
 
 SMALLER = ("train.gradient_checkpointing=true", "train.micro_batch_tokens=1024")
 CACHE = ("sampling.batch_tokens=4096",)
@@ -33,7 +32,7 @@ SHARED = ("launcher={kind: accelerate, strategy: fsdp2}", "train.gradient_checkp
 # Cheapest first; an option of `train` means that of `sft` too
 CHANGES = (
     (),
-    ("evaluate.benchmarks=null",),  # and played by another program
+    ("evaluate.benchmarks=null",),  # they can be run by another program
     SMALLER,
     CACHE,
     (*SMALLER, *CACHE),
@@ -47,7 +46,7 @@ ON_MORE_DEVICES = (SHARED, (*SHARED, "sampling.engine=vllm", "sampling.vllm.tens
 
 @dataclass(frozen=True)
 class Proposal:
-    """Options that make the plan fit, as they are written on the command line, and the largest stage's bytes and the hours then."""
+    """Options that make the plan fit, as on the command line; with them, the bytes of the largest stage and the hours."""
 
     changes: tuple[str, ...]
     devices: int
@@ -56,7 +55,7 @@ class Proposal:
 
 
 def advise(plan: Plan) -> list[Proposal]:
-    """What makes the plan fit: on the devices that are there, else on more of them. Empty where it fits, or nothing known helps."""
+    """Changes that make the plan fit on the available devices, else on more of them. Empty if it fits already, or no change helps."""
     if plan.fits:
         return []
     fewer, found = _no_more_than(plan), list[Proposal]()
@@ -69,7 +68,7 @@ def advise(plan: Plan) -> list[Proposal]:
 
 
 def _shortened(plan: Plan, found: Proposal, kept: tuple[str, ...]) -> Proposal:
-    """Without the changes that it fits without as well, `kept` apart."""
+    """The proposal without changes that are not necessary; those in `kept` stay."""
     for change in found.changes:
         left = tuple(one for one in found.changes if one != change)
         shorter = None if change in kept else _proposal(plan, left, found.devices)
@@ -78,7 +77,7 @@ def _shortened(plan: Plan, found: Proposal, kept: tuple[str, ...]) -> Proposal:
 
 
 def _on_more(plan: Plan) -> Iterator[Proposal]:
-    """The fewest devices of this kind, doubled from those that are there."""
+    """Proposals with the fewest devices of this kind, at double, four times, ... the available number."""
     doubled = math.floor(math.log2(MOST_DEVICES / plan.hardware.count)) if plan.hardware.kind == "cuda" else 0
     for change in ON_MORE_DEVICES:
         tried = (_proposal(plan, _of_all(plan.recipe, change), plan.hardware.count * 2**power) for power in range(1, doubled + 1))
@@ -86,7 +85,7 @@ def _on_more(plan: Plan) -> Iterator[Proposal]:
 
 
 def _proposal(plan: Plan, changes: tuple[str, ...], devices: int) -> Proposal | None:
-    """None where the plan does not fit with these options either, or the recipe or a run refuses them."""
+    """The proposal of these options; None if the plan does not fit with them, or the recipe or a run refuses them."""
     try:
         recipe = load_recipe(plan.recipe, changes)
         require_playable(recipe, plan.hardware.kind)
@@ -97,26 +96,26 @@ def _proposal(plan: Plan, changes: tuple[str, ...], devices: int) -> Proposal | 
 
 
 def require_playable(recipe: Recipe, kind: str) -> None:
-    """Raise UserError for combinations that `sparring run` refuses on such a device ("cuda" or "cpu"), though each option is right."""
+    """Raise UserError for combinations of valid options that `sparring run` refuses on such a device ("cuda" or "cpu")."""
     sections = [section for section in (recipe.train, recipe.sft) if section]
-    if recipe.launcher.shards and any(section.four_bit or section.optimizer not in CUTTABLE for section in sections):
+    if recipe.launcher.shards and any(section.four_bit or section.optimizer not in SHARDABLE for section in sections):
         raise UserError(
-            "bases in 4 bits, Adafactor and 8-bit optimizers do not work where the launcher shards the model",
+            "4-bit bases, Adafactor and 8-bit optimizers do not work if the launcher shards the model",
             where="launcher.strategy",
             remedy="use ddp, or rmsprop or adamw without quantize",
         )
     if kind == "cpu" and any(section.four_bit for section in sections):
-        raise UserError("bases in 4 bits need a CUDA device", where="lora.quantize", remedy="name a GPU in --hardware, or leave it out")
+        raise UserError("4-bit bases need a CUDA device", where="lora.quantize", remedy="name a GPU in --hardware, or leave it out")
 
 
 def _of_all(recipe: Recipe, changes: tuple[str, ...]) -> tuple[str, ...]:
-    """The options for every section that trains, and for benchmarks where there are any."""
+    """The options for every section that trains; those for benchmarks only if the recipe has any."""
     of_sft = [f"sft.{change.removeprefix('train.')}" for change in changes if change.startswith("train.") and recipe.sft]
     return (*(change for change in changes if recipe.evaluate.benchmarks or "benchmarks" not in change), *of_sft)
 
 
 def _no_more_than(plan: Plan) -> tuple[str, ...]:
-    """Options that ask for no more devices than there are, where the recipe's do."""
+    """Options that reduce the number of devices to the available ones; empty if the recipe needs no more."""
     recipe, count = plan.recipe, plan.hardware.count
     if plan.wanted[0] <= count:
         return ()
@@ -142,7 +141,7 @@ assert list(MEMORY_ROWS) == [field.name for field in fields(Memory)]
 
 
 def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = None, model: GivenShape | None = None) -> Plan:
-    """The plan of a recipe; all else as on the command line. Loads no weights. Raises UserError for what cannot be planned."""
+    """The plan of a recipe; the other arguments are as on the command line. Loads no weights. Raises UserError if it cannot be planned."""
     device = find_hardware(hardware)  # first, so that a wrong name is reported before the data is read
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
@@ -152,7 +151,7 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
 def show_plan(recipe: Recipe, hardware: str | None, given: Given, model: GivenShape, json_file: Path | None, console: Console) -> None:
     """Print the plan, and write it to `json_file` when there is one."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"make {json_file.absolute().parent} first")
+        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
     plan = plan_of(recipe, hardware, given, model)
     proposals = advise(plan)
     if json_file is not None:
@@ -161,7 +160,7 @@ def show_plan(recipe: Recipe, hardware: str | None, given: Given, model: GivenSh
 
 
 def as_json(plan: Plan, proposals: Sequence[Proposal]) -> dict[str, Any]:
-    """Everything that the tables show, unrounded: bytes, hours, tokens, operations."""
+    """The content of the tables, unrounded: bytes, hours, tokens, operations."""
     return {
         "model": {"name": plan.shape.name, "source": plan.shape.source, "parameters": plan.shape.parameters},
         "data": asdict(plan.lengths),
@@ -190,7 +189,7 @@ def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
 
 
 def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> None:
-    """The inputs of the plan, work and memory, the assumptions, and the verdict."""
+    """Print the inputs of the plan, work and memory, the assumptions, and the verdict."""
     _print_lines(_facts(plan), console)
     console.print(_work_table(plan))
     console.print(_memory_table(plan))
@@ -198,20 +197,20 @@ def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> N
 
 
 def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
-    """Hours and disk; fits or not, and what to try."""
+    """Lines with hours and disk, whether the plan fits, and what to try."""
     peak, count = plan.peak, plan.hardware.count
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
-    sure = "at most" if plan.lengths.are_bounds else "about"
-    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {sure} {estimated_time(plan.seconds)}"
+    accuracy = "at most" if plan.lengths.are_bounds else "about"
+    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {accuracy} {estimated_time(plan.seconds)}"
     cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
         return [cost, f"Fits: {needed}."]
     wanted, option = plan.wanted
-    lines = [cost, f"Does not fit: {f'{option} wants {wanted} devices of {count}' if wanted > count else needed}."]
+    lines = [cost, f"Does not fit: {f'{option} needs {wanted} devices of {count}' if wanted > count else needed}."]
     if not proposals:
-        return [*lines, "None of the changes that plan tries makes it fit: take a smaller model, or more or larger devices."]
+        return [*lines, "None of the changes that plan tries makes it fit: use a smaller model, or more or larger devices."]
     return [*lines, "Try:", *(f"- {_in_words(proposal, plan)}" for proposal in proposals)]
 
 
@@ -222,11 +221,11 @@ def _in_words(proposal: Proposal, plan: Plan) -> str:
 
 
 def assumptions(plan: Plan) -> list[str]:
-    """What hours and tokens take for granted, a line each."""
+    """The assumptions behind hours and tokens, one line each."""
     recipe, spec = plan.recipe, plan.recipe.sampling.inner
     count, scores = contest_branches(recipe), recipe.objective.kind.uses_margins
     trained = f"{count} replies, winners and losers" if scores else f"{count} winners"
-    said = {
+    applies = {
         assumed_rates(plan.device, spec): True,
         f"every prompt is trained on with {trained}, the most that the recipe allows, as long as other replies of the model"
         f"{'' if scores else '; the opponent scores nothing'}": recipe.target.uses_grades,
@@ -237,7 +236,7 @@ def assumptions(plan: Plan) -> list[str]:
         "benchmarks: memory is counted, time is not": recipe.evaluate.benchmarks is not None,
         "preference pairs are as many and as long as the rows of data": any(section.pairs for section in recipe.controls),
     }
-    return [line for line, holds in said.items() if holds]
+    return [line for line, is_made in applies.items() if is_made]
 
 
 def estimated_time(seconds: float) -> str:
@@ -294,7 +293,7 @@ def _amounts(stages: Sequence[StagePlan]) -> list[str]:
 
 
 def _memory_table(plan: Plan) -> Table:
-    """A column for every kind of stage, at its largest."""
+    """A column for every kind of stage, with the memory of its largest stage."""
     kinds: dict[str, Memory] = {}
     for stage in plan.stages:
         kind = "sft" if stage.owner == "sft" else stage.kind

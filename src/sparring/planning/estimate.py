@@ -18,7 +18,7 @@ from sparring.stage_names import START, iteration_name
 
 @dataclass(frozen=True)
 class StagePlan:
-    """`owner` is what the stage belongs to (sft, start, iteration 0, ...), `kind` what it does."""
+    """A stage of the plan: its owner (sft, start, iterations/000, ...), kind (train, measure, ...), work, memory, and seconds."""
 
     owner: str
     kind: str
@@ -47,12 +47,12 @@ class Plan:
 
     @property
     def peak(self) -> StagePlan:
-        """The stage that needs the most memory; of equal ones that with the most to do."""
+        """The stage that needs the most memory; of equal ones that with the most operations."""
         return max(self.stages, key=lambda stage: (stage.memory.total, stage.work.flops))
 
     @property
     def fits(self) -> bool:
-        """Whether the peak fits into a device's memory and there are as many devices as the recipe asks for."""
+        """Whether the peak fits into a device's memory and there are as many devices as the recipe needs."""
         return self.peak.memory.total <= self.device.memory and self.wanted[0] <= self.hardware.count
 
     @property
@@ -62,7 +62,7 @@ class Plan:
 
     @property
     def wanted(self) -> tuple[int, str]:
-        """The most devices that an option asks for, and that option."""
+        """The most devices that an option requires, and that option."""
         return devices_wanted(self.recipe, self.hardware)
 
     @property
@@ -143,7 +143,7 @@ class _Game:
         return StagePlan(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
 
     def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
-        """As many rows as `forward` tokens that pass the model once pay for (control.py); pairs are taken to be as long as the data."""
+        """A control's stages, with as many rows as cost `forward` forward tokens (control.py); pairs are assumed as long as the data."""
         lengths = self.lengths
         rows = (section.epochs or 0) * ((section.pairs and section.pairs.max_examples) or lengths.train_rows)
         if section.kind == "rft":
@@ -160,20 +160,20 @@ class _Game:
         yield self._train(section.folder, own, lengths, {1: items})
 
     def _sft_settings(self) -> SftSection:
-        """As a run trains on human replies after its start (control.py)."""
+        """The settings of continued SFT (control.py)."""
         inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
         return self.recipe.sft or SftSection(**inherited)
 
     def _rft(self, section: ControlSection, forward: float) -> StagePlan:
-        """The winners of iteration 0's replies, whose sampling counts among its cost (control.py)."""
+        """Training on the winners of iteration 0's replies, whose sampling is part of the cost (control.py)."""
         settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
-        drawn = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
+        sampled = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
-        left = max(0.0, forward - drawn.work.tokens) / settings.forward_passes / of_tree
+        left = max(0.0, forward - sampled.work.tokens) / settings.forward_passes / of_tree
         return self._train(section.folder, settings, played, {branches: (section.epochs or 0) * played.train_rows or left})
 
     def _headroom(self) -> Iterator[StagePlan]:
-        """What the start leaves to gain (headroom.py): replies at two temperatures and greedy ones, and a short continued SFT."""
+        """The headroom of the start (headroom.py): replies at two temperatures and greedy ones, and a short continued SFT."""
         recipe, rows = self.recipe, self.lengths.held_out_rows
         if not recipe.shows_headroom:
             return
@@ -184,7 +184,7 @@ class _Game:
         yield StagePlan(START, "headroom", many.work.times(2) + one.work, many.memory, 2 * many.seconds + one.seconds)
 
     def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
-        """What follows from a player; of benchmarks the memory alone, in the one process that plays, for their lengths are not known."""
+        """The evaluation of a player. Of benchmarks only the memory, in one process, since their lengths are not known."""
         yield self._measure(owner, passes)
         section = self.recipe.evaluate.benchmarks
         if section is not None:
@@ -195,11 +195,11 @@ class _Game:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
         lengths, rows = self.lengths, self.lengths.held_out_rows
         counts = [self.recipe.evaluate.samples, *([1] if self.recipe.evaluate.greedy else [])]
-        drawn = [self._sample(owner, "measure", lengths, rows, count) for count in counts]
+        sampled = [self._sample(owner, "measure", lengths, rows, count) for count in counts]
         scored = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, 2), passes * rows)
-        held = memory.measuring(drawn[0].memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
-        work = sum((one.work for one in drawn), scored)
-        return StagePlan(owner, "measure", work, held, sum(one.seconds for one in drawn) + self._time(scored))
+        held = memory.measuring(sampled[0].memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
+        work = sum((one.work for one in sampled), scored)
+        return StagePlan(owner, "measure", work, held, sum(one.seconds for one in sampled) + self._time(scored))
 
     # -- shared pieces ------------------------------------------------------------------------------------------------------------
 
@@ -227,15 +227,15 @@ class _Game:
         return memory.scoring(self.shape, settings, self._at_once(settings, lengths, branches), self.hardware.kind, self.parallel)
 
     def _time(self, work: Work) -> float:
-        """Of training and scoring."""
+        """Seconds of training or scoring."""
         return seconds(work, TRAINING[self.hardware.kind], self.hardware, self.parallel.devices, self.shape.layers)
 
     def disk(self) -> float:
         """Bytes of all players that a run keeps, and of one training checkpoint while its successor is written."""
         recipe, whole = self.recipe, MASTER_BYTES * self.shape.parameters
         trained = memory.trained_weights(self.shape, recipe.train)
-        made_anew = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
-        kept = whole * (made_anew + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
+        writes_base = recipe.model.path.startswith(("builtin:", "package:")) or recipe.model.path.endswith(".gguf")
+        kept = whole * (writes_base + (recipe.sft is not None)) + MASTER_BYTES * trained * recipe.iterations
         return kept + whole * len(recipe.controls) + 2 * (MASTER_BYTES + OPTIMIZER_BYTES[recipe.train.optimizer]) * trained
 
 
@@ -245,14 +245,14 @@ def _replies(lengths: Lengths, branches: int) -> tuple[float, ...]:
 
 
 def contest_branches(recipe: Recipe) -> int:
-    """Branches of the tree of one prompt, at most: winners alone where only their likelihood counts, else with the losers."""
-    target, drawn = recipe.target, recipe.sampling.replies_per_prompt
+    """Most branches of the tree of one prompt: only the winners if the loss is their likelihood, else winners and losers."""
+    target, sampled = recipe.target, recipe.sampling.replies_per_prompt
     winners = 1 if target.human == "only" else target.max_winners
     if not recipe.objective.kind.uses_margins:
-        return min(winners, drawn + (target.human == "mix"))
-    return min(winners + min(target.max_losers, drawn), drawn + 1)
+        return min(winners, sampled + (target.human == "mix"))
+    return min(winners + min(target.max_losers, sampled), sampled + 1)
 
 
 def rft_branches(recipe: Recipe) -> int:
-    """The same of the control `rft`: the human reply and the ones that passed."""
+    """Most branches of the tree of one prompt of the control `rft`: the human reply and the ones that passed."""
     return min(recipe.target.max_winners, recipe.sampling.replies_per_prompt + 1)

@@ -25,7 +25,7 @@ _QWEN_14B = _model("qwen2", 152_064, 5120, 13_824, 48, 40, 8, context=32_768, ti
 _QWEN_32B = _model("qwen2", 152_064, 5120, 27_648, 64, 40, 8, context=32_768, tied=False)
 _QWEN3_30B = _model("qwen3_moe", 151_936, 2048, 6144, 48, 32, 4, context=40_960, tied=False, head_dim=128)
 
-# a name with the endings of its relatives of the same sizes, "" for itself
+# (name, suffixes of models of the same sizes; "" for the name itself) -> config
 _FAMILIES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {
     ("openai-community/gpt2", ("",)): {"model_type": "gpt2"},
     ("TinyLlama/TinyLlama-1.1B", ("-Chat-v1.0", "-intermediate-step-1431k-3T")): _model(
@@ -98,13 +98,13 @@ _HEAD = 128  # width of an attention head
 _WIDTHS = range(_HEAD, 32_769, _HEAD)
 _SMALL_VOCABULARY, _VOCABULARY = 49_152, 128_256  # SmolLM2's below a billion parameters, Llama 3's above
 _RATIO = 3.5
-MOST_PARAMETERS = 1e15  # a thousand times what the largest models have
-_TIED_BELOW = 4e9  # where embedding and head are usually one
+MOST_PARAMETERS = 1e15  # a thousand times the largest models
+_TIED_BELOW = 4e9  # smaller models usually tie embedding and head
 
 
 @dataclass(frozen=True)
 class GivenShape:
-    """What the command line says of the model in place of what model.path names: its config, or its number of parameters."""
+    """Options of the command that replace `model.path`: a config, or a number of parameters, and of layers."""
 
     config: Path | None = None
     params: str | None = None
@@ -112,14 +112,14 @@ class GivenShape:
 
 
 def given_config(given: GivenShape) -> tuple[Any, str] | None:
-    """(config, where it is from), None where nothing is given. Raises UserError for options that contradict each other."""
+    """(config, its source in words); None if no option is given. Raises UserError for options that contradict each other."""
     if given.config is not None:
         if given.params is not None or given.layers is not None:
-            raise UserError("a config says the sizes; --params and --layers are for a model without one", where="--config")
+            raise UserError("a config has the sizes; --params and --layers are for a model without one", where="--config")
         return _of_file(given.config), f"given: {given.config}"
     if given.params is None:
         if given.layers is not None:
-            raise UserError("says nothing without the number of parameters", where="--layers", remedy="add --params, such as 8B")
+            raise UserError("needs the number of parameters too", where="--layers", remedy="add --params, such as 8B")
         return None
     config = decoder_of(_parameters(given.params), given.layers)
     return config, f"given: {given.params}; {config.num_hidden_layers} layers of width {config.hidden_size}, built as a Llama is"
@@ -132,22 +132,22 @@ def _of_file(path: Path) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         remedy = "give a model's config.json, or the folder that holds it"
-        raise UserError(f"no config that transformers knows: {first_line(error)}", where=f"--config ({path})", remedy=remedy) from None
+        raise UserError(f"transformers cannot read this config: {first_line(error)}", where=f"--config ({path})", remedy=remedy) from None
 
 
 def _parameters(text: str) -> float:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMB]?)", text.strip().upper())
     parameters = 0.0 if found is None else float(found[1]) * _UNITS.get(found[2], 1.0)
     if not 0 < parameters <= MOST_PARAMETERS:
-        what = f"{text[:100]!r} is not a number of parameters, {MOST_PARAMETERS:.0e} at most"
+        what = f"{text[:100]!r} is not a number of parameters of at most {MOST_PARAMETERS:.0e}"
         raise UserError(what, where="--params", remedy="for example 8B, 1.5B or 135M")
     return parameters
 
 
 def decoder_of(parameters: float, layers: int | None) -> Any:
-    """The config of a Llama with about so many parameters; a layer for every 128 of its width where `layers` is None.
+    """The config of a Llama with about so many parameters; if `layers` is None, with one layer per 128 of its width.
 
-    As Llama 3 has them, a quarter as many heads for keys as for queries, and layers about 3.5 times as wide inside as the model.
+    As in Llama 3, it has a quarter as many heads for keys as for queries, and a feed-forward width of about 3.5 times the model's width.
     """
     from transformers import AutoConfig
 
@@ -156,7 +156,7 @@ def decoder_of(parameters: float, layers: int | None) -> Any:
     tables = vocabulary * (1 if tied else 2)
 
     def ratio(width: int) -> float:
-        """How much wider than the model its layers are inside, from what embeddings, attention and norms leave to them."""
+        """Feed-forward width divided by the model's width, from the parameters that embeddings, attention and norms leave."""
         depth = layers or width // _HEAD
         return ((parameters - tables * width - width) / depth - _attention(width) - 2 * width) / (3 * width**2)
 
@@ -179,7 +179,7 @@ def decoder_of(parameters: float, layers: int | None) -> Any:
 
 
 def _key_heads(heads: int) -> int:
-    """A quarter of the heads, or the next more that divides them."""
+    """A quarter of the heads, or the next larger number that divides them."""
     return next(number for number in range(max(1, heads // 4), heads + 1) if heads % number == 0)
 
 

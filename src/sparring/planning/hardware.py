@@ -1,4 +1,4 @@
-"""Devices: their peak rates, and how a recipe's stages spread over them.
+"""Devices: their peak rates, and how a recipe's stages are distributed over them.
 
 Vendors' numbers, dense (without sparsity), for bfloat16 products with float32 accumulation.
 """
@@ -46,7 +46,7 @@ class Hardware:
 
 
 def _gpu(name: str, teraflops: float, gigabytes: float, bandwidth: float, source: str) -> Hardware:
-    # 80G are counted as 80e9 bytes, 7% less than such a card's 80 GiB: the driver and the allocator's holes take some
+    # 80G are counted as 80e9 bytes, 7% less than the 80 GiB of such a card, since the driver and fragmentation take some
     return Hardware(name, "cuda", teraflops * 1e12, bandwidth * GB, gigabytes * GB, source)
 
 
@@ -70,7 +70,8 @@ WHERE = "--hardware"
 
 
 def find_hardware(text: str | None) -> Hardware:
-    """`8xA100-80G`, `RTX4090` (one), `cpu` (this machine); None is what this machine has. Raises UserError with the known names."""
+    """The devices named `8xA100-80G`, `RTX4090` (one) or `cpu` (this machine's); None for this machine's own. Raises UserError with the
+    known names."""
     if text is None:
         return _own_gpus() or this_cpu()
     found = re.fullmatch(r"\s*(?:(\d{1,6})\s*[xX*]\s*)?(\S.*?)\s*", text)
@@ -91,7 +92,7 @@ def _known() -> str:
 
 
 def _own_gpus() -> Hardware | None:
-    """This machine's CUDA devices, where the table knows them."""
+    """This machine's CUDA devices; None if it has none. Raises UserError if they are not in the table."""
     import torch
 
     if not torch.cuda.is_available():
@@ -107,7 +108,7 @@ def _own_gpus() -> Hardware | None:
 
 @lru_cache
 def this_cpu() -> Hardware:
-    """This machine's processor: its rates are measured for half a second, since no data sheet says what a container gets."""
+    """This machine's processor, with rates measured for half a second, since no data sheet has those of a container."""
     flops, bandwidth = _measured_rates()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
@@ -147,7 +148,7 @@ class Samplers:
 
 
 def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
-    """Log-probs and training: one device without a launcher, whatever there is; with one, its processes, or all devices."""
+    """How log-probs and training are parallel: on one device without a launcher, else on its processes, or on all devices."""
     launcher = recipe.launcher
     if launcher.kind == "inline":
         return Parallel()
@@ -155,8 +156,8 @@ def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
 
 
 def of_sampling(recipe: Recipe, hardware: Hardware) -> Samplers:
-    """Replies: every rank that samples has the whole model. Ray's workers take all devices, and a server of every URL is
-    taken for one more of them."""
+    """How sampling is parallel: every rank that samples has the whole model. Ray's workers take all devices, and the server of every URL
+    counts as one device."""
     sampling, spec, split = recipe.sampling, recipe.sampling.spec, recipe.sampling.devices_of_a_copy
     if spec.hosts:
         room = hardware.count // max(split, math.ceil(sampling.ray.gpus_per_worker or 1))
@@ -167,11 +168,11 @@ def of_sampling(recipe: Recipe, hardware: Hardware) -> Samplers:
 
 
 def devices_wanted(recipe: Recipe, hardware: Hardware) -> tuple[int, str]:
-    """The most devices that an option asks for by number, and that option. On a CPU all share the one."""
+    """The largest number of devices that an option requires, and that option. On a CPU all processes share the one device."""
     if hardware.kind == "cpu":
         return 1, "a run"
     sampling = recipe.sampling
     wanted = [(of_training(recipe, hardware).devices, "launcher.processes")]
-    if sampling.inner.devices:  # all of them in one machine, of which there are as many as the launcher says
+    if sampling.inner.devices:  # those of a copy are in one machine, and each of the launcher's machines has them
         wanted.append((sampling.devices_of_a_copy * recipe.launcher.machines, f"sampling.{sampling.inner.devices}"))
     return max(wanted)

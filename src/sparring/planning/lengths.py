@@ -23,7 +23,7 @@ SAMPLE_ROWS = 300
 
 @dataclass(frozen=True)
 class Given:
-    """What the person knows better: values of the command line's options."""
+    """Rows and mean tokens that the user gives as options; None for those that are measured or assumed."""
 
     rows: int | None = None
     prompt_tokens: float | None = None
@@ -33,8 +33,8 @@ class Given:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Rows of the data, and mean tokens of a prompt, a human reply and a generated one. `source` says where they are from; `unanswered`
-    is said of the prompts of `data.prompts`."""
+    """Rows of the data, and mean tokens of a prompt, a human reply and a generated one; `source`: how they were found, in words. The
+    fields with `unanswered` are of the prompts of `data.prompts`."""
 
     train_rows: int
     held_out_rows: int
@@ -60,8 +60,8 @@ class Lengths:
 
 
 def find_lengths(recipe: Recipe, given: Given) -> Lengths:
-    """Of the rows, and of the prompts of `data.prompts`: measured on a sample where file and tokenizer are at hand, else assumed; what is
-    given wins. Raises UserError where their number cannot be known."""
+    """Lengths of the rows and of the prompts of `data.prompts`: given, else measured on a sample if file and tokenizer are on this machine,
+    else assumed. Raises UserError if their number cannot be known."""
     lengths, section = _of_rows(recipe, given), recipe.data.prompts
     if section is None:
         return lengths
@@ -69,7 +69,7 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     chat = None if asked is None else local_chat(recipe.model)
     known = [count for count in (section.max_examples, None if asked is None else len(asked)) if count is not None]
     if not known:
-        what = f"how many prompts {section.named} has is not known before it is fetched"
+        what = f"the number of prompts in {section.named} is not known before it is downloaded"
         raise UserError(what, where="data.prompts.max_examples", remedy="set it")
     if chat is None or asked is None:
         return replace(lengths, unanswered_rows=min(known), unanswered_prompt=lengths.prompt, longest_unanswered=lengths.longest_prompt)
@@ -94,13 +94,13 @@ def _of_rows(recipe: Recipe, given: Given) -> Lengths:
     if given.reply_tokens is not None and given.generated_tokens is None:
         own["generated"] = min(given.reply_tokens, recipe.sampling.max_new_tokens)
     own |= {f"longest_{name}": math.ceil(max(own[name], getattr(found, f"longest_{name}"))) for name in ("prompt", "reply") if name in own}
-    if given.prompt_tokens and given.reply_tokens:  # nothing of what was found is left but the longest
+    if given.prompt_tokens and given.reply_tokens:  # of the values found, only the longest are used
         return replace(found, **own, are_bounds=False, source=f"given: {', '.join(named)}")
     return replace(found, **own, source=f"{found.source}; given: {', '.join(named)}" if named else found.source)
 
 
 def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, Conversation]] | None:
-    """The prompts of files on this machine, each once; None for those that would have to be fetched."""
+    """The prompts of files on this machine, each once; None if they would have to be downloaded."""
     from sparring.data.prompts import load_prompts
     from sparring.data.sources import local_files
 
@@ -111,7 +111,7 @@ def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, C
 
 
 def _sample(asked: Sequence[tuple[str, Conversation]], chat: Chat) -> list[int]:
-    """Tokens of some of them."""
+    """The tokens of some of the prompts."""
     return [len(chat.prompt_ids(conversation.prompt, where=where)) for where, conversation in asked[:SAMPLE_ROWS]]
 
 
@@ -126,7 +126,7 @@ def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None
 
 
 def _measured(recipe: Recipe) -> Lengths | None:
-    """From a sample of the rows, tokenised as the run will; None where the data or the tokenizer would have to be fetched."""
+    """Lengths of a sample of the rows, tokenised as in a run; None if the data or the tokenizer would have to be downloaded."""
     from sparring.data.prepare import prepare
     from sparring.data.sources import local_files
 
@@ -170,9 +170,9 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
     rows = given.rows or min(known, default=None)
     if rows is None:
         raise UserError(
-            f"how many rows {data.named} has is not known before it is fetched",
+            f"the number of rows in {data.named} is not known before it is downloaded",
             where="data.max_examples",
-            remedy="set it, or say --rows N",
+            remedy="set it, or give --rows N",
         )
     train, held_out = _split(recipe, rows)
     source = "assumed: every prompt and reply as long as data.max_prompt_tokens and data.max_reply_tokens allow: an upper bound"
@@ -180,7 +180,7 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
 
 
 def _rows_of_file(recipe: Recipe) -> int | None:
-    """Rows of a file on this machine whose tokenizer is not on it, before any is left out; None for data that would have to be fetched."""
+    """The number of rows in a file on this machine, before any is left out; None for data that would have to be downloaded."""
     from sparring.data.conversations import load_conversations
     from sparring.data.sources import local_files
 
@@ -199,7 +199,7 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
 
 
 def local_chat(model: ModelSection) -> Chat | None:
-    """The tokenizer with its template, where it is on this machine."""
+    """The tokenizer with its template; None if it is not on this machine."""
     from sparring.data.chat import Chat, load_template
     from sparring.policy.load import load_tokenizer, package_file, require_gguf
     from sparring.policy.tiny import byte_tokenizer
@@ -226,7 +226,7 @@ def local_chat(model: ModelSection) -> Chat | None:
 
 
 def _in_hub_cache(model: ModelSection) -> Path | None:
-    """The folder of a Hub model whose tokenizer was fetched before."""
+    """The cached folder of a Hub model whose tokenizer was downloaded before; None if there is none."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

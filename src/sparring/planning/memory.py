@@ -1,4 +1,4 @@
-"""What a stage holds on one device at its peak, in bytes, item by item."""
+"""The peak memory of a stage on one device, in bytes, by item."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from sparring.policy.footprint import (
     logits_bytes,
 )
 
-# Measured on CPU with torch 2.13 on Linux, assumed on CUDA: Python, torch and transformers once imported (there: the context); the
-# kernels that oneDNN and torch keep by shape (policy/compute.py bounds them), with a backward pass and without, by the bytes of a
-# number; and the share of what comes and goes that the allocator cannot use again.
+# Measured on CPU with torch 2.13 on Linux, assumed on CUDA: PROCESS is Python, torch and transformers after import (on CUDA: the
+# context). KERNELS are those that oneDNN and torch cache by shape (policy/compute.py limits them), with a backward pass and without, by
+# bytes of a number. HOLES is the share of temporary memory that the allocator cannot use again (fragmentation).
 PROCESS = {"cpu": 0.42e9, "cuda": 1.0e9}
 KERNELS = {("training", 2): 0.4e9, ("training", 4): 0.3e9, ("forward", 2): 0.25e9, ("forward", 4): 0.1e9}
 HOLES = {"cpu": 0.25, "cuda": 0.10}
@@ -34,7 +34,7 @@ HOLES = {"cpu": 0.25, "cuda": 0.10}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. `weights` are those that compute, `process` the libraries and what the allocator cannot use."""
+    """Bytes on one device. `weights` are those that compute, `process` the libraries and the allocator's fragmentation."""
 
     weights: float = 0.0
     masters: float = 0.0
@@ -53,17 +53,17 @@ class Memory:
 
 
 def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, tokens: int, kind: str, parallel: Parallel) -> Memory:
-    """`tokens`: of a micro-batch; `replies`: branches of a tree, the human one included; `kind` of device: "cuda" or "cpu"."""
+    """Memory of training. tokens: of a micro-batch; replies: branches of a tree, the human one included; kind: "cuda" or "cpu"."""
     number = NUMBER_BYTES[settings.precision]
     trained, frozen = trained_weights(shape, settings), is_frozen(settings)
     weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.precision) * shape.parameters
-    passing = 0.0 if frozen else _passing(shape, settings, parallel)
+    temporary = 0.0 if frozen else _temporary_gradients(shape, settings, parallel)
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
     logits = logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
     return Memory(
         weights=weights * parallel.part * (frozen or not parallel.is_sharded) + _gathered(shape, number, parallel),
         masters=MASTER_BYTES * trained * parallel.part,
-        gradients=GRADIENT_BYTES * trained * parallel.part + passing,
+        gradients=GRADIENT_BYTES * trained * parallel.part + temporary,
         optimizer=OPTIMIZER_BYTES[settings.optimizer] * trained * parallel.part,
         activations=activations,
         logits=logits,
@@ -71,16 +71,16 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
     )
 
 
-def _passing(shape: Shape, settings: OptimSection, parallel: Parallel) -> float:
-    """Gradients on their way. One in bfloat16 lives until it was added: two of the largest matrix at most. Where weights are sharded, those
-    of a layer, or of embedding and head, are there whole, and once more in float32 to be reduced."""
+def _temporary_gradients(shape: Shape, settings: OptimSection, parallel: Parallel) -> float:
+    """Gradients that exist until they are added: at most two of the largest matrix, in bfloat16. With sharded weights, those of a whole
+    layer, or of embedding and head, and a float32 copy of them to be reduced."""
     if parallel.is_sharded:
         return (NUMBER_BYTES[settings.precision] + GRADIENT_BYTES) * max(shape.largest_layer, shape.outside_layers)
     return 2 * computing_copy_bytes(settings.precision) * shape.largest_matrix
 
 
 def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parallel: Parallel) -> Memory:
-    """Log-probs without a gradient: the weights, one layer's numbers, one chunk of logits."""
+    """Memory of log-probs without a gradient: the weights, the activations of one layer, one chunk of logits."""
     number = NUMBER_BYTES[settings.precision]
     held = computing_bytes(shape, settings) * parallel.part + _gathered(shape, number, parallel)
     activations = tokens * _one_layer(shape, number)
@@ -91,9 +91,10 @@ def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parall
 
 
 def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, hardware: Hardware, samplers: Samplers) -> Memory:
-    """Weights, the key-value cache of all rows that are sampled together, their logits, and the prompts of one forward."""
+    """Memory of sampling: weights, the key-value cache of all rows that are sampled together, their logits, and the prompts of one
+    forward."""
     kind, number = hardware.kind, NUMBER_BYTES[recipe.sampling_dtype]
-    if recipe.sampling.inner.urls:  # the check of its log-probs loads the player here, where a device has room for it
+    if recipe.sampling.inner.urls:  # the check of its log-probs loads the player here, if a device has room for it
         checked = number * shape.parameters * (kind == "cpu" or 1.5 * number * shape.parameters < hardware.memory)
         return Memory(weights=checked, process=_process(kind, "forward", number, 0))
     weights = computing_bytes(shape, recipe.train) if recipe.train.four_bit else number * shape.parameters
@@ -111,18 +112,18 @@ def sampling(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas
     return Memory(weights=weights, cache=cache, logits=logits, activations=activations, loading=loading, process=process)
 
 
-def measuring(drawn: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memory:
-    """Replies, then log-probs, in one process: the larger of both, plus the kernels that the other kind of pass leaves on a CPU."""
-    larger = max(drawn, scored, key=lambda held: held.total)
+def measuring(sampled: Memory, scored: Memory, recipe: Recipe, kind: str) -> Memory:
+    """Memory of replies, then log-probs, in one process: the larger of both, plus on a CPU the kernels that the other one leaves cached."""
+    larger = max(sampled, scored, key=lambda held: held.total)
     if kind != "cpu" or not recipe.sampling.spec.on_ranks:
         return larger
     return replace(larger, process=larger.process + KERNELS["forward", NUMBER_BYTES[recipe.sampling_dtype]])
 
 
 def _filled(recipe: Recipe, weights: float, row: float, working: float, hardware: Hardware) -> Memory:
-    """An engine that fills the share of the device that it may take with cache; it needs room for `row` bytes of it at least."""
+    """Memory of an engine that fills its share of the device with cache, which must have room for at least `row` bytes."""
     share = recipe.sampling.inner.fills
-    assert share is not None, "only such an engine is asked about"
+    assert share is not None, "called only for such an engine"
     taken = recipe.sampling.option(share) * hardware.memory
     cache = max(row, taken - weights - working)
     return Memory(weights=weights, cache=cache, activations=working, process=PROCESS[hardware.kind])
@@ -142,7 +143,7 @@ def trained_weights(shape: Shape, settings: OptimSection) -> float:
 
 
 def computing_bytes(shape: Shape, settings: OptimSection) -> float:
-    """The model in the number format that computes, its linear layers in 4 bits where the recipe says so."""
+    """Bytes of the model in the number format that computes, with its linear layers in 4 bits if the recipe sets that."""
     number = NUMBER_BYTES[settings.precision]
     if not settings.four_bit:
         return number * shape.parameters
@@ -150,7 +151,7 @@ def computing_bytes(shape: Shape, settings: OptimSection) -> float:
 
 
 def _targets(shape: Shape, targets: str | tuple[str, ...]) -> list[Linear]:
-    """As PEFT reads `target_modules`: a word, names of modules (or their ends), or a regular expression over whole names."""
+    """The linear layers that PEFT selects by `target_modules`: a word, names of modules (or their ends), or a regular expression."""
     import re
 
     if targets == "all-linear":
@@ -161,7 +162,7 @@ def _targets(shape: Shape, targets: str | tuple[str, ...]) -> list[Linear]:
 
 
 def _kept(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, kind: str) -> float:
-    """Bytes that autograd keeps of a token."""
+    """Bytes that autograd keeps per token."""
     number = NUMBER_BYTES[settings.precision]
     layer = activation_bytes(shape.config, number, _scores(lengths, replies) if kind == "cpu" else 0)
     if settings.lora is not None:
@@ -173,7 +174,7 @@ def _kept(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, 
 
 
 def _scores(lengths: Lengths, replies: int) -> float:
-    """Scores that attention keeps per token and head on a CPU, 0 if they are too many and recomputed (policy/tree_attention.py)."""
+    """Attention scores kept per token and head on a CPU; 0 if they are so many that they are recomputed (policy/tree_attention.py)."""
     first = lengths.prompt + lengths.reply
     squares = first**2 + (replies - 1) * (lengths.prompt + lengths.generated) * lengths.generated
     scores = squares / (first + (replies - 1) * lengths.generated)
@@ -181,7 +182,7 @@ def _scores(lengths: Lengths, replies: int) -> float:
 
 
 def _gathered(shape: Shape, number: int, parallel: Parallel) -> float:
-    """Sharded weights that are put together at a time."""
+    """Bytes of sharded weights that are gathered at a time."""
     return number * gathered_at_once(shape.largest_layer, shape.outside_layers) if parallel.is_sharded else 0.0
 
 
@@ -192,18 +193,18 @@ def _scored(lengths: Lengths, replies: int) -> float:
 
 
 def _one_layer(shape: Shape, number: int) -> float:
-    """Bytes of a token while it passes one layer: the residual stream, the feed-forward part and the norms' float32."""
+    """Bytes per token in one layer: the residual stream, the feed-forward part and the norms' float32."""
     return (number + 8) * shape.config.hidden_size + 3 * number * inner_size(shape.config)
 
 
-def _process(kind: str, work: str, number: int, coming_and_going: float) -> float:
+def _process(kind: str, work: str, number: int, temporary: float) -> float:
     kernels = KERNELS[work, number] if kind == "cpu" else 0.0
-    return PROCESS[kind] + kernels + HOLES[kind] * coming_and_going
+    return PROCESS[kind] + kernels + HOLES[kind] * temporary
 
 
-def _loading(shape: Shape, number: int, beside_weights: float, kind: str) -> float:
-    """What loading takes beyond the stage's own work. On a CPU the float32 file is mapped while it is read; then the largest layer and
-    the embeddings are in float32 for a while, so that the packed layout can be checked (policy/compute.py)."""
+def _loading(shape: Shape, number: int, other_memory: float, kind: str) -> float:
+    """Memory that loading needs in addition to that of the stage. On a CPU the float32 file is mapped while it is read; then the largest
+    layer and the embeddings are in float32 for a while, to check the packed layout (policy/compute.py)."""
     file = MASTER_BYTES * shape.parameters if kind == "cpu" and number != MASTER_BYTES else 0.0
     check = 0.0 if number == MASTER_BYTES else MASTER_BYTES * (shape.largest_layer + shape.outside_layers)
-    return max(0.0, PROCESS[kind] + max(file, check) - beside_weights)
+    return max(0.0, PROCESS[kind] + max(file, check) - other_memory)

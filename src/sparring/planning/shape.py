@@ -1,4 +1,4 @@
-"""A model's sizes from its config alone: no weight is read or made."""
+"""A model's sizes from its config alone: no weights are read or allocated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Shape:
-    """Numbers of weights. `passed` are those of matrices that every token is multiplied with, the head apart."""
+    """Numbers of weights. `passed` are those of the matrices that every token is multiplied with, except for the head."""
 
     name: str
     source: str
@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def largest_matrix(self) -> int:
-        """Embedding and head, in every model that was looked at."""
+        """Weights of the largest matrix: the embedding or the head, in all known models."""
         return self.config.vocab_size * self.config.hidden_size
 
     @property
@@ -61,7 +61,7 @@ class Shape:
 
     @property
     def in_linears(self) -> int:
-        """Weights of linear layers but the head: what 4 bits are for."""
+        """Weights of the linear layers except for the head; these are quantised to 4 bits."""
         return sum(linear.inputs * linear.outputs for linear in self.linears)
 
 
@@ -111,16 +111,17 @@ def _without_memory(name: str, config: Any) -> Any:
     try:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except Exception as error:  # whatever a model's own code says
+    except Exception as error:  # a model's own code may raise anything
         raise UserError(
-            f"no causal language model can be made of its config ({getattr(config, 'model_type', 'unknown')}): {first_line(error)}",
+            f"its config is not that of a causal language model ({getattr(config, 'model_type', 'unknown')}): {first_line(error)}",
             where=f"model.path ({name})",
-            remedy="see its config.json; a decoder that transformers knows is needed",
+            remedy="check its config.json; a decoder that transformers supports is needed",
         ) from None
 
 
 def _used(path: str, parameter: Any, config: Any) -> float:
-    """Of a mixture of experts, those that a token is sent to. Experts in one parameter are its first dimension."""
+    """Weights that a token is multiplied with: in a mixture of experts, those of the chosen experts. Experts that share a parameter are its
+    first dimension."""
     chosen = getattr(config, "num_experts_per_tok", None)
     experts = getattr(config, "num_local_experts", None) or getattr(config, "num_experts", None)
     of_experts = ".experts" in path or (parameter.ndim == 3 and parameter.shape[0] == experts)
@@ -192,21 +193,21 @@ def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
         raise UserError(
             f"cannot get its config.json: {why}; tried the folder {path}, then the Hub (revision {revision or 'main'}) and its local cache",
             where=where,
-            remedy="check the spelling and the network, or say --config FILE, or --params 8B; the sizes of "
+            remedy="check the spelling and the network, or give --config FILE, or --params 8B; the sizes of "
             f"{len(KNOWN_SHAPES)} public models are known without the Hub{f', among them {near}' if near else ''}: `sparring docs plan`",
         ) from None
 
 
 def _hub_answers(path: str, revision: str | None) -> bool:
-    """Asked once, in a few seconds: the downloads of the Hub's own client ask six times, and print a line for each."""
+    """Whether the Hub answers, in one request of a few seconds: downloads by the Hub's own client retry five times and print each."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         get_hf_file_metadata(hf_hub_url(path, "config.json", revision=revision), timeout=10)
     except (HfHubHTTPError, HFValidationError):
-        return True  # an answer, if only a refusal: transformers has the words for each
-    except Exception:  # of the HTTP library that the client's version uses, and of no other that can be named
+        return True  # a refusal is an answer too, for which transformers has a message
+    except Exception:  # errors of the HTTP library, which depends on the client's version
         return False
     return True
 

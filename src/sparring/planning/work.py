@@ -1,5 +1,5 @@
-"""What every stage computes: tokens, floating-point operations and, while sampling, decoding steps and the bytes that they read; and how
-long that takes, by the shares of a device's peak rates that it is taken to reach.
+"""The work of every stage: tokens, floating-point operations and, while sampling, decoding steps and the bytes that they read; and its
+time, from the shares of a device's peak rates that stages are assumed to reach.
 
 A product of a token with a matrix of W weights counts 2 W operations; a backward pass through it 4 W, or 2 W where the weights are
 frozen. Attention is counted too, softmax, norms and similar operations are not.
@@ -19,7 +19,7 @@ from sparring.policy.footprint import HEAD_CHUNK, NUMBER_BYTES
 
 @dataclass(frozen=True)
 class Work:
-    """Of all devices together; `steps` and `bytes_read` of sampling alone, and of one device."""
+    """Tokens and operations of all devices together; `steps` and `bytes_read` are of sampling only, and of one device."""
 
     tokens: float = 0.0
     flops: float = 0.0
@@ -36,7 +36,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Passes:
-    """How often weights, head and attention's products are passed, in forward passes, from the scoring of one token to its training."""
+    """Cost of a token in the weights, the head and the products of attention, in forward passes."""
 
     body: float
     head: float
@@ -47,10 +47,9 @@ SCORING = Passes(1, 1, 1)
 
 
 def training_passes(frozen: bool, recomputed: bool, micro_batch_tokens: int) -> Passes:
-    """Forward 1, backward 2 (1 through frozen weights, which get no gradient; attention has none), 1 more where activations are computed
-    again."""
+    """Passes of training: forward 1, backward 2 (1 through frozen weights, which get no gradient), 1 more if activations are recomputed."""
     backward = 1 if frozen else 2
-    again = micro_batch_tokens > HEAD_CHUNK  # all chunks of logits but the last
+    again = micro_batch_tokens > HEAD_CHUNK  # all chunks of logits except for the last are recomputed
     return Passes(1 + backward + recomputed, 1 + backward + again, 3 + recomputed)
 
 
@@ -64,9 +63,9 @@ def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float,
 
 
 def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, samplers: Samplers) -> Work:
-    """Sampling `replicas` replies to each of `rows` prompts with packed rows: a prompt is computed once, a finished row makes room at once.
+    """Sampling `replicas` replies to each of `rows` prompts with continuous batching; a prompt is computed once.
 
-    Samplers side by side take a part of every shard each; a layer that is laid over several devices is read by each in part.
+    Parallel samplers share every shard; each device of a sharded layer reads only its part.
     """
     prompt, new = lengths.prompt, lengths.generated
     replies = rows * replicas
@@ -80,7 +79,7 @@ def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, rep
 
 
 def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> int:
-    """Replies that one sampler samples at once, of those to `rows` prompts."""
+    """The number of replies that one sampler samples at once, of those to `rows` prompts."""
     sampling, (_, replies) = recipe.sampling, _rounds(recipe, rows, replicas, copies)
     if option := sampling.inner.at_once:
         return min(math.ceil(replies), sampling.option(option) or sampling.inner.usually)
@@ -89,7 +88,7 @@ def slots(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: in
 
 
 def _rounds(recipe: Recipe, rows: int, replicas: int, copies: int) -> tuple[int, float]:
-    """(rounds of one sampler, replies in each): all share the rows of a file, except for Ray, which distributes `batch_rows`."""
+    """(rounds of one sampler, replies in each): samplers share the rows of a file, except for Ray, which distributes `batch_rows`."""
     shard = min(rows, recipe.sampling.shard_rows)
     if recipe.sampling.spec.hosts:
         call = min(recipe.sampling.ray.batch_rows, shard * replicas)
@@ -98,12 +97,12 @@ def _rounds(recipe: Recipe, rows: int, replicas: int, copies: int) -> tuple[int,
 
 
 def position_bytes(shape: Shape, number_bytes: int) -> float:
-    """Of the key-value cache, one position in all layers."""
+    """Bytes of one position of the key-value cache, in all layers."""
     return shape.heads.cached * shape.attending * number_bytes
 
 
 def weight_bytes_read(shape: Shape, recipe: Recipe) -> float:
-    """In one decoding step: all matrices, those of every expert too; of the embedding only some rows."""
+    """Bytes of weights that a decoding step reads: all matrices, of all experts; of the embedding only some rows."""
     number = NUMBER_BYTES[recipe.sampling_dtype]
     four_bit = recipe.train.four_bit
     return number * (shape.parameters - shape.outside_layers + shape.head) - (number - FOUR_BIT_BYTES) * four_bit * shape.in_linears
@@ -114,7 +113,7 @@ FOUR_BIT_BYTES = 0.5 + 0.127 / 8
 
 
 def _decoding(recipe: Recipe, lengths: Lengths, rows: int, replicas: int, copies: int) -> tuple[float, float]:
-    """(steps of one sampler, rows that are active in one on average): round after round, each with a tail in which its last rows end."""
+    """(steps of one sampler, mean number of active rows): every round ends with a tail in which its last rows finish."""
     rounds, replies = _rounds(recipe, rows, replicas, copies)
     at_once = min(slots(recipe, lengths, rows, replicas, copies), replies)
     new, longest = lengths.generated, lengths.longest_generated
@@ -129,8 +128,8 @@ def _attention(shape: Shape, seen: float) -> float:
 
 @dataclass(frozen=True)
 class Shares:
-    """What part of a device's operations and of its bandwidth is reached, how that is known, and seconds that a layer takes at least in
-    every decoding step."""
+    """The share of a device's peak operations and bandwidth that is reached, the source of the numbers in words, and the least seconds of a
+    layer in a decoding step."""
 
     operations: float
     source: str
@@ -155,7 +154,7 @@ def shares_of_sampling(kind: str, engine: EngineSpec) -> Shares:
 
 
 def seconds(work: Work, shares: Shares, hardware: Hardware, devices: int, layers: int) -> float:
-    """The longest of the operations, of reading weights and cache in every step, and of launching kernels (of sampling)."""
+    """The longest time of three: the operations; in sampling, reading weights and cache in every step, and launching kernels."""
     return max(
         work.flops / (devices * hardware.flops * shares.operations),
         work.bytes_read / (hardware.bandwidth * shares.bandwidth),
@@ -164,11 +163,12 @@ def seconds(work: Work, shares: Shares, hardware: Hardware, devices: int, layers
 
 
 def assumed_rates(hardware: Hardware, engine: EngineSpec) -> str:
-    """The shares in words."""
-    train, draw = TRAINING[hardware.kind], shares_of_sampling(hardware.kind, engine)
+    """The assumed shares in words."""
+    train, sample = TRAINING[hardware.kind], shares_of_sampling(hardware.kind, engine)
     peak, bandwidth = f"{hardware.flops / 1e12:.3g} TFLOP/s", f"{hardware.bandwidth / 1e9:.0f} GB/s"
     return (
-        f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {draw.bandwidth:.0%} of "
-        f"{bandwidth}, {draw.operations:.0%} of the operations and {draw.layer_seconds * 1e3:g} ms a layer and step, whichever is slowest "
-        f"({draw.source}); {hardware.name}: {hardware.source}; loading, saving and communication between devices are not counted"
+        f"training and scoring reach {train.operations:.0%} of {peak} ({train.source}); sampling ({engine.name}) {sample.bandwidth:.0%} of "
+        f"{bandwidth}, {sample.operations:.0%} of the operations and {sample.layer_seconds * 1e3:g} ms a layer and step, "
+        f"whichever is slowest ({sample.source}); {hardware.name}: {hardware.source}; "
+        "loading, saving and communication between devices are not counted"
     )

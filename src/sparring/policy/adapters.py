@@ -1,7 +1,7 @@
 """LoRA adapters, by PEFT, with a mark of the base model that they belong to.
 
-An adapter player is a folder with `adapter_config.json` and `adapter_model.safetensors`. It is never merged to compute: the opponent
-samples and scores, and the player trains, through one and the same arithmetic over one copy of the base.
+An adapter player is a folder with `adapter_config.json` and `adapter_model.safetensors`. It is never merged to compute: sampling, scoring
+and training use the same arithmetic on an unmerged base.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def require_marks(file: Path, base: Path) -> None:
     places = {name: where for where in sorted(base.glob("*.safetensors")) for name in _matrices(where)}
     for name in sorted(stored.keys() & places.keys()):  # a base in another layout has other names
         if _mark(places[name], name) != stored[name]:
-            raise ValueError(f"its base has other weights than the one that it was trained on, {name} for one")
+            raise ValueError(f"its base has other weights than the one that it was trained on, such as {name}")
 
 
 def save_with_marks(tensors: dict[str, torch.Tensor], file: Path, marks: str) -> None:
-    """Write an adapter's file. Equal adapters give equal files: safetensors leaves the order of the metadata to chance."""
+    """Write an adapter's file. The metadata is sorted so that equal adapters give equal files; safetensors writes it in random order."""
     save_file(tensors, file, metadata={"format": "pt", KEY: marks})
     with open(file, "r+b") as found:
         length = int.from_bytes(found.read(8), "little")
@@ -57,7 +57,7 @@ def save_with_marks(tensors: dict[str, torch.Tensor], file: Path, marks: str) ->
 
 
 def stored_marks(file: Path) -> str:
-    """As JSON; an empty mapping in files of other programs."""
+    """The marks in an adapter's file, as JSON; an empty mapping in files of other programs."""
     with safe_open(file, "pt") as stored:
         return (stored.metadata() or {}).get(KEY, "{}")
 
@@ -87,16 +87,16 @@ def base_of(folder: Path) -> Path:
     config = _config(folder)
     name = config.get(BASE)
     if not isinstance(name, str) or not name:
-        raise UserError(f"this adapter does not say what it belongs to: no {BASE}", where=str(folder / CONFIG))
-    local = (path.absolute() for path in (folder / name, Path(name).expanduser()) if path.is_dir())  # links in it stay: a run keeps one
+        raise UserError(f"this adapter does not name its base model: no {BASE}", where=str(folder / CONFIG))
+    local = (path.absolute() for path in (folder / name, Path(name).expanduser()) if path.is_dir())  # not resolved: a run has a link
     found = next(local, None) or from_hub(name, config.get("revision"), f"{BASE} of {folder / CONFIG}")
     if is_adapter(found):
-        raise UserError("the base of this adapter is an adapter itself", where=str(folder / CONFIG), remedy="merge that one first")
+        raise UserError("the base of this adapter is an adapter itself", where=str(folder / CONFIG), remedy="merge the base first")
     return found
 
 
 def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> Any:
-    """The adapter in `folder` on its base, as a PEFT model around it; its weights are float32. Raises UserError if it does not fit."""
+    """The PEFT model of the adapter in `folder` on its base; the adapter's weights are float32. Raises UserError if it does not fit."""
     _silence_bitsandbytes()
     from peft import PeftModel
 
@@ -111,7 +111,7 @@ def attach(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> 
 
 
 def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str = "lora.targets") -> Any:
-    """A new adapter on `model`, which changes nothing yet: its second factor is 0, the first is random from `seed`.
+    """A new adapter on `model`. It does not change the outputs yet: its second factor is 0, the first is random from `seed`.
 
     Raises UserError, naming `where`, if the model has none of the targets.
     """
@@ -138,7 +138,7 @@ def new_adapter(model: PreTrainedModel, lora: LoraSection, seed: int, where: str
             raise UserError(
                 f"PEFT cannot put this adapter on {type(model).__name__}: {first_line(error)}",
                 where=where,
-                remedy="`all-linear` takes every linear layer but the head; names are those of the model's own modules, like q_proj",
+                remedy="`all-linear` selects every linear layer but the head; names are those of the model's modules, such as q_proj",
             ) from error
 
 
@@ -149,11 +149,11 @@ def _silence_bitsandbytes() -> None:
 
 
 def _require_rank(model: PreTrainedModel, rank: int, where: str) -> None:
-    """The rank of an adapter is useful only up to the rank of its matrix; a higher one wastes memory."""
+    """Raise UserError for a rank above that of every matrix: it would only waste memory."""
     most = max((min(weight.shape) for weight in model.parameters() if weight.ndim == 2), default=rank)
     if rank > most:
-        what = f"{rank} is beyond what any matrix of {type(model).__name__} has, {most}"
-        raise UserError(what, where=where, remedy="the usual 8 to 64 do")
+        what = f"{rank} is more than the largest rank of any matrix of {type(model).__name__}, {most}"
+        raise UserError(what, where=where, remedy="8 to 64 is usual")
 
 
 def require_weights(folder: Path) -> None:
@@ -169,9 +169,9 @@ def convert(folder: Path, dtype: torch.dtype) -> None:
 
 
 def save_adapter(model: Any, folder: Path, base: str, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Write a PEFT model's adapter; `base` is what its config will name as base model. Equal adapters give equal files.
+    """Write a PEFT model's adapter; `base` is the base model that its config will name. Equal adapters give equal files.
 
-    state: the adapter's weights by the model's own names, where the model holds a part of them only.
+    state: the adapter's weights by the model's names, if the model holds only a part of them (sharded).
     """
     from peft import get_peft_model_state_dict
 
@@ -215,11 +215,11 @@ def _require_all(model: Any, folder: Path) -> None:
         stored = set(file.keys())
     wanted = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     if wrong := sorted(wanted ^ stored):
-        raise ValueError(f"{len(wrong)} tensors are in one of the two only, {wrong[0]} for one")
+        raise ValueError(f"{len(wrong)} tensors are only in the adapter or only in the model, such as {wrong[0]}")
 
 
 def _require_untied(model: Any) -> None:
-    """Refuse an adapter on one of two matrices that share their memory, since it would change both."""
+    """Raise ValueError for an adapter on one of two tied matrices, since it would change both."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
 

@@ -1,4 +1,4 @@
-"""Duels as tensors: the two-branch (k-branch) tree, and how duels share a micro-batch.
+"""Duels as tensors: a tree with one branch per reply, and how trees share a micro-batch.
 
 Dimensions in names: B rows, L positions of a row, N scored reply tokens of the micro-batch, D duels, R = 1 + K replies of a duel.
 """
@@ -30,7 +30,7 @@ class Branches:
     replies: tuple[TokenIds, ...]
 
     def __post_init__(self) -> None:
-        # a reply's first token is predicted from the prompt's last: without one it would be predicted from another tree
+        # the prompt's last token predicts a reply's first one; without a prompt, the token of another tree would
         assert self.prompt_ids and self.replies and all(self.replies), "an empty prompt or reply"
 
     def tokens(self, layout: Layout) -> int:
@@ -40,7 +40,7 @@ class Branches:
 
     @property
     def longest_path(self) -> int:
-        """Positions of the prompt and its longest reply: how far back a reply token may look."""
+        """Positions of the prompt and its longest reply, which is the longest context of a token."""
         return len(self.prompt_ids) + max(len(reply) - 1 for reply in self.replies)
 
     @property
@@ -121,8 +121,8 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
 
 
 def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
-    """The trees that show a wrong layout: the longest path (sliding windows), the most tokens outside the first branch (recurrences), the
-    shortest path (rotary embeddings that go by the longest row of a batch)."""
+    """The trees that reveal a wrong layout: the longest path (sliding windows), the most tokens outside the first branch (recurrences), the
+    shortest path (rotary embeddings that depend on the longest row of a batch)."""
     trees = list(trees)
     longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "sibling_tokens"))
     return list(dict.fromkeys([longest, bushiest, min(trees, key=attrgetter("shortest_path"))]))
@@ -135,7 +135,7 @@ def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
 
 def assign_to_ranks(sizes: Sequence[int], ranks: int) -> list[list[int]]:
     """Indices 0 .. len(sizes) - 1 assigned to the ranks so that the sums of their sizes are close: the largest first, each to the rank that
-    has least so far (Graham's LPT rule, at most 4/3 of the best possible). Every place once, none twice; the same everywhere."""
+    has least so far (Graham's LPT rule, at most 4/3 of the optimum). Deterministic, so that all ranks compute the same assignment."""
     shares: list[list[int]] = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for place in sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)):
@@ -152,7 +152,7 @@ def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, l
 
 
 def shortest(shapes: Sequence[tuple[int, int]]) -> int:
-    """Index of the cheapest tree: the dummy work of a rank that must make as many passes as the others."""
+    """Index of the cheapest tree, which a rank computes as a dummy when it must make as many passes as the others."""
     return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 

@@ -26,8 +26,8 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """`tensor` on `device`. A plain copy to a GPU would first wait until all that was asked of the GPU is done; one from pinned memory does
-    not, and torch keeps that memory until the copy is made."""
+    """`tensor` on `device`. A plain copy to a GPU would wait for all queued work; one from pinned memory does not, and torch keeps that
+    memory until the copy is done."""
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
@@ -39,21 +39,21 @@ def model_on(device: torch.device, model: M) -> M:
 
 
 def tensor_on(device: torch.device, values: Any, dtype: torch.dtype | None = None) -> Tensor:
-    """`torch.tensor(values)` on `device`, without a wait."""
+    """`torch.tensor(values)` on `device`, without waiting for the device."""
     return to_device(torch.tensor(values, dtype=dtype), device)
 
 
 # Capacity of the kernel caches of oneDNN and of torch's layer over it; more than a micro-batch needs in all its layers
 KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "128"}
-# The number format that computes, by the recipe's `precision`. The whole model is in it, as where it samples; autocast over float32
-# weights does a quarter less in the same time (docs/negative-results.md).
+# The number format that computes, by the recipe's `precision`. The whole model has it, as in sampling; autocast over float32 weights is a
+# quarter slower (docs/negative-results.md).
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_accelerator() -> Accelerator:
     """The Accelerator of this process. The number format is that of the model, so there is no autocast.
 
-    Accelerate keeps one precision per process, and other code of it may have asked for another.
+    Accelerate keeps one precision per process, and other code in the process may have set another.
     """
     bound_kernel_caches()
     if (joined := strategies.accelerator_of_rank()) is not None:
@@ -65,9 +65,9 @@ def make_accelerator() -> Accelerator:
 
 @contextlib.contextmanager
 def in_float32(model: PreTrainedModel) -> Iterator[None]:
-    """Context in which the same weights are in float32; buffers do not change.
+    """Context in which the model computes with its weights in float32; buffers do not change.
 
-    A decoder layer is in float32 while it computes and no longer, so that a model that just fits its device can be checked there.
+    A decoder layer is in float32 only while it computes, so that a model that barely fits its device can be checked there.
     """
     layers = decoder_layers(model)
     of_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
@@ -98,7 +98,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def layer_sizes(model: nn.Module) -> tuple[int, int]:
-    """(parameters of the largest decoder layer, those outside of the layers); of a model without layers all are in the one."""
+    """(parameters of the largest decoder layer, those outside of the layers); a model without layers counts as a single layer."""
     total = sum(parameter.numel() for parameter in model.parameters())
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
     return max(layers, default=total), total - sum(layers)
@@ -130,8 +130,8 @@ def _put_back(put_back: list[Callable[[], None]], *_: object) -> None:
 
 
 def bound_kernel_caches() -> None:
-    """Two caches would keep the kernels of 1,024 shapes, a third of a megabyte each, though micro-batches hardly ever have the same
-    shape twice: memory would grow by half a gigabyte a step of 16 duels (docs/negative-results.md). What the environment says stays."""
+    """Limit two caches, which by default keep the kernels of 1,024 shapes, a third of a megabyte each. Micro-batches rarely have the same
+    shape twice, so memory would grow by half a gigabyte per step of 16 duels (docs/negative-results.md). Set variables are kept."""
     for name, value in KERNEL_CACHES.items():
         os.environ.setdefault(name, value)  # read at the first matrix product
 
@@ -162,7 +162,7 @@ def keep_soft_caps(model: PreTrainedModel) -> PreTrainedModel:
     cap = getattr(model.config.get_text_config(), "attn_logit_softcapping", None)
     if cap is not None and model.config._attn_implementation == "sdpa":
         name = type(model).__name__
-        _announce(f"attention: eager, for {name} caps its attention logits at {cap:g}, and torch's own attention would ignore that")
+        _announce(f"attention: eager, since {name} caps its attention logits at {cap:g}, which torch's own attention would ignore")
         model.set_attn_implementation("eager")
     return model
 

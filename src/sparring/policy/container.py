@@ -1,6 +1,6 @@
-"""The memory that this process may use, with the limit of its container or batch job, which the machine's numbers do not show.
+"""The memory that this process may use, within the limit of its container or batch job, which the machine's numbers do not show.
 
-Control groups of both versions, the process's own and all above it (man 7 cgroups). Imports no torch.
+The limits are those of the process's control group and all above it, in both versions (man 7 cgroups). Imports no torch.
 """
 
 from __future__ import annotations

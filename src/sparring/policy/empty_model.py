@@ -1,6 +1,6 @@
-"""Models that only rank 0 reads: the others make the same model on torch's meta device, until rank 0's weights are distributed.
+"""Models that only rank 0 reads: the other ranks create the same model on torch's meta device until rank 0's weights are distributed.
 
-So a machine holds at most one copy of a model while it is sharded, instead of one per rank.
+So a machine holds at most one copy of a model while it is being sharded, instead of one per rank.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Validation of a model folder before any library reads it: its files, its JSON files, and the headers of its weights.
 
-Folders come from elsewhere. With a broken one transformers does anything from a TypeError to a game on a model without layers, so the
-rules are checked here first; `reading` turns the errors that its code raises nevertheless into a message.
+Folders may come from anyone. With a broken one transformers may raise a TypeError, or even load a model without layers, so the folder is
+checked here first; `reading` turns the errors that its code still raises into a message.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Weights:
 
     @property
     def largest_side(self) -> int:
-        """No adapter in these files has a higher rank."""
+        """The largest dimension of any tensor, an upper bound for the rank of an adapter in these files."""
         return max((side for _, shape in self.tensors.values() for side in shape), default=0)
 
 
@@ -124,9 +124,9 @@ def check_folder(folder: Path) -> None:
 
 
 def check_files(folder: Path) -> None:
-    """Raise UserError for a link that leads out of the folder, and for a file to read that is not a regular file.
+    """Raise UserError for a link that leads out of the folder, and for a file of the model that is not a regular file.
 
-    The cache of the Hub has its files as links into `blobs` two folders above; those stay.
+    In the Hub's cache, files are links into `blobs` two folders above; those are allowed.
     """
     home = folder.resolve()
     homes = [home, *([home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [])]
@@ -147,14 +147,14 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file of a model. Raises UserError for anything else, for one too large and one nested too deep."""
     try:
         if file.stat().st_size > MOST_JSON_BYTES:
-            raise ValueError(f"it has {file.stat().st_size:,} bytes, and {MOST_JSON_BYTES:,} are allowed")
+            raise ValueError(f"it has {file.stat().st_size:,} bytes; at most {MOST_JSON_BYTES:,} are allowed")
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not an object")
         _check_depth(found)
     except (OSError, ValueError, RecursionError) as error:
         what = f"not a valid JSON file of a model: {first_line(error)}"
-        raise UserError(what, where=str(file), remedy="fetch the file again, or write it again with save_pretrained") from None
+        raise UserError(what, where=str(file), remedy="download the file again, or write it again with save_pretrained") from None
     return found
 
 
@@ -250,7 +250,7 @@ def _quantised(sign: str, where: Path) -> UserError:
     return UserError(
         f"this model is quantised already: {sign}; training needs weights in float32, bfloat16 or float16",
         where=str(where),
-        remedy="take the model that it was made from (train.lora.quantize: 4bit quantises that one), or dequantise it",
+        remedy="use the model before quantisation (train.lora.quantize: 4bit quantises it), or dequantise this one",
     )
 
 
@@ -265,13 +265,13 @@ def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
 
 def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> None:
     if config.get("megatron_config") is not None:
-        raise UserError("megatron_config would make PEFT import a module that the adapter names", where=str(file), remedy="set it to null")
+        raise UserError("with megatron_config PEFT would import a module that the adapter names", where=str(file), remedy="set it to null")
     pattern = config.get("rank_pattern") or {}
     ranks = [config.get("r", 8), *(pattern.values() if isinstance(pattern, dict) else [pattern])]
     wrong = next((rank for rank in ranks if type(rank) is not int or not 1 <= rank <= weights.largest_side), None)
     if wrong is not None and weights.tensors:
-        what = f"the rank {wrong!r} is not that of its weights, of which no side is longer than {weights.largest_side}"
-        raise UserError(what, where=str(file), remedy="fetch the adapter again")
+        what = f"the rank {wrong!r} does not fit its weights, which have no dimension larger than {weights.largest_side}"
+        raise UserError(what, where=str(file), remedy="download the adapter again")
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""How ranks share what a training holds, and bytes of weights, optimizers and activations from the shape of a model. Imports no torch.
+"""How ranks share the memory of training, and bytes of weights, optimizers and activations from the shape of a model. Imports no torch.
 
 `compute.py` chooses the micro-batches of a run with it, `sparring plan` estimates the memory of the stages.
 """
@@ -21,7 +21,7 @@ class Parallel:
     def is_sharded(self) -> bool:
         """Whether each device holds a part of the float32 weights, the gradients and the optimizer states.
 
-        A layer's weights are then gathered, in the format that computes, when it is their turn, so that there is no copy in it.
+        A layer's weights are then gathered in the compute format when they are needed, so that there is no permanent copy in it.
         """
         return self.strategy == "fsdp2"
 
@@ -37,10 +37,10 @@ HEAD_CHUNK = 1024
 KEPT_SCORES = 512
 # Tokens of prompts that sampling computes in one forward, to bound the activations of many new rows
 PREFILL_TOKENS = 2048
-# Beyond this many tokens at once a CPU gets no faster, a GPU hardly.
+# With more tokens at once a CPU gets no faster, and a GPU hardly.
 MOST_TOKENS = {"cpu": 1024, "cuda": 16384}
 LEAST_TOKENS = 256
-# Models whose norms and feed-forward parts are both fused (policy/fused.py); others are counted without
+# Models whose norms and feed-forward parts are both fused (policy/fused.py); others are counted as not fused
 FUSED = frozenset({"llama", "mistral", "qwen2", "qwen3", "granite"})
 # Bytes of a number in the formats that compute
 NUMBER_BYTES = {"bf16": 2, "fp32": 4, "bfloat16": 2, "float32": 4}
@@ -55,15 +55,16 @@ def computing_copy_bytes(precision: str) -> int:
 
 
 def training_bytes(precision: str, optimizer: str, parallel: Parallel) -> float:
-    """Per trained parameter, on one device: weights, gradient and optimizer state (on a single one the table in docs/fast-path.md)."""
+    """Bytes per trained parameter on one device: weights, gradient and optimizer state (docs/fast-path.md has those on a single one)."""
     copy = 0 if parallel.is_sharded else computing_copy_bytes(precision)
     return (MASTER_BYTES + GRADIENT_BYTES + OPTIMIZER_BYTES[optimizer]) * parallel.part + copy
 
 
 def held_at_most(parameters: float, gathered: float, adapter: bool, parallel: Parallel) -> float:
-    """On one device, in the mode that takes the most memory; for a frozen base under adapters, only its float32 weights.
+    """Bytes of weights, gradients and optimizer on one device, in the mode that takes the most memory; of a frozen base under adapters only
+    its float32 weights.
 
-    gathered: how many weights are gathered at a time if they are sharded.
+    gathered: the number of weights that are gathered at a time if they are sharded.
     """
     of_one = MASTER_BYTES * parallel.part if adapter else training_bytes("bf16", "adamw", parallel)
     return of_one * parameters + MASTER_BYTES * gathered * parallel.is_sharded
@@ -96,8 +97,8 @@ def inner_size(config: Any) -> int:
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """Widths of all heads together: of the queries, keys and values, and of what the heads find; `cached` are the numbers that are kept of
-    a position, which for keys and values that are made from a latent vector (arXiv 2405.04434) are that and its rotary part."""
+    """Widths of all heads together: of queries, keys, values and the heads' outputs (`found`). `cached`: numbers per position in the cache;
+    with latent attention (arXiv 2405.04434) these are the latent vector and its rotary part."""
 
     queries: int
     keys: int
@@ -118,10 +119,10 @@ def head_sizes(config: Any) -> HeadSizes:
 
 
 def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
-    """What autograd keeps of one token in one layer, counted by hand over a Llama layer; `scores` are the kept ones per head.
+    """Bytes that autograd keeps of one token in one layer, counted by hand for a Llama layer; `scores`: attention scores kept per head.
 
-    Two norms (input and result), queries, keys, values and what the heads found, three products of the feed-forward part, and attention's
-    shares; without policy/fused.py also a norm's input in float32, or its normed copy there, and the activation.
+    Two norms (input and result), queries, keys, values and the heads' outputs, three products of the feed-forward part, and the attention
+    weights; without policy/fused.py also a norm's input in float32, or its normed copy there, and the activation.
     """
     sizes = head_sizes(config)
     fused = config.model_type in FUSED
@@ -131,12 +132,12 @@ def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
 
 
 def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> float:
-    """One chunk of logits and its gradient."""
+    """Bytes of one chunk of logits and its gradient."""
     return 2 * number_bytes * min(tokens, HEAD_CHUNK) * config.vocab_size
 
 
 def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
-    """Tokens of a micro-batch that fit `free` bytes next to the `held` bytes of weights, gradient and optimizer, by float32's activations.
+    """Tokens of a micro-batch that fit `free` bytes next to the `held` bytes of weights, gradient and optimizer, with float32 activations.
 
     A power of 2, so that small changes of free memory make no difference.
     """

@@ -1,7 +1,7 @@
-"""RMSNorm and the gated unit of a feed-forward part (SwiGLU), each as one autograd function that keeps its inputs only.
+"""RMSNorm and the gated unit of a feed-forward part (SwiGLU), each as one autograd function that keeps only its inputs.
 
-As transformers writes them, autograd keeps an RMSNorm's input in float32 and two normed copies, and a gated unit's activation: a third of
-what a training keeps of a Llama layer. Values and gradients are the same to the last bit, so that nothing else has to know of it.
+With the code of transformers, autograd keeps an RMSNorm's input in float32 and two normed copies, and a gated unit's activation: a third
+of all activations of a Llama layer. Values and gradients are the same to the last bit, so no other code depends on it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ PROBE_TOKENS = 4
 def fuse(model: PreTrainedModel) -> None:
     """Give the model's RMSNorms and gated units their fused forward; modules that compute something else keep their own.
 
-    What a module computes is found out by its values, since a class's name does not tell: Gemma's RMSNorm multiplies by 1 + weight. A
-    module gets a subclass of its class: a forward of its own would refer back to it, and keep the model in memory until a collection.
+    Both forms are compared on random inputs, since the name of a class is not enough: Gemma's RMSNorm multiplies by 1 + weight. A module
+    gets a subclass of its class, since an own `forward` attribute would be a reference cycle, which keeps the model in memory.
     """
     fused: dict[tuple[type, type], type | None] = {}
     for module in model.modules():
@@ -44,7 +44,7 @@ class Fused:
 
 
 def _fused_class(module: nn.Module) -> type | None:
-    """A subclass of the module's class with the fused forward; None where there is none, or it does not agree."""
+    """A subclass of the module's class with the fused forward; None if there is no fused form, or its values differ."""
     own = type(module)
     check: Callable[[Any], bool]
     forward: Callable[[Any, Tensor], Tensor]
@@ -66,13 +66,13 @@ def _agrees(module: nn.Module, check: Callable[[Any], bool]) -> bool:
 
 
 def _norm_agrees(norm: nn.Module) -> bool:
-    """Whether both forms give the same bits. On the CPU with random weights, for the norm's own may be on a device, or sharded."""
+    """Whether both forms give the same bits; on the CPU with random weights, since the norm's own may be on a device, or sharded."""
     weight, probe = _random(norm.get_parameter("weight").shape), _random((PROBE_TOKENS, *norm.get_parameter("weight").shape))
     return torch.equal(functional_call(norm, {"weight": weight}, probe), _RmsNorm.apply(probe, weight, _epsilon(norm)))
 
 
 def _unit_agrees(unit: Any) -> bool:
-    """The same, with simple functions in place of the unit's projections."""
+    """Whether both forms give the same bits, with simple functions in place of the unit's projections."""
     probe = _random((PROBE_TOKENS, 8))
     projections = {"gate_proj": lambda x: 2 * x, "up_proj": lambda x: x + 1, "down_proj": lambda x: 3 * x}
     stub = SimpleNamespace(**{**vars(unit), "act_fn": getattr(unit, "act_fn", None), **projections})
@@ -89,7 +89,7 @@ def _epsilon(norm: Any) -> float:
 
 def _norm_forward(own: type[nn.Module]) -> Callable[[Any, Tensor], Tensor]:
     def forward(norm: Any, hidden: Tensor) -> Tensor:
-        if hidden.dtype == torch.float32:  # its own keeps little there, and adds gradients in another order
+        if hidden.dtype == torch.float32:  # the own forward keeps little in float32, and sums gradients in another order
             return own.forward(norm, hidden)
         return _RmsNorm.apply(hidden, norm.weight, _epsilon(norm))
 

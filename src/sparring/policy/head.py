@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-# Rows of logits whose float32 copies are made at once. So few stay in a processor's cache, and take half the time of a whole chunk; a GPU
-# would spend its time on starting so many kernels (docs/fast-path.md).
+# Rows of logits whose float32 copies are made at once. On a CPU so few stay in the cache and take half the time of a whole chunk; a GPU
+# needs more, or launching the kernels would dominate (docs/fast-path.md).
 ROWS_AT_ONCE = {"cpu": 16, "cuda": 256}
 
 
@@ -38,7 +38,7 @@ def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
 class ChunkedHead(nn.Module):
     """Log-probs of chosen tokens; logits over the vocabulary exist only for a chunk of them, forward and backward.
 
-    A module of its own that is called once per micro-batch; the model is not its child, because the scorer already has it.
+    A separate module that is called once per micro-batch; the model is not its child, because the scorer already has it.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -52,7 +52,7 @@ class ChunkedHead(nn.Module):
             parts = [checkpoint(self._token_logps, *each, use_reentrant=False) for each in chunks]
         else:
             parts = [self._token_logps(*each) for each in chunks]
-        # the last one's logits may stay: they are one chunk, and the first that the backward pass asks for
+        # the last chunk is not checkpointed: the backward pass needs its logits first
         return torch.cat([*parts, self._token_logps(*last)])
 
     def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ class ChunkedHead(nn.Module):
 
 
 class _TargetLogps(torch.autograd.Function):
-    """log softmax at one entry of every row. Over a whole vocabulary every pass over memory counts: autograd's own backward takes
-    three times as many, and twice the memory."""
+    """Log softmax at one entry of every row. With a large vocabulary memory bandwidth limits it: autograd's own backward makes three times
+    as many passes over memory, and takes twice as much."""
 
     @staticmethod
     def forward(ctx: Any, logits_NV: Tensor, target_N: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from sparring.rundir import digest, file_hash, write_json
 
 transformers_logging.disable_progress_bar()
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-PROBE = "any text"  # some tokenizers load and fail at the first text
+PROBE = "any text"  # some broken tokenizers load, but fail at the first text
 # A model may have more weights than its files, if matrices are tied; far more means another model, which may not fit in memory
 MOST_DESCRIBED = 2
 
@@ -94,16 +94,16 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
     model, report = loaded
     if wrong := sorted({*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])}):
         raise UserError(
-            f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, {wrong[0]} for one; "
+            f"{len(wrong)} of the model's tensors are missing from its weights or have another shape, such as {wrong[0]}; "
             "transformers would initialise them at random",
             where=str(folder),
             remedy="check that config.json belongs to these weights and that no *.safetensors file is missing",
         )
     if more := sorted(report["unexpected_keys"]):
         raise UserError(
-            f"the weights hold {len(more)} tensors that the model has no place for, {more[0]} for one: without them it is another model",
+            f"the weights have {len(more)} tensors that the model does not use, such as {more[0]}: without them it is another model",
             where=str(folder),
-            remedy="check that config.json belongs to these weights, its num_hidden_layers for one",
+            remedy="check that config.json belongs to these weights, for example its num_hidden_layers",
         )
     _make_saveable(model, folder)
     return keep_soft_caps(model).eval()
@@ -112,23 +112,23 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, four_bit: bool 
 def _make_saveable(model: PreTrainedModel, folder: Path) -> None:
     """Check that transformers can save the model that it loaded, before the first checkpoint needs it.
 
-    An inconsistent generation config, which released models have, is replaced: nothing here samples by it, and the model's own file is
-    copied next to what we save. Raises UserError for a config that cannot be written again.
+    An inconsistent generation config, which some released models have, is replaced: sampling does not use it, and the model's own file is
+    copied when a model is saved. Raises UserError for a config that cannot be written again.
     """
     own = model.generation_config
     try:
         own.validate(strict=True)
     except ValueError:
         model.generation_config = GenerationConfig(bos_token_id=own.bos_token_id, eos_token_id=own.eos_token_id)
-    remedy = f"correct {CONFIG}: what is trained is written with it"
-    with tempfile.TemporaryDirectory() as aside, reading("transformers reads this model and will not write it again", folder, remedy):
+    remedy = f"correct {CONFIG}: trained models are written with it"
+    with tempfile.TemporaryDirectory() as aside, reading("transformers reads this model but cannot write it again", folder, remedy):
         model.config.save_pretrained(aside)
         model.generation_config.save_pretrained(aside)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """The folder's tokenizer. Raises UserError if it cannot be loaded, or has tokens that the model does not have."""
-    # the class of a tokenizer may go by the model's config, which an adapter's folder does not have
+    # the class of a tokenizer may depend on the model's config, which an adapter's folder does not have
     config = load_config(folder) if adapters.is_adapter(folder) else None
     with reading("cannot load the tokenizer", folder, "the folder needs tokenizer.json (or tokenizer.model)"):
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
@@ -148,7 +148,7 @@ def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[st
             f"the tokenizer has {len(beyond)} tokens that the model does not know: it numbers {len(vocabulary)} tokens up to {beyond[-1]}, "
             f"and vocab_size in {CONFIG} is {size}",
             where=str(folder),
-            remedy="take the tokenizer that belongs to this model",
+            remedy="use the tokenizer that belongs to this model",
         )
 
 
@@ -159,7 +159,7 @@ def _check_model(folder: Path) -> None:
     described, held = model_shape(folder).num_parameters(), read_headers(folder).numbers
     if described > MOST_DESCRIBED * held:
         raise UserError(
-            f"{CONFIG} describes a model of {described:,} weights, and the files hold {held:,}",
+            f"{CONFIG} describes a model of {described:,} weights, but the files have {held:,}",
             where=str(folder),
             remedy=f"check that {CONFIG} belongs to these weights and that no *.safetensors file is missing",
         )
@@ -187,15 +187,15 @@ def load_config(folder: Path) -> Any:
 
 
 def model_shape(folder: Path) -> PreTrainedModel:
-    """The model without memory for its weights: config and sizes. Raises UserError for a config that no model can be made of."""
+    """The model without memory for its weights: config and sizes. Raises UserError if its config is not that of a causal language model."""
     config = load_config(folder)
     load_unsharded()
-    with reading("no causal language model can be made of its config.json", folder), torch.device("meta"):
+    with reading("its config.json is not that of a causal language model", folder), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def weights_hash(folder: Path) -> str:
-    """Content hash of a model folder's weights and the config values that change its outputs: it pins the opponent."""
+    """Content hash of a model folder's weights and config, which identifies the model in fingerprints."""
     if adapters.is_adapter(folder):
         adapters.require_weights(folder)
         own = {name: file_hash(folder / name) for name in (adapters.CONFIG, adapters.WEIGHTS)}
@@ -204,7 +204,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def copy_extras(source: Path, target: Path) -> None:
-    """Copy the other files of a usable model folder: tokenizer, chat template, generation config."""
+    """Copy the files of a model folder that are not weights or config: tokenizer, chat template, generation config."""
     check_files(source)
     target.mkdir(parents=True, exist_ok=True)
     skip = {"config.json", "model.safetensors.index.json", "inputs.json", "done.json", adapters.CONFIG}
@@ -215,8 +215,8 @@ def copy_extras(source: Path, target: Path) -> None:
 
 
 def name_ends(folder: Path, stop_ids: Collection[int]) -> None:
-    """Make generation with the model in `folder` stop as in the game: at the template's end of turn, which may be another token than the
-    model's own end of sequence, and at the latter."""
+    """Make generation with the model in `folder` stop as in the game: at the template's end of turn and at the model's own end of sequence,
+    which may be another token."""
     file = folder / GENERATION
     own = read_object(file) if file.exists() else {}
     write_json(file, {**own, "eos_token_id": sorted(stop_ids)})
@@ -229,7 +229,7 @@ def _require_weights(folder: Path) -> list[Path]:
     pickles = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
     if pickles:
         raise UserError(
-            f"only pickled weights here ({pickles[0].name}), and pickles can run code when loaded",
+            f"only pickled weights here ({pickles[0].name}); pickles can run code when they are loaded",
             where=str(folder),
             remedy="convert them to safetensors first: model.save_pretrained(folder) in transformers does it",
         )
@@ -265,7 +265,7 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
     with reading("cannot load the GGUF file", file), contextlib.redirect_stderr(io.StringIO()):
         model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    # the weights are plain tensors now; what is left of the quantiser would refuse to save them
+    # the weights are plain tensors now, but the remaining quantiser would refuse to save them
     model.hf_quantizer = None
     for name in ("is_quantized", "quantization_method"):
         if hasattr(model, name):
@@ -277,12 +277,12 @@ def _unpack_gguf(file: Path, folder: Path) -> None:
 
 
 def merge(adapter: Path, target: Path) -> None:
-    """Write the adapter's base with the adapter added to its weights, in float32, as a model folder of its own."""
+    """Merge an adapter into its base, in float32, and write the result to the folder `target`."""
     base = adapters.base_of(adapter)
-    log.info(f"adding the adapter {adapter.name} to the weights of {base.name}")
+    log.info(f"merging the adapter {adapter.name} into the weights of {base.name}")
     merged = adapters.attach(load_model(base), adapter).merge_and_unload(safe_merge=True)
     merged.save_pretrained(target)
-    for source in (base, adapter):  # its own tokenizer, where it has one
+    for source in (base, adapter):  # the adapter's own tokenizer, if it has one, replaces that of the base
         copy_extras(source, target)
 
 

@@ -1,6 +1,6 @@
 """Packed rows of several sequences, run through a model's own code with an attention that separates them.
 
-transformers lets a model's attention be replaced by name. Ours asks the packed row at hand, which `packed` names for the time of a
+transformers lets a model's attention be replaced by name. Ours uses the current packed row, which the context manager `packed` sets for a
 forward; without one it is the model's own attention, so that the model can be used as before.
 """
 
@@ -37,7 +37,7 @@ class Attention(NamedTuple):
     softcap: float | None
 
     def part(self, places: slice) -> Attention:
-        """The same for some of the tokens."""
+        """The inputs of some of the tokens."""
         return self._replace(query_THD=self.query_THD[places], key_TGD=self.key_TGD[places], value_TGD=self.value_TGD[places])
 
 
@@ -45,7 +45,7 @@ class PackedRow(Protocol):
     """T tokens of several sequences."""
 
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:
-        """[1, T, H, D]"""
+        """The attention output [1, T, H, D] of a layer."""
         ...
 
 
@@ -54,7 +54,7 @@ _current: ContextVar[PackedRow | None] = ContextVar("packed row", default=None)
 
 @contextlib.contextmanager
 def packed(row: PackedRow | None) -> Iterator[None]:
-    """Within it, models whose attention was set by `use_packed_attention` read their input as this row."""
+    """In this context, models whose attention was set by `use_packed_attention` read their input as this row."""
     token = _current.set(row)
     try:
         yield

@@ -45,6 +45,6 @@ class Player:
 
 
 def adapter_hash(record: StageRecord, base: str) -> str | None:
-    """The `weights_hash` of the adapter that a stage committed over the model with the hash `base`; None for a full model."""
+    """The `weights_hash` of the adapter that a stage committed, on the model with the hash `base`; None for a full model."""
     own = {name: record.outputs.get(f"model/{name}") for name in ("adapter_config.json", "adapter_model.safetensors")}
     return None if None in own.values() else digest({**own, "base": base})

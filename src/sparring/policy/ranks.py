@@ -1,6 +1,6 @@
 """Communication between the ranks of a stage: own rank, broadcast from rank 0, gather from all, sum. Uses only Accelerate.
 
-A process without a launcher is the only rank, and everything here costs nothing in it.
+A process without a launcher is the only rank, and no function here communicates in it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from sparring.errors import UserError
 from sparring.rundir import differences
 
-# Numbers that one collective sums: 25 MB of float32, as in torch's DistributedDataParallel. Less would wait for the network's latency at
-# every small parameter; more would only need more memory for the copy that is sent.
+# Numbers that one collective sums: 25 MB of float32, as in torch's DistributedDataParallel. Smaller buckets would pay the network's latency
+# for every small parameter; larger ones need more memory for the copy that is sent.
 BUCKET = 25 * 2**20 // 4
 
 T = TypeVar("T")
@@ -39,12 +39,12 @@ def is_main() -> bool:
 
 
 def gathered(value: T) -> list[T]:
-    """Gather: the values of all ranks in their order, on every rank."""
+    """The values of all ranks, in the order of the ranks, on every rank."""
     return gather_object([value]) if rank_count() > 1 else [value]
 
 
 def from_main(work: Callable[[], T]) -> T:
-    """Broadcast the result of `work`, which only rank 0 does; its UserError is raised on every rank."""
+    """Broadcast the result of `work`, which only rank 0 calls; its UserError is raised on every rank."""
     if rank_count() == 1:
         return work()
     outcome: list[Any] = [None, None]
@@ -69,7 +69,7 @@ def sum_over_ranks(tensors: Sequence[Tensor]) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Flat views of the tensors, cut and grouped in their order so that every group but the last has exactly `BUCKET` numbers."""
+    """Flat views of the tensors, split and grouped in order so that every group but the last has exactly `BUCKET` numbers."""
     parts: list[Tensor] = []
     room = BUCKET
     for tensor in tensors:
@@ -90,7 +90,7 @@ class AgreedError(UserError):
 
 
 def agreed(error: UserError) -> AgreedError:
-    """The same error for a place where every rank raises it."""
+    """The error as an AgreedError, for a place where every rank raises it."""
     return AgreedError(error.what, where=error.where, remedy=error.remedy)
 
 

@@ -28,15 +28,16 @@ from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory
 from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
 
-# Tolerance of one token's log-prob, relative beyond 1 nat: rounding is below 1e-4, and the mildest wrong mask far above
+# Tolerance of one token's log-prob, relative above 1 nat: rounding is below 1e-4, and any wrong mask far above
 TOKEN_TOLERANCE = 1e-3
-# Of a reply's, where a router chooses experts: rounding may turn a close choice, which single tokens show more than their sum does
+# Tolerance of a reply's log-prob with a mixture of experts: rounding may change a close routing choice, which affects single tokens more
+# than their sum
 REPLY_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class _Checked:
-    """A layout that was found correct for trees of this reach: see `_reach`."""
+    """A layout that was found correct for trees up to `reach` (see `_reach`)."""
 
     reach: tuple[int, ...]
     layout: str
@@ -46,8 +47,8 @@ class _Checked:
 
 
 def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
-    """(longest path, tokens outside the first branch, shortest path with its sign turned, tokens of a packed row): the larger, the more can
-    go wrong."""
+    """(longest path, tokens outside the first branch, minus the shortest path, tokens of a packed row). A check covers trees that are not
+    larger in any of these."""
     return (
         max(tree.longest_path for tree in trees),
         max(tree.sibling_tokens for tree in trees),
@@ -92,7 +93,7 @@ class Scorer(nn.Module):
 
     def forward(self, batch: TreeBatch) -> Tensor:
         """Log-probs [D, R] in float64, columns in the order of each tree's replies; 0 where a tree has fewer."""
-        # cloned: FSDP hangs its hooks on what a module returns, and may lose them on a view
+        # cloned: FSDP attaches hooks to the output of a module, and may lose them on a view
         return _per_reply(self._token_logps(batch), batch).clone()
 
     @torch.no_grad()
@@ -127,7 +128,7 @@ class Scorer(nn.Module):
         return self.layout in ("plain", "alone")
 
     def use_gradient_checkpointing(self) -> None:
-        """Recompute layers in the backward pass. A layer looks trained only while it decides that: dropout stays off inside it."""
+        """Recompute layers in the backward pass. A layer is in training mode only while it checks that, so dropout stays off inside it."""
         where = "gradient_checkpointing"
         try:
             self.model.gradient_checkpointing_enable(
@@ -153,16 +154,16 @@ class Scorer(nn.Module):
         self.layout = from_main(choose)
         if self.layout == "alone" and is_sharded():
             name = type(self.model).__name__
-            what = f"{name} needs every reply in a forward of its own, and ranks that hold a part of the weights must make equally many"
-            raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, where every rank holds all of the model"))
+            what = f"{name} needs a separate forward for every reply, but ranks with sharded weights must all make the same number of them"
+            raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank"))
 
     def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on some trees, packed again and again into a row of `row_tokens`;
-        keep the fastest that agrees. In one process this is done once for models of one kind, and again for what goes beyond it.
+        """Compare the fast layouts with the model's own unbatched logits on some trees, repeated in a packed row of `row_tokens`; keep the
+        fastest that agrees. The result is cached per process and kind of model, and checked again for larger trees (`_reach`).
 
-        State-space and linear-attention models cannot take the tree mask, some heads scale their logits in ways that only the model's own
-        forward knows, some rotary embeddings go by the longest row of a batch, and some attention by the place in the row: a wrong layout
-        must never score silently. All in float32: bfloat16's noise would hide much.
+        State-space and linear-attention models cannot use the tree mask, some heads scale their logits in ways that only the model's own
+        forward knows, some rotary embeddings depend on the longest row of a batch, and some attention on the place in the row: a wrong
+        layout must never score silently. All in float32, since the noise of bfloat16 would hide errors.
         """
         self.layout = "plain"
         # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
@@ -182,24 +183,24 @@ class Scorer(nn.Module):
             self.layout = layout
             if (wrong := self._wrong(expected, row_tokens)) is None:
                 return
-            log.info(f"scorer: this model cannot take the {layout} layout ({wrong}); trying the next")
+            log.info(f"scorer: this model does not support the {layout} layout ({wrong}); trying the next")
         raise UserError(
-            f"the log-probs of {type(self.model).__name__} depend on what comes after a token, or change from one forward to the next: "
-            f"alone in its row a reply has other ones ({wrong})",
+            f"the log-probs of {type(self.model).__name__} depend on later tokens, or change from one forward to the next: "
+            f"a reply alone in its row has different ones ({wrong})",
             where="model.path",
-            remedy="take a causal language model (a decoder)",
+            remedy="use a causal language model (a decoder)",
         )
 
     @torch.no_grad()
     def _wrong(self, expected: Mapping[Branches, Tensor], row_tokens: int) -> str | None:
-        """What speaks against the layout at hand, token by token: over a long reply's sum a wrong one may hide."""
+        """Why the current layout is wrong, or None. Compared token by token, since an error may vanish in the sum over a long reply."""
         routed = any("expert" in name for name, _ in self.model.named_modules())
         trees = list(_filling(list(expected), row_tokens if self.layout == "tree" and not routed else 0))
         batch = self.collate(trees)
         try:
             found = self._token_logps(batch)
         except FOREIGN_ERRORS as error:
-            if is_out_of_memory(error):  # the next would be slower, and need no less
+            if is_out_of_memory(error):  # the next layout would be slower, and need no less memory
                 raise
             return f"{type(error).__name__}: {first_line(error)}"
         right = torch.cat([expected[tree] for tree in trees])
@@ -211,7 +212,7 @@ class Scorer(nn.Module):
 
     @torch.no_grad()
     def token_logits(self, tree: Branches) -> Tensor:
-        """Logits [N, V] that predict every token of a tree's replies, one reply after the other. All at once: for few trees."""
+        """Logits [N, V] that predict every token of a tree's replies, one reply after the other; not chunked, so only for small trees."""
         batch = self.collate([tree])
         with packed(batch.index):
             return self._plain_logits(batch) if self.takes_whole_logits else logits_of(self.model, self._hidden(batch))
@@ -224,7 +225,7 @@ class Scorer(nn.Module):
             attention_mask=batch.attention_mask,
             use_cache=False,
         ).last_hidden_state
-        # index_select: its gradient is summed in a fixed order, where a prompt's last token predicts several replies
+        # index_select sums its gradient in a fixed order, which matters for a prompt's last token: it predicts several replies
         return hidden.flatten(0, 1).index_select(0, batch.source_N)
 
     def _logits(self, batch: TreeBatch) -> Iterator[tuple[Tensor, Tensor]]:
@@ -236,14 +237,14 @@ class Scorer(nn.Module):
             yield logits_of(self.model, hidden_NH), target_N
 
     def _token_logps(self, batch: TreeBatch) -> Tensor:
-        """[N]"""
+        """Log-probs [N] of the tokens of the replies."""
         with packed(batch.index):
             if self.takes_whole_logits:
                 return logps_of(self._plain_logits(batch), batch.target_N)
             return self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
 
     def _plain_logits(self, batch: TreeBatch) -> Tensor:
-        """[N, V]"""
+        """The model's own logits [N, V] of the tokens of the replies."""
         if self.layout == "alone":
             rows = [ids_L[real_L][None] for ids_L, real_L in zip(batch.input_ids_BL, batch.real_BL, strict=True)]
             logits = pad_sequence([self.model(input_ids=ids_1L, use_cache=False).logits[0] for ids_1L in rows], batch_first=True)
@@ -255,12 +256,12 @@ class Scorer(nn.Module):
 def _per_reply(values_N: Tensor, batch: TreeBatch) -> Tensor:
     """Sums [D, R] in float64 over the tokens of each reply."""
     sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=values_N.device)
-    # index_add would add in another order each time on a GPU, and the first-step margin would not be 0 to the last bit
+    # on a GPU index_add sums in a different order each time, and the first-step margin would not be exactly 0
     return sums.index_put((batch.cell_N,), values_N.double(), accumulate=True).view(batch.duels, batch.replies)
 
 
 def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward and of its repetition in the backward pass, which must see the trees of the first."""
+    """Contexts of a checkpointed forward and of its recomputation in the backward pass, which must see the same trees."""
     return contextlib.nullcontext(), packed(current_row())
 
 
@@ -270,21 +271,21 @@ def score_trees(
 ) -> list[list[float]]:
     """Log-probs of each tree's replies, in the order of the trees, in micro-batches of at most `max_tokens`; ranks share the trees.
 
-    wrapped: what the scorer is wrapped in, if it is; needs_all_ranks: every pass needs all ranks, so that some compute a tree for nothing.
+    wrapped: the module that wraps the scorer, if any; needs_all_ranks: every pass needs all ranks, so that some compute dummy trees.
     """
     shapes = [tree.shape(scorer.row_layout) for tree in trees]
     groups = micro_batches_of_ranks(shapes, max_tokens, scorer.row_layout, rank_count())
     mine = groups[rank()]
     idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if needs_all_ranks else []
     logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
-    # all are on their way before the first is waited for
+    # all passes are launched before the first result is read
     found = {index: row for group, rows in zip(mine, logps, strict=False) for index, row in zip(group, rows.tolist(), strict=True)}
     scored = {index: row for part in gathered(found) for index, row in part.items()}
     return [scored[index][: len(tree.replies)] for index, tree in enumerate(trees)]
 
 
 def _filling(trees: Sequence[Branches], row_tokens: int) -> Iterator[Branches]:
-    """All of the trees and the first once more, and then further rounds of them while they fit a packed row of `row_tokens`."""
+    """All of the trees, the first one again, and then repetitions of them while they fit into a packed row of `row_tokens`."""
     tokens = 0
     for number, tree in enumerate(cycle(trees)):
         tokens += tree.tokens("tree")
@@ -294,7 +295,7 @@ def _filling(trees: Sequence[Branches], row_tokens: int) -> Iterator[Branches]:
 
 
 def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
-    """[N]"""
+    """Log-probs [N] of a tree's reply tokens by the model's own forward. Raises UserError if any is not finite."""
     logps_N = torch.cat(plain_token_logps(model, tree))
     if not logps_N.isfinite().all():
         raise UserError("the model's log-probs are not finite numbers", remedy="its weights are damaged, or its training diverged")
@@ -302,7 +303,7 @@ def _finite_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
 
 
 def plain_logps(model: PreTrainedModel, tree: Branches) -> Tensor:
-    """Log-probs [R] of each reply: the reference."""
+    """Log-probs [R] of each reply by the model's own unbatched forward, as a reference for tests."""
     return torch.stack([logps.double().sum() for logps in plain_token_logps(model, tree)])
 
 

@@ -1,4 +1,4 @@
-"""How the ranks of a launched stage share a model: replicas or FSDP2's shards. All of it is Accelerate's and torch's."""
+"""How the ranks of a launched stage share a model: replicas or FSDP2's shards, by Accelerate and torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch.distributed import DistNetworkError
 from sparring.config.sections.launcher import INSTEAD, NO_DEEPSPEED
 from sparring.errors import UserError
 
-# Rank 0 loads, checks and writes for all; the others wait in a collective meanwhile
+# Rank 0 loads, checks and writes for all, while the others wait in a collective
 WAIT_FOR_OTHERS = timedelta(hours=2)
 
-# What torchrun and accelerate leave in a rank's environment
+# Variables that torchrun and accelerate set in a rank's environment
 NAMES_OF_RANK = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 PREFIXES_OF_LAUNCHERS = ("TORCHELASTIC_", "ROLE_", "ACCELERATE_")
 
@@ -32,9 +32,9 @@ def accelerator_of_rank() -> Accelerator | None:
 
 
 def join(strategy: str, cpu: bool) -> Accelerator:
-    """Become one of the ranks that the launcher has started, under its own plugin or else under the recipe's `strategy`.
+    """Join the ranks that the launcher has started, with the launcher's own plugin or else with the recipe's `strategy`.
 
-    A single process is a rank too: the only one, which shares nothing.
+    A single process is a rank too, the only one.
     """
     global _joined
     use_slurm_names()
@@ -59,7 +59,7 @@ def join(strategy: str, cpu: bool) -> Accelerator:
 
 @contextlib.contextmanager
 def _port_is_free() -> Iterator[None]:
-    """Say where ranks that were started by hand cannot meet."""
+    """Raise UserError if the port of ranks that were started by hand is in use."""
     try:
         yield
     except DistNetworkError as error:
@@ -70,21 +70,21 @@ def _port_is_free() -> Iterator[None]:
 
 
 def is_sharded() -> bool:
-    """Whether this rank holds a part of the weights only, by FSDP2, so that every pass needs all ranks."""
+    """Whether this rank holds only a part of the weights (FSDP2), so that every pass needs all ranks."""
     return _joined is not None and _joined.distributed_type == DistributedType.FSDP
 
 
 def load_unsharded() -> None:
-    """Have transformers load whole models, whatever they are for.
+    """Make transformers load whole models on all ranks.
 
-    By this variable, which files of `accelerate config` set, it would leave the weights of other ranks than 0 as they are in memory, for
-    sampling too.
+    With this variable, which files of `accelerate config` set, it would leave the weights uninitialised on all ranks but 0, also for
+    sampling.
     """
     os.environ.pop("FSDP_CPU_RAM_EFFICIENT_LOADING", None)
 
 
 def use_slurm_names() -> None:
-    """Under `srun` a rank is named by Slurm's variables; torch and Accelerate want their own."""
+    """Under `srun`, set the variables that torch and Accelerate read from those of Slurm."""
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS")  # of the step that srun started, not of the allocation around it
     if tasks is None or "RANK" in os.environ or int(tasks) == 1:
         return
@@ -99,7 +99,8 @@ def use_slurm_names() -> None:
 
 @contextlib.contextmanager
 def rank_names_hidden() -> Iterator[None]:
-    """For processes started meanwhile that are no ranks: with the names of one torch has them wait for a store that is not theirs."""
+    """Hide a rank's variables from processes that are started in this context and are not ranks: with them, torch in these processes would
+    wait for the ranks' store."""
     hidden = {name: value for name, value in os.environ.items() if name in NAMES_OF_RANK or name.startswith(PREFIXES_OF_LAUNCHERS)}
     for name in hidden:
         del os.environ[name]
@@ -121,7 +122,7 @@ def _plugin_of(strategy: str) -> dict[str, Any]:
 
 
 def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Accelerate takes up FSDP on accelerators only, though torch shards on a CPU all the same."""
+    """Enable FSDP on a CPU, which torch supports but Accelerate does not set up."""
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
     AcceleratorState._shared_state["fsdp_plugin"] = plugin

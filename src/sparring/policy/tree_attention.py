@@ -1,7 +1,7 @@
 """Attention over trees packed end to end into one row: every branch sees its prompt and itself, and no tree sees another.
 
-On a CPU a tree is cut into blocks: the path of its first branch, then every further branch behind the keys of the prompt. So the prompt
-is attended once, a further reply costs its own queries, and nothing blind is computed. Elsewhere flex attention skips what is blind.
+On a CPU a tree is split into blocks: the path of its first branch, then every further branch after the keys of the prompt. So the prompt is
+computed once, a further reply costs only its own queries, and no masked scores are computed. On a GPU flex attention skips masked blocks.
 
 Dimensions in names: T tokens of the row, H query heads, G key and value heads, D size of a head, F = heads x D;
 N blocks of a group, Q queries and K keys of its longest block.
@@ -25,18 +25,17 @@ from sparring.policy.compute import tensor_on, to_device
 from sparring.policy.footprint import KEPT_SCORES
 from sparring.policy.packed import Attention
 
-# Blocks of similar size share a group, padded to its longest, while padding stays under this share of its scores ...
+# Blocks of similar size are computed as a group, padded to its longest. Limits of a group: the share of padding in its scores (groups with
+# fewer scores than FEW_SCORES may have more, since another group would cost more than it saves), and the scores of one head.
 MAX_PADDING = 0.15
-# (few scores are padded freely: another group would cost more than it saves) ...
 FEW_SCORES = 2**17
-# ... and one head's scores under this number.
 MAX_SCORES = 2**21
-# The squares of scores that flex attention computes or skips whole
+# Side of the blocks of scores that flex attention computes or skips as a whole
 FLEX_BLOCK = 128
-# Kinds of flex attention that a process may compile: by number format, gradient, window and soft cap, each for its first size and for all.
-# Beyond torch's own limit of 8, which a model with alternating windows reaches, it would hold all scores, blind ones too, without a word.
+# Variants of flex attention that a process may compile: by number format, gradient, window and soft cap, each for its first size and for
+# dynamic sizes. Above torch's own limit of 8, which a model with alternating windows reaches, it would silently compute all scores.
 COMPILED_KINDS = 64
-# A longer path is cut, so that its early queries do not meet its late keys, and its scores fit a group.
+# Most queries of a block. A longer path is split, so that early queries skip late keys, and the scores fit into a group.
 MAX_QUERIES = 512
 
 
@@ -53,7 +52,7 @@ class Block:
         return len(self.keys), self.queries
 
     def pieces(self) -> Iterator[Block]:
-        """The block, its queries cut into runs of at most `MAX_QUERIES`, each with the keys up to its end."""
+        """The block split into parts of at most `MAX_QUERIES` queries, each with the keys up to its last query."""
         for start in range(len(self.keys) - self.queries, len(self.keys), MAX_QUERIES):
             end = min(start + MAX_QUERIES, len(self.keys))
             yield Block(self.keys[:end], end - start)
@@ -63,8 +62,8 @@ class Block:
 class Gather:
     """Rows of a [T, F] tensor laid out in groups of M places, and back again.
 
-    `index_M` names the token of every place (any token where the place is padding, and `padding` lists those). `first_T` is a token's
-    first place; `further` has, for the second place, the third and so on, the tokens that have one and where it is.
+    `index_M` is the token of every place (any token for padding, whose places are in `padding`). `first_T` is the first place of a token;
+    `further` has one entry for second places, one for third places and so on: the tokens that have such a place, and these places.
     """
 
     index_M: Tensor
@@ -73,15 +72,15 @@ class Gather:
     further: tuple[tuple[Tensor, Tensor], ...]
 
     def take(self, values_TF: Tensor) -> Tensor:
-        """[M, F]"""
+        """Values [M, F] of all places."""
         return _Take.apply(values_TF, self)
 
     def put_back(self, values_MF: Tensor) -> Tensor:
-        """[T, F], the inverse of `take`: from every token's first place."""
+        """Values [T, F] of all tokens, from their first places: the inverse of `take`."""
         return _PutBack.apply(values_MF, self)
 
 
-# Row selection whose backward pass is row selection too: torch's own adds row by row, which takes several times as long.
+# Row selection whose backward pass is row selection too: torch's own adds row by row, which takes several times longer.
 
 
 class _Take(torch.autograd.Function):
@@ -113,7 +112,7 @@ class _PutBack(torch.autograd.Function):
 
 
 class TreeIndex:
-    """Where the blocks of a packed row are. Everything is made when it is first asked for and kept for all layers."""
+    """The blocks of a packed row. Derived tensors are computed on first use and kept for all layers."""
 
     def __init__(self, blocks: Sequence[Block], tree_T: Tensor, branch_T: Tensor, position_T: Tensor) -> None:
         self.tree_T, self.branch_T, self.position_T = tree_T, branch_T, position_T
@@ -143,7 +142,7 @@ class TreeIndex:
 
     @cached_property
     def keys(self) -> Gather:
-        """The same for the keys."""
+        """Places of the keys of all groups, padded likewise."""
         return self._gather([[block.keys for block in group] for group in self.groups])
 
     def _gather(self, groups: Sequence[Sequence[Sequence[int]]]) -> Gather:
@@ -165,9 +164,10 @@ class TreeIndex:
         return Gather(tensor(index), tensor(padding), tensor([found[0] for found in places]), tuple(further))
 
     def bias(self, number: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """[N, 1, Q, K] of group `number`: 0 where a query may look (back, less than `window` far), minus infinity elsewhere.
+        """The attention bias [N, 1, Q, K] of group `number`: 0 where a query sees a key (earlier, less than `window` away), minus infinity
+        elsewhere.
 
-        Padding comes last, so that no real query sees it; a padding query sees something, or it would be NaN.
+        Padding comes last, so that no real query sees it; a padding query sees some key, since it would be NaN otherwise.
         """
         if (found := self._masks.get((number, window, dtype))) is None:
             group = self.groups[number]
@@ -181,7 +181,7 @@ class TreeIndex:
         return found
 
     def attend(self, module: nn.Module, asked: Attention) -> Tensor:
-        """[1, T, H, D]"""
+        """The attention output [1, T, H, D]."""
         if asked.query_THD.device.type == "cuda":
             return self.by_squares(module, asked)
         if torch.is_grad_enabled() and self.scores > KEPT_SCORES * len(self.tree_T):
@@ -195,14 +195,14 @@ class TreeIndex:
         return by_groups(self, asked)
 
     def by_squares(self, module: nn.Module, asked: Attention) -> Tensor:
-        """[1, T, H, D], by flex attention, which leaves out every square of scores that is blind."""
+        """The attention output [1, T, H, D] by flex attention, which skips blocks of scores that are masked entirely."""
         dynamo.recompile_limit = max(dynamo.recompile_limit, COMPILED_KINDS)
         query, key, value = (states.transpose(0, 1)[None] for states in asked[:3])
         mask = self.block_mask(asked.window)
         return flex_attention_forward(module, query, key, value, mask, scaling=asked.scaling, softcap=asked.softcap)[0]
 
     def block_mask(self, window: int | None) -> BlockMask:
-        """The same rule for flex attention."""
+        """The same mask for flex attention."""
 
         def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             on_path = (self.branch_T[key] == 0) | (self.branch_T[key] == self.branch_T[query])
@@ -221,9 +221,9 @@ class TreeIndex:
         return self._masks[window]
 
     def _squares(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Whether some query of a run of `FLEX_BLOCK` tokens sees some key of another, and whether all see all.
+        """For blocks of `FLEX_BLOCK` queries and keys: whether any query sees any key, and whether all queries see all keys.
 
-        Made from the blocks, for the whole [T, T] of a large micro-batch would not fit.
+        Computed from the tree's blocks, since a whole [T, T] mask of a large micro-batch would not fit in memory.
         """
         count = -(-len(self.tree_T) // FLEX_BLOCK)
         some, pairs = torch.zeros(count, count, dtype=torch.bool), torch.zeros(count, count, dtype=torch.long)
@@ -236,13 +236,13 @@ class TreeIndex:
             near = torch.ones(len(queries), len(keys), dtype=torch.bool) if window is None else first[:, None] - last_key < window
             some[queries[:, None], keys] |= near
             pairs[queries[:, None], keys] += query_count[:, None] * key_count
-        # keys come before their queries; on the diagonal not all do, and a window is left to the rule
+        # keys come before their queries, except for some on the diagonal; with a window the mask function decides
         full = (pairs == FLEX_BLOCK**2).tril(-1) if window is None else torch.zeros_like(some)
         return some.tril(), full
 
 
 def _listed(squares: Tensor) -> tuple[Tensor, Tensor]:
-    """For every run of queries how many squares are meant, and which: those first, in rising order."""
+    """For every block of queries the number of its selected blocks of keys, and their indices first, in rising order."""
     order = (~squares).int().argsort(dim=1, stable=True)
     return squares.sum(1).int()[None, None], order.int()[None, None]
 
@@ -253,7 +253,7 @@ def _longest(group: Sequence[Block]) -> tuple[int, int]:
 
 
 def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
-    """Blocks in rising size, cut where the padding or the scores would become too many."""
+    """Group blocks of rising size, with a new group where padding or scores would exceed the limits."""
     group: list[Block] = []
     needed = longest = 0
     for block in blocks:
@@ -272,7 +272,7 @@ def _groups(blocks: Sequence[Block]) -> Iterator[list[Block]]:
 
 
 def by_groups(index: TreeIndex, asked: Attention) -> Tensor:
-    """[1, T, H, D]"""
+    """The attention output [1, T, H, D], group by group."""
     query_THD, key_TGD, value_TGD, scaling, window, softcap = asked
     query_MF = index.queries.take(query_THD.flatten(1))
     key_MF, value_MF = index.keys.take(key_TGD.flatten(1)), index.keys.take(value_TGD.flatten(1))
@@ -291,8 +291,8 @@ def by_groups(index: TreeIndex, asked: Attention) -> Tensor:
 def _products(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float, softcap: float | None) -> Tensor:
     """query [N, Q, H, D], key and value [N, K, G, D] -> [N, Q, H, D]; the heads of a group share their keys without a copy.
 
-    On a CPU they beat torch's fused attention on paths of up to 256 positions, and with a bias instead of a causal mask on longer ones too
-    (docs/negative-results.md, benchmarks/attention_speed.py).
+    Plain products: on a CPU they are faster than torch's fused attention on paths of up to 256 positions, and with a bias instead of a
+    causal mask on longer ones too (docs/negative-results.md, benchmarks/attention_speed.py).
     """
     count, queries, heads, size = query.shape
     keys, groups = key.shape[1:3]

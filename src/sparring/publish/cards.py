@@ -1,4 +1,4 @@
-"""The cards of a model and of a data set: what they are, how they were made, how good they are, and how to use them."""
+"""The cards of a model and of a data set: description, method, scores, and usage."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to
 
 @dataclass(frozen=True)
 class About:
-    """What a card says beyond the run: the repositories on the Hub, and the licences of base model and data.
+    """Facts of a card that are not in the run: the repositories on the Hub, and the licences of base model and data.
 
-    pairs: control -> licence of its labelled pairs, where it has any; prompts: of `data.prompts`, likewise, of which `unanswered` were
-    played on. revision: the branch of the model that the card belongs to; revisions: those of all iterations.
+    pairs: control -> licence of its labelled pairs, if it has any; prompts: licence of `data.prompts`, of which the game was played on
+    `unanswered`. revision: the branch of the model that the card belongs to; revisions: those of all iterations.
     """
 
     base: Licence
@@ -58,7 +58,7 @@ class About:
 
     @classmethod
     def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
-        """`base`, `data`, `pairs`: licences as the user gives them, which are looked up where None."""
+        """`base`, `data`, `pairs`: licences that the user gives; looked up if None."""
         labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
@@ -72,7 +72,7 @@ class About:
 def model_card(
     recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool = False, plots: Mapping[str, str] | None = None
 ) -> str:
-    """What the model is, how it was made, and every score with its error. Names no folder of this machine.
+    """The card of a model: what it is, how it was trained, and every score with its error. Names no folder of this machine.
 
     plots: score -> file of its plot, next to the card.
     """
@@ -111,7 +111,7 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
-    """counts: as `write_pairs` gives them. Names no folder of this machine."""
+    """The card of the data set of replies. counts: those of `write_pairs`. Names no folder of this machine."""
     shown, by_grades = public(recipe), recipe.target.uses_grades
     body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(recipe, counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
@@ -153,7 +153,7 @@ from those of its own previous iteration."""
 
 
 def _replies_body(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
-    """Of a game in which the human reply always wins."""
+    """The body of the data set's card for a game in which the human reply always wins."""
     lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
     return f"""The replies were not graded: `rejected` means "from the model".
 
@@ -169,14 +169,14 @@ Two configurations with one split per iteration:
 
 
 def model_title(summary: Mapping[str, Any], player: str) -> str:
-    """What a model card calls the player."""
+    """The name of the player in a model card."""
     start = f"the {start_title(summary['start']['name'])}"
     controls = {entry["stage"]: f"the control {entry['name']}" for entry in summary["controls"]}
     return {START: start, **controls}.get(player, title_of_player(player))
 
 
 def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, about: About, adapter: bool) -> str:
-    """The YAML that the Hub reads, which takes nothing but Hub ids as base_model and datasets."""
+    """The YAML that the Hub reads; it accepts only Hub ids as base_model and datasets."""
     from huggingface_hub import ModelCardData
 
     card = ModelCardData(
@@ -299,7 +299,7 @@ def _usage(recipe: Recipe, about: About, adapter: bool) -> str:
     chosen = f', revision="{about.revision}"' if about.revision else ""
     branches = ", ".join(f"`{revision}`" for revision in about.revisions)
     also = f"\n\nThe players of all iterations are branches of this repository: `revision=` one of {branches}." if branches else ""
-    needs = " (with `peft` installed: it loads the base model and puts the adapter on it)" if adapter else ""
+    needs = " (with `peft` installed, which loads the base model with the adapter)" if adapter else ""
     return f"""With transformers{needs}:
 
 ```python
@@ -317,7 +317,7 @@ With vLLM:
 
 
 def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: str | None = None) -> str:
-    """What it is made of, with the licences; labelled pairs count among it for the control `learner` that they trained alone."""
+    """The table of sources with their licences; labelled pairs are in it only for the control `learner` that was trained on them."""
     pairs = _pairs(shown, recipe)
     rows = [("base model", shown["model"]["path"], about.base), ("data", shown["data"]["path"], about.data)]
     if about.prompts is not None:
@@ -326,7 +326,7 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     lines = "\n".join(f"| {what} | {code_span(name, in_table=True)} | {words(str(licence))} |" for what, name, licence in rows)
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
     body = "".join(
-        f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, trained controls of this game alone." for name, licence in others
+        f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, were used only for controls of this game." for name, licence in others
     )
     return f"| | name | licence |\n|---|---|---|\n{lines}{body}"
 

@@ -28,15 +28,15 @@ def how_learned(recipe: Recipe, unanswered: int) -> str:
 
 
 def pairs_body(recipe: Recipe, counts: Counts, unanswered: int) -> str:
-    """The body of the data set's card: the rule, a table of counts, what the configurations hold."""
+    """The body of the data set's card: the rule, a table of counts, and the configurations."""
     lines = [
         f"| iteration | {' | '.join(HEADERS.values())} |",
         f"|---|{'---|' * len(HEADERS)}",
         *(f"| {t} | {' | '.join(str(found[name]) for name in HEADERS)} |" for t, found in counts.items()),
     ]
-    table, drawn = "\n".join(lines), recipe.sampling.replies_per_prompt
-    alone = " The game itself learned from winners alone: these pairs are those that would have met."
-    note = "" if recipe.objective.kind.uses_margins else alone
+    table, sampled = "\n".join(lines), recipe.sampling.replies_per_prompt
+    winners_only = " The game itself was trained on winners only; these are the pairs that it would have formed."
+    note = "" if recipe.objective.kind.uses_margins else winners_only
     return f"""{" ".join(rule_of(recipe))}{note}
 
 {_whose(recipe, unanswered)}
@@ -45,12 +45,12 @@ def pairs_body(recipe: Recipe, counts: Counts, unanswered: int) -> str:
 
 Two configurations with a split per iteration that has rows for it:
 
-- `preference`: winners and losers that met, as `prompt`, `chosen`, `rejected` in lists of turns, which TRL's `DPOTrainer` takes; with
-  `row_id`, `iteration`, `chosen_by` (`human` where it is the human reply, token for token, else `model`), scores and answers as the
-  checker gave them, votes (how many of {drawn} replies ended and gave the same answer; a cut one has none), `weight` of the prompt,
-  and the loser's `finish_reason`.
+- `preference`: pairs of a winner and a loser, as `prompt`, `chosen`, `rejected` in lists of turns, which TRL's `DPOTrainer` takes; with
+  `row_id`, `iteration`, `chosen_by` (`human` if it equals the human reply, token for token, else `model`), the checker's scores and
+  answers, votes (how many of {sampled} replies ended and gave the same answer; a cut reply has none), `weight` of the prompt, and the
+  loser's `finish_reason`.
 - `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes: each reply of the model paired with the human one,
-  whoever won. Prompts without a human reply are not in it."""
+  whichever won. Prompts without a human reply are not in it."""
 
 
 def _whose(recipe: Recipe, unanswered: int) -> str:
@@ -58,5 +58,5 @@ def _whose(recipe: Recipe, unanswered: int) -> str:
     asked = f"{unanswered} of the prompts had no human reply." if unanswered else "Every prompt had a human reply."
     if recipe.target.human == "only":
         return f"Winners are human replies. {asked}"
-    written = "the model's own replies" if recipe.target.human == "never" else "the model's own replies, but for the human ones"
-    return f"Winners are {written}: no person has written or read them, and a checker or a vote can be wrong. {asked}"
+    written = "the model's own replies" if recipe.target.human == "never" else "human replies and the model's own replies"
+    return f"Winners are {written}. No person has written or read the model's replies, and a checker or a vote can be wrong. {asked}"

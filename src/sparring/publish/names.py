@@ -1,4 +1,4 @@
-"""What of a recipe others may read, and the licence of a base model or data set as far as this machine knows it."""
+"""The part of a recipe that may be published, and the licence of a base model or data set if it can be found on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HIDDEN = "(not shown)"
 
 
 def public(recipe: Recipe) -> dict[str, Any]:
-    """The recipe without the run's own folder, of local paths only the last part, and of other machines nothing."""
+    """The recipe for publication: without the run directory, with only the last part of local paths, and without names of machines."""
     values = recipe.model_dump(exclude={"run_dir"})
     sources = [section for section in (values["data"], values["data"]["prompts"]) if section]
     sources += [control["pairs"] for control in values["controls"] if control["pairs"]]
@@ -40,7 +40,7 @@ def public(recipe: Recipe) -> dict[str, Any]:
 
 
 def _last_parts(path: str | tuple[str, ...] | None) -> str | None:
-    """Of a local path, or of each of several, the last part; what is named elsewhere as it is."""
+    """The last part of a local path, or of each of several; other names unchanged."""
     if path is None:
         return None
     paths = (path,) if isinstance(path, str) else path
@@ -48,7 +48,7 @@ def _last_parts(path: str | tuple[str, ...] | None) -> str | None:
 
 
 def _hide(values: dict[str, Any], section: Section, *names: str) -> None:
-    """What only means something on the machines of the game, and may say more of them than their owner likes."""
+    """Hide options that have no meaning on other machines and may reveal details of the user's own."""
     defaults = type(section)()
     for name in names:
         if getattr(section, name) != getattr(defaults, name):
@@ -79,8 +79,8 @@ HUB_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]*")
 
 @dataclass(frozen=True)
 class Licence:
-    """`name` is an identifier of the Hub's list (apache-2.0, cc-by-nc-4.0, other ...), None where nothing at hand says one; `source` says
-    where it was read."""
+    """`name` is an identifier of the Hub's list (apache-2.0, cc-by-nc-4.0, other ...), None if it is not known; `source` says where it was
+    read."""
 
     name: str | None
     source: str
@@ -92,13 +92,13 @@ class Licence:
 def licence_of(path: str, kind: str, given: str | None, option: str) -> Licence:
     """The licence of a recipe's model.path or data.path.
 
-    kind: "model" or "dataset", the Hub's words. given: the user's statement, by `option`; else the card next to the files, the Hub's
-    card in the local cache, or a GGUF file's own field is read. Nothing is fetched.
+    kind: "model" or "dataset", as on the Hub. given: the licence that the user gives by `option`; without it the card next to the files,
+    the Hub's card in the local cache, or the field of a GGUF file is read. Nothing is downloaded.
     """
     if given is not None:
         if not HUB_NAME.fullmatch(given):
             raise UserError(
-                f"{given!r} is not an identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
+                f"{given!r} is not the identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
             )
         return Licence(given, f"as the publisher says, by {option}")
     if path.startswith("builtin:"):

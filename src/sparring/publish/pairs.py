@@ -1,4 +1,4 @@
-"""A game's replies as data sets that others load: preference rows for TRL, real/generated rows for the paper's code."""
+"""A game's replies as data sets: preference rows for TRL, real/generated rows for the paper's code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparring.targets import TARGETS, Candidates
 from sparring.targets.select import HUMAN, candidates_of, rules_of
 from sparring.targets.window import select_window
 
-# Columns that may be null throughout a split keep their type all the same.
+# Types of columns that may be null in a whole split
 TYPES = {
     "chosen_score": pa.float64(),
     "rejected_score": pa.float64(),
@@ -33,7 +33,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Graded:
-    """The replies of one iteration, their grades, and what the target has made of them."""
+    """The replies of one iteration, their grades, and the winners and losers by the target."""
 
     examples: Mapping[str, Example]
     candidates: Mapping[str, Candidates]
@@ -43,7 +43,7 @@ class Graded:
 
 
 def graded(recipe: Recipe, t: int, examples: Mapping[str, Example], replies: Sequence[Reply], rows: Sequence[Mapping[str, Any]]) -> Graded:
-    """rows: the table of grades of iteration t."""
+    """The graded replies of iteration t. rows: its table of grades."""
     candidates = candidates_of(rows, replies, list(examples.values()), recipe.target.pass_score)
     prompts = {row_id: example.prompt_ids for row_id, example in examples.items()}
     target, rules = TARGETS[recipe.target.kind], rules_of(recipe)
@@ -54,14 +54,15 @@ def graded(recipe: Recipe, t: int, examples: Mapping[str, Example], replies: Seq
 
 
 def contest_columns(found: Graded, decode: Callable[[TokenIds], str]) -> dict[str, Any]:
-    """A row for every pair; empty columns where there is none."""
+    """The columns of a table with a row for every pair; empty if there are no pairs."""
     rows = [_row(found, contest, contest.winners[i], contest.losers[j], decode) for contest in found.contests for i, j in contest.pairs]
     columns = {name: [row[name] for row in rows] for name in (rows[0] if rows else ())}
     return {name: pa.array(values, TYPES[name]) if name in TYPES else values for name, values in columns.items()}
 
 
 def contest_counts(found: Graded) -> dict[str, int]:
-    """Pairs ("rows"), those that a human reply has won and those with a cut loser; prompts with pairs, and those without a human reply."""
+    """Numbers of pairs ("rows"), of those with a human winner and with a cut loser; of prompts with pairs, and of these without a human
+    reply."""
     pairs = [(contest, contest.winners[i], contest.losers[j]) for contest in found.contests for i, j in contest.pairs]
     return {
         "rows": len(pairs),
@@ -100,7 +101,7 @@ def _is_human(found: Graded, contest: Contest, winner: TokenIds) -> bool:
 
 
 def _grade(found: Graded, contest: Contest, ids: TokenIds) -> Mapping[str, Any]:
-    """The grade of a reply of the model, or of the human one, which the random checker does not grade."""
+    """The grade of a reply of the model, or of the human one; empty for a human one that the checker did not grade (random)."""
     reply = found.replies.get((contest.row_id, ids))
     return found.grades.get((contest.row_id, HUMAN if reply is None else reply.replica), {})
 
@@ -110,22 +111,22 @@ def _finish_reason(found: Graded, contest: Contest, loser: TokenIds) -> str:
 
 
 def _votes(candidates: Candidates) -> Counter[str | None]:
-    """Answer -> replies that ended their turn and give it."""
+    """Answer -> number of complete replies with it."""
     return Counter(reply.answer for reply in candidates.replies if reply.is_complete and reply.answer is not None)
 
 
 Columns = dict[str, Any]
 Decode = Callable[[TokenIds], str]
 Made = tuple[dict[str, int], dict[str, Columns]]  # counts, and a table for every shape
-SHAPES = {"preference": "rows", "spin": "spin_rows"}  # shape -> its rows in the counts; of one count both have as many
+SHAPES = {"preference": "rows", "spin": "spin_rows"}  # shape -> its number of rows in the counts; "rows" for both without spin_rows
 
 
 def write_pairs(players: Players, target: Path) -> dict[int, dict[str, int]]:
     """Write preference/iteration_T.parquet and spin/iteration_T.parquet for every iteration T that the run's summary counts.
 
-    Where the human reply always wins, a row is one sampled reply and it, and T's counts are its "rows", those "identical" to the human
-    reply, token for token, and "truncated" ones. With another target a preference row is a pair of winner and loser, with the counts
-    of `contest_counts`; "spin_rows" are replies paired with a human one, for the shape that needs one. A file without rows is not written.
+    With the human target a row is a sampled reply with the human one, and T's counts are "rows", those "identical" to the human reply,
+    token for token, and "truncated" ones. With other targets a preference row is a pair of winner and loser, with the counts of
+    `contest_counts`; "spin_rows" are replies paired with a human one. A file without rows is not written.
     """
     iterations = [entry["iteration"] for entry in players.summary["iterations"]] if players.summary else []
     if not iterations:
@@ -144,7 +145,7 @@ def write_pairs(players: Players, target: Path) -> dict[int, dict[str, int]]:
 
 
 def splits(counts: Mapping[int, Mapping[str, int]]) -> dict[str, list[int]]:
-    """Shape -> the iterations that have a file of it."""
+    """Shape -> the iterations that have a file of this shape."""
     return {shape: [t for t, found in counts.items() if found.get(key, found["rows"])] for shape, key in SHAPES.items()}
 
 
@@ -161,13 +162,13 @@ def _of_duels(players: Players, t: int, examples: Mapping[str, Example], decode:
 def _of_contests(players: Players, t: int, examples: Mapping[str, Example], decode: Decode) -> Made:
     replies = read_replies(players.run.verified(iteration_stage(t, "generate")).path)
     found = graded(players.recipe, t, examples, replies, read_rows(players.run.verified(iteration_stage(t, "grade")).path))
-    beside_human = [reply for reply in replies if examples[reply.row_id].has_reply]
-    counts = {**contest_counts(found), "spin_rows": len(beside_human)}
-    return counts, {"preference": contest_columns(found, decode), "spin": spin_columns(examples, beside_human, decode)}
+    with_human = [reply for reply in replies if examples[reply.row_id].has_reply]
+    counts = {**contest_counts(found), "spin_rows": len(with_human)}
+    return counts, {"preference": contest_columns(found, decode), "spin": spin_columns(examples, with_human, decode)}
 
 
 def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> Columns:
-    """`prompt`, `chosen`, `rejected` as lists of turns. Every game is played under a chat template, so that every row is a conversation."""
+    """Columns with `prompt`, `chosen`, `rejected` as lists of turns: every game has a chat template, so every row is a conversation."""
     of = [examples[reply.row_id].conversation for reply in replies]
     return {
         "prompt": [list(conversation.prompt) for conversation in of],
@@ -180,7 +181,7 @@ def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply]
 
 
 def spin_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> Columns:
-    """`real` and `generated`, whole conversations each, which end in the two replies; nothing else, as in the authors' own files."""
+    """The columns `real` and `generated`, whole conversations that end in the human and the sampled reply, as in the authors' files."""
     rows = preference_columns(examples, replies, decode)
     return {
         name: [[*prompt, *reply] for prompt, reply in zip(rows["prompt"], rows[side], strict=True)]

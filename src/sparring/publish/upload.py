@@ -1,4 +1,4 @@
-"""To the Hugging Face Hub, by its own client. The token comes from where that client keeps it, and no message of ours ever holds it."""
+"""Uploads to the Hugging Face Hub by its own client. The token is the client's, and is never in a message."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ REMEDIES = {
     401: "the token is not valid (any more): `hf auth login`, or set HF_TOKEN",
     403: "the token may not do this: it needs write access, and to this user or organisation",
     404: "check the spelling of the user or organisation",
-    413: "a file is larger than the Hub takes",
+    413: "a file is larger than the Hub allows",
     429: "too many requests to the Hub: push again later",
 }
-TRY_AGAIN = "push again later: what has arrived is not sent twice"
+TRY_AGAIN = "push again later: files that were uploaded are not sent again"
 
 
 def check_repo_id(repo: str, option: str) -> None:
-    """Raises UserError for what is no whole name of a repository, USER/NAME, or one that the Hub would not take."""
+    """Raises UserError for anything but a valid name of a repository, USER/NAME."""
     try:
         if repo.count("/") != 1:
             raise HFValidationError("the user or organisation is part of its name")
@@ -34,7 +34,7 @@ def check_repo_id(repo: str, option: str) -> None:
 
 
 class Hub:
-    """What `push` does there. Raises UserError where the Hub, the network or the token will not have it."""
+    """The requests of `push` to the Hub. Raises UserError for errors of the Hub, the network or the token."""
 
     def __init__(self) -> None:
         if constants.HF_HUB_OFFLINE:
@@ -51,12 +51,12 @@ class Hub:
             disable_progress_bars()
 
     def create(self, repo: str, kind: str, private: bool) -> None:
-        """Have the repository there; it may exist already. private: only for a new one."""
+        """Create the repository if it does not exist. private: for a new one only."""
         with self._plain("create the repository", repo):
             self._api.create_repo(repo, repo_type=kind, private=private or None, exist_ok=True)
 
     def upload(self, folder: Path, repo: str, kind: str, revision: str | None, message: str, replaces: tuple[str, ...]) -> None:
-        """Make the files of `folder` the repository's, in the branch `revision`; of its others, those that match `replaces` go."""
+        """Upload the files of `folder` to the branch `revision`, and delete its other files that match `replaces`."""
         if revision is not None:
             with self._plain(f"create the branch {revision}", repo):
                 self._api.create_branch(repo, repo_type=kind, branch=revision, exist_ok=True)
@@ -67,14 +67,14 @@ class Hub:
 
     @contextmanager
     def _plain(self, doing: str, repo: str) -> Iterator[None]:
-        """Turn what the client raises into a message that a person can act on, without the token that a server may echo."""
+        """Convert the client's errors to UserError, without the token, which a server may echo."""
         try:
             yield
         except HfHubHTTPError as error:
             status = error.response.status_code
             said = first_line(ValueError(error.server_message)) if error.server_message else first_line(error)
             raise UserError(
-                f"the Hub would not {doing}: {self._without_token(said)} (status {status})",
+                f"the Hub refused to {doing}: {self._without_token(said)} (status {status})",
                 where=repo,
                 remedy=REMEDIES.get(status, TRY_AGAIN),
             ) from None

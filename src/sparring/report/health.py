@@ -1,4 +1,4 @@
-"""What is wrong with a run though it ran, each with its remedy, and where its recipe differs from the experiment of the paper."""
+"""Symptoms of a run that did not fail but went wrong, with remedies, and differences of its recipe from the paper's experiment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def differences_from_paper(recipe: Recipe) -> list[Difference]:
 
 
 def _plain(value: Any) -> Any:
-    """One value per iteration that are all the same are one value."""
+    """A single value in place of equal values for all iterations."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
@@ -71,7 +71,7 @@ class Sign(NamedTuple):
 
 
 def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
-    """All of them, arm by arm in the order of the game."""
+    """All symptoms, arm by arm in the order of the game."""
     counts = {f"iteration {entry['iteration']}": entry.get("counts", {}) for entry in summary["iterations"]}
     found: list[Sign] = []
     before: Row | None = None
@@ -80,14 +80,14 @@ def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
         if row.model in counts:
             assert before is not None
             found += _of_duels(row, counts[row.model], recipe)
-            if not recipe.target.uses_grades:  # another target need not lead to the human replies
+            if not recipe.target.uses_grades:  # with another target the player need not approach the human replies
                 found += _of_human(row, before)
         before = row
     return found
 
 
 def warnings(found: Iterable[Sign]) -> list[str]:
-    """A line for everything that is wrong, with the arms in which it is."""
+    """A line for every symptom, with the arms that have it."""
     lines: dict[tuple[str, str], list[str]] = {}
     for sign in found:
         lines.setdefault((sign.what, sign.remedy), []).append(f"{sign.arm} {sign.amount}".strip())
@@ -105,25 +105,25 @@ def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
     n, cut = row.scores["truncated"]["n"], row.scores["truncated"]["value"]
     if cut > MOST_CUT:
         most = recipe.sampling.max_new_tokens
-        remedy = f"Raise sampling.max_new_tokens ({most}): a reply that is cut is recognised by its missing end"
+        remedy = f"Raise sampling.max_new_tokens ({most}): the missing end alone distinguishes a cut reply from a human one"
         yield Sign("Replies are cut", row.model, f"{round(cut * n)} of {n}", remedy)
     auc = row.scores["length_auc"]["value"]
     if auc > MOST_BY_LENGTH:
         yield Sign("Length alone distinguishes the replies from human ones (AUC)", row.model, f"{auc:.2f}", _LENGTH)
     equal = row.scores["identical"]["value"]
     if equal > MOST_EQUAL:
-        yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_TELL)
+        yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_LEARN)
 
 
 def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[Sign]:
     duels, batch = counts.get("duels"), recipe.train.batch_size
     if duels and duels < batch:
-        remedy = "An epoch is a single step then: set train.batch_size lower, or use more rows"
+        remedy = "An epoch is then a single step: lower train.batch_size, or use more rows"
         what = "prompts to learn from" if recipe.target.uses_grades else "duels"
         yield Sign(f"Fewer {what} than a batch of {batch}", row.model, f"{duels}", remedy)
-    drawn = counts.get("replies", 0) // recipe.sampling.replies_per_prompt  # those of equal replies may be left out of the duels
-    if drawn and counts.get("duels_all_identical", 0) > MOST_EQUAL * drawn:
-        yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {drawn}", _NOTHING_TO_TELL)
+    prompts = counts.get("replies", 0) // recipe.sampling.replies_per_prompt  # duels of equal replies may be left out of "duels"
+    if prompts and counts.get("duels_all_identical", 0) > MOST_EQUAL * prompts:
+        yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {prompts}", _NOTHING_TO_LEARN)
 
 
 def _of_human(row: Row, before: Row) -> Iterator[Sign]:
@@ -133,8 +133,7 @@ def _of_human(row: Row, before: Row) -> Iterator[Sign]:
 
 
 _LENGTH = (
-    "Length is learned before anything else: raise sampling.max_new_tokens, fine-tune the start longer, or anchor it with "
-    "objective.nll_weight"
+    "The player learns the length first: raise sampling.max_new_tokens, fine-tune the start longer, or anchor it with objective.nll_weight"
 )
 REMEDY_LOST = "Lower train.lr, raise objective.beta, or anchor the human replies with objective.nll_weight"
-_NOTHING_TO_TELL = "There is nothing to distinguish: sample at a higher sampling.temperature, or stop here"
+_NOTHING_TO_LEARN = "There is nothing to distinguish: sample at a higher sampling.temperature, or stop here"

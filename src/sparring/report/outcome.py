@@ -1,4 +1,4 @@
-"""All arms of a run in order, and the one verdict on it, the same in terminal, report, card and status."""
+"""The ranking of a run's arms, and its verdict, which is the same in terminal, report, card and status."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Arm = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, sample
 
 
 class Gain(NamedTuple):
-    """How much better a score is than another model's on the same rows, and the ends of its confidence interval."""
+    """By how much a score is better than another model's on the same rows, with the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -33,17 +33,17 @@ class Gain(NamedTuple):
 def ranking(
     root: Path, rows: Sequence[Row], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
-    """The arms by `metric`, the best first; of equal ones the simplest. JSON values, kept in summary.json.
+    """The arms by `metric`, the best first; of equal ones the earlier in the game. JSON values, stored in summary.json.
 
-    Each with `player` (what `sparring export --iteration` takes), `name`, `value`, `n`; `behind`: how far behind the first, and
-    `over_start`: how much better than the start, paired by rows, each with `low` and `high`; None where there is nothing to pair.
+    Each has `player` (for `sparring export --iteration`), `name`, `value`, `n`; `behind`: the difference from the first arm, and
+    `over_start`: the gain over the start, both paired by rows, with `low` and `high`; None if there is nothing to pair.
     headroom: scores of the start's replies at a lower temperature, if they were measured.
     """
     arms = [arm for row in rows for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
-    if metric == "exact_match" and headroom:  # their rows are not kept as samples, so that there is nothing to pair
+    if metric == "exact_match" and headroom:  # their rows are not stored as samples, so there is nothing to pair
         arms.append((START, f"{rows[0].model} at a lower temperature", {**headroom["cool"], "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
@@ -66,20 +66,20 @@ def _arms(root: Path, row: Row, metric: str) -> list[Arm]:
     player, samples = player_of(row), read_samples(root / row.stage / SAMPLES)
     found: list[Arm] = [(player, row.model, row.scores[metric], samples)]
     greedy = GREEDY.get(metric, "")
-    if player == START and greedy in row.scores:  # no training at all: the same model, asked for its likeliest reply
-        cooler = {row_id: {**sample, metric: sample.get(greedy)} for row_id, sample in samples.items()}
-        found.append((player, f"{row.model}, greedy", row.scores[greedy], cooler))
+    if player == START and greedy in row.scores:  # an arm without training: the start with greedy decoding
+        greedy_samples = {row_id: {**sample, metric: sample.get(greedy)} for row_id, sample in samples.items()}
+        found.append((player, f"{row.model}, greedy", row.scores[greedy], greedy_samples))
     return found
 
 
 def player_of(row: Row) -> str:
-    """What `sparring export --iteration` takes for it."""
+    """The player's name for `sparring export --iteration`."""
     t = iteration_of(row.stage)
     return row.stage.removesuffix(evaluate_stage("")) if t is None else str(t)
 
 
 def read_samples(file: Path) -> Samples:
-    """Of a player's evaluation, by row; none of a stage that kept none."""
+    """row id -> sample of a player's evaluation; empty if the stage stored none."""
     return {sample["row_id"]: sample for sample in read_rows(file)} if file.exists() else {}
 
 
@@ -88,9 +88,9 @@ def _as_json(found: Gain | None) -> dict[str, float] | None:
 
 
 def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> Gain | None:
-    """By how much the first is the better one in a metric, on the rows that both answered, row by row: a hard row is hard for both.
+    """By how much `ours` is better than `theirs` in a metric, paired over the rows that both answered.
 
-    Per token it is a ratio of sums, with the standard error of a ratio estimator. None where the samples do not hold the metric.
+    NLL per token is a ratio of sums, with the standard error of a ratio estimator. None if the samples do not have the metric.
     """
     ids = [row_id for row_id in ours if row_id in theirs]
     first, second = _values(ours, ids, metric), _values(theirs, ids, metric)
@@ -105,7 +105,7 @@ def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> Gain
 
 
 def _values(samples: Samples, ids: Sequence[str], metric: str) -> list[float] | None:
-    """Of every row a number of which more is better."""
+    """A value for every row, of which more is better; None if any row has none."""
     column = "human_logp" if metric.startswith("nll_") else metric
     found = [value for row_id in ids if (value := samples[row_id].get(column)) is not None]
     return found if len(found) == len(ids) else None
@@ -122,21 +122,21 @@ WORDS = {
 
 
 def metric_words(metric: str) -> str:
-    """A metric's name for people; those of benchmarks are what their authors call them."""
+    """A metric's name in texts; benchmarks keep their own names."""
     return WORDS.get(metric, metric)
 
 
 def verdict(summary: Mapping[str, Any], run: str = "RUN") -> str:
-    """All of it in some sentences."""
+    """The verdict in some sentences."""
     return " ".join(verdict_lines(summary, run))
 
 
 def verdict_lines(summary: Mapping[str, Any], run: str = "RUN") -> list[str]:
-    """The arms in order, what to use, the best iteration, and how the game ended. `run`: the run directory, as a person would type it."""
+    """The arms in order, what to use, the best iteration, and how the game ended. `run`: the run directory as in a command."""
     ended = "The game is not over." if summary["stop_reason"] is None else f"The game ended - {summary['stop_reason']}."
     if summary["best"] is None:
         return [f"No iteration was played. {ended}"]
-    arms = summary.get("ranking") or []  # none in what earlier versions wrote
+    arms = summary.get("ranking") or []  # none in the summaries of earlier versions
     ranked = [_in_order(arms, summary["best"]["metric"]), _advice(arms, run, summary) + _caution(arms[0], summary)] if arms else []
     return [*ranked, f"{_best(summary['best'])} {ended}"]
 
@@ -161,7 +161,7 @@ def _behind(arm: Mapping[str, Any]) -> str:
 
 
 def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) -> str:
-    """What to use, and where the money is better spent."""
+    """Which model to use, and whether compute is better spent on another method."""
     first = arms[0]
     best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
     export = f"`sparring export {run} DIR --iteration {first['player']}`"
@@ -169,8 +169,8 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
         return f"No trained model is above the start. Use the start: {export}. {_ELSEWHERE}"
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
-        sure = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        sentence = "A control beats the game by more than chance" if sure else "A control is above the game, though within chance"
+        is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
+        sentence = "A control beats the game by more than chance" if is_significant else "A control is above the game, though within chance"
         return f"{sentence}: more of {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
@@ -181,7 +181,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """A warning if the first arm by its metric writes replies that cannot be used."""
+    """A warning if many replies of the first arm are cut; empty otherwise."""
     players = {START: summary.get("start"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
     players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
     entry = players.get(first["player"])
@@ -198,17 +198,17 @@ _ELSEWHERE = (
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:
-    """The note for a user who exports an iteration while another arm is higher; None if none is, or nothing is known."""
+    """A note if an arm that is not an iteration is ranked above the exported player; None otherwise."""
     arms = summary.get("ranking") or []
     own = next((place for place, arm in enumerate(arms) if arm["player"] == player), None)
     first = next((arm for arm in arms[:own] if not arm["player"].isdigit()), None)
     if own is None or first is None:
         return None
-    return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` takes it"
+    return f"{first['name']} is higher ({first['value']:.3f} against {arms[own]['value']:.3f}): `--iteration {first['player']}` selects it"
 
 
 def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(what for, the command or the file). Export takes the arm that is first."""
+    """(purpose, command or file); the export is of the first arm."""
     run = shlex.quote(str(root))
     ranked = summary.get("ranking")
     which = f" --iteration {ranked[0]['player']}" if ranked else ""

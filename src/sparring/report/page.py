@@ -1,6 +1,6 @@
-"""The page that any report is: one self-contained HTML file with its style, script and figures inside, and no way out.
+"""The page of a report: one self-contained HTML file with its style, script and figures, which loads and sends nothing.
 
-Nothing here knows what is reported. Text is escaped by the templates; only what is `Markup` already goes through as it is.
+The content of reports is not known here. Text is escaped by the templates; only `Markup` is inserted unchanged.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def set_tooltips(artist: Artist, texts: Sequence[str]) -> None:
 
 
 def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are read out in place of the plot."""
-    drawn = io.StringIO()
+    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are for screen readers."""
+    rendered = io.StringIO()
     # not savefig, which renders everything twice
-    FigureCanvasSVG(figure).print_svg(drawn, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ET.fromstring(drawn.getvalue().encode())
+    FigureCanvasSVG(figure).print_svg(rendered, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ET.fromstring(rendered.getvalue().encode())
     _drop(root, {"metadata", "style"})
     _add_tooltips(root)
     _name(root, name)
@@ -71,7 +71,7 @@ def _add_tooltips(root: ET.Element) -> None:
         if (tooltips := group.get("id", "")).startswith(_TOOLTIPS):
             texts = json.loads(tooltips.removeprefix(_TOOLTIPS))
             marks = list(group.iter(f"{{{SVG}}}use")) or [group]
-            if len(marks) == len(texts):  # NaN has no mark, and which value it is cannot be known
+            if len(marks) == len(texts):  # a NaN has no mark, and then it is not known which text belongs to which mark
                 for mark, text in zip(marks, texts, strict=True):
                     title = ET.Element(f"{{{SVG}}}title")
                     title.text = text
@@ -79,7 +79,7 @@ def _add_tooltips(root: ET.Element) -> None:
 
 
 def _name(root: ET.Element, name: str) -> None:
-    """Short ids that no other figure of the page has, and only where something refers to them."""
+    """Replace ids by short ones that are unique on the page, and remove those that nothing refers to."""
     for element in root.iter():
         if f"{{{XLINK}}}href" in element.attrib:
             element.set("href", element.attrib.pop(f"{{{XLINK}}}href"))
@@ -94,7 +94,7 @@ def _name(root: ET.Element, name: str) -> None:
 
 
 def _of_the_page(element: ET.Element) -> None:
-    """The theme's colours and the page's font; coordinates to a hundredth of a point."""
+    """Use the theme's colours and the page's font, and round coordinates to a hundredth of a point."""
     if style := element.get("style"):
         style = _FONT.sub(lambda found: f"font-size: {found[1]}" if found[1] else "", style)
         element.set("style", _COLOUR.sub(lambda found: f"var(--{ROLES[found[0]]})", style))
@@ -117,7 +117,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 @dataclass(frozen=True)
 class PageSection:
-    """A part of the page under its own heading; `id` is its address on the page, `contents` its entry in the list of sections."""
+    """A part of the page under its own heading; `id` is its anchor, `contents` its entry in the list of sections."""
 
     id: str
     title: str
@@ -139,7 +139,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    # every text that a template shows goes through here, so that no caller can forget it
+    # applied to every text in a template, so that no caller can forget it
     environment.finalize = lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
     return environment
 
@@ -150,7 +150,7 @@ def render(template: str, **values: Any) -> Markup:
 
 
 def render_page(title: str, lead: Markup, sections: Sequence[PageSection], script: str = "", refresh: str = "") -> str:
-    """The whole file. `lead` is above the first section; `script` is the page's own JavaScript; `refresh` says what may be newer."""
+    """The whole file. `lead` is above the first section; `script` is the page's JavaScript; `refresh` says of when the page is."""
     page = render(
         "page.html",
         title=title,
@@ -166,7 +166,7 @@ def render_page(title: str, lead: Markup, sections: Sequence[PageSection], scrip
 
 
 def _policy(script: str) -> str:
-    """The page may use its own script, style and images inside it, and may load or send nothing."""
+    """The content security policy: the page may use its own script, style and images, and may load or send nothing."""
     own = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     scripts = f"'sha256-{own}'" if script else "'none'"
     return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -178,7 +178,7 @@ def style_of(*names: str) -> str:
 
 
 def script_of(name: str) -> str:
-    """A script of the templates' folder. What goes into the page may not hold its own end."""
+    """A script of the templates' folder; it must not contain the end tag of a script."""
     text = (TEMPLATES / name).read_text(encoding="utf-8")
     assert "</script" not in text.lower() and "<!--" not in text, name
     return text
@@ -196,7 +196,7 @@ def figure(svg: str, caption: str = "") -> Markup:
 
 
 def svg_file(svg: str) -> str:
-    """A plot of plots.py as a file of its own, for where there is no page with its style; it follows the reader's theme too."""
+    """A plot of plots.py as a separate file with its style, for use outside of a page; it follows the reader's theme too."""
     start = svg.index(">") + 1
     style = f"<style>{style_of('theme.css', 'plot.css')}.plot {{ width: 36rem; background: var(--paper); }}</style>"
     return f"{svg[:start]}{style}{svg[start:]}"
@@ -208,12 +208,12 @@ def figures(plots: Sequence[Markup]) -> Markup:
 
 
 def paragraph(text: str, kind: str = "") -> Markup:
-    """kind: a class of page.css, or none; text between backticks is code."""
+    """A paragraph; kind: a class of page.css, or none. Text between backticks is code."""
     return render("paragraph.html", text=text, kind=kind)
 
 
 def code(text: str, label: str) -> Markup:
-    """Text of a fixed width that scrolls; `label` says to a screen reader what it is."""
+    """Text in a fixed-width font that scrolls; `label` describes it to a screen reader."""
     return render("code.html", text=text, label=label)
 
 

@@ -1,7 +1,7 @@
-"""The figures of the reports, plotted by Matplotlib and returned as SVG text for `page.figure`. Nothing here knows where numbers come from.
+"""The figures of the reports, plotted by Matplotlib and returned as SVG text for `page.figure`. Independent of the source of the numbers.
 
-`name` of a figure is unique on its page and becomes its ids. Every figure is one plot of the width of a phone, and distinguishes series by
-marks or dashes as well as by colour. Marks, bars and boxes show their values as tooltips.
+The `name` of a figure is unique on its page and the prefix of its ids. Every figure is one plot that fits the width of a phone, and
+distinguishes series by marks or dashes as well as by colour. Marks, bars and boxes show their values as tooltips.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 5.2, 3.1  # inches of 72 units: text of 10 units is legible on a
 # margins in inches, given instead of measured: a layout engine takes longer than the plotting
 LEFT, LETTER, RIGHT, TOP, LEGEND, BOTTOM, NAMES, SLANTED = 0.85, 0.082, 0.1, 0.34, 0.22, 0.52, 0.3, 0.6
 MOST_POINTS, MOST_MARKS = 300, 30  # of a line
-LEGEND_COLUMNS = {3: 13, 2: 22}  # how many side by side, and the longest name, in letters, that lets them
+LEGEND_COLUMNS = {3: 13, 2: 22}  # columns of a legend -> the most letters of a name with which they fit
 # in fractions of the axes: a letter of a name next to its point, its horizontal and vertical distance, and half of a mark
 NAME_LETTER, NAME_GAP, NAME_HEIGHT, MARK_WIDTH = 0.0148, 0.022, 0.08, 0.014
 LONGEST_LABEL = 36
@@ -62,7 +62,7 @@ Error = tuple[float, float]  # how far the bar reaches below and above the value
 
 @dataclass(frozen=True)
 class PlottedSeries:
-    """A named line; x and y of equal length. `look`: which colour, mark and dash; its place among the lines when None."""
+    """A named line; x and y of equal length. `look`: number of the colour, mark and dash; its index among the lines when None."""
 
     name: str
     x: Sequence[float]
@@ -72,8 +72,8 @@ class PlottedSeries:
 
 @dataclass(frozen=True)
 class PlottedScore:
-    """A named value with the reach of its error bar, if it has one; `apart` marks a model that is no part of the row of players. `look`:
-    which colour and mark; those of all that are apart, or not, when None."""
+    """A named value with its error bar, if it has one; `apart` marks a model that is not a player of the game, such as a control. `look`:
+    number of the colour and mark; one for all that are apart and one for the others when None."""
 
     name: str
     value: float
@@ -84,8 +84,8 @@ class PlottedScore:
 
 @dataclass(frozen=True)
 class ComputePoint:
-    """A model: what it cost to make and how good it is. `x` in floating-point operations; points of one `group` are joined in order.
-    `beside`: the label next to the point, if there is room; its name when None."""
+    """A model: its compute `x` in floating-point operations, and its score. Points of one `group` are joined in order. `beside`: the label
+    next to the point, if there is room; its name when None."""
 
     name: str
     x: float
@@ -117,15 +117,15 @@ def scores(name: str, title: str, values: Sequence[PlottedScore], y_label: str, 
             _slant_labels(axes)
 
     caption = "; ".join(f"{score.name} {score.value:.4g}" for score in values)
-    return _draw(name, title, f"{y_label}: {caption}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
+    return _plot(name, title, f"{y_label}: {caption}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
 
 
 def lines(
     name: str, title: str, series: Sequence[PlottedSeries], x_label: str, y_label: str, zero: float | None = None, log_y: bool = False
 ) -> str:
-    """Lines over a common axis, thinned to means of neighbours where there are many points; `zero` adds a base line there.
+    """Lines over a common axis; many points are replaced by means of neighbours. `zero`: the value of a base line.
 
-    `log_y`: where the values allow it and span decades.
+    `log_y`: a logarithmic axis if the values are positive and span decades.
     """
 
     def fill(axes: Axes) -> None:
@@ -151,7 +151,7 @@ def lines(
         _legend(axes, [one.name for one in series])
 
     caption = "; ".join(f"{one.name} from {one.y[0]:.4g} to {one.y[-1]:.4g}" for one in series if len(one.y))
-    return _draw(name, title, f"{y_label} over {x_label}: {caption}.", fill, x_label, y_label, top=_top([one.name for one in series]))
+    return _plot(name, title, f"{y_label} over {x_label}: {caption}.", fill, x_label, y_label, top=_top([one.name for one in series]))
 
 
 def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
@@ -175,28 +175,28 @@ def distributions(name: str, title: str, values: Sequence[tuple[str, Sequence[fl
             box.set(facecolor=SERIES[0], alpha=0.45, edgecolor=MUTED)
             low, middle, high = np.quantile(numbers, (0.25, 0.5, 0.75))
             caption = f"{visible(one)}: median {middle:.4g}, middle half {low:.4g} to {high:.4g}, mean {np.mean(numbers):.4g} {x_label}"
-            for drawn in (box, median, mean):
-                set_tooltips(drawn, [caption])
+            for artist in (box, median, mean):
+                set_tooltips(artist, [caption])
         axes.set_yticks(range(1, len(values) + 1), [label(one) for one, _ in values])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
 
     caption = "; ".join(f"{one}: median {np.median(numbers):.4g}" for one, numbers in values)
     left, height = _label_space([one for one, _ in values]), max(2.2, 1.1 + 0.36 * len(values))
-    return _draw(name, title, f"{x_label}. {caption}.", fill, x_label, height=height, left=left)
+    return _plot(name, title, f"{x_label}. {caption}.", fill, x_label, height=height, left=left)
 
 
 def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, Sequence[float]]], x_label: str) -> str:
-    """A horizontal bar per row, made of named parts; every part has one value per row."""
+    """A horizontal bar per row, stacked from named parts; every part has one value per row."""
 
     def fill(axes: Axes) -> None:
         left = np.zeros(len(rows))
         for index, (part, values) in enumerate(parts):
-            drawn = axes.barh(
+            patches = axes.barh(
                 range(len(rows)), values, left=left, height=0.65, label=label(part), color=colour(index), edgecolor=PAPER, linewidth=0.8
             )
             left += np.asarray(values, dtype=float)
-            for bar, row, value in zip(drawn, rows, values, strict=True):
+            for bar, row, value in zip(patches, rows, values, strict=True):
                 set_tooltips(bar, [f"{visible(row)}, {visible(part)}: {short_number(value)} {x_label}"])
         axes.set_yticks(range(len(rows)), [label(row) for row in rows])
         axes.invert_yaxis()
@@ -209,13 +209,13 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
     totals = [sum(values[n] for _, values in parts) for n in range(len(rows))]
     caption = "; ".join(f"{row} {total:.4g}" for row, total in zip(rows, totals, strict=True))
     height, top = max(2.2, 1.3 + 0.34 * len(rows)), _top([part for part, _ in parts])
-    return _draw(name, title, f"{x_label}: {caption}.", fill, x_label, height=height, left=_label_space(rows), top=top)
+    return _plot(name, title, f"{x_label}: {caption}.", fill, x_label, height=height, left=_label_space(rows), top=top)
 
 
 def quality_against_compute(
     points: Sequence[ComputePoint], y_label: str, name: str = "compute", title: str = "Quality against compute"
 ) -> str:
-    """How good each model is against the floating-point operations that were spent on it, on a logarithmic axis where they span decades."""
+    """The score of each model over the floating-point operations spent on it, on a logarithmic axis if they span decades."""
 
     def fill(axes: Axes) -> None:
         groups = list(dict.fromkeys(point.group for point in points))
@@ -239,12 +239,12 @@ def quality_against_compute(
     caption = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
     described = f"{y_label}: {caption} floating-point operations."
     entries = list(dict.fromkeys(point.group for point in points if point.group))
-    return _draw(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
+    return _plot(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
 
 
 def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
-    """Labels next to the points that have room for one: elsewhere marks and legend distinguish them, and the table has the numbers."""
-    axes.autoscale_view()  # Matplotlib puts it off, and the points have no place before
+    """Labels next to the points that have room for one; marks and legend distinguish the others."""
+    axes.autoscale_view()  # Matplotlib does this later, but the positions of the points are needed now
     taken = [_mark_box(axes, p) for p in points]
     for p in points:
         text = label(p.name if p.beside is None else p.beside)
@@ -252,7 +252,7 @@ def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
         width = NAME_LETTER * len(text)
         for left, offset, side in ((x + NAME_GAP, 7, "left"), (x - NAME_GAP - width, -7, "right")):
             box = (left, y, left + width, y + NAME_HEIGHT)
-            if left >= 0 and left + width <= 1.02 and not any(_meet(box, other) for other in taken):
+            if left >= 0 and left + width <= 1.02 and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 axes.annotate(text, (p.x, p.y), xytext=(offset, 4), textcoords="offset points", ha=side, fontsize=8)
                 break
@@ -267,13 +267,13 @@ def _place(axes: Axes, x: float, y: float) -> tuple[float, float]:
 
 
 def _mark_box(axes: Axes, p: ComputePoint) -> Box:
-    """What a point takes with its error bar."""
+    """The box around a point with its error bar."""
     error = p.yerr or 0.0
     (x, low), (_, high) = _place(axes, p.x, p.y - error), _place(axes, p.x, p.y + error)
     return x - MARK_WIDTH, low - MARK_WIDTH, x + MARK_WIDTH, high + MARK_WIDTH
 
 
-def _meet(one: Box, other: Box) -> bool:
+def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
@@ -284,7 +284,7 @@ def label(text: str) -> str:
 
 
 def short_number(value: float) -> str:
-    """1,500 and 2e12: Matplotlib's own powers of ten need its mathematical text, which is off."""
+    """A number as 1,500 or 2e12: Matplotlib's own powers of ten need its math text, which is switched off."""
     if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -297,7 +297,7 @@ def colour(index: int) -> str:
 
 
 def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """At most MOST_POINTS points, each the mean of as many neighbours; what is not finite is left out."""
+    """At most MOST_POINTS points, each the mean of as many neighbours; values that are not finite are left out."""
     pairs = np.array([(a, b) for a, b in zip(x, y, strict=True) if math.isfinite(b)], dtype=float).reshape(-1, 2)
     parts = np.array_split(pairs, min(len(pairs), MOST_POINTS)) if len(pairs) else []
     means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
@@ -305,7 +305,7 @@ def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndar
 
 
 def _marked_every(x: np.ndarray, span: float) -> int:
-    """Which points of a line are marked, so that marks are as dense on a line through a part of the axis as on one through all."""
+    """Every how many points of a line have a mark, so that marks are equally dense on lines over a part of the axis and over all of it."""
     share = (x[-1] - x[0]) / span if len(x) and span else 1
     return max(1, math.ceil(len(x) / max(2, MOST_MARKS * share)))
 
@@ -314,21 +314,21 @@ def _point(axes: Axes, x: float, y: float, error: Error | None, index: int, capt
     reach = None if error is None else [[error[0]], [error[1]]]
     mark = MARKS[index % len(MARKS)]
     legend_name = label(name) if name else None
-    drawn = axes.errorbar([x], [y], yerr=reach, label=legend_name, fmt=mark, color=colour(index), markersize=6, capsize=4)
-    set_tooltips(drawn.lines[0], [caption])
+    bar = axes.errorbar([x], [y], yerr=reach, label=legend_name, fmt=mark, color=colour(index), markersize=6, capsize=4)
+    set_tooltips(bar.lines[0], [caption])
 
 
 def _tooltip(name: str, y_label: str, value: float, error: Error | None) -> str:
-    """A value in words, with its error; of a bar whose halves differ, its ends."""
+    """A value as text with its error; with the bounds of the error bar if it is asymmetric."""
     if error is None:
         return f"{visible(name)}: {y_label} {value:.4g}"
     below, above = error
-    beside = f" ± {above:.2g}" if math.isclose(below, above) else f" [{value - below:.4g}, {value + above:.4g}]"
-    return f"{visible(name)}: {y_label} {value:.4g}{beside}"
+    spread = f" ± {above:.2g}" if math.isclose(below, above) else f" [{value - below:.4g}, {value + above:.4g}]"
+    return f"{visible(name)}: {y_label} {value:.4g}{spread}"
 
 
 def _spans_decades(values: Sequence[float]) -> bool:
-    """Whether a logarithmic axis can show them and has two labels of its own at least."""
+    """Whether a logarithmic axis can show the values, with at least two labels."""
     return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
 
 
@@ -337,7 +337,7 @@ def _plain_numbers() -> FuncFormatter:
 
 
 def _legend(axes: Axes, entries: Sequence[str]) -> None:
-    """Above the plot, where it hides nothing."""
+    """Add a legend above the plot if there are several entries."""
     if len(entries) > 1:
         axes.legend(
             ncols=_columns(entries), handlelength=1.8, columnspacing=1.2, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.2
@@ -345,7 +345,7 @@ def _legend(axes: Axes, entries: Sequence[str]) -> None:
 
 
 def _columns(entries: Sequence[str]) -> int:
-    """Of a legend: as many as fit side by side without cutting a name."""
+    """The most columns of a legend that fit without cutting a name."""
     longest = max(len(label(entry)) for entry in entries)
     return next((columns for columns, most in LEGEND_COLUMNS.items() if longest <= most), 1)
 
@@ -356,7 +356,7 @@ def _top(entries: Sequence[str]) -> float:
 
 
 def _is_crowded(values: Sequence[PlottedScore]) -> bool:
-    """Whether the names would run into each other side by side."""
+    """Whether the names would overlap side by side."""
     return sum(len(label(score.name)) + 2 for score in values) > 62
 
 
@@ -367,11 +367,11 @@ def _slant_labels(axes: Axes) -> None:
 
 
 def _label_space(rows: Sequence[str]) -> float:
-    """Inches that the names of rows take at the left."""
+    """Inches for the names of rows at the left."""
     return 0.2 + LETTER * max(len(label(row)) for row in rows)
 
 
-def _draw(
+def _plot(
     name: str,
     title: str,
     description: str,
@@ -383,7 +383,7 @@ def _draw(
     top: float = TOP,
     bottom: float = BOTTOM,
 ) -> str:
-    """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are the inches around it."""
+    """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are margins in inches."""
     height += top - TOP  # a legend takes no space from the plot
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts render the text

@@ -7,17 +7,17 @@ from pathlib import Path
 from sparring.config import Recipe, TargetSection
 
 HUMAN_PART = {
-    "fallback": "The human reply, where a prompt has one, wins where no reply of the model does.",
+    "fallback": "The human reply, if a prompt has one, wins if no reply of the model does.",
     "never": "Human replies take no part.",
-    "mix": "The human reply, where a prompt has one, is always among the winners.",
-    "only": "The human reply alone wins, against the replies that lose.",
+    "mix": "The human reply, if a prompt has one, is always among the winners.",
+    "only": "Only the human reply wins, against the replies that lose.",
 }
 
 
 def rule_of(recipe: Recipe) -> list[str]:
-    """Sentences: which replies win and which lose, the human reply's part, what is left out, and what is learned from them.
+    """Sentences on which replies win and which lose, the human reply's part, limits and duplicates, and the loss.
 
-    For verified and majority targets. Of a checker's path only the file name is shown.
+    For verified and majority targets. Only the file name of a checker's path is shown.
     """
     target = recipe.target
     who = _by_votes(target) if target.kind == "majority" else _by_checker(target)
@@ -34,12 +34,11 @@ def _by_checker(target: TargetSection) -> str:
     least = "" if target.pass_score == 1.0 else f" with a score of {target.pass_score:g} or more"
     if target.checker == "random":
         return (
-            f"A control: the winners are chosen at random, as many as the checker {checker} passes{least}; the other ones that it "
-            "has judged lose."
+            f"A control: the winners are chosen at random, as many as the checker {checker} passes{least}; the other replies with a "
+            "score lose."
         )
     return (
-        f"A reply of the model wins if the checker {checker} passes it{least} and it ended its turn; the other ones that it has judged "
-        "lose."
+        f"A reply of the model wins if the checker {checker} passes it{least} and it ended its turn; the other replies with a score lose."
     )
 
 
@@ -53,14 +52,14 @@ def _by_votes(target: TargetSection) -> str:
 
 def _human(target: TargetSection) -> str:
     sentence = HUMAN_PART[target.human]
-    known = " Its answer, where it can be read, is the winning one without a vote."
+    known = " Its answer, if one is found, wins without a vote."
     return sentence + known if target.kind == "majority" and target.human in ("mix", "only") else sentence
 
 
 def _left_out(target: TargetSection) -> str:
     near = "" if target.near_duplicates is None else f", nor a winner that shares {target.near_duplicates:.0%} of its words with another"
     answered = " Only complete replies with an answer can lose." if target.losers == "answered" else ""
-    limits = f"Of one prompt {target.max_winners} winners and {target.max_losers} losers at most count, no text twice{near}."
+    limits = f"A prompt has at most {target.max_winners} winners and {target.max_losers} losers, without duplicates{near}."
     return limits + answered
 
 
@@ -68,7 +67,7 @@ def _learned(recipe: Recipe) -> str:
     target = recipe.target
     weighed = "; each prompt is weighed by its margin of votes" if target.kind == "majority" and target.weigh_votes else ""
     if not recipe.objective.kind.uses_margins:
-        return f"The player learns the winners alone, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
+        return f"The player is trained on the winners only, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))
     kept = ", and to keep the winners likely (objective.nll_weight)" if anchored else ""
     sentence = f"The player learns to distinguish winners from losers in pairs of nearest length (objective.loss: {recipe.objective.name})"

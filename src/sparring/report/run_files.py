@@ -1,4 +1,4 @@
-"""What a run directory holds, read for its report."""
+"""The files of a run directory that its report needs."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.outcome import SAMPLES, ranking
-from sparring.report.summary import METRICS, OF_SUMMARY, SUMMARY
+from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.report.tables import Row, rows_of
 from sparring.rundir import read_json, read_object
-from sparring.stage_names import START, evaluate_stage, iteration_of, recipe_of_game
+from sparring.stage_names import METRICS, START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
 SHOWCASE = "showcase.json"
-HELD_OUT = 2  # prompts that are shown where the recipe names none
+HELD_OUT = 2  # prompts that are shown if the recipe has no showcase
 Samples = dict[str, dict[str, Any]]  # by row id
 
 
 @dataclass(frozen=True)
 class ReportPlayer:
-    """A model of the run; `apart` is one that is no step of the game, such as a control."""
+    """A model of the run with its samples; `apart`: not a player of the game, such as a control."""
 
     row: Row
     samples: Samples
@@ -47,7 +47,7 @@ class ReportPlayer:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as far as its summary goes: start first, then the iterations, then the controls if there are any."""
+    """A run up to its last summary. Players: start, iterations, controls if there are any."""
 
     root: Path
     recipe: Recipe
@@ -73,7 +73,7 @@ class RunFiles:
 
     @cached_property
     def data_counts(self) -> dict[str, int]:
-        """What became of the rows of the data, by outcome."""
+        """outcome -> number of rows of the data."""
         return self.facts("data").get("counts", {})
 
     @property
@@ -82,13 +82,13 @@ class RunFiles:
         return self.facts("data").get("unused_columns", [])
 
     def facts(self, stage: str) -> dict[str, Any]:
-        """What a finished stage says of itself; nothing where there is no such stage."""
+        """The facts of a finished stage; empty if there is no such stage."""
         done = self.root / stage / "done.json"
         return _read(done, lambda file: read_object(file, "facts"))["facts"] if done.exists() else {}
 
 
 def read_run(root: Path) -> RunFiles:
-    """Raises UserError where there is no run, no finished iteration, or a file that cannot be read."""
+    """Read a run. Raises UserError if there is no run, no finished iteration, or a file that cannot be read."""
     recipe = _require_run(root)
     summary = _read(root / SUMMARY, lambda file: read_object(file, *OF_SUMMARY))
     try:
@@ -142,7 +142,7 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """pyarrow's own errors of the system's kinds have no text of the system's."""
+    """The reason of an error as text; pyarrow's OSErrors have no `strerror`."""
     if isinstance(error, FileNotFoundError):
         return "there is none"
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)

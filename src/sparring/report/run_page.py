@@ -1,4 +1,4 @@
-"""report.html: everything that a run has come to, on one page that needs nothing else."""
+"""report.html: the results of a run on one self-contained page."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_BYTES = 3_600_000  # of the page's 5 MB
 
 
 def side_by_side(run: RunFiles) -> Markup:
-    """The controls, and the samples packed. Long texts are cut harder and harder until the page keeps to its size."""
+    """The filters for samples, and the samples as packed data. Long texts are shortened until the page keeps to its size."""
     limit = CUT_AT
     packed = packed_data("sample-data", samples_data(run, limit))
     while len(packed) > MOST_BYTES and limit > 100:
@@ -40,7 +40,7 @@ def side_by_side(run: RunFiles) -> Markup:
 
 
 def samples_data(run: RunFiles, limit: int) -> dict[str, Any]:
-    """players: names; best: number of the one to judge by; samples: per row its texts and, in the order of the players, their replies."""
+    """players: names; best: index of the best player; samples: per row its texts and the replies in the order of the players."""
     best = run.best or run.played[-1]
     first = run.players[0].samples
     return {
@@ -78,12 +78,12 @@ def _reply(player: ReportPlayer, row_id: str, limit: int) -> dict[str, Any] | No
 
 
 def _number(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """The number rounded; None for NaN and infinity, which JSON does not have."""
     return round(value, 3) if value is not None and math.isfinite(value) else None
 
 
 def write_report(root: Path, target: Path | None = None) -> Path:
-    """Write the page to `target`, or into the run directory; returns where it is. Raises UserError for what it cannot read or write."""
+    """Write the page to `target`, or into the run directory; returns its path. Raises UserError if it cannot read or write a file."""
     target = target or root / REPORT
     page = report_page(read_run(root))
     try:
@@ -94,7 +94,7 @@ def write_report(root: Path, target: Path | None = None) -> Path:
 
 
 def report_page(run: RunFiles) -> str:
-    """The page as text. Most important first."""
+    """The page as text, the most important first."""
     said = (paragraph(line, "verdict") for line in verdict_lines(run.summary, str(run.root)))
     wrong = (paragraph(line, "warning") for line in warnings([*signs(run.summary, run.recipe), *_while_training(run)]))
     lead = render("first.html", said=Markup("").join(said), figure=first_figure(run), rest=Markup("").join([*wrong, _next(run)]))
@@ -119,7 +119,7 @@ def report_page(run: RunFiles) -> str:
 
 
 def _while_training(run: RunFiles) -> Iterator[Sign]:
-    """What the watch over the steps has seen."""
+    """Symptoms that training itself found, step by step."""
     preferred = "winners" if run.recipe.target.uses_grades else "human replies"
     for player in run.played[1:]:
         step = run.facts(player.row.stage.replace("/evaluate", "/train")).get("human_logp_warning_at_step")
@@ -128,7 +128,7 @@ def _while_training(run: RunFiles) -> Iterator[Sign]:
 
 
 def _next(run: RunFiles) -> Markup:
-    """What one does with a run that is over; the page itself is what one looks at."""
+    """Commands for a finished run, without the one that shows this page."""
     if not run.is_over:
         return Markup("")
     steps = [(name, value) for name, value in next_steps(run.root, run.summary) if name != "look"]
@@ -156,7 +156,7 @@ def _scores(run: RunFiles) -> Markup:
 
 
 def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
-    """Those of the recipe, with how they were asked."""
+    """The recipe's benchmarks, with their settings."""
     if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
         note = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
         yield PageSection("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + note)
@@ -169,7 +169,7 @@ def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = Fal
 
 
 def _showcase(run: RunFiles) -> Iterator[PageSection]:
-    """The recipe's own prompts, each answered by every model: the paper's way to show what a game does. Without any, held-out ones."""
+    """The showcase prompts, each answered by every model, as in the paper; without any, held-out prompts."""
     prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
     if prompts:
         shown = [ShownPrompt(shortened(prompt), "Prompt", _answers(run, prompt)) for prompt in prompts]
@@ -191,7 +191,7 @@ def _data(run: RunFiles) -> Markup:
     names = list(dict.fromkeys(name for entry in played for name, count in entry["counts"].items() if count))
     if names:
         rows = [[f"{entry['iteration']}", *(f"{entry['counts'].get(name, 0):,}" for name in names)] for entry in played]
-        by_grades = run.recipe.target.uses_grades  # several winners of a prompt meet its losers, and "duels" would be its pairs
+        by_grades = run.recipe.target.uses_grades  # a prompt may have several pairs, so its count is not called "duels"
         headers = ["prompts trained on" if by_grades and name == "duels" else name.replace("_", " ") for name in names]
         caption = "Prompts and replies of each iteration's window" if by_grades else "Duels that each iteration trained on"
         parts.append(table(caption, ["iteration", *headers], rows))
@@ -229,7 +229,7 @@ def _attempts(run: RunFiles) -> Markup:
 
 
 def _moment(written: str) -> str:
-    """`2026-11-29 05:57:24 UTC`, which does not break where a line ends."""
+    """`2026-11-29 05:57:24 UTC`, with no-break spaces."""
     return written.replace("T", " ").replace("+00:00", " UTC").replace(" ", "\N{NO-BREAK SPACE}")
 
 

@@ -1,4 +1,4 @@
-"""The figures of one run, with captions that say what to look for."""
+"""The figures of one run, with captions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ PARTS = {
     "evaluate": "evaluation",
     "benchmarks": "benchmarks",
 }
-CONTROL_LOOK, START_LOOK, WON_LOOK, LOST_LOOK = 6, 7, 8, 9  # below them the iterations; the last two are no players but whose replies
+CONTROL_LOOK, START_LOOK, WON_LOOK, LOST_LOOK = 6, 7, 8, 9  # iterations have lower ones; the last two are for replies, not for players
 TOKENS = {"sampled_tokens": "sampled", "scored_tokens": "scored", "trained_tokens": "trained"}
 
 
 def first_figure(run: RunFiles) -> Markup:
-    """The score that the first screen shows: of the recipe's answers where it names some, else the likelihood of the human replies."""
+    """The plot at the top: exact match if the recipe has answers, else the likelihood of the human replies."""
     metric, words = next(iter(_shown(run).items()))
     return figure(_score_plot(run, metric, words), f"± standard error over {run.players[0].row.scores[metric]['n']} held-out prompts.")
 
@@ -44,7 +44,7 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
     if len(run.played) > 1:
         yield figure(*_two_sample_test(run))
     yield from sampled_figures(run)
-    sign = "winners need not be worded like them" if run.recipe.target.uses_grades else "a fall is a warning sign"
+    sign = "it may fall, since winners may be worded differently" if run.recipe.target.uses_grades else "a fall is a warning sign"
     yield figure(_score_plot(run, "real_logp", "log p of human replies"), f"In nats, over held-out prompts; {sign}.")
     yield figure(_score_plot(run, "generated_logp", "log p of own replies"), "In nats; every model on the replies that it sampled itself.")
     if lengths := _lengths(run):
@@ -53,17 +53,17 @@ def quality_figures(run: RunFiles) -> Iterator[Markup]:
 
 
 def card_figures(run: RunFiles) -> dict[str, str]:
-    """Score -> its plot, of those that a model card shows."""
+    """score -> its plot, for the scores in a model card."""
     return {metric: _score_plot(run, metric, words) for metric, words in {**_shown(run), "real_logp": "log p of human replies"}.items()}
 
 
 def _shown(run: RunFiles) -> dict[str, str]:
-    """Score -> its words, of the scores that were measured; likelihood once."""
+    """score -> its name in texts, for the scores that were measured; NLL per token only."""
     return {metric: words for metric, words in WORDS.items() if metric in run.players[0].row.scores and metric != "nll_per_reply"}
 
 
 def training_figures(run: RunFiles) -> Iterator[Markup]:
-    """What happened on the way, step by step of the self-play iterations and of an SFT stage."""
+    """The training metrics by optimizer step of the self-play iterations, and of the SFT stage if there is one."""
     duels = _phases(run, sft=False)
     whole = _phases(run, sft=True)
     for key, title, label, zero, caption in (
@@ -76,7 +76,7 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
     if lines := _named(duels, {"real_logp": (won, WON_LOOK), "generated_logp": (lost, LOST_LOOK)}):
         yield figure(plots.lines("logps", "Log-probs", lines, "optimizer step", "log p, nats"), "Means of each batch, under the player.")
     if lines := _named(duels, {"reward_real": (won, WON_LOOK), "reward_generated": (lost, LOST_LOOK)}):
-        caption = f"Against the opponent that the iteration started from. The line of the {won} below 0 means that they lose log-prob."
+        caption = f"Compared with the opponent that the iteration started from. Below 0 the {won} have lost log-prob."
         yield figure(plots.lines("rewards", "Change of log-prob", lines, "optimizer step", "log p ratio", zero=0.0), caption)
     for key, title, logarithmic in (("loss", "Loss", False), ("grad_norm", "Gradient norm", True), ("lr", "Learning rate", False)):
         if lines := _series(whole, key):
@@ -97,7 +97,7 @@ def cost_figures(run: RunFiles) -> Iterator[Markup]:
 
 
 def _look(stage: str) -> int:
-    """Colour and mark of whom a stage belongs to, the same in every plot: of an iteration by its number, the last two for the others."""
+    """Number of the colour and mark of a stage's player, the same in every plot: by number for iterations, fixed for start and controls."""
     t = iteration_of(stage)
     return START_LOOK if stage in (SFT, evaluate_stage(START)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
 
@@ -124,15 +124,15 @@ def _two_sample_test(run: RunFiles) -> tuple[str, str]:
         )
         for p, s in found
     ]
-    drawn = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
+    plot = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
     ends = run.recipe.stop.indistinguishable and not run.recipe.target.uses_grades
     over = ", and the game is over" if ends else ""
-    return drawn, f"Can the player distinguish human replies from its opponent's? {level} intervals; at one half it cannot{over}."
+    return plot, f"Can the player distinguish human replies from its opponent's? {level} intervals; at one half it cannot{over}."
 
 
 def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:
-    """Tokens of the human replies and of every model's; nothing where an earlier version has not kept them."""
+    """Tokens of the human replies and of every model's; empty if an earlier version did not store them."""
     columns = [("human", run.players[0], "human_tokens"), *((_short_name(player), player, "reply_tokens") for player in run.players)]
     found: list[tuple[str, list[float]]] = []
     for name, player, key in columns:
@@ -162,7 +162,7 @@ def _series(phases: Sequence[Phase], key: str) -> list[PlottedSeries]:
 
 
 def _named(phases: Sequence[Phase], names: dict[str, tuple[str, int]]) -> list[PlottedSeries]:
-    """A line per key through all phases, by its name and look; none where a key is missing."""
+    """A line per key through all phases, with its name and look; empty if any row lacks a key."""
     rows = [row for _, rows in phases for row in rows]
     if not rows or any(row.get(key) is None for _, row in rows for key in names):
         return []
@@ -189,12 +189,12 @@ def _table(
 
 
 def sampled_figures(run: RunFiles) -> Iterator[Markup]:
-    """pass@1, pass@k and maj@k of the players of the game; nothing of one reply to a prompt."""
+    """pass@1, pass@k and maj@k of the players of the game; nothing with one reply to a prompt."""
     scores = [player.row.scores for player in run.played]
     if samples_of(scores[0]) == 1:
         return
     words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
     names = {name: word for name, word in words.items() if all(name in found for found in scores)}
     series = [PlottedSeries(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
-    caption = "0 is the start. pass@k: one of k replies is right; maj@k: the answer that most of them give is. Errors are in the table."
+    caption = "0 is the start. pass@k: one of k replies is right; maj@k: the most frequent answer of k is right. Errors are in the table."
     yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), caption)

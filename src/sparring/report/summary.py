@@ -1,4 +1,4 @@
-"""summary.json, metrics.jsonl and the link to the best iteration: what scripts and people read first."""
+"""summary.json, metrics.jsonl and the link to the best iteration."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sparring.config import Recipe
 from sparring.report.outcome import ranking
 from sparring.report.tables import headroom_of, rows_of
 from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
-from sparring.stage_names import SFT, control_stage, is_used, iteration_stage, stage_names
+from sparring.stage_names import METRICS, SFT, control_stage, is_used, iteration_stage, stage_names
 
 Scores = Mapping[str, Any]
-METRICS, SUMMARY = "metrics.jsonl", "summary.json"
+SUMMARY = "summary.json"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 
 OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")
@@ -45,7 +45,7 @@ def publish(
 
     controls: each with its name, stage, from_iteration and scores. `reason` is None while the game is not over.
     """
-    # a control of an earlier recipe, or of fewer iterations, may still be on the disk, but it is none of this game
+    # stages of a control of an earlier recipe, or of more iterations, may still be on the disk, but are not part of this game
     folders = [control["stage"] for control in controls]
     stages = [name for name in stage_names(root, len(iterations), folders) if is_used(name, recipe)]
     summary = {
@@ -100,6 +100,6 @@ def _facts(root: Path, name: str) -> dict[str, Any]:
 
 
 def _join_metrics(root: Path, stages: Sequence[str]) -> None:
-    """One object per optimizer step of all stages, rebuilt from their files, so there are no duplicates."""
+    """Write metrics.jsonl, one object per optimizer step of all stages, again from their files, so that there are no duplicates."""
     files = [root / name / METRICS for name in stages]
     write_text(root / METRICS, "".join(file.read_text(encoding="utf-8") for file in files if file.exists()))

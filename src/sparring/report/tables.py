@@ -1,4 +1,4 @@
-"""The terminal's tables: every row a model, every number with its standard error; and what a start leaves to gain."""
+"""The tables of scores in the terminal, with a row per model and standard errors; and the headroom of the start."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Scores = Mapping[str, Any]
 
 
 class Row(NamedTuple):
-    """A model of the table, whom its duels were against, and the stage of the run that holds its scores and samples, if it is in one."""
+    """A model in a table, its opponent in duels, its scores, and the stage of the run with scores and samples ("" for none)."""
 
     model: str
     opponent: str | None
@@ -31,7 +31,7 @@ class Row(NamedTuple):
 
 
 class Column(NamedTuple):
-    """`short` is the header where the terminal is too narrow for the whole table."""
+    """A column of a table; `short` is its header if the terminal is too narrow for the whole table."""
 
     header: str
     cell: Callable[[Row], str]
@@ -110,7 +110,7 @@ def quality_columns(scores: Scores) -> list[Column]:
 
 
 def answer_words(scores: Scores) -> dict[str, str]:
-    """Score of answers -> its name for people, whether it was measured or not. With k replies to a prompt exact match is pass@1."""
+    """Score of answers -> its header, whether it was measured or not. With k replies to a prompt exact match is pass@1."""
     k = samples_of(scores)
     exact = "exact match" if k == 1 else f"pass@1 (k={k})"
     sampled = {f"pass_at_{k}": f"pass@{k}", f"maj_at_{k}": f"maj@{k}"} if k > 1 else {}
@@ -123,8 +123,8 @@ def samples_of(scores: Scores) -> int:
 
 
 def outcome_rows(summary: Mapping[str, Any]) -> Iterator[Row]:
-    """What became of the prompts that each iteration trained on, and the rates of its opponent's replies; nothing of a game in which the
-    human reply wins."""
+    """For each iteration, the outcomes of the prompts that it trained on, and the rates of its opponent's replies; nothing for the human
+    target."""
     for entry in summary["iterations"]:
         if "decided" in entry["counts"]:
             counts = {name: {"value": count, "stderr": None} for name, count in entry["counts"].items()}
@@ -136,38 +136,38 @@ OUTCOME_COLUMNS = [Column(name.replace("_", " "), with_error(name, 0)) for name 
 
 
 def rate_columns(rows: Sequence[Row]) -> list[Column]:
-    """Of the rates that any iteration has."""
+    """Columns of the rates that any iteration has."""
     return [Column(name.replace("_", " "), with_error(name, 3)) for name in RATES if any(name in row.scores for row in rows)]
 
 
 def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
-    """The scores of some models, and what a reader of them must know, from the facts of a stage of benchmarks."""
+    """Print the benchmark scores of some models, and the settings from the facts of their stage."""
     print_scores("Benchmarks (± standard error)", named, console)
     console.print(how_played(facts))
 
 
 def how_played(facts: Mapping[str, Any]) -> str:
-    """What a reader of benchmarks must know, from the facts of their stage."""
+    """The settings of benchmarks in words, from the facts of their stage."""
     items = "all items" if facts["limit"] is None else f"the first {facts['limit']} items"
     template = "applied" if facts["chat_template"] else "not applied"
     return f"Chat template {template}, {items}, lm-evaluation-harness {facts['harness']}."
 
 
 def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
-    """One row per model, one column per score that any of them has."""
+    """Print a table with one row per model and one column per score that any of them has."""
     rows = [Row(model, None, scores, stage="") for model, scores in named.items()]
     print_table(title, score_columns(rows), rows, console)
 
 
 def score_columns(rows: Sequence[Row], of_benchmarks: bool = False) -> list[Column]:
-    """Of every score that any row has; `of_benchmarks`: whose names have a task before the metric."""
+    """A column for every score that any row has; `of_benchmarks`: only scores of benchmarks, whose names have a task before the metric."""
     names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
     return [Column(name, with_error(name, 3)) for name in names]
 
 
 def print_table(title: str, columns: list[Column], rows: list[Row], console: Console, first: str = "model") -> None:
-    """One table, whose first column is headed `first`; with short headers where the terminal is narrow; and where that is not enough,
-    several with the same rows."""
+    """Print a table with the header `first` in the first column. If the terminal is too narrow, it gets short headers, and then several
+    tables with the same rows are printed."""
     whole = _table(title, columns, rows, first, console)
     if _fits(whole, console):
         console.print(whole)
@@ -209,13 +209,13 @@ NAMES = {
 
 
 def headroom_of(root: Path) -> dict[str, Any] | None:
-    """What the run in `root` has measured of its start; None where there is none yet."""
+    """The headroom that the run in `root` measured; None if there is none yet."""
     file = root / headroom_stage() / HEADROOM
     return read_json(file) if file.exists() else None
 
 
 def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> value with its standard error, of what was measured."""
+    """name -> value with its standard error, for the scores that were measured."""
     return {
         name.format(k=found["k"]): f"{score['value']:.3f} ± {score['stderr'] or 0:.3f}"
         for key, name in NAMES.items()
@@ -224,7 +224,7 @@ def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
 
 
 def print_headroom(found: Mapping[str, Any], console: Console) -> None:
-    """The table in one row, and its sentence."""
+    """Print the headroom as a table with one row, and its sentence."""
     cells = headroom_cells(found)
     shown = Table(title=TITLE, title_justify="left")
     for name in cells:
@@ -235,6 +235,6 @@ def print_headroom(found: Mapping[str, Any], console: Console) -> None:
 
 
 def headroom_markup(found: Mapping[str, Any]) -> Markup:
-    """The same for the page."""
+    """The headroom's sentence and table for the page."""
     cells = headroom_cells(found)
     return paragraph(found["sentence"]) + table(f"{TITLE} (± standard error over prompts)", ["", *cells], [["start", *cells.values()]])

@@ -29,7 +29,7 @@ WON, LOST, NEITHER = "wins", "loses", "neither wins nor loses"
 
 @dataclass(frozen=True)
 class ShownReply:
-    """`by`: "human", the number of the reply, or a model; `role`, `facts`: whether it won and how it was graded, where it was."""
+    """`by`: "human", the number of the reply, or a model; `role`: whether it won; `facts`: its grade, if it has one."""
 
     by: str
     text: str
@@ -39,7 +39,7 @@ class ShownReply:
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """`heading`: the outcome, in words; `replies`: the human one first, then winners, then losers."""
+    """`heading`: the outcome as text; `replies`: the human one first, then winners, then losers."""
 
     prompt: str
     heading: str
@@ -47,7 +47,7 @@ class ShownPrompt:
 
 
 def shown_prompts(run: RunFiles, t: int) -> list[ShownPrompt]:
-    """Some prompts of iteration t: those that were decided first, at most MOST_PROMPTS. Empty where the run has not kept their grades."""
+    """At most MOST_PROMPTS prompts of iteration t, decided ones first; empty if the run directory does not contain their grades."""
     graded, generated = (run.root / iteration_stage(t, part) for part in ("grade", "generate"))
     shards = sorted(graded.glob("shard-*.parquet"))
     if not shards or not generated.is_dir():
@@ -86,7 +86,7 @@ def _replies(candidates: Candidates, selection: Selection, rows: Sequence[Mappin
 
 
 def _role(candidate: Candidate, selection: Selection) -> str:
-    """A reply that repeats a winner or a loser, word for word, counts once, and is shown as what it repeats; a cut one never wins."""
+    """The role of a reply. An exact copy of a winner or a loser has the role of that one; a reply cut at the limit never wins."""
     if candidate.is_complete and any(candidate.text == winner.text for winner in selection.winners):
         return WON
     return LOST if any(candidate.text == loser.text for loser in selection.losers) else NEITHER
@@ -103,12 +103,12 @@ def _facts(row: Mapping[str, Any] | None, is_complete: bool) -> str:
 RATE_CAPTIONS = {
     "pass_rate": "Share of the replies to training prompts that the checker passes.",
     "vote_share": "Share of the replies to a training prompt that give its leading answer.",
-    "distinct_answers": "Different answers to a training prompt. They get fewer in every game that succeeds; of one nothing can be chosen.",
+    "distinct_answers": "Different answers to a training prompt. Their number falls as the model improves; one answer leaves no choice.",
 }
 
 
 def target_section(run: RunFiles) -> Iterator[PageSection]:
-    """Nothing for a game in which the human reply always wins."""
+    """The section on winners and losers; none for a game in which the human reply always wins."""
     if not run.recipe.target.uses_grades:
         return
     rows = list(outcome_rows(run.summary))
@@ -117,7 +117,7 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
         *(paragraph(line) for line in _notes(run)),
         _table(OUTCOMES_TITLE, OUTCOME_COLUMNS, rows),
         _table(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows),
-        paragraph("Each opponent is the player of the iteration before. Rates are of prompts that are trained on: no scores.", "muted"),
+        paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),
         _examples(run),
     ]
@@ -125,7 +125,7 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
 
 
 def prompt_counts(run: RunFiles) -> Markup:
-    """What became of `data.prompts`; nothing where the recipe has none."""
+    """How many of `data.prompts` were used and dropped; empty if the recipe has none."""
     counts = run.facts("data").get("prompt_counts", {})
     rows = [[name.replace("_", " "), f"{count:,}"] for name, count in counts.items()]
     return table("Prompts without replies", ["prompts", "count"], rows) if rows else Markup("")
@@ -135,14 +135,14 @@ def _notes(run: RunFiles) -> Iterator[str]:
     unanswered = run.facts("data").get("prompt_counts", {}).get("prompts", 0)
     if unanswered:
         yield (
-            f"{unanswered:,} of the prompts have no human reply: nothing is known of its likelihood, and only the model's own replies can "
-            "win there. Scores and duels are of the held-out rows, which all have one."
+            f"{unanswered:,} of the prompts have no human reply, so only the model's own replies can win there. Scores and duels are of "
+            "the held-out rows, which all have a human reply."
         )
     start, last = (player.row.scores["real_logp"]["value"] for player in (run.played[0], run.played[-1]))
     if last < start:
         yield (
-            f"The log-prob of the held-out human replies fell from {start:.2f} to {last:.2f} nats. Winners are the model's own replies for "
-            "the most part, which need not be worded as people's are: by itself that is no fault. Judge by the scores."
+            f"The log-prob of the held-out human replies fell from {start:.2f} to {last:.2f} nats. Most winners are the model's own "
+            "replies, whose wording may differ from that of people, so this alone is not a problem. Judge by the scores."
         )
 
 
@@ -152,7 +152,7 @@ def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Mark
 
 
 def _examples(run: RunFiles) -> Markup:
-    """Of the newest iteration that was scored."""
+    """Example prompts with all their replies, of the newest iteration that was scored."""
     t = len(run.summary["iterations"]) - 1
     prompts = shown_prompts(run, t) if t >= 0 else []
     if not prompts:
@@ -162,7 +162,7 @@ def _examples(run: RunFiles) -> Markup:
 
 
 def target_figures(run: RunFiles) -> Iterator[Markup]:
-    """Rates over the iterations with their errors over prompts."""
+    """One plot per rate: its value in every iteration, with the standard error over prompts."""
     rows = list(outcome_rows(run.summary))
     for name in RATES:
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]

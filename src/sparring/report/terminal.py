@@ -1,4 +1,4 @@
-"""What the terminal shows of a run: tables, what is wrong, the verdict, and what comes next."""
+"""A run's results in the terminal: tables, warnings, the verdict, and suggested next commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from sparring.stage_names import START, benchmark_stage
 
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
-    """The tables of quality, duels and replies, one prompt answered by every model; then the warnings, the verdict and what comes next."""
+    """Print the tables of quality, duels and replies, the showcase replies of every model, the warnings, the verdict and next steps."""
     rows = list(rows_of(summary))
     held_out = next(iter(rows[0].scores.values()))["n"]
     print_table(f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows, console)

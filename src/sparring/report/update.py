@@ -19,7 +19,7 @@ def update_report(root: Path, is_over: bool) -> None:
     page = root / REPORT
     try:
         if is_over or not page.exists() or time.time() - page.stat().st_mtime >= UPDATE_SECONDS:
-            from sparring.report.run_page import write_report  # here, for it loads Matplotlib
+            from sparring.report.run_page import write_report  # imported late: it loads Matplotlib
 
             write_report(root)
     except Exception as error:

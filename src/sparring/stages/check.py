@@ -28,7 +28,7 @@ LONG_SHARE = 0.95
 
 
 def check(context: RunContext) -> None:
-    """Raise UserError for anything that can be known before the work; missing files first, before a model is downloaded in vain."""
+    """Raise UserError for every mistake that can be found before the work starts; files are checked before a model is downloaded."""
     recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
@@ -81,7 +81,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError if no prompt without a human reply has an answer to compare with: all its replies would be sampled in vain."""
+    """Raise UserError if no prompt without a human reply has an answer to compare with: none of their replies could be graded."""
     if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
@@ -90,7 +90,7 @@ def _check_prompts(context: RunContext, checker: Checker | None) -> None:
         raise UserError(
             f"target.checker {checker.name} finds no answer in any of the {missed} rows",
             where=f"data.prompts.answer {context.recipe.data.prompts and context.recipe.data.prompts.answer!r}",
-            remedy=f"the first one holds {answers[0]!r:.200}; fix the column, or take target.kind majority, which needs no answers",
+            remedy=f"the first one is {answers[0]!r:.200}; fix the column, or use target.kind majority, which needs no answers",
         )
     if missed:
         log.warning(
@@ -124,8 +124,8 @@ def _announce_cut(context: RunContext) -> None:
     long = lengths[math.ceil(LONG_SHARE * len(lengths)) - 1] if lengths else 0
     if most < long:
         log.warning(
-            f"sampling.max_new_tokens is {most}, and the 95th percentile of the human replies {long} tokens: longer ones will be cut, and "
-            f"recognised by their missing end; set it to {long} or more"
+            f"sampling.max_new_tokens is {most}, but the 95th percentile of the human replies is {long} tokens: longer replies will be "
+            f"cut, and training can then recognise them by the missing end-of-turn token; set it to {long} or more"
         )
 
 
@@ -148,24 +148,24 @@ def _log_unsharded_stages(context: RunContext) -> None:
     parallel = parallel_of(recipe.launcher)
     if not parallel.is_sharded:
         return
-    whole = f"the whole model on a device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
+    whole = f"the whole model on one device, {model_shape(context.base.folder).num_parameters() / 1e9:.2g} billion weights"
     if recipe.sampling.inner.holds_whole:
-        cutting = " or ".join(name for name, spec in ENGINES.items() if spec.devices)
-        log.info(f"sampling needs {whole}; {parallel.strategy} shards everything else, sampling.engine {cutting} shards sampling too")
+        sharding = " or ".join(name for name, spec in ENGINES.items() if spec.devices)
+        log.info(f"sampling needs {whole}; {parallel.strategy} shards everything else, sampling.engine {sharding} shards sampling too")
     if recipe.evaluate.benchmarks:
         log.info(f"evaluate.benchmarks run in one process, with {whole}")
 
 
 def _check_tokens(context: RunContext) -> None:
-    """Raise UserError for a row with a token that the model has no embedding for: a tokenizer may list special tokens beyond them."""
+    """Raise UserError for a row with a token that the model has no embedding for: a tokenizer may have more tokens than the model."""
     size = load_config(context.base.folder).get_text_config().vocab_size
     for example in (*context.played_examples, *context.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
         if token >= size:
             name = context.chat.tokenizer.convert_ids_to_tokens(token)
-            what = f"row {example.row_id} holds the token {name!r} ({token}), and the model knows {size} tokens"
+            what = f"row {example.row_id} contains the token {name!r} ({token}), but the model's vocabulary has {size} tokens"
             where = "data.path" if example.has_reply else "data.prompts"
-            raise UserError(what, where=where, remedy="drop the row, or take the model that this token is for")
+            raise UserError(what, where=where, remedy="drop the row, or use a model whose vocabulary has this token")
 
 
 def _check_context(context: RunContext) -> None:
@@ -175,8 +175,8 @@ def _check_context(context: RunContext) -> None:
         return
     new = context.recipe.sampling.max_new_tokens
     if new >= longest:
-        what = f"{new} is beyond the model's context of {longest} tokens"
-        raise UserError(what, where="sampling.max_new_tokens", remedy=f"give less than {longest}")
+        what = f"{new} does not fit the model's context of {longest} tokens"
+        raise UserError(what, where="sampling.max_new_tokens", remedy=f"set it below {longest}")
     prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*context.played_examples, *context.held_out]]
     showcase = showcase_turns(context.recipe.showcase_system, context.recipe.showcase)
     prompts += [("a showcase prompt", len(context.chat.prompt_ids(turns)), 0) for turns in showcase]

@@ -14,7 +14,7 @@ from sparring.data.records import Example, Reply, TokenIds
 
 @contextlib.contextmanager
 def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
-    """The checker of that name with the recipe's options, closed at the end. Raises UserError if it is unknown or cannot be loaded."""
+    """The checker called `name` with the recipe's options; closed on exit. Raises UserError if it is unknown or cannot be loaded."""
     checker = make_checker(checker_settings(recipe, name))
     try:
         yield checker
@@ -34,7 +34,7 @@ def held_out_checker(recipe: Recipe) -> Iterator[Checker | None]:
 
 
 def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
-    """`name`: of the checker, `exact` by `evaluate.answer_pattern` when None."""
+    """The recipe's options for the checker called `name`; None is the checker `exact` with `evaluate.answer_pattern`."""
     target = recipe.target
     return CheckerSettings(
         kind=name or "exact",

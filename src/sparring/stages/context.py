@@ -34,7 +34,7 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
     chosen, reasons = read_object(file) if file.exists() else {}, {"device": device.type, "shared": shared}
     if any(chosen.get(name) != reason for name, reason in reasons.items()):
         shape, free = model_shape(base), free_memory(device)
-        if device.type == "cpu":  # which the ranks of this machine share
+        if device.type == "cpu":  # the ranks of this machine share its memory
             free //= ranks_here(recipe.launcher)
         tokens = token_budget(shape, free, device.type, recipe.trains_adapters_alone, parallel)
         size = f"{shape.num_parameters() / 1e6:.3g}M parameters{f', {shared},' if shared else ''}"
@@ -58,8 +58,7 @@ SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "pro
 
 @dataclass(frozen=True)
 class Common:
-    """What the work of every stage has: the name of its stage, the folder of the base model, and its chat format, which the first stages
-    are made from."""
+    """Arguments of the work of every stage: the stage's name, the folder of the base model, and the chat format."""
 
     name: str
     base: Path
@@ -67,7 +66,7 @@ class Common:
 
     @property
     def title(self) -> str:
-        """Whose stage it is, for the log."""
+        """The player that the stage belongs to, for the log."""
         return title_of(self.name.rpartition("/")[0] or self.name)
 
 
@@ -75,7 +74,7 @@ class RunContext:
     """A recipe in its run directory, with base model and data; each is prepared on first access."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None if it plays the game. calls: to other machines."""
+        """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target, calls)
 
     @property
@@ -116,7 +115,7 @@ class RunContext:
         return Replying(self.recipe.sampler, model, sampling_round, self.recipe.seed)
 
     def common(self, stage: str) -> Common:
-        """For the work of a stage."""
+        """The arguments that the work of every stage has."""
         return Common(stage, self.base.folder, self.chat)
 
     @cached_property
@@ -148,7 +147,7 @@ class RunContext:
 
     @cached_property
     def chosen_tokens(self) -> int:
-        """`micro_batch_tokens` if the recipe has none. Stored with the run: opponent pass, training and a resumed run must round alike."""
+        """`micro_batch_tokens` if the recipe has none. Stored, so that opponent pass, training and a resumed run round alike."""
         base = self.base.folder
         return from_main(lambda: choose_tokens(self.recipe, self.run.root, base))
 
@@ -180,7 +179,7 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 def _words(name: str, count: int) -> str:
-    """`1 reply truncated`."""
+    """The words after a count: `reply truncated` for 1, `replies truncated` for 2."""
     first, *more = name.split("_")
     return " ".join([SINGULAR.get(first, first) if count == 1 else first, *more])
 
@@ -189,16 +188,16 @@ def _linked(folder: Path, root: Path) -> Path:
     """A link in the run directory to a base model outside of it, through which adapters find their base after a move."""
     link = root / BASE_LINK
 
-    def lay() -> None:
+    def replace() -> None:
         if link.exists() and link.samefile(folder):
             return
         if link.is_dir() and not link.is_symlink():
             raise UserError(
-                "a folder is where the run keeps its link to the base model",
+                "this is a folder, but the run needs a link to the base model here",
                 where=str(link),
-                remedy="remove it where it is a copy, or set model.path to it",
+                remedy="remove it if it is a copy of the base model, or set model.path to it",
             )
         replace_link(link, folder.absolute())
 
-    from_main(lay)
+    from_main(replace)
     return link

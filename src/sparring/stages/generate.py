@@ -58,9 +58,10 @@ def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
     no_losers = set(counts) == {"all_pass"}
     if t:
-        return f"nothing to learn: {'no reply loses any more' if no_losers else f'no prompt has winners and losers: {counts_text(counts)}'}"
+        why = "no prompt has a losing reply" if no_losers else f"no prompt has winners and losers: {counts_text(counts)}"
+        return f"nothing to learn: {why}"
     if no_losers:
-        remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or take harder prompts"
+        remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts"
     else:
         remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts)}"
     raise UserError(

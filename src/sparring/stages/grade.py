@@ -1,4 +1,4 @@
-"""Between sampling and scoring: the recipe's checker grades every reply of the opponent, for verified and majority targets."""
+"""Grades every reply of the opponent by the recipe's checker, between sampling and scoring; for verified and majority targets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
 def _grade(
     common: Common, kind: str, stage: Path, *, replies: StageRecord, played: Played, checker: Checker, pass_score: float
 ) -> dict[str, Any]:
-    """kind: of the target, for a warning."""
+    """kind: the target's kind, for a warning."""
     sampled = read_replies(replies.path)
     asked = asked_of(played, sampled, common.chat.decode, with_human=checker.name != "random")
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
@@ -68,7 +68,7 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
 
 def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
-    log.info(f"{common.title}: {', '.join(shown) or 'no reply was judged and no answer found'}")
+    log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
     if iteration_of(common.name) == 0 and kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
         wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
@@ -81,8 +81,8 @@ def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
     """Write a table of grades into shards under `stage`, each row with its text; finished shards are kept. Returns the stage's facts.
 
-    Raises UserError if the checker fails on many of the replies; no shard is left then, because failures may depend on things outside
-    the fingerprint: time limits, memory, files that it reads.
+    Raises UserError if the checker fails on many of the replies. All shards are deleted then, because failures may depend on things
+    outside the fingerprint: time limits, memory, files that the checker reads.
     """
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:
@@ -121,8 +121,8 @@ def _row(asked: Asked, replica: int, text: str, graded: Grade) -> dict[str, Any]
 
 
 def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
-    """For each prompt, by its id: the share of replies that passed, of the prompts in which any was judged; the share of votes for the
-    leading answer; how many different answers there are."""
+    """Rate -> row id -> value. `pass_rate`: share of replies that passed, for prompts with a judged reply; `vote_share`: share of votes
+    for the leading answer; `distinct_answers`: number of different answers."""
     judged = {row_id: one for row_id, one in found.items() if any(reply.passed is not None for reply in one.replies)}
     values = {"pass_rate": {row_id: _passed(one) for row_id, one in judged.items()}} if judged else {}
     if any(reply.answer is not None for one in found.values() for reply in one.replies):
@@ -140,5 +140,5 @@ def _passed(one: Candidates) -> float:
 
 
 def rate_scores(values: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:
-    """Means over prompts with their errors."""
+    """Means over prompts with their standard errors."""
     return {name: mean_score(list(found.values()), True if name == "pass_rate" else None) for name, found in values.items()}

@@ -29,7 +29,7 @@ from sparring.training.ranked import score_player
 def evaluate(context: RunContext, player: Player, opponent: Player | None, sampling_round: int) -> Player:
     """Measure and score a player on the held-out rows, in stages below its `owner`, and run the benchmarks if the recipe has any.
 
-    opponent: None for the start, which has none. sampling_round: names the random stream of the replies; 0 for the start.
+    opponent: None for the start, which has none. sampling_round: selects the random stream of the replies; 0 for the start.
     """
     measured = measure(context, player, opponent, sampling_round)
     evaluated = _evaluated(context, player, measured)
@@ -94,7 +94,7 @@ class Showcase:
     replying: Replying
 
     def inputs(self) -> dict[str, Any]:
-        """The prompts alone: how the player replies is an input of its measurement."""
+        """Only the prompts: how the player replies is an input of its measurement."""
         return {"showcase": [self.system, *self.prompts]}
 
 
@@ -127,7 +127,7 @@ def _evaluate(
     showcase: Showcase,
     tables: Sequence[str],
 ) -> dict[str, Any]:
-    """tables: all files that it may write: a run from before one of them is evaluated again."""
+    """tables: all files that it may write; as an input of the stage, so that older runs are evaluated again when a file is added."""
     Evaluator(common.chat, held_out, grading, confidence).evaluate(stage, read_measured(measured.path))
     if showcase.prompts:
         answer_showcase(stage / "showcase.json", common.chat, showcase)

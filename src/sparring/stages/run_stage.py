@@ -1,4 +1,4 @@
-"""A stage computed and committed: its fingerprint from the arguments of its work, in this process or on the recipe's ranks."""
+"""Computes and commits a stage, in this process or on the recipe's ranks; its fingerprint is made from the arguments of its work."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ Work = partial[dict[str, Any]]
 
 # of training: these change speed, memory or the cost of a kill, and results only by rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
-# of sampling: the same, what other engines need, and what `generate` alone depends on
+# of sampling: the same, the options of other engines, and an option that only `generate` depends on
 NOT_OF_SAMPLER = {"batch_tokens", "shard_rows", "vllm", "server", "ray", "replies_per_prompt"}
-# newer than the first runs, or of some stages only: an input is left out at this value, so that earlier runs remain valid
+# inputs that are newer than the first runs, or belong to some stages only: left out at this value, so that earlier runs remain valid
 LEFT_OUT = {"samples": 1, "prompts": None, "steps": None, "iterations": None}
 
 
 @runtime_checkable
 class Inputs(Protocol):
-    """A value that is several inputs of a stage."""
+    """A value that gives several inputs of a stage's fingerprint."""
 
     def inputs(self) -> dict[str, Any]:
-        """name -> JSON."""
+        """Input's name -> its value, as JSON."""
 
 
 class Examples(list[Example]):
-    """Rows of the data stage, with the hash of their file; None where there are none."""
+    """Rows of the data stage, with the hash of their file; the hash is None if there are no rows."""
 
     def __init__(self, rows: Iterable[Example] = (), hash: str | None = None) -> None:
         super().__init__(rows)
@@ -66,7 +66,7 @@ class Played(list[Example]):
         self.hashes = {"data": data.hash, "prompts": prompts.hash}
 
     def inputs(self) -> dict[str, Any]:
-        """The files of the rows."""
+        """The hashes of the files with the rows."""
         return self.hashes
 
 
@@ -81,11 +81,11 @@ class Replying:
 
     @property
     def stream(self) -> Stream:
-        """The random numbers."""
+        """The random stream of the replies."""
         return Stream(self.seed, self.round)
 
     def inputs(self) -> dict[str, Any]:
-        """The batch size is not part of it."""
+        """Everything that the replies depend on; the batch size is not included."""
         sampling, four_bit = self.settings.sampling, self.settings.four_bit
         options = {**sampling.model_dump(exclude=NOT_OF_SAMPLER), "engine": sampling.engines}
         of_player = {"dtype": self.settings.dtype, **_base_format(four_bit), "model": self.model.hash}
@@ -100,11 +100,11 @@ class Scoring:
 
     @classmethod
     def of(cls, training: OptimSection) -> Self:
-        """As a training with these settings computes them."""
+        """How training with these settings computes log-probs."""
         return cls(OptimSection(**{name: getattr(training, name) for name in ("precision", "lora", "micro_batch_tokens")}))
 
     def inputs(self) -> dict[str, Any]:
-        """The adapter itself is part of the model."""
+        """The precision, and the format of a quantised base; an adapter is part of the model's hash."""
         return {"precision": self.settings.precision, **_base_format(self.settings.four_bit)}
 
 
@@ -148,7 +148,7 @@ def _input(value: Any) -> Any:
             return duels_digest(value)
         case None | bool() | int() | float() | str() | [*_]:
             return value
-    raise TypeError(f"nothing says which input of a stage a {type(value).__name__} is")
+    raise TypeError(f"no rule for a {type(value).__name__} as an input of a stage")
 
 
 def _base_format(four_bit: bool) -> dict[str, str]:
@@ -169,13 +169,13 @@ class StageRunner:
     """Computes the stages of one run."""
 
     def __init__(self, recipe: Recipe, run: RunDir, target: str | None, calls: Calls | None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None if it plays the game. calls: to other machines."""
+        """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
 
     def run_stage(self, name: str, work: Work, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
 
-        work: computes the stage in its folder; what it is made from follows from its arguments (`Work`). alone: if ranks compute it, the
+        work: computes the stage in its folder; its arguments decide the fingerprint (`Work`). alone: if ranks compute the stage, the
         part of the work that this process does before they start.
         """
         stage, inputs = stage_of(name), fingerprint(work)
@@ -193,7 +193,7 @@ class StageRunner:
         return record
 
     def computed(self, name: str) -> StageRecord:
-        """On a rank, a stage that the process that plays has computed: its checker or its benchmarks need not be here. Raises UserError."""
+        """On a rank, the record of a finished stage that ranks do not compute, such as grades. Raises UserError if it is not finished."""
         record = self.run.finished(name)
         if record is None:
             raise self._too_early(name)
@@ -219,12 +219,12 @@ class StageRunner:
         with at_stage(name, in_ranks=True):
             launch(self.recipe, self.run.root, name, self.calls)
         record = self.run.finished(name)
-        assert record is not None, f"the ranks of {name} have left it unfinished"
+        assert record is not None, f"the ranks of {name} have ended without finishing it"
         return record
 
     def _of_rank(self, name: str, inputs: dict[str, Any], work: Work) -> StageRecord:
         """All ranks compute the target stage; only rank 0 starts and commits it."""
-        require_equal(inputs, f"would make {name} from other inputs", "the ranks must see the same model, data and run directory")
+        require_equal(inputs, f"would compute {name} from different inputs", "the ranks must see the same model, data and run directory")
 
         def begin() -> StageRecord | Path:
             if name != self.target and not self.run.finished(name):

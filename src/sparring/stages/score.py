@@ -24,7 +24,7 @@ from sparring.training.plan import TrainPlan, iteration_plan, make_plan
 
 @dataclass(frozen=True)
 class Scored:
-    """The duels of an iteration, and the stages with their log-probs under the opponent and under the start; none that are not needed."""
+    """The duels of an iteration, and the stages with their log-probs under the opponent and the start; empty lists if not needed."""
 
     window: Window
     opponent: list[StageRecord]
@@ -63,7 +63,7 @@ def score(context: RunContext, opponent: Player, window: Window, t: int) -> Scor
 
 
 def _score_opponent(context: RunContext, opponent: Player, window: Window, t: int) -> StageRecord:
-    """In the micro-batches of the training that follows."""
+    """Log-probs under the opponent, in the micro-batches of the training that follows."""
     settings = context.recipe.train
     plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
     return score_stage(context, iteration_stage(t, "score"), opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
@@ -72,7 +72,7 @@ def _score_opponent(context: RunContext, opponent: Player, window: Window, t: in
 def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
     """Log-probs under the start of the game, of the duels that no earlier iteration has scored under it; None if there are none.
 
-    The opponent of iteration 0 is the start: what it has scored there is not scored again.
+    The opponent of iteration 0 is the start, so duels that iteration 0 has scored are not scored again.
     """
     start, settings = sft(context), context.recipe.train
     known = joined_logps(record.path for record in _of_start(context, t))
@@ -87,7 +87,8 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
 
 
 def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
-    """Raise UserError with recipe keys if the iteration was started with other winners: the fingerprint has only their hash."""
+    """Raise UserError if the iteration was started with other winners. The message lists the changed recipe keys, which the fingerprint,
+    a hash of the duels, does not contain."""
     recipe = context.recipe
     name = iteration_stage(t, "score" if recipe.objective.kind.uses_opponent_logps else "train")
     begun = (context.run.inputs_of(name) or {}).get("duels")

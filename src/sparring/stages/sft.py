@@ -1,4 +1,4 @@
-"""Fine-tuning on the human replies: the start of the game, and the control that continues it; and how any stage trains a model."""
+"""Fine-tuning on the human replies: the start of the game, and the control that continues it; `fit_model` trains for any stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sparring.training.tasks import SftTask, Task
 
 
 def fit_model(common: Common, stage: Path, start: Player, task: Task, plan: TrainPlan, settings: OptimSection) -> dict[str, Any]:
-    """Train, save the model, then drop the checkpoints; a kill between any two of these steps loses no training."""
+    """Train, save the model, then delete the checkpoints; a kill between any two of these steps loses no training."""
     fitted, t = stage / "fit.json", iteration_of(common.name)
     if not from_main(fitted.exists):
         labels = {"stage": common.name} if t is None else {"iteration": t}
@@ -44,7 +44,7 @@ def fit_model(common: Common, stage: Path, start: Player, task: Task, plan: Trai
 def _save_model(common: Common, result: FitResult, folder: Path, merged: bool) -> None:
     """Write a plain Hugging Face folder with the chat template and the end-of-turn token of the training.
 
-    An adapter of an SFT stage is added to the weights: the game's own adapters start from there.
+    An adapter of an SFT stage is merged into the weights: the game's own adapters start from the merged model.
     """
     own = folder.with_name("adapter") if merged else folder
     result.weights.save_pretrained(own)
@@ -54,7 +54,7 @@ def _save_model(common: Common, result: FitResult, folder: Path, merged: bool) -
     copy_extras(common.base, folder)
     common.chat.tokenizer.save_pretrained(folder)
     name_ends(folder, common.chat.stop_ids)
-    for file in folder.iterdir():  # on the disk before the checkpoints go
+    for file in folder.iterdir():  # on disk before the checkpoints are deleted
         fsync(file)
 
 
@@ -71,7 +71,7 @@ def sft_stage(
 ) -> Player:
     """`start` trained on the human replies for the epochs of the settings, or for so many `steps`.
 
-    iterations: of the game that a control continues, whose order of batches is the next iteration's.
+    iterations: number of iterations of the game that a control continues; the control has the order of batches of the next iteration.
     """
     common, sft, data, seed = context.common(name), context.with_budget(settings), context.train_examples, context.recipe.seed
     work = partial(_sft, common, sft=sft, steps=steps, iterations=iterations, start=start, data=data, seed=seed)

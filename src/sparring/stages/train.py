@@ -1,4 +1,4 @@
-"""Stage 3 of an iteration: the player."""
+"""Stage 3 of an iteration: training the player."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
     Each complete reply with an answer has one vote; equal answers vote together. The winning answer needs `min_votes` of all replies and
     more votes than any other: a tie gives no preference. With `human: mix` or `only` the answer of the human reply, where it can be read,
-    is the winning one without a vote, and the margin of votes is no weight then. If the human reply wins because there is no majority,
-    replies with its answer do not lose.
+    is the winning one without a vote, and `weigh_votes` has no effect. If the human reply wins because there is no majority, replies with
+    its answer do not lose.
     """
     votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
     known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
@@ -33,7 +33,7 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
 
 def vote_share(replies: Sequence[Candidate]) -> float:
-    """Votes of the answer with most of them, as a share of all replies; 0 if no reply has a vote."""
+    """Votes for the leading answer, as a share of all replies; 0 if no reply has a vote."""
     votes = Counter(reply.answer for reply in replies if _votes(reply))
     return max(votes.values(), default=0) / len(replies)
 

@@ -41,7 +41,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Rules:
-    """The options of `target` that a selection depends on; each is described there."""
+    """The options of `target` that a selection depends on; described in the recipe's `target` section."""
 
     human: HumanPart = "fallback"
     max_winners: int = 4
@@ -54,7 +54,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first where it is one; distinct losers; the weight of the prompt's loss; the outcome."""
+    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
@@ -76,7 +76,7 @@ def decide(
     """The selection from the replies that may win and those that lose, and the role of the human reply.
 
     otherwise: the outcome if no reply wins. The result does not depend on the order or length of the replies: if there are too many,
-    a hash of their text decides which are taken.
+    those with the lowest hashes of their text are selected.
     """
     human = candidates.human
     may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]
@@ -101,9 +101,9 @@ def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_huma
 
 
 def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None) -> list[Candidate]:
-    """`first`, and after them `found` without those that repeat an earlier one, `most` together."""
+    """`first`, then those of `found` that do not repeat an earlier one; at most `most` together."""
     kept = list(first)
-    for one in sorted(found, key=_draw):
+    for one in sorted(found, key=_hash_order):
         if len(kept) >= most:
             break
         if not any(_repeats(one, other, near) for other in kept):
@@ -111,7 +111,7 @@ def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int,
     return kept
 
 
-def _draw(candidate: Candidate) -> tuple[str, TokenIds]:
+def _hash_order(candidate: Candidate) -> tuple[str, TokenIds]:
     return hashlib.sha256(candidate.text.encode("utf-8", "surrogatepass")).hexdigest(), candidate.token_ids
 
 
@@ -132,7 +132,7 @@ def rules_of(recipe: Recipe) -> Rules:
 def candidates_of(
     rows: Iterable[Mapping[str, Any]], replies: Sequence[Reply], examples: Sequence[Example], pass_score: float
 ) -> dict[str, Candidates]:
-    """row id -> its graded replies, in the order of the examples. rows: a table of grades, in which HUMAN is the replica of human ones."""
+    """row id -> its graded replies, in the order of the examples. rows: a table of grades, where human replies have the replica HUMAN."""
     by_place = {(reply.row_id, reply.replica): reply for reply in replies}
     # the random checker grades no human reply
     humans = {e.row_id: Candidate(e.reply_ids, e.conversation.reply) for e in examples if e.has_reply}

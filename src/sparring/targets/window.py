@@ -27,12 +27,12 @@ class Window:
     @property
     def contests(self) -> Sequence[Contest]:
         """The duels as contests; only for verified and majority targets."""
-        return cast("Sequence[Contest]", self.duels)  # where grades decide, all are
+        return cast("Sequence[Contest]", self.duels)  # all are contests under a target that uses grades
 
     @property
     def human_duels(self) -> Sequence[Duel]:
         """The duels as such; only for the human target."""
-        return cast("Sequence[Duel]", self.duels)  # where the target is human, all are
+        return cast("Sequence[Duel]", self.duels)  # all are duels under the human target
 
 
 def build_window(
@@ -45,8 +45,8 @@ def build_window(
 ) -> Window:
     """Join each example with its replies of every iteration in the window, by row id (paper, section 6.1: newest and previous).
 
-    A duel whose replies are all the same has an exactly zero gradient under a loss on margins: it is left out and counted, unless
-    `keep_identical`. of_start: replies of the start of the game to the same rows, as many for each; they turn duels into triplets.
+    A duel whose replies are all equal has an exactly zero gradient under a loss on margins: it is left out and counted, unless
+    `keep_identical`. of_start: replies of the start of the game, as many for each row; with them the result has triplets.
     """
     anchors = None if of_start is None else _by_row(of_start)
     duels: list[Duel] = []
@@ -138,7 +138,8 @@ def pair(winners: Sequence[int], losers: Sequence[int]) -> list[tuple[int, int]]
     """(place of a winner, place of a loser) of every pair, from their lengths in tokens.
 
     First each reply of the smaller side is paired with the nearest in length of the larger side that is still free; then each remaining
-    one of the larger side with the nearest of the smaller, up to an equal share each. So every reply is in a pair and none dominates.
+    one of the larger side with the nearest of the smaller, up to an equal share each. So every reply is in a pair, and no reply is in
+    many more pairs than others.
     No pairs if one side is empty.
     """
     if not winners or not losers:
@@ -147,13 +148,13 @@ def pair(winners: Sequence[int], losers: Sequence[int]) -> list[tuple[int, int]]
     winners_are_fewer = len(winners) <= len(losers)
     most = math.ceil(max(len(winners), len(losers)) / min(len(winners), len(losers)))
     pairs: list[tuple[int, int]] = []
-    met: Counter[int] = Counter()  # of the smaller side
-    placed: set[int] = set()  # of the larger side
+    times_paired: Counter[int] = Counter()  # replies of the smaller side
+    placed: set[int] = set()  # replies of the larger side
     for limit in (1, most):
         for _, i, j in near:
             small, large = (i, j) if winners_are_fewer else (j, i)
-            if large not in placed and met[small] < limit:
+            if large not in placed and times_paired[small] < limit:
                 pairs.append((i, j))
-                met[small] += 1
+                times_paired[small] += 1
                 placed.add(large)
     return sorted(pairs)

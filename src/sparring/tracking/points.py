@@ -1,8 +1,8 @@
-"""What trackers are sent: one point per optimizer step, on one axis over all stages of a game, made from the run directory alone.
+"""The points that trackers get: one per optimizer step, on one axis over all stages of a game, made from the run directory alone.
 
-The x value of a point is the player's number of optimizer steps. The scores of a player belong to the point of its last
-step, which therefore waits for them, and the rates of its opponent's graded replies, if there are any, to that of its first: every
-point is sent once and whole, and the points of a series rise.
+The x value of a point is the player's number of optimizer steps. The point of a player's last step also has its scores, so it is sent
+when these are known; the point of its first step also has the rates of its opponent's graded replies, if there are any. Every point is
+sent once and complete, and the steps of a series increase.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sparring.config import ControlSection, Recipe
-from sparring.report.summary import METRICS
 from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
-from sparring.stage_names import SCORES, SFT, START, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
+from sparring.stage_names import METRICS, SCORES, SFT, START, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
 
 GAME = "game"
 NOT_NUMBERS = ("step", "stage")
@@ -31,7 +30,7 @@ class Point:
 
 
 class Round(NamedTuple):
-    """A stage that trains a player (None: it is there without), and who is evaluated after it."""
+    """The stage that trains a player (None for a base model, which is not trained), and the owner of the evaluation after it."""
 
     train: str | None
     owner: str
@@ -39,19 +38,19 @@ class Round(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """What a tracker shows as one run: the game, or a control, which sets out from the start of the game or from its best player.
+    """One run in a tracker: the game, or a control, which continues from the start of the game or from its best player.
 
-    objective: what its points are named after outside of the game's iterations: the losses of two objectives cannot be compared.
+    objective: prefix of the names of metrics outside of the game's iterations, since losses of two objectives cannot be compared.
     """
 
     name: str
     rounds: Sequence[Round]
-    begins_after: Literal["start", "best"] | None = None  # whose steps the player has behind it already
+    begins_after: Literal["start", "best"] | None = None  # the player whose steps count before the first one
     objective: str = "sft"
 
 
 def series_of(recipe: Recipe) -> list[Series]:
-    """The game first; every iteration that the recipe asks for."""
+    """The game, with every iteration of the recipe, and then the controls."""
     played = [Round(iteration_stage(t, "train"), iteration_name(t)) for t in range(recipe.iterations)]
     game = Series(GAME, [Round(SFT if recipe.sft else None, START), *played])
     return [game, *(_series_of_control(section) for section in recipe.controls)]
@@ -63,7 +62,7 @@ def _series_of_control(section: ControlSection) -> Series:
 
 
 def points(root: Path, series: Series, after: int) -> Iterator[Point]:
-    """Those beyond step `after`, as far as the run has come."""
+    """The points of the series after step `after` that the run directory has so far."""
     before = _steps_behind(root, series.begins_after)
     for train, owner in series.rounds:
         rows = [] if train is None else _lines(root, train)
@@ -81,14 +80,14 @@ def points(root: Path, series: Series, after: int) -> Iterator[Point]:
 
 
 def identities(root: Path, series: Series) -> dict[str, str]:
-    """Training stage, begun or finished -> what it is made from: with other inputs its points are another run's."""
+    """Training stage, begun or finished -> hash of its inputs: with other inputs its points belong to another run."""
     run = RunDir(root)
     inputs = {train: run.inputs_of(train) for train, _ in series.rounds if train is not None}
     return {name: digest(found) for name, found in inputs.items() if found is not None}
 
 
 def _lines(root: Path, stage: str) -> list[str]:
-    """The whole lines of a stage's metrics, finished or in work."""
+    """The complete lines of a stage's metrics, finished or running."""
     for folder in (root / stage, root / (stage + PARTIAL)):
         if (folder / METRICS).exists():
             return (folder / METRICS).read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
@@ -96,7 +95,7 @@ def _lines(root: Path, stage: str) -> list[str]:
 
 
 def _steps_behind(root: Path, player: str | None) -> int:
-    """Optimizer steps that made the start of the game, or its best player, which is known when the iterations are over."""
+    """Optimizer steps of the start of the game or of its best player, which is known only after the last iteration; 0 without player."""
     link = root / "best"
     best = iteration_of(str(link.readlink())) if player == "best" and link.is_symlink() else None
     played = [iteration_stage(t, "train") for t in range(0 if best is None else best + 1)]
@@ -104,13 +103,13 @@ def _steps_behind(root: Path, player: str | None) -> int:
 
 
 def _numbers(row: dict[str, Any], objective: str) -> dict[str, float]:
-    """Those of a step, named after the objective that was trained."""
+    """The metrics of a step, with the name of the trained objective as prefix."""
     kind = "train" if "iteration" in row else objective
     return {f"{kind}/{name}": value for name, value in row.items() if name not in NOT_NUMBERS}
 
 
 def _rates(root: Path, owner: str) -> dict[str, float]:
-    """Of the replies of an iteration's opponent, where they were graded: before its first step."""
+    """Rates of the replies of an iteration's opponent; empty if they were not graded."""
     done = root / owner / "grade" / DONE
     return _scores(read_json(done)["facts"].get("rates", {}), "opponent") if done.exists() else {}
 

@@ -1,7 +1,7 @@
-"""The thread that sends a run's points to its trackers, and what it remembers of that in trackers.json.
+"""The thread that sends a run's points to its trackers and records in trackers.json what was sent.
 
-It follows the files that the stages write. A tracker that fails costs one warning; its points stay where they are, and go to it in
-another try, at the end of the run, or in the next run of the same command.
+It polls the files that the stages write. If a tracker fails, one warning is logged; its points remain in the run directory and are sent
+by a later try, at the end of the run, or by the next run of the same command.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ POLL_SECONDS, RETRY_SECONDS, END_SECONDS = 2.0, 60.0, 60.0
 
 @contextlib.contextmanager
 def tracked(recipe: Recipe, root: Path) -> Iterator[None]:
-    """Send what the run in `root` comes to while the context lasts, and the rest at its end. Raises UserError for a missing tracker."""
+    """Send the points of the run in `root` while the context lasts, and the rest at its end. Raises UserError for a missing tracker."""
     if recipe.track is None:
         yield
         return
     require_trackers(recipe.track)
-    make_accelerator()  # Accelerate's trackers log under its state, which this thread must make as the stages want it
+    make_accelerator()  # Accelerate's trackers need its global state, which must be created here with the options that stages use
     sender = _Sender(recipe, root)
     ended = threading.Event()
     thread = threading.Thread(target=sender.work, args=(ended,), daemon=True, name="sparring-trackers")
@@ -67,7 +67,7 @@ class _Sender:
                 self._channel(series, kind).send(is_last)
 
     def only_open(self, kind: str) -> None:
-        """Close what another series has open there: these libraries have one run per process."""
+        """Close the tracker's other runs, because these libraries allow one run per process."""
         for channel in self.channels.values():
             if channel.kind == kind:
                 channel.close()
@@ -85,14 +85,14 @@ class _Sender:
 
 
 class _Memory:
-    """trackers.json: per series its identity, what its training stages were made from, and the newest step that each tracker was sent."""
+    """trackers.json: per series its identity, the hashes of its training stages' inputs, and the newest step sent to each tracker."""
 
     def __init__(self, root: Path) -> None:
         self.root, self._file = root, root / MEMORY
         self._series: dict[str, Any] = read_json(self._file) if self._file.exists() else {}
 
     def of(self, series: Series) -> dict[str, Any]:
-        """What is known of a series; a new identity where one of its stages has come to be made from something else."""
+        """The entry of a series; with a new identity if one of its stages now has other inputs."""
         made_from = identities(self.root, series)
         known = self._series.get(series.name)
         if known is None or any(made_from.get(name, digest) != digest for name, digest in known["made_from"].items()):
@@ -106,7 +106,7 @@ class _Memory:
 
 
 class _Channel:
-    """One series to one tracker."""
+    """Sends one series to one tracker."""
 
     def __init__(self, sender: _Sender, series: Series, kind: str) -> None:
         self.sender, self.series, self.kind = sender, series, kind
@@ -115,25 +115,25 @@ class _Channel:
         self.next_try = 0.0
 
     def send(self, is_last: bool) -> None:
-        """Send what is new, and leave the tracker in good order where nothing will follow."""
+        """Send new points; after the last ones, close the tracker's run."""
         if time.monotonic() < self.next_try and not is_last:
             return
         try:
             self._send()
             if is_last:
                 self.close()
-        except Exception as error:  # whatever a tracker, its network or a disk throws is no reason to end a game
+        except Exception as error:  # an error of a tracker, its network or a disk must not end the game
             self._failed(error)
 
     def close(self) -> None:
-        """Have everything arrive: what was closed in good order need not be asked again."""
+        """Close the tracker's run, so that all points arrive; a run that was closed need not be reopened to check that."""
         if self.opened is not None:
             opened, self.opened = self.opened, None
             opened.close()
             self._note_closed(True)
 
     def _send(self) -> None:
-        known = _steadily(lambda: self.sender.memory.of(self.series))
+        known = _retried(lambda: self.sender.memory.of(self.series))
         if known["identity"] != self.identity:
             self.close()
             self.identity = known["identity"]
@@ -153,7 +153,7 @@ class _Channel:
             self.sender.memory.write()
 
     def _points(self, after: int) -> list[Point]:
-        return _steadily(lambda: list(points(self.sender.root, self.series, after)))
+        return _retried(lambda: list(points(self.sender.root, self.series, after)))
 
     def _note_closed(self, is_closed: bool) -> None:
         known = self.sender.memory.of(self.series)
@@ -171,8 +171,8 @@ class _Channel:
             log.warning(f"track: {self.kind} failed ({first_line(error)}); the run continues, and sending is retried later")
 
 
-def _steadily(read: Callable[[], T]) -> T:
-    """What `read` finds in a run directory, where a stage may get its final name while it looks."""
+def _retried(read: Callable[[], T]) -> T:
+    """The result of `read`, repeated if a stage in the run directory is renamed to its final name meanwhile."""
     for _ in range(3):
         with contextlib.suppress(FileNotFoundError):
             return read()

@@ -1,7 +1,7 @@
 """Accelerate's trackers, opened so that an interrupted run resumes in place.
 
-Each knows which points it has already: wandb, trackio and mlflow are asked, for what was on its way to them at a kill may be lost. To
-tensorboard's files a new one is added that takes back, for whoever reads them, all points from the first that is sent again.
+Points that were on their way at a kill may be lost, so wandb, trackio and mlflow are asked for the newest step that they have. For
+tensorboard a new event file is added (`purge_step`); readers then ignore older points from the first step that is sent again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ AXIS = "optimizer_steps"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a series goes: `name` is what people see, `identity` its own in the whole tracker."""
+    """Where a series is stored: `name` is shown to people, `identity` is unique within the tracker."""
 
     root: Path
     series: str
@@ -35,7 +35,7 @@ class Place:
 
 @dataclass
 class Opened:
-    """`tracker` is Accelerate's; `last` the newest step that it has, -1 where it has none."""
+    """`tracker` is Accelerate's; `last` is the newest step that it has, -1 if it has none."""
 
     tracker: Any
     last: int
@@ -51,18 +51,18 @@ class Opened:
 
 
 def require_trackers(section: TrackSection) -> None:
-    """Raise UserError for a tracker that is not installed, or that wants a login and has none."""
+    """Raise UserError for a tracker that is not installed, or that needs a login and has none."""
     for name in section.trackers:
         if not is_installed(name):
             raise UserError(
-                f"{name} is not installed", where="track", remedy=f"pip install 'sparring[{name}]', or take it out of the recipe's track"
+                f"{name} is not installed", where="track", remedy=f"pip install 'sparring[{name}]', or remove it from the recipe's track"
             )
     if "wandb" in section.trackers and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled"):
         _log_in_to_wandb()
 
 
 def open_tracker(kind: str, place: Place, sent: int, config: dict[str, Any]) -> Opened:
-    """sent: the newest step that was certainly sent to it, -1 for none; config: the recipe, as flat options."""
+    """Open or resume a tracker's run. sent: the newest step recorded as sent, -1 for none; config: the recipe, as flat options."""
     with _stdout_discarded():
         return _OPEN[kind](place, sent, config)
 
@@ -95,10 +95,10 @@ def _tensorboard(place: Place, sent: int, config: dict[str, Any]) -> Opened:
 def _trackio(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     from accelerate.tracking import TrackioTracker
 
-    # its own watch on processor and GPU would run for the whole game
+    # trackio's own logging of CPU and GPU would run for the whole game
     options = {"resume": "allow", "embed": False, "auto_log_cpu": False, "auto_log_gpu": False, "config": config}
     tracker = _started(TrackioTracker(place.project, name=f"{place.name}-{place.identity}", **options))
-    next_step = getattr(tracker.run, "_next_step", None)  # where it would resume; there is no public attribute
+    next_step = getattr(tracker.run, "_next_step", None)  # the step at which it would resume; there is no public attribute
     return Opened(tracker, sent if next_step is None else next_step - 1)
 
 
@@ -112,7 +112,7 @@ def _wandb(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     tracker = _started(
         WandBTracker(place.project, id=place.identity, name=place.name, resume="allow", dir=str(folder), config=config, settings=settings)
     )
-    return Opened(tracker, sent if tracker.run.offline else tracker.run.starting_step - 1)  # offline it cannot know
+    return Opened(tracker, sent if tracker.run.offline else tracker.run.starting_step - 1)  # unknown offline
 
 
 def _mlflow(place: Place, sent: int, config: dict[str, Any]) -> Opened:
@@ -140,18 +140,18 @@ _OPEN: dict[str, Callable[[Place, int, dict[str, Any]], Opened]] = {
 
 
 def _started(tracker: Any) -> Any:
-    tracker.main_process_only = False  # there is one of them anyway, and to ask which process this is would join it to the ranks
+    tracker.main_process_only = False  # only one process tracks; with True, the tracker would ask for its rank, which joins it to the ranks
     tracker.start()
     return tracker
 
 
 def _log_in_to_wandb() -> None:
-    """Here, where a person may answer its question, rather than later in the thread that sends."""
+    """Log in before the run, where a person can answer wandb's prompt, rather than later in the sending thread."""
     import wandb
 
     try:
         logged_in = wandb.login()
-    except Exception as error:  # of several kinds, by version
+    except Exception as error:  # its class depends on the version
         logged_in, why = False, first_line(error)
     else:
         why = "wandb has no key"
@@ -160,5 +160,5 @@ def _log_in_to_wandb() -> None:
 
 
 def _stdout_discarded() -> contextlib.AbstractContextManager[Any]:
-    """What they print is not for the standard output of a command whose tables scripts read."""
+    """Discards what trackers print, because scripts read the tables on a command's standard output."""
     return contextlib.redirect_stdout(io.StringIO())

@@ -26,7 +26,7 @@ class Saveable(Protocol):
 
 
 def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str, torch.Tensor]) -> None:
-    """Replace the stage's checkpoint by one after `step` steps; the old one goes when the new one is complete.
+    """Replace the stage's checkpoint by one after `step` steps; the old one is deleted when the new one is complete.
 
     optimizer: the result of `flat_state`. Only rank 0 writes: the format is that of one process; any number of ranks can resume from it.
     """
@@ -54,7 +54,7 @@ def restore_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
 
 
 def read_optimizer(folder: Path) -> dict[int, dict[str, Any]]:
-    """The optimizer's state in a checkpoint, by parameter's number."""
+    """The optimizer's state in a checkpoint: parameter's number -> name -> value."""
     found: dict[int, dict[str, Any]] = {}
     for name, tensor in load_file(folder / OPTIMIZER).items():
         index, key = name.split(".", 1)
@@ -78,7 +78,7 @@ def flat_state(state: dict[int, dict[str, Any]]) -> dict[str, torch.Tensor]:
             # bitsandbytes wraps the quantisation state, and also reads it unwrapped
             found.update({f"{index}.{name}": part for name, part in (value.items() if isinstance(value, dict) else [(key, value)])})
     tensors = {name: torch.as_tensor(value).contiguous() for name, value in found.items() if value is not None}
-    # bitsandbytes shares one quantisation map among all parameters, and safetensors takes no shared memory
+    # bitsandbytes shares one quantisation map among all parameters, and safetensors cannot save shared memory
     return {name: tensor.clone() if name.split(".")[1].startswith("qmap") else tensor for name, tensor in tensors.items()}
 
 

@@ -24,6 +24,7 @@ from sparring.policy.compute import make_accelerator
 from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
 from sparring.progress import progress
 from sparring.rundir import fsync, write_text
+from sparring.stage_names import METRICS
 from sparring.training.checkpoint import Saveable, latest_checkpoint, save_checkpoint
 from sparring.training.plan import TrainPlan
 from sparring.training.ranked import ranked_weights
@@ -35,10 +36,10 @@ STDERRS = 2.0  # batches differ by chance: a mean reward must be this many stand
 
 
 class HumanLogpWatch:
-    """Warns once when the human replies' mean reward is negative while the margin is above that of the steps before.
+    """Warns once when the human replies' mean reward is negative while the margin is larger than in the steps before.
 
-    Judged at every step, the newest steps against as many before them: ten, or half of what was seen while that is less, from eight steps
-    on. At the end the second half of the phase is compared with its first half; two steps each are enough then.
+    After every step, the newest ten steps are compared with the ten before them; while there are fewer than 20 steps, but at least eight,
+    the second half is compared with the first. At the end of training the halves are compared again, from four steps on.
     """
 
     def __init__(self, phase: str, preferred: str = "human replies") -> None:
@@ -49,12 +50,12 @@ class HumanLogpWatch:
 
     def add(self, row: dict[str, Any]) -> None:
         """Add the log row of a step and judge the newest steps."""
-        if "reward_real" in row:  # without an opponent's log-probs nothing says what the replies had at the start
+        if "reward_real" in row:  # missing without opponent log-probs, and then the change since the start is unknown
             self.rows.append(row)
             self._judge(min(WINDOW, len(self.rows) // 2), FEWEST)
 
     def end(self) -> None:
-        """The last judgement, over the whole phase."""
+        """Compare the halves of the whole training."""
         self._judge(len(self.rows) // 2, FEWEST_AT_END)
 
     def facts(self) -> dict[str, Any]:
@@ -71,7 +72,7 @@ class HumanLogpWatch:
             self.warned_at = newest[-1]["step"]
             log.warning(
                 f"{self.phase}: the margin grows but the {self.preferred} lose log-prob (mean reward {fmean(rewards):.3f} "
-                f"over the last {width} steps): a larger objective.beta or a smaller train.lr holds them"
+                f"over the last {width} steps): a larger objective.beta or a smaller train.lr prevents this"
             )
 
 
@@ -79,7 +80,6 @@ def _margin(rows: Sequence[dict[str, Any]]) -> float:
     return fmean(row["margin"] for row in rows)
 
 
-METRICS = "metrics.jsonl"
 Numbers = dict[str, torch.Tensor]
 
 
@@ -260,7 +260,7 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     except (ValueError, RecursionError):
         rows = []
     if len(rows) < step or not all(isinstance(row, dict) for row in rows):
-        remedy = "it was cut or changed by hand; restore it, or redo the stage with --restart-from"
+        remedy = "it was truncated or edited by hand; restore it, or redo the stage with --restart-from"
         raise UserError(f"its first {step} lines are not the metrics of the first {step} steps", where=str(path), remedy=remedy)
     write_text(path, "".join(line + "\n" for line in lines))
     return rows
@@ -268,7 +268,7 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
 
 def _not_finite(what: str, step: int, names: Sequence[str]) -> UserError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    # every rank has found the same
+    # every rank raises the same error
     return agreed(
         UserError(
             f"the {what} is not finite at step {step} (rows {shown}); no update was made",

@@ -42,7 +42,7 @@ class TrainPlan:
         return self.steps * self.batch_size / self.items
 
     def first_pass_steps(self) -> int:
-        """Steps until every item that is used at all has been used once."""
+        """Steps until every item that the plan uses has been used once."""
         return min(self.steps, math.ceil(self.items / self.batch_size))
 
     def learning_rate(self, step: int) -> float:
@@ -76,7 +76,7 @@ def make_plan(settings: OptimSection, items: int, *, lr: float, epochs: float, s
     """The plan for `epochs` passes over `items`. Logs a batch size that has to be smaller than the recipe's."""
     batch_size = min(settings.batch_size, items)
     if batch_size < settings.batch_size:
-        log.info(f"{name}: batch_size {settings.batch_size} exceeds the {items} items there are; every step takes all {items}")
+        log.info(f"{name}: batch_size {settings.batch_size} exceeds the number of items, {items}; every step uses all of them")
     steps = max(1, _whole(epochs * items / batch_size))
     horizon = round(min(steps * (settings.horizon_epochs or epochs) / epochs, LONGEST_HORIZON))
     return steps_plan(settings, items, lr=lr, steps=steps, seed=seed, horizon=horizon)
@@ -90,7 +90,7 @@ def steps_plan(settings: OptimSection, items: int, *, lr: float, steps: int, see
 
 
 def _whole(steps: float) -> int:
-    """Rounded up, so that an epoch misses no item; but 0.1 * 70 is 7 steps and not 8."""
+    """Steps rounded up, so that an epoch misses no item; float errors do not count, so 0.1 * 70 is 7 steps and not 8."""
     return math.ceil(round(steps, 6))
 
 

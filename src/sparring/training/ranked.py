@@ -93,7 +93,7 @@ class Fsdp2Shards:
 
 def shard(scorer: Scorer, settings: OptimSection, accelerator: Accelerator) -> nn.Module:
     """The scorer under FSDP2, with the weights of rank 0's. All ranks must call it."""
-    # under adapters the base is in the format that computes already, and the adapters compute in their own float32
+    # with adapters, the base is loaded in the compute format, and the adapters compute in float32
     compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.precision]
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
@@ -138,7 +138,7 @@ def _allocate(model: nn.Module, device: torch.device) -> None:
 
 
 def _names(optimizer: dict[str, Any]) -> list[str]:
-    """The names of an optimizer's parameters in its own order, by which one process numbers them."""
+    """The names of an optimizer's parameters, in the order in which a single process numbers them."""
     return [name for group in optimizer["param_groups"] for name in group["params"]]
 
 
@@ -231,7 +231,7 @@ class Replicas:
         used = torch.tensor([float(parameter.grad is not None) for parameter in trained], device=self.accelerator.device)
         summed = []
         for parameter, users in zip(trained, self.accelerator.reduce(used, "sum").tolist(), strict=True):
-            if users:  # by any rank; a parameter that no rank used keeps no gradient, as in one process
+            if users:  # a parameter that no rank used gets no gradient, as in one process
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.contiguous()
                 summed.append(parameter.grad)
         sum_over_ranks(summed)

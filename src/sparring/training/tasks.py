@@ -1,4 +1,4 @@
-"""What a training step minimises: an objective over duels or contests, or plain likelihood. One loop serves all.
+"""The losses that a training step minimises: an objective over duels or contests, or plain likelihood. One training loop serves all.
 
 The formulas are in objectives/.
 """
@@ -90,7 +90,7 @@ class ContestTask(_OverContests):
         found = self.objective.losses(Compared(player, pairs.logps(opponent_DR), exists))
         won_D = tensor_on(logps_DR.device, [len(contest.winners) for contest in contests], dtype=logps_DR.dtype)
         numbers = _numbers(found, pairs, (self._over_winners(indices, logps_DR) / won_D).detach())
-        loss_D = pairs.mean(found.loss_D, of_none=0.0)
+        loss_D = pairs.mean(found.loss_D, without_pairs=0.0)
         if weight := self.objective.nll_weight:
             lengths_DR, _ = padded([[1.0 * len(reply) for reply in self.branches(index).replies] for index in indices], logps_DR)
             nll_D = self._over_winners(indices, nll_anchor(logps_DR, lengths_DR.clamp(min=1.0))) / won_D
@@ -119,16 +119,16 @@ class _Pairs:
         """Every pair as a duel with one reply: [P] and [P, 1]."""
         return DuelLogps(logps_DR[self.contest_P, self.winner_P], logps_DR[self.contest_P, self.loser_P][:, None])
 
-    def mean(self, value_P: Tensor, of_none: Tensor | float) -> Tensor:
-        """Mean [D] over the pairs of each contest; `of_none` for a contest without pairs."""
+    def mean(self, value_P: Tensor, without_pairs: Tensor | float) -> Tensor:
+        """Mean [D] over the pairs of each contest; `without_pairs` for a contest that has none."""
         sum_D = value_P.new_zeros(len(self.count_D)).index_add(0, self.contest_P, value_P)
-        return torch.where(self.count_D > 0, sum_D / self.count_D.clamp(min=1), of_none)
+        return torch.where(self.count_D > 0, sum_D / self.count_D.clamp(min=1), without_pairs)
 
 
 def _numbers(found: ItemLosses, pairs: _Pairs, winners_D: Tensor) -> dict[str, Tensor]:
-    """The numbers of each contest for the log: means over its pairs, and the winners' mean log-prob. No pairs count as a tie."""
-    of_none: dict[str, Tensor | float] = {"accuracy": 0.5, "generated_logp": winners_D}
-    means = {name: pairs.mean(value, of_none.get(name, 0.0)) for name, value in found.numbers.items()}
+    """The metrics [D] of each contest: means over its pairs, and the winners' mean log-prob. A contest without pairs counts as a tie."""
+    without_pairs: dict[str, Tensor | float] = {"accuracy": 0.5, "generated_logp": winners_D}
+    means = {name: pairs.mean(value, without_pairs.get(name, 0.0)) for name, value in found.numbers.items()}
     return {**means, "real_logp": winners_D}
 
 
@@ -138,7 +138,8 @@ def _weights_and_winners(contests: Sequence[Contest]) -> tuple[list[float], list
 
 class Task(Protocol):
     """Items are identified by their index; `unit` is their name in messages, `preferred` names the replies that should become likelier.
-    `losses` gets the scorer's log-probs [D, R] of their `branches`."""
+    `name(i)` identifies item i in messages. `losses` gets the scorer's log-probs [D, R] of the items' `branches` and returns losses [D],
+    whose sum times `loss_scale` of the step's items is the loss of the step."""
 
     unit: str
     preferred: str
@@ -175,7 +176,7 @@ class DuelTask:
         return self.duels[index].duel_id
 
     def branches(self, index: int) -> Branches:
-        """For a triplet, each distinct reply is one branch, also if both models gave it."""
+        """For a triplet, each distinct reply is one branch, even if both models gave it."""
         duel = self.duels[index]
         if not isinstance(duel, Triplet):
             return branches_of(duel)
@@ -187,7 +188,7 @@ class DuelTask:
         return 1 / len(batch)
 
     def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
-        """The objective's losses [D]; replies that equal the human one are counted or computed, as it requires."""
+        """The objective's losses [D]. Replies that equal the human one are counted, or get a column of their own, as it requires."""
         compared = self._counted if self.objective.counts_identical else self._in_columns
         return self.objective.losses(compared(indices, logps_DR))
 
@@ -211,7 +212,7 @@ class DuelTask:
         if not self.objective.computes_start_replies:
             return Compared(of(logps_DR), opponent, mask_DK)
         triplets = [duel for index in indices if isinstance(duel := self.duels[index], Triplet)]
-        assert len(triplets) == len(indices), "such an objective is given triplets"
+        assert len(triplets) == len(indices), "an objective with replies of the start needs triplets"
         start_DK, _ = branch_columns(trees, [triplet.start_ids for triplet in triplets], device)
         return Compared(of(logps_DR), opponent, mask_DK, start_DK=logps_DR.gather(1, start_DK))
 
@@ -242,7 +243,7 @@ def branch_columns(trees: Sequence[Branches], replies: Sequence[Sequence[TokenId
 
 
 class Anchored:
-    """Any task over human replies in its first branch, with weight times their negative log-likelihood per token added to its loss."""
+    """A task whose first branch is the human reply; adds `weight` times that reply's negative log-likelihood per token to its loss."""
 
     def __init__(self, task: Task, weight: float) -> None:
         self.task, self.nll_weight = task, weight

@@ -50,7 +50,7 @@ class ControlSection(Section):
     beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
-        description="Passes over its rows, rounded up to whole steps. When null, as many as cost the floating-point operations of all "
+        description="Passes over its rows, rounded up to whole steps. When null, as many as cost as many floating-point operations as all "
         "self-play iterations together.",
     )
     lr: PositiveFloat | None = Field(
@@ -79,7 +79,7 @@ class ControlSection(Section):
         if name in TAKEN_NAMES:
             raise ValueError("a run keeps something else under this name")
         if name in CONTROL_TITLES and name != info.data.get("kind"):
-            raise ValueError(f"is what {CONTROL_TITLES[name]} is called; choose another name")
+            raise ValueError(f"is the name of the control {CONTROL_TITLES[name]}; choose another name")
         return name
 
     @field_validator("pairs", mode="before")

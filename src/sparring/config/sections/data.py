@@ -40,8 +40,7 @@ class PromptsSection(RowsSection):
     path: Paths = Field(description=f"Rows with a prompt: {FILES}, or a Hub id.")
     columns: PromptColumns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and "
-        "`history`.",
+        description="The rows' own column names for `messages`, `conversations`, `prompt`, `instruction`, `input`, `system` and `history`.",
     )
     answer: Text | None = Field(None, description="Column that holds the answer, which a checker compares replies with; none when null.")
     replies: Literal["refuse", "drop"] = Field(
@@ -67,7 +66,7 @@ class DataSection(RowsSection):
     shape: Shape = Field("auto", description="How a row stores its turns; `auto` detects it from the column names and reports it.")
     columns: Columns = Field(
         default_factory=FrozenDict,
-        description="Names of the row's own columns for the standard ones, for example `{prompt: question, completion: answer, "
+        description="The rows' own column names for the standard ones, for example `{prompt: question, completion: answer, "
         "system: persona}`.",
     )
     max_examples: PositiveInt | None = Field(
@@ -76,7 +75,7 @@ class DataSection(RowsSection):
     held_out: PositiveInt | Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None,
         description="Rows kept from training for evaluation, chosen by a hash of the prompt: a count, or a fraction between 0 and 1. "
-        "A fraction keeps every prompt on the same side in every data set. When null, a tenth of the rows, 8 at least and 200 at most.",
+        "A fraction keeps every prompt on the same side in every data set. When null, a tenth of the rows, at least 8 and at most 200.",
     )
     max_prompt_tokens: PositiveInt = Field(512, description="Rows with a longer prompt are dropped and counted.")
     max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
@@ -99,7 +98,7 @@ class DataSection(RowsSection):
     )
     prompts: PromptsSection | None = Field(
         None,
-        description="Further prompts without replies: with `target` verified or majority the game is played on them as well. "
+        description="Further prompts without replies, on which a game with `target` verified or majority is played as well. "
         "`prompts: PATH` is short for its `path`.",
     )
     checker_columns: Texts = Field(
@@ -120,7 +119,7 @@ class DataSection(RowsSection):
         return held_out
 
     def held_out_of(self, rows: int) -> int | float:
-        """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, and little of a small file."""
+        """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, but little of a small file."""
         if self.held_out is not None:
             return self.held_out
         return max(LEAST_HELD_OUT, min(MOST_HELD_OUT, rows // 10))
@@ -133,6 +132,6 @@ class PairsSection(RowsSection):
 
     path: Paths = Field(description=f"Rows with `prompt`, `chosen` and `rejected`: {FILES}, or a Hub id.")
     columns: PairColumns = Field(
-        default_factory=FrozenDict, description="Names of the row's own columns for `prompt`, `chosen`, `rejected`, `system` and `history`."
+        default_factory=FrozenDict, description="The rows' own column names for `prompt`, `chosen`, `rejected`, `system` and `history`."
     )
     max_examples: PositiveInt | None = Field(None, description="Random subset of this many pairs; all when null.")

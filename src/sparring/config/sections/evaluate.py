@@ -22,13 +22,13 @@ class BenchmarksSection(Section):
     )
     tasks: Texts = Field(
         (),
-        description="Any other tasks of the harness, or of `task_folders`: TASK, TASK@SHOTS, TASK:METRIC or TASK@SHOTS:METRIC; without "
-        "them the task's own shots, and all its metrics.",
+        description="Any other tasks of the harness, or of `task_folders`: TASK, TASK@SHOTS, TASK:METRIC or TASK@SHOTS:METRIC. Without "
+        "SHOTS the task's own number, without METRIC all its metrics.",
     )
     task_folders: Texts = Field(
         (), description="Folders with task files of your own (YAML in the harness's format), whose data may be local files."
     )
-    limit: PositiveInt | None = Field(None, description="Only the first items of every task, this many; all when null.")
+    limit: PositiveInt | None = Field(None, description="Only this many items of every task, the first ones; all when null.")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         1234, description="Seed of the few-shot examples; the default is the harness's, so numbers can be compared with published ones."
     )
@@ -52,7 +52,7 @@ class EvaluateSection(Section):
     answer_pattern: Regex | None = Field(
         None,
         description="Regular expression that finds the answer in a reply (its last match; group 1 if it has one). Exact match compares "
-        "it with the human reply's, or `target.checker` does. No exact match when null and without a checker.",
+        "it with the answer in the human reply, unless `target.checker` grades it. Without pattern and checker there is no exact match.",
     )
     samples: PositiveInt = Field(
         1,

@@ -10,7 +10,7 @@ from sparring.config.option_types import PathText, PositiveInt, Section, Text
 
 T = TypeVar("T")
 
-# What the refusal of DeepSpeed says, of a recipe's strategy as of an Accelerate config file
+# The error for DeepSpeed, in a recipe's strategy as in an Accelerate config file
 NO_DEEPSPEED = "DeepSpeed was removed: it has no public way to set its optimizer's state, and its checkpoints are pickles"
 OF_DEEPSPEED = ("deepspeed-zero2", "deepspeed-zero3")
 INSTEAD = "launcher.strategy fsdp2 shards the same weights, gradients and optimizer states, and resumes the run"
@@ -70,7 +70,7 @@ class LauncherSection(Section):
     def _machine_exists(cls, rank: int, info: ValidationInfo) -> int:
         machines = info.data.get("machines")
         if machines is not None and rank >= machines:
-            raise ValueError(f"machines is {machines}, so that ranks go from 0 to {machines - 1}")
+            raise ValueError(f"machines is {machines}, so machine_rank is from 0 to {machines - 1}")
         return rank
 
     @field_validator("main_process_ip")

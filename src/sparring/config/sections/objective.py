@@ -39,7 +39,7 @@ class ObjectiveSection(Section):
     loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
     beta: PerIteration = Field(
         1.0,
-        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its gaps), one value or one per iteration. The paper "
+        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper "
         "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where "
         "`target` is verified or majority. Not for `space`.",
     )
@@ -72,7 +72,7 @@ class ObjectiveSection(Section):
     def _is_an_objective(cls, loss: str) -> str:
         if kind_of(loss) is None:
             guess = nearest(loss, OBJECTIVES)
-            raise ValueError(f"no objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
+            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
         return loss
 
     @field_validator("*")
@@ -101,7 +101,7 @@ class ObjectiveSection(Section):
         return not self.kind.uses_margins or at_iteration(self.nll_weight, iteration) > 0
 
     def learns_from_identical(self, iteration: int) -> bool:
-        """Whether a duel has a gradient although all its replies equal the human one: if the loss is not only on margins."""
+        """Whether a duel has a gradient although all its replies equal the human one: true unless the loss is on margins only."""
         return self.kind.learns_from_identical or at_iteration(self.nll_weight, iteration) > 0
 
     def at(self, iteration: int, replies_per_prompt: int) -> Objective:

@@ -60,8 +60,8 @@ class ServerSection(Section):
     )
     update_command: Text | None = Field(
         None,
-        description="Command that has the servers serve the next player, run before it samples: `{model}` is the player's folder, `{name}` "
-        "its served name. It returns when the servers start to load; the run then waits for them.",
+        description="Command that makes the servers load the next player, run before it samples: `{model}` is the player's folder, "
+        "`{name}` its served name. It may return before they have loaded it; the run then waits for them.",
     )
     ready_timeout_seconds: PositiveFloat = Field(
         1800.0, description="Longest wait for `update_command` to return, and then for the servers."
@@ -107,7 +107,7 @@ class SamplingSection(Section):
     replies_per_prompt: Replies = Field(1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy.")
     batch_tokens: PositiveInt = Field(
         32768,
-        description="Prompt and new tokens of the rows that are sampled together. More are faster; their keys and values take memory.",
+        description="Prompt and new tokens of the rows that are sampled together. More are faster, but their KV cache takes memory.",
     )
     shard_rows: PositiveInt = Field(
         128,
@@ -180,5 +180,5 @@ def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
     defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
     sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
-    playing = {sampling.engine_name, sampling.inner_engine}
-    return [name for name, section in sections.items() if name not in playing and section != defaults[name]]
+    used = {sampling.engine_name, sampling.inner_engine}
+    return [name for name, section in sections.items() if name not in used and section != defaults[name]]

@@ -67,7 +67,7 @@ class TargetSection(Section):
         "close vote, which is more often wrong, counts less; it was better, within the error, in docs/evidence.md.",
     )
     timeout_seconds: PositiveFloat = Field(
-        10.0, description="Longest time that a function of your own, or `math`, may take for a reply; one that takes longer has no score."
+        10.0, description="Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."
     )
     memory_mb: PositiveInt = Field(
         2048, description="Memory of a process in which a function of your own runs; one that imports torch may need more."
@@ -81,7 +81,7 @@ class TargetSection(Section):
         if name is None or name in known or is_own_code(name):
             return name
         guess = nearest(name, known)
-        raise ValueError(f"no checker; there are {', '.join(known)} and {OWN_CODE}" + (f"; did you mean {guess}?" * bool(guess)))
+        raise ValueError(f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + (f"; did you mean {guess}?" * bool(guess)))
 
     @field_validator("checker")
     @classmethod
@@ -100,14 +100,14 @@ class TargetSection(Section):
         if checker == "random" and name is None:
             raise ValueError("checker random needs it: its pass rate is that of another checker, which also grades held-out replies")
         if checker not in ("random", "invalid") and name is not None:
-            raise ValueError("has an effect with checker random only")
+            raise ValueError("has an effect only with checker random")
         return name
 
     @field_validator("tolerance")
     @classmethod
     def _of_numbers(cls, value: float, info: ValidationInfo) -> float:
         if value and "checker" in info.data and "number" not in (info.data["checker"], info.data.get("random_like")):
-            raise ValueError("has an effect with checker number only")
+            raise ValueError("has an effect only with checker number")
         return value
 
     @field_validator("pass_score")
@@ -128,7 +128,7 @@ class TargetSection(Section):
     @classmethod
     def _of_votes(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("kind") in ("human", "verified") and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has an effect with target.kind majority only")
+            raise ValueError("has an effect only with target.kind majority")
         return value
 
     @property
@@ -154,12 +154,12 @@ class TargetSection(Section):
 
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.uses_grades:
-            yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; take verified or majority")
+            yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; choose verified or majority")
         if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_code(self.grading_checker):
-            why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or take majority"
+            why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
             yield Contradiction("kind", self.kind, why)
         if self.human == "only" and data.prompts is not None:
-            yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; take fallback, never or mix")
+            yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; set fallback, never or mix")
         if data.checker_columns and not is_own_code(self.grading_checker):
             yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
 
@@ -167,10 +167,10 @@ class TargetSection(Section):
         loss, kind = objective.loss, objective.kind
         if not kind.uses_margins and self.human == "only":
             why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT; "
-            why += "take fallback, never or mix"
+            why += "choose fallback, never or mix"
             yield Contradiction("human", self.human, why)
         if not kind.uses_margins and not self.uses_grades:
-            why = f"objective.loss {loss} on human replies is no game but continued SFT: see sft and controls; or take verified or majority"
+            why = f"objective.loss {loss} on human replies is only continued SFT: use sft or controls, or choose verified or majority"
             yield Contradiction("kind", self.kind, why)
         if kind.why_human_alone is not None and self.uses_grades:
             yield Contradiction("kind", self.kind, kind.why_human_alone)

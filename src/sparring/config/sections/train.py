@@ -93,7 +93,7 @@ class OptimSection(Section):
 
     @property
     def forward_passes(self) -> int:
-        """Forward passes, of 2 N floating-point operations, that a token of training costs: 1 and 2 backward, 1 through frozen weights."""
+        """Cost of training on a token in forward passes of 2 N floating-point operations: 1 forward plus 2 backward, or 1 if frozen."""
         return 2 if self.lora else 3
 
     @property
