@@ -77,7 +77,7 @@ def test_weights_that_do_not_fit_the_config_are_not_made_up(tensor: torch.Tensor
     """transformers fills such tensors with random numbers and only warns."""
     change_weights(model, "model.norm.weight", tensor)
     message = refusal(load_model, model)
-    assert "1 of the model's tensors are missing from its weights or have another shape, model.norm.weight" in message
+    assert "1 of the model's tensors are missing from its weights or have another shape, such as model.norm.weight" in message
     assert "config.json" in message
 
 

@@ -63,7 +63,7 @@ def test_a_batch_larger_than_the_items_is_announced(caplog: pytest.LogCaptureFix
     found = plan(items=7, epochs=3.0)
     assert (found.batch_size, found.steps) == (7, 3)
     (line,) = caplog.messages
-    assert "iteration 0" in line and "batch_size 10 exceeds the 7 items" in line
+    assert "iteration 0" in line and "batch_size 10 exceeds the number of items, 7" in line
 
 
 # --- the learning rate
