@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from common import ROOT
 from demo_study import over_seeds
-from evidence_targets import TARGET_SETTINGS
+from evidence_targets import TARGET_SETTINGS, TRANSFERRED
 
 from sparring.comparison.statistics import over_seeds as paired_over_seeds
 
@@ -30,6 +30,7 @@ COLUMNS = {
     "nll_per_token": "NLL per token",
 }
 CONFIDENCE = 0.95
+TRANSFER = "transfer "  # before the name of an arm: its scores on SVAMP
 SFT = re.compile(r"sft-(.+)-([\d.]+)")
 Arms = Mapping[str, Mapping[str, Any]]  # arm -> seed -> its scores and cost
 
@@ -73,7 +74,8 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
     """Every arm at its last iteration, beside the continued SFT of all seeds that came out best on the test itself, which favours it."""
-    arms = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
+    found = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
+    arms = {arm: of for arm, of in found.items() if not arm.startswith(TRANSFER)}
     controls = [arm for arm, of in arms.items() if SFT.fullmatch(arm) and len(of) == len(seeds)]
     best = max(controls, key=lambda arm: fmean(one["exact_match"] for one in arms[arm].values()))
     kept = {arm: of for arm, of in arms.items() if not SFT.fullmatch(arm) or arm == best}
@@ -92,6 +94,17 @@ def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
         rounds = _rounds(arms, arm, last)
         cost = fmean(one["forward_tokens"] for one in of.values()) / 1e6
         yield f"| {_title(arm)} ({len(of)}) | {' | '.join(cells)} | {rounds} | {_difference(of, arms[best])} | {cost:.2f} |"
+    if len(arms) < len(found):
+        yield from _transfer_table({arm: found[TRANSFER + arm] for arm in arms if TRANSFER + arm in found}, shown)
+
+
+def _transfer_table(arms: Arms, shown: Sequence[str]) -> Iterator[str]:
+    """The same players on SVAMP."""
+    yield from ("", f"On SVAMP, which no arm was trained on ({TRANSFERRED} rows):", "")
+    yield f"| arm (seeds) | {' | '.join(COLUMNS[metric] for metric in shown)} |"
+    yield f"|---|{'---|' * len(shown)}"
+    for arm, of in arms.items():
+        yield f"| {_title(arm)} ({len(of)}) | {' | '.join(_mean([one[metric] for one in of.values()]) for metric in shown)} |"
 
 
 def _mean(values: list[float]) -> str:

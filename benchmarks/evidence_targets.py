@@ -297,9 +297,12 @@ def _write(name: str, seed: int, controls: Path) -> None:
     scoring = Scoring(controls)
     found["start"] = _entry(controls / evaluate_stage(START), 0)
     found["cool start"] = _entry(scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL), 0)
-    for section in load_recipe(controls / "recipe.yaml").controls:
+    trained = load_recipe(controls / "recipe.yaml").controls
+    for section in trained:
         cost = control_cost(RunDir(controls), load_recipe(controls / "recipe.yaml"), section.folder).forward_tokens
         found[section.folder] = _entry(controls / evaluate_stage(section.folder), cost)
+    if setting.task in TRANSFER:
+        found |= _transfer(scoring, name, {one: one for one in ("start", *(section.folder for section in trained))})
     for arm in setting.arms:
         root = _folder(name, seed, arm)
         if not (root / "summary.json").exists() or read_json(root / "summary.json")["stop_reason"] is None:
@@ -313,7 +316,7 @@ def _write(name: str, seed: int, controls: Path) -> None:
             rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.uses_grades else {}
             found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
         if setting.task in TRANSFER:
-            found |= _transfer(Scoring(root), name, arm, played - 1)
+            found |= _transfer(Scoring(root), name, {f"{arm} {played - 1}": str(played - 1)})
     (RUNS / name / f"seed-{seed}.json").write_text(json.dumps({"machine": machine(), "arms": found}))
 
 
@@ -324,7 +327,7 @@ def _entry(stage: Path, cost: float) -> dict[str, Any]:
     return {"scores": scores, "items": items, "forward_tokens": cost}
 
 
-def _transfer(scoring: Scoring, name: str, arm: str, last: int) -> dict[str, Any]:
+def _transfer(scoring: Scoring, name: str, players: Mapping[str, str]) -> dict[str, Any]:
+    """players: arm -> its name in the run."""
     examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    players = {"start": "start", f"{arm} {last}": str(last)}
     return {f"transfer {one}": _entry(scoring.measure(f"transfer-{p}", scoring.folder(p), examples), 0) for one, p in players.items()}
