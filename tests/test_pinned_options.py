@@ -18,6 +18,8 @@ from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stages_of_game
 from sparring.stages.run_stage import StageRunner, Work, fingerprint
 
+pytestmark = pytest.mark.game
+
 # section -> its name in the recipe
 SECTIONS = {"Data": "data", "Evaluate": "evaluate", "Model": "model", "Objective": "objective", "Sampling": "sampling"}
 SECTIONS |= {"Optim": "train", "Sft": "sft", "Stop": "stop", "Target": "target", "Train": "train"}

@@ -103,7 +103,9 @@ def weights_of_tiny() -> int:
 def test_the_files_say_the_same(found: dict[str, Any], two: Game) -> None:
     text, page = ((two.folder / name).read_text() for name in ("c.md", "c.html"))
     assert text.count("| run: iteration 1 \\* |") == 2 and "other: iteration 0" in text
-    assert "iteration 1 *" in found["out"] and "difference from run: start (SFT)" in found["out"] and "Holm over all 10 tests" in found["out"]
+    assert (
+        "iteration 1 *" in found["out"] and "difference from run: start (SFT)" in found["out"] and "Holm over all 10 tests" in found["out"]
+    )
     value = f"{player(found, 'run', '0')['scores']['nll_per_token']['value']:.4f}"
     assert value in text and value in page and value in found["out"]
     assert page.count("<svg") == 2 and "NLL per token against compute" in page

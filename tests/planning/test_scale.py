@@ -8,6 +8,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.game
+
 ROOT = Path(__file__).parent.parent.parent
 
 

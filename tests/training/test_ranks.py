@@ -27,6 +27,8 @@ from sparring.training.checkpoint import latest_checkpoint
 from sparring.training.opponent_pass import read_logps
 from sparring.training.tasks import SpinTask
 
+pytestmark = pytest.mark.game
+
 HERE = Path(__file__).parent
 LOSSES, WEIGHTS = 1e-5, 2e-5
 NUMBERS = ("loss", "margin", "reward_real", "reward_generated", "real_logp", "generated_logp", "grad_norm", "accuracy", "lr")
