@@ -631,3 +631,14 @@ def test_a_game_that_ended_without_an_iteration(copy: Game) -> None:
     assert "`--iteration start`" in best.err and "no player '0'" in first.err and "it has start;" in first.err
     assert copy.command("export", "run", "out", "--iteration", "start").code == 0
     assert "# the start (SFT)" in (copy.folder / "out" / "README.md").read_text()
+
+
+@pytest.mark.game
+@pytest.mark.parametrize("page", ["theory", "faq"])  # more and less than a buffer of output
+def test_a_reader_that_stops_early_is_no_fault(page: str) -> None:
+    """`sparring docs PAGE | head`"""
+    command = [sys.executable, "-m", "sparring", "docs", page]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""

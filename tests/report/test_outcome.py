@@ -92,8 +92,8 @@ def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
     said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("start", 2.6, (1.8, 1.7, 1.9)))
     assert said.startswith("By NLL per token on 200 held-out prompts continued SFT is first with 0.800; iteration 1 2.500 (1.700 behind, ")
     assert "interval 1.600 to 1.800)" in said and "within chance" not in said
-    assert "A control beats the game by more than chance: more of continued SFT is the better use of compute here." in said
-    assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs targets" in said
+    assert "A control beats the game by more than chance: continued SFT is the better use of compute here." in said
+    assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs which-game" in said
     assert said.endswith("Best iteration: 1 (NLL per token 2.500, start 2.600). The game ended - iterations: all 2 are played.")
 
 

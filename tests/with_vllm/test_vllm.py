@@ -123,7 +123,9 @@ def test_its_log_probs_agree_with_the_scorers(engine: VllmEngine, folder: Path, 
 
 
 def test_what_it_does_not_take(engine: VllmEngine, folder: Path) -> None:
-    with pytest.raises(UserError, match=r"row long has 100 tokens, and with 30 of a reply that is more than vLLM.s limit of 128") as refused:
+    with pytest.raises(
+        UserError, match=r"row long has 100 tokens, and with 30 of a reply that is more than vLLM.s limit of 128"
+    ) as refused:
         with_sampling(engine, max_new_tokens=30).sample([*mixed(3), Prompt("long", 0, (1,) * 100)], Stream(0, 0))
     assert refused.value.where == "sampling.vllm.max_model_len"
     with pytest.raises(UserError, match=r"vLLM does not start: .*max_model_len") as refused:

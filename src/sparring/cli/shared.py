@@ -34,6 +34,7 @@ def outcome(again: str | None = None) -> Iterator[None]:
         interrupts.stop_on_signals()
     try:
         yield
+        sys.stdout.flush()
     except UserError as error:
         stop(f"error: {error}", USER_ERROR)
     except KeyboardInterrupt:
@@ -43,6 +44,8 @@ def outcome(again: str | None = None) -> Iterator[None]:
     except typer.Exit:
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and not again:
+            raise  # `sparring docs | head`: click ends the command without a word
         if _is_full_disk(error):
             stop(f"error: no space left to write: {error}\n  -> free some space; nothing finished is lost{resume}", USER_ERROR)
         if isinstance(error, OSError) and error.errno in CANNOT_BE_USED and error.filename is not None:

@@ -171,7 +171,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
         sentence = "A control beats the game by more than chance" if is_significant else "A control is above the game, though within chance"
-        return f"{sentence}: more of {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
+        return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
         return f"Its gain over the start is within chance: more held-out rows would show whether it is real. If you use it: {export}."
@@ -191,10 +191,7 @@ def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return f" But {round(entry['scores']['truncated']['value'] * n)} of its {n} replies are cut: fix that before you use or compare it."
 
 
-_ELSEWHERE = (
-    "Self-play pays where the start has converged on the human replies, or with a target that the data does not limit "
-    "(`sparring docs targets`)."
-)
+_ELSEWHERE = "Self-play can help once more SFT does not, with a verified or majority target (`sparring docs which-game`)."
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:
