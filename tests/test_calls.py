@@ -144,6 +144,35 @@ def test_a_machine_0_that_never_comes(address: Address, monkeypatch: pytest.Monk
     assert "sparring run" in (raised.value.remedy or "")
 
 
+def test_patience_counts_from_the_loss_of_machine_0_and_not_from_its_last_call(address: Address, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machine 0 may compute alone for hours between two calls."""
+    machine = Machine(address)
+    with pytest.raises(RuntimeError), Calls(address[1], machines=2, seed=0) as calls:
+        with called(calls, "sft", machine):
+            pass
+        monkeypatch.setattr(calling, "PATIENCE_SECONDS", 3.0)
+        time.sleep(4)
+        raise RuntimeError("a fault")
+    time.sleep(1)
+    assert machine.is_alive()
+    with Calls(address[1], machines=2, seed=0) as calls, called(calls, "sft", machine):
+        pass
+    assert machine.stages == ["sft", "sft"] and machine.is_over()
+
+
+def test_another_program_at_the_port(address: Address) -> None:
+    with socket.create_server(address) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(1000)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        with pytest.raises(UserError, match="another program answers"):
+            answer_calls(address, 1, 0, lambda _: None)
+
+
 def test_a_name_that_is_no_machine() -> None:
     with pytest.raises(UserError, match=r"nowhere\.invalid is not the address of a machine"):
         answer_calls(("nowhere.invalid", 1), 1, 0, lambda _: None)

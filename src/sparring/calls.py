@@ -24,7 +24,9 @@ WHERE = "launcher.main_process_ip, launcher.main_process_port"
 # How long machine 0 waits at the end of its game until all machines have received its end, and how long they wait for it to start or resume
 FAREWELL_SECONDS, PATIENCE_SECONDS = 60.0, 600.0
 CONNECT_SECONDS, RETRY_SECONDS = 10.0, 0.5
-MOST_BYTES = 1000  # of a request
+MOST_BYTES = 1000  # of a request or an answer
+# Seconds until a silent connection is tested, and between tests; tests without an answer until it counts as lost
+KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6}
 
 
 class Call(NamedTuple):
@@ -131,21 +133,25 @@ class _Handler(StreamRequestHandler):
 def answer_calls(address: Address, machine: int, seed: int, start: Callable[[str], None]) -> None:
     """Call `start` with every stage that machine 0 calls for, until its game ends.
 
-    Raises UserError if machine 0 cannot be reached for `PATIENCE_SECONDS`, which is also the time that it has to resume after a failure.
+    Raises UserError if machine 0 cannot be reached for `PATIENCE_SECONDS`, which is also the time that it has to resume after a failure,
+    and at once if no machine has this address or another program answers there.
     """
     last_contact = time.monotonic()
     while time.monotonic() - last_contact < PATIENCE_SECONDS:
         try:
             with socket.create_connection(address, CONNECT_SECONDS) as connection:
-                connection.settimeout(None)
-                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for stage in _calls(connection, machine, seed):
-                    start(stage)
-                    last_contact = time.monotonic()
-                return
+                connected = time.monotonic()
+                _notice_silence(connection)
+                try:
+                    for stage in _calls(connection, machine, seed):
+                        start(stage)
+                    return
+                finally:
+                    if time.monotonic() - connected > RETRY_SECONDS:  # a connection that closes at once was not the game's
+                        last_contact = time.monotonic()
         except socket.gaierror as error:
             raise UserError(f"{address[0]} is not the address of a machine: {error.strerror}", where=WHERE) from None
-        except OSError:  # not there yet, or stopped
+        except OSError:  # not started yet, or stopped
             time.sleep(RETRY_SECONDS)
     raise UserError(
         f"machine 0 has not answered at {address[0]}:{address[1]} for {PATIENCE_SECONDS / 60:.0f} minutes",
@@ -154,14 +160,23 @@ def answer_calls(address: Address, machine: int, seed: int, start: Callable[[str
     )
 
 
+def _notice_silence(connection: socket.socket) -> None:
+    """Wait for answers without a limit, but find out within some two minutes if the other machine is switched off."""
+    connection.settimeout(None)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):  # not on every system
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _calls(connection: socket.socket, machine: int, seed: int) -> Iterator[str]:
-    """The stages to compute. Raises ConnectionError if machine 0 stops before its game ends."""
+    """The stages to compute. Raises ConnectionError if machine 0 stops before its game ends, UserError if it is another program."""
     number = 0
-    with connection.makefile("rw", encoding="utf-8") as lines:
+    with connection.makefile("rw", encoding="utf-8", errors="replace") as lines:
         while True:
             lines.write(json.dumps({"machine": machine, "seed": seed, "after": number}) + "\n")
             lines.flush()
-            call = _read(lines.readline())
+            call = _read(lines.readline(MOST_BYTES))
             if call.stage is None:
                 return
             number = call.number
@@ -169,8 +184,11 @@ def _calls(connection: socket.socket, machine: int, seed: int) -> Iterator[str]:
 
 
 def _read(line: str) -> Call:
+    if not line.endswith("\n"):
+        raise ConnectionError("machine 0 has stopped")
     try:
         found: dict[str, Any] = json.loads(line)
         return Call(found["number"], found["stage"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConnectionError("machine 0 has stopped, or another program answers") from error
+    except (ValueError, KeyError, TypeError):
+        remedy = "choose another launcher.main_process_port, the same on all machines; the calls use the next one"
+        raise UserError("another program answers at the port for the calls of machine 0", where=WHERE, remedy=remedy) from None

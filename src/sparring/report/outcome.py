@@ -16,7 +16,7 @@ from sparring.report.health import MOST_CUT
 from sparring.report.tables import Row
 from sparring.stage_names import START, evaluate_stage, iteration_of
 
-SAMPLES = "samples.parquet"
+SAMPLES, REPORT = "samples.parquet", "report.html"
 GREEDY = {"exact_match": "exact_match_greedy"}
 Samples = Mapping[str, Mapping[str, Any]]  # by row id
 Arm = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples
@@ -110,8 +110,6 @@ def _values(samples: Samples, ids: Sequence[str], metric: str) -> list[float] | 
     found = [value for row_id in ids if (value := samples[row_id].get(column)) is not None]
     return found if len(found) == len(ids) else None
 
-
-REPORT = "report.html"  # in the run directory
 
 WORDS = {
     "exact_match": "exact match",
