@@ -110,9 +110,13 @@ wheel: setup
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
-# training compared with TRL's DPOTrainer; takes hours, see the options in the script
+# every figure of docs/fast-path.md: training compared with TRL, sampling with generate and (after make setup-vllm) vLLM; an hour
 bench: setup
-	$(BIN)/python benchmarks/training_speed.py $(DATA)
+	$(BIN)/python benchmarks/training_speed.py $(DATA) epochs=1 trl_batch=1
+	$(BIN)/python benchmarks/sampling_speed.py $(DATA) $(if $(wildcard $(VLLM_READY)),vllm=$(VLLM_VENV)/bin/python)
+	$(BIN)/python benchmarks/scaling.py
+	$(BIN)/python benchmarks/step_profile.py $(DATA)
+	$(BIN)/python benchmarks/step_profile.py $(DATA) work=sampling pairs=256
 
 # the study behind docs/results.md: three seeds of the demo's game, some 40 minutes
 study: setup

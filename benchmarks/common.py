@@ -24,6 +24,7 @@ SHAPES = {
     "llama-7b": (32_000, 4096, 11_008, 32, 32, 32, False),
     "llama-tiny": (512, 64, 128, 2, 4, 2, True),
 }
+BFLOAT16_FLAGS = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 bf16"}
 BATCH_SIZE = 16
 LR = 5e-7
 MAX_NEW_TOKENS = 128
@@ -183,7 +184,26 @@ def machine() -> dict[str, Any]:
     versions = {found.name: found.version for found in distributions()}
     changed = "-changed" if _git("status", "--porcelain", "--", "src", "benchmarks/*.py") else ""
     commit = _git("rev-parse", "--short", "HEAD") + changed
-    return {"machine": platform.machine(), "cores": os.cpu_count(), "commit": commit, **{name: versions.get(name) for name in names}}
+    here = {"machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(), "commit": commit}
+    return {**here, **{name: versions.get(name) for name in names}}
+
+
+def processor() -> str:
+    """Its name, and the widest of the instructions for bfloat16 products that Linux lists."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    except OSError:  # no Linux
+        return platform.processor() or platform.machine()
+    told = {name.strip(): value.strip() for name, value in lines.items()}
+    flags = told.get("flags", "").split()
+    widest = next((text for flag, text in BFLOAT16_FLAGS.items() if flag in flags), "no bfloat16 products")
+    return f"{told.get('model name', platform.machine())}, {widest}"
+
+
+def print_origin() -> None:
+    """One line above a table: what it was measured on and which commit."""
+    here = machine()
+    print(f"{here['processor']}, {here['cores']} cores, commit {here['commit']}\n")
 
 
 def _git(*words: str) -> str:

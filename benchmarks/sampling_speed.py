@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, WORK, options_of, question_ids, ready_model, save
+from common import MODEL, WORK, options_of, print_origin, question_ids, ready_model, save
 
 DEFAULTS = {"prompts": "256", "max_new_tokens": "128", "runs": "3", "batch": "32", "dtype": "bfloat16", "vllm": ""}
 
@@ -115,6 +115,7 @@ def main(data: Path, options: dict[str, str]) -> None:
         middle = {who: statistics.median(found) for who, found in rates.items()}
         ratios = {who: middle["packed"] / rate for who, rate in middle.items() if who != "packed"}
         save("sampling_speed", {"options": options, "tokens_per_second": rates, "times_faster_than": ratios})
+    print_origin()
     print("| | median tokens/s | spread |\n|---|---|---|")
     for who, found in rates.items():
         print(f"| {who} | {middle[who]:.0f} | {min(found):.0f} to {max(found):.0f} |")

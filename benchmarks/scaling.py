@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [key=value ...]
 
-keys: duels=64,256,1024 tokens=40 longer=120 (reply tokens; the longer ones for the first number of duels alone) model=smollm2, or one of
+keys: duels=64,256 tokens=40 longer=120 (reply tokens; the longer ones for the first number of duels alone) model=smollm2, or one of
 training_speed.py's random ones
 
 Random token ids, prompts of 20 to 40 tokens and two replies of half to one and a half times `tokens` each, bfloat16, rmsprop, 16 duels a
@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import MODEL, WORK, options_of, random_model, ready_model, save
+from common import MODEL, WORK, options_of, print_origin, random_model, ready_model, save
 from training_speed import Work, run
 
-DEFAULTS = {"duels": "64,256,1024", "tokens": "40", "longer": "120", "model": "smollm2"}
+DEFAULTS = {"duels": "64,256", "tokens": "40", "longer": "120", "model": "smollm2"}
 
 
 def rows(duels: int, tokens: int, highest: int) -> list[dict[str, Any]]:
@@ -49,6 +49,7 @@ def main(options: dict[str, str]) -> None:
     counts = [int(count) for count in options["duels"].split(",")]
     found = [measured(count, int(options["tokens"]), model) for count in counts]
     found.append(measured(counts[0], int(options["longer"]), model))
+    print_origin()
     print("| duels | tokens of a reply | tokens in trees | seconds | ms per token | peak memory, GB |\n|---|---|---|---|---|---|")
     for one in found:
         cost = 1e3 * one["seconds"] / one["tokens"]

@@ -18,7 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from common import LR, MODEL, duels_of, make_pairs, matmul_peak, options_of, question_ids, ready_model, save, section_of
+from common import LR, MODEL, duels_of, make_pairs, matmul_peak, options_of, print_origin, question_ids, ready_model, save, section_of
 from torch.profiler import ProfilerActivity, profile
 
 DEFAULTS = {"work": "training", "pairs": "64", "data": "dolly", "tokens": "1024", "steps": "3", "new": "32"}
@@ -107,6 +107,7 @@ def main(data: Path, overrides: list[str]) -> None:
         found, seconds, tokens = profiled_sampling(question_ids(data, int(options["pairs"])), int(options["new"]))
     groups = grouped(found, GROUPS[options["work"]])
     total = sum(group["seconds"] for group in groups.values())
+    print_origin()
     print(f"{tokens} tokens in {seconds:.2f} s, {tokens / seconds:.0f} a second\n")
     print("| operators | share | seconds | GFLOP/s |\n|---|---|---|---|")
     for name, group in sorted(groups.items(), key=lambda item: -item[1]["seconds"]):

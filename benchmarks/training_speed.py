@@ -42,6 +42,7 @@ from common import (
     make_pairs,
     matmul_peak,
     options_of,
+    print_origin,
     random_model,
     random_pairs,
     ready_model,
@@ -263,6 +264,7 @@ def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]],
 
 def print_table(results: dict[str, Any]) -> None:
     columns = "work | ours, s | TRL, s | times faster | ours, tokens/s | ours, GB | TRL, GB | memory ratio | ours, of peak | TRL, of peak"
+    print_origin()
     print(f"| {columns} |\n|" + "---|" * 10)
     for name, one in results.items():
         spread = {who: f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for who, v in one["seconds"].items()}
