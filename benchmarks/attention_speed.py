@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 import torch
-from common import options_of, save
+from common import options_of, print_origin, save
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -63,6 +63,7 @@ def milliseconds(attend: Callable[[Tensor, Tensor, Tensor], Tensor], runs: int) 
 def main(runs: int) -> None:
     bound_kernel_caches()
     results = {}
+    print_origin()
     print("| paths | plain, scores kept | plain, made again | torch's own |\n|---|---|---|---|")
     for paths in (16, 8, 4, 2, 1):
         ways = {"kept": plain(paths, True), "again": plain(paths, False), "fused": fused(paths)}

@@ -8,9 +8,7 @@ Every number of docs/results.md about the task family comes from here. A finishe
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import re
 import shutil
 import statistics
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
+from common import ROOT, print_origin, save
 
 import sparring
 from sparring.checkers.grades import find_answer
@@ -29,7 +28,6 @@ from sparring.data.prepare import prepare, read_examples
 from sparring.evaluation.metrics import mean_score
 from sparring.policy.load import load_tokenizer, model_facts
 
-ROOT = Path(__file__).parent.parent
 RECIPE = ROOT / "recipes" / "spin.yaml"
 RUNS = ROOT / "runs" / "study"
 SIZE = ["sampling.replies_per_prompt=3", "data.max_examples=360"]  # the recipe itself is a little smaller, to stay within minutes
@@ -83,14 +81,11 @@ def test(seeds: list[int]) -> None:
     paired = {label: {kind: paired_difference(seeds, a, b, kind) for kind in ("reply", "greedy")} for label, (a, b) in pairs.items()}
     result = {
         "seeds": seeds,
-        "machine": machine(),
         "scores": table,
         "paired_exact_match": paired,
         "wall_seconds": {s: seconds(summaries[s]) for s in seeds},
     }
-    target = ROOT / "benchmarks" / "results" / "demo_study.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    save("demo_study", result)
     print_markdown(result)
 
 
@@ -143,15 +138,12 @@ def seconds(summary: dict[str, Any]) -> float:
     return round(sum(cost["wall_seconds"] for cost in summary["stages"].values()), 1)
 
 
-def machine() -> str:
-    return f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, sparring {sparring.__version__}"
-
-
 def show(name: str, scores: dict[str, Any]) -> None:
     print(f"{name:32}", *(f"{metric} {scores[metric]['value']:.4f} +- {scores[metric]['stderr']:.4f}" for metric in METRICS), flush=True)
 
 
 def print_markdown(result: dict[str, Any]) -> None:
+    print_origin()
     print("| model | " + " | ".join(METRICS) + " |\n|---|" + "---|" * len(METRICS))
     for name, scores in result["scores"].items():
         print(f"| {name} | " + " | ".join(f"{scores[m]['mean']:.4f} ± {scores[m]['stderr'] or 0:.4f}" for m in METRICS) + " |")

@@ -168,6 +168,7 @@ def _gym(rows: int, longest: int) -> dict[str, Any]:
         DEMO,
         {
             "data": {"max_examples": 200 + rows},
+            "iterations": 4,  # two were planned; the first seed of the chains still rose after them
             "sampling": {"max_new_tokens": longest},
             "evaluate": {"answer_pattern": r"= *(-?\d+)$"},
         },
@@ -234,7 +235,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         _gym(80, 48),
         GYM_ARMS,
         (3e-5, 1e-4),
-        (8,),
+        (8, 20),
         GYM_PROMPTS,
     ),
     "chain-targets": TargetSetting(
@@ -243,7 +244,7 @@ TARGET_SETTINGS: dict[str, TargetSetting] = {
         _gym(140, 32),
         GYM_ARMS,
         (3e-5,),
-        (8,),
+        (8, 20),  # 20: the cost of four iterations
         GYM_PROMPTS,
     ),
 }

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common import ROOT, save
+from common import ROOT, print_origin, save
 
 from sparring.benchmark import result_name
 from sparring.config import BenchmarksSection
@@ -108,6 +108,7 @@ def by_the_harness(here: Path, out: Path, limit: int, dtype: str) -> dict[str, f
 
 
 def print_table(scores: dict[str, dict[str, Any]]) -> None:
+    print_origin()
     print(f"| task | n | {' | '.join(scores)} |\n|---|---|{'---|' * len(scores)}")
     for title, name in SHOWN.items():
         cells = [f"{found[name]['value']:.3f} ± {found[name]['stderr']:.3f}" for found in scores.values()]

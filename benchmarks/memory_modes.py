@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from common import duels_of, options_of, random_model, random_pairs, save
+from common import duels_of, options_of, print_origin, random_model, random_pairs, save
 
 DEFAULTS = {"model": "llama-64m", "duels": "12", "tokens": "1024", "checkpointing": "true"}
 STEP = 6  # duels
@@ -78,6 +78,7 @@ def main(options: dict[str, str]) -> None:
     from memory_table import MODES
 
     pairs, model = random_pairs(int(options["duels"])), random_model(options["model"])
+    print_origin()
     print("| trained | planned, GB | measured, GB | |\n|---|---|---|---|")
     results = {}
     for mode in MODES:

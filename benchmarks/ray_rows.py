@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 import torch
-from common import options_of, save
+from common import options_of, print_origin, save
 
 from sparring.config import load_recipe
 from sparring.data.records import Reply
@@ -97,6 +97,7 @@ def shown(name: str, found: dict[str, Any]) -> None:
 def main(options: dict[str, str]) -> None:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     torch.set_num_threads(1)
+    print_origin()
     prompts = prompts_of(int(options["rows"]))
     size = int(options["shard"])
     shards = [prompts[first : first + size] for first in range(0, len(prompts), size)]

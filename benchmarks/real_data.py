@@ -12,13 +12,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from common import ROOT, print_origin, save
 from rich.console import Console
 
 import sparring
 from sparring.console import set_up_logging
 from sparring.report.terminal import print_summary
-
-ROOT = Path(__file__).parent.parent
 
 
 def main(folder: Path) -> None:
@@ -35,9 +34,8 @@ def main(folder: Path) -> None:
         print_summary(summary, run_dir, Console(width=160, highlight=False))
         print("seconds:", {stage: cost["wall_seconds"] for stage, cost in summary["stages"].items()}, flush=True)
         results[name] = {key: summary[key] for key in ("start", "iterations", "best", "stop_reason", "stages")}
-    target = ROOT / "benchmarks" / "results" / "real_data.json"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print_origin()
+    save("real_data", {"results": results})
 
 
 def unwrap_dolly(source: Path, target: Path) -> Path:

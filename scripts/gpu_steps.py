@@ -107,10 +107,17 @@ def game(folder: Path, size: Size) -> dict[str, Any]:
     return {"killed": was_killed, "went_on": "resuming at step" in (folder / "game.log").read_text(), **played(folder / "game")}
 
 
+FSDP2 = """distributed_type: FSDP
+num_processes: 1
+fsdp_config: {fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, fsdp_reshard_after_forward: true}
+"""
+
+
 def fsdp2(folder: Path, size: Size) -> dict[str, Any]:
-    """The tiny recipe on one rank under FSDP2, over NCCL where there is a card."""
-    more = ["launcher.kind=accelerate", "launcher.processes=1", "launcher.strategy=fsdp2"]
-    more += ["launcher.cpu=true"] if size is DRY else []
+    """The tiny recipe on one rank under FSDP2, over NCCL where there is a card. With a config file: else a single rank is not sharded."""
+    file = folder / "fsdp2.yaml"
+    file.write_text(FSDP2)
+    more = ["launcher.kind=accelerate", f"launcher.config_file={file}", *(["launcher.cpu=true"] if size is DRY else [])]
     with (folder / "fsdp2.log").open("w") as log:
         subprocess.run(play(folder / "fsdp2", size, *more), cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=True)
     return played(folder / "fsdp2")

@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": FLOOR | {"data.prepare", "data.records", "data.tables", "targets"},  # the report only reads
     "live": FLOOR | {"report", "data.tables"},  # looks at a run, by its files alone
     "tracking": FLOOR | {"policy", "report"},
-    "calls": {"errors", "console"},
-    "launch": FLOOR | {"calls"},
+    "calls": {"errors", "console", "rundir"},
+    "launch": FLOOR | {"calls", "policy.footprint"},
     "stages": STAGES | {"launch", "calls"},
     "cost": FLOOR,
     "dpo": STAGES | {"stages"},
@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "headroom": STAGES | {"stages", "control"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "one_stage": STAGES | {"launch", "stages", "selfplay"},
-    "planning": FLOOR | {"data", "policy"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
+    "planning": FLOOR | {"data", "policy", "launch"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
     "draft": FLOOR | {"data", "checkers", "planning"},  # a first recipe: looks at the rows and loads no model
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},

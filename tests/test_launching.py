@@ -29,10 +29,11 @@ from sparring.config import LauncherSection, Recipe, SamplerSettings, load_recip
 from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.evaluation.measure import read_measured
-from sparring.launch import check_launcher, command
+from sparring.launch import check_launcher, command, parallel_of, process_count, ranks_here, with_config
 from sparring.opponent.engines import load_sampler
 from sparring.opponent.hf import TransformersEngine
 from sparring.policy.compute import memory_error
+from sparring.policy.footprint import Parallel
 from sparring.rundir import RunDir
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
@@ -425,18 +426,62 @@ def taken_port() -> Iterator[int]:
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nnum_machines: 2", "names 2 machines, and launcher.machines is 1"),
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or leave it out"),
         ("distributed_type: DEEPSPEED", "DEEPSPEED; DeepSpeed was removed: .* pickles"),
+        ("distributed_type: XLA", "XLA; supported: FSDP, MULTI_GPU"),
+        ("distributed_type: FSDP\nnum_processes: '4'", "a whole number of processes"),
+        ("distributed_type: FSDP\nnum_processes:", "a whole number of processes"),
+        ("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 4\nnum_machines: 3\nmain_process_ip: h", "4 processes cannot be spread"),
+        ("compute_environment: AMAZON_SAGEMAKER\ndistributed_type: 'NO'\nec2_instance_type: a\niam_role_name: b", "for this machine or a"),
     ],
 )
 def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:
     with taken_port() as port:
         (tmp_path / "own.yaml").write_text(text.replace("PORT", str(port)), encoding="utf-8")
         with pytest.raises(UserError, match=words):
-            check_launcher(LauncherSection(config_file=str(tmp_path / "own.yaml")))
+            check_launcher(LauncherSection(config_file=str(tmp_path / "own.yaml"), machines=3 if "num_machines: 3" in text else 1))
 
 
-def test_a_port_beside_a_file_is_handed_on(tmp_path: Path) -> None:
-    launcher = LauncherSection(config_file="own.yaml", main_process_port=29511)
-    assert "--main_process_port 29511" in " ".join(command(launcher, tmp_path, TRAIN))
+SEVERAL = "num_processes: 6\nnum_machines: 3\nmain_process_ip: 10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "expected"),
+    [
+        ("distributed_type: FSDP\nnum_processes: 4", {}, Parallel(4, "fsdp2")),
+        ("distributed_type: FSDP\nnum_processes: 4", {"processes": 2}, Parallel(2, "fsdp2")),
+        ("distributed_type: FSDP\nnum_processes: 1", {}, Parallel()),
+        ("distributed_type: MULTI_GPU\nnum_processes: 4", {}, Parallel(4, "ddp")),
+        ("distributed_type: MULTI_CPU\nnum_processes: 4", {"strategy": "fsdp2"}, Parallel(4, "fsdp2")),
+        (f"distributed_type: MULTI_CPU\n{SEVERAL}", {"machines": 3}, Parallel(6, "ddp")),
+        ("distributed_type: FSDP\nmain_process_ip: 10.0.0.1", {"machines": 2}, Parallel(2, "fsdp2")),
+        ("distributed_type: 'NO'", {"strategy": "fsdp2"}, Parallel()),
+    ],
+)
+def test_ranks_and_sharding_of_a_config_file(text: str, options: dict[str, Any], expected: Parallel, tmp_path: Path) -> None:
+    """Also where launcher.processes is null: the memory of a micro-batch and the refusal of optimizers follow from them. What starts
+    the ranks is told the same number, by an option of Accelerate that starts as many."""
+    (tmp_path / "own.yaml").write_text(text + "\nuse_cpu: true", encoding="utf-8")
+    launcher = LauncherSection(config_file=str(tmp_path / "own.yaml"), **options)
+    if not torch.cuda.is_available():  # without num_processes they are one for each GPU
+        assert parallel_of(launcher) == expected and ranks_here(launcher) == expected.devices // launcher.machines
+    told = launch_arguments(command(launcher, tmp_path, TRAIN))
+    assert told.num_processes == process_count(launcher) and told.num_machines == launcher.machines
+    assert told.use_fsdp or told.multi_gpu or told.num_processes == 1
+    assert with_config(with_config(launcher)) == with_config(launcher)
+
+
+def launch_arguments(words: list[str]) -> Any:
+    """What `accelerate launch` makes of the command that starts ranks."""
+    from accelerate.commands import launch
+
+    return launch._validate_launch_command(launch.launch_command_parser().parse_args(words[3:]))[0]
+
+
+@pytest.mark.parametrize(("port", "expected"), [(None, 29777), (29511, 29511)])
+def test_a_port_beside_a_file_overrides_its_own(port: int | None, expected: int, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"distributed_type: FSDP\n{SEVERAL}\nmain_process_port: 29777\n", encoding="utf-8")
+    launcher = LauncherSection(config_file=str(tmp_path / "own.yaml"), main_process_port=port, machines=3)
+    assert f"--main_process_port {expected}" in " ".join(command(launcher, tmp_path, TRAIN))
+    assert launching._calls_address(launcher) == ("10.0.0.1", expected + 1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -25,6 +25,7 @@ from sparring.config import LauncherSection, Recipe, to_yaml
 from sparring.config.sections.launcher import NO_DEEPSPEED
 from sparring.console import is_quiet, log
 from sparring.errors import UserError, first_line
+from sparring.policy.footprint import Parallel
 from sparring.rundir import write_text
 
 # Environment variables of the ranks: the folder for reports of their errors, and whether they log warnings only
@@ -32,31 +33,52 @@ REPORTS, QUIET = "SPARRING_REPORTS", "SPARRING_QUIET"
 CALLED_RECIPE = "launch.yaml"
 # Used instead of the user's own `accelerate config`, which must have no effect
 NO_CONFIG = Path(__file__).with_name("accelerate.yaml")
+# distributed_type of config files that can be used
+OF_CONFIG_FILES = ("FSDP", "MULTI_GPU", "MULTI_CPU", "NO")
 DEFAULT_PORT = 29500
 PATIENCE_SECONDS = 30.0
+
+
+def with_config(launcher: LauncherSection) -> LauncherSection:
+    """The section, with what its config file gives where the section itself gives nothing.
+
+    The config file remains where Accelerate reads more of it: the options of FSDP, and the choice of GPUs. Raises UserError.
+    """
+    if launcher.config_file is None:
+        return launcher
+    path = Path(launcher.config_file).expanduser()
+    file, where = _read_config_file(path), f"launcher.config_file ({path})"
+    kind = str(getattr(file.distributed_type, "value", file.distributed_type))
+    _check_config(launcher, file, kind, where)
+    return launcher.model_copy(
+        update={
+            "config_file": str(path) if kind in ("FSDP", "MULTI_GPU") else None,
+            "processes": launcher.processes or (file.num_processes if file.num_processes > 0 else None),  # -1: it gives no number
+            "main_process_ip": launcher.main_process_ip or file.main_process_ip,
+            "main_process_port": launcher.main_process_port or file.main_process_port or None,  # 0: any
+            "strategy": "fsdp2" if kind == "FSDP" else launcher.strategy,
+            "cpu": launcher.cpu or bool(file.use_cpu),
+        }
+    )
 
 
 def check_launcher(launcher: LauncherSection) -> None:
     """Raise UserError for options with which this machine cannot start ranks."""
     if launcher.kind == "inline":
         return
-    port = launcher.main_process_port or (DEFAULT_PORT if launcher.machines > 1 else None)
-    if launcher.config_file is None:
-        _check_devices(launcher)
-        _check_port(launcher, launcher.main_process_ip, port)
-    else:
-        file = _check_config_file(launcher, Path(launcher.config_file).expanduser())
-        _check_port(launcher, launcher.main_process_ip or file.main_process_ip, port or file.main_process_port)
+    launcher = with_config(launcher)
+    _check_devices(launcher)
+    _check_port(launcher)
 
 
-def open_calls(recipe: Recipe) -> AbstractContextManager[Calls | None]:
-    """Machine 0's calls to the others, for the time of a game; None if it plays alone. Raises UserError if it cannot listen."""
+def open_calls(recipe: Recipe, root: Path) -> AbstractContextManager[Calls | None]:
+    """Machine 0's calls to the others, for the time of the game in `root`; None if it plays alone. Raises UserError if it cannot listen."""
     launcher = recipe.launcher
     if launcher.machines == 1:
         return contextlib.nullcontext()
     address = _calls_address(launcher)
     try:
-        return Calls(address[1], launcher.machines, recipe.seed)
+        return Calls(address[1], launcher.machines, root)
     except OSError as error:
         raise _taken(launcher, address, error) from None
 
@@ -71,7 +93,7 @@ def launch(recipe: Recipe, root: Path, stage: str, calls: Calls | None = None) -
         address, port = _meeting_point(recipe.launcher)
         log.info(f"{stage}: the ranks of {recipe.launcher.machines} machines connect at {address}:{port}")
     with contextlib.nullcontext() if calls is None else calls.call(stage):
-        _run_ranks(recipe.launcher, root, stage)
+        _run_ranks(recipe.launcher, root, stage, failure=None if calls is None else calls.failure)
 
 
 def follow(recipe: Recipe, root: Path) -> None:
@@ -81,9 +103,9 @@ def follow(recipe: Recipe, root: Path) -> None:
     check_launcher(launcher)
     log.setLevel(logging.INFO)  # log_file would set it, but only machine 0 writes the run's log file
     number, address = launcher.machine_rank, _calls_address(launcher)
-    with locks.hold(root, f"{locks.LOCK}-machine-{number}"):
+    with locks.hold(root, f"{locks.LOCK}-machine-{number}") as lock:
         log.info(f"machine {number} of {launcher.machines}: waiting for calls of machine 0 at {address[0]}:{address[1]}")
-        answer_calls(address, number, recipe.seed, lambda stage: _start_ranks(launcher, root, stage))
+        answer_calls(address, number, root, lambda stage: _start_ranks(launcher, root, stage, lock))
 
 
 def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
@@ -100,19 +122,13 @@ LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _a
 
 
 def _options(launcher: LauncherSection) -> list[str]:
-    if launcher.config_file is not None:
-        options = ["--config_file", str(Path(launcher.config_file).expanduser())]
-        options += ["--num_processes", str(launcher.processes)] if launcher.processes else []
-        if launcher.machines > 1:
-            options += _machine_options(launcher)
-        elif launcher.main_process_port:
-            options += ["--main_process_port", str(launcher.main_process_port)]
-        return options
+    launcher = with_config(launcher)
     processes = process_count(launcher)
-    options = ["--config_file", str(NO_CONFIG), "--num_processes", str(processes), "--mixed_precision", "no", "--dynamo_backend", "no"]
-    options += _machine_options(launcher)
-    # Accelerate's option for several processes by torch's own launcher, on GPUs or not
-    options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
+    options = ["--config_file", launcher.config_file or str(NO_CONFIG), "--num_processes", str(processes), *_machine_options(launcher)]
+    options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    if launcher.config_file is None:  # which has an option of this kind
+        # Accelerate's option for several processes by torch's own launcher, on GPUs or not
+        options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
         options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) * launcher.machines // processes))]
     return options
@@ -129,7 +145,7 @@ def _machine_options(launcher: LauncherSection) -> list[str]:
 
 def process_count(launcher: LauncherSection) -> int:
     """Ranks on all machines together."""
-    return launcher.processes or launcher.machines * max(1, _gpus())
+    return with_config(launcher).processes or launcher.machines * max(1, _gpus())
 
 
 def ranks_here(launcher: LauncherSection) -> int:
@@ -137,12 +153,26 @@ def ranks_here(launcher: LauncherSection) -> int:
     return 1 if launcher.kind == "inline" else max(1, process_count(launcher) // launcher.machines)
 
 
-def _run_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
-    with tempfile.TemporaryDirectory(prefix="sparring-") as folder:
+def parallel_of(launcher: LauncherSection) -> Parallel:
+    """How the launcher's ranks share a training. A single rank shards nothing, except under FSDP of a config file on a GPU."""
+    if launcher.kind == "inline":
+        return Parallel()
+    launcher = with_config(launcher)
+    devices = process_count(launcher)
+    is_alone = devices == 1 and (launcher.cpu or launcher.config_file is None)
+    return Parallel() if is_alone else Parallel(devices, launcher.strategy)
+
+
+def _run_ranks(
+    launcher: LauncherSection, root: Path, stage: str, lock: int | None = None, failure: Callable[[], str | None] | None = None
+) -> None:
+    """lock: descriptor of a lock that the launcher's process holds as well, so that after a SIGKILL of this one no other starts the
+    same ranks. failure: what has failed on another machine, so that these ranks would wait for it."""
+    with tempfile.TemporaryDirectory(prefix="sparring-", ignore_cleanup_errors=True) as folder:
         environment = {**os.environ, **_environment(launcher), REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
-        process = subprocess.Popen(command(launcher, root, stage), env=environment)
+        process = subprocess.Popen(command(launcher, root, stage), env=environment, pass_fds=() if lock is None else (lock,))
         try:
-            code = process.wait()
+            code = _wait(process, stage, failure)
         except BaseException:  # an interrupt: the ranks' own launcher ends them
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -152,8 +182,20 @@ def _run_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
         _raise_reported(stage, code, [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))])
 
 
+def _wait(process: subprocess.Popen[bytes], stage: str, failure: Callable[[], str | None] | None) -> int:
+    """The exit code. Raises RuntimeError if another machine's ranks have failed and these do not end because of it."""
+    while failure is not None and (found := failure()) is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(1)
+    if failure is None:
+        return process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(PATIENCE_SECONDS)
+    raise RuntimeError(f"{stage}: {found}")
+
+
 def _environment(launcher: LauncherSection) -> dict[str, str]:
-    return {"ACCELERATE_USE_CPU": "true"} if launcher.cpu else {}
+    return {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
 
 
 def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> None:
@@ -168,18 +210,21 @@ def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> Non
         )
 
 
-def _start_ranks(launcher: LauncherSection, root: Path, stage: str) -> None:
+def _start_ranks(launcher: LauncherSection, root: Path, stage: str, lock: int) -> str | None:
+    """Compute a stage on this machine's ranks; what failed, if they do."""
     try:
         log.info(f"{stage}: starting the ranks of this machine")
-        _run_ranks(launcher, root, stage)
-    except (UserError, RuntimeError) as error:
+        _run_ranks(launcher, root, stage, lock)
+    except (UserError, RuntimeError, OSError) as error:  # an OSError: no process or no temporary folder
         log.warning(f"{error}\nwaiting for machine 0 to resume")
+        return str(error)
+    return None
 
 
 def _meeting_point(launcher: LauncherSection) -> Address:
     """Address and port of the rendezvous of several machines' ranks."""
-    file = None if launcher.config_file is None else _read_config_file(Path(launcher.config_file).expanduser())
-    return launcher.main_process_ip or getattr(file, "main_process_ip", None) or "", launcher.main_process_port or DEFAULT_PORT
+    launcher = with_config(launcher)
+    return launcher.main_process_ip or "", launcher.main_process_port or DEFAULT_PORT
 
 
 def _calls_address(launcher: LauncherSection) -> Address:
@@ -191,40 +236,32 @@ def _calls_address(launcher: LauncherSection) -> Address:
     return address, port + 1
 
 
-def _check_config_file(launcher: LauncherSection, path: Path) -> Any:
-    """The settings in the file. Raises UserError if they need what this machine or the recipe does not have."""
-    file, where = _read_config_file(path), f"launcher.config_file ({path})"
-    if file.distributed_type == "DEEPSPEED":
-        remedy = "set distributed_type: FSDP and fsdp_version: 2 in it"
-        raise UserError(f"distributed_type: DEEPSPEED; {NO_DEEPSPEED}", where=where, remedy=remedy)
-    if not launcher.cpu and not file.use_cpu and _gpus() == 0:
-        raise _no_gpu(where)
-    if file.num_machines > 1 and launcher.machines == 1:
-        what = f"it names {file.num_machines} machines, and launcher.machines is 1: the ranks would wait for each other"
-        raise UserError(what, where=where, remedy="give launcher.machines and, on every machine, launcher.machine_rank")
-    return file
-
-
 def _read_config_file(path: Path) -> Any:
-    """Accelerate's ClusterConfig."""
+    """Accelerate's ClusterConfig. Raises UserError if the file is none."""
     import yaml
-    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 
     if not path.is_file():
         remedy = "`accelerate config --config_file FILE` writes one"
         raise UserError(f"no such file: {path}", where="launcher.config_file", remedy=remedy)
     try:
-        return load_config_from_file(str(path))
+        file = load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"Accelerate cannot read it: {first_line(error)}", where=f"launcher.config_file ({path})") from None
+    if not isinstance(file, ClusterConfig) or not isinstance(file.num_processes, int):
+        what = "it must be a config file for this machine or a cluster, with a whole number of processes (num_processes)"
+        raise UserError(what, where=f"launcher.config_file ({path})")
+    return file
 
 
-def _no_gpu(where: str) -> UserError:
-    return UserError(
-        "this machine has no GPU that torch can use, and the launcher would start its ranks on GPUs",
-        where=where,
-        remedy="launcher.cpu=true starts ranks on CPU, launcher=inline computes in one process",
-    )
+def _check_config(launcher: LauncherSection, file: Any, kind: str, where: str) -> None:
+    """Raise UserError if a ClusterConfig of a `kind` of ranks names what is not supported or contradicts the recipe."""
+    if kind not in OF_CONFIG_FILES:
+        why = f"; {NO_DEEPSPEED}" if kind == "DEEPSPEED" else f"; supported: {', '.join(OF_CONFIG_FILES)}"
+        raise UserError(f"distributed_type: {kind}{why}", where=where, remedy="set distributed_type: FSDP and fsdp_version: 2 in it")
+    if file.num_machines > 1 and launcher.machines == 1:
+        what = f"it names {file.num_machines} machines, and launcher.machines is 1: the ranks would wait for each other"
+        raise UserError(what, where=where, remedy="give launcher.machines and, on every machine, launcher.machine_rank")
 
 
 def _check_devices(launcher: LauncherSection) -> None:
@@ -239,23 +276,26 @@ def _check_devices(launcher: LauncherSection) -> None:
     if launcher.cpu:
         return
     if gpus == 0:
-        raise _no_gpu("launcher")
+        what = "this machine has no GPU that torch can use, and the launcher would start its ranks on GPUs"
+        remedy = "launcher.cpu=true starts ranks on CPU, launcher=inline computes in one process"
+        raise UserError(what, where="launcher", remedy=remedy)
     if here > gpus:
         raise UserError(
             f"{here} ranks on this machine, which has {gpus} GPUs", where="launcher.processes", remedy="give every rank a GPU of its own"
         )
 
 
-def _check_port(launcher: LauncherSection, address: str | None, port: int | None) -> None:
-    """The rendezvous port must be free; on one machine it is chosen automatically."""
-    if not port or launcher.machine_rank > 0:
+def _check_port(launcher: LauncherSection) -> None:
+    """The rendezvous port must be free, on all addresses, as torch listens; on one machine it is chosen automatically."""
+    address, port = _meeting_point(launcher)
+    if launcher.machine_rank > 0 or (launcher.machines == 1 and not launcher.main_process_port):
         return
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((address or "", port))
+            probe.bind(("", port))
         except OSError as error:
-            raise _taken(launcher, (address or "", port), error) from None
+            raise _taken(launcher, (address, port), error) from None
 
 
 def _taken(launcher: LauncherSection, address: Address, error: OSError) -> UserError:

@@ -33,15 +33,18 @@ class Holder:
 
 
 @contextlib.contextmanager
-def hold(root: Path, name: str) -> Iterator[None]:
-    """Hold the lock file `name` of the run in `root`, or raise UserError that names who holds it."""
+def hold(root: Path, name: str) -> Iterator[int]:
+    """Hold the lock file `name` of the run in `root`, or raise UserError that names who holds it.
+
+    Gives the file's descriptor: a process that inherits it holds the lock as well, until it ends.
+    """
     with _open(root, name) as file:
         _lock(file, root)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}, since {datetime.now(UTC).isoformat(timespec='seconds')}")
         file.flush()
         try:
-            yield
+            yield file.fileno()
         finally:
             file.truncate(0)  # a name that is left in the file is that of a killed process
 

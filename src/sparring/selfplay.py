@@ -53,7 +53,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():
                 write_text(directory.root / RECIPE, to_yaml(recipe))
-            with open_calls(recipe) as calls, tracked(recipe, directory.root):
+            with open_calls(recipe, directory.root) as calls, tracked(recipe, directory.root):
                 return play(RunContext(recipe, directory, calls=calls))
         except Exception as error:
             log.debug("the run ended here", exc_info=True)  # the traceback goes to run.log alone

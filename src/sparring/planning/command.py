@@ -14,6 +14,7 @@ from rich.text import Text
 
 from sparring.config import Recipe, load_recipe
 from sparring.errors import UserError
+from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
 from sparring.planning.given_shape import GivenShape
 from sparring.planning.hardware import find_hardware
@@ -98,11 +99,11 @@ def _proposal(plan: Plan, changes: tuple[str, ...], devices: int) -> Proposal | 
 def require_playable(recipe: Recipe, kind: str) -> None:
     """Raise UserError for combinations of valid options that `sparring run` refuses on such a device ("cuda" or "cpu")."""
     sections = [section for section in (recipe.train, recipe.sft) if section]
-    if recipe.launcher.shards and any(section.four_bit or section.optimizer not in SHARDABLE for section in sections):
+    if with_config(recipe.launcher).shards and any(section.four_bit or section.optimizer not in SHARDABLE for section in sections):
         raise UserError(
             "4-bit bases, Adafactor and 8-bit optimizers do not work if the launcher shards the model",
             where="launcher.strategy",
-            remedy="use ddp, or rmsprop or adamw without quantize",
+            remedy="use ddp (MULTI_GPU in a config file), or rmsprop or adamw without quantize",
         )
     if kind == "cpu" and any(section.four_bit for section in sections):
         raise UserError("4-bit bases need a CUDA device", where="lora.quantize", remedy="name a GPU in --hardware, or leave it out")

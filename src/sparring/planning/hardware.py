@@ -14,6 +14,7 @@ from functools import lru_cache
 
 from sparring.config import Recipe
 from sparring.errors import UserError, nearest
+from sparring.launch import with_config
 from sparring.policy.container import total_memory
 from sparring.policy.footprint import Parallel
 
@@ -152,6 +153,7 @@ def of_training(recipe: Recipe, hardware: Hardware) -> Parallel:
     launcher = recipe.launcher
     if launcher.kind == "inline":
         return Parallel()
+    launcher = with_config(launcher)
     return Parallel(launcher.processes or hardware.count, launcher.strategy)
 
 

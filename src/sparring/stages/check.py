@@ -14,13 +14,13 @@ from sparring.data.records import Example
 from sparring.data.sources import local_files
 from sparring.errors import UserError
 from sparring.evaluation.harness import require_harness
-from sparring.launch import check_launcher
+from sparring.launch import check_launcher, parallel_of, with_config
 from sparring.opponent.engines import require_engine
 from sparring.own_code import is_own_code
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
-from sparring.stages.context import RunContext, parallel_of
+from sparring.stages.context import RunContext
 from sparring.stages.results import showcase_turns
 from sparring.training.masters import require_four_bit, require_optimizer, require_shardable
 
@@ -111,7 +111,7 @@ def _check_alone(recipe: Recipe) -> None:
         if section:
             require_optimizer(section.optimizer, f"{name}.optimizer")
             require_four_bit(section, f"{name}.lora.quantize")
-            if recipe.launcher.shards:
+            if with_config(recipe.launcher).shards:
                 require_shardable(section, name)
     if recipe.model.chat_template:
         load_template(recipe.model.chat_template)

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sparring.calls import Calls
-from sparring.config import DataSection, LauncherSection, OptimSection, Recipe
+from sparring.config import DataSection, OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.data.prepare import PROMPTS, prepare, read_examples, write_examples
 from sparring.errors import UserError
-from sparring.launch import process_count, ranks_here
+from sparring.launch import parallel_of, ranks_here
 from sparring.policy.compute import free_memory, make_accelerator, token_budget
 from sparring.policy.footprint import Parallel
 from sparring.policy.load import ModelSource, find_model, load_tokenizer, model_facts, model_shape
 from sparring.policy.player import Player
-from sparring.policy.ranks import from_main
+from sparring.policy.ranks import from_main, rank_count
+from sparring.policy.strategies import accelerator_of_rank, is_sharded
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
 from sparring.stages.run_stage import Examples, Played, Replying, StageRunner
@@ -29,7 +30,7 @@ CHOSEN = "micro_batch.json"
 
 def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
     """Tokens per micro-batch of the run in `root`; chosen again, for the model in folder `base`, if device or sharding differ."""
-    file, device, parallel = root / CHOSEN, make_accelerator().device, parallel_of(recipe.launcher)
+    file, device, parallel = root / CHOSEN, make_accelerator().device, _parallel(recipe)
     shared = f"{parallel.strategy} over {parallel.devices} ranks" if parallel.is_sharded else None
     chosen, reasons = read_object(file) if file.exists() else {}, {"device": device.type, "shared": shared}
     if any(chosen.get(name) != reason for name, reason in reasons.items()):
@@ -44,11 +45,11 @@ def choose_tokens(recipe: Recipe, root: Path, base: Path) -> int:
     return read_object(file, "micro_batch_tokens")["micro_batch_tokens"]
 
 
-def parallel_of(launcher: LauncherSection) -> Parallel:
-    """How the launcher's ranks share a training; replicas if only a config file gives their number."""
-    if launcher.kind == "inline" or (launcher.config_file is not None and launcher.processes is None):
-        return Parallel()
-    return Parallel(process_count(launcher), launcher.strategy)
+def _parallel(recipe: Recipe) -> Parallel:
+    """How the ranks share a training: those that compute with this process, which may have been started by hand, or else the launcher's."""
+    if accelerator_of_rank() is None:
+        return parallel_of(recipe.launcher)
+    return Parallel(rank_count(), "fsdp2" if is_sharded() else "ddp")
 
 
 Optim = TypeVar("Optim", bound=OptimSection)

@@ -42,13 +42,13 @@ class LauncherSection(Section):
     strategy: Literal["ddp", "fsdp2"] = Field(
         "ddp",
         description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and "
-        "optimizer. A `config_file` names its own strategy.",
+        "optimizer. A `config_file` with FSDP shards too.",
     )
     cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
 
     @property
     def shards(self) -> bool:
-        """Whether a rank holds only a part of the optimizer state. A config file is not read here."""
+        """Whether the ranks share the optimizer state, if they are several. A config file is not read here: see launch.with_config."""
         return self.kind != "inline" and self.strategy != "ddp"
 
     @field_validator("strategy", mode="before")
