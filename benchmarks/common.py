@@ -212,10 +212,8 @@ def _git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
-def save(name: str, found: dict[str, Any], into: str | None = None) -> None:
-    """benchmarks/results/NAME.json, with the machine that it was measured on; what is there under the key `into` stays beside the new."""
+def save(name: str, found: dict[str, Any]) -> None:
+    """benchmarks/results/NAME.json, with the machine that it was measured on."""
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
-    if into and target.exists():
-        found = {**found, into: {**json.loads(target.read_text(encoding="utf-8"))[into], **found[into]}}
     target.write_text(json.dumps({"machine": machine(), **found}, indent=1) + "\n", encoding="utf-8")

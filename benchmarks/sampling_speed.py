@@ -116,12 +116,16 @@ def main(data: Path, options: dict[str, str]) -> None:
         ratios = {who: middle["packed"] / rate for who, rate in middle.items() if who != "packed"}
         save("sampling_speed", {"options": options, "tokens_per_second": rates, "times_faster_than": ratios})
     print_origin()
-    print("| | median tokens/s | spread |\n|---|---|---|")
-    for who, found in rates.items():
-        print(f"| {who} | {middle[who]:.0f} | {min(found):.0f} to {max(found):.0f} |")
+    print("\n".join(table(rates)))
     print("packed is " + ", ".join(f"{ratio:.2f} times as fast as {who}" for who, ratio in ratios.items()))
     if not options["vllm"]:
         print("vLLM: left out, no interpreter with it was named (vllm=PYTHON)")
+
+
+def table(rates: dict[str, list[float]]) -> list[str]:
+    """The rows of the table in docs/fast-path.md."""
+    rows = [f"| {who} | {statistics.median(found):.0f} | {min(found):.0f} to {max(found):.0f} |" for who, found in rates.items()]
+    return ["| | median tokens/s | spread |", "|---|---|---|", *rows]
 
 
 if __name__ == "__main__":

@@ -50,12 +50,18 @@ def main(options: dict[str, str]) -> None:
     found = [measured(count, int(options["tokens"]), model) for count in counts]
     found.append(measured(counts[0], int(options["longer"]), model))
     print_origin()
-    print("| duels | tokens of a reply | tokens in trees | seconds | ms per token | peak memory, GB |\n|---|---|---|---|---|---|")
+    print("\n".join(table(found)))
+    save("scaling" if model == MODEL else f"scaling-{model.name}", {"results": found})
+
+
+def table(found: list[dict[str, Any]]) -> list[str]:
+    """The rows of the table in docs/fast-path.md."""
+    lines = ["| duels | tokens of a reply | tokens in trees | seconds | ms per token | peak memory, GB |", "|---|---|---|---|---|---|"]
     for one in found:
         cost = 1e3 * one["seconds"] / one["tokens"]
         shown = f"{one['tokens']:,} | {one['seconds']:.1f} | {cost:.2f} | {one['peak_memory_gb']:.2f}"
-        print(f"| {one['duels']} | {one['reply_tokens']} | {shown} |")
-    save("scaling" if model == MODEL else f"scaling-{model.name}", {"results": found})
+        lines.append(f"| {one['duels']} | {one['reply_tokens']} | {shown} |")
+    return lines
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ all cores). rmsprop is what the paper trains with. model=smollm2, or llama-1b, l
 
 Every run is a process of its own and trains for the most epochs; its time for fewer is that without the later epochs' steps, start and
 end included. Ours and TRL's alternate. Prints a table of medians and, after every two runs, writes benchmarks/results/training_speed.json
-(of random weights: training_speed-MODEL.json), where other data sets keep what an earlier call measured.
+(of random weights: training_speed-MODEL.json).
 The work runs on a GPU where there is one. TRL computes the reference log-probs once, as
 we do, without gradient checkpointing; its other settings are its defaults. Utilisation counts the useful floating-point operations only:
 2 per weight and token forward, 4 backward, of the tokens of the packed trees (prompt once, last token of a reply not fed), of the head at
@@ -262,18 +262,19 @@ def _comparison(work: Work, epochs: int, found: dict[str, list[dict[str, Any]]],
     }
 
 
-def print_table(results: dict[str, Any]) -> None:
+def table(results: dict[str, Any]) -> list[str]:
+    """The rows of the table in docs/fast-path.md."""
     columns = "work | ours, s | TRL, s | times faster | ours, tokens/s | ours, GB | TRL, GB | memory ratio | ours, of peak | TRL, of peak"
-    print_origin()
-    print(f"| {columns} |\n|" + "---|" * 10)
+    lines = [f"| {columns} |", "|" + "---|" * 10]
     for name, one in results.items():
         spread = {who: f"{statistics.median(v):.1f} ({min(v):.1f} to {max(v):.1f})" for who, v in one["seconds"].items()}
         memory, used = one["peak_memory_gb"], one["utilisation"]
-        print(
+        lines.append(
             f"| {name}, {one['pairs']} pairs | {spread['ours']} | {spread['trl']} | {one['times_faster']:.2f} | "
             f"{one['tokens_per_second']['ours']:.0f} | {memory['ours']:.2f} | {memory['trl']:.2f} | {one['memory_ratio']:.2f} | "
             f"{used['ours']:.0%} | {used['trl']:.0%} |"
         )
+    return lines
 
 
 def works(data: Path, options: dict[str, str]) -> Iterator[tuple[str, Work]]:
@@ -297,8 +298,9 @@ def main(data: Path, options: dict[str, str]) -> None:
         file = "training_speed" if work.model == MODEL else f"training_speed-{work.model.name}"
         for so_far in compare(work, int(options["runs"])):
             results |= {f"{name}, {epochs} epochs": comparison for epochs, comparison in so_far.items()}
-            save(file, {"results": results}, into="results")
-    print_table(results)
+            save(file, {"results": results})
+    print_origin()
+    print("\n".join(table(results)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The timing scripts work: a copy of them, over a model of random weights."""
+"""The timing scripts work: a copy of them, over a model of random weights. docs/fast-path.md shows what they have measured."""
 
 from __future__ import annotations
 
@@ -36,3 +36,16 @@ def test_the_scaling_script_measures_every_size(
     assert [short["duels"], short["reply_tokens"], long["reply_tokens"]] == [4, 6, 12] and short["tokens"] < long["tokens"]
     assert all(one["seconds"] > 0 and one["peak_memory_gb"] > 0.1 and one["steps"] == 1 for one in (short, long))
     assert capsys.readouterr().out.count("\n| 4 | ") == 2
+
+
+def test_the_page_shows_what_one_command_measured_on_one_commit(fresh_scripts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    page = (SCRIPTS.parent / "docs" / "fast-path.md").read_text(encoding="utf-8")
+    made = {}
+    for name, key in (("training_speed", "results"), ("sampling_speed", "tokens_per_second"), ("scaling", "results")):
+        made[name] = json.loads((SCRIPTS / "results" / f"{name}.json").read_text(encoding="utf-8"))
+        assert "\n".join(importlib.import_module(name).table(made[name][key])) in page, name
+    measured = [one["machine"] for one in (*made.values(), *made["training_speed"]["results"].values())]
+    assert all(one == measured[0] for one in measured)
+    assert f"{measured[0]['processor']}, {measured[0]['cores']} cores, commit {measured[0]['commit']}" in page
+    assert min(one["runs"] for one in made["training_speed"]["results"].values()) == 3
