@@ -83,7 +83,7 @@ def ready_model() -> None:
 
 
 def random_model(name: str) -> Path:
-    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which nobody reads."""
+    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which is not used."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -213,7 +213,7 @@ def _git(*words: str) -> str:
 
 
 def save(name: str, found: dict[str, Any], into: str | None = None) -> None:
-    """benchmarks/results/NAME.json, with the machine that it was measured on; what is there under the key `into` stays beside the new."""
+    """benchmarks/results/NAME.json, with the machine that it was measured on; earlier entries under the key `into` are kept."""
     target = ROOT / "benchmarks" / "results" / f"{name}.json"
     target.parent.mkdir(exist_ok=True)
     if into and target.exists():
