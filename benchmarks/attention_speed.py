@@ -1,9 +1,9 @@
-"""Attention of one SmolLM2 layer over paths of several lengths on a CPU, forward and backward: plain products beside torch's own.
+"""Attention of one SmolLM2 layer over paths of several lengths on a CPU, forward and backward: plain products compared with torch's own.
 
     python benchmarks/attention_speed.py [runs=9]
 
 9 heads, 3 of keys and values, 64 wide, bfloat16, 2,048 positions in all; plain products once with their scores kept for the backward pass
-and once with them computed again. Prints milliseconds, median and spread, and writes benchmarks/results/attention_speed.json.
+and once with them recomputed. Prints milliseconds, median and spread, and writes benchmarks/results/attention_speed.json.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def main(runs: int) -> None:
     bound_kernel_caches()
     results = {}
     print_origin()
-    print("| paths | plain, scores kept | plain, made again | torch's own |\n|---|---|---|---|")
+    print("| paths | plain, scores kept | plain, recomputed | torch's own |\n|---|---|---|---|")
     for paths in (16, 8, 4, 2, 1):
         ways = {"kept": plain(paths, True), "again": plain(paths, False), "fused": fused(paths)}
         results[f"{paths} x {POSITIONS // paths}"] = found = {name: milliseconds(way, runs) for name, way in ways.items()}

@@ -1,4 +1,4 @@
-"""Kills, faults, bad input and hostile words, drawn at random, over tiny games: how many were tried, and how many came out as they must.
+"""Random kills, faults, invalid input and adversarial text against tiny games: how many were tried, and how many passed.
 
     python benchmarks/chaos.py [kills=200] [inputs=500] [probes=100] [seed=0] [folder=runs/chaos]
 
@@ -43,7 +43,7 @@ from sparring.locks import LOCK  # noqa: E402
 
 DEFAULTS = {"kills": "200", "inputs": "500", "probes": "100", "seed": "0", "folder": str(ROOT / "runs" / "chaos")}
 SHORT = {"iterations": 1, "controls": None, "sft": None}
-# what a full disk or a kill may meet, beside a random moment
+# where a full disk or a kill may happen, in addition to random moments
 FUNCTIONS = ["os:replace", "os:fsync", ADVANCE, "sparring.data.tables:write_table", "shutil:rmtree"]
 VALUES: list[Any] = [
     None,
@@ -184,7 +184,7 @@ class Campaign:
         (folder / name).write_bytes(content[:at] + draw.randbytes(draw.randint(0, 4)) + content[at + draw.choice([0, 1, 10**9]) :])
         return f"{name}, byte {at}", ["model.path=model"]
 
-    # --- hostile words
+    # --- adversarial text
 
     def try_probes(self, draw: random.Random, game: Game) -> str:
         texts = draw.sample(ALL, 3)

@@ -83,7 +83,7 @@ def ready_model() -> None:
 
 
 def random_model(name: str) -> Path:
-    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which nobody reads."""
+    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which is not used."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

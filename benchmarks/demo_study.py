@@ -61,7 +61,7 @@ def tune() -> None:
     for name, overrides in CONTROL_GRID.items():
         spin = ["train.lr=" + SPIN_GRID["lr 1e-5"][0].rpartition("=")[2]]
         directory = f"tune-control-{overrides[0].rpartition('=')[2]}"
-        if not (RUNS / directory).exists():  # the game is the same: only the control is trained anew
+        if not (RUNS / directory).exists():  # the game is the same: only the control is trained again
             shutil.copytree(RUNS / "tune-spin-1e-5", RUNS / directory, copy_function=os.link, symlinks=True, ignore=NOT_LINKED)
         summary = play(directory, VALIDATION_SEED, [*spin, *overrides])
         show(f"continued SFT {name}", summary["controls"][0]["scores"])

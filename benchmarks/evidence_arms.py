@@ -1,4 +1,4 @@
-"""What the evidence plays beside a game: the official recipe's negatives; and how players of a run are scored elsewhere and otherwise."""
+"""The official recipe's negatives as an arm of the evidence, and scores of a run's players on other rows or with other options."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of the evidence: a task, a start, what is searched, and the successors that are played beside SPIN."""
+"""The settings of the evidence: a task, a start, what is searched, and the successors that are compared with SPIN."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ Played = list[dict[str, Any]]  # one for each seed
 
 
 def write_tables(runs: Path) -> None:
-    """Take what was played into evidence.json, where settings that were played elsewhere stay, and write the page anew."""
+    """Take what was played into evidence.json, where settings that were played elsewhere stay, and rewrite the page."""
     found = {**_results(), **{name: one for name in SETTINGS if (one := _read(runs / name))}}
     text = json.dumps({"settings": found}, indent=1) + "\n"
     one_line = NUMBERS.sub(lambda match: f"[{' '.join(match[1].split())}]", text)
@@ -74,7 +74,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
 
 
 def _main_table(name: str, found: dict[str, Any]) -> Iterator[str]:
-    """Every arm but the successors; differences in exact match (in likelihood where a task has no answers or nobody finds one)."""
+    """Every arm but the successors; differences in exact match (in likelihood where a task has no answers or no player finds one)."""
     played: Played = found["played"]
     metrics = [metric for metric in METRICS if metric in played[0]["scores"]["start"]]
     compared = next((metric for metric in metrics if len(_distinct(played, metric)) > 1), metrics[0])
@@ -216,7 +216,7 @@ def _rows(seed: dict[str, Any], arm: str, metric: str) -> Values:
 
 
 def _kept(played: Played, arms: Sequence[str], metric: str) -> dict[str, Any]:
-    """Above 0 is better. The best one before was chosen by the same noisy score, so standing still comes out a little below 0."""
+    """Above 0 is better. The best one before was chosen by the same noisy score, so no change comes out a little below 0."""
     sign = -1 if metric.startswith("nll") else 1
     rows = [[sign * seed["scores"][arm][metric] for arm in arms] for seed in played]
     return over_seeds([row[-1] - max(row[:-1]) for row in rows])

@@ -1,4 +1,4 @@
-"""The tables of docs/evidence.md about targets that move, and the numbers behind them in benchmarks/results/evidence_targets.json.
+"""The tables of docs/evidence.md about verified and majority targets, and their numbers in benchmarks/results/evidence_targets.json.
 
     python benchmarks/evidence_target_tables.py SETTING ARM OTHER METRIC    # their difference over the seeds that both have played
 
@@ -73,7 +73,7 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
-    """Every arm at its last iteration, beside the continued SFT of all seeds that came out best on the test itself, which favours it."""
+    """Every arm at its last iteration, and the continued SFT that is best over all seeds on the test itself, which favours it."""
     found = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
     arms = {arm: of for arm, of in found.items() if not arm.startswith(TRANSFER)}
     controls = [arm for arm, of in arms.items() if SFT.fullmatch(arm) and len(of) == len(seeds)]

@@ -1,4 +1,4 @@
-"""Games with targets that move, beside SPIN and continued SFT: one start a seed, every arm from there, several replies a prompt.
+"""Games with verified and majority targets, SPIN and continued SFT: one start per seed for all arms, several replies per prompt.
 
 Arms are added to what is played; a run that is finished is not played again. `play` is called by evidence.py.
 """
@@ -105,7 +105,7 @@ def _tiny(rows: int, epochs: float) -> dict[str, Any]:
 TINY_PROMPTS = {"replies": "drop", "answer": "completion", "max_examples": 2000}
 
 ANCHORED = target("majority", "logistic", beta=0.5, nll_weight=1.0)
-# What could make a duel worth its cost: how strongly it is held, the winners' likelihood beside it, who loses, how fast, and in which order
+# What could make a duel worth its cost: beta, the weight of the winners' likelihood, which replies lose, learning rate, and order
 DUELS: dict[str, Arm] = {
     f"majority, beta {beta:g}, NLL {nll:g}": target("majority", "logistic", beta=beta, nll_weight=nll)
     for beta in (0.1, 0.5, 2.0)
@@ -261,7 +261,7 @@ def play(data: Path, name: str, seed: int, arms: Sequence[str]) -> None:
 
 
 def _controls(setting: TargetSetting) -> Arm:
-    """A game of one iteration that nobody looks at, for continued SFT is a control of a game; the human target costs least."""
+    """A game of one iteration that is not reported: continued SFT is a control of a game, and the human target costs least."""
     each = [(lr, epochs) for lr in setting.control_lrs for epochs in setting.control_epochs]
     named = [{"name": f"sft-{lr:.0e}-{n:g}", "lr": lr, "epochs": n} for lr, n in each]
     return {**SPIN, "iterations": 1, "sampling": {"replies_per_prompt": 1}, "controls": named}

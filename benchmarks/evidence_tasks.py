@@ -86,7 +86,7 @@ def _dolly(data: Path, folder: Path) -> Iterator[Row]:
 
 
 def _tasks(_: Path, __: Path) -> Iterator[Row]:
-    """The built-in family of the demo, drawn with a seed that no recipe has."""
+    """The built-in family of the demo, generated with a seed that no recipe has."""
     for row in task_rows(TASKS_SEED):
         system, question, reply = (message["content"] for message in row["messages"])
         yield {"system": system, "prompt": question, "completion": reply, "answer": row["answer"]}

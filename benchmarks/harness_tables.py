@@ -1,4 +1,4 @@
-"""ARC, HellaSwag, MMLU and GSM8k from local files: an untouched model beside the best player of a run, and the harness's own command.
+"""ARC, HellaSwag, MMLU and GSM8k from local files: a model, the best player of a run, and the harness's own command.
 
     python benchmarks/harness_tables.py DATA UNPACKED [option=value ...]
 

@@ -1,4 +1,4 @@
-"""Peak memory of a training in each way of docs/memory.md, measured on a small model, beside what `sparring plan` says of it.
+"""Peak memory of a training in each way of docs/memory.md, measured on a small model and compared with `sparring plan`.
 
     python benchmarks/memory_modes.py [key=value ...]
 

@@ -1,4 +1,4 @@
-"""Many rows through a Ray cluster of two nodes on this machine: rows lost, memory, and throughput beside one process.
+"""Many rows through a Ray cluster of two nodes on this machine: rows lost, memory, and throughput compared with one process.
 
     PYTHON_WITH_RAY benchmarks/ray_rows.py [key=value ...]     # `make setup-ray` makes .venv-ray/bin/python
 

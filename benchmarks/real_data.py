@@ -39,7 +39,7 @@ def main(folder: Path) -> None:
 
 
 def unwrap_dolly(source: Path, target: Path) -> Path:
-    """The file's prompts stand in an Alpaca template, which would be a template within the model's own: take what is inside."""
+    """Take the prompts out of the file's Alpaca template, which would be a template within the model's own."""
     rows: list[dict[str, Any]] = []
     for line in source.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

@@ -1,4 +1,4 @@
-"""Sampling speed: packed rows beside transformers' own `generate` and vLLM, on real prompts with replies of varying length.
+"""Sampling speed: packed rows, transformers' own `generate` and vLLM, on real prompts with replies of varying length.
 
     python benchmarks/sampling_speed.py DATA_FOLDER [key=value ...]      # the folder with gsm8k_train.jsonl
 

@@ -3,7 +3,7 @@
     python benchmarks/step_profile.py DATA_FOLDER [key=value ...]     # the folder with gsm8k_train.jsonl and dolly_1k.jsonl
 
 keys: work=training pairs=64 data=dolly tokens=1024 steps=3 (tokens of a micro-batch; steps that are profiled, after one that is not);
-work=sampling draws `new=32` tokens at most of a reply to each of `pairs` questions of GSM8K, all at once.
+work=sampling samples replies of at most `new=32` tokens to `pairs` questions of GSM8K, all at once.
 
 Prints a table of self times and writes benchmarks/results/step_profile.json, or sampling_profile.json. Sampling runs too many operators
 for the profiler to keep their shapes.

@@ -1,4 +1,4 @@
-"""Opponent pass + training, ours beside TRL's DPOTrainer: same model, same token ids, same precision, same optimizer steps.
+"""Opponent pass + training, ours and TRL's DPOTrainer: same model, same token ids, same precision, same optimizer steps.
 
     python benchmarks/training_speed.py DATA_FOLDER [key=value ...]     # the folder with gsm8k_train.jsonl and dolly_1k.jsonl
     python benchmarks/training_speed.py - model=llama-1b                # random weights and token ids, nothing to download; for a GPU

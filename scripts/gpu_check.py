@@ -1,9 +1,9 @@
-"""`make gpu-check`: what this project is on one card, in at most 8 minutes, without network.
+"""`make gpu-check`: correctness and speed on one GPU, in at most 8 minutes, without network.
 
     python scripts/gpu_check.py [--dry] [out=runs/gpu_check] [wheels=wheels] [minutes=8] [steps=tests,game,...]
 
-Steps run in order of worth, each in a process of its own and within its own limit. After each, OUT/gpu_check.json is rewritten, and the
-same command resumes with the steps that are not done: a cut loses nothing. --dry: tiny shapes on the CPU, to see that it runs to its end.
+Steps run in order of importance, each in a separate process with a time limit. After each step OUT/gpu_check.json is rewritten; the same
+command resumes with the steps that are not done, so an interruption loses nothing. --dry: tiny shapes on the CPU, to test the script.
 Exit code 1 when a goal is missed or a step failed (not with --dry).
 
 Before it, where there is network: python scripts/gpu_wheels.py. Missing packages are taken from there; without TRL or bitsandbytes their
@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gpu_wheels import install  # noqa: E402
 
 DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
-# step -> most seconds of it, in order of worth
+# step -> its time limit in seconds, in order of importance
 LIMITS = {
     "tests": 150,
     "game": 90,
@@ -93,7 +93,7 @@ def print_goals(goals: Iterable[Goal], is_dry: bool) -> None:
 
 
 def code_hash() -> str:
-    """Of what is measured and what measures: there may be no git on the card's machine."""
+    """Of what is measured and what measures: there may be no git on the GPU's machine."""
     files = [file for folder in ("src", "benchmarks", "scripts", "tests") for file in sorted((ROOT / folder).rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
@@ -113,7 +113,7 @@ class Check:
         self.results = self._kept()
 
     def run(self, steps: Iterable[str]) -> None:
-        """Every step that is not done yet, in the order of LIMITS; the models are made beside the first of them."""
+        """Every step that is not done yet, in the order of LIMITS; the models are made while the first of them run."""
         todo = [name for name in LIMITS if name in set(steps) and self.results.get(name, {}).get("status") != "done"]
         with (self.out / "models.log").open("w") as log:
             making = subprocess.Popen(self._command("models"), env=self.environment, cwd=ROOT, stdout=log, stderr=log)

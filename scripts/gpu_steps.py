@@ -1,6 +1,6 @@
-"""What `make gpu-check` measures, a step a process: `python scripts/gpu_steps.py STEP FOLDER DRY` prints one line of JSON last.
+"""The steps of `make gpu-check`, each in a separate process: `python scripts/gpu_steps.py STEP FOLDER DRY` prints one line of JSON last.
 
-Models have random weights and stand in runs/training_speed, where benchmarks/common.py makes them.
+Models have random weights and are in runs/training_speed, where benchmarks/common.py makes them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 DATASHEET = 989e12  # bfloat16 operations a second of an H100 or H200, dense
-TESTS_SECONDS = 130  # after which what is left of the tests is given up
+TESTS_SECONDS = 130  # after which the remaining tests are not run
 GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "controls=null", "showcase=[]", "report=false"]
 GAME += ["sampling.max_new_tokens=12", "train.batch_size=8", "train.checkpoint_every=1"]
 
@@ -68,7 +68,7 @@ def model_at(name: str, seconds: float = 90) -> Path:
 
 
 def tests(folder: Path, size: Size) -> dict[str, Any]:
-    """tests/test_gpu.py; several processes, for most of its time is compilation on the CPU."""
+    """tests/test_gpu.py; in several processes, because most of its time is compilation on the CPU."""
     workers = min(8, (os.cpu_count() or 2) // 2) if size is REAL else 0
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(workers), "tests/test_gpu.py"]
     log, was_cut = folder / "tests.log", False
@@ -93,7 +93,7 @@ def outcomes(text: str) -> dict[str, Any]:
 
 
 def game(folder: Path, size: Size) -> dict[str, Any]:
-    """The tiny recipe, killed after the first checkpoint of its first training, and gone on with."""
+    """The tiny recipe, killed after the first checkpoint of its first training, and resumed."""
     command = play(folder / "game", size)
     log = (folder / "game.log").open("w")
     first = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -114,7 +114,7 @@ fsdp_config: {fsdp_version: 2, fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP, fs
 
 
 def fsdp2(folder: Path, size: Size) -> dict[str, Any]:
-    """The tiny recipe on one rank under FSDP2, over NCCL where there is a card. With a config file: else a single rank is not sharded."""
+    """The tiny recipe on one rank under FSDP2, over NCCL where there is a GPU. With a config file: else a single rank is not sharded."""
     file = folder / "fsdp2.yaml"
     file.write_text(FSDP2)
     more = ["launcher.kind=accelerate", f"launcher.config_file={file}", *(["launcher.cpu=true"] if size is DRY else [])]
@@ -228,7 +228,7 @@ def peak_gb() -> float:
 def sampling(folder: Path, size: Size) -> dict[str, Any]:
     """Reply tokens a second: packed rows, `generate`, and `generate` with a static cache, which transformers compiles into CUDA graphs.
 
-    One token in 64 ends a reply, so that replies have lengths of their own, as those of a trained model do.
+    One token in 64 ends a reply, so that lengths vary as with a trained model.
     """
     import random
 
@@ -258,7 +258,7 @@ def sampling(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def rate_of(way: Callable[[], list[int]]) -> float:
-    """Of the second of two goes: the first compiles, and checks the model's code."""
+    """Tokens a second of the second of two calls: the first compiles, and checks the model's code."""
     way()
     began = time.perf_counter()
     tokens = sum(way())

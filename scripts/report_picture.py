@@ -2,7 +2,7 @@
 
     python scripts/report_picture.py RUN PNG
 
-needs Chromium with chromedriver (Debian: chromium, chromium-driver) and selenium. The report is rendered anew; the run is not changed.
+needs Chromium with chromedriver (Debian: chromium, chromium-driver) and selenium. The report is rendered again; the run is not changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whole games with targets that move: kills and resumption, every loss, adapters, seeds, ranks, other checkers, and what can be got wrong.
+"""Whole games with verified and majority targets: kills and resumption, every loss, adapters, seeds, ranks, other checkers, and errors.
 
 All go on from one start: the base model, the data, a short SFT and its measurements are made once.
 """

@@ -1,9 +1,11 @@
-"""The documentation uses the words of docs/style.md, and none of those that the page replaces."""
+"""Documentation, messages, docstrings and comments use none of the words that docs/style.md replaces."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +14,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 STYLE = ROOT / "docs" / "style.md"
-# Where the words are searched: prose of pages, comments of their blocks, and the string constants of Python files, docstrings left out
-PLACES = ("README.md", "docs/*.md", "src/sparring/**/*.py", "src/sparring/report/templates/*.html")
-# the table itself, and the prompts of a judge, whose words are part of what they measure
-NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge_prompts.py"}
+# Where the words are searched: prose of pages, comments of their blocks; strings and comments of Python files; the whole of other files
+PLACES = ("README.md", "CHANGELOG.md", "docs/*.md", "recipes/**/*.*", "src/sparring/**/*.py", "src/sparring/report/templates/*.*")
+PLACES += ("benchmarks/*.py", "benchmarks/tasks/*.*", "scripts/*.py")
+# the table itself, the prompts of a judge, whose words are part of what they measure, and a key of benchmarks/results
+NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge_prompts.py", "benchmarks/step_profile.py"}
 
 # What is no prose of a page: tables that a script writes, fenced blocks except for their comments, code, comments of HTML, link targets
 MADE = re.compile(r"^<!-- (?:table|targets): .*?^<!-- end -->$", re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^( *)```(\w*)\n.*?^ *```$", re.DOTALL | re.MULTILINE)
 SHELL_COMMENT = re.compile(r"(?:^|(?<=\s))# .*$", re.MULTILINE)
-CODE = re.compile(r"^ {4,}(?![-*\d|])[^\n]*$|`[^`\n]*`|<!--.*?-->|(?<=\])\([^)\s]*\)", re.DOTALL | re.MULTILINE)
+SPAN = r"`[^`\n]*`"
+CODE = re.compile(rf"^ {{4,}}(?![-*\d|])[^\n]*$|{SPAN}|<!--.*?-->|(?<=\])\([^)\s]*\)", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -66,15 +70,13 @@ def prose(page: str) -> str:
 
 
 def strings(source: str) -> Iterator[tuple[int, str]]:
-    """Line and text of the string constants that a user may see."""
-    tree = ast.parse(source)
-    holders = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    docstrings = {
-        id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, holders) and node.body and isinstance(node.body[0], ast.Expr)
-    }
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
-            yield node.lineno, node.value
+    """Line and text of every string and comment, without the code in backticks."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, re.sub(SPAN, blank, node.value)
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.start[0], re.sub(SPAN, blank, token.string)
 
 
 def search(text: str, place: str, line: int = 1, words: dict[str, str] = OLD) -> list[Found]:
@@ -90,7 +92,7 @@ def search_file(path: Path, place: str) -> list[Found]:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return [found for line, value in strings(text) for found in search(value, place, line)]
-    return search(prose(text), place)
+    return search(prose(text) if path.suffix in (".md", ".html") else text, place)
 
 
 FILES = [path for pattern in PLACES for path in sorted(ROOT.glob(pattern)) if str(path.relative_to(ROOT)) not in NOT_SEARCHED]
@@ -129,5 +131,8 @@ def test_what_is_found_and_what_is_not(tmp_path: Path) -> None:
     ]
     assert str(search("mend it", "page.md")[0]) == "page.md:1: 'mend': use fix"
     code = tmp_path / "code.py"
-    code.write_text('"""Mend."""\n\n\ndef f():\n    """Mend."""\n    return f"mend {1}", "amends"\n')
-    assert [(found.line, found.word) for found in search_file(code, "code.py")] == [(6, "mend")]
+    code.write_text('"""Mend."""\n\n\ndef f():\n    """`mend` is a name."""\n    return f"mend {1}", "amends"  # mend\n')
+    assert sorted((found.line, found.word) for found in search_file(code, "code.py")) == [(1, "mend"), (6, "mend"), (6, "mend")]
+    script = tmp_path / "code.js"
+    script.write_text("    // mend\n")
+    assert [(found.line, found.word) for found in search_file(script, "code.js")] == [(1, "mend")]

@@ -175,7 +175,7 @@ def test_without_patience_it_waits() -> None:
     assert stop_reason(recipe(iterations=9), start(0.9), [scores(0.5)] * 8) is None
 
 
-# --- targets that move
+# --- verified and majority targets
 
 
 def moving(kind: str = "verified", iterations: int = 9, **stop: Any) -> Recipe:

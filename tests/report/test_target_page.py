@@ -1,4 +1,4 @@
-"""The report of games whose target moves."""
+"""The report of games with a verified or majority target."""
 
 from __future__ import annotations
 

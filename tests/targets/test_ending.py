@@ -1,4 +1,4 @@
-"""Whether an iteration of a moving target has anything to learn, and whether the training prompts still get better."""
+"""Whether an iteration with a verified or majority target has anything to learn, and whether the training prompts still get better."""
 
 from __future__ import annotations
 

@@ -285,7 +285,7 @@ def test_trls_dpo_with_likelihood_is_ours_pair_by_pair(weight: float, tmp_path: 
 
 @pytest.mark.parametrize("one_each", [True, False], ids=["contests of one pair", "contests of two pairs"])
 def test_trls_dpo_with_likelihood_is_that_of_contests(one_each: bool, tmp_path: Path) -> None:
-    """As a game with a moving target trains: by its task, on trees of one winner and one or two losers in one micro-batch."""
+    """As a game with a verified or majority target trains: by its task, on trees of one winner and one or two losers in one micro-batch."""
     player, opponent = tiny_llama(0), tiny_llama(1)
     trainer = trl_trainer(player, opponent, 0.5, "logistic", tmp_path, nll_weight=0.7)
     trainer.model.train()

@@ -341,7 +341,7 @@ class Seeds:
 
 
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
-    """The player of that name; "best" stands for `best`. Raises UserError for an unknown player."""
+    """The player of that name; "best" is the player `best`. Raises UserError for an unknown player."""
     wanted = player_name(best or name if name == "best" else name)
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")

@@ -203,7 +203,7 @@ class Decoder:
         draw: Callable[[Tensor, Tensor], Tensor],
         logps: bool = False,
     ) -> None:
-        """draw: samples tokens [A] from logits [A, V] and uniforms [A, 1]. logps: keep the tokens' log-probs too."""
+        """`draw` samples tokens [A] from logits [A, V] and uniforms [A, 1]. logps: keep the tokens' log-probs too."""
         self.model, self.stop_ids, self.max_new_tokens, self.draw = model, frozenset(stop_ids), max_new_tokens, draw
         self.logps = logps
 

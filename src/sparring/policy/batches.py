@@ -100,7 +100,7 @@ def branches_of(duel: Duel | Contest) -> Branches:
 
 
 def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
-    """Lay out `trees` packed end to end in one row, or (layout "rows") as one padded row per reply."""
+    """Arrange `trees` end to end in one row, or (layout "rows") as one padded row per reply."""
     columns = max(len(tree.replies) for tree in trees)
     parts = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
     rows = [_joined(parts)] if layout == "tree" else parts

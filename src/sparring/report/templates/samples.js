@@ -108,7 +108,7 @@
       if (runs.length && runs[runs.length - 1].tag === tag) runs[runs.length - 1].text += word;
       else runs.push({ tag, text: word });
     }
-    // what was there and what stands instead would read as one word
+    // without space the deleted and the inserted word would read as one
     const apart = (run, next) => run.tag && next && next.tag && !/\s$/.test(run.text) && !/^\s/.test(next.text);
     return runs.map((run, i) => (run.tag ? make(run.tag, apart(run, runs[i + 1]) ? { class: "apart" } : {}, run.text) : run.text));
   }
@@ -141,7 +141,7 @@
     return box;
   }
 
-  function draw() {
+  function render() {
     found = select();
     const visible = found.slice(0, shown);
     cards.replaceChildren(...visible.map(card));
@@ -154,11 +154,11 @@
   function restart() {
     shown = AT_ONCE;
     if (linked()) history.replaceState(null, "", "#samples");
-    draw();
+    render();
   }
   function follow() {
     shown = AT_ONCE;
-    draw();
+    render();
     if (linked()) document.getElementById("samples").scrollIntoView();
   }
   for (const control of Object.values(controls)) control.addEventListener(control.type === "search" ? "input" : "change", restart);
@@ -166,10 +166,10 @@
   more.addEventListener("click", () => {
     const next = shown;
     shown += AT_ONCE;
-    draw();
+    render();
     cards.children[next]?.querySelector("a")?.focus();
   });
   addEventListener("hashchange", follow);
   if (linked()) follow();
-  else draw();
+  else render();
 })();

@@ -1,4 +1,4 @@
-"""`sparring push` of games with verified or majority targets: preference rows are winners and losers that met, and cards say who won."""
+"""`sparring push` of games with verified or majority targets: preference rows are pairs of winner and loser, and cards say who won."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_winners_have_the_leading_answer_and_losers_another_or_none(folder: Path
             assert votes[row["chosen_answer"]] == row["chosen_votes"] == max(votes.values()) > row["rejected_votes"]
 
 
-def test_human_winners_are_the_data_and_prompts_that_nobody_answered_have_none(folder: Path) -> None:
+def test_human_winners_are_the_data_and_prompts_without_a_reply_have_none(folder: Path) -> None:
     rows = [row for t in (0, 1) for row in rows_of(folder, "preference", t)]
     by = Counter((row["chosen_by"], asked(row) in UNANSWERED) for row in rows)
     assert by["human", False] and by["model", True] and not by["human", True]

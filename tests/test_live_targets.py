@@ -1,4 +1,4 @@
-"""What is shown and sent of a game whose target moves, and what else is asked of its players."""
+"""Status, trackers, cost, samples and exports of games with a verified or majority target."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_rates_are_those_of_the_newest_grades(copied: Game, played: Game) -> Non
     assert "no reply has a score or an answer" in copied.command("status", "run").out
 
 
-def test_a_kill_between_grading_and_training_says_how_it_goes_on(copied: Game) -> None:
+def test_a_kill_between_grading_and_training_says_how_to_resume(copied: Game) -> None:
     graded = [Sabotage("sparring.data.tables:write_table", nth=1, args="001/grade", when="after")]
     assert copied.run("--restart-from", "iterations/001/grade", sabotage=graded).code == -9
     out = copied.command("status", "run").out

@@ -1,4 +1,4 @@
-"""The terminal's tables of a game whose target moves."""
+"""The tables of the terminal for games with a verified or majority target."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_who_won(name: str, request: pytest.FixtureRequest) -> None:
     assert row_of(printed(game), "Graded:", "iteration 0")["pass rate"] == f"{rate['value']:.3f} ± {rate['stderr']:.3f}"
 
 
-def test_rates_that_nobody_has_measured_have_no_column(moving: Game) -> None:
+def test_rates_that_were_not_measured_have_no_column(moving: Game) -> None:
     summary = moving.json("summary.json")
     for entry in summary["iterations"]:
         entry["rates"] = {}
