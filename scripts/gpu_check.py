@@ -4,10 +4,11 @@
 
 Steps run in order of worth, each in a process of its own and within its own limit. After each, OUT/gpu_check.json is rewritten, and the
 same command resumes with the steps that are not done: a cut loses nothing. --dry: tiny shapes on the CPU, to see that it runs to its end.
-Exit code 1 when a goal is missed or a step failed (not with --dry).
+Exit code 1 when a goal is missed or a step failed (not with --dry), 2 when a requirement of the project is missing, before any step.
 
-Before it, where there is network: python scripts/gpu_wheels.py. Missing packages are taken from there; without TRL or bitsandbytes their
-steps are left out.
+The machine must have Python 3.12, PyTorch for CUDA, transformers, accelerate and peft, with what these require. Everything else in
+pyproject.toml is taken from the folder of wheels if it is not installed; before, where there is network: python scripts/gpu_wheels.py.
+TRL, bitsandbytes and vLLM are optional: without them their steps are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_wheels import install  # noqa: E402
+from gpu_wheels import install, unmet  # noqa: E402
 
 DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
 # step -> most seconds of it, in order of worth
@@ -44,6 +45,7 @@ LIMITS = {
 }
 NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes"}
 SAME_WHEN_DRY = {"train_large", "trl_large"}  # the shapes of the small ones
+FILE = "gpu_check.json"
 LEAST = 15  # seconds under which no step is begun
 
 
@@ -103,18 +105,19 @@ class Check:
 
     def __init__(self, out: Path, wheels: Path, is_dry: bool, seconds: float) -> None:
         self.out, self.mode, self.ends = out, "dry" if is_dry else "real", time.monotonic() + seconds
-        self.file = out / "gpu_check.json"
+        self.file = out / FILE
         out.mkdir(parents=True, exist_ok=True)
         self.site = out / "site"
         self.installed = install(wheels, self.site)
         path = [str(ROOT / "src"), str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-        self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine()}
+        self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine(), "missing": []}
         self.results = self._kept()
 
     def run(self, steps: Iterable[str]) -> None:
         """Every step that is not done yet, in the order of LIMITS; the models are made beside the first of them."""
         todo = [name for name in LIMITS if name in set(steps) and self.results.get(name, {}).get("status") != "done"]
+        self._write()
         with (self.out / "models.log").open("w") as log:
             making = subprocess.Popen(self._command("models"), env=self.environment, cwd=ROOT, stdout=log, stderr=log)
             try:
@@ -170,17 +173,39 @@ class Check:
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """The results of an earlier call with the same code on the same kind of card."""
-        if not self.file.exists():
+        before = read(self.file)
+        if "steps" not in before:
             return {}
-        before = json.loads(self.file.read_text(encoding="utf-8"))
         same = before["machine"]["card"] == self.said["machine"]["card"]
         return before["steps"] if same and all(before[name] == self.said[name] for name in ("mode", "code")) else {}
 
     def _write(self) -> None:
         goals = [vars(goal) for goal in goals_of(self.results)]
-        aside = self.file.with_suffix(".new")
-        aside.write_text(json.dumps({**self.said, "steps": self.results, "goals": goals}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(self.file)
+        write(self.file, {**self.said, "steps": self.results, "goals": goals})
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    aside = file.with_suffix(".new")
+    aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def refuse(file: Path, missing: list[str], wheels: Path) -> int:
+    """Print which requirements are missing and add them to the file, which keeps what an earlier call found. Returns the exit code."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, {**read(file), "missing": missing})
+    print(
+        f"{wheels.absolute()}: has no wheel for {', '.join(missing)}, and {sys.executable} has no such package either; every requirement "
+        "in pyproject.toml must be installed or in this folder, so no step was begun\n"
+        f"  -> where there is network, `python scripts/gpu_wheels.py {wheels}` downloads wheels for Python 3.12 on x86-64 Linux; PyTorch, "
+        "transformers, accelerate, peft and what these require must be installed on this machine",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _last_json(text: str) -> dict[str, Any] | None:
@@ -199,7 +224,10 @@ def main(words: list[str]) -> int:
     steps = options["steps"].split(",") if options["steps"] else [name for name in LIMITS if not (is_dry and name in SAME_WHEN_DRY)]
     if unknown := set(steps) - set(LIMITS):
         sys.exit(f"no such steps: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
-    check = Check(Path(options["out"]).resolve(), Path(options["wheels"]), is_dry, 60 * float(options["minutes"]))
+    out, wheels = Path(options["out"]).resolve(), Path(options["wheels"])
+    if missing := unmet(wheels, "tests" in steps):
+        return refuse(out / FILE, missing, wheels)
+    check = Check(out, wheels, is_dry, 60 * float(options["minutes"]))
     check.run(steps)
     goals = list(goals_of(check.results))
     print_goals(goals, is_dry)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -139,14 +141,63 @@ def test_outcomes_are_read_from_what_pytest_says(workers: int, steps: ModuleType
     assert steps.outcomes(said) == {"passed": 1, "failed": 1, "error": 1, "skipped": 1, "failures": failures}
 
 
-def test_wheels_have_locked_versions_and_only_missing_ones_are_installed(check: ModuleType, tmp_path: Path) -> None:
-    wheels = importlib.import_module("gpu_wheels")
-    assert {wheels.key(name) for name in (*wheels.NAMES, *wheels.LARGE)} <= set(wheels.locked())
-    here = ["PyYAML-999.0-py3-none-any.whl", "typing_extensions-4.0-py3-none-any.whl"]
-    needed = ["no_such_package_here-1.0-py3-none-any.whl", "typing_extensions-999.0-py3-none-any.whl"]
-    for name in (*here, *needed):
-        (tmp_path / name).touch()
-    assert [wheel.name for wheel in wheels.missing(tmp_path)] == needed
+def test_wheels_have_locked_versions(wheels: ModuleType) -> None:
+    assert set(map(wheels.canonicalize_name, (*wheels.NAMES, *wheels.LARGE))) <= set(wheels.locked())
+
+
+@pytest.fixture
+def wheels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("gpu_wheels")
+
+
+def write_wheel(folder: Path, name: str, version: str, *requires: str, tag: str = "py3-none-any") -> str:
+    """A wheel of one module. Returns its file name."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(file, "w") as packed:
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+        packed.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n")
+        packed.writestr(f"{name}.py", "")
+    return file.name
+
+
+def test_only_missing_and_old_packages_are_taken_from_wheels(wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "installed", lambda: {"pyyaml": "6.0", "typing-extensions": "4.9", "scipy": "1.11.0", "pandas": "1.0"})
+    folder = tmp_path / "wheels"
+    for name in ("PyYAML", "pandas"):
+        write_wheel(folder, name, "999.0")
+    write_wheel(folder, "of_another_python", "1.0", tag="cp27-cp27m-manylinux1_x86_64")
+    (folder / "cut_short-1.0-py3-none-any.whl").touch()
+    needed = [write_wheel(folder, name, "999.0") for name in ("scipy", "some_package", "typing_extensions")]
+    assert wheels.install(folder, tmp_path / "site") == needed
+    assert {file.stem for file in (tmp_path / "site").glob("*.py")} == {"scipy", "some_package", "typing_extensions"}
+
+
+BARE = ("torch", "transformers", "accelerate", "peft", "numpy", "packaging", "safetensors", "tokenizers", "huggingface-hub", "jinja2")
+BARE += ("markupsafe", "pyyaml", "psutil", "tqdm", "filelock", "fsspec", "setuptools")
+
+
+def test_on_a_bare_machine_every_missing_requirement_is_named_before_any_step(
+    check: ModuleType, wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is installed is as the docstrings ask, but for an old accelerate; of the wheels that gpu_wheels.py downloads, one is lost."""
+    here, locked = wheels.installed(), wheels.locked()
+    monkeypatch.setattr(wheels, "installed", lambda: {**{name: here[name] for name in BARE}, "accelerate": "1.0"})
+    folder, out = tmp_path / "wheels", tmp_path / "out"
+    for name in map(wheels.canonicalize_name, wheels.NAMES):
+        of_it = [text for text in importlib.metadata.requires(name) or [] if "extra ==" not in text]
+        if name != "tzdata":  # which matplotlib and pandas require by way of python-dateutil
+            write_wheel(folder, name.replace("-", "_"), locked[name], *of_it)
+    write_wheel(folder, "of_no_use", "1.0", "not_there")
+    out.mkdir()
+    (out / check.FILE).write_text(json.dumps({"steps": {"game": {"status": "done"}}}))
+    assert check.main([f"out={out}", f"wheels={folder}"]) == 2
+    said = capsys.readouterr().err
+    missing = ["accelerate>=1.10 (there is 1.0)", "tzdata"]
+    assert f"{folder}: has no wheel for {', '.join(missing)}, and" in said and "  -> where there is network" in said
+    assert json.loads((out / check.FILE).read_text()) == {"steps": {"game": {"status": "done"}}, "missing": missing}
+    assert wheels.unmet(tmp_path / "nowhere", False)[:3] == ["accelerate>=1.10 (there is 1.0)", "datasets>=4.0", "pyarrow>=17"]
 
 
 def test_options_are_checked() -> None:
