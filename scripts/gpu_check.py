@@ -42,9 +42,14 @@ LIMITS = {
     "lora": 60,
     "qlora": 60,
     "fsdp2": 90,
+    "vllm": 120,
 }
-NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes"}
-SAME_WHEN_DRY = {"train_large", "trl_large"}  # the shapes of the small ones
+NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes", "vllm": "vllm"}
+NOT_DRY = {
+    "train_large": "its shape is that of train_small",
+    "trl_large": "its shape is that of trl_small",
+    "vllm": "a CPU says nothing about it",
+}
 FILE = "gpu_check.json"
 LEAST = 15  # seconds under which no step is begun
 
@@ -72,8 +77,15 @@ def goals_of(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Goal]:
     yield Goal("first-step margin exactly 0", ", ".join(f"{m:g}" for m in margins), all(m == 0 for m in margins) if margins else None)
     yield _at_least("MFU of training, 7B, of the data sheet's peak", found.get("train_large", {}).get("mfu_of_datasheet"), 0.45)
     yield _at_least("times TRL's tokens a second, 7B", _ratio(found, "train_large", "trl_large"), 3)
-    rates = found.get("sampling", {}).get("tokens_per_second", {})
-    yield _at_least("times `generate`, sampling", rates["packed"] / rates["generate"] if len(rates) > 1 else None, 5)
+    rates = sampling_rates(results)
+    is_known = {"packed", "generate"} <= set(rates)
+    yield _at_least("times `generate`, sampling", rates["packed"] / rates["generate"] if is_known else None, 5)
+
+
+def sampling_rates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """way of sampling -> reply tokens a second, for the same prompts."""
+    found = [results.get(name, {}).get("found") or {} for name in ("sampling", "vllm")]
+    return {way: rate for one in found for way, rate in one.get("tokens_per_second", {}).items()}
 
 
 def _ratio(found: Mapping[str, Any], ours: str, theirs: str) -> float | None:
@@ -133,8 +145,8 @@ class Check:
         left = self.ends - time.monotonic()
         if left < LEAST:
             return {"status": "no time left"}
-        if (package := NEEDS.get(name)) and not self._has(package):
-            return {"status": f"left out: {package} is not installed, and {self.out / 'site'} has no wheel of it"}
+        if (reason := self._why_not(name)) is not None:
+            return {"status": f"left out: {reason}"}
         began = time.monotonic()
         process = subprocess.Popen(
             self._command(name),
@@ -155,6 +167,15 @@ class Check:
         (self.out / f"{name}.err").write_text(errors, encoding="utf-8")
         facts = {"status": status, "seconds": time.monotonic() - began, "found": _last_json(out)}
         return facts if status == "done" else {**facts, "error": errors[-2000:]}
+
+    def _why_not(self, name: str) -> str | None:
+        """Why a step cannot run here."""
+        if self.mode == "dry" and name in NOT_DRY:
+            return f"with --dry {NOT_DRY[name]}"
+        package = NEEDS.get(name)
+        if package is None or self._has(package):
+            return None
+        return f"{package} cannot be imported here, nor from a wheel in {self.site}"
 
     def _command(self, name: str) -> list[str]:
         return [sys.executable, str(ROOT / "scripts" / "gpu_steps.py"), name, str(self.out), self.mode]
@@ -181,7 +202,7 @@ class Check:
 
     def _write(self) -> None:
         goals = [vars(goal) for goal in goals_of(self.results)]
-        write(self.file, {**self.said, "steps": self.results, "goals": goals})
+        write(self.file, {**self.said, "steps": self.results, "sampling_tokens_per_second": sampling_rates(self.results), "goals": goals})
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -221,7 +242,7 @@ def main(words: list[str]) -> int:
             sys.exit(f"{word}: not an option\n{__doc__}")
         options |= {name: value} if equals else {}
     is_dry = "--dry" in words
-    steps = options["steps"].split(",") if options["steps"] else [name for name in LIMITS if not (is_dry and name in SAME_WHEN_DRY)]
+    steps = options["steps"].split(",") if options["steps"] else list(LIMITS)
     if unknown := set(steps) - set(LIMITS):
         sys.exit(f"no such steps: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
     out, wheels = Path(options["out"]).resolve(), Path(options["wheels"])
@@ -231,6 +252,8 @@ def main(words: list[str]) -> int:
     check.run(steps)
     goals = list(goals_of(check.results))
     print_goals(goals, is_dry)
+    if rates := sampling_rates(check.results):
+        print("\nsampling, reply tokens a second: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
     failed = [name for name, one in check.results.items() if one["status"] in ("failed", "cut: it took too long")]
     print(f"\n{check.file}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed or (not is_dry and any(goal.is_met is False for goal in goals)) else 0

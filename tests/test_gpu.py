@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 ROOT = Path(__file__).parent.parent
 SMALL = ["data.max_examples=24", "data.held_out=8", "sft=null", "controls=null", "iterations=2", "sampling.max_new_tokens=12"]
 SMALL += ["objective.nll_weight=0"]  # so that the loss of the first step is log 2
+SMALL += ["sampling.engine=transformers"]  # vLLM, the default where it is installed, takes a minute to start in every stage
 
 
 def play(folder: Path, *overrides: str) -> dict[str, Any]:
