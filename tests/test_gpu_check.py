@@ -248,9 +248,33 @@ def test_options_are_checked() -> None:
         assert done.returncode == 1 and said in done.stderr
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The project's files under another root, so that the weights of the steps are made there and not in runs/."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name in ("scripts", "benchmarks", "src", "tests", "recipes", "pyproject.toml"):
+        (root / name).symlink_to(ROOT / name)
+    return root
+
+
+def test_a_dry_run_of_some_steps_ends_with_their_results(project: Path, tmp_path: Path) -> None:
+    """In processes, from the command to the file: one step that computes, and one that a CPU leaves out."""
+    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path / 'out'}", "steps=sampling,vllm"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert (found["mode"], found["missing"], found["machine"]["card"]) == ("dry", [], None) and found["machine"]["torch"]
+    assert {name: one["status"].partition(":")[0] for name, one in found["steps"].items()} == {"sampling": "done", "vllm": "left out"}
+    rates = found["sampling_tokens_per_second"]
+    assert set(rates) == {"packed", "generate"} and min(rates.values()) > 0
+    assert [goal["is_met"] is None for goal in found["goals"]] == [True] * 5 + [False]
+    assert "sampling, reply tokens a second: packed " in done.stdout and (project / "runs").is_dir()
+
+
 @pytest.mark.slow
-def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
+def test_it_runs_to_its_end_on_a_cpu(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())
