@@ -126,8 +126,8 @@ study: setup
 chaos: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py kills=200 inputs=500 probes=100
 
-# checks and speed on one GPU, in 8 minutes and without network, with a PYTHON that has PyTorch (before it, with network:
-# python scripts/gpu_wheels.py); DRY=1 PYTHON=.venv/bin/python runs it with tiny shapes on a CPU
+# checks and speed on one GPU, in 8 minutes and without network, with a PYTHON that has PyTorch, transformers, accelerate and peft (before
+# it, with network: python scripts/gpu_wheels.py); DRY=1 PYTHON=.venv/bin/python runs it with tiny shapes on a CPU
 gpu-check:
 	$(PYTHON) scripts/gpu_check.py $(if $(DRY),--dry)
 

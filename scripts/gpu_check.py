@@ -4,10 +4,11 @@
 
 Steps run in order of importance, each in a separate process with a time limit. After each step OUT/gpu_check.json is rewritten; the same
 command resumes with the steps that are not done, so an interruption loses nothing. --dry: tiny shapes on the CPU, to test the script.
-Exit code 1 when a goal is missed or a step failed (not with --dry).
+Exit code 1 when a goal is missed or a step failed (not with --dry), 2 when a requirement of the project is missing, before any step.
 
-Before it, where there is network: python scripts/gpu_wheels.py. Missing packages are taken from there; without TRL or bitsandbytes their
-steps are left out.
+The machine must have Python 3.12, PyTorch for CUDA, transformers, accelerate and peft, with what these require. Everything else in
+pyproject.toml is taken from the folder of wheels if it is not installed; before, where there is network: python scripts/gpu_wheels.py.
+TRL, bitsandbytes and vLLM are optional: without them their steps are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
-from gpu_wheels import install  # noqa: E402
+from gpu_wheels import install, unmet  # noqa: E402
 
 DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
 # step -> its time limit in seconds, in order of importance
@@ -41,9 +42,15 @@ LIMITS = {
     "lora": 60,
     "qlora": 60,
     "fsdp2": 90,
+    "vllm": 120,
 }
-NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes"}
-SAME_WHEN_DRY = {"train_large", "trl_large"}  # the shapes of the small ones
+NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes", "vllm": "vllm"}
+NOT_DRY = {
+    "train_large": "its shape is that of train_small",
+    "trl_large": "its shape is that of trl_small",
+    "vllm": "a CPU says nothing about it",
+}
+FILE = "gpu_check.json"
 LEAST = 15  # seconds under which no step is begun
 
 
@@ -70,8 +77,15 @@ def goals_of(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Goal]:
     yield Goal("first-step margin exactly 0", ", ".join(f"{m:g}" for m in margins), all(m == 0 for m in margins) if margins else None)
     yield _at_least("MFU of training, 7B, of the data sheet's peak", found.get("train_large", {}).get("mfu_of_datasheet"), 0.45)
     yield _at_least("times TRL's tokens a second, 7B", _ratio(found, "train_large", "trl_large"), 3)
-    rates = found.get("sampling", {}).get("tokens_per_second", {})
-    yield _at_least("times `generate`, sampling", rates["packed"] / rates["generate"] if len(rates) > 1 else None, 5)
+    rates = sampling_rates(results)
+    is_known = {"packed", "generate"} <= set(rates)
+    yield _at_least("times `generate`, sampling", rates["packed"] / rates["generate"] if is_known else None, 5)
+
+
+def sampling_rates(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """way of sampling -> reply tokens a second, for the same prompts."""
+    found = [results.get(name, {}).get("found") or {} for name in ("sampling", "vllm")]
+    return {way: rate for one in found for way, rate in one.get("tokens_per_second", {}).items()}
 
 
 def _ratio(found: Mapping[str, Any], ours: str, theirs: str) -> float | None:
@@ -103,18 +117,19 @@ class Check:
 
     def __init__(self, out: Path, wheels: Path, is_dry: bool, seconds: float) -> None:
         self.out, self.mode, self.ends = out, "dry" if is_dry else "real", time.monotonic() + seconds
-        self.file = out / "gpu_check.json"
+        self.file = out / FILE
         out.mkdir(parents=True, exist_ok=True)
         self.site = out / "site"
         self.installed = install(wheels, self.site)
         path = [str(ROOT / "src"), str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-        self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine()}
+        self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine(), "missing": []}
         self.results = self._kept()
 
     def run(self, steps: Iterable[str]) -> None:
         """Every step that is not done yet, in the order of LIMITS; the models are made while the first of them run."""
         todo = [name for name in LIMITS if name in set(steps) and self.results.get(name, {}).get("status") != "done"]
+        self._write()
         with (self.out / "models.log").open("w") as log:
             making = subprocess.Popen(self._command("models"), env=self.environment, cwd=ROOT, stdout=log, stderr=log)
             try:
@@ -130,8 +145,8 @@ class Check:
         left = self.ends - time.monotonic()
         if left < LEAST:
             return {"status": "no time left"}
-        if (package := NEEDS.get(name)) and not self._has(package):
-            return {"status": f"left out: {package} is not installed, and {self.out / 'site'} has no wheel of it"}
+        if (reason := self._why_not(name)) is not None:
+            return {"status": f"left out: {reason}"}
         began = time.monotonic()
         process = subprocess.Popen(
             self._command(name),
@@ -153,6 +168,15 @@ class Check:
         facts = {"status": status, "seconds": time.monotonic() - began, "found": _last_json(out)}
         return facts if status == "done" else {**facts, "error": errors[-2000:]}
 
+    def _why_not(self, name: str) -> str | None:
+        """Why a step cannot run here."""
+        if self.mode == "dry" and name in NOT_DRY:
+            return f"with --dry {NOT_DRY[name]}"
+        package = NEEDS.get(name)
+        if package is None or self._has(package):
+            return None
+        return f"{package} cannot be imported here, nor from a wheel in {self.site}"
+
     def _command(self, name: str) -> list[str]:
         return [sys.executable, str(ROOT / "scripts" / "gpu_steps.py"), name, str(self.out), self.mode]
 
@@ -170,17 +194,39 @@ class Check:
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """The results of an earlier call with the same code on the same kind of card."""
-        if not self.file.exists():
+        before = read(self.file)
+        if "steps" not in before:
             return {}
-        before = json.loads(self.file.read_text(encoding="utf-8"))
         same = before["machine"]["card"] == self.said["machine"]["card"]
         return before["steps"] if same and all(before[name] == self.said[name] for name in ("mode", "code")) else {}
 
     def _write(self) -> None:
         goals = [vars(goal) for goal in goals_of(self.results)]
-        aside = self.file.with_suffix(".new")
-        aside.write_text(json.dumps({**self.said, "steps": self.results, "goals": goals}, indent=1) + "\n", encoding="utf-8")
-        aside.replace(self.file)
+        write(self.file, {**self.said, "steps": self.results, "sampling_tokens_per_second": sampling_rates(self.results), "goals": goals})
+
+
+def read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def write(file: Path, found: dict[str, Any]) -> None:
+    aside = file.with_suffix(".new")
+    aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    aside.replace(file)
+
+
+def refuse(file: Path, missing: list[str], wheels: Path) -> int:
+    """Print which requirements are missing and add them to the file, which keeps what an earlier call found. Returns the exit code."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write(file, {**read(file), "missing": missing})
+    print(
+        f"{wheels.absolute()}: has no wheel for {', '.join(missing)}, and {sys.executable} has no such package either; every requirement "
+        "in pyproject.toml must be installed or in this folder, so no step was begun\n"
+        f"  -> where there is network, `python scripts/gpu_wheels.py {wheels}` downloads wheels for Python 3.12 on x86-64 Linux; PyTorch, "
+        "transformers, accelerate, peft and what these require must be installed on this machine",
+        file=sys.stderr,
+    )
+    return 2
 
 
 def _last_json(text: str) -> dict[str, Any] | None:
@@ -196,13 +242,18 @@ def main(words: list[str]) -> int:
             sys.exit(f"{word}: not an option\n{__doc__}")
         options |= {name: value} if equals else {}
     is_dry = "--dry" in words
-    steps = options["steps"].split(",") if options["steps"] else [name for name in LIMITS if not (is_dry and name in SAME_WHEN_DRY)]
+    steps = options["steps"].split(",") if options["steps"] else list(LIMITS)
     if unknown := set(steps) - set(LIMITS):
         sys.exit(f"no such steps: {', '.join(sorted(unknown))}; there are {', '.join(LIMITS)}")
-    check = Check(Path(options["out"]).resolve(), Path(options["wheels"]), is_dry, 60 * float(options["minutes"]))
+    out, wheels = Path(options["out"]).resolve(), Path(options["wheels"])
+    if missing := unmet(wheels, "tests" in steps):
+        return refuse(out / FILE, missing, wheels)
+    check = Check(out, wheels, is_dry, 60 * float(options["minutes"]))
     check.run(steps)
     goals = list(goals_of(check.results))
     print_goals(goals, is_dry)
+    if rates := sampling_rates(check.results):
+        print("\nsampling, reply tokens a second: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
     failed = [name for name, one in check.results.items() if one["status"] in ("failed", "cut: it took too long")]
     print(f"\n{check.file}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     return 1 if failed or (not is_dry and any(goal.is_met is False for goal in goals)) else 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
+import math
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -26,6 +28,7 @@ DATASHEET = 989e12  # bfloat16 operations a second of an H100 or H200, dense
 TESTS_SECONDS = 130  # after which the remaining tests are not run
 GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "controls=null", "showcase=[]", "report=false"]
 GAME += ["sampling.max_new_tokens=12", "train.batch_size=8", "train.checkpoint_every=1"]
+GAME += ["sampling.engine=transformers"]  # vLLM, the default where it is installed, takes a minute to start in every stage
 
 
 @dataclass(frozen=True)
@@ -230,16 +233,13 @@ def sampling(folder: Path, size: Size) -> dict[str, Any]:
 
     One token in 64 ends a reply, so that lengths vary as with a trained model.
     """
-    import random
-
     import torch
     from sampling_speed import generate, packed
 
     from sparring.policy.compute import make_accelerator
     from sparring.policy.load import load_model
 
-    draw = random.Random(0)
-    prompts = [tuple(draw.randrange(3, 500) for _ in range(draw.randint(30, 120))) for _ in range(size.prompts)]
+    prompts = prompts_of(size)
     model = load_model(model_at(size.small), torch.bfloat16).to(make_accelerator().device)
     stops, limit = list(range(0, model.config.vocab_size, 64)), size.new_tokens
     ways: dict[str, Callable[[], list[int]]] = {
@@ -257,6 +257,38 @@ def sampling(folder: Path, size: Size) -> dict[str, Any]:
     return {"tokens_per_second": rates, "peak_gb": peak_gb()}
 
 
+def vllm(folder: Path, size: Size) -> dict[str, Any]:
+    """Reply tokens a second of vLLM, started as the engine vllm starts it, for the prompts of `sampling`; its start is not counted.
+
+    Replies have lengths as one stop token in 64 would give them. vLLM searches the list of stop tokens at every token, and 2,000 of them
+    would take as long as the model.
+    """
+    from sparring.config import SamplingSection
+    from sparring.opponent import vllm_engine
+
+    settings = SamplingSection(engine="vllm", max_new_tokens=size.new_tokens)
+    engine = vllm_engine.VllmEngine(model_at(size.small), settings, "bfloat16", [])
+    prompts, draw = [{"prompt_token_ids": list(ids)} for ids in prompts_of(size)], random.Random(1)
+    lengths = [min(size.new_tokens, 1 + int(draw.expovariate(math.log(64 / 63)))) for _ in prompts]
+
+    def sample() -> list[int]:
+        asked = [engine._settings(seed, logps=False) for seed in range(len(prompts))]
+        for one, length in zip(asked, lengths, strict=True):
+            one.max_tokens = length
+        engine._llm.reset_prefix_cache()  # which has the prompts after the first go
+        return [len(one.outputs[0].token_ids) for one in engine._llm.generate(prompts, asked, use_tqdm=False)]
+
+    try:
+        return {"tokens_per_second": {"vllm": rate_of(sample)}}
+    finally:
+        engine.close()
+
+
+def prompts_of(size: Size) -> list[tuple[int, ...]]:
+    draw = random.Random(0)
+    return [tuple(draw.randrange(3, 500) for _ in range(draw.randint(30, 120))) for _ in range(size.prompts)]
+
+
 def rate_of(way: Callable[[], list[int]]) -> float:
     """Tokens a second of the second of two calls: the first compiles, and checks the model's code."""
     way()
@@ -266,7 +298,8 @@ def rate_of(way: Callable[[], list[int]]) -> float:
 
 
 STEPS: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
-    step.__name__: step for step in (models, tests, game, train_small, trl_small, train_large, trl_large, sampling, lora, qlora, fsdp2)
+    step.__name__: step
+    for step in (models, tests, game, train_small, trl_small, train_large, trl_large, sampling, lora, qlora, fsdp2, vllm)
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 ROOT = Path(__file__).parent.parent
 SMALL = ["data.max_examples=24", "data.held_out=8", "sft=null", "controls=null", "iterations=2", "sampling.max_new_tokens=12"]
+SMALL += ["objective.nll_weight=0"]  # so that the loss of the first step is log 2
+SMALL += ["sampling.engine=transformers"]  # vLLM, the default where it is installed, takes a minute to start in every stage
 
 
 def play(folder: Path, *overrides: str) -> dict[str, Any]:
@@ -39,13 +42,14 @@ def first_steps(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if row["step"] == 0]
 
 
-@pytest.mark.parametrize(("precision", "bound"), [("fp32", 1e-6), ("bf16", 1e-3)])
-def test_the_game_runs_and_starts_at_margin_zero(tmp_path: Path, precision: str, bound: float) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_game_runs_and_starts_at_margin_zero(tmp_path: Path, precision: str) -> None:
+    """Exactly: the opponent pass and the first step compute the same micro-batches with the same weights."""
     summary = play(tmp_path, f"train.precision={precision}")
     assert len(summary["iterations"]) == 2
     for row in first_steps(tmp_path):
-        assert abs(row["margin"]) <= bound
-        assert row["loss"] == pytest.approx(0.693147, abs=1e-3)
+        assert row["margin"] == 0.0
+        assert row["loss"] == pytest.approx(math.log(2), rel=1e-12)
 
 
 def test_a_repeated_run_gives_the_same_replies(tmp_path: Path) -> None:
@@ -177,4 +181,4 @@ def test_a_game_over_a_base_in_four_bits(tmp_path: Path) -> None:
     summary = play(tmp_path, "train.lora.quantize=4bit", "train.lora.rank=4", "train.lr=1e-2")
     assert len(summary["iterations"]) == 2
     for row in first_steps(tmp_path):
-        assert abs(row["margin"]) <= 1e-3
+        assert row["margin"] == 0.0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -121,6 +123,48 @@ def test_goals_are_met_missed_or_not_measured(check: ModuleType) -> None:
     assert judged({"tests": {"passed": 0, "failed": 0, "error": 0, "skipped": 27}})[0] is False
 
 
+def test_vllm_is_left_out_with_a_reason_or_beside_packed_rows(checked: Any, check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    says = {way: f"print(json.dumps({{'tokens_per_second': {{{way!r}: 7.0}}}}))" for way in ("packed", "vllm")}
+    says = {"sampling": says["packed"], "vllm": says["vllm"]}
+    monkeypatch.setattr(check.Check, "_has", lambda _, package: False)
+    called, found = checked(says)
+    assert called == ["sampling"] and "vllm cannot be imported" in found["steps"]["vllm"]["status"]
+    assert found["sampling_tokens_per_second"] == {"packed": 7.0}
+    monkeypatch.setattr(check.Check, "_has", lambda _, package: True)
+    called, found = checked(says)
+    assert called == ["vllm"] and found["sampling_tokens_per_second"] == {"packed": 7.0, "vllm": 7.0}
+
+
+class FakeVllm:
+    """Stands in for VllmEngine and for the vLLM in it: replies as long as they are asked for."""
+
+    said: ClassVar[list[str]] = []
+
+    def __init__(self, folder: Path, sampling: Any, dtype: str, stop_ids: list[int]) -> None:
+        assert (sampling.engine, dtype, stop_ids) == ("vllm", "bfloat16", [])
+        self._llm = self
+
+    def _settings(self, seed: int, logps: bool) -> SimpleNamespace:
+        return SimpleNamespace(seed=seed)
+
+    def reset_prefix_cache(self) -> None:
+        self.said.append("forgotten")
+
+    def generate(self, prompts: list[dict[str, Any]], asked: list[Any], use_tqdm: bool) -> list[SimpleNamespace]:
+        self.said.append(f"{len(prompts)} prompts")
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=[0] * one.max_tokens)]) for one in asked]
+
+    def close(self) -> None:
+        self.said.append("closed")
+
+
+def test_the_step_of_vllm(steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sparring.opponent.vllm_engine.VllmEngine", FakeVllm)
+    monkeypatch.setattr(steps, "model_at", lambda name: tmp_path)
+    assert steps.vllm(tmp_path, steps.REAL)["tokens_per_second"]["vllm"] > 0
+    assert FakeVllm.said == [*["forgotten", "256 prompts"] * 2, "closed"]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_outcomes_are_read_from_what_pytest_says(workers: int, steps: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "tests").mkdir()
@@ -139,14 +183,63 @@ def test_outcomes_are_read_from_what_pytest_says(workers: int, steps: ModuleType
     assert steps.outcomes(said) == {"passed": 1, "failed": 1, "error": 1, "skipped": 1, "failures": failures}
 
 
-def test_wheels_have_locked_versions_and_only_missing_ones_are_installed(check: ModuleType, tmp_path: Path) -> None:
-    wheels = importlib.import_module("gpu_wheels")
-    assert {wheels.key(name) for name in (*wheels.NAMES, *wheels.LARGE)} <= set(wheels.locked())
-    here = ["PyYAML-999.0-py3-none-any.whl", "typing_extensions-4.0-py3-none-any.whl"]
-    needed = ["no_such_package_here-1.0-py3-none-any.whl", "typing_extensions-999.0-py3-none-any.whl"]
-    for name in (*here, *needed):
-        (tmp_path / name).touch()
-    assert [wheel.name for wheel in wheels.missing(tmp_path)] == needed
+def test_wheels_have_locked_versions(wheels: ModuleType) -> None:
+    assert set(map(wheels.canonicalize_name, (*wheels.NAMES, *wheels.LARGE))) <= set(wheels.locked())
+
+
+@pytest.fixture
+def wheels(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    return importlib.import_module("gpu_wheels")
+
+
+def write_wheel(folder: Path, name: str, version: str, *requires: str, tag: str = "py3-none-any") -> str:
+    """A wheel of one module. Returns its file name."""
+    folder.mkdir(exist_ok=True)
+    file = folder / f"{name}-{version}-{tag}.whl"
+    with zipfile.ZipFile(file, "w") as packed:
+        lines = ["Metadata-Version: 2.1", f"Name: {name}", f"Version: {version}", *(f"Requires-Dist: {one}" for one in requires)]
+        packed.writestr(f"{name}-{version}.dist-info/METADATA", "\n".join(lines) + "\n")
+        packed.writestr(f"{name}.py", "")
+    return file.name
+
+
+def test_only_missing_and_old_packages_are_taken_from_wheels(wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "installed", lambda: {"pyyaml": "6.0", "typing-extensions": "4.9", "scipy": "1.11.0", "pandas": "1.0"})
+    folder = tmp_path / "wheels"
+    for name in ("PyYAML", "pandas"):
+        write_wheel(folder, name, "999.0")
+    write_wheel(folder, "of_another_python", "1.0", tag="cp27-cp27m-manylinux1_x86_64")
+    (folder / "cut_short-1.0-py3-none-any.whl").touch()
+    needed = [write_wheel(folder, name, "999.0") for name in ("scipy", "some_package", "typing_extensions")]
+    assert wheels.install(folder, tmp_path / "site") == needed
+    assert {file.stem for file in (tmp_path / "site").glob("*.py")} == {"scipy", "some_package", "typing_extensions"}
+
+
+BARE = ("torch", "transformers", "accelerate", "peft", "numpy", "packaging", "safetensors", "tokenizers", "huggingface-hub", "jinja2")
+BARE += ("markupsafe", "pyyaml", "psutil", "tqdm", "filelock", "fsspec", "setuptools")
+
+
+def test_on_a_bare_machine_every_missing_requirement_is_named_before_any_step(
+    check: ModuleType, wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is installed is as the docstrings ask, but for an old accelerate; of the wheels that gpu_wheels.py downloads, one is lost."""
+    here, locked = wheels.installed(), wheels.locked()
+    monkeypatch.setattr(wheels, "installed", lambda: {**{name: here[name] for name in BARE}, "accelerate": "1.0"})
+    folder, out = tmp_path / "wheels", tmp_path / "out"
+    for name in map(wheels.canonicalize_name, wheels.NAMES):
+        of_it = [text for text in importlib.metadata.requires(name) or [] if "extra ==" not in text]
+        if name != "tzdata":  # which matplotlib and pandas require by way of python-dateutil
+            write_wheel(folder, name.replace("-", "_"), locked[name], *of_it)
+    write_wheel(folder, "of_no_use", "1.0", "not_there")
+    out.mkdir()
+    (out / check.FILE).write_text(json.dumps({"steps": {"game": {"status": "done"}}}))
+    assert check.main([f"out={out}", f"wheels={folder}"]) == 2
+    said = capsys.readouterr().err
+    missing = ["accelerate>=1.10 (there is 1.0)", "tzdata"]
+    assert f"{folder}: has no wheel for {', '.join(missing)}, and" in said and "  -> where there is network" in said
+    assert json.loads((out / check.FILE).read_text()) == {"steps": {"game": {"status": "done"}}, "missing": missing}
+    assert wheels.unmet(tmp_path / "nowhere", False)[:3] == ["accelerate>=1.10 (there is 1.0)", "datasets>=4.0", "pyarrow>=17"]
 
 
 def test_options_are_checked() -> None:
@@ -155,13 +248,37 @@ def test_options_are_checked() -> None:
         assert done.returncode == 1 and said in done.stderr
 
 
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """The project's files under another root, so that the weights of the steps are made there and not in runs/."""
+    root = tmp_path / "project"
+    root.mkdir()
+    for name in ("scripts", "benchmarks", "src", "tests", "recipes", "pyproject.toml"):
+        (root / name).symlink_to(ROOT / name)
+    return root
+
+
+def test_a_dry_run_of_some_steps_ends_with_their_results(project: Path, tmp_path: Path) -> None:
+    """In processes, from the command to the file: one step that computes, and one that a CPU leaves out."""
+    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path / 'out'}", "steps=sampling,vllm"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert (found["mode"], found["missing"], found["machine"]["card"]) == ("dry", [], None) and found["machine"]["torch"]
+    assert {name: one["status"].partition(":")[0] for name, one in found["steps"].items()} == {"sampling": "done", "vllm": "left out"}
+    rates = found["sampling_tokens_per_second"]
+    assert set(rates) == {"packed", "generate"} and min(rates.values()) > 0
+    assert [goal["is_met"] is None for goal in found["goals"]] == [True] * 5 + [False]
+    assert "sampling, reply tokens a second: packed " in done.stdout and (project / "runs").is_dir()
+
+
 @pytest.mark.slow
-def test_it_runs_to_its_end_on_a_cpu(tmp_path: Path) -> None:
-    command = [sys.executable, SCRIPTS / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
+def test_it_runs_to_its_end_on_a_cpu(project: Path, tmp_path: Path) -> None:
+    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())
-    statuses = {name: one["status"] for name, one in found["steps"].items()}
-    assert set(statuses.values()) == {"done"} and len(statuses) == 8
+    statuses = [one["status"].partition(":")[0] for one in found["steps"].values()]
+    assert statuses.count("done") == 8 and statuses.count("left out") == 3 == len(statuses) - 8
     by_goal = {goal["what"]: goal["is_met"] for goal in found["goals"]}
     assert by_goal["first-step margin exactly 0"] is True and by_goal["a killed run resumes"] is True

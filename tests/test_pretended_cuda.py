@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from pretended_card import CUDA, NONZERO, NUMBER, READ, SENT, Card, PretendedCard, pretended
-from zoo import COMMON, ZOO
+from zoo import ZOO
 
 import sparring
-from sparring.config import SamplingSection, TrainSection
-from sparring.data.records import Duel
+from sparring.config import SamplerSettings, SamplingSection, TrainSection
+from sparring.data.records import Conversation, Duel, Example
+from sparring.evaluation.measure import Measurer, Opponent, read_measured
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy import score
@@ -26,7 +29,7 @@ from sparring.progress import PhaseProgress
 from sparring.training import fit as training
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, make_plan
-from sparring.training.ranked import Replicas
+from sparring.training.ranked import Replicas, score_player
 from sparring.training.tasks import SpinTask
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +64,8 @@ LISTED = {
 MASK_OF_ROWS = {(NUMBER, "score.Scorer._hidden"), (SENT, "score.Scorer._hidden")}
 
 TREES = [name for name, (_, best) in ZOO.items() if best == "tree"]
+# with windows, soft caps, norms of queries and keys, tied heads, learned positions, linear layers that are stored transposed
+ARCHITECTURES = ["mistral, short window", "qwen3", "gemma-2", "phi-3", "olmo-2", "gpt-2"]
 DUELS = [Duel(str(n), 0, tuple(range(2, 6 + 3 * n)), tuple(range(9, 14 + n)), (tuple(range(20, 23 + n)), (9, 1))) for n in range(4)]
 
 
@@ -174,9 +179,8 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
     assert states and all(isinstance(value, Card) and value.dtype == torch.float32 for value in states)
 
 
-def made_llama(folder: Path) -> Path:
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(transformers.LlamaConfig(**COMMON)).save_pretrained(folder)
+def saved(name: str, folder: Path) -> Path:
+    model_of(name).save_pretrained(folder)
     return folder
 
 
@@ -191,16 +195,24 @@ def trained(stage: Path, start: Path, plan: TrainPlan, settings: TrainSection) -
     return [json.loads(line) for line in (stage / "train" / training.METRICS).read_text().splitlines()]
 
 
+LORA = {"lora": {"rank": 2, "dropout": 0.1}, "lr": 1e-2}
+OPTIONS = {
+    "bf16": {},
+    "adamw": {"optimizer": "adamw"},
+    "fp32": {"precision": "fp32"},
+    "adafactor": {"optimizer": "adafactor"},
+    "lora": LORA,
+}
+
+
 @pytest.mark.parametrize(
-    "options",
-    [{}, {"optimizer": "adamw"}, {"precision": "fp32"}, {"optimizer": "adafactor"}, {"lora": {"rank": 2, "dropout": 0.1}, "lr": 1e-2}],
-    ids=["bf16", "adamw", "fp32", "adafactor", "lora"],
+    ("name", "which"), [*(("llama", which) for which in OPTIONS), *((name, which) for name in ARCHITECTURES for which in ("bf16", "lora"))]
 )
 def test_training_starts_at_margin_zero_and_goes_on_from_a_checkpoint_with_the_same_bits(
-    options: dict[str, Any], card: PretendedCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, which: str, card: PretendedCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = made_llama(tmp_path / "model")
-    settings = TrainSection(**{"lr": 1e-3, "batch_size": 2, "checkpoint_every": 2, "micro_batch_tokens": 64, **options})
+    start = saved(name, tmp_path / "model")
+    settings = TrainSection(**{"lr": 1e-3, "batch_size": 2, "checkpoint_every": 2, "micro_batch_tokens": 64, **OPTIONS[which]})
     plan = make_plan(settings, len(DUELS), lr=settings.lr, epochs=2, seed=0, name="pretended")
     with card.watched() as waits:
         rows = trained(tmp_path / "whole", start, plan, settings)
@@ -238,6 +250,39 @@ def test_replies_are_those_of_a_cpu_and_a_step_waits_for_its_tokens_alone(name: 
         assert engine._takes_packed_rows
     assert found[0] == found[1]
     assert list(waits) == [(READ, "decode.Decoder._step")]
+
+
+# --- evaluation
+
+
+HELD_OUT = [Example(duel.duel_id, Conversation((), ""), duel.prompt_ids, duel.real_ids) for duel in DUELS]
+
+
+def measured(folder: Path, start: Path) -> dict[str, Any]:
+    """What is stored of the start, and of an equal player against it."""
+    settings = SamplerSettings(SamplingSection(max_new_tokens=4, batch_tokens=50), "float32", False)
+    chat: Any = SimpleNamespace(stop_ids=frozenset({1}), decode=str)
+    score_all = partial(score_player, settings=TrainSection(precision="fp32", micro_batch_tokens=64))
+    measurer = Measurer(settings, chat, HELD_OUT, score_all, seed=0, greedy=True)
+    stages = folder / "start", folder / "player"
+    for number, stage in enumerate(stages):
+        stage.mkdir(parents=True)
+        measurer.measure(stage, start, Opponent(start, stages[0]) if number else None, number, stage.name)
+    found = read_measured(stages[1])
+    return {"replies": found.replies, "greedy": found.greedy, "logps": found.logps}
+
+
+@pytest.mark.parametrize("name", ["llama", *ARCHITECTURES])
+def test_a_player_is_measured_as_on_a_cpu(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    start = saved(name, tmp_path / "model")
+    expected = measured(tmp_path / "cpu", start)
+    card = request.getfixturevalue("card")
+    found = measured(tmp_path / "card", start)
+    assert card.waits[READ, "score.score_trees"] and set(card.waits) <= set(LISTED)
+    assert found["replies"] == expected["replies"] and found["greedy"] == expected["greedy"]
+    for row, other in zip(found["logps"], expected["logps"], strict=True):
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+        assert [row["player_real"], row["player_generated"]] == [row["opponent_real"], row["opponent_generated"]], "margin exactly 0"
 
 
 # --- the game

@@ -17,7 +17,7 @@ from zygote import Zygote
 
 from sparring.config import load_recipe
 from sparring.planning import work
-from sparring.planning.command import advise, estimated_time, print_plan, verdict
+from sparring.planning.command import advise, assumptions, estimated_time, print_plan, verdict
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import GB, Hardware, find_hardware
 
@@ -211,6 +211,21 @@ def test_the_devices_of_a_gpu_recipe_are_counted() -> None:
     console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     print_plan(plan, [], console)
     assert re.search(r"8x L4-24G, of which 1 train", console.export_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "hardware", "is_open"),
+    [
+        ((), GPU, True),
+        ((), replace(GPU, kind="cpu"), False),
+        (("sampling.engine=transformers",), GPU, False),
+        (("launcher=accelerate",), GPU, False),
+        (("train.lora={rank: 8, dora: true}",), GPU, False),
+    ],
+)
+def test_the_engine_is_an_assumption_where_the_run_chooses_it(options: tuple[str, ...], hardware: Hardware, is_open: bool) -> None:
+    said = "\n".join(assumptions(estimate(recipe_of(*options), llama(), LENGTHS, hardware)))
+    assert ("without sampling.engine, transformers is assumed" in said) is is_open and "sampling (transformers)" in said
 
 
 def test_the_page_says_the_shares_that_are_assumed() -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from sparring.config.engines import ENGINES, ON_GPU
 from sparring.config.option_types import (
     Contradiction,
     FrozenDict,
@@ -138,6 +139,13 @@ class Recipe(Section):
     def shows_headroom(self) -> bool:
         """Whether the headroom is measured: by default for verified and majority targets."""
         return self.target.uses_grades if self.evaluate.headroom is None else self.evaluate.headroom
+
+    @property
+    def may_use_vllm(self) -> bool:
+        """Whether a new run samples with vLLM if it is installed and there is a GPU. Not with a launcher, whose ranks sample on all GPUs;
+        vLLM takes one, or `tensor_parallel` of them."""
+        is_open = self.sampling.engine is None and self.launcher.kind == "inline"
+        return is_open and not any(ENGINES[ON_GPU].refusals(self.train.lora))
 
     @property
     def trains_adapters_alone(self) -> bool:

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe, load_recipe
+from sparring.config.engines import DEFAULT, ON_GPU
 from sparring.errors import UserError
 from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
@@ -228,6 +229,9 @@ def assumptions(plan: Plan) -> list[str]:
     trained = f"{count} replies, winners and losers" if scores else f"{count} winners"
     applies = {
         assumed_rates(plan.device, spec): True,
+        f"without sampling.engine, {DEFAULT} is assumed; where {ON_GPU} is installed a run uses it: sampling.engine={ON_GPU} plans that": (
+            plan.hardware.kind == "cuda" and recipe.may_use_vllm
+        ),
         f"every prompt is trained on with {trained}, the most that the recipe allows, as long as other replies of the model"
         f"{'' if scores else '; the opponent scores nothing'}": recipe.target.uses_grades,
         "grading is not counted": recipe.target.checker is not None,
