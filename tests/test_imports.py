@@ -239,6 +239,8 @@ def test_process_wide_state_is_documented() -> None:
 
 
 def test_no_class_name_twice() -> None:
-    """A name means one thing in all of the package."""
-    found = [name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    """A name of a class or an alias of a type means one thing in all of the package."""
+    top_level = re.compile(r"^(?:class (\w+)|([A-Z]\w+) = (?!TypeVar))", re.MULTILINE)
+    found = [name[1] or name[2] for path in FILES for name in top_level.finditer(path.read_text(encoding="utf-8"))]
+    found = [name for name in found if not name.isupper()]  # constants
     assert len(found) == len(set(found)), {name for name in found if found.count(name) > 1}

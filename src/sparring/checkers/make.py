@@ -13,8 +13,8 @@ from typing import Any
 from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
 from sparring.checkers.grades import Asked, Checker, Grade, find_answer, require_few_failures
 from sparring.checkers.math import MathChecker
-from sparring.checkers.pool import Item, Pool, Result
-from sparring.checkers.worker import SIGNATURES
+from sparring.checkers.pool import Pool, Result
+from sparring.checkers.worker import SIGNATURES, Item
 from sparring.errors import UserError, nearest
 from sparring.own_code import OwnCode
 

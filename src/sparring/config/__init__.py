@@ -23,7 +23,7 @@ from sparring.config.load import (
     section_from_options,
     to_yaml,
 )
-from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
+from sparring.config.option_types import Column, MetricName, Section, ShapeName, at_iteration
 from sparring.config.recipe import ModelSection, Recipe, TrackSection
 from sparring.config.reference import in_words, recipe_reference, section_of, walk_fields
 from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
@@ -46,7 +46,7 @@ __all__ = [
     "EvaluateSection",
     "LauncherSection",
     "LoraSection",
-    "Metric",
+    "MetricName",
     "ModelSection",
     "ObjectiveSection",
     "OptimSection",
@@ -59,7 +59,7 @@ __all__ = [
     "Section",
     "ServerSection",
     "SftSection",
-    "Shape",
+    "ShapeName",
     "StopSection",
     "TargetSection",
     "TrackSection",

@@ -13,7 +13,7 @@ import numpy as np
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, PlayerScores, agrees_on_errors
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Player
@@ -40,7 +40,7 @@ def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
-def warn_of_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
+def warn_of_collapse(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:
     """Warn if the majority agrees more often and is right less often."""
     if not agrees_on_errors(recipe, start, iterations):
         return

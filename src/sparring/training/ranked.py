@@ -36,7 +36,14 @@ from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, read_optimizer, restore_optimizer
-from sparring.training.masters import AdapterWeights, Weights, make_optimizer, require_shardable, trainable_weights, weights_to_shard
+from sparring.training.masters import (
+    AdapterWeights,
+    TrainableWeights,
+    make_optimizer,
+    require_shardable,
+    trainable_weights,
+    weights_to_shard,
+)
 
 TO_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -109,7 +116,7 @@ def shard(scorer: Scorer, settings: OptimSection, accelerator: Accelerator) -> n
 class WholeWeights:
     """`state`: the state dict of the trained weights on rank 0, empty on other ranks. `weights`: the sharded ones."""
 
-    weights: Weights
+    weights: TrainableWeights
     state: dict[str, Tensor]
 
     @property
@@ -121,7 +128,7 @@ class WholeWeights:
         self.weights.save_pretrained(folder, self.state)
 
 
-def _whole_state(weights: Weights) -> dict[str, Tensor]:
+def _whole_state(weights: TrainableWeights) -> dict[str, Tensor]:
     """The trained weights, gathered in rank 0's memory; {} on the other ranks. Tied weights stay tied, which torch would separate."""
     options = replace(TO_MAIN, ignore_frozen_params=isinstance(weights, AdapterWeights))
     whole: dict[str, Any] = get_model_state_dict(weights.master_model, options=options)
