@@ -22,7 +22,7 @@ from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
-from sparring.stages.run_stage import Examples, Played, Replying, StageRunner
+from sparring.stages.run_stage import Examples, PromptRows, Replying, StageRunner
 
 CHOSEN = "micro_batch.json"
 
@@ -129,9 +129,9 @@ class RunContext:
         return self._examples(PROMPTS) if self.recipe.data.prompts else Examples()
 
     @cached_property
-    def played_examples(self) -> Played:
+    def prompt_rows(self) -> PromptRows:
         """All examples whose prompts the opponent replies to."""
-        return Played(self.train_examples, self.prompts)
+        return PromptRows(self.train_examples, self.prompts)
 
     @cached_property
     def held_out(self) -> Examples:

@@ -58,7 +58,7 @@ class Examples(list[Example]):
         self.hash = hash
 
 
-class Played(list[Example]):
+class PromptRows(list[Example]):
     """The rows that the opponent replies to: those with a human reply, then those of data.prompts, if there are any."""
 
     def __init__(self, data: Examples, prompts: Examples) -> None:
