@@ -162,7 +162,7 @@ class Recipe(Section):
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
         if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
             return values
-        loss = objective.get("loss", "logistic")
+        loss = objective.get("loss", ObjectiveSection.model_fields["loss"].default)
         fitting = defaults_with_grades(loss) if isinstance(loss, str) else {}
         return {**values, "objective": {**fitting, **objective}}
 

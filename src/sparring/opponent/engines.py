@@ -110,7 +110,7 @@ class Sampler:
             alone = accelerator_of_rank() is not None and not self.settings.sampling.spec.on_ranks
             self._engine = OfRankZero(make) if alone else make()
         engine = self._engine.at(temperature)
-        return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine
+        return OfAllRanks(engine) if self.settings.sampling.spec.on_ranks and rank_count() > 1 else engine
 
     def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
         """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError if they differ."""

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from sparring.calls import Calls
 from sparring.checkers.grades import Checker
 from sparring.config import BenchmarksSection, DataSection, OptimSection, PairsSection, Recipe, SamplerSettings, Section
+from sparring.config.sections.sampling import ENGINE_SECTIONS
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.prepare import chat_fingerprint, data_inputs, rows_inputs
@@ -37,7 +38,7 @@ StageWork = partial[dict[str, Any]]
 # of training: these change speed, memory or the cost of a kill, and results only by rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 # of sampling: the same, the options of other engines, and an option that only `generate` depends on
-NOT_OF_SAMPLER = {"batch_tokens", "shard_rows", "vllm", "server", "ray", "replies_per_prompt"}
+NOT_OF_SAMPLER = {"batch_tokens", "shard_rows", *ENGINE_SECTIONS, "replies_per_prompt"}
 # inputs that are newer than the first runs, or belong to some stages only: left out at this value, so that earlier runs remain valid
 LEFT_OUT = {"samples": 1, "prompts": None, "steps": None, "iterations": None}
 
