@@ -1,6 +1,7 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
 engines.py       what every sampling engine needs and refuses
+targets.py       the rules that decide which replies win
 option_types.py  the types of the options, and the base class of the sections
 sections/        the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them

@@ -104,7 +104,7 @@ def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[Player
 def agrees_on_errors(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> bool:
     """Whether votes for the leading answer rise while held-out accuracy falls, by more than its error: how majority targets collapse."""
     last = iterations[-1]
-    if recipe.target.kind != "majority" or "vote_share" not in last:
+    if not recipe.target.counts_votes or "vote_share" not in last:
         return False
     fall = start["exact_match"]["value"] - last["exact_match"]["value"]
     errors = [scores["exact_match"]["stderr"] or 0.0 for scores in (start, last)]

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe, load_recipe
+from sparring.config.engines import ENGINES, ON_GPU
 from sparring.errors import UserError
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
 from sparring.planning.given_shape import GivenShape
@@ -41,7 +42,7 @@ CHANGES = (
     ("train.lora={rank: 16}", *SMALLER, *CACHE),
     ("train.lora={rank: 16, quantize: 4bit}", *SMALLER, *CACHE),
 )
-ON_MORE_DEVICES = (SHARED, (*SHARED, "sampling.engine=vllm", "sampling.vllm.tensor_parallel=8"))
+ON_MORE_DEVICES = (SHARED, (*SHARED, f"sampling.engine={ON_GPU}", f"sampling.{ENGINES[ON_GPU].devices}=8"))
 
 
 @dataclass(frozen=True)

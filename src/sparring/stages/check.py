@@ -82,7 +82,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError if no prompt without a human reply has an answer to compare with: none of their replies could be graded."""
-    if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
+    if context.recipe.target.counts_votes or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
     if missed == len(context.prompts):

@@ -81,7 +81,7 @@ def _remedy(counts: dict[str, int]) -> str:
 
 def _plateau(context: RunContext, t: int) -> str | None:
     """Whether the pass rate (majority: the share of votes) has stopped rising since the last iteration, paired over the same prompts."""
-    name = "vote_share" if context.recipe.target.kind == "majority" else "pass_rate"
+    name = "vote_share" if context.recipe.target.counts_votes else "pass_rate"
     before, now = (rates(candidates_at(context, i)).get(name, {}) for i in (t - 1, t))
     both = [row_id for row_id in now if row_id in before]  # a user's function may give no score in one of them
     if len(both) < 2:

@@ -43,20 +43,20 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
     with open_checker(recipe, recipe.target.checker) as checker:
         target, prompt_rows = recipe.target, context.prompt_rows
         common, score = context.common(name), target.pass_score
-        work = partial(_grade, common, target.kind, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
+        work = partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
         return context.stages.run_stage(name, work)
 
 
 def _grade(
-    common: Common, kind: str, stage: Path, *, replies: StageRecord, prompt_rows: PromptRows, checker: Checker, pass_score: float
+    common: Common, by_votes: bool, stage: Path, *, replies: StageRecord, prompt_rows: PromptRows, checker: Checker, pass_score: float
 ) -> dict[str, Any]:
-    """kind: the target's kind, for a warning."""
+    """by_votes: the most frequent answer wins, and a low pass rate is no reason for a warning."""
     sampled = read_replies(replies.path)
     asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=checker.name != "random")
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
     found = candidates_of(read_rows(stage), sampled, prompt_rows, pass_score)
     scores = rate_scores(rates(found))
-    _log_scores(scores, kind, common)
+    _log_scores(scores, by_votes, common)
     return {**facts, "rates": scores}
 
 
@@ -66,11 +66,11 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), context.prompt_rows, context.recipe.target.pass_score)
 
 
-def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
+def _log_scores(scores: Mapping[str, Score], by_votes: bool, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
-    if iteration_of(common.name) == 0 and kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
+    if iteration_of(common.name) == 0 and not by_votes and rate is not None and rate["value"] < LOW_PASS_RATE:
         wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
         log.warning(
             f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "

@@ -84,7 +84,7 @@ class EvaluateSection(Section):
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
             yield Contradiction("answer_pattern", None, why)
-        if target.kind == "majority" and is_own_code(checker) and self.answer_pattern is None:
+        if target.counts_votes and is_own_code(checker) and self.answer_pattern is None:
             why = "majority counts votes for answers, and a function of your own extracts none: this pattern finds them"
             yield Contradiction("answer_pattern", None, why)
         if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:
