@@ -224,18 +224,55 @@ def test_help_starts_without_torch() -> None:
     assert heavy_modules_after(code) == set()
 
 
-def test_process_wide_state_is_documented() -> None:
-    """Variables of modules that start small and change: lists, dicts, None, objects of a class of the package."""
+# What a function does to the whole process
+TO_PROCESS = re.compile(
+    r"os\.environ\[[^]]*\] = |del os\.environ|os\.environ\.(setdefault|update|pop|popitem|clear)\(|os\.(put|unset)env\("
+    r"|getLogger\([^)]*\)\.setLevel\(|sys\.path\.|Interface\.register\("
+)
+CACHE = re.compile(r"(functools\.)?(lru_cache|cache)\b")
+
+
+def process_wide(source: str) -> Iterator[str]:
+    """Module variables that start small and change (lists, dicts, None, objects of a class of the package), functions whose results are
+    cached, and functions and methods that write to the environment and the like."""
     constant = re.compile(r"re\.compile|partial|metadata")
+    for name, value in re.findall(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", source, re.MULTILINE):
+        if not name.startswith("__") and not constant.match(value):
+            yield name
+    tree = ast.parse(source)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for prefix, body in [("", tree.body), *((f"{one.name}.", one.body) for one in classes)]:
+        for node in body:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if any(CACHE.match(ast.unparse(one)) for one in node.decorator_list) or TO_PROCESS.search(ast.unparse(node)):
+                yield prefix + node.name
+
+
+def test_process_wide_state_is_documented() -> None:
     found = {
-        f"{path.relative_to(SOURCE / 'sparring').with_suffix('').as_posix().replace('/', '.')}.{name[1]}"
+        f"{path.relative_to(SOURCE / 'sparring').with_suffix('').as_posix().replace('/', '.')}.{name}"
         for path in FILES
-        for name in re.finditer(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if not name[1].startswith("__") and not constant.match(name[2])
+        for name in process_wide(path.read_text(encoding="utf-8"))
     }
     page = (SOURCE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
     section = page.partition("### Process-wide state")[2].partition("\n## ")[0]
     assert found == set(re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("_seen: list[str] = []\n_PATTERN = 1\n_word = re.compile('a')", ["_seen"]),
+        ("@functools.lru_cache(maxsize=4)\ndef f(): ...\n@cache\ndef g(): ...\n@cached_property\ndef h(): ...", ["f", "g"]),
+        ("class A:\n    def f(self):\n        os.environ['X'] = '1'", ["A.f"]),
+        ("def f():\n    if 'X' in os.environ:\n        os.environ.setdefault('X', os.environ['Y'])", ["f"]),
+        ("def f():\n    return os.environ['X'] == '1', {**os.environ}", []),
+        ("def f():\n    logging.getLogger('other').setLevel(logging.ERROR)", ["f"]),
+    ],
+)
+def test_the_finder_of_process_wide_state(source: str, found: list[str]) -> None:
+    assert list(process_wide(source)) == found
 
 
 def test_no_class_name_twice() -> None:
