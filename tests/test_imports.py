@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -281,3 +281,42 @@ def test_no_class_name_twice() -> None:
     found = [name[1] or name[2] for path in FILES for name in top_level.finditer(path.read_text(encoding="utf-8"))]
     found = [name for name in found if not name.isupper()]  # constants
     assert len(found) == len(set(found)), {name for name in found if found.count(name) > 1}
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def undocumented(trees: Sequence[ast.Module]) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring. A method may have that of a base class, or of a Protocol whose methods
+    its class has."""
+    nodes = [node for tree in trees for node in tree.body if isinstance(node, (*FUNCTIONS, ast.ClassDef))]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    def methods(node: ast.ClassDef) -> dict[str, str | None]:
+        """Name -> docstring, those of base classes included."""
+        bases = [methods(classes[base]) for base in map(ast.unparse, node.bases) if base in classes]
+        found = {name: text for of_base in bases for name, text in of_base.items()}
+        return found | {one.name: ast.get_docstring(one) or found.get(one.name) for one in node.body if isinstance(one, FUNCTIONS)}
+
+    protocols = [methods(node) for node in classes.values() if "Protocol" in map(ast.unparse, node.bases)]
+    for node in nodes:
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield node.name
+        own = methods(node) if isinstance(node, ast.ClassDef) else {}
+        for name, text in own.items():
+            texts = [text, *(protocol.get(name) for protocol in protocols if protocol.keys() <= own.keys())]
+            if not name.startswith("_") and not any(texts):
+                yield f"{node.name}.{name}"
+
+
+def test_what_is_public_has_a_docstring() -> None:
+    assert list(undocumented([ast.parse(path.read_text(encoding="utf-8")) for path in FILES])) == []
+
+
+def test_the_finder_of_missing_docstrings() -> None:
+    protocol = "class P(Protocol):\n    '''A.'''\n    def f(self):\n        '''B.'''\n    def g(self):\n        '''C.'''\n"
+    classes = "class A:\n    '''D.'''\n    def f(self): ...\n    def g(self): ...\n"
+    classes += "class B(A): ...\nclass C:\n    def f(self): ...\ndef h(): ...\n"
+    assert list(undocumented([ast.parse(protocol + classes)])) == ["B", "C", "C.f", "h"]

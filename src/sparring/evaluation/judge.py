@@ -90,6 +90,7 @@ class Judge:
         self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 
     def close(self) -> None:
+        """Close the connections. It judges no more."""
         self._endpoints.close()
 
     def judge(self, folder: Path, tasks: Sequence[JudgeTask], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:

@@ -52,7 +52,7 @@ FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 class Fsdp2Shards:
     """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32.
 
-    Implements `RankedWeights` (training/ranked.py).
+    Implements `RankedWeights`, which documents the methods.
     """
 
     needs_all_ranks = True
@@ -176,7 +176,7 @@ class RankedWeights(Protocol):
         ...
 
     def clip(self, limit: float | None) -> float:
-        """Scale the gradient of the whole step down to `limit`; returns its norm before that."""
+        """Scale the gradient of the whole step down to the L2 norm `limit`, None for no limit; returns its norm before that."""
         ...
 
     def sync_compute_weights(self) -> None:
@@ -191,14 +191,16 @@ class RankedWeights(Protocol):
         """The optimizer's state as one process would have it, on rank 0. All ranks must call it."""
         ...
 
-    def restore_optimizer(self, folder: Path) -> None: ...
+    def restore_optimizer(self, folder: Path) -> None:
+        """Load the optimizer's state from the checkpoint in `folder`. All ranks must call it."""
+        ...
 
 
 class Replicas:
     """Every rank holds all weights. Gradients are summed once per step, in float32, by Accelerate.
 
     Not torch's DistributedDataParallel: it would reduce bfloat16 gradients in bfloat16, and wait forever for parameters that a micro-batch
-    of one rank does not use (experts of a mixture).
+    of one rank does not use (experts of a mixture). Implements `RankedWeights`, which documents the methods.
     """
 
     needs_all_ranks = False
