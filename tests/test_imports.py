@@ -234,7 +234,7 @@ CACHE = re.compile(r"(functools\.)?(lru_cache|cache)\b")
 
 def process_wide(source: str) -> Iterator[str]:
     """Module variables that start small and change (lists, dicts, None, objects of a class of the package), functions whose results are
-    cached, and functions and methods that write to the environment and the like."""
+    cached, and functions and methods that TO_PROCESS finds."""
     constant = re.compile(r"re\.compile|partial|metadata")
     for name, value in re.findall(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", source, re.MULTILINE):
         if not name.startswith("__") and not constant.match(value):

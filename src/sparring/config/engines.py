@@ -18,7 +18,7 @@ class EngineSpec:
     four_bit, dora: whether it samples from a 4-bit base, and supports DoRA adapters
     hosts: it runs another engine, `sampling.ray.engine`, in workers on many machines
     urls: addresses of other machines that serve the player; their memory is not counted
-    private: options with names of machines and the like, which are not published
+    private: options with addresses and commands of this site, which are not published
     devices: how many devices share one copy of the model; None for one
     at_once, usually: how many replies a copy samples together, and how many if that option is null; None: as `batch_tokens` allows
     fills: the fixed share of a device's memory that it reserves; None if it takes only what it needs
