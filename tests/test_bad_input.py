@@ -406,7 +406,7 @@ def test_a_token_that_the_model_has_no_embedding_of(reply: tuple[int, ...], wher
     row = Example("a row", Conversation(({"role": "user", "content": "q"},), ""), (1, 10**6), reply)
     chat = SimpleNamespace(tokenizer=SimpleNamespace(convert_ids_to_tokens=lambda token: "<far>"))
     folder = played.root / "base/model"
-    context: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), played_examples=[row], held_out=[], chat=chat)
+    context: Any = SimpleNamespace(base=SimpleNamespace(folder=folder), prompt_rows=[row], held_out=[], chat=chat)
     with pytest.raises(UserError, match=r"row a row contains the token '<far>' \(1000000\), but the model's vocabulary has") as caught:
         _check_tokens(context)
     assert caught.value.where == where

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from sparring.config import (
     Column,
     Recipe,
-    Shape,
+    ShapeName,
     TrainSection,
     at_iteration,
     in_words,
@@ -952,7 +952,7 @@ def test_every_option_is_documented(key: str) -> None:
 def test_the_recipe_and_the_data_room_know_the_same_shapes_and_columns() -> None:
     from sparring.data import shapes
 
-    assert set(get_args(Shape)) == {"auto", *shapes.SHAPES}
+    assert set(get_args(ShapeName)) == {"auto", *shapes.SHAPES}
     assert set(get_args(Column)) == shapes.STANDARD_COLUMNS
 
 

@@ -20,7 +20,7 @@ from zygote import Zygote
 from sparring.config import load_recipe
 from sparring.rundir import RunDir
 from sparring.stages.context import RunContext
-from sparring.stages.run_stage import NOT_FINGERPRINTED, fingerprint
+from sparring.stages.run_stage import NOT_FINGERPRINTED, NOT_OF_SAMPLER, fingerprint
 
 FILE = Path(__file__).parent / "fingerprints.json"
 LORA = {"rank": 4, "alpha": 8.0}
@@ -99,6 +99,11 @@ def test_inputs_newer_than_the_first_runs_are_left_out_at_what_was_before() -> N
         "greedy": False,
     }
     assert fingerprint(partial(work, samples=2, steps=3)) == {"samples": 2, "steps": 3}
+
+
+def test_the_sections_of_engines_are_no_part_of_a_fingerprint() -> None:
+    """Their names come from SamplingSection, so that the section of a new engine changes the fingerprints of no other engine."""
+    assert {"batch_tokens", "shard_rows", "replies_per_prompt", "vllm", "server", "ray"} == NOT_OF_SAMPLER
 
 
 if __name__ == "__main__":

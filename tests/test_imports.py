@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -224,21 +224,99 @@ def test_help_starts_without_torch() -> None:
     assert heavy_modules_after(code) == set()
 
 
-def test_process_wide_state_is_documented() -> None:
-    """Variables of modules that start small and change: lists, dicts, None, objects of a class of the package."""
+# What a function does to the whole process
+TO_PROCESS = re.compile(
+    r"os\.environ\[[^]]*\] = |del os\.environ|os\.environ\.(setdefault|update|pop|popitem|clear)\(|os\.(put|unset)env\("
+    r"|getLogger\([^)]*\)\.setLevel\(|sys\.path\.|Interface\.register\("
+)
+CACHE = re.compile(r"(functools\.)?(lru_cache|cache)\b")
+
+
+def process_wide(source: str) -> Iterator[str]:
+    """Module variables that start small and change (lists, dicts, None, objects of a class of the package), functions whose results are
+    cached, and functions and methods that TO_PROCESS finds."""
     constant = re.compile(r"re\.compile|partial|metadata")
+    for name, value in re.findall(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", source, re.MULTILINE):
+        if not name.startswith("__") and not constant.match(value):
+            yield name
+    tree = ast.parse(source)
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for prefix, body in [("", tree.body), *((f"{one.name}.", one.body) for one in classes)]:
+        for node in body:
+            if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            if any(CACHE.match(ast.unparse(one)) for one in node.decorator_list) or TO_PROCESS.search(ast.unparse(node)):
+                yield prefix + node.name
+
+
+def test_process_wide_state_is_documented() -> None:
     found = {
-        f"{path.relative_to(SOURCE / 'sparring').with_suffix('').as_posix().replace('/', '.')}.{name[1]}"
+        f"{path.relative_to(SOURCE / 'sparring').with_suffix('').as_posix().replace('/', '.')}.{name}"
         for path in FILES
-        for name in re.finditer(r"^(_[a-z]\w*)(?:: [^=\n]+)? = ([^\n]*)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        if not name[1].startswith("__") and not constant.match(name[2])
+        for name in process_wide(path.read_text(encoding="utf-8"))
     }
     page = (SOURCE.parent / "docs" / "contributing.md").read_text(encoding="utf-8")
     section = page.partition("### Process-wide state")[2].partition("\n## ")[0]
     assert found == set(re.findall(r"^\| `(\S+)` \|", section, re.MULTILINE))
 
 
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("_seen: list[str] = []\n_PATTERN = 1\n_word = re.compile('a')", ["_seen"]),
+        ("@functools.lru_cache(maxsize=4)\ndef f(): ...\n@cache\ndef g(): ...\n@cached_property\ndef h(): ...", ["f", "g"]),
+        ("class A:\n    def f(self):\n        os.environ['X'] = '1'", ["A.f"]),
+        ("def f():\n    if 'X' in os.environ:\n        os.environ.setdefault('X', os.environ['Y'])", ["f"]),
+        ("def f():\n    return os.environ['X'] == '1', {**os.environ}", []),
+        ("def f():\n    logging.getLogger('other').setLevel(logging.ERROR)", ["f"]),
+    ],
+)
+def test_the_finder_of_process_wide_state(source: str, found: list[str]) -> None:
+    assert list(process_wide(source)) == found
+
+
 def test_no_class_name_twice() -> None:
-    """A name means one thing in all of the package."""
-    found = [name for path in FILES for name in re.findall(r"^class (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)]
+    """A name of a class or an alias of a type means one thing in all of the package."""
+    top_level = re.compile(r"^(?:class (\w+)|([A-Z]\w+) = (?!TypeVar))", re.MULTILINE)
+    found = [name[1] or name[2] for path in FILES for name in top_level.finditer(path.read_text(encoding="utf-8"))]
+    found = [name for name in found if not name.isupper()]  # constants
     assert len(found) == len(set(found)), {name for name in found if found.count(name) > 1}
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def undocumented(trees: Sequence[ast.Module]) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring. A method may have that of a base class, or of a Protocol whose methods
+    its class has."""
+    nodes = [node for tree in trees for node in tree.body if isinstance(node, (*FUNCTIONS, ast.ClassDef))]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
+
+    def methods(node: ast.ClassDef) -> dict[str, str | None]:
+        """Name -> docstring, those of base classes included."""
+        bases = [methods(classes[base]) for base in map(ast.unparse, node.bases) if base in classes]
+        found = {name: text for of_base in bases for name, text in of_base.items()}
+        return found | {one.name: ast.get_docstring(one) or found.get(one.name) for one in node.body if isinstance(one, FUNCTIONS)}
+
+    protocols = [methods(node) for node in classes.values() if "Protocol" in map(ast.unparse, node.bases)]
+    for node in nodes:
+        if node.name.startswith("_"):
+            continue
+        if not ast.get_docstring(node):
+            yield node.name
+        own = methods(node) if isinstance(node, ast.ClassDef) else {}
+        for name, text in own.items():
+            texts = [text, *(protocol.get(name) for protocol in protocols if protocol.keys() <= own.keys())]
+            if not name.startswith("_") and not any(texts):
+                yield f"{node.name}.{name}"
+
+
+def test_what_is_public_has_a_docstring() -> None:
+    assert list(undocumented([ast.parse(path.read_text(encoding="utf-8")) for path in FILES])) == []
+
+
+def test_the_finder_of_missing_docstrings() -> None:
+    protocol = "class P(Protocol):\n    '''A.'''\n    def f(self):\n        '''B.'''\n    def g(self):\n        '''C.'''\n"
+    classes = "class A:\n    '''D.'''\n    def f(self): ...\n    def g(self): ...\n"
+    classes += "class B(A): ...\nclass C:\n    def f(self): ...\ndef h(): ...\n"
+    assert list(undocumented([ast.parse(protocol + classes)])) == ["B", "C", "C.f", "h"]

@@ -16,7 +16,7 @@ import sparring
 from sparring.config import Section, load_recipe
 from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stages_of_game
-from sparring.stages.run_stage import StageRunner, Work, fingerprint
+from sparring.stages.run_stage import StageRunner, StageWork, fingerprint
 
 pytestmark = pytest.mark.game
 
@@ -122,7 +122,7 @@ class Noticed(Exception):
 
 
 def first_changed(root: Path, override: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
-    def run(self: StageRunner, name: str, work: Work, **_: Any) -> StageRecord:
+    def run(self: StageRunner, name: str, work: StageWork, **_: Any) -> StageRecord:
         if self.run.changes(name, fingerprint(work)):
             raise Noticed(name)
         found = self.run.finished(name)

@@ -85,7 +85,7 @@ class Recorder:
         self.runs: dict[str, dict[int, dict[str, float]]] = {}
         self.opened, self.closed, self.fails = 0, 0, 0
 
-    def open(self, kind: str, place: trackers.Place, sent: int, config: dict[str, Any]) -> Opened:
+    def open(self, kind: str, place: trackers.SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
         assert self.opened == self.closed, "one run at a time"
         self.opened += 1
         self.name = f"{place.project}/{place.name}/{place.identity}"

@@ -137,8 +137,8 @@ def _layout(context: RunContext) -> Layout:
     return "tree" if trained is None or trained.facts["layout"] == "tree" else "rows"
 
 
-def _epochs(duels: list[Duel], forward_tokens: int, passes: int, layout: Layout) -> float:
+def _epochs(duels: list[Duel], forward_tokens: int, forward_passes: int, layout: Layout) -> float:
     """Epochs over the pairs that cost `forward_tokens`, the reference's one forward pass included; at least one step is trained."""
     of_epoch = sum(branches_of(duel).tokens(layout) for duel in duels)
     share = forward_tokens / of_epoch
-    return (share - 1) / passes if share >= 1 + passes else share / (1 + passes)
+    return (share - 1) / forward_passes if share >= 1 + forward_passes else share / (1 + forward_passes)

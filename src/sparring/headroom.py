@@ -14,8 +14,7 @@ from sparring.control import sft_settings
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows
-from sparring.evaluation.measure import Measurer, read_measured
-from sparring.evaluation.measure import Score as MeasuredScore
+from sparring.evaluation.measure import Measurer, ScoreTrees, read_measured
 from sparring.evaluation.metrics import Score, mean_score, ratio_score
 from sparring.evaluation.stop import COOL, advice
 from sparring.opponent.engines import Sampler
@@ -103,7 +102,7 @@ def _answers(found: Mapping[str, list[float]], cooler: Mapping[str, list[float]]
     return {name: mean_score(value, True) for name, value in values.items()}
 
 
-def _likelihoods(data: Examples, score: MeasuredScore, start: Player, probe: Player | None) -> dict[str, Score]:
+def _likelihoods(data: Examples, score: ScoreTrees, start: Player, probe: Player | None) -> dict[str, Score]:
     assert start.measured is not None
     lengths = [len(example.reply_ids) for example in data]
     before = [-row["real"] for row in read_measured(start.measured).logps]

@@ -57,7 +57,7 @@ class Snapshot(TypedDict):
     game: GameProgress | None
 
 
-Place = Callable[[str], GameProgress | None]
+FindGameProgress = Callable[[str], GameProgress | None]
 
 
 # ---------------------------------------------------------------------------------------------- in one line
@@ -226,7 +226,7 @@ class _Now:
     stage: str | None = None
     phase: PhaseProgress | None = None
     is_in_ranks = False
-    place: Place | None = None
+    place: FindGameProgress | None = None
 
 
 _now = _Now()
@@ -245,7 +245,7 @@ def at_stage(name: str, in_ranks: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def written_to(root: Path, command: str | None = None, place: Place | None = None) -> Iterator[None]:
+def written_to(root: Path, command: str | None = None, place: FindGameProgress | None = None) -> Iterator[None]:
     """Keep progress.json in the run directory fresh while the context lasts.
 
     command: the command that resumes the run in this folder, if known; place: the position of a stage in the game.

@@ -10,7 +10,7 @@ from sparring import interrupts
 from sparring.config import Recipe, convert_layout, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import GameResult, check_controls, from_iteration, play_controls
-from sparring.evaluation.stop import Scores, best_iteration, is_better, stop_reason
+from sparring.evaluation.stop import PlayerScores, best_iteration, is_better, stop_reason
 from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import follow, open_calls
@@ -105,14 +105,14 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
-def _of_this_game(recipe: Recipe, start: Scores, finished: Sequence[Player]) -> list[Player]:
+def _of_this_game(recipe: Recipe, start: PlayerScores, finished: Sequence[Player]) -> list[Player]:
     """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
     scores = [scores_of(one) for one in finished]
     end = next((count for count in range(len(scores)) if stop_reason(recipe, start, scores[:count])), len(scores))
     return list(finished[:end])
 
 
-def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[Scores]) -> None:
+def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:
     """Publish the results of an iteration, unless the summary has later ones: resuming must not roll the summary back."""
     if context.is_rank:
         return
@@ -123,9 +123,9 @@ def publish_iteration(context: RunContext, start: Scores, iterations: Sequence[S
 
 def _publish(
     context: RunContext,
-    start: Scores,
-    iterations: Sequence[Scores],
-    controls: Mapping[str, Scores],
+    start: PlayerScores,
+    iterations: Sequence[PlayerScores],
+    controls: Mapping[str, PlayerScores],
     reason: str | None,
 ) -> dict[str, Any]:
     """Write the summary, and the recipe that produced it: a recipe that is refused before this point leaves the old one."""

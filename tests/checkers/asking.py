@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sparring.checkers.grades import Asked, Checker
+from sparring.checkers.grades import Checker, GradingRequest
 from sparring.checkers.make import CheckerSettings, make_checker
 
 
-def ask(*replies: str, answer: str | None = None, human: str | None = None, row_id: str = "r", **columns: Any) -> Asked:
-    return Asked(row_id, ({"role": "user", "content": "What is it?"},), answer, human, columns, replies)
+def ask(*replies: str, answer: str | None = None, human: str | None = None, row_id: str = "r", **columns: Any) -> GradingRequest:
+    return GradingRequest(row_id, ({"role": "user", "content": "What is it?"},), answer, human, columns, replies)
 
 
 @contextmanager

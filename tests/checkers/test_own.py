@@ -334,11 +334,11 @@ def test_no_process_outlives_the_one_that_started_it(write: Write, tmp_path: Pat
     code = f"""
         import signal
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        from sparring.checkers.grades import Asked
+        from sparring.checkers.grades import GradingRequest
         from sparring.checkers.make import CheckerSettings, make_checker
         checker = make_checker(CheckerSettings({write(BAD)!r}, None, timeout_seconds=1000, workers=2))
         print("made", flush=True)
-        checker.grade([Asked("r", (), None, None, {{}}, ("hang in C",))])
+        checker.grade([GradingRequest("r", (), None, None, {{}}, ("hang in C",))])
     """
     parent = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert parent.stdout is not None and parent.stdout.readline() == "made\n"

@@ -9,11 +9,11 @@ from asking import ask, made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparring.checkers.grades import Asked
+from sparring.checkers.grades import GradingRequest
 from sparring.checkers.probe import DISTRACTORS, KINDS, probe, share_of_wrong_winners
 
 
-def rows(count: int = 12) -> list[Asked]:
+def rows(count: int = 12) -> list[GradingRequest]:
     return [ask(human=f"{n} + 5 is easy. #### {n + 5}", answer=str(n + 5), row_id=f"r{n}") for n in range(count)]
 
 

@@ -8,17 +8,17 @@ from asking import ask, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparring.checkers.grades import Asked, Grade
+from sparring.checkers.grades import Grade, GradingRequest
 from sparring.checkers.make import CheckerSettings
 
 NUMBER = CheckerSettings("number", None)
 
 
-def prompts(count: int) -> list[Asked]:
+def prompts(count: int) -> list[GradingRequest]:
     return [ask(f"{n}", "3", "none", f"{n}", answer="3", row_id=f"r{n}") for n in range(count)]
 
 
-def shuffled(asked: list[Asked], seed: int = 0) -> list[list[Grade]]:
+def shuffled(asked: list[GradingRequest], seed: int = 0) -> list[list[Grade]]:
     with made("random", random_like=NUMBER, seed=seed) as checker:
         return checker.grade(asked)
 

@@ -13,7 +13,7 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.opponent import engines
-from sparring.opponent.engines import answer, load_sampler, make_engine
+from sparring.opponent.engines import OfAllRanks, Sampler, answer, load_sampler, make_engine
 from sparring.policy.load import load_tokenizer, model_facts
 from sparring.rundir import RunDir
 
@@ -128,3 +128,19 @@ def test_an_engine_that_cannot_be_kept(began: str, lora: dict[str, Any] | None, 
     """One with options of its own, or one that the recipe's adapters rule out: the stages say then what they were made from."""
     RunDir(tmp_path).stage("start/measure", {"sampling": {"engine": began}}, lambda stage: {})
     assert engines.with_engine(recipe(train={"lora": lora}), tmp_path).sampling.engine == "transformers"
+
+
+@pytest.mark.parametrize(("name", "is_shared"), [("transformers", True), ("server", False)])
+def test_the_prompts_are_shared_among_ranks_if_the_spec_says_that_they_sample(
+    name: str, is_shared: bool, chat: Chat, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the class of the engine: it may be one that was added to the table."""
+
+    class Added:
+        def at(self, temperature: float) -> Added:
+            return self
+
+    monkeypatch.setattr(engines, "make_engine", lambda *_: Added())
+    monkeypatch.setattr(engines, "rank_count", lambda: 2)
+    sampler = Sampler(recipe(sampling={"engine": name}).sampler, chat, tiny)
+    assert isinstance(sampler.engine(1.0), OfAllRanks) is is_shared

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import Samplers, of_sampling
-from sparring.planning.work import SCORING, Passes, sampling_work, training_passes, tree_work
+from sparring.planning.work import SCORING, ForwardPasses, sampling_work, training_forward_passes, tree_work
 from sparring.policy.batches import Branches
 from sparring.stage_names import START
 
@@ -50,15 +50,15 @@ def test_training_is_what_torch_counts(recomputed: bool, frozen: bool) -> None:
         model(inputs_embeds=embedded, labels=ids, use_cache=False).loss.backward()
     found = counter.get_flop_counts()["Global"]
     products = sum(count for operator, count in found.items() if "attention" not in str(operator))
-    passes = training_passes(frozen, recomputed, 1024)
+    passes = training_forward_passes(frozen, recomputed, 1024)
     # checkpointing stops before a layer's last product, which nobody needs again
     assert products == pytest.approx(2 * 32 * (passes.body * BODY + passes.head * HEAD), rel=0.05 if recomputed else 1e-6)
 
 
 def test_passes() -> None:
-    assert training_passes(False, False, 1024) == Passes(3, 3, 3)
-    assert training_passes(False, True, 4096) == Passes(4, 4, 4)
-    assert training_passes(True, False, 1024) == Passes(2, 2, 3)  # frozen weights get no gradient of their own
+    assert training_forward_passes(False, False, 1024) == ForwardPasses(3, 3, 3)
+    assert training_forward_passes(False, True, 4096) == ForwardPasses(4, 4, 4)
+    assert training_forward_passes(True, False, 1024) == ForwardPasses(2, 2, 3)  # frozen weights get no gradient of their own
 
 
 def test_sampling_by_hand() -> None:

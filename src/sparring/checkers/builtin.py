@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Asked, Grade, answer_text, right_text
+from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Grade, GradingRequest, answer_text, right_text
 
 MAX_DIGITS = 100  # a longer number, or a larger power of ten, is not an answer
 
@@ -139,16 +139,16 @@ class TextChecker:
         self.name, self._read, self._pattern = name, read, pattern
         self.fingerprint: dict[str, Any] = {"kind": name, "answer_pattern": pattern.pattern if pattern else None}
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         return [self._grade_prompt(one) for one in asked]
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         return self._read_from(right_text(self._pattern, asked))
 
     def close(self) -> None:
         """No process to end."""
 
-    def _grade_prompt(self, asked: Asked) -> list[Grade]:
+    def _grade_prompt(self, asked: GradingRequest) -> list[Grade]:
         gold = self.expected(asked)
         answers = [self._read_from(answer_text(self._pattern, reply)) for reply in asked.replies]
         shared = self._shared(answer for answer in answers if answer is not None)

@@ -15,7 +15,7 @@ NOTHING_TO_COMPARE = "nothing to compare with"
 
 
 @dataclass(frozen=True)
-class Asked:
+class GradingRequest:
     """One prompt, what is known of its answer, and the replies to grade.
 
     `answer` is the text of the data's answer column and `human` the human reply; None where the row has none. `columns` are further
@@ -57,11 +57,11 @@ class Checker(Protocol):
     reads_answers: bool
     fingerprint: dict[str, Any]
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """One grade for each reply of each prompt, in their order."""
         ...
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         """The right answer in normal form: from the answer column where the row has one, else from the human reply. None: there is none."""
         ...
 
@@ -70,13 +70,13 @@ class Checker(Protocol):
         ...
 
 
-def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list[Asked]:
+def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list[GradingRequest]:
     """One question for each example, with the replies that `texts` has by its row id."""
     found = []
     for example in examples:
         said = example.conversation
         human = said.reply if example.has_reply else None
-        found.append(Asked(example.row_id, said.prompt, said.answer, human, said.columns, tuple(texts.get(example.row_id, ()))))
+        found.append(GradingRequest(example.row_id, said.prompt, said.answer, human, said.columns, tuple(texts.get(example.row_id, ()))))
     return found
 
 
@@ -111,7 +111,7 @@ def answer_text(pattern: re.Pattern[str] | None, text: str) -> str | None:
     return text if pattern is None else find_answer(pattern, text)
 
 
-def right_text(pattern: re.Pattern[str] | None, asked: Asked) -> str | None:
+def right_text(pattern: re.Pattern[str] | None, asked: GradingRequest) -> str | None:
     """The text in which the right answer of a prompt is read: its answer column, else its human reply. None: nothing to compare with.
 
     The column may hold the bare answer, which a pattern for whole replies does not find.
@@ -122,7 +122,7 @@ def right_text(pattern: re.Pattern[str] | None, asked: Asked) -> str | None:
     return (find_answer(pattern, asked.answer) if pattern else None) or asked.answer
 
 
-def has_answer(asked: Asked) -> bool:
+def has_answer(asked: GradingRequest) -> bool:
     """Whether the row has an answer; an empty cell of the answer column does not count."""
     return bool(asked.answer and asked.answer.strip())
 

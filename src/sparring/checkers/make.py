@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
-from sparring.checkers.grades import Asked, Checker, Grade, find_answer, require_few_failures
+from sparring.checkers.grades import Checker, Grade, GradingRequest, find_answer, require_few_failures
 from sparring.checkers.math import MathChecker
-from sparring.checkers.pool import Item, Pool, Result
-from sparring.checkers.worker import SIGNATURES
+from sparring.checkers.pool import Pool, Result
+from sparring.checkers.worker import SIGNATURES, Item
 from sparring.errors import UserError, nearest
 from sparring.own_code import OwnCode
 
@@ -43,7 +43,7 @@ class OwnChecker:
         if trouble := self._pool.load():
             raise code.explained(trouble, f"a checker is {SIGNATURES}")
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """Raises UserError when none of the first TRIED replies can be graded: with a time-out for each reply, all would take days."""
         texts = [reply for one in asked for reply in one.replies]
         items = [_item(one, reply) for one in asked for reply in one.replies]
@@ -53,7 +53,7 @@ class OwnChecker:
         grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
         return [[next(grades) for _ in one.replies] for one in asked]
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         """None: only the function knows the right answer."""
         return None
 
@@ -71,7 +71,7 @@ class OwnChecker:
         return Grade(score, answer, "no score given" if score is None else f"scored {score:g}")
 
 
-def _item(asked: Asked, reply: str) -> Item:
+def _item(asked: GradingRequest, reply: str) -> Item:
     columns = {**asked.columns, "answer": asked.answer, "human_reply": asked.human, "row_id": asked.row_id}
     return {"prompt": list(asked.prompt), "completion": reply, "columns": columns}
 
@@ -93,7 +93,7 @@ class RandomChecker:
         self.reads_answers = like.reads_answers
         self.fingerprint: dict[str, Any] = {"kind": "random", "seed": seed, "of": like.fingerprint}
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         grades = self._like.grade(asked)
         slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_shuffled(grade)]
         by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
@@ -103,7 +103,7 @@ class RandomChecker:
             shuffled[p][r] = replace(grades[p][r], score=grades[q][s].score, reason="assigned at random")
         return shuffled
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         return self._like.expected(asked)
 
     def close(self) -> None:
@@ -112,7 +112,7 @@ class RandomChecker:
     def _is_shuffled(self, grade: Grade) -> bool:
         return grade.score is not None and (grade.answer is not None or not self.reads_answers)
 
-    def _random_key(self, asked: Sequence[Asked], slot: Slot) -> str:
+    def _random_key(self, asked: Sequence[GradingRequest], slot: Slot) -> str:
         prompt, reply = slot
         words = [self._seed, asked[prompt].row_id, reply, asked[prompt].replies[reply]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparring.checkers.builtin import graded
-from sparring.checkers.grades import Asked, Grade, answer_text, has_answer, right_text
+from sparring.checkers.grades import Grade, GradingRequest, answer_text, has_answer, right_text
 from sparring.checkers.pool import Pool, Result
 from sparring.errors import UserError, is_installed
 
@@ -30,7 +30,7 @@ class MathChecker:
         self.fingerprint: dict[str, Any] = {"kind": "math", "answer_pattern": pattern.pattern if pattern else None}
         self._pool = Pool({"math": True}, seconds, memory_mb, workers)
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         golds = [self._gold_text(one) for one in asked]
         replies = [[self._reply_text(reply) for reply in one.replies] for one in asked]
         read = self._read([*golds, *(text for texts in replies for text in texts)])
@@ -48,7 +48,7 @@ class MathChecker:
             [_grade(text, gold, read, equal, votes) for text in texts] for gold, texts, votes in zip(golds, replies, shared, strict=True)
         ]
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         text = self._gold_text(asked)
         return self._read([text])[text].get("answer")
 
@@ -59,7 +59,7 @@ class MathChecker:
         text = answer_text(self._pattern, reply)
         return _as_mathematics(text) if text and self._pattern else text
 
-    def _gold_text(self, asked: Asked) -> str | None:
+    def _gold_text(self, asked: GradingRequest) -> str | None:
         text = right_text(self._pattern, asked)
         return _as_mathematics(text) if text and (self._pattern or has_answer(asked)) else text
 

@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.worker import Item
 from sparring.console import printable
 
-Item = dict[str, Any]
 Result = dict[str, Any]
 
 BATCH = 32  # items in one call

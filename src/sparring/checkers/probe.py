@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sparring.checkers.builtin import last_number, leading_letter
-from sparring.checkers.grades import Asked, Checker, Grade
+from sparring.checkers.grades import Checker, Grade, GradingRequest
 
 FALSE_POSITIVES = 0.01  # share of wrong replies that a good checker passes at most
 DISTRACTORS = 9
@@ -65,7 +65,7 @@ KINDS: dict[str, bool | None] = {
 }
 
 
-def probe(checker: Checker, asked: Sequence[Asked], seed: int, pass_score: float = 1.0) -> ProbeReport:
+def probe(checker: Checker, asked: Sequence[GradingRequest], seed: int, pass_score: float = 1.0) -> ProbeReport:
     """Grade made-up replies to every prompt that has a human reply, or at least a right answer; `asked.replies` are not read.
 
     A score of `pass_score` or more passes. The same `seed` makes up the same replies.
@@ -91,13 +91,13 @@ def share_of_wrong_winners(pass_rate: float, false_positives: float) -> float:
 
 
 def _counted(name: str, examples: Sequence[ProbeExample], pass_score: float) -> Tried:
-    passes = [example.grade.score is not None and example.grade.score >= pass_score for example in examples]
+    passed = [example.grade.score is not None and example.grade.score >= pass_score for example in examples]
     failed = sum(example.grade.failed for example in examples)
-    shown = [example for example, passed in zip(examples, passes, strict=True) if passed != bool(KINDS[name])]
-    return Tried(name, KINDS[name], len(examples), sum(passes), failed, tuple(shown[:EXAMPLES]))
+    shown = [example for example, is_passed in zip(examples, passed, strict=True) if is_passed != bool(KINDS[name])]
+    return Tried(name, KINDS[name], len(examples), sum(passed), failed, tuple(shown[:EXAMPLES]))
 
 
-def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
+def _made_up(n: int, rows: Sequence[GradingRequest], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
     """kind -> the reply of that kind to row `n`; a row without a human reply or a right answer gets fewer kinds."""
     one, gold, chance = rows[n], golds[n], random.Random(f"{seed} {rows[n].row_id}")
     replies = {
@@ -115,7 +115,7 @@ def _made_up(n: int, rows: Sequence[Asked], golds: Sequence[str | None], seed: i
     return replies if other is None else {**replies, "human reply of another row": other}
 
 
-def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | None], chance: random.Random) -> str | None:
+def _another_human_reply(n: int, rows: Sequence[GradingRequest], golds: Sequence[str | None], chance: random.Random) -> str | None:
     """The human reply of a random row with another answer, as far as answers are known."""
     for other in (chance.randrange(len(rows)) for _ in range(TRIES)):
         if rows[other].human not in (None, rows[n].human) and (golds[n] is None or golds[other] != golds[n]):
@@ -123,7 +123,7 @@ def _another_human_reply(n: int, rows: Sequence[Asked], golds: Sequence[str | No
     return None
 
 
-def _gold(checker: Checker, asked: Asked) -> str | None:
+def _gold(checker: Checker, asked: GradingRequest) -> str | None:
     """The right answer as the checker reads it, or as in the data for a user's function."""
     return checker.expected(asked) or (asked.answer or "").strip() or None
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 Item = dict[str, Any]
-Answer = Callable[[list[Item]], list[Any]]
+LoadedFunction = Callable[[list[Item]], list[Any]]
 MAX_ANSWER = 10_000  # characters
 SIGNATURES = "f(prompts, completions, **columns) or compute_score(data_source, solution_str, ground_truth, extra_info)"
 
@@ -36,7 +36,7 @@ class Trouble(Exception):
 # ---------------------------------------------------------------------------------------------- a function of the user's own
 
 
-def own_function(path: str, source: str, name: str) -> Answer:
+def own_function(path: str, source: str, name: str) -> LoadedFunction:
     """The function, called as its parameters say: as TRL calls reward functions, or as verl calls `compute_score`."""
     function, signature = named_function(path, source, name, module="checker")
     # arguments are passed by name only
@@ -170,7 +170,7 @@ def error_text(error: BaseException) -> str:
 # ---------------------------------------------------------------------------------------------- math-verify
 
 
-def math_verify() -> Answer:
+def math_verify() -> LoadedFunction:
     """Reads one text ({"text": ...}: {"answer": what was read, or null}) or compares two ({"gold": ..., "answer": ...}: a score).
 
     Its own time-outs are signals, which work in main threads alone and score 0: they are off, and the parent keeps the time.
@@ -225,12 +225,12 @@ def limit_memory(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
 
 
-def loaded(job: dict[str, Any]) -> Answer:
+def loaded(job: dict[str, Any]) -> LoadedFunction:
     """The function that a job names: the user's own, or math-verify. Raises Trouble if the user's cannot be used."""
     return own_function(**job["own"]) if "own" in job else math_verify()
 
 
-def answer(function: Answer, items: list[Item]) -> Any:
+def answer(function: LoadedFunction, items: list[Item]) -> Any:
     """The function's results for the items, or what it raised, as a message to the parent."""
     try:
         return {"results": function(items)}

@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.shared import Dtype, Out, Players, RunFolder, Target, Weights, outcome, stdout
+from sparring.cli.shared import Dtype, Out, PlayersOption, RunFolder, TargetArgument, WeightsOption, outcome, stdout
 from sparring.config import BenchmarksSection, ServerSection, section_from_options
 from sparring.console import printable, set_up_logging
 
 
 def evaluate(
-    target: Target,
+    target: TargetArgument,
     suites: Annotated[
         list[str] | None, typer.Option("--suite", help="open-llm-leaderboard or paper-extra; may be repeated.", show_default=False)
     ] = None,
@@ -24,7 +24,7 @@ def evaluate(
     task_folders: Annotated[
         list[str] | None, typer.Option("--task-folder", help="A folder with task files of your own; may be repeated.", show_default=False)
     ] = None,
-    players: Players = None,
+    players: PlayersOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of every task, this many.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the few-shot examples; the default is the harness's.")] = 1234,
     chat_template: Annotated[bool, typer.Option(help="Format the questions with the model's chat template.")] = False,
@@ -49,12 +49,12 @@ def evaluate(
 
 
 def judge(
-    target: Target,
+    target: TargetArgument,
     questions: Annotated[str, typer.Option(help="Questions: a .jsonl file in FastChat's shape, or a Hub id.", show_default=False)],
     url: Annotated[str, typer.Option("--judge", help="Base URL of the judge's endpoint, up to and including /v1.", show_default=False)],
     model: Annotated[str, typer.Option("--judge-model", help="Name of the judge's model there.", show_default=False)],
     references: Annotated[str | None, typer.Option(help="Reference answers, FastChat's shape.", show_default=False)] = None,
-    players: Players = None,
+    players: PlayersOption = None,
     against: Annotated[
         str | None,
         typer.Option(help="Compare answers instead of grading them: with this player of the run, or with this model.", show_default=False),
@@ -152,7 +152,7 @@ def export(
     run: RunFolder,
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.", show_default=False)],
     iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or a control, such as continued-sft.")] = "best",
-    dtype: Weights = Dtype.float32,
+    dtype: WeightsOption = Dtype.float32,
     adapter: Annotated[bool, typer.Option("--adapter", help="For a LoRA player, write only the adapter and not the merged model.")] = False,
 ) -> None:
     """Write one player as a plain Hugging Face folder with a model card."""
@@ -179,7 +179,7 @@ def push(
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch for the player; main when not given.", show_default=False)] = None,
     private: Annotated[bool, typer.Option("--private", help="Create new repositories as private.")] = False,
-    dtype: Weights = Dtype.float32,
+    dtype: WeightsOption = Dtype.float32,
     adapter: Annotated[
         bool, typer.Option("--adapter", help="For LoRA players, upload only the adapters and not the merged models.")
     ] = False,

@@ -122,8 +122,10 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
-Target = Annotated[str, typer.Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.", show_default=False)]
-Players = Annotated[
+TargetArgument = Annotated[
+    str, typer.Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.", show_default=False)
+]
+PlayersOption = Annotated[
     list[str] | None,
     typer.Option(
         "--player",
@@ -134,4 +136,4 @@ Players = Annotated[
 Out = Annotated[
     Path | None, typer.Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.", show_default=False)
 ]
-Weights = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is exact, the others round.")]
+WeightsOption = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is exact, the others round.")]

@@ -1,6 +1,7 @@
 """The recipe: every option, typed, frozen, documented here and checked before anything loads.
 
 engines.py       what every sampling engine needs and refuses
+targets.py       the rules that decide which replies win
 option_types.py  the types of the options, and the base class of the sections
 sections/        the options themselves, section by section, and the rules within each
 recipe.py        the Recipe: all sections, and the rules between them
@@ -23,7 +24,7 @@ from sparring.config.load import (
     section_from_options,
     to_yaml,
 )
-from sparring.config.option_types import Column, Metric, Section, Shape, at_iteration
+from sparring.config.option_types import Column, MetricName, Section, ShapeName, at_iteration
 from sparring.config.recipe import ModelSection, Recipe, TrackSection
 from sparring.config.reference import in_words, recipe_reference, section_of, walk_fields
 from sparring.config.sections.controls import CONTROL_TITLES, ControlSection
@@ -46,7 +47,7 @@ __all__ = [
     "EvaluateSection",
     "LauncherSection",
     "LoraSection",
-    "Metric",
+    "MetricName",
     "ModelSection",
     "ObjectiveSection",
     "OptimSection",
@@ -59,7 +60,7 @@ __all__ = [
     "Section",
     "ServerSection",
     "SftSection",
-    "Shape",
+    "ShapeName",
     "StopSection",
     "TargetSection",
     "TrackSection",

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One engine. `at_once`, `devices`, `fills` and `urls` name options below `sampling`; its own section there has its name.
+    """One engine. `at_once`, `devices`, `fills`, `private` and `urls` name options below `sampling`; its own section there has its name.
 
     factory: `module:function` below sparring.opponent, called as function(settings, chat, folder of the player), settings a SamplerSettings
     what: how it samples, continues the word "replies"
@@ -18,6 +18,7 @@ class EngineSpec:
     four_bit, dora: whether it samples from a 4-bit base, and supports DoRA adapters
     hosts: it runs another engine, `sampling.ray.engine`, in workers on many machines
     urls: addresses of other machines that serve the player; their memory is not counted
+    private: options with addresses and commands of this site, which are not published
     devices: how many devices share one copy of the model; None for one
     at_once, usually: how many replies a copy samples together, and how many if that option is null; None: as `batch_tokens` allows
     fills: the fixed share of a device's memory that it reserves; None if it takes only what it needs
@@ -34,6 +35,7 @@ class EngineSpec:
     dora: bool = True
     hosts: bool = False
     urls: str | None = None
+    private: tuple[str, ...] = ()
     devices: str | None = None
     at_once: str | None = None
     usually: int = 256
@@ -87,9 +89,18 @@ ENGINES = {
             package="httpx2",
             extra="server",
             urls="server.urls",
+            private=("server.urls", "server.update_command"),
             at_once="server.concurrency",
             paged=True,
         ),
-        EngineSpec("ray", "ray_engine:make_ray", "by many machines of a Ray cluster", package="ray", extra="ray", hosts=True),
+        EngineSpec(
+            "ray",
+            "ray_engine:make_ray",
+            "by many machines of a Ray cluster",
+            package="ray",
+            extra="ray",
+            hosts=True,
+            private=("ray.address",),
+        ),
     )
 }

@@ -146,8 +146,8 @@ FractionPerIteration = Fraction | Annotated[tuple[Fraction, ...], BeforeValidato
 
 Tracker = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 Trackers = Annotated[tuple[Tracker, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
-Metric = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
-Shape = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
+MetricName = Literal["exact_match", "exact_match_greedy", "nll_per_token", "nll_per_reply"]
+ShapeName = Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "real_generated"]
 ContextColumn = Literal["system", "history"]
 if TYPE_CHECKING:  # readers look up any column's name in these mappings
     Column = str

@@ -31,6 +31,7 @@ from sparring.config.sections.objective import ObjectiveSection, defaults_with_g
 from sparring.config.sections.sampling import SamplerSettings, SamplingSection
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.train import SftSection, TrainSection
+from sparring.config.targets import HUMAN_TARGET
 
 T = TypeVar("T")
 
@@ -168,9 +169,9 @@ class Recipe(Section):
     def _defaults_with_grades(cls, values: Any) -> Any:
         """Defaults of beta and NLL weight for verified and majority targets."""
         target, objective = (values.get(key) or {} if isinstance(values, dict) else None for key in ("target", "objective"))
-        if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", "human") == "human":
+        if not isinstance(target, dict) or not isinstance(objective, dict) or target.get("kind", HUMAN_TARGET) == HUMAN_TARGET:
             return values
-        loss = objective.get("loss", "logistic")
+        loss = objective.get("loss", ObjectiveSection.model_fields["loss"].default)
         fitting = defaults_with_grades(loss) if isinstance(loss, str) else {}
         return {**values, "objective": {**fitting, **objective}}
 

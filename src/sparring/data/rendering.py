@@ -44,6 +44,7 @@ class Renderer:
         self._process: weakref.finalize[..., Any] | None = None
 
     def __call__(self, messages: Messages, **options: Any) -> str:
+        """What `render` returns."""
         if self._process is None or not self._process.alive:
             self._start()
         try:

@@ -57,14 +57,14 @@ def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool,
     """metric -> its value for every row. exact_match is the share of a row's replies that pass (pass@1), so that its mean over rows has
     the error of a mean over prompts. must_end: a reply that was cut at the limit does not pass; reads_answers: the checker's."""
 
-    def passes(reply: GradedReply) -> bool:
+    def has_passed(reply: GradedReply) -> bool:
         is_whole = reply.finish_reason == "stop" or not must_end
         return is_whole and reply.grade.score is not None and reply.grade.score >= pass_score
 
-    passed = [[passes(reply) for reply in row.replies] for row in graded]
+    passed = [[has_passed(reply) for reply in row.replies] for row in graded]
     items = {"exact_match": [sum(row) / len(row) for row in passed]}
     if graded[0].greedy is not None:
-        items["exact_match_greedy"] = [float(row.greedy is not None and passes(row.greedy)) for row in graded]
+        items["exact_match_greedy"] = [float(row.greedy is not None and has_passed(row.greedy)) for row in graded]
     k = len(graded[0].replies)
     if k > 1:
         items |= {f"{PASS_AT}{n}": [pass_at(len(row), sum(row), n) for row in passed] for n in _sizes(k)}

@@ -15,7 +15,7 @@ from sparring.config import ENGINES, ServerSection
 from sparring.console import log
 from sparring.data.turns import without_surrogates
 from sparring.errors import UserError, is_installed
-from sparring.evaluation.judge_prompts import AGAIN, Messages
+from sparring.evaluation.judge_prompts import AGAIN, ChatMessages
 from sparring.progress import progress
 from sparring.rundir import digest
 
@@ -34,7 +34,7 @@ class JudgeTask:
     """One judgment to request. `read` parses a reply, None if it cannot be parsed; `form` is the required last line."""
 
     key: str
-    messages: Messages
+    messages: ChatMessages
     read: Callable[[str], Any]
     form: str
 
@@ -90,6 +90,7 @@ class Judge:
         self._endpoints = Endpoints(section, read_key(section, KEY_OPTION), names)
 
     def close(self) -> None:
+        """Close the connections. It judges no more."""
         self._endpoints.close()
 
     def judge(self, folder: Path, tasks: Sequence[JudgeTask], phase: str, earlier: Sequence[Judgment] = ()) -> list[Judgment]:
@@ -144,7 +145,7 @@ class Judge:
             messages = [*task.messages, {"role": "assistant", "content": text or "-"}, {"role": "user", "content": again}]
         return Judgment(task.key, value, replies, *used, task.asked)
 
-    def _body(self, messages: Messages) -> dict[str, Any]:
+    def _body(self, messages: ChatMessages) -> dict[str, Any]:
         return {"model": self.section.model, "messages": messages, **self._settings}
 
     def _adapts(self, what: str) -> bool:

@@ -130,15 +130,15 @@ AGAIN = "Your last line has not the form that was asked for. Reply with that one
 GRADE_FORM, COMPARE_FORM = "Score: N", "Verdict: A, Verdict: B or Verdict: tie"
 NTH = ("first", "second", "third", "fourth", "fifth")
 
-Messages = list[dict[str, str]]
+ChatMessages = list[dict[str, str]]
 
 
-def grading(turns: Sequence[str], answers: Sequence[str], references: Sequence[str], turn: int) -> Messages:
+def grading(turns: Sequence[str], answers: Sequence[str], references: Sequence[str], turn: int) -> ChatMessages:
     """Messages that ask for a grade of the answer to turn `turn` (from 0)."""
     return _messages(GRADE, _conversation("assistant", turns, answers, turn), references, turn)
 
 
-def comparing(turns: Sequence[str], first: Sequence[str], second: Sequence[str], references: Sequence[str], turn: int) -> Messages:
+def comparing(turns: Sequence[str], first: Sequence[str], second: Sequence[str], references: Sequence[str], turn: int) -> ChatMessages:
     """Messages that ask which of two conversations answers turn `turn` better."""
     sides = [*_conversation("assistant A", turns, first, turn), *_conversation("assistant B", turns, second, turn)]
     return _messages(COMPARE, sides, references, turn)
@@ -212,7 +212,7 @@ def _conversation(who: str, turns: Sequence[str], answers: Sequence[str], turn: 
     return [_marked(f"user, turn {n}", asked) + "\n" + _marked(f"{who}, turn {n}", answer) for n, (asked, answer) in enumerate(pairs, 1)]
 
 
-def _messages(words: str, shown: Sequence[str], references: Sequence[str], turn: int) -> Messages:
+def _messages(words: str, shown: Sequence[str], references: Sequence[str], turn: int) -> ChatMessages:
     """`shown`, the reference of the turn if there is one, and what is asked."""
     reference = [_marked("reference", references[turn])] if turn < len(references) else []
     nth = NTH[turn] if turn < len(NTH) else f"{turn + 1}th"

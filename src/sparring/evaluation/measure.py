@@ -21,7 +21,7 @@ from sparring.policy.ranks import from_main
 
 REPLIES, GREEDY, LOGPS = "replies", "greedy", "logps.parquet"
 # (folder of a player, batches of trees) -> per batch, log-probs of each tree's replies; equal batches give equal micro-batches
-Score = Callable[[Path, Sequence[Sequence[Branches]]], list[list[list[float]]]]
+ScoreTrees = Callable[[Path, Sequence[Sequence[Branches]]], list[list[list[float]]]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Measurer:
         settings: SamplerSettings,
         chat: Chat,
         held_out: Sequence[Example],
-        score: Score,
+        score: ScoreTrees,
         *,
         seed: int,
         samples: int = 1,

@@ -20,7 +20,7 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.rundir import read_json, write_json
 
 Answers = Mapping[str, Sequence[str]]  # question id -> the answer to each of its turns
-Turn = tuple[Question, int]
+QuestionTurn = tuple[Question, int]
 # order of a comparison -> what the verdict "A", "B" or "tie" is worth to the player: its answers are A first, then B
 ORDERS = {"first": {"A": 1.0, "B": 0.0, "tie": 0.5}, "second": {"A": 0.0, "B": 1.0, "tie": 0.5}}
 
@@ -107,11 +107,11 @@ def compare(
     return scores, _facts(judged)
 
 
-def _turns(questions: Sequence[Question]) -> list[Turn]:
+def _turns(questions: Sequence[Question]) -> list[QuestionTurn]:
     return [(question, turn) for question in questions for turn in range(len(question.turns))]
 
 
-def _scores(name: str, values: Mapping[Turn, float]) -> dict[str, Score]:
+def _scores(name: str, values: Mapping[QuestionTurn, float]) -> dict[str, Score]:
     """The mean over questions, by turn and by category. Raises UserError if there is no value."""
     if not values:
         what = "none of the judge's replies could be read"
@@ -125,7 +125,7 @@ def _scores(name: str, values: Mapping[Turn, float]) -> dict[str, Score]:
     return {part: mean_score(found, True) for part, found in parts.items()}
 
 
-def _of_questions(values: Mapping[Turn, float]) -> dict[Question, float]:
+def _of_questions(values: Mapping[QuestionTurn, float]) -> dict[Question, float]:
     """question -> the mean of its turns, which are one sample, because they are not independent."""
     turns: dict[Question, list[float]] = {}
     for (question, _), value in values.items():

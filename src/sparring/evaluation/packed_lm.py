@@ -20,7 +20,7 @@ from sparring.policy.score import Scorer
 from sparring.progress import progress
 
 Request = tuple[Any, list[int], list[int]]  # key in the cache, tokens of the context, tokens of the continuation
-Answer = tuple[float, bool]  # log-prob of the continuation, whether greedy decoding would give it
+ScoredContinuation = tuple[float, bool]  # log-prob of the continuation, whether greedy decoding would give it
 DEFAULT_NEW_TOKENS = 256  # the harness's default
 
 
@@ -32,17 +32,19 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         self.batch_tokens = batch_tokens
         self._scorer = Scorer(model)
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[Answer]:
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[ScoredContinuation]:
         """As in the harness, without its own progress bar by default."""
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
-    def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None) -> list[Answer]:
+    def _loglikelihood_tokens(
+        self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[ScoredContinuation]:
         """The answers to all requests, in their order. Replaces the harness's batches of rows; every answer goes into its cache."""
         trees = self._trees(requests)
         layouts = [tree for tree, _ in trees]
         self._scorer.choose_layout(*layout_probe_trees(layouts), row_tokens=longest_row(layouts, self.batch_tokens))
         shapes = [tree.shape(self._scorer.row_layout) for tree in layouts]
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ScoredContinuation] = {}
         with progress("benchmarks: answers scored", len(requests), "answers") as shown:
             for group in micro_batches(range(len(trees)), shapes.__getitem__, self.batch_tokens, self._scorer.row_layout):
                 logps, greedy = self._scorer.with_greedy(self._scorer.collate([layouts[index] for index in group]))
@@ -54,11 +56,11 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         return [answers[index] for index in range(len(requests))]
 
     @staticmethod
-    def _pairs(places: Sequence[list[int]], logps: list[list[float]], greedy: list[list[bool]]) -> Iterator[tuple[int, Answer]]:
+    def _pairs(places: Sequence[list[int]], logps: list[list[float]], greedy: list[list[bool]]) -> Iterator[tuple[int, ScoredContinuation]]:
         for indices, row, likeliest in zip(places, logps, greedy, strict=True):
             yield from ((index, (row[column], likeliest[column])) for column, index in enumerate(indices))
 
-    def _keep(self, request: Request, answer: Answer) -> None:
+    def _keep(self, request: Request, answer: ScoredContinuation) -> None:
         if request[0] is not None:  # parts of a longer text are kept by the harness itself, as one
             self.cache_hook.add_partial("loglikelihood", request[0], answer)
 

@@ -57,13 +57,13 @@ def _exceeds(score: Score, other: Score) -> bool:
     return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)
 
 
-Scores = Mapping[str, Score]
+PlayerScores = Mapping[str, Score]
 TIE_BREAK = "nll_per_token"
 COLLAPSE_PATIENCE = 2  # iterations without a new best, if a majority agrees on errors and the recipe sets no patience
 STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%
 
 
-def best_iteration(iterations: Sequence[Scores], metric: str) -> int:
+def best_iteration(iterations: Sequence[PlayerScores], metric: str) -> int:
     """Index of the best value of `metric`; ties go to the lowest NLL per token, then to the earliest."""
     return max(range(len(iterations)), key=lambda t: (_rank(iterations[t][metric]), _rank(iterations[t][TIE_BREAK]), -t))
 
@@ -73,7 +73,7 @@ def is_better(score: Score, than: Score) -> bool:
     return _rank(score) > _rank(than)
 
 
-def stop_reason(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> str | None:
+def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> str | None:
     """Why the game ends after these iterations, or None if it continues.
 
     1. The player cannot distinguish human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
@@ -101,17 +101,17 @@ def stop_reason(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> 
     return None
 
 
-def agrees_on_errors(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> bool:
+def agrees_on_errors(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> bool:
     """Whether votes for the leading answer rise while held-out accuracy falls, by more than its error: how majority targets collapse."""
     last = iterations[-1]
-    if recipe.target.kind != "majority" or "vote_share" not in last:
+    if not recipe.target.counts_votes or "vote_share" not in last:
         return False
     fall = start["exact_match"]["value"] - last["exact_match"]["value"]
     errors = [scores["exact_match"]["stderr"] or 0.0 for scores in (start, last)]
     return last["vote_share"]["value"] > start["vote_share"]["value"] and fall > math.hypot(*errors)
 
 
-def _lost_diversity(recipe: Recipe, start: Scores, scores: Scores) -> str | None:
+def _lost_diversity(recipe: Recipe, start: PlayerScores, scores: PlayerScores) -> str | None:
     limits = {f"pass_at_{recipe.evaluate.samples}": recipe.stop.min_pass_at_k, "distinct_answers": recipe.stop.min_distinct}
     for name, limit in limits.items():
         if limit is None or name not in scores:
@@ -125,7 +125,7 @@ def _lost_diversity(recipe: Recipe, start: Scores, scores: Scores) -> str | None
     return None
 
 
-def _indistinguishable(scores: Scores, confidence: float) -> str | None:
+def _indistinguishable(scores: PlayerScores, confidence: float) -> str | None:
     accuracy, margin = scores["duel_accuracy"], scores["duel_margin"]["value"]
     if accuracy["low"] > 0.5:
         return None
@@ -136,7 +136,7 @@ def _indistinguishable(scores: Scores, confidence: float) -> str | None:
     return f"indistinguishable: {found}, contains one half{hint}"
 
 
-def _iterations_since_best(scores: Sequence[Scores], metric: str) -> int:
+def _iterations_since_best(scores: Sequence[PlayerScores], metric: str) -> int:
     values = [_rank(one[metric]) for one in scores]
     return len(values) - 1 - values.index(max(values))  # the earliest of equal values: a tie is not a new best
 

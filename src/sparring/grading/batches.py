@@ -21,7 +21,7 @@ from sparring.own_code import is_own_code
 from sparring.players import Players
 from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
 
-Place = tuple[str, int | None]  # row id and replica; None for the greedy reply
+ReplyKey = tuple[str, int | None]  # row id and replica; None for the greedy reply
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class StoredReply:
     kept: Grade | None
 
     @property
-    def place(self) -> Place:
+    def place(self) -> ReplyKey:
         """What identifies the reply within its batch."""
         return self.row_id, self.replica
 
@@ -66,7 +66,7 @@ class ReplyBatch:
         return [stored for example in self.examples for stored in self.by_row_id[example.row_id]]
 
     @property
-    def kept(self) -> dict[Place, Grade]:
+    def kept(self) -> dict[ReplyKey, Grade]:
         """The grades that the run gave."""
         return {stored.place: stored.kept for stored in self.replies if stored.kept is not None}
 
@@ -111,7 +111,7 @@ class _Reader:
         by_row = {row_id: tuple(own) for row_id, own in by_row_id.items()}
         return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
 
-    def _graded(self, name: str, is_held_out: bool) -> dict[Place, dict[str, Any]]:
+    def _graded(self, name: str, is_held_out: bool) -> dict[ReplyKey, dict[str, Any]]:
         """reply -> its row in the run's own table of grades; empty if there is no such table."""
         owner = name.rpartition("/")[0]
         stage = evaluate_stage(owner) if is_held_out else f"{owner}/grade"

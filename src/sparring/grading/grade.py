@@ -10,7 +10,7 @@ from typing import Any
 from sparring.checkers.grades import Checker, Grade, ask
 from sparring.config import Recipe
 from sparring.errors import UserError
-from sparring.grading.batches import Place, ReplyBatch, read_batches
+from sparring.grading.batches import ReplyBatch, ReplyKey, read_batches
 from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample, agreement, examples_of, failures_of
 from sparring.grading.trial_rows import checker_of, settings_for
 from sparring.progress import progress
@@ -21,7 +21,7 @@ CHUNK = 256  # prompts that are graded together
 
 
 @dataclass(frozen=True)
-class Outcome:
+class GradingOutcome:
     """`checker`: the fingerprint of the checker of new grades; it and `agreement` are None if the stored grades are shown."""
 
     batches: list[GradedBatch]
@@ -32,7 +32,7 @@ class Outcome:
     failures: list[tuple[int, GradeExample]]
 
 
-def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: Sequence[int], limit: int | None) -> Outcome:
+def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: Sequence[int], limit: int | None) -> GradingOutcome:
     """Grade a run's replies again if a checker or a pattern is given, else show the stored grades. The run is only read.
 
     pattern: without a checker it is used with the run's own; empty for none; limit: prompts of each batch. Raises UserError if there is
@@ -47,10 +47,10 @@ def grade_run(root: Path, checker: str | None, pattern: str | None, iterations: 
         return _outcome(graded, by.fingerprint, agreement(graded))
 
 
-def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
+def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[ReplyKey, Grade]:
     """The checker's grade of every reply, computed in chunks of CHUNK prompts."""
     asked = ask(batch.examples, {row_id: [one.text for one in stored] for row_id, stored in batch.by_row_id.items()})
-    found: dict[Place, Grade] = {}
+    found: dict[ReplyKey, Grade] = {}
     with progress(f"grading: {batch.title}", len(asked), "prompts") as shown:
         for start in range(0, len(asked), CHUNK):
             part = asked[start : start + CHUNK]
@@ -60,7 +60,7 @@ def grade_batch(batch: ReplyBatch, checker: Checker) -> dict[Place, Grade]:
     return found
 
 
-def as_json(found: Outcome) -> dict[str, Any]:
+def as_json(found: GradingOutcome) -> dict[str, Any]:
     """The content of the tables, with whole texts. Scores are named as in scores.json: exact_match is the pass rate."""
     both = found.agreement
     return {
@@ -91,7 +91,7 @@ def as_json(found: Outcome) -> dict[str, Any]:
     }
 
 
-def _kept(root: Path, recipe: Recipe, batches: Sequence[ReplyBatch]) -> Outcome:
+def _kept(root: Path, recipe: Recipe, batches: Sequence[ReplyBatch]) -> GradingOutcome:
     if not any(batch.kept for batch in batches):
         what = "these replies were not graded when the run was made"
         raise UserError(what, where=str(root), remedy=f"name a checker that grades them now: {CHECKER} number, for example")
@@ -100,8 +100,8 @@ def _kept(root: Path, recipe: Recipe, batches: Sequence[ReplyBatch]) -> Outcome:
     )
 
 
-def _outcome(graded: list[GradedBatch], fingerprint: dict[str, Any] | None, both: GradeAgreement | None) -> Outcome:
-    return Outcome(graded, fingerprint, both, examples_of(graded, True), examples_of(graded, False), failures_of(graded))
+def _outcome(graded: list[GradedBatch], fingerprint: dict[str, Any] | None, both: GradeAgreement | None) -> GradingOutcome:
+    return GradingOutcome(graded, fingerprint, both, examples_of(graded, True), examples_of(graded, False), failures_of(graded))
 
 
 def _as_json(example: GradeExample) -> dict[str, Any]:

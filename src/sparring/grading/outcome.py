@@ -11,11 +11,11 @@ from typing import Any
 from sparring.checkers.grades import Grade
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
 from sparring.evaluation.metrics import Score, higher_is_better, mean_score
-from sparring.grading.batches import Place, ReplyBatch, StoredReply
+from sparring.grading.batches import ReplyBatch, ReplyKey, StoredReply
 
 EXAMPLES = 3
-Grades = Mapping[Place, Grade]
-Pair = tuple[bool, bool]  # whether a reply passed by the kept grade, and by the new one
+Grades = Mapping[ReplyKey, Grade]
+GradePair = tuple[bool, bool]  # whether a reply passed by the kept grade, and by the new one
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class GradeExample:
 class GradeAgreement:
     """Numbers of replies that have a stored and a new score, by whether each passes, and some replies on which the two differ."""
 
-    counts: Mapping[Pair, int]
-    examples: Mapping[Pair, Sequence[GradeExample]]
+    counts: Mapping[GradePair, int]
+    examples: Mapping[GradePair, Sequence[GradeExample]]
 
     @property
     def replies(self) -> int:
@@ -125,7 +125,7 @@ def failures_of(batches: Sequence[GradedBatch]) -> list[tuple[int, GradeExample]
     return [(count, _example(*first[reason])) for reason, count in reasons.most_common(EXAMPLES)]
 
 
-def _pair(one: GradedBatch, stored: StoredReply) -> Pair | None:
+def _pair(one: GradedBatch, stored: StoredReply) -> GradePair | None:
     kept, new = one.passed(stored, stored.kept), one.passed(stored, one.grades.get(stored.place))
     return None if kept is None or new is None else (kept, new)
 

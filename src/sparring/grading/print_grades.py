@@ -14,11 +14,11 @@ from sparring.console import printable
 from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
-from sparring.grading.grade import Outcome, as_json, grade_run
+from sparring.grading.grade import GradingOutcome, as_json, grade_run
 from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample
 from sparring.grading.print_trial import excerpt, grade_text, print_records
 from sparring.grading.trial_rows import described
-from sparring.report.tables import Column, Row, print_table, with_error
+from sparring.report.tables import Column, TableRow, print_table, with_error
 from sparring.rundir import write_json
 
 KEPT = "kept"  # the pass rate by the kept grades
@@ -44,7 +44,7 @@ def show_grades(
     print_grades(found, console)
 
 
-def print_grades(found: Outcome, console: Console) -> None:
+def print_grades(found: GradingOutcome, console: Console) -> None:
     """Print the scores of each batch, examples that passed and failed, and the agreement if replies were graded again."""
     by = f"graded again by {described(found.checker)}" if found.checker else "as the run graded them"
     rows = [_row(one, has_kept=found.checker is not None) for one in found.batches]
@@ -56,13 +56,13 @@ def print_grades(found: Outcome, console: Console) -> None:
     _print_failures(found, console)
 
 
-def _row(one: GradedBatch, has_kept: bool) -> Row:
+def _row(one: GradedBatch, has_kept: bool) -> TableRow:
     counts = {name: Score(value=count, n=1, stderr=None) for name, count in one.counts().items()}
     kept = one.kept_scores().get("exact_match") if has_kept else None
-    return Row(one.batch.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.batch.stage)
+    return TableRow(one.batch.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.batch.stage)
 
 
-def _columns(rows: Sequence[Row]) -> list[Column]:
+def _columns(rows: Sequence[TableRow]) -> list[Column]:
     """The columns of all scores that any row has, of pass@k only the largest k."""
     names = dict.fromkeys(name for row in rows for name in row.scores)
     many = [name for name in names if name.startswith(PASS_AT)][-1:] + [name for name in names if name.startswith(MAJ_AT)]
@@ -100,7 +100,7 @@ def _print_agreement(both: GradeAgreement, console: Console) -> None:
     print_records("Failed before, pass now", map(_record, both.examples[False, True]), console)
 
 
-def _print_failures(found: Outcome, console: Console) -> None:
+def _print_failures(found: GradingOutcome, console: Console) -> None:
     counts: Mapping[str, int] = {name: sum(one.counts()[name] for one in found.batches) for name in ("failures", "replies")}
     if not counts["failures"]:
         return

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.grades import Asked, Checker, ask
+from sparring.checkers.grades import Checker, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
 from sparring.data.conversations import has_no_user_text, is_empty, load_conversations
@@ -75,7 +75,7 @@ class TrialRows:
 
     source: str
     recipe: Recipe | None
-    asked: list[Asked]
+    asked: list[GradingRequest]
     there: int
 
 
@@ -98,7 +98,7 @@ def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
     return TrialRows(source, recipe, [usable[row_id] for row_id in sorted(usable)[:limit]], len(usable))
 
 
-def _of_run(root: Path) -> tuple[Recipe, list[Asked]]:
+def _of_run(root: Path) -> tuple[Recipe, list[GradingRequest]]:
     """All rows that the run has prepared, held-out ones included."""
     recipe, run = recipe_of_game(root), RunDir(root)
     if run.finished("data") is None:
@@ -107,14 +107,14 @@ def _of_run(root: Path) -> tuple[Recipe, list[Asked]]:
     return recipe, ask([example for file in files for example in read_examples(file)], {})
 
 
-def _of_recipe(path: Path) -> tuple[Recipe, list[Asked]]:
+def _of_recipe(path: Path) -> tuple[Recipe, list[GradingRequest]]:
     recipe = load_recipe(path)
     data = recipe.data
     asked = _with_replies(data, recipe.seed)
     return recipe, [*asked, *(_prompts(data.prompts, data) if data.prompts else [])]
 
 
-def _of_file(source: str, answer: str | None) -> list[Asked]:
+def _of_file(source: str, answer: str | None) -> list[GradingRequest]:
     """Rows with replies or, if the rows do not have such a shape, prompts with answers."""
     values, options = {"path": source, "answer": answer}, {"path": "DATA", "answer": ANSWER}
     with in_words_of({"data.answer": ANSWER, "data.prompts.answer": ANSWER, "data.columns": "data.columns of a recipe"}):
@@ -128,13 +128,13 @@ def _of_file(source: str, answer: str | None) -> list[Asked]:
                 raise error from None
 
 
-def _with_replies(section: DataSection, seed: int) -> list[Asked]:
+def _with_replies(section: DataSection, seed: int) -> list[GradingRequest]:
     return [_asked(c, c.reply) for _, c in load_conversations(section, seed).rows if not is_empty(c)]
 
 
-def _prompts(section: PromptsSection, data: DataSection) -> list[Asked]:
+def _prompts(section: PromptsSection, data: DataSection) -> list[GradingRequest]:
     return [_asked(c, None) for _, c in load_prompts(section, data).rows if not has_no_user_text(c)]
 
 
-def _asked(conversation: Conversation, human: str | None) -> Asked:
-    return Asked(conversation.row_id, conversation.prompt, conversation.answer, human, conversation.columns, ())
+def _asked(conversation: Conversation, human: str | None) -> GradingRequest:
+    return GradingRequest(conversation.row_id, conversation.prompt, conversation.answer, human, conversation.columns, ())

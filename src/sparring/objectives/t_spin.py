@@ -82,6 +82,7 @@ class TSpin(Comparison):
         return self if iteration else replace(self, history_weight=0.0)
 
     def losses(self, given: Compared) -> ItemLosses:
+        """As in `Comparison`. Without replies of the start (iteration 0), whose term has weight 0, the opponent's take their place."""
         mask_DK, generated_DK = given.mask_DK, given.player.generated_DK
         player = TripletLogps(given.player.real_D, generated_DK, generated_DK if given.start_DK is None else given.start_DK)
         found = triplet_loss(player, mask_DK, alpha=self.beta, history_weight=self.history_weight)

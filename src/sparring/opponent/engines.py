@@ -110,7 +110,7 @@ class Sampler:
             alone = accelerator_of_rank() is not None and not self.settings.sampling.spec.on_ranks
             self._engine = OfRankZero(make) if alone else make()
         engine = self._engine.at(temperature)
-        return OfAllRanks(engine) if isinstance(engine, TransformersEngine) and rank_count() > 1 else engine
+        return OfAllRanks(engine) if self.settings.sampling.spec.on_ranks and rank_count() > 1 else engine
 
     def check(self, temperature: float, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
         """Compare the engine's log-probs with those of our scorer (agreement.py); raises UserError if they differ."""
@@ -161,7 +161,7 @@ def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], see
 
 
 class OfAllRanks:
-    """The engines of all ranks as one: prompts are shared by tokens. A reply depends only on its own random stream."""
+    """The engines of all ranks as one `Engine`: prompts are shared by tokens. A reply depends only on its own random stream."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -182,7 +182,7 @@ class OfAllRanks:
 
 
 class OfRankZero:
-    """An engine with its own processes or servers: only rank 0 has it, and broadcasts the replies part by part."""
+    """An `Engine` with its own processes or servers: only rank 0 has it, and broadcasts the replies part by part."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
         """Raises, on every rank, the UserError of `make`, which only rank 0 calls."""

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe, load_recipe
-from sparring.config.engines import DEFAULT, ON_GPU
+from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.errors import UserError
 from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
@@ -43,7 +43,7 @@ CHANGES = (
     ("train.lora={rank: 16}", *SMALLER, *CACHE),
     ("train.lora={rank: 16, quantize: 4bit}", *SMALLER, *CACHE),
 )
-ON_MORE_DEVICES = (SHARED, (*SHARED, "sampling.engine=vllm", "sampling.vllm.tensor_parallel=8"))
+ON_MORE_DEVICES = (SHARED, (*SHARED, f"sampling.engine={ON_GPU}", f"sampling.{ENGINES[ON_GPU].devices}=8"))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from sparring.planning.hardware import Hardware, devices_wanted, of_sampling, of
 from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
-from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_passes, tree_work
+from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_forward_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
 from sparring.stage_names import START, iteration_name
 
@@ -137,8 +137,8 @@ class _Game:
 
     def _train(self, owner: str, settings: OptimSection, lengths: Lengths, items: Mapping[int, float]) -> StagePlan:
         """items: branches of a tree -> how many trees have so many."""
-        passes = training_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
-        parts = [tree_work(self.shape, passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
+        forward_passes = training_forward_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
+        parts = [tree_work(self.shape, forward_passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
         return StagePlan(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
 
@@ -183,20 +183,20 @@ class _Game:
         one = self._sample(START, "headroom", self.lengths, rows, 1)
         yield StagePlan(START, "headroom", many.work.times(2) + one.work, many.memory, 2 * many.seconds + one.seconds)
 
-    def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:
+    def _results(self, owner: str, forward_passes: int) -> Iterator[StagePlan]:
         """The evaluation of a player. Of benchmarks only the memory, in one process, since their lengths are not known."""
-        yield self._measure(owner, passes)
+        yield self._measure(owner, forward_passes)
         section = self.recipe.evaluate.benchmarks
         if section is not None:
             held = memory.scoring(self.shape, self.recipe.train, section.batch_tokens, self.hardware.kind, Parallel())
             yield StagePlan(owner, "benchmarks", Work(), held, 0.0)
 
-    def _measure(self, owner: str, passes: int) -> StagePlan:
+    def _measure(self, owner: str, forward_passes: int) -> StagePlan:
         """Replies to the held-out prompts, then log-probs of trees with the own reply, and with the opponent's under both."""
         lengths, rows = self.lengths, self.lengths.held_out_rows
         counts = [self.recipe.evaluate.samples, *([1] if self.recipe.evaluate.greedy else [])]
         sampled = [self._sample(owner, "measure", lengths, rows, count) for count in counts]
-        scored = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, 2), passes * rows)
+        scored = tree_work(self.shape, SCORING, lengths.prompt, _replies(lengths, 2), forward_passes * rows)
         held = memory.measuring(sampled[0].memory, self._scoring(lengths, 2), self.recipe, self.hardware.kind)
         work = sum((one.work for one in sampled), scored)
         return StagePlan(owner, "measure", work, held, sum(one.seconds for one in sampled) + self._time(scored))

@@ -35,7 +35,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Passes:
+class ForwardPasses:
     """Cost of a token in the weights, the head and the products of attention, in forward passes."""
 
     body: float
@@ -43,23 +43,23 @@ class Passes:
     attention: float
 
 
-SCORING = Passes(1, 1, 1)
+SCORING = ForwardPasses(1, 1, 1)
 
 
-def training_passes(frozen: bool, recomputed: bool, micro_batch_tokens: int) -> Passes:
-    """Passes of training: forward 1, backward 2 (1 through frozen weights, which get no gradient), 1 more if activations are recomputed."""
+def training_forward_passes(frozen: bool, recomputed: bool, micro_batch_tokens: int) -> ForwardPasses:
+    """Of training: forward 1, backward 2 (1 through frozen weights, which get no gradient), 1 more if activations are recomputed."""
     backward = 1 if frozen else 2
     again = micro_batch_tokens > HEAD_CHUNK  # all chunks of logits except for the last are recomputed
-    return Passes(1 + backward + recomputed, 1 + backward + again, 3 + recomputed)
+    return ForwardPasses(1 + backward + recomputed, 1 + backward + again, 3 + recomputed)
 
 
-def tree_work(shape: Shape, passes: Passes, prompt: float, replies: tuple[float, ...], count: float = 1) -> Work:
+def tree_work(shape: Shape, forward_passes: ForwardPasses, prompt: float, replies: tuple[float, ...], count: float = 1) -> Work:
     """Scoring or training on `count` trees of one prompt and some replies, packed: the prompt once, the last token of a reply never fed."""
     first, *others = (reply - 1 for reply in replies)
     tokens = prompt + first + sum(others)
     seen = (prompt + first) ** 2 / 2 + sum(other * (prompt + other / 2) for other in others)
-    weights = passes.body * shape.passed * tokens + passes.head * shape.head * sum(replies)
-    return Work(tokens * count, (2 * weights + passes.attention * _attention(shape, seen)) * count)
+    weights = forward_passes.body * shape.passed * tokens + forward_passes.head * shape.head * sum(replies)
+    return Work(tokens * count, (2 * weights + forward_passes.attention * _attention(shape, seen)) * count)
 
 
 def sampling_work(shape: Shape, recipe: Recipe, lengths: Lengths, rows: int, replicas: int, samplers: Samplers) -> Work:

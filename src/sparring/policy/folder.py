@@ -89,7 +89,7 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightHeaders:
     """The headers of all weight files together: tensor name -> (safetensors number format, shape)."""
 
     tensors: Mapping[str, tuple[str, tuple[int, ...]]]
@@ -158,7 +158,7 @@ def read_object(file: Path) -> dict[str, Any]:
     return found
 
 
-def read_headers(folder: Path) -> Weights:
+def read_headers(folder: Path) -> WeightHeaders:
     """The names, formats and shapes in all weight files; no weight is read. Raises UserError for a broken file."""
     tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -168,7 +168,7 @@ def read_headers(folder: Path) -> Weights:
                 tensors |= {name: (found.get_dtype(), tuple(found.get_shape())) for name, found in slices.items()}
         except (SafetensorError, OSError) as error:
             raise UserError(f"cannot read the weights: {first_line(error)}", where=str(path), remedy="fetch the file again") from None
-    return Weights(tensors)
+    return WeightHeaders(tensors)
 
 
 @contextlib.contextmanager
@@ -221,7 +221,7 @@ def _check_index(folder: Path, index: Mapping[str, Any]) -> None:
         raise UserError(f"it names the file {missing!r}, which is not in this folder", where=where, remedy="fetch all files of the model")
 
 
-def _check_config(file: Path, config: Mapping[str, Any], weights: Weights) -> None:
+def _check_config(file: Path, config: Mapping[str, Any], weights: WeightHeaders) -> None:
     if config.get("quantization_config") is not None:
         method = config["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -240,7 +240,7 @@ def _check_config(file: Path, config: Mapping[str, Any], weights: Weights) -> No
             raise UserError(what, where=str(file), remedy=_FITS)
 
 
-def _check_float(folder: Path, weights: Weights) -> None:
+def _check_float(folder: Path, weights: WeightHeaders) -> None:
     wrong = next(((name, kind) for name, (kind, shape) in weights.tensors.items() if kind not in FLOATS and len(shape) > 1), None)
     if wrong is not None:
         raise _quantised(f"the tensor {wrong[0]} of type {wrong[1]}", folder)
@@ -263,7 +263,7 @@ def _check_ends(file: Path, config: Mapping[str, Any], vocabulary: Any) -> None:
             raise UserError(f"eos_token_id is {ends!r}, and {end!r} is not {known}", where=str(file), remedy="correct or remove it")
 
 
-def _check_adapter(file: Path, config: Mapping[str, Any], weights: Weights) -> None:
+def _check_adapter(file: Path, config: Mapping[str, Any], weights: WeightHeaders) -> None:
     if config.get("megatron_config") is not None:
         raise UserError("with megatron_config PEFT would import a module that the adapter names", where=str(file), remedy="set it to null")
     pattern = config.get("rank_pattern") or {}

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from sparring.config import Recipe, Section
+from sparring.config import ENGINES, Recipe, Section
 from sparring.errors import UserError
 from sparring.own_code import is_own_code
 from sparring.policy.load import package_file
@@ -33,8 +33,8 @@ def public(recipe: Recipe) -> dict[str, Any]:
     if values["evaluate"]["benchmarks"]:
         folders = values["evaluate"]["benchmarks"]["task_folders"]
         values["evaluate"]["benchmarks"]["task_folders"] = [Path(folder).name for folder in folders]
-    _hide(values["sampling"]["server"], recipe.sampling.server, "urls", "update_command")
-    _hide(values["sampling"]["ray"], recipe.sampling.ray, "address")
+    for section, option in (path.split(".") for spec in ENGINES.values() for path in spec.private):
+        _hide(values["sampling"][section], getattr(recipe.sampling, section), option)
     _hide(values["launcher"], recipe.launcher, "main_process_ip", "config_file")
     return values
 

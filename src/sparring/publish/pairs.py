@@ -115,9 +115,9 @@ def _votes(candidates: Candidates) -> Counter[str | None]:
     return Counter(reply.answer for reply in candidates.replies if reply.is_complete and reply.answer is not None)
 
 
-Columns = dict[str, Any]
+TableColumns = dict[str, Any]
 Decode = Callable[[TokenIds], str]
-Made = tuple[dict[str, int], dict[str, Columns]]  # counts, and a table for every shape
+Made = tuple[dict[str, int], dict[str, TableColumns]]  # counts, and a table for every shape
 SHAPES = {"preference": "rows", "spin": "spin_rows"}  # shape -> its number of rows in the counts; "rows" for both without spin_rows
 
 
@@ -167,7 +167,7 @@ def _of_contests(players: Players, t: int, examples: Mapping[str, Example], deco
     return counts, {"preference": contest_columns(found, decode), "spin": spin_columns(examples, with_human, decode)}
 
 
-def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> Columns:
+def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> TableColumns:
     """Columns with `prompt`, `chosen`, `rejected` as lists of turns: every game has a chat template, so every row is a conversation."""
     of = [examples[reply.row_id].conversation for reply in replies]
     return {
@@ -180,7 +180,7 @@ def preference_columns(examples: Mapping[str, Example], replies: Sequence[Reply]
     }
 
 
-def spin_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> Columns:
+def spin_columns(examples: Mapping[str, Example], replies: Sequence[Reply], decode: Decode) -> TableColumns:
     """The columns `real` and `generated`, whole conversations that end in the human and the sampled reply, as in the authors' files."""
     rows = preference_columns(examples, replies, decode)
     return {

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sparring.config import Recipe
 from sparring.console import log
-from sparring.report.tables import Row, rows_of
+from sparring.report.tables import TableRow, rows_of
 
 PAPER: dict[str, Any] = {
     "model.path": "alignment-handbook/zephyr-7b-sft-full",
@@ -74,7 +74,7 @@ def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
     """All symptoms, arm by arm in the order of the game."""
     counts = {f"iteration {entry['iteration']}": entry.get("counts", {}) for entry in summary["iterations"]}
     found: list[Sign] = []
-    before: Row | None = None
+    before: TableRow | None = None
     for row in rows_of(summary):
         found += _of_replies(row, recipe)
         if row.model in counts:
@@ -101,7 +101,7 @@ def log_new_symptoms(before: Mapping[str, Any] | None, summary: Mapping[str, Any
         log.warning(f"warning: {line}")
 
 
-def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
+def _of_replies(row: TableRow, recipe: Recipe) -> Iterator[Sign]:
     n, cut = row.scores["truncated"]["n"], row.scores["truncated"]["value"]
     if cut > MOST_CUT:
         most = recipe.sampling.max_new_tokens
@@ -115,7 +115,7 @@ def _of_replies(row: Row, recipe: Recipe) -> Iterator[Sign]:
         yield Sign("Nearly all replies equal the human ones", row.model, f"{equal:.0%}", _NOTHING_TO_LEARN)
 
 
-def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[Sign]:
+def _of_duels(row: TableRow, counts: Mapping[str, int], recipe: Recipe) -> Iterator[Sign]:
     duels, batch = counts.get("duels"), recipe.train.batch_size
     if duels and duels < batch:
         remedy = "An epoch is then a single step: lower train.batch_size, or use more rows"
@@ -126,7 +126,7 @@ def _of_duels(row: Row, counts: Mapping[str, int], recipe: Recipe) -> Iterator[S
         yield Sign("Nearly all duels are of equal replies", row.model, f"{counts['duels_all_identical']} of {prompts}", _NOTHING_TO_LEARN)
 
 
-def _of_human(row: Row, before: Row) -> Iterator[Sign]:
+def _of_human(row: TableRow, before: TableRow) -> Iterator[Sign]:
     old, new = before.scores["real_logp"]["value"], row.scores["real_logp"]["value"]
     if new < old:
         yield Sign("The held-out human replies lost log-prob", row.model, f"from {old:.2f} to {new:.2f} nats", REMEDY_LOST)

@@ -13,13 +13,13 @@ import numpy as np
 
 from sparring.data.tables import read_rows
 from sparring.report.health import MOST_CUT
-from sparring.report.tables import Row
+from sparring.report.tables import TableRow
 from sparring.stage_names import START, evaluate_stage, iteration_of
 
 SAMPLES, REPORT = "samples.parquet", "report.html"
 GREEDY = {"exact_match": "exact_match_greedy"}
 Samples = Mapping[str, Mapping[str, Any]]  # by row id
-Arm = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples
+ScoredPlayer = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples
 
 
 class Gain(NamedTuple):
@@ -31,7 +31,7 @@ class Gain(NamedTuple):
 
 
 def ranking(
-    root: Path, rows: Sequence[Row], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
+    root: Path, rows: Sequence[TableRow], metric: str, confidence: float, headroom: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[dict[str, Any]]:
     """The arms by `metric`, the best first; of equal ones the earlier in the game. JSON values, stored in summary.json.
 
@@ -60,11 +60,11 @@ def ranking(
     ]
 
 
-def _arms(root: Path, row: Row, metric: str) -> list[Arm]:
+def _arms(root: Path, row: TableRow, metric: str) -> list[ScoredPlayer]:
     if metric not in row.scores:
         return []
     player, samples = player_of(row), read_samples(root / row.stage / SAMPLES)
-    found: list[Arm] = [(player, row.model, row.scores[metric], samples)]
+    found: list[ScoredPlayer] = [(player, row.model, row.scores[metric], samples)]
     greedy = GREEDY.get(metric, "")
     if player == START and greedy in row.scores:  # an arm without training: the start with greedy decoding
         greedy_samples = {row_id: {**sample, metric: sample.get(greedy)} for row_id, sample in samples.items()}
@@ -72,7 +72,7 @@ def _arms(root: Path, row: Row, metric: str) -> list[Arm]:
     return found
 
 
-def player_of(row: Row) -> str:
+def player_of(row: TableRow) -> str:
     """The player's name for `sparring export --iteration`."""
     t = iteration_of(row.stage)
     return row.stage.removesuffix(evaluate_stage("")) if t is None else str(t)

@@ -20,7 +20,7 @@ def rule_of(recipe: Recipe) -> list[str]:
     For verified and majority targets. Only the file name of a checker's path is shown.
     """
     target = recipe.target
-    who = _by_votes(target) if target.kind == "majority" else _by_checker(target)
+    who = _by_votes(target) if target.counts_votes else _by_checker(target)
     return [who, _human(target), _left_out(target), _learned(recipe)]
 
 
@@ -53,7 +53,7 @@ def _by_votes(target: TargetSection) -> str:
 def _human(target: TargetSection) -> str:
     sentence = HUMAN_PART[target.human]
     known = " Its answer, if one is found, wins without a vote."
-    return sentence + known if target.kind == "majority" and target.human in ("mix", "only") else sentence
+    return sentence + known if target.counts_votes and target.human in ("mix", "only") else sentence
 
 
 def _left_out(target: TargetSection) -> str:
@@ -65,7 +65,7 @@ def _left_out(target: TargetSection) -> str:
 
 def _learned(recipe: Recipe) -> str:
     target = recipe.target
-    weighed = "; each prompt is weighed by its margin of votes" if target.kind == "majority" and target.weigh_votes else ""
+    weighed = "; each prompt is weighed by its margin of votes" if target.counts_votes and target.weigh_votes else ""
     if not recipe.objective.kind.uses_margins:
         return f"The player is trained on the winners only, by their likelihood (objective.loss: {recipe.objective.name}){weighed}."
     anchored = any(recipe.objective.uses_likelihood(t) for t in range(recipe.iterations))

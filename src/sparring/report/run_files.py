@@ -14,23 +14,22 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
-from sparring.report.outcome import SAMPLES, ranking
+from sparring.report.outcome import SAMPLES, Samples, ranking
 from sparring.report.summary import OF_SUMMARY, SUMMARY
-from sparring.report.tables import Row, rows_of
+from sparring.report.tables import TableRow, rows_of
 from sparring.rundir import read_json, read_object
 from sparring.stage_names import METRICS, START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
 SHOWCASE = "showcase.json"
 HELD_OUT = 2  # prompts that are shown if the recipe has no showcase
-Samples = dict[str, dict[str, Any]]  # by row id
 
 
 @dataclass(frozen=True)
 class ReportPlayer:
     """A model of the run with its samples; `apart`: not a player of the game, such as a control."""
 
-    row: Row
+    row: TableRow
     samples: Samples
     showcase: list[dict[str, str]]
 
@@ -121,7 +120,7 @@ def _require_run(root: Path) -> Recipe:
     return recipe
 
 
-def _player(root: Path, row: Row) -> ReportPlayer:
+def _player(root: Path, row: TableRow) -> ReportPlayer:
     folder = root / row.stage
     samples = {sample["row_id"]: sample for sample in _read(folder / SAMPLES, read_rows)}
     showcase = _read(folder / SHOWCASE, read_json) if (folder / SHOWCASE).exists() else []

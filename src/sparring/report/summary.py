@@ -9,11 +9,10 @@ from typing import Any
 
 from sparring.config import Recipe
 from sparring.report.outcome import ranking
-from sparring.report.tables import headroom_of, rows_of
+from sparring.report.tables import Scores, headroom_of, rows_of
 from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
 from sparring.stage_names import METRICS, SFT, control_stage, is_used, iteration_stage, stage_names
 
-Scores = Mapping[str, Any]
 SUMMARY = "summary.json"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
 

@@ -20,7 +20,7 @@ from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage
 Scores = Mapping[str, Any]
 
 
-class Row(NamedTuple):
+class TableRow(NamedTuple):
     """A model in a table, its opponent in duels, its scores, and the stage of the run with scores and samples ("" for none)."""
 
     model: str
@@ -34,28 +34,28 @@ class Column(NamedTuple):
     """A column of a table; `short` is its header if the terminal is too narrow for the whole table."""
 
     header: str
-    cell: Callable[[Row], str]
+    cell: Callable[[TableRow], str]
     short: str | None = None
 
 
-def rows_of(summary: Mapping[str, Any]) -> Iterator[Row]:
+def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
     """The models of a run in order: start, iterations, control."""
     best = summary["best"]
-    yield Row(start_title(summary["start"]["name"]), None, summary["start"]["scores"], evaluate_stage(START))
+    yield TableRow(start_title(summary["start"]["name"]), None, summary["start"]["scores"], evaluate_stage(START))
     for entry in summary["iterations"]:
         t = entry["iteration"]
         opponent = f"iteration {t - 1}" if t else "start"
-        yield Row(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
+        yield TableRow(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
     for entry in summary["controls"]:
         start = entry["from_iteration"]
         opponent = "start" if start is None else f"iteration {start}"
-        yield Row(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
+        yield TableRow(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 
-def with_error(name: str, digits: int) -> Callable[[Row], str]:
+def with_error(name: str, digits: int) -> Callable[[TableRow], str]:
     """A column's function: value and standard error of a score, or "-" without it."""
 
-    def cell(row: Row) -> str:
+    def cell(row: TableRow) -> str:
         score = row.scores.get(name)
         if score is None:
             return "-"
@@ -65,15 +65,15 @@ def with_error(name: str, digits: int) -> Callable[[Row], str]:
     return cell
 
 
-def _value(name: str, digits: int) -> Callable[[Row], str]:
+def _value(name: str, digits: int) -> Callable[[TableRow], str]:
     return lambda row: f"{row.scores[name]['value']:.{digits}f}"
 
 
-def _count(name: str) -> Callable[[Row], str]:
+def _count(name: str) -> Callable[[TableRow], str]:
     return lambda row: str(round(row.scores[name]["value"] * row.scores[name]["n"]))
 
 
-def _accuracy(row: Row) -> str:
+def _accuracy(row: TableRow) -> str:
     score = row.scores["duel_accuracy"]
     return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
@@ -122,20 +122,20 @@ def samples_of(scores: Scores) -> int:
     return max((int(name.removeprefix("pass_at_")) for name in scores if name.startswith("pass_at_")), default=1)
 
 
-def outcome_rows(summary: Mapping[str, Any]) -> Iterator[Row]:
+def outcome_rows(summary: Mapping[str, Any]) -> Iterator[TableRow]:
     """For each iteration, the outcomes of the prompts that it trained on, and the rates of its opponent's replies; nothing for the human
     target."""
     for entry in summary["iterations"]:
         if "decided" in entry["counts"]:
             counts = {name: {"value": count, "stderr": None} for name, count in entry["counts"].items()}
             t = entry["iteration"]
-            yield Row(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
+            yield TableRow(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
 
 
 OUTCOME_COLUMNS = [Column(name.replace("_", " "), with_error(name, 0)) for name in OUTCOMES]
 
 
-def rate_columns(rows: Sequence[Row]) -> list[Column]:
+def rate_columns(rows: Sequence[TableRow]) -> list[Column]:
     """Columns of the rates that any iteration has."""
     return [Column(name.replace("_", " "), with_error(name, 3)) for name in RATES if any(name in row.scores for row in rows)]
 
@@ -155,17 +155,17 @@ def how_played(facts: Mapping[str, Any]) -> str:
 
 def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
     """Print a table with one row per model and one column per score that any of them has."""
-    rows = [Row(model, None, scores, stage="") for model, scores in named.items()]
+    rows = [TableRow(model, None, scores, stage="") for model, scores in named.items()]
     print_table(title, score_columns(rows), rows, console)
 
 
-def score_columns(rows: Sequence[Row], of_benchmarks: bool = False) -> list[Column]:
+def score_columns(rows: Sequence[TableRow], of_benchmarks: bool = False) -> list[Column]:
     """A column for every score that any row has; `of_benchmarks`: only scores of benchmarks, whose names have a task before the metric."""
     names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
     return [Column(name, with_error(name, 3)) for name in names]
 
 
-def print_table(title: str, columns: list[Column], rows: list[Row], console: Console, first: str = "model") -> None:
+def print_table(title: str, columns: list[Column], rows: list[TableRow], console: Console, first: str = "model") -> None:
     """Print a table with the header `first` in the first column. If the terminal is too narrow, it gets short headers, and then several
     tables with the same rows are printed."""
     whole = _table(title, columns, rows, first, console)
@@ -179,7 +179,7 @@ def print_table(title: str, columns: list[Column], rows: list[Row], console: Con
         title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
 
 
-def _table(title: str, columns: list[Column], rows: list[Row], first: str, console: Console) -> Table:
+def _table(title: str, columns: list[Column], rows: list[TableRow], first: str, console: Console) -> Table:
     table = Table(title=Text(fitting(title, console)), title_justify="left")
     table.add_column(first, no_wrap=True)
     for column in columns:

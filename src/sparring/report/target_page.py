@@ -16,7 +16,7 @@ from sparring.report.page import PageSection, figure, figures, paragraph, render
 from sparring.report.plots import PlottedScore
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, Row, outcome_rows, rate_columns
+from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, TableRow, outcome_rows, rate_columns
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -146,7 +146,7 @@ def _notes(run: RunFiles) -> Iterator[str]:
         )
 
 
-def _table(caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Markup:
+def _table(caption: str, columns: Sequence[Column], rows: Sequence[TableRow]) -> Markup:
     cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
     return table(caption, ["iteration", *(column.header for column in columns)], cells) if rows and columns else Markup("")
 

@@ -21,7 +21,7 @@ from sparring.report.tables import (
     OUTCOMES_TITLE,
     RATES_TITLE,
     REPLY_COLUMNS,
-    Row,
+    TableRow,
     outcome_rows,
     print_benchmarks,
     print_headroom,
@@ -67,14 +67,14 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
             print_table(f"{RATES_TITLE} (± standard error)", columns, outcomes, console)
 
 
-def _print_benchmarks(rows: list[Row], root: Path, console: Console) -> None:
+def _print_benchmarks(rows: list[TableRow], root: Path, console: Console) -> None:
     named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
     if any(named.values()):
         facts = read_json(root / benchmark_stage(START) / "done.json")["facts"]
         print_benchmarks(named, facts, console)
 
 
-def _print_showcase(rows: list[Row], root: Path, console: Console) -> None:
+def _print_showcase(rows: list[TableRow], root: Path, console: Console) -> None:
     shown = {row.model: entries for row in rows if (entries := _shown(root / row.stage))}
     for index, first in enumerate(next(iter(shown.values()), [])):
         table = Table(title=Text(f"Prompt: {printable(first['prompt'])}"), title_justify="left", show_header=False)

@@ -82,7 +82,7 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:
     """Raise UserError if no prompt without a human reply has an answer to compare with: none of their replies could be graded."""
-    if context.recipe.target.kind != "verified" or checker is None or is_own_code(checker.name) or not context.prompts:
+    if context.recipe.target.counts_votes or checker is None or is_own_code(checker.name) or not context.prompts:
         return
     missed = sum(checker.expected(one) is None for one in ask(context.prompts, {}))
     if missed == len(context.prompts):
@@ -159,7 +159,7 @@ def _log_unsharded_stages(context: RunContext) -> None:
 def _check_tokens(context: RunContext) -> None:
     """Raise UserError for a row with a token that the model has no embedding for: a tokenizer may have more tokens than the model."""
     size = load_config(context.base.folder).get_text_config().vocab_size
-    for example in (*context.played_examples, *context.held_out):
+    for example in (*context.prompt_rows, *context.held_out):
         token = max((*example.prompt_ids, *example.reply_ids))
         if token >= size:
             name = context.chat.tokenizer.convert_ids_to_tokens(token)
@@ -177,7 +177,7 @@ def _check_context(context: RunContext) -> None:
     if new >= longest:
         what = f"{new} does not fit the model's context of {longest} tokens"
         raise UserError(what, where="sampling.max_new_tokens", remedy=f"set it below {longest}")
-    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*context.played_examples, *context.held_out]]
+    prompts = [(f"row {e.row_id}", len(e.prompt_ids), len(e.reply_ids)) for e in [*context.prompt_rows, *context.held_out]]
     showcase = showcase_turns(context.recipe.showcase_system, context.recipe.showcase)
     prompts += [("a showcase prompt", len(context.chat.prompt_ids(turns)), 0) for turns in showcase]
     for name, prompt, reply in prompts:

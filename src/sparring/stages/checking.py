@@ -6,7 +6,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
-from sparring.checkers.grades import Asked, Checker, ask
+from sparring.checkers.grades import Checker, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.config import Recipe
 from sparring.data.records import Example, Reply, TokenIds
@@ -48,7 +48,9 @@ def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
     )
 
 
-def asked_of(examples: Sequence[Example], replies: Sequence[Reply], decode: Callable[[TokenIds], str], with_human: bool) -> list[Asked]:
+def asked_of(
+    examples: Sequence[Example], replies: Sequence[Reply], decode: Callable[[TokenIds], str], with_human: bool
+) -> list[GradingRequest]:
     """The inputs of a checker, one per prompt in the order of the examples: the human reply first, if there is one and `with_human`,
     then the replies in the order of their replicas."""
     texts: dict[str, list[str]] = defaultdict(list)

@@ -23,7 +23,7 @@ from sparring.policy.ranks import from_main, rank_count
 from sparring.policy.strategies import accelerator_of_rank, is_sharded
 from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
-from sparring.stages.run_stage import Examples, Played, Replying, StageRunner
+from sparring.stages.run_stage import Examples, PromptRows, Replying, StageRunner
 
 CHOSEN = "micro_batch.json"
 
@@ -130,9 +130,9 @@ class RunContext:
         return self._examples(PROMPTS) if self.recipe.data.prompts else Examples()
 
     @cached_property
-    def played_examples(self) -> Played:
+    def prompt_rows(self) -> PromptRows:
         """All examples whose prompts the opponent replies to."""
-        return Played(self.train_examples, self.prompts)
+        return PromptRows(self.train_examples, self.prompts)
 
     @cached_property
     def held_out(self) -> Examples:

@@ -13,7 +13,7 @@ import numpy as np
 from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, PlayerScores, agrees_on_errors
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Player
@@ -22,7 +22,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.grade import candidates_at, rates
-from sparring.stages.run_stage import Played, Replying
+from sparring.stages.run_stage import PromptRows, Replying
 from sparring.targets import TARGETS
 from sparring.targets.select import OUTCOMES, rules_of
 from sparring.targets.window import Window, build_window, select_window
@@ -40,7 +40,7 @@ def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
-def warn_of_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
+def warn_of_collapse(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:
     """Warn if the majority agrees more often and is right less often."""
     if not agrees_on_errors(recipe, start, iterations):
         return
@@ -81,7 +81,7 @@ def _remedy(counts: dict[str, int]) -> str:
 
 def _plateau(context: RunContext, t: int) -> str | None:
     """Whether the pass rate (majority: the share of votes) has stopped rising since the last iteration, paired over the same prompts."""
-    name = "vote_share" if context.recipe.target.kind == "majority" else "pass_rate"
+    name = "vote_share" if context.recipe.target.counts_votes else "pass_rate"
     before, now = (rates(candidates_at(context, i)).get(name, {}) for i in (t - 1, t))
     both = [row_id for row_id in now if row_id in before]  # a user's function may give no score in one of them
     if len(both) < 2:
@@ -97,19 +97,19 @@ def _plateau(context: RunContext, t: int) -> str | None:
 def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
     """Sample the opponent's replies to every training prompt."""
     replying, replicas = context.replying(opponent, t), context.recipe.sampling.replies_per_prompt
-    name, played = iteration_stage(t, "generate"), context.played_examples
-    work = partial(_sample, context.common(name), replying=replying, replies_per_prompt=replicas, played=played)
+    name, prompt_rows = iteration_stage(t, "generate"), context.prompt_rows
+    work = partial(_sample, context.common(name), replying=replying, replies_per_prompt=replicas, prompt_rows=prompt_rows)
     return context.stages.run_stage(name, work)
 
 
-def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prompt: int, played: Played) -> dict[str, Any]:
+def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prompt: int, prompt_rows: PromptRows) -> dict[str, Any]:
     settings, sampling = replying.settings, replying.settings.sampling
     rule = "greedily" if sampling.temperature == 0 else f"at temperature {sampling.temperature:g}, top-p {sampling.top_p:g}"
     log.info(f"{common.title}: the opponent {replying.model.hash[:12]} replies {rule} ({sampling.engine_name}, {settings.dtype})")
     with Sampler(settings, common.chat, replying.model.folder) as sampler:
         replies = sample_examples(
             stage,
-            played,
+            prompt_rows,
             lambda: sampler.engine(sampling.temperature),
             replying.stream,
             replies_per_prompt,
@@ -120,7 +120,7 @@ def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prom
         )
     facts = from_main(partial(checked_facts, stage))  # read by rank 0, which is the one that gives the stage its final name
     readings = replies_per_prompt if facts.get("logp_check", {}).get(PADDED) else 1
-    prompt_tokens = readings * sum(len(example.prompt_ids) for example in played)
+    prompt_tokens = readings * sum(len(example.prompt_ids) for example in prompt_rows)
     sampled_tokens = prompt_tokens + sum(len(reply.token_ids) - 1 for reply in replies)  # the last one is not fed
     return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
@@ -143,7 +143,7 @@ def _human_window(context: RunContext, iterations: Sequence[int], t: int) -> Win
 
 def _graded_window(context: RunContext, iterations: Sequence[int], t: int) -> Window:
     recipe = context.recipe
-    prompts = {example.row_id: example.prompt_ids for example in context.played_examples}
+    prompts = {example.row_id: example.prompt_ids for example in context.prompt_rows}
     return select_window(
         prompts,
         {i: candidates_at(context, i) for i in iterations},

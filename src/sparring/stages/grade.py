@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.grades import Asked, Checker, Grade, require_few_failures
+from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.console import log
 from sparring.data.records import Reply
@@ -21,7 +21,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_of, iteration_stage
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
-from sparring.stages.run_stage import Played
+from sparring.stages.run_stage import PromptRows
 from sparring.targets import Candidates
 from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of
@@ -41,36 +41,36 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     with open_checker(recipe, recipe.target.checker) as checker:
-        target, played = recipe.target, context.played_examples
+        target, prompt_rows = recipe.target, context.prompt_rows
         common, score = context.common(name), target.pass_score
-        work = partial(_grade, common, target.kind, replies=replies_of, played=played, checker=checker, pass_score=score)
+        work = partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
         return context.stages.run_stage(name, work)
 
 
 def _grade(
-    common: Common, kind: str, stage: Path, *, replies: StageRecord, played: Played, checker: Checker, pass_score: float
+    common: Common, by_votes: bool, stage: Path, *, replies: StageRecord, prompt_rows: PromptRows, checker: Checker, pass_score: float
 ) -> dict[str, Any]:
-    """kind: the target's kind, for a warning."""
+    """by_votes: the most frequent answer wins, and a low pass rate is no reason for a warning."""
     sampled = read_replies(replies.path)
-    asked = asked_of(played, sampled, common.chat.decode, with_human=checker.name != "random")
+    asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=checker.name != "random")
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
-    found = candidates_of(read_rows(stage), sampled, played, pass_score)
+    found = candidates_of(read_rows(stage), sampled, prompt_rows, pass_score)
     scores = rate_scores(rates(found))
-    _log_scores(scores, kind, common)
+    _log_scores(scores, by_votes, common)
     return {**facts, "rates": scores}
 
 
 def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     """row id -> the graded replies of iteration t."""
     generated, graded = (context.run.root / iteration_stage(t, part) for part in ("generate", "grade"))
-    return candidates_of(read_rows(graded), read_replies(generated), context.played_examples, context.recipe.target.pass_score)
+    return candidates_of(read_rows(graded), read_replies(generated), context.prompt_rows, context.recipe.target.pass_score)
 
 
-def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
+def _log_scores(scores: Mapping[str, Score], by_votes: bool, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
-    if iteration_of(common.name) == 0 and kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
+    if iteration_of(common.name) == 0 and not by_votes and rate is not None and rate["value"] < LOW_PASS_RATE:
         wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
         log.warning(
             f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "
@@ -78,7 +78,7 @@ def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
         )
 
 
-def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
+def grade_all(stage: Path, asked: Sequence[GradingRequest], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
     """Write a table of grades into shards under `stage`, each row with its text; finished shards are kept. Returns the stage's facts.
 
     Raises UserError if the checker fails on many of the replies. All shards are deleted then, because failures may depend on things
@@ -89,7 +89,7 @@ def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], che
         per_row[reply.row_id] += 1
     with progress(phase, len(asked), "prompts", items_done(stage)) as shown:
 
-        def work(part: Sequence[Asked]) -> dict[str, list[Any]]:
+        def work(part: Sequence[GradingRequest]) -> dict[str, list[Any]]:
             rows = [
                 _row(one, place - (len(one.replies) - per_row[one.row_id]), text, graded)
                 for one, grades in zip(part, checker.grade(part), strict=True)
@@ -116,7 +116,7 @@ def _facts(stage: Path, checker: Checker) -> dict[str, int]:
     return {"replies": len(rows), "without_answer": sum(grade.answer is None for grade in grades), "failures": failures}
 
 
-def _row(asked: Asked, replica: int, text: str, graded: Grade) -> dict[str, Any]:
+def _row(asked: GradingRequest, replica: int, text: str, graded: Grade) -> dict[str, Any]:
     return {"row_id": asked.row_id, "replica": replica, "text": text, **vars(graded)}
 
 

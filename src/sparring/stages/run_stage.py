@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 from sparring.calls import Calls
 from sparring.checkers.grades import Checker
 from sparring.config import BenchmarksSection, DataSection, OptimSection, PairsSection, Recipe, SamplerSettings, Section
+from sparring.config.sections.sampling import ENGINE_SECTIONS
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.prepare import chat_fingerprint, data_inputs, rows_inputs
@@ -32,12 +33,12 @@ from sparring.stage_names import stage_of
 # The work of a stage: a function of a module with all its arguments but the last positional one, the stage's folder; it returns the
 # stage's facts. Keyword arguments decide the result and make the fingerprint. Positional ones do not: names for the log and for lines of
 # metrics, and what an earlier stage was made from.
-Work = partial[dict[str, Any]]
+StageWork = partial[dict[str, Any]]
 
 # of training: these change speed, memory or the cost of a kill, and results only by rounding
 NOT_FINGERPRINTED = {"checkpoint_every", "micro_batch_tokens", "gradient_checkpointing"}
 # of sampling: the same, the options of other engines, and an option that only `generate` depends on
-NOT_OF_SAMPLER = {"batch_tokens", "shard_rows", "vllm", "server", "ray", "replies_per_prompt"}
+NOT_OF_SAMPLER = {"batch_tokens", "shard_rows", *ENGINE_SECTIONS, "replies_per_prompt"}
 # inputs that are newer than the first runs, or belong to some stages only: left out at this value, so that earlier runs remain valid
 LEFT_OUT = {"samples": 1, "prompts": None, "steps": None, "iterations": None}
 
@@ -58,7 +59,7 @@ class Examples(list[Example]):
         self.hash = hash
 
 
-class Played(list[Example]):
+class PromptRows(list[Example]):
     """The rows that the opponent replies to: those with a human reply, then those of data.prompts, if there are any."""
 
     def __init__(self, data: Examples, prompts: Examples) -> None:
@@ -108,7 +109,7 @@ class Scoring:
         return {"precision": self.settings.precision, **_base_format(self.settings.four_bit)}
 
 
-def fingerprint(work: Work) -> dict[str, Any]:
+def fingerprint(work: StageWork) -> dict[str, Any]:
     """Everything that the result of a stage depends on, as JSON: the keyword arguments of its work."""
     assert isinstance(work.func, FunctionType) and not work.func.__closure__, "the work of a stage reads nothing but its arguments"
     whole = [value for value in work.args if isinstance(value, Section) or hasattr(value, "recipe")]
@@ -172,10 +173,10 @@ class StageRunner:
         """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
 
-    def run_stage(self, name: str, work: Work, alone: Callable[[Path], object] | None = None) -> StageRecord:
+    def run_stage(self, name: str, work: StageWork, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
 
-        work: computes the stage in its folder; its arguments decide the fingerprint (`Work`). alone: if ranks compute the stage, the
+        work: computes the stage in its folder; its arguments decide the fingerprint (`StageWork`). alone: if ranks compute the stage, the
         part of the work that this process does before they start.
         """
         stage, inputs = stage_of(name), fingerprint(work)
@@ -222,7 +223,7 @@ class StageRunner:
         assert record is not None, f"the ranks of {name} have ended without finishing it"
         return record
 
-    def _of_rank(self, name: str, inputs: dict[str, Any], work: Work) -> StageRecord:
+    def _of_rank(self, name: str, inputs: dict[str, Any], work: StageWork) -> StageRecord:
         """All ranks compute the target stage; only rank 0 starts and commits it."""
         require_equal(inputs, f"would compute {name} from different inputs", "the ranks must see the same model, data and run directory")
 

@@ -20,7 +20,7 @@ from sparring.errors import first_line
 from sparring.policy.compute import make_accelerator
 from sparring.rundir import read_json, write_json
 from sparring.tracking.points import GAME, Point, Series, identities, points, series_of
-from sparring.tracking.trackers import Opened, Place, flat, open_tracker, require_trackers
+from sparring.tracking.trackers import Opened, SeriesLocation, flat, open_tracker, require_trackers
 
 T = TypeVar("T")
 MEMORY = "trackers.json"
@@ -78,10 +78,10 @@ class _Sender:
             self.channels[key] = _Channel(self, series, kind)
         return self.channels[key]
 
-    def place(self, series: Series, identity: str) -> Place:
+    def place(self, series: Series, identity: str) -> SeriesLocation:
         name = self.section.name or self.root.resolve().name
         shown = name if series.name == GAME else f"{name}-{series.name}"
-        return Place(self.root, series.name, self.section.project, shown, identity)
+        return SeriesLocation(self.root, series.name, self.section.project, shown, identity)
 
 
 class _Memory:

@@ -23,7 +23,7 @@ AXIS = "optimizer_steps"
 
 
 @dataclass(frozen=True)
-class Place:
+class SeriesLocation:
     """Where a series is stored: `name` is shown to people, `identity` is unique within the tracker."""
 
     root: Path
@@ -61,7 +61,7 @@ def require_trackers(section: TrackSection) -> None:
         _log_in_to_wandb()
 
 
-def open_tracker(kind: str, place: Place, sent: int, config: dict[str, Any]) -> Opened:
+def open_tracker(kind: str, place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
     """Open or resume a tracker's run. sent: the newest step recorded as sent, -1 for none; config: the recipe, as flat options."""
     with _stdout_discarded():
         return _OPEN[kind](place, sent, config)
@@ -82,7 +82,7 @@ def flat(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _tensorboard(place: Place, sent: int, config: dict[str, Any]) -> Opened:
+def _tensorboard(place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
     from accelerate.tracking import TensorBoardTracker
 
     tracker = _started(TensorBoardTracker(f"{place.series}-{place.identity}", place.root / FOLDER / "tensorboard", purge_step=sent + 1))
@@ -92,7 +92,7 @@ def _tensorboard(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     return Opened(tracker, sent)
 
 
-def _trackio(place: Place, sent: int, config: dict[str, Any]) -> Opened:
+def _trackio(place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
     from accelerate.tracking import TrackioTracker
 
     # trackio's own logging of CPU and GPU would run for the whole game
@@ -102,7 +102,7 @@ def _trackio(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     return Opened(tracker, sent if next_step is None else next_step - 1)
 
 
-def _wandb(place: Place, sent: int, config: dict[str, Any]) -> Opened:
+def _wandb(place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
     import wandb
     from accelerate.tracking import WandBTracker
 
@@ -115,7 +115,7 @@ def _wandb(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     return Opened(tracker, sent if tracker.run.offline else tracker.run.starting_step - 1)  # unknown offline
 
 
-def _mlflow(place: Place, sent: int, config: dict[str, Any]) -> Opened:
+def _mlflow(place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
     import mlflow
     from accelerate.tracking import MLflowTracker
 
@@ -131,7 +131,7 @@ def _mlflow(place: Place, sent: int, config: dict[str, Any]) -> Opened:
     return Opened(tracker, max((metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, AXIS)), default=-1))
 
 
-_OPEN: dict[str, Callable[[Place, int, dict[str, Any]], Opened]] = {
+_OPEN: dict[str, Callable[[SeriesLocation, int, dict[str, Any]], Opened]] = {
     "tensorboard": _tensorboard,
     "trackio": _trackio,
     "wandb": _wandb,

@@ -21,8 +21,13 @@ class Saveable(Protocol):
     """An object that can write itself as a model folder."""
 
     @property
-    def master_model(self) -> torch.nn.Module: ...
-    def save_pretrained(self, folder: Path) -> None: ...
+    def master_model(self) -> torch.nn.Module:
+        """The module with the trained weights, which are float32."""
+        ...
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write the model folder, or that of the adapter. Only rank 0 calls it."""
+        ...
 
 
 def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str, torch.Tensor]) -> None:

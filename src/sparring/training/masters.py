@@ -144,17 +144,17 @@ class AdapterWeights:
         save_adapter(self.master_model, folder, os.path.relpath(self.base.absolute(), folder.absolute()), state)
 
 
-Weights = MasterWeights | AdapterWeights
+TrainableWeights = MasterWeights | AdapterWeights
 
 
-def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> Weights:
+def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> TrainableWeights:
     """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`."""
     if settings.lora is not None:
         return AdapterWeights(folder, settings, device, seed)
     return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
 
 
-def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> Weights:
+def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> TrainableWeights:
     """The weights before sharding: float32 weights, or a frozen base under an adapter; complete, in the memory of rank 0."""
     if settings.lora is not None:
         return AdapterWeights(folder, settings, torch.device("cpu"), seed, on_main=True)

@@ -36,7 +36,14 @@ from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import Saveable, flat_state, read_optimizer, restore_optimizer
-from sparring.training.masters import AdapterWeights, Weights, make_optimizer, require_shardable, trainable_weights, weights_to_shard
+from sparring.training.masters import (
+    AdapterWeights,
+    TrainableWeights,
+    make_optimizer,
+    require_shardable,
+    trainable_weights,
+    weights_to_shard,
+)
 
 TO_MAIN = StateDictOptions(full_state_dict=True, cpu_offload=True)
 FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
@@ -45,7 +52,7 @@ FROM_MAIN = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
 class Fsdp2Shards:
     """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32.
 
-    Implements `RankedWeights` (training/ranked.py).
+    Implements `RankedWeights`, which documents the methods.
     """
 
     needs_all_ranks = True
@@ -109,7 +116,7 @@ def shard(scorer: Scorer, settings: OptimSection, accelerator: Accelerator) -> n
 class WholeWeights:
     """`state`: the state dict of the trained weights on rank 0, empty on other ranks. `weights`: the sharded ones."""
 
-    weights: Weights
+    weights: TrainableWeights
     state: dict[str, Tensor]
 
     @property
@@ -121,7 +128,7 @@ class WholeWeights:
         self.weights.save_pretrained(folder, self.state)
 
 
-def _whole_state(weights: Weights) -> dict[str, Tensor]:
+def _whole_state(weights: TrainableWeights) -> dict[str, Tensor]:
     """The trained weights, gathered in rank 0's memory; {} on the other ranks. Tied weights stay tied, which torch would separate."""
     options = replace(TO_MAIN, ignore_frozen_params=isinstance(weights, AdapterWeights))
     whole: dict[str, Any] = get_model_state_dict(weights.master_model, options=options)
@@ -169,7 +176,7 @@ class RankedWeights(Protocol):
         ...
 
     def clip(self, limit: float | None) -> float:
-        """Scale the gradient of the whole step down to `limit`; returns its norm before that."""
+        """Scale the gradient of the whole step down to the L2 norm `limit`, None for no limit; returns its norm before that."""
         ...
 
     def sync_compute_weights(self) -> None:
@@ -184,14 +191,16 @@ class RankedWeights(Protocol):
         """The optimizer's state as one process would have it, on rank 0. All ranks must call it."""
         ...
 
-    def restore_optimizer(self, folder: Path) -> None: ...
+    def restore_optimizer(self, folder: Path) -> None:
+        """Load the optimizer's state from the checkpoint in `folder`. All ranks must call it."""
+        ...
 
 
 class Replicas:
     """Every rank holds all weights. Gradients are summed once per step, in float32, by Accelerate.
 
     Not torch's DistributedDataParallel: it would reduce bfloat16 gradients in bfloat16, and wait forever for parameters that a micro-batch
-    of one rank does not use (experts of a mixture).
+    of one rank does not use (experts of a mixture). Implements `RankedWeights`, which documents the methods.
     """
 
     needs_all_ranks = False

@@ -137,18 +137,28 @@ def _weights_and_winners(contests: Sequence[Contest]) -> tuple[list[float], list
 
 
 class Task(Protocol):
-    """Items are identified by their index; `unit` is their name in messages, `preferred` names the replies that should become likelier.
-    `name(i)` identifies item i in messages. `losses` gets the scorer's log-probs [D, R] of the items' `branches` and returns losses [D],
-    whose sum times `loss_scale` of the step's items is the loss of the step."""
+    """Items are identified by their index; `unit` is their name in messages, `preferred` names the replies that should become likelier."""
 
     unit: str
     preferred: str
 
     def __len__(self) -> int: ...
-    def name(self, index: int) -> str: ...
-    def branches(self, index: int) -> Branches: ...
-    def loss_scale(self, batch: Sequence[int]) -> float: ...
-    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses: ...
+
+    def name(self, index: int) -> str:
+        """What identifies the item in messages."""
+        ...
+
+    def branches(self, index: int) -> Branches:
+        """The item's prompt and the replies to score, R at most."""
+        ...
+
+    def loss_scale(self, batch: Sequence[int]) -> float:
+        """The loss of a step is the sum of its items' losses times this factor."""
+        ...
+
+    def losses(self, indices: Sequence[int], logps_DR: Tensor) -> ItemLosses:
+        """Losses [D] of the items from the player's log-probs [D, R] of their branches, in nats."""
+        ...
 
 
 def duel_task(duels: Sequence[Duel], objective: Comparison, opponent: Logps, start: Logps) -> Task:
@@ -162,7 +172,7 @@ def duel_task(duels: Sequence[Duel], objective: Comparison, opponent: Logps, sta
 
 
 class DuelTask:
-    """An objective over the duels of an iteration, against opponent log-probs computed once."""
+    """A `Task`: an objective over the duels of an iteration, against opponent log-probs computed once."""
 
     unit, preferred = "duels", "human replies"
 
@@ -262,7 +272,7 @@ class Anchored:
 
 
 class SftTask:
-    """Negative log-likelihood of the human replies, mean over the reply tokens of a step, as SFT trainers do."""
+    """A `Task`: negative log-likelihood of the human replies, mean over the reply tokens of a step, as SFT trainers do."""
 
     unit, preferred = "rows", "human replies"
 

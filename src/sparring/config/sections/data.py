@@ -6,7 +6,18 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from sparring.config.option_types import Columns, FrozenDict, PairColumns, Paths, PositiveInt, PromptColumns, Section, Shape, Text, Texts
+from sparring.config.option_types import (
+    Columns,
+    FrozenDict,
+    PairColumns,
+    Paths,
+    PositiveInt,
+    PromptColumns,
+    Section,
+    ShapeName,
+    Text,
+    Texts,
+)
 
 FILES = "a .jsonl, .json, .csv or .parquet file (the first three also as .gz or .zst), a folder or a pattern of such files, a list of them"
 
@@ -63,7 +74,7 @@ class DataSection(RowsSection):
         description=f"SFT rows: {FILES}, a Hub id, `builtin:tasks` for a generated family of short tasks, or `builtin:digits` for three "
         "digits to sort, which the toy model can learn."
     )
-    shape: Shape = Field("auto", description="How a row stores its turns; `auto` detects it from the column names and reports it.")
+    shape: ShapeName = Field("auto", description="How a row stores its turns; `auto` detects it from the column names and reports it.")
     columns: Columns = Field(
         default_factory=FrozenDict,
         description="The rows' own column names for the standard ones, for example `{prompt: question, completion: answer, "

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from sparring.config.option_types import Contradiction, Fraction, Metric, PositiveFloat, PositiveInt, Regex, Section, Texts
+from sparring.config.option_types import Contradiction, Fraction, MetricName, PositiveFloat, PositiveInt, Regex, Section, Texts
 from sparring.config.sections.target import TargetSection
 from sparring.own_code import is_own_code
 
@@ -60,7 +60,7 @@ class EvaluateSection(Section):
         "pass@k, maj@k and distinct answers are reported too. More replies give smaller standard errors.",
     )
     greedy: bool = Field(False, description="Also answer the held-out prompts greedily and report exact_match_greedy.")
-    metric: Metric | None = Field(
+    metric: MetricName | None = Field(
         None,
         description="Metric that selects the best iteration and that `patience` uses; exact_match where there is a pattern or a "
         "checker, else nll_per_token.",
@@ -84,7 +84,7 @@ class EvaluateSection(Section):
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
             yield Contradiction("answer_pattern", None, why)
-        if target.kind == "majority" and is_own_code(checker) and self.answer_pattern is None:
+        if target.counts_votes and is_own_code(checker) and self.answer_pattern is None:
             why = "majority counts votes for answers, and a function of your own extracts none: this pattern finds them"
             yield Contradiction("answer_pattern", None, why)
         if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:

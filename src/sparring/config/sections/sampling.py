@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -176,9 +176,17 @@ class SamplerSettings:
         return replace(self, sampling=self.sampling.model_copy(update=values))
 
 
+def _is_section(annotation: Any) -> bool:
+    """Whether an option is a section of its own, or such a section or null."""
+    return any(isinstance(part, type) and issubclass(part, Section) for part in (annotation, *get_args(annotation)))
+
+
+# Options of `sampling` that hold those of one engine
+ENGINE_SECTIONS = tuple(name for name, field in SamplingSection.model_fields.items() if _is_section(field.annotation))
+
+
 def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in type(sampling).model_fields.items()}
-    sections = {name: section for name, section in vars(sampling).items() if isinstance(section, Section)}
+    defaults = {name: SamplingSection.model_fields[name].get_default(call_default_factory=True) for name in ENGINE_SECTIONS}
     used = {sampling.engine_name, sampling.inner_engine}
-    return [name for name, section in sections.items() if name not in used and section != defaults[name]]
+    return [name for name in ENGINE_SECTIONS if name not in used and getattr(sampling, name) != defaults[name]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -11,9 +11,15 @@ from sparring.config.option_types import Contradiction, Fraction, NonNegativeFlo
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.objective import ObjectiveSection
 from sparring.config.sections.sampling import SamplingSection
+from sparring.config.targets import HUMAN_TARGET, TARGET_SPECS
 from sparring.errors import nearest
 from sparring.own_code import OWN_CODE, is_own_code
 
+if TYPE_CHECKING:  # a static checker cannot read the names from a table
+    TargetName = str
+else:
+    TargetName = Literal[tuple(TARGET_SPECS)]
+WHAT = " ".join(f"`{name}`: {spec.what}." for name, spec in TARGET_SPECS.items())
 T = TypeVar("T")
 BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
 
@@ -21,12 +27,7 @@ BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
 class TargetSection(Section):
     """The rule that decides which replies win, and its checker."""
 
-    kind: Literal["human", "verified", "majority"] = Field(
-        "human",
-        description="Which replies win. `human`: the human reply, always (SPIN, whose ceiling is the data). `verified`: replies of the "
-        "opponent that the checker passes; those that fail lose. `majority`: replies with the most frequent answer of the replies to "
-        "the prompt; the others lose, and no answer needs to be known. See docs/targets.md.",
-    )
+    kind: TargetName = Field(HUMAN_TARGET, description=f"Which replies win. {WHAT} See docs/targets.md.")
     checker: Text | None = Field(
         None,
         description="How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math` "
@@ -87,9 +88,9 @@ class TargetSection(Section):
     @classmethod
     def _kind_has_one(cls, checker: str | None, info: ValidationInfo) -> str | None:
         kind = info.data.get("kind")
-        if kind in ("verified", "majority") and checker is None:
+        if kind not in (None, HUMAN_TARGET) and checker is None:
             raise ValueError(f"target.kind {kind} needs one: it says which replies are right, or which answers are equal")
-        if checker == "random" and kind in ("human", "majority"):
+        if checker == "random" and kind is not None and (kind == HUMAN_TARGET or TARGET_SPECS[kind].votes):
             raise ValueError(f"has no effect with target.kind {kind}; it is a control for verified")
         return checker
 
@@ -120,21 +121,27 @@ class TargetSection(Section):
     @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
     @classmethod
     def _not_with_human(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") == "human" and value != cls.model_fields[info.field_name or ""].default:
+        if info.data.get("kind") == HUMAN_TARGET and value != cls.model_fields[info.field_name or ""].default:
             raise ValueError("has no effect with target.kind human")
         return value
 
     @field_validator("min_votes", "weigh_votes")
     @classmethod
     def _of_votes(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") in ("human", "verified") and value != cls.model_fields[info.field_name or ""].default:
+        kind = info.data.get("kind")
+        if kind is not None and not TARGET_SPECS[kind].votes and value != cls.model_fields[info.field_name or ""].default:
             raise ValueError("has an effect only with target.kind majority")
         return value
 
     @property
     def uses_grades(self) -> bool:
-        """Whether grades decide the winners: a verified or majority target."""
-        return self.kind != "human"
+        """Whether grades decide the winners: all targets but human."""
+        return self.kind != HUMAN_TARGET
+
+    @property
+    def counts_votes(self) -> bool:
+        """Whether the most frequent answer wins: a majority target."""
+        return TARGET_SPECS[self.kind].votes
 
     @property
     def grading_checker(self) -> str | None:
@@ -147,7 +154,7 @@ class TargetSection(Section):
         """Options of this section that contradict others; an invalid section is passed as None."""
         if data is not None:
             yield from self._against_data(data)
-        if sampling is not None and self.kind == "majority" and sampling.replies_per_prompt == 1:
+        if sampling is not None and self.counts_votes and sampling.replies_per_prompt == 1:
             yield Contradiction("kind", self.kind, "one reply has no majority; set sampling.replies_per_prompt, 8 for example")
         if objective is not None:
             yield from self._against_objective(objective)
@@ -155,7 +162,8 @@ class TargetSection(Section):
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.uses_grades:
             yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; choose verified or majority")
-        if self.kind == "verified" and data.prompts is not None and data.prompts.answer is None and not is_own_code(self.grading_checker):
+        needs_answers = self.uses_grades and not self.counts_votes and not is_own_code(self.grading_checker)
+        if needs_answers and data.prompts is not None and data.prompts.answer is None:
             why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
             yield Contradiction("kind", self.kind, why)
         if self.human == "only" and data.prompts is not None:

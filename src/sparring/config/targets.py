@@ -1,0 +1,36 @@
+"""The table of targets, the rules that decide which replies win; the option `target.kind` and sparring.targets read it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """One target. Grades decide the winners of all but `human`.
+
+    function: `module:function` below sparring.targets, called as function(candidates, rules)
+    what: which replies win, for the description of `target.kind`
+    votes: the most frequent answer wins, so that no right answer needs to be known
+    """
+
+    name: str
+    function: str
+    what: str
+    votes: bool = False
+
+
+HUMAN_TARGET = "human"
+TARGET_SPECS = {
+    spec.name: spec
+    for spec in (
+        TargetSpec(HUMAN_TARGET, "human:human", "the human reply, always (SPIN, whose ceiling is the data)"),
+        TargetSpec("verified", "verified:verified", "replies of the opponent that the checker passes; those that fail lose"),
+        TargetSpec(
+            "majority",
+            "majority:majority",
+            "replies with the most frequent answer of the replies to the prompt; the others lose, and no answer needs to be known",
+            votes=True,
+        ),
+    )
+}
