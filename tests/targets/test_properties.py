@@ -74,7 +74,10 @@ def test_the_outcome_says_who_is_there(name: str, candidates: Candidates, rule: 
     assert found.outcome in OUTCOMES and 0 < found.weight <= 1
     both = bool(found.winners and found.losers)
     assert both == (found.outcome in ("decided", "human_wins"))
-    assert not found.winners or found.outcome not in ("none_pass", "ties", "few_votes")
+    if found.outcome in ("none_pass", "ties", "few_votes", "unjudged"):
+        assert found.winners in ((), (candidates.human,)), "no generated reply wins"
+    if found.outcome == "all_pass" and name == "verified":
+        assert any(one.passed and one.is_complete for one in candidates.replies)
     assert (found.outcome == "human_wins") == (both and found.winners == (candidates.human,))
 
 

@@ -241,6 +241,14 @@ def test_losers_that_have_answered() -> None:
     assert_is(verified(Candidates(replies), Rules()), {"a"}, {"c", "d", "e"}, "decided")
 
 
+def test_the_outcome_without_losers_says_why_no_reply_wins() -> None:
+    """The human reply wins and no reply loses to it: those without an answer cannot, those with its own answer must not."""
+    one_vote = Candidates(voting("7", *[None] * 7), OF_7)
+    assert_is(majority(one_vote, Rules(losers="answered")), {"by hand"}, set(), "few_votes")
+    unreadable = Candidates((wrong("c", answer=None), wrong("d", answer=None)), HUMAN)
+    assert_is(verified(unreadable, Rules(losers="answered")), {"by hand"}, set(), "none_pass")
+
+
 def test_at_most_so_many_winners_and_losers_and_the_human_one_is_among_them() -> None:
     replies = tuple([right(f"a{n}") for n in range(9)] + [wrong(f"c{n}") for n in range(9)])
     selection = verified(Candidates(replies, HUMAN), Rules(human="mix", max_winners=3, max_losers=2))

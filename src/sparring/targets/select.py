@@ -14,7 +14,8 @@ from sparring.data.records import Example, Reply, TokenIds
 
 HUMAN = -1  # replica of the human reply in a table of grades
 HumanPart = Literal["fallback", "never", "mix", "only"]
-# Outcome of a prompt: some replies win and others lose; only the human reply wins; no reply loses; no reply wins, for four reasons
+# Outcome of a prompt: some replies win and others lose; only the human reply wins, and others lose; some win and none loses; no generated
+# reply wins, for four reasons, and none loses to the human one
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
 
@@ -75,8 +76,8 @@ def decide(
 ) -> Selection:
     """The selection from the replies that may win and those that lose, and the role of the human reply.
 
-    otherwise: the outcome if no reply wins. The result does not depend on the order or length of the replies: if there are too many,
-    those with the lowest hashes of their text are selected.
+    otherwise: the outcome if no generated reply may win, unless some lose to the human one. The result does not depend on the order or
+    length of the replies: if there are too many, those with the lowest hashes of their text are selected.
     """
     human = candidates.human
     may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]
@@ -85,19 +86,19 @@ def decide(
     won = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
     others = [one for one in losers if _may_lose(one, rules) and not any(_repeats(one, winner) for winner in won)]
     lost = _distinct(others, [], rules.max_losers)
-    return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), otherwise), weight)
+    passes = any(one.is_complete for one in winners)
+    return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), passes, otherwise), weight)
 
 
 def _may_lose(candidate: Candidate, rules: Rules) -> bool:
     return rules.losers == "all" or (candidate.is_complete and candidate.answer is not None)
 
 
-def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, otherwise: Outcome) -> Outcome:
-    if not winners:
-        return otherwise
-    if not losers:
-        return "unjudged" if otherwise == "unjudged" else "all_pass"
-    return "human_wins" if has_human and len(winners) == 1 else "decided"
+def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, passes: bool, otherwise: Outcome) -> Outcome:
+    """has_human: the human reply is among the winners; passes: a generated reply may win, even if `human: only` lets none."""
+    if winners and losers:
+        return "human_wins" if has_human and len(winners) == 1 else "decided"
+    return "all_pass" if winners and passes else otherwise
 
 
 def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None) -> list[Candidate]:
