@@ -30,12 +30,12 @@ from sparring.targets.window import Window, build_window, select_window
 
 def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     """Why the game ends before iteration t is trained, or None. Raises UserError if the first iteration has no winner or no loser, or if
-    no reply could be graded: only human replies would be trained on."""
+    human replies alone would be trained on, which is continued SFT."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
     if not context.recipe.target.uses_grades:
         return None
-    if not window.duels or window.counts["unjudged"] == window.counts["prompts"]:
+    if not window.duels or window.human_alone:
         return _no_contest(context, window, t)
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
@@ -56,27 +56,27 @@ def warn_of_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]
 
 def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    no_losers = set(counts) == {"all_pass"}
+    by_margins = context.recipe.objective.kind.uses_margins
+    why = f"{'no prompt has winners and losers' if by_margins else 'no generated reply wins'}: {counts_text(counts)}"
     if t:
-        why = "no prompt has a losing reply" if no_losers else f"no prompt has winners and losers: {counts_text(counts)}"
-        return f"nothing to learn: {why}"
-    if no_losers:
-        remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts"
-    else:
-        remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts)}"
-    raise UserError(
-        f"no prompt has winners and losers: {counts_text(counts)}", where=f"target.kind {context.recipe.target.kind}", remedy=remedy
-    )
+        no_losers = set(counts) == {"all_pass"} and not window.human_alone
+        return f"nothing to learn: {'no prompt has a losing reply' if no_losers else why}"
+    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window.human_alone)}"
+    raise UserError(why, where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
 
 
-def _remedy(counts: dict[str, int]) -> str:
+def _remedy(counts: dict[str, int], human_alone: bool) -> str:
     advice = {
+        "human_wins": "try easier prompts, or more sampling.replies_per_prompt",
+        "all_pass": "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts",
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",
         "few_votes": "lower target.min_votes, or sample more replies",
         "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
-    return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
+    if human_alone:
+        advice["all_pass"] = "the human reply takes every place: raise target.max_winners, or set target.human: fallback"
+    return advice[max(counts, key=lambda name: counts[name])]
 
 
 def _plateau(context: RunContext, t: int) -> str | None:

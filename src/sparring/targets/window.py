@@ -17,12 +17,14 @@ from sparring.targets.select import OUTCOMES, Candidate, Candidates, Rules, Sele
 class Window:
     """The duels with something to learn from, and counts of everything that was considered.
 
-    `indistinguishable`: every reply of the opponents equals the human one.
+    `indistinguishable`: every reply of the opponents equals the human one. `human_alone`: no pair, and no winner but human replies, whose
+    likelihood alone is continued SFT.
     """
 
     duels: Sequence[Duel | Contest]
     counts: dict[str, int]
     indistinguishable: bool = False
+    human_alone: bool = False
 
     @property
     def contests(self) -> Sequence[Contest]:
@@ -89,6 +91,7 @@ def select_window(
     outcome of every prompt is counted.
     """
     contests: list[Contest] = []
+    human_alone = True
     outcomes: Counter[str] = Counter()
     for iteration, found in sorted(candidates_by_iteration.items(), reverse=True):
         for row_id, candidates in found.items():
@@ -97,8 +100,10 @@ def select_window(
             contest = _contest(row_id, iteration, prompts[row_id], selection, uses_margins, uses_likelihood)
             if contest is not None:
                 contests.append(contest)
+                human_alone &= not contest.pairs and all(winner is candidates.human for winner in selection.winners)
     replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
-    return Window(contests, {**_counts(contests, replies), "prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}})
+    counts = {**_counts(contests, replies), "prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}}
+    return Window(contests, counts, human_alone=human_alone)
 
 
 def _contest(
