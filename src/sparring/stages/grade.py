@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256
+PROMPTS_PER_CALL = 64  # after each call of the checker its failures are counted
 LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to gain anything (docs/targets.md)
 
 
@@ -81,43 +82,60 @@ def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
     """Write a table of grades into shards under `stage`, each row with its text; finished shards are kept. Returns the stage's facts.
 
-    Raises UserError if the checker fails on many of the replies. All shards are deleted then, because failures may depend on things
-    outside the fingerprint: time limits, memory, files that the checker reads.
+    Raises UserError as soon as the checker has failed on more than MOST_FAILURES of all replies. All shards are deleted then, because
+    failures may depend on things outside the fingerprint: time limits, memory, files that the checker reads.
     """
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:
         per_row[reply.row_id] += 1
+    failed = _failures(read_rows(stage))
+    calls = PROMPTS_PER_SHARD if checker.name == "random" else PROMPTS_PER_CALL  # random shuffles the scores of a call
     with progress(phase, len(asked), "prompts", items_done(stage)) as shown:
 
         def work(part: Sequence[Asked]) -> dict[str, list[Any]]:
-            rows = [
-                _row(one, place - (len(one.replies) - per_row[one.row_id]), text, graded)
-                for one, grades in zip(part, checker.grade(part), strict=True)
-                for place, (text, graded) in enumerate(zip(one.replies, grades, strict=True))
-            ]
-            shown.advance(len(part))
+            rows: list[dict[str, Any]] = []
+            for start in range(0, len(part), calls):
+                group = part[start : start + calls]
+                graded = _graded(group, checker, per_row)
+                failed.extend(_failures(graded))
+                _require_few(failed, checker, len(replies))
+                rows.extend(graded)
+                shown.advance(len(group))
             return {name: [row[name] for row in rows] for name in rows[0]}
 
-        run_shards(stage, asked, PROMPTS_PER_SHARD, work)
-    facts = _facts(stage, checker)
+        try:
+            run_shards(stage, asked, PROMPTS_PER_SHARD, work)
+            facts = _facts(stage, checker)
+        except UserError:
+            for shard in stage.glob("shard-*.parquet"):
+                shard.unlink()
+            raise
     log.info(f"{phase}: {counts_text(facts)}")
     return facts
 
 
 def _facts(stage: Path, checker: Checker) -> dict[str, int]:
     rows = [row for row in read_rows(stage) if row["replica"] != HUMAN]
-    grades = [Grade(*(row[name] for name in ("score", "answer", "reason", "failed"))) for row in rows]
-    try:
-        failures = require_few_failures([row["text"] for row in rows], grades, checker.name)
-    except UserError:
-        for shard in stage.glob("shard-*.parquet"):
-            shard.unlink()
-        raise
-    return {"replies": len(rows), "without_answer": sum(grade.answer is None for grade in grades), "failures": failures}
+    failures = _require_few(_failures(rows), checker, len(rows))
+    return {"replies": len(rows), "without_answer": sum(row["answer"] is None for row in rows), "failures": failures}
 
 
-def _row(asked: Asked, replica: int, text: str, graded: Grade) -> dict[str, Any]:
-    return {"row_id": asked.row_id, "replica": replica, "text": text, **vars(graded)}
+def _graded(asked: Sequence[Asked], checker: Checker, per_row: Mapping[str, int]) -> list[dict[str, Any]]:
+    """per_row: row id -> its number of sampled replies; a human reply comes before them and has the replica HUMAN."""
+    return [
+        {"row_id": one.row_id, "replica": place - (len(one.replies) - per_row[one.row_id]), "text": text, **vars(graded)}
+        for one, grades in zip(asked, checker.grade(asked), strict=True)
+        for place, (text, graded) in enumerate(zip(one.replies, grades, strict=True))
+    ]
+
+
+def _failures(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["failed"] and row["replica"] != HUMAN]
+
+
+def _require_few(failed: Sequence[Mapping[str, Any]], checker: Checker, total: int) -> int:
+    grades = [Grade(*(row[name] for name in ("score", "answer", "reason", "failed"))) for row in failed]
+    return require_few_failures([row["text"] for row in failed], grades, checker.name, total)
 
 
 def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
