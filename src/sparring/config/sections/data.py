@@ -52,6 +52,7 @@ class PromptsSection(RowsSection):
 
 
 LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # if the recipe gives no number
+RESERVED_COLUMNS = ("prompts", "completions", "answer", "human_reply", "row_id")  # arguments of a checker that are no columns
 
 
 class DataSection(RowsSection):
@@ -104,6 +105,16 @@ class DataSection(RowsSection):
     checker_columns: Texts = Field(
         (), description="Columns of the rows and of the prompts that `target.checker` gets when it is a function of your own."
     )
+
+    @field_validator("checker_columns")
+    @classmethod
+    def _are_not_reserved(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        reserved = next((name for name in names if name in RESERVED_COLUMNS), None)
+        if reserved == "answer":
+            raise ValueError("a checker gets the column of data.answer as answer: set data.answer, and data.prompts.answer, to it instead")
+        if reserved is not None:
+            raise ValueError(f"{reserved} is an argument that a checker has already; give the column another name")
+        return names
 
     @field_validator("prompts", mode="before")
     @classmethod
