@@ -49,6 +49,8 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({**PROMPTS, **RANDOM}, "nothing says which replies to data.prompts are right"),
         ({**ANSWERED, **HUMAN}, "target.kind: 'human': data.prompts have no human reply, which always wins here"),
         ({**ANSWERED, "target.human": "only"}, "target.human: 'only': data.prompts have no human reply, which alone wins here"),
+        ({"data.too_long": "cut"}, "target.kind: 'verified': data.too_long cut leaves human replies without an end, which could win here"),
+        ({**MAJORITY, "data.too_long": "cut"}, "set drop, or raise data.max_reply_tokens"),
         ({"target.checker": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
         ({"target.checker": "random", "target.random_like": "exact"}, "evaluate.answer_pattern: null: target.checker exact needs it"),
         ({**MAJORITY, "target.checker": OWN}, "evaluate.answer_pattern: null: majority counts votes for answers"),
@@ -111,6 +113,7 @@ def test_contradictions(changes: dict[str, Any], words: str) -> None:
         {"objective.loss": "space", "target.human": "never"},
         {"objective.loss": "alpha-spin", "target.human": "mix"},
         {**HUMAN, "target.checker": "number", "evaluate.samples": 4},
+        {**HUMAN, "data.too_long": "cut"},
     ],
 )
 def test_what_goes_together(changes: dict[str, Any]) -> None:

@@ -82,7 +82,8 @@ class DataSection(RowsSection):
     max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
     too_long: Literal["drop", "cut"] = Field(
         "drop",
-        description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token. Prompts are never cut.",
+        description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token, so `target` verified "
+        "and majority refuse `cut`. Prompts are never cut.",
     )
     on_bad_row: Literal["stop", "drop"] = Field(
         "stop",
