@@ -84,6 +84,9 @@ def loaded(changes: dict[str, Any]) -> Any:
         ({**HUMAN, "evaluate.samples": 4}, "evaluate.samples: 4: several replies to a prompt are scored by their answers"),
         ({**HUMAN, "evaluate.metric": "exact_match"}, "evaluate.metric: 'exact_match': needs evaluate.answer_pattern, or a target.checker"),
         ({"evaluate.metric": "exact_match_greedy"}, "needs evaluate.greedy: true"),
+        ({"stop.min_distinct": 0.5}, "stop.min_distinct: 0.5: needs several replies to a held-out prompt: set evaluate.samples"),
+        ({"stop.min_pass_at_k": 0.8}, "stop.min_pass_at_k: 0.8: needs several replies"),
+        ({"target.checker": OWN, "evaluate.samples": 4, "stop.min_distinct": 0.5}, "a function of your own extracts none"),
         ({"target.winners": 3}, "target.winners: unknown key; did you mean target.max_winners?"),
     ],
 )
@@ -114,6 +117,10 @@ def test_contradictions(changes: dict[str, Any], words: str) -> None:
         {"objective.loss": "alpha-spin", "target.human": "mix"},
         {**HUMAN, "target.checker": "number", "evaluate.samples": 4},
         {**HUMAN, "data.too_long": "cut"},
+        {"stop.min_pass_at_k": None, "stop.min_distinct": None},
+        {"stop.min_pass_at_k": 0.9},  # the default, as a run stores it
+        {"evaluate.samples": 4, "stop.min_pass_at_k": 0.8, "stop.min_distinct": 0.5},
+        {"target.checker": OWN, "evaluate.samples": 4, "evaluate.answer_pattern": "#### (.+)", "stop.min_distinct": 0.5},
     ],
 )
 def test_what_goes_together(changes: dict[str, Any]) -> None:
