@@ -10,8 +10,9 @@ from made import cut, reply, right, voting, wrong
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
+from sparring.evaluation.metrics import Score
 from sparring.stages import generate
-from sparring.stages.generate import nothing_to_learn
+from sparring.stages.generate import nothing_to_learn, warn_of_collapse
 from sparring.stages.grade import rate_scores, rates
 from sparring.targets import TARGETS, Candidate, Candidates
 from sparring.targets.select import OUTCOMES, rules_of
@@ -190,3 +191,15 @@ def test_rates_by_hand() -> None:
         "distinct_answers": (1.5, 2),
     }
     assert rates({"a": Candidates((reply("x"),))}) == {}
+
+
+def test_a_collapse_is_warned_of_by_the_votes_of_training_replies(caplog: pytest.LogCaptureFixture) -> None:
+    """evaluate.samples is 1, its default: held-out replies do not vote."""
+    context = game("majority")
+    graded = [SimpleNamespace(facts={"rates": {"vote_share": {"value": value}}}) for value in (0.4, 0.6)]
+    context.run.finished = lambda name: graded[int(name.split("/")[1])]
+    start, last = ({"exact_match": Score(value=value, n=100, stderr=0.01)} for value in (0.5, 0.3))
+    warn_of_collapse(context, start, [last])
+    assert not caplog.records, "only the start's replies were graded"
+    warn_of_collapse(context, start, [last, last])
+    assert "votes for the leading answer rose from 0.400 to 0.600 since the start, and exact_match fell from 0.500 to 0.300" in caplog.text

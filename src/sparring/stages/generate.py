@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, Scores, agrees_on_errors, vote_shares
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Player
@@ -21,7 +20,7 @@ from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext, counts_text
-from sparring.stages.grade import candidates_at, rates
+from sparring.stages.grade import candidates_at, graded_vote_shares, rates
 from sparring.stages.run_stage import Played, Replying
 from sparring.targets import TARGETS
 from sparring.targets.select import OUTCOMES, rules_of
@@ -40,13 +39,14 @@ def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
-def warn_of_collapse(recipe: Recipe, start: Scores, iterations: Sequence[Scores]) -> None:
+def warn_of_collapse(context: RunContext, start: Scores, iterations: Sequence[Scores]) -> None:
     """Warn if the majority agrees more often and is right less often."""
-    if not agrees_on_errors(recipe, start, iterations):
+    recipe, graded_votes = context.recipe, graded_vote_shares(context, len(iterations))
+    shares = vote_shares(start, iterations[-1], graded_votes)
+    if shares is None or not agrees_on_errors(recipe, start, iterations, graded_votes):
         return
-    (before, after), (votes, now) = (
-        [scores[name]["value"] for scores in (start, iterations[-1])] for name in ("exact_match", "vote_share")
-    )
+    votes, now = shares
+    before, after = (scores["exact_match"]["value"] for scores in (start, iterations[-1]))
     log.warning(
         f"the majority agrees on errors: the share of votes for the leading answer rose from {votes:.3f} to {now:.3f} since the start, and "
         f"exact_match fell from {before:.3f} to {after:.3f}; the game ends after {recipe.stop.patience or COLLAPSE_PATIENCE} iterations "

@@ -67,6 +67,14 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), context.played_examples, context.recipe.target.pass_score)
 
 
+def graded_vote_shares(context: RunContext, iterations: int) -> list[float]:
+    """The mean share of votes for the leading answer, over the training prompts, in each of the first `iterations`; empty if nothing was
+    graded, or no answer was ever found."""
+    records = [context.run.finished(iteration_stage(t, "grade")) for t in range(iterations)]
+    found = [record.facts["rates"].get("vote_share") for record in records if record]
+    return [score["value"] for score in found if score]
+
+
 def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
