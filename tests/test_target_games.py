@@ -382,7 +382,9 @@ def test_every_reply_is_invalid(begin: Begin) -> None:
     """Cut at the limit: nobody votes. Likelihood of the human replies, which are there, would be no game but continued SFT."""
     game = begin(sampling={"max_new_tokens": 1, "replies_per_prompt": 4})
     shutil.rmtree(game.root / "start")
-    refused(game.run(), "no prompt has winners and losers: 20 unjudged", "target.kind majority", "evaluate.answer_pattern")
+    result = game.run()
+    refused(result, "no prompt has winners and losers: 20 unjudged", "target.kind majority", "evaluate.answer_pattern")
+    assert "only 0.0% of the replies to prompts with a known answer are right, so most majorities agree on wrong answers" in result.err
     assert len(read_rows(game.root / "iterations/000/generate")) == 80
 
 

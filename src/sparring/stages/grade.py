@@ -79,12 +79,18 @@ def _log_scores(scores: Mapping[str, Score], kind: str, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
-    if iteration_of(common.name) == 0 and kind == "verified" and rate is not None and rate["value"] < LOW_PASS_RATE:
-        wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
-        log.warning(
-            f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "
-            f"{wrong:.0%} of the winners are wrong: try easier prompts, a better start or more SFT first, and `sparring check-checker`"
-        )
+    if iteration_of(common.name) == 0 and rate is not None and rate["value"] < LOW_PASS_RATE:
+        log.warning(f"target.checker: {_few_pass(rate['value'], kind)}: try easier prompts, a better start or more SFT first")
+
+
+def _few_pass(rate: float, kind: str) -> str:
+    if kind == "majority":
+        return f"only {rate:.1%} of the replies to prompts with a known answer are right, so most majorities agree on wrong answers"
+    wrong = share_of_wrong_winners(rate, FALSE_POSITIVES)
+    return (
+        f"only {rate:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, {wrong:.0%} of the winners are wrong "
+        "(`sparring check-checker` measures how many it passes)"
+    )
 
 
 def grade_all(stage: Path, asked: Sequence[Asked], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
