@@ -53,7 +53,15 @@ def parallel_of(launcher: LauncherSection) -> Parallel:
 
 Optim = TypeVar("Optim", bound=OptimSection)
 BASE_LINK = "base-model"
-SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
+SINGULAR = {
+    "duels": "duel",
+    "replies": "reply",
+    "duplicates": "duplicate",
+    "prompts": "prompt",
+    "winners": "winner",
+    "losers": "loser",
+    "pairs": "pair",
+}
 
 
 @dataclass(frozen=True)

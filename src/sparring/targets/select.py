@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
@@ -18,6 +18,9 @@ HumanPart = Literal["fallback", "never", "mix", "only"]
 # reply wins, for four reasons, and none loses to the human one
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
+
+# Replies that take no part: they repeat a winner or a loser; over max_winners; over max_losers
+LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
 
 
 @dataclass(frozen=True)
@@ -55,12 +58,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss."""
+    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss;
+    the number of replies that were left out, by the names of LEFT_OUT."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
     outcome: Outcome
     weight: float = 1.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 Target = Callable[[Candidates, Rules], Selection]
@@ -83,11 +88,14 @@ def decide(
     may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]
     has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
     first = [human] if human is not None and has_part else []
-    won = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
-    others = [one for one in losers if _may_lose(one, rules) and not any(_repeats(one, winner) for winner in won)]
-    lost = _distinct(others, [], rules.max_losers)
+    won, repeated, won_left_out = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
+    may_lose = [one for one in losers if _may_lose(one, rules)]
+    others = [one for one in may_lose if not any(_repeats(one, winner) for winner in won)]
+    lost, repeated_too, lost_left_out = _distinct(others, [], rules.max_losers)
+    counts = (repeated + repeated_too + len(may_lose) - len(others), won_left_out, lost_left_out)
     passes = any(one.is_complete for one in winners)
-    return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), passes, otherwise), weight)
+    outcome = _outcome(won, lost, bool(first), passes, otherwise)
+    return Selection(tuple(won), tuple(lost), outcome, weight, dict(zip(LEFT_OUT, counts, strict=True)))
 
 
 def _may_lose(candidate: Candidate, rules: Rules) -> bool:
@@ -101,15 +109,21 @@ def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_huma
     return "all_pass" if winners and passes else otherwise
 
 
-def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None) -> list[Candidate]:
-    """`first`, then those of `found` that do not repeat an earlier one; at most `most` together."""
-    kept = list(first)
+def _distinct(
+    found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None
+) -> tuple[list[Candidate], int, int]:
+    """(`first`, then those of `found` that do not repeat an earlier one; at most `most` together; how many repeat one; how many others
+    are left out). Those that are left out are not compared for near duplicates."""
+    kept, repeated, left_out = list(first), 0, 0
     for one in sorted(found, key=_hash_order):
-        if len(kept) >= most:
-            break
-        if not any(_repeats(one, other, near) for other in kept):
+        has_room = len(kept) < most
+        if any(_repeats(one, other, near if has_room else None) for other in kept):
+            repeated += 1
+        elif has_room:
             kept.append(one)
-    return kept
+        else:
+            left_out += 1
+    return kept, repeated, left_out
 
 
 def _hash_order(candidate: Candidate) -> tuple[str, TokenIds]:
