@@ -27,7 +27,7 @@ from sparring.stage_names import seed_folder, stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
 from sparring.stages.generate import generate, nothing_to_learn, warn_of_collapse, window_at
-from sparring.stages.grade import grade
+from sparring.stages.grade import grade, graded_vote_shares
 from sparring.stages.results import evaluate, scores_of
 from sparring.stages.score import score
 from sparring.stages.sft import sft
@@ -80,10 +80,10 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
         check_controls(context)
     start = evaluate(context, sft(context), None, sampling_round=0)
     measure_headroom(context, start)
-    players = _of_this_game(recipe, scores_of(start), finished)
+    players = _of_this_game(context, scores_of(start), finished)
     iterations = [scores_of(one) for one in players]
     player = players[-1] if players else start
-    reason = stop_reason(recipe, scores_of(start), iterations)
+    reason = stop_reason(recipe, scores_of(start), iterations, graded_vote_shares(context, len(iterations)))
     while reason is None:
         t, opponent = len(iterations), player
         generate(context, opponent, t)
@@ -97,7 +97,7 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
         players.append(player)
         iterations.append(scores_of(player))
         publish_iteration(context, scores_of(start), iterations)
-        reason = stop_reason(recipe, scores_of(start), iterations)
+        reason = stop_reason(recipe, scores_of(start), iterations, graded_vote_shares(context, len(iterations)))
     log.info(f"the game ends - {reason}")
     best = best_iteration(iterations, recipe.metric) if iterations else None
     controls = play_controls(context, GameResult(start, players, best))
@@ -105,10 +105,11 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     return _publish(context, scores_of(start), iterations, scores, reason)
 
 
-def _of_this_game(recipe: Recipe, start: PlayerScores, finished: Sequence[Player]) -> list[Player]:
+def _of_this_game(context: RunContext, start: PlayerScores, finished: Sequence[Player]) -> list[Player]:
     """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
-    scores = [scores_of(one) for one in finished]
-    end = next((count for count in range(len(scores)) if stop_reason(recipe, start, scores[:count])), len(scores))
+    scores, votes = [scores_of(one) for one in finished], graded_vote_shares(context, len(finished))
+    ends = (count for count in range(len(scores)) if stop_reason(context.recipe, start, scores[:count], votes[:count]))
+    end = next(ends, len(scores))
     return list(finished[:end])
 
 
@@ -118,7 +119,7 @@ def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequ
         return
     if len(iterations) > published_iterations(context.run.root):
         _publish(context, start, iterations, {}, None)
-    warn_of_collapse(context.recipe, start, iterations)
+    warn_of_collapse(context, start, iterations)
 
 
 def _publish(

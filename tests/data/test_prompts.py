@@ -73,6 +73,29 @@ def test_answers_and_columns_of_a_checker_survive_the_file(tmp_path: Path) -> No
     assert found.prompt_counts["without_answer"] == 3
 
 
+@pytest.mark.parametrize(
+    ("golds", "kept", "conflicts"),
+    [([None, "7"], "7", 0), (["7", "7"], "7", 0), (["9", "7"], "7", 1), ([None, "9", "7", "7"], "7", 1), ([None, None], None, 0)],
+)
+def test_of_duplicates_one_with_an_answer_is_kept_in_any_order(
+    golds: list[str | None], kept: str | None, conflicts: int, tmp_path: Path
+) -> None:
+    of_prompts = [{"prompt": "a", "gold": gold, "level": gold} for gold in golds]
+    of_rows = [{"prompt": f"p{n}", "completion": "so", "gold": "1"} for n in range(4)]
+    of_rows += [{"prompt": "p9", "completion": "so", "gold": gold} for gold in golds]
+    for order in (1, -1):
+        found = run(tmp_path, of_prompts[::order], {"checker_columns": ["level"]}, answer="gold")
+        (one,) = found.prompts
+        assert (one.conversation.answer, one.conversation.columns) == (kept, {"level": kept})
+        assert found.prompt_counts.get("prompts_with_several_answers", 0) == conflicts
+        assert found.prompt_counts["duplicates"] == len(golds) - 1
+        path = tmp_path / "rows.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in of_rows[::order]))
+        rows = prepare(DataSection(path=str(path), held_out=2, answer="gold"), chat(), 0)
+        (one,) = (row for row in [*rows.train, *rows.held_out] if row.conversation.prompt[0]["content"] == "p9")
+        assert one.conversation.answer == kept and rows.counts.get("prompts_with_several_answers", 0) == conflicts
+
+
 def test_answers_of_sft_rows(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{n}", "completion": f"so {n}", "gold": f"{n}"}) + "\n" for n in range(6)))

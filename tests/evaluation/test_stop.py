@@ -178,7 +178,7 @@ def test_without_patience_it_waits() -> None:
 # --- verified and majority targets
 
 
-def moving(kind: str = "verified", iterations: int = 9, **stop: Any) -> Recipe:
+def moving(kind: str = "verified", iterations: int = 9, samples: int = 8, **stop: Any) -> Recipe:
     return load_recipe(
         {
             "run_dir": "run",
@@ -187,7 +187,7 @@ def moving(kind: str = "verified", iterations: int = 9, **stop: Any) -> Recipe:
             "iterations": iterations,
             "sampling": {"replies_per_prompt": 8},
             "target": {"kind": kind, "checker": "number"},
-            "evaluate": {"samples": 8},
+            "evaluate": {"samples": samples},
             "stop": stop,
         }
     )
@@ -236,3 +236,17 @@ def test_a_majority_that_agrees_on_errors_has_two_iterations_to_turn() -> None:
 def test_what_agreeing_on_errors_is(kind: str, exact_match: float, vote_share: float, agrees: bool) -> None:
     """0.49 is within the error of 0.014 of the start's 0.5."""
     assert agrees_on_errors(moving(kind), sampled(0.5), [sampled(exact_match, vote_share=vote_share)]) == agrees
+
+
+def test_with_one_held_out_reply_the_votes_are_those_of_the_training_replies() -> None:
+    """One number for each opponent: the start, then the players of all iterations but the last."""
+    one, start, bad = moving("majority", samples=1), scores(0.5, wins=50), scores(0.4, wins=50)
+    assert not agrees_on_errors(one, start, [bad]) and not agrees_on_errors(one, start, [bad], [0.5])
+    assert agrees_on_errors(one, start, [bad, bad], [0.5, 0.6])
+    assert not agrees_on_errors(one, start, [bad, bad], [0.5, 0.5])
+    assert not agrees_on_errors(one, start, [bad, scores(0.49, wins=50)], [0.5, 0.6]), "within its error"
+    assert not agrees_on_errors(moving(samples=1), start, [bad, bad], [0.5, 0.6]), "verified"
+    assert stop_reason(one, start, [bad, bad], [0.5, 0.6]) == "patience: exact_match has not improved for 2 iterations"
+    assert stop_reason(one, start, [bad, bad], [0.5, 0.5]) is None
+    several = [sampled(0.4, vote_share=0.7)] * 2
+    assert not agrees_on_errors(moving("majority"), sampled(0.5, vote_share=0.7), several, [0.5, 0.6]), "held-out votes come first"

@@ -10,25 +10,27 @@ from made import cut, reply, right, voting, wrong
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
+from sparring.evaluation.metrics import Score
 from sparring.stages import generate
-from sparring.stages.generate import nothing_to_learn
+from sparring.stages.generate import nothing_to_learn, warn_of_collapse
 from sparring.stages.grade import rate_scores, rates
-from sparring.targets import Candidate, Candidates
-from sparring.targets.select import OUTCOMES
-from sparring.targets.window import Window
+from sparring.targets import TARGETS, Candidate, Candidates
+from sparring.targets.select import OUTCOMES, rules_of
+from sparring.targets.window import Window, select_window
 
 Table = dict[str, tuple[Candidate, ...]]
 
 
-def game(kind: str = "verified", **stop: Any) -> Any:
+def game(kind: str = "verified", objective: dict[str, Any] | None = None, stop: dict[str, Any] | None = None, **target: Any) -> Any:
     recipe = load_recipe(
         {
             "run_dir": "run",
             "model": {"path": "builtin:tiny"},
             "data": {"path": "builtin:tasks"},
             "sampling": {"replies_per_prompt": 4},
-            "target": {"kind": kind, "checker": "number"},
-            "stop": stop,
+            "target": {"kind": kind, "checker": "number", **target},
+            "objective": objective or {},
+            "stop": stop or {},
         }
     )
     return SimpleNamespace(recipe=recipe, run=SimpleNamespace(root="run"))
@@ -37,7 +39,7 @@ def game(kind: str = "verified", **stop: Any) -> Any:
 def reason(monkeypatch: pytest.MonkeyPatch, before: Table, now: Table, kind: str = "verified", **stop: Any) -> str | None:
     tables = [{row_id: Candidates(replies) for row_id, replies in table.items()} for table in (before, now)]
     monkeypatch.setattr(generate, "candidates_at", lambda context, t: tables[t])
-    return nothing_to_learn(game(kind, **stop), Window(["a contest"], {"unjudged": 0, "prompts": 4}), 1)
+    return nothing_to_learn(game(kind, stop=stop), Window(["a contest"], {"unjudged": 0, "prompts": 4}), 1)
 
 
 def passing(*counts: int) -> Table:
@@ -79,10 +81,53 @@ def test_a_later_one_ends_the_game() -> None:
     )
 
 
-def test_likelihood_of_human_replies_alone_is_no_game() -> None:
-    """Nothing was said of any reply of the opponent; human replies win by default, and their likelihood could be trained on."""
-    with pytest.raises(UserError, match="2 unjudged"):
-        nothing_to_learn(game(), Window(["a contest"], counted(unjudged=2).counts), 0)
+TIED, FAILED = voting("5", "5", "6", "6"), (wrong("a"), wrong("b"), wrong("c"))
+
+
+def selected(kind: str, replies: tuple[Candidate, ...], loss: str, **target: Any) -> tuple[Any, Window]:
+    """A game by likelihood, or with an NLL weight, on one prompt with a human reply; and its window."""
+    found = game(kind, {"loss": loss, **({} if loss == "sft" else {"nll_weight": 1.0})}, **target)
+    human, objective = reply("by hand", passed=True, answer="7"), found.recipe.objective
+    uses = {"uses_margins": objective.kind.uses_margins, "uses_likelihood": objective.uses_likelihood(0)}
+    table = {0: {"r": Candidates(replies, human)}}
+    return found, select_window({"r": (1,)}, table, TARGETS[kind], rules_of(found.recipe), **uses)
+
+
+@pytest.mark.parametrize(
+    ("kind", "replies", "loss", "target", "words"),
+    [
+        ("verified", FAILED, "sft", {}, ["no generated reply wins: 1 human wins", "easier prompts"]),
+        ("verified", FAILED, "sft", {"human": "mix"}, ["no generated reply wins: 1 human wins"]),
+        ("majority", TIED, "sft", {}, ["no generated reply wins: 1 human wins"]),
+        ("majority", voting("5", "6", "8"), "sft", {}, ["no generated reply wins: 1 human wins"]),
+        ("verified", (reply("a"), reply("b")), "sft", {}, ["no generated reply wins: 1 unjudged", "evaluate.answer_pattern"]),
+        ("verified", (reply("a"), reply("b")), "logistic", {}, ["no prompt has winners and losers: 1 unjudged"]),
+        ("majority", voting("7", None, None), "logistic", {"losers": "answered"}, ["1 few votes", "target.min_votes"]),
+        ("verified", (right("a"), right("b")), "sft", {"human": "mix", "max_winners": 1}, ["1 all pass", "target.max_winners"]),
+    ],
+)
+def test_likelihood_of_human_replies_alone_is_no_game(
+    kind: str, replies: tuple[Candidate, ...], loss: str, target: dict[str, Any], words: list[str]
+) -> None:
+    """Human replies win because no generated reply does: to raise their likelihood is continued SFT."""
+    found, window = selected(kind, replies, loss, **target)
+    with pytest.raises(UserError) as caught:
+        nothing_to_learn(found, window, 0)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert (nothing_to_learn(found, window, 1) or "").startswith("nothing to learn: no ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "replies", "loss"),
+    [
+        ("verified", FAILED, "logistic"),  # replies that fail lose to the human one
+        ("majority", TIED, "logistic"),
+        ("verified", (right("a"), *FAILED), "sft"),
+        ("majority", voting("5", "5", "6"), "sft"),
+    ],
+)
+def test_a_generated_winner_or_a_loser_makes_a_game(kind: str, replies: tuple[Candidate, ...], loss: str) -> None:
+    assert nothing_to_learn(*selected(kind, replies, loss), 0) is None
 
 
 # --- the plateau
@@ -146,3 +191,15 @@ def test_rates_by_hand() -> None:
         "distinct_answers": (1.5, 2),
     }
     assert rates({"a": Candidates((reply("x"),))}) == {}
+
+
+def test_a_collapse_is_warned_of_by_the_votes_of_training_replies(caplog: pytest.LogCaptureFixture) -> None:
+    """evaluate.samples is 1, its default: held-out replies do not vote."""
+    context = game("majority")
+    graded = [SimpleNamespace(facts={"rates": {"vote_share": {"value": value}}}) for value in (0.4, 0.6)]
+    context.run.finished = lambda name: graded[int(name.split("/")[1])]
+    start, last = ({"exact_match": Score(value=value, n=100, stderr=0.01)} for value in (0.5, 0.3))
+    warn_of_collapse(context, start, [last])
+    assert not caplog.records, "only the start's replies were graded"
+    warn_of_collapse(context, start, [last, last])
+    assert "votes for the leading answer rose from 0.400 to 0.600 since the start, and exact_match fell from 0.500 to 0.300" in caplog.text

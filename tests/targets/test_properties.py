@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from made import reply, right, rules, tables, wrong
 
 from sparring.targets import TARGETS, Candidates, Rules, Selection
-from sparring.targets.select import OUTCOMES
+from sparring.targets.select import LEFT_OUT, OUTCOMES
 from sparring.targets.window import Window, select_window
 
 TARGET = st.sampled_from(["verified", "majority"])
@@ -74,8 +74,23 @@ def test_the_outcome_says_who_is_there(name: str, candidates: Candidates, rule: 
     assert found.outcome in OUTCOMES and 0 < found.weight <= 1
     both = bool(found.winners and found.losers)
     assert both == (found.outcome in ("decided", "human_wins"))
-    assert not found.winners or found.outcome not in ("none_pass", "ties", "few_votes")
+    if found.outcome in ("none_pass", "ties", "few_votes", "unjudged"):
+        assert found.winners in ((), (candidates.human,)), "no generated reply wins"
+    if found.outcome == "all_pass" and name == "verified":
+        assert any(one.passed and one.is_complete for one in candidates.replies)
     assert (found.outcome == "human_wins") == (both and found.winners == (candidates.human,))
+
+
+@given(TARGET, tables(), rules)
+def test_every_reply_wins_or_loses_or_is_counted_as_left_out(name: str, candidates: Candidates, rule: Rules) -> None:
+    found = select(name, candidates, rule)
+    generated = [one for one in found.winners if one is not candidates.human]
+    counted = len(generated) + len(found.losers) + sum(found.left_out.values())
+    assert min(found.left_out.values()) >= 0 and counted <= len(candidates.replies)
+    if rule.human != "only" and rule.losers == "all" and name == "verified":
+        assert counted == sum(one.passed is not None for one in candidates.replies)
+    if rule.human != "only" and rule.losers == "all" and name == "majority" and generated:
+        assert counted == len(candidates.replies)
 
 
 @given(TARGET, tables(), rules, st.randoms(use_true_random=False))
@@ -111,6 +126,10 @@ def test_every_count_adds_up(name: str, found: list[Candidates], rule: Rules, lo
     assert counts["replies_truncated"] == sum(not one.is_complete for one in replies)
     assert counts["replies_passed"] == sum(one.is_complete and one.passed is True for one in replies)
     assert counts["replies_without_answer"] == sum(one.answer is None for one in replies)
+    left_out = [select(name, each, rule).left_out for each in played]
+    for part in LEFT_OUT:
+        expected = 0 if part == "losers_left_out" and not loss[0] else sum(each[part] for each in left_out)
+        assert counts[part] == expected
     has_gap = counts["decided"] + counts["human_wins"]
     assert counts["duels"] == has_gap if loss == (True, False) else counts["duels"] >= has_gap + counts["all_pass"]
 

@@ -210,6 +210,7 @@ def test_a_known_answer_weighs_1_whatever_the_votes(part: str) -> None:
 def test_a_winner_that_repeats_the_human_reply_is_there_once() -> None:
     selection = verified(Candidates((right("by hand"), right("a"), wrong("c")), HUMAN), Rules(human="mix"))
     assert selection.winners[0] is HUMAN and texts(selection.winners) == {"by hand", "a"}
+    assert selection.left_out == {"replies_repeated": 1, "winners_left_out": 0, "losers_left_out": 0}
 
 
 def test_the_same_reply_under_a_text_that_a_template_trimmed_is_the_human_one_too() -> None:
@@ -232,7 +233,8 @@ def test_near_duplicates(near: float | None, kept: int) -> None:
     """Nine of ten words, in order: 0.9."""
     said = "a b c d e f g h i"
     replies = (right(f"{said} j"), right(f"{said} k"), right("x y z"), wrong("c"))
-    assert len(verified(Candidates(replies), Rules(near_duplicates=near)).winners) == kept
+    selection = verified(Candidates(replies), Rules(near_duplicates=near))
+    assert (len(selection.winners), selection.left_out["replies_repeated"]) == (kept, 3 - kept)
 
 
 def test_losers_that_have_answered() -> None:
@@ -241,10 +243,19 @@ def test_losers_that_have_answered() -> None:
     assert_is(verified(Candidates(replies), Rules()), {"a"}, {"c", "d", "e"}, "decided")
 
 
+def test_the_outcome_without_losers_says_why_no_reply_wins() -> None:
+    """The human reply wins and no reply loses to it: those without an answer cannot, those with its own answer must not."""
+    one_vote = Candidates(voting("7", *[None] * 7), OF_7)
+    assert_is(majority(one_vote, Rules(losers="answered")), {"by hand"}, set(), "few_votes")
+    unreadable = Candidates((wrong("c", answer=None), wrong("d", answer=None)), HUMAN)
+    assert_is(verified(unreadable, Rules(losers="answered")), {"by hand"}, set(), "none_pass")
+
+
 def test_at_most_so_many_winners_and_losers_and_the_human_one_is_among_them() -> None:
     replies = tuple([right(f"a{n}") for n in range(9)] + [wrong(f"c{n}") for n in range(9)])
     selection = verified(Candidates(replies, HUMAN), Rules(human="mix", max_winners=3, max_losers=2))
     assert (len(selection.winners), len(selection.losers), selection.winners[0]) == (3, 2, HUMAN)
+    assert selection.left_out == {"replies_repeated": 0, "winners_left_out": 7, "losers_left_out": 7}
     alone = verified(Candidates(replies, HUMAN), Rules(human="mix", max_winners=1))
     assert alone.winners == (HUMAN,) and alone.outcome == "human_wins"
 

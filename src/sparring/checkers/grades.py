@@ -83,13 +83,15 @@ def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list
 MOST_FAILURES = 0.05  # share of replies that a user's function may fail to score
 
 
-def require_few_failures(texts: Sequence[str], grades: Sequence[Grade], name: str) -> int:
-    """How many of the replies the checker of that name could not grade. Raises UserError where they are more than MOST_FAILURES."""
+def require_few_failures(texts: Sequence[str], grades: Sequence[Grade], name: str, total: int | None = None) -> int:
+    """How many of the replies the checker of that name could not grade. Raises UserError where they are more than MOST_FAILURES of `total`
+    replies, of these when None."""
+    total = len(grades) if total is None else total
     failed = [(text, grade.reason) for text, grade in zip(texts, grades, strict=True) if grade.failed]
-    if len(failed) > MOST_FAILURES * len(grades):
+    if len(failed) > MOST_FAILURES * total:
         text, reason = failed[0]
         raise UserError(
-            f"{len(failed)} of {len(grades)} replies could not be graded, more than {MOST_FAILURES:.0%}; the first of them: {reason}",
+            f"{len(failed)} of {total} replies could not be graded, more than {MOST_FAILURES:.0%}; the first of them: {reason}",
             where=f"target.checker ({name}), on the reply {text[:200]!r}",
             remedy="correct the function, name columns that it needs in data.checker_columns, or raise target.timeout_seconds or "
             "target.memory_mb; nothing has to be sampled again",

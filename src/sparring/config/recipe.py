@@ -259,6 +259,15 @@ class Recipe(Section):
             raise _refusal(found)
         return evaluate
 
+    @field_validator("stop")
+    @classmethod
+    def _stop_fits(cls, stop: StopSection, info: ValidationInfo) -> StopSection:
+        target, evaluate = (info.data.get(name) for name in ("target", "evaluate"))
+        found = [] if target is None or evaluate is None else list(stop.contradictions(target, evaluate))
+        if found:
+            raise _refusal(found)
+        return stop
+
 
 def _refusal(found: Iterable[Contradiction]) -> ValidationError:
     """One error per option, each under its own key; a ValueError could carry only one."""

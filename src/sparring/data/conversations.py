@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_su
 from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
+Located = tuple[str, Conversation]  # with the place that it came from
 
 
 def printable(name: str) -> str:
@@ -30,7 +32,7 @@ class Loaded:
     all columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
     """
 
-    rows: list[tuple[str, Conversation]]
+    rows: list[Located]
     counts: dict[str, int]
     notices: list[str]
     columns: tuple[str, ...]
@@ -113,6 +115,29 @@ def is_empty(conversation: Conversation) -> bool:
 def has_no_user_text(conversation: Conversation) -> bool:
     """Whether only system turns have text."""
     return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
+
+
+def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> list[Located]:
+    """One row for each key, whatever the order of the rows: of duplicates, which are counted, one with an answer, with the smallest answer
+    if they have several. Prompts with several answers are counted if there are any."""
+    kept: dict[str, Located] = {}
+    several: set[str] = set()
+    for key, row in rows:
+        if key not in kept:
+            kept[key] = row
+            continue
+        counts["duplicates"] += 1
+        if len({one.answer for _, one in (kept[key], row)} - {None}) > 1:
+            several.add(key)
+        kept[key] = min(kept[key], row, key=_answer_order)
+    if several:
+        counts["prompts_with_several_answers"] = len(several)
+    return list(kept.values())
+
+
+def _answer_order(row: Located) -> tuple[bool, str, str]:
+    _, one = row
+    return one.answer is None, one.answer or "", json.dumps(one.columns, sort_keys=True, default=str)
 
 
 def with_columns(conversation: Conversation, row: Row, answer: str | None, checker_columns: Sequence[str], where: str) -> Conversation:

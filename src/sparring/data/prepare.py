@@ -14,7 +14,7 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Loaded, is_empty, load_conversations
+from sparring.data.conversations import Loaded, Located, distinct, is_empty, load_conversations
 from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
 from sparring.data.records import Conversation, Example
 from sparring.data.shapes import BadRows, Source
@@ -72,7 +72,6 @@ def chat_fingerprint(chat: Chat) -> str:
     )
 
 
-Located = tuple[str, Conversation]
 PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
 # Outcomes of the rows; `read` is the sum of those that follow it.
@@ -97,8 +96,8 @@ class Prepared:
 
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
     ids, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
-    surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped. With data.max_examples the rows
-    outside the subset are not tokenised, so those that are too long count as not_in_subset.
+    surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped, prompts_with_several_answers. With
+    data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
     `notices`: the decisions, one sentence each.
     `unused`: columns of the rows and of the prompts, and keys of their turns, that nothing reads.
     `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
@@ -180,15 +179,9 @@ def _check_columns(section: DataSection, present: Sequence[str]) -> None:
 
 
 def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
-    rows: dict[str, Located] = {}
-    for where, conversation in loaded.rows:
-        if is_empty(conversation):
-            counts["empty"] += 1
-        elif conversation.row_id in rows:
-            counts["duplicates"] += 1
-        else:
-            rows[conversation.row_id] = (where, conversation)
-    return list(rows.values())
+    rows = [row for row in loaded.rows if not is_empty(row[1])]
+    counts["empty"] += len(loaded.rows) - len(rows)
+    return distinct([(row[1].row_id, row) for row in rows], counts)
 
 
 def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int], bad: BadRows) -> list[Example]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparring.config import DataSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Shaped, has_no_user_text, to_prompt, with_columns
+from sparring.data.conversations import Located, Shaped, distinct, has_no_user_text, to_prompt, with_columns
 from sparring.data.records import Conversation, Example, Message
 from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, BadRows, Row, Table, choose_prompt_shape
 from sparring.data.sources import open_table
@@ -26,7 +26,7 @@ class LoadedPrompts:
     reads. `replies_dropped` counts rows whose reply was dropped, `changes` other changes by kind; `bad` are rows that could not be read.
     `notices` has the decisions about the source."""
 
-    rows: list[tuple[str, Conversation]]
+    rows: list[Located]
     columns: tuple[str, ...]
     replies_dropped: int
     changes: dict[str, int]
@@ -90,9 +90,9 @@ def prompt_examples(
     """
     counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
     taken = _Seen(sft_rows), _Seen(held_out_rows)
-    distinct = _distinct(loaded, counts, *taken, is_held_out)
-    wanted = max_examples or len(distinct)
-    order = sorted(distinct, key=lambda row: order_key(row[1].row_id)) if wanted < len(distinct) else distinct
+    rows = _distinct(loaded, counts, *taken, is_held_out)
+    wanted = max_examples or len(rows)
+    order = sorted(rows, key=lambda row: order_key(row[1].row_id)) if wanted < len(rows) else rows
     found: list[Example] = []
     for done, (where, conversation) in enumerate(order):
         if len(found) == wanted:
@@ -122,21 +122,19 @@ class _Seen:
 
 def _distinct(
     loaded: LoadedPrompts, counts: dict[str, int], sft: _Seen, held_out: _Seen, is_held_out: Callable[[str], bool]
-) -> list[tuple[str, Conversation]]:
-    rows: dict[str, tuple[str, Conversation]] = {}
+) -> list[Located]:
+    rows: list[tuple[str, Located]] = []
     for where, conversation in loaded.rows:
         key = conversation.prompt_key
         if has_no_user_text(conversation):
             counts["empty"] += 1
-        elif key in rows:
-            counts["duplicates"] += 1
         elif key in held_out.keys or is_held_out(key):
             counts["held_out"] += 1
         elif key in sft.keys:
             counts["in_sft_rows"] += 1
         else:
-            rows[key] = (where, conversation)
-    return list(rows.values())
+            rows.append((key, (where, conversation)))
+    return distinct(rows, counts)
 
 
 def _reason_against(ids: tuple[int, ...], max_prompt_tokens: int, sft: _Seen, held_out: _Seen) -> str | None:

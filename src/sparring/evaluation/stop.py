@@ -73,8 +73,8 @@ def is_better(score: Score, than: Score) -> bool:
     return _rank(score) > _rank(than)
 
 
-def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> str | None:
-    """Why the game ends after these iterations, or None if it continues.
+def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores], graded_votes: Sequence[float] = ()) -> str | None:
+    """Why the game ends after these iterations, or None if it continues. graded_votes: as for `vote_shares`.
 
     1. The player cannot distinguish human replies from the opponent's: the lower end of the Wilson interval of its held-out duel accuracy,
        at `stop.confidence`, is not above one half (the interval contains one half, or is below it altogether).
@@ -93,7 +93,7 @@ def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[Player
         return reason
     metric = recipe.metric
     waited = _iterations_since_best([start, *iterations], metric)
-    patience = recipe.stop.patience or (COLLAPSE_PATIENCE if agrees_on_errors(recipe, start, iterations) else None)
+    patience = recipe.stop.patience or (COLLAPSE_PATIENCE if agrees_on_errors(recipe, start, iterations, graded_votes) else None)
     if patience is not None and waited >= patience:
         return f"patience: {metric} has not improved for {waited} iterations"
     if len(iterations) >= recipe.iterations:
@@ -101,14 +101,27 @@ def stop_reason(recipe: Recipe, start: PlayerScores, iterations: Sequence[Player
     return None
 
 
-def agrees_on_errors(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> bool:
+def vote_shares(start: PlayerScores, last: PlayerScores, graded_votes: Sequence[float]) -> tuple[float, float] | None:
+    """(at the start, now) the share of votes for the leading answer: of the held-out replies, or if they are too few to vote, of the
+    training replies. None without votes.
+
+    graded_votes: the shares of the training replies of every iteration's opponent; the first opponent is the start.
+    """
+    if "vote_share" in last:
+        return start["vote_share"]["value"], last["vote_share"]["value"]
+    return (graded_votes[0], graded_votes[-1]) if graded_votes else None
+
+
+def agrees_on_errors(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores], graded_votes: Sequence[float] = ()) -> bool:
     """Whether votes for the leading answer rise while held-out accuracy falls, by more than its error: how majority targets collapse."""
     last = iterations[-1]
-    if not recipe.target.counts_votes or "vote_share" not in last:
+    shares = vote_shares(start, last, graded_votes)
+    if not recipe.target.counts_votes or shares is None:
         return False
+    before, now = shares
     fall = start["exact_match"]["value"] - last["exact_match"]["value"]
     errors = [scores["exact_match"]["stderr"] or 0.0 for scores in (start, last)]
-    return last["vote_share"]["value"] > start["vote_share"]["value"] and fall > math.hypot(*errors)
+    return now > before and fall > math.hypot(*errors)
 
 
 def _lost_diversity(recipe: Recipe, start: PlayerScores, scores: PlayerScores) -> str | None:

@@ -54,7 +54,15 @@ def _parallel(recipe: Recipe) -> Parallel:
 
 Optim = TypeVar("Optim", bound=OptimSection)
 BASE_LINK = "base-model"
-SINGULAR = {"duels": "duel", "replies": "reply", "duplicates": "duplicate", "prompts": "prompt", "winners": "winner", "pairs": "pair"}
+SINGULAR = {
+    "duels": "duel",
+    "replies": "reply",
+    "duplicates": "duplicate",
+    "prompts": "prompt",
+    "winners": "winner",
+    "losers": "loser",
+    "pairs": "pair",
+}
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from sparring.config import Recipe
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.evaluation.stop import COLLAPSE_PATIENCE, PlayerScores, agrees_on_errors
+from sparring.evaluation.stop import COLLAPSE_PATIENCE, PlayerScores, agrees_on_errors, vote_shares
 from sparring.opponent.engines import PADDED, Sampler
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.player import Player
@@ -21,7 +20,7 @@ from sparring.policy.ranks import from_main
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext, counts_text
-from sparring.stages.grade import candidates_at, rates
+from sparring.stages.grade import candidates_at, graded_vote_shares, rates
 from sparring.stages.run_stage import PromptRows, Replying
 from sparring.targets import TARGETS
 from sparring.targets.select import OUTCOMES, rules_of
@@ -30,23 +29,24 @@ from sparring.targets.window import Window, build_window, select_window
 
 def nothing_to_learn(context: RunContext, window: Window, t: int) -> str | None:
     """Why the game ends before iteration t is trained, or None. Raises UserError if the first iteration has no winner or no loser, or if
-    no reply could be graded: only human replies would be trained on."""
+    human replies alone would be trained on, which is continued SFT."""
     if window.indistinguishable:
         return "indistinguishable: every reply of the opponent equals the human one"
     if not context.recipe.target.uses_grades:
         return None
-    if not window.duels or window.counts["unjudged"] == window.counts["prompts"]:
+    if not window.duels or window.human_alone:
         return _no_contest(context, window, t)
     return _plateau(context, t) if t and context.recipe.stop.plateau else None
 
 
-def warn_of_collapse(recipe: Recipe, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:
+def warn_of_collapse(context: RunContext, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:
     """Warn if the majority agrees more often and is right less often."""
-    if not agrees_on_errors(recipe, start, iterations):
+    recipe, graded_votes = context.recipe, graded_vote_shares(context, len(iterations))
+    shares = vote_shares(start, iterations[-1], graded_votes)
+    if shares is None or not agrees_on_errors(recipe, start, iterations, graded_votes):
         return
-    (before, after), (votes, now) = (
-        [scores[name]["value"] for scores in (start, iterations[-1])] for name in ("exact_match", "vote_share")
-    )
+    votes, now = shares
+    before, after = (scores["exact_match"]["value"] for scores in (start, iterations[-1]))
     log.warning(
         f"the majority agrees on errors: the share of votes for the leading answer rose from {votes:.3f} to {now:.3f} since the start, and "
         f"exact_match fell from {before:.3f} to {after:.3f}; the game ends after {recipe.stop.patience or COLLAPSE_PATIENCE} iterations "
@@ -56,27 +56,27 @@ def warn_of_collapse(recipe: Recipe, start: PlayerScores, iterations: Sequence[P
 
 def _no_contest(context: RunContext, window: Window, t: int) -> str:
     counts = {name: window.counts[name] for name in OUTCOMES if window.counts[name]}
-    no_losers = set(counts) == {"all_pass"}
+    by_margins = context.recipe.objective.kind.uses_margins
+    why = f"{'no prompt has winners and losers' if by_margins else 'no generated reply wins'}: {counts_text(counts)}"
     if t:
-        why = "no prompt has a losing reply" if no_losers else f"no prompt has winners and losers: {counts_text(counts)}"
-        return f"nothing to learn: {why}"
-    if no_losers:
-        remedy = "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts"
-    else:
-        remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts)}"
-    raise UserError(
-        f"no prompt has winners and losers: {counts_text(counts)}", where=f"target.kind {context.recipe.target.kind}", remedy=remedy
-    )
+        no_losers = set(counts) == {"all_pass"} and not window.human_alone
+        return f"nothing to learn: {'no prompt has a losing reply' if no_losers else why}"
+    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window.human_alone)}"
+    raise UserError(why, where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
 
 
-def _remedy(counts: dict[str, int]) -> str:
+def _remedy(counts: dict[str, int], human_alone: bool) -> str:
     advice = {
+        "human_wins": "try easier prompts, or more sampling.replies_per_prompt",
+        "all_pass": "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts",
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",
         "few_votes": "lower target.min_votes, or sample more replies",
         "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
-    return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
+    if human_alone:
+        advice["all_pass"] = "the human reply takes every place: raise target.max_winners, or set target.human: fallback"
+    return advice[max(counts, key=lambda name: counts[name])]
 
 
 def _plateau(context: RunContext, t: int) -> str | None:

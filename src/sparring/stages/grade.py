@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256
+PROMPTS_PER_CALL = 64  # after each call of the checker its failures are counted
 LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to gain anything (docs/targets.md)
 
 
@@ -50,7 +51,7 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
 def _grade(
     common: Common, by_votes: bool, stage: Path, *, replies: StageRecord, prompt_rows: PromptRows, checker: Checker, pass_score: float
 ) -> dict[str, Any]:
-    """by_votes: the most frequent answer wins, and a low pass rate is no reason for a warning."""
+    """by_votes: the most frequent answer wins, which a warning of a low pass rate takes into account."""
     sampled = read_replies(replies.path)
     asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=checker.name != "random")
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
@@ -66,58 +67,89 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
     return candidates_of(read_rows(graded), read_replies(generated), context.prompt_rows, context.recipe.target.pass_score)
 
 
+def graded_vote_shares(context: RunContext, iterations: int) -> list[float]:
+    """The mean share of votes for the leading answer, over the training prompts, in each of the first `iterations`; empty if nothing was
+    graded, or no answer was ever found."""
+    records = [context.run.finished(iteration_stage(t, "grade")) for t in range(iterations)]
+    found = [record.facts["rates"].get("vote_share") for record in records if record]
+    return [score["value"] for score in found if score]
+
+
 def _log_scores(scores: Mapping[str, Score], by_votes: bool, common: Common) -> None:
     shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
-    if iteration_of(common.name) == 0 and not by_votes and rate is not None and rate["value"] < LOW_PASS_RATE:
-        wrong = share_of_wrong_winners(rate["value"], FALSE_POSITIVES)
-        log.warning(
-            f"target.checker: only {rate['value']:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, "
-            f"{wrong:.0%} of the winners are wrong: try easier prompts, a better start or more SFT first, and `sparring check-checker`"
-        )
+    if iteration_of(common.name) == 0 and rate is not None and rate["value"] < LOW_PASS_RATE:
+        log.warning(f"target.checker: {_few_pass(rate['value'], by_votes)}: try easier prompts, a better start or more SFT first")
+
+
+def _few_pass(rate: float, by_votes: bool) -> str:
+    if by_votes:
+        return f"only {rate:.1%} of the replies to prompts with a known answer are right, so most majorities agree on wrong answers"
+    wrong = share_of_wrong_winners(rate, FALSE_POSITIVES)
+    return (
+        f"only {rate:.1%} of the replies pass; if it passes {FALSE_POSITIVES:.0%} of wrong replies, {wrong:.0%} of the winners are wrong "
+        "(`sparring check-checker` measures how many it passes)"
+    )
 
 
 def grade_all(stage: Path, asked: Sequence[GradingRequest], replies: Sequence[Reply], checker: Checker, phase: str) -> dict[str, Any]:
     """Write a table of grades into shards under `stage`, each row with its text; finished shards are kept. Returns the stage's facts.
 
-    Raises UserError if the checker fails on many of the replies. All shards are deleted then, because failures may depend on things
-    outside the fingerprint: time limits, memory, files that the checker reads.
+    Raises UserError as soon as the checker has failed on more than MOST_FAILURES of all replies. All shards are deleted then, because
+    failures may depend on things outside the fingerprint: time limits, memory, files that the checker reads.
     """
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:
         per_row[reply.row_id] += 1
+    failed = _failures(read_rows(stage))
+    calls = PROMPTS_PER_SHARD if checker.name == "random" else PROMPTS_PER_CALL  # random shuffles the scores of a call
     with progress(phase, len(asked), "prompts", items_done(stage)) as shown:
 
         def work(part: Sequence[GradingRequest]) -> dict[str, list[Any]]:
-            rows = [
-                _row(one, place - (len(one.replies) - per_row[one.row_id]), text, graded)
-                for one, grades in zip(part, checker.grade(part), strict=True)
-                for place, (text, graded) in enumerate(zip(one.replies, grades, strict=True))
-            ]
-            shown.advance(len(part))
+            rows: list[dict[str, Any]] = []
+            for start in range(0, len(part), calls):
+                group = part[start : start + calls]
+                graded = _graded(group, checker, per_row)
+                failed.extend(_failures(graded))
+                _require_few(failed, checker, len(replies))
+                rows.extend(graded)
+                shown.advance(len(group))
             return {name: [row[name] for row in rows] for name in rows[0]}
 
-        run_shards(stage, asked, PROMPTS_PER_SHARD, work)
-    facts = _facts(stage, checker)
+        try:
+            run_shards(stage, asked, PROMPTS_PER_SHARD, work)
+            facts = _facts(stage, checker)
+        except UserError:
+            for shard in stage.glob("shard-*.parquet"):
+                shard.unlink()
+            raise
     log.info(f"{phase}: {counts_text(facts)}")
     return facts
 
 
 def _facts(stage: Path, checker: Checker) -> dict[str, int]:
     rows = [row for row in read_rows(stage) if row["replica"] != HUMAN]
-    grades = [Grade(*(row[name] for name in ("score", "answer", "reason", "failed"))) for row in rows]
-    try:
-        failures = require_few_failures([row["text"] for row in rows], grades, checker.name)
-    except UserError:
-        for shard in stage.glob("shard-*.parquet"):
-            shard.unlink()
-        raise
-    return {"replies": len(rows), "without_answer": sum(grade.answer is None for grade in grades), "failures": failures}
+    failures = _require_few(_failures(rows), checker, len(rows))
+    return {"replies": len(rows), "without_answer": sum(row["answer"] is None for row in rows), "failures": failures}
 
 
-def _row(asked: GradingRequest, replica: int, text: str, graded: Grade) -> dict[str, Any]:
-    return {"row_id": asked.row_id, "replica": replica, "text": text, **vars(graded)}
+def _graded(asked: Sequence[GradingRequest], checker: Checker, per_row: Mapping[str, int]) -> list[dict[str, Any]]:
+    """per_row: row id -> its number of sampled replies; a human reply comes before them and has the replica HUMAN."""
+    return [
+        {"row_id": one.row_id, "replica": place - (len(one.replies) - per_row[one.row_id]), "text": text, **vars(graded)}
+        for one, grades in zip(asked, checker.grade(asked), strict=True)
+        for place, (text, graded) in enumerate(zip(one.replies, grades, strict=True))
+    ]
+
+
+def _failures(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row["failed"] and row["replica"] != HUMAN]
+
+
+def _require_few(failed: Sequence[Mapping[str, Any]], checker: Checker, total: int) -> int:
+    grades = [Grade(*(row[name] for name in ("score", "answer", "reason", "failed"))) for row in failed]
+    return require_few_failures([row["text"] for row in failed], grades, checker.name, total)
 
 
 def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from typing import Any, Literal
 
@@ -14,9 +14,13 @@ from sparring.data.records import Example, Reply, TokenIds
 
 HUMAN = -1  # replica of the human reply in a table of grades
 HumanPart = Literal["fallback", "never", "mix", "only"]
-# Outcome of a prompt: some replies win and others lose; only the human reply wins; no reply loses; no reply wins, for four reasons
+# Outcome of a prompt: some replies win and others lose; only the human reply wins, and others lose; some win and none loses; no generated
+# reply wins, for four reasons, and none loses to the human one
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
+
+# Replies that take no part: they repeat a winner or a loser; over max_winners; over max_losers
+LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss."""
+    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss;
+    the number of replies that were left out, by the names of LEFT_OUT."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
     outcome: Outcome
     weight: float = 1.0
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 Target = Callable[[Candidates, Rules], Selection]
@@ -75,40 +81,49 @@ def decide(
 ) -> Selection:
     """The selection from the replies that may win and those that lose, and the role of the human reply.
 
-    otherwise: the outcome if no reply wins. The result does not depend on the order or length of the replies: if there are too many,
-    those with the lowest hashes of their text are selected.
+    otherwise: the outcome if no generated reply may win, unless some lose to the human one. The result does not depend on the order or
+    length of the replies: if there are too many, those with the lowest hashes of their text are selected.
     """
     human = candidates.human
     may_win = [] if rules.human == "only" else [one for one in winners if one.is_complete]
     has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
     first = [human] if human is not None and has_part else []
-    won = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
-    others = [one for one in losers if _may_lose(one, rules) and not any(_repeats(one, winner) for winner in won)]
-    lost = _distinct(others, [], rules.max_losers)
-    return Selection(tuple(won), tuple(lost), _outcome(won, lost, bool(first), otherwise), weight)
+    won, repeated, won_left_out = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
+    may_lose = [one for one in losers if _may_lose(one, rules)]
+    others = [one for one in may_lose if not any(_repeats(one, winner) for winner in won)]
+    lost, repeated_too, lost_left_out = _distinct(others, [], rules.max_losers)
+    counts = (repeated + repeated_too + len(may_lose) - len(others), won_left_out, lost_left_out)
+    passes = any(one.is_complete for one in winners)
+    outcome = _outcome(won, lost, bool(first), passes, otherwise)
+    return Selection(tuple(won), tuple(lost), outcome, weight, dict(zip(LEFT_OUT, counts, strict=True)))
 
 
 def _may_lose(candidate: Candidate, rules: Rules) -> bool:
     return rules.losers == "all" or (candidate.is_complete and candidate.answer is not None)
 
 
-def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, otherwise: Outcome) -> Outcome:
-    if not winners:
-        return otherwise
-    if not losers:
-        return "unjudged" if otherwise == "unjudged" else "all_pass"
-    return "human_wins" if has_human and len(winners) == 1 else "decided"
+def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, passes: bool, otherwise: Outcome) -> Outcome:
+    """has_human: the human reply is among the winners; passes: a generated reply may win, even if `human: only` lets none."""
+    if winners and losers:
+        return "human_wins" if has_human and len(winners) == 1 else "decided"
+    return "all_pass" if winners and passes else otherwise
 
 
-def _distinct(found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None) -> list[Candidate]:
-    """`first`, then those of `found` that do not repeat an earlier one; at most `most` together."""
-    kept = list(first)
+def _distinct(
+    found: Sequence[Candidate], first: Sequence[Candidate], most: int, near: float | None = None
+) -> tuple[list[Candidate], int, int]:
+    """(`first`, then those of `found` that do not repeat an earlier one; at most `most` together; how many repeat one; how many others
+    are left out). Those that are left out are not compared for near duplicates."""
+    kept, repeated, left_out = list(first), 0, 0
     for one in sorted(found, key=_hash_order):
-        if len(kept) >= most:
-            break
-        if not any(_repeats(one, other, near) for other in kept):
+        has_room = len(kept) < most
+        if any(_repeats(one, other, near if has_room else None) for other in kept):
+            repeated += 1
+        elif has_room:
             kept.append(one)
-    return kept
+        else:
+            left_out += 1
+    return kept, repeated, left_out
 
 
 def _hash_order(candidate: Candidate) -> tuple[str, TokenIds]:

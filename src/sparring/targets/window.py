@@ -10,19 +10,21 @@ from typing import cast
 
 from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
 from sparring.targets.human import human
-from sparring.targets.select import OUTCOMES, Candidate, Candidates, Rules, Selection, Target
+from sparring.targets.select import LEFT_OUT, OUTCOMES, Candidate, Candidates, Rules, Selection, Target
 
 
 @dataclass(frozen=True)
 class Window:
     """The duels with something to learn from, and counts of everything that was considered.
 
-    `indistinguishable`: every reply of the opponents equals the human one.
+    `indistinguishable`: every reply of the opponents equals the human one. `human_alone`: no pair, and no winner but human replies, whose
+    likelihood alone is continued SFT.
     """
 
     duels: Sequence[Duel | Contest]
     counts: dict[str, int]
     indistinguishable: bool = False
+    human_alone: bool = False
 
     @property
     def contests(self) -> Sequence[Contest]:
@@ -86,19 +88,27 @@ def select_window(
 
     prompts: row id -> token ids; candidates: iteration -> row id -> its replies. uses_margins: the loss compares winners with losers;
     uses_likelihood: it, or its anchor, raises the winners' own likelihood. A prompt without anything for the loss is left out; the
-    outcome of every prompt is counted.
+    outcome of every prompt is counted, and the replies that a selection left out.
     """
     contests: list[Contest] = []
+    human_alone = True
     outcomes: Counter[str] = Counter()
+    left_out: Counter[str] = Counter()
     for iteration, found in sorted(candidates_by_iteration.items(), reverse=True):
         for row_id, candidates in found.items():
             selection = target(candidates, rules)
             outcomes[selection.outcome] += 1
+            left_out.update(selection.left_out)
             contest = _contest(row_id, iteration, prompts[row_id], selection, uses_margins, uses_likelihood)
             if contest is not None:
                 contests.append(contest)
+                human_alone &= not contest.pairs and all(winner is candidates.human for winner in selection.winners)
     replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
-    return Window(contests, {**_counts(contests, replies), "prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}})
+    if not uses_margins:
+        left_out["losers_left_out"] = 0  # none would take part
+    of_prompts = {"prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}}
+    counts = {**_counts(contests, replies), **{name: left_out[name] for name in LEFT_OUT}, **of_prompts}
+    return Window(contests, counts, human_alone=human_alone)
 
 
 def _contest(

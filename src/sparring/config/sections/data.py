@@ -63,6 +63,7 @@ class PromptsSection(RowsSection):
 
 
 LEAST_HELD_OUT, MOST_HELD_OUT = 8, 200  # if the recipe gives no number
+RESERVED_COLUMNS = ("prompts", "completions", "answer", "human_reply", "row_id")  # arguments of a checker that are no columns
 
 
 class DataSection(RowsSection):
@@ -92,7 +93,8 @@ class DataSection(RowsSection):
     max_reply_tokens: PositiveInt = Field(512, description="Rows with a longer human reply are dropped or cut: see `too_long`.")
     too_long: Literal["drop", "cut"] = Field(
         "drop",
-        description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token. Prompts are never cut.",
+        description="What happens to a human reply over `max_reply_tokens`. A cut reply gets no end-of-turn token, so `target` verified "
+        "and majority refuse `cut`. Prompts are never cut.",
     )
     on_bad_row: Literal["stop", "drop"] = Field(
         "stop",
@@ -115,6 +117,16 @@ class DataSection(RowsSection):
     checker_columns: Texts = Field(
         (), description="Columns of the rows and of the prompts that `target.checker` gets when it is a function of your own."
     )
+
+    @field_validator("checker_columns")
+    @classmethod
+    def _are_not_reserved(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        reserved = next((name for name in names if name in RESERVED_COLUMNS), None)
+        if reserved == "answer":
+            raise ValueError("a checker gets the column of data.answer as answer: set data.answer, and data.prompts.answer, to it instead")
+        if reserved is not None:
+            raise ValueError(f"{reserved} is an argument that a checker has already; give the column another name")
+        return names
 
     @field_validator("prompts", mode="before")
     @classmethod

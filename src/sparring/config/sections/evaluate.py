@@ -134,5 +134,18 @@ class StopSection(Section):
     )
     min_distinct: Fraction | None = Field(
         None,
-        description="The same for distinct answers per prompt. These fall in every game that succeeds, so the rule is off by default.",
+        description="The same for distinct answers per prompt, which need `evaluate.answer_pattern` where `target.checker` is a function "
+        "of your own. These fall in every game that succeeds, so the rule is off by default.",
     )
+
+    def contradictions(self, target: TargetSection, evaluate: EvaluateSection) -> Iterator[Contradiction]:
+        """Limits that could never be reached, because what they limit is not measured."""
+        limits = {"min_pass_at_k": self.min_pass_at_k, "min_distinct": self.min_distinct}
+        for name, limit in limits.items():
+            if limit in (None, type(self).model_fields[name].default):
+                continue
+            if evaluate.samples == 1:
+                yield Contradiction(name, limit, "needs several replies to a held-out prompt: set evaluate.samples, 8 for example")
+            elif name == "min_distinct" and is_own_code(target.grading_checker) and evaluate.answer_pattern is None:
+                why = "counts answers, and a function of your own extracts none: set evaluate.answer_pattern, which finds them"
+                yield Contradiction(name, limit, why)

@@ -168,6 +168,9 @@ class TargetSection(Section):
             yield Contradiction("kind", self.kind, why)
         if self.human == "only" and data.prompts is not None:
             yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; set fallback, never or mix")
+        if data.too_long == "cut" and self.uses_grades:
+            why = "data.too_long cut leaves human replies without an end, which could win here; set drop, or raise data.max_reply_tokens"
+            yield Contradiction("kind", self.kind, why)
         if data.checker_columns and not is_own_code(self.grading_checker):
             yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
 
