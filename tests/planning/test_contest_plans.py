@@ -159,6 +159,13 @@ def test_headroom_is_planned_where_it_is_measured() -> None:
     assert "probe/train" not in stages(moving("evaluate.headroom=true"))
 
 
+def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
+    """Its headroom has replies at the temperature of the game and greedy ones."""
+    recipe = moving("evaluate.headroom=true", "evaluate.samples=6", "sampling.temperature=0.7")
+    drawn = [sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (6, 1)]
+    assert stages(recipe)["start/headroom"].work.tokens == pytest.approx(sum(drawn))
+
+
 # --- what a plan says, and what a game takes
 
 

@@ -76,6 +76,15 @@ def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:
     assert (first["player"], first["name"], first["value"]) == ("start", "start (SFT), greedy", 0.9)
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_start_at_a_lower_temperature_is_an_arm_where_it_was_measured(measured: bool, made: Path) -> None:
+    scores = {"greedy": {"value": 0.8, "n": 12, "stderr": 0.1}}
+    if measured:
+        scores["cool"] = {"value": 0.9, "n": 12, "stderr": 0.1}
+    names = [one["name"] for one in ranking(made, list(rows_of(summary_of(made))), "exact_match", 0.95, scores)]
+    assert ("start (SFT) at a lower temperature" in names) == measured
+
+
 def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Path) -> None:
     root = make_run(tmp_path / "run")
     summary = summary_of(root)
