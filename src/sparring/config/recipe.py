@@ -30,6 +30,7 @@ from sparring.config.sections.objective import ObjectiveSection, defaults_with_g
 from sparring.config.sections.sampling import SamplerSettings, SamplingSection
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.train import SftSection, TrainSection
+from sparring.own_code import is_own_code
 
 T = TypeVar("T")
 
@@ -138,6 +139,12 @@ class Recipe(Section):
     def shows_headroom(self) -> bool:
         """Whether the headroom is measured: by default for verified and majority targets."""
         return self.target.uses_grades if self.evaluate.headroom is None else self.evaluate.headroom
+
+    @property
+    def grades_prompts(self) -> bool:
+        """Whether replies to `data.prompts` can pass or fail: their answers are known, or a function of the user's own decides."""
+        prompts = self.data.prompts
+        return prompts is not None and (prompts.answer is not None or is_own_code(self.target.grading_checker))
 
     @property
     def trains_adapters_alone(self) -> bool:

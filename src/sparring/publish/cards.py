@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
+from sparring.config import PromptsSection, Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.names import Licence, is_hub_id, licence_of, public
@@ -193,11 +193,17 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, abo
 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
-    """The data, the prompts without replies, and the labelled pairs of a control that was trained on some."""
+    """The data, the prompts without replies if the player learns from them, and the labelled pairs of a control that has some."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
-    if recipe.data.prompts and player.isdigit():
+    if _prompts_of(recipe, player):
         data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
+
+
+def _prompts_of(recipe: Recipe, player: str) -> PromptsSection | None:
+    """`data.prompts` where the player learned from replies to them: every iteration did, and RFT where such replies can pass."""
+    is_rft = any(section.kind == "rft" and section.folder == player for section in recipe.controls)
+    return recipe.data.prompts if player.isdigit() or (is_rft and recipe.grades_prompts) else None
 
 
 def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
@@ -209,7 +215,8 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 def _datasets(recipe: Recipe, about: About, player: str) -> list[str]:
     """The training data of the player, by its name on the Hub; the game's own replies replace data that is not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
-    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.isdigit() else []
+    asked = _prompts_of(recipe, player)
+    prompts = [asked.paths[0]] if asked else []
     pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player]
     return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
