@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Game
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
@@ -173,6 +173,16 @@ def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, ch
     text = model_card(recipe, moving.json("summary.json"), player, About.of(recipe))
     assert ("`me/rows` and prompts of `me/prompts`, which have no replies" in text) == learned
     assert ModelCard(text).data.datasets == (["me/rows", "me/prompts"] if learned else ["me/rows"])
+
+
+@pytest.mark.parametrize(("prompts", "named"), [("mit", "mit"), ("cc-by-4.0", None), (None, None)])
+def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, moving: Game, tmp_path: Path) -> None:
+    options = ["--data-licence", "mit", *(["--prompts-licence", prompts] if prompts else [])]
+    result = moving.command("push", "run", "--dataset-repo", "me/replies", "--dry-run", tmp_path / "out", *options)
+    assert result.code == 0, result.err
+    card = DatasetCard.load(tmp_path / "out/data/README.md")
+    assert card.data.license == named
+    assert ("No licence is named for the whole data set" in card.text) == ("names no licence" in result.err) == (named is None)
 
 
 def test_folders_of_prompts_and_checkers_are_hidden(moving: Game) -> None:

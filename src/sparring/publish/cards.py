@@ -23,6 +23,7 @@ from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
+SEVERAL_LICENCES = "\n\nNo licence is named for the whole data set: the licences of data and prompts differ, or one is not known."
 CITATION = """## Reference
 
 Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models. ICML 2024, arXiv 2401.01335.
@@ -57,16 +58,29 @@ class About:
     revisions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
-        """`base`, `data`, `pairs`: licences that the user gives; looked up if None."""
+    def of(
+        cls,
+        recipe: Recipe,
+        base: str | None = None,
+        data: str | None = None,
+        pairs: str | None = None,
+        prompts: str | None = None,
+        **more: Any,
+    ) -> About:
+        """`base`, `data`, `pairs`, `prompts`: licences that the user gives; looked up if None."""
         labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
             {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
-            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", None, ""),
+            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", prompts, "--prompts-licence"),
             **more,
         )
+
+    @property
+    def is_of_one_licence(self) -> bool:
+        """Whether `data` and `data.prompts` have the same licence: the data set of replies has rows of both."""
+        return self.prompts is None or self.prompts.name == self.data.name
 
 
 def model_card(
@@ -136,7 +150,7 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 ## Where it comes from
 
-{_origins(shown, recipe, about)}{_link("The player", "", about.repo)}
+{_origins(shown, recipe, about)}{"" if about.is_of_one_licence else SEVERAL_LICENCES}{_link("The player", "", about.repo)}
 
 ## Recipe
 
@@ -258,7 +272,8 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
         for shape, iterations in splits(counts).items()
         if iterations
     ]
-    card = DatasetCardData(license=about.data.name, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
+    licence = about.data.name if about.is_of_one_licence else None
+    card = DatasetCardData(license=licence, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
     return card.to_yaml(line_break="\n")
 
 
