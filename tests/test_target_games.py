@@ -437,6 +437,15 @@ def test_a_checker_that_raises_is_corrected_and_nothing_is_sampled_again(begin: 
     assert result.code == 0 and "sampling" not in result.err and kept.items() <= game.state().items(), result.err
 
 
+def test_a_few_failures_of_a_checker_are_counted_wherever_counts_are_shown(begin: Begin) -> None:
+    """It fails on all four replies to one of twenty prompts, which are not more than 5%."""
+    game = begin(**ONE, **VERIFIED)
+    result = game.run(own(game, "return float('2' in text) / (asked != 'pick A')"))
+    assert result.code == 0 and "checker failures" in result.out, result.err
+    assert game.json("summary.json")["iterations"][0]["counts"]["checker_failures"] == 4
+    assert "4 checker failures" in " ".join(game.command("status", "run").out.split())
+
+
 def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_is_sampled(begin: Begin) -> None:
     game = begin(**ONE, **VERIFIED)
     refused(game.run(own(game, "1 / 0")), "4 of 4 replies could not be graded", "ZeroDivisionError")

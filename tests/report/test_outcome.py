@@ -190,6 +190,14 @@ def test_duels_of_equal_replies_that_are_left_out_are_part_of_the_whole() -> Non
         assert [sign.amount for sign in signs(summary, recipe) if sign.what.startswith("Nearly all")] == told
 
 
+def test_held_out_replies_that_the_checker_could_not_grade_are_told() -> None:
+    summary, recipe = well()
+    summary["start"]["held_out_failures"] = 2
+    summary["iterations"][1]["held_out_failures"] = 1
+    (told,) = warnings(signs(summary, recipe))
+    assert told.startswith("Held-out replies could not be graded and count as wrong: start 2, iteration 1 1. `sparring grade`")
+
+
 def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     summary, recipe = well()
     before = json.loads(json.dumps(summary))

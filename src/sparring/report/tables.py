@@ -81,6 +81,7 @@ def _accuracy(row: Row) -> str:
 # Counts of a game with a verified or majority target: the outcome of the prompts, and the pairs
 OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
 RATES = ("pass_rate", "vote_share", "distinct_answers")
+FAILURES = "checker_failures"
 OUTCOMES_TITLE = "Winners: outcome of every prompt in the window"
 RATES_TITLE = "Graded: each opponent's replies to the training prompts"
 _LIKELIHOOD_COLUMNS = [
@@ -132,7 +133,10 @@ def outcome_rows(summary: Mapping[str, Any]) -> Iterator[Row]:
             yield Row(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
 
 
-OUTCOME_COLUMNS = [Column(name.replace("_", " "), with_error(name, 0)) for name in OUTCOMES]
+def outcome_columns(rows: Sequence[Row]) -> list[Column]:
+    """Columns of the counts, with the checker's failures where it has any."""
+    failed = any(row.scores.get(FAILURES, {"value": 0})["value"] for row in rows)
+    return [Column(name.replace("_", " "), with_error(name, 0)) for name in (*OUTCOMES, *([FAILURES] if failed else []))]
 
 
 def rate_columns(rows: Sequence[Row]) -> list[Column]:
