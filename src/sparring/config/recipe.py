@@ -208,6 +208,10 @@ class Recipe(Section):
         target = info.data.get("target")
         if target is not None and not target.uses_grades and any(one.kind == "rft" for one in controls):
             raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
+        if target is not None and target.checker == "random" and any(one.kind == "rft" for one in controls):
+            raise ValueError(
+                f"rft would learn from passes that checker random assigns by chance; train it in a game of {target.random_like}"
+            )
         return controls
 
     @field_validator("launcher", mode="before")
