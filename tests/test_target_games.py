@@ -5,6 +5,7 @@ All go on from one start: the base model, the data, a short SFT and its measurem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -442,6 +443,8 @@ def test_a_few_failures_of_a_checker_are_counted_wherever_counts_are_shown(begin
     game = begin(**ONE, **VERIFIED)
     result = game.run(own(game, "return float('2' in text) / (asked != 'pick A')"))
     assert result.code == 0 and "checker failures" in result.out, result.err
+    code = hashlib.sha256((game.folder / "rules.py").read_bytes()).hexdigest()
+    assert f"target.checker: rules.py:f, sha256 {code[:12]}" in result.err
     assert game.json("summary.json")["iterations"][0]["counts"]["checker_failures"] == 4
     assert "4 checker failures" in " ".join(game.command("status", "run").out.split())
 

@@ -70,9 +70,11 @@ def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker 
 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError if the user's function can grade none of the first human replies: a column that it needs may be missing."""
+    """Log which file the user's function is from. Raise UserError if it can grade none of the first human replies: a column that it needs
+    may be missing."""
     if checker is None or not is_own_code(checker.name):
         return
+    log.info(f"target.checker: {checker.name}, sha256 {checker.fingerprint['sha256'][:12]}")
     texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
     asked = ask(context.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
     grades = [grade for grades in checker.grade(asked) for grade in grades]
