@@ -295,6 +295,7 @@ def test_another_rule_is_another_game(copy: Game, option: str, words: str) -> No
 def test_another_rule_after_training_by_likelihood(begin: Begin) -> None:
     """There are no log-probs of opponents, and it is the training that knows its winners."""
     game = begin(**GAMES["verified, sft"])
+    assert "target.max_losers has no effect on training" in game.run("target.max_losers=3").err
     assert game.run().code == 0
     refused(game.run("target.max_winners=1"), "stage iterations/000/train was made from other winners", "max_winners: 4 -> 1")
     refused(game.run("objective.loss=logistic"), "objective.loss", "--restart-from iterations/000/train")

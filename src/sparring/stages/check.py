@@ -132,7 +132,7 @@ def _announce_cut(context: RunContext) -> None:
 
 
 def _announce_unused(recipe: Recipe) -> None:
-    """Log the sections of engines that are not used, and the stages that the objective does not need."""
+    """Log the sections of engines and the options of the target that are not used, and the stages that the objective does not need."""
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
@@ -142,6 +142,8 @@ def _announce_unused(recipe: Recipe) -> None:
         log.info(f"objective, with a {recipe.target.kind} target: {values}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine_name}")
+    for option, why in recipe.target.unused(objective).items():
+        log.info(f"target.{option} {why}")
 
 
 def _log_unsharded_stages(context: RunContext) -> None:
