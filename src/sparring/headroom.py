@@ -90,11 +90,10 @@ def _measure(
 def _sample(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply] | None, list[Reply]]:
     """Replies at the game's temperature, at a lower one if there is one, and greedy."""
     sample, stream, sampling = measurer.sample, replying.stream, replying.settings.sampling
+    lower = sampling.lower_temperature
     with Sampler(replying.settings, measurer.chat, replying.model.folder) as sampler:
         own = sample(stage / "replies", sampler, sampling.temperature, k, stream, "headroom: replies")
-        cool = None
-        if sampling.cooler is not None:
-            cool = sample(stage / "cool", sampler, sampling.cooler, k, stream, f"headroom: replies at temperature {sampling.cooler:g}")
+        cool = None if lower is None else sample(stage / "cool", sampler, lower, k, stream, f"headroom: replies at temperature {lower:g}")
         return own, cool, sample(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
 
 

@@ -181,7 +181,7 @@ class _Game:
             yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
-        times = 1 if recipe.sampling.cooler is None else 2
+        times = 1 if recipe.sampling.lower_temperature is None else 2
         yield StagePlan(START, "headroom", many.work.times(times) + one.work, many.memory, times * many.seconds + one.seconds)
 
     def _results(self, owner: str, passes: int) -> Iterator[StagePlan]:

@@ -127,7 +127,7 @@ class SamplingSection(Section):
         return replies
 
     @property
-    def cooler(self) -> float | None:
+    def lower_temperature(self) -> float | None:
         """The lower temperature at which a start is sampled for its headroom; None if the game itself samples at no higher one."""
         return COOL if self.temperature > COOL else None
 
