@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 import yaml
 from conftest import Game
+from huggingface_hub import DatasetCard, ModelCard
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
+from sparring.publish.cards import About, model_card
 from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.names import public
 from sparring.publish.pairs import splits
@@ -158,6 +160,29 @@ def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game)
     assert "Winners are human replies" in how_learned(
         load_recipe(moving.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
     )
+
+
+@pytest.mark.parametrize(
+    ("player", "change", "learned"),
+    [("0", "seed=0", True), ("rft", "seed=0", True), ("continued-sft", "seed=0", False), ("rft", "data.prompts.answer=null", False)],
+)
+def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, change: str, learned: bool, moving: Game) -> None:
+    """RFT learns from its replies to them as well, where the checker knows their answers."""
+    sources = ["data.path=me/rows", "data.prompts.path=me/prompts", "controls=[continued-sft, rft]"]
+    recipe = load_recipe(moving.root / "recipe.yaml", [*sources, change])
+    text = model_card(recipe, moving.json("summary.json"), player, About.of(recipe))
+    assert ("`me/rows` and prompts of `me/prompts`, which have no replies" in text) == learned
+    assert ModelCard(text).data.datasets == (["me/rows", "me/prompts"] if learned else ["me/rows"])
+
+
+@pytest.mark.parametrize(("prompts", "named"), [("mit", "mit"), ("cc-by-4.0", None), (None, None)])
+def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, moving: Game, tmp_path: Path) -> None:
+    options = ["--data-licence", "mit", *(["--prompts-licence", prompts] if prompts else [])]
+    result = moving.command("push", "run", "--dataset-repo", "me/replies", "--dry-run", tmp_path / "out", *options)
+    assert result.code == 0, result.err
+    card = DatasetCard.load(tmp_path / "out/data/README.md")
+    assert card.data.license == named
+    assert ("No licence is named for the whole data set" in card.text) == ("names no licence" in result.err) == (named is None)
 
 
 def test_folders_of_prompts_and_checkers_are_hidden(moving: Game) -> None:

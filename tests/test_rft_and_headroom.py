@@ -11,6 +11,7 @@ from conftest import TINY, rows, write_rows
 
 import sparring
 from sparring.config import load_recipe
+from sparring.control import unused_prompts
 from sparring.errors import UserError
 from sparring.rundir import read_json
 from sparring.stage_names import stage_of, stages_of_game
@@ -88,6 +89,47 @@ def test_a_recipe_may_do_without(tmp_path: Path, game: tuple[dict[str, Any], Pat
 def test_rft_needs_grades(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="rft needs graded replies"):
         sparring.run({**TINY, "run_dir": str(tmp_path / "run"), "controls": "rft"})
+
+
+def test_rft_of_random_passes_is_refused(tmp_path: Path) -> None:
+    target = {"kind": "verified", "checker": "random", "random_like": "number"}
+    with pytest.raises(UserError, match="passes that checker random assigns by chance; train it in a game of number"):
+        sparring.run({**TINY, "run_dir": str(tmp_path / "run"), "target": target, "controls": ["continued-sft", "rft"]})
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, True),
+        ({"controls": "continued-sft"}, False),
+        ({"data": {"path": "rows.jsonl", "prompts": {"path": "more.jsonl", "answer": "gold"}}}, False),
+        ({"data": {"path": "rows.jsonl"}}, False),
+        ({"target": {"kind": "majority", "checker": "rules.py:f"}}, False),
+    ],
+)
+def test_prompts_that_rft_cannot_learn_from_are_told(changes: dict[str, Any], told: bool) -> None:
+    """Those whose answer nobody knows, in a majority game."""
+    data = {"path": "rows.jsonl", "prompts": "more.jsonl"}
+    sections = {"data": data, "target": {"kind": "majority", "checker": "number"}, "controls": "rft", **changes}
+    recipe = load_recipe({**TINY, **sections})
+    assert ("data.prompts have no answers" in (unused_prompts(recipe, recipe.controls[0]) or "")) == told
+
+
+def test_rft_without_a_reply_that_passes_is_told(tmp_path: Path) -> None:
+    """The human replies alone are left: continued SFT."""
+    (tmp_path / "none.py").write_text("def none(completions):\n    return [0.0] * len(completions)\n")
+    recipe = {
+        **TINY,
+        "run_dir": str(tmp_path / "run"),
+        "data": {"path": str(write_rows(tmp_path / "rows.jsonl", rows())), "held_out": 8},
+        "sft": None,
+        "iterations": 1,
+        "target": {"kind": "verified", "checker": f"{tmp_path}/none.py:none"},
+        "evaluate": {"headroom": False},
+        "controls": {"kind": "rft", "epochs": 1},
+    }
+    sparring.run(recipe)
+    assert "RFT: no reply of the start is a winner; it learns from the human replies alone" in (tmp_path / "run/run.log").read_text()
 
 
 def test_headroom_needs_answers(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ All go on from one start: the base model, the data, a short SFT and its measurem
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -21,7 +22,7 @@ from test_bad_input import refused
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
 from test_launching import TWO_RANKS, WEIGHTS, ranks, results
 from torch.testing import assert_close
-from zygote import Sabotage, Zygote, working
+from zygote import ADVANCE, Sabotage, Zygote, working
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
@@ -114,6 +115,7 @@ def steps(game: Game) -> list[dict[str, Any]]:
 
 # ---------------------------------------------------------------------------------------------- what is played
 
+HEADROOM = "verified, headroom, rft"
 LOSSES = ("logistic", "hinge", "exponential", "correlation", "space", "sft")
 GAMES: dict[str, dict[str, Any]] = {
     "verified": VERIFIED,
@@ -124,6 +126,14 @@ GAMES: dict[str, dict[str, Any]] = {
         "objective": {"loss": "sft"},
         "train__lora": {"rank": 2, "alpha": 4.0},
         "target": {"kind": "majority", "checker": "number", "max_winners": 1, "weigh_votes": False},
+    },
+    "verified, lora": {**VERIFIED, "train__lora": {"rank": 2, "alpha": 4.0}},
+    HEADROOM: {
+        **ONE,
+        **VERIFIED,
+        "sft": {**CHANGES["sft"], "checkpoint_every": 2},
+        "evaluate": {"samples": 2, "headroom_epochs": 2},
+        "controls": {"kind": "rft", "epochs": 1},
     },
     "equal votes": {**ONE, "target": {"kind": "majority", "checker": "number", "weigh_votes": False, "human": "never"}},
 }
@@ -154,7 +164,7 @@ def test_the_first_step_has_margin_exactly_0(name: str, whole: Callable[[str], G
 
 
 def test_the_second_iteration_starts_at_0_too(whole: Callable[[str], Game], majority: Game) -> None:
-    for game in (majority, whole("verified")):
+    for game in (majority, whole("verified"), whole("verified, lora")):
         assert next(row["margin"] for row in steps(game) if row["iteration"] == 1) == 0.0
 
 
@@ -169,6 +179,17 @@ def test_likelihood_compares_with_nothing(name: str, whole: Callable[[str], Game
     if "lora" in name:
         assert counts["winners"] == counts["duels"], "max_winners is 1"
         assert (game.root / "iterations/000/train/model/adapter_model.safetensors").exists()
+
+
+def test_adapters_over_two_iterations(whole: Callable[[str], Game]) -> None:
+    """Verified duels with an NLL weight: the second iteration goes on with the adapter of the first, on the replies of both."""
+    game = whole("verified, lora")
+    first, second = (load_file(game.root / f"iterations/00{t}/train/model/adapter_model.safetensors") for t in (0, 1))
+    assert first.keys() == second.keys() and any(not first[name].equal(second[name]) for name in first)
+    counts = facts(game, "iterations/001/train")["counts"]
+    assert counts["prompts"] == 40 and counts["pairs"] > 0
+    losses = [row["loss"] for row in steps(game)]
+    assert len(losses) > 4 and all(loss > 0 for loss in losses)
 
 
 def test_votes_weigh(whole: Callable[[str], Game], majority: Game) -> None:
@@ -217,6 +238,7 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, begin: Begin, majo
     ("name", "kill"),
     [
         ("verified", working("iterations/000/train", 2)),
+        ("verified, lora", working("iterations/001/train", 2)),
         ("alpha-spin", working("iterations/001/score-start", 1)),
         ("majority, sft, lora", working("iterations/000/train", 2)),
     ],
@@ -226,6 +248,25 @@ def test_other_games_killed(name: str, kill: Sabotage, begin: Begin, whole: Call
     assert game.run(sabotage=[kill]).code == -signal.SIGKILL
     assert game.run().code == 0
     assert weights(game) == weights(whole(name))
+
+
+# Stages that only some games have; each has a checkpoint, or a shard, to go on from
+LATE_KILLS = {
+    "short SFT of the headroom": working("probe/train", 2),
+    "headroom, between two temperatures": Sabotage(ADVANCE, nth=2, args="^start/headroom 0/"),
+    "headroom, sampled and not written": Sabotage("sparring.headroom:write_json", args="headroom"),
+    "rejection-sampling fine-tuning": working("rft/train", 3),
+}
+
+
+@pytest.mark.parametrize("place", LATE_KILLS)
+def test_headroom_and_rft_killed_and_resumed(place: str, begin: Begin, whole: Callable[[str], Game]) -> None:
+    game = begin(**GAMES[HEADROOM])
+    assert game.run(sabotage=[LATE_KILLS[place]]).code == -signal.SIGKILL
+    kept = game.state()
+    result = game.run()
+    assert result.code == 0 and kept.items() <= game.state().items(), result.err
+    assert_same_outcome(game.root, whole(HEADROOM).root)
 
 
 # ---------------------------------------------------------------------------------------------- done again
@@ -294,6 +335,7 @@ def test_another_rule_is_another_game(copy: Game, option: str, words: str) -> No
 def test_another_rule_after_training_by_likelihood(begin: Begin) -> None:
     """There are no log-probs of opponents, and it is the training that knows its winners."""
     game = begin(**GAMES["verified, sft"])
+    assert "target.max_losers has no effect on training" in game.run("target.max_losers=3").err
     assert game.run().code == 0
     refused(game.run("target.max_winners=1"), "stage iterations/000/train was made from other winners", "max_winners: 4 -> 1")
     refused(game.run("objective.loss=logistic"), "objective.loss", "--restart-from iterations/000/train")
@@ -335,6 +377,26 @@ def test_accelerate_starts_two_ranks(begin: Begin, majority: Game) -> None:
     ours, theirs = (load_file(one.root / "iterations/000/train/model/model.safetensors") for one in (game, majority))
     for name, tensor in theirs.items():
         assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
+
+
+def test_short_sft_of_the_headroom_and_rft_on_two_ranks(tmp_path: Path, whole: Callable[[str], Game]) -> None:
+    """Trained as by one process, to rounding; the headroom is measured again, since the probe is another model."""
+    inline = whole(HEADROOM)
+    game = game_in(tmp_path / "game", inline.zygote, **GAMES[HEADROOM])
+    shutil.copytree(inline.root, game.root, symlinks=True)
+    for stage in ("probe/train", "rft/train"):
+        shutil.rmtree(game.root / stage)
+    for stage in ("probe/train", "rft/train"):
+        for result in results(ranks(game, stage)):
+            assert result.code == 0, result.err
+        assert facts(game, stage)["ranks"] == 2
+        ours, theirs = (load_file(one.root / stage / "model/model.safetensors") for one in (game, inline))
+        for name, tensor in theirs.items():
+            assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
+    result = game.run()
+    assert result.code == 0 and "recomputing start/headroom" in result.err, result.err
+    ours, theirs = (one.json("start/headroom/headroom.json")["scores"] for one in (game, inline))
+    assert ours["nll_after"]["value"] == pytest.approx(theirs["nll_after"]["value"], abs=1e-3) and ours["any"] == theirs["any"]
 
 
 def test_near_duplicates_win_once(begin: Begin, majority: Game) -> None:
@@ -451,6 +513,17 @@ def test_a_checker_that_fails_is_corrected_and_nothing_is_sampled_again(
     refused(game.run(checker, *options), "more than 5%")
     result = game.run(own(game, "return 1.0 if text[-1:] in '012' else 0.0"))
     assert result.code == 0 and "sampling" not in result.err and kept.items() <= game.state().items(), result.err
+
+
+def test_a_few_failures_of_a_checker_are_counted_wherever_counts_are_shown(begin: Begin) -> None:
+    """It fails on all four replies to one of twenty prompts, which are not more than 5%."""
+    game = begin(**ONE, **VERIFIED)
+    result = game.run(own(game, "return float('2' in text) / (asked != 'pick A')"))
+    assert result.code == 0 and "checker failures" in result.out, result.err
+    code = hashlib.sha256((game.folder / "rules.py").read_bytes()).hexdigest()
+    assert f"target.checker: rules.py:f, sha256 {code[:12]}" in result.err
+    assert game.json("summary.json")["iterations"][0]["counts"]["checker_failures"] == 4
+    assert "4 checker failures" in " ".join(game.command("status", "run").out.split())
 
 
 def test_a_checker_that_raises_on_held_out_replies_ends_the_run_before_anything_is_sampled(begin: Begin) -> None:

@@ -33,6 +33,8 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
     """
     name, recipe = control_stage(section.folder, "train"), context.recipe
     winners = _winners(context)
+    if sum(len(one.winners) for one in winners) == len(context.train_examples):
+        log.warning(f"{section.title}: no reply of the start is a winner; it learns from the human replies alone, as continued SFT does")
     settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
     batch_size = min(settings.batch_size, len(winners))
     if section.epochs is None:
@@ -84,6 +86,8 @@ def check_controls(context: RunContext) -> None:
     for section in context.recipe.controls:
         if (unlike := unlike_lr(context.recipe, section)) is not None:
             log.info(f"{section.title}: {unlike}")
+        if (unused := unused_prompts(context.recipe, section)) is not None:
+            log.info(f"{section.title}: {unused}")
         if section.pairs is not None:
             pairs_stage(context, section)
 
@@ -96,6 +100,13 @@ def unlike_lr(recipe: Recipe, section: ControlSection) -> str | None:
         return None
     remedy = f"controls.search='{{lr: [{own:g}, {game:g}]}}' tries both"
     return f"its learning rate is {own:g} and the game's {game:g}: a difference between the two may be due to that alone; {remedy}"
+
+
+def unused_prompts(recipe: Recipe, section: ControlSection) -> str | None:
+    """Warning for RFT in a majority game whose `data.prompts` have no answers; None otherwise."""
+    if section.kind != "rft" or recipe.data.prompts is None or recipe.grades_prompts:
+        return None
+    return "data.prompts have no answers, so it cannot learn from its replies to them as the game does; data.prompts.answer names a column"
 
 
 def play_controls(context: RunContext, game: GameResult) -> dict[str, Player]:

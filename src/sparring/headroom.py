@@ -16,7 +16,7 @@ from sparring.data.records import Reply
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows
 from sparring.evaluation.measure import Measurer, ScoreTrees, read_measured
 from sparring.evaluation.metrics import Score, mean_score, ratio_score
-from sparring.evaluation.stop import COOL, advice
+from sparring.evaluation.stop import advice
 from sparring.opponent.engines import Sampler
 from sparring.policy.batches import Branches
 from sparring.policy.player import Player
@@ -78,25 +78,29 @@ def _measure(
         rows = grade_rows(data, replies, of_greedy, checker, chat.decode)
         return answer_items(rows, pass_score, must_end, checker.reads_answers)
 
-    scores = {**_answers(items(own, greedy), items(cool, None), k), **_likelihoods(data, score, replying.model, probe)}
+    cooler = None if cool is None else items(cool, None)
+    scores = {**_answers(items(own, greedy), cooler, k), **_likelihoods(data, score, replying.model, probe)}
     sentence = advice(scores, k)
     write_json(stage / HEADROOM, {"k": k, "scores": scores, "sentence": sentence})
     log.info(f"headroom: {sentence}")
     return {}
 
 
-def _sample(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply], list[Reply]]:
-    """Replies at the game's temperature, at a lower one and greedy."""
-    sample, stream = measurer.sample, replying.stream
+def _sample(measurer: Measurer, stage: Path, replying: Replying, k: int) -> tuple[list[Reply], list[Reply] | None, list[Reply]]:
+    """Replies at the game's temperature, at a lower one if there is one, and greedy."""
+    sample, stream, sampling = measurer.sample, replying.stream, replying.settings.sampling
+    lower = sampling.lower_temperature
     with Sampler(replying.settings, measurer.chat, replying.model.folder) as sampler:
-        own = sample(stage / "replies", sampler, replying.settings.sampling.temperature, k, stream, "headroom: replies")
-        cool = sample(stage / "cool", sampler, COOL, k, stream, f"headroom: replies at temperature {COOL:g}")
+        own = sample(stage / "replies", sampler, sampling.temperature, k, stream, "headroom: replies")
+        cool = None if lower is None else sample(stage / "cool", sampler, lower, k, stream, f"headroom: replies at temperature {lower:g}")
         return own, cool, sample(stage / "greedy", sampler, 0.0, 1, stream, "headroom: greedy replies")
 
 
-def _answers(found: Mapping[str, list[float]], cooler: Mapping[str, list[float]], k: int) -> dict[str, Score]:
-    """Scores of pass@1, greedy replies, a lower temperature, maj@k and pass@k, each with its standard error over prompts."""
-    values = {"pass_at_1": found["exact_match"], "greedy": found["exact_match_greedy"], "cool": cooler["exact_match"]}
+def _answers(found: Mapping[str, list[float]], cooler: Mapping[str, list[float]] | None, k: int) -> dict[str, Score]:
+    """Scores of pass@1, greedy replies, a lower temperature (if there is one), maj@k and pass@k, with standard errors over prompts."""
+    values = {"pass_at_1": found["exact_match"], "greedy": found["exact_match_greedy"]}
+    if cooler is not None:
+        values["cool"] = cooler["exact_match"]
     named = {"majority": f"{MAJ_AT}{k}", "any": f"{PASS_AT}{k}"}
     values |= {name: found[metric] for name, metric in named.items() if metric in found}
     return {name: mean_score(value, True) for name, value in values.items()}

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparring.console import log
 from sparring.errors import UserError
 from sparring.export import export, new_folder
 from sparring.locks import hold
@@ -44,6 +45,7 @@ class PushOptions:
     base_licence: str | None = None
     data_licence: str | None = None
     pairs_licence: str | None = None
+    prompts_licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def _uploads(players: Players, options: PushOptions) -> list[Upload]:
         options.base_licence,
         options.data_licence,
         options.pairs_licence,
+        options.prompts_licence,
         unanswered=players.unanswered,
         repo=options.repo,
         dataset_repo=options.dataset_repo,
@@ -111,6 +114,9 @@ def _model(players: Players, options: PushOptions, about: About, player: str, na
 
 def _data(players: Players, about: About, folder: Path) -> None:
     counts = write_pairs(players, folder)
+    if not about.is_of_one_licence:
+        found = f"data has the licence {about.data}, data.prompts {about.prompts}"
+        log.warning(f"the data set's card names no licence, because {found}; --data-licence and --prompts-licence name them")
     (folder / "README.md").write_text(dataset_card(players.recipe, counts, about), encoding="utf-8")
 
 

@@ -53,6 +53,49 @@ def test_by_hand(answer: str, reply: str, score: float | None) -> None:
     assert (grade.score, grade.failed) == (score, False)
 
 
+# Right answer, reply, and whether they are equal: forms of math-verify's README and tests
+EXAMPLES = [
+    (r"${1,3} \cup {2,4}$", "${1,2,3,4}$", True),
+    (r"$\{1,3\} \cup \{2,4\}$", "${1,2,3,4}$", True),
+    ("$-5$", "-5", True),
+    ("$7425000$", "7,425,000", True),
+    ("$0.4$", ".4", True),
+    ("$1000.99$", "$1,000.99", True),
+    ("$2$", "AZYUK2A", False),
+    ("$10/9$", r"\frac{10}{9}", True),
+    ("$1/3$", r"$\frac13 $", True),
+    (r"$\sqrt{3}$", r"$\sqrt3 $", True),
+    ("$1/3$", r"$\dfrac{1}{3} $", True),
+    ("$1/3$", r"$\left( \frac{1}{3} \right)$", True),
+    ("$1/3$", r"$\frac{1}{3} \text{meters}$", True),
+    ("$1/3$", r"$k = \frac{1}{3}$", True),
+    ("$9$", r"Answer \[ 9 \]", True),
+    ("$9$", "Answer $$ 9 $$", True),
+    ("$10$", r"Answer \( (9+1) \)", True),
+    ("$[0,1)$", "$[0,1)$", True),
+    ("$[0,9)$", "$[0,1)$", False),
+    ("$(0,9)$", "$[0,9)$", False),
+    (r"$28\%$", "28 percent", True),
+    ("$0.28$", "28", False),
+    ("$2-2p$", r"Thus $x-p=\boxed{2-2p}$.", True),
+    (r"$\frac{14}{3}$", r"$f(0)=2+\frac{5}{3}+1=\boxed{\frac{14}{3}}$", True),
+    ("$14916$", r"Therefore, $\boxed{14{,}916}$ is our answer.", True),
+    ("$x^2+2x+1$", "$(x+1)^2$", True),
+    (r"$\begin{pmatrix} 0 & 3 \\ 0 & -1 \end{pmatrix}$", r"$\begin{pmatrix} 0 & 3 \\ 0 & -1 \end{pmatrix}$", True),
+    ("$(3,2)$", "$(2,3)$", False),
+]
+
+
+@needs_math_verify
+def test_grades_are_those_of_math_verify_on_its_own_examples() -> None:
+    from math_verify import parse, verify
+
+    with made("math") as checker:
+        grades = [prompt[0].score for prompt in checker.grade([ask(reply, answer=right) for right, reply, _ in EXAMPLES])]
+    found = [verify(parse(right), parse(reply)) for right, reply, _ in EXAMPLES]
+    assert grades == [float(one) for one in found] and found == [equal for _, _, equal in EXAMPLES]
+
+
 @needs_math_verify
 def test_it_is_verify_with_the_right_answer_first() -> None:
     """PushOptions matters: an equation may stand for its right side, and not the other way round."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sparring.checkers.grades import Asked, Grade
 from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
@@ -155,6 +157,40 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     assert [row["greedy"] for row in rows] == [None] * 3
     assert all(list(row) == texts + numbers[:3] for row in rows), "no duel without an opponent, no answers without a pattern"
     assert {path.name for path in tmp_path.iterdir()} == {SCORES, ITEMS, SAMPLES, GRADES}
+
+
+class Failing:
+    """A checker that cannot grade the replies to the first rows."""
+
+    name, reads_answers = "rules.py:f", False
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.fingerprint = rows, {"rows": rows}
+
+    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+        fine, failed = Grade(1.0, None, "scored 1"), Grade(None, None, "raised ValueError", failed=True)
+        return [[failed if int(one.row_id) < self.rows else fine for _ in one.replies] for one in asked]
+
+    def expected(self, asked: Asked) -> str | None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2])
+def test_failures_of_the_checker_are_a_fact_and_more_than_one_in_twenty_end_the_run(failures: int, tmp_path: Path) -> None:
+    names = [str(n) for n in range(20)]
+    replies = [Reply(name, 0, ids("4"), "stop") for name in names]
+    measured = Measured(replies, None, [{"row_id": name, "real": -2.0, "own": -3.0} for name in names])
+    chat: Any = FakeChat()
+    evaluator = Evaluator(chat, [example(name, "2+2", "is 4") for name in names], Grading(None, Failing(failures), True, 1.0), 0.95)
+    if failures > 1:
+        with pytest.raises(UserError, match="2 of 20 replies could not be graded, more than 5%"):
+            evaluator.evaluate(tmp_path, measured)
+        return
+    assert evaluator.evaluate(tmp_path, measured) == {"failures": failures}
+    assert json.loads((tmp_path / SCORES).read_text())["exact_match"]["value"] == 1 - failures / 20
 
 
 def test_one_row_has_scores_too() -> None:

@@ -50,6 +50,12 @@ def test_a_cooler_temperature_is_told_where_it_gains() -> None:
     assert "costs nothing" not in advice(scores(), 8)
 
 
+def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
+    found = {name: one for name, one in scores(any=0.7).items() if name != "cool"}
+    assert "temperature" not in advice(found, 8) and "only verified targets can gain something" in advice(found, 8)
+    assert "50.0% at a lower temperature" in advice({**found, "greedy": score(0.5)}, 8), "greedy is one"
+
+
 def test_one_reply_a_prompt_has_neither_majority_nor_pass_at_k() -> None:
     found = {name: one for name, one in scores().items() if name not in ("majority", "any")}
     said = advice(found, 1)

@@ -217,6 +217,28 @@ def test_one_of_two_servers_dies_and_stays_away(game: Game, server: Loopback) ->
     assert len(drawn) == len(set(drawn)) == 12
 
 
+def test_a_graded_game_on_a_server(game: Game, server: Loopback) -> None:
+    """Winners and losers of what the server samples, over two iterations, killed while it grades. At temperature 0.7 the headroom has no
+    lower one."""
+    (game.folder / "even.py").write_text("def f(completions):\n    return [float(len(c[0]['content']) % 2 == 0) for c in completions]\n")
+    target, evaluate = {"kind": "verified", "checker": "even.py:f"}, {"samples": 2, "metric": "nll_per_token"}
+    environment = set_up(game, server, target=target, evaluate=evaluate)
+    options = ["sampling.temperature=0.7", "sampling.replies_per_prompt=4", "stop.plateau=false", "stop.min_pass_at_k=null"]
+    kill = Sabotage("sparring.stages.grade:run_shards", nth=2)
+    assert game.run(*options, environment=environment, sabotage=[kill]).code == -9
+    before = len(server.bodies)
+    result = game.run(*options, environment=environment)
+    assert result.code == 0, result.err
+    assert {body["temperature"] for body in server.bodies} == {0.7, 0.0}
+    assert len(server.bodies) - before == 2 * 4, "only the held-out replies of the last player are sampled after the kill"
+    for t in (0, 1):
+        grades = read_rows(game.root / f"iterations/00{t}/grade")
+        counts = game.json(f"iterations/00{t}/train/done.json")["facts"]["counts"]
+        assert len([row for row in grades if row["replica"] >= 0]) == 12 * 4 and counts["pairs"] > 0
+    scores = game.json("start/headroom/headroom.json")["scores"]
+    assert "any" in scores and "cool" not in scores
+
+
 def test_sections_of_other_engines_are_named(game: Game) -> None:
     game.write(sampling__server={"concurrency": 3}, sampling__vllm={"max_model_len": 9}, iterations=1, sft=None, controls=None, showcase=[])
     result = game.run()

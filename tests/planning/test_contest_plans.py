@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from by_hand import GPU, LENGTHS, llama, recipe_of
-from conftest import Game, write_rows
+from conftest import SUMS, Game, write_rows
+from zygote import Zygote
 
 from sparring.config import Recipe, load_recipe
 from sparring.data.chat import Chat
@@ -20,6 +22,7 @@ from sparring.planning.hardware import Samplers
 from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.work import SCORING, sampling_work, tree_work
 from sparring.policy.tiny import byte_tokenizer
+from sparring.rundir import write_json
 
 MOVING = {"kind": "verified", "checker": "number"}
 ASKED = replace(LENGTHS, unanswered_rows=300, unanswered_prompt=20, longest_unanswered=80)
@@ -159,6 +162,13 @@ def test_headroom_is_planned_where_it_is_measured() -> None:
     assert "probe/train" not in stages(moving("evaluate.headroom=true"))
 
 
+def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
+    """Its headroom has replies at the temperature of the game and greedy ones."""
+    recipe = moving("evaluate.headroom=true", "evaluate.samples=6", "sampling.temperature=0.7")
+    drawn = [sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (6, 1)]
+    assert stages(recipe)["start/headroom"].work.tokens == pytest.approx(sum(drawn))
+
+
 # --- what a plan says, and what a game takes
 
 
@@ -183,3 +193,24 @@ def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureR
     assert {stage for stage in done if not stage.endswith(("grade", "evaluate"))} == {
         stage for stage in planned if stage.startswith("iterations")
     }
+
+
+def test_the_plan_shows_the_headroom_of_every_seed_that_has_measured_it(moving: Game, tmp_path: Path, zygote: Zygote) -> None:
+    """Printed and as JSON; of a recipe with seeds too, whose games are in folders of their own."""
+    found = moving.json("start/headroom/headroom.json")
+    assert planned_headroom(moving, tmp_path) == ([{"seed": 0, **found}], ["Headroom of the start"])
+    game = Game(tmp_path / "game", zygote, {**SUMS, "data": {"path": "builtin:tasks"}, "seeds": [3, 4, 5]})
+    for seed in (3, 5):
+        folder = game.root / f"seed-{seed}/start/headroom"
+        folder.mkdir(parents=True)
+        write_json(folder / "headroom.json", {**found, "k": seed})
+    written, titles = planned_headroom(game, tmp_path)
+    assert [(one["seed"], one["k"]) for one in written] == [(3, 3), (5, 5)]
+    assert titles == ["Headroom of the start, seed 3", "Headroom of the start, seed 5"]
+
+
+def planned_headroom(game: Game, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """What `sparring plan` writes, and the titles that it prints."""
+    result = game.command("plan", "recipe.yaml", "--hardware", "cpu", "--json", folder / "plan.json")
+    assert result.code == 0, result.err
+    return json.loads((folder / "plan.json").read_text())["headroom"], re.findall(r"^ *(Headroom.*?) *$", result.out, re.MULTILINE)

@@ -76,6 +76,15 @@ def test_greedy_replies_of_the_start_are_an_arm(made: Path) -> None:
     assert (first["player"], first["name"], first["value"]) == ("start", "start (SFT), greedy", 0.9)
 
 
+@pytest.mark.parametrize("measured", [True, False])
+def test_the_start_at_a_lower_temperature_is_an_arm_where_it_was_measured(measured: bool, made: Path) -> None:
+    scores = {"greedy": {"value": 0.8, "n": 12, "stderr": 0.1}}
+    if measured:
+        scores["cool"] = {"value": 0.9, "n": 12, "stderr": 0.1}
+    names = [one["name"] for one in ranking(made, list(rows_of(summary_of(made))), "exact_match", 0.95, scores)]
+    assert ("start (SFT) at a lower temperature" in names) == measured
+
+
 def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Path) -> None:
     root = make_run(tmp_path / "run")
     summary = summary_of(root)
@@ -179,6 +188,14 @@ def test_duels_of_equal_replies_that_are_left_out_are_part_of_the_whole() -> Non
     for equal, told in ((40, []), (46, ["46 of 50"])):
         summary["iterations"][1]["counts"] = {"duels": 50 - equal, "duels_all_identical": equal, "replies": 50}
         assert [sign.amount for sign in signs(summary, recipe) if sign.what.startswith("Nearly all")] == told
+
+
+def test_held_out_replies_that_the_checker_could_not_grade_are_told() -> None:
+    summary, recipe = well()
+    summary["start"]["held_out_failures"] = 2
+    summary["iterations"][1]["held_out_failures"] = 1
+    (told,) = warnings(signs(summary, recipe))
+    assert told.startswith("Held-out replies could not be graded and count as wrong: start 2, iteration 1 1. `sparring grade`")
 
 
 def test_the_log_is_told_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -127,6 +127,26 @@ def test_what_goes_together(changes: dict[str, Any]) -> None:
     assert loaded(changes).run_dir == "run"
 
 
+@pytest.mark.parametrize(
+    ("changes", "unused"),
+    [
+        ({}, set()),
+        ({"target.workers": 2, "target.timeout_seconds": 5.0, "target.memory_mb": 100}, {"workers", "timeout_seconds", "memory_mb"}),
+        ({"target.workers": 2, "target.checker": OWN}, set()),
+        ({"target.workers": 2, "target.checker": "math"}, set()),
+        ({"target.workers": 2, "target.checker": "random", "target.random_like": OWN}, set()),
+        ({"target": {"kind": "human", "workers": 2}}, {"workers"}),
+        ({"objective.loss": "sft", "target.max_losers": 2, "target.losers": "answered"}, {"max_losers", "losers"}),
+        ({"objective.loss": "sft", "target.max_winners": 2}, set()),
+        ({"target.max_losers": 2, "target.losers": "answered"}, set()),
+    ],
+)
+def test_options_without_an_effect_on_the_game_are_announced(changes: dict[str, Any], unused: set[str]) -> None:
+    """And not refused: `sparring grade` reads those of processes, and the pairs of `sparring push` depend on those of losers."""
+    recipe = loaded(changes)
+    assert recipe.target.unused(recipe.objective).keys() == unused
+
+
 def test_a_fault_of_the_target_is_told_alone() -> None:
     """Without a checker, because its name is wrong: several samples are not refused for that as well."""
     with pytest.raises(UserError) as caught:

@@ -83,12 +83,13 @@ def plan(
         from sparring.planning.command import show_plan
         from sparring.planning.given_shape import GivenShape
         from sparring.planning.lengths import Given
-        from sparring.report.tables import headroom_of, print_headroom
+        from sparring.report.tables import TITLE, headrooms_of, print_headroom
 
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
-        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, stdout())
-        if (found := headroom_of(Path(checked.run_dir))) is not None:
-            print_headroom(found, stdout())
+        measured = headrooms_of(checked)
+        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, stdout(), measured)
+        for seed, found in measured.items():
+            print_headroom(found, stdout(), TITLE if checked.seeds is None else f"{TITLE}, seed {seed}")
 
 
 def stage(

@@ -194,6 +194,9 @@ def push(
         str | None,
         typer.Option(help="Licence of the labelled pairs of a control; read from their card when not given.", show_default=False),
     ] = None,
+    prompts_licence: Annotated[
+        str | None, typer.Option(help="Licence of `data.prompts`; read from their card when not given.", show_default=False)
+    ] = None,
 ) -> None:
     """Publish a player and the sampled replies on the Hugging Face Hub. The token is that of `hf auth login` or HF_TOKEN."""
     with outcome():
@@ -201,7 +204,12 @@ def push(
         from sparring.push import PushOptions
         from sparring.push import push as publish
 
-        licences = {"base_licence": base_licence, "data_licence": data_licence, "pairs_licence": pairs_licence}
+        licences = {
+            "base_licence": base_licence,
+            "data_licence": data_licence,
+            "pairs_licence": pairs_licence,
+            "prompts_licence": prompts_licence,
+        }
         options = PushOptions(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, **licences)
         for line in publish(run, options, dry_run):
             print(printable(line))

@@ -32,6 +32,7 @@ from sparring.config.sections.sampling import SamplerSettings, SamplingSection
 from sparring.config.sections.target import TargetSection
 from sparring.config.sections.train import SftSection, TrainSection
 from sparring.config.targets import HUMAN_TARGET
+from sparring.own_code import is_own_code
 
 T = TypeVar("T")
 
@@ -149,6 +150,12 @@ class Recipe(Section):
         return is_open and not any(ENGINES[ON_GPU].refusals(self.train.lora))
 
     @property
+    def grades_prompts(self) -> bool:
+        """Whether replies to `data.prompts` can pass or fail: their answers are known, or a function of the user's own decides."""
+        prompts = self.data.prompts
+        return prompts is not None and (prompts.answer is not None or is_own_code(self.target.grading_checker))
+
+    @property
     def trains_adapters_alone(self) -> bool:
         """Whether no stage trains the full weights."""
         return all(section.lora for section in (self.train, self.sft) if section)
@@ -210,6 +217,10 @@ class Recipe(Section):
         target = info.data.get("target")
         if target is not None and not target.uses_grades and any(one.kind == "rft" for one in controls):
             raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
+        if target is not None and target.checker == "random" and any(one.kind == "rft" for one in controls):
+            raise ValueError(
+                f"rft would learn from passes that checker random assigns by chance; train it in a game of {target.random_like}"
+            )
         return controls
 
     @field_validator("launcher", mode="before")

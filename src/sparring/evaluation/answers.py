@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sparring.checkers.grades import Checker, Grade, ask
+from sparring.checkers.grades import Checker, Grade, ask, require_few_failures
+from sparring.console import log
 from sparring.data.records import Example, FinishReason, Reply, TokenIds
 
 PASS_AT, MAJ_AT = "pass_at_", "maj_at_"
@@ -31,6 +32,11 @@ class GradedRow:
     replies: tuple[GradedReply, ...]
     greedy: GradedReply | None
 
+    @property
+    def all_replies(self) -> tuple[GradedReply, ...]:
+        """The sampled replies and the greedy one."""
+        return self.replies if self.greedy is None else (*self.replies, self.greedy)
+
 
 def grade_rows(
     held_out: Sequence[Example],
@@ -39,7 +45,10 @@ def grade_rows(
     checker: Checker,
     decode: Callable[[TokenIds], str],
 ) -> list[GradedRow]:
-    """Every reply with its grade, in the order of the held-out rows; those of one row are graded together."""
+    """Every reply with its grade, in the order of the held-out rows; those of one row are graded together.
+
+    A warning names how many replies the checker could not grade. Raises UserError if they are many.
+    """
     by_row: dict[str, list[Reply]] = defaultdict(list)
     for reply in [*sorted(replies, key=lambda reply: reply.replica), *(greedy or ())]:
         by_row[reply.row_id].append(reply)
@@ -50,7 +59,15 @@ def grade_rows(
         graded = [GradedReply(text, reply.finish_reason, g) for text, reply, g in zip(one.replies, own, grades, strict=True)]
         last = graded.pop() if greedy is not None else None
         found.append(GradedRow(one.row_id, tuple(graded), last))
+    every = [reply for row in found for reply in row.all_replies]
+    if failures := require_few_failures([one.text for one in every], [one.grade for one in every], checker.name):
+        log.warning(f"target.checker could not grade {failures} of {len(every)} held-out replies: they count as wrong")
     return found
+
+
+def failures_in(graded: Sequence[GradedRow]) -> int:
+    """How many replies the checker could not grade."""
+    return sum(reply.grade.failed for row in graded for reply in row.all_replies)
 
 
 def answer_items(graded: Sequence[GradedRow], pass_score: float, must_end: bool, reads_answers: bool) -> dict[str, list[float]]:

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from sparring.checkers.grades import Checker, require_few_failures
+from sparring.checkers.grades import Checker
 from sparring.config import Recipe
-from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Example
 from sparring.data.tables import write_table
-from sparring.evaluation.answers import GradedRow, answer_items, grade_rows, graded_columns
+from sparring.evaluation.answers import GradedRow, answer_items, failures_in, grade_rows, graded_columns
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import (
     ROW_METRICS,
@@ -59,8 +58,11 @@ class Evaluator:
     def __init__(self, chat: Chat, held_out: Sequence[Example], grading: Grading, confidence: float) -> None:
         self.chat, self.held_out, self.grading, self.confidence = chat, held_out, grading, confidence
 
-    def evaluate(self, stage: Path, measured: Measured) -> None:
-        """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply if there is a checker."""
+    def evaluate(self, stage: Path, measured: Measured) -> dict[str, int]:
+        """Write scores.json, items.parquet and samples.parquet to `stage`, and the grade of every reply if there is a checker.
+
+        Returns the stage's facts: "failures", how many replies the checker could not grade, if there is one.
+        """
         graded = self.grade(measured)
         items = self._items(measured, graded)
         write_json(stage / SCORES, self._scores(items))
@@ -68,6 +70,7 @@ class Evaluator:
         write_table(stage / SAMPLES, self._samples(measured, items))
         if graded:
             write_table(stage / GRADES, graded_columns(graded))
+        return {"failures": failures_in(graded)} if graded else {}
 
     def scores(self, measured: Measured) -> dict[str, Score]:
         """Every metric with its error."""
@@ -81,11 +84,7 @@ class Evaluator:
         checker = self.grading.checker
         if checker is None:
             return []
-        graded = grade_rows(self.held_out, measured.replies, measured.greedy, checker, self.chat.decode)
-        replies = [reply for row in graded for reply in (*row.replies, *([row.greedy] if row.greedy else []))]
-        if failures := require_few_failures([one.text for one in replies], [one.grade for one in replies], checker.name):
-            log.warning(f"target.checker could not grade {failures} of {len(replies)} held-out replies: they count as wrong")
-        return graded
+        return grade_rows(self.held_out, measured.replies, measured.greedy, checker, self.chat.decode)
 
     def _scores(self, items: Mapping[str, list[float]]) -> dict[str, Score]:
         """Means of the items, and the three metrics that are not plain means."""

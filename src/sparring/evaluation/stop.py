@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from sparring.config import Recipe
 from sparring.evaluation.metrics import Score
 
-COOL = 0.7  # the lower temperature at which every start is also sampled
 TOO_WEAK = 0.05  # pass@1 below which a model was seen to learn nothing from its own replies
 
 Headroom = Mapping[str, Score]
@@ -18,7 +17,7 @@ def advice(scores: Headroom, k: int) -> str:
     """One sentence: what a lower temperature gains, what targets can reach, and whether more SFT is the better use of compute."""
     now = scores["pass_at_1"]
     found = [f"The start answers {now['value']:.1%} of held-out prompts"]
-    free = max((scores[name] for name in ("cool", "greedy")), key=lambda score: score["value"])
+    free = max((scores[name] for name in ("cool", "greedy") if name in scores), key=lambda score: score["value"])
     if _exceeds(free, now):
         found.append(f"{free['value']:.1%} at a lower temperature, which costs nothing")
     if k > 1:

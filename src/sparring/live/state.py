@@ -118,14 +118,14 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
             yield title, found
 
 
-def rates(state: RunState) -> tuple[str, dict[str, Any]] | None:
-    """(title, rates) of the newest iteration with graded replies, for verified and majority targets."""
+def rates(state: RunState) -> tuple[str, dict[str, Any], int] | None:
+    """(title, rates, failures of the checker) of the newest iteration with graded replies, for verified and majority targets."""
     if not state.recipe.target.uses_grades:
         return None
     for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
         done = _object_or_none(state.root / iteration_stage(t, "grade") / DONE, "facts")
         if done is not None:
-            return title_of(iteration_name(t)), done["facts"].get("rates", {})
+            return title_of(iteration_name(t)), done["facts"].get("rates", {}), done["facts"].get("failures", 0)
     return None
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.console import fitting, printable
+from sparring.console import counted, fitting, printable
 from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
@@ -83,7 +83,8 @@ def _graded(state: RunState) -> Iterator[tuple[str, str]]:
     """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
         values = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
-        yield "graded", f"{found[0]}: {values or 'no reply has a score or an answer'}"
+        failed = f", {counted(found[2], 'checker failure')}" if found[2] else ""
+        yield "graded", f"{found[0]}: {values or 'no reply has a score or an answer'}{failed}"
 
 
 def _step(row: dict[str, Any]) -> str:

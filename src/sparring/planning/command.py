@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -150,14 +150,23 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 
 
-def show_plan(recipe: Recipe, hardware: str | None, given: Given, model: GivenShape, json_file: Path | None, console: Console) -> None:
-    """Print the plan, and write it to `json_file` when there is one."""
+def show_plan(
+    recipe: Recipe,
+    hardware: str | None,
+    given: Given,
+    model: GivenShape,
+    json_file: Path | None,
+    console: Console,
+    headrooms: Mapping[int, Mapping[str, Any]],
+) -> None:
+    """Print the plan, and write it to `json_file` when there is one, with the headrooms (seed -> what was measured)."""
     if json_file is not None and not json_file.absolute().parent.is_dir():
         raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
     plan = plan_of(recipe, hardware, given, model)
     proposals = advise(plan)
     if json_file is not None:
-        write_json(json_file, as_json(plan, proposals))
+        measured = [{"seed": seed, **found} for seed, found in headrooms.items()]
+        write_json(json_file, {**as_json(plan, proposals), "headroom": measured})
     print_plan(plan, proposals, console)
 
 

@@ -173,7 +173,7 @@ class _Game:
         return self._train(section.folder, settings, played, {branches: (section.epochs or 0) * played.train_rows or left})
 
     def _headroom(self) -> Iterator[StagePlan]:
-        """The headroom of the start (headroom.py): replies at two temperatures and greedy ones, and a short continued SFT."""
+        """The headroom of the start (headroom.py): replies at its temperature, at a lower one and greedy, and a short continued SFT."""
         recipe, rows = self.recipe, self.lengths.held_out_rows
         if not recipe.shows_headroom:
             return
@@ -181,7 +181,8 @@ class _Game:
             yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
-        yield StagePlan(START, "headroom", many.work.times(2) + one.work, many.memory, 2 * many.seconds + one.seconds)
+        times = 1 if recipe.sampling.lower_temperature is None else 2
+        yield StagePlan(START, "headroom", many.work.times(times) + one.work, many.memory, times * many.seconds + one.seconds)
 
     def _results(self, owner: str, forward_passes: int) -> Iterator[StagePlan]:
         """The evaluation of a player. Of benchmarks only the memory, in one process, since their lengths are not known."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sparring.config import Recipe
+from sparring.config import PromptsSection, Recipe
 from sparring.config.yaml_dialect import dump_yaml
 from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.names import Licence, is_hub_id, licence_of, public
@@ -23,6 +23,7 @@ from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
+SEVERAL_LICENCES = "\n\nNo licence is named for the whole data set: the licences of data and prompts differ, or one is not known."
 CITATION = """## Reference
 
 Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models. ICML 2024, arXiv 2401.01335.
@@ -57,16 +58,29 @@ class About:
     revisions: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, recipe: Recipe, base: str | None = None, data: str | None = None, pairs: str | None = None, **more: Any) -> About:
-        """`base`, `data`, `pairs`: licences that the user gives; looked up if None."""
+    def of(
+        cls,
+        recipe: Recipe,
+        base: str | None = None,
+        data: str | None = None,
+        pairs: str | None = None,
+        prompts: str | None = None,
+        **more: Any,
+    ) -> About:
+        """`base`, `data`, `pairs`, `prompts`: licences that the user gives; looked up if None."""
         labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
         return cls(
             licence_of(recipe.model.path, "model", base, "--base-licence"),
             licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
             {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
-            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", None, ""),
+            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", prompts, "--prompts-licence"),
             **more,
         )
+
+    @property
+    def is_of_one_licence(self) -> bool:
+        """Whether `data` and `data.prompts` have the same licence: the data set of replies has rows of both."""
+        return self.prompts is None or self.prompts.name == self.data.name
 
 
 def model_card(
@@ -136,7 +150,7 @@ ends without an end-of-turn token, which a text cannot show (`finish_reason` is 
 
 ## Where it comes from
 
-{_origins(shown, recipe, about)}{_link("The player", "", about.repo)}
+{_origins(shown, recipe, about)}{"" if about.is_of_one_licence else SEVERAL_LICENCES}{_link("The player", "", about.repo)}
 
 ## Recipe
 
@@ -193,11 +207,17 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, abo
 
 
 def _learned_from(shown: Mapping[str, Any], recipe: Recipe, player: str) -> str:
-    """The data, the prompts without replies, and the labelled pairs of a control that was trained on some."""
+    """The data, the prompts without replies if the player learns from them, and the labelled pairs of a control that has some."""
     data, pairs = code_span(shown["data"]["path"]), _pairs(shown, recipe).get(player)
-    if recipe.data.prompts and player.isdigit():
+    if _prompts_of(recipe, player):
         data += f" and prompts of {code_span(shown['data']['prompts']['path'])}, which have no replies"
     return f"{data} and the labelled pairs {code_span(pairs)}" if pairs else data
+
+
+def _prompts_of(recipe: Recipe, player: str) -> PromptsSection | None:
+    """`data.prompts` where the player learned from replies to them: every iteration did, and RFT where such replies can pass."""
+    is_rft = any(section.kind == "rft" and section.folder == player for section in recipe.controls)
+    return recipe.data.prompts if player.isdigit() or (is_rft and recipe.grades_prompts) else None
 
 
 def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
@@ -209,7 +229,8 @@ def _pairs(shown: Mapping[str, Any], recipe: Recipe) -> dict[str, str]:
 def _datasets(recipe: Recipe, about: About, player: str) -> list[str]:
     """The training data of the player, by its name on the Hub; the game's own replies replace data that is not there."""
     data = recipe.data.named if is_hub_id(recipe.data.paths[0]) else about.dataset_repo
-    prompts = [recipe.data.prompts.paths[0]] if recipe.data.prompts and player.isdigit() else []
+    asked = _prompts_of(recipe, player)
+    prompts = [asked.paths[0]] if asked else []
     pairs = [section.pairs.paths[0] for section in recipe.controls if section.pairs and section.folder == player]
     return [name for name in (data, *filter(is_hub_id, [*prompts, *pairs])) if name]
 
@@ -251,7 +272,8 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
         for shape, iterations in splits(counts).items()
         if iterations
     ]
-    card = DatasetCardData(license=about.data.name, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
+    licence = about.data.name if about.is_of_one_licence else None
+    card = DatasetCardData(license=licence, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
     return card.to_yaml(line_break="\n")
 
 

@@ -73,10 +73,13 @@ class Sign(NamedTuple):
 def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
     """All symptoms, arm by arm in the order of the game."""
     counts = {f"iteration {entry['iteration']}": entry.get("counts", {}) for entry in summary["iterations"]}
+    entries = [summary["start"], *summary["iterations"], *summary["controls"]]
     found: list[Sign] = []
     before: TableRow | None = None
-    for row in rows_of(summary):
+    for row, entry in zip(rows_of(summary), entries, strict=True):
         found += _of_replies(row, recipe)
+        if failures := entry.get("held_out_failures"):
+            found.append(Sign("Held-out replies could not be graded and count as wrong", row.model, f"{failures}", _FAILURES))
         if row.model in counts:
             assert before is not None
             found += _of_duels(row, counts[row.model], recipe)
@@ -132,6 +135,7 @@ def _of_human(row: TableRow, before: TableRow) -> Iterator[Sign]:
         yield Sign("The held-out human replies lost log-prob", row.model, f"from {old:.2f} to {new:.2f} nats", REMEDY_LOST)
 
 
+_FAILURES = "`sparring grade` shows the reasons: correct the function, or raise target.timeout_seconds or target.memory_mb"
 _LENGTH = (
     "The player learns the length first: raise sampling.max_new_tokens, fine-tune the start longer, or anchor it with objective.nll_weight"
 )

@@ -37,14 +37,15 @@ def ranking(
 
     Each has `player` (for `sparring export --iteration`), `name`, `value`, `n`; `behind`: the difference from the first arm, and
     `over_start`: the gain over the start, both paired by rows, with `low` and `high`; None if there is nothing to pair.
-    headroom: scores of the start's replies at a lower temperature, if they were measured.
+    headroom: its scores, if they were measured; those of the start at a lower temperature are among the arms.
     """
     arms = [arm for row in rows for arm in _arms(root, row, metric)]
     if not arms:
         return []
     start = arms[0]
-    if metric == "exact_match" and headroom:  # their rows are not stored as samples, so there is nothing to pair
-        arms.append((START, f"{rows[0].model} at a lower temperature", {**headroom["cool"], "higher_is_better": True}, {}))
+    cool = (headroom or {}).get("cool")
+    if metric == "exact_match" and cool:  # their rows are not stored as samples, so there is nothing to pair
+        arms.append((START, f"{rows[0].model} at a lower temperature", {**cool, "higher_is_better": True}, {}))
     sign = 1 if start[2]["higher_is_better"] else -1
     arms.sort(key=lambda arm: -sign * arm[2]["value"])
     return [

@@ -11,7 +11,7 @@ from sparring.config import Recipe
 from sparring.report.outcome import ranking
 from sparring.report.tables import Scores, headroom_of, rows_of
 from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
-from sparring.stage_names import METRICS, SFT, control_stage, is_used, iteration_stage, stage_names
+from sparring.stage_names import METRICS, SFT, START, control_stage, evaluate_stage, is_used, iteration_name, iteration_stage, stage_names
 
 SUMMARY = "summary.json"
 TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
@@ -48,17 +48,18 @@ def publish(
     folders = [control["stage"] for control in controls]
     stages = [name for name in stage_names(root, len(iterations), folders) if is_used(name, recipe)]
     summary = {
-        "start": {"name": start_name, "scores": start},
+        "start": {"name": start_name, "scores": start, **_held_out_failures(root, START)},
         "iterations": [
             {
                 "iteration": t,
                 "scores": scores,
-                "counts": _facts(root, iteration_stage(t, "train")).get("counts", {}),
+                "counts": _counts(root, recipe, t),
+                **_held_out_failures(root, iteration_name(t)),
                 **({"rates": _facts(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.uses_grades else {}),
             }
             for t, scores in enumerate(iterations)
         ],
-        "controls": list(controls),
+        "controls": [{**control, **_held_out_failures(root, control["stage"])} for control in controls],
         **_headroom(root, recipe),
         "best": None if best is None else vars(best),
         "stop_reason": reason,
@@ -86,6 +87,21 @@ def published_iterations(root: Path) -> int:
 def _cost(root: Path, name: str) -> dict[str, Any]:
     facts = _facts(root, name)
     return {key: facts[key] for key in ("wall_seconds", *TOKEN_FACTS) if key in facts}
+
+
+def _counts(root: Path, recipe: Recipe, t: int) -> dict[str, int]:
+    """Counts of the window of iteration t; with graded replies also of those that the checker could not grade."""
+    counts = _facts(root, iteration_stage(t, "train")).get("counts", {})
+    if not recipe.target.uses_grades:
+        return counts
+    window = range(max(0, t - recipe.objective.window + 1), t + 1)
+    return {**counts, "checker_failures": sum(_facts(root, iteration_stage(i, "grade")).get("failures", 0) for i in window)}
+
+
+def _held_out_failures(root: Path, owner: str) -> dict[str, int]:
+    """How many held-out replies of a player the checker could not grade; nothing if it graded all."""
+    failures = _facts(root, evaluate_stage(owner)).get("failures")
+    return {"held_out_failures": failures} if failures else {}
 
 
 def _headroom(root: Path, recipe: Recipe) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from sparring.config import Recipe
 from sparring.console import fitting
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
-from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, start_title
+from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
 
 Scores = Mapping[str, Any]
 
@@ -81,6 +82,7 @@ def _accuracy(row: TableRow) -> str:
 # Counts of a game with a verified or majority target: the outcome of the prompts, and the pairs
 OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
 RATES = ("pass_rate", "vote_share", "distinct_answers")
+FAILURES = "checker_failures"
 OUTCOMES_TITLE = "Winners: outcome of every prompt in the window"
 RATES_TITLE = "Graded: each opponent's replies to the training prompts"
 _LIKELIHOOD_COLUMNS = [
@@ -132,7 +134,10 @@ def outcome_rows(summary: Mapping[str, Any]) -> Iterator[TableRow]:
             yield TableRow(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
 
 
-OUTCOME_COLUMNS = [Column(name.replace("_", " "), with_error(name, 0)) for name in OUTCOMES]
+def outcome_columns(rows: Sequence[TableRow]) -> list[Column]:
+    """Columns of the counts, with the checker's failures where it has any."""
+    failed = any(row.scores.get(FAILURES, {"value": 0})["value"] for row in rows)
+    return [Column(name.replace("_", " "), with_error(name, 0)) for name in (*OUTCOMES, *([FAILURES] if failed else []))]
 
 
 def rate_columns(rows: Sequence[TableRow]) -> list[Column]:
@@ -214,6 +219,13 @@ def headroom_of(root: Path) -> dict[str, Any] | None:
     return read_json(file) if file.exists() else None
 
 
+def headrooms_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
+    """seed -> the headroom of its start, for those seeds of the recipe for which its run has measured one."""
+    root, seeds = Path(recipe.run_dir), recipe.seeds
+    folders = {recipe.seed: root} if seeds is None else {seed: root / seed_folder(seed) for seed in seeds}
+    return {seed: found for seed, folder in folders.items() if (found := headroom_of(folder)) is not None}
+
+
 def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
     """name -> value with its standard error, for the scores that were measured."""
     return {
@@ -223,10 +235,10 @@ def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def print_headroom(found: Mapping[str, Any], console: Console) -> None:
+def print_headroom(found: Mapping[str, Any], console: Console, title: str = TITLE) -> None:
     """Print the headroom as a table with one row, and its sentence."""
     cells = headroom_cells(found)
-    shown = Table(title=TITLE, title_justify="left")
+    shown = Table(title=title, title_justify="left")
     for name in cells:
         shown.add_column(name, justify="right")
     shown.add_row(*(fitting(cell, console) for cell in cells.values()))

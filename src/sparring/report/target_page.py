@@ -16,7 +16,7 @@ from sparring.report.page import PageSection, figure, figures, paragraph, render
 from sparring.report.plots import PlottedScore
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOME_COLUMNS, OUTCOMES_TITLE, RATES, RATES_TITLE, Column, TableRow, outcome_rows, rate_columns
+from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, Column, TableRow, outcome_columns, outcome_rows, rate_columns
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -115,7 +115,7 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
     parts = [
         paragraph(" ".join(rule_of(run.recipe))),
         *(paragraph(line) for line in _notes(run)),
-        _table(OUTCOMES_TITLE, OUTCOME_COLUMNS, rows),
+        _table(OUTCOMES_TITLE, outcome_columns(rows), rows),
         _table(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows),
         paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),

@@ -17,11 +17,11 @@ from sparring.report.outcome import SAMPLES, next_steps, read_samples, verdict_l
 from sparring.report.run_files import SHOWCASE, shown_of
 from sparring.report.tables import (
     DUEL_COLUMNS,
-    OUTCOME_COLUMNS,
     OUTCOMES_TITLE,
     RATES_TITLE,
     REPLY_COLUMNS,
     TableRow,
+    outcome_columns,
     outcome_rows,
     print_benchmarks,
     print_headroom,
@@ -62,7 +62,7 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
         print_headroom(summary["headroom"], console)
     outcomes = list(outcome_rows(summary))
     if outcomes:
-        print_table(OUTCOMES_TITLE, OUTCOME_COLUMNS, outcomes, console)
+        print_table(OUTCOMES_TITLE, outcome_columns(outcomes), outcomes, console)
         if columns := rate_columns(outcomes):
             print_table(f"{RATES_TITLE} (± standard error)", columns, outcomes, console)
 

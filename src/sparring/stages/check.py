@@ -70,9 +70,11 @@ def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker 
 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
-    """Raise UserError if the user's function can grade none of the first human replies: a column that it needs may be missing."""
+    """Log which file the user's function is from. Raise UserError if it can grade none of the first human replies: a column that it needs
+    may be missing."""
     if checker is None or not is_own_code(checker.name):
         return
+    log.info(f"target.checker: {checker.name}, sha256 {checker.fingerprint['sha256'][:12]}")
     texts = {example.row_id: example.conversation.reply for example in context.held_out[:TRIED]}
     asked = ask(context.held_out[:TRIED], {row_id: [text] for row_id, text in texts.items()})
     grades = [grade for grades in checker.grade(asked) for grade in grades]
@@ -130,7 +132,7 @@ def _announce_cut(context: RunContext) -> None:
 
 
 def _announce_unused(recipe: Recipe) -> None:
-    """Log the sections of engines that are not used, and the stages that the objective does not need."""
+    """Log the sections of engines and the options of the target that are not used, and the stages that the objective does not need."""
     sampling, objective = recipe.sampling, recipe.objective
     if not objective.kind.uses_opponent_logps:
         log.info(f"objective.loss {objective.loss} compares likelihoods alone: no opponent log-probs are computed")
@@ -140,6 +142,8 @@ def _announce_unused(recipe: Recipe) -> None:
         log.info(f"objective, with a {recipe.target.kind} target: {values}")
     for name in unused_sections(sampling):
         log.info(f"sampling.{name} has no effect: sampling.engine is {sampling.engine_name}")
+    for option, why in recipe.target.unused(objective).items():
+        log.info(f"target.{option} {why}")
 
 
 def _log_unsharded_stages(context: RunContext) -> None:

@@ -128,10 +128,10 @@ def _evaluate(
     tables: Sequence[str],
 ) -> dict[str, Any]:
     """tables: all files that it may write; as an input of the stage, so that older runs are evaluated again when a file is added."""
-    Evaluator(common.chat, held_out, grading, confidence).evaluate(stage, read_measured(measured.path))
+    facts = Evaluator(common.chat, held_out, grading, confidence).evaluate(stage, read_measured(measured.path))
     if showcase.prompts:
         answer_showcase(stage / "showcase.json", common.chat, showcase)
-    return {}
+    return facts
 
 
 def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:

@@ -67,9 +67,9 @@ class EvaluateSection(Section):
     )
     headroom: bool | None = Field(
         None,
-        description="After the start is measured, sample k new replies to every held-out prompt, k more at temperature 0.7 and a greedy "
-        "one (k is the larger of `samples` and `sampling.replies_per_prompt`), and report what a lower temperature, majority and "
-        "verified targets could gain. When null, where `target` is verified or majority.",
+        description="After the start is measured, sample k new replies to every held-out prompt, k more at temperature 0.7 where the "
+        "game samples at a higher one, and a greedy one (k is the larger of `samples` and `sampling.replies_per_prompt`), and report "
+        "what a lower temperature, majority and verified targets could gain. When null, where `target` is verified or majority.",
     )
     headroom_epochs: PositiveFloat | None = Field(
         None, description="Epochs of a short continued SFT of the start, for its held-out NLL before and after; none when null."

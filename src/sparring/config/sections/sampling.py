@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a static checker cannot read the names from a table
 else:
     EngineName = Literal[tuple(ENGINES)]
     WorkerName = Literal[tuple(name for name, spec in ENGINES.items() if spec.in_workers)]
+COOL = 0.7  # the lower temperature of a headroom
 WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if spec.extra else "") for name, spec in ENGINES.items())
 
 
@@ -124,6 +125,11 @@ class SamplingSection(Section):
         if replies > 1 and info.data.get("temperature") == 0:
             raise ValueError("at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0")
         return replies
+
+    @property
+    def lower_temperature(self) -> float | None:
+        """The lower temperature at which a start is sampled for its headroom; None if the game itself samples at no higher one."""
+        return COOL if self.temperature > COOL else None
 
     @property
     def engine_name(self) -> str:

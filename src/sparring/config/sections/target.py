@@ -148,6 +148,18 @@ class TargetSection(Section):
         """The checker that grades held-out replies."""
         return self.random_like if self.checker == "random" else self.checker
 
+    def unused(self, objective: ObjectiveSection) -> dict[str, str]:
+        """Option that is set -> why it has no effect on the game; `sparring grade` and `sparring push` may still read it."""
+        found = {}
+        checker = self.grading_checker
+        if checker != "math" and not is_own_code(checker):
+            why = f"has no effect: {'there is no checker' if checker is None else f'the checker {checker} needs no process of its own'}"
+            found |= dict.fromkeys(("timeout_seconds", "memory_mb", "workers"), why)
+        if not objective.kind.uses_margins:
+            why = f"has no effect on training: objective.loss {objective.loss} learns from winners alone"
+            found |= dict.fromkeys(("max_losers", "losers"), why)
+        return {option: why for option, why in found.items() if getattr(self, option) != type(self).model_fields[option].default}
+
     def contradictions(
         self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
     ) -> Iterator[Contradiction]:
