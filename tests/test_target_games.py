@@ -362,7 +362,8 @@ def test_the_human_target_written_out_is_the_same_game(tmp_path: Path, played: G
 
 def own(game: Game, body: str) -> str:
     """A checker of one's own: `text`, the reply, and `asked`, its prompt, to a score."""
-    code = "def f(prompts, completions):\n    return [one(c[0]['content'], p[-1]['content']) for p, c in zip(prompts, completions)]\n"
+    code = "import os, time\ndef f(prompts, completions):\n"
+    code += "    return [one(c[0]['content'], p[-1]['content']) for p, c in zip(prompts, completions)]\n"
     (game.folder / "rules.py").write_text(f"{code}def one(text, asked):\n    {body}\n")
     return "target.checker=rules.py:f"
 
@@ -427,14 +428,26 @@ def test_answers_are_missing(missing: range, words: str, tmp_path: Path, zygote:
     assert re.search(r"3 unjudged", result.err), result.err
 
 
-def test_a_checker_that_raises_is_corrected_and_nothing_is_sampled_again(begin: Begin, majority: Game) -> None:
+@pytest.mark.parametrize(
+    ("failure", "words", "options"),
+    [
+        ("1 / 0", "raised ZeroDivisionError: division by zero", []),
+        ("os._exit(3)", "its process ended with exit code 3", []),
+        ("float('nan')", "returned nan, which is not a score", []),
+        ("time.sleep(60)", "timed out after 0.4 s", ["target.timeout_seconds=0.4"]),
+    ],
+    ids=["raises", "exits", "nan", "hangs"],
+)
+def test_a_checker_that_fails_is_corrected_and_nothing_is_sampled_again(
+    failure: str, words: str, options: list[str], begin: Begin, majority: Game
+) -> None:
+    """On two of the prompts, which have 8 of the 80 replies; held-out replies are all graded."""
     game = begin(**ONE, **VERIFIED)
-    checker = own(game, "return 1.0 if text[-1:] in '012' else 0.0 if asked[-1].islower() else 1 / 0")
-    result = game.run(checker)
-    refused(result, "of 80 replies could not be graded, more than 5%", "raised ZeroDivisionError: division by zero", "rules.py:f")
+    checker = own(game, f"return {failure} if asked[-1] in 'AB' else 1.0 if text[-1:] in '012' else 0.0")
+    result = game.run(checker, *options)
+    refused(result, " of 80 replies could not be graded, more than 5%", words, "(rules.py:f), on the reply '")
     kept = {name: value for name, value in game.state().items() if "generate" in name}
     assert kept and not (game.root / "iterations/000/grade").exists()
-    refused(game.run(checker), "more than 5%")
     result = game.run(own(game, "return 1.0 if text[-1:] in '012' else 0.0"))
     assert result.code == 0 and "sampling" not in result.err and kept.items() <= game.state().items(), result.err
 
