@@ -510,7 +510,6 @@ def test_a_checker_that_fails_is_corrected_and_nothing_is_sampled_again(
     refused(result, " of 80 replies could not be graded, more than 5%", words, "(rules.py:f), on the reply '")
     kept = {name: value for name, value in game.state().items() if "generate" in name}
     assert kept and not (game.root / "iterations/000/grade").exists()
-    refused(game.run(checker, *options), "more than 5%")
     result = game.run(own(game, "return 1.0 if text[-1:] in '012' else 0.0"))
     assert result.code == 0 and "sampling" not in result.err and kept.items() <= game.state().items(), result.err
 
