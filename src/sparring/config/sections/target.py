@@ -150,7 +150,7 @@ class TargetSection(Section):
 
     def unused(self, objective: ObjectiveSection) -> dict[str, str]:
         """Option that is set -> why it has no effect on the game; `sparring grade` and `sparring push` may still read it."""
-        found = {}
+        found: dict[str, str] = {}
         checker = self.grading_checker
         if checker != "math" and not is_own_code(checker):
             why = f"has no effect: {'there is no checker' if checker is None else f'the checker {checker} needs no process of its own'}"
