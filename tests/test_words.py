@@ -15,8 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 STYLE = ROOT / "docs" / "style.md"
 # Where the words are searched: prose of pages, comments of their blocks; strings and comments of Python files; the whole of other files
-PLACES = ("README.md", "CHANGELOG.md", "docs/*.md", "recipes/**/*.*", "src/sparring/**/*.py", "src/sparring/report/templates/*.*")
-PLACES += ("benchmarks/*.py", "benchmarks/tasks/*.*", "scripts/*.py")
+PLACES = ("README.md", "CHANGELOG.md", "docs/*.md", "recipes/**/*.md", "recipes/**/*.yaml", "benchmarks/tasks/*.yaml")
+PLACES += ("src/sparring/**/*.py", "src/sparring/report/templates/*.*", "benchmarks/**/*.py", "scripts/*.py")
 # the table itself, the prompts of a judge, whose words are part of what they measure, and a key of benchmarks/results
 NOT_SEARCHED = {"docs/style.md", "src/sparring/evaluation/judge_prompts.py", "benchmarks/step_profile.py"}
 
