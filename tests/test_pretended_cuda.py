@@ -255,7 +255,8 @@ def test_replies_are_those_of_a_cpu_and_a_step_waits_for_its_tokens_alone(name: 
 # --- evaluation
 
 
-HELD_OUT = [Example(duel.duel_id, Conversation((), ""), duel.prompt_ids, duel.real_ids) for duel in DUELS]
+ASKED = Conversation(({"role": "user", "content": "?"},), "")
+HELD_OUT = [Example(duel.duel_id, ASKED, duel.prompt_ids, duel.real_ids) for duel in DUELS]
 
 
 def measured(folder: Path, start: Path) -> dict[str, Any]:
@@ -281,7 +282,7 @@ def test_a_player_is_measured_as_on_a_cpu(name: str, tmp_path: Path, request: py
     assert card.waits[READ, "score.score_trees"] and set(card.waits) <= set(LISTED)
     assert found["replies"] == expected["replies"] and found["greedy"] == expected["greedy"]
     for row, other in zip(found["logps"], expected["logps"], strict=True):
-        assert row == pytest.approx(other, rel=1e-5, abs=1e-5)
+        assert row.pop("row_id") == other.pop("row_id") and row == pytest.approx(other, rel=1e-5, abs=1e-5)
         assert [row["player_real"], row["player_generated"]] == [row["opponent_real"], row["opponent_generated"]], "margin exactly 0"
 
 
