@@ -82,7 +82,7 @@ def test_a_target(made: Copy) -> None:
         target={"kind": "shortest", "checker": "even.py:even"},
         objective={"loss": "sft"},
         evaluate={"metric": "nll_per_token"},
-        sampling={**TINY["sampling"], "temperature": 2.0},
+        sampling={**TINY["sampling"], "temperature": 2.0, "max_new_tokens": 60},  # some end their turn, and can win
     )
     for arguments in (["run", "recipe.yaml"], ["status", "run"], ["report", "run"]):
         done = made.command(*arguments)

@@ -427,10 +427,9 @@ def taken_port() -> Iterator[int]:
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or leave it out"),
         ("distributed_type: DEEPSPEED", "DEEPSPEED; DeepSpeed was removed: .* pickles"),
         ("distributed_type: XLA", "XLA; supported: FSDP, MULTI_GPU"),
-        ("distributed_type: FSDP\nnum_processes: '4'", "a whole number of processes"),
-        ("distributed_type: FSDP\nnum_processes:", "a whole number of processes"),
+        ("distributed_type: FSDP\nnum_processes: '4'", "not a whole number of processes"),
+        ("distributed_type: FSDP\nnum_processes:", "not a whole number of processes"),
         ("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 4\nnum_machines: 3\nmain_process_ip: h", "4 processes cannot be spread"),
-        ("compute_environment: AMAZON_SAGEMAKER\ndistributed_type: 'NO'\nec2_instance_type: a\niam_role_name: b", "for this machine or a"),
     ],
 )
 def test_a_file_of_accelerates_own_that_cannot_be_used(text: str, words: str, tmp_path: Path) -> None:

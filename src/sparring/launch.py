@@ -237,9 +237,9 @@ def _calls_address(launcher: LauncherSection) -> Address:
 
 
 def _read_config_file(path: Path) -> Any:
-    """Accelerate's ClusterConfig. Raises UserError if the file is none."""
+    """Accelerate's ClusterConfig. Raises UserError if the file has none."""
     import yaml
-    from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+    from accelerate.commands.config.config_args import load_config_from_file
 
     if not path.is_file():
         remedy = "`accelerate config --config_file FILE` writes one"
@@ -248,8 +248,8 @@ def _read_config_file(path: Path) -> Any:
         file = load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"Accelerate cannot read it: {first_line(error)}", where=f"launcher.config_file ({path})") from None
-    if not isinstance(file, ClusterConfig) or not isinstance(file.num_processes, int):
-        what = "it must be a config file for this machine or a cluster, with a whole number of processes (num_processes)"
+    if not isinstance(file.num_processes, int):
+        what = f"num_processes: {file.num_processes!r}, which is not a whole number of processes"
         raise UserError(what, where=f"launcher.config_file ({path})")
     return file
 

@@ -67,7 +67,7 @@ class RunDir:
         with locks.hold(self.root, locks.LOCK):
             yield
 
-    def ranks_lock(self) -> contextlib.AbstractContextManager[None]:
+    def ranks_lock(self) -> contextlib.AbstractContextManager[int]:
         """Hold the run directory as rank 0, which writes while the process that started it may hold `lock`."""
         return locks.hold(self.root, locks.RANKS_LOCK)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sparring.checkers.grades import Asked, Grade
+from sparring.checkers.grades import Grade, GradingRequest
 from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
@@ -167,11 +167,11 @@ class Failing:
     def __init__(self, rows: int) -> None:
         self.rows, self.fingerprint = rows, {"rows": rows}
 
-    def grade(self, asked: Sequence[Asked]) -> list[list[Grade]]:
+    def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         fine, failed = Grade(1.0, None, "scored 1"), Grade(None, None, "raised ValueError", failed=True)
         return [[failed if int(one.row_id) < self.rows else fine for _ in one.replies] for one in asked]
 
-    def expected(self, asked: Asked) -> str | None:
+    def expected(self, asked: GradingRequest) -> str | None:
         return None
 
     def close(self) -> None:
