@@ -75,9 +75,9 @@ demo: setup
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal --durations 15
 
-# without the tests that run commands in processes of their own
-test-fast: lint
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal -m "not game"
+# without the tests that take seconds
+test-fast: setup
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -n auto --dist worksteal -m "not long"
 
 # the real vLLM on a CPU, inside the run and as a server; SLOW=1: also whole games killed, tensor parallelism, and Ray workers (installs Ray)
 test-vllm: setup-vllm

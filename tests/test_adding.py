@@ -18,7 +18,7 @@ from conftest import TINY, package_with, rows, write_rows
 END_OF_TABLE = "\n    )\n}\n"
 SMALL: dict[str, Any] = {**TINY, "sft": None, "controls": None, "iterations": 1, "showcase": []}
 EVEN = "def even(completions, **_):\n    return [float(len(c[0]['content']) % 2 == 0) for c in completions]\n"
-pytestmark = pytest.mark.game
+pytestmark = pytest.mark.long
 
 
 class Copy:

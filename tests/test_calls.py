@@ -16,6 +16,8 @@ from sparring import calls as calling
 from sparring.calls import Address, Calls, answer_calls
 from sparring.errors import UserError
 
+pytestmark = pytest.mark.long
+
 SECONDS = 20.0  # long enough for a busy machine; nothing waits for as long
 
 

@@ -633,7 +633,7 @@ def test_a_game_that_ended_without_an_iteration(copy: Game) -> None:
     assert "# the start (SFT)" in (copy.folder / "out" / "README.md").read_text()
 
 
-@pytest.mark.game
+@pytest.mark.long
 @pytest.mark.parametrize("page", ["theory", "faq"])  # more and less than a buffer of output
 def test_a_reader_that_stops_early_is_no_fault(page: str) -> None:
     """`sparring docs PAGE | head`"""

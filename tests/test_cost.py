@@ -22,6 +22,8 @@ from sparring.opponent.replies import read_replies
 from sparring.policy.batches import Layout
 from sparring.rundir import RunDir, read_json
 
+pytestmark = pytest.mark.long
+
 FACTS = {
     "sft": {"trained_tokens": 1},
     "iterations/000/generate": {"sampled_tokens": 10},

@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ROOT / "scripts"
 

@@ -26,6 +26,8 @@ from sparring.objectives.spin import Spin
 from sparring.publish.names import public
 from sparring.training.tasks import contest_task, duel_task
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 FILE, CLASS = (block.text for block in page_blocks(ROOT / "docs/contributing.md") if block.language == "python" and "ipo" in block.text)
 # One iteration on twelve rows, eight to train on: two steps

@@ -18,7 +18,7 @@ from sparring.rundir import RunDir, StageRecord
 from sparring.stage_names import stages_of_game
 from sparring.stages.run_stage import StageRunner, StageWork, fingerprint
 
-pytestmark = pytest.mark.game
+pytestmark = pytest.mark.long
 
 # section -> its name in the recipe
 SECTIONS = {"Data": "data", "Evaluate": "evaluate", "Model": "model", "Objective": "objective", "Sampling": "sampling"}

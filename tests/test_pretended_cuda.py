@@ -32,6 +32,8 @@ from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.ranked import Replicas, score_player
 from sparring.training.tasks import SpinTask
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent
 DOC = ROOT / "docs" / "fast-path.md"
 

@@ -16,6 +16,8 @@ from sparring.errors import UserError
 from sparring.rundir import read_json
 from sparring.stage_names import stage_of, stages_of_game
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def game(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:

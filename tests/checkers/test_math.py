@@ -16,6 +16,8 @@ from sparring.checkers import math as module
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.errors import UserError
 
+pytestmark = pytest.mark.long
+
 needs_math_verify = pytest.mark.skipif(
     importlib.util.find_spec("math_verify") is None, reason="math-verify is not installed: sparring[math]"
 )

@@ -22,6 +22,8 @@ from sparring.checkers.grades import Checker
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.errors import UserError
 
+pytestmark = pytest.mark.long
+
 Write = Callable[[str], str]
 
 

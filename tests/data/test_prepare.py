@@ -280,6 +280,7 @@ def test_unreadable_examples(tmp_path, content):
 # --- real data ---
 
 
+@pytest.mark.long
 def test_real_data():
     path = SHARED / "gsm8k_train.jsonl"
     if not path.exists():

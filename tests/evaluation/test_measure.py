@@ -26,6 +26,8 @@ from sparring.policy.score import plain_logps
 from sparring.policy.tiny import make_tiny
 from sparring.training import ranked
 
+pytestmark = pytest.mark.long
+
 
 class Killed(BaseException):
     pass

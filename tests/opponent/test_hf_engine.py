@@ -24,6 +24,8 @@ from sparring.opponent.hf import InverseCdf, TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy.load import load_model
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(params=["packed rows", "padded batches"], autouse=True)
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

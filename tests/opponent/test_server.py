@@ -23,6 +23,8 @@ from sparring.opponent.protocol import Prompt, Stream
 from sparring.opponent.server import make_server_engine
 from sparring.policy.score import Scorer
 
+pytestmark = pytest.mark.long
+
 KEY = "sk-very-secret-0123456789"
 
 

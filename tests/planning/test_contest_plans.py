@@ -172,6 +172,7 @@ def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
 # --- what a plan says, and what a game takes
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["moving", "filtered"])
 def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureRequest) -> None:
     """Tokens of sampling to the share by which replies differ from human ones in length; at most those of training."""

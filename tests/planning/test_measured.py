@@ -20,7 +20,7 @@ from sparring.planning.memory import Memory
 from sparring.planning.shape import measure
 from sparring.policy.tiny import make_tiny
 
-pytestmark = pytest.mark.game
+pytestmark = pytest.mark.long
 
 TOLERANCE = 0.15
 # SmolLM2-135M with a third of its layers

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-pytestmark = pytest.mark.game
+pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent.parent
 

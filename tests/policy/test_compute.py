@@ -18,6 +18,8 @@ from zoo import COMMON
 from sparring.policy.compute import KERNEL_CACHES, free_memory, in_float32, layer_sizes, make_accelerator, token_budget
 from sparring.policy.footprint import Parallel
 
+pytestmark = pytest.mark.long
+
 
 def model(parameters: int) -> types.SimpleNamespace:
     shape = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9, "vocab_size": 49152}

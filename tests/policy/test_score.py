@@ -19,6 +19,8 @@ from sparring.policy.batches import Branches, layout_probe_trees, longest_row
 from sparring.policy.head import ChunkedHead
 from sparring.policy.score import Scorer, score_trees
 
+pytestmark = pytest.mark.long
+
 # One to four replies, lengths from one token on, prompts of one token and of eleven; the longest path is 17 tokens.
 TREES = [
     Branches((3, 4, 5, 6, 7), ((8, 9, 10, 11, 1), (12,), (13, 14, 15, 1), (8, 9, 10, 12, 1))),

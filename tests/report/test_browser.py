@@ -21,9 +21,10 @@ from sparring.report.run_page import write_report
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium drives the browser")
 pytest.importorskip("axe_core_python", reason="axe checks the page")
 CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no chromium with a chromedriver here (Debian: chromium, chromium-driver)"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with a chromedriver here (Debian: chromium, chromium-driver)"),
+]
 
 AT_ONCE = 10
 HOSTILE = "</script><script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">\u202e{{7*7}}"

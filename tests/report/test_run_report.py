@@ -30,6 +30,8 @@ from sparring.report.run_page import report_page, write_report
 from sparring.report.update import update_report
 from sparring.rundir import write_json
 
+pytestmark = pytest.mark.long
+
 RECIPES = Path(__file__).parent.parent.parent / "recipes"
 
 

@@ -48,6 +48,7 @@ def test_one_reply_to_a_prompt_is_an_exact_match(played: Game) -> None:
     assert "Winners:" not in printed(played)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["moving", "filtered"])
 def test_who_won(name: str, request: pytest.FixtureRequest) -> None:
     game: Game = request.getfixturevalue(name)

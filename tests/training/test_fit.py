@@ -30,6 +30,8 @@ from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, make_plan
 from sparring.training.tasks import ItemLosses, SftTask, SpinTask, Task
 
+pytestmark = pytest.mark.long
+
 VOCABULARY, EOS = 64, 63
 SHAPE = {
     "vocab_size": VOCABULARY,

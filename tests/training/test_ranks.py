@@ -27,7 +27,7 @@ from sparring.training.checkpoint import latest_checkpoint
 from sparring.training.opponent_pass import read_logps
 from sparring.training.tasks import SpinTask
 
-pytestmark = pytest.mark.game
+pytestmark = pytest.mark.long
 
 HERE = Path(__file__).parent
 LOSSES, WEIGHTS = 1e-5, 2e-5
