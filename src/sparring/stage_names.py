@@ -1,6 +1,6 @@
 """The stages of a game: one table of their names, in the order in which they build on each other, and what holds for each.
 
-`play`, the ranks of a launcher, `--restart-from`, `status` and the cost of a player read it.
+`play`, the ranks of a launcher, `--restart-from`, `status`, `sparring plan` and the cost of a player read it.
 """
 
 from __future__ import annotations

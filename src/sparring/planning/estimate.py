@@ -13,7 +13,7 @@ from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_forward_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
-from sparring.stage_names import START, iteration_name
+from sparring.stage_names import PROBE, START, is_used, iteration_name, iteration_stage
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class _Game:
         branches, trees = min(of_window), self.contests if recipe.target.uses_grades else self.lengths
         first_pass = min(1.0, epochs)
         yield self._sample(owner, "generate", self.played, rows, recipe.sampling.replies_per_prompt)
-        if objective.kind.uses_opponent_logps:
+        if is_used(iteration_stage(t, "score"), recipe):
             yield self._score(owner, "score", trees, window * rows * first_pass, branches)
-        if objective.kind.uses_start and t:
+        if is_used(iteration_stage(t, "score-start"), recipe):
             yield self._score(owner, "score-start", trees, rows * first_pass, branches)
         yield self._train(owner, recipe.train, trees, {count: epochs * rows * part for count, part in of_window.items()})
 
@@ -175,9 +175,9 @@ class _Game:
     def _headroom(self) -> Iterator[StagePlan]:
         """The headroom of the start (headroom.py): replies at its temperature, at a lower one and greedy, and a short continued SFT."""
         recipe, rows = self.recipe, self.lengths.held_out_rows
-        if not recipe.shows_headroom:
+        if not is_used(f"{START}/headroom", recipe):
             return
-        if recipe.evaluate.headroom_epochs is not None:
+        if is_used(PROBE, recipe) and recipe.evaluate.headroom_epochs is not None:
             yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
