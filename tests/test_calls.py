@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -54,8 +55,9 @@ class Machine(threading.Thread):
     def run(self) -> None:
         answer_calls(self.place.address, self.number, self.place.root, self._compute)
 
-    def _compute(self, stage: str) -> str | None:
+    def _compute(self, stage: str, stopped: Callable[[], str | None]) -> str | None:
         self.stages.append(stage)
+        self.stopped = stopped
         self.busy.wait(SECONDS)
         return self.fails
 
@@ -153,7 +155,7 @@ def test_a_machine_that_comes_when_machine_0_plays_the_next_game(place: Place, m
         write_token(place)
         monkeypatch.setattr(calling, "PATIENCE_SECONDS", 0.2)
         with pytest.raises(UserError, match="another game has answered at"):
-            answer_calls(place.address, 1, place.root, lambda _: None)
+            answer_calls(place.address, 1, place.root, lambda *_: None)
 
 
 def test_a_failure_on_another_machine_reaches_machine_0(place: Place) -> None:
@@ -186,12 +188,67 @@ def test_a_stage_is_not_started_again_after_the_connection_was_lost(place: Place
     assert machine.stages == ["sft", "start/measure"] and machine.is_over()
 
 
+def test_the_first_failure_is_the_one_that_is_reported(place: Place) -> None:
+    with opened(place, 3) as calls:
+        one, two = Machine(place, 1, fails="out of memory"), Machine(place, 2, fails="connection closed by peer")
+        two.busy.clear()
+        with called(calls, "sft", one, two):
+            assert comes(lambda: calls.failure() == "machine 1: out of memory")
+            two.busy.set()
+            time.sleep(0.5)
+            assert calls.failure() == "machine 1: out of memory"
+        one.fails = two.fails = None
+    assert one.is_over() and two.is_over()
+
+
+def test_a_machine_that_is_lost_in_a_stage_is_reported(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its ranks may be gone without a word, and the others would wait for them for hours. One that connects again is not lost."""
+    monkeypatch.setattr(calling, "LOST_SECONDS", 1.0)
+    with opened(place, 2) as calls, calls.call("sft"), socket.create_connection(place.address) as connection:
+        token = json.loads((place.root / ".calls.json").read_text())["token"]
+        request = json.dumps({"token": token, "machine": 1, "after": 0, "failed": None}).encode() + b"\n"
+        connection.sendall(request)
+        assert json.loads(connection.recv(1000))["stage"] == "sft"
+        with socket.create_connection(place.address) as again:
+            connection.shutdown(socket.SHUT_RDWR)
+            again.sendall(request)
+            time.sleep(0.2)
+            again.sendall(request)
+            time.sleep(1.5)
+            assert calls.failure() is None
+        assert comes(lambda: "machine 1: the connection was lost" in (calls.failure() or ""))
+        monkeypatch.setattr(calling, "FAREWELL_SECONDS", 0.1)
+
+
+def test_a_machine_notices_in_a_stage_that_machine_0_has_stopped(place: Place) -> None:
+    machine = Machine(place)
+    machine.busy.clear()
+    with pytest.raises(RuntimeError), opened(place, 2) as calls, called(calls, "sft", machine):
+        assert machine.stopped() is None
+        raise RuntimeError("a rank was killed")
+    assert comes(lambda: machine.stopped() == "machine 0 has stopped")
+    machine.busy.set()
+    with opened(place, 2):
+        pass
+    assert machine.is_over()
+
+
+def test_a_machine_whose_stage_lasts_longer_than_machine_0_waits_ends_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calling, "FAREWELL_SECONDS", 0.1)
+    machine = Machine(place)
+    machine.busy.clear()
+    with opened(place, 2) as calls, called(calls, "sft", machine):
+        pass
+    machine.busy.set()
+    assert machine.is_over()
+
+
 @pytest.mark.parametrize("machine", [0, 2, 99])
 def test_a_number_that_no_machine_has_is_refused(place: Place, machine: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calling, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(RuntimeError), opened(place, 2):
         with pytest.raises(UserError, match="another game"):
-            answer_calls(place.address, machine, place.root, lambda _: None)
+            answer_calls(place.address, machine, place.root, lambda *_: None)
         raise RuntimeError("a fault")
 
 
@@ -236,7 +293,7 @@ def test_machine_0_waits_for_machines_that_never_come_no_longer_than_it_says(pla
 def test_a_machine_0_that_never_comes(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calling, "PATIENCE_SECONDS", 0.2)
     with pytest.raises(UserError, match=rf"machine 0 has not answered at 127.0.0.1:{place.address[1]}") as raised:
-        answer_calls(place.address, 1, place.root, lambda _: None)
+        answer_calls(place.address, 1, place.root, lambda *_: None)
     assert "sparring run" in (raised.value.remedy or "")
 
 
@@ -267,7 +324,7 @@ def test_another_program_at_the_port(place: Place) -> None:
 
         threading.Thread(target=answer, daemon=True).start()
         with pytest.raises(UserError, match="another program answers"):
-            answer_calls(place.address, 1, place.root, lambda _: None)
+            answer_calls(place.address, 1, place.root, lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -284,4 +341,4 @@ def test_a_name_that_is_no_machine(place: Place, number: int, words: str, monkey
     monkeypatch.setattr(calling, "PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(socket, "create_connection", fail)
     with pytest.raises(UserError, match=words):
-        answer_calls(("nowhere", 1), 1, place.root, lambda _: None)
+        answer_calls(("nowhere", 1), 1, place.root, lambda *_: None)

@@ -427,8 +427,9 @@ def taken_port() -> Iterator[int]:
         ("distributed_type: MULTI_CPU\nuse_cpu: true\nmain_process_port: PORT", "choose another, or leave it out"),
         ("distributed_type: DEEPSPEED", "DEEPSPEED; DeepSpeed was removed: .* pickles"),
         ("distributed_type: XLA", "XLA; supported: FSDP, MULTI_GPU"),
-        ("distributed_type: FSDP\nnum_processes: '4'", "not a whole number of processes"),
-        ("distributed_type: FSDP\nnum_processes:", "not a whole number of processes"),
+        ("distributed_type: FSDP\nnum_processes: '4'", "not a whole number"),
+        ("distributed_type: FSDP\nnum_processes:", "num_processes: None, which is not a whole number"),
+        ("distributed_type: FSDP\nnum_processes: 2\nnum_machines: '2'", "num_machines: '2', which is not a whole number"),
         ("distributed_type: FSDP\nuse_cpu: true\nnum_processes: 4\nnum_machines: 3\nmain_process_ip: h", "4 processes cannot be spread"),
     ],
 )

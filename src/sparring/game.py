@@ -12,7 +12,7 @@ from sparring.config import Recipe, load_recipe, to_yaml
 from sparring.console import log
 from sparring.errors import UserError
 from sparring.report.summary import SUMMARY
-from sparring.rundir import MANIFEST, RECIPE, RunDir, read_json, write_json, write_text
+from sparring.rundir import CALLS_TOKEN, MANIFEST, RECIPE, RunDir, read_json, write_json, write_text
 from sparring.stage_names import seed_folder
 
 
@@ -49,6 +49,8 @@ def _run_all(recipe: Recipe, seeds: Sequence[int], root: Path, restart_from: str
         return read_json(root / SUMMARY) if (root / SUMMARY).exists() else {}
     with RunDir(root).lock():
         (root / SUMMARY).unlink(missing_ok=True)  # of other seeds, or of shorter games
+        for game in games:  # else a machine that waits for a later game could read that it is over
+            (Path(game.run_dir) / CALLS_TOKEN).unlink(missing_ok=True)
         write_text(root / RECIPE, to_yaml(recipe))
         for number, game in enumerate(games, 1):
             log.info(f"seed {game.seed}: game {number} of {len(games)}")

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -36,30 +37,42 @@ NO_CONFIG = Path(__file__).with_name("accelerate.yaml")
 # distributed_type of config files that can be used
 OF_CONFIG_FILES = ("FSDP", "MULTI_GPU", "MULTI_CPU", "NO")
 DEFAULT_PORT = 29500
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS, REASON_SECONDS = 30.0, 5.0
 
 
 def with_config(launcher: LauncherSection) -> LauncherSection:
     """The section, with what its config file gives where the section itself gives nothing.
 
-    The config file remains where Accelerate reads more of it: the options of FSDP, and the choice of GPUs. Raises UserError.
+    Accelerate reads more of the file: the options of FSDP, and the choice of GPUs. Raises UserError.
     """
-    if launcher.config_file is None:
+    if (path := _path(launcher)) is None:
         return launcher
-    path = Path(launcher.config_file).expanduser()
     file, where = _read_config_file(path), f"launcher.config_file ({path})"
-    kind = str(getattr(file.distributed_type, "value", file.distributed_type))
+    kind = _kind(file)
     _check_config(launcher, file, kind, where)
     return launcher.model_copy(
         update={
-            "config_file": str(path) if kind in ("FSDP", "MULTI_GPU") else None,
             "processes": launcher.processes or (file.num_processes if file.num_processes > 0 else None),  # -1: it gives no number
             "main_process_ip": launcher.main_process_ip or file.main_process_ip,
             "main_process_port": launcher.main_process_port or file.main_process_port or None,  # 0: any
             "strategy": "fsdp2" if kind == "FSDP" else launcher.strategy,
-            "cpu": launcher.cpu or bool(file.use_cpu),
+            "cpu": launcher.cpu or bool(file.use_cpu) or kind == "MULTI_CPU",
         }
     )
+
+
+def _path(launcher: LauncherSection) -> Path | None:
+    return None if launcher.config_file is None else Path(launcher.config_file).expanduser()
+
+
+def _kind(file: Any) -> str:
+    return str(getattr(file.distributed_type, "value", file.distributed_type))
+
+
+def _kind_of(launcher: LauncherSection) -> str | None:
+    """distributed_type of the config file; None without one."""
+    path = _path(launcher)
+    return None if path is None else _kind(_read_config_file(path))
 
 
 def check_launcher(launcher: LauncherSection) -> None:
@@ -105,7 +118,7 @@ def follow(recipe: Recipe, root: Path) -> None:
     number, address = launcher.machine_rank, _calls_address(launcher)
     with locks.hold(root, f"{locks.LOCK}-machine-{number}") as lock:
         log.info(f"machine {number} of {launcher.machines}: waiting for calls of machine 0 at {address[0]}:{address[1]}")
-        answer_calls(address, number, root, lambda stage: _start_ranks(launcher, root, stage, lock))
+        answer_calls(address, number, root, lambda stage, stopped: _start_ranks(launcher, root, stage, lock, stopped))
 
 
 def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
@@ -124,9 +137,9 @@ LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _a
 def _options(launcher: LauncherSection) -> list[str]:
     launcher = with_config(launcher)
     processes = process_count(launcher)
-    options = ["--config_file", launcher.config_file or str(NO_CONFIG), "--num_processes", str(processes), *_machine_options(launcher)]
+    options = ["--config_file", str(_path(launcher) or NO_CONFIG), "--num_processes", str(processes), *_machine_options(launcher)]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    if launcher.config_file is None:  # which has an option of this kind
+    if _kind_of(launcher) not in ("FSDP", "MULTI_GPU"):  # which start several without an option
         # Accelerate's option for several processes by torch's own launcher, on GPUs or not
         options += ["--multi_gpu"] if processes > 1 else ["--cpu"] if launcher.cpu else []
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
@@ -159,7 +172,7 @@ def parallel_of(launcher: LauncherSection) -> Parallel:
         return Parallel()
     launcher = with_config(launcher)
     devices = process_count(launcher)
-    is_alone = devices == 1 and (launcher.cpu or launcher.config_file is None)
+    is_alone = devices == 1 and (launcher.cpu or _kind_of(launcher) != "FSDP")
     return Parallel() if is_alone else Parallel(devices, launcher.strategy)
 
 
@@ -173,13 +186,14 @@ def _run_ranks(
         process = subprocess.Popen(command(launcher, root, stage), env=environment, pass_fds=() if lock is None else (lock,))
         try:
             code = _wait(process, stage, failure)
+            other = None if failure is None or not code else _within(REASON_SECONDS, failure)
         except BaseException:  # an interrupt: the ranks' own launcher ends them
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE_SECONDS)
             process.kill()
             raise
-        _raise_reported(stage, code, [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))])
+        _raise_reported(stage, code, other, [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))])
 
 
 def _wait(process: subprocess.Popen[bytes], stage: str, failure: Callable[[], str | None] | None) -> int:
@@ -198,23 +212,31 @@ def _environment(launcher: LauncherSection) -> dict[str, str]:
     return {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
 
 
-def _raise_reported(stage: str, code: int, reports: list[dict[str, Any]]) -> None:
+def _within(seconds: float, failure: Callable[[], str | None]) -> str | None:
+    """What another machine reports within this time: its ranks may have failed first, and these because of them."""
+    ends = time.monotonic() + seconds
+    while (found := failure()) is None and time.monotonic() < ends:
+        time.sleep(0.1)
+    return found
+
+
+def _raise_reported(stage: str, code: int, other: str | None, reports: list[dict[str, Any]]) -> None:
     for report in reports:
         if "what" in report:
             raise UserError(report["what"], where=report["where"], remedy=report["remedy"])
     if code or reports:
-        found = "".join(f"; rank {report['rank']} raised {report['fault']}" for report in reports)
+        found = "".join(f"; rank {report['rank']} raised {report['fault']}" for report in reports) + (f"; {other}" if other else "")
         raise RuntimeError(
             f"{stage}: a rank was killed or failed; the launcher's lines above say which was first{found}. "
             "An unexplained signal 9 (SIGKILL) usually means out of memory"
         )
 
 
-def _start_ranks(launcher: LauncherSection, root: Path, stage: str, lock: int) -> str | None:
-    """Compute a stage on this machine's ranks; what failed, if they do."""
+def _start_ranks(launcher: LauncherSection, root: Path, stage: str, lock: int, stopped: Callable[[], str | None]) -> str | None:
+    """Compute a stage on this machine's ranks; what failed, if they do. stopped: that machine 0 has stopped, if it has."""
     try:
         log.info(f"{stage}: starting the ranks of this machine")
-        _run_ranks(launcher, root, stage, lock)
+        _run_ranks(launcher, root, stage, lock, stopped)
     except (UserError, RuntimeError, OSError) as error:  # an OSError: no process or no temporary folder
         log.warning(f"{error}\nwaiting for machine 0 to resume")
         return str(error)
@@ -248,9 +270,10 @@ def _read_config_file(path: Path) -> Any:
         file = load_config_from_file(str(path))
     except (ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"Accelerate cannot read it: {first_line(error)}", where=f"launcher.config_file ({path})") from None
-    if not isinstance(file.num_processes, int):
-        what = f"num_processes: {file.num_processes!r}, which is not a whole number of processes"
-        raise UserError(what, where=f"launcher.config_file ({path})")
+    for name in ("num_processes", "num_machines", "main_process_port"):
+        value = getattr(file, name)
+        if not isinstance(value, int) and not (name == "main_process_port" and value is None):
+            raise UserError(f"{name}: {value!r}, which is not a whole number", where=f"launcher.config_file ({path})")
     return file
 
 

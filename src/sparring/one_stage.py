@@ -13,7 +13,7 @@ from sparring.config import Recipe, require_layout
 from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
 from sparring.errors import UserError
 from sparring.game_place import place_in
-from sparring.launch import QUIET, REPORTS
+from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
@@ -48,7 +48,8 @@ def run_stage(recipe: Recipe, name: str) -> None:
     with _reported():
         if recipe.seeds is not None:
             raise AgreedError("a stage belongs to the game of one seed", where="seeds", remedy="seeds=null seed=N run_dir=RUN/seed-N")
-        accelerator = join(recipe.launcher.strategy, recipe.launcher.cpu)
+        launcher = with_config(recipe.launcher)
+        accelerator = join(launcher.strategy, launcher.cpu)
         if not is_main():
             be_silent()
         recipe = with_engine(recipe, Path(recipe.run_dir))

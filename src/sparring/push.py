@@ -116,7 +116,8 @@ def _data(players: Players, about: About, folder: Path) -> None:
     counts = write_pairs(players, folder)
     if not about.is_of_one_licence:
         found = f"data has the licence {about.data}, data.prompts {about.prompts}"
-        log.warning(f"the data set's card names no licence, because {found}; --data-licence and --prompts-licence name them")
+        hint = "; --data-licence and --prompts-licence name them" if None in (about.data.name, about.prompts and about.prompts.name) else ""
+        log.warning(f"the data set's card names no licence, because {found}{hint}")
     (folder / "README.md").write_text(dataset_card(players.recipe, counts, about), encoding="utf-8")
 
 

@@ -31,6 +31,7 @@ OF_ATTEMPT = ("began", "seconds")
 OF_MAKING = (INPUTS, ATTEMPT)  # in the folder of a stage that is not finished
 PARTIAL = ".partial"
 RECIPE, MANIFEST = "recipe.yaml", "manifest.json"
+CALLS_TOKEN = ".calls.json"  # distinguishes the machines of this game from those of another: calls.py
 REMADE = (MANIFEST, ATTEMPT, "summary.json", "micro_batch.json")  # files that a run can resume without
 LIBRARIES = ("torch", "transformers", "accelerate", "datasets", "safetensors", "tokenizers")
 

@@ -107,10 +107,12 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
 
 def _of_this_game(context: RunContext, start: PlayerScores, finished: Sequence[Player]) -> list[Player]:
     """The finished players up to the stop rule: a recipe with more iterations may have played on before."""
-    scores, votes = [scores_of(one) for one in finished], graded_vote_shares(context, len(finished))
-    ends = (count for count in range(len(scores)) if stop_reason(context.recipe, start, scores[:count], votes[:count]))
-    end = next(ends, len(scores))
-    return list(finished[:end])
+    scores = [scores_of(one) for one in finished]
+
+    def ends(count: int) -> bool:
+        return stop_reason(context.recipe, start, scores[:count], graded_vote_shares(context, count)) is not None
+
+    return list(finished[: next(filter(ends, range(len(scores))), len(scores))])
 
 
 def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequence[PlayerScores]) -> None:

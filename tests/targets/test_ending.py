@@ -197,9 +197,13 @@ def test_a_collapse_is_warned_of_by_the_votes_of_training_replies(caplog: pytest
     """evaluate.samples is 1, its default: held-out replies do not vote."""
     context = game("majority")
     graded = [SimpleNamespace(facts={"rates": {"vote_share": {"value": value}}}) for value in (0.4, 0.6)]
-    context.run.finished = lambda name: graded[int(name.split("/")[1])]
+    context.run.finished = lambda name: graded[int(name.split("/")[1])] if name.endswith("grade") else None
     start, last = ({"exact_match": Score(value=value, n=100, stderr=0.01)} for value in (0.5, 0.3))
     warn_of_collapse(context, start, [last])
     assert not caplog.records, "only the start's replies were graded"
     warn_of_collapse(context, start, [last, last])
     assert "votes for the leading answer rose from 0.400 to 0.600 since the start, and exact_match fell from 0.500 to 0.300" in caplog.text
+    caplog.clear()
+    context.run.finished = lambda name: graded[int(name.split("/")[1]) % 2]
+    warn_of_collapse(context, start, [last, last])
+    assert not caplog.records, "a version without this rule has played on: its game keeps its iterations"

@@ -39,7 +39,7 @@ class OwnChecker:
             "sha256": code.sha256,
             "answer_pattern": pattern.pattern if pattern else None,
         }
-        self._works = False  # a reply was graded
+        self.works = False  # a reply was graded, here or by a process before this one
         self._pool = Pool({"own": {"path": code.path, "source": code.source, "name": code.function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
             raise code.explained(trouble, f"a checker is {SIGNATURES}")
@@ -49,8 +49,8 @@ class OwnChecker:
         texts = [reply for one in asked for reply in one.replies]
         items = [_item(one, reply) for one in asked for reply in one.replies]
         first = self._grades(texts[:TRIED], items[:TRIED])
-        self._works = self._works or not all(grade.failed for grade in first)
-        if len(first) == TRIED and not self._works:
+        self.works = self.works or not all(grade.failed for grade in first)
+        if len(first) == TRIED and not self.works:
             require_few_failures(texts[:TRIED], first, self.name)
         grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
         return [[next(grades) for _ in one.replies] for one in asked]

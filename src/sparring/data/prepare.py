@@ -276,7 +276,7 @@ def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) ->
     if counts["untrained"]:
         dropped.append(f"{counts['untrained']} because no reply is to be trained on")
     what = f"no row is left of {counts['read']}: dropped {', '.join(dropped)}"
-    return UserError(what, where=section.named, remedy="look at the rule that dropped most; data.too_long: cut keeps long replies")
+    return UserError(what, where=section.named, remedy="look at the rule that dropped most")
 
 
 def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:

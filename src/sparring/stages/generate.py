@@ -61,11 +61,11 @@ def _no_contest(context: RunContext, window: Window, t: int) -> str:
     if t:
         no_losers = set(counts) == {"all_pass"} and not window.human_alone
         return f"nothing to learn: {'no prompt has a losing reply' if no_losers else why}"
-    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window.human_alone)}"
+    remedy = f"read the replies with `sparring grade {context.run.root}`; {_remedy(counts, window)}"
     raise UserError(why, where=f"target.kind {context.recipe.target.kind}", remedy=remedy)
 
 
-def _remedy(counts: dict[str, int], human_alone: bool) -> str:
+def _remedy(counts: dict[str, int], window: Window) -> str:
     advice = {
         "human_wins": "try easier prompts, or more sampling.replies_per_prompt",
         "all_pass": "objective.loss: sft, or objective.nll_weight above 0, learns from winners alone; or use harder prompts",
@@ -74,9 +74,10 @@ def _remedy(counts: dict[str, int], human_alone: bool) -> str:
         "few_votes": "lower target.min_votes, or sample more replies",
         "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
-    if human_alone:
-        advice["all_pass"] = "the human reply takes every place: raise target.max_winners, or set target.human: fallback"
-    return advice[max(counts, key=lambda name: counts[name])]
+    if window.human_alone:
+        more = "raise target.max_winners, or " if window.counts["winners_left_out"] else ""
+        advice["all_pass"] = f"the human reply takes every place: {more}set target.human: fallback"
+    return advice.get(max(counts, key=lambda name: counts[name]), "objective.loss: sft learns from winners alone")
 
 
 def _plateau(context: RunContext, t: int) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
+from sparring.checkers.make import OwnChecker
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.console import log
 from sparring.data.records import Reply
@@ -68,11 +69,12 @@ def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
 
 
 def graded_vote_shares(context: RunContext, iterations: int) -> list[float]:
-    """The mean share of votes for the leading answer, over the training prompts, in each of the first `iterations`; empty if nothing was
-    graded, or no answer was ever found."""
+    """The mean share of votes for the leading answer, over the training prompts, in each of the first `iterations`, 0 where no answer was
+    found. Empty if nothing was graded, or if the next iteration is trained already: a version without this rule has played on."""
+    if context.run.finished(iteration_stage(iterations, "train")):
+        return []
     records = [context.run.finished(iteration_stage(t, "grade")) for t in range(iterations)]
-    found = [record.facts["rates"].get("vote_share") for record in records if record]
-    return [score["value"] for score in found if score]
+    return [record.facts["rates"].get("vote_share", {"value": 0.0})["value"] for record in records if record]
 
 
 def _log_scores(scores: Mapping[str, Score], by_votes: bool, common: Common) -> None:
@@ -102,7 +104,10 @@ def grade_all(stage: Path, asked: Sequence[GradingRequest], replies: Sequence[Re
     per_row: dict[str, int] = defaultdict(int)
     for reply in replies:
         per_row[reply.row_id] += 1
-    failed = _failures(read_rows(stage))
+    kept = read_rows(stage)
+    failed = _failures(kept)
+    if isinstance(checker, OwnChecker) and any(not row["failed"] for row in kept):
+        checker.works = True
     calls = PROMPTS_PER_SHARD if checker.name == "random" else PROMPTS_PER_CALL  # random shuffles the scores of a call
     with progress(phase, len(asked), "prompts", items_done(stage)) as shown:
 

@@ -98,17 +98,15 @@ def select_window(
         for row_id, candidates in found.items():
             selection = target(candidates, rules)
             outcomes[selection.outcome] += 1
-            left_out.update(selection.left_out)
             contest = _contest(row_id, iteration, prompts[row_id], selection, uses_margins, uses_likelihood)
             if contest is not None:
                 contests.append(contest)
+                left_out.update(selection.left_out if contest.pairs else {**selection.left_out, "losers_left_out": 0})  # none takes part
                 human_alone &= not contest.pairs and all(winner is candidates.human for winner in selection.winners)
     replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
-    if not uses_margins:
-        left_out["losers_left_out"] = 0  # none would take part
     of_prompts = {"prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}}
     counts = {**_counts(contests, replies), **{name: left_out[name] for name in LEFT_OUT}, **of_prompts}
-    return Window(contests, counts, human_alone=human_alone)
+    return Window(contests, counts, human_alone=bool(contests) and human_alone)
 
 
 def _contest(
