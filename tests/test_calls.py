@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import socket
 import threading
 import time
@@ -241,6 +243,22 @@ def test_a_machine_whose_stage_lasts_longer_than_machine_0_waits_ends_too(place:
         pass
     machine.busy.set()
     assert machine.is_over()
+
+
+def test_a_full_disk_is_no_taken_port_and_fails_no_finished_game(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(calling, "FAREWELL_SECONDS", 0.1)
+    with opened(place, 2):
+        monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write \.calls\.json.*No space left") as raised:
+        opened(place, 2)
+    assert "run_dir" in (raised.value.where or "")
+    monkeypatch.undo()
+    monkeypatch.setattr(calling, "FAREWELL_SECONDS", 0.1)
+    with opened(place, 2):  # the port was given back
+        pass
 
 
 @pytest.mark.parametrize("machine", [0, 2, 99])

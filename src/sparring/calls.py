@@ -62,7 +62,8 @@ class Calls:
     def __init__(self, port: int, machines: int, root: Path) -> None:
         """Listens on all interfaces, as torch's rendezvous does: a name of this machine may mean its loopback here.
 
-        machines: how many play, machine 0 included; root: the run directory. Raises OSError where it cannot listen.
+        machines: how many play, machine 0 included; root: the run directory. Raises OSError where it cannot listen, UserError where it
+        cannot write into the run directory.
         """
         self._others, self._root, self._token = machines - 1, root, secrets.token_hex(16)
         self._changed = threading.Condition()
@@ -72,7 +73,12 @@ class Calls:
         self._released: set[int] = set()
         self._requests: Counter[int] = Counter()  # by machine
         self._server = _Server(port, self)
-        self._write_token(is_over=False)
+        try:
+            self._write_token(is_over=False)
+        except OSError as error:
+            self._server.server_close()
+            what = f"cannot write {CALLS_TOKEN}, which the other machines read: {error.strerror}"
+            raise UserError(what, where=f"run_dir ({root})", remedy="free space there, and rerun; the run resumes") from None
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def __enter__(self) -> Self:
@@ -83,7 +89,8 @@ class Calls:
         try:
             if error is None:
                 self._end()
-                self._write_token(is_over=True)
+                with contextlib.suppress(OSError):  # a full disk: a machine that comes late then waits; the game itself is finished
+                    self._write_token(is_over=True)
         finally:
             with self._changed:
                 self._is_over = True
