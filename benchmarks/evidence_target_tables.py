@@ -17,7 +17,7 @@ from typing import Any
 
 from common import ROOT
 from demo_study import over_seeds
-from evidence_targets import TARGET_SETTINGS, TRANSFERRED
+from evidence_targets import FURTHER, TARGET_SETTINGS
 
 from sparring.comparison.statistics import over_seeds as paired_over_seeds
 
@@ -30,7 +30,7 @@ COLUMNS = {
     "nll_per_token": "NLL per token",
 }
 CONFIDENCE = 0.95
-TRANSFER = "transfer "  # before the name of an arm: its scores on SVAMP
+TRANSFER = "transfer "  # before the name of an arm: its scores on FURTHER rows
 SFT = re.compile(r"sft-(.+)-([\d.]+)")
 Arms = Mapping[str, Mapping[str, Any]]  # arm -> seed -> its scores and cost
 
@@ -53,7 +53,7 @@ def target_tables(page: str) -> str:
     """The page with its tables of verified and majority targets."""
     found = _results()
     for name in TARGET_SETTINGS:
-        lines = "\n".join(_table(found[name])) if found.get(name) else "Not played yet."
+        lines = "\n".join(_table(name, found[name])) if found.get(name) else "Not played yet."
         mark = re.compile(rf"(<!-- targets: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         page = mark.sub(lambda match, lines=lines: f"{match[1]}\n{lines}\n\n{match[2]}", page)
     return page
@@ -72,7 +72,7 @@ def _short(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
+def _table(name: str, seeds: Mapping[str, Any]) -> Iterator[str]:
     """Every arm at its last iteration, and the continued SFT that is best over all seeds on the test itself, which favours it."""
     found = {arm: {seed: one["arms"][arm] for seed, one in seeds.items() if arm in one["arms"]} for arm in _arms(seeds)}
     arms = {arm: of for arm, of in found.items() if not arm.startswith(TRANSFER)}
@@ -95,16 +95,18 @@ def _table(seeds: Mapping[str, Any]) -> Iterator[str]:
         cost = fmean(one["forward_tokens"] for one in of.values()) / 1e6
         yield f"| {_title(arm)} ({len(of)}) | {' | '.join(cells)} | {rounds} | {_difference(of, arms[best])} | {cost:.2f} |"
     if len(arms) < len(found):
-        yield from _transfer_table({arm: found[TRANSFER + arm] for arm in arms if TRANSFER + arm in found}, shown)
+        yield from _further_table(name, {arm: found[TRANSFER + arm] for arm in arms if TRANSFER + arm in found}, shown, best)
 
 
-def _transfer_table(arms: Arms, shown: Sequence[str]) -> Iterator[str]:
-    """The same players on SVAMP."""
-    yield from ("", f"On SVAMP, which no arm was trained on ({TRANSFERRED} rows):", "")
-    yield f"| arm (seeds) | {' | '.join(COLUMNS[metric] for metric in shown)} |"
-    yield f"|---|{'---|' * len(shown)}"
+def _further_table(name: str, arms: Arms, shown: Sequence[str], best: str) -> Iterator[str]:
+    """The same players on rows of FURTHER; `best` was chosen on the held-out rows, not on these."""
+    _, count, what = FURTHER[TARGET_SETTINGS[name].task]
+    yield from ("", f"On {what} ({count} rows):", "")
+    yield f"| arm (seeds) | {' | '.join(COLUMNS[metric] for metric in shown)} | minus {_title(best)}: pass@1 |"
+    yield f"|---|{'---|' * (len(shown) + 1)}"
     for arm, of in arms.items():
-        yield f"| {_title(arm)} ({len(of)}) | {' | '.join(_mean([one[metric] for one in of.values()]) for metric in shown)} |"
+        cells = [_mean([one[metric] for one in of.values()]) for metric in shown]
+        yield f"| {_title(_without_iteration(arm))} ({len(of)}) | {' | '.join(cells)} | {_difference(of, arms[best])} |"
 
 
 def _mean(values: list[float]) -> str:
@@ -120,12 +122,14 @@ def _last_of(arms: Arms) -> dict[str, int | None]:
     """Arm without its iteration -> its last iteration, None for what has none."""
     found: dict[str, int | None] = {}
     for arm in arms:
-        name, _, number = arm.rpartition(" ")
-        if number.isdigit() and not SFT.fullmatch(arm):
-            found[name] = max(found.get(name) or 0, int(number))
-        else:
-            found[arm] = None
+        name = _without_iteration(arm)
+        found[name] = None if name == arm else max(found.get(name) or 0, int(arm.rpartition(" ")[2]))
     return found
+
+
+def _without_iteration(arm: str) -> str:
+    name, _, number = arm.rpartition(" ")
+    return name if number.isdigit() else arm
 
 
 def _rounds(arms: Arms, arm: str, last: int | None) -> str:
@@ -144,7 +148,7 @@ def _difference(ours: Mapping[str, Any], theirs: Mapping[str, Any], metric: str 
 
 def _title(arm: str) -> str:
     found = SFT.fullmatch(arm)
-    names = {"start": "start", "cool start": "start at temperature 0.7"}
+    names = {"cool start": "start at temperature 0.7", "rft": "RFT, equal cost"}
     return f"continued SFT, {found[1]}, {found[2]} epochs" if found else names.get(arm, arm)
 
 

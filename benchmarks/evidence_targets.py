@@ -15,7 +15,7 @@ from common import machine
 from evidence_arms import Scoring
 from evidence_runs import RUNS, copy_start, share_start
 from evidence_settings import SMOL, TINY
-from evidence_tasks import TRANSFER, write_rows
+from evidence_tasks import write_rows
 
 import sparring
 from sparring.config import load_recipe
@@ -27,7 +27,11 @@ from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name
 
 COOL = 0.7
 OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: only the data stage differs
-TRANSFERRED = 200
+# task -> the file with rows that no run of it has, how many of them the last players are scored on too, and what they are
+FURTHER = {
+    "words": ("transfer.jsonl", 200, "SVAMP, which no arm was trained on"),
+    "chain": ("search.jsonl", 500, "further prompts of this task, which no arm has seen"),
+}
 Arm = Mapping[str, Any]
 
 
@@ -65,10 +69,14 @@ def _joined(recipe: dict[str, Any], *changes: Arm) -> dict[str, Any]:
 AFTER = "after"
 
 
+# Trained at the cost of the whole game on iteration 0's winners: what the further iterations are worth
+RFT: Arm = {"controls": [{"kind": "rft"}]}
+
+
 # The human reply of an SFT row is known and costs nothing, so that it is among the winners ("mix"): what rejection sampling does too.
 TARGET_ARMS: dict[str, Arm] = {
     "majority, likelihood": target("majority"),
-    "verified, likelihood": target("verified"),
+    "verified, likelihood": {**target("verified"), **RFT},
     "random, likelihood": target("verified", checker="random"),
     "majority, duels": target("majority", "logistic", beta=0.5, nll_weight=1.0),
     "verified, duels": target("verified", "logistic", beta=0.5, nll_weight=0.0),
@@ -134,7 +142,7 @@ WORDS = {
     "report": False,
 }
 WORD_ARMS = {
-    "verified, likelihood": target("verified", checker="number"),
+    "verified, likelihood": {**target("verified", checker="number"), **RFT},
     "majority, likelihood": target("majority", checker="number"),
     "verified, duels and NLL": target("verified", "logistic", checker="number", beta=0.5, nll_weight=1.0),
     "random, likelihood": target("verified", checker="random", like="number"),
@@ -154,7 +162,7 @@ DEMO = {
     "report": False,
 }
 DEMO_ARMS = {
-    "verified, likelihood": target("verified"),
+    "verified, likelihood": {**target("verified"), **RFT},
     "SPIN": {**SPIN, "train": {"lr": 1e-5, "epochs": 2}},  # about as many operations as the other games, which have more prompts
     "majority, likelihood": target("majority"),
     "verified, duels and NLL": target("verified", "logistic", beta=0.5, nll_weight=1.0),
@@ -177,7 +185,7 @@ def _gym(rows: int, longest: int) -> dict[str, Any]:
 
 GYM_PROMPTS = {"replies": "drop", "answer": "answer", "max_examples": 400}
 GYM_ARMS = {
-    "verified, likelihood": target("verified", checker="number"),
+    "verified, likelihood": {**target("verified", checker="number"), **RFT},
     "majority, likelihood": target("majority", checker="number"),
     "SPIN": DEMO_ARMS["SPIN"],
 }
@@ -294,31 +302,38 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
 
 def _write(name: str, seed: int, controls: Path) -> None:
     """Scores and cost of every arm that is finished: of a game each iteration, of the rest one."""
-    setting, found = TARGET_SETTINGS[name], {}
     scoring = Scoring(controls)
-    found["start"] = _entry(controls / evaluate_stage(START), 0)
+    found = {"start": _entry(controls / evaluate_stage(START), 0)}
     found["cool start"] = _entry(scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL), 0)
-    trained = load_recipe(controls / "recipe.yaml").controls
-    for section in trained:
-        cost = control_cost(RunDir(controls), load_recipe(controls / "recipe.yaml"), section.folder).forward_tokens
-        found[section.folder] = _entry(controls / evaluate_stage(section.folder), cost)
-    if setting.task in TRANSFER:
-        found |= _transfer(scoring, name, {one: one for one in ("start", *(section.folder for section in trained))})
-    for arm in setting.arms:
+    trained = _trained_controls(controls)
+    found |= trained | _on_further_rows(scoring, name, {arm: arm for arm in ("cool start", START, *trained)})
+    arms = TARGET_SETTINGS[name].arms
+    for arm in arms:
         root = _folder(name, seed, arm)
-        if not (root / "summary.json").exists() or read_json(root / "summary.json")["stop_reason"] is None:
-            continue
-        recipe, played = load_recipe(root / "recipe.yaml"), len(read_json(root / "summary.json")["iterations"])
-        first, before = setting.arms[arm].get(AFTER, (arm, 0))
-        found |= {f"{arm} {t}": found[f"{first} {t}"] for t in range(before)}
-        spent = found[f"{arm} {before - 1}"]["forward_tokens"] if before else 0
-        for t in range(played):
-            cost = spent + iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
-            rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.uses_grades else {}
-            found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
-        if setting.task in TRANSFER:
-            found |= _transfer(Scoring(root), name, {f"{arm} {played - 1}": str(played - 1)})
+        if (root / "summary.json").exists() and read_json(root / "summary.json")["stop_reason"] is not None:
+            _write_game(name, root, arm, found, *arms[arm].get(AFTER, (arm, 0)))
     (RUNS / name / f"seed-{seed}.json").write_text(json.dumps({"machine": machine(), "arms": found}))
+
+
+def _write_game(name: str, root: Path, arm: str, found: dict[str, Any], first: str, before: int) -> None:
+    """Add an arm's iterations and controls to `found`; `before` of its iterations are those of the arm `first`."""
+    recipe, played = load_recipe(root / "recipe.yaml"), len(read_json(root / "summary.json")["iterations"])
+    found |= {f"{arm} {t}": found[f"{first} {t}"] for t in range(before)}
+    spent = found[f"{arm} {before - 1}"]["forward_tokens"] if before else 0
+    for t in range(played):
+        cost = spent + iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
+        rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.uses_grades else {}
+        found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
+    trained = _trained_controls(root)
+    last = {f"{arm} {before + played - 1}": str(played - 1)}
+    found |= trained | _on_further_rows(Scoring(root), name, last | {control: control for control in trained})
+
+
+def _trained_controls(root: Path) -> dict[str, Any]:
+    """Scores and cost of a run's controls, by their names."""
+    run, recipe = RunDir(root), load_recipe(root / "recipe.yaml")
+    costs = {section.folder: control_cost(run, recipe, section.folder).forward_tokens for section in recipe.controls}
+    return {control: _entry(root / evaluate_stage(control), cost) for control, cost in costs.items()}
 
 
 def _entry(stage: Path, cost: float) -> dict[str, Any]:
@@ -328,7 +343,14 @@ def _entry(stage: Path, cost: float) -> dict[str, Any]:
     return {"scores": scores, "items": items, "forward_tokens": cost}
 
 
-def _transfer(scoring: Scoring, name: str, players: Mapping[str, str]) -> dict[str, Any]:
-    """players: arm -> its name in the run."""
-    examples = scoring.read_rows(RUNS / name / "rows" / "transfer.jsonl", TRANSFERRED)
-    return {f"transfer {one}": _entry(scoring.measure(f"transfer-{p}", scoring.folder(p), examples), 0) for one, p in players.items()}
+def _on_further_rows(scoring: Scoring, name: str, players: Mapping[str, str]) -> dict[str, Any]:
+    """players: arm -> its name in the run; the cool start is the start at temperature COOL."""
+    if (task := TARGET_SETTINGS[name].task) not in FURTHER:
+        return {}
+    file, count, _ = FURTHER[task]
+    examples = scoring.read_rows(RUNS / name / "rows" / file, count)
+    found = {}
+    for arm, player in players.items():
+        model, heat = (START, COOL) if player == "cool start" else (player, 1.0)
+        found[f"transfer {arm}"] = _entry(scoring.measure(f"transfer-{player}".replace(" ", "-"), scoring.folder(model), examples, heat), 0)
+    return found
