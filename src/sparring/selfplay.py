@@ -20,7 +20,7 @@ from sparring.policy.player import Player
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
-from sparring.report.summary import SUMMARY, Best, publish, published_iterations
+from sparring.report.summary import SUMMARY, Best, publish, read_summary
 from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import seed_folder, stages_from
@@ -119,7 +119,8 @@ def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequ
     """Publish the results of an iteration, unless the summary has later ones: resuming must not roll the summary back."""
     if context.is_rank:
         return
-    if len(iterations) > published_iterations(context.run.root):
+    published = read_summary(context.run.root)
+    if published is None or len(iterations) > len(published["iterations"]):
         _publish(context, start, iterations, {}, None)
     warn_of_collapse(context, start, iterations)
 
@@ -152,7 +153,7 @@ def _publish(
         for section in recipe.controls
         if section.folder in controls
     ]
-    before = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
+    before = read_summary(root)
     summary = publish(root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
     log_new_symptoms(before, summary, recipe)
     if recipe.report:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +14,9 @@ from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.outcome import SAMPLES, Samples, ranking
-from sparring.report.summary import OF_SUMMARY, SUMMARY
+from sparring.report.summary import OF_SUMMARY, SUMMARY, facts_of
 from sparring.report.tables import TableRow, rows_of
-from sparring.rundir import read_json, read_object
+from sparring.rundir import DONE, MANIFEST, read_json, read_object
 from sparring.stage_names import METRICS, START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
@@ -70,20 +69,9 @@ class RunFiles:
         """The player that the summary names as the best; None if it names none."""
         return next((player for player in self.players if player.row.is_best), None)
 
-    @cached_property
-    def data_counts(self) -> dict[str, int]:
-        """outcome -> number of rows of the data."""
-        return self.facts("data").get("counts", {})
-
-    @property
-    def unused_columns(self) -> list[str]:
-        """Columns of the data that nothing reads."""
-        return self.facts("data").get("unused_columns", [])
-
     def facts(self, stage: str) -> dict[str, Any]:
         """The facts of a finished stage; empty if there is no such stage."""
-        done = self.root / stage / "done.json"
-        return _read(done, lambda file: read_object(file, "facts"))["facts"] if done.exists() else {}
+        return _read(self.root / stage / DONE, lambda _: facts_of(self.root, stage))
 
 
 def read_run(root: Path) -> RunFiles:
@@ -96,7 +84,7 @@ def read_run(root: Path) -> RunFiles:
             summary["ranking"] = ranking(root, rows, summary["best"]["metric"], recipe.stop.confidence)
     except (KeyError, TypeError):
         raise UserError("this is not a file that a run wrote: it was changed by hand", where=str(root / SUMMARY)) from None
-    manifest = root / "manifest.json"
+    manifest = root / MANIFEST
     return RunFiles(
         root,
         recipe,

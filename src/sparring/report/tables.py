@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe
-from sparring.console import fitting
-from sparring.report.page import paragraph, table
+from sparring.console import fitting, printable
+from sparring.report.page import Cell, paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
 
@@ -53,17 +53,23 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
         yield TableRow(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 
+def entries_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """player, as commands name it -> its entry in the summary, in the order of `rows_of`."""
+    played = {str(entry["iteration"]): entry for entry in summary["iterations"]}
+    return {START: summary["start"], **played, **{entry["stage"]: entry for entry in summary["controls"]}}
+
+
+def score_text(score: Mapping[str, Any] | None, digits: int) -> str:
+    """Value and standard error of a score, or "-" without it."""
+    if score is None:
+        return "-"
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
+    return f"{score['value']:.{digits}f}{error}"
+
+
 def with_error(name: str, digits: int) -> Callable[[TableRow], str]:
     """A column's function: value and standard error of a score, or "-" without it."""
-
-    def cell(row: TableRow) -> str:
-        score = row.scores.get(name)
-        if score is None:
-            return "-"
-        error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
-        return f"{score['value']:.{digits}f}{error}"
-
-    return cell
+    return lambda row: score_text(row.scores.get(name), digits)
 
 
 def _value(name: str, digits: int) -> Callable[[TableRow], str]:
@@ -109,6 +115,19 @@ def quality_columns(scores: Scores) -> list[Column]:
     """Columns for the scores of answers that were measured, then for likelihoods."""
     words = {name: words for name, words in answer_words(scores).items() if name in scores}
     return [*(Column(words, with_error(name, 3)) for name, words in words.items()), *_LIKELIHOOD_COLUMNS]
+
+
+def score_tables(summary: Mapping[str, Any]) -> list[tuple[str, list[Column], list[TableRow]]]:
+    """(title, columns, rows) of a run's tables: quality, duels if there were any, replies."""
+    rows = list(rows_of(summary))
+    held_out = next(iter(rows[0].scores.values()))["n"]
+    duels = [row for row in rows if row.opponent is not None]
+    found = [
+        (f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows),
+        ("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels),
+        ("Replies to the same prompts", REPLY_COLUMNS, rows),
+    ]
+    return [one for one in found if one[2]]
 
 
 def answer_words(scores: Scores) -> dict[str, str]:
@@ -182,6 +201,22 @@ def print_table(title: str, columns: list[Column], rows: list[TableRow], console
         count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows, first, console), console)), 1)
         console.print(_table(title, columns[:count], rows, first, console))
         title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
+
+
+def columns_markup(caption: str, columns: Sequence[Column], rows: Sequence[TableRow], first: str = "model") -> Markup:
+    """The same table for a page; empty without rows or columns."""
+    if not rows or not columns:
+        return Markup("")
+    cells: list[list[str | Cell]] = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
+    return table(caption, [first, *(column.header for column in columns)], cells)
+
+
+def print_replies(prompt: str, replies: Mapping[str, str], console: Console) -> None:
+    """Print a prompt and what every model replied."""
+    shown = Table(title=Text(f"Prompt: {printable(prompt)}"), title_justify="left", show_header=False)
+    for name, reply in replies.items():
+        shown.add_row(name, Text(printable(reply)))
+    console.print(shown)
 
 
 def _table(title: str, columns: list[Column], rows: list[TableRow], first: str, console: Console) -> Table:

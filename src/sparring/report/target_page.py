@@ -16,7 +16,7 @@ from sparring.report.page import PageSection, figure, figures, paragraph, render
 from sparring.report.plots import PlottedScore
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, Column, TableRow, outcome_columns, outcome_rows, rate_columns
+from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, columns_markup, outcome_columns, outcome_rows, rate_columns
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -115,8 +115,8 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
     parts = [
         paragraph(" ".join(rule_of(run.recipe))),
         *(paragraph(line) for line in _notes(run)),
-        _table(OUTCOMES_TITLE, outcome_columns(rows), rows),
-        _table(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows),
+        columns_markup(OUTCOMES_TITLE, outcome_columns(rows), rows, first="iteration"),
+        columns_markup(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows, first="iteration"),
         paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),
         _examples(run),
@@ -144,11 +144,6 @@ def _notes(run: RunFiles) -> Iterator[str]:
             f"The log-prob of the held-out human replies fell from {start:.2f} to {last:.2f} nats. Most winners are the model's own "
             "replies, whose wording may differ from that of people, so this alone is not a problem. Judge by the scores."
         )
-
-
-def _table(caption: str, columns: Sequence[Column], rows: Sequence[TableRow]) -> Markup:
-    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
-    return table(caption, ["iteration", *(column.header for column in columns)], cells) if rows and columns else Markup("")
 
 
 def _examples(run: RunFiles) -> Markup:
