@@ -14,7 +14,7 @@ from sparring.console import counted, fitting, printable
 from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
-from sparring.report.tables import answer_words, samples_of
+from sparring.report.tables import answer_words, samples_of, score_text
 
 MOST_SCORES = 8
 
@@ -82,7 +82,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:
     """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
-        values = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
+        values = ", ".join(f"{name.replace('_', ' ')} {score_text(rate, 3)}" for name, rate in found[1].items())
         failed = f", {counted(found[2], 'checker failure')}" if found[2] else ""
         yield "graded", f"{found[0]}: {values or 'no reply has a score or an answer'}{failed}"
 
@@ -105,7 +105,7 @@ def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over:
     for header in ("model", *names.values()):
         table.add_column(header, justify="left" if header == "model" else "right")
     for who, found in shown:
-        table.add_row(who, *(Text(fitting(_score(found.get(name)), out)) for name in names))
+        table.add_row(who, *(Text(fitting(score_text(found.get(name), 3), out)) for name in names))
     return table
 
 
@@ -115,13 +115,6 @@ def _sampled(scores: dict[str, Any]) -> dict[str, str]:
         return {}
     words = {name: word for name, word in answer_words(scores).items() if name != "exact_match_greedy"} | {"vote_share": "vote share"}
     return {name: word for name, word in words.items() if name in scores}
-
-
-def _score(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-    return f"{score['value']:.3f}{error}"
 
 
 def _since(moment: str) -> str:
