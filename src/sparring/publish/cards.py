@@ -18,6 +18,7 @@ from sparring.report.outcome import verdict
 from sparring.report.page import svg_file
 from sparring.report.run_files import read_run
 from sparring.report.run_plots import card_figures
+from sparring.report.tables import entries_of, score_text
 from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
 from sparring.stage_names import START, start_title, title_of_player
 
@@ -58,22 +59,14 @@ class About:
     revisions: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        base: str | None = None,
-        data: str | None = None,
-        pairs: str | None = None,
-        prompts: str | None = None,
-        **more: Any,
-    ) -> About:
-        """`base`, `data`, `pairs`, `prompts`: licences that the user gives; looked up if None."""
-        labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
+    def of(cls, recipe: Recipe, given: Mapping[str, str | None] | None = None, **more: Any) -> About:
+        """given: licences that the user gives for "base", "data", "pairs" and "prompts"; others are looked up."""
+        given, prompts = given or {}, recipe.data.prompts
         return cls(
-            licence_of(recipe.model.path, "model", base, "--base-licence"),
-            licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
-            {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
-            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", prompts, "--prompts-licence"),
+            licence_of(recipe.model.path, "base", given),
+            licence_of(recipe.data.paths[0], "data", given),
+            {section.folder: licence_of(section.pairs.paths[0], "pairs", given) for section in recipe.controls if section.pairs},
+            None if prompts is None else licence_of(prompts.paths[0], "prompts", given),
             **more,
         )
 
@@ -201,7 +194,7 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, abo
         model_name=about.repo or one_line(model_title(summary, player)),
         pipeline_tag="text-generation",
         tags=TAGS,
-        eval_results=_eval_results(recipe, _scores_of(summary, player)),
+        eval_results=_eval_results(recipe, entries_of(summary).get(player, {}).get("scores", {})),
     )
     return card.to_yaml(line_break="\n")
 
@@ -275,14 +268,6 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
     licence = about.data.name if about.is_of_one_licence else None
     card = DatasetCardData(license=licence, task_categories=["text-generation"], tags=[*TAGS, "preference"], configs=configs)
     return card.to_yaml(line_break="\n")
-
-
-def _scores_of(summary: Mapping[str, Any], player: str) -> Mapping[str, Any]:
-    if player == START:
-        return summary["start"]["scores"]
-    scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
-    scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
-    return scores.get(player, {})
 
 
 def _outcome(summary: Mapping[str, Any]) -> str:
@@ -371,16 +356,12 @@ def _score_table(summary: Mapping[str, Any]) -> str:
     lines = [f"| metric | n | {' | '.join(map(words, models))} |", f"|---|---|{'---|' * len(models)}"]
     for metric in names:
         n = next(scores[metric]["n"] for scores in models.values() if metric in scores)
-        lines.append(f"| {words(metric)} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
+        lines.append(f"| {words(metric)} | {n} | {' | '.join(score_text(scores.get(metric), 4) for scores in models.values())} |")
     return "\n".join(lines)
 
 
 def _images(plots: Mapping[str, str]) -> str:
     return "".join(f"\n\n![{words(name)} of every player]({file})" for name, file in plots.items())
-
-
-def _cell(score: Mapping[str, Any] | None) -> str:
-    return "-" if score is None else f"{score['value']:.4f}{_error(score)}"
 
 
 def _error(score: Mapping[str, Any]) -> str:
