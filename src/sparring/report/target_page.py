@@ -13,7 +13,7 @@ from sparring.data.records import Example, Reply
 from sparring.data.tables import read_rows
 from sparring.report import plots
 from sparring.report.page import PageSection, figure, figures, paragraph, render, table
-from sparring.report.plots import PlottedScore
+from sparring.report.plots import PlottedScore, both_sides
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
 from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, columns_markup, outcome_columns, outcome_rows, rate_columns
@@ -163,7 +163,5 @@ def target_figures(run: RunFiles) -> Iterator[Markup]:
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
         if found:
             words = name.replace("_", " ")
-            values = [
-                PlottedScore(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found
-            ]
+            values = [PlottedScore(model, rate["value"], both_sides(rate["stderr"])) for model, rate in found]
             yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), RATE_CAPTIONS[name])
