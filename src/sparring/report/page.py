@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -84,7 +83,7 @@ def _name(root: ET.Element, name: str) -> None:
         if f"{{{XLINK}}}href" in element.attrib:
             element.set("href", element.attrib.pop(f"{{{XLINK}}}href"))
     used = {id for element in root.iter() for key in ("href", "clip-path") for id in _REFERENCE.findall(element.get(key, ""))}
-    ids = {id: f"{name}-{number}" for number, id in zip(itertools.count(), sorted(used), strict=False)}
+    ids = {id: f"{name}-{number}" for number, id in enumerate(sorted(used))}
     for element in root.iter():
         if (own := element.attrib.pop("id", None)) in ids:
             element.set("id", ids[own])

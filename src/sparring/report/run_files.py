@@ -89,7 +89,7 @@ def read_run(root: Path) -> RunFiles:
         root,
         recipe,
         summary,
-        [_player(root, row) for row in rows],
+        [read_player(root, row) for row in rows],
         _read(root / METRICS, _json_lines),
         _read(manifest, lambda file: read_object(file, "attempts"))["attempts"] if manifest.exists() else [],
     )
@@ -108,7 +108,8 @@ def _require_run(root: Path) -> Recipe:
     return recipe
 
 
-def _player(root: Path, row: TableRow) -> ReportPlayer:
+def read_player(root: Path, row: TableRow) -> ReportPlayer:
+    """The model of a row with its samples and its replies to the showcase."""
     folder = root / row.stage
     samples = {sample["row_id"]: sample for sample in _read(folder / SAMPLES, read_rows)}
     showcase = _read(folder / SHOWCASE, read_json) if (folder / SHOWCASE).exists() else []
@@ -135,6 +136,11 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
 
 
-def shown_of(showcase: Sequence[Mapping[str, str]], samples: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, str]]:
-    """(prompt, reply) entries of a player: the recipe's own, or those of the first held-out rows, which are the same for all."""
-    return list(showcase) or [{"prompt": samples[row]["prompt"], "reply": samples[row]["reply"]} for row in sorted(samples)[:HELD_OUT]]
+def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, str]]]:
+    """(prompt, model -> its reply) for the prompts of the recipe's showcase, or for those of the first held-out rows."""
+    shown = {player.name: player.showcase or [player.samples[row] for row in sorted(player.samples)[:HELD_OUT]] for player in players}
+    first = next(filter(None, shown.values()), [])
+    return [
+        (entry["prompt"], {name: entries[index]["reply"] for name, entries in shown.items() if len(entries) > index})
+        for index, entry in enumerate(first)
+    ]

@@ -16,7 +16,7 @@ from sparring.errors import UserError
 from sparring.report.health import PAPER, REMEDY_LOST, Sign, differences_from_paper, signs, warnings
 from sparring.report.outcome import REPORT, next_steps, verdict_lines
 from sparring.report.page import PageSection, code, figures, packed_data, paragraph, render, render_page, script_of, table
-from sparring.report.run_files import ReportPlayer, RunFiles, read_run, shown_of
+from sparring.report.run_files import ReportPlayer, RunFiles, read_run, showcase_of
 from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
 from sparring.report.tables import columns_markup, headroom_markup, how_played, score_columns, score_tables
 from sparring.report.target_page import ShownPrompt, ShownReply, prompt_counts, target_section
@@ -159,15 +159,12 @@ def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
 
 def _showcase(run: RunFiles) -> Iterator[PageSection]:
     """The showcase prompts, each answered by every model, as in the paper; without any, held-out prompts."""
-    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
-    if prompts:
-        shown = [ShownPrompt(shortened(prompt), "Prompt", _answers(run, prompt)) for prompt in prompts]
+    shown = [
+        ShownPrompt(shortened(prompt), "Prompt", tuple(ShownReply(name, shortened(reply)) for name, reply in replies.items()))
+        for prompt, replies in showcase_of(run.players)
+    ]
+    if shown:
         yield PageSection("showcase", "Showcase", render("replies.html", prompts=shown))
-
-
-def _answers(run: RunFiles, prompt: str) -> tuple[ShownReply, ...]:
-    found = [(player.name, entry) for player in run.players for entry in shown_of(player.showcase, player.samples)]
-    return tuple(ShownReply(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt)
 
 
 def _data(run: RunFiles) -> Markup:

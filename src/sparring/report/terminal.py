@@ -13,8 +13,8 @@ from rich.text import Text
 from sparring.config import recipe_of_run
 from sparring.console import printable
 from sparring.report.health import signs, warnings
-from sparring.report.outcome import SAMPLES, next_steps, read_samples, verdict_lines
-from sparring.report.run_files import SHOWCASE, shown_of
+from sparring.report.outcome import next_steps, verdict_lines
+from sparring.report.run_files import read_player, showcase_of
 from sparring.report.summary import facts_of
 from sparring.report.tables import (
     OUTCOMES_TITLE,
@@ -30,7 +30,6 @@ from sparring.report.tables import (
     rows_of,
     score_tables,
 )
-from sparring.rundir import read_json
 from sparring.stage_names import START, benchmark_stage
 
 
@@ -41,7 +40,8 @@ def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> N
     _print_target(summary, console)
     rows = list(rows_of(summary))
     _print_benchmarks(rows, root, console)
-    _print_showcase(rows, root, console)
+    for prompt, replies in showcase_of([read_player(root, row) for row in rows]):
+        print_replies(prompt, replies, console)
     for line in warnings(signs(summary, recipe_of_run(root))):
         console.print(Text(f"Warning: {printable(line)}", style="yellow"))
     for line in verdict_lines(summary, str(root)):
@@ -67,14 +67,3 @@ def _print_benchmarks(rows: list[TableRow], root: Path, console: Console) -> Non
     named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
     if any(named.values()):
         print_benchmarks(named, facts_of(root, benchmark_stage(START)), console)
-
-
-def _print_showcase(rows: list[TableRow], root: Path, console: Console) -> None:
-    shown = {row.model: entries for row in rows if (entries := _shown(root / row.stage))}
-    for index, first in enumerate(next(iter(shown.values()), [])):
-        print_replies(first["prompt"], {name: entries[index]["reply"] for name, entries in shown.items()}, console)
-
-
-def _shown(stage: Path) -> list[Mapping[str, str]]:
-    file = stage / SHOWCASE
-    return shown_of(read_json(file) if file.exists() else [], read_samples(stage / SAMPLES))
