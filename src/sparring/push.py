@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.export import export, new_folder
+from sparring.export import PLOTS, export, new_folder
 from sparring.locks import hold
 from sparring.players import Players
 from sparring.policy.folder import HUB_FILES
-from sparring.publish.cards import FOLDER as PLOTS
 from sparring.publish.cards import About, dataset_card, model_title
 from sparring.publish.pairs import write_pairs
 from sparring.stage_names import title_of_player

@@ -124,15 +124,6 @@ class PageSection:
     contents: str | None = None
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A table cell with more than plain text: `note` is in small print below it, `best` marks it."""
-
-    text: str
-    note: str = ""
-    best: bool = False
-
-
 @cache
 def _environment() -> Environment:
     environment = Environment(
@@ -183,10 +174,10 @@ def script_of(name: str) -> str:
     return text
 
 
-def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str | Cell]], numbers: bool = True) -> Markup:
-    """A table whose first column names the rows; the others are numbers, unless `numbers` is false. It scrolls where it is too wide."""
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    return render("table.html", caption=caption, headers=headers, rows=cells, numbers=numbers)
+def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, best: int | None = None) -> Markup:
+    """A table whose first column names the rows; the others are numbers, unless `numbers` is false. It scrolls where it is too wide.
+    best: the row that is marked."""
+    return render("table.html", caption=caption, headers=headers, rows=rows, numbers=numbers, best=best)
 
 
 def figure(svg: str, caption: str = "") -> Markup:

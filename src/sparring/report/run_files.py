@@ -64,11 +64,6 @@ class RunFiles:
         """The players of the game itself."""
         return [player for player in self.players if not player.apart]
 
-    @property
-    def best(self) -> ReportPlayer | None:
-        """The player that the summary names as the best; None if it names none."""
-        return next((player for player in self.players if player.row.is_best), None)
-
     def facts(self, stage: str) -> dict[str, Any]:
         """The facts of a finished stage; empty if there is no such stage."""
         return _read(self.root / stage / DONE, lambda _: facts_of(self.root, stage))

@@ -39,7 +39,7 @@ def side_by_side(run: RunFiles) -> Markup:
 
 def samples_data(run: RunFiles, limit: int) -> dict[str, Any]:
     """players: names; best: index of the best player; samples: per row its texts and the replies in the order of the players."""
-    best = run.best or run.played[-1]
+    best = next((player for player in run.players if player.row.is_best), run.played[-1])
     first = run.players[0].samples
     return {
         "players": [player.name for player in run.players],

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sparring.config import Recipe
 from sparring.console import fitting, printable
-from sparring.report.page import Cell, paragraph, table
+from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
 
@@ -207,8 +207,9 @@ def columns_markup(caption: str, columns: Sequence[Column], rows: Sequence[Table
     """The same table for a page; empty without rows or columns."""
     if not rows or not columns:
         return Markup("")
-    cells: list[list[str | Cell]] = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
-    return table(caption, [first, *(column.header for column in columns)], cells)
+    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
+    best = next((number for number, row in enumerate(rows) if row.is_best), None)
+    return table(caption, [first, *(column.header for column in columns)], cells, best=best)
 
 
 def print_replies(prompt: str, replies: Mapping[str, str], console: Console) -> None:
