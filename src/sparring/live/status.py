@@ -14,7 +14,7 @@ from sparring.console import counted, fitting, printable
 from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
-from sparring.report.tables import answer_words, samples_of, score_text
+from sparring.report.tables import Column, TableRow, answer_words, print_table, samples_of, score_text, with_error
 
 MOST_SCORES = 8
 
@@ -28,7 +28,7 @@ def print_status(state: RunState, out: Console) -> None:
         table.add_row(name, Text(fitting(value, out)))
     out.print(table)
     if shown := list(scores(state))[-MOST_SCORES:]:
-        out.print(_scores_table(shown, state.recipe.metric, state.process is ProcessState.FINISHED, out))
+        _print_scores(shown, state.recipe.metric, state.process is ProcessState.FINISHED, out)
     if state.process not in (ProcessState.FINISHED, ProcessState.RUNNING):
         out.print(Text(resume_command(state)), soft_wrap=True)
 
@@ -93,20 +93,16 @@ def _step(row: dict[str, Any]) -> str:
     return f"{where}, step {row['step'] + 1}: {', '.join(numbers)}"
 
 
-def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> Table:
-    so_far = "" if is_over else " so far"
-    table = Table(title=Text(fitting(f"Scores{so_far} (± standard error)", out)), title_justify="left")
+def _print_scores(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> None:
     names = {
         metric: metric_words(metric).replace("_", " "),
         **_sampled(shown[0][1]),
         "duel_margin": "duel margin",
         "duel_accuracy": "duel accuracy",
     }
-    for header in ("model", *names.values()):
-        table.add_column(header, justify="left" if header == "model" else "right")
-    for who, found in shown:
-        table.add_row(who, *(Text(fitting(score_text(found.get(name), 3), out)) for name in names))
-    return table
+    columns = [Column(header, with_error(name, 3)) for name, header in names.items()]
+    rows = [TableRow(who, None, found, stage="") for who, found in shown]
+    print_table(f"Scores{'' if is_over else ' so far'} (± standard error)", columns, rows, out)
 
 
 def _sampled(scores: dict[str, Any]) -> dict[str, str]:

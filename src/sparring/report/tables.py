@@ -262,27 +262,19 @@ def headrooms_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
     return {seed: found for seed, folder in folders.items() if (found := headroom_of(folder)) is not None}
 
 
-def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
-    """name -> value with its standard error, for the scores that were measured."""
-    return {
-        name.format(k=found["k"]): f"{score['value']:.3f} ± {score['stderr'] or 0:.3f}"
-        for key, name in NAMES.items()
-        if (score := found["scores"].get(key)) is not None
-    }
+def headroom_table(found: Mapping[str, Any]) -> tuple[list[Column], list[TableRow]]:
+    """Columns for the scores that were measured, and one row."""
+    scores = found["scores"]
+    columns = [Column(name.format(k=found["k"]), with_error(key, 3)) for key, name in NAMES.items() if scores.get(key)]
+    return columns, [TableRow(START, None, scores, headroom_stage())]
 
 
 def print_headroom(found: Mapping[str, Any], console: Console, title: str = TITLE) -> None:
-    """Print the headroom as a table with one row, and its sentence."""
-    cells = headroom_cells(found)
-    shown = Table(title=title, title_justify="left")
-    for name in cells:
-        shown.add_column(name, justify="right")
-    shown.add_row(*(fitting(cell, console) for cell in cells.values()))
-    console.print(shown)
+    """Print the headroom as a table, and its sentence."""
+    print_table(title, *headroom_table(found), console)
     console.print(Text(found["sentence"]))
 
 
 def headroom_markup(found: Mapping[str, Any]) -> Markup:
     """The headroom's sentence and table for the page."""
-    cells = headroom_cells(found)
-    return paragraph(found["sentence"]) + table(f"{TITLE} (± standard error over prompts)", ["", *cells], [["start", *cells.values()]])
+    return paragraph(found["sentence"]) + columns_markup(f"{TITLE} (± standard error over prompts)", *headroom_table(found))
