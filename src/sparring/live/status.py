@@ -94,23 +94,15 @@ def _step(row: dict[str, Any]) -> str:
 
 
 def _print_scores(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> None:
-    names = {
-        metric: metric_words(metric).replace("_", " "),
-        **_sampled(shown[0][1]),
-        "duel_margin": "duel margin",
-        "duel_accuracy": "duel accuracy",
-    }
+    first = shown[0][1]
+    names = {metric: metric_words(metric).replace("_", " ")}
+    if samples_of(first) > 1:
+        names |= {name: words for name, words in answer_words(first).items() if name != "exact_match_greedy"}
+        names |= {"vote_share": "vote share"} if "vote_share" in first else {}
+    names |= {"duel_margin": "duel margin", "duel_accuracy": "duel accuracy"}
     columns = [Column(header, with_error(name, 3)) for name, header in names.items()]
     rows = [TableRow(who, None, found, stage="") for who, found in shown]
     print_table(f"Scores{'' if is_over else ' so far'} (± standard error)", columns, rows, out)
-
-
-def _sampled(scores: dict[str, Any]) -> dict[str, str]:
-    """metric -> header for scores of several replies to a prompt, as in the other tables; empty for one reply."""
-    if samples_of(scores) == 1:
-        return {}
-    words = {name: word for name, word in answer_words(scores).items() if name != "exact_match_greedy"} | {"vote_share": "vote share"}
-    return {name: word for name, word in words.items() if name in scores}
 
 
 def _since(moment: str) -> str:

@@ -119,16 +119,9 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
     try:
         return reader(path)
     except (OSError, ValueError, RecursionError, pa.ArrowException) as error:  # text that is not UTF-8 or JSON is a ValueError
-        raise UserError(
-            f"cannot read this file: {_reason(error)}", where=str(path), remedy="restore it, or redo its stage with --restart-from"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    """The reason of an error as text; pyarrow's OSErrors have no `strerror`."""
-    if isinstance(error, FileNotFoundError):
-        return "there is none"
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        known = "there is none" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)  # pyarrow's have none
+        remedy = "restore it, or redo its stage with --restart-from"
+        raise UserError(f"cannot read this file: {known or first_line(error)}", where=str(path), remedy=remedy) from None
 
 
 def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, str]]]:

@@ -190,8 +190,8 @@ def sampled_figures(run: RunFiles) -> Iterator[Markup]:
     scores = [player.row.scores for player in run.played]
     if samples_of(scores[0]) == 1:
         return
-    words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
-    names = [name for name in words if all(name in found for found in scores)]
+    words = answer_words(scores[0])
+    names = [name for name in words if name != "exact_match_greedy" and all(name in found for found in scores)]
     series = [
         PlottedSeries(words[name], range(len(scores)), [found[name]["value"] for found in scores], look) for look, name in enumerate(names)
     ]

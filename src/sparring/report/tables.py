@@ -113,8 +113,7 @@ REPLY_COLUMNS = [
 
 def quality_columns(scores: Scores) -> list[Column]:
     """Columns for the scores of answers that were measured, then for likelihoods."""
-    words = {name: words for name, words in answer_words(scores).items() if name in scores}
-    return [*(Column(words, with_error(name, 3)) for name, words in words.items()), *_LIKELIHOOD_COLUMNS]
+    return [*(Column(words, with_error(name, 3)) for name, words in answer_words(scores).items()), *_LIKELIHOOD_COLUMNS]
 
 
 def score_tables(summary: Mapping[str, Any]) -> list[tuple[str, list[Column], list[TableRow]]]:
@@ -131,11 +130,12 @@ def score_tables(summary: Mapping[str, Any]) -> list[tuple[str, list[Column], li
 
 
 def answer_words(scores: Scores) -> dict[str, str]:
-    """Score of answers -> its header, whether it was measured or not. With k replies to a prompt exact match is pass@1."""
+    """Score of answers that was measured -> its header. With k replies to a prompt exact match is pass@1."""
     k = samples_of(scores)
     exact = "exact match" if k == 1 else f"pass@1 (k={k})"
     sampled = {f"pass_at_{k}": f"pass@{k}", f"maj_at_{k}": f"maj@{k}"} if k > 1 else {}
-    return {"exact_match": exact, "exact_match_greedy": "exact, greedy", **sampled}
+    words = {"exact_match": exact, "exact_match_greedy": "exact, greedy", **sampled}
+    return {name: word for name, word in words.items() if name in scores}
 
 
 def samples_of(scores: Scores) -> int:

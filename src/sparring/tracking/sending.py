@@ -135,7 +135,6 @@ class _Channel:
         for point in new:
             assert self.opened is not None
             self.opened.log(point.step, point.values)
-            self.opened.last = point.step
         if new:
             known["sent"][self.kind] = new[-1].step
             self.sender.remember()
