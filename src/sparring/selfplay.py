@@ -20,7 +20,7 @@ from sparring.policy.player import Player
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
-from sparring.report.summary import SUMMARY, Best, publish, read_summary
+from sparring.report.summary import SUMMARY, publish, read_summary
 from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import seed_folder, stages_from
@@ -138,16 +138,17 @@ def _publish(
     recipe, root = context.recipe, context.run.root
     write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
+    t = best_iteration(iterations, metric) if iterations else None
     best = None
-    if iterations:
-        t = best_iteration(iterations, metric)
+    if t is not None:
         ours, first = iterations[t][metric], start[metric]
-        best = Best(t, metric, ours["value"], first["value"], is_better(ours, first))
+        values = {"value": ours["value"], "start_value": first["value"], "beats_start": is_better(ours, first)}
+        best = {"iteration": t, "metric": metric, **values}
     shown = [
         {
             "name": section.title,
             "stage": section.folder,
-            "from_iteration": from_iteration(section, None if best is None else best.iteration),
+            "from_iteration": from_iteration(section, t),
             "scores": controls[section.folder],
         }
         for section in recipe.controls

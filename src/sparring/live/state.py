@@ -47,8 +47,8 @@ class ProcessState(Enum):
 
 @dataclass(frozen=True)
 class RunState:
-    """`stage`: the one in progress or the next one; None if all are finished. `silent_seconds`: since the run's process last wrote its
-    progress file. `last_finished`: the time at which the newest stage finished; an attempt that finds nothing to do ends later."""
+    """`stage`: the one in progress or the next one; None if all of `stages` are finished. `silent_seconds`: since the run's process last
+    wrote its progress file. `last_finished`: when the newest stage finished; an attempt that finds nothing to do ends later."""
 
     root: Path
     recipe: Recipe
@@ -56,7 +56,7 @@ class RunState:
     silent_seconds: float | None
     stage: str | None
     finished: int
-    stages: int
+    stages: list[str]
     last_finished: str | None
     now: Snapshot | None
     command: str
@@ -91,7 +91,7 @@ def read_state(root: Path) -> RunState:
         silent_seconds=_silent_seconds(root),
         stage=begun or (None if ended else next(iter(missing), None)),
         finished=len(names) - len(missing),
-        stages=len(names),
+        stages=names,
         last_finished=_last_finished(root, names),
         now=written.get("now"),
         command=_command(root, recipe, written),
@@ -102,7 +102,7 @@ def read_state(root: Path) -> RunState:
 
 def last_step(state: RunState) -> dict[str, Any] | None:
     """The newest line of metrics."""
-    names = [f"{name}{ending}" for name in reversed(stages_of_game(state.root, state.recipe)) for ending in (PARTIAL, "")]
+    names = [f"{name}{ending}" for name in reversed(state.stages) for ending in (PARTIAL, "")]
     rows = (_last_line(state.root / name / METRICS) for name in names)
     return next((row for row in rows if row is not None), None)
 

@@ -66,7 +66,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
         yield from _graded(state)
         return
     if state.stage is not None:
-        yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"
+        yield "stage", f"{state.stage} ({state.finished} of {len(state.stages)} finished)"
     if state.process is ProcessState.RUNNING and state.now is not None:
         yield "progress", in_one_line(state.now)
         if sample := state.now["sample"]:

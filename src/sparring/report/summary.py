@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")
 COSTS = ("wall_seconds", "sampled_tokens", "scored_tokens", "trained_tokens")
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best iteration by the recipe's metric, and whether it beats the start of the game."""
-
-    iteration: int
-    metric: str
-    value: float
-    start_value: float
-    beats_start: bool
-
-
 def publish(
     root: Path,
     recipe: Recipe,
@@ -36,12 +24,13 @@ def publish(
     start: Scores,
     iterations: Sequence[Scores],
     controls: Sequence[Mapping[str, Any]],
-    best: Best | None,
+    best: Mapping[str, Any] | None,
     reason: str | None,
 ) -> dict[str, Any]:
     """Write the run's summary, its joined metrics and the link `best`; returns the summary.
 
-    controls: each with its name, stage, from_iteration and scores. `reason` is None while the game is not over.
+    controls: each with its name, stage, from_iteration and scores. best: the best iteration with its metric, value, start_value, and
+    whether it beats_start. `reason` is None while the game is not over.
     """
     # stages of a control of an earlier recipe, or of more iterations, may still be on the disk, but are not part of this game
     folders = [control["stage"] for control in controls]
@@ -60,18 +49,18 @@ def publish(
         ],
         "controls": [{**control, **_held_out_failures(root, control["stage"])} for control in controls],
         **_headroom(root, recipe),
-        "best": None if best is None else vars(best),
+        "best": best,
         "stop_reason": reason,
         "stages": {name: cost for name in stages if (cost := _cost(root, name))},
     }
     headroom = summary.get("headroom", {}).get("scores")
     rows = list(rows_of(summary))
-    summary["ranking"] = [] if best is None else ranking(root, rows, best.metric, recipe.stop.confidence, headroom)
+    summary["ranking"] = [] if best is None else ranking(root, rows, best["metric"], recipe.stop.confidence, headroom)
     write_json(root / SUMMARY, summary)
     played = [iteration_stage(t, "train") for t in range(len(iterations))]
     _join_metrics(root, [SFT, *played, *(control_stage(folder, "train") for folder in folders)])
     if best is not None:
-        replace_link(root / "best", f"iterations/{best.iteration:03d}")
+        replace_link(root / "best", iteration_name(best["iteration"]))
     return summary
 
 
