@@ -39,18 +39,10 @@ PAPER: dict[str, Any] = {
 }
 
 
-class Difference(NamedTuple):
-    """A key that the recipe sets to another value than the paper."""
-
-    key: str
-    ours: Any
-    papers: Any
-
-
-def differences_from_paper(recipe: Recipe) -> list[Difference]:
-    """The settings of PAPER that this recipe sets to something else."""
-    found = [Difference(key, reduce(getattr, key.split("."), recipe), value) for key, value in PAPER.items()]
-    return [one for one in found if _plain(one.ours) != _plain(one.papers)]
+def differences_from_paper(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """key -> (this recipe's value, the paper's), for the settings of PAPER that differ."""
+    ours = {key: reduce(getattr, key.split("."), recipe) for key in PAPER}
+    return {key: (ours[key], value) for key, value in PAPER.items() if _plain(ours[key]) != _plain(value)}
 
 
 def _plain(value: Any) -> Any:

@@ -187,8 +187,8 @@ def _data(run: RunFiles) -> Markup:
 
 def _recipe(run: RunFiles) -> Markup:
     found = differences_from_paper(run.recipe)
-    rows = [[one.key, show(one.ours), show(one.papers)] for one in found]
-    equal = [key for key in PAPER if key not in {one.key for one in found}]
+    rows = [[key, show(ours), show(papers)] for key, (ours, papers) in found.items()]
+    equal = [key for key in PAPER if key not in found]
     parts = [
         table("Where this differs from the experiment of the paper (arXiv 2401.01335)", ["key", "here", "paper"], rows, numbers=False),
         paragraph(f"As in the paper: {', '.join(equal)}.") if equal else Markup(""),
