@@ -212,7 +212,7 @@ def test_a_licence_is_read_where_it_stands_and_never_guessed(tmp_path: Path, car
         (tmp_path / "README.md").write_text(card)
     for path in (tmp_path, tmp_path / "rows.jsonl"):
         (tmp_path / "rows.jsonl").touch()
-        found = licence_of(str(path), "model", None, "--base-licence")
+        found = licence_of(str(path), "base", {})
         assert found.name == name and source in found.source
         assert str(tmp_path) not in str(found) and str(found).startswith(name or "unknown")
 
@@ -224,9 +224,9 @@ def test_a_licence_of_the_hub_comes_from_the_cache(tmp_path: Path, monkeypatch: 
     (repo / "refs" / "main").write_text("abc")
     (repo / "snapshots" / "abc" / "README.md").write_text("---\nlicense: llama3\n---\n")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    assert str(licence_of("me/base", "model", None, "--base-licence")) == "llama3 (from the card of me/base)"
-    assert licence_of("me/other", "model", None, "--base-licence").name is None
-    assert licence_of("package:no_such_package/x.gguf", "model", None, "--base-licence").name is None
+    assert str(licence_of("me/base", "base", {})) == "llama3 (from the card of me/base)"
+    assert licence_of("me/other", "base", {}).name is None
+    assert licence_of("package:no_such_package/x.gguf", "base", {}).name is None
 
 
 # --- the Hub

@@ -13,8 +13,7 @@ from huggingface_hub import DatasetCard, ModelCard
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
-from sparring.publish.cards import About, model_card
-from sparring.publish.graded_cards import how_learned, pairs_body
+from sparring.publish.cards import About, how_learned, model_card, pairs_body
 from sparring.publish.names import public
 from sparring.publish.pairs import splits
 

@@ -20,7 +20,7 @@ from sparring.tracking.points import Point, identities, points, series_of
 from sparring.tracking.sending import _Sender
 from sparring.tracking.trackers import Opened, flat, require_trackers
 
-STEP, REMEMBER = "sparring.training.fit:_Trainer.step", "sparring.tracking.sending:_Memory.write"
+STEP, REMEMBER = "sparring.training.fit:_Trainer.step", "sparring.tracking.sending:_Sender.remember"
 # Of the game: 6 steps of SFT, 6 and 12 of the two iterations; the control trains on from the 6.
 GAME_STEPS, EVALUATED_AT = list(range(1, 25)), [6, 12, 24]
 

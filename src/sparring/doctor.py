@@ -64,7 +64,7 @@ def _versions() -> Iterator[Finding]:
     for requirement in _requirements():
         problem = _problem(requirement)
         if problem is not None:
-            yield Finding(requirement.name, problem, f"pip install '{_bare(requirement)}'")
+            yield Finding(requirement.name, problem, f"pip install '{requirement.name}{requirement.specifier}'")
         elif requirement.name in SHOWN:
             yield Finding(requirement.name, metadata.version(requirement.name))
 
@@ -93,21 +93,17 @@ def _problem(requirement: Requirement) -> str | None:
     return None if is_right else f"{version} is installed, but {PACKAGE} needs {requirement.specifier}"
 
 
-def _bare(requirement: Requirement) -> str:
-    return f"{requirement.name}{requirement.specifier}"
-
-
 def _machine() -> Iterator[Finding]:
     from sparring.policy.container import available_memory, total_memory
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {total_memory() / GB:.1f} GB of memory free")
     yield from _gpus()
-    here, may_write = Path.cwd(), os.access(".", os.W_OK)
-    value = f"{shutil.disk_usage(here).free / GB:.1f} GB free in {here}"
-    yield Finding(
-        "disk", value if may_write else f"{here} cannot be written to", None if may_write else "go to a folder that you may write to"
-    )
+    here = Path.cwd()
+    if os.access(here, os.W_OK):
+        yield Finding("disk", f"{shutil.disk_usage(here).free / GB:.1f} GB free in {here}")
+    else:
+        yield Finding("disk", f"{here} cannot be written to", "go to a folder that you may write to")
 
 
 def _gpus() -> Iterator[Finding]:

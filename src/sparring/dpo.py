@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from sparring.config import ControlSection, DataSection, PairsSection, TrainSection, at_iteration, control_batch_size, control_lr
 from sparring.console import log
@@ -23,7 +23,7 @@ from sparring.stages.run_stage import Examples
 from sparring.stages.score import score_stage
 from sparring.stages.sft import fit_model
 from sparring.training.opponent_pass import read_logps
-from sparring.training.plan import TrainPlan, make_plan, order_seed, steps_plan
+from sparring.training.plan import make_plan, order_seed, steps_plan
 from sparring.training.tasks import SpinTask
 
 PAIRS = "pairs.parquet"
@@ -36,11 +36,6 @@ class Limits:
 
     section: DataSection
 
-    @classmethod
-    def of(cls, data: DataSection) -> Self:
-        """The limits that the rows have."""
-        return cls(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
-
     def inputs(self) -> dict[str, Any]:
         """For the fingerprint; options that were added later are left out while they have their defaults."""
         return {"limits": {**self.section.model_dump(include=set(DATA_LIMITS)), **changed(self.section, ROW_OPTIONS)}}
@@ -51,7 +46,8 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     assert section.pairs is not None
     name, data, seed = control_stage(section.folder, "pairs"), context.recipe.data, context.recipe.seed
     chat, held_out = context.chat, context.held_out
-    work = partial(_prepare, section.title, pairs=section.pairs, limits=Limits.of(data), held_out=held_out, chat=chat, seed=seed)
+    limits = Limits(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
+    work = partial(_prepare, section.title, pairs=section.pairs, limits=limits, held_out=held_out, chat=chat, seed=seed)
     return context.stages.run_stage(name, work)
 
 
@@ -69,18 +65,24 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Player, p
 
     forward_tokens: the budget if the recipe gives no epochs.
     """
-    prepared, name = _prepared(context, section, played, forward_tokens), control_stage(section.folder, "train")
+    recipe, name = context.recipe, control_stage(section.folder, "train")
+    duels = read_pairs(pairs_stage(context, section).path / PAIRS)
+    settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
+    epochs = section.epochs or _epochs(duels, forward_tokens, settings.forward_passes, _layout(context))
+    lr, order = control_lr(recipe, section), order_seed(recipe.seed, played)
+    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order, name=section.title)
+    scored, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
     work = partial(
         _train,
         context.common(name),
-        prepared.duels,
-        train=context.with_budget(prepared.settings.model_copy(update={"lr": prepared.plan.lr, "epochs": None})),
-        steps=prepared.plan.steps,
+        duels,
+        train=context.with_budget(settings.model_copy(update={"lr": plan.lr, "epochs": None})),
+        steps=plan.steps,
         beta=section.beta,
         reference=reference,
-        reference_logps=_score(context, section, reference, prepared),
-        order=prepared.plan.seed,
-        seed=context.recipe.seed,
+        reference_logps=score_stage(context, scored, reference, duels, plan, settings, phase),
+        order=order,
+        seed=recipe.seed,
     )
     return Player.of_stage(context.stages.run_stage(name, work))
 
@@ -102,33 +104,6 @@ def _train(
     plan = steps_plan(train, len(duels), lr=at_iteration(train.lr, 0), steps=steps, seed=order)
     task = SpinTask(duels, read_logps(reference_logps.path), beta, "logistic")
     return fit_model(common, stage, reference, task, plan, train)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    duels: list[Duel]
-    plan: TrainPlan
-    settings: TrainSection
-
-
-def _prepared(context: RunContext, section: ControlSection, played: int, forward_tokens: int) -> _Prepared:
-    duels = read_pairs(pairs_stage(context, section).path / PAIRS)
-    settings = _settings(context, section)
-    epochs = section.epochs or _epochs(duels, forward_tokens, settings.forward_passes, _layout(context))
-    lr = control_lr(context.recipe, section)
-    plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order_seed(context.recipe.seed, played), name=section.title)
-    return _Prepared(duels, plan, settings)
-
-
-def _settings(context: RunContext, section: ControlSection) -> TrainSection:
-    """The game's training options with the control's batch size."""
-    train = context.recipe.train
-    return train.model_copy(update={"batch_size": control_batch_size(context.recipe, section), "horizon_epochs": None})
-
-
-def _score(context: RunContext, section: ControlSection, reference: Player, prepared: _Prepared) -> StageRecord:
-    name, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
-    return score_stage(context, name, reference, prepared.duels, prepared.plan, prepared.settings, phase)
 
 
 def _layout(context: RunContext) -> Layout:

@@ -75,11 +75,6 @@ class Rows:
     held_out: int | float
     notices: tuple[str, ...]
 
-    @property
-    def sample(self) -> list[tuple[str, Conversation]]:
-        """The first SAMPLE_ROWS rows with their places."""
-        return self.located[:SAMPLE_ROWS]
-
 
 def write_example(output: Path, force: bool) -> None:
     """Write the built-in tiny game."""
@@ -93,8 +88,9 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     values: dict[str, Any] = {"run_dir": f"runs/{_name_of(data)}", "model": {"path": model}, "data": {"path": data}}
     wanted = load_recipe(values, overrides)
     rows = _look(wanted)
-    lengths = _lengths(rows.sample, wanted.model)
-    proposal = propose([row.reply for _, row in rows.sample])
+    sample = rows.located[:SAMPLE_ROWS]
+    lengths = _lengths(sample, wanted.model)
+    proposal = propose([row.reply for _, row in sample])
     values, comments = _proposed(values, rows, lengths, proposal)
     for override in overrides:
         values = apply_override(values, override)
@@ -168,13 +164,9 @@ def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> R
         why = "the model's tokenizer is not on this machine"
     except UserError as error:  # a game would stop at it; it can be fixed in the recipe
         why = f"the tokenizer cannot be used yet: {error}"
-    prompts, replies = ([_estimated(text) for text in texts] for texts in zip(*map(_texts, rows), strict=True))
+    prompts = [_estimated("\n".join(turn["content"] for turn in row.prompt)) for _, row in rows]
+    replies = [_estimated(row.text) for _, row in rows]
     return RowLengths(prompts, replies, f"estimated as {TOKENS_PER_WORD} a word: {why}", False)
-
-
-def _texts(located: tuple[str, Conversation]) -> tuple[str, str]:
-    _, row = located
-    return "\n".join(turn["content"] for turn in row.prompt), row.text
 
 
 def _estimated(text: str) -> int:
@@ -191,7 +183,18 @@ def _proposed(
     limits = {key: max(DataSection.model_fields[key].default, min(LONGEST, _rounded(tokens))) for key, tokens in longest.items()}
     columns = {"columns": dict(rows.columns)} if rows.columns else {}
     data = {**values["data"], "shape": rows.shape, **columns, "held_out": rows.held_out, **limits}
-    found = {**values, "data": data, **_settings(count, _rounded(lengths.usual_reply))}
+    # batches of a size that gives some eight steps an epoch or more
+    batch = max(4, min(64, 2 ** int(math.log2(max(count, 8) / 8))))
+    found = {
+        **values,
+        "data": data,
+        "sft": {"lr": 2e-5, "epochs": 1, "batch_size": batch},
+        "iterations": 3,
+        "sampling": {"max_new_tokens": _rounded(lengths.usual_reply), "replies_per_prompt": 2},
+        "objective": {"window": 2},  # beta has its default, which the target decides
+        "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": batch},
+        "controls": "continued-sft",
+    }
     comments = {f"data.{key}": f"the longest of {len(lengths.replies)} rows has {tokens}" for key, tokens in longest.items()}
     comments["data.held_out"] = f"of {count} rows: for evaluation only"
     how = "counted" if lengths.are_counted else "estimated from words"
@@ -200,19 +203,6 @@ def _proposed(
         found["evaluate"] = {"answer_pattern": proposal.form.pattern}
         comments["evaluate.answer_pattern"] = _in_words(proposal)
     return found, {**COMMENTS, **comments}
-
-
-def _settings(rows: int, max_new_tokens: int) -> dict[str, Any]:
-    """The sections that follow the data; batches of a size that gives some eight steps an epoch or more."""
-    batch = max(4, min(64, 2 ** int(math.log2(max(rows, 8) / 8))))
-    return {
-        "sft": {"lr": 2e-5, "epochs": 1, "batch_size": batch},
-        "iterations": 3,
-        "sampling": {"max_new_tokens": max_new_tokens, "replies_per_prompt": 2},
-        "objective": {"window": 2},  # beta has its default, which the target decides
-        "train": {"optimizer": "adamw", "lr": 1e-5, "epochs": 1, "batch_size": batch},
-        "controls": "continued-sft",
-    }
 
 
 def _rounded(tokens: int) -> int:

@@ -13,10 +13,15 @@ from sparring.players import BASE, Players
 from sparring.policy.adapters import base_of, is_adapter, name_base
 from sparring.policy.folder import HUB_FILES, check_files
 from sparring.policy.load import convert, merge, name_ends
-from sparring.publish.cards import About, model_card, write_plots
+from sparring.publish.cards import About, model_card
 from sparring.publish.names import is_hub_id
 from sparring.report.outcome import higher_ranked
+from sparring.report.page import svg_file
+from sparring.report.run_files import read_run
+from sparring.report.run_plots import card_figures
 from sparring.stage_names import title_of_player
+
+PLOTS = "plots"
 
 
 def export(
@@ -43,7 +48,7 @@ def export(
     if dtype is not None:
         convert(temporary, dtype)
     about = about or About.of(players.recipe, unanswered=players.unanswered)
-    card = model_card(players.recipe, players.summary, player, about, adapter, write_plots(root, temporary))
+    card = model_card(players.recipe, players.summary, player, about, adapter, _write_plots(root, temporary))
     (temporary / "README.md").write_text(card, encoding="utf-8")
     if target.exists():
         target.rmdir()
@@ -69,6 +74,16 @@ def new_folder(path: Path) -> Path:
     except (OSError, ValueError) as error:  # ValueError: a NUL in it
         raise UserError(f"cannot create this folder: {first_line(error)}", where=str(path)[:100], remedy="choose another") from None
     return path
+
+
+def _write_plots(root: Path, target: Path) -> dict[str, str]:
+    """Plot the run's scores over its players into `target`/plots; returns score -> file, relative to `target`."""
+    (target / PLOTS).mkdir()
+    files = {}
+    for name, svg in card_figures(read_run(root)).items():
+        files[name] = f"{PLOTS}/{name}.svg"
+        (target / files[name]).write_text(svg_file(svg), encoding="utf-8")
+    return files
 
 
 def _write_model(players: Players, player: str, target: Path, adapter: bool) -> None:

@@ -18,8 +18,8 @@ from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.policy.player import Player
-from sparring.report.summary import OF_SUMMARY, SUMMARY
-from sparring.rundir import RunDir, StageRecord, digest, read_object
+from sparring.report.summary import read_summary
+from sparring.rundir import RunDir, StageRecord, digest
 from sparring.stage_names import SFT, START, measure_stage, owner_of, player_name, recipe_of_game
 
 BASE = "base"
@@ -37,7 +37,7 @@ class Players:
     def __init__(self, root: Path) -> None:
         self.recipe: Recipe = recipe_of_game(root)
         self.run = RunDir(root)
-        self.summary: dict[str, Any] | None = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else None
+        self.summary = read_summary(root)
         self.stages = {name: stage for name, stage in self._possible().items() if stage is None or self.run.finished(stage)}
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import psutil
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
@@ -75,15 +75,12 @@ def in_one_line(now: Snapshot, width: int | None = None) -> str:
         left.append(f"{_clock(of_game)} of the game")
     numbers = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in now["numbers"].items()]
     parts = [f"{done}/{total} {now['unit']}", *left, *numbers, *([f"{rate:.3g}/s"] if rate > 0 else []), f"{place} {size / 1e9:.1f} GB"]
-    line = f"{_place(game)}{_phase(now['phase'], game)} {parts[0]}"
+    place_in_game = f"[{game['number']}/{game['stages']}] " if game else ""
+    line = f"{place_in_game}{_phase(now['phase'], game)} {parts[0]}"
     for part in parts[1:]:
         if width is None or len(line) + 2 + len(part) <= width:
             line += f"  {part}"
     return line if width is None else line[:width]
-
-
-def _place(game: GameProgress | None) -> str:
-    return f"[{game['number']}/{game['stages']}] " if game else ""
 
 
 def _phase(phase: str, game: GameProgress | None) -> str:
@@ -106,28 +103,22 @@ def _clock(seconds: float) -> str:
     return str(timedelta(seconds=round(min(seconds, 1e9))))
 
 
-class ProgressLine:
-    """The progress line of a terminal, built from `newest()` whenever it is rendered, with a bar if there is room."""
-
-    def __init__(self, newest: Any) -> None:
-        self._newest = newest
-
-    def __rich_console__(self, terminal: Console, options: ConsoleOptions) -> RenderResult:
-        now: Snapshot | None = self._newest()
-        if now is None:
-            return
-        text = Text(in_one_line(now, options.max_width - 1), no_wrap=True, overflow="crop", end="")
-        width = min(BAR_WIDTH, options.max_width - 3 - len(text))
-        if width >= 8 and now["total"]:
-            full = round(width * now["done"] / now["total"])
-            done, left = ("#", "-") if options.ascii_only else ("\u2501", "\u2500")
-            text.append("  ").append(done * full, style="green").append(left * (width - full), style="dim")
-        yield text
+def live_line(newest: Callable[[], Snapshot | None], terminal: Console) -> Live:
+    """Shows the line of `newest()` on `terminal` until it is stopped, and then removes it."""
+    return Live(get_renderable=lambda: _with_bar(newest(), terminal), console=terminal, refresh_per_second=4, transient=True)
 
 
-def live_line(newest: Any, terminal: Console) -> Live:
-    """Renders that line on `terminal` until it is stopped, and then removes it."""
-    return Live(ProgressLine(newest), console=terminal, refresh_per_second=4, transient=True)
+def _with_bar(now: Snapshot | None, terminal: Console) -> RenderableType:
+    """The line, with a bar if there is room; nothing while there is none."""
+    if now is None:
+        return Group()
+    text = Text(in_one_line(now, terminal.width - 1), no_wrap=True, overflow="crop", end="")
+    width = min(BAR_WIDTH, terminal.width - 3 - len(text))
+    if width >= 8 and now["total"]:
+        full = round(width * now["done"] / now["total"])
+        done, left = ("#", "-") if terminal.options.ascii_only else ("\u2501", "\u2500")
+        text.append("  ").append(done * full, style="green").append(left * (width - full), style="dim")
+    return text
 
 
 # ---------------------------------------------------------------------------------------------- one phase
@@ -179,13 +170,12 @@ class PhaseProgress:
     def snapshot(self) -> Snapshot:
         """The state now; `rate` is units per second since this attempt began."""
         seconds = time.monotonic() - self._start
-        rate = (self.done - self._first) / seconds if seconds > 0 else 0.0
         return Snapshot(
             phase=self.phase,
             unit=self.unit,
             done=self.done,
             total=self.total,
-            rate=rate,
+            rate=(self.done - self._first) / seconds if seconds > 0 else 0.0,
             numbers=self._numbers,
             memory=self._memory,
             sample=self._sample,

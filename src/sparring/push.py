@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sparring.console import log
 from sparring.errors import UserError
-from sparring.export import export, new_folder
+from sparring.export import PLOTS, export, new_folder
 from sparring.locks import hold
 from sparring.players import Players
 from sparring.policy.folder import HUB_FILES
-from sparring.publish.cards import FOLDER as PLOTS
 from sparring.publish.cards import About, dataset_card, model_title
 from sparring.publish.pairs import write_pairs
 from sparring.stage_names import title_of_player
@@ -31,7 +30,7 @@ class PushOptions:
     """What is to be published: the options of the command.
 
     repo: of the model; dataset_repo: of the replies; at least one of them. revision: the branch of the player that is chosen.
-    all_iterations: every iteration's player too, in the branch iteration-N. Licences: see publish/names.py.
+    all_iterations: every iteration's player too, in the branch iteration-N. licences: see `About.of`.
     """
 
     repo: str | None
@@ -42,10 +41,7 @@ class PushOptions:
     private: bool = False
     revision: str | None = None
     all_iterations: bool = False
-    base_licence: str | None = None
-    data_licence: str | None = None
-    pairs_licence: str | None = None
-    prompts_licence: str | None = None
+    licences: Mapping[str, str | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,9 @@ def push(root: Path, options: PushOptions, dry_run: Path | None = None) -> Itera
     uploads = _uploads(Players(root), options)
     if dry_run is not None:
         target = new_folder(dry_run)
-        yield from (_write(upload, target) for upload in uploads)
+        for upload in uploads:
+            upload.make(target / upload.name)
+            yield f"wrote {upload.title} to {target / upload.name}"
         return
     hub = Hub()
     with hold(root, LOCK):
@@ -85,10 +83,7 @@ def _uploads(players: Players, options: PushOptions) -> list[Upload]:
     revisions = [name for name in players.stages if name.isdigit()] if options.all_iterations else []
     about = About.of(
         players.recipe,
-        options.base_licence,
-        options.data_licence,
-        options.pairs_licence,
-        options.prompts_licence,
+        options.licences,
         unanswered=players.unanswered,
         repo=options.repo,
         dataset_repo=options.dataset_repo,
@@ -119,11 +114,6 @@ def _data(players: Players, about: About, folder: Path) -> None:
         hint = "; --data-licence and --prompts-licence name them" if None in (about.data.name, about.prompts and about.prompts.name) else ""
         log.warning(f"the data set's card names no licence, because {found}{hint}")
     (folder / "README.md").write_text(dataset_card(players.recipe, counts, about), encoding="utf-8")
-
-
-def _write(upload: Upload, target: Path) -> str:
-    upload.make(target / upload.name)
-    return f"wrote {upload.title} to {target / upload.name}"
 
 
 def _send(upload: Upload, hub: Hub, root: Path, private: bool) -> str:

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
-from sparring.console import printable
 from sparring.data.chat import Chat
 from sparring.data.records import Message
 from sparring.errors import UserError
@@ -44,11 +39,3 @@ def _check_fits(chat: Chat, turns: list[Message], max_new_tokens: int, context: 
             where="prompt",
             remedy="give a shorter prompt",
         )
-
-
-def print_answers(prompt: str, found: dict[str, str], console: Console) -> None:
-    """Print a prompt with each player's answer."""
-    table = Table(title=Text(f"Prompt: {printable(prompt)}"), title_justify="left", show_header=False)
-    for name, text in found.items():
-        table.add_row(name, Text(printable(text)))
-    console.print(table)

@@ -20,7 +20,7 @@ from sparring.policy.player import Player
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
-from sparring.report.summary import SUMMARY, Best, publish, published_iterations
+from sparring.report.summary import SUMMARY, publish, read_summary
 from sparring.report.update import update_report
 from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
 from sparring.stage_names import seed_folder, stages_from
@@ -119,7 +119,8 @@ def publish_iteration(context: RunContext, start: PlayerScores, iterations: Sequ
     """Publish the results of an iteration, unless the summary has later ones: resuming must not roll the summary back."""
     if context.is_rank:
         return
-    if len(iterations) > published_iterations(context.run.root):
+    published = read_summary(context.run.root)
+    if published is None or len(iterations) > len(published["iterations"]):
         _publish(context, start, iterations, {}, None)
     warn_of_collapse(context, start, iterations)
 
@@ -137,22 +138,23 @@ def _publish(
     recipe, root = context.recipe, context.run.root
     write_text(root / RECIPE, to_yaml(recipe))
     metric = recipe.metric
+    t = best_iteration(iterations, metric) if iterations else None
     best = None
-    if iterations:
-        t = best_iteration(iterations, metric)
+    if t is not None:
         ours, first = iterations[t][metric], start[metric]
-        best = Best(t, metric, ours["value"], first["value"], is_better(ours, first))
+        values = {"value": ours["value"], "start_value": first["value"], "beats_start": is_better(ours, first)}
+        best = {"iteration": t, "metric": metric, **values}
     shown = [
         {
             "name": section.title,
             "stage": section.folder,
-            "from_iteration": from_iteration(section, None if best is None else best.iteration),
+            "from_iteration": from_iteration(section, t),
             "scores": controls[section.folder],
         }
         for section in recipe.controls
         if section.folder in controls
     ]
-    before = read_json(root / SUMMARY) if (root / SUMMARY).exists() else None
+    before = read_summary(root)
     summary = publish(root, recipe, "SFT" if recipe.sft else "start", start, iterations, shown, best, reason)
     log_new_symptoms(before, summary, recipe)
     if recipe.report:

@@ -11,7 +11,7 @@ from typing import Any
 from sparring.config import load_recipe, to_yaml
 from sparring.data.tables import write_table
 from sparring.evaluation.metrics import accuracy_score, auc_score, mean_score, ratio_score
-from sparring.report.summary import Best, publish
+from sparring.report.summary import publish
 from sparring.rundir import write_json, write_text
 from sparring.stage_names import START, control_stage, evaluate_stage, iteration_stage
 
@@ -48,7 +48,8 @@ def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: s
     for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), control_stage(CONTROL, "train")):
         _trained(root, name)
     _done(root / "data", {"counts": {"read": 4000, "train": 84, "held_out": rows}, "wall_seconds": 0.2})
-    best = Best(1, "exact_match", second["exact_match"]["value"], start["exact_match"]["value"], True)
+    values = {"value": second["exact_match"]["value"], "start_value": start["exact_match"]["value"], "beats_start": True}
+    best = {"iteration": 1, "metric": "exact_match", **values}
     shown = {"name": "continued SFT", "stage": CONTROL, "from_iteration": None, "scores": control}
     publish(root, made, "SFT", start, [first, second], [shown] if stop_reason else [], best, stop_reason)
     libraries = {"torch": "2.13.0", "transformers": "5.19.0"}

@@ -34,7 +34,9 @@ def arm(player: str, value: float, behind: tuple[float, float, float] | None = N
 
 def judged(*arms: dict[str, Any], best: int = 1) -> str:
     found = {"iteration": best, "metric": "nll_per_token", "value": 2.5, "start_value": 2.6, "beats_start": True}
-    return verdict({"best": found, "stop_reason": "iterations: all 2 are played", "ranking": list(arms)}, "runs/x")
+    whole = {"scores": {"truncated": {"value": 0.0, "n": 200}}}
+    players = {"start": whole, "iterations": [{"iteration": 1, **whole}], "controls": [{"stage": "continued-sft", **whole}]}
+    return verdict({**players, "best": found, "stop_reason": "iterations: all 2 are played", "ranking": list(arms)}, "runs/x")
 
 
 # ---------------------------------------------------------------------------------------------- the order

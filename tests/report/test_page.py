@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 from markupsafe import Markup
 
-from sparring.report.page import TEMPLATES, Cell, PageSection, code, packed_data, paragraph, render_page, script_of, table
+from sparring.report.page import TEMPLATES, PageSection, code, packed_data, paragraph, render_page, script_of, table
 from sparring.report.untrusted import CUT_AT, shortened, visible
 
 HOSTILE = [
@@ -51,7 +51,7 @@ def policy_of(page: str) -> str:
 
 
 def page_of(text: str) -> str:
-    body = Markup("").join([paragraph(text), table(text, [text, text], [[text, Cell(text, note=text)]]), code(text, text)])
+    body = Markup("").join([paragraph(text), table(text, [text, text], [[text, text]]), code(text, text)])
     return render_page(text, paragraph(text, "verdict"), [PageSection("a", text, body, text)], "let a = 1;", text)
 
 

@@ -26,9 +26,10 @@ def sample(
     """Answer one prompt with every iteration, side by side."""
     with outcome():
         set_up_logging(quiet=True)
-        from sparring.samples import answers, print_answers
+        from sparring.report.tables import print_replies
+        from sparring.samples import answers
 
-        print_answers(prompt, answers(run, prompt, temperature, seed, system), stdout())
+        print_replies(prompt, answers(run, prompt, temperature, seed, system), stdout())
 
 
 def status(run: RunFolder) -> None:

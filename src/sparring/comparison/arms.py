@@ -28,8 +28,8 @@ from sparring.errors import UserError
 from sparring.evaluation.benchmarks import SampledMetric
 from sparring.evaluation.metrics import Score, all_metrics, higher_is_better, mean_score, ratio_score
 from sparring.locks import holder
-from sparring.report.summary import OF_SUMMARY, SUMMARY
-from sparring.rundir import RunDir, read_object
+from sparring.report.summary import read_summary
+from sparring.rundir import RunDir
 from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
 
 ITEMS = "items.parquet"
@@ -231,7 +231,7 @@ class Game:
         """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
-        self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
+        self.summary: dict[str, Any] = read_summary(root) or _nothing_yet()
         process = holder(root)  # a finished game may be resumed with more iterations or controls
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:

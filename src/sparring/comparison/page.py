@@ -28,7 +28,7 @@ def _section(found: RunComparison, metric: Metric) -> Markup:
     points = list(_points(found, metric.name))
     if points:
         caption = f"{_heading(metric)} against compute"
-        plot = plots.quality_against_compute(points, metric_words(metric.name), f"compute-{_id(metric.name)}", caption)
+        plot = plots.quality_against_compute(f"compute-{_id(metric.name)}", caption, points, metric_words(metric.name))
         body += page.figure(plot, "Floating-point operations since the base model. Bars: one standard error. Lines: iterations.")
     return body
 

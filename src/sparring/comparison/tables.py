@@ -11,8 +11,8 @@ from rich.text import Text
 
 from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison, verdict
 from sparring.console import fitting, printable
-from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words
+from sparring.report.tables import score_text
 
 HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens", "FLOPs", "wall time")
 
@@ -97,19 +97,13 @@ def _each(value: Any) -> Iterable[Any]:
 
 def _of_metric(found: RunComparison, row: ComparisonRow, cell: ComparisonCell) -> list[str]:
     if f"{row.run}:{row.player}" == found.against:
-        return [_value(cell.score), "reference", "", "", ""]
+        return [score_text(cell.score, 4), "reference", "", "", ""]
     paired = cell.paired
     if paired is None:
-        return [_value(cell.score), *["-"] * 4]
+        return [score_text(cell.score, 4), *["-"] * 4]
     interval = "-" if paired.low is None else f"[{paired.low:+.4f}, {paired.high:+.4f}]"
     error = "" if paired.stderr is None else f" ± {paired.stderr:.4f}"
-    return [_value(cell.score), f"{paired.difference:+.4f}{error}", interval, _p(paired.p), _p(cell.p_holm)]
-
-
-def _value(score: Score | None) -> str:
-    if score is None:
-        return "-"
-    return f"{score['value']:.4f}" + ("" if score["stderr"] is None else f" ± {score['stderr']:.4f}")
+    return [score_text(cell.score, 4), f"{paired.difference:+.4f}{error}", interval, _p(paired.p), _p(cell.p_holm)]
 
 
 def _p(p: float | None) -> str:

@@ -27,7 +27,6 @@ from sparring.stage_names import (
     START,
     evaluate_stage,
     iteration_name,
-    iteration_stage,
     recipe_of_game,
     stages_of_game,
     title_of,
@@ -48,8 +47,8 @@ class ProcessState(Enum):
 
 @dataclass(frozen=True)
 class RunState:
-    """`stage`: the one in progress or the next one; None if all are finished. `silent_seconds`: since the run's process last wrote its
-    progress file. `last_finished`: the time at which the newest stage finished; an attempt that finds nothing to do ends later."""
+    """`stage`: the one in progress or the next one; None if all of `stages` are finished. `silent_seconds`: since the run's process last
+    wrote its progress file. `last_finished`: when the newest stage finished; an attempt that finds nothing to do ends later."""
 
     root: Path
     recipe: Recipe
@@ -57,7 +56,7 @@ class RunState:
     silent_seconds: float | None
     stage: str | None
     finished: int
-    stages: int
+    stages: list[str]
     last_finished: str | None
     now: Snapshot | None
     command: str
@@ -92,7 +91,7 @@ def read_state(root: Path) -> RunState:
         silent_seconds=_silent_seconds(root),
         stage=begun or (None if ended else next(iter(missing), None)),
         finished=len(names) - len(missing),
-        stages=len(names),
+        stages=names,
         last_finished=_last_finished(root, names),
         now=written.get("now"),
         command=_command(root, recipe, written),
@@ -103,14 +102,14 @@ def read_state(root: Path) -> RunState:
 
 def last_step(state: RunState) -> dict[str, Any] | None:
     """The newest line of metrics."""
-    rows = (_last_line(folder / METRICS) for name in reversed(stages_of_game(state.root, state.recipe)) for folder in _folders(state, name))
+    names = [f"{name}{ending}" for name in reversed(state.stages) for ending in (PARTIAL, "")]
+    rows = (_last_line(state.root / name / METRICS) for name in names)
     return next((row for row in rows if row is not None), None)
 
 
 def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
     """(title, scores) of every evaluated player, in the order of the game."""
-    count = len(list((state.root / "iterations").glob("[0-9]*")))
-    titles = {owner: title_of(owner) for owner in (START, *(iteration_name(t) for t in range(count)))}
+    titles = {owner: title_of(owner) for owner in (START, *_iterations(state.root))}
     titles |= {section.folder: section.title for section in state.recipe.controls}
     for owner, title in titles.items():
         found = _object_or_none(state.root / evaluate_stage(owner) / SCORES)
@@ -120,13 +119,15 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def rates(state: RunState) -> tuple[str, dict[str, Any], int] | None:
     """(title, rates, failures of the checker) of the newest iteration with graded replies, for verified and majority targets."""
-    if not state.recipe.target.uses_grades:
-        return None
-    for t in reversed(range(len(list((state.root / "iterations").glob("[0-9]*"))))):
-        done = _object_or_none(state.root / iteration_stage(t, "grade") / DONE, "facts")
+    for owner in reversed(_iterations(state.root)) if state.recipe.target.uses_grades else ():
+        done = _object_or_none(state.root / owner / "grade" / DONE, "facts")
         if done is not None:
-            return title_of(iteration_name(t)), done["facts"].get("rates", {}), done["facts"].get("failures", 0)
+            return title_of(owner), done["facts"].get("rates", {}), done["facts"].get("failures", 0)
     return None
+
+
+def _iterations(root: Path) -> list[str]:
+    return [iteration_name(t) for t in range(len(list((root / "iterations").glob("[0-9]*"))))]
 
 
 def saved_progress(state: RunState) -> str | None:
@@ -151,10 +152,6 @@ def _kept(stage: str, folder: Path) -> str | None:
 def _last_finished(root: Path, stages: list[str]) -> str | None:
     done = (_object_or_none(root / name / DONE, "finished") for name in stages)
     return max((found["finished"] for found in done if found), default=None)
-
-
-def _folders(state: RunState, name: str) -> tuple[Path, Path]:
-    return state.root / (name + PARTIAL), state.root / name
 
 
 def _silent_seconds(root: Path) -> float | None:

@@ -14,7 +14,7 @@ from sparring.console import counted, fitting, printable
 from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
-from sparring.report.tables import answer_words, samples_of
+from sparring.report.tables import Column, TableRow, answer_words, print_table, samples_of, score_text, with_error
 
 MOST_SCORES = 8
 
@@ -28,7 +28,7 @@ def print_status(state: RunState, out: Console) -> None:
         table.add_row(name, Text(fitting(value, out)))
     out.print(table)
     if shown := list(scores(state))[-MOST_SCORES:]:
-        out.print(_scores_table(shown, state.recipe.metric, state.process is ProcessState.FINISHED, out))
+        _print_scores(shown, state.recipe.metric, state.process is ProcessState.FINISHED, out)
     if state.process not in (ProcessState.FINISHED, ProcessState.RUNNING):
         out.print(Text(resume_command(state)), soft_wrap=True)
 
@@ -66,7 +66,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
         yield from _graded(state)
         return
     if state.stage is not None:
-        yield "stage", f"{state.stage} ({state.finished} of {state.stages} finished)"
+        yield "stage", f"{state.stage} ({state.finished} of {len(state.stages)} finished)"
     if state.process is ProcessState.RUNNING and state.now is not None:
         yield "progress", in_one_line(state.now)
         if sample := state.now["sample"]:
@@ -82,7 +82,7 @@ def _lines(state: RunState) -> Iterator[tuple[str, str]]:
 def _graded(state: RunState) -> Iterator[tuple[str, str]]:
     """The grades of the newest opponent's replies, for verified and majority targets."""
     if found := rates(state):
-        values = ", ".join(f"{name.replace('_', ' ')} {_score(rate)}" for name, rate in found[1].items())
+        values = ", ".join(f"{name.replace('_', ' ')} {score_text(rate, 3)}" for name, rate in found[1].items())
         failed = f", {counted(found[2], 'checker failure')}" if found[2] else ""
         yield "graded", f"{found[0]}: {values or 'no reply has a score or an answer'}{failed}"
 
@@ -93,35 +93,16 @@ def _step(row: dict[str, Any]) -> str:
     return f"{where}, step {row['step'] + 1}: {', '.join(numbers)}"
 
 
-def _scores_table(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> Table:
-    so_far = "" if is_over else " so far"
-    table = Table(title=Text(fitting(f"Scores{so_far} (± standard error)", out)), title_justify="left")
-    names = {
-        metric: metric_words(metric).replace("_", " "),
-        **_sampled(shown[0][1]),
-        "duel_margin": "duel margin",
-        "duel_accuracy": "duel accuracy",
-    }
-    for header in ("model", *names.values()):
-        table.add_column(header, justify="left" if header == "model" else "right")
-    for who, found in shown:
-        table.add_row(who, *(Text(fitting(_score(found.get(name)), out)) for name in names))
-    return table
-
-
-def _sampled(scores: dict[str, Any]) -> dict[str, str]:
-    """metric -> header for scores of several replies to a prompt, as in the other tables; empty for one reply."""
-    if samples_of(scores) == 1:
-        return {}
-    words = {name: word for name, word in answer_words(scores).items() if name != "exact_match_greedy"} | {"vote_share": "vote share"}
-    return {name: word for name, word in words.items() if name in scores}
-
-
-def _score(score: dict[str, Any] | None) -> str:
-    if score is None:
-        return "-"
-    error = "" if score["stderr"] is None else f" ± {score['stderr']:.3f}"
-    return f"{score['value']:.3f}{error}"
+def _print_scores(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over: bool, out: Console) -> None:
+    first = shown[0][1]
+    names = {metric: metric_words(metric).replace("_", " ")}
+    if samples_of(first) > 1:
+        names |= {name: words for name, words in answer_words(first).items() if name != "exact_match_greedy"}
+        names |= {"vote_share": "vote share"} if "vote_share" in first else {}
+    names |= {"duel_margin": "duel margin", "duel_accuracy": "duel accuracy"}
+    columns = [Column(header, with_error(name, 3)) for name, header in names.items()]
+    rows = [TableRow(who, None, found, stage="") for who, found in shown]
+    print_table(f"Scores{'' if is_over else ' so far'} (± standard error)", columns, rows, out)
 
 
 def _since(moment: str) -> str:

@@ -29,7 +29,8 @@ def watch(root: Path, out: Console) -> bool:
     log, pulse = LogTail(root / RUN_LOG), Pulse(root)
     print_status(state, out)
     if state.process is ProcessState.RUNNING:
-        with _Shown(root, out) as shown:
+        shown = _Shown(root, out)
+        with shown.live or contextlib.nullcontext():
             while pulse.beats():
                 shown.update(log.new_lines())
                 time.sleep(POLL_SECONDS)
@@ -86,23 +87,14 @@ class _Shown:
     def __init__(self, root: Path, out: Console) -> None:
         self._root, self._out = root, out
         self._now: Snapshot | None = None
-        self._live = live_line(lambda: self._now, out) if animates(out) else None
+        self.live = live_line(lambda: self._now, out) if animates(out) else None
         self._last_line = time.monotonic()
-
-    def __enter__(self) -> _Shown:
-        if self._live is not None:
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def update(self, lines: Iterator[str]) -> None:
         self._now = read_progress(self._root).get("now")
         for line in lines:
             self._print(line)
-        if self._live is None and self._now is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
+        if self.live is None and self._now is not None and time.monotonic() - self._last_line >= PLAIN_LINE_SECONDS:
             self._print(in_one_line(self._now))
 
     def _print(self, line: str) -> None:
@@ -113,9 +105,8 @@ class _Shown:
 def _print_end(state: RunState, out: Console) -> None:
     if state.process is ProcessState.FINISHED and state.summary is not None:
         out.print(Text(verdict(state.summary, str(state.root))))
-        return
-    if state.process is ProcessState.RUNNING:  # another process has already resumed it
+    elif state.process is ProcessState.RUNNING:  # another process has already resumed it
         out.print(Text("another process has resumed the run: call sparring watch again"))
-        return
-    out.print(Text(how_it_is(state)))
-    out.print(Text(resume_command(state)), soft_wrap=True)
+    else:
+        out.print(Text(how_it_is(state)))
+        out.print(Text(resume_command(state)), soft_wrap=True)

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from sparring.config import PromptsSection, Recipe
 from sparring.config.yaml_dialect import dump_yaml
-from sparring.publish.graded_cards import how_learned, pairs_body
 from sparring.publish.names import Licence, is_hub_id, licence_of, public
 from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
-from sparring.report.page import svg_file
-from sparring.report.run_files import read_run
-from sparring.report.run_plots import card_figures
+from sparring.report.rule import checker_name, rule_of
+from sparring.report.tables import entries_of, score_text
 from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
 from sparring.stage_names import START, start_title, title_of_player
 
 TAGS = ["spin", "self-play", "sparring"]
 METHOD = "self-play (SPIN, [arXiv 2401.01335](https://arxiv.org/abs/2401.01335))"
 SEVERAL_LICENCES = "\n\nNo licence is named for the whole data set: the licences of data and prompts differ, or one is not known."
+# counts of `write_pairs` -> their columns
+REPLY_COUNTS = {"rows": "rows", "identical": "reply equals the human one", "truncated": "cut at the length limit"}
+PAIR_COUNTS = {
+    "prompts": "prompts with pairs",
+    "unanswered": "of them without a human reply",
+    "rows": "pairs",
+    "chosen_human": "of them won by a human reply",
+    "truncated": "losers cut at the length limit",
+}
 CITATION = """## Reference
 
 Chen, Deng, Yuan, Ji, Gu: Self-Play Fine-Tuning Converts Weak Language Models to Strong Language Models. ICML 2024, arXiv 2401.01335.
@@ -58,22 +64,14 @@ class About:
     revisions: tuple[str, ...] = ()
 
     @classmethod
-    def of(
-        cls,
-        recipe: Recipe,
-        base: str | None = None,
-        data: str | None = None,
-        pairs: str | None = None,
-        prompts: str | None = None,
-        **more: Any,
-    ) -> About:
-        """`base`, `data`, `pairs`, `prompts`: licences that the user gives; looked up if None."""
-        labelled = {section.folder: section.pairs.paths[0] for section in recipe.controls if section.pairs}
+    def of(cls, recipe: Recipe, given: Mapping[str, str | None] | None = None, **more: Any) -> About:
+        """given: licences that the user gives for "base", "data", "pairs" and "prompts"; others are looked up."""
+        given, prompts = given or {}, recipe.data.prompts
         return cls(
-            licence_of(recipe.model.path, "model", base, "--base-licence"),
-            licence_of(recipe.data.paths[0], "dataset", data, "--data-licence"),
-            {control: licence_of(path, "dataset", pairs, "--pairs-licence") for control, path in labelled.items()},
-            None if recipe.data.prompts is None else licence_of(recipe.data.prompts.paths[0], "dataset", prompts, "--prompts-licence"),
+            licence_of(recipe.model.path, "base", given),
+            licence_of(recipe.data.paths[0], "data", given),
+            {section.folder: licence_of(section.pairs.paths[0], "pairs", given) for section in recipe.controls if section.pairs},
+            None if prompts is None else licence_of(prompts.paths[0], "prompts", given),
             **more,
         )
 
@@ -127,7 +125,7 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
     """The card of the data set of replies. counts: those of `write_pairs`. Names no folder of this machine."""
     shown, by_grades = public(recipe), recipe.target.uses_grades
-    body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(recipe, counts)
+    body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
     unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
     return f"""---
@@ -166,20 +164,66 @@ def _how(recipe: Recipe, about: About) -> str:
 from those of its own previous iteration."""
 
 
-def _replies_body(recipe: Recipe, counts: Mapping[int, Mapping[str, int]]) -> str:
+def how_learned(recipe: Recipe, unanswered: int) -> str:
+    """The first lines of a player's card in a game with graded replies. unanswered: prompts without a human reply that it was played on."""
+    target, count = recipe.target, recipe.sampling.replies_per_prompt
+    return f"""Fine-tuned by sparring in a self-play game with a {target.kind} target (`target.kind: {target.kind}`, checker
+`{checker_name(target)}`): in every iteration the previous player replied {count} times to every training prompt.
+{" ".join(rule_of(recipe))}
+
+{_whose(recipe, unanswered)}"""
+
+
+def _whose(recipe: Recipe, unanswered: int) -> str:
+    """Whether winners are human or generated replies, and how many prompts have no human reply."""
+    asked = f"{unanswered} of the prompts had no human reply." if unanswered else "Every prompt had a human reply."
+    if recipe.target.human == "only":
+        return f"Winners are human replies. {asked}"
+    written = "the model's own replies" if recipe.target.human == "never" else "human replies and the model's own replies"
+    return f"Winners are {written}. No person has written or read the model's replies, and a checker or a vote can be wrong. {asked}"
+
+
+def _replies_body(counts: Mapping[int, Mapping[str, int]]) -> str:
     """The body of the data set's card for a game in which the human reply always wins."""
-    lines = "\n".join(f"| {t} | {c['rows']} | {c['identical']} | {c['truncated']} |" for t, c in counts.items())
     return f"""The replies were not graded: `rejected` means "from the model".
 
-| iteration | rows | reply equals the human one | cut at the length limit |
-|---|---|---|---|
-{lines}
+{_counts_table(REPLY_COUNTS, counts)}
 
 Two configurations with one split per iteration:
 
 - `preference`: `prompt`, `chosen`, `rejected` as lists of turns, which TRL's `DPOTrainer` takes; with `row_id`, `replica` and
   `finish_reason`.
 - `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes."""
+
+
+def pairs_body(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], unanswered: int) -> str:
+    """The body of the data set's card: the rule, a table of counts, and the configurations."""
+    sampled = recipe.sampling.replies_per_prompt
+    winners_only = " The game itself was trained on winners only; these are the pairs that it would have formed."
+    note = "" if recipe.objective.kind.uses_margins else winners_only
+    return f"""{" ".join(rule_of(recipe))}{note}
+
+{_whose(recipe, unanswered)}
+
+{_counts_table(PAIR_COUNTS, counts)}
+
+Two configurations with a split per iteration that has rows for it:
+
+- `preference`: pairs of a winner and a loser, as `prompt`, `chosen`, `rejected` in lists of turns, which TRL's `DPOTrainer` takes; with
+  `row_id`, `iteration`, `chosen_by` (`human` if it equals the human reply, token for token, else `model`), the checker's scores and
+  answers, votes (how many of {sampled} replies ended and gave the same answer; a cut reply has none), `weight` of the prompt, and the
+  loser's `finish_reason`.
+- `spin`: `real`, `generated` as whole conversations, which the SPIN authors' code takes: each reply of the model paired with the human one,
+  whichever won. Prompts without a human reply are not in it."""
+
+
+def _counts_table(names: Mapping[str, str], counts: Mapping[int, Mapping[str, int]]) -> str:
+    return _table(["iteration", *names.values()], [[t, *(found[name] for name in names)] for t, found in counts.items()])
+
+
+def _table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [f"| {' | '.join(map(str, row))} |" for row in (headers, *rows)]
+    return "\n".join([lines[0], f"|{'---|' * len(headers)}", *lines[1:]])
 
 
 def model_title(summary: Mapping[str, Any], player: str) -> str:
@@ -201,7 +245,7 @@ def _model_metadata(recipe: Recipe, summary: Mapping[str, Any], player: str, abo
         model_name=about.repo or one_line(model_title(summary, player)),
         pipeline_tag="text-generation",
         tags=TAGS,
-        eval_results=_eval_results(recipe, _scores_of(summary, player)),
+        eval_results=_eval_results(recipe, entries_of(summary).get(player, {}).get("scores", {})),
     )
     return card.to_yaml(line_break="\n")
 
@@ -277,14 +321,6 @@ def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
     return card.to_yaml(line_break="\n")
 
 
-def _scores_of(summary: Mapping[str, Any], player: str) -> Mapping[str, Any]:
-    if player == START:
-        return summary["start"]["scores"]
-    scores = {str(entry["iteration"]): entry["scores"] for entry in summary["iterations"]}
-    scores |= {entry["stage"]: entry["scores"] for entry in summary["controls"]}
-    return scores.get(player, {})
-
-
 def _outcome(summary: Mapping[str, Any]) -> str:
     return "The game is not over yet." if summary["stop_reason"] is None else words(verdict(summary), LONGEST_TEXT)
 
@@ -345,12 +381,12 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
     if about.prompts is not None:
         rows.append(("prompts without replies", shown["data"]["prompts"]["path"], about.prompts))
     rows += [("labelled pairs", name, about.pairs[control]) for control, name in pairs.items() if control == learner]
-    lines = "\n".join(f"| {what} | {code_span(name, in_table=True)} | {words(str(licence))} |" for what, name, licence in rows)
+    table = _table(["", "name", "licence"], [[what, code_span(name, in_table=True), words(str(licence))] for what, name, licence in rows])
     others = dict.fromkeys((name, str(about.pairs[control])) for control, name in pairs.items() if name != pairs.get(learner or ""))
     body = "".join(
         f"\n\nThe labelled pairs {code_span(name)}, {words(licence)}, were used only for controls of this game." for name, licence in others
     )
-    return f"| | name | licence |\n|---|---|---|\n{lines}{body}"
+    return f"{table}{body}"
 
 
 def _link(what: str, prefix: str, repo: str | None) -> str:
@@ -368,33 +404,20 @@ def _score_table(summary: Mapping[str, Any]) -> str:
     models |= {f"iteration {entry['iteration']}": entry["scores"] for entry in summary["iterations"]}
     models |= {entry["name"]: entry["scores"] for entry in summary["controls"]}
     names = list(dict.fromkeys(metric for scores in models.values() for metric in scores))
-    lines = [f"| metric | n | {' | '.join(map(words, models))} |", f"|---|---|{'---|' * len(models)}"]
-    for metric in names:
-        n = next(scores[metric]["n"] for scores in models.values() if metric in scores)
-        lines.append(f"| {words(metric)} | {n} | {' | '.join(_cell(scores.get(metric)) for scores in models.values())} |")
-    return "\n".join(lines)
+    rows = [
+        [
+            words(metric),
+            next(scores[metric]["n"] for scores in models.values() if metric in scores),
+            *(score_text(scores.get(metric), 4) for scores in models.values()),
+        ]
+        for metric in names
+    ]
+    return _table(["metric", "n", *map(words, models)], rows)
 
 
 def _images(plots: Mapping[str, str]) -> str:
     return "".join(f"\n\n![{words(name)} of every player]({file})" for name, file in plots.items())
 
 
-def _cell(score: Mapping[str, Any] | None) -> str:
-    return "-" if score is None else f"{score['value']:.4f}{_error(score)}"
-
-
 def _error(score: Mapping[str, Any]) -> str:
     return f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
-
-
-FOLDER = "plots"
-
-
-def write_plots(root: Path, target: Path) -> dict[str, str]:
-    """Plot the run's scores over its players into `target`/plots; returns score -> file, relative to `target`."""
-    (target / FOLDER).mkdir()
-    files = {}
-    for name, svg in card_figures(read_run(root)).items():
-        files[name] = f"{FOLDER}/{name}.svg"
-        (target / files[name]).write_text(svg_file(svg), encoding="utf-8")
-    return files

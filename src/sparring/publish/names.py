@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,22 +90,23 @@ class Licence:
         return f"{self.name or 'unknown'} ({self.source})"
 
 
-def licence_of(path: str, kind: str, given: str | None, option: str) -> Licence:
-    """The licence of a recipe's model.path or data.path.
+def licence_of(path: str, what: str, given: Mapping[str, str | None]) -> Licence:
+    """The licence of the model (`what` is "base") or data in a path of the recipe.
 
-    kind: "model" or "dataset", as on the Hub. given: the licence that the user gives by `option`; without it the card next to the files,
-    the Hub's card in the local cache, or the field of a GGUF file is read. Nothing is downloaded.
+    given: the licences that the user gives by the option --WHAT-licence; without one the card next to the files, the Hub's card in the
+    local cache, or the field of a GGUF file is read. Nothing is downloaded.
     """
-    if given is not None:
-        if not HUB_NAME.fullmatch(given):
+    said, option = given.get(what), f"--{what}-licence"
+    if said is not None:
+        if not HUB_NAME.fullmatch(said):
             raise UserError(
-                f"{given!r} is not the identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
+                f"{said!r} is not the identifier of a licence", where=option, remedy="write it as the Hub does: apache-2.0, mit, other"
             )
-        return Licence(given, f"as the publisher says, by {option}")
+        return Licence(said, f"as the publisher says, by {option}")
     if path.startswith("builtin:"):
         return Licence("apache-2.0", "part of sparring")
     if is_hub_id(path):
-        return _of_card(_cached_card(path, kind), f"the card of {path}")
+        return _of_card(_cached_card(path, "model" if what == "base" else "dataset"), f"the card of {path}")
     try:
         file = package_file(path.removeprefix("package:")) if path.startswith("package:") else Path(path).expanduser()
     except UserError:
@@ -130,9 +132,7 @@ def _of_card(card: Path | None, source: str) -> Licence:
         said: Any = (metadata_load(card) or {}).get("license")
     except (OSError, ValueError, yaml.YAMLError):
         return Licence(None, f"{source} cannot be read")
-    name = said[0] if isinstance(said, list) and said else said
-    usable = isinstance(name, str) and HUB_NAME.fullmatch(name)
-    return Licence(name, f"from {source}") if usable else Licence(None, f"{source} names none")
+    return _named(said[0] if isinstance(said, list) and said else said, source)
 
 
 def _of_gguf(file: Path) -> Licence:
@@ -141,6 +141,9 @@ def _of_gguf(file: Path) -> Licence:
     except ImportError:
         return Licence(None, "reading it from a GGUF file needs `pip install 'sparring[gguf]'`")
     field = GGUFReader(file).get_field("general.license") if file.is_file() else None
-    name = field.contents() if field else None
+    return _named(field.contents() if field else None, "the GGUF file")
+
+
+def _named(name: Any, source: str) -> Licence:
     usable = isinstance(name, str) and HUB_NAME.fullmatch(name)
-    return Licence(name, "from the GGUF file") if usable else Licence(None, "the GGUF file names none")
+    return Licence(name, f"from {source}") if usable else Licence(None, f"{source} names none")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sparring.config import Recipe
 from sparring.console import log
-from sparring.report.tables import TableRow, rows_of
+from sparring.report.tables import TableRow, entries_of, rows_of
 
 PAPER: dict[str, Any] = {
     "model.path": "alignment-handbook/zephyr-7b-sft-full",
@@ -39,18 +39,10 @@ PAPER: dict[str, Any] = {
 }
 
 
-class Difference(NamedTuple):
-    """A key that the recipe sets to another value than the paper."""
-
-    key: str
-    ours: Any
-    papers: Any
-
-
-def differences_from_paper(recipe: Recipe) -> list[Difference]:
-    """The settings of PAPER that this recipe sets to something else."""
-    found = [Difference(key, reduce(getattr, key.split("."), recipe), value) for key, value in PAPER.items()]
-    return [one for one in found if _plain(one.ours) != _plain(one.papers)]
+def differences_from_paper(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
+    """key -> (this recipe's value, the paper's), for the settings of PAPER that differ."""
+    ours = {key: reduce(getattr, key.split("."), recipe) for key in PAPER}
+    return {key: (ours[key], value) for key, value in PAPER.items() if _plain(ours[key]) != _plain(value)}
 
 
 def _plain(value: Any) -> Any:
@@ -72,17 +64,15 @@ class Sign(NamedTuple):
 
 def signs(summary: Mapping[str, Any], recipe: Recipe) -> list[Sign]:
     """All symptoms, arm by arm in the order of the game."""
-    counts = {f"iteration {entry['iteration']}": entry.get("counts", {}) for entry in summary["iterations"]}
-    entries = [summary["start"], *summary["iterations"], *summary["controls"]]
     found: list[Sign] = []
     before: TableRow | None = None
-    for row, entry in zip(rows_of(summary), entries, strict=True):
+    for row, entry in zip(rows_of(summary), entries_of(summary).values(), strict=True):
         found += _of_replies(row, recipe)
         if failures := entry.get("held_out_failures"):
             found.append(Sign("Held-out replies could not be graded and count as wrong", row.model, f"{failures}", _FAILURES))
-        if row.model in counts:
+        if "iteration" in entry:
             assert before is not None
-            found += _of_duels(row, counts[row.model], recipe)
+            found += _of_duels(row, entry.get("counts", {}), recipe)
             if not recipe.target.uses_grades:  # with another target the player need not approach the human replies
                 found += _of_human(row, before)
         before = row

@@ -7,27 +7,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from sparring.data.tables import read_rows
 from sparring.report.health import MOST_CUT
-from sparring.report.tables import TableRow
-from sparring.stage_names import START, evaluate_stage, iteration_of
+from sparring.report.tables import TableRow, entries_of
+from sparring.stage_names import START, player_of
 
 SAMPLES, REPORT = "samples.parquet", "report.html"
-GREEDY = {"exact_match": "exact_match_greedy"}
+
 Samples = Mapping[str, Mapping[str, Any]]  # by row id
 ScoredPlayer = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples
-
-
-class Gain(NamedTuple):
-    """By how much a score is better than another model's on the same rows, with the bounds of its confidence interval."""
-
-    value: float
-    low: float
-    high: float
 
 
 def ranking(
@@ -54,8 +46,8 @@ def ranking(
             "name": name,
             "value": score["value"],
             "n": score["n"],
-            "behind": None if index == 0 else _as_json(gain(arms[0][3], samples, metric, confidence)),
-            "over_start": None if samples is start[3] else _as_json(gain(samples, start[3], metric, confidence)),
+            "behind": None if index == 0 else gain(arms[0][3], samples, metric, confidence),
+            "over_start": None if samples is start[3] else gain(samples, start[3], metric, confidence),
         }
         for index, (player, name, score, samples) in enumerate(arms)
     ]
@@ -64,19 +56,13 @@ def ranking(
 def _arms(root: Path, row: TableRow, metric: str) -> list[ScoredPlayer]:
     if metric not in row.scores:
         return []
-    player, samples = player_of(row), read_samples(root / row.stage / SAMPLES)
+    player, samples = player_of(row.stage), read_samples(root / row.stage / SAMPLES)
     found: list[ScoredPlayer] = [(player, row.model, row.scores[metric], samples)]
-    greedy = GREEDY.get(metric, "")
+    greedy = f"{metric}_greedy"
     if player == START and greedy in row.scores:  # an arm without training: the start with greedy decoding
         greedy_samples = {row_id: {**sample, metric: sample.get(greedy)} for row_id, sample in samples.items()}
         found.append((player, f"{row.model}, greedy", row.scores[greedy], greedy_samples))
     return found
-
-
-def player_of(row: TableRow) -> str:
-    """The player's name for `sparring export --iteration`."""
-    t = iteration_of(row.stage)
-    return row.stage.removesuffix(evaluate_stage("")) if t is None else str(t)
 
 
 def read_samples(file: Path) -> Samples:
@@ -84,14 +70,10 @@ def read_samples(file: Path) -> Samples:
     return {sample["row_id"]: sample for sample in read_rows(file)} if file.exists() else {}
 
 
-def _as_json(found: Gain | None) -> dict[str, float] | None:
-    return None if found is None else found._asdict()
-
-
-def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> Gain | None:
-    """By how much `ours` is better than `theirs` in a metric, paired over the rows that both answered.
-
-    NLL per token is a ratio of sums, with the standard error of a ratio estimator. None if the samples do not have the metric.
+def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> dict[str, float] | None:
+    """By how much `ours` is better than `theirs` in a metric, paired over the rows that both answered: `value`, with the bounds `low` and
+    `high` of its confidence interval. NLL per token is a ratio of sums, with the standard error of a ratio estimator. None if the samples
+    do not have the metric.
     """
     ids = [row_id for row_id in ours if row_id in theirs]
     first, second = _values(ours, ids, metric), _values(theirs, ids, metric)
@@ -102,7 +84,7 @@ def gain(ours: Samples, theirs: Samples, metric: str, confidence: float) -> Gain
     value = difference.sum() / weight.sum()
     stderr = math.sqrt((difference - value * weight).var(ddof=1) / len(ids)) / weight.mean()
     reach = NormalDist().inv_cdf(0.5 + confidence / 2) * stderr
-    return Gain(float(value), float(value - reach), float(value + reach))
+    return {"value": float(value), "low": float(value - reach), "high": float(value + reach)}
 
 
 def _values(samples: Samples, ids: Sequence[str], metric: str) -> list[float] | None:
@@ -181,13 +163,10 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """A warning if many replies of the first arm are cut; empty otherwise."""
-    players = {START: summary.get("start"), **{str(entry["iteration"]): entry for entry in summary.get("iterations", ())}}
-    players |= {entry["stage"]: entry for entry in summary.get("controls", ())}
-    entry = players.get(first["player"])
-    if entry is None or entry["scores"]["truncated"]["value"] <= MOST_CUT:
+    cut = entries_of(summary)[first["player"]]["scores"]["truncated"]
+    if cut["value"] <= MOST_CUT:
         return ""
-    n = entry["scores"]["truncated"]["n"]
-    return f" But {round(entry['scores']['truncated']['value'] * n)} of its {n} replies are cut: fix that before you use or compare it."
+    return f" But {round(cut['value'] * cut['n'])} of its {cut['n']} replies are cut: fix that before you use or compare it."
 
 
 _ELSEWHERE = "Self-play can help once more SFT does not, with a verified or majority target (`sparring docs which-game`)."
@@ -208,9 +187,8 @@ def next_steps(root: Path, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     run = shlex.quote(str(root))
     ranked = summary.get("ranking")
     which = f" --iteration {ranked[0]['player']}" if ranked else ""
-    found = [("look", str(root / REPORT))] if (root / REPORT).exists() else [("look", f"sparring report {run}")]
     return [
-        *found,
+        ("look", str(root / REPORT) if (root / REPORT).exists() else f"sparring report {run}"),
         ("ask", f'sparring sample {run} "a prompt of yours"'),
         ("compare", f"sparring compare {run} ANOTHER_RUN"),
         ("export", f"sparring export {run} NEW_FOLDER{which}"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-import itertools
 import json
 import re
 import xml.etree.ElementTree as ET
@@ -84,7 +83,7 @@ def _name(root: ET.Element, name: str) -> None:
         if f"{{{XLINK}}}href" in element.attrib:
             element.set("href", element.attrib.pop(f"{{{XLINK}}}href"))
     used = {id for element in root.iter() for key in ("href", "clip-path") for id in _REFERENCE.findall(element.get(key, ""))}
-    ids = {id: f"{name}-{number}" for number, id in zip(itertools.count(), sorted(used), strict=False)}
+    ids = {id: f"{name}-{number}" for number, id in enumerate(sorted(used))}
     for element in root.iter():
         if (own := element.attrib.pop("id", None)) in ids:
             element.set("id", ids[own])
@@ -123,15 +122,6 @@ class PageSection:
     title: str
     body: Markup
     contents: str | None = None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A table cell with more than plain text: `note` is in small print below it, `best` marks it."""
-
-    text: str
-    note: str = ""
-    best: bool = False
 
 
 @cache
@@ -184,10 +174,10 @@ def script_of(name: str) -> str:
     return text
 
 
-def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str | Cell]], numbers: bool = True) -> Markup:
-    """A table whose first column names the rows; the others are numbers, unless `numbers` is false. It scrolls where it is too wide."""
-    cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
-    return render("table.html", caption=caption, headers=headers, rows=cells, numbers=numbers)
+def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, best: int | None = None) -> Markup:
+    """A table whose first column names the rows; the others are numbers, unless `numbers` is false. It scrolls where it is too wide.
+    best: the row that is marked."""
+    return render("table.html", caption=caption, headers=headers, rows=rows, numbers=numbers, best=best)
 
 
 def figure(svg: str, caption: str = "") -> Markup:

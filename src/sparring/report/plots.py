@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from sparring.report.page import INK, LINE, MUTED, PAPER, SERIES, set_tooltips, to_svg
 from sparring.report.untrusted import visible
@@ -62,42 +63,47 @@ Error = tuple[float, float]  # how far the bar reaches below and above the value
 
 @dataclass(frozen=True)
 class PlottedSeries:
-    """A named line; x and y of equal length. `look`: number of the colour, mark and dash; its index among the lines when None."""
+    """A named line; x and y of equal length. `look`: number of the colour, mark and dash."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
-    look: int | None = None
+    look: int
 
 
 @dataclass(frozen=True)
 class PlottedScore:
     """A named value with its error bar, if it has one; `apart` marks a model that is not a player of the game, such as a control. `look`:
-    number of the colour and mark; one for all that are apart and one for the others when None."""
+    number of the colour and mark."""
 
     name: str
     value: float
     error: Error | None = None
     apart: bool = False
-    look: int | None = None
+    look: int = 0
 
 
 @dataclass(frozen=True)
 class ComputePoint:
     """A model: its compute `x` in floating-point operations, and its score. Points of one `group` are joined in order. `beside`: the label
-    next to the point, if there is room; its name when None."""
+    next to the point, if there is room."""
 
     name: str
     x: float
     y: float
-    yerr: float | None = None
-    group: str = ""
-    beside: str | None = None
+    yerr: float | None
+    group: str
+    beside: str
+
+
+def both_sides(stderr: float | None) -> Error | None:
+    """The error bar of a standard error; None without one."""
+    return None if stderr is None else (stderr, stderr)
 
 
 def scores(name: str, title: str, values: Sequence[PlottedScore], y_label: str, reference: tuple[str, float] | None = None) -> str:
     """One value per model with its error bar, models side by side; `reference` is a named horizontal line."""
-    crowded = _is_crowded(values)
+    are_slanted = sum(len(label(score.name)) + 2 for score in values) > 62  # the names would overlap side by side
 
     def fill(axes: Axes) -> None:
         if reference is not None:
@@ -108,16 +114,17 @@ def scores(name: str, title: str, values: Sequence[PlottedScore], y_label: str, 
         row = [(x, score) for x, score in enumerate(values) if not score.apart]
         axes.plot([x for x, _ in row], [score.value for _, score in row], color=MUTED, linewidth=1, alpha=0.5)
         for x, score in enumerate(values):
-            look = int(score.apart) if score.look is None else score.look
-            _point(axes, x, score.value, score.error, look, _tooltip(score.name, y_label, score.value, score.error))
+            _point(axes, x, score.value, score.error, score.look, _tooltip(score.name, y_label, score.value, score.error))
         axes.set_xticks(range(len(values)), [label(score.name) for score in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         axes.grid(axis="x", visible=False)
-        if crowded:
-            _slant_labels(axes)
+        if are_slanted:
+            axes.tick_params(axis="x", labelrotation=30)
+            for text in axes.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
 
     caption = "; ".join(f"{score.name} {score.value:.4g}" for score in values)
-    return _plot(name, title, f"{y_label}: {caption}.", fill, y_label=y_label, bottom=NAMES + SLANTED * crowded)
+    return _plot(name, title, f"{y_label}: {caption}.", fill, y_label=y_label, bottom=NAMES + SLANTED * are_slanted)
 
 
 def lines(
@@ -135,13 +142,12 @@ def lines(
             axes.set_yscale("log")
             axes.yaxis.set_minor_formatter(NullFormatter())
         span = max((x for one in series for x in one.x), default=0) - min((x for one in series for x in one.x), default=0)
-        for place, one in enumerate(series):
-            index = place if one.look is None else one.look
+        for one in series:
             x, y = thinned(one.x, one.y)
             every = _marked_every(x, span)
-            mark, dash = MARKS[index % len(MARKS)], DASHES[index % len(DASHES)]
+            mark, dash = MARKS[one.look % len(MARKS)], DASHES[one.look % len(DASHES)]
             (line,) = axes.plot(
-                x, y, color=colour(index), label=label(one.name), marker=mark, markersize=3.5, markevery=every, ls=dash, lw=1.4
+                x, y, color=colour(one.look), label=label(one.name), marker=mark, markersize=3.5, markevery=every, ls=dash, lw=1.4
             )
             set_tooltips(
                 line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)]
@@ -212,18 +218,15 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
     return _plot(name, title, f"{x_label}: {caption}.", fill, x_label, height=height, left=_label_space(rows), top=top)
 
 
-def quality_against_compute(
-    points: Sequence[ComputePoint], y_label: str, name: str = "compute", title: str = "Quality against compute"
-) -> str:
+def quality_against_compute(name: str, title: str, points: Sequence[ComputePoint], y_label: str) -> str:
     """The score of each model over the floating-point operations spent on it, on a logarithmic axis if they span decades."""
 
     def fill(axes: Axes) -> None:
-        groups = list(dict.fromkeys(point.group for point in points))
         for index, group in enumerate(groups):
             own = [point for point in points if point.group == group]
             axes.plot([p.x for p in own], [p.y for p in own], color=colour(index), linewidth=1, alpha=0.5, linestyle=DASHES[index % 4])
             for number, p in enumerate(own):
-                error = None if p.yerr is None else (p.yerr, p.yerr)
+                error = both_sides(p.yerr)
                 caption = f"{_tooltip(p.name, y_label, p.y, error)}, {short_number(p.x)} floating-point operations"
                 _point(axes, p.x, p.y, error, index, caption, group if number == 0 else None)
         if _spans_decades([point.x for point in points]):
@@ -234,47 +237,32 @@ def quality_against_compute(
         axes.xaxis.set_major_formatter(_plain_numbers())
         axes.margins(x=0.12)
         _name_points(axes, points)
-        _legend(axes, [group for group in groups if group])
+        _legend(axes, groups)
 
+    groups = list(dict.fromkeys(point.group for point in points))
     caption = "; ".join(f"{point.name} {point.y:.4g} at {point.x:.3g}" for point in points)
     described = f"{y_label}: {caption} floating-point operations."
-    entries = list(dict.fromkeys(point.group for point in points if point.group))
-    return _plot(name, title, described, fill, "floating-point operations", y_label, top=_top(entries))
+    return _plot(name, title, described, fill, "floating-point operations", y_label, top=_top(groups))
 
 
 def _name_points(axes: Axes, points: Sequence[ComputePoint]) -> None:
     """Labels next to the points that have room for one; marks and legend distinguish the others."""
     axes.autoscale_view()  # Matplotlib does this later, but the positions of the points are needed now
-    taken = [_mark_box(axes, p) for p in points]
+    to_axes = axes.transData - axes.transAxes
+    taken = []  # boxes in fractions of the axes: first the marks with their error bars, then the labels
     for p in points:
-        text = label(p.name if p.beside is None else p.beside)
-        x, y = _place(axes, p.x, p.y)
+        (x, low), (_, high) = to_axes.transform([(p.x, p.y - (p.yerr or 0.0)), (p.x, p.y + (p.yerr or 0.0))])
+        taken.append(Bbox.from_extents(x - MARK_WIDTH, low - MARK_WIDTH, x + MARK_WIDTH, high + MARK_WIDTH))
+    for p in points:
+        text = label(p.beside)
+        x, y = to_axes.transform((p.x, p.y))
         width = NAME_LETTER * len(text)
         for left, offset, side in ((x + NAME_GAP, 7, "left"), (x - NAME_GAP - width, -7, "right")):
-            box = (left, y, left + width, y + NAME_HEIGHT)
-            if left >= 0 and left + width <= 1.02 and not any(_overlap(box, other) for other in taken):
+            box = Bbox.from_bounds(left, y, width, NAME_HEIGHT)
+            if left >= 0 and left + width <= 1.02 and not box.count_overlaps(taken):
                 taken.append(box)
                 axes.annotate(text, (p.x, p.y), xytext=(offset, 4), textcoords="offset points", ha=side, fontsize=8)
                 break
-
-
-Box = tuple[float, float, float, float]  # left, bottom, right and top as fractions of the axes
-
-
-def _place(axes: Axes, x: float, y: float) -> tuple[float, float]:
-    x, y = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-    return x, y
-
-
-def _mark_box(axes: Axes, p: ComputePoint) -> Box:
-    """The box around a point with its error bar."""
-    error = p.yerr or 0.0
-    (x, low), (_, high) = _place(axes, p.x, p.y - error), _place(axes, p.x, p.y + error)
-    return x - MARK_WIDTH, low - MARK_WIDTH, x + MARK_WIDTH, high + MARK_WIDTH
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def label(text: str) -> str:
@@ -353,17 +341,6 @@ def _columns(entries: Sequence[str]) -> int:
 def _top(entries: Sequence[str]) -> float:
     """Inches that the title and the legend take."""
     return TOP + LEGEND * (math.ceil(len(entries) / _columns(entries)) if len(entries) > 1 else 0)
-
-
-def _is_crowded(values: Sequence[PlottedScore]) -> bool:
-    """Whether the names would overlap side by side."""
-    return sum(len(label(score.name)) + 2 for score in values) > 62
-
-
-def _slant_labels(axes: Axes) -> None:
-    axes.tick_params(axis="x", labelrotation=30)
-    for text in axes.get_xticklabels():
-        text.set(ha="right", rotation_mode="anchor")
 
 
 def _label_space(rows: Sequence[str]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,9 +14,9 @@ from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
 from sparring.report.outcome import SAMPLES, Samples, ranking
-from sparring.report.summary import OF_SUMMARY, SUMMARY
+from sparring.report.summary import OF_SUMMARY, SUMMARY, facts_of
 from sparring.report.tables import TableRow, rows_of
-from sparring.rundir import read_json, read_object
+from sparring.rundir import DONE, MANIFEST, read_json, read_object
 from sparring.stage_names import METRICS, START, evaluate_stage, iteration_of, recipe_of_game
 
 T = TypeVar("T")
@@ -65,25 +64,9 @@ class RunFiles:
         """The players of the game itself."""
         return [player for player in self.players if not player.apart]
 
-    @property
-    def best(self) -> ReportPlayer | None:
-        """The player that the summary names as the best; None if it names none."""
-        return next((player for player in self.players if player.row.is_best), None)
-
-    @cached_property
-    def data_counts(self) -> dict[str, int]:
-        """outcome -> number of rows of the data."""
-        return self.facts("data").get("counts", {})
-
-    @property
-    def unused_columns(self) -> list[str]:
-        """Columns of the data that nothing reads."""
-        return self.facts("data").get("unused_columns", [])
-
     def facts(self, stage: str) -> dict[str, Any]:
         """The facts of a finished stage; empty if there is no such stage."""
-        done = self.root / stage / "done.json"
-        return _read(done, lambda file: read_object(file, "facts"))["facts"] if done.exists() else {}
+        return _read(self.root / stage / DONE, lambda _: facts_of(self.root, stage))
 
 
 def read_run(root: Path) -> RunFiles:
@@ -96,12 +79,12 @@ def read_run(root: Path) -> RunFiles:
             summary["ranking"] = ranking(root, rows, summary["best"]["metric"], recipe.stop.confidence)
     except (KeyError, TypeError):
         raise UserError("this is not a file that a run wrote: it was changed by hand", where=str(root / SUMMARY)) from None
-    manifest = root / "manifest.json"
+    manifest = root / MANIFEST
     return RunFiles(
         root,
         recipe,
         summary,
-        [_player(root, row) for row in rows],
+        [read_player(root, row) for row in rows],
         _read(root / METRICS, _json_lines),
         _read(manifest, lambda file: read_object(file, "attempts"))["attempts"] if manifest.exists() else [],
     )
@@ -120,7 +103,8 @@ def _require_run(root: Path) -> Recipe:
     return recipe
 
 
-def _player(root: Path, row: TableRow) -> ReportPlayer:
+def read_player(root: Path, row: TableRow) -> ReportPlayer:
+    """The model of a row with its samples and its replies to the showcase."""
     folder = root / row.stage
     samples = {sample["row_id"]: sample for sample in _read(folder / SAMPLES, read_rows)}
     showcase = _read(folder / SHOWCASE, read_json) if (folder / SHOWCASE).exists() else []
@@ -135,18 +119,16 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
     try:
         return reader(path)
     except (OSError, ValueError, RecursionError, pa.ArrowException) as error:  # text that is not UTF-8 or JSON is a ValueError
-        raise UserError(
-            f"cannot read this file: {_reason(error)}", where=str(path), remedy="restore it, or redo its stage with --restart-from"
-        ) from None
+        known = "there is none" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None)  # pyarrow's have none
+        remedy = "restore it, or redo its stage with --restart-from"
+        raise UserError(f"cannot read this file: {known or first_line(error)}", where=str(path), remedy=remedy) from None
 
 
-def _reason(error: Exception) -> str:
-    """The reason of an error as text; pyarrow's OSErrors have no `strerror`."""
-    if isinstance(error, FileNotFoundError):
-        return "there is none"
-    return error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-
-
-def shown_of(showcase: Sequence[Mapping[str, str]], samples: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, str]]:
-    """(prompt, reply) entries of a player: the recipe's own, or those of the first held-out rows, which are the same for all."""
-    return list(showcase) or [{"prompt": samples[row]["prompt"], "reply": samples[row]["reply"]} for row in sorted(samples)[:HELD_OUT]]
+def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, str]]]:
+    """(prompt, model -> its reply) for the prompts of the recipe's showcase, or for those of the first held-out rows."""
+    shown = {player.name: player.showcase or [player.samples[row] for row in sorted(player.samples)[:HELD_OUT]] for player in players}
+    first = next(filter(None, shown.values()), [])
+    return [
+        (entry["prompt"], {name: entries[index]["reply"] for name, entries in shown.items() if len(entries) > index})
+        for index, entry in enumerate(first)
+    ]

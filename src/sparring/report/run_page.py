@@ -15,10 +15,10 @@ from sparring.config.reference import show
 from sparring.errors import UserError
 from sparring.report.health import PAPER, REMEDY_LOST, Sign, differences_from_paper, signs, warnings
 from sparring.report.outcome import REPORT, next_steps, verdict_lines
-from sparring.report.page import Cell, PageSection, code, figures, packed_data, paragraph, render, render_page, script_of, table
-from sparring.report.run_files import ReportPlayer, RunFiles, read_run, shown_of
+from sparring.report.page import PageSection, code, figures, packed_data, paragraph, render, render_page, script_of, table
+from sparring.report.run_files import ReportPlayer, RunFiles, read_run, showcase_of
 from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
-from sparring.report.tables import DUEL_COLUMNS, REPLY_COLUMNS, Column, headroom_markup, how_played, quality_columns, score_columns
+from sparring.report.tables import columns_markup, headroom_markup, how_played, score_columns, score_tables
 from sparring.report.target_page import ShownPrompt, ShownReply, prompt_counts, target_section
 from sparring.report.untrusted import CUT_AT, shortened
 from sparring.rundir import now, write_text
@@ -31,17 +31,15 @@ MOST_BYTES = 3_600_000  # of the page's 5 MB
 def side_by_side(run: RunFiles) -> Markup:
     """The filters for samples, and the samples as packed data. Long texts are shortened until the page keeps to its size."""
     limit = CUT_AT
-    packed = packed_data("sample-data", samples_data(run, limit))
-    while len(packed) > MOST_BYTES and limit > 100:
+    while len(packed := packed_data("sample-data", samples_data(run, limit))) > MOST_BYTES and limit > 100:
         limit //= 2
-        packed = packed_data("sample-data", samples_data(run, limit))
     count = len(run.players[0].samples)
     return render("samples.html", packed=packed, count=count, shown=min(count, MOST_SAMPLES), limit=limit if limit < CUT_AT else None)
 
 
 def samples_data(run: RunFiles, limit: int) -> dict[str, Any]:
     """players: names; best: index of the best player; samples: per row its texts and the replies in the order of the players."""
-    best = run.best or run.played[-1]
+    best = next((player for player in run.players if player.row.is_best), run.played[-1])
     first = run.players[0].samples
     return {
         "players": [player.name for player in run.players],
@@ -137,12 +135,8 @@ def _next(run: RunFiles) -> Markup:
 
 
 def _scores(run: RunFiles) -> Markup:
-    rows = run.players[0].row.scores
-    held_out = next(iter(rows.values()))["n"]
     parts = [
-        _table(run, f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows)),
-        _table(run, "Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels=True),
-        _table(run, "Replies to the same prompts", REPLY_COLUMNS),
+        *(columns_markup(caption, columns, rows) for caption, columns, rows in score_tables(run.summary)),
         paragraph(
             "Log-probs are sums over a reply's tokens, in nats. NLL is of the human replies: less is better. Margin: by how much more the "
             "player than its opponent prefers the human reply to the opponent's. Length AUC: how well length alone distinguishes them; "
@@ -157,34 +151,27 @@ def _scores(run: RunFiles) -> Markup:
 
 def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
     """The recipe's benchmarks, with their settings."""
-    if columns := score_columns([player.row for player in run.players], of_benchmarks=True):
+    rows = [player.row for player in run.players]
+    if columns := score_columns(rows, of_benchmarks=True):
         note = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
-        yield PageSection("benchmarks", "Benchmarks", _table(run, "Benchmarks (± standard error)", columns) + note)
-
-
-def _table(run: RunFiles, caption: str, columns: list[Column], duels: bool = False) -> Markup:
-    rows = [player.row for player in run.players if not duels or player.row.opponent is not None]
-    cells: list[list[str | Cell]] = [[Cell(row.model, best=row.is_best), *(column.cell(row) for column in columns)] for row in rows]
-    return table(caption, ["model", *(column.header for column in columns)], cells) if rows else Markup("")
+        yield PageSection("benchmarks", "Benchmarks", columns_markup("Benchmarks (± standard error)", columns, rows) + note)
 
 
 def _showcase(run: RunFiles) -> Iterator[PageSection]:
     """The showcase prompts, each answered by every model, as in the paper; without any, held-out prompts."""
-    prompts = list(dict.fromkeys(entry["prompt"] for player in run.players for entry in shown_of(player.showcase, player.samples)))
-    if prompts:
-        shown = [ShownPrompt(shortened(prompt), "Prompt", _answers(run, prompt)) for prompt in prompts]
+    shown = [
+        ShownPrompt(shortened(prompt), "Prompt", tuple(ShownReply(name, shortened(reply)) for name, reply in replies.items()))
+        for prompt, replies in showcase_of(run.players)
+    ]
+    if shown:
         yield PageSection("showcase", "Showcase", render("replies.html", prompts=shown))
 
 
-def _answers(run: RunFiles, prompt: str) -> tuple[ShownReply, ...]:
-    found = [(player.name, entry) for player in run.players for entry in shown_of(player.showcase, player.samples)]
-    return tuple(ShownReply(name, shortened(entry["reply"])) for name, entry in found if entry["prompt"] == prompt)
-
-
 def _data(run: RunFiles) -> Markup:
-    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in run.data_counts.items() if count]
+    data = run.facts("data")
+    counts = [[name.replace("_", " "), f"{count:,}"] for name, count in data.get("counts", {}).items() if count]
     parts = [table("Rows read, kept and left out", ["rows", "count"], counts)] if counts else []
-    if unused := run.unused_columns:
+    if unused := data.get("unused_columns"):
         parts.append(paragraph(f"Columns of the rows that nothing reads: {', '.join(map(shortened, unused))}."))
     parts.append(prompt_counts(run))
     played = run.summary["iterations"]
@@ -200,8 +187,8 @@ def _data(run: RunFiles) -> Markup:
 
 def _recipe(run: RunFiles) -> Markup:
     found = differences_from_paper(run.recipe)
-    rows = [[one.key, show(one.ours), show(one.papers)] for one in found]
-    equal = [key for key in PAPER if key not in {one.key for one in found}]
+    rows = [[key, show(ours), show(papers)] for key, (ours, papers) in found.items()]
+    equal = [key for key in PAPER if key not in found]
     parts = [
         table("Where this differs from the experiment of the paper (arXiv 2401.01335)", ["key", "here", "paper"], rows, numbers=False),
         paragraph(f"As in the paper: {', '.join(equal)}.") if equal else Markup(""),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -10,7 +10,7 @@ from markupsafe import Markup
 from sparring.report import plots
 from sparring.report.outcome import WORDS
 from sparring.report.page import figure
-from sparring.report.plots import PlottedScore, PlottedSeries
+from sparring.report.plots import Error, PlottedScore, PlottedSeries, both_sides
 from sparring.report.run_files import ReportPlayer, RunFiles
 from sparring.report.tables import answer_words, samples_of
 from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, iteration_of, title_of
@@ -107,23 +107,17 @@ def _short_name(player: ReportPlayer) -> str:
 
 
 def _score_plot(run: RunFiles, metric: str, words: str) -> str:
-    found = [(player, player.row.scores[metric]) for player in run.players]
-    errors = [None if score["stderr"] is None else (score["stderr"], score["stderr"]) for _, score in found]
-    values = [
-        PlottedScore(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
-        for (player, score), error in zip(found, errors, strict=True)
-    ]
+    values = [_plotted(player, score, both_sides(score["stderr"])) for player in run.players for score in [player.row.scores[metric]]]
     return plots.scores(metric, f"{words[0].upper()}{words[1:]}", values, words, ("start", values[0].value))
+
+
+def _plotted(player: ReportPlayer, score: Mapping[str, Any], error: Error | None) -> PlottedScore:
+    return PlottedScore(_short_name(player), score["value"], error, player.apart, _look(player.row.stage))
 
 
 def _two_sample_test(run: RunFiles) -> tuple[str, str]:
     found = [(player, player.row.scores["duel_accuracy"]) for player in run.players[1:]]
-    values = [
-        PlottedScore(
-            _short_name(p), s["value"], (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"])), p.apart, _look(p.row.stage)
-        )
-        for p, s in found
-    ]
+    values = [_plotted(p, s, (max(0.0, s["value"] - s["low"]), max(0.0, s["high"] - s["value"]))) for p, s in found]
     plot = plots.scores("test", "Two-sample test", values, "accuracy in held-out duels", ("chance", 0.5))
     level = f"{run.recipe.stop.confidence * 100:g}%"
     ends = run.recipe.stop.indistinguishable and not run.recipe.target.uses_grades
@@ -143,27 +137,30 @@ def _lengths(run: RunFiles) -> list[tuple[str, list[float]]]:
     return found
 
 
-Phase = tuple[str, list[tuple[int, dict[str, Any]]]]
+Phases = dict[str, list[tuple[int, dict[str, Any]]]]
 
 
-def _phases(run: RunFiles, sft: bool) -> list[Phase]:
-    """(name, [(step of the whole run, row)]) of the iterations, after the SFT stage if `sft`: one axis for all plots."""
-    names: dict[int | None, str] = {None: "SFT"} if sft else {}
-    names |= {t: f"iteration {t}" for t in range(len(run.summary["iterations"]))}
+def _phases(run: RunFiles, sft: bool) -> Phases:
+    """owner -> [(step of the whole run, row)] of the iterations, after the SFT stage if `sft`: one axis for all plots."""
+    owners: dict[str, int | None] = {SFT: None} if sft else {}
+    owners |= {iteration_name(t): t for t in range(len(run.summary["iterations"]))}
     numbered = list(enumerate(row for row in run.steps if row.get("stage", SFT) == SFT))  # the SFT stage counts, shown or not
-    return [(name, [(x, row) for x, row in numbered if row.get("iteration") == t]) for t, name in names.items()]
+    return {owner: [(x, row) for x, row in numbered if row.get("iteration") == t] for owner, t in owners.items()}
 
 
-def _series(phases: Sequence[Phase], key: str) -> list[PlottedSeries]:
+def _series(phases: Phases, key: str) -> list[PlottedSeries]:
     """A line per phase."""
-    found = [(name, [(x, row[key]) for x, row in rows if row.get(key) is not None]) for name, rows in phases]
-    looks = {"SFT": SFT} | {title_of(iteration_name(t)): iteration_name(t) for t in range(len(phases))}
-    return [PlottedSeries(name, [x for x, _ in points], [y for _, y in points], _look(looks[name])) for name, points in found if points]
+    found = {owner: [(x, row[key]) for x, row in rows if row.get(key) is not None] for owner, rows in phases.items()}
+    return [
+        PlottedSeries(title_of(owner), [x for x, _ in points], [y for _, y in points], _look(owner))
+        for owner, points in found.items()
+        if points
+    ]
 
 
-def _named(phases: Sequence[Phase], names: dict[str, tuple[str, int]]) -> list[PlottedSeries]:
+def _named(phases: Phases, names: dict[str, tuple[str, int]]) -> list[PlottedSeries]:
     """A line per key through all phases, with its name and look; empty if any row lacks a key."""
-    rows = [row for _, rows in phases for row in rows]
+    rows = [row for rows in phases.values() for row in rows]
     if not rows or any(row.get(key) is None for _, row in rows for key in names):
         return []
     return [PlottedSeries(name, [x for x, _ in rows], [row[key] for _, row in rows], look) for key, (name, look) in names.items()]
@@ -193,8 +190,10 @@ def sampled_figures(run: RunFiles) -> Iterator[Markup]:
     scores = [player.row.scores for player in run.played]
     if samples_of(scores[0]) == 1:
         return
-    words = {name: word for name, word in answer_words(scores[0]).items() if name != "exact_match_greedy"}
-    names = {name: word for name, word in words.items() if all(name in found for found in scores)}
-    series = [PlottedSeries(word, range(len(scores)), [found[name]["value"] for found in scores]) for name, word in names.items()]
+    words = answer_words(scores[0])
+    names = [name for name in words if name != "exact_match_greedy" and all(name in found for found in scores)]
+    series = [
+        PlottedSeries(words[name], range(len(scores)), [found[name]["value"] for found in scores], look) for look, name in enumerate(names)
+    ]
     caption = "0 is the start. pass@k: one of k replies is right; maj@k: the most frequent answer of k is right. Errors are in the table."
     yield figure(plots.lines("sampled", "Several replies to a prompt", series, "iterations played", "share of held-out prompts"), caption)

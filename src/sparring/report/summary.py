@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe
 from sparring.report.outcome import ranking
 from sparring.report.tables import Scores, headroom_of, rows_of
-from sparring.rundir import read_json, read_object, replace_link, write_json, write_text
+from sparring.rundir import DONE, read_object, replace_link, write_json, write_text
 from sparring.stage_names import METRICS, SFT, START, control_stage, evaluate_stage, is_used, iteration_name, iteration_stage, stage_names
 
 SUMMARY = "summary.json"
-TOKEN_FACTS = ("sampled_tokens", "scored_tokens", "trained_tokens")
-
 OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")
-
-
-@dataclass(frozen=True)
-class Best:
-    """The best iteration by the recipe's metric, and whether it beats the start of the game."""
-
-    iteration: int
-    metric: str
-    value: float
-    start_value: float
-    beats_start: bool
+COSTS = ("wall_seconds", "sampled_tokens", "scored_tokens", "trained_tokens")
 
 
 def publish(
@@ -37,12 +24,13 @@ def publish(
     start: Scores,
     iterations: Sequence[Scores],
     controls: Sequence[Mapping[str, Any]],
-    best: Best | None,
+    best: Mapping[str, Any] | None,
     reason: str | None,
 ) -> dict[str, Any]:
     """Write the run's summary, its joined metrics and the link `best`; returns the summary.
 
-    controls: each with its name, stage, from_iteration and scores. `reason` is None while the game is not over.
+    controls: each with its name, stage, from_iteration and scores. best: the best iteration with its metric, value, start_value, and
+    whether it beats_start. `reason` is None while the game is not over.
     """
     # stages of a control of an earlier recipe, or of more iterations, may still be on the disk, but are not part of this game
     folders = [control["stage"] for control in controls]
@@ -55,63 +43,61 @@ def publish(
                 "scores": scores,
                 "counts": _counts(root, recipe, t),
                 **_held_out_failures(root, iteration_name(t)),
-                **({"rates": _facts(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.uses_grades else {}),
+                **({"rates": facts_of(root, iteration_stage(t, "grade")).get("rates", {})} if recipe.target.uses_grades else {}),
             }
             for t, scores in enumerate(iterations)
         ],
         "controls": [{**control, **_held_out_failures(root, control["stage"])} for control in controls],
         **_headroom(root, recipe),
-        "best": None if best is None else vars(best),
+        "best": best,
         "stop_reason": reason,
         "stages": {name: cost for name in stages if (cost := _cost(root, name))},
     }
-    summary["ranking"] = [] if best is None else _ranking(root, recipe, summary, best)
+    headroom = summary.get("headroom", {}).get("scores")
+    rows = list(rows_of(summary))
+    summary["ranking"] = [] if best is None else ranking(root, rows, best["metric"], recipe.stop.confidence, headroom)
     write_json(root / SUMMARY, summary)
     played = [iteration_stage(t, "train") for t in range(len(iterations))]
     _join_metrics(root, [SFT, *played, *(control_stage(folder, "train") for folder in folders)])
     if best is not None:
-        replace_link(root / "best", f"iterations/{best.iteration:03d}")
+        replace_link(root / "best", iteration_name(best["iteration"]))
     return summary
 
 
-def _ranking(root: Path, recipe: Recipe, summary: dict[str, Any], best: Best) -> list[dict[str, Any]]:
-    headroom = summary.get("headroom", {}).get("scores")
-    return ranking(root, list(rows_of(summary)), best.metric, recipe.stop.confidence, headroom)
+def read_summary(root: Path) -> dict[str, Any] | None:
+    """The run's summary; None if it has none yet."""
+    return read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else None
 
 
-def published_iterations(root: Path) -> int:
-    """The number of iterations in the summary."""
-    return len(read_object(root / SUMMARY, *OF_SUMMARY)["iterations"]) if (root / SUMMARY).exists() else 0
+def facts_of(root: Path, stage: str) -> dict[str, Any]:
+    """The facts of a finished stage; empty if there is no such stage."""
+    done = root / stage / DONE
+    return read_object(done, "facts")["facts"] if done.exists() else {}
 
 
 def _cost(root: Path, name: str) -> dict[str, Any]:
-    facts = _facts(root, name)
-    return {key: facts[key] for key in ("wall_seconds", *TOKEN_FACTS) if key in facts}
+    facts = facts_of(root, name)
+    return {key: facts[key] for key in COSTS if key in facts}
 
 
 def _counts(root: Path, recipe: Recipe, t: int) -> dict[str, int]:
     """Counts of the window of iteration t; with graded replies also of those that the checker could not grade."""
-    counts = _facts(root, iteration_stage(t, "train")).get("counts", {})
+    counts = facts_of(root, iteration_stage(t, "train")).get("counts", {})
     if not recipe.target.uses_grades:
         return counts
     window = range(max(0, t - recipe.objective.window + 1), t + 1)
-    return {**counts, "checker_failures": sum(_facts(root, iteration_stage(i, "grade")).get("failures", 0) for i in window)}
+    return {**counts, "checker_failures": sum(facts_of(root, iteration_stage(i, "grade")).get("failures", 0) for i in window)}
 
 
 def _held_out_failures(root: Path, owner: str) -> dict[str, int]:
     """How many held-out replies of a player the checker could not grade; nothing if it graded all."""
-    failures = _facts(root, evaluate_stage(owner)).get("failures")
+    failures = facts_of(root, evaluate_stage(owner)).get("failures")
     return {"held_out_failures": failures} if failures else {}
 
 
 def _headroom(root: Path, recipe: Recipe) -> dict[str, Any]:
     found = headroom_of(root) if recipe.shows_headroom else None
     return {"headroom": found} if found else {}
-
-
-def _facts(root: Path, name: str) -> dict[str, Any]:
-    done = root / name / "done.json"
-    return read_json(done)["facts"] if done.exists() else {}
 
 
 def _join_metrics(root: Path, stages: Sequence[str]) -> None:

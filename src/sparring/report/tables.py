@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.config import Recipe
-from sparring.console import fitting
+from sparring.console import fitting, printable
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
@@ -53,17 +53,23 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
         yield TableRow(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
 
 
+def entries_of(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """player, as commands name it -> its entry in the summary, in the order of `rows_of`."""
+    played = {str(entry["iteration"]): entry for entry in summary["iterations"]}
+    return {START: summary["start"], **played, **{entry["stage"]: entry for entry in summary["controls"]}}
+
+
+def score_text(score: Mapping[str, Any] | None, digits: int) -> str:
+    """Value and standard error of a score, or "-" without it."""
+    if score is None:
+        return "-"
+    error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
+    return f"{score['value']:.{digits}f}{error}"
+
+
 def with_error(name: str, digits: int) -> Callable[[TableRow], str]:
     """A column's function: value and standard error of a score, or "-" without it."""
-
-    def cell(row: TableRow) -> str:
-        score = row.scores.get(name)
-        if score is None:
-            return "-"
-        error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
-        return f"{score['value']:.{digits}f}{error}"
-
-    return cell
+    return lambda row: score_text(row.scores.get(name), digits)
 
 
 def _value(name: str, digits: int) -> Callable[[TableRow], str]:
@@ -107,16 +113,29 @@ REPLY_COLUMNS = [
 
 def quality_columns(scores: Scores) -> list[Column]:
     """Columns for the scores of answers that were measured, then for likelihoods."""
-    words = {name: words for name, words in answer_words(scores).items() if name in scores}
-    return [*(Column(words, with_error(name, 3)) for name, words in words.items()), *_LIKELIHOOD_COLUMNS]
+    return [*(Column(words, with_error(name, 3)) for name, words in answer_words(scores).items()), *_LIKELIHOOD_COLUMNS]
+
+
+def score_tables(summary: Mapping[str, Any]) -> list[tuple[str, list[Column], list[TableRow]]]:
+    """(title, columns, rows) of a run's tables: quality, duels if there were any, replies."""
+    rows = list(rows_of(summary))
+    held_out = next(iter(rows[0].scores.values()))["n"]
+    duels = [row for row in rows if row.opponent is not None]
+    found = [
+        (f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows),
+        ("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels),
+        ("Replies to the same prompts", REPLY_COLUMNS, rows),
+    ]
+    return [one for one in found if one[2]]
 
 
 def answer_words(scores: Scores) -> dict[str, str]:
-    """Score of answers -> its header, whether it was measured or not. With k replies to a prompt exact match is pass@1."""
+    """Score of answers that was measured -> its header. With k replies to a prompt exact match is pass@1."""
     k = samples_of(scores)
     exact = "exact match" if k == 1 else f"pass@1 (k={k})"
     sampled = {f"pass_at_{k}": f"pass@{k}", f"maj_at_{k}": f"maj@{k}"} if k > 1 else {}
-    return {"exact_match": exact, "exact_match_greedy": "exact, greedy", **sampled}
+    words = {"exact_match": exact, "exact_match_greedy": "exact, greedy", **sampled}
+    return {name: word for name, word in words.items() if name in scores}
 
 
 def samples_of(scores: Scores) -> int:
@@ -184,6 +203,23 @@ def print_table(title: str, columns: list[Column], rows: list[TableRow], console
         title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
 
 
+def columns_markup(caption: str, columns: Sequence[Column], rows: Sequence[TableRow], first: str = "model") -> Markup:
+    """The same table for a page; empty without rows or columns."""
+    if not rows or not columns:
+        return Markup("")
+    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
+    best = next((number for number, row in enumerate(rows) if row.is_best), None)
+    return table(caption, [first, *(column.header for column in columns)], cells, best=best)
+
+
+def print_replies(prompt: str, replies: Mapping[str, str], console: Console) -> None:
+    """Print a prompt and what every model replied."""
+    shown = Table(title=Text(f"Prompt: {printable(prompt)}"), title_justify="left", show_header=False)
+    for name, reply in replies.items():
+        shown.add_row(name, Text(printable(reply)))
+    console.print(shown)
+
+
 def _table(title: str, columns: list[Column], rows: list[TableRow], first: str, console: Console) -> Table:
     table = Table(title=Text(fitting(title, console)), title_justify="left")
     table.add_column(first, no_wrap=True)
@@ -226,27 +262,19 @@ def headrooms_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
     return {seed: found for seed, folder in folders.items() if (found := headroom_of(folder)) is not None}
 
 
-def headroom_cells(found: Mapping[str, Any]) -> dict[str, str]:
-    """name -> value with its standard error, for the scores that were measured."""
-    return {
-        name.format(k=found["k"]): f"{score['value']:.3f} ± {score['stderr'] or 0:.3f}"
-        for key, name in NAMES.items()
-        if (score := found["scores"].get(key)) is not None
-    }
+def headroom_table(found: Mapping[str, Any]) -> tuple[list[Column], list[TableRow]]:
+    """Columns for the scores that were measured, and one row."""
+    scores = found["scores"]
+    columns = [Column(name.format(k=found["k"]), with_error(key, 3)) for key, name in NAMES.items() if scores.get(key)]
+    return columns, [TableRow(START, None, scores, headroom_stage())]
 
 
 def print_headroom(found: Mapping[str, Any], console: Console, title: str = TITLE) -> None:
-    """Print the headroom as a table with one row, and its sentence."""
-    cells = headroom_cells(found)
-    shown = Table(title=title, title_justify="left")
-    for name in cells:
-        shown.add_column(name, justify="right")
-    shown.add_row(*(fitting(cell, console) for cell in cells.values()))
-    console.print(shown)
+    """Print the headroom as a table, and its sentence."""
+    print_table(title, *headroom_table(found), console)
     console.print(Text(found["sentence"]))
 
 
 def headroom_markup(found: Mapping[str, Any]) -> Markup:
     """The headroom's sentence and table for the page."""
-    cells = headroom_cells(found)
-    return paragraph(found["sentence"]) + table(f"{TITLE} (± standard error over prompts)", ["", *cells], [["start", *cells.values()]])
+    return paragraph(found["sentence"]) + columns_markup(f"{TITLE} (± standard error over prompts)", *headroom_table(found))

@@ -13,10 +13,10 @@ from sparring.data.records import Example, Reply
 from sparring.data.tables import read_rows
 from sparring.report import plots
 from sparring.report.page import PageSection, figure, figures, paragraph, render, table
-from sparring.report.plots import PlottedScore
+from sparring.report.plots import PlottedScore, both_sides
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, Column, TableRow, outcome_columns, outcome_rows, rate_columns
+from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, columns_markup, outcome_columns, outcome_rows, rate_columns
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -115,8 +115,8 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
     parts = [
         paragraph(" ".join(rule_of(run.recipe))),
         *(paragraph(line) for line in _notes(run)),
-        _table(OUTCOMES_TITLE, outcome_columns(rows), rows),
-        _table(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows),
+        columns_markup(OUTCOMES_TITLE, outcome_columns(rows), rows, first="iteration"),
+        columns_markup(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows, first="iteration"),
         paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),
         _examples(run),
@@ -146,11 +146,6 @@ def _notes(run: RunFiles) -> Iterator[str]:
         )
 
 
-def _table(caption: str, columns: Sequence[Column], rows: Sequence[TableRow]) -> Markup:
-    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
-    return table(caption, ["iteration", *(column.header for column in columns)], cells) if rows and columns else Markup("")
-
-
 def _examples(run: RunFiles) -> Markup:
     """Example prompts with all their replies, of the newest iteration that was scored."""
     t = len(run.summary["iterations"]) - 1
@@ -168,7 +163,5 @@ def target_figures(run: RunFiles) -> Iterator[Markup]:
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
         if found:
             words = name.replace("_", " ")
-            values = [
-                PlottedScore(model, rate["value"], None if rate["stderr"] is None else (rate["stderr"],) * 2) for model, rate in found
-            ]
+            values = [PlottedScore(model, rate["value"], both_sides(rate["stderr"])) for model, rate in found]
             yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), RATE_CAPTIONS[name])

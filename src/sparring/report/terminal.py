@@ -13,39 +13,35 @@ from rich.text import Text
 from sparring.config import recipe_of_run
 from sparring.console import printable
 from sparring.report.health import signs, warnings
-from sparring.report.outcome import SAMPLES, next_steps, read_samples, verdict_lines
-from sparring.report.run_files import SHOWCASE, shown_of
+from sparring.report.outcome import next_steps, verdict_lines
+from sparring.report.run_files import read_player, showcase_of
+from sparring.report.summary import facts_of
 from sparring.report.tables import (
-    DUEL_COLUMNS,
     OUTCOMES_TITLE,
     RATES_TITLE,
-    REPLY_COLUMNS,
     TableRow,
     outcome_columns,
     outcome_rows,
     print_benchmarks,
     print_headroom,
+    print_replies,
     print_table,
-    quality_columns,
     rate_columns,
     rows_of,
+    score_tables,
 )
-from sparring.rundir import read_json
 from sparring.stage_names import START, benchmark_stage
 
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
     """Print the tables of quality, duels and replies, the showcase replies of every model, the warnings, the verdict and next steps."""
-    rows = list(rows_of(summary))
-    held_out = next(iter(rows[0].scores.values()))["n"]
-    print_table(f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows, console)
-    duels = [row for row in rows if row.opponent is not None]
-    if duels:
-        print_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels, console)
-    print_table("Replies to the same prompts", REPLY_COLUMNS, rows, console)
+    for title, columns, of_models in score_tables(summary):
+        print_table(title, columns, of_models, console)
     _print_target(summary, console)
+    rows = list(rows_of(summary))
     _print_benchmarks(rows, root, console)
-    _print_showcase(rows, root, console)
+    for prompt, replies in showcase_of([read_player(root, row) for row in rows]):
+        print_replies(prompt, replies, console)
     for line in warnings(signs(summary, recipe_of_run(root))):
         console.print(Text(f"Warning: {printable(line)}", style="yellow"))
     for line in verdict_lines(summary, str(root)):
@@ -70,19 +66,4 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
 def _print_benchmarks(rows: list[TableRow], root: Path, console: Console) -> None:
     named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
     if any(named.values()):
-        facts = read_json(root / benchmark_stage(START) / "done.json")["facts"]
-        print_benchmarks(named, facts, console)
-
-
-def _print_showcase(rows: list[TableRow], root: Path, console: Console) -> None:
-    shown = {row.model: entries for row in rows if (entries := _shown(root / row.stage))}
-    for index, first in enumerate(next(iter(shown.values()), [])):
-        table = Table(title=Text(f"Prompt: {printable(first['prompt'])}"), title_justify="left", show_header=False)
-        for name, entries in shown.items():
-            table.add_row(name, Text(printable(entries[index]["reply"])))
-        console.print(table)
-
-
-def _shown(stage: Path) -> list[Mapping[str, str]]:
-    file = stage / SHOWCASE
-    return shown_of(read_json(file) if file.exists() else [], read_samples(stage / SAMPLES))
+        print_benchmarks(named, facts_of(root, benchmark_stage(START)), console)

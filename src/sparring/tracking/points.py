@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sparring.config import ControlSection, Recipe
+from sparring.report.summary import facts_of
 from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
 from sparring.stage_names import METRICS, SCORES, SFT, START, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
 
@@ -21,8 +21,7 @@ GAME = "game"
 NOT_NUMBERS = ("step", "stage")
 
 
-@dataclass(frozen=True)
-class Point:
+class Point(NamedTuple):
     """The values that a tracker gets for one step."""
 
     step: int
@@ -36,8 +35,7 @@ class Round(NamedTuple):
     owner: str
 
 
-@dataclass(frozen=True)
-class Series:
+class Series(NamedTuple):
     """One run in a tracker: the game, or a control, which continues from the start of the game or from its best player.
 
     objective: prefix of the names of metrics outside of the game's iterations, since losses of two objectives cannot be compared.
@@ -66,7 +64,7 @@ def points(root: Path, series: Series, after: int) -> Iterator[Point]:
     before = _steps_behind(root, series.begins_after)
     for train, owner in series.rounds:
         rows = [] if train is None else _lines(root, train)
-        first = _rates(root, owner)
+        first = _scores(facts_of(root, f"{owner}/grade").get("rates", {}), "opponent")  # empty if they were not graded
         for place, line in enumerate(rows[:-1]):
             if before + place + 1 > after:
                 yield Point(before + place + 1, {**_numbers(json.loads(line), series.objective), **(first if place == 0 else {})})
@@ -106,12 +104,6 @@ def _numbers(row: dict[str, Any], objective: str) -> dict[str, float]:
     """The metrics of a step, with the name of the trained objective as prefix."""
     kind = "train" if "iteration" in row else objective
     return {f"{kind}/{name}": value for name, value in row.items() if name not in NOT_NUMBERS}
-
-
-def _rates(root: Path, owner: str) -> dict[str, float]:
-    """Rates of the replies of an iteration's opponent; empty if they were not graded."""
-    done = root / owner / "grade" / DONE
-    return _scores(read_json(done)["facts"].get("rates", {}), "opponent") if done.exists() else {}
 
 
 def _scores(scores: dict[str, Any], group: str = "scores") -> dict[str, float]:

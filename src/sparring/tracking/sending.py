@@ -49,11 +49,14 @@ def tracked(recipe: Recipe, root: Path) -> Iterator[None]:
 
 
 class _Sender:
+    """Sends every series to every tracker. trackers.json has per series its identity, the hashes of its training stages' inputs, the
+    newest step sent to each tracker, and the trackers whose run was closed after it."""
+
     def __init__(self, recipe: Recipe, root: Path) -> None:
         assert recipe.track is not None
         self.recipe, self.root, self.section = recipe, root, recipe.track
-        self.memory = _Memory(root)
-        self.channels: dict[tuple[str, str], _Channel] = {}
+        self.memory: dict[str, Any] = read_json(root / MEMORY) if (root / MEMORY).exists() else {}
+        self.channels = [_Channel(self, series, kind) for series in series_of(recipe) for kind in self.section.trackers]
         self.warned: set[str] = set()
 
     def work(self, ended: threading.Event) -> None:
@@ -62,47 +65,32 @@ class _Sender:
         self.send(is_last=True)
 
     def send(self, is_last: bool) -> None:
-        for series in series_of(self.recipe):
-            for kind in self.section.trackers:
-                self._channel(series, kind).send(is_last)
+        for channel in self.channels:
+            channel.send(is_last)
 
     def only_open(self, kind: str) -> None:
         """Close the tracker's other runs, because these libraries allow one run per process."""
-        for channel in self.channels.values():
+        for channel in self.channels:
             if channel.kind == kind:
                 channel.close()
-
-    def _channel(self, series: Series, kind: str) -> _Channel:
-        key = series.name, kind
-        if key not in self.channels:
-            self.channels[key] = _Channel(self, series, kind)
-        return self.channels[key]
 
     def place(self, series: Series, identity: str) -> SeriesLocation:
         name = self.section.name or self.root.resolve().name
         shown = name if series.name == GAME else f"{name}-{series.name}"
         return SeriesLocation(self.root, series.name, self.section.project, shown, identity)
 
-
-class _Memory:
-    """trackers.json: per series its identity, the hashes of its training stages' inputs, and the newest step sent to each tracker."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self._file = root, root / MEMORY
-        self._series: dict[str, Any] = read_json(self._file) if self._file.exists() else {}
-
-    def of(self, series: Series) -> dict[str, Any]:
+    def known(self, series: Series) -> dict[str, Any]:
         """The entry of a series; with a new identity if one of its stages now has other inputs."""
         made_from = identities(self.root, series)
-        known = self._series.get(series.name)
+        known = self.memory.get(series.name)
         if known is None or any(made_from.get(name, digest) != digest for name, digest in known["made_from"].items()):
             known = {"identity": uuid.uuid4().hex[:8], "made_from": {}, "sent": {}, "closed": []}
         known["made_from"] = {**known["made_from"], **made_from}
-        self._series[series.name] = known
+        self.memory[series.name] = known
         return known
 
-    def write(self) -> None:
-        write_json(self._file, self._series)
+    def remember(self) -> None:
+        write_json(self.root / MEMORY, self.memory)
 
 
 class _Channel:
@@ -133,7 +121,7 @@ class _Channel:
             self._note_closed(True)
 
     def _send(self) -> None:
-        known = _retried(lambda: self.sender.memory.of(self.series))
+        known = _retried(lambda: self.sender.known(self.series))
         if known["identity"] != self.identity:
             self.close()
             self.identity = known["identity"]
@@ -147,18 +135,17 @@ class _Channel:
         for point in new:
             assert self.opened is not None
             self.opened.log(point.step, point.values)
-            self.opened.last = point.step
         if new:
             known["sent"][self.kind] = new[-1].step
-            self.sender.memory.write()
+            self.sender.remember()
 
     def _points(self, after: int) -> list[Point]:
         return _retried(lambda: list(points(self.sender.root, self.series, after)))
 
     def _note_closed(self, is_closed: bool) -> None:
-        known = self.sender.memory.of(self.series)
+        known = self.sender.known(self.series)
         known["closed"] = [kind for kind in known["closed"] if kind != self.kind] + ([self.kind] if is_closed else [])
-        self.sender.memory.write()
+        self.sender.remember()
 
     def _failed(self, error: Exception) -> None:
         self.next_try = time.monotonic() + RETRY_SECONDS

@@ -43,10 +43,11 @@ class Opened:
     def log(self, step: int, values: dict[str, float]) -> None:
         """Send the values of one step."""
         self.tracker.log({**values, AXIS: step}, step=step)
+        self.last = step
 
     def close(self) -> None:
         """Finish the tracker's run without its own messages."""
-        with _stdout_discarded():
+        with contextlib.redirect_stdout(io.StringIO()):
             self.tracker.finish()
 
 
@@ -62,8 +63,11 @@ def require_trackers(section: TrackSection) -> None:
 
 
 def open_tracker(kind: str, place: SeriesLocation, sent: int, config: dict[str, Any]) -> Opened:
-    """Open or resume a tracker's run. sent: the newest step recorded as sent, -1 for none; config: the recipe, as flat options."""
-    with _stdout_discarded():
+    """Open or resume a tracker's run. sent: the newest step recorded as sent, -1 for none; config: the recipe, as flat options.
+
+    What trackers print is discarded, because scripts read the tables on a command's standard output.
+    """
+    with contextlib.redirect_stdout(io.StringIO()):
         return _OPEN[kind](place, sent, config)
 
 
@@ -157,8 +161,3 @@ def _log_in_to_wandb() -> None:
         why = "wandb has no key"
     if not logged_in:
         raise UserError(why, where="track", remedy="`wandb login`, or set WANDB_API_KEY, or WANDB_MODE=offline to send nothing for now")
-
-
-def _stdout_discarded() -> contextlib.AbstractContextManager[Any]:
-    """Discards what trackers print, because scripts read the tables on a command's standard output."""
-    return contextlib.redirect_stdout(io.StringIO())
