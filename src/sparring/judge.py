@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -54,20 +55,18 @@ def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), agains
     player of the run, or another model. Finished stages with equal inputs are kept. Raises UserError."""
     questions = read_questions(options.questions, options.references, options.limit)
     out = out or default_out(target)
-    run, judging = RunDir(out), Judge(options.judge)
-    try:
-        with run.lock(), log_file(out / LOG):
-            players = resolve_models(target, wanted, out)
-            other = None if against is None else _other(target, against, out)
-            judged = [player for player in players if other is None or player.hash != other.hash]
-            if not judged:
-                what = f"{against} has the same weights as the model that it would be compared with"
-                raise UserError(what, where="--against", remedy="name another player or model")
-            answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
-            stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in judged}
-            return _result(out, stages)
-    finally:
-        judging.close()
+    run = RunDir(out)
+    with contextlib.closing(Judge(options.judge)) as judging, run.lock(), log_file(out / LOG):
+        players = resolve_models(target, wanted, out)
+        other = None if against is None else _other(target, against, out)
+        judged = [player for player in players if other is None or player.hash != other.hash]
+        if not judged:
+            what = f"{against} has the same weights as the model that it would be compared with"
+            raise UserError(what, where="--against", remedy="name another player or model")
+        answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
+        stages = {player.title: _judged(run, options, questions, judging, player, answers, other) for player in judged}
+        scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
+        return Judged(scores, {title: stage.facts for title, stage in stages.items()}, out)
 
 
 def _other(target: str, against: str, out: Path) -> EvaluatedPlayer:
@@ -154,11 +153,6 @@ def _earlier(run: RunDir, player: EvaluatedPlayer, inputs: dict[str, Any]) -> li
         if all(before.get(key) == inputs[key] for key in ("judge", "wording")):
             found += read_judgments(file)
     return sorted(found, key=lambda judgment: judgment.value is not None)
-
-
-def _result(out: Path, stages: dict[EvaluatedPlayer, StageRecord]) -> Judged:
-    scores = {player.title: read_json(stage.path / SCORES) for player, stage in stages.items()}
-    return Judged(scores, {player.title: stage.facts for player, stage in stages.items()}, out)
 
 
 def print_judged(found: Judged, options: JudgeOptions, against: str | None, console: Console) -> None:
