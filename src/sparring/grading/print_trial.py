@@ -11,8 +11,7 @@ from rich.text import Text
 from sparring.checkers.grades import Grade
 from sparring.checkers.probe import FALSE_POSITIVES, Tried, share_of_wrong_winners
 from sparring.console import printable
-from sparring.grading.trial import CONFIDENCE, Trial
-from sparring.grading.trial_rows import described
+from sparring.grading.trial import CONFIDENCE, Trial, described
 
 SHOWN = 600  # characters of a text
 
