@@ -135,8 +135,15 @@ class Arm:
 
     def require_same_rows(self, other: Arm) -> None:
         """Raises UserError if the two were evaluated on different held-out rows."""
-        if self.rows != other.rows:
-            raise _other_rows(self, other)
+        if self.rows == other.rows:
+            return
+        mine, theirs, labels = set(self.rows), set(other.rows), (self.run.label, other.run.label)
+        raise UserError(
+            f"{labels[0]} was scored on {len(mine)} held-out rows, {labels[1]} on {len(theirs)}, with {len(mine & theirs)} in both"
+            + only_in(labels, (mine, theirs)),
+            where="sparring compare",
+            remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks depend on it",
+        )
 
 
 @dataclass(frozen=True)
@@ -161,7 +168,7 @@ class SeedArm:
     @property
     def flops(self) -> float | None:
         """Floating-point operations of all seeds together; None if those of any seed are unknown."""
-        known = [flops for arm in self.arms if (flops := arm.flops) is not None]
+        known = [arm.flops for arm in self.arms if arm.flops is not None]
         return sum(known) if len(known) == len(self.arms) else None
 
     @property
@@ -187,14 +194,13 @@ class SeedArm:
 
     def score(self, metric: str) -> Score | None:
         """Mean of the seeds' values and its standard error over seeds."""
-        found = self._by_seed(metric)
-        return None if found is None else mean_score(found, self.higher_is_better(metric))
+        found = self.by_seed(metric)
+        return mean_score(found, self.higher_is_better(metric)) if found else None
 
     def by_seed(self, metric: str) -> list[float]:
-        """The metric's value of each seed; every seed must have measured it."""
-        found = self._by_seed(metric)
-        assert found is not None
-        return found
+        """The metric's value of each seed; empty if a seed has not measured it."""
+        found = [score["value"] for arm in self.arms if (score := arm.score(metric)) is not None]
+        return found if len(found) == len(self.arms) else []
 
     def paired(self, other: SeedArm, metric: str, confidence: float, seed: int) -> Paired | None:
         """This player minus `other` over seeds, each pair on the rows of its seed."""
@@ -216,10 +222,6 @@ class SeedArm:
         for mine, theirs in zip(self.arms, other.arms, strict=True):
             mine.require_same_samples(theirs, metric)
 
-    def _by_seed(self, metric: str) -> list[float] | None:
-        found = [arm.score(metric) for arm in self.arms]
-        return None if None in found else [score["value"] for score in found if score is not None]
-
 
 A = TypeVar("A", Arm, SeedArm)  # players that are compared with one another are of one kind
 
@@ -231,7 +233,8 @@ class Game:
         """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
-        self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else _nothing_yet()
+        nothing_yet = {"iterations": [], "controls": [], "best": None, "stop_reason": None}
+        self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else nothing_yet
         process = holder(root)  # a finished game may be resumed with more iterations or controls
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
@@ -346,17 +349,3 @@ def find_player(name: str, there: Sequence[str], best: str | None, label: str) -
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
     return wanted
-
-
-def _nothing_yet() -> dict[str, Any]:
-    return {"iterations": [], "controls": [], "best": None, "stop_reason": None}
-
-
-def _other_rows(first: Arm, second: Arm) -> UserError:
-    mine, theirs = set(first.rows), set(second.rows)
-    return UserError(
-        f"{first.run.label} was scored on {len(mine)} held-out rows, {second.run.label} on {len(theirs)}, with {len(mine & theirs)} in both"
-        + only_in((first.run.label, second.run.label), (mine, theirs)),
-        where="sparring compare",
-        remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks depend on it",
-    )

@@ -138,6 +138,7 @@ def compare(
     unknown players and metrics.
     """
     runs = _runs(folders, unfinished)
+    _require_distinct(runs)
     # games and their players, or seeds and theirs: the code is the same, and typed for the first
     reference = cast(Arm, _reference(runs, against))
     arms = cast("list[Arm]", [arm for run in runs for arm in run.arms])
@@ -158,13 +159,10 @@ def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]
     labels = _labels(folders)
     seeds = [recipe_of_run(folder).seeds for folder in folders]
     if seeds[0] is not None and all(one == seeds[0] for one in seeds):
-        groups = [Seeds(folder, label, seeds[0], unfinished) for folder, label in zip(folders, labels, strict=True)]
-        _require_distinct(groups)
-        return groups
+        return [Seeds(folder, label, seeds[0], unfinished) for folder, label in zip(folders, labels, strict=True)]
     found: list[Game] = []
     for folder, label, own in zip(folders, labels, seeds, strict=True):
         found += [Game(folder, label, unfinished)] if own is None else Seeds(folder, label, own, unfinished).games
-    _require_distinct(found)
     return found
 
 
@@ -223,7 +221,7 @@ def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
     A benchmark need not have been run on all players.
     """
     if name not in METRICS:
-        further = [found for arm in arms for found in _further_metrics(arm)]
+        further = [found for arm in arms for found in (*arm.sampled, *arm.benchmarks)]
         if name not in further:
             raise _unknown_metric(name, further)
     if is_benchmark(name) and _others_with(name, arms, reference):
@@ -231,11 +229,6 @@ def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
     for arm in arms:
         if (why := arm.why_not(reference, name)) is not None:
             raise UserError(f"{name} {why}", where="--metric", remedy="leave it out, or compare runs that share it")
-
-
-def _further_metrics(arm: Arm | SeedArm) -> list[str]:
-    """Its metrics that are not in METRICS. Reads its benchmarks."""
-    return [*arm.sampled, *arm.benchmarks]
 
 
 def _others_with(name: str, arms: Sequence[A], reference: A) -> list[A]:
