@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import ControlSection, OptimSection, Recipe, SftSection, TrainSection, at_iteration, control_batch_size, control_lr
+from sparring.config import ControlSection, OptimSection, Recipe, TrainSection, at_iteration, control_batch_size, control_lr, sft_settings
 from sparring.console import counted, log
 from sparring.cost import cost_of, iterations_cost
 from sparring.data.records import Contest
@@ -158,12 +158,3 @@ def _steps(section: ControlSection, settings: OptimSection, tokens: Sequence[int
     same = f"as many floating-point operations as {counted(played, 'iteration')} of the game"
     log.info(f"{section.title}: {counted(steps, 'step')}{more} cost {same}")
     return steps
-
-
-def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:
-    """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
-    sft, train = recipe.sft, recipe.train
-    shared = OptimSection.model_fields.keys() - {"optimizer"}
-    inherited = sft or SftSection(**{name: getattr(train, name) for name in shared})
-    own = {"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section), "horizon_epochs": None}
-    return inherited.model_copy(update=own)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration
+from sparring.config import ControlSection, OptimSection, Recipe, at_iteration, sft_settings
 from sparring.planning import memory
 from sparring.planning.hardware import Hardware, devices_wanted, of_sampling, of_training
 from sparring.planning.lengths import Lengths
@@ -155,14 +155,9 @@ class _Game:
             yield self._score(section.folder, "score", lengths, min(items, lengths.train_rows), 2)
             yield self._train(section.folder, settings, lengths, {2: items})
             return
-        own = self._sft_settings()
+        own = sft_settings(self.recipe, section)
         items = rows or forward / own.forward_passes / (lengths.prompt + lengths.reply - 1)
         yield self._train(section.folder, own, lengths, {1: items})
-
-    def _sft_settings(self) -> SftSection:
-        """The settings of continued SFT (control.py)."""
-        inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
-        return self.recipe.sft or SftSection(**inherited)
 
     def _rft(self, section: ControlSection, forward: float) -> StagePlan:
         """Training on the winners of iteration 0's replies, whose sampling is part of the cost (control.py)."""
@@ -178,7 +173,8 @@ class _Game:
         if not is_used(f"{START}/headroom", recipe):
             return
         if is_used(PROBE, recipe) and recipe.evaluate.headroom_epochs is not None:
-            yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
+            settings = sft_settings(recipe, ControlSection())
+            yield self._train("probe", settings, self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
         times = 1 if recipe.sampling.lower_temperature is None else 2
