@@ -98,17 +98,17 @@ def _outcome(batches: list[ReplyBatch], checker: dict[str, Any] | None) -> Gradi
     return GradingOutcome(batches, checker, both, examples_of(batches, True), examples_of(batches, False), failures_of(batches))
 
 
-def agreement(batches: Sequence[ReplyBatch], seed: int = 0) -> GradeAgreement:
-    """Compare stored and new grades over all batches; `seed` selects the examples."""
+def agreement(batches: Sequence[ReplyBatch]) -> GradeAgreement:
+    """Compare stored and new grades over all batches."""
     pairs = [(pair, one, stored) for one in batches for stored in one.replies if (pair := _pair(one, stored)) is not None]
     differing = [(True, False), (False, True)]
-    examples = {wanted: _examples(((one, stored) for pair, one, stored in pairs if pair == wanted), seed) for wanted in differing}
+    examples = {wanted: _examples(((one, stored) for pair, one, stored in pairs if pair == wanted)) for wanted in differing}
     return GradeAgreement(Counter(pair for pair, _, _ in pairs), examples)
 
 
-def examples_of(batches: Sequence[ReplyBatch], passed: bool, seed: int = 0) -> list[GradeExample]:
+def examples_of(batches: Sequence[ReplyBatch], passed: bool) -> list[GradeExample]:
     """Replies that passed, or that have a score and failed, chosen at random, each text once."""
-    return _examples(((one, stored) for one in batches for stored in one.replies if one.passed(stored, stored.grade) is passed), seed)
+    return _examples((one, stored) for one in batches for stored in one.replies if one.passed(stored, stored.grade) is passed)
 
 
 def failures_of(batches: Sequence[ReplyBatch]) -> list[tuple[int, GradeExample]]:
@@ -124,9 +124,9 @@ def _pair(one: ReplyBatch, stored: StoredReply) -> GradePair | None:
     return None if kept is None or new is None else (kept, new)
 
 
-def _examples(found: Iterable[tuple[ReplyBatch, StoredReply]], seed: int) -> list[GradeExample]:
+def _examples(found: Iterable[tuple[ReplyBatch, StoredReply]]) -> list[GradeExample]:
     distinct: dict[Any, tuple[ReplyBatch, StoredReply]] = {(stored.row_id, stored.text): (one, stored) for one, stored in found}
-    chosen = random.Random(seed).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
+    chosen = random.Random(0).sample(list(distinct.values()), min(EXAMPLES, len(distinct)))
     return [_example(one, stored) for one, stored in chosen]
 
 

@@ -11,9 +11,9 @@ from rich.text import Text
 
 from sparring.checkers.grades import MOST_FAILURES
 from sparring.console import printable
-from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
+from sparring.files import require_folder_of
 from sparring.grading.batches import ReplyBatch
 from sparring.grading.grade import GradeAgreement, GradeExample, GradingOutcome, as_json, grade_run
 from sparring.grading.print_trial import excerpt, grade_text, print_records
@@ -36,8 +36,7 @@ def show_grades(
     console: Console,
 ) -> None:
     """Print the grades of a run's replies, and write them as JSON if a file is given."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
+    require_folder_of(json_file, "--json")
     found = grade_run(root, checker, pattern, iterations, limit)
     if json_file is not None:
         write_json(json_file, as_json(found))

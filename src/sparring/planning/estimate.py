@@ -65,11 +65,6 @@ class Plan:
         """The most devices that an option requires, and that option."""
         return devices_wanted(self.recipe, self.hardware)
 
-    @property
-    def owners(self) -> list[str]:
-        """The folders that the stages belong to, each once, in the order of the game."""
-        return list(dict.fromkeys(stage.owner for stage in self.stages))
-
 
 def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> Plan:
     """The plan of `recipe` on `hardware`, all iterations played."""
@@ -140,7 +135,10 @@ class _Game:
         forward_passes = training_forward_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
         parts = [tree_work(self.shape, forward_passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
-        return StagePlan(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
+        branches = max(items)
+        tokens = self._at_once(settings, lengths, branches)
+        held = memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
+        return StagePlan(owner, "train", work, held, self._time(work))
 
     def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
         """A control's stages, with as many rows as cost `forward` forward tokens (control.py); pairs are assumed as long as the data."""
@@ -214,10 +212,6 @@ class _Game:
         whole_batch = settings.batch_size / self.parallel.devices * (lengths.prompt + lengths.reply + others)
         longest = lengths.longest_prompt + lengths.longest_reply + (branches - 1) * lengths.longest_generated
         return round(max(longest, min(self.micro_batch(settings), whole_batch)))
-
-    def _training(self, settings: OptimSection, lengths: Lengths, branches: int) -> Memory:
-        tokens = self._at_once(settings, lengths, branches)
-        return memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
 
     def _scoring(self, lengths: Lengths, branches: int) -> Memory:
         settings = self.recipe.train
