@@ -132,7 +132,7 @@ class _Game:
 
     def _train(self, owner: str, settings: OptimSection, lengths: Lengths, items: Mapping[int, float]) -> StagePlan:
         """items: branches of a tree -> how many trees have so many."""
-        forward_passes = training_forward_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
+        forward_passes = training_forward_passes(settings.lora is not None, settings.gradient_checkpointing, self.micro_batch(settings))
         parts = [tree_work(self.shape, forward_passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
         branches = max(items)
@@ -159,7 +159,8 @@ class _Game:
 
     def _rft(self, section: ControlSection, forward: float) -> StagePlan:
         """Training on the winners of iteration 0's replies, whose sampling is part of the cost (control.py)."""
-        settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
+        settings, played = self.recipe.train, self.contests
+        branches = min(self.recipe.target.max_winners, self.recipe.sampling.replies_per_prompt + 1)  # the human reply, and winners
         sampled = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
         left = max(0.0, forward - sampled.work.tokens) / settings.forward_passes / of_tree
@@ -242,8 +243,3 @@ def contest_branches(recipe: Recipe) -> int:
     if not recipe.objective.kind.uses_margins:
         return min(winners, sampled + (target.human == "mix"))
     return min(winners + min(target.max_losers, sampled), sampled + 1)
-
-
-def rft_branches(recipe: Recipe) -> int:
-    """Most branches of the tree of one prompt of the control `rft`: the human reply and the ones that passed."""
-    return min(recipe.target.max_winners, recipe.sampling.replies_per_prompt + 1)
