@@ -26,6 +26,7 @@ BASE = "base"
 MODEL = "model"  # the name of a model without a run
 LOG = "evaluate.log"
 MOST_LETTERS = 60  # of a folder's name
+PUT_BACK = "put it back, or run the recipe again in another run_dir"
 
 
 class Players:
@@ -69,13 +70,9 @@ class Players:
                 self._require_base(folder)
             return folder
         source = find_model(self.recipe.model, self.recipe.seed)
-        played = self.run.inputs_of(measure_stage(START)) or {}
-        if source.folder is None or source.fingerprint != played.get("model"):
-            raise UserError(
-                "this is no longer the model that the run started from (its hash differs)",
-                where=f"model.path ({source.name})",
-                remedy="put it back, or run the recipe again in another run_dir",
-            )
+        if source.folder is None or source.fingerprint != self._hash_of_start:
+            what = "this is no longer the model that the run started from (its hash differs)"
+            raise UserError(what, where=f"model.path ({source.name})", remedy=PUT_BACK)
         return source.folder
 
     def _require_base(self, adapter: Path) -> None:
@@ -83,12 +80,13 @@ class Players:
         start = self._start()[START]
         if start is not None:
             self.run.verified(start)
-        elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(START)) or {}).get("model"):
-            raise UserError(
-                "the base model of this player is no longer the one that the run started from (its hash differs)",
-                where=str(base_of(adapter)),
-                remedy="put it back, or run the recipe again in another run_dir",
-            )
+        elif weights_hash(base_of(adapter)) != self._hash_of_start:
+            what = "the base model of this player is no longer the one that the run started from (its hash differs)"
+            raise UserError(what, where=str(base_of(adapter)), remedy=PUT_BACK)
+
+    @property
+    def _hash_of_start(self) -> str | None:
+        return (self.run.inputs_of(measure_stage(START)) or {}).get("model")
 
     def chat(self) -> Chat:
         """The run's chat template and tokenizer, the same for all players; read from a trained player if there is one."""

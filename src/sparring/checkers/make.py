@@ -94,7 +94,8 @@ class RandomChecker(Checker):
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         grades = self._like.grade(asked)
-        slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_shuffled(grade)]
+        scored = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if grade.score is not None]
+        slots = [(p, r) for p, r in scored if grades[p][r].answer is not None or not self.reads_answers]
         by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
         by_chance = sorted(slots, key=lambda slot: self._random_key(asked, slot))
         shuffled = [list(prompt) for prompt in grades]
@@ -107,9 +108,6 @@ class RandomChecker(Checker):
 
     def close(self) -> None:
         self._like.close()
-
-    def _is_shuffled(self, grade: Grade) -> bool:
-        return grade.score is not None and (grade.answer is not None or not self.reads_answers)
 
     def _random_key(self, asked: Sequence[GradingRequest], slot: Slot) -> str:
         prompt, reply = slot

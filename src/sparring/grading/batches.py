@@ -11,7 +11,7 @@ from typing import Any
 
 from sparring.checkers.grades import Grade
 from sparring.data.chat import Chat
-from sparring.data.prepare import PROMPTS, read_examples
+from sparring.data.prepare import read_examples, read_played
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
@@ -143,9 +143,9 @@ class _Reader:
             row = graded.get((reply.row_id, replica))
             text, kept = (self._chat.decode(reply.token_ids), None) if row is None else (row["text"], _grade(row))
             by_row_id[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept, kept))
-        files = ["held_out.parquet"] if is_held_out else ["train.parquet", *([PROMPTS] if self._recipe.data.prompts else [])]
         data = self._run.verified("data").path
-        examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in by_row_id), key=lambda e: e.row_id)
+        examples = read_examples(data / "held_out.parquet", by_row_id) if is_held_out else read_played(data, by_row_id)
+        examples.sort(key=lambda example: example.row_id)
         must_end = not is_held_out or target.checker is not None
         reads_answers = not is_own_code(target.grading_checker) or self._recipe.evaluate.answer_pattern is not None
         by_row = {row_id: tuple(own) for row_id, own in by_row_id.items()}
