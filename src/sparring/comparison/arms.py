@@ -210,8 +210,9 @@ class Game:
         """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
-        nothing_yet = {"iterations": [], "controls": [], "best": None, "stop_reason": None}
-        self.summary: dict[str, Any] = read_object(root / SUMMARY, *OF_SUMMARY) if (root / SUMMARY).exists() else nothing_yet
+        self.summary: dict[str, Any] = {"iterations": [], "controls": [], "best": None, "stop_reason": None}
+        if (root / SUMMARY).exists():
+            self.summary = read_object(root / SUMMARY, *OF_SUMMARY)
         process = holder(root)  # a finished game may be resumed with more iterations or controls
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
