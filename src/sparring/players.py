@@ -5,7 +5,7 @@ run, or a model by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from sparring.config import ModelSection, Recipe, load_recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
+from sparring.evaluation.metrics import Score
 from sparring.policy.adapters import base_of, is_adapter
+from sparring.policy.compute import release_memory
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.policy.player import Player
 from sparring.report.summary import OF_SUMMARY, SUMMARY
-from sparring.rundir import RunDir, StageRecord, digest, read_object
-from sparring.stage_names import SFT, START, measure_stage, owner_of, player_name, recipe_of_game
+from sparring.rundir import RunDir, StageRecord, digest, read_json, read_object
+from sparring.stage_names import SCORES, SFT, START, measure_stage, owner_of, player_name, recipe_of_game
 
 BASE = "base"
 MODEL = "model"  # the name of a model without a run
@@ -146,6 +148,21 @@ class EvaluatedPlayer(Player):
         return self.find_chat()
 
 
+@dataclass(frozen=True)
+class Results:
+    """player -> its scores, and the facts of the stage that computed them; the folder with everything."""
+
+    scores: dict[str, dict[str, Score]]
+    facts: dict[str, dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def of(cls, stages: Mapping[str, StageRecord], folder: Path) -> Results:
+        """The results in the stages of the players."""
+        scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
+        return cls(scores, {title: stage.facts for title, stage in stages.items()}, folder)
+
+
 def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[EvaluatedPlayer]:
     """The wanted players of a run (the start and the best when none are named), or the model `target` if it is not a run.
 
@@ -173,10 +190,12 @@ def slug(parts: Sequence[str]) -> str:
 
 
 def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
-    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed."""
+    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed; its memory is freed on return."""
     if changes := run.remove_changed(name, inputs):
         log.info(f"recomputing {name}: {'; '.join(changes)}")
-    return run.stage(name, inputs, work)
+    record = run.stage(name, inputs, work)
+    release_memory()
+    return record
 
 
 def _players(root: Path, wanted: Sequence[str]) -> list[EvaluatedPlayer]:
