@@ -21,8 +21,7 @@ from zygote import Sabotage, Zygote, working
 
 import sparring
 from sparring.cli import app
-from sparring.config import load_recipe
-from sparring.control import sft_settings
+from sparring.config import load_recipe, sft_settings
 
 ROOT = Path(__file__).parent.parent
 COMMAND = typer.main.get_command(app)

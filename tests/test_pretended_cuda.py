@@ -18,12 +18,13 @@ from zoo import ZOO
 import sparring
 from sparring.config import SamplerSettings, SamplingSection, TrainSection
 from sparring.data.records import Conversation, Duel, Example
-from sparring.evaluation.measure import Measurer, Opponent, read_measured
+from sparring.evaluation.measure import Measurer, read_measured
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy import score
 from sparring.policy.adapters import WEIGHTS
 from sparring.policy.compute import keep_soft_caps, make_accelerator
+from sparring.policy.player import Player
 from sparring.policy.score import Scorer
 from sparring.progress import PhaseProgress
 from sparring.training import fit as training
@@ -270,7 +271,7 @@ def measured(folder: Path, start: Path) -> dict[str, Any]:
     stages = folder / "start", folder / "player"
     for number, stage in enumerate(stages):
         stage.mkdir(parents=True)
-        measurer.measure(stage, start, Opponent(start, stages[0]) if number else None, number, stage.name)
+        measurer.measure(stage, start, Player("start", start, "hash", stages[0]) if number else None, number, stage.name)
     found = read_measured(stages[1])
     return {"replies": found.replies, "greedy": found.greedy, "logps": found.logps}
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -13,29 +11,18 @@ from rich.text import Text
 from sparring.config import BenchmarksSection
 from sparring.console import log, log_file
 from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_harness, run_benchmarks
-from sparring.evaluation.metrics import Score
-from sparring.players import LOG, EvaluatedPlayer, default_out, remade_stage, resolve_models, slug
-from sparring.policy.compute import COMPUTE_DTYPES, release_memory
+from sparring.players import LOG, EvaluatedPlayer, Results, default_out, remade_stage, resolve_models, slug
+from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import DTYPES
 from sparring.report.tables import print_benchmarks
-from sparring.rundir import RunDir, StageRecord, read_json, write_json
-from sparring.stage_names import SCORES
+from sparring.rundir import RunDir, StageRecord, write_json
 
 DEFAULT_SEED = BenchmarksSection.model_fields["seed"].default
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """player -> its scores; `facts` are those of the stages, `folder` holds everything."""
-
-    scores: dict[str, dict[str, Score]]
-    facts: Mapping[str, Any]
-    folder: Path
-
-
 def evaluate(
     target: str, section: BenchmarksSection, wanted: Sequence[str] = (), out: Path | None = None, dtype: str | None = None
-) -> Evaluated:
+) -> Results:
     """Run the benchmarks of `section` on players of the run `target`, or on the model of that name.
 
     Finished results with equal inputs are kept, and those with other inputs are stored next to them. dtype: that of the run's
@@ -48,9 +35,9 @@ def evaluate(
     with run.lock(), log_file(out / LOG):
         players = resolve_models(target, wanted, out)
         stages = {player.title: _stage(run, f"{player.name}/{name}", section, player, dtype) for player in players}
-        scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
-        write_json(out / f"{name}.json", scores)
-    return Evaluated(scores, next(iter(stages.values())).facts, out)
+        found = Results.of(stages, out)
+        write_json(out / f"{name}.json", found.scores)
+    return found
 
 
 def result_name(section: BenchmarksSection, dtype: str | None) -> str:
@@ -67,12 +54,10 @@ def _stage(run: RunDir, name: str, section: BenchmarksSection, player: Evaluated
     model = HarnessModel(player.folder, compute_dtype, template, train.four_bit)
     inputs = {**benchmark_inputs(section), "model": player.hash, "dtype": str(compute_dtype), "chat": template}
     log.info(f"benchmarks: {player.title}")
-    record = remade_stage(run, name, inputs, lambda stage: run_benchmarks(stage, section, model))
-    release_memory()
-    return record
+    return remade_stage(run, name, inputs, lambda stage: run_benchmarks(stage, section, model))
 
 
-def print_evaluated(found: Evaluated, console: Console) -> None:
+def print_evaluated(found: Results, console: Console) -> None:
     """Print the scores of all benchmarks and the folder that holds them."""
-    print_benchmarks(found.scores, found.facts, console)
+    print_benchmarks(found.scores, next(iter(found.facts.values())), console)
     console.print(Text(f"Scores, samples and settings: {found.folder}"))

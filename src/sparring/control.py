@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.config import ControlSection, OptimSection, Recipe, SftSection, TrainSection, at_iteration, control_batch_size, control_lr
+from sparring.config import ControlSection, OptimSection, Recipe, TrainSection, at_iteration, control_batch_size, control_lr, sft_settings
 from sparring.console import counted, log
-from sparring.cost import iterations_cost, sampling_cost
+from sparring.cost import cost_of, iterations_cost
 from sparring.data.records import Contest
 from sparring.dpo import pairs_stage, train_dpo
 from sparring.policy.player import Player
@@ -36,16 +36,9 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
     if sum(len(one.winners) for one in winners) == len(context.train_examples):
         log.warning(f"{section.title}: no reply of the start is a winner; it learns from the human replies alone, as continued SFT does")
     settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
-    batch_size = min(settings.batch_size, len(winners))
-    if section.epochs is None:
-        task = WinnersTask(winners)
-        tokens = sum(task.branches(index).tokens("tree") for index in range(len(task))) / len(task)
-        left = max(0, forward_tokens - sampling_cost(context.run, recipe, iteration_stage(0, "generate")))
-        steps = max(1, round(left / settings.forward_passes / tokens / batch_size))
-        cost = f"cost as many floating-point operations as {counted(played, 'iteration')} of the game"
-        log.info(f"{section.title}: {counted(steps, 'step')} and the sampling of its replies {cost}")
-    else:
-        steps = max(1, round(section.epochs * len(winners) / batch_size))
+    task, sampled = WinnersTask(winners), cost_of(context.run, recipe, [iteration_stage(0, "generate")]).forward_tokens
+    tokens = [task.branches(index).tokens("tree") for index in range(len(task))]
+    steps = _steps(section, settings, tokens, max(0, forward_tokens - sampled), played, " and the sampling of its replies")
     train = context.with_budget(settings.model_copy(update={"lr": control_lr(recipe, section), "epochs": None}))
     common = context.common(name)
     work = partial(_train_on_winners, common, played, train=train, steps=steps, winners=winners, start=start, seed=recipe.seed)
@@ -149,23 +142,19 @@ def _can_be_trained(section: ControlSection, game: GameResult) -> bool:
 
 
 def _continue_sft(context: RunContext, section: ControlSection, game: GameResult, forward_tokens: int) -> Player:
-    examples, played = context.train_examples, len(game.players)
-    settings = sft_settings(context.recipe, section)
-    batch_size = min(settings.batch_size, len(examples))
-    if section.epochs is None:
-        tokens = sum(len(example.prompt_ids) + len(example.reply_ids) - 1 for example in examples) / len(examples)
-        steps = max(1, round(forward_tokens / settings.forward_passes / tokens / batch_size))
-        same = f"as many floating-point operations as {counted(played, 'iteration')} of the game"
-        log.info(f"{section.title}: {counted(steps, 'step')} cost {same}")
-    else:
-        steps = max(1, round(section.epochs * len(examples) / batch_size))
+    settings, played = sft_settings(context.recipe, section), len(game.players)
+    tokens = [len(example.prompt_ids) + len(example.reply_ids) - 1 for example in context.train_examples]
+    steps = _steps(section, settings, tokens, forward_tokens, played)
     return sft_stage(context, control_stage(section.folder, "train"), game.start, settings, steps, played)
 
 
-def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:
-    """The SFT stage's settings, or train's where there is none, with the control's own lr and batch size on top."""
-    sft, train = recipe.sft, recipe.train
-    shared = OptimSection.model_fields.keys() - {"optimizer"}
-    inherited = sft or SftSection(**{name: getattr(train, name) for name in shared})
-    own = {"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section), "horizon_epochs": None}
-    return inherited.model_copy(update=own)
+def _steps(section: ControlSection, settings: OptimSection, tokens: Sequence[int], forward_tokens: int, played: int, more: str = "") -> int:
+    """Steps for the control's epochs, or that cost `forward_tokens`. tokens: of every item; more: what else is in the cost."""
+    items = len(tokens)
+    batch_size = min(settings.batch_size, items)
+    if section.epochs is not None:
+        return max(1, round(section.epochs * items / batch_size))
+    steps = max(1, round(forward_tokens / settings.forward_passes / (sum(tokens) / items) / batch_size))
+    same = f"as many floating-point operations as {counted(played, 'iteration')} of the game"
+    log.info(f"{section.title}: {counted(steps, 'step')}{more} cost {same}")
+    return steps

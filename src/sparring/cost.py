@@ -33,27 +33,22 @@ class Cost:
 
 def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
     """Cost of the SFT stage; zero for a recipe without one."""
-    return _cost_of(run, recipe, [SFT])
+    return cost_of(run, recipe, [SFT])
 
 
 def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:
     """Cost of the first `played` iterations, without the stages that evaluate their players."""
-    return _cost_of(run, recipe, [iteration_stage(t, stage.part) for t in range(played) for stage in OF_ITERATION])
-
-
-def sampling_cost(run: RunDir, recipe: Recipe, stage: str) -> int:
-    """Tokens of one sampling stage, each in one forward pass."""
-    return _cost_of(run, recipe, [stage]).forward_tokens
+    return cost_of(run, recipe, [iteration_stage(t, stage.part) for t in range(played) for stage in OF_ITERATION])
 
 
 def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
     """Cost of a control's own training, without evaluation; for RFT also of sampling iteration 0's replies, which it is trained on."""
     is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.controls)
     sampled = [iteration_stage(0, "generate")] if is_rft else []
-    return _cost_of(run, recipe, [*sampled, *(control_stage(control, stage.part) for stage in OF_CONTROL)])
+    return cost_of(run, recipe, [*sampled, *(control_stage(control, stage.part) for stage in OF_CONTROL)])
 
 
-def _cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:
+def cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:
     """Cost of those of the stages that the recipe uses; a stage that is not finished counts 0."""
     own = [name for name in stages if is_used(name, recipe) and name.rpartition("/")[2] not in MEASURED]
     return sum((_stage_cost(run, name) for name in own), Cost())

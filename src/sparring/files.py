@@ -29,6 +29,12 @@ def require_regular(path: Path, where: str, most_bytes: int | None = None) -> No
         raise UserError(f"{size:,} bytes; the limit for such a file is {most_bytes:,}", where=where)
 
 
+def require_folder_of(file: Path | None, option: str) -> None:
+    """Raise UserError if the folder of the file that an option names does not exist, before the work that would write the file."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise UserError("the folder does not exist", where=f"{option} ({file})", remedy=f"create {file.absolute().parent} first")
+
+
 def require_plain(folder: Path) -> None:
     """Raise UserError for anything in a folder that is neither a regular file nor a folder nor a link to one: others may have written it.
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker
-from sparring.config import ControlSection
+from sparring.config import ControlSection, sft_settings
 from sparring.console import log
-from sparring.control import sft_settings
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows

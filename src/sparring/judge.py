@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,16 +16,14 @@ from sparring.console import log, log_file
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
 from sparring.evaluation.judge_prompts import VERSION, Question, read_questions
-from sparring.evaluation.metrics import Score
 from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
 from sparring.opponent.engines import Sampler
-from sparring.players import LOG, EvaluatedPlayer, default_out, is_run, remade_stage, resolve_models, slug
-from sparring.policy.compute import release_memory
+from sparring.players import LOG, EvaluatedPlayer, Results, default_out, is_run, remade_stage, resolve_models, slug
 from sparring.policy.load import model_facts
 from sparring.report.tables import print_scores
-from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, read_json, write_json
+from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, write_json
+from sparring.stage_names import SCORES
 
-SCORES = "scores.json"
 SHORT = 8  # digits of the hash in a folder's name
 
 
@@ -40,34 +39,21 @@ class JudgeOptions:
     limit: int | None
 
 
-@dataclass(frozen=True)
-class Judged:
-    """player -> its scores; what the judge cost, by player; the folder with everything."""
-
-    scores: dict[str, dict[str, Score]]
-    facts: dict[str, dict[str, Any]]
-    folder: Path
-
-
-def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Judged:
+def judge(target: str, options: JudgeOptions, wanted: Sequence[str] = (), against: str | None = None, out: Path | None = None) -> Results:
     """Grade the answers of players of the run `target`, or of the model of that name; with `against` compare them with those of another
     player of the run, or another model. Finished stages with equal inputs are kept. Raises UserError."""
     questions = read_questions(options.questions, options.references, options.limit)
     out = out or default_out(target)
-    run, judging = RunDir(out), Judge(options.judge)
-    try:
-        with run.lock(), log_file(out / LOG):
-            players = resolve_models(target, wanted, out)
-            other = None if against is None else _other(target, against, out)
-            judged = [player for player in players if other is None or player.hash != other.hash]
-            if not judged:
-                what = f"{against} has the same weights as the model that it would be compared with"
-                raise UserError(what, where="--against", remedy="name another player or model")
-            answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
-            stages = {s: _judged(run, options, questions, judging, s, answers, other) for s in judged}
-            return _result(out, stages)
-    finally:
-        judging.close()
+    run = RunDir(out)
+    with contextlib.closing(Judge(options.judge)) as judging, run.lock(), log_file(out / LOG):
+        players = resolve_models(target, wanted, out)
+        other = None if against is None else _other(target, against, out)
+        judged = [player for player in players if other is None or player.hash != other.hash]
+        if not judged:
+            what = f"{against} has the same weights as the model that it would be compared with"
+            raise UserError(what, where="--against", remedy="name another player or model")
+        answers = {player: _answers(run, options, questions, player) for player in [*judged, *([other] if other else [])]}
+        return Results.of({one.title: _judged(run, options, questions, judging, one, answers, other) for one in judged}, out)
 
 
 def _other(target: str, against: str, out: Path) -> EvaluatedPlayer:
@@ -96,9 +82,7 @@ def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], 
         return {"questions": len(questions)}
 
     log.info(f"{player.title}: answers to {len(questions)} questions")
-    record = remade_stage(run, f"{player.name}/{_folder(options, questions)}/answers", inputs, work)
-    release_memory()
-    return record
+    return remade_stage(run, f"{player.name}/{_folder(options, questions)}/answers", inputs, work)
 
 
 def _judged(
@@ -156,12 +140,7 @@ def _earlier(run: RunDir, player: EvaluatedPlayer, inputs: dict[str, Any]) -> li
     return sorted(found, key=lambda judgment: judgment.value is not None)
 
 
-def _result(out: Path, stages: dict[EvaluatedPlayer, StageRecord]) -> Judged:
-    scores = {player.title: read_json(stage.path / SCORES) for player, stage in stages.items()}
-    return Judged(scores, {player.title: stage.facts for player, stage in stages.items()}, out)
-
-
-def print_judged(found: Judged, options: JudgeOptions, against: str | None, console: Console) -> None:
+def print_judged(found: Results, options: JudgeOptions, against: str | None, console: Console) -> None:
     """Print each player's scores, the number of its judgments, and the tokens that the judge used."""
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
     print_scores(f"{kind}, by {options.judge.model} (± standard error)", found.scores, console)

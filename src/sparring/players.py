@@ -5,7 +5,7 @@ run, or a model by itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,17 +15,20 @@ from sparring.config import ModelSection, Recipe, load_recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
+from sparring.evaluation.metrics import Score
 from sparring.policy.adapters import base_of, is_adapter
+from sparring.policy.compute import release_memory
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
 from sparring.policy.player import Player
 from sparring.report.summary import read_summary
-from sparring.rundir import RunDir, StageRecord, digest
-from sparring.stage_names import SFT, START, measure_stage, owner_of, player_name, recipe_of_game
+from sparring.rundir import RunDir, StageRecord, digest, read_json
+from sparring.stage_names import SCORES, SFT, START, measure_stage, owner_of, player_name, recipe_of_game
 
 BASE = "base"
 MODEL = "model"  # the name of a model without a run
 LOG = "evaluate.log"
 MOST_LETTERS = 60  # of a folder's name
+PUT_BACK = "put it back, or run the recipe again in another run_dir"
 
 
 class Players:
@@ -69,13 +72,9 @@ class Players:
                 self._require_base(folder)
             return folder
         source = find_model(self.recipe.model, self.recipe.seed)
-        played = self.run.inputs_of(measure_stage(START)) or {}
-        if source.folder is None or source.fingerprint != played.get("model"):
-            raise UserError(
-                "this is no longer the model that the run started from (its hash differs)",
-                where=f"model.path ({source.name})",
-                remedy="put it back, or run the recipe again in another run_dir",
-            )
+        if source.folder is None or source.fingerprint != self._hash_of_start:
+            what = "this is no longer the model that the run started from (its hash differs)"
+            raise UserError(what, where=f"model.path ({source.name})", remedy=PUT_BACK)
         return source.folder
 
     def _require_base(self, adapter: Path) -> None:
@@ -83,12 +82,13 @@ class Players:
         start = self._start()[START]
         if start is not None:
             self.run.verified(start)
-        elif weights_hash(base_of(adapter)) != (self.run.inputs_of(measure_stage(START)) or {}).get("model"):
-            raise UserError(
-                "the base model of this player is no longer the one that the run started from (its hash differs)",
-                where=str(base_of(adapter)),
-                remedy="put it back, or run the recipe again in another run_dir",
-            )
+        elif weights_hash(base_of(adapter)) != self._hash_of_start:
+            what = "the base model of this player is no longer the one that the run started from (its hash differs)"
+            raise UserError(what, where=str(base_of(adapter)), remedy=PUT_BACK)
+
+    @property
+    def _hash_of_start(self) -> str | None:
+        return (self.run.inputs_of(measure_stage(START)) or {}).get("model")
 
     def chat(self) -> Chat:
         """The run's chat template and tokenizer, the same for all players; read from a trained player if there is one."""
@@ -148,6 +148,21 @@ class EvaluatedPlayer(Player):
         return self.find_chat()
 
 
+@dataclass(frozen=True)
+class Results:
+    """player -> its scores, and the facts of the stage that computed them; the folder with everything."""
+
+    scores: dict[str, dict[str, Score]]
+    facts: dict[str, dict[str, Any]]
+    folder: Path
+
+    @classmethod
+    def of(cls, stages: Mapping[str, StageRecord], folder: Path) -> Results:
+        """The results in the stages of the players."""
+        scores = {title: read_json(stage.path / SCORES) for title, stage in stages.items()}
+        return cls(scores, {title: stage.facts for title, stage in stages.items()}, folder)
+
+
 def resolve_models(target: str, wanted: Sequence[str], out: Path) -> list[EvaluatedPlayer]:
     """The wanted players of a run (the start and the best when none are named), or the model `target` if it is not a run.
 
@@ -175,10 +190,12 @@ def slug(parts: Sequence[str]) -> str:
 
 
 def remade_stage(run: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
-    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed."""
+    """A stage of a folder of evaluations: skipped if finished with equal inputs, else recomputed; its memory is freed on return."""
     if changes := run.remove_changed(name, inputs):
         log.info(f"recomputing {name}: {'; '.join(changes)}")
-    return run.stage(name, inputs, work)
+    record = run.stage(name, inputs, work)
+    release_memory()
+    return record
 
 
 def _players(root: Path, wanted: Sequence[str]) -> list[EvaluatedPlayer]:

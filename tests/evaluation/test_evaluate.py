@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sparring.checkers.grades import Grade, GradingRequest
+from sparring.checkers.grades import Checker, Grade, GradingRequest
 from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
@@ -159,7 +159,7 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {SCORES, ITEMS, SAMPLES, GRADES}
 
 
-class Failing:
+class Failing(Checker):
     """A checker that cannot grade the replies to the first rows."""
 
     name, reads_answers = "rules.py:f", False
@@ -170,12 +170,6 @@ class Failing:
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         fine, failed = Grade(1.0, None, "scored 1"), Grade(None, None, "raised ValueError", failed=True)
         return [[failed if int(one.row_id) < self.rows else fine for _ in one.replies] for one in asked]
-
-    def expected(self, asked: GradingRequest) -> str | None:
-        return None
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.mark.parametrize("failures", [0, 1, 2])

@@ -15,13 +15,14 @@ from sparring.data.chat import Chat
 from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
 from sparring.evaluation import measure as measuring
-from sparring.evaluation.measure import GREEDY, LOGPS, REPLIES, Measured, Measurer, Opponent, read_measured
+from sparring.evaluation.measure import GREEDY, LOGPS, REPLIES, Measured, Measurer, read_measured
 from sparring.opponent import engines
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.opponent.replies import read_replies
 from sparring.policy.batches import Branches
 from sparring.policy.load import load_model, load_tokenizer, model_facts
+from sparring.policy.player import Player
 from sparring.policy.score import plain_logps
 from sparring.policy.tiny import make_tiny
 from sparring.training import ranked
@@ -93,7 +94,8 @@ def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp
 def measure(models: tuple[Path, Path], chat: Chat, held_out: list[Example], baseline: Path) -> Measure:
     def measured(stage: Path, player: Path = models[1], **sections: Any) -> Measured:
         stage.mkdir(exist_ok=True)
-        measurer(recipe(**sections), chat, held_out).measure(stage, player, Opponent(models[0], baseline), 1, "iterations/000")
+        opponent = Player("start", models[0], "hash", baseline)
+        measurer(recipe(**sections), chat, held_out).measure(stage, player, opponent, 1, "iterations/000")
         return read_measured(stage)
 
     return measured

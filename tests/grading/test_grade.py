@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,7 @@ from zygote import Result, Zygote
 from sparring.checkers.grades import Grade
 from sparring.data.records import Conversation, Example
 from sparring.grading.batches import ReplyBatch, StoredReply
-from sparring.grading.grade import GradingOutcome
-from sparring.grading.outcome import EXAMPLES, GradedBatch, agreement, examples_of, failures_of
+from sparring.grading.grade import EXAMPLES, GradingOutcome, agreement, examples_of, failures_of
 from sparring.grading.print_grades import print_grades
 from sparring.targets.select import HUMAN
 
@@ -189,20 +189,24 @@ def test_no_run_and_a_changed_one(copy: Game) -> None:
 def batch(*replies: tuple[str, str], is_held_out: bool = False, must_end: bool = True, kept: Grade | None = None) -> ReplyBatch:
     """One prompt with (text, finish reason) of its replies."""
     example = Example("r", Conversation(({"role": "user", "content": "Why?"},), "so"), (1,), (2,))
-    said = tuple(StoredReply("r", n, text, reason, kept) for n, (text, reason) in enumerate(replies))
+    said = tuple(StoredReply("r", n, text, reason, kept, None) for n, (text, reason) in enumerate(replies))
     stage = "iterations/000/measure" if is_held_out else "iterations/000/generate"
-    return ReplyBatch(stage, is_held_out, (example,), {"r": said}, must_end, reads_answers=False)
+    return ReplyBatch(stage, is_held_out, (example,), {"r": said}, must_end, 0.5, kept_answers=False, reads_answers=False)
 
 
-def with_scores(one: ReplyBatch, *scores: float | None) -> GradedBatch:
-    grades = [Grade(score, None, "by hand", failed=score is None) for score in scores]
-    return GradedBatch(one, dict(zip([said.place for said in one.replies], grades, strict=True)), pass_score=0.5, reads_answers=False)
+def with_grades(one: ReplyBatch, *grades: Grade) -> ReplyBatch:
+    said = tuple(replace(stored, grade=grade) for stored, grade in zip(one.replies, grades, strict=True))
+    return replace(one, by_row_id={"r": said})
+
+
+def with_scores(one: ReplyBatch, *scores: float | None) -> ReplyBatch:
+    return with_grades(one, *(Grade(score, None, "by hand", failed=score is None) for score in scores))
 
 
 def test_what_passes() -> None:
     whole, cut = ("a", "stop"), ("b", "length")
     one = with_scores(batch(whole, cut, whole, whole), 0.5, 1.0, 0.4, None)
-    assert [one.passed(said, one.grades[said.place]) for said in one.batch.replies] == [True, False, False, None]
+    assert [one.passed(said, said.grade) for said in one.replies] == [True, False, False, None]
     assert one.scores()["exact_match"]["value"] == 0.25
     lenient = with_scores(batch(whole, cut, must_end=False), 0.0, 1.0)
     assert lenient.scores()["exact_match"]["value"] == 0.5
@@ -227,8 +231,7 @@ def test_equal_replies_are_shown_once() -> None:
 def test_failures_by_reason_the_frequent_first() -> None:
     one = batch(*[(str(n), "stop") for n in range(5)])
     reasons = ["rare", "often", "often", None, "often"]
-    grades = {said.place: Grade(None, None, why or "", failed=why is not None) for said, why in zip(one.replies, reasons, strict=True)}
-    found = failures_of([GradedBatch(one, grades, 1.0, False)])
+    found = failures_of([with_grades(one, *(Grade(None, None, why or "", failed=why is not None) for why in reasons))])
     assert [(count, example.stored.text, example.grade.reason) for count, example in found] == [(3, "1", "often"), (1, "0", "rare")]
 
 

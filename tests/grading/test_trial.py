@@ -14,8 +14,7 @@ from zygote import Result, Zygote
 from sparring.checkers.probe import KINDS, ProbeReport, Tried
 from sparring.errors import UserError
 from sparring.grading.print_trial import verdict
-from sparring.grading.trial import Trial, faults, try_checker
-from sparring.grading.trial_rows import trial_rows
+from sparring.grading.trial import Trial, faults, trial_rows, try_checker
 
 PATTERN = r"#### (\d+)"
 WORKED = [{"prompt": f"What is {n} + 5?", "completion": f"{n} and 5 more. #### {n + 5}", "gold": n + 5} for n in range(300)]

@@ -68,13 +68,14 @@ fit(stage, folder, task, plan, recipe.train, phase="x", labels={})
 """,
     # the start of a game, and then a player against it
     "measure": """
-from sparring.evaluation.measure import Measurer, Opponent
+from sparring.evaluation.measure import Measurer
+from sparring.policy.player import Player
 from sparring.training.ranked import score_player
 measurer = Measurer(recipe.sampler, chat, examples, partial(score_player, settings=recipe.train), seed=0)
 measurer.measure(stage, folder, None, 0, "x")
 later = stage / "later"
 later.mkdir()
-measurer.measure(later, folder, Opponent(folder, stage), 1, "y")
+measurer.measure(later, folder, Player("start", folder, "hash", stage), 1, "y")
 """,
 }
 ADAPTERS = {"lora": {"rank": 8}}

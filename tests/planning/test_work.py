@@ -119,6 +119,13 @@ def test_the_stages_of_a_game() -> None:
     assert plan.seconds == pytest.approx(sum(stage.seconds for stage in plan.stages))
 
 
+def test_continued_sft_without_an_sft_stage_is_trained_with_adamw() -> None:
+    """As a run does it, whatever the optimizer of the game: see `sft_settings`."""
+    plan = estimate(recipe_of("controls=continued-sft", "train.optimizer=rmsprop"), llama(), LENGTHS, GPU)
+    held = {stage.owner: stage.memory.optimizer for stage in plan.stages if stage.kind == "train"}
+    assert held["continued-sft"] == 8 * plan.shape.parameters == 2 * held["iterations/000"]
+
+
 def tokens_of(*overrides: str) -> dict[str, float]:
     plan = estimate(recipe_of("iterations=2", "train.epochs=1", *overrides), llama(), LENGTHS, GPU)
     counted = ("score", "score-start", "train")

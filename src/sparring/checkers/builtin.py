@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Grade, GradingRequest, answer_text, right_text
+from sparring.checkers.grades import NO_ANSWER, NOTHING_TO_COMPARE, Checker, Grade, GradingRequest, answer_text, right_text
 
 MAX_DIGITS = 100  # a longer number, or a larger power of ten, is not an answer
 
@@ -127,13 +127,11 @@ def leading_letter(text: str) -> str | None:
 Read = Callable[[str], str | None]
 
 
-class TextChecker:
+class TextChecker(Checker):
     """Two answers are equal where their normal forms are.
 
     `read` turns a text, or what `pattern` finds in one, into an answer's normal form; None: there is none in it.
     """
-
-    reads_answers = True
 
     def __init__(self, name: str, read: Read, pattern: re.Pattern[str] | None) -> None:
         self.name, self._read, self._pattern = name, read, pattern
@@ -144,9 +142,6 @@ class TextChecker:
 
     def expected(self, asked: GradingRequest) -> str | None:
         return self._read_from(right_text(self._pattern, asked))
-
-    def close(self) -> None:
-        """No process to end."""
 
     def _grade_prompt(self, asked: GradingRequest) -> list[Grade]:
         gold = self.expected(asked)
@@ -210,13 +205,3 @@ def read_number(text: str) -> str | None:
     """The last number of a text in its normal form; None where there is none."""
     value = last_number(text)
     return None if value is None else str(value)
-
-
-def exact_checker(pattern: re.Pattern[str]) -> TextChecker:
-    """Compares what the pattern finds in both texts, without surrounding white space."""
-    return TextChecker("exact", read_text, pattern)
-
-
-def choice_checker(pattern: re.Pattern[str] | None) -> TextChecker:
-    """What a pattern finds must start with the letter as an option; a whole reply may say that its answer is the letter."""
-    return TextChecker("choice", leading_letter if pattern else chosen_letter, pattern)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 from sparring.data.records import Example, Message
 from sparring.errors import UserError
@@ -46,28 +46,30 @@ class Grade:
     failed: bool = False
 
 
-@runtime_checkable
-class Checker(Protocol):
+class Checker:
     """Grades replies.
 
-    `reads_answers`: whether a grade ever has an answer, so that votes can be counted. `fingerprint`: all that the grades depend on.
+    `fingerprint`: all that the grades depend on. `reads_answers`: whether a grade ever has an answer, so that votes can be counted.
+    `shuffles`: a grade depends on the other replies of the same call. `works`: some reply is known to have been graded.
     """
 
     name: str
-    reads_answers: bool
     fingerprint: dict[str, Any]
+    reads_answers = True
+    shuffles = False
+    works = False
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """One grade for each reply of each prompt, in their order."""
-        ...
+        raise NotImplementedError
 
     def expected(self, asked: GradingRequest) -> str | None:
-        """The right answer in normal form: from the answer column where the row has one, else from the human reply. None: there is none."""
-        ...
+        """The right answer in normal form: from the answer column where the row has one, else from the human reply. None: there is none,
+        or only a user's function knows it."""
+        return None
 
     def close(self) -> None:
-        """End the checker's processes. It grades no more."""
-        ...
+        """End the checker's processes, if it has any. It grades no more."""
 
 
 def ask(examples: Iterable[Example], texts: Mapping[str, Sequence[str]]) -> list[GradingRequest]:

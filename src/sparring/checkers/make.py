@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sparring.checkers.builtin import NumberChecker, choice_checker, exact_checker
+from sparring.checkers.builtin import NumberChecker, TextChecker, chosen_letter, leading_letter, read_text
 from sparring.checkers.grades import Checker, Grade, GradingRequest, find_answer, require_few_failures
 from sparring.checkers.math import MathChecker
 from sparring.checkers.pool import Pool, Result
 from sparring.checkers.worker import SIGNATURES, Item
+from sparring.config.sections.target import BUILT_IN_CHECKERS
 from sparring.errors import UserError, nearest
 from sparring.own_code import OwnCode
 
@@ -22,7 +23,7 @@ WHERE = "target.checker"
 TRIED = 16  # replies: a function that fails on all of the first so many is not called again
 
 
-class OwnChecker:
+class OwnChecker(Checker):
     """Grades by `path/to/file.py:function`. The answer of a grade is what the pattern finds, where there is one.
 
     Raises UserError when the file or the function cannot be loaded.
@@ -39,7 +40,6 @@ class OwnChecker:
             "sha256": code.sha256,
             "answer_pattern": pattern.pattern if pattern else None,
         }
-        self.works = False  # a reply was graded, here or by a process before this one
         self._pool = Pool({"own": {"path": code.path, "source": code.source, "name": code.function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
             raise code.explained(trouble, f"a checker is {SIGNATURES}")
@@ -54,10 +54,6 @@ class OwnChecker:
             require_few_failures(texts[:TRIED], first, self.name)
         grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
         return [[next(grades) for _ in one.replies] for one in asked]
-
-    def expected(self, asked: GradingRequest) -> str | None:
-        """None: only the function knows the right answer."""
-        return None
 
     def close(self) -> None:
         self._pool.close()
@@ -81,7 +77,7 @@ def _item(asked: GradingRequest, reply: str) -> Item:
 Slot = tuple[int, int]  # prompt, reply
 
 
-class RandomChecker:
+class RandomChecker(Checker):
     """Shuffles the scores of one call among its replies, so that the pass rate stays the same.
 
     Replies in which no answer was found, and those without a score, keep their grade. The shuffle depends on the seed and the rows, not on
@@ -89,6 +85,7 @@ class RandomChecker:
     """
 
     name = "random"
+    shuffles = True
 
     def __init__(self, like: Checker, seed: int) -> None:
         self._like, self._seed = like, seed
@@ -97,7 +94,8 @@ class RandomChecker:
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         grades = self._like.grade(asked)
-        slots = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if self._is_shuffled(grade)]
+        scored = [(p, r) for p, prompt in enumerate(grades) for r, grade in enumerate(prompt) if grade.score is not None]
+        slots = [(p, r) for p, r in scored if grades[p][r].answer is not None or not self.reads_answers]
         by_name = sorted(slots, key=lambda slot: (asked[slot[0]].row_id, slot[1], self._random_key(asked, slot)))
         by_chance = sorted(slots, key=lambda slot: self._random_key(asked, slot))
         shuffled = [list(prompt) for prompt in grades]
@@ -111,23 +109,17 @@ class RandomChecker:
     def close(self) -> None:
         self._like.close()
 
-    def _is_shuffled(self, grade: Grade) -> bool:
-        return grade.score is not None and (grade.answer is not None or not self.reads_answers)
-
     def _random_key(self, asked: Sequence[GradingRequest], slot: Slot) -> str:
         prompt, reply = slot
         words = [self._seed, asked[prompt].row_id, reply, asked[prompt].replies[reply]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
 
 
-KINDS = ("exact", "number", "choice", "math", "random")
-
-
 @dataclass(frozen=True)
 class CheckerSettings:
     """The settings that decide how replies are graded.
 
-    kind: one of KINDS, or "path/to/file.py:function"
+    kind: one of BUILT_IN_CHECKERS, or "path/to/file.py:function"
     answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one
     tolerance: for number: the absolute difference that still counts as equal
     random_like: for random: the checker whose scores are shuffled, by `seed`
@@ -149,20 +141,21 @@ class CheckerSettings:
 def make_checker(settings: CheckerSettings) -> Checker:
     """The checker, ready to grade. Raises UserError for everything that can be known before its first use."""
     kind = settings.kind
-    if ":" not in kind and kind not in KINDS:
-        near = nearest(kind, KINDS)
-        remedy = f"did you mean {near}?" if near else f"one of {', '.join(KINDS)}, or path/to/file.py:function"
+    if ":" not in kind and kind not in BUILT_IN_CHECKERS:
+        near = nearest(kind, BUILT_IN_CHECKERS)
+        remedy = f"did you mean {near}?" if near else f"one of {', '.join(BUILT_IN_CHECKERS)}, or path/to/file.py:function"
         raise UserError(f"there is no checker {kind!r}", where=WHERE, remedy=remedy)
     _check_tolerance(settings)
     pattern = _compiled(settings.answer_pattern)
     if kind == "random":
         return RandomChecker(make_checker(_shuffled_settings(settings)), settings.seed)
     if kind == "exact":
-        return exact_checker(_required(pattern))
+        return TextChecker("exact", read_text, _required(pattern))
     if kind == "number":
         return NumberChecker(pattern, settings.tolerance)
     if kind == "choice":
-        return choice_checker(pattern)
+        # what a pattern finds must start with the letter as an option; a whole reply may say that its answer is the letter
+        return TextChecker("choice", leading_letter if pattern else chosen_letter, pattern)
     limits = (settings.timeout_seconds, settings.memory_mb, settings.workers)
     return MathChecker(pattern, *limits) if kind == "math" else OwnChecker(kind, pattern, *limits)
 

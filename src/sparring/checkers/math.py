@@ -7,21 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from sparring.checkers.builtin import graded
-from sparring.checkers.grades import Grade, GradingRequest, answer_text, has_answer, right_text
+from sparring.checkers.grades import Checker, Grade, GradingRequest, answer_text, has_answer, right_text
 from sparring.checkers.pool import Pool, Result
 from sparring.errors import UserError, is_installed
 
 MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")
 
 
-class MathChecker:
+class MathChecker(Checker):
     """Grades by `math_verify.verify(gold, answer)`. Raises UserError where the package is missing.
 
     An answer's normal form is what math-verify read. Equal answers to one prompt get the same one: the first of them in sorted order.
     """
 
     name = "math"
-    reads_answers = True
 
     def __init__(self, pattern: re.Pattern[str] | None, seconds: float, memory_mb: int, workers: int) -> None:
         if not is_installed("math_verify"):

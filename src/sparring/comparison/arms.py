@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def is_benchmark(metric: str) -> bool:
 
 @dataclass(frozen=True)
 class Arm:
-    """The values of a player of a run: columns with one value per held-out row. `player`: its name, as in `Player`."""
+    """The values of a player of one game: columns with one value per held-out row. `player`: its name."""
 
     run: Game
     player: str
@@ -76,16 +76,6 @@ class Arm:
         """Benchmark metrics by name."""
         return self.played.metrics
 
-    @property
-    def sampled(self) -> list[str]:
-        """Scores that name their number of replies."""
-        return [name for name in self.columns if is_sampled(name)]
-
-    @property
-    def stale_benchmarks(self) -> tuple[str, ...]:
-        """Folders of benchmarks that ran before this player was trained again."""
-        return self.played.stale
-
     def values(self, metric: str) -> Values | None:
         """The metric's values, for a benchmark in the order of the samples' names; None if the run has not measured it."""
         if is_benchmark(metric):
@@ -107,14 +97,6 @@ class Arm:
         values = self.values(metric)
         return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
-    def paired(self, other: Arm, metric: str, confidence: float, seed: int) -> Paired | None:
-        """This player minus `other`; None if the two cannot be compared (`why_not`)."""
-        if self.why_not(other, metric) is not None:
-            return None
-        mine, theirs = self.values(metric), other.values(metric)
-        assert mine is not None and theirs is not None
-        return over_rows(mine, theirs, confidence, seed)
-
     def why_not(self, other: Arm, metric: str) -> str | None:
         """Why the metric cannot be compared between the two, or None if it can."""
         if is_benchmark(metric):
@@ -128,30 +110,20 @@ class Arm:
             return f"counts different tokens in {self.run.label} than in {other.run.label}: nll_per_reply does not depend on the tokenizer"
         return None
 
-    def require_same_samples(self, other: Arm, metric: str) -> None:
-        """Raises UserError if both ran this benchmark, but with different samples, prompts or settings."""
-        if self.why_not(other, metric) is None:
-            require_same_samples(self.benchmarks[metric], other.benchmarks[metric], (self.label, other.label))
-
-    def require_same_rows(self, other: Arm) -> None:
-        """Raises UserError if the two were evaluated on different held-out rows."""
-        if self.rows != other.rows:
-            raise _other_rows(self, other)
-
 
 @dataclass(frozen=True)
-class SeedArm:
-    """The players of one name in the games of several seeds; compared seed by seed."""
+class RunPlayer:
+    """A player of a run: that of its one game, or those of one name in the games of its seeds, which are compared seed by seed."""
 
-    run: Seeds
-    player: str
+    run: Run
+    name: str
     title: str
     arms: tuple[Arm, ...]
 
     @property
     def label(self) -> str:
         """RUN:PLAYER, as --against takes it."""
-        return f"{self.run.label}:{self.player}"
+        return f"{self.run.label}:{self.name}"
 
     @property
     def cost(self) -> Cost:
@@ -161,7 +133,7 @@ class SeedArm:
     @property
     def flops(self) -> float | None:
         """Floating-point operations of all seeds together; None if those of any seed are unknown."""
-        known = [flops for arm in self.arms if (flops := arm.flops) is not None]
+        known = [arm.flops for arm in self.arms if arm.flops is not None]
         return sum(known) if len(known) == len(self.arms) else None
 
     @property
@@ -173,55 +145,62 @@ class SeedArm:
     @property
     def sampled(self) -> list[str]:
         """Scores that name their number of replies and that every seed has."""
-        first, *others = [arm.sampled for arm in self.arms]
-        return [name for name in first if all(name in found for found in others)]
+        first, *others = [arm.columns for arm in self.arms]
+        return [name for name in first if is_sampled(name) and all(name in found for found in others)]
 
     @property
-    def stale_benchmarks(self) -> tuple[str, ...]:
-        """Stale benchmark folders of all seeds."""
-        return tuple(folder for arm in self.arms for folder in arm.stale_benchmarks)
+    def stale_benchmarks(self) -> list[str]:
+        """Folders of benchmarks that ran before the player was trained again."""
+        return [folder for arm in self.arms for folder in arm.played.stale]
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Which direction is better; None if neither is."""
         return self.arms[0].higher_is_better(metric)
 
     def score(self, metric: str) -> Score | None:
-        """Mean of the seeds' values and its standard error over seeds."""
-        found = self._by_seed(metric)
-        return None if found is None else mean_score(found, self.higher_is_better(metric))
+        """Value and standard error over rows, or the mean of the seeds' values and its error over seeds; None if it is not measured."""
+        if self.run.seeds is None:
+            return self.arms[0].score(metric)
+        found = self.by_seed(metric)
+        return mean_score(found, self.higher_is_better(metric)) if found else None
 
     def by_seed(self, metric: str) -> list[float]:
-        """The metric's value of each seed; every seed must have measured it."""
-        found = self._by_seed(metric)
-        assert found is not None
-        return found
+        """The metric's value of each seed; empty if a seed has not measured it."""
+        found = [score["value"] for arm in self.arms if (score := arm.score(metric)) is not None]
+        return found if len(found) == len(self.arms) else []
 
-    def paired(self, other: SeedArm, metric: str, confidence: float, seed: int) -> Paired | None:
-        """This player minus `other` over seeds, each pair on the rows of its seed."""
+    def paired(self, other: RunPlayer, metric: str, confidence: float, seed: int) -> Paired | None:
+        """This player minus `other`, over rows or over seeds, each pair on the rows of its seed; None if the two cannot be compared."""
         if self.why_not(other, metric) is not None:
             return None
-        return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
+        if self.run.seeds is not None:
+            return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
+        mine, theirs = self.arms[0].values(metric), other.arms[0].values(metric)
+        assert mine is not None and theirs is not None
+        return over_rows(mine, theirs, confidence, seed)
 
-    def why_not(self, other: SeedArm, metric: str) -> str | None:
-        """The reason of the first seed in which the two cannot be compared, or None."""
+    def why_not(self, other: RunPlayer, metric: str) -> str | None:
+        """Why the metric cannot be compared between the two, in the first seed for which that is so; None if it can."""
         return next((why for a, b in zip(self.arms, other.arms, strict=True) if (why := a.why_not(b, metric))), None)
 
-    def require_same_rows(self, other: SeedArm) -> None:
-        """Raises UserError if any seed evaluated the two on different held-out rows."""
+    def require_same_rows(self, other: RunPlayer) -> None:
+        """Raises UserError if the two were evaluated on different held-out rows."""
         for mine, theirs in zip(self.arms, other.arms, strict=True):
-            mine.require_same_rows(theirs)
+            ids, labels = (set(mine.rows), set(theirs.rows)), (mine.run.label, theirs.run.label)
+            if mine.rows != theirs.rows:
+                raise UserError(
+                    f"{labels[0]} was scored on {len(ids[0])} held-out rows, {labels[1]} on {len(ids[1])}, with {len(ids[0] & ids[1])} in "
+                    f"both{only_in(labels, ids)}",
+                    where="sparring compare",
+                    remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks "
+                    "depend on it",
+                )
 
-    def require_same_samples(self, other: SeedArm, metric: str) -> None:
-        """Raises UserError if in any seed the two ran the benchmark with different samples, prompts or settings."""
+    def require_same_samples(self, other: RunPlayer, metric: str) -> None:
+        """Raises UserError if both ran this benchmark, but with different samples, prompts or settings."""
         for mine, theirs in zip(self.arms, other.arms, strict=True):
-            mine.require_same_samples(theirs, metric)
-
-    def _by_seed(self, metric: str) -> list[float] | None:
-        found = [arm.score(metric) for arm in self.arms]
-        return None if None in found else [score["value"] for score in found if score is not None]
-
-
-A = TypeVar("A", Arm, SeedArm)  # players that are compared with one another are of one kind
+            if mine.why_not(theirs, metric) is None:
+                require_same_samples(mine.benchmarks[metric], theirs.benchmarks[metric], (mine.label, theirs.label))
 
 
 class Game:
@@ -231,7 +210,8 @@ class Game:
         """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
-        self.summary: dict[str, Any] = read_summary(root) or _nothing_yet()
+        unplayed: dict[str, Any] = {"iterations": [], "controls": [], "best": None, "stop_reason": None}
+        self.summary = read_summary(root) or unplayed
         process = holder(root)  # a finished game may be resumed with more iterations or controls
         self.is_unfinished = self.summary["stop_reason"] is None or bool(process and process.alive)
         if self.is_unfinished and not unfinished:
@@ -302,42 +282,48 @@ class Game:
         return Arm(self, player, title, rows, columns, sft_cost(self.run, self.recipe) + since_start)
 
 
-class Seeds:
-    """The folder of a recipe with `seeds`: one game for each."""
+class Run:
+    """A run directory with its one game, or with one game for each of a recipe's `seeds`."""
 
-    def __init__(self, root: Path, label: str, seeds: Sequence[int], unfinished: bool = False) -> None:
-        self.root, self.label, self.seeds = root, label, tuple(seeds)
-        self.games = [Game(root / seed_folder(seed), f"{label}/{seed_folder(seed)}", unfinished) for seed in seeds]
+    def __init__(self, root: Path, label: str, seeds: Sequence[int] | None, unfinished: bool = False) -> None:
+        self.root, self.label, self.seeds = root, label, seeds
+        parts = [""] if seeds is None else [f"/{seed_folder(seed)}" for seed in seeds]
+        self.games = [Game(Path(f"{root}{part}"), f"{label}{part}", unfinished) for part in parts]
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether the game of any seed is unfinished."""
+        """Whether any game is unfinished."""
         return any(game.is_unfinished for game in self.games)
 
     @property
     def controls(self) -> list[str]:
-        """Folders of the controls of the first seed."""
+        """Folders of the controls of the first game."""
         return self.games[0].controls
 
+    @property
+    def best(self) -> str | None:
+        """Number of the best iteration as text; None if there is none, and for several seeds, which may differ."""
+        return self.games[0].best if self.seeds is None else None
+
     @cached_property
-    def arms(self) -> list[SeedArm]:
-        """The players that every seed has: games may end after different iterations."""
+    def players(self) -> list[RunPlayer]:
+        """The players that every game has: games may end after different iterations."""
         names = [{arm.player: arm for arm in game.arms} for game in self.games]
         shared = [player for player in names[0] if all(player in found for found in names)]
-        return [SeedArm(self, player, names[0][player].title, tuple(found[player] for found in names)) for player in shared]
+        return [RunPlayer(self, player, names[0][player].title, tuple(found[player] for found in names)) for player in shared]
 
     @property
     def left_out(self) -> list[str]:
         """Players of some seeds only."""
         names = dict.fromkeys(arm.player for game in self.games for arm in game.arms)
-        return [player for player in names if player not in {arm.player for arm in self.arms}]
+        return [name for name in names if name not in {player.name for player in self.players}]
 
-    def find(self, player: str) -> SeedArm:
+    def find(self, name: str) -> RunPlayer:
         """A player by its name; "best" is that of every seed."""
-        if player == "best":
-            return SeedArm(self, "best", "best iteration", tuple(game.find("best") for game in self.games))
-        names = {arm.player: arm for arm in self.arms}
-        return names[find_player(player, list(names), None, self.label)]
+        if name == "best" and self.seeds is not None:
+            return RunPlayer(self, "best", "best iteration", tuple(game.find("best") for game in self.games))
+        names = {player.name: player for player in self.players}
+        return names[find_player(name, list(names), self.best, self.label)]
 
 
 def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
@@ -346,17 +332,3 @@ def find_player(name: str, there: Sequence[str], best: str | None, label: str) -
     if wanted not in there:
         raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
     return wanted
-
-
-def _nothing_yet() -> dict[str, Any]:
-    return {"iterations": [], "controls": [], "best": None, "stop_reason": None}
-
-
-def _other_rows(first: Arm, second: Arm) -> UserError:
-    mine, theirs = set(first.rows), set(second.rows)
-    return UserError(
-        f"{first.run.label} was scored on {len(mine)} held-out rows, {second.run.label} on {len(theirs)}, with {len(mine & theirs)} in both"
-        + only_in((first.run.label, second.run.label), (mine, theirs)),
-        where="sparring compare",
-        remedy="give their recipes the same data section, and the same seed where data.max_examples or the built-in tasks depend on it",
-    )

@@ -12,7 +12,7 @@ from rich.console import Console
 from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison, compare
 from sparring.comparison.statistics import RESAMPLES
 from sparring.comparison.tables import markdown, print_comparison
-from sparring.errors import UserError
+from sparring.files import require_folder_of
 from sparring.rundir import write_json, write_text
 
 
@@ -80,8 +80,7 @@ def show_comparison(
 ) -> None:
     """Compare the runs in `folders`, write the requested files and print the tables. Raises UserError if a file's folder does not exist."""
     for option, file in vars(files).items():
-        if file is not None and not file.absolute().parent.is_dir():
-            raise UserError("the folder does not exist", where=f"--{option} ({file})", remedy=f"create {file.absolute().parent} first")
+        require_folder_of(file, f"--{option}")
     found = compare(folders, against, metrics, unfinished, seed)
     if files.json is not None:
         write_json(files.json, as_json(found))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from sparring.comparison.arms import METRICS, OF_DUELS, A, Arm, Game, SeedArm, Seeds, is_benchmark
+from sparring.comparison.arms import METRICS, OF_DUELS, Run, RunPlayer, is_benchmark
 from sparring.comparison.notes import notes
 from sparring.comparison.pairing import how_asked
 from sparring.comparison.statistics import Paired, holm
@@ -16,7 +16,7 @@ from sparring.cost import Cost
 from sparring.errors import UserError, nearest
 from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words
-from sparring.stage_names import START
+from sparring.stage_names import START, seed_folder
 
 NAMED = 3  # players after the first that the sentence names; of the others it gives the number
 CHANCE = 0.05  # a difference with a higher p (Holm) is reported as within chance
@@ -138,33 +138,31 @@ def compare(
     unknown players and metrics.
     """
     runs = _runs(folders, unfinished)
-    # games and their players, or seeds and theirs: the code is the same, and typed for the first
-    reference = cast(Arm, _reference(runs, against))
-    arms = cast("list[Arm]", [arm for run in runs for arm in run.arms])
+    _require_distinct(runs)
+    reference = _reference(runs, against)
+    arms = [player for run in runs for player in run.players]
     if reference.label not in [arm.label for arm in arms]:
         arms.insert(0, reference)  # "best" of several seeds is not one of their players
     for arm in arms:
         reference.require_same_rows(arm)
     chosen = _metrics(metrics, arms, reference)
     rows = _adjusted([_row(arm, reference, chosen, seed) for arm in arms])
-    unit, count = ("seeds", len(reference.arms)) if isinstance(reference, SeedArm) else ("rows", len(reference.rows))
+    unit, count = ("rows", len(reference.arms[0].rows)) if reference.run.seeds is None else ("seeds", len(reference.arms))
     found = tuple(notes(runs, arms, reference, chosen, everything=not metrics))
     shown = tuple(_metric(name, reference) for name in chosen)
     return RunComparison(reference.label, unit, count, shown, tuple(rows), found, CONFIDENCE, seed)
 
 
-def _runs(folders: Sequence[Path], unfinished: bool) -> list[Game] | list[Seeds]:
-    """Folders of several seeds if all have the same seeds; otherwise single games, those of each seed among them."""
+def _runs(folders: Sequence[Path], unfinished: bool) -> list[Run]:
+    """One run per folder if all have the same seeds, or none; otherwise one per game, so that seeds are compared over rows."""
     labels = _labels(folders)
     seeds = [recipe_of_run(folder).seeds for folder in folders]
-    if seeds[0] is not None and all(one == seeds[0] for one in seeds):
-        groups = [Seeds(folder, label, seeds[0], unfinished) for folder, label in zip(folders, labels, strict=True)]
-        _require_distinct(groups)
-        return groups
-    found: list[Game] = []
+    if all(one == seeds[0] for one in seeds):
+        return [Run(folder, label, seeds[0], unfinished) for folder, label in zip(folders, labels, strict=True)]
+    found = []
     for folder, label, own in zip(folders, labels, seeds, strict=True):
-        found += [Game(folder, label, unfinished)] if own is None else Seeds(folder, label, own, unfinished).games
-    _require_distinct(found)
+        parts = [""] if own is None else list(map(seed_folder, own))
+        found += [Run(folder / part, f"{label}/{part}".rstrip("/"), None, unfinished) for part in parts]
     return found
 
 
@@ -179,7 +177,7 @@ def _labels(folders: Sequence[Path]) -> list[str]:
     return labels
 
 
-def _require_distinct(runs: Sequence[Game] | Sequence[Seeds]) -> None:
+def _require_distinct(runs: Sequence[Run]) -> None:
     seen: set[Path] = set()
     for run in runs:
         if run.root.resolve() in seen:
@@ -187,7 +185,7 @@ def _require_distinct(runs: Sequence[Game] | Sequence[Seeds]) -> None:
         seen.add(run.root.resolve())
 
 
-def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> Arm | SeedArm:
+def _reference(runs: Sequence[Run], against: str | None) -> RunPlayer:
     if against is None:
         return runs[0].find(START)
     label, _, player = against.rpartition(":")
@@ -204,7 +202,7 @@ def _reference(runs: Sequence[Game] | Sequence[Seeds], against: str | None) -> A
     return found.find(player)
 
 
-def _metrics(asked: Sequence[str], arms: Sequence[A], reference: A) -> tuple[str, ...]:
+def _metrics(asked: Sequence[str], arms: Sequence[RunPlayer], reference: RunPlayer) -> tuple[str, ...]:
     for name in asked:
         _require_metric(name, arms, reference)
     chosen = tuple(dict.fromkeys(asked)) or (
@@ -217,13 +215,13 @@ def _metrics(asked: Sequence[str], arms: Sequence[A], reference: A) -> tuple[str
     return chosen
 
 
-def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
+def _require_metric(name: str, arms: Sequence[RunPlayer], reference: RunPlayer) -> None:
     """Raises UserError for an unknown metric, and for one that any player lacks or that is not comparable with the reference's.
 
     A benchmark need not have been run on all players.
     """
     if name not in METRICS:
-        further = [found for arm in arms for found in _further_metrics(arm)]
+        further = [found for arm in arms for found in (*arm.sampled, *arm.benchmarks)]
         if name not in further:
             raise _unknown_metric(name, further)
     if is_benchmark(name) and _others_with(name, arms, reference):
@@ -233,21 +231,16 @@ def _require_metric(name: str, arms: Sequence[A], reference: A) -> None:
             raise UserError(f"{name} {why}", where="--metric", remedy="leave it out, or compare runs that share it")
 
 
-def _further_metrics(arm: Arm | SeedArm) -> list[str]:
-    """Its metrics that are not in METRICS. Reads its benchmarks."""
-    return [*arm.sampled, *arm.benchmarks]
-
-
-def _others_with(name: str, arms: Sequence[A], reference: A) -> list[A]:
+def _others_with(name: str, arms: Sequence[RunPlayer], reference: RunPlayer) -> list[RunPlayer]:
     """The players that can be compared with the reference in a benchmark."""
     return [arm for arm in arms if arm.label != reference.label and arm.why_not(reference, name) is None]
 
 
-def _metric(name: str, reference: Arm | SeedArm) -> Metric:
+def _metric(name: str, reference: RunPlayer) -> Metric:
     asked = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None
-    if isinstance(reference, SeedArm):
+    if reference.run.seeds is not None:
         return Metric(name, reference.higher_is_better(name), "seeds", len(reference.arms), asked)
-    values = reference.values(name)
+    values = reference.arms[0].values(name)
     assert values is not None
     return Metric(name, reference.higher_is_better(name), "samples" if asked else "held-out rows", len(values.top_N), asked)
 
@@ -263,14 +256,13 @@ def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
     return UserError(what, where="--metric", remedy=known)
 
 
-def _row(arm: A, reference: A, metrics: Sequence[str], seed: int) -> ComparisonRow:
+def _row(arm: RunPlayer, reference: RunPlayer, metrics: Sequence[str], seed: int) -> ComparisonRow:
     is_reference = arm.label == reference.label
     cells = {
         name: ComparisonCell(arm.score(name), None if is_reference else arm.paired(reference, name, CONFIDENCE, seed)) for name in metrics
     }
-    best = isinstance(arm, Arm) and arm.player == arm.run.best
-    is_control = arm.player in arm.run.controls
-    return ComparisonRow(arm.run.label, arm.player, arm.title, is_control, best, arm.run.is_unfinished, arm.cost, arm.flops, cells)
+    run, is_control = arm.run, arm.name in arm.run.controls
+    return ComparisonRow(run.label, arm.name, arm.title, is_control, arm.name == run.best, run.is_unfinished, arm.cost, arm.flops, cells)
 
 
 def _adjusted(rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:

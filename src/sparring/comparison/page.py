@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from markupsafe import Markup
 
-from sparring.comparison.compare import ComparisonRow, Metric, RunComparison, verdict
+from sparring.comparison.compare import Metric, RunComparison, verdict
 from sparring.comparison.tables import HEADERS, cells, legend, title
 from sparring.report import page, plots
 from sparring.report.outcome import metric_words
@@ -48,8 +48,5 @@ def _points(found: RunComparison, metric: str) -> Iterator[plots.ComputePoint]:
     for row in found.rows:
         score = row.cells[metric].score
         if score is not None and row.flops is not None:
-            yield plots.ComputePoint(row.name, row.flops, score["value"], score["stderr"], _group(row), row.title)
-
-
-def _group(row: ComparisonRow) -> str:
-    return row.name if row.is_control else row.run
+            group = row.name if row.is_control else row.run
+            yield plots.ComputePoint(row.name, row.flops, score["value"], score["stderr"], group, row.title)

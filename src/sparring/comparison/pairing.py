@@ -101,11 +101,12 @@ def played_benchmarks(run: RunDir, player: str) -> PlayedBenchmarks:
     owner = owner_of(player)
     hashes = _hashes(run, owner)
     stale: list[str] = []
-    recipes = {one.name: one for record in _of_recipe(run, owner) for one in _read(record, hashes, stale)}
+    own = [run.verified(benchmark_stage(owner))] if run.finished(benchmark_stage(owner)) else []
+    recipes = {one.name: one for record in own for one in _read(record, hashes, stale)}
     found: dict[str, SampledMetric] = {}
     for record in _evaluations(run, player):
         for one in _read(record, hashes, stale):
-            if one.name not in found or _count(one) > _count(found[one.name]):
+            if one.name not in found or len(one.values or ()) > len(found[one.name].values or ()):
                 found[one.name] = one
     return PlayedBenchmarks({**found, **recipes}, frozenset(recipes), tuple(stale))
 
@@ -160,11 +161,6 @@ def _hashes(run: RunDir, owner: str) -> set[str]:
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
 
 
-def _of_recipe(run: RunDir, owner: str) -> Iterator[StageRecord]:
-    if run.finished(benchmark_stage(owner)):
-        yield run.verified(benchmark_stage(owner))
-
-
 def _evaluations(run: RunDir, player: str) -> Iterator[StageRecord]:
     own = RunDir(run.root / EVALUATIONS)
     for done in sorted((own.root / player).glob(f"*/{DONE}")):
@@ -178,10 +174,6 @@ def _read(record: StageRecord, hashes: set[str], stale: list[str]) -> Iterator[S
         yield from sampled_metrics(record.path)
     else:
         stale.append(str(record.path))
-
-
-def _count(metric: SampledMetric) -> int:
-    return len(metric.values or ())
 
 
 def _shared(values: Mapping[str, Any]) -> Any:

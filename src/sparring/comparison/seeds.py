@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.comparison.arms import METRICS, SeedArm, Seeds
+from sparring.comparison.arms import METRICS, Run, RunPlayer
 from sparring.comparison.command import as_json
 from sparring.comparison.compare import DEFAULT_METRICS, RunComparison, compare
 from sparring.comparison.tables import print_comparison
@@ -26,10 +26,10 @@ def over_seeds_summary(root: Path) -> dict[str, Any]:
     `tests`: all players compared with the start, and with every control.
     """
     games = _games(root)
-    names = list(dict.fromkeys([*METRICS, *games.arms[0].sampled, *_compared(games)]))
+    names = list(dict.fromkeys([*METRICS, *games.players[0].sampled, *_compared(games)]))
     return {
-        "seeds": list(games.seeds),
-        "players": [{"player": arm.player, "title": arm.title, "scores": _scores(arm, names)} for arm in games.arms],
+        "seeds": list(games.seeds or ()),
+        "players": [{"player": one.name, "title": one.title, "scores": _scores(one, names)} for one in games.players],
         "left_out": games.left_out,
         "tests": [as_json(found) for found in _comparisons(games)],
     }
@@ -39,43 +39,41 @@ def print_over_seeds(root: Path, console: Console) -> None:
     """Mean and spread of the scores that are compared, then the tests."""
     games = _games(root)
     shown = _compared(games)
-    title = f"Over {len(games.seeds)} seeds: mean ± standard error (standard deviation)"
+    title = f"Over {len(games.games)} seeds: mean ± standard error (standard deviation)"
     table = Table(title=Text(fitting(title, console)), title_justify="left")
     for n, header in enumerate(("model", *shown)):
         table.add_column(header, justify="right" if n else "left", no_wrap=True)
-    for arm in games.arms:
+    for arm in games.players:
         table.add_row(*(Text(fitting(cell, console)) for cell in (arm.title, *(_cell(_spread(arm, name)) for name in shown))))
     console.print(table)
     for found in _comparisons(games):
         print_comparison(found, console)
 
 
-def _games(root: Path) -> Seeds:
-    seeds = recipe_of_run(root).seeds
-    assert seeds is not None
-    return Seeds(root, str(root), seeds)
+def _games(root: Path) -> Run:
+    return Run(root, str(root), recipe_of_run(root).seeds)
 
 
-def _comparisons(games: Seeds) -> Iterator[RunComparison]:
-    there = [arm.player for arm in games.arms]
+def _comparisons(games: Run) -> Iterator[RunComparison]:
+    there = [player.name for player in games.players]
     for player in (START, *(name for name in games.controls if name in there)):
         yield compare([games.root], f"{games.label}:{player}", _compared(games))
 
 
-def _compared(games: Seeds) -> list[str]:
+def _compared(games: Run) -> list[str]:
     """The scores that are tested: on held-out rows, and of the recipe's benchmarks. Results of `sparring evaluate`, which only some
     players may have, are left to `sparring compare`."""
-    players = [arm for several in games.arms for arm in several.arms]
-    held_out = [name for name in DEFAULT_METRICS if games.arms[0].score(name) is not None]
-    benchmarks = [name for name, metric in players[0].benchmarks.items() if metric.is_main]
-    return [*held_out, *(n for n in benchmarks if all(n in arm.played.by_recipe and arm.values(n) is not None for arm in players))]
+    arms = [arm for player in games.players for arm in player.arms]
+    held_out = [name for name in DEFAULT_METRICS if games.players[0].score(name) is not None]
+    benchmarks = [name for name, metric in arms[0].benchmarks.items() if metric.is_main]
+    return [*held_out, *(n for n in benchmarks if all(n in arm.played.by_recipe and arm.values(n) is not None for arm in arms))]
 
 
-def _scores(arm: SeedArm, names: Sequence[str]) -> dict[str, Any]:
+def _scores(arm: RunPlayer, names: Sequence[str]) -> dict[str, Any]:
     return {name: spread for name in names if (spread := _spread(arm, name)) is not None}
 
 
-def _spread(arm: SeedArm, metric: str) -> dict[str, Any] | None:
+def _spread(arm: RunPlayer, metric: str) -> dict[str, Any] | None:
     score = arm.score(metric)
     if score is None:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
@@ -85,14 +85,11 @@ def duration(seconds: float) -> str:
 
 
 def _asked(asked: Mapping[str, Any]) -> str:
-    version, shots = (", ".join(sorted({str(one) for one in _each(asked[key])})) for key in ("task_version", "shots"))
+    # of a group the values of its tasks, if they differ
+    values = (asked[key].values() if isinstance(asked[key], dict) else [asked[key]] for key in ("task_version", "shots"))
+    version, shots = (", ".join(sorted(set(map(str, found)))) for found in values)
     template = "applied" if asked["chat_template"] else "not applied"
     return f"task version {version}, {shots} shots, chat template {template}, lm-evaluation-harness {asked['harness']}"
-
-
-def _each(value: Any) -> Iterable[Any]:
-    """The values of the tasks of a group if they differ, else the one value."""
-    return value.values() if isinstance(value, dict) else [value]
 
 
 def _of_metric(found: RunComparison, row: ComparisonRow, cell: ComparisonCell) -> list[str]:

@@ -22,6 +22,7 @@ from sparring.config.load import (
     require_layout,
     resolved,
     section_from_options,
+    sft_settings,
     to_yaml,
 )
 from sparring.config.option_types import Column, MetricName, Section, ShapeName, at_iteration
@@ -80,6 +81,7 @@ __all__ = [
     "resolved",
     "section_from_options",
     "section_of",
+    "sft_settings",
     "to_yaml",
     "unused_sections",
     "walk_fields",

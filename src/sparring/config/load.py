@@ -16,6 +16,7 @@ from sparring.config.recipe import Recipe
 from sparring.config.reference import show
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.launcher import OF_DEEPSPEED
+from sparring.config.sections.train import OptimSection, SftSection
 from sparring.config.yaml_dialect import dump_yaml, parse_scalar, parse_yaml
 from sparring.errors import UserError, nearest
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
@@ -220,6 +221,14 @@ def control_batch_size(recipe: Recipe, section: ControlSection) -> int:
     """Rows per optimizer step of a control."""
     inherited = recipe.sft if recipe.sft and section.kind == "continued-sft" else recipe.train
     return section.batch_size or inherited.batch_size
+
+
+def sft_settings(recipe: Recipe, section: ControlSection) -> SftSection:
+    """Of continued SFT: the SFT stage's settings, or train's where there is none, with the control's own lr and batch size."""
+    shared = OptimSection.model_fields.keys() - {"optimizer"}
+    inherited = recipe.sft or SftSection(**{name: getattr(recipe.train, name) for name in shared})
+    own = {"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section), "horizon_epochs": None}
+    return inherited.model_copy(update=own)
 
 
 def resolved(recipe: Recipe) -> Recipe:

@@ -103,13 +103,10 @@ class Evaluator:
         rows = [MeasuredRow(example, reply, decode(reply.token_ids), logps, stop_ids) for example, reply, logps in triples]
         values = {name: [metric.of(row) for row in rows] for name, metric in ROW_METRICS.items()}
         own = {name: [float(one) for one in found if one is not None] for name, found in values.items() if None not in found}
-        return {**self._of_answers(graded), **own}
-
-    def _of_answers(self, graded: Sequence[GradedRow]) -> dict[str, list[float]]:
         grading = self.grading
         if grading.checker is None:
-            return {}
-        return answer_items(graded, grading.pass_score, must_end=grading.of_target, reads_answers=grading.checker.reads_answers)
+            return own
+        return answer_items(graded, grading.pass_score, grading.of_target, grading.checker.reads_answers) | own
 
     def _samples(self, measured: Measured, items: Mapping[str, list[float]]) -> dict[str, list[Any]]:
         """Every sample behind the scores, as text, for readers and the report, with the items that they need."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from operator import add
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from sparring.config import ENGINES, ServerSection
 from sparring.console import log
@@ -44,25 +43,18 @@ class JudgeTask:
         return digest(self.messages)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judgment:
     """`value` is None if no reply could be parsed. `replies` are those of all attempts; tokens are their sum as counted by the endpoint,
     `uncounted` the number of replies without a count. `asked` is that of the task."""
 
     key: str
-    value: Any
-    replies: list[str]
-    prompt_tokens: int
-    completion_tokens: int
+    value: Any = None
+    replies: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
     uncounted: int = 0
     asked: str = ""
-
-    def after(self, earlier: Judgment | None) -> Judgment:
-        """A copy that includes the cost of an earlier attempt."""
-        if earlier is None:
-            return self
-        tokens = {name: getattr(self, name) + getattr(earlier, name) for name in ("prompt_tokens", "completion_tokens", "uncounted")}
-        return replace(self, replies=[*earlier.replies, *self.replies], **tokens)
 
 
 class Judge:
@@ -99,54 +91,49 @@ class Judge:
         earlier: judgments of an earlier call; those that are needed here too are copied into the file first.
         Raises UserError if the endpoint refuses or does not answer; the file keeps the judgments so far.
         """
-        file = folder / FILE
-        asked = {task.key: task.asked for task in tasks}
-        taken_over = {one.key: one for one in earlier if asked.get(one.key) == one.asked}
-        if taken_over and not file.exists():
-            with open(file, "a", encoding="utf-8") as lines:
-                _append(lines, list(taken_over.values()))
-        kept = {one.key: one for one in read_judgments(file) if asked.get(one.key) == one.asked}
-        missing = [task for task in tasks if task.key not in kept or kept[task.key].value is None]
-        with open(file, "a", encoding="utf-8") as lines, progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:
+        file, asked = folder / FILE, {task.key: task.asked for task in tasks}
+
+        def fitting(found: Iterable[Judgment]) -> dict[str, Judgment]:
+            return {one.key: one for one in found if asked.get(one.key) == one.asked}
+
+        if not file.exists() and (taken_over := fitting(earlier)):
+            _append(file, taken_over.values())
+        kept = {key: Judgment(key, asked=hash) for key, hash in asked.items()} | fitting(read_judgments(file))
+        missing = [task for task in tasks if kept[task.key].value is None]
+        with progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:
 
             async def one(task: JudgeTask) -> None:
-                found = await self._ask(task, lambda: any(judgment.value is not None for judgment in kept.values()))
-                kept[task.key] = found.after(kept.get(task.key))
-                _append(lines, [kept[task.key]])
+                await self._ask(task, kept)
+                _append(file, [kept[task.key]])
                 shown.advance()
 
             self._endpoints.run(self._endpoints.all([one(task) for task in missing]))
         return [kept[task.key] for task in tasks]
 
-    async def _ask(self, task: JudgeTask, is_taken: Callable[[], bool]) -> Judgment:
-        """Request one judgment. is_taken: whether the endpoint has answered other requests, so that a refusal is due to this content."""
+    async def _ask(self, task: JudgeTask, judgments: Mapping[str, Judgment]) -> None:
+        """Request one of the judgments until a reply can be parsed, and add the replies and their cost to it."""
         from sparring.opponent.endpoints import Refused
 
-        messages, value = list(task.messages), None
-        replies: list[str] = []
-        used = (0, 0, 0)
-        while value is None and len(replies) < ATTEMPTS:
+        found, messages = judgments[task.key], task.messages
+        most = len(found.replies) + ATTEMPTS
+        while found.value is None and len(found.replies) < most:
             sent = dict(self._settings)
             try:
-                answer = await self._endpoints.request("POST", CHAT, self._body(messages))
+                answer = await self._endpoints.request("POST", CHAT, {"model": self.section.model, "messages": messages, **sent})
             except Refused as error:
                 if error.status == 400 and (self._settings != sent or self._adapts(error.what)):
                     continue
-                if not is_taken() or error.status not in OF_ONE_QUESTION:
+                # a refusal is due to this content only if the endpoint has answered other requests
+                if error.status not in OF_ONE_QUESTION or all(judgment.value is None for judgment in judgments.values()):
                     raise
-                replies.append(error.what)
+                found.replies.append(error.what)
                 break
             text = _text(answer)
-            prompt, completion, uncounted = map(add, used, _usage(answer))
-            used = prompt, completion, uncounted
-            replies.append(self._endpoints.hidden(f"no chat completion: {json.dumps(answer)}" if text is None else text)[:MOST_KEPT])
-            value = None if text is None else task.read(text)
+            _count_tokens(found, answer)
+            found.replies.append(self._endpoints.hidden(f"no chat completion: {json.dumps(answer)}" if text is None else text)[:MOST_KEPT])
+            found.value = None if text is None else task.read(text)
             again = AGAIN.format(form=task.form)
             messages = [*task.messages, {"role": "assistant", "content": text or "-"}, {"role": "user", "content": again}]
-        return Judgment(task.key, value, replies, *used, task.asked)
-
-    def _body(self, messages: ChatMessages) -> dict[str, Any]:
-        return {"model": self.section.model, "messages": messages, **self._settings}
 
     def _adapts(self, what: str) -> bool:
         """Drop a setting that the endpoint refuses, as some do for reasoning models, for all requests; False if there is none."""
@@ -171,18 +158,21 @@ def _text(answer: Any) -> str | None:
     return without_surrogates(text)
 
 
-def _usage(answer: Any) -> tuple[int, int, int]:
-    """Tokens of the prompt, tokens of the reply, and 1 if the endpoint did not count them, else 0."""
+def _count_tokens(found: Judgment, answer: Any) -> None:
+    """Add the tokens of one reply, as far as the endpoint has counted them."""
     usage = answer.get("usage") if isinstance(answer, dict) else None
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if type(count) is int and count >= 0 else None for count in counts)
-    return prompt or 0, completion or 0, int(prompt is None or completion is None)
+    found.prompt_tokens += prompt or 0
+    found.completion_tokens += completion or 0
+    found.uncounted += prompt is None or completion is None
 
 
-def _append(lines: TextIO, judgments: Sequence[Judgment]) -> None:
-    lines.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
-    lines.flush()
-    os.fsync(lines.fileno())
+def _append(file: Path, judgments: Iterable[Judgment]) -> None:
+    with open(file, "a", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(asdict(judgment), ensure_ascii=False) + "\n" for judgment in judgments)
+        lines.flush()
+        os.fsync(lines.fileno())
 
 
 def read_judgments(file: Path) -> list[Judgment]:

@@ -17,19 +17,12 @@ from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Stream
 from sparring.opponent.replies import checked_facts, read_replies, sample_examples
 from sparring.policy.batches import Branches
+from sparring.policy.player import Player
 from sparring.policy.ranks import from_main
 
 REPLIES, GREEDY, LOGPS = "replies", "greedy", "logps.parquet"
 # (folder of a player, batches of trees) -> per batch, log-probs of each tree's replies; equal batches give equal micro-batches
 ScoreTrees = Callable[[Path, Sequence[Sequence[Branches]]], list[list[list[float]]]]
-
-
-@dataclass(frozen=True)
-class Opponent:
-    """The opponent of the measured player: its weights, and the folder with its own measurements (its fresh held-out replies)."""
-
-    model: Path
-    measured: Path
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,7 @@ class Measurer:
         self.settings, self.chat, self.held_out, self.score = settings, chat, held_out, score
         self.seed, self.samples, self.greedy = seed, samples, greedy
 
-    def measure(self, stage: Path, player: Path, opponent: Opponent | None, sampling_round: int, phase: str) -> dict[str, Any]:
+    def measure(self, stage: Path, player: Path, opponent: Player | None, sampling_round: int, phase: str) -> dict[str, Any]:
         """Write replies and log-probs of the model in folder `player` to `stage`, resuming from finished files; returns the stage's facts.
 
         `sampling_round` selects the random streams: the *next* iteration's player is evaluated in duels against these replies.
@@ -104,15 +97,16 @@ class Measurer:
         engine = partial(sampler.engine, temperature)
         return sample_examples(folder, self.held_out, engine, stream, count, rows, phase, check, self.chat.decode)
 
-    def _logps(self, player: Path, opponent: Opponent | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
+    def _logps(self, player: Path, opponent: Player | None, replies: Sequence[Reply]) -> dict[str, list[Any]]:
         batches = [self._trees(replies)]
         if opponent is not None:
+            assert opponent.measured is not None, "an opponent was measured when it was the player"
             batches.append(self._trees(read_replies(opponent.measured / REPLIES)))
         own, *duels = self.score(player, batches)
         columns: dict[str, list[Any]] = {"row_id": [example.row_id for example in self.held_out], **_columns(("real", "own"), own)}
         if opponent is not None:
             # both models in equal micro-batches: equal models then have margin exactly 0
-            by_both = zip(("player", "opponent"), (*duels, *self.score(opponent.model, batches[1:])), strict=True)
+            by_both = zip(("player", "opponent"), (*duels, *self.score(opponent.folder, batches[1:])), strict=True)
             for who, scored in by_both:
                 columns |= _columns((f"{who}_real", f"{who}_generated"), scored)
         return columns

@@ -10,10 +10,10 @@ from sparring.evaluation.metrics import Score
 
 TOO_WEAK = 0.05  # pass@1 below which a model was seen to learn nothing from its own replies
 
-Headroom = Mapping[str, Score]
+PlayerScores = Mapping[str, Score]
 
 
-def advice(scores: Headroom, k: int) -> str:
+def advice(scores: PlayerScores, k: int) -> str:
     """One sentence: what a lower temperature gains, what targets can reach, and whether more SFT is the better use of compute."""
     now = scores["pass_at_1"]
     found = [f"The start answers {now['value']:.1%} of held-out prompts"]
@@ -26,7 +26,7 @@ def advice(scores: Headroom, k: int) -> str:
     return f"{', '.join(filter(None, found))}: {_conclusion(scores, now, free)}."
 
 
-def _conclusion(scores: Headroom, now: Score, free: Score) -> str:
+def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     before, after = scores.get("nll"), scores.get("nll_after")
     if before is not None and after is not None and _exceeds(before, after):
         return f"more SFT still lowers its NLL, from {before['value']:.3f} to {after['value']:.3f}, and is the better use of compute"
@@ -56,7 +56,6 @@ def _exceeds(score: Score, other: Score) -> bool:
     return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)
 
 
-PlayerScores = Mapping[str, Score]
 TIE_BREAK = "nll_per_token"
 COLLAPSE_PATIENCE = 2  # iterations without a new best, if a majority agrees on errors and the recipe sets no patience
 STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%

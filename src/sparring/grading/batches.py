@@ -1,4 +1,4 @@
-"""The stored replies of a run, with the grades that the run gave them."""
+"""The stored replies of a run with their grades, and the scores of each stage."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Grade
-from sparring.data.prepare import PROMPTS, read_examples
+from sparring.data.chat import Chat
+from sparring.data.prepare import read_examples, read_played
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
+from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
 from sparring.evaluation.evaluate import GRADES
 from sparring.evaluation.measure import GREEDY, REPLIES
+from sparring.evaluation.metrics import Score, higher_is_better, mean_score
 from sparring.opponent.replies import read_replies
 from sparring.own_code import is_own_code
 from sparring.players import Players
 from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
 
-ReplyKey = tuple[str, int | None]  # row id and replica; None for the greedy reply
+SHOWN = ("exact_match", PASS_AT, MAJ_AT)  # how the names of scores begin
 
 
 @dataclass(frozen=True)
 class StoredReply:
-    """A stored reply. `kept`: the grade that the run gave it, None if there is none."""
+    """A stored reply; `replica` is None for a greedy one. `kept`: the grade that the run gave it; `grade`: the one to show, the same or
+    that of another checker. They are None if there is none."""
 
     row_id: str
     replica: int | None
     text: str
     finish_reason: FinishReason
     kept: Grade | None
+    grade: Grade | None
 
     @property
-    def place(self) -> ReplyKey:
-        """What identifies the reply within its batch."""
-        return self.row_id, self.replica
+    def other(self) -> Grade | None:
+        """The grade that the run gave, if another one is shown."""
+        return None if self.kept is self.grade else self.kept
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class ReplyBatch:
     """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones.
 
     `examples` are in the order of their row ids, and `by_row_id` holds the replies of each by its row id, a greedy one last. `must_end`: a
-    reply that was cut at the limit does not pass, as the run itself counts. `reads_answers`: whether kept grades can have an answer.
+    reply that was cut at the limit does not pass, as the run itself counts. `kept_answers`, `reads_answers`: whether kept grades, and those
+    to show, can have an answer.
     """
 
     stage: str
@@ -53,6 +59,8 @@ class ReplyBatch:
     examples: tuple[Example, ...]
     by_row_id: Mapping[str, tuple[StoredReply, ...]]
     must_end: bool
+    pass_score: float
+    kept_answers: bool
     reads_answers: bool
 
     @property
@@ -65,10 +73,43 @@ class ReplyBatch:
         """All replies, in the order of the examples."""
         return [stored for example in self.examples for stored in self.by_row_id[example.row_id]]
 
-    @property
-    def kept(self) -> dict[ReplyKey, Grade]:
-        """The grades that the run gave."""
-        return {stored.place: stored.kept for stored in self.replies if stored.kept is not None}
+    def passed(self, stored: StoredReply, grade: Grade | None) -> bool | None:
+        """Whether a reply with this grade passes; None if it has no score."""
+        if grade is None or grade.score is None:
+            return None
+        return grade.score >= self.pass_score and (stored.finish_reason == "stop" or not self.must_end)
+
+    def scores(self, kept: bool = False) -> dict[str, Score]:
+        """Means over prompts by the grades to show, or by the kept ones, computed and named as in the run: over training prompts that have
+        a reply with a score, or over all held-out ones; empty if no reply has a score."""
+        rows = [row for example in self.examples if (row := _row(self.by_row_id[example.row_id], kept)) is not None]
+        scored = [row for row in rows if any(reply.grade.score is not None for reply in row.replies)]
+        counted = rows if self.is_held_out and scored else scored
+        reads_answers = self.kept_answers if kept else self.reads_answers
+        items = answer_items(counted, self.pass_score, self.must_end, reads_answers) if counted else {}
+        return {name: mean_score(values, higher_is_better(name)) for name, values in items.items() if name.startswith(SHOWN)}
+
+    def counts(self) -> dict[str, int]:
+        """Numbers of prompts and replies, and of replies without a score or an answer, cut at the limit, or not graded."""
+        grades = [stored.grade for stored in self.replies if stored.grade is not None]
+        return {
+            "prompts": len(self.examples),
+            "replies": len(self.replies),
+            "without_score": len(self.replies) - sum(grade.score is not None for grade in grades),
+            "without_answer": sum(grade.answer is None for grade in grades),
+            "cut": sum(stored.finish_reason == "length" for stored in self.replies),
+            "failures": sum(grade.failed for grade in grades),
+        }
+
+
+def _row(stored: Sequence[StoredReply], kept: bool) -> GradedRow | None:
+    """The replies to one prompt; None if any of them has no grade."""
+    graded = [(one, one.kept if kept else one.grade) for one in stored]
+    replies = {one.replica: GradedReply(one.text, one.finish_reason, grade) for one, grade in graded if grade is not None}
+    if len(replies) < len(stored):
+        return None
+    greedy = replies.pop(None, None)
+    return GradedRow(stored[0].row_id, tuple(replies.values()), greedy)
 
 
 def read_batches(root: Path, iterations: Sequence[int], limit: int | None) -> list[ReplyBatch]:
@@ -91,42 +132,38 @@ def read_batches(root: Path, iterations: Sequence[int], limit: int | None) -> li
 class _Reader:
     def __init__(self, players: Players) -> None:
         self._players, self._run, self._recipe = players, players.run, players.recipe
-        names = stages_of_game(self._run.root, self._recipe)
-        self.stages = [name for name in names if name.endswith(("/generate", "/measure")) and self._run.finished(name)]
+        self._finished = [name for name in stages_of_game(self._run.root, self._recipe) if self._run.finished(name)]
+        self.stages = [name for name in self._finished if name.endswith(("/generate", "/measure"))]
 
     def read(self, name: str, limit: int | None) -> ReplyBatch:
-        folder, is_held_out = self._run.verified(name).path, name.endswith("/measure")
+        folder, is_held_out, target = self._run.verified(name).path, name.endswith("/measure"), self._recipe.target
         graded = self._graded(name, is_held_out)
         by_row_id: dict[str, list[StoredReply]] = defaultdict(list)
         for replica, reply in _replies(folder, is_held_out):
             row = graded.get((reply.row_id, replica))
-            text, kept = (self._decode(reply), None) if row is None else (row["text"], _grade(row))
-            by_row_id[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept))
-        files = ["held_out.parquet"] if is_held_out else ["train.parquet", *([PROMPTS] if self._recipe.data.prompts else [])]
+            text, kept = (self._chat.decode(reply.token_ids), None) if row is None else (row["text"], _grade(row))
+            by_row_id[reply.row_id].append(StoredReply(reply.row_id, replica, text, reply.finish_reason, kept, kept))
         data = self._run.verified("data").path
-        examples = sorted((e for file in files for e in read_examples(data / file) if e.row_id in by_row_id), key=lambda e: e.row_id)
-        must_end = not is_held_out or self._recipe.target.checker is not None
-        own_function = is_own_code(self._recipe.target.grading_checker)
-        reads_answers = not own_function or self._recipe.evaluate.answer_pattern is not None
+        examples = read_examples(data / "held_out.parquet", by_row_id) if is_held_out else read_played(data, by_row_id)
+        examples.sort(key=lambda example: example.row_id)
+        must_end = not is_held_out or target.checker is not None
+        reads_answers = not is_own_code(target.grading_checker) or self._recipe.evaluate.answer_pattern is not None
         by_row = {row_id: tuple(own) for row_id, own in by_row_id.items()}
-        return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, reads_answers)
+        return ReplyBatch(name, is_held_out, tuple(examples[:limit]), by_row, must_end, target.pass_score, reads_answers, reads_answers)
 
-    def _graded(self, name: str, is_held_out: bool) -> dict[ReplyKey, dict[str, Any]]:
-        """reply -> its row in the run's own table of grades; empty if there is no such table."""
+    def _graded(self, name: str, is_held_out: bool) -> dict[tuple[str, int | None], dict[str, Any]]:
+        """Row id and replica of a reply -> its row in the run's own table of grades; empty if there is no such table."""
         owner = name.rpartition("/")[0]
         stage = evaluate_stage(owner) if is_held_out else f"{owner}/grade"
-        if stage not in stages_of_game(self._run.root, self._recipe) or not self._run.finished(stage):
+        if stage not in self._finished:
             return {}
         folder = self._run.verified(stage).path
         if is_held_out and not (folder / GRADES).exists():
             return {}
         return {(row["row_id"], row["replica"]): row for row in read_rows(folder / GRADES if is_held_out else folder)}
 
-    def _decode(self, reply: Reply) -> str:
-        return self._chat.decode(reply.token_ids)
-
     @cached_property
-    def _chat(self) -> Any:
+    def _chat(self) -> Chat:
         return self._players.chat()
 
 

@@ -11,13 +11,13 @@ from rich.text import Text
 
 from sparring.checkers.grades import MOST_FAILURES
 from sparring.console import printable
-from sparring.errors import UserError
 from sparring.evaluation.answers import MAJ_AT, PASS_AT
 from sparring.evaluation.metrics import Score
-from sparring.grading.grade import GradingOutcome, as_json, grade_run
-from sparring.grading.outcome import GradeAgreement, GradedBatch, GradeExample
+from sparring.files import require_folder_of
+from sparring.grading.batches import ReplyBatch
+from sparring.grading.grade import GradeAgreement, GradeExample, GradingOutcome, as_json, grade_run
 from sparring.grading.print_trial import excerpt, grade_text, print_records
-from sparring.grading.trial_rows import described
+from sparring.grading.trial import described
 from sparring.report.tables import Column, TableRow, print_table, with_error
 from sparring.rundir import write_json
 
@@ -36,8 +36,7 @@ def show_grades(
     console: Console,
 ) -> None:
     """Print the grades of a run's replies, and write them as JSON if a file is given."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
+    require_folder_of(json_file, "--json")
     found = grade_run(root, checker, pattern, iterations, limit)
     if json_file is not None:
         write_json(json_file, as_json(found))
@@ -56,10 +55,10 @@ def print_grades(found: GradingOutcome, console: Console) -> None:
     _print_failures(found, console)
 
 
-def _row(one: GradedBatch, has_kept: bool) -> TableRow:
+def _row(one: ReplyBatch, has_kept: bool) -> TableRow:
     counts = {name: Score(value=count, n=1, stderr=None) for name, count in one.counts().items()}
-    kept = one.kept_scores().get("exact_match") if has_kept else None
-    return TableRow(one.batch.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.batch.stage)
+    kept = one.scores(kept=True).get("exact_match") if has_kept else None
+    return TableRow(one.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.stage)
 
 
 def _columns(rows: Sequence[TableRow]) -> list[Column]:
@@ -81,7 +80,7 @@ def _record(example: GradeExample) -> dict[str, str]:
         "prompt": excerpt(example.prompt),
         "reply": excerpt(stored.text) + (" [cut at the limit of tokens]" if stored.finish_reason == "length" else ""),
         "grade": grade_text(example.grade),
-        **({"kept": grade_text(example.kept)} if example.kept else {}),
+        **({"kept": grade_text(stored.other)} if stored.other else {}),
     }
 
 

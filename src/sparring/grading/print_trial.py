@@ -9,10 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from sparring.checkers.grades import Grade
-from sparring.checkers.probe import FALSE_POSITIVES, Tried, share_of_wrong_winners
+from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.console import printable
-from sparring.grading.trial import CONFIDENCE, Trial
-from sparring.grading.trial_rows import described
+from sparring.grading.trial import CONFIDENCE, Trial, described
 
 SHOWN = 600  # characters of a text
 
@@ -50,7 +49,9 @@ def print_trial(trial: Trial, console: Console) -> None:
     console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))
     _print_kinds(trial, console)
     for tried in trial.report.kinds:
-        print_records(f"{tried.name}: {_title(tried)}", _records(tried), console)
+        title = f"{tried.name}: {'these do not pass' if tried.should_pass else 'these pass'}"
+        shown = ({"row": one.row_id, "reply": excerpt(one.reply), "grade": grade_text(one.grade)} for one in tried.examples)
+        print_records(title, shown, console)
     _print_arithmetic(trial, console)
     console.print(Text(printable(verdict(trial))))
 
@@ -71,14 +72,6 @@ def _print_kinds(trial: Trial, console: Console) -> None:
     for tried in trial.report.kinds:
         table.add_row(tried.name, SHOULD[tried.should_pass], *map(str, (tried.tried, tried.passed, tried.failed)))
     console.print(table)
-
-
-def _title(tried: Tried) -> str:
-    return "these do not pass" if tried.should_pass else "these pass"
-
-
-def _records(tried: Tried) -> list[dict[str, str]]:
-    return [{"row": one.row_id, "reply": excerpt(one.reply), "grade": grade_text(one.grade)} for one in tried.examples]
 
 
 def _print_arithmetic(trial: Trial, console: Console) -> None:

@@ -1,21 +1,146 @@
-"""`sparring check-checker`: which wrong replies a checker passes, and the effect on the winners of a game."""
+"""`sparring check-checker`: rows of a run, a recipe or a data file, and which wrong replies to them a checker passes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from sparring.checkers.grades import MOST_FAILURES
+from sparring.checkers.grades import MOST_FAILURES, Checker, GradingRequest, ask
+from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
+from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
+from sparring.data.conversations import has_no_user_text, is_empty, load_conversations
+from sparring.data.prepare import read_examples
+from sparring.data.prompts import load_prompts
+from sparring.data.records import Conversation
+from sparring.errors import UserError
 from sparring.evaluation.metrics import wilson_interval
-from sparring.grading.trial_rows import TrialRows, checker_of, settings_for, trial_rows
+from sparring.rundir import RECIPE, RunDir
+from sparring.stage_names import recipe_of_game
+from sparring.stages.checking import checker_settings
 
-CHECKER = "CHECKER"
+CHECKER, PATTERN, ANSWER = "CHECKER", "--pattern", "--answer"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")
 LEAST_RIGHT = 0.95  # share of human replies that must pass: the data has errors too
 MENTIONED = 0.5  # with a larger share of passing sprayed answers a mention is enough; one in ten is last by chance
 CONFIDENCE = 0.95
+
+
+@contextlib.contextmanager
+def checker_of(settings: CheckerSettings, option: str) -> Iterator[Checker]:
+    """The checker, closed at the end. `option`: the option that names it. Raises UserError, with the names of the command's options, if it
+    cannot be created or a user's function fails on everything."""
+    words = {"target.checker": option, "evaluate.answer_pattern": PATTERN}
+    with in_words_of(words), contextlib.closing(make_checker(settings)) as checker:
+        yield checker
+
+
+def settings_for(recipe: Recipe | None, name: str | None, pattern: str | None, option: str) -> CheckerSettings:
+    """The settings of a checker, with the options of a recipe if there is one.
+
+    name: None for the checker of the recipe's held-out replies; pattern: None for the recipe's, empty for none; option: the option that
+    names the checker. Raises UserError for the control `random`.
+    """
+    if name == "random":
+        raise UserError("random shuffles the scores of another checker, as a control for games; it cannot grade", where=option)
+    of_recipe = recipe and checker_settings(recipe, name or recipe.target.grading_checker)
+    settings = of_recipe or CheckerSettings(name or "exact", None)
+    return settings if pattern is None else replace(settings, answer_pattern=pattern or None)
+
+
+@contextlib.contextmanager
+def in_words_of(options: Mapping[str, str]) -> Iterator[None]:
+    """Replace recipe keys by the command's options in a UserError. `options`: key -> option."""
+    try:
+        yield
+    except UserError as error:
+        parts = {"what": error.what, "where": error.where, "remedy": error.remedy}
+        for key, option in options.items():
+            parts = {name: text and text.replace(key, option) for name, text in parts.items()}
+        raise UserError(parts["what"] or "", where=parts["where"], remedy=parts["remedy"]) from None
+
+
+def described(fingerprint: Mapping[str, Any]) -> str:
+    """A checker in words: its name, pattern and tolerance."""
+    kind = fingerprint["kind"]
+    if kind == "own":
+        kind = f"{fingerprint['path']}:{fingerprint['function']} (sha256 {fingerprint['sha256'][:12]})"
+    pattern, tolerance = fingerprint.get("answer_pattern"), fingerprint.get("tolerance")
+    return kind + (f", pattern {pattern!r}" if pattern is not None else "") + (f", tolerance {tolerance:g}" if tolerance else "")
+
+
+@dataclass(frozen=True)
+class TrialRows:
+    """The first `limit` prompts by row id, with their answers. `recipe`: None for a data file. `there`: how many prompts there are."""
+
+    source: str
+    recipe: Recipe | None
+    asked: list[GradingRequest]
+    there: int
+
+
+def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
+    """Rows with a human reply or an answer. Raises UserError if they cannot be read, or there is no such row."""
+    path = Path(source)
+    is_recipe, is_run = source in builtin_recipes() or path.suffix.lower() in (".yaml", ".yml"), (path / RECIPE).is_file()
+    if answer is not None and (is_recipe or is_run):
+        raise UserError(f"{answer!r} is for a data file; a recipe names the column itself", where=ANSWER, remedy="leave it out")
+    if is_run:
+        recipe, asked = _of_run(path)
+    elif is_recipe:
+        recipe, asked = _of_recipe(path)
+    else:
+        recipe, asked = None, _of_file(source, answer)
+    usable = {one.row_id: one for one in asked if one.human is not None or one.answer is not None}
+    if not usable:
+        what = "no row has a human reply or an answer, so it is not known how a checker should grade"
+        raise UserError(what, where=source, remedy=None if answer else f"name the column with the answer: {ANSWER}")
+    return TrialRows(source, recipe, [usable[row_id] for row_id in sorted(usable)[:limit]], len(usable))
+
+
+def _of_run(root: Path) -> tuple[Recipe, list[GradingRequest]]:
+    """All rows that the run has prepared, held-out ones included."""
+    recipe, run = recipe_of_game(root), RunDir(root)
+    if run.finished("data") is None:
+        raise UserError("this run has not prepared its data yet", where=str(root), remedy="run its recipe, or name the recipe or the data")
+    files = sorted(run.verified("data").path.glob("*.parquet"))
+    return recipe, ask([example for file in files for example in read_examples(file)], {})
+
+
+def _of_recipe(path: Path) -> tuple[Recipe, list[GradingRequest]]:
+    recipe = load_recipe(path)
+    data = recipe.data
+    asked = _with_replies(data, recipe.seed)
+    return recipe, [*asked, *(_prompts(data.prompts, data) if data.prompts else [])]
+
+
+def _of_file(source: str, answer: str | None) -> list[GradingRequest]:
+    """Rows with replies or, if the rows do not have such a shape, prompts with answers."""
+    values, options = {"path": source, "answer": answer}, {"path": "DATA", "answer": ANSWER}
+    with in_words_of({"data.answer": ANSWER, "data.prompts.answer": ANSWER, "data.columns": "data.columns of a recipe"}):
+        data = section_from_options(DataSection, values, options)
+        try:
+            return _with_replies(data, seed=0)
+        except UserError as error:
+            try:
+                return _prompts(section_from_options(PromptsSection, values, options), data)
+            except UserError:
+                raise error from None
+
+
+def _with_replies(section: DataSection, seed: int) -> list[GradingRequest]:
+    return [_asked(c, c.reply) for _, c in load_conversations(section, seed).rows if not is_empty(c)]
+
+
+def _prompts(section: PromptsSection, data: DataSection) -> list[GradingRequest]:
+    return [_asked(c, None) for _, c in load_prompts(section, data).rows if not has_no_user_text(c)]
+
+
+def _asked(conversation: Conversation, human: str | None) -> GradingRequest:
+    return GradingRequest(conversation.row_id, conversation.prompt, conversation.answer, human, conversation.columns, ())
 
 
 @dataclass(frozen=True)

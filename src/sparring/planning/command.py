@@ -15,6 +15,7 @@ from rich.text import Text
 from sparring.config import Recipe, load_recipe
 from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.errors import UserError
+from sparring.files import require_folder_of
 from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
 from sparring.planning.given_shape import GivenShape
@@ -160,8 +161,7 @@ def show_plan(
     headrooms: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """Print the plan, and write it to `json_file` when there is one, with the headrooms (seed -> what was measured)."""
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError("the folder does not exist", where=f"--json ({json_file})", remedy=f"create {json_file.absolute().parent} first")
+    require_folder_of(json_file, "--json")
     plan = plan_of(recipe, hardware, given, model)
     proposals = advise(plan)
     if json_file is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from sparring.config import ControlSection, OptimSection, Recipe, SftSection, at_iteration
+from sparring.config import ControlSection, OptimSection, Recipe, at_iteration, sft_settings
 from sparring.planning import memory
 from sparring.planning.hardware import Hardware, devices_wanted, of_sampling, of_training
 from sparring.planning.lengths import Lengths
@@ -64,11 +64,6 @@ class Plan:
     def wanted(self) -> tuple[int, str]:
         """The most devices that an option requires, and that option."""
         return devices_wanted(self.recipe, self.hardware)
-
-    @property
-    def owners(self) -> list[str]:
-        """The folders that the stages belong to, each once, in the order of the game."""
-        return list(dict.fromkeys(stage.owner for stage in self.stages))
 
 
 def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> Plan:
@@ -137,10 +132,13 @@ class _Game:
 
     def _train(self, owner: str, settings: OptimSection, lengths: Lengths, items: Mapping[int, float]) -> StagePlan:
         """items: branches of a tree -> how many trees have so many."""
-        forward_passes = training_forward_passes(memory.is_frozen(settings), settings.gradient_checkpointing, self.micro_batch(settings))
+        forward_passes = training_forward_passes(settings.lora is not None, settings.gradient_checkpointing, self.micro_batch(settings))
         parts = [tree_work(self.shape, forward_passes, lengths.prompt, _replies(lengths, count), trees) for count, trees in items.items()]
         work = sum(parts, Work())
-        return StagePlan(owner, "train", work, self._training(settings, lengths, max(items)), self._time(work))
+        branches = max(items)
+        tokens = self._at_once(settings, lengths, branches)
+        held = memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
+        return StagePlan(owner, "train", work, held, self._time(work))
 
     def _control(self, section: ControlSection, forward: float) -> Iterator[StagePlan]:
         """A control's stages, with as many rows as cost `forward` forward tokens (control.py); pairs are assumed as long as the data."""
@@ -155,18 +153,14 @@ class _Game:
             yield self._score(section.folder, "score", lengths, min(items, lengths.train_rows), 2)
             yield self._train(section.folder, settings, lengths, {2: items})
             return
-        own = self._sft_settings()
+        own = sft_settings(self.recipe, section)
         items = rows or forward / own.forward_passes / (lengths.prompt + lengths.reply - 1)
         yield self._train(section.folder, own, lengths, {1: items})
 
-    def _sft_settings(self) -> SftSection:
-        """The settings of continued SFT (control.py)."""
-        inherited = {name: getattr(self.recipe.train, name) for name in OptimSection.model_fields}
-        return self.recipe.sft or SftSection(**inherited)
-
     def _rft(self, section: ControlSection, forward: float) -> StagePlan:
         """Training on the winners of iteration 0's replies, whose sampling is part of the cost (control.py)."""
-        settings, branches, played = self.recipe.train, rft_branches(self.recipe), self.contests
+        settings, played = self.recipe.train, self.contests
+        branches = min(self.recipe.target.max_winners, self.recipe.sampling.replies_per_prompt + 1)  # the human reply, and winners
         sampled = self._sample(START, "generate", self.played, played.train_rows, self.recipe.sampling.replies_per_prompt)
         of_tree = tree_work(self.shape, SCORING, played.prompt, _replies(played, branches)).tokens
         left = max(0.0, forward - sampled.work.tokens) / settings.forward_passes / of_tree
@@ -178,7 +172,8 @@ class _Game:
         if not is_used(f"{START}/headroom", recipe):
             return
         if is_used(PROBE, recipe) and recipe.evaluate.headroom_epochs is not None:
-            yield self._train("probe", self._sft_settings(), self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
+            settings = sft_settings(recipe, ControlSection())
+            yield self._train("probe", settings, self.lengths, {1: recipe.evaluate.headroom_epochs * self.lengths.train_rows})
         many = self._sample(START, "headroom", self.lengths, rows, max(recipe.evaluate.samples, recipe.sampling.replies_per_prompt))
         one = self._sample(START, "headroom", self.lengths, rows, 1)
         times = 1 if recipe.sampling.lower_temperature is None else 2
@@ -219,10 +214,6 @@ class _Game:
         longest = lengths.longest_prompt + lengths.longest_reply + (branches - 1) * lengths.longest_generated
         return round(max(longest, min(self.micro_batch(settings), whole_batch)))
 
-    def _training(self, settings: OptimSection, lengths: Lengths, branches: int) -> Memory:
-        tokens = self._at_once(settings, lengths, branches)
-        return memory.training(self.shape, settings, lengths, branches, tokens, self.hardware.kind, self.parallel)
-
     def _scoring(self, lengths: Lengths, branches: int) -> Memory:
         settings = self.recipe.train
         return memory.scoring(self.shape, settings, self._at_once(settings, lengths, branches), self.hardware.kind, self.parallel)
@@ -252,8 +243,3 @@ def contest_branches(recipe: Recipe) -> int:
     if not recipe.objective.kind.uses_margins:
         return min(winners, sampled + (target.human == "mix"))
     return min(winners + min(target.max_losers, sampled), sampled + 1)
-
-
-def rft_branches(recipe: Recipe) -> int:
-    """Most branches of the tree of one prompt of the control `rft`: the human reply and the ones that passed."""
-    return min(recipe.target.max_winners, recipe.sampling.replies_per_prompt + 1)

@@ -41,12 +41,8 @@ _FAMILIES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {
     ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", ("",)): _model("llama", *_LLAMA_8B, context=131_072, tied=False),
     ("meta-llama/Llama-3.1-70B", ("", "-Instruct")): _model("llama", *_LLAMA_70B, context=131_072, tied=False),
     ("meta-llama/Llama-3.3-70B-Instruct", ("",)): _model("llama", *_LLAMA_70B, context=131_072, tied=False),
-    ("meta-llama/Llama-3.2-1B", ("", "-Instruct")): _model(
-        "llama", 128_256, 2048, 8192, 16, 32, 8, context=131_072, tied=True, head_dim=64
-    ),
-    ("meta-llama/Llama-3.2-3B", ("", "-Instruct")): _model(
-        "llama", 128_256, 3072, 8192, 28, 24, 8, context=131_072, tied=True, head_dim=128
-    ),
+    ("meta-llama/Llama-3.2-1B", ("", "-Instruct")): _model("llama", 128_256, 2048, 8192, 16, 32, 8, context=131_072, tied=True),
+    ("meta-llama/Llama-3.2-3B", ("", "-Instruct")): _model("llama", 128_256, 3072, 8192, 28, 24, 8, context=131_072, tied=True),
     ("mistralai/Mistral-7B", ("-v0.1", "-Instruct-v0.1")): _MISTRAL_7B,
     ("alignment-handbook/zephyr-7b-sft-full", ("",)): _MISTRAL_7B,
     ("HuggingFaceH4/zephyr-7b-beta", ("",)): _MISTRAL_7B,

@@ -65,7 +65,7 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     lengths, section = _of_rows(recipe, given), recipe.data.prompts
     if section is None:
         return lengths
-    asked, most = _local_prompts(recipe, section), recipe.data.max_prompt_tokens
+    asked = _local_prompts(recipe, section)
     chat = None if asked is None else local_chat(recipe.model)
     known = [count for count in (section.max_examples, None if asked is None else len(asked)) if count is not None]
     if not known:
@@ -73,8 +73,8 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
         raise UserError(what, where="data.prompts.max_examples", remedy="set it")
     if chat is None or asked is None:
         return replace(lengths, unanswered_rows=min(known), unanswered_prompt=lengths.prompt, longest_unanswered=lengths.longest_prompt)
-    sample = _sample(asked, chat)
-    fitting = [length for length in sample if length <= most]
+    sample = [len(chat.prompt_ids(conversation.prompt, where=where)) for where, conversation in asked[:SAMPLE_ROWS]]
+    fitting = [length for length in sample if length <= recipe.data.max_prompt_tokens]
     rows = min([round(len(asked) * len(fitting) / len(sample)), *([section.max_examples] if section.max_examples else [])])
     if not rows:
         return lengths
@@ -110,11 +110,6 @@ def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, C
     return list({conversation.prompt_key: (where, conversation) for where, conversation in loaded.rows}.values())
 
 
-def _sample(asked: Sequence[tuple[str, Conversation]], chat: Chat) -> list[int]:
-    """The tokens of some of the prompts."""
-    return [len(chat.prompt_ids(conversation.prompt, where=where)) for where, conversation in asked[:SAMPLE_ROWS]]
-
-
 def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:
     for name, value in means.items():
         if value is not None and not math.isfinite(value):
@@ -128,11 +123,8 @@ def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None
 def _measured(recipe: Recipe) -> Lengths | None:
     """Lengths of a sample of the rows, tokenised as in a run; None if the data or the tokenizer would have to be downloaded."""
     from sparring.data.prepare import prepare
-    from sparring.data.sources import local_files
 
-    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
-        return None
-    chat = local_chat(recipe.model)
+    chat = local_chat(recipe.model) if _is_local(recipe) else None
     if chat is None:
         return None
     section, limit = recipe.data, recipe.data.max_examples
@@ -165,8 +157,11 @@ def _lengths(
 
 
 def _assumed(recipe: Recipe, given: Given) -> Lengths:
+    from sparring.data.conversations import load_conversations
+
     data = recipe.data
-    known = [count for count in (data.max_examples, _rows_of_file(recipe)) if count is not None]
+    there = load_conversations(data, recipe.seed).counts["read"] if _is_local(recipe) else None  # before any row is left out
+    known = [count for count in (data.max_examples, there) if count is not None]
     rows = given.rows or min(known, default=None)
     if rows is None:
         raise UserError(
@@ -179,14 +174,11 @@ def _assumed(recipe: Recipe, given: Given) -> Lengths:
     return _lengths(recipe, train, held_out, [data.max_prompt_tokens], [data.max_reply_tokens], source, are_bounds=True)
 
 
-def _rows_of_file(recipe: Recipe) -> int | None:
-    """The number of rows in a file on this machine, before any is left out; None for data that would have to be downloaded."""
-    from sparring.data.conversations import load_conversations
+def _is_local(recipe: Recipe) -> bool:
+    """Whether the data need not be downloaded."""
     from sparring.data.sources import local_files
 
-    if not recipe.data.named.startswith("builtin:") and local_files(recipe.data) is None:
-        return None
-    return load_conversations(recipe.data, recipe.seed).counts["read"]
+    return recipe.data.named.startswith("builtin:") or local_files(recipe.data) is not None
 
 
 def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
@@ -209,13 +201,10 @@ def local_chat(model: ModelSection) -> Chat | None:
     tokenizer: PreTrainedTokenizerBase
     if path.startswith("builtin:"):
         tokenizer = byte_tokenizer()
-    elif path.startswith("package:"):
-        file = package_file(path.removeprefix("package:"))
+    elif path.startswith("package:") or folder.suffix == ".gguf":
+        file = package_file(path.removeprefix("package:")) if path.startswith("package:") else folder
         require_gguf()
         tokenizer = _gguf_tokenizer(file)
-    elif folder.suffix == ".gguf":
-        require_gguf()
-        tokenizer = _gguf_tokenizer(folder)
     else:
         has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
         found = folder if has_one else _in_hub_cache(model)

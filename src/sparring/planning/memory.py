@@ -55,7 +55,7 @@ class Memory:
 def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, tokens: int, kind: str, parallel: Parallel) -> Memory:
     """Memory of training. tokens: of a micro-batch; replies: branches of a tree, the human one included; kind: "cuda" or "cpu"."""
     number = NUMBER_BYTES[settings.precision]
-    trained, frozen = trained_weights(shape, settings), is_frozen(settings)
+    trained, frozen = trained_weights(shape, settings), settings.lora is not None
     weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.precision) * shape.parameters
     temporary = 0.0 if frozen else _temporary_gradients(shape, settings, parallel)
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
@@ -127,11 +127,6 @@ def _filled(recipe: Recipe, weights: float, row: float, working: float, hardware
     taken = recipe.sampling.option(share) * hardware.memory
     cache = max(row, taken - weights - working)
     return Memory(weights=weights, cache=cache, activations=working, process=PROCESS[hardware.kind])
-
-
-def is_frozen(settings: OptimSection) -> bool:
-    """Whether the base weights are frozen, that is, an adapter is trained."""
-    return settings.lora is not None
 
 
 def trained_weights(shape: Shape, settings: OptimSection) -> float:

@@ -143,16 +143,12 @@ def _config(model: ModelSection) -> tuple[Any, str]:
     path = model.path
     if path.startswith("builtin:"):
         return _builtin(path), "built in"
-    if path.startswith("package:"):
-        from sparring.policy.load import package_file
+    from sparring.policy.load import load_config, package_file
 
-        return _of_gguf(package_file(path.removeprefix("package:"))), "the GGUF file's header"
-    local = Path(path).expanduser()
-    if local.suffix == ".gguf" and local.is_file():
+    local = package_file(path.removeprefix("package:")) if path.startswith("package:") else Path(path).expanduser()
+    if path.startswith("package:") or (local.suffix == ".gguf" and local.is_file()):
         return _of_gguf(local), "the GGUF file's header"
     if local.is_dir():
-        from sparring.policy.load import load_config
-
         return load_config(local), "config.json in the folder"
     return _of_hub(path, model.revision)
 
@@ -181,8 +177,8 @@ def _of_hub(path: str, revision: str | None) -> tuple[Any, str]:
     where = f"model.path ({path})"
     if path.startswith((".", "/", "~")):
         raise UserError("no such model folder", where=where, remedy="give a folder with a config.json, or a Hub id")
-    if (known := known_config(path)) is not None:
-        return known, "sizes that sparring knows"
+    if known := KNOWN_SHAPES.get(path):
+        return AutoConfig.for_model(**known), "sizes that sparring knows"
     reached = _hub_answers(path, revision)
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False, local_files_only=not reached)
@@ -210,11 +206,3 @@ def _hub_answers(path: str, revision: str | None) -> bool:
     except Exception:  # errors of the HTTP library, which depends on the client's version
         return False
     return True
-
-
-def known_config(name: str) -> Any | None:
-    """The config of a public model whose sizes sparring keeps; None for others."""
-    from transformers import AutoConfig
-
-    found = KNOWN_SHAPES.get(name)
-    return None if found is None else AutoConfig.for_model(**found)

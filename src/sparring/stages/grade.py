@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
-from sparring.checkers.make import OwnChecker
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
 from sparring.console import log
 from sparring.data.records import Reply
@@ -54,7 +53,7 @@ def _grade(
 ) -> dict[str, Any]:
     """by_votes: the most frequent answer wins, which a warning of a low pass rate takes into account."""
     sampled = read_replies(replies.path)
-    asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=checker.name != "random")
+    asked = asked_of(prompt_rows, sampled, common.chat.decode, with_human=not checker.shuffles)
     facts = grade_all(stage, asked, sampled, checker, f"{common.title}: grading")
     found = candidates_of(read_rows(stage), sampled, prompt_rows, pass_score)
     scores = rate_scores(rates(found))
@@ -106,9 +105,8 @@ def grade_all(stage: Path, asked: Sequence[GradingRequest], replies: Sequence[Re
         per_row[reply.row_id] += 1
     kept = read_rows(stage)
     failed = _failures(kept)
-    if isinstance(checker, OwnChecker) and any(not row["failed"] for row in kept):
-        checker.works = True
-    calls = PROMPTS_PER_SHARD if checker.name == "random" else PROMPTS_PER_CALL  # random shuffles the scores of a call
+    checker.works = checker.works or any(not row["failed"] for row in kept)
+    calls = PROMPTS_PER_SHARD if checker.shuffles else PROMPTS_PER_CALL
     with progress(phase, len(asked), "prompts", items_done(stage)) as shown:
 
         def work(part: Sequence[GradingRequest]) -> dict[str, list[Any]]:

@@ -13,7 +13,7 @@ from sparring.data.chat import Chat
 from sparring.data.records import Example, Message
 from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator, Grading
 from sparring.evaluation.harness import HarnessModel, run_benchmarks
-from sparring.evaluation.measure import Measurer, Opponent, read_measured
+from sparring.evaluation.measure import Measurer, read_measured
 from sparring.evaluation.metrics import Score
 from sparring.opponent.engines import Sampler, answer
 from sparring.policy.compute import COMPUTE_DTYPES
@@ -71,11 +71,7 @@ def _measure(
     if replies_only:
         measurer.sample_all(stage, model, replying.round, common.title)
         return {}
-    against = None
-    if opponent is not None:
-        assert opponent.measured is not None, "an opponent was measured when it was the player"
-        against = Opponent(opponent.folder, opponent.measured)
-    return measurer.measure(stage, model, against, replying.round, common.title)
+    return measurer.measure(stage, model, opponent, replying.round, common.title)
 
 
 def scores_of(player: Player) -> dict[str, Score]:
