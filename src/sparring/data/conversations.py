@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from sparring.config import DataSection
-from sparring.data.records import Conversation, Message
+from sparring.data.records import Conversation, Duel, Example, Message
 from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, BadRows, LocatedRow, Row, RowShape, Source, Table, choose_shape, kind_of
 from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
@@ -16,6 +17,8 @@ from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
 Located = tuple[str, Conversation]  # with the place that it came from
+T = TypeVar("T")
+Tokenised = TypeVar("Tokenised", Example, Duel)
 
 
 def printable(name: str) -> str:
@@ -54,12 +57,10 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
     source.reading.counts.update(read=len(rows) + bad.count, trailing_turns_dropped=0, surrogates_replaced=0)
     conversations = []
     for where, row in rows:
-        try:
+        with bad.caught():
             conversation = to_conversation(row, shape, source.reading, where)
             if conversation is not None:
                 conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
-        except UserError as error:
-            bad.raise_or_count(error)
     by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
     counts = dict(source.reading.counts)
@@ -117,9 +118,9 @@ def has_no_user_text(conversation: Conversation) -> bool:
     return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
 
 
-def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> list[Located]:
+def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> dict[str, Located]:
     """One row for each key, whatever the order of the rows: of duplicates, which are counted, one with an answer, with the smallest answer
-    if they have several. Prompts with several answers are counted if there are any."""
+    if they have several. Returns them by row id. Prompts with several answers are counted if there are any."""
     kept: dict[str, Located] = {}
     several: set[str] = set()
     for key, row in rows:
@@ -132,7 +133,42 @@ def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> lis
         kept[key] = min(kept[key], row, key=_answer_order)
     if several:
         counts["prompts_with_several_answers"] = len(several)
-    return list(kept.values())
+    return {row[1].row_id: row for row in kept.values()}
+
+
+def tokenised(
+    rows: Mapping[str, T],
+    most: int | None,
+    seed: int,
+    tokenise: Callable[[T], Tokenised | str],
+    counts: dict[str, int],
+    bad: BadRows,
+) -> list[Tokenised]:
+    """The first `most` of the rows (by their ids; all if None) in an order that depends only on the seed and the ids; sorted by id.
+
+    tokenise: returns the name in `counts` for a row that is left out, and may raise the UserError of a bad row. It is called in that order
+    until there are enough, which gives the same rows as tokenising all of them first.
+    """
+    order = sorted(rows, key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest()) if most and most < len(rows) else rows
+    found: list[Tokenised] = []
+    for done, row_id in enumerate(order):
+        if len(found) == most:
+            counts["not_in_subset"] = len(rows) - done
+            break
+        with bad.caught():
+            one = tokenise(rows[row_id])
+            if isinstance(one, str):
+                counts[one] += 1
+            else:
+                found.append(one)
+    counts["bad"] = bad.count
+    return sorted(found, key=lambda one: one.row_id)
+
+
+def none_left(what: str, counts: Mapping[str, int], where: str) -> UserError:
+    """The error if `counts` has no prompt, or pair, that can be used."""
+    dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return UserError(f"no {what}: {dropped}", where=where, remedy="look at what dropped most")
 
 
 def _answer_order(row: Located) -> tuple[bool, str, str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,14 @@ class BadRows:
             raise error
         self.count += 1
         self.first = self.first or error
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """As `raise_or_count`, for the UserError of a row that is read or used in this context."""
+        try:
+            yield
+        except UserError as error:
+            self.raise_or_count(error)
 
     @property
     def notices(self) -> list[str]:
