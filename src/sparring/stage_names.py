@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparring.config import CONTROL_TITLES, Recipe, recipe_of_run
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.rundir import PARTIAL
 
 SFT, START = "sft", "start"
@@ -189,9 +189,8 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
     names = stage_names(root, iterations, list(dict.fromkeys([*controls, *earlier])))
     first = next((i for i, candidate in enumerate(names) if candidate == name or candidate.startswith(name.rstrip("/") + "/")), None)
     if first is None:
-        guess = nearest(name, names)
         raise UserError(
-            f"no stage named {name!r}" + (f"; did you mean {guess}?" if guess else ""),
+            f"no stage named {name!r}" + suggestion(name, names, before="; "),
             where="--restart-from",
             remedy=f"the stages are {', '.join(names)}; iterations/NNN means a whole iteration",
         )

@@ -9,7 +9,7 @@ import typer
 
 from sparring.cli.shared import FAULT, INTERRUPTED, RunFolder, outcome, stdout, stop
 from sparring.console import printable, set_up_logging
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 
 PAGES = Path(__file__).parent.parent / "docs"
 
@@ -137,7 +137,6 @@ def _page(name: str) -> str:
     """The text of a page, in Markdown. Raises UserError where there is no such page."""
     names = list(_pages())
     if name not in names:
-        guess = nearest(name, names)
-        remedy = f"did you mean {guess}?" if guess else f"the pages are {', '.join(names)}"
+        remedy = suggestion(name, names, otherwise=f"the pages are {', '.join(names)}")
         raise UserError(f"no page named {name!r}", where="sparring docs", remedy=remedy)
     return (PAGES / f"{name}.md").read_text(encoding="utf-8")

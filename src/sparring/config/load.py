@@ -17,7 +17,7 @@ from sparring.config.reference import show
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.launcher import OF_DEEPSPEED
 from sparring.config.yaml_dialect import dump_yaml, parse_scalar, parse_yaml
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, nearest, suggestion
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 OLD_KEYS = {"baseline": "controls"}  # former name -> name
@@ -105,8 +105,7 @@ def _located(name: str) -> Path:
     """The file of a recipe's name. Raises UserError for an unknown `builtin:NAME`."""
     known = builtin_recipes() if name.startswith(BUILTIN) else {}
     if known and name not in known:
-        guess = nearest(name, known)
-        remedy = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+        remedy = suggestion(name, known, otherwise=f"there are {', '.join(known)}")
         raise UserError("no recipe of this name comes with the package", where=name, remedy=remedy)
     return known.get(name, Path(name))
 
@@ -187,8 +186,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
         known = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
+        guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
         remedy = f"did you mean {path.parent / guess}?" if guess else known
         raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:

@@ -21,7 +21,7 @@ from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
 from sparring.data.tables import read_rows, whole
 from sparring.data.turns import Turn
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.rundir import digest, file_hash
 
 # Options that are newer than the first runs; the first of them apply to rows of any kind
@@ -190,11 +190,11 @@ def _distinct_prompts(
 def _check_columns(section: DataSection, present: Sequence[str]) -> None:
     for name in section.checker_columns:
         if name not in present:
-            guess, there = nearest(name, present), ", ".join(dict.fromkeys(present))
+            there = ", ".join(dict.fromkeys(present))
             raise UserError(
                 f"{name!r} is not a column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
                 where="data.checker_columns",
-                remedy=f"did you mean {guess}?" if guess else "correct the name",
+                remedy=suggestion(name, present, otherwise="correct the name"),
             )
 
 

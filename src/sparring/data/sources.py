@@ -12,7 +12,7 @@ from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
 from sparring.data.shapes import BadRows, LocatedRow, Source, Table, joined, table_of
 from sparring.data.text_files import UNPACKERS, read_csv, read_json, read_jsonl
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, nearest, suggestion
 from sparring.files import require_regular
 
 TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
@@ -29,9 +29,8 @@ def open_table(section: Source, seed: int, bad: BadRows) -> Table:
     _require_rows(section, table, bad)
     answer = None if isinstance(section, PairsSection) else section.answer
     if answer is not None and answer not in table.columns:
-        guess = nearest(answer, table.columns)
         what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(table.columns)}"
-        raise UserError(what, where=table.source, remedy=f"did you mean {guess}?" if guess else f"correct {section.option}.answer")
+        raise UserError(what, where=table.source, remedy=suggestion(answer, table.columns, otherwise=f"correct {section.option}.answer"))
     return table
 
 
