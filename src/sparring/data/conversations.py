@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sparring.config import DataSection
 from sparring.data.records import Conversation, Duel, Example, Message
@@ -27,15 +27,16 @@ def printable(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Conversations with the place they came from.
+class Loaded(Generic[T]):
+    """The rows of a source: conversations and prompts (`Located`), or pairs.
 
-    `counts`: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained (rows that are left
-    out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json, reasoning_dropped. `columns` are
-    all columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
+    `counts`, of conversations: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained
+    (rows that are left out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json,
+    reasoning_dropped. Of prompts: what was changed or left out of them, replies_dropped for one. Of pairs: untrained. `columns` are all
+    columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
     """
 
-    rows: list[Located]
+    rows: list[T]
     counts: dict[str, int]
     notices: list[str]
     columns: tuple[str, ...]
@@ -43,7 +44,7 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def load_conversations(section: DataSection, seed: int) -> Loaded:
+def load_conversations(section: DataSection, seed: int) -> Loaded[Located]:
     """Read every row of the recipe's data and turn it into a Conversation, blank ones included (see `is_empty`).
 
     `seed` affects only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
@@ -64,7 +65,7 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
     by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
     counts = dict(source.reading.counts)
-    return Loaded(conversations, counts, [*table.notices, *notices, *source.notices], table.columns, bad, source.unused)
+    return source.loaded(conversations, counts, bad, notices)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Shaped:
     def rows(self) -> list[LocatedRow]:
         """The rows of the source, with the columns that are read."""
         return read_rows(self.table, self.names)
+
+    def loaded(self, rows: list[T], counts: dict[str, int], bad: BadRows, notices: Sequence[str] = ()) -> Loaded[T]:
+        """What was made of the rows, when they are read. `notices`: further ones."""
+        return Loaded(rows, counts, [*self.table.notices, *notices, *self.notices], self.table.columns, bad, self.unused)
 
     @property
     def unused(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Shaped, is_empty, none_left, to_conversation, tokenised
+from sparring.data.conversations import Loaded, Shaped, is_empty, none_left, to_conversation, tokenised
 from sparring.data.records import Conversation, Duel, TokenIds
 from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
@@ -47,18 +47,11 @@ class PreparedPairs:
     notices: list[str]
 
 
-@dataclass(frozen=True)
-class LoadedPairs:
-    """`untrained` counts pairs whose chosen or rejected reply is not to be trained on; `bad` are rows that could not be read."""
+def load_pairs(section: PairsSection, data: DataSection) -> Loaded[Pair]:
+    """Every row as a pair, without those whose chosen or rejected reply is not to be trained on.
 
-    pairs: list[Pair]
-    untrained: int
-    notices: list[str]
-    bad: BadRows
-
-
-def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
-    """Every row as a pair. Raises UserError with file and line or row for an unreadable one, unless `data.on_bad_row` drops it."""
+    Raises UserError with file and line or row for an unreadable one, unless `data.on_bad_row` drops it.
+    """
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     for name in (*PAIR_SHAPE.required, *section.columns):
@@ -69,7 +62,7 @@ def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
         with bad.caught():
             found.append(_pair(row, source.reading, where))
     kept = [pair for pair in found if pair is not None]
-    return LoadedPairs(kept, len(found) - len(kept), [*table.notices, *source.notices], bad)
+    return source.loaded(kept, {"untrained": len(found) - len(kept)}, bad)
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -78,10 +71,10 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
     loaded = load_pairs(section, limits)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "untrained": loaded.untrained}
-    counts["read"] = len(loaded.pairs) + loaded.untrained + loaded.bad.count
+    counts = {**dict.fromkeys(PAIR_COUNTS, 0), **loaded.counts}
+    counts["read"] = len(loaded.rows) + counts["untrained"] + loaded.bad.count
     tokenise = partial(_tokenised, limits=limits, chat=chat, held_out=held_out)
-    duels = tokenised(_distinct(loaded.pairs, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
+    duels = tokenised(_distinct(loaded.rows, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     counts["pairs"] = len(duels)
     if not duels:
         raise none_left("pair is left to train on", counts, f"{section.option} ({section.named})")

@@ -15,7 +15,7 @@ from typing import Any
 from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import Loaded, Located, distinct, has_no_user_text, is_empty, load_conversations, none_left, tokenised
-from sparring.data.prompts import PROMPT_COUNTS, LoadedPrompts, load_prompts
+from sparring.data.prompts import PROMPT_COUNTS, load_prompts
 from sparring.data.records import Conversation, Example
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
@@ -138,7 +138,7 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
 
 
 def _prompts(
-    loaded: LoadedPrompts, section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
+    loaded: Loaded[Located], section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
 ) -> tuple[list[Example], dict[str, int]]:
     """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by text or by token ids."""
     assert section.prompts is not None
@@ -160,9 +160,7 @@ def _prompts(
     counts["prompts"] = len(found)
     if not found:
         raise none_left("prompt is left to play on", counts, f"data.prompts ({section.prompts.named})")
-    counts |= loaded.changes
-    if loaded.replies_dropped:
-        counts["replies_dropped"] = loaded.replies_dropped
+    counts |= loaded.counts
     if section.prompts.answer is not None:
         counts["without_answer"] = sum(example.conversation.answer is None for example in found)
     return found, counts
@@ -198,7 +196,7 @@ def _check_columns(section: DataSection, present: Sequence[str]) -> None:
             )
 
 
-def _distinct(loaded: Loaded, counts: dict[str, int]) -> dict[str, Located]:
+def _distinct(loaded: Loaded[Located], counts: dict[str, int]) -> dict[str, Located]:
     rows = [row for row in loaded.rows if not is_empty(row[1])]
     counts["empty"] += len(loaded.rows) - len(rows)
     return distinct([(row[1].row_id, row) for row in rows], counts)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sparring.config import DataSection, PromptsSection
-from sparring.data.conversations import Located, Shaped, to_prompt, with_columns
+from sparring.data.conversations import Loaded, Located, Shaped, to_prompt, with_columns
 from sparring.data.records import Conversation, Message
 from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, BadRows, Row, Table, choose_prompt_shape
 from sparring.data.sources import open_table
@@ -19,22 +18,7 @@ CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
 
 
-@dataclass(frozen=True)
-class LoadedPrompts:
-    """Prompts with the place they came from. `columns` are all columns of the source, `unused` the columns and keys of turns that nothing
-    reads. `replies_dropped` counts rows whose reply was dropped, `changes` other changes by kind; `bad` are rows that could not be read.
-    `notices` has the decisions about the source."""
-
-    rows: list[Located]
-    columns: tuple[str, ...]
-    replies_dropped: int
-    changes: dict[str, int]
-    bad: BadRows
-    notices: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
-def load_prompts(section: PromptsSection, data: DataSection) -> LoadedPrompts:
+def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
     """Every row as a Conversation without a reply. Raises UserError for rows that cannot be read, and for rows with a reply unless
     `replies` drops it."""
     bad = BadRows(data.on_bad_row == "drop")
@@ -52,8 +36,8 @@ def load_prompts(section: PromptsSection, data: DataSection) -> LoadedPrompts:
             conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
             found.append((where, conversation))
             dropped += has_reply or bool(whole)
-    counts = {name: source.reading.counts[name] for name in CHANGES if source.reading.counts[name]}
-    return LoadedPrompts(found, table.columns, dropped, counts, bad, (*table.notices, *source.notices), source.unused)
+    counts = {**{name: source.reading.counts[name] for name in CHANGES}, "replies_dropped": dropped}
+    return source.loaded(found, {name: count for name, count in counts.items() if count}, bad)
 
 
 def _prompt_of(row: Row, shape: str, section: PromptsSection, reading: Reading, where: str) -> tuple[list[Message], bool]:
