@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from sparring.config import Recipe, require_layout
 from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
 from sparring.errors import UserError
-from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
@@ -31,6 +30,7 @@ from sparring.stage_names import (
     iteration_of,
     measure_stage,
     never,
+    place_in,
     stage_of,
     stages_of_game,
 )
