@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import NOT_SAMPLED, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_sampled
-from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
 
@@ -62,7 +61,7 @@ class InverseCdf(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-class TransformersEngine:
+class TransformersEngine(OfSampling):
     """Samples with a loaded model: by continuous batching (decode.py) if its code supports that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
@@ -76,11 +75,6 @@ class TransformersEngine:
             eos_token_id=self.stop_ids,
             pad_token_id=self.stop_ids[0],
         )
-
-    def at(self, temperature: float) -> TransformersEngine:
-        other = copy.copy(self)
-        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
-        return other
 
     @property
     def reads_prompts_again(self) -> bool:

@@ -13,7 +13,6 @@ log-probs (`return_tokens_as_token_ids`). Text alone is not enough: tokenizing i
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 import shlex
 import subprocess
@@ -29,7 +28,7 @@ from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.endpoints import WHERE, Endpoints, NoAnswer, read_key
-from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
 from sparring.policy import adapters
 from sparring.policy.load import load_config, weights_hash
 
@@ -226,17 +225,12 @@ def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collec
         raise
 
 
-class ServerEngine:
+class ServerEngine(OfSampling):
     """Asks for one reply per request, each with the seed of its own stream, so that a repeated request gives the same reply."""
 
     def __init__(self, endpoints: Endpoints, name: str, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float) -> None:
         self.endpoints, self.name, self.sampling, self.stop_ids = endpoints, name, sampling, sorted(stop_ids)
         self.vocabulary = vocabulary
-
-    def at(self, temperature: float) -> ServerEngine:
-        other = copy.copy(self)
-        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
-        return other
 
     def close(self) -> None:
         self.endpoints.close()
