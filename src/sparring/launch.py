@@ -127,17 +127,10 @@ def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
 
 
 def _accelerate(launcher: LauncherSection) -> list[str]:
-    return ["accelerate.commands.launch", *_options(launcher)]
-
-
-# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
-LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
-
-
-def _options(launcher: LauncherSection) -> list[str]:
     launcher = with_config(launcher)
     processes = process_count(launcher)
-    options = ["--config_file", str(_path(launcher) or NO_CONFIG), "--num_processes", str(processes), *_machine_options(launcher)]
+    file = str(_path(launcher) or NO_CONFIG)
+    options = ["accelerate.commands.launch", "--config_file", file, "--num_processes", str(processes), *_machine_options(launcher)]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if _kind_of(launcher) not in ("FSDP", "MULTI_GPU"):  # which start several without an option
         # Accelerate's option for several processes by torch's own launcher, on GPUs or not
@@ -145,6 +138,10 @@ def _options(launcher: LauncherSection) -> list[str]:
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
         options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) * launcher.machines // processes))]
     return options
+
+
+# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
+LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
 
 
 def _machine_options(launcher: LauncherSection) -> list[str]:
@@ -182,7 +179,8 @@ def _run_ranks(
     """lock: descriptor of a lock that the launcher's process holds as well, so that after a SIGKILL of this one no other starts the
     same ranks. failure: what has failed on another machine, so that these ranks would wait for it."""
     with tempfile.TemporaryDirectory(prefix="sparring-", ignore_cleanup_errors=True) as folder:
-        environment = {**os.environ, **_environment(launcher), REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
+        environment = {**os.environ, **on_cpu, REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
         process = subprocess.Popen(command(launcher, root, stage), env=environment, pass_fds=() if lock is None else (lock,))
         try:
             code = _wait(process, stage, failure)
@@ -206,10 +204,6 @@ def _wait(process: subprocess.Popen[bytes], stage: str, failure: Callable[[], st
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(PATIENCE_SECONDS)
     raise RuntimeError(f"{stage}: {found}")
-
-
-def _environment(launcher: LauncherSection) -> dict[str, str]:
-    return {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
 
 
 def _within(seconds: float, failure: Callable[[], str | None]) -> str | None:

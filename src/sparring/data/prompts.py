@@ -6,10 +6,9 @@ from collections.abc import Sequence
 
 from sparring.config import DataSection, PromptsSection
 from sparring.data.conversations import Loaded, Located, Shaped, to_prompt, with_columns
-from sparring.data.records import Conversation, Message
-from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, BadRows, Row, Table, choose_prompt_shape
+from sparring.data.records import Conversation
+from sparring.data.shapes import PROMPT_SHAPES, REPLY_COLUMNS, BadRows, Table, choose_prompt_shape
 from sparring.data.sources import open_table
-from sparring.data.turns import Reading
 from sparring.errors import UserError
 
 # Outcomes of the prompts; `read` is the sum of those that follow it.
@@ -32,19 +31,14 @@ def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
     found, dropped = [], 0
     for where, row in source.rows():
         with bad.caught():
-            turns, has_reply = _prompt_of(row, shape, section, source.reading, where)
+            turns, has_reply = to_prompt(row, shape, source.reading, where)
+            if has_reply and section.replies == "refuse":
+                raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
             conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
             found.append((where, conversation))
             dropped += has_reply or bool(whole)
     counts = {**{name: source.reading.counts[name] for name in CHANGES}, "replies_dropped": dropped}
     return source.loaded(found, {name: count for name, count in counts.items() if count}, bad)
-
-
-def _prompt_of(row: Row, shape: str, section: PromptsSection, reading: Reading, where: str) -> tuple[list[Message], bool]:
-    turns, has_reply = to_prompt(row, shape, reading, where)
-    if has_reply and section.replies == "refuse":
-        raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
-    return turns, has_reply
 
 
 def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:

@@ -70,17 +70,15 @@ def local_files(section: Source) -> list[Path] | None:
 
     None for a Hub id or built-in data. Raises UserError if one is missing or is not a data file.
     """
-    if len(section.paths) == 1 and _is_elsewhere(section.named):
-        return None
+    if len(section.paths) == 1:
+        path = section.named
+        if path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path)):
+            return None
     files = [file for path in section.paths for file in _files_of(path, section)]
     twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
     if twice is not None:
         raise UserError("is named more than once", where=f"{section.option}.path: {twice}", remedy="name every file once")
     return files
-
-
-def _is_elsewhere(path: str) -> bool:
-    return path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path))
 
 
 def _files_of(text: str, section: Source) -> list[Path]:

@@ -124,28 +124,24 @@ class TransformersEngine(OfSampling):
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        parts = zip(*(each.split(rows_at_once(logits)) for each in (logits, uniforms)), strict=True)
-        return torch.cat([self._draw_some(*part) for part in parts])
-
-    def _draw_some(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        for warper in self._warpers():
-            logits = warper(None, logits)
-        return draw_by_inverse_cdf(logits, uniforms)
+        found = []
+        for part, uniform in zip(*(each.split(rows_at_once(logits)) for each in (logits, uniforms)), strict=True):
+            for warper in self._warpers():
+                part = warper(None, part)
+            found.append(draw_by_inverse_cdf(part, uniform))
+        return torch.cat(found)
 
     def _generate(self, order: list[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
-        found: dict[int, Reply] = {}
-        for batch in self._batches(order, prompts):
-            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream, logps), strict=True))
-        return found
-
-    def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
         batches: list[list[int]] = [[]]
         for index in order:  # rising lengths: the newest row is the longest of its batch
             row_tokens = len(prompts[index].token_ids) + self.sampling.max_new_tokens
             if batches[-1] and row_tokens * (len(batches[-1]) + 1) > self.sampling.batch_tokens:
                 batches.append([])
             batches[-1].append(index)
-        return [batch for batch in batches if batch]
+        found: dict[int, Reply] = {}
+        for batch in batches:
+            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream, logps), strict=True))
+        return found
 
     @torch.inference_mode()
     def _sample_batch(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:

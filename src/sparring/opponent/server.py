@@ -237,10 +237,7 @@ class ServerEngine(OfSampling):
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
         """One reply per prompt, in the order of the prompts. Raises UserError for answers that cannot be used."""
-        return self.endpoints.run(self._sample_all(prompts, stream, logps))
-
-    async def _sample_all(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:
-        return await self.endpoints.all([self._sample_one(prompt, stream.seed_of(prompt), logps) for prompt in prompts])
+        return self.endpoints.run(self.endpoints.all([self._sample_one(prompt, stream.seed_of(prompt), logps) for prompt in prompts]))
 
     async def _sample_one(self, prompt: Prompt, seed: int, logps: bool) -> Reply:
         answer = await self.endpoints.request("POST", COMPLETIONS, self._body(prompt, seed))

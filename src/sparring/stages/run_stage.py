@@ -114,23 +114,19 @@ def fingerprint(work: StageWork) -> dict[str, Any]:
     assert isinstance(work.func, FunctionType) and not work.func.__closure__, "the work of a stage reads nothing but its arguments"
     whole = [value for value in work.args if isinstance(value, Section) or hasattr(value, "recipe")]
     assert not whole, "the work of a stage gets options as keyword arguments"
-    inputs = {name: value for given in work.keywords.items() for name, value in _inputs(*given).items()}
+    inputs: dict[str, Any] = {}
+    for name, value in work.keywords.items():
+        if isinstance(value, BenchmarksSection):
+            inputs |= benchmark_inputs(value)
+        else:
+            inputs |= value.inputs() if isinstance(value, Inputs) else {name: _input(value)}
     return {name: value for name, value in inputs.items() if name not in LEFT_OUT or value != LEFT_OUT[name]}
-
-
-def _inputs(name: str, value: Any) -> dict[str, Any]:
-    match value:
-        case BenchmarksSection():
-            return benchmark_inputs(value)
-        case StageRecord():
-            return {name: value.digest}
-        case Inputs():
-            return value.inputs()
-    return {name: _input(value)}
 
 
 def _input(value: Any) -> Any:
     match value:
+        case StageRecord():
+            return value.digest
         case Player() | Examples():
             return value.hash
         case Chat():
@@ -181,8 +177,8 @@ class StageRunner:
         """
         stage, inputs = stage_of(name), fingerprint(work)
         assert stage is not None, f"{name} is not in the table of stages"
-        if stage.derived and self.target in (None, name):
-            self._clear(name, inputs)
+        if stage.derived and self.target in (None, name) and (changes := from_main(partial(self.run.remove_changed, name, inputs))):
+            log.info(f"recomputing {name}: {'; '.join(changes)}")
         with at_stage(name):
             if self.target is not None:
                 record = self._of_rank(name, inputs, work)
@@ -202,13 +198,6 @@ class StageRunner:
 
     def _too_early(self, name: str) -> AgreedError:
         return AgreedError(f"{name} comes before {self.target} and is not finished", remedy="`sparring run` plays up to it")
-
-    def _clear(self, name: str, inputs: dict[str, Any]) -> None:
-        def clear() -> None:
-            if changes := self.run.remove_changed(name, inputs):
-                log.info(f"recomputing {name}: {'; '.join(changes)}")
-
-        from_main(clear)
 
     def _launched(self, name: str, inputs: dict[str, Any], alone: Callable[[Path], object] | None) -> StageRecord:
         begun = self.run.begin(name, inputs)

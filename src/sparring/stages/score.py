@@ -55,18 +55,15 @@ class Batches:
 def score(context: RunContext, opponent: Player, window: Window, t: int) -> Scored:
     """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
     _require_same_winners(context, window, t)
-    needs = context.recipe.objective.kind
-    of_opponent = [_score_opponent(context, opponent, window, t)] if needs.uses_opponent_logps else []
-    newest = _score_start(context, window, t) if needs.uses_start else None
-    of_start = [*_of_start(context, t), *([newest] if newest else [])] if needs.uses_start else []
+    needs, settings, name = context.recipe.objective.kind, context.recipe.train, iteration_stage(t, "score")
+    of_opponent, of_start = list[StageRecord](), list[StageRecord]()
+    if needs.uses_opponent_logps:  # in the micro-batches of the training that follows
+        plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
+        of_opponent.append(score_stage(context, name, opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs"))
+    if needs.uses_start:
+        newest = _score_start(context, window, t)
+        of_start = [*_of_start(context, t), *([newest] if newest else [])]
     return Scored(window, of_opponent, of_start)
-
-
-def _score_opponent(context: RunContext, opponent: Player, window: Window, t: int) -> StageRecord:
-    """Log-probs under the opponent, in the micro-batches of the training that follows."""
-    settings = context.recipe.train
-    plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
-    return score_stage(context, iteration_stage(t, "score"), opponent, window.duels, plan, settings, f"iteration {t}: opponent log-probs")
 
 
 def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | None:
