@@ -204,12 +204,7 @@ def push(
         from sparring.push import PushOptions
         from sparring.push import push as publish
 
-        licences = {
-            "base_licence": base_licence,
-            "data_licence": data_licence,
-            "pairs_licence": pairs_licence,
-            "prompts_licence": prompts_licence,
-        }
-        options = PushOptions(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, **licences)
+        licences = (base_licence, data_licence, pairs_licence, prompts_licence)
+        options = PushOptions(repo, dataset_repo, iteration, dtype.rounded, adapter, private, revision, all_iterations, *licences)
         for line in publish(run, options, dry_run):
             print(printable(line))

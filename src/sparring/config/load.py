@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from sparring.config.messages import as_user_error, override_path, shown_override
 from sparring.config.option_types import Section, at_iteration
-from sparring.config.recipe import Recipe
+from sparring.config.recipe import Recipe, in_full
 from sparring.config.reference import show
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.launcher import OF_DEEPSPEED
@@ -31,11 +31,7 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
-        child = node.get(key)
-        if isinstance(child, str) and keys[:depth] in (["controls"], ["launcher"]):
-            child = {"kind": child}
-        if isinstance(child, (str, list)) and keys[:depth] == ["track"]:
-            child = {"trackers": [child] if isinstance(child, str) else child}
+        child = in_full(key, node.get(key)) if depth == 1 else node.get(key)
         if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["controls"]:
             child = child[0]
         if child is not None and not isinstance(child, dict):

@@ -85,10 +85,8 @@ def _describe(item: Any, place: _Place) -> str:
     value = show(item["input"])
     if item["type"] == "secret":
         return f"{key}: {item['msg']}"
-    if item["type"] == "value_error":
-        return f"{key}: {value}: {item['ctx']['error']}"
-    if item["type"] == "contradiction":
-        return f"{key}: {value}: {item['msg']}"
+    if item["type"] in ("value_error", "contradiction"):
+        return f"{key}: {value}: {item['ctx'].get('error') or item['msg']}"
     return f"{key}: {value} is refused; wanted: {_wanted(item, field, place)}"
 
 

@@ -70,6 +70,15 @@ class TrackSection(Section):
     name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
 
 
+def in_full(key: str | None, value: Any) -> Any:
+    """The section that a kind of launcher or control, or names of trackers, are short for."""
+    if key in ("controls", "launcher") and isinstance(value, str):
+        return {"kind": value}
+    if key == "track" and isinstance(value, (str, list)):
+        return {"trackers": [value] if isinstance(value, str) else value}
+    return value
+
+
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
@@ -199,7 +208,7 @@ class Recipe(Section):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-        return tuple({"kind": one} if isinstance(one, str) else one for one in values)
+        return tuple(in_full("controls", one) for one in values)
 
     @field_validator("controls")
     @classmethod
@@ -223,16 +232,10 @@ class Recipe(Section):
             )
         return controls
 
-    @field_validator("launcher", mode="before")
+    @field_validator("launcher", "track", mode="before")
     @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
-
-    @field_validator("track", mode="before")
-    @classmethod
-    def _track_shorthand(cls, value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        return {"trackers": value} if isinstance(value, list) else value
+    def _in_full(cls, value: Any, info: ValidationInfo) -> Any:
+        return in_full(info.field_name, value)
 
     @field_validator("objective", "train")
     @classmethod

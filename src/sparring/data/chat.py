@@ -18,6 +18,7 @@ from sparring.data.records import Conversation, Message, TokenIds
 from sparring.data.rendering import Render, Renderer
 from sparring.data.template_check import (
     END_OF_THINKING,
+    OPTION,
     PLAIN_TEXT_MARK,
     THINKING,
     Lost,
@@ -46,12 +47,11 @@ if TYPE_CHECKING:
 # Placeholders whose position in a rendering shows what the template writes around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
 _THOUGHT = "sparring probe thought"
-_OPTION = "model.chat_template"
 
 
 def load_template(path: str | Path) -> str:
     """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
-    where = f"{_OPTION}: {path}"
+    where = f"{OPTION}: {path}"
     require_regular(Path(path).expanduser(), where, MOST_TEXT_BYTES)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -87,7 +87,7 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.notices: list[str] = []
-        self.source = "the model's own chat template" if template is None else f"the chat template of {_OPTION}"
+        self.source = "the model's own chat template" if template is None else f"the chat template of {OPTION}"
         self.template = with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
         render = partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False)
         self._renderer = Renderer(cast(Render, render))  # it returns text where it does not tokenize
@@ -151,7 +151,7 @@ class Chat:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (roles of its turns: {roles})"
-            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {_OPTION} to a template that accepts it") from None
+            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {OPTION} to a template that accepts it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self._renderer([self._as_taken(message) for message in messages], add_generation_prompt=add_generation_prompt)
@@ -284,16 +284,16 @@ class Chat:
             text = self._render_raw(messages)
         except TemplateError as error:
             what = f"the chat template cannot render a question and its answer: {_reason(error)}"
-            raise UserError(what, where=_OPTION, remedy="correct the template") from None
+            raise UserError(what, where=OPTION, remedy="correct the template") from None
         if _ASKED not in text or _ANSWERED not in text:
             what = "the chat template leaves out the text of a user or assistant turn"
-            raise UserError(what, where=_OPTION, remedy="correct the template")
+            raise UserError(what, where=OPTION, remedy="correct the template")
         end = self._first_marker(self._ids(text[text.rindex(_ANSWERED) + len(_ANSWERED) :]))
         if end is not None:
             return end, True
         if self.tokenizer.eos_token_id is None:
             what = "the chat template writes no token after a reply and the tokenizer has no end-of-sequence token: replies would never end"
-            raise UserError(what, where=_OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
+            raise UserError(what, where=OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
         self._note(f"the chat template writes no token after a reply: {self._name(self.tokenizer.eos_token_id)} is appended")
         return self.tokenizer.eos_token_id, False
 
@@ -320,7 +320,7 @@ class Chat:
             self._note("the chat template writes today's date into prompts: the rows keep the date on which they were prepared")
         bos = self.tokenizer.bos_token_id
         usual = self.tokenizer(_ASKED, verbose=False)["input_ids"]
-        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=_OPTION):
+        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=OPTION):
             self._note(f"the tokenizer starts texts with {self._name(bos)}, but the chat template does not write it: prompts have none")
 
     def _name(self, token: int) -> str:
@@ -337,7 +337,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     except ValueError as error:
         several = isinstance(tokenizer.chat_template, dict) and tokenizer.chat_template
         what = _reason(error) if several else "the model has no chat template, so nothing says how turns are written"
-        raise UserError(what, where=_OPTION, remedy=f"set {_OPTION} to a Jinja file; a fine-tuned sibling of the model has one") from None
+        raise UserError(what, where=OPTION, remedy=f"set {OPTION} to a Jinja file; a fine-tuned sibling of the model has one") from None
 
 
 def _reason(error: Exception) -> str:
