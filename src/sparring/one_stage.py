@@ -29,7 +29,6 @@ from sparring.stage_names import (
     iteration_name,
     iteration_of,
     measure_stage,
-    never,
     place_in,
     stage_of,
     stages_of_game,
@@ -63,7 +62,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
 def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
     require_layout(directory.root)
     stage = stage_of(name)
-    if stage is not None and stage.on_ranks is not never and name in stages_of_game(directory.root, recipe):
+    if stage is not None and stage.on_ranks is not None and name in stages_of_game(directory.root, recipe):
         context = RunContext(recipe, directory, target=name)
         if REPORTS in os.environ:
             log.setLevel(logging.WARNING)  # until the stage begins: `sparring run` has logged the earlier ones
@@ -90,7 +89,7 @@ def _finished_players(context: RunContext, end: int | None) -> list[Player]:
 
 def _names() -> str:
     owners = {**OF_OWNER, "iterations/NNN": OF_ITERATION, "CONTROL": OF_CONTROL}
-    shown = [f"{owner}/{stage.part}".lstrip("/") for owner, stages in owners.items() for stage in stages if stage.on_ranks is not never]
+    shown = [f"{owner}/{stage.part}".lstrip("/") for owner, stages in owners.items() for stage in stages if stage.on_ranks is not None]
     return ", ".join(shown)
 
 

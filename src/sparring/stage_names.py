@@ -28,17 +28,12 @@ def always(*_: object) -> bool:
     return True
 
 
-def never(*_: object) -> bool:
-    """False, for `Stage`, whatever is passed."""
-    return False
-
-
 class Stage(NamedTuple):
-    """part: the last part of its name. on_ranks: whether the recipe's launcher may start it on several ranks. derived: it is recomputed
+    """part: the last part of its name. on_ranks: recipe -> whether its launcher may start it on several ranks. derived: it is recomputed
     when its inputs change; for other stages changed inputs are an error. used: (recipe, owner) -> whether a game of the recipe has it."""
 
     part: str
-    on_ranks: Callable[[Recipe], bool] = never
+    on_ranks: Callable[[Recipe], bool] | None = None
     derived: bool = False
     used: Callable[[Recipe, str], bool] = always
 

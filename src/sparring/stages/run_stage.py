@@ -182,7 +182,7 @@ class StageRunner:
         with at_stage(name):
             if self.target is not None:
                 record = self._of_rank(name, inputs, work)
-            elif stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
+            elif stage.on_ranks is not None and stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
                 record = self._launched(name, inputs, alone)
             else:
                 record = self.run.stage(name, inputs, work)
