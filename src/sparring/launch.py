@@ -45,18 +45,16 @@ def with_config(launcher: LauncherSection) -> LauncherSection:
 
     Accelerate reads more of the file: the options of FSDP, and the choice of GPUs. Raises UserError.
     """
-    if (path := _path(launcher)) is None:
+    if (file := _config_file(launcher)) is None:
         return launcher
-    file, where = _read_config_file(path), f"launcher.config_file ({path})"
-    kind = _kind(file)
-    _check_config(launcher, file, kind, where)
+    _check_config(launcher, file)
     return launcher.model_copy(
         update={
             "processes": launcher.processes or (file.num_processes if file.num_processes > 0 else None),  # -1: it gives no number
             "main_process_ip": launcher.main_process_ip or file.main_process_ip,
             "main_process_port": launcher.main_process_port or file.main_process_port or None,  # 0: any
-            "strategy": "fsdp2" if kind == "FSDP" else launcher.strategy,
-            "cpu": launcher.cpu or bool(file.use_cpu) or kind == "MULTI_CPU",
+            "strategy": "fsdp2" if file.distributed_type == "FSDP" else launcher.strategy,
+            "cpu": launcher.cpu or bool(file.use_cpu) or file.distributed_type == "MULTI_CPU",
         }
     )
 
@@ -65,14 +63,10 @@ def _path(launcher: LauncherSection) -> Path | None:
     return None if launcher.config_file is None else Path(launcher.config_file).expanduser()
 
 
-def _kind(file: Any) -> str:
-    return str(getattr(file.distributed_type, "value", file.distributed_type))
-
-
 def _kind_of(launcher: LauncherSection) -> str | None:
     """distributed_type of the config file; None without one."""
-    path = _path(launcher)
-    return None if path is None else _kind(_read_config_file(path))
+    file = _config_file(launcher)
+    return None if file is None else file.distributed_type
 
 
 def check_launcher(launcher: LauncherSection) -> None:
@@ -252,8 +246,10 @@ def _calls_address(launcher: LauncherSection) -> Address:
     return address, port + 1
 
 
-def _read_config_file(path: Path) -> Any:
-    """Accelerate's ClusterConfig. Raises UserError if the file has none."""
+def _config_file(launcher: LauncherSection) -> Any:
+    """Accelerate's ClusterConfig, its distributed_type as text; None without a config file. Raises UserError if the file has none."""
+    if (path := _path(launcher)) is None:
+        return None
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -268,11 +264,13 @@ def _read_config_file(path: Path) -> Any:
         value = getattr(file, name)
         if not isinstance(value, int) and not (name == "main_process_port" and value is None):
             raise UserError(f"{name}: {value!r}, which is not a whole number", where=f"launcher.config_file ({path})")
+    file.distributed_type = str(getattr(file.distributed_type, "value", file.distributed_type))
     return file
 
 
-def _check_config(launcher: LauncherSection, file: Any, kind: str, where: str) -> None:
-    """Raise UserError if a ClusterConfig of a `kind` of ranks names what is not supported or contradicts the recipe."""
+def _check_config(launcher: LauncherSection, file: Any) -> None:
+    """Raise UserError if a ClusterConfig names what is not supported or contradicts the recipe."""
+    kind, where = file.distributed_type, f"launcher.config_file ({_path(launcher)})"
     if kind not in OF_CONFIG_FILES:
         why = f"; {NO_DEEPSPEED}" if kind == "DEEPSPEED" else f"; supported: {', '.join(OF_CONFIG_FILES)}"
         raise UserError(f"distributed_type: {kind}{why}", where=where, remedy="set distributed_type: FSDP and fsdp_version: 2 in it")

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from test_prepare import chat
 
 from sparring.config import DataSection, PairsSection
-from sparring.data.conversations import load_conversations
+from sparring.data.conversations import load_conversations, load_prompts
 from sparring.data.preferences import load_pairs, prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, read_examples, write_examples
-from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation, Example
 from sparring.errors import UserError
 

@@ -1,4 +1,4 @@
-"""Convert the rows of the recipe's data, of any shape, to conversations: turns and a reply."""
+"""Convert the rows of the recipe's data, of any shape, to conversations: turns and a reply, or none in data.prompts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,31 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from sparring.config import DataSection
+from sparring.config import DataSection, PromptsSection
 from sparring.data.records import Conversation, Duel, Example, Message
-from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, BadRows, LocatedRow, Row, RowShape, Source, Table, choose_shape, kind_of
+from sparring.data.shapes import (
+    PROMPT_SHAPES,
+    REPLY_COLUMNS,
+    SHAPES,
+    SYSTEM_LIKE,
+    TOOL_COLUMNS,
+    BadRows,
+    LocatedRow,
+    Row,
+    RowShape,
+    Source,
+    Table,
+    choose_prompt_shape,
+    choose_shape,
+    kind_of,
+)
 from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
 from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
+CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
+DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
 Located = tuple[str, Conversation]  # with the place that it came from
 T = TypeVar("T")
 Tokenised = TypeVar("Tokenised", Example, Duel)
@@ -66,6 +83,36 @@ def load_conversations(section: DataSection, seed: int) -> Loaded[Located]:
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
     counts = dict(source.reading.counts)
     return source.loaded(conversations, counts, bad, notices)
+
+
+def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
+    """Every row as a Conversation without a reply. Raises UserError for rows that cannot be read, and for rows with a reply unless
+    `replies` drops it."""
+    bad = BadRows(data.on_bad_row == "drop")
+    table = open_table(section, 0, bad)
+    shape = choose_prompt_shape(section.columns, table.columns, table.source)
+    further = [*data.checker_columns, *([section.answer] if section.answer else [])]
+    whole = _reply_columns(section, table, shape, further)
+    if whole and section.replies == "refuse":
+        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=table.source, remedy=DROP_REPLIES)
+    source = Shaped.of(table, section, PROMPT_SHAPES[shape]._replace(unread=tuple(whole)), data.reasoning, further)
+    found, dropped = [], 0
+    for where, row in source.rows():
+        with bad.caught():
+            turns, has_reply = to_prompt(row, shape, source.reading, where)
+            if has_reply and section.replies == "refuse":
+                raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
+            conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
+            found.append((where, conversation))
+            dropped += has_reply or bool(whole)
+    counts = {**{name: source.reading.counts[name] for name in CHANGES}, "replies_dropped": dropped}
+    return source.loaded(found, {name: count for name, count in counts.items() if count}, bad)
+
+
+def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:
+    """Columns that hold a reply by their name, except for those that the recipe uses for something else."""
+    used = {*further, *section.columns.values()}
+    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in table.columns and name not in used]
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,17 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Loaded, Located, distinct, has_no_user_text, is_empty, load_conversations, none_left, tokenised
-from sparring.data.prompts import PROMPT_COUNTS, load_prompts
+from sparring.data.conversations import (
+    Loaded,
+    Located,
+    distinct,
+    has_no_user_text,
+    is_empty,
+    load_conversations,
+    load_prompts,
+    none_left,
+    tokenised,
+)
 from sparring.data.records import Conversation, Example
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
@@ -74,7 +83,7 @@ def chat_fingerprint(chat: Chat) -> str:
 
 PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
-# Outcomes of the rows; `read` is the sum of those that follow it.
+# Outcomes of the rows, and of data.prompts; `read` is the sum of those that follow it.
 ROW_COUNTS = (
     "read",
     "empty",
@@ -88,6 +97,7 @@ ROW_COUNTS = (
     "train",
     "held_out",
 )
+PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 
 
 @dataclass(frozen=True)

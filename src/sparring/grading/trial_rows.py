@@ -11,9 +11,8 @@ from typing import Any
 from sparring.checkers.grades import Checker, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
-from sparring.data.conversations import has_no_user_text, is_empty, load_conversations
+from sparring.data.conversations import has_no_user_text, is_empty, load_conversations, load_prompts
 from sparring.data.prepare import read_examples
-from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation
 from sparring.errors import UserError
 from sparring.rundir import RECIPE, RunDir
