@@ -28,9 +28,8 @@ from sparring.stages.context import RunContext
 from sparring.stages.generate import generate, nothing_to_learn, warn_of_collapse, window_at
 from sparring.stages.grade import grade, graded_vote_shares
 from sparring.stages.results import evaluate, scores_of
-from sparring.stages.score import score
 from sparring.stages.sft import sft
-from sparring.stages.train import train
+from sparring.stages.train import score, train
 from sparring.tracking.sending import tracked
 
 
