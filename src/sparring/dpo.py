@@ -52,7 +52,7 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     name, data, seed = control_stage(section.folder, "pairs"), context.recipe.data, context.recipe.seed
     chat, held_out = context.chat, context.held_out
     work = partial(_prepare, section.title, pairs=section.pairs, limits=Limits.of(data), held_out=held_out, chat=chat, seed=seed)
-    return context.stages.run_stage(name, work)
+    return context.run_stage(name, work)
 
 
 def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Player, p
         order=prepared.plan.seed,
         seed=context.recipe.seed,
     )
-    return Player.of_stage(context.stages.run_stage(name, work))
+    return Player.of_stage(context.run_stage(name, work))
 
 
 def _train(

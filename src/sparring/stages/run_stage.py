@@ -165,9 +165,14 @@ class TargetReached(Exception):
 class StageRunner:
     """Computes the stages of one run."""
 
-    def __init__(self, recipe: Recipe, run: RunDir, target: str | None, calls: Calls | None) -> None:
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
         """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
+
+    @property
+    def is_rank(self) -> bool:
+        """Whether this process is one of several that compute a stage; the one that started them has checked the recipe and reports."""
+        return self.target is not None
 
     def run_stage(self, name: str, work: StageWork, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.

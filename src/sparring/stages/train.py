@@ -117,7 +117,7 @@ def score_stage(
 ) -> StageRecord:
     """Log-probs of duels under a model, in the micro-batches of a training by this plan and these settings."""
     batches = Batches(plan, Scoring.of(context.with_budget(settings)))
-    return context.stages.run_stage(name, partial(_score, phase, opponent=model, duels=duels, batches=batches))
+    return context.run_stage(name, partial(_score, phase, opponent=model, duels=duels, batches=batches))
 
 
 def _score(phase: str, stage: Path, *, opponent: Player, duels: Sequence[Duel | Contest], batches: Batches) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def train(context: RunContext, opponent: Player, scored: Scored, t: int) -> Play
         scored=scored,
         seed=recipe.seed,
     )
-    return Player.of_stage(context.stages.run_stage(name, work))
+    return Player.of_stage(context.run_stage(name, work))
 
 
 def _train(
