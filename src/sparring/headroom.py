@@ -22,8 +22,8 @@ from sparring.policy.batches import Branches
 from sparring.policy.player import Player
 from sparring.rundir import write_json
 from sparring.stage_names import HEADROOM, PROBE, headroom_stage
+from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
-from sparring.stages.grade import held_out_checker
 from sparring.stages.run_stage import Examples, Replying, Scoring
 from sparring.stages.sft import sft_stage
 from sparring.training.plan import make_plan

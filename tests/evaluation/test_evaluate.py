@@ -21,7 +21,7 @@ from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Evaluat
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
 from sparring.stages.check import check_answers
-from sparring.stages.grade import held_out_checker
+from sparring.stages.checking import held_out_checker
 
 END = 0
 

@@ -16,7 +16,8 @@ from made import ids_of, texts
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
-from sparring.stages.grade import asked_of, grade_all
+from sparring.stages.checking import asked_of
+from sparring.stages.grade import grade_all
 from sparring.targets import TARGETS, Candidates, Rules, Selection, majority, verified
 from sparring.targets.select import candidates_of
 from sparring.targets.window import select_window

@@ -17,7 +17,7 @@ from sparring.data.records import Conversation
 from sparring.errors import UserError
 from sparring.rundir import RECIPE, RunDir
 from sparring.stage_names import recipe_of_game
-from sparring.stages.grade import checker_settings
+from sparring.stages.checking import checker_settings
 
 PATTERN = "--pattern"
 

@@ -5,7 +5,8 @@ run_stage.py      computes and commits a stage, in this process or on a launcher
 check.py          checks before any stage
 sft.py            the start of the game, and how every stage trains and writes a model
 generate.py       the opponent's replies, the duels built from them, and whether there is anything to learn from
-grade.py          the recipe's checker, and grades of the opponent's replies, for verified and majority targets
+checking.py       the recipe's checker, and its inputs
+grade.py          grades of the opponent's replies, for verified and majority targets
 train.py          log-probs of the duels, and the player
 results.py        the evaluation of a player: measurements, scores, benchmarks
 """

@@ -19,8 +19,8 @@ from sparring.opponent.engines import require_engine
 from sparring.own_code import is_own_code
 from sparring.policy.adapters import new_adapter
 from sparring.policy.load import load_config, model_facts, model_shape
+from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
-from sparring.stages.grade import held_out_checker
 from sparring.stages.results import showcase_turns
 from sparring.training.masters import require_four_bit, require_optimizer, require_shardable
 

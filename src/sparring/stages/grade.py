@@ -1,20 +1,18 @@
-"""The recipe's checker, and the stage that grades every reply of the opponent by it, between sampling and scoring."""
+"""Grades every reply of the opponent by the recipe's checker, between sampling and scoring; for verified and majority targets."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.grades import Checker, Grade, GradingRequest, ask, require_few_failures
-from sparring.checkers.make import CheckerSettings, OwnChecker, make_checker
+from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
+from sparring.checkers.make import OwnChecker
 from sparring.checkers.probe import FALSE_POSITIVES, share_of_wrong_winners
-from sparring.config import Recipe
 from sparring.console import log
-from sparring.data.records import Example, Reply, TokenIds
+from sparring.data.records import Reply
 from sparring.data.tables import items_done, read_rows, run_shards
 from sparring.errors import UserError
 from sparring.evaluation.metrics import Score, mean_score
@@ -22,6 +20,7 @@ from sparring.opponent.replies import read_replies
 from sparring.progress import progress
 from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_of, iteration_stage
+from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.run_stage import PromptRows
 from sparring.targets import Candidates
@@ -31,57 +30,6 @@ from sparring.targets.select import HUMAN, candidates_of
 PROMPTS_PER_SHARD = 256
 PROMPTS_PER_CALL = 64  # after each call of the checker its failures are counted
 LOW_PASS_RATE = 0.05  # about the lowest pass rate at which a game was seen to gain anything (docs/targets.md)
-
-
-@contextlib.contextmanager
-def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
-    """The checker called `name` with the recipe's options; closed on exit. Raises UserError if it is unknown or cannot be loaded."""
-    checker = make_checker(checker_settings(recipe, name))
-    try:
-        yield checker
-    finally:
-        checker.close()
-
-
-@contextlib.contextmanager
-def held_out_checker(recipe: Recipe) -> Iterator[Checker | None]:
-    """The checker of held-out replies: the recipe's checker, else the answer pattern; None if there is neither."""
-    name = recipe.target.grading_checker
-    if name is None and recipe.evaluate.answer_pattern is None:
-        yield None
-        return
-    with open_checker(recipe, name) as checker:
-        yield checker
-
-
-def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:
-    """The recipe's options for the checker called `name`; None is the checker `exact` with `evaluate.answer_pattern`."""
-    target = recipe.target
-    return CheckerSettings(
-        kind=name or "exact",
-        answer_pattern=recipe.evaluate.answer_pattern,
-        tolerance=target.tolerance if name == "number" else 0.0,
-        random_like=checker_settings(recipe, target.random_like) if name == "random" else None,
-        timeout_seconds=target.timeout_seconds,
-        memory_mb=target.memory_mb,
-        seed=recipe.seed,
-        workers=target.workers,
-    )
-
-
-def asked_of(
-    examples: Sequence[Example], replies: Sequence[Reply], decode: Callable[[TokenIds], str], with_human: bool
-) -> list[GradingRequest]:
-    """The inputs of a checker, one per prompt in the order of the examples: the human reply first, if there is one and `with_human`,
-    then the replies in the order of their replicas."""
-    texts: dict[str, list[str]] = defaultdict(list)
-    for reply in sorted(replies, key=lambda reply: reply.replica):
-        texts[reply.row_id].append(decode(reply.token_ids))
-    if with_human:
-        for example in examples:
-            if example.has_reply:
-                texts[example.row_id].insert(0, example.conversation.reply)
-    return ask(examples, texts)
 
 
 def grade(context: RunContext, t: int) -> StageRecord | None:

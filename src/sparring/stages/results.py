@@ -20,8 +20,8 @@ from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
 from sparring.stage_names import SCORES, benchmark_stage, evaluate_stage, measure_stage
+from sparring.stages.checking import held_out_checker
 from sparring.stages.context import Common, RunContext
-from sparring.stages.grade import held_out_checker
 from sparring.stages.run_stage import Examples, Replying, Scoring
 from sparring.training.ranked import score_player
 

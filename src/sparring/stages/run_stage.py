@@ -116,17 +116,20 @@ def fingerprint(work: StageWork) -> dict[str, Any]:
     assert not whole, "the work of a stage gets options as keyword arguments"
     inputs: dict[str, Any] = {}
     for name, value in work.keywords.items():
-        if isinstance(value, BenchmarksSection):
-            inputs |= benchmark_inputs(value)
-        else:
-            inputs |= value.inputs() if isinstance(value, Inputs) else {name: _input(value)}
+        match value:
+            case BenchmarksSection():
+                inputs |= benchmark_inputs(value)
+            case StageRecord():  # before Inputs: its `inputs` are no method
+                inputs[name] = value.digest
+            case Inputs():
+                inputs |= value.inputs()
+            case _:
+                inputs[name] = _input(value)
     return {name: value for name, value in inputs.items() if name not in LEFT_OUT or value != LEFT_OUT[name]}
 
 
 def _input(value: Any) -> Any:
     match value:
-        case StageRecord():
-            return value.digest
         case Player() | Examples():
             return value.hash
         case Chat():
