@@ -20,8 +20,7 @@ SOURCE = ROOT / "src"
 FILES = sorted((SOURCE / "sparring").rglob("*.py"))
 
 # What a room may import besides itself. A room is a module or a package directly below `sparring`.
-FLOOR = {"errors", "files", "interrupts", "console", "config", "locks", "rundir", "stage_names", "progress"}
-FLOOR |= {"game_place", "own_code"}
+FLOOR = {"errors", "files", "interrupts", "console", "config", "locks", "rundir", "stage_names", "progress", "own_code"}
 STAGES = FLOOR | {"data", "objectives", "checkers", "targets", "policy", "opponent", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -34,9 +33,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "locks": {"errors"},
     "doctor": FLOOR | {"policy.container"},
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
-    "stage_names": {"errors", "config", "rundir"},
+    "stage_names": {"errors", "config", "rundir", "progress"},
     "progress": {"errors", "console"},
-    "game_place": {"config", "rundir", "stage_names", "progress"},
     "data": FLOOR,
     "policy": FLOOR | {"data"},
     "opponent": FLOOR | {"data", "policy"},

@@ -22,8 +22,8 @@ from rich.console import Console
 from sparring import progress
 from sparring.config import load_recipe
 from sparring.console import animates, quoted
-from sparring.game_place import place_in
 from sparring.progress import GameProgress, PhaseProgress, Snapshot, at_stage, in_one_line, read_progress, written_to
+from sparring.stage_names import place_in
 
 SRC = Path(__file__).parent.parent / "src"
 NOW = Snapshot(

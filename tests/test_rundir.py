@@ -21,7 +21,7 @@ from conftest import Game
 
 from sparring import interrupts, rundir
 from sparring.errors import UserError
-from sparring.rundir import ATTEMPT, DONE, INPUTS, PARTIAL, Manifest, RunDir, differences, digest, file_hash, read_json, write_json
+from sparring.rundir import ATTEMPT, DONE, INPUTS, PARTIAL, RunDir, differences, digest, file_hash, read_json, write_json
 from sparring.stage_names import stage_names, stages_from
 
 NAME = "iterations/000/train"
@@ -391,7 +391,7 @@ def test_a_second_ctrl_c_leaves_the_first_ones_word(run: RunDir, monkeypatch: py
         whole(path, value)
 
     monkeypatch.setattr(rundir, "write_json", hurried)
-    with pytest.raises(KeyboardInterrupt), Manifest(run).attempt():
+    with pytest.raises(KeyboardInterrupt), run.attempt():
         raise KeyboardInterrupt
     assert [attempt["outcome"] for attempt in read_json(run.root / "manifest.json")["attempts"]] == ["interrupted"]
 
@@ -399,7 +399,7 @@ def test_a_second_ctrl_c_leaves_the_first_ones_word(run: RunDir, monkeypatch: py
 def test_the_manifest_records_every_attempt_and_how_it_ended(run: RunDir) -> None:
     run.root.mkdir()
     for error in (None, KeyboardInterrupt(), UserError("x"), ValueError("x")):
-        with contextlib.suppress(KeyboardInterrupt, UserError, ValueError), Manifest(run).attempt():
+        with contextlib.suppress(KeyboardInterrupt, UserError, ValueError), run.attempt():
             assert read_json(run.root / "manifest.json")["attempts"][-1]["outcome"] == "running or killed"
             if error:
                 raise error

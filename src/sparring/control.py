@@ -42,7 +42,7 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
     train = context.with_budget(settings.model_copy(update={"lr": control_lr(recipe, section), "epochs": None}))
     common = context.common(name)
     work = partial(_train_on_winners, common, played, train=train, steps=steps, winners=winners, start=start, seed=recipe.seed)
-    return Player.of_stage(context.stages.run_stage(name, work))
+    return Player.of_stage(context.run_stage(name, work))
 
 
 def _train_on_winners(

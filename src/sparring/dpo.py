@@ -20,8 +20,8 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import control_stage, iteration_stage
 from sparring.stages.context import Common, RunContext
 from sparring.stages.run_stage import Examples
-from sparring.stages.score import score_stage
 from sparring.stages.sft import fit_model
+from sparring.stages.train import score_stage
 from sparring.training.opponent_pass import read_logps
 from sparring.training.plan import make_plan, order_seed, steps_plan
 from sparring.training.tasks import SpinTask
@@ -48,7 +48,7 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     chat, held_out = context.chat, context.held_out
     limits = Limits(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
     work = partial(_prepare, section.title, pairs=section.pairs, limits=limits, held_out=held_out, chat=chat, seed=seed)
-    return context.stages.run_stage(name, work)
+    return context.run_stage(name, work)
 
 
 def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Player, p
         order=order,
         seed=recipe.seed,
     )
-    return Player.of_stage(context.stages.run_stage(name, work))
+    return Player.of_stage(context.run_stage(name, work))
 
 
 def _train(

@@ -70,6 +70,12 @@ def nearest(word: str, valid: Iterable[str]) -> str | None:
     return matches[0] if matches else None
 
 
+def suggestion(word: str, valid: Iterable[str], otherwise: str = "", before: str = "") -> str:
+    """The nearest valid name as a question, after the text `before`; `otherwise` if nothing is close."""
+    guess = nearest(word, valid)
+    return f"{before}did you mean {guess}?" if guess else otherwise
+
+
 def first_line(error: BaseException) -> str:
     """A library's error in short: its first line, and the second if that ends in a colon, at most 300 characters; else its type's name."""
     first, *more = (str(error).strip() or type(error).__name__).splitlines()

@@ -53,7 +53,7 @@ def measure_headroom(context: RunContext, start: Player) -> None:
             pass_score=recipe.target.pass_score,
             probe=probe,
         )
-        context.stages.run_stage(headroom_stage(), work)
+        context.run_stage(headroom_stage(), work)
 
 
 def _measure(

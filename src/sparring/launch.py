@@ -45,18 +45,16 @@ def with_config(launcher: LauncherSection) -> LauncherSection:
 
     Accelerate reads more of the file: the options of FSDP, and the choice of GPUs. Raises UserError.
     """
-    if (path := _path(launcher)) is None:
+    if (file := _config_file(launcher)) is None:
         return launcher
-    file, where = _read_config_file(path), f"launcher.config_file ({path})"
-    kind = _kind(file)
-    _check_config(launcher, file, kind, where)
+    _check_config(launcher, file)
     return launcher.model_copy(
         update={
             "processes": launcher.processes or (file.num_processes if file.num_processes > 0 else None),  # -1: it gives no number
             "main_process_ip": launcher.main_process_ip or file.main_process_ip,
             "main_process_port": launcher.main_process_port or file.main_process_port or None,  # 0: any
-            "strategy": "fsdp2" if kind == "FSDP" else launcher.strategy,
-            "cpu": launcher.cpu or bool(file.use_cpu) or kind == "MULTI_CPU",
+            "strategy": "fsdp2" if file.distributed_type == "FSDP" else launcher.strategy,
+            "cpu": launcher.cpu or bool(file.use_cpu) or file.distributed_type == "MULTI_CPU",
         }
     )
 
@@ -65,14 +63,10 @@ def _path(launcher: LauncherSection) -> Path | None:
     return None if launcher.config_file is None else Path(launcher.config_file).expanduser()
 
 
-def _kind(file: Any) -> str:
-    return str(getattr(file.distributed_type, "value", file.distributed_type))
-
-
 def _kind_of(launcher: LauncherSection) -> str | None:
     """distributed_type of the config file; None without one."""
-    path = _path(launcher)
-    return None if path is None else _kind(_read_config_file(path))
+    file = _config_file(launcher)
+    return None if file is None else file.distributed_type
 
 
 def check_launcher(launcher: LauncherSection) -> None:
@@ -127,17 +121,10 @@ def command(launcher: LauncherSection, root: Path, stage: str) -> list[str]:
 
 
 def _accelerate(launcher: LauncherSection) -> list[str]:
-    return ["accelerate.commands.launch", *_options(launcher)]
-
-
-# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
-LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
-
-
-def _options(launcher: LauncherSection) -> list[str]:
     launcher = with_config(launcher)
     processes = process_count(launcher)
-    options = ["--config_file", str(_path(launcher) or NO_CONFIG), "--num_processes", str(processes), *_machine_options(launcher)]
+    file = str(_path(launcher) or NO_CONFIG)
+    options = ["accelerate.commands.launch", "--config_file", file, "--num_processes", str(processes), *_machine_options(launcher)]
     options += ["--mixed_precision", "no", "--dynamo_backend", "no"]
     if _kind_of(launcher) not in ("FSDP", "MULTI_GPU"):  # which start several without an option
         # Accelerate's option for several processes by torch's own launcher, on GPUs or not
@@ -145,6 +132,10 @@ def _options(launcher: LauncherSection) -> list[str]:
     if launcher.cpu and "OMP_NUM_THREADS" not in os.environ:
         options += ["--num_cpu_threads_per_process", str(max(1, (os.cpu_count() or 1) * launcher.machines // processes))]
     return options
+
+
+# launcher.kind -> the module that starts ranks, with its options; what each rank runs follows, as `-m MODULE ARGUMENTS`
+LAUNCHERS: dict[str, Callable[[LauncherSection], list[str]]] = {"accelerate": _accelerate}
 
 
 def _machine_options(launcher: LauncherSection) -> list[str]:
@@ -182,7 +173,8 @@ def _run_ranks(
     """lock: descriptor of a lock that the launcher's process holds as well, so that after a SIGKILL of this one no other starts the
     same ranks. failure: what has failed on another machine, so that these ranks would wait for it."""
     with tempfile.TemporaryDirectory(prefix="sparring-", ignore_cleanup_errors=True) as folder:
-        environment = {**os.environ, **_environment(launcher), REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
+        on_cpu = {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
+        environment = {**os.environ, **on_cpu, REPORTS: folder, **({QUIET: "1"} if is_quiet() else {})}
         process = subprocess.Popen(command(launcher, root, stage), env=environment, pass_fds=() if lock is None else (lock,))
         try:
             code = _wait(process, stage, failure)
@@ -206,10 +198,6 @@ def _wait(process: subprocess.Popen[bytes], stage: str, failure: Callable[[], st
     with contextlib.suppress(subprocess.TimeoutExpired):
         return process.wait(PATIENCE_SECONDS)
     raise RuntimeError(f"{stage}: {found}")
-
-
-def _environment(launcher: LauncherSection) -> dict[str, str]:
-    return {"ACCELERATE_USE_CPU": "true"} if with_config(launcher).cpu else {}
 
 
 def _within(seconds: float, failure: Callable[[], str | None]) -> str | None:
@@ -258,8 +246,10 @@ def _calls_address(launcher: LauncherSection) -> Address:
     return address, port + 1
 
 
-def _read_config_file(path: Path) -> Any:
-    """Accelerate's ClusterConfig. Raises UserError if the file has none."""
+def _config_file(launcher: LauncherSection) -> Any:
+    """Accelerate's ClusterConfig, its distributed_type as text; None without a config file. Raises UserError if the file has none."""
+    if (path := _path(launcher)) is None:
+        return None
     import yaml
     from accelerate.commands.config.config_args import load_config_from_file
 
@@ -274,11 +264,13 @@ def _read_config_file(path: Path) -> Any:
         value = getattr(file, name)
         if not isinstance(value, int) and not (name == "main_process_port" and value is None):
             raise UserError(f"{name}: {value!r}, which is not a whole number", where=f"launcher.config_file ({path})")
+    file.distributed_type = str(getattr(file.distributed_type, "value", file.distributed_type))
     return file
 
 
-def _check_config(launcher: LauncherSection, file: Any, kind: str, where: str) -> None:
-    """Raise UserError if a ClusterConfig of a `kind` of ranks names what is not supported or contradicts the recipe."""
+def _check_config(launcher: LauncherSection, file: Any) -> None:
+    """Raise UserError if a ClusterConfig names what is not supported or contradicts the recipe."""
+    kind, where = file.distributed_type, f"launcher.config_file ({_path(launcher)})"
     if kind not in OF_CONFIG_FILES:
         why = f"; {NO_DEEPSPEED}" if kind == "DEEPSPEED" else f"; supported: {', '.join(OF_CONFIG_FILES)}"
         raise UserError(f"distributed_type: {kind}{why}", where=where, remedy="set distributed_type: FSDP and fsdp_version: 2 in it")

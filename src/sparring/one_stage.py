@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 from sparring.config import Recipe, require_layout
 from sparring.console import RUN_LOG, be_silent, log, log_file, set_up_logging
 from sparring.errors import UserError
-from sparring.game_place import place_in
 from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
@@ -30,7 +29,7 @@ from sparring.stage_names import (
     iteration_name,
     iteration_of,
     measure_stage,
-    never,
+    place_in,
     stage_of,
     stages_of_game,
 )
@@ -63,7 +62,7 @@ def run_stage(recipe: Recipe, name: str) -> None:
 def _compute(recipe: Recipe, directory: RunDir, name: str) -> None:
     require_layout(directory.root)
     stage = stage_of(name)
-    if stage is not None and stage.on_ranks is not never and name in stages_of_game(directory.root, recipe):
+    if stage is not None and stage.on_ranks is not None and name in stages_of_game(directory.root, recipe):
         context = RunContext(recipe, directory, target=name)
         if REPORTS in os.environ:
             log.setLevel(logging.WARNING)  # until the stage begins: `sparring run` has logged the earlier ones
@@ -90,7 +89,7 @@ def _finished_players(context: RunContext, end: int | None) -> list[Player]:
 
 def _names() -> str:
     owners = {**OF_OWNER, "iterations/NNN": OF_ITERATION, "CONTROL": OF_CONTROL}
-    shown = [f"{owner}/{stage.part}".lstrip("/") for owner, stages in owners.items() for stage in stages if stage.on_ranks is not never]
+    shown = [f"{owner}/{stage.part}".lstrip("/") for owner, stages in owners.items() for stage in stages if stage.on_ranks is not None]
     return ", ".join(shown)
 
 

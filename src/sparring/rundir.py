@@ -68,6 +68,26 @@ class RunDir:
         with locks.hold(self.root, locks.LOCK):
             yield
 
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Record this attempt at the run in its manifest: code, libraries and hardware, started now, and how it ended."""
+        path = self.root / MANIFEST
+        before = read_object(path, "attempts")["attempts"] if path.exists() else []
+        attempt = {**environment(), "started": now(), "ended": None, "outcome": "running or killed"}
+        write_json(path, {"attempts": [*before, attempt]})
+        try:
+            yield
+            attempt["outcome"] = "done"
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt) or interrupts.were_received()
+            attempt["outcome"] = "interrupted" if stopped else type(error).__name__
+            raise
+        finally:
+            attempt["ended"] = now()
+            # a second Ctrl-C waits; a full disk was reported by the code that could not write first
+            with interrupts.signals_deferred(), contextlib.suppress(OSError):
+                write_json(path, {"attempts": [*before, attempt]})
+
     def ranks_lock(self) -> contextlib.AbstractContextManager[int]:
         """Hold the run directory as rank 0, which writes while the process that started it may hold `lock`."""
         return locks.hold(self.root, locks.RANKS_LOCK)
@@ -107,7 +127,17 @@ class RunDir:
         partial = self.root / (name + PARTIAL)
         attempt = read_object(partial / ATTEMPT, *OF_ATTEMPT)
         seconds = attempt["seconds"] + max(0.0, time.time() - attempt["began"])
-        self._commit(partial, self.root / name, json.loads(json.dumps(inputs)), {**facts, "wall_seconds": round(seconds, 3)})
+        for leftover in partial.rglob("*.tmp"):  # of a write that was killed before its rename
+            leftover.unlink()
+        files = sorted(_work_in(partial))
+        outputs = {path.relative_to(partial).as_posix(): file_hash(path) for path in files}
+        stamps = {file: _stamp(partial / file) for file in outputs}
+        for path in (*files, *(path for path in partial.rglob("*") if path.is_dir())):
+            fsync(path)
+        facts = {**facts, "wall_seconds": round(seconds, 3)}
+        done = {"inputs": inputs, "outputs": outputs, "facts": facts, "finished": now(), "stamps": stamps}
+        write_json(partial / DONE, done)
+        self._publish(partial, self.root / name)
         return self._read_done(name)
 
     def finished(self, name: str) -> StageRecord | None:
@@ -165,17 +195,6 @@ class RunDir:
                 remedy=f"put it back, or redo from there with --restart-from {name}",
             ) from None
 
-    def _commit(self, partial: Path, final: Path, inputs: dict[str, Any], facts: dict[str, Any]) -> None:
-        for leftover in partial.rglob("*.tmp"):  # of a write that was killed before its rename
-            leftover.unlink()
-        files = sorted(_work_in(partial))
-        outputs = {path.relative_to(partial).as_posix(): file_hash(path) for path in files}
-        stamps = {name: _stamp(partial / name) for name in outputs}
-        for path in (*files, *(path for path in partial.rglob("*") if path.is_dir())):
-            fsync(path)
-        write_json(partial / DONE, {"inputs": inputs, "outputs": outputs, "facts": facts, "finished": now(), "stamps": stamps})
-        self._publish(partial, final)
-
     def _publish(self, partial: Path, final: Path) -> None:
         """Give the finished work its name; from its done.json on, this may be repeated after a kill."""
         for name in OF_MAKING:
@@ -211,35 +230,6 @@ class RunDir:
 
     def _touched(self, record: StageRecord, name: str, what: str, fix: str = "put the file back") -> UserError:
         return UserError(f"{name} {what}", where=str(record.path), remedy=f"{fix}, or redo from there with --restart-from {record.name}")
-
-
-class Manifest:
-    """manifest.json: code, libraries, hardware and every attempt at this run, each with its outcome."""
-
-    def __init__(self, run: RunDir) -> None:
-        self._path = run.root / MANIFEST
-
-    @contextlib.contextmanager
-    def attempt(self) -> Iterator[None]:
-        """Record this attempt: started now, and how it ended."""
-        attempts = read_object(self._path, "attempts")["attempts"] if self._path.exists() else []
-        attempt = {**environment(), "started": now(), "ended": None, "outcome": "running or killed"}
-        self._write([*attempts, attempt])
-        try:
-            yield
-            attempt["outcome"] = "done"
-        except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt) or interrupts.were_received()
-            attempt["outcome"] = "interrupted" if stopped else type(error).__name__
-            raise
-        finally:
-            attempt["ended"] = now()
-            # a second Ctrl-C waits; a full disk was reported by the code that could not write first
-            with interrupts.signals_deferred(), contextlib.suppress(OSError):
-                self._write([*attempts, attempt])
-
-    def _write(self, attempts: list[dict[str, Any]]) -> None:
-        write_json(self._path, {"attempts": attempts})
 
 
 def environment() -> dict[str, Any]:

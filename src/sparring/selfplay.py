@@ -11,7 +11,6 @@ from sparring.config import Recipe, convert_layout, to_yaml
 from sparring.console import RUN_LOG, log, log_file
 from sparring.control import GameResult, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import PlayerScores, best_iteration, is_better, stop_reason
-from sparring.game_place import place_in
 from sparring.headroom import measure_headroom
 from sparring.launch import follow, open_calls
 from sparring.opponent.engines import with_engine
@@ -22,16 +21,15 @@ from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
 from sparring.report.summary import SUMMARY, publish, read_summary
 from sparring.report.update import update_report
-from sparring.rundir import RECIPE, Manifest, RunDir, read_json, write_text
-from sparring.stage_names import seed_folder, stages_from
+from sparring.rundir import RECIPE, RunDir, read_json, write_text
+from sparring.stage_names import place_in, seed_folder, stages_from
 from sparring.stages.check import check
 from sparring.stages.context import RunContext
 from sparring.stages.generate import generate, nothing_to_learn, warn_of_collapse, window_at
 from sparring.stages.grade import grade, graded_vote_shares
 from sparring.stages.results import evaluate, scores_of
-from sparring.stages.score import score
 from sparring.stages.sft import sft
-from sparring.stages.train import train
+from sparring.stages.train import score, train
 from sparring.tracking.sending import tracked
 
 
@@ -45,7 +43,7 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
         follow(recipe, directory.root)
         return read_json(directory.root / SUMMARY)
     progress_file = written_to(directory.root, command, place_in(directory.root, recipe))
-    with directory.lock(), log_file(directory.root / RUN_LOG), Manifest(directory).attempt(), progress_file:
+    with directory.lock(), log_file(directory.root / RUN_LOG), directory.attempt(), progress_file:
         try:
             convert_layout(directory.root)
             recipe = with_engine(recipe, directory.root, *_other_seeds(directory.root))

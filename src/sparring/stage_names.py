@@ -1,4 +1,4 @@
-"""The stages of a game: one table of their names, in the order in which they build on each other, and what holds for each.
+"""The stages of a game: one table of their names, in the order in which they build on each other, what holds for each, and their times.
 
 `play`, the ranks of a launcher, `--restart-from`, `status`, `sparring plan` and the cost of a player read it.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sparring.config import CONTROL_TITLES, Recipe, recipe_of_run
-from sparring.errors import UserError, nearest
-from sparring.rundir import PARTIAL
+from sparring.errors import UserError, suggestion
+from sparring.progress import GameProgress
+from sparring.rundir import PARTIAL, RunDir
 
 SFT, START = "sft", "start"
 SCORES = "scores.json"  # of an evaluation
@@ -27,17 +28,12 @@ def always(*_: object) -> bool:
     return True
 
 
-def never(*_: object) -> bool:
-    """False, for `Stage`, whatever is passed."""
-    return False
-
-
 class Stage(NamedTuple):
-    """part: the last part of its name. on_ranks: whether the recipe's launcher may start it on several ranks. derived: it is recomputed
+    """part: the last part of its name. on_ranks: recipe -> whether its launcher may start it on several ranks. derived: it is recomputed
     when its inputs change; for other stages changed inputs are an error. used: (recipe, owner) -> whether a game of the recipe has it."""
 
     part: str
-    on_ranks: Callable[[Recipe], bool] = never
+    on_ranks: Callable[[Recipe], bool] | None = None
     derived: bool = False
     used: Callable[[Recipe, str], bool] = always
 
@@ -189,9 +185,8 @@ def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str])
     names = stage_names(root, iterations, list(dict.fromkeys([*controls, *earlier])))
     first = next((i for i, candidate in enumerate(names) if candidate == name or candidate.startswith(name.rstrip("/") + "/")), None)
     if first is None:
-        guess = nearest(name, names)
         raise UserError(
-            f"no stage named {name!r}" + (f"; did you mean {guess}?" if guess else ""),
+            f"no stage named {name!r}" + suggestion(name, names, before="; "),
             where="--restart-from",
             remedy=f"the stages are {', '.join(names)}; iterations/NNN means a whole iteration",
         )
@@ -215,3 +210,43 @@ def is_used(name: str, recipe: Recipe) -> bool:
     objective or pairs of another control of that name; they are not part of a player's cost."""
     stage = stage_of(name)
     return stage is not None and stage.used(recipe, name.rpartition("/")[0])
+
+
+COMPUTED = ("generate", "score", "train")  # stages of an iteration whose cost a control matches
+
+
+def place_in(root: Path, recipe: Recipe) -> Callable[[str], GameProgress | None]:
+    """A function from a stage's name to its place in the run's game, or to None if the game has no such stage."""
+
+    def place(stage: str) -> GameProgress | None:
+        names = stages_of_game(root, recipe)
+        if stage not in names:
+            return None
+        number = names.index(stage) + 1
+        rest = _seconds(RunDir(root), recipe, names[:number], names[number:])
+        own = _seconds(RunDir(root), recipe, names[:number], [stage])
+        return GameProgress(number=number, stages=len(names), iterations=recipe.iterations, stage_seconds=own, later_seconds=rest)
+
+    return place
+
+
+def _seconds(run: RunDir, recipe: Recipe, before: Sequence[str], names: Sequence[str]) -> float | None:
+    """The expected time of stages, each that of the last stage of its kind; None if one has no earlier stage of its kind.
+
+    A control's training costs the operations of all iterations: about what sampling, scoring and training took of them.
+    """
+    took = {"pairs": 0.0}  # it only reads a file
+    for name in before:
+        if (record := run.finished(name)) is not None:
+            took[_part(name)] = record.facts["wall_seconds"]
+    if "score" in took:
+        took.setdefault("score-start", took["score"])
+    controls = {section.folder for section in recipe.controls}
+    matched = sum(took.get(part, 0.0) for part in COMPUTED) * recipe.iterations
+    seconds = [matched if _part(name) == "train" and name.partition("/")[0] in controls else took.get(_part(name)) for name in names]
+    known = [value for value in seconds if value is not None]
+    return sum(known) if len(known) == len(seconds) else None
+
+
+def _part(name: str) -> str:
+    return name.rpartition("/")[2]

@@ -51,7 +51,7 @@ def pair(n: int, **more: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_the_same_pair(tmp_path: Path, shape: str) -> None:
-    (found,) = load_pairs(section(tmp_path, [SHAPES[shape]]), limits()).pairs
+    (found,) = load_pairs(section(tmp_path, [SHAPES[shape]]), limits()).rows
     assert [dict(turn) for turn in found.chosen.prompt] == [USER] and found.rejected.prompt == found.chosen.prompt
     assert (found.chosen.reply, found.rejected.reply) == ("a", "b")
     (duel,) = prepare_pairs(section(tmp_path, [SHAPES[shape]]), limits(), chat(), 0, set()).duels
@@ -64,7 +64,7 @@ def test_every_shape_is_the_same_pair(tmp_path: Path, shape: str) -> None:
 def test_several_turns_and_own_columns(tmp_path: Path) -> None:
     row = {"q": [SYSTEM, USER, GOOD, {"role": "user", "content": "again"}], "good": [GOOD], "bad": [BAD], "score": 3}
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad"}
-    (found,) = load_pairs(section(tmp_path, [row], columns=columns), limits()).pairs
+    (found,) = load_pairs(section(tmp_path, [row], columns=columns), limits()).rows
     assert [turn["content"] for turn in found.chosen.prompt] == ["be brief", "say a", "a", "again"]
 
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from test_prepare import chat, jsonl
 
 from sparring.config import DataSection
-from sparring.data.prepare import Prepared, data_inputs, prepare, read_examples, write_examples
-from sparring.data.prompts import PROMPT_COUNTS
+from sparring.data.prepare import PROMPT_COUNTS, Prepared, data_inputs, prepare, read_examples, write_examples
 from sparring.errors import UserError
 
 SFT = [(f"question {n}", f"answer {n}") for n in range(20)]

@@ -17,10 +17,9 @@ from hypothesis import strategies as st
 from test_prepare import chat
 
 from sparring.config import DataSection, PairsSection
-from sparring.data.conversations import load_conversations
+from sparring.data.conversations import load_conversations, load_prompts
 from sparring.data.preferences import load_pairs, prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, read_examples, write_examples
-from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation, Example
 from sparring.errors import UserError
 
@@ -85,7 +84,7 @@ def test_and_of_prompts_without_a_reply(tmp_path: Path, row: dict) -> None:
 @pytest.mark.parametrize("side", ["{}", [turn("assistant", "{}")], [ASK, turn("assistant", "{}")]], ids=["text", "turns", "whole"])
 def test_and_of_labelled_pairs(tmp_path: Path, side: Any) -> None:
     sides = {name: json.loads(json.dumps(side).replace("{}", name)) for name in ("chosen", "rejected")}
-    (pair,) = pairs_of(tmp_path, {"prompt": "Q", **sides, "system": "S", "history": [] if "whole" in str(side) else None}).pairs
+    (pair,) = pairs_of(tmp_path, {"prompt": "Q", **sides, "system": "S", "history": [] if "whole" in str(side) else None}).rows
     assert list(pair.chosen.prompt) == list(pair.rejected.prompt) == [SYSTEM, ASK]
     assert (pair.chosen.reply, pair.rejected.reply) == ("chosen", "rejected")
 
@@ -107,7 +106,7 @@ def test_history_stands_before_the_question(tmp_path: Path, history: Any) -> Non
         assert list(found.prompt) == [SYSTEM, *PAST, ASK] and found.reply == "A"
     (found,) = prompts_of(tmp_path, {"prompt": "Q", "history": history}).rows
     assert list(found[1].prompt) == [*PAST, ASK]
-    (pair,) = pairs_of(tmp_path, {"prompt": "Q", "chosen": "A", "rejected": "B", "history": history}).pairs
+    (pair,) = pairs_of(tmp_path, {"prompt": "Q", "chosen": "A", "rejected": "B", "history": history}).rows
     assert list(pair.chosen.prompt) == [*PAST, ASK]
 
 
@@ -239,7 +238,7 @@ def test_turns_as_json_text_in_every_place(tmp_path: Path) -> None:
     assert list(asked[1].prompt) == [SYSTEM, ASK]
     sides = {"chosen": json.dumps(turns), "rejected": json.dumps([SYSTEM, ASK, turn("assistant", "B")])}
     for prompt in ({}, {"prompt": "Q"}, {"prompt": json.dumps([SYSTEM, ASK])}):
-        (pair,) = pairs_of(tmp_path, {**prompt, **sides}).pairs
+        (pair,) = pairs_of(tmp_path, {**prompt, **sides}).rows
         assert list(pair.chosen.prompt) == [SYSTEM, ASK] and pair.rejected.reply == "B"
 
 

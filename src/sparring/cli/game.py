@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.shared import Overrides, RecipeFile, encode_stdout, outcome, stdout
+from sparring.cli.shared import Argument, Option, Overrides, RecipeFile, encode_stdout, outcome, stdout
 from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
 from sparring.errors import UserError
@@ -56,25 +56,17 @@ def demo(overrides: Overrides = None, quiet: Quiet = False) -> None:
 def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,
-    hardware: Annotated[
-        str | None, typer.Option(help="Devices, such as 8xA100-80G, RTX4090 or cpu; this machine's when not given.", show_default=False)
-    ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan as JSON.", show_default=False)
-    ] = None,
-    rows: Annotated[int | None, typer.Option(min=2, help="Rows of the data, held-out ones included.", show_default=False)] = None,
-    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.", show_default=False)] = None,
-    reply_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a human reply.", show_default=False)] = None,
-    generated_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a sampled reply.", show_default=False)] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Plan for the model of this config.json, in place of the recipe's.", show_default=False),
-    ] = None,
+    hardware: Annotated[str | None, Option(help="Devices, such as 8xA100-80G, RTX4090 or cpu; this machine's when not given.")] = None,
+    json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the plan as JSON.")] = None,
+    rows: Annotated[int | None, Option(min=2, help="Rows of the data, held-out ones included.")] = None,
+    prompt_tokens: Annotated[float | None, Option(min=1, help="Mean tokens of a prompt.")] = None,
+    reply_tokens: Annotated[float | None, Option(min=1, help="Mean tokens of a human reply.")] = None,
+    generated_tokens: Annotated[float | None, Option(min=1, help="Mean tokens of a sampled reply.")] = None,
+    config: Annotated[Path | None, Option(metavar="FILE", help="Plan for the model of this config.json, in place of the recipe's.")] = None,
     params: Annotated[
-        str | None,
-        typer.Option(metavar="NUMBER", help="Plan for a decoder with this many parameters, such as 8B or 135M.", show_default=False),
+        str | None, Option(metavar="NUMBER", help="Plan for a decoder with this many parameters, such as 8B or 135M.")
     ] = None,
-    layers: Annotated[int | None, typer.Option(min=1, help="With --params: its layers.", show_default=False)] = None,
+    layers: Annotated[int | None, Option(min=1, help="With --params: its layers.")] = None,
 ) -> None:
     """Estimate what a game costs: tokens, operations and memory of every stage, total hours, and whether it fits. Loads no weights."""
     with outcome():
@@ -95,10 +87,7 @@ def plan(
 def stage(
     recipe: RecipeFile,
     name: Annotated[
-        str,
-        typer.Argument(
-            metavar="STAGE", help="For example sft, or iterations/NNN/ followed by generate, score, train or measure.", show_default=False
-        ),
+        str, Argument(metavar="STAGE", help="For example sft, or iterations/NNN/ followed by generate, score, train or measure.")
     ],
     overrides: Overrides = None,
 ) -> None:
@@ -123,10 +112,7 @@ def init(
     ] = None,
     overrides: Overrides = None,
     model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="ID", help="The model to train: a folder, a Hub id or a .gguf file; a small one when not given.", show_default=False
-        ),
+        str | None, Option(metavar="ID", help="The model to train: a folder, a Hub id or a .gguf file; a small one when not given.")
     ] = None,
     output: Annotated[Path, typer.Option(metavar="FILE", help="Where to write the recipe.")] = Path("recipe.yaml"),
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file if it exists.")] = False,

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -115,25 +115,25 @@ class Dtype(StrEnum):
         return None if self is Dtype.float32 else self.value
 
 
-RecipeFile = Annotated[
-    Path, typer.Argument(help="The recipe, a YAML file or builtin:NAME; `sparring docs recipe` lists every key.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.", show_default=False)
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory (run_dir of the recipe).", show_default=False)]
-TargetArgument = Annotated[
-    str, typer.Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.", show_default=False)
-]
+def Argument(**details: Any) -> Any:
+    """An argument for which --help shows no default: its text says what happens when it is not given."""
+    return typer.Argument(show_default=False, **details)
+
+
+def Option(*names: str, **details: Any) -> Any:
+    """As `Argument`, for an option."""
+    return typer.Option(*names, show_default=False, **details)
+
+
+RecipeFile = Annotated[Path, Argument(help="The recipe, a YAML file or builtin:NAME; `sparring docs recipe` lists every key.")]
+Overrides = Annotated[list[str] | None, Argument(metavar="[SECTION.KEY=VALUE]...", help="Values that replace the recipe's.")]
+RunFolder = Annotated[Path, Argument(metavar="RUN", help="A run directory (run_dir of the recipe).")]
+TargetArgument = Annotated[str, Argument(metavar="RUN|MODEL", help="A run directory, a model's folder or its Hub id.")]
 PlayersOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--player",
-        help="For a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default.",
-        show_default=False,
+    Option(
+        "--player", help="For a run: an iteration's number, best, start or a control's folder; may be repeated. Start and best by default."
     ),
 ]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.", show_default=False)
-]
+Out = Annotated[Path | None, Option(help="Folder of the results; RUN/evaluations or evaluations/MODEL when not given.")]
 WeightsOption = Annotated[Dtype, typer.Option(help="Number format of the weights; float32 is exact, the others round.")]

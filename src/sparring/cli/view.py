@@ -7,16 +7,16 @@ from typing import Annotated
 
 import typer
 
-from sparring.cli.shared import FAULT, INTERRUPTED, RunFolder, outcome, stdout, stop
+from sparring.cli.shared import FAULT, INTERRUPTED, Argument, Option, RunFolder, outcome, stdout, stop
 from sparring.console import printable, set_up_logging
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 
 PAGES = Path(__file__).parent.parent / "docs"
 
 
 def sample(
     run: RunFolder,
-    prompt: Annotated[str, typer.Argument(help="A first user turn.", show_default=False)],
+    prompt: Annotated[str, Argument(help="A first user turn.")],
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Sampling temperature, 0 for greedy; the recipe's when not given.")
     ] = None,
@@ -54,36 +54,23 @@ def watch(run: RunFolder) -> None:
 
 
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Run directories, also those of recipes with `seeds`.", show_default=False)
-    ],
+    runs: Annotated[list[Path], Argument(metavar="RUN...", help="Run directories, also those of recipes with `seeds`.")],
     against: Annotated[
         str | None,
-        typer.Option(
+        Option(
             metavar="RUN:PLAYER",
             help="Reference of all comparisons: start, best, a number or a control; the first run's start when not given.",
-            show_default=False,
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME",
-            help="Metric to compare, may be repeated; exact match and NLL per token, where measured, when not given.",
-            show_default=False,
-        ),
+        Option(metavar="NAME", help="Metric to compare, may be repeated; exact match and NLL per token, where measured, when not given."),
     ] = None,
     unfinished: Annotated[bool, typer.Option("--unfinished", help="Include runs that are not finished, and mark them.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap and of the random sign flips.")] = 0,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Also write the comparison as JSON.", show_default=False)
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="Also write it as Markdown.", show_default=False)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="Also write it as a page with plots.", show_default=False)
-    ] = None,
+    json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the comparison as JSON.")] = None,
+    markdown: Annotated[Path | None, Option("--markdown", metavar="FILE", help="Also write it as Markdown.")] = None,
+    html: Annotated[Path | None, Option("--html", metavar="FILE", help="Also write it as a page with plots.")] = None,
 ) -> None:
     """Compare the players of several runs on the same held-out rows: differences with errors, tests, and the compute of each."""
     with outcome():
@@ -96,8 +83,7 @@ def compare(
 def report(
     run: RunFolder,
     output: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Where to write the page; report.html in the run directory when not given.", show_default=False),
+        Path | None, Option(metavar="FILE", help="Where to write the page; report.html in the run directory when not given.")
     ] = None,
 ) -> None:
     """Render a run's report, one self-contained HTML file: verdict, scores, plots, samples side by side, recipe."""
@@ -117,9 +103,7 @@ def doctor() -> None:
         examine()
 
 
-def docs(
-    page: Annotated[str | None, typer.Argument(help="Name of the page; lists all names when not given.", show_default=False)] = None,
-) -> None:
+def docs(page: Annotated[str | None, Argument(help="Name of the page; lists all names when not given.")] = None) -> None:
     """Print a page of the documentation, which comes with the package."""
     with outcome():
         if page is not None:
@@ -138,7 +122,6 @@ def _page(name: str) -> str:
     """The text of a page, in Markdown. Raises UserError where there is no such page."""
     names = list(_pages())
     if name not in names:
-        guess = nearest(name, names)
-        remedy = f"did you mean {guess}?" if guess else f"the pages are {', '.join(names)}"
+        remedy = suggestion(name, names, otherwise=f"the pages are {', '.join(names)}")
         raise UserError(f"no page named {name!r}", where="sparring docs", remedy=remedy)
     return (PAGES / f"{name}.md").read_text(encoding="utf-8")

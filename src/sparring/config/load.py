@@ -12,13 +12,13 @@ from pydantic import ValidationError
 
 from sparring.config.messages import as_user_error, override_path, shown_override
 from sparring.config.option_types import Section, at_iteration
-from sparring.config.recipe import Recipe
+from sparring.config.recipe import Recipe, in_full
 from sparring.config.reference import show
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.launcher import OF_DEEPSPEED
 from sparring.config.sections.train import OptimSection, SftSection
 from sparring.config.yaml_dialect import dump_yaml, parse_scalar, parse_yaml
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, nearest, suggestion
 from sparring.files import MOST_TEXT_BYTES, require_plain, require_regular
 
 OLD_KEYS = {"baseline": "controls"}  # former name -> name
@@ -32,11 +32,7 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
         raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
-        child = node.get(key)
-        if isinstance(child, str) and keys[:depth] in (["controls"], ["launcher"]):
-            child = {"kind": child}
-        if isinstance(child, (str, list)) and keys[:depth] == ["track"]:
-            child = {"trackers": [child] if isinstance(child, str) else child}
+        child = in_full(key, node.get(key)) if depth == 1 else node.get(key)
         if isinstance(child, list) and len(child) == 1 and keys[:depth] == ["controls"]:
             child = child[0]
         if child is not None and not isinstance(child, dict):
@@ -106,8 +102,7 @@ def _located(name: str) -> Path:
     """The file of a recipe's name. Raises UserError for an unknown `builtin:NAME`."""
     known = builtin_recipes() if name.startswith(BUILTIN) else {}
     if known and name not in known:
-        guess = nearest(name, known)
-        remedy = f"did you mean {guess}?" if guess else f"there are {', '.join(known)}"
+        remedy = suggestion(name, known, otherwise=f"there are {', '.join(known)}")
         raise UserError("no recipe of this name comes with the package", where=name, remedy=remedy)
     return known.get(name, Path(name))
 
@@ -188,8 +183,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
         known = "check the path; builtin:tiny is a working example, and `sparring init` writes one"
+        guess = nearest(path.name, (file.name for file in path.parent.glob("*.y*ml")))
         remedy = f"did you mean {path.parent / guess}?" if guess else known
         raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:

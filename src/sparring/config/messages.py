@@ -12,7 +12,7 @@ from sparring.config.option_types import Section
 from sparring.config.other_names import hint
 from sparring.config.recipe import Recipe
 from sparring.config.reference import in_words, section_of, show, types_inside, walk_fields
-from sparring.errors import HIDDEN, UserError, nearest
+from sparring.errors import HIDDEN, UserError, nearest, suggestion
 
 
 class _Place(NamedTuple):
@@ -85,10 +85,8 @@ def _describe(item: Any, place: _Place) -> str:
     value = show(item["input"])
     if item["type"] == "secret":
         return f"{key}: {item['msg']}"
-    if item["type"] == "value_error":
-        return f"{key}: {value}: {item['ctx']['error']}"
-    if item["type"] == "contradiction":
-        return f"{key}: {value}: {item['msg']}"
+    if item["type"] in ("value_error", "contradiction"):
+        return f"{key}: {value}: {item['ctx'].get('error') or item['msg']}"
     return f"{key}: {value} is refused; wanted: {_wanted(item, field, place)}"
 
 
@@ -99,8 +97,7 @@ def _wanted(item: Any, field: FieldInfo, place: _Place) -> str:
         return "a section, its keys indented below its name" + ("" if field.is_required() else "; leave it out for the defaults")
     words = _words_at(field, place).replace("`", "")
     if item["type"] == "literal_error" and isinstance(value, str):
-        guess = nearest(value, _choices(field.annotation))
-        return f"{words}; did you mean {guess}?" if guess else words
+        return words + suggestion(value, _choices(field.annotation), before="; ")
     if item["type"] == "string_type" and isinstance(value, (bool, int, float)):
         return f"{words}; put it into quotes"
     if isinstance(value, str) and item["type"] in ("int_type", "float_type", "bool_type"):

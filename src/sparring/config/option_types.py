@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
@@ -46,18 +46,15 @@ def _secret(message: str) -> PydanticCustomError:
 
 def _base_url(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not _has_port_or_none(parts):
+    try:
+        is_web = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # the port is not a number, or above 65535
+        is_web = False
+    if not is_web:
         raise ValueError("not an http or https URL")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise _secret("a URL of a server has no user, password or parameters; a key belongs in the variable that api_key_env names")
     return url.rstrip("/")
-
-
-def _has_port_or_none(parts: SplitResult) -> bool:
-    try:
-        return parts.port != 0
-    except ValueError:  # not a number, or above 65535
-        return False
 
 
 def _environment_name(name: str) -> str:

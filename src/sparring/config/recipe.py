@@ -70,6 +70,15 @@ class TrackSection(Section):
     name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
 
 
+def in_full(key: str | None, value: Any) -> Any:
+    """The section that a kind of launcher or control, or names of trackers, are short for."""
+    if key in ("controls", "launcher") and isinstance(value, str):
+        return {"kind": value}
+    if key == "track" and isinstance(value, (str, list)):
+        return {"trackers": [value] if isinstance(value, str) else value}
+    return value
+
+
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
@@ -199,7 +208,7 @@ class Recipe(Section):
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-        return tuple({"kind": one} if isinstance(one, str) else one for one in values)
+        return tuple(in_full("controls", one) for one in values)
 
     @field_validator("controls")
     @classmethod
@@ -223,67 +232,54 @@ class Recipe(Section):
             )
         return controls
 
-    @field_validator("launcher", mode="before")
+    @field_validator("launcher", "track", mode="before")
     @classmethod
-    def _shorthand(cls, value: Any) -> Any:
-        return {"kind": value} if isinstance(value, str) else value
-
-    @field_validator("track", mode="before")
-    @classmethod
-    def _track_shorthand(cls, value: Any) -> Any:
-        value = [value] if isinstance(value, str) else value
-        return {"trackers": value} if isinstance(value, list) else value
+    def _in_full(cls, value: Any, info: ValidationInfo) -> Any:
+        return in_full(info.field_name, value)
 
     @field_validator("objective", "train")
     @classmethod
     def _one_value_per_iteration(cls, section: T, info: ValidationInfo) -> T:
         iterations = info.data.get("iterations")
-        wrong = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and len(value) != iterations]
-        if iterations is None or not wrong:
-            return section
         rule = "{} values, but iterations is {}; give one value, or one per iteration"
-        raise _refusal(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in wrong)
+        lists = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and iterations is not None]
+        _refuse(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in lists if len(value) != iterations)
+        return section
 
     @field_validator("train")
     @classmethod
     def _engine_can_sample(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
-        sampling = info.data.get("sampling")
-        found = [] if sampling is None else list(sampling.inner.refusals(train.lora))
-        if found:
-            raise _refusal(Contradiction("lora", train.lora, why) for why in found)
+        if (sampling := info.data.get("sampling")) is not None:
+            _refuse(Contradiction("lora", train.lora, why) for why in sampling.inner.refusals(train.lora))
         return train
 
     @field_validator("target")
     @classmethod
     def _target_fits(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
-        found = list(target.contradictions(*(info.data.get(name) for name in ("data", "sampling", "objective"))))
-        if found:
-            raise _refusal(found)
+        _refuse(target.contradictions(*(info.data.get(name) for name in ("data", "sampling", "objective"))))
         return target
 
     @field_validator("evaluate")
     @classmethod
     def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        target = info.data.get("target")  # None if it is invalid itself: whether there is a checker is not known then
-        found = [] if target is None else list(evaluate.contradictions(target))
-        if found:
-            raise _refusal(found)
+        if (target := info.data.get("target")) is not None:  # else it is invalid itself: whether there is a checker is not known then
+            _refuse(evaluate.contradictions(target))
         return evaluate
 
     @field_validator("stop")
     @classmethod
     def _stop_fits(cls, stop: StopSection, info: ValidationInfo) -> StopSection:
         target, evaluate = (info.data.get(name) for name in ("target", "evaluate"))
-        found = [] if target is None or evaluate is None else list(stop.contradictions(target, evaluate))
-        if found:
-            raise _refusal(found)
+        if target is not None and evaluate is not None:
+            _refuse(stop.contradictions(target, evaluate))
         return stop
 
 
-def _refusal(found: Iterable[Contradiction]) -> ValidationError:
-    """One error per option, each under its own key; a ValueError could carry only one."""
+def _refuse(found: Iterable[Contradiction]) -> None:
+    """Raise one error per option, each under its own key; a ValueError could carry only one."""
     details = [
         InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
         for key, value, why in found
     ]
-    return ValidationError.from_exception_data("Recipe", details)
+    if details:
+        raise ValidationError.from_exception_data("Recipe", details)

@@ -5,7 +5,6 @@ conversations.py  a row as turns and a reply, by the columns that shapes.py know
 turns.py          a row's columns by their standard names, a turn and its keys
 preferences.py    a row as a labelled pair
 chat.py           turns as token ids; rendering.py runs the template with limits, template_check.py checks that it kept the turns
-prompts.py        prompts without replies: read, checked against the rows, tokenised
 prepare.py        the rows of a run: filtered, split, tokenised; and the fingerprint of everything that they depend on
 tables.py         parquet tables of a run
 

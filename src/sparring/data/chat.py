@@ -14,28 +14,10 @@ from typing import TYPE_CHECKING, cast
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 
+from sparring.data import template_check
 from sparring.data.records import Conversation, Message, TokenIds
 from sparring.data.rendering import Render, Renderer
-from sparring.data.template_check import (
-    END_OF_THINKING,
-    PLAIN_TEXT_MARK,
-    THINKING,
-    Lost,
-    Scalar,
-    closing_error,
-    closing_of,
-    cut_error,
-    cuts_thinking,
-    lost_error,
-    lost_turn,
-    marker_error,
-    no_reasoning_error,
-    opening_error,
-    opening_of,
-    prefix_error,
-    with_kwargs,
-    without_open_thinking,
-)
+from sparring.data.template_check import END_OF_THINKING, OPTION, THINKING, Scalar
 from sparring.data.turns import REASONING
 from sparring.errors import UserError
 from sparring.files import MOST_TEXT_BYTES, require_regular
@@ -46,12 +28,11 @@ if TYPE_CHECKING:
 # Placeholders whose position in a rendering shows what the template writes around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
 _THOUGHT = "sparring probe thought"
-_OPTION = "model.chat_template"
 
 
 def load_template(path: str | Path) -> str:
     """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
-    where = f"{_OPTION}: {path}"
+    where = f"{OPTION}: {path}"
     require_regular(Path(path).expanduser(), where, MOST_TEXT_BYTES)
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
@@ -87,8 +68,8 @@ class Chat:
     ) -> None:
         self.tokenizer = tokenizer
         self.notices: list[str] = []
-        self.source = "the model's own chat template" if template is None else f"the chat template of {_OPTION}"
-        self.template = with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
+        self.source = "the model's own chat template" if template is None else f"the chat template of {OPTION}"
+        self.template = template_check.with_kwargs(template if template is not None else _own_template(tokenizer), kwargs or {})
         render = partial(tokenizer.apply_chat_template, chat_template=self.template, tokenize=False)
         self._renderer = Renderer(cast(Render, render))  # it returns text where it does not tokenize
         self.end_of_turn_id, self._template_ends_turns = self._probe_end_of_turn()
@@ -121,7 +102,7 @@ class Chat:
         prompt_text = self._row_prompt(prompt, where)
         full_text = self._render([*prompt, reply], where)
         if not full_text.startswith(prompt_text):
-            raise prefix_error(self.source, prompt_text, full_text, where)
+            raise template_check.prefix_error(self.source, prompt_text, full_text, where)
         self._check_reply(prompt_text, full_text[len(prompt_text) :], reply, where)
         prompt_ids, full_ids = self._ids(prompt_text), self._ids(full_text)
         if full_ids[: len(prompt_ids)] == prompt_ids:
@@ -151,7 +132,7 @@ class Chat:
         except TemplateError as error:
             roles = ", ".join(message["role"] for message in messages) or "none"
             what = f"the chat template refuses this conversation: {_reason(error)} (roles of its turns: {roles})"
-            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {_OPTION} to a template that accepts it") from None
+            raise UserError(what, where=where, remedy=f"fix or drop the row, or set {OPTION} to a template that accepts it") from None
 
     def _render_raw(self, messages: Sequence[Message], add_generation_prompt: bool = False) -> str:
         return self._renderer([self._as_taken(message) for message in messages], add_generation_prompt=add_generation_prompt)
@@ -182,12 +163,12 @@ class Chat:
         """The rendered prompt of a row, which holds the text of each of its turns."""
         self._check_turns(prompt, where)
         text = self._render(prompt, where, add_generation_prompt=True)
-        lost = lost_turn(text, prompt)
+        lost = template_check.lost_turn(text, prompt)
         if lost is None and (place := self._lost_role(tuple(turn["role"] for turn in prompt))) is not None:
-            lost = Lost(place, text)
+            lost = template_check.Lost(place, text)
         if lost is not None:
-            raise lost_error(self.source, prompt[lost.place], lost.written, where)
-        if cuts_thinking(text, prompt):
+            raise template_check.lost_error(self.source, prompt[lost.place], lost.written, where)
+        if template_check.cuts_thinking(text, prompt):
             self._note("the chat template leaves the assistant's reasoning in earlier turns out of all prompts")
         return text
 
@@ -197,32 +178,32 @@ class Chat:
         if roles not in self._lost_of_roles:
             turns = [Message(role=role, content=f"{_ASKED} {place}.") for place, role in enumerate(roles)]
             try:
-                lost = lost_turn(self._render_raw(turns, True), turns)
+                lost = template_check.lost_turn(self._render_raw(turns, True), turns)
             except TemplateError:  # it accepts these turns only with the texts of the row
                 lost = None
             self._lost_of_roles[roles] = None if lost is None else lost.place
         return self._lost_of_roles[roles]
 
     def _check_reply(self, prompt_text: str, written: str, reply: Message, where: str | None) -> None:
-        continuation = without_open_thinking(prompt_text, reply)
-        opening = opening_of(written, continuation)
+        continuation = template_check.without_open_thinking(prompt_text, reply)
+        opening = template_check.opening_of(written, continuation)
         if opening is None:
-            raise cut_error(self.source, reply, written, where)
+            raise template_check.cut_error(self.source, reply, written, where)
         thinks = "reasoning_content" in reply  # then the reply begins with a thinking tag, as sampled ones do
         if self._marker.search(opening) if thinks else opening.strip():
-            raise opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
-        closing = closing_of(written, continuation, self._end_of_turn)
-        if closing and not (self._end_of_turn is None and PLAIN_TEXT_MARK.fullmatch(closing)):
-            raise closing_error(self.source, closing, reply["content"], where)
+            raise template_check.opening_error(self.source, opening, reply["content"], where, "enable_thinking" in self.template)
+        closing = template_check.closing_of(written, continuation, self._end_of_turn)
+        if closing and not (self._end_of_turn is None and template_check.PLAIN_TEXT_MARK.fullmatch(closing)):
+            raise template_check.closing_error(self.source, closing, reply["content"], where)
 
     def _check_turns(self, turns: Sequence[Message], where: str | None) -> None:
         """Refuse texts that contain the template's own marks, and reasoning that the template does not render."""
         for turn in turns:
             if "reasoning_content" in turn and self._reasoning_key is None:
-                raise no_reasoning_error(self.source, turn, where)
+                raise template_check.no_reasoning_error(self.source, turn, where)
             for text in (turn["content"], turn.get("reasoning_content", "")):
                 if found := self._marker.search(text):
-                    raise marker_error(self.source, found, turn["role"], where)
+                    raise template_check.marker_error(self.source, found, turn["role"], where)
 
     @property
     def _end_of_turn(self) -> str | None:
@@ -284,16 +265,16 @@ class Chat:
             text = self._render_raw(messages)
         except TemplateError as error:
             what = f"the chat template cannot render a question and its answer: {_reason(error)}"
-            raise UserError(what, where=_OPTION, remedy="correct the template") from None
+            raise UserError(what, where=OPTION, remedy="correct the template") from None
         if _ASKED not in text or _ANSWERED not in text:
             what = "the chat template leaves out the text of a user or assistant turn"
-            raise UserError(what, where=_OPTION, remedy="correct the template")
+            raise UserError(what, where=OPTION, remedy="correct the template")
         end = self._first_marker(self._ids(text[text.rindex(_ANSWERED) + len(_ANSWERED) :]))
         if end is not None:
             return end, True
         if self.tokenizer.eos_token_id is None:
             what = "the chat template writes no token after a reply and the tokenizer has no end-of-sequence token: replies would never end"
-            raise UserError(what, where=_OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
+            raise UserError(what, where=OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
         self._note(f"the chat template writes no token after a reply: {self._name(self.tokenizer.eos_token_id)} is appended")
         return self.tokenizer.eos_token_id, False
 
@@ -320,7 +301,7 @@ class Chat:
             self._note("the chat template writes today's date into prompts: the rows keep the date on which they were prepared")
         bos = self.tokenizer.bos_token_id
         usual = self.tokenizer(_ASKED, verbose=False)["input_ids"]
-        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=_OPTION):
+        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=OPTION):
             self._note(f"the tokenizer starts texts with {self._name(bos)}, but the chat template does not write it: prompts have none")
 
     def _name(self, token: int) -> str:
@@ -337,7 +318,7 @@ def _own_template(tokenizer: PreTrainedTokenizerBase) -> str:
     except ValueError as error:
         several = isinstance(tokenizer.chat_template, dict) and tokenizer.chat_template
         what = _reason(error) if several else "the model has no chat template, so nothing says how turns are written"
-        raise UserError(what, where=_OPTION, remedy=f"set {_OPTION} to a Jinja file; a fine-tuned sibling of the model has one") from None
+        raise UserError(what, where=OPTION, remedy=f"set {OPTION} to a Jinja file; a fine-tuned sibling of the model has one") from None
 
 
 def _reason(error: Exception) -> str:

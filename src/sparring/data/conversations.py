@@ -1,21 +1,41 @@
-"""Convert the rows of the recipe's data, of any shape, to conversations: turns and a reply."""
+"""Convert the rows of the recipe's data, of any shape, to conversations: turns and a reply, or none in data.prompts."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from sparring.config import DataSection
-from sparring.data.records import Conversation, Message
-from sparring.data.shapes import SHAPES, SYSTEM_LIKE, TOOL_COLUMNS, BadRows, LocatedRow, Row, RowShape, Source, Table, choose_shape, kind_of
+from sparring.config import DataSection, PromptsSection
+from sparring.data.records import Conversation, Duel, Example, Message
+from sparring.data.shapes import (
+    PROMPT_SHAPES,
+    REPLY_COLUMNS,
+    SHAPES,
+    SYSTEM_LIKE,
+    TOOL_COLUMNS,
+    BadRows,
+    LocatedRow,
+    Row,
+    RowShape,
+    Source,
+    Table,
+    choose_prompt_shape,
+    choose_shape,
+    kind_of,
+)
 from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
 from sparring.errors import UserError
 
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
+CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
+DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
 Located = tuple[str, Conversation]  # with the place that it came from
+T = TypeVar("T")
+Tokenised = TypeVar("Tokenised", Example, Duel)
 
 
 def printable(name: str) -> str:
@@ -24,15 +44,16 @@ def printable(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """Conversations with the place they came from.
+class Loaded(Generic[T]):
+    """The rows of a source: conversations and prompts (`Located`), or pairs.
 
-    `counts`: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained (rows that are left
-    out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json, reasoning_dropped. `columns` are
-    all columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
+    `counts`, of conversations: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained
+    (rows that are left out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json,
+    reasoning_dropped. Of prompts: what was changed or left out of them, replies_dropped for one. Of pairs: untrained. `columns` are all
+    columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
     """
 
-    rows: list[Located]
+    rows: list[T]
     counts: dict[str, int]
     notices: list[str]
     columns: tuple[str, ...]
@@ -40,7 +61,7 @@ class Loaded:
     unused: tuple[str, ...]
 
 
-def load_conversations(section: DataSection, seed: int) -> Loaded:
+def load_conversations(section: DataSection, seed: int) -> Loaded[Located]:
     """Read every row of the recipe's data and turn it into a Conversation, blank ones included (see `is_empty`).
 
     `seed` affects only the built-in tasks. Raises UserError for anything that cannot be read, with its file and line or row.
@@ -54,16 +75,44 @@ def load_conversations(section: DataSection, seed: int) -> Loaded:
     source.reading.counts.update(read=len(rows) + bad.count, trailing_turns_dropped=0, surrogates_replaced=0)
     conversations = []
     for where, row in rows:
-        try:
+        with bad.caught():
             conversation = to_conversation(row, shape, source.reading, where)
             if conversation is not None:
                 conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
-        except UserError as error:
-            bad.raise_or_count(error)
     by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
     counts = dict(source.reading.counts)
-    return Loaded(conversations, counts, [*table.notices, *notices, *source.notices], table.columns, bad, source.unused)
+    return source.loaded(conversations, counts, bad, notices)
+
+
+def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
+    """Every row as a Conversation without a reply. Raises UserError for rows that cannot be read, and for rows with a reply unless
+    `replies` drops it."""
+    bad = BadRows(data.on_bad_row == "drop")
+    table = open_table(section, 0, bad)
+    shape = choose_prompt_shape(section.columns, table.columns, table.source)
+    further = [*data.checker_columns, *([section.answer] if section.answer else [])]
+    whole = _reply_columns(section, table, shape, further)
+    if whole and section.replies == "refuse":
+        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=table.source, remedy=DROP_REPLIES)
+    source = Shaped.of(table, section, PROMPT_SHAPES[shape]._replace(unread=tuple(whole)), data.reasoning, further)
+    found, dropped = [], 0
+    for where, row in source.rows():
+        with bad.caught():
+            turns, has_reply = to_prompt(row, shape, source.reading, where)
+            if has_reply and section.replies == "refuse":
+                raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
+            conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
+            found.append((where, conversation))
+            dropped += has_reply or bool(whole)
+    counts = {**{name: source.reading.counts[name] for name in CHANGES}, "replies_dropped": dropped}
+    return source.loaded(found, {name: count for name, count in counts.items() if count}, bad)
+
+
+def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:
+    """Columns that hold a reply by their name, except for those that the recipe uses for something else."""
+    used = {*further, *section.columns.values()}
+    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in table.columns and name not in used]
 
 
 @dataclass(frozen=True)
@@ -88,6 +137,10 @@ class Shaped:
     def rows(self) -> list[LocatedRow]:
         """The rows of the source, with the columns that are read."""
         return read_rows(self.table, self.names)
+
+    def loaded(self, rows: list[T], counts: dict[str, int], bad: BadRows, notices: Sequence[str] = ()) -> Loaded[T]:
+        """What was made of the rows, when they are read. `notices`: further ones."""
+        return Loaded(rows, counts, [*self.table.notices, *notices, *self.notices], self.table.columns, bad, self.unused)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -117,9 +170,9 @@ def has_no_user_text(conversation: Conversation) -> bool:
     return not any(m["role"] != "system" and m["content"].strip() for m in conversation.prompt)
 
 
-def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> list[Located]:
+def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> dict[str, Located]:
     """One row for each key, whatever the order of the rows: of duplicates, which are counted, one with an answer, with the smallest answer
-    if they have several. Prompts with several answers are counted if there are any."""
+    if they have several. Returns them by row id. Prompts with several answers are counted if there are any."""
     kept: dict[str, Located] = {}
     several: set[str] = set()
     for key, row in rows:
@@ -132,7 +185,42 @@ def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> lis
         kept[key] = min(kept[key], row, key=_answer_order)
     if several:
         counts["prompts_with_several_answers"] = len(several)
-    return list(kept.values())
+    return {row[1].row_id: row for row in kept.values()}
+
+
+def tokenised(
+    rows: Mapping[str, T],
+    most: int | None,
+    seed: int,
+    tokenise: Callable[[T], Tokenised | str],
+    counts: dict[str, int],
+    bad: BadRows,
+) -> list[Tokenised]:
+    """The first `most` of the rows (by their ids; all if None) in an order that depends only on the seed and the ids; sorted by id.
+
+    tokenise: returns the name in `counts` for a row that is left out, and may raise the UserError of a bad row. It is called in that order
+    until there are enough, which gives the same rows as tokenising all of them first.
+    """
+    order = sorted(rows, key=lambda row_id: hashlib.sha256(f"{seed}:{row_id}".encode()).digest()) if most and most < len(rows) else rows
+    found: list[Tokenised] = []
+    for done, row_id in enumerate(order):
+        if len(found) == most:
+            counts["not_in_subset"] = len(rows) - done
+            break
+        with bad.caught():
+            one = tokenise(rows[row_id])
+            if isinstance(one, str):
+                counts[one] += 1
+            else:
+                found.append(one)
+    counts["bad"] = bad.count
+    return sorted(found, key=lambda one: one.row_id)
+
+
+def none_left(what: str, counts: Mapping[str, int], where: str) -> UserError:
+    """The error if `counts` has no prompt, or pair, that can be used."""
+    dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
+    return UserError(f"no {what}: {dropped}", where=where, remedy="look at what dropped most")
 
 
 def _answer_order(row: Located) -> tuple[bool, str, str]:

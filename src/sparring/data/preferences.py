@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Shaped, is_empty, to_conversation
+from sparring.data.conversations import Loaded, Shaped, is_empty, none_left, to_conversation, tokenised
 from sparring.data.records import Conversation, Duel, TokenIds
 from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
@@ -46,18 +47,11 @@ class PreparedPairs:
     notices: list[str]
 
 
-@dataclass(frozen=True)
-class LoadedPairs:
-    """`untrained` counts pairs whose chosen or rejected reply is not to be trained on; `bad` are rows that could not be read."""
+def load_pairs(section: PairsSection, data: DataSection) -> Loaded[Pair]:
+    """Every row as a pair, without those whose chosen or rejected reply is not to be trained on.
 
-    pairs: list[Pair]
-    untrained: int
-    notices: list[str]
-    bad: BadRows
-
-
-def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
-    """Every row as a pair. Raises UserError with file and line or row for an unreadable one, unless `data.on_bad_row` drops it."""
+    Raises UserError with file and line or row for an unreadable one, unless `data.on_bad_row` drops it.
+    """
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     for name in (*PAIR_SHAPE.required, *section.columns):
@@ -65,12 +59,10 @@ def load_pairs(section: PairsSection, data: DataSection) -> LoadedPairs:
     source = Shaped.of(table, section, PAIR_SHAPE, data.reasoning, ())
     found = []
     for where, row in source.rows():
-        try:
+        with bad.caught():
             found.append(_pair(row, source.reading, where))
-        except UserError as error:
-            bad.raise_or_count(error)
     kept = [pair for pair in found if pair is not None]
-    return LoadedPairs(kept, len(found) - len(kept), [*table.notices, *source.notices], bad)
+    return source.loaded(kept, {"untrained": len(found) - len(kept)}, bad)
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -79,30 +71,14 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
     loaded = load_pairs(section, limits)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), "untrained": loaded.untrained}
-    counts["read"] = len(loaded.pairs) + loaded.untrained + loaded.bad.count
-    order = sorted(_distinct(loaded.pairs, counts), key=lambda pair: hashlib.sha256(f"{seed}:{pair.row_id}".encode()).digest())
-    duels: list[Duel] = []
-    for done, pair in enumerate(order):
-        if len(duels) == section.max_examples:
-            counts["not_in_subset"] = len(order) - done
-            break
-        try:
-            duel, reason = _tokenised(pair, limits, chat, held_out)
-        except UserError as error:
-            loaded.bad.raise_or_count(error)
-            continue
-        if duel is None:
-            counts[reason] += 1
-        else:
-            duels.append(duel)
-    counts["bad"], counts["pairs"] = loaded.bad.count, len(duels)
+    counts = {**dict.fromkeys(PAIR_COUNTS, 0), **loaded.counts}
+    counts["read"] = len(loaded.rows) + counts["untrained"] + loaded.bad.count
+    tokenise = partial(_tokenised, limits=limits, chat=chat, held_out=held_out)
+    duels = tokenised(_distinct(loaded.rows, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
+    counts["pairs"] = len(duels)
     if not duels:
-        dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-        raise UserError(
-            f"no pair is left to train on: {dropped}", where=f"{section.option} ({section.named})", remedy="look at what dropped most"
-        )
-    return PreparedPairs(sorted(duels, key=lambda duel: duel.row_id), counts, [*loaded.notices, *loaded.bad.notices])
+        raise none_left("pair is left to train on", counts, f"{section.option} ({section.named})")
+    return PreparedPairs(duels, counts, [*loaded.notices, *loaded.bad.notices])
 
 
 def write_pairs(path: Path, duels: Sequence[Duel]) -> None:
@@ -182,8 +158,8 @@ def _named(reading: Reading, **names: str) -> Reading:
     return replace(reading, columns={**names, **context})
 
 
-def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
-    """Drop pairs without information: an empty prompt or chosen reply, two equal replies, duplicates."""
+def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> dict[str, Pair]:
+    """The pairs by their ids. Drops pairs without information: an empty prompt or chosen reply, two equal replies, duplicates."""
     kept: dict[str, Pair] = {}
     for pair in pairs:
         if is_empty(pair.chosen):
@@ -194,16 +170,16 @@ def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> list[Pair]:
             counts["duplicates"] += 1
         else:
             kept[pair.row_id] = pair
-    return list(kept.values())
+    return kept
 
 
-def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: Collection[TokenIds]) -> tuple[Duel | None, str]:
-    """(duel, "") or (None, what dropped it)."""
+def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: Collection[TokenIds]) -> Duel | str:
+    """The duel, or what drops it: one of PAIR_COUNTS."""
     (prompt, chosen), (_, rejected) = (chat.encode(side, where=pair.where) for side in (pair.chosen, pair.rejected))
     if prompt in held_out:
-        return None, "prompt_held_out"
+        return "prompt_held_out"
     longest = limits.max_reply_tokens
     if len(prompt) > limits.max_prompt_tokens or (limits.too_long == "drop" and max(len(chosen), len(rejected)) > longest):
-        return None, "too_long"
+        return "too_long"
     chosen, rejected = chosen[:longest], rejected[:longest]  # a reply that is cut has no end-of-turn token
-    return (Duel(pair.row_id, 0, prompt, chosen, (rejected,)), "") if chosen != rejected else (None, "same_reply")
+    return Duel(pair.row_id, 0, prompt, chosen, (rejected,)) if chosen != rejected else "same_reply"

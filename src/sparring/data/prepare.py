@@ -5,23 +5,32 @@ The outcome depends on the rows as a set and on the recipe, never on the order o
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sparring.config import DataSection, PairsSection, PromptsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Loaded, Located, distinct, is_empty, load_conversations
-from sparring.data.prompts import LoadedPrompts, load_prompts, prompt_examples
+from sparring.data.conversations import (
+    Loaded,
+    Located,
+    distinct,
+    has_no_user_text,
+    is_empty,
+    load_conversations,
+    load_prompts,
+    none_left,
+    tokenised,
+)
 from sparring.data.records import Conversation, Example
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
 from sparring.data.tables import read_rows, whole
 from sparring.data.turns import Turn
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.rundir import digest, file_hash
 
 # Options that are newer than the first runs; the first of them apply to rows of any kind
@@ -74,7 +83,7 @@ def chat_fingerprint(chat: Chat) -> str:
 
 PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
-# Outcomes of the rows; `read` is the sum of those that follow it.
+# Outcomes of the rows, and of data.prompts; `read` is the sum of those that follow it.
 ROW_COUNTS = (
     "read",
     "empty",
@@ -88,6 +97,7 @@ ROW_COUNTS = (
     "train",
     "held_out",
 )
+PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 
 
 @dataclass(frozen=True)
@@ -119,9 +129,8 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     """
     loaded = load_conversations(section, seed)
     counts = {**dict.fromkeys(ROW_COUNTS, 0), "reply_cut": 0, **loaded.counts}
-    rows = _distinct(loaded, counts)
-    examples = _subset(rows, section, chat, seed, counts, loaded.bad)
-    counts["bad"] = loaded.bad.count
+    tokenise = partial(_tokenised, section=section, chat=chat, counts=counts)
+    examples = tokenised(_distinct(loaded, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     if not examples:
         raise _nothing_left(section, counts, loaded.bad)
     train, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
@@ -139,90 +148,81 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
 
 
 def _prompts(
-    loaded: LoadedPrompts, section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
+    loaded: Loaded[Located], section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
 ) -> tuple[list[Example], dict[str, int]]:
-    """The prompts of data.prompts. If data.held_out is a fraction, it is held out of them too, by the same hash of the prompt."""
+    """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by text or by token ids."""
     assert section.prompts is not None
-    share = section.held_out
-    found, counts = prompt_examples(
-        loaded,
-        chat,
-        section.max_prompt_tokens,
-        train,
-        held_out,
-        is_held_out=lambda key: isinstance(share, float) and bool(_below(share, [key])),
-        order_key=lambda row_id: _order_key(seed, row_id),
-        max_examples=section.prompts.max_examples,
-    )
+    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
+    rows = _distinct_prompts(loaded.rows, counts, section.held_out, train, held_out)
+    # different texts can render to the same ids
+    left_out = {**{one.prompt_ids: "in_sft_rows" for one in train}, **{one.prompt_ids: "held_out" for one in held_out}}
+
+    def tokenise(row: Located) -> Example | str:
+        where, conversation = row
+        ids = chat.row_prompt_ids(conversation.prompt, where=where)
+        if not ids:
+            return "empty"
+        if len(ids) > section.max_prompt_tokens:
+            return "prompt_too_long"
+        return left_out.get(ids) or Example(conversation.row_id, conversation, ids, ())
+
+    found = tokenised(rows, section.prompts.max_examples, seed, tokenise, counts, loaded.bad)
+    counts["prompts"] = len(found)
     if not found:
-        dropped = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count)
-        raise UserError(
-            f"no prompt is left to play on: {dropped}", where=f"data.prompts ({section.prompts.named})", remedy="look at what dropped most"
-        )
-    counts |= loaded.changes
-    if loaded.replies_dropped:
-        counts["replies_dropped"] = loaded.replies_dropped
+        raise none_left("prompt is left to play on", counts, f"data.prompts ({section.prompts.named})")
+    counts |= loaded.counts
     if section.prompts.answer is not None:
         counts["without_answer"] = sum(example.conversation.answer is None for example in found)
     return found, counts
 
 
+def _distinct_prompts(
+    rows: Sequence[Located], counts: dict[str, int], share: float | None, train: list[Example], held_out: list[Example]
+) -> dict[str, Located]:
+    """share: data.held_out. If it is a fraction, it is held out of the prompts too, by the same hash of the prompt."""
+    in_train, in_held_out = ({example.conversation.prompt_key for example in examples} for examples in (train, held_out))
+    kept: list[tuple[str, Located]] = []
+    for row in rows:
+        key = row[1].prompt_key
+        if has_no_user_text(row[1]):
+            counts["empty"] += 1
+        elif key in in_held_out or (isinstance(share, float) and _below(share, [key])):
+            counts["held_out"] += 1
+        elif key in in_train:
+            counts["in_sft_rows"] += 1
+        else:
+            kept.append((key, row))
+    return distinct(kept, counts)
+
+
 def _check_columns(section: DataSection, present: Sequence[str]) -> None:
     for name in section.checker_columns:
         if name not in present:
-            guess, there = nearest(name, present), ", ".join(dict.fromkeys(present))
+            there = ", ".join(dict.fromkeys(present))
             raise UserError(
                 f"{name!r} is not a column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
                 where="data.checker_columns",
-                remedy=f"did you mean {guess}?" if guess else "correct the name",
+                remedy=suggestion(name, present, otherwise="correct the name"),
             )
 
 
-def _distinct(loaded: Loaded, counts: dict[str, int]) -> list[Located]:
+def _distinct(loaded: Loaded[Located], counts: dict[str, int]) -> dict[str, Located]:
     rows = [row for row in loaded.rows if not is_empty(row[1])]
     counts["empty"] += len(loaded.rows) - len(rows)
     return distinct([(row[1].row_id, row) for row in rows], counts)
 
 
-def _subset(rows: list[Located], section: DataSection, chat: Chat, seed: int, counts: dict[str, int], bad: BadRows) -> list[Example]:
-    """The first `max_examples` rows within the limits, in an order that depends only on the seed and the row ids.
-
-    Tokenises in that order and stops when it has enough, which gives the same rows as tokenising all of them first.
-    """
-    wanted = section.max_examples or len(rows)
-    examples: list[Example] = []
-    order = sorted(rows, key=lambda row: _order_key(seed, row[1].row_id)) if wanted < len(rows) else rows
-    for done, (where, conversation) in enumerate(order):
-        if len(examples) == wanted:
-            counts["not_in_subset"] = len(rows) - done
-            break
-        try:
-            example = _tokenised(where, conversation, section, chat, counts)
-        except UserError as error:
-            bad.raise_or_count(error)
-            continue
-        if example is not None:
-            examples.append(example)
-    return sorted(examples, key=lambda example: example.row_id)
-
-
-def _order_key(seed: int, row_id: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
-
-
-def _tokenised(where: str, conversation: Conversation, section: DataSection, chat: Chat, counts: dict[str, int]) -> Example | None:
-    """The row as an example, or None (counted) when a length rule drops it."""
+def _tokenised(row: Located, section: DataSection, chat: Chat, counts: dict[str, int]) -> Example | str:
+    """The row as an example, or what drops it: one of ROW_COUNTS."""
+    where, conversation = row
     prompt_ids, reply_ids = chat.encode(conversation, where=where)
     if not prompt_ids:  # a template without marks, and a tokenizer that drops all characters of the text
-        counts["empty"] += 1
-        return None
+        return "empty"
     if len(prompt_ids) > section.max_prompt_tokens:
-        counts["prompt_too_long"] += 1
-        return None
+        return "prompt_too_long"
     if len(reply_ids) > section.max_reply_tokens:
         if section.too_long == "drop":
-            counts["reply_too_long"] += 1
-            return None
+            return "reply_too_long"
         counts["reply_cut"] += 1
         # A cut reply has no end-of-turn token: training must not teach that replies end in mid-sentence.
         reply_ids = reply_ids[: section.max_reply_tokens]

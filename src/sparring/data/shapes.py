@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sparring.config import DataSection, PairsSection, PromptsSection
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 
 Row = Mapping[str, Any]
 LocatedRow = tuple[str, Row]
@@ -28,6 +29,14 @@ class BadRows:
             raise error
         self.count += 1
         self.first = self.first or error
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[None]:
+        """As `raise_or_count`, for the UserError of a row that is read or used in this context."""
+        try:
+            yield
+        except UserError as error:
+            self.raise_or_count(error)
 
     @property
     def notices(self) -> list[str]:
@@ -185,9 +194,8 @@ def _first_that_fits(
 ) -> str | None:
     for standard, own in columns.items():
         if own not in present:
-            guess = nearest(own, present)
             what = f"there is no column {own!r} ({option}.columns.{standard}); the columns are: {', '.join(present)}"
-            raise UserError(what, where=source, remedy=f"did you mean {guess}?" if guess else f"correct {option}.columns")
+            raise UserError(what, where=source, remedy=suggestion(own, present, otherwise=f"correct {option}.columns"))
     for name, shape in candidates.items():
         required = {columns.get(column, column) for column in shape.required}
         if required <= set(present) and set(columns) <= shape.columns:

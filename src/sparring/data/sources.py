@@ -12,7 +12,7 @@ from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
 from sparring.data.shapes import BadRows, LocatedRow, Source, Table, joined, table_of
 from sparring.data.text_files import UNPACKERS, read_csv, read_json, read_jsonl
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, nearest, suggestion
 from sparring.files import require_regular
 
 TEXT_READERS: dict[str, Callable[[Path, BadRows], Table]] = {".jsonl": read_jsonl, ".json": read_json, ".csv": read_csv}
@@ -29,9 +29,8 @@ def open_table(section: Source, seed: int, bad: BadRows) -> Table:
     _require_rows(section, table, bad)
     answer = None if isinstance(section, PairsSection) else section.answer
     if answer is not None and answer not in table.columns:
-        guess = nearest(answer, table.columns)
         what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(table.columns)}"
-        raise UserError(what, where=table.source, remedy=f"did you mean {guess}?" if guess else f"correct {section.option}.answer")
+        raise UserError(what, where=table.source, remedy=suggestion(answer, table.columns, otherwise=f"correct {section.option}.answer"))
     return table
 
 
@@ -71,17 +70,15 @@ def local_files(section: Source) -> list[Path] | None:
 
     None for a Hub id or built-in data. Raises UserError if one is missing or is not a data file.
     """
-    if len(section.paths) == 1 and _is_elsewhere(section.named):
-        return None
+    if len(section.paths) == 1:
+        path = section.named
+        if path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path)):
+            return None
     files = [file for path in section.paths for file in _files_of(path, section)]
     twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
     if twice is not None:
         raise UserError("is named more than once", where=f"{section.option}.path: {twice}", remedy="name every file once")
     return files
-
-
-def _is_elsewhere(path: str) -> bool:
-    return path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path))
 
 
 def _files_of(text: str, section: Source) -> list[Path]:

@@ -34,7 +34,10 @@ def task_rows(seed: int) -> list[dict[str, Any]]:
     while len(rows) < ROWS:
         question, reply = kinds[len(rows) % len(kinds)](draw)
         rows.setdefault(question, reply)
-    return [{"messages": _messages(question, reply), "answer": reply.rpartition("= ")[2]} for question, reply in rows.items()]
+    return [
+        {"messages": _turns(("system", SYSTEM), ("user", question), ("assistant", reply)), "answer": reply.rpartition("= ")[2]}
+        for question, reply in rows.items()
+    ]
 
 
 def digit_rows(seed: int) -> list[dict[str, Any]]:
@@ -42,10 +45,6 @@ def digit_rows(seed: int) -> list[dict[str, Any]]:
     numbers = [f"{number:03d}" for number in range(1000)]
     random.Random(seed).shuffle(numbers)
     return [{"messages": _turns(("user", f"sort {digits}"), ("assistant", "".join(sorted(digits))))} for digits in numbers]
-
-
-def _messages(question: str, reply: str) -> list[dict[str, str]]:
-    return _turns(("system", SYSTEM), ("user", question), ("assistant", reply))
 
 
 def _turns(*turns: tuple[str, str]) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.data.records import Message
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 
 KWARGS_OPTION = "model.chat_template_kwargs"
 Scalar = bool | int | float | str | None
@@ -25,9 +25,9 @@ def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
     """
     for name in kwargs:
         if not re.search(rf"\b{re.escape(name)}\b", template):
-            guess = nearest(name, {word for word in re.findall(r"\b[a-z_]\w+\b", template) if "_" in word})
+            named = {word for word in re.findall(r"\b[a-z_]\w+\b", template) if "_" in word}
             what = f"the chat template does not mention {name!r}, so that it would have no effect"
-            raise UserError(what, where=KWARGS_OPTION, remedy=f"did you mean {guess}?" if guess else "leave it out")
+            raise UserError(what, where=KWARGS_OPTION, remedy=suggestion(name, named, otherwise="leave it out"))
     defaults = "".join(
         f"{{%- if {name} is not defined %}}{{%- set {name} = {_literal(value)} %}}{{%- endif %}}" for name, value in kwargs.items()
     )
@@ -37,12 +37,8 @@ def with_kwargs(template: str, kwargs: Mapping[str, Scalar]) -> str:
 
 
 def _literal(value: Scalar) -> str:
-    """A value as a Jinja literal; texts as in JSON, except for characters that JSON escapes as surrogate pairs."""
-    return {None: "none", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else _number_or_text(value)
-
-
-def _number_or_text(value: float | str) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    """A value as a Jinja literal, which is that of JSON except for null and for characters that JSON escapes as surrogate pairs."""
+    return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 THINKING, END_OF_THINKING = "<think>", "</think>"

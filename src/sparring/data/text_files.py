@@ -48,10 +48,9 @@ def bytes_of(path: Path) -> bytes:
     if unpacker is None:
         return data
     try:
-        text = _bounded(unpacker(data), path)
+        return _bounded(unpacker(data), path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot decompress the file: {first_line(error)}", where=str(path), remedy="write it again") from None
-    return text
 
 
 def _bounded(stream: io.BufferedIOBase, path: Path) -> bytes:

@@ -12,9 +12,8 @@ from sparring.checkers.grades import MOST_FAILURES, Checker, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
 from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
-from sparring.data.conversations import has_no_user_text, is_empty, load_conversations
+from sparring.data.conversations import has_no_user_text, is_empty, load_conversations, load_prompts
 from sparring.data.prepare import read_examples
-from sparring.data.prompts import load_prompts
 from sparring.data.records import Conversation
 from sparring.errors import UserError
 from sparring.evaluation.metrics import wilson_interval

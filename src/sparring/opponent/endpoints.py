@@ -196,7 +196,7 @@ class Endpoints:
     async def once(self, method: str, path: str, url: str) -> Any:
         """The JSON that the server answers in one attempt, None for a temporary failure. Raises UserError if it refuses."""
         try:
-            return await self._once(self._named(url), method, path, None)
+            return await self._once(next(found for found in self._urls if found.base == url), method, path, None)
         except _Passing:
             return None
 
@@ -212,9 +212,6 @@ class Endpoints:
                 return at
             until_open = min(found.closed_until for found in among) - now
             await asyncio.sleep(max(LOOK_AGAIN, until_open * self._jitter.uniform(1.0, 1.1)))
-
-    def _named(self, url: str) -> _Url:
-        return next(found for found in self._urls if found.base == url)
 
     def _choose(self, urls: Sequence[_Url], now: float) -> _Url | None:
         """The least busy URL of those that do not rest, or of all if all rest; None if these have no room.

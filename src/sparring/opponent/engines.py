@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -60,7 +59,7 @@ def with_engine(recipe: Recipe, *runs: Path) -> Recipe:
     if recipe.sampling.engine is not None:
         return recipe
     name = next(filter(None, (_engine_of_run(recipe, root) for root in runs)), None)
-    if name is None and recipe.may_use_vllm and _is_here(ON_GPU):
+    if name is None and recipe.may_use_vllm and is_installed(str(ENGINES[ON_GPU].package)) and torch.cuda.is_available():
         name = ON_GPU
         log.info(f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} uses the model's own code")
     return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": name or DEFAULT})})
@@ -70,15 +69,7 @@ def _engine_of_run(recipe: Recipe, root: Path) -> str | None:
     """What sampled the start's replies, if it can be chosen for a recipe that names none: other engines have options of their own."""
     measured = RunDir(root).finished(measure_stage(START))
     name = None if measured is None else measured.inputs.get("sampling", {}).get("engine")
-    return name if name in (DEFAULT, ON_GPU) and _supports(recipe, name) else None
-
-
-def _supports(recipe: Recipe, name: str) -> bool:
-    return not any(ENGINES[name].refusals(recipe.train.lora))
-
-
-def _is_here(name: str) -> bool:
-    return is_installed(str(ENGINES[name].package)) and torch.cuda.is_available()
+    return name if name in (DEFAULT, ON_GPU) and not any(ENGINES[name].refusals(recipe.train.lora)) else None
 
 
 def require_engine(sampling: SamplingSection) -> None:
@@ -150,7 +141,7 @@ class Sampler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import NOT_SAMPLED, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_sampled
-from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
 
@@ -62,7 +61,7 @@ class InverseCdf(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-class TransformersEngine:
+class TransformersEngine(OfSampling):
     """Samples with a loaded model: by continuous batching (decode.py) if its code supports that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
@@ -76,11 +75,6 @@ class TransformersEngine:
             eos_token_id=self.stop_ids,
             pad_token_id=self.stop_ids[0],
         )
-
-    def at(self, temperature: float) -> TransformersEngine:
-        other = copy.copy(self)
-        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
-        return other
 
     @property
     def reads_prompts_again(self) -> bool:
@@ -130,28 +124,24 @@ class TransformersEngine:
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
             return logits.argmax(-1)
-        parts = zip(*(each.split(rows_at_once(logits)) for each in (logits, uniforms)), strict=True)
-        return torch.cat([self._draw_some(*part) for part in parts])
-
-    def _draw_some(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        for warper in self._warpers():
-            logits = warper(None, logits)
-        return draw_by_inverse_cdf(logits, uniforms)
+        found = []
+        for part, uniform in zip(*(each.split(rows_at_once(logits)) for each in (logits, uniforms)), strict=True):
+            for warper in self._warpers():
+                part = warper(None, part)
+            found.append(draw_by_inverse_cdf(part, uniform))
+        return torch.cat(found)
 
     def _generate(self, order: list[int], prompts: Sequence[Prompt], stream: Stream, logps: bool) -> dict[int, Reply]:
-        found: dict[int, Reply] = {}
-        for batch in self._batches(order, prompts):
-            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream, logps), strict=True))
-        return found
-
-    def _batches(self, order: list[int], prompts: Sequence[Prompt]) -> list[list[int]]:
         batches: list[list[int]] = [[]]
         for index in order:  # rising lengths: the newest row is the longest of its batch
             row_tokens = len(prompts[index].token_ids) + self.sampling.max_new_tokens
             if batches[-1] and row_tokens * (len(batches[-1]) + 1) > self.sampling.batch_tokens:
                 batches.append([])
             batches[-1].append(index)
-        return [batch for batch in batches if batch]
+        found: dict[int, Reply] = {}
+        for batch in batches:
+            found.update(zip(batch, self._sample_batch([prompts[i] for i in batch], stream, logps), strict=True))
+        return found
 
     @torch.inference_mode()
     def _sample_batch(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Protocol, Self
 
 import numpy as np
 
+from sparring.config import SamplingSection
 from sparring.data.records import FinishReason, Reply, TokenIds
 
 
@@ -47,6 +49,18 @@ def make_reply(prompt: Prompt, tokens: Sequence[int], stop_ids: Collection[int],
     length = len(tokens) if end is None else end + 1
     reason: FinishReason = "length" if end is None else "stop"
     return Reply(prompt.row_id, prompt.replica, tuple(tokens[:length]), reason, None if logps is None else tuple(logps[:length]))
+
+
+class OfSampling:
+    """An engine whose temperature is that of its `sampling`."""
+
+    sampling: SamplingSection
+
+    def at(self, temperature: float) -> Self:
+        """The same player at another temperature, without loading it again. Closing one closes both."""
+        other = copy.copy(self)
+        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
+        return other
 
 
 class Engine(Protocol):

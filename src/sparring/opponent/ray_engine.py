@@ -17,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -309,8 +310,7 @@ def _as_table(batch: Part, logps: bool) -> pa.Table:
 
 
 def _as_reply(row: dict[str, Any]) -> Reply:
-    logps = None if row["logps"] is None else tuple(row["logps"])
-    return Reply(row["row_id"], row["replica"], tuple(row["token_ids"]), row["finish_reason"], logps)
+    return replace(Reply.of_row(row), logps=None if row["logps"] is None else tuple(row["logps"]))
 
 
 def _as_text(error: Exception) -> str:

@@ -13,7 +13,6 @@ log-probs (`return_tokens_as_token_ids`). Text alone is not enough: tokenizing i
 from __future__ import annotations
 
 import asyncio
-import copy
 import math
 import shlex
 import subprocess
@@ -29,7 +28,7 @@ from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.endpoints import WHERE, Endpoints, NoAnswer, read_key
-from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
 from sparring.policy import adapters
 from sparring.policy.load import load_config, weights_hash
 
@@ -226,27 +225,19 @@ def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collec
         raise
 
 
-class ServerEngine:
+class ServerEngine(OfSampling):
     """Asks for one reply per request, each with the seed of its own stream, so that a repeated request gives the same reply."""
 
     def __init__(self, endpoints: Endpoints, name: str, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float) -> None:
         self.endpoints, self.name, self.sampling, self.stop_ids = endpoints, name, sampling, sorted(stop_ids)
         self.vocabulary = vocabulary
 
-    def at(self, temperature: float) -> ServerEngine:
-        other = copy.copy(self)
-        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
-        return other
-
     def close(self) -> None:
         self.endpoints.close()
 
     def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
         """One reply per prompt, in the order of the prompts. Raises UserError for answers that cannot be used."""
-        return self.endpoints.run(self._sample_all(prompts, stream, logps))
-
-    async def _sample_all(self, prompts: Sequence[Prompt], stream: Stream, logps: bool) -> list[Reply]:
-        return await self.endpoints.all([self._sample_one(prompt, stream.seed_of(prompt), logps) for prompt in prompts])
+        return self.endpoints.run(self.endpoints.all([self._sample_one(prompt, stream.seed_of(prompt), logps) for prompt in prompts]))
 
     async def _sample_one(self, prompt: Prompt, seed: int, logps: bool) -> Reply:
         answer = await self.endpoints.request("POST", COMPLETIONS, self._body(prompt, seed))

@@ -6,7 +6,6 @@ Its start takes a minute; it is started for every stage that samples, and its me
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
-from sparring.opponent.protocol import Prompt, Stream, make_reply
+from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
 from sparring.opponent.reaper import Reaper
 from sparring.policy import adapters
 from sparring.rundir import read_json
@@ -35,7 +34,7 @@ def make_vllm(settings: SamplerSettings, chat: Chat, folder: Path) -> VllmEngine
     return VllmEngine(folder, settings.sampling, settings.dtype, chat.stop_ids)
 
 
-class VllmEngine:
+class VllmEngine(OfSampling):
     """Samples with vLLM; every row has the seed of its own stream."""
 
     def __init__(self, folder: Path, sampling: SamplingSection, dtype: str, stop_ids: Collection[int]) -> None:
@@ -45,11 +44,6 @@ class VllmEngine:
         with self._reaper.marking():
             self._llm = _start(_options(base, rank, sampling, dtype))
         self._adapter = _lora_request(folder) if rank else None
-
-    def at(self, temperature: float) -> VllmEngine:
-        other = copy.copy(self)
-        other.sampling = self.sampling.model_copy(update={"temperature": temperature})
-        return other
 
     def close(self) -> None:
         """Stop vLLM's processes, which frees the device's memory."""

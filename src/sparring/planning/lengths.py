@@ -101,7 +101,7 @@ def _of_rows(recipe: Recipe, given: Given) -> Lengths:
 
 def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, Conversation]] | None:
     """The prompts of files on this machine, each once; None if they would have to be downloaded."""
-    from sparring.data.prompts import load_prompts
+    from sparring.data.conversations import load_prompts
     from sparring.data.sources import local_files
 
     if local_files(section) is None:

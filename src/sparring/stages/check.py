@@ -32,22 +32,18 @@ def check(context: RunContext) -> None:
     recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
-        _check_model_and_rows(context)
+        for name, section in (("train", recipe.train), ("sft", recipe.sft)):
+            if section and section.lora:
+                new_adapter(model_shape(context.base.folder), section.lora, 0, where=f"{name}.lora.targets")
+        _log_unsharded_stages(context)
+        _check_tokens(context)
+        _announce_cut(context)
+        _check_context(context)
         check_answers(recipe, context.held_out, checker)
         _check_prompts(context, checker)
         _check_own(context, checker)
     for section in filter(None, (recipe.train, recipe.sft)):
         context.with_budget(section)  # from the memory that is free before anything is loaded
-
-
-def _check_model_and_rows(context: RunContext) -> None:
-    for name, section in (("train", context.recipe.train), ("sft", context.recipe.sft)):
-        if section and section.lora:
-            new_adapter(model_shape(context.base.folder), section.lora, 0, where=f"{name}.lora.targets")
-    _log_unsharded_stages(context)
-    _check_tokens(context)
-    _announce_cut(context)
-    _check_context(context)
 
 
 def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker | None) -> None:

@@ -8,7 +8,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sparring.calls import Calls
 from sparring.config import DataSection, OptimSection, Recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
@@ -21,7 +20,7 @@ from sparring.policy.load import ModelSource, find_model, load_tokenizer, model_
 from sparring.policy.player import Player
 from sparring.policy.ranks import from_main, rank_count
 from sparring.policy.strategies import accelerator_of_rank, is_sharded
-from sparring.rundir import RunDir, StageRecord, read_object, replace_link, write_json
+from sparring.rundir import StageRecord, read_object, replace_link, write_json
 from sparring.stage_names import START, title_of
 from sparring.stages.run_stage import Examples, PromptRows, Replying, StageRunner
 
@@ -79,17 +78,8 @@ class Common:
         return title_of(self.name.rpartition("/")[0] or self.name)
 
 
-class RunContext:
-    """A recipe in its run directory, with base model and data; each is prepared on first access."""
-
-    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
-        """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
-        self.recipe, self.run, self.stages = recipe, run, StageRunner(recipe, run, target, calls)
-
-    @property
-    def is_rank(self) -> bool:
-        """Whether this process is one of several that compute a stage; the one that started them has checked the recipe and reports."""
-        return self.stages.target is not None
+class RunContext(StageRunner):
+    """A recipe in its run directory, with its stages, base model and data; each is prepared on first access."""
 
     @cached_property
     def base(self) -> Player:
@@ -99,7 +89,7 @@ class RunContext:
             adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
             return Player(START, _linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
-        return Player.of_stage(self.stages.run_stage("base", partial(_make_base, model=source)))
+        return Player.of_stage(self.run_stage("base", partial(_make_base, model=source)))
 
     @cached_property
     def chat(self) -> Chat:
@@ -117,7 +107,7 @@ class RunContext:
     def data(self) -> StageRecord:
         """data/: train and held-out rows, tokenised and split once for the whole run."""
         work = partial(_prepare_data, data=self.recipe.data, chat=self.chat, seed=self.recipe.seed)
-        return self.stages.run_stage("data", work)
+        return self.run_stage("data", work)
 
     def replying(self, model: Player, sampling_round: int) -> Replying:
         """How a player replies in a round."""

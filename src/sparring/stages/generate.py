@@ -100,7 +100,7 @@ def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
     replying, replicas = context.replying(opponent, t), context.recipe.sampling.replies_per_prompt
     name, prompt_rows = iteration_stage(t, "generate"), context.prompt_rows
     work = partial(_sample, context.common(name), replying=replying, replies_per_prompt=replicas, prompt_rows=prompt_rows)
-    return context.stages.run_stage(name, work)
+    return context.run_stage(name, work)
 
 
 def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prompt: int, prompt_rows: PromptRows) -> dict[str, Any]:

@@ -38,14 +38,14 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
         return None
     name = iteration_stage(t, "grade")
     if context.is_rank:
-        return context.stages.computed(name)
+        return context.computed(name)
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
     with open_checker(recipe, recipe.target.checker) as checker:
         target, prompt_rows = recipe.target, context.prompt_rows
         common, score = context.common(name), target.pass_score
         work = partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
-        return context.stages.run_stage(name, work)
+        return context.run_stage(name, work)
 
 
 def _grade(

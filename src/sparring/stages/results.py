@@ -51,7 +51,7 @@ def measure(context: RunContext, player: Player, opponent: Player | None, sampli
         scoring=Scoring.of(context.with_budget(recipe.train)),
     )
     alone = None if recipe.sampling.spec.on_ranks else partial(work, replies_only=True)
-    return context.stages.run_stage(name, work, alone=alone)
+    return context.run_stage(name, work, alone=alone)
 
 
 def _measure(
@@ -97,7 +97,7 @@ class Showcase:
 def _evaluated(context: RunContext, player: Player, measured: StageRecord) -> StageRecord:
     recipe, name = context.recipe, evaluate_stage(player.owner)
     if context.is_rank:
-        return context.stages.computed(name)
+        return context.computed(name)
     with held_out_checker(recipe) as checker:
         work = partial(
             _evaluate,
@@ -109,7 +109,7 @@ def _evaluated(context: RunContext, player: Player, measured: StageRecord) -> St
             showcase=Showcase(recipe.showcase_system, recipe.showcase, context.replying(player, 0)),
             tables=[SCORES, ITEMS, SAMPLES, GRADES],
         )
-        return context.stages.run_stage(name, work)
+        return context.run_stage(name, work)
 
 
 def _evaluate(
@@ -135,10 +135,10 @@ def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:
     if section is None:
         return None
     if context.is_rank:
-        return context.stages.computed(benchmark_stage(player.owner))
+        return context.computed(benchmark_stage(player.owner))
     chat, scoring = context.chat if section.chat_template else None, Scoring.of(context.recipe.train)
     work = partial(_run_benchmarks, benchmarks=section, model=player, scoring=scoring, chat=chat)
-    return context.stages.run_stage(benchmark_stage(player.owner), work)
+    return context.run_stage(benchmark_stage(player.owner), work)
 
 
 def _run_benchmarks(stage: Path, *, benchmarks: BenchmarksSection, model: Player, scoring: Scoring, chat: Chat | None) -> dict[str, Any]:

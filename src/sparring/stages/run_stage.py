@@ -114,19 +114,18 @@ def fingerprint(work: StageWork) -> dict[str, Any]:
     assert isinstance(work.func, FunctionType) and not work.func.__closure__, "the work of a stage reads nothing but its arguments"
     whole = [value for value in work.args if isinstance(value, Section) or hasattr(value, "recipe")]
     assert not whole, "the work of a stage gets options as keyword arguments"
-    inputs = {name: value for given in work.keywords.items() for name, value in _inputs(*given).items()}
+    inputs: dict[str, Any] = {}
+    for name, value in work.keywords.items():
+        match value:
+            case BenchmarksSection():
+                inputs |= benchmark_inputs(value)
+            case StageRecord():  # before Inputs: its `inputs` are no method
+                inputs[name] = value.digest
+            case Inputs():
+                inputs |= value.inputs()
+            case _:
+                inputs[name] = _input(value)
     return {name: value for name, value in inputs.items() if name not in LEFT_OUT or value != LEFT_OUT[name]}
-
-
-def _inputs(name: str, value: Any) -> dict[str, Any]:
-    match value:
-        case BenchmarksSection():
-            return benchmark_inputs(value)
-        case StageRecord():
-            return {name: value.digest}
-        case Inputs():
-            return value.inputs()
-    return {name: _input(value)}
 
 
 def _input(value: Any) -> Any:
@@ -169,9 +168,14 @@ class TargetReached(Exception):
 class StageRunner:
     """Computes the stages of one run."""
 
-    def __init__(self, recipe: Recipe, run: RunDir, target: str | None, calls: Calls | None) -> None:
+    def __init__(self, recipe: Recipe, run: RunDir, target: str | None = None, calls: Calls | None = None) -> None:
         """target: the one stage that this process computes as one of several ranks; None if it plays. calls: for remote ranks."""
         self.recipe, self.run, self.target, self.calls = recipe, run, target, calls
+
+    @property
+    def is_rank(self) -> bool:
+        """Whether this process is one of several that compute a stage; the one that started them has checked the recipe and reports."""
+        return self.target is not None
 
     def run_stage(self, name: str, work: StageWork, alone: Callable[[Path], object] | None = None) -> StageRecord:
         """Compute a stage, or return it from the run directory if it is finished with equal inputs; its memory is freed on return.
@@ -181,12 +185,12 @@ class StageRunner:
         """
         stage, inputs = stage_of(name), fingerprint(work)
         assert stage is not None, f"{name} is not in the table of stages"
-        if stage.derived and self.target in (None, name):
-            self._clear(name, inputs)
+        if stage.derived and self.target in (None, name) and (changes := from_main(partial(self.run.remove_changed, name, inputs))):
+            log.info(f"recomputing {name}: {'; '.join(changes)}")
         with at_stage(name):
             if self.target is not None:
                 record = self._of_rank(name, inputs, work)
-            elif stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
+            elif stage.on_ranks is not None and stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
                 record = self._launched(name, inputs, alone)
             else:
                 record = self.run.stage(name, inputs, work)
@@ -202,13 +206,6 @@ class StageRunner:
 
     def _too_early(self, name: str) -> AgreedError:
         return AgreedError(f"{name} comes before {self.target} and is not finished", remedy="`sparring run` plays up to it")
-
-    def _clear(self, name: str, inputs: dict[str, Any]) -> None:
-        def clear() -> None:
-            if changes := self.run.remove_changed(name, inputs):
-                log.info(f"recomputing {name}: {'; '.join(changes)}")
-
-        from_main(clear)
 
     def _launched(self, name: str, inputs: dict[str, Any], alone: Callable[[Path], object] | None) -> StageRecord:
         begun = self.run.begin(name, inputs)

@@ -75,7 +75,7 @@ def sft_stage(
     """
     common, sft, data, seed = context.common(name), context.with_budget(settings), context.train_examples, context.recipe.seed
     work = partial(_sft, common, sft=sft, steps=steps, iterations=iterations, start=start, data=data, seed=seed)
-    return Player.of_stage(context.stages.run_stage(name, work))
+    return Player.of_stage(context.run_stage(name, work))
 
 
 def _sft(

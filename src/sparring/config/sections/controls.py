@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from sparring.config.option_types import FloatList, FolderName, PositiveFloat, PositiveInt, Section
-from sparring.config.sections.data import PairsSection
+from sparring.config.sections.data import PairsSection, path_alone
 
 T = TypeVar("T")
 # names in a run directory that a control must not use
@@ -46,7 +46,9 @@ class ControlSection(Section):
     start: Literal["start", "best"] = Field(
         "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
     )
-    pairs: PairsSection | None = Field(None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`.")
+    pairs: Annotated[PairsSection | None, BeforeValidator(path_alone)] = Field(
+        None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`."
+    )
     beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
@@ -81,11 +83,6 @@ class ControlSection(Section):
         if name in CONTROL_TITLES and name != info.data.get("kind"):
             raise ValueError(f"is the name of the control {CONTROL_TITLES[name]}; choose another name")
         return name
-
-    @field_validator("pairs", mode="before")
-    @classmethod
-    def _pairs_shorthand(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("start", "pairs", "beta")
     @classmethod

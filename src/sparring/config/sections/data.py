@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from sparring.config.option_types import (
     Columns,
@@ -20,6 +20,11 @@ from sparring.config.option_types import (
 )
 
 FILES = "a .jsonl, .json, .csv or .parquet file (the first three also as .gz or .zst), a folder or a pattern of such files, a list of them"
+
+
+def path_alone(value: Any) -> Any:
+    """The section that a path alone is short for."""
+    return {"path": value} if isinstance(value, str) else value
 
 
 class RowsSection(Section):
@@ -109,7 +114,7 @@ class DataSection(RowsSection):
     answer: Text | None = Field(
         None, description="Column of the SFT rows that holds the answer; when null, a checker reads it from the human reply."
     )
-    prompts: PromptsSection | None = Field(
+    prompts: Annotated[PromptsSection | None, BeforeValidator(path_alone)] = Field(
         None,
         description="Further prompts without replies, on which a game with `target` verified or majority is played as well. "
         "`prompts: PATH` is short for its `path`.",
@@ -127,11 +132,6 @@ class DataSection(RowsSection):
         if reserved is not None:
             raise ValueError(f"{reserved} is an argument that a checker has already; give the column another name")
         return names
-
-    @field_validator("prompts", mode="before")
-    @classmethod
-    def _prompts_shorthand(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @field_validator("held_out")
     @classmethod

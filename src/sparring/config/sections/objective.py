@@ -17,7 +17,7 @@ from sparring.config.option_types import (
     WeightPerIteration,
     at_iteration,
 )
-from sparring.errors import nearest
+from sparring.errors import suggestion
 from sparring.objectives import OBJECTIVES, in_words, kind_of, names_taking
 from sparring.objectives.shared import Objective
 from sparring.own_code import is_own_code
@@ -71,8 +71,7 @@ class ObjectiveSection(Section):
     @classmethod
     def _is_an_objective(cls, loss: str) -> str:
         if kind_of(loss) is None:
-            guess = nearest(loss, OBJECTIVES)
-            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + (f"; did you mean {guess}?" if guess else ""))
+            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + suggestion(loss, OBJECTIVES, before="; "))
         return loss
 
     @field_validator("*")

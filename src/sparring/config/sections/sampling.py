@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -182,17 +182,11 @@ class SamplerSettings:
         return replace(self, sampling=self.sampling.model_copy(update=values))
 
 
-def _is_section(annotation: Any) -> bool:
-    """Whether an option is a section of its own, or such a section or null."""
-    return any(isinstance(part, type) and issubclass(part, Section) for part in (annotation, *get_args(annotation)))
-
-
 # Options of `sampling` that hold those of one engine
-ENGINE_SECTIONS = tuple(name for name, field in SamplingSection.model_fields.items() if _is_section(field.annotation))
+ENGINE_SECTIONS = tuple(name for name in SamplingSection.model_fields if name in ENGINES)
 
 
 def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
-    defaults = {name: SamplingSection.model_fields[name].get_default(call_default_factory=True) for name in ENGINE_SECTIONS}
-    used = {sampling.engine_name, sampling.inner_engine}
-    return [name for name in ENGINE_SECTIONS if name not in used and getattr(sampling, name) != defaults[name]]
+    others = set(ENGINE_SECTIONS) - {sampling.engine_name, sampling.inner_engine}
+    return [name for name in ENGINE_SECTIONS if name in others and getattr(sampling, name) != getattr(SamplingSection(), name)]

@@ -12,7 +12,7 @@ from sparring.config.sections.data import DataSection
 from sparring.config.sections.objective import ObjectiveSection
 from sparring.config.sections.sampling import SamplingSection
 from sparring.config.targets import HUMAN_TARGET, TARGET_SPECS
-from sparring.errors import nearest
+from sparring.errors import suggestion
 from sparring.own_code import OWN_CODE, is_own_code
 
 if TYPE_CHECKING:  # a static checker cannot read the names from a table
@@ -81,8 +81,7 @@ class TargetSection(Section):
         known = [one for one in BUILT_IN_CHECKERS if one != "random" or info.field_name == "checker"]
         if name is None or name in known or is_own_code(name):
             return name
-        guess = nearest(name, known)
-        raise ValueError(f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + (f"; did you mean {guess}?" * bool(guess)))
+        raise ValueError(f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + suggestion(name, known, before="; "))
 
     @field_validator("checker")
     @classmethod
