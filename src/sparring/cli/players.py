@@ -25,7 +25,9 @@ def evaluate(
         list[str] | None, typer.Option("--task-folder", help="A folder with task files of your own; may be repeated.", show_default=False)
     ] = None,
     players: PlayersOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first items of every task, this many.", show_default=False)] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Evaluate only this many items of every task, the first ones.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the few-shot examples; the default is the harness's.")] = 1234,
     chat_template: Annotated[bool, typer.Option(help="Format the questions with the model's chat template.")] = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch.")] = 8192,

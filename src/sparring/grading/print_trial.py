@@ -47,7 +47,7 @@ def print_trial(trial: Trial, console: Console) -> None:
     """Print how a checker graded each kind of probing reply, with examples, then the share of wrong winners and the verdict."""
     rows, count = trial.rows, trial.report.rows
     which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
-    console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))
+    console.print(Text(printable(f"{described(trial.checker)}, on replies constructed for {which}")))
     _print_kinds(trial, console)
     for tried in trial.report.kinds:
         print_records(f"{tried.name}: {_title(tried)}", _records(tried), console)
