@@ -77,7 +77,7 @@ def _devices(plan: Plan) -> str:
     if plan.fits:
         return "-"
     if plan.recipe.train.optimizer not in SHARDABLE or plan.recipe.train.four_bit:
-        return "not cut"
+        return "impossible"
     count = devices_needed(plan)
     return f"{count} x 80 GB" if count else "no"
 
@@ -91,7 +91,7 @@ def _yes(fits: bool) -> str:
 
 
 def devices_needed(plan: Plan) -> int | None:
-    """The fewest devices of this kind, a power of two, over which training fits when FSDP2 cuts it; None where no number does."""
+    """The fewest devices of this kind, a power of two, over which training fits when FSDP2 shards it; None where no number does."""
     count = 2
     while count <= MOST_DEVICES:
         cut = Parallel(count, "fsdp2")

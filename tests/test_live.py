@@ -235,7 +235,7 @@ def test_ctrl_c_ends_watching_and_nothing_else(copy: Game) -> None:
         time.sleep(0.1)
         os.kill(watched.pid, signal.SIGINT)
         result = watched.wait(30)
-    assert result.code == 130 and result.err.strip() == "no longer watching; the run is not touched" and "Traceback" not in result.out
+    assert result.code == 130 and result.err.strip() == "stopped watching; the run is not affected" and "Traceback" not in result.out
 
 
 def test_watch_times_the_silence_of_another_machine_by_its_own_clock(copy: Game, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,8 @@ from sparring.training.tasks import SpinTask
 pytestmark = pytest.mark.long
 
 ROOT = Path(__file__).parent.parent
-DOC = ROOT / "docs" / "fast-path.md"
 
-# What waits for the device, by the function that asks, and why it may; the same list is in docs/fast-path.md.
+# What waits for the device, by the function that asks, and why it may.
 LISTED = {
     (READ, "fit._Trainer._means"): "losses and numbers of all micro-batches of a step, at once",
     (NUMBER, "ranked.Replicas.clip"): "the gradient's norm, which must be finite before the update",
@@ -302,8 +301,3 @@ def test_the_whole_game_waits_only_where_it_is_listed(lora: list[str], card: Pre
     assert [row["margin"] for row in rows if row["step"] == 0] == [0.0, 0.0]
     assert set(card.waits) <= set(LISTED)
     assert card.waits[READ, "fit._Trainer._means"] == card.waits[NUMBER, "ranked.Replicas.clip"] == len(rows)
-
-
-def test_every_wait_is_listed_in_the_documentation() -> None:
-    text = DOC.read_text(encoding="utf-8")
-    assert [name for _, name in LISTED if f"`{name}`" not in text] == []

@@ -23,7 +23,7 @@ def compared(values: dict[str, float], p: float | None, higher: bool | None = Tr
     return RunComparison("a:start", "rows", 60, (metric,), tuple(rows), (), 0.95, 0)
 
 
-@pytest.mark.parametrize(("p", "told"), [(0.01, "more than chance (p 0.01 after Holm)"), (0.2, "within chance (p 0.2 after Holm)")])
+@pytest.mark.parametrize(("p", "told"), [(0.01, "significant (p 0.01 after Holm)"), (0.2, "not significant (p 0.2 after Holm)")])
 def test_who_stands_first_and_whether_by_more_than_chance(p: float, told: str) -> None:
     (line,) = verdict(compared({"start": 0.2, "0": 0.5, "1": 0.4}, p))
     assert line == f"By exact match a: 0 is first with 0.5000, +0.3000 from a: start, {told}; then a: 1 0.4000, a: start 0.2000."

@@ -23,16 +23,16 @@ WEAK = {"pass_at_1": 0.02, "greedy": 0.02, "cool": 0.02, "majority": 0.02}
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (scores(), "no game can gain much here"),
-        (scores(majority=0.5, any=0.7), "majority targets can gain something"),
-        (scores(any=0.7), "only verified targets can gain something"),
+        (scores(), "no target can gain much here"),
+        (scores(majority=0.5, any=0.7), "majority and verified targets can both help"),
+        (scores(any=0.7), "only a verified target can help"),
         (scores(**WEAK, any=0.09), "too little to learn from its own replies; fine-tune it further first"),
         (scores(majority=0.5, any=0.7, nll_after=0.3), "more SFT still lowers its NLL, from 0.500 to 0.300"),
-        (scores(majority=0.5, any=0.7, nll_after=0.6), "majority targets can gain something"),
+        (scores(majority=0.5, any=0.7, nll_after=0.6), "majority and verified targets can both help"),
         (scores(**WEAK, any=0.09, nll_after=0.5), "easier prompts, since more SFT does not lower its NLL"),
         (scores(**{**WEAK, "greedy": 0.4}, any=0.5), "too little to learn from its own replies; lower sampling.temperature first"),
-        (scores(cool=0.5, majority=0.5, any=0.7), "no better than its replies at a lower temperature, so only verified targets"),
-        (scores(cool=0.5, majority=0.6, any=0.7), "majority targets can gain something"),
+        (scores(cool=0.5, majority=0.5, any=0.7), "no better than a reply at a lower temperature, so only a verified target"),
+        (scores(cool=0.5, majority=0.6, any=0.7), "majority and verified targets can both help"),
     ],
 )
 def test_the_conclusion(found: dict[str, Score], words: str) -> None:
@@ -42,7 +42,7 @@ def test_the_conclusion(found: dict[str, Score], words: str) -> None:
 def test_a_difference_within_the_errors_is_none() -> None:
     found = scores(majority=0.5, any=0.5)
     wide = {name: score(one["value"], 0.08) for name, one in found.items()}
-    assert "majority targets" in advice(found, 8) and "no game" in advice(wide, 8)
+    assert "majority and verified" in advice(found, 8) and "no target" in advice(wide, 8)
 
 
 def test_a_cooler_temperature_is_told_where_it_gains() -> None:
@@ -52,14 +52,14 @@ def test_a_cooler_temperature_is_told_where_it_gains() -> None:
 
 def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
     found = {name: one for name, one in scores(any=0.7).items() if name != "cool"}
-    assert "temperature" not in advice(found, 8) and "only verified targets can gain something" in advice(found, 8)
+    assert "temperature" not in advice(found, 8) and "only a verified target can help" in advice(found, 8)
     assert "50.0% at a lower temperature" in advice({**found, "greedy": score(0.5)}, 8), "greedy is one"
 
 
 def test_one_reply_a_prompt_has_neither_majority_nor_pass_at_k() -> None:
     found = {name: one for name, one in scores().items() if name not in ("majority", "any")}
     said = advice(found, 1)
-    assert "majority" not in said and "one of" not in said and "no game" not in said
+    assert "majority" not in said and "one of" not in said and "no target" not in said
     assert "only with several replies to a prompt; set evaluate.samples" in said
 
 
@@ -67,4 +67,4 @@ def test_nothing_is_said_of_a_majority_that_was_not_counted() -> None:
     """A function of one's own without a pattern reads no answers, so that nobody votes."""
     found = {name: one for name, one in scores(any=0.7).items() if name != "majority"}
     said = advice(found, 8)
-    assert "majority" not in said and "verified targets can gain something" in said
+    assert "majority" not in said and "a verified target can help" in said

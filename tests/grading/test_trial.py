@@ -46,7 +46,7 @@ def test_a_checker_that_behaves(data: str) -> None:
     [
         ("1.0", "'empty'"),
         ("0.0", "it fails 100 of 100 human replies"),
-        ("float(a in c[0]['content'])", "a mention is enough"),
+        ("float(a in c[0]['content'])", "it suffices to mention it"),
         ("float(c[0]['content'] != '')", "'prompt'"),
         ("1 / ('#' in c[0]['content'])", "replies; a run stops if more than 5% fail"),
         ("0.9", "it fails 100 of 100 human replies"),
@@ -145,7 +145,7 @@ def test_what_is_printed(zygote: Zygote, tmp_path: Path, data: str) -> None:
     own(tmp_path, "float(a in c[0]['content'])")
     result = run(zygote, tmp_path, "mine.py:f", "rows.jsonl", "--answer", "gold", "--limit", "50")
     assert result.code == 0 and "50 of 300 rows of rows.jsonl, chosen by a hash" in result.out
-    assert "Verdict: do not use it as it is" in result.out and "a mention is enough" in result.out
+    assert "Verdict: do not use it as it is" in result.out and "it suffices to mention it" in result.out
     strict = run(zygote, tmp_path, "number", "rows.jsonl", "--pattern", PATTERN)
     assert strict.code == 0 and "Verdict: no fault found" in strict.out
     cells = [line.split("│")[1:-1] for line in strict.out.splitlines() if line.startswith("│") and "%" in line]

@@ -181,7 +181,7 @@ def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureR
     assert result.code == 0, result.err
     told = " ".join(result.out.split())
     assert "24 prompts without replies" in told and "grading is not counted" in told
-    assert ("the opponent scores nothing" if name == "filtered" else "winners and losers, the most that") in told
+    assert ("no opponent log-probs are computed" if name == "filtered" else "winners and losers, the most that") in told
     plan = json.loads((game.folder / "plan.json").read_text())
     assert any("evaluate.samples (4)" in line for line in plan["assumptions"])
     planned = {stage["stage"]: stage["tokens"] for stage in plan["stages"]}

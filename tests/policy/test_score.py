@@ -231,7 +231,7 @@ def test_a_model_whose_replies_depend_on_their_neighbours_is_computed_reply_by_r
     scorer.choose_layout(*layout_probe_trees(TREES))
     assert scorer.layout == "alone"
     monkeypatch.setattr(score, "is_sharded", lambda: True)
-    with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs a separate forward for every reply(.|\n)*use ddp"):
+    with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs a separate forward pass for every reply(.|\n)*use ddp"):
         scorer.choose_layout_on_main(*layout_probe_trees(TREES), row_tokens=0)
 
 

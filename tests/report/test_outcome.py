@@ -102,23 +102,23 @@ def test_a_summary_of_an_earlier_version_is_ranked_when_it_is_read(tmp_path: Pat
 def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
     said = judged(arm("continued-sft", 0.8, gained=(1.8, 1.7, 1.9)), arm("1", 2.5, (1.7, 1.6, 1.8)), arm("start", 2.6, (1.8, 1.7, 1.9)))
     assert said.startswith("By NLL per token on 200 held-out prompts continued SFT is first with 0.800; iteration 1 2.500 (1.700 behind, ")
-    assert "interval 1.600 to 1.800)" in said and "within chance" not in said
-    assert "A control beats the game by more than chance: continued SFT is the better use of compute here." in said
+    assert "interval 1.600 to 1.800)" in said and "not significant" not in said
+    assert "A control beats the game significantly: continued SFT is the better use of compute here." in said
     assert "`sparring export runs/x DIR --iteration continued-sft`" in said and "sparring docs which-game" in said
     assert said.endswith("Best iteration: 1 (NLL per token 2.500, start 2.600). The game ended - iterations: all 2 are played.")
 
 
 def test_a_control_that_may_win_by_chance_is_called_that() -> None:
     said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("start", 2.6, (0.2, 0.1, 0.3)))
-    assert "A control is above the game, though within chance" in said and "0.300, within chance)" in said
+    assert "A control beats the game, but not significantly" in said and "0.300, not significant)" in said
 
 
 @pytest.mark.parametrize(
     ("gained", "told"),
     [
-        ((0.5, 0.3, 0.7), "Its gain over the start is more than chance. It cannot be distinguished from continued SFT. Use it: "),
-        ((0.1, -0.1, 0.3), "Its gain over the start is within chance: more held-out rows would show whether it is real."),
-        (None, "Its gain over the start is within chance"),
+        ((0.5, 0.3, 0.7), "Its gain over the start is significant. It cannot be distinguished from continued SFT. Use it: "),
+        ((0.1, -0.1, 0.3), "Its gain over the start is not significant: more held-out rows would show whether it is real."),
+        (None, "Its gain over the start is not significant"),
     ],
 )
 def test_an_iteration_that_stands_first(gained: Any, told: str) -> None:

@@ -22,7 +22,7 @@ def evaluate(
         list[str] | None, Option("--task-folder", help="A folder with task files of your own; may be repeated.")
     ] = None,
     players: PlayersOption = None,
-    limit: Annotated[int | None, Option(min=1, help="Only the first items of every task, this many.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Evaluate only this many items of every task, the first ones.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the few-shot examples; the default is the harness's.")] = 1234,
     chat_template: Annotated[bool, typer.Option(help="Format the questions with the model's chat template.")] = False,
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per batch.")] = 8192,

@@ -16,7 +16,7 @@ PAGES = Path(__file__).parent.parent / "docs"
 
 def sample(
     run: RunFolder,
-    prompt: Annotated[str, Argument(help="A first user turn.")],
+    prompt: Annotated[str, Argument(help="The prompt, a user turn.")],
     temperature: Annotated[
         float | None, typer.Option(min=0, help="Sampling temperature, 0 for greedy; the recipe's when not given.")
     ] = None,
@@ -49,7 +49,7 @@ def watch(run: RunFolder) -> None:
         try:
             is_finished = follow(run, stdout())
         except KeyboardInterrupt:
-            stop("no longer watching; the run is not touched", INTERRUPTED)
+            stop("stopped watching; the run is not affected", INTERRUPTED)
         raise typer.Exit(0 if is_finished else FAULT)
 
 

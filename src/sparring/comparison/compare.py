@@ -19,7 +19,7 @@ from sparring.report.outcome import metric_words
 from sparring.stage_names import START, seed_folder
 
 NAMED = 3  # players after the first that the sentence names; of the others it gives the number
-CHANCE = 0.05  # a difference with a higher p (Holm) is reported as within chance
+SIGNIFICANCE = 0.05  # a difference with a higher p (Holm) is reported as not significant
 
 
 def verdict(found: RunComparison) -> Iterator[str]:
@@ -52,7 +52,7 @@ def _against(found: RunComparison, row: ComparisonRow, metric: Metric) -> str:
         return ""
     if cell.p_holm is None:
         return f", {cell.paired.difference:+.4f} from {found.reference}"
-    doubt = "more than chance" if cell.p_holm < CHANCE else "within chance"
+    doubt = "significant" if cell.p_holm < SIGNIFICANCE else "not significant"
     return f", {cell.paired.difference:+.4f} from {found.reference}, {doubt} (p {cell.p_holm:.2g} after Holm)"
 
 

@@ -38,7 +38,7 @@ def _of_sampling(runs: Sequence[Run], held_out: Sequence[str]) -> Iterator[str]:
     samples = {game.label: game.recipe.evaluate.samples for game in games}
     if len(set(samples.values())) > 1 and any(map(is_graded, held_out)):
         counts = ", ".join(f"{count} in {name}" for name, count in samples.items())
-        yield f"scores are means over evaluate.samples replies to a prompt, which differ, and so do the standard errors: {counts}"
+        yield f"the runs differ in evaluate.samples, the replies per prompt, so their standard errors differ too: {counts}"
     for key in ("temperature", "top_p", "max_new_tokens"):
         values = {game.label: getattr(game.recipe.sampling, key) for game in games}
         if len(set(values.values())) > 1:

@@ -16,14 +16,18 @@ PlayerScores = Mapping[str, Score]
 def advice(scores: PlayerScores, k: int) -> str:
     """One sentence: what a lower temperature gains, what targets can reach, and whether more SFT is the better use of compute."""
     now = scores["pass_at_1"]
-    found = [f"The start answers {now['value']:.1%} of held-out prompts"]
+    found = [f"The start answers {now['value']:.1%} of held-out prompts correctly"]
     free = max((scores[name] for name in ("cool", "greedy") if name in scores), key=lambda score: score["value"])
     if _exceeds(free, now):
         found.append(f"{free['value']:.1%} at a lower temperature, which costs nothing")
+    if k > 1 and "majority" in scores:
+        found.append(f"{scores['majority']['value']:.1%} by the majority of {k} replies")
+    said = ", ".join(found)
     if k > 1:
-        found.append(f"its majority of {k} replies {scores['majority']['value']:.1%}" if "majority" in scores else "")
-        found.append(f"one of {k} is right on {scores['any']['value']:.1%}, the most that verified targets can learn from at once")
-    return f"{', '.join(filter(None, found))}: {_conclusion(scores, now, free)}."
+        said += (
+            f"; on {scores['any']['value']:.1%} at least one of {k} is correct, the most that a verified target can teach in one iteration"
+        )
+    return f"{said}: {_conclusion(scores, now, free)}."
 
 
 def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
@@ -33,15 +37,15 @@ def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     if now["value"] < TOO_WEAK:
         return f"that is too little to learn from its own replies; {_remedy(free, probed=after is not None)}"
     if "any" not in scores:
-        return "what targets could gain is measured only with several replies to a prompt; set evaluate.samples"
-    single = "its replies at a lower temperature" if _exceeds(free, now) else "a single reply"
+        return "what targets can gain is measured only with several replies to a prompt; set evaluate.samples"
+    single = "a reply at a lower temperature" if _exceeds(free, now) else "a single reply"
     best = free if _exceeds(free, now) else now
     if "majority" in scores and _exceeds(scores["majority"], best):
-        return "majority targets can gain something, and so can verified ones"
+        return "majority and verified targets can both help"
     if _exceeds(scores["any"], best):
-        why = f"its majority is no better than {single}, so only verified targets" if "majority" in scores else "verified targets"
-        return f"{why} can gain something"
-    return "no game can gain much here"
+        no_use = f"the majority is no better than {single}, so only a" if "majority" in scores else "a"
+        return f"{no_use} verified target can help"
+    return "no target can gain much here"
 
 
 def _remedy(free: Score, probed: bool) -> str:
@@ -56,6 +60,7 @@ def _exceeds(score: Score, other: Score) -> bool:
     return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)
 
 
+PlayerScores = Mapping[str, Score]
 TIE_BREAK = "nll_per_token"
 COLLAPSE_PATIENCE = 2  # iterations without a new best, if a majority agrees on errors and the recipe sets no patience
 STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%

@@ -46,7 +46,7 @@ def print_trial(trial: Trial, console: Console) -> None:
     """Print how a checker graded each kind of probing reply, with examples, then the share of wrong winners and the verdict."""
     rows, count = trial.rows, trial.report.rows
     which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
-    console.print(Text(printable(f"{described(trial.checker)}, on replies made up for {which}")))
+    console.print(Text(printable(f"{described(trial.checker)}, on replies constructed for {which}")))
     _print_kinds(trial, console)
     for tried in trial.report.kinds:
         title = f"{tried.name}: {'these do not pass' if tried.should_pass else 'these pass'}"

@@ -178,7 +178,7 @@ def faults(report: ProbeReport) -> Iterator[str]:
             yield f"it passes {tried.passed} of {tried.tried} replies of the kind '{tried.name}', which should fail"
     if all(report[name].passed > MENTIONED * report[name].tried for name in SPRAYED):
         passed, count = (sum(getattr(report[name], part) for name in SPRAYED) for part in ("passed", "tried"))
-        yield f"it passes {passed} of {count} replies that list the right answer among wrong ones: a mention is enough"
+        yield f"it passes {passed} of {count} replies that list the right answer among wrong ones: it suffices to mention it"
     failed, count = (sum(getattr(tried, part) for tried in report.kinds) for part in ("failed", "tried"))
     if failed > MOST_FAILURES * count:
         yield f"it failed to grade {failed} of {count} replies; a run stops if more than {MOST_FAILURES:.0%} fail"

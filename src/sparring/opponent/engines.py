@@ -61,7 +61,7 @@ def with_engine(recipe: Recipe, *runs: Path) -> Recipe:
     name = next(filter(None, (_engine_of_run(recipe, root) for root in runs)), None)
     if name is None and recipe.may_use_vllm and is_installed(str(ENGINES[ON_GPU].package)) and torch.cuda.is_available():
         name = ON_GPU
-        log.info(f"sampling.engine: {name}, since this machine has a GPU and {name} is installed; {DEFAULT} uses the model's own code")
+        log.info(f"sampling.engine: {name}, the default on a GPU where it is installed; {DEFAULT} samples with the model's own code")
     return recipe.model_copy(update={"sampling": recipe.sampling.model_copy(update={"engine": name or DEFAULT})})
 
 

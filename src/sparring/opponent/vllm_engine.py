@@ -139,7 +139,7 @@ def _start(options: dict[str, Any]) -> Any:
         raise UserError(
             f"vLLM does not start: {' '.join(str(error).split())[:400]}",
             where=WHERE,
-            remedy="its own lines above say more; if memory is short, change gpu_memory_utilization, max_model_len or tensor_parallel; for "
+            remedy="see its own messages above; if memory is short, change gpu_memory_utilization, max_model_len or tensor_parallel; for "
             "a model that it does not support, set sampling.engine: transformers",
         ) from error
 
@@ -153,7 +153,7 @@ def _as_user_errors() -> Iterator[None]:
         yield
     except EngineDeadError as error:
         raise UserError(
-            "a process of vLLM ended while it sampled: its own lines above may say why; an unexplained SIGKILL usually means out of memory",
+            "a process of vLLM ended while it sampled: see its own messages above; an unexplained SIGKILL usually means out of memory",
             where=WHERE,
             remedy="lower gpu_memory_utilization, max_num_seqs or max_model_len, or shard the model by tensor_parallel; then rerun: "
             "the run resumes, and nothing finished is lost",

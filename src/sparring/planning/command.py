@@ -242,7 +242,7 @@ def assumptions(plan: Plan) -> list[str]:
             plan.hardware.kind == "cuda" and recipe.may_use_vllm
         ),
         f"every prompt is trained on with {trained}, the most that the recipe allows, as long as other replies of the model"
-        f"{'' if scores else '; the opponent scores nothing'}": recipe.target.uses_grades,
+        f"{'' if scores else '; no opponent log-probs are computed'}": recipe.target.uses_grades,
         "grading is not counted": recipe.target.checker is not None,
         f"every held-out prompt gets evaluate.samples ({recipe.evaluate.samples}) replies from every player": recipe.evaluate.samples > 1,
         "every URL of the server samples as fast as one of these devices; its memory is its own": spec.urls is not None,

@@ -154,7 +154,7 @@ class Scorer(nn.Module):
         self.layout = from_main(choose)
         if self.layout == "alone" and is_sharded():
             name = type(self.model).__name__
-            what = f"{name} needs a separate forward for every reply, but ranks with sharded weights must all make the same number of them"
+            what = f"{name} needs a separate forward pass for every reply, but all ranks with sharded weights must make equally many"
             raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank"))
 
     def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
@@ -185,7 +185,7 @@ class Scorer(nn.Module):
                 return
             log.info(f"scorer: this model does not support the {layout} layout ({wrong}); trying the next")
         raise UserError(
-            f"the log-probs of {type(self.model).__name__} depend on later tokens, or change from one forward to the next: "
+            f"the log-probs of {type(self.model).__name__} depend on later tokens, or change from one forward pass to the next: "
             f"a reply alone in its row has different ones ({wrong})",
             where="model.path",
             remedy="use a causal language model (a decoder)",

@@ -137,7 +137,7 @@ def _behind(arm: Mapping[str, Any]) -> str:
     gap = arm["behind"]
     if gap is None:
         return f"{arm['name']} {arm['value']:.3f}"
-    doubt = ", within chance" if gap["low"] <= 0 else ""
+    doubt = ", not significant" if gap["low"] <= 0 else ""
     return f"{arm['name']} {arm['value']:.3f} ({gap['value']:.3f} behind, interval {gap['low']:.3f} to {gap['high']:.3f}{doubt})"
 
 
@@ -151,14 +151,14 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        sentence = "A control beats the game by more than chance" if is_significant else "A control is above the game, though within chance"
+        sentence = "A control beats the game" + (" significantly" if is_significant else ", but not significantly")
         return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
-        return f"Its gain over the start is within chance: more held-out rows would show whether it is real. If you use it: {export}."
+        return f"Its gain over the start is not significant: more held-out rows would show whether it is real. If you use it: {export}."
     others = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
     doubt = f" It cannot be distinguished from {' or '.join(others)}." if others else ""
-    return f"Its gain over the start is more than chance.{doubt} Use it: {export}."
+    return f"Its gain over the start is significant.{doubt} Use it: {export}."
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -169,7 +169,7 @@ def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return f" But {round(cut['value'] * cut['n'])} of its {cut['n']} replies are cut: fix that before you use or compare it."
 
 
-_ELSEWHERE = "Self-play can help once more SFT does not, with a verified or majority target (`sparring docs which-game`)."
+_ELSEWHERE = "Where more SFT no longer helps, a verified or majority target can (`sparring docs which-game`)."
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:

@@ -67,7 +67,7 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
     duels = _phases(run, sft=False)
     whole = _phases(run, sft=True)
     for key, title, label, zero, caption in (
-        ("margin", "Margin", "margin, nats", 0.0, "0 at the first step of every iteration, where player and opponent are one."),
+        ("margin", "Margin", "margin, nats", 0.0, "0 at the first step of every iteration, where player and opponent are equal."),
         ("accuracy", "Accuracy", "share of duels won", 0.5, "Share of a batch's duels with a positive margin."),
     ):
         if lines := _series(duels, key):

@@ -35,7 +35,7 @@ class ControlSection(Section):
 
     kind: Literal["continued-sft", "dpo", "rft"] = Field(
         "continued-sft",
-        description="What it is: `continued-sft`, the start model trained further on the human replies; `dpo`, trained on labelled "
+        description="How it is trained: `continued-sft`, the start trained further on the human replies; `dpo`, trained on labelled "
         "pairs (arXiv 2305.18290) with its start as the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the "
         "start trained on the human replies and on those of its own replies that `target.checker` passes.",
     )
@@ -52,7 +52,7 @@ class ControlSection(Section):
     beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
     epochs: PositiveFloat | None = Field(
         None,
-        description="Passes over its rows, rounded up to whole steps. When null, as many as cost as many floating-point operations as all "
+        description="Passes over its rows, rounded up to whole steps. When null, it costs as many floating-point operations as all "
         "self-play iterations together.",
     )
     lr: PositiveFloat | None = Field(

@@ -65,7 +65,7 @@ class TargetSection(Section):
     weigh_votes: bool = Field(
         True,
         description="For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a "
-        "close vote, which is more often wrong, counts less; it was better, within the error, in docs/evidence.md.",
+        "close vote, which is more often wrong, counts less. The gain measured in docs/evidence.md is not significant.",
     )
     timeout_seconds: PositiveFloat = Field(
         10.0, description="Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."
