@@ -60,7 +60,6 @@ def _exceeds(score: Score, other: Score) -> bool:
     return score["value"] - other["value"] > math.hypot(score["stderr"] or 0.0, other["stderr"] or 0.0)
 
 
-PlayerScores = Mapping[str, Score]
 TIE_BREAK = "nll_per_token"
 COLLAPSE_PATIENCE = 2  # iterations without a new best, if a majority agrees on errors and the recipe sets no patience
 STILL = 0.02  # nats of mean margin: a ratio of probabilities within 2%
