@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -17,13 +18,14 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import settings
-from zygote import Result, Running, Zygote
+from zygote import Result, Running, Zygote, do_not_wait_for_the_disk
 
 settings.register_profile("sparring", deadline=None)  # machines are as slow as they are
 settings.load_profile("sparring")
 
 # A shell starts background jobs with Ctrl-C ignored, and children inherit that: the commands under test must be able to get it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+do_not_wait_for_the_disk()
 
 # Two iterations, with several shards, checkpoints and score shards in each: at every point there is something to go on from.
 TINY: dict[str, Any] = {
@@ -65,6 +67,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="slow: it runs with --slow"))
 
 
+def pytest_collection_finish() -> None:
+    """A game in this process collects garbage after every stage, and would go through the libraries' million objects each time."""
+    gc.freeze()
+
+
 class Game:
     """A folder with recipe.yaml and rows.jsonl in it, and the commands that a person would type there."""
 
@@ -89,8 +96,23 @@ class Game:
                 recipe[section] = value
         (self.folder / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
+    def copy_stages(self, finished: Game, before: str) -> None:
+        """Take over the stages that `finished`, a game of the same recipe, had finished when the stage `before` began."""
+        from sparring.config import load_recipe
+        from sparring.stage_names import stages_of_game
+
+        stages = stages_of_game(finished.root, load_recipe(finished.root / "recipe.yaml"))
+        for stage in stages[: stages.index(before)]:
+            shutil.copytree(finished.root / stage, self.root / stage, symlinks=True)
+
     def run(self, *args: str, **more: Any) -> Result:
         return self.command("run", "recipe.yaml", *args, **more)
+
+    def play(self, *args: str, **more: Any) -> Game:
+        """Run it to its end, which it must reach."""
+        result = self.run(*args, **more)
+        assert result.code == 0, result.err
+        return self
 
     def start(self, *args: str, **more: Any) -> Running:
         return self.zygote.start(["run", "recipe.yaml", *args], self.folder, **more)
@@ -114,11 +136,11 @@ class Game:
         }
 
 
-def package_with(folder: Path, section: str) -> tuple[Path, list[str]]:
-    """A copy of `src` below `folder`, for what docs/contributing.md says to add to it, and the Python blocks of the page's `section`."""
+def package_with(folder: Path, *sections: str) -> tuple[Path, list[str]]:
+    """A copy of `src` below `folder`, for what docs/contributing.md says to add to it, and the Python blocks of the page's `sections`."""
     root = Path(__file__).parent.parent
     page = (root / "docs" / "contributing.md").read_text(encoding="utf-8")
-    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+    text = "".join(page.partition(f"\n## {section}\n")[2].partition("\n## ")[0] for section in sections)
     shutil.copytree(root / "src" / "sparring", folder / "src" / "sparring", symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     return folder / "src", re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
@@ -162,9 +184,7 @@ def game(tmp_path: Path, zygote: Zygote) -> Game:
 def played(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A finished game for tests that only read; `copy` is for those that change something."""
     finished = Game(tmp_path_factory.mktemp("played") / "game", zygote, {})
-    result = finished.run()
-    assert result.code == 0, result.err
-    return finished
+    return finished.play()
 
 
 # Sums, of which some have a worked answer and 24 more have none: a majority game with several replies to every held-out prompt.
@@ -187,22 +207,20 @@ def play_sums(folder: Path, zygote: Zygote, **changes: Any) -> Game:
     sums = [(a, b) for a in range(6) for b in range(6)]
     write_rows(folder / "rows.jsonl", [{"prompt": f"add {a} {b}", "completion": f"{a} + {b} = {a + b}"} for a, b in sums])
     write_rows(folder / "prompts.jsonl", [{"prompt": f"add {a} {b}", "gold": a + b} for a in range(6, 10) for b in range(6)])
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    return game.play()
 
 
 @pytest.fixture(scope="session")
-def moving(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+def majority_game(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A finished majority game of sums, for tests that only read."""
-    return play_sums(tmp_path_factory.mktemp("moving") / "game", zygote)
+    return play_sums(tmp_path_factory.mktemp("majority_game") / "game", zygote)
 
 
 @pytest.fixture(scope="session")
-def filtered(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+def verified_game(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A finished verified game of sums that learns from winners alone, for tests that only read."""
     changes = {"target": {"kind": "verified", "checker": "number"}, "objective": {"loss": "sft"}, "iterations": 1, "controls": None}
-    return play_sums(tmp_path_factory.mktemp("filtered") / "game", zygote, **changes)
+    return play_sums(tmp_path_factory.mktemp("verified_game") / "game", zygote, **changes)
 
 
 @pytest.fixture

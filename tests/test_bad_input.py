@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from conftest import Game, rows, write_rows
 from test_kill_and_resume import assert_same_outcome, outcome
-from zygote import Result, Sabotage, Zygote, working
+from zygote import Result, Sabotage, Zygote, begun, committed, working
 
 from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
@@ -483,17 +483,18 @@ NO_SPACE = ("no space left to write", "free some space; nothing finished is lost
 
 
 @pytest.mark.parametrize(
-    "function, args",
+    "stage, function, args",
     [
-        ("sparring.rundir:write_text", "manifest"),
-        ("sparring.data.tables:write_table", "000/generate"),
-        ("sparring.training.checkpoint:save_file", "000/train"),
-        ("sparring.stages.sft:copy_extras", "sft"),
-        ("os:fsync", ""),
-        ("os:replace", r"run/metrics\.jsonl$"),
+        ("base", "sparring.rundir:write_text", "manifest"),
+        ("iterations/000/generate", "sparring.data.tables:write_table", "000/generate"),
+        ("iterations/000/train", "sparring.training.checkpoint:save_file", "000/train"),
+        ("sft", "sparring.stages.sft:copy_extras", "sft"),
+        ("base", "os:fsync", ""),
+        ("iterations/000/evaluate", "os:replace", r"run/metrics\.jsonl$"),
     ],
 )
-def test_a_full_disk_then_space_again(game: Game, played: Game, function: str, args: str) -> None:
+def test_a_full_disk_then_space_again(game: Game, played: Game, stage: str, function: str, args: str) -> None:
+    game.copy_stages(played, before=stage)
     full = game.run(sabotage=[Sabotage(function, args=args, do="full disk", forever=True)])
     refused(full, *NO_SPACE)
     assert game.run().code == 0
@@ -592,11 +593,11 @@ def test_sample_and_export_before_there_is_a_player(game: Game) -> None:
 
 
 def test_export_in_the_middle_of_a_game(game: Game) -> None:
-    game.run(sabotage=[Sabotage("sparring.selfplay:evaluate", nth=2)])  # the first is that of the start
+    game.run(sabotage=[committed("iterations/000/train")])
     refused(game.command("export", "run", "out"), "no best iteration yet")
     refused(game.command("export", "run", "out", "--iteration", "0"), "no scores for the model card yet")
     assert game.command("sample", "run", "say ab").code == 0
-    game.run(sabotage=[Sabotage("sparring.selfplay:play_controls")])
+    game.run(sabotage=[begun("continued-sft/train")])
     assert game.command("export", "run", "out").code == 0
     assert "The game is not over yet" in (game.folder / "out" / "README.md").read_text()
 

@@ -65,9 +65,9 @@ def test_a_control_costs_what_its_kind_uses(run: RunDir) -> None:
     dpo, sft = ({"name": "mine", "kind": kind, **more} for kind, more in (("dpo", {"pairs": "p.jsonl"}), ("continued-sft", {})))
     assert control_cost(run, recipe(controls=[dpo]), "mine").forward_tokens == 2_100_000
     assert control_cost(run, recipe(controls=[sft]), "mine").forward_tokens == 2_000_000
-    moving = {"target": {"kind": "verified", "checker": "exact"}, "evaluate": {"answer_pattern": ".+"}}
+    graded = {"target": {"kind": "verified", "checker": "exact"}, "evaluate": {"answer_pattern": ".+"}}
     rft = {"name": "mine", "kind": "rft"}  # 10 tokens of iteration 0's sampling beside its own training
-    assert control_cost(run, recipe(controls=[rft], **moving), "mine").forward_tokens == 2_000_010
+    assert control_cost(run, recipe(controls=[rft], **graded), "mine").forward_tokens == 2_000_010
 
 
 def test_an_sft_stage_that_the_game_no_longer_starts_from(run: RunDir) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from zygote import Sabotage, Zygote, working
+from zygote import Sabotage, Zygote, begun, unnamed, working
 
 OWNERS = ("start", "iterations/000", "iterations/001", "continued-sft")
-EVALUATE = "sparring.evaluation.evaluate:Evaluator.evaluate"
 # every option that other scores or samples follow from
 OTHERS = [
     "evaluate.answer_pattern='[a-z]+'",
@@ -82,12 +81,12 @@ def test_what_is_scored_anew_is_as_if_it_had_been_asked_for_at_first(copy: Game,
 @pytest.mark.parametrize(
     ("sabotage", "back"),
     [
-        (Sabotage(EVALUATE, nth=2), False),
-        (Sabotage("shutil:rmtree", nth=2, args="evaluate"), True),
-        (Sabotage("sparring.stages.results:answer_showcase", nth=3), True),
-        (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), False),
-        (Sabotage("os:replace", args=r"000/evaluate\.partial .*evaluate$"), True),
-        (Sabotage("os:replace", args=r"run/summary\.json$"), False),
+        (begun("iterations/000/evaluate"), False),
+        (Sabotage("shutil:rmtree", args="iterations/000/evaluate$"), True),
+        (unnamed("iterations/001/evaluate.partial/showcase.json"), True),
+        (unnamed("iterations/000/evaluate"), False),
+        (unnamed("iterations/000/evaluate"), True),
+        (unnamed("run/summary.json"), False),
     ],
     ids=["scoring", "removing, then back", "showcase, then back", "before the rename", "before the rename, then back", "publishing"],
 )
@@ -99,7 +98,8 @@ def test_killed_while_it_is_scored_anew(copy: Game, fresh: Game, played: Game, s
     assert_same_outcome(copy.root, (played if back else fresh).root)
 
 
-def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) -> None:
+def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game, played: Game) -> None:
+    game.copy_stages(played, before="iterations/001/train")
     killed = game.run(sabotage=[working("iterations/001/train", 3)])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/001/train.partial").exists()
     result = game.run(*OTHERS)
@@ -108,9 +108,10 @@ def test_a_half_finished_run_is_scored_anew_on_its_way(game: Game, fresh: Game) 
     assert_same_outcome(game.root, fresh.root)
 
 
-def test_killed_while_it_is_scored_and_asked_for_other_scores(game: Game, fresh: Game) -> None:
+def test_killed_while_it_is_scored_and_asked_for_other_scores(game: Game, fresh: Game, played: Game) -> None:
     """What was begun for the old scores does not stand in the way of the new ones."""
-    killed = game.run(sabotage=[Sabotage("sparring.stages.results:answer_showcase", nth=2)])
+    game.copy_stages(played, before="iterations/000/evaluate")
+    killed = game.run(sabotage=[unnamed("iterations/000/evaluate.partial/showcase.json")])
     assert killed.code == -signal.SIGKILL and (game.root / "iterations/000/evaluate.partial/scores.json").exists()
     assert game.run(*OTHERS).code == 0
     assert_same_outcome(game.root, fresh.root)
@@ -164,9 +165,9 @@ def test_another_control_and_killed_on_the_way(copy: Game, tmp_path: Path, zygot
     for one in (
         Sabotage("shutil:rmtree", args="continued-sft/train"),
         working("continued-sft/train", 4),
-        Sabotage("os:replace", args=r"continued-sft/train\.partial .*train$"),
-        Sabotage("sparring.stages.results:score_player"),
-        Sabotage(EVALUATE),
+        unnamed("continued-sft/train"),
+        unnamed("continued-sft/measure.partial/logps.parquet"),
+        begun("continued-sft/evaluate"),
     ):
         assert copy.run("controls.lr=1e-4", sabotage=[one]).code == -signal.SIGKILL, one
     assert copy.run("controls.lr=1e-4").code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 from conftest import Game, write_rows
-from test_kill_and_resume import assert_same_outcome
-from zygote import Sabotage, Zygote, working
+from test_kill_and_resume import assert_same_outcome, metrics
+from zygote import Zygote, unnamed, working
 
 from sparring.config import DataSection, PairsSection, load_recipe
 from sparring.data.chat import Chat
@@ -40,10 +39,6 @@ def turns(row: dict[str, str]) -> dict[str, list[dict[str, str]]]:
     return {key: [{"role": roles[key], "content": text}] for key, text in row.items()}
 
 
-def metrics(root: Path, stage: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / stage / "metrics.jsonl").read_text().splitlines()]
-
-
 # --- TRL
 
 
@@ -55,9 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     (game.folder / "template.jinja").write_text(TEMPLATE)
     dpo = {**DPO, "epochs": STEPS * BATCH / PAIRS, "lr": LR, "beta": BETA}
     game.write(model__chat_template="template.jinja", sft=None, iterations=1, controls=dpo, train__optimizer="adamw", train__warmup=0.0)
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    return game.play()
 
 
 def trl_losses(model: Path, rows: list[dict[str, Any]], folder: Path) -> list[float]:
@@ -112,7 +105,7 @@ def test_the_losses_are_trls(trained: Game, tmp_path: Path) -> None:
     prompts = {chat.prompt_ids(turns(row)["prompt"]): turns(row) for row in pairs()}  # type: ignore[arg-type]
     duels = read_pairs(trained.root / "dpo/pairs/pairs.parquet")
     rows = [prompts[duels[index].prompt_ids] for step in range(STEPS) for index in plan.batch(step)]
-    ours = [row["loss"] for row in metrics(trained.root, "dpo/train")]
+    ours = [row["loss"] for row in metrics(trained.root / "dpo/train")]
     theirs = trl_losses(trained.root / "base" / "model", rows, tmp_path)
     assert len(ours) == len(theirs) == STEPS and ours[0] == pytest.approx(0.6931472, abs=1e-6) and ours[-1] < 0.6
     assert ours == pytest.approx(theirs, abs=1e-4)
@@ -134,9 +127,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     write_rows(game.folder / "pairs.jsonl", pairs())
     equal = {key: value for key, value in DPO.items() if key != "epochs"}
     game.write(controls=["continued-sft", equal, {**equal, "start": "best", "epochs": 1}, {"name": "half-epoch", "epochs": 0.5}])
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    return game.play()
 
 
 def test_every_control_stands_beside_the_game(both: Game) -> None:
@@ -151,7 +142,7 @@ def test_every_control_stands_beside_the_game(both: Game) -> None:
     ]
     for one in summary["controls"]:
         assert one["scores"] == both.json(f"{one['stage']}/evaluate/scores.json")
-    assert {row["stage"] for row in map(json.loads, (both.root / "metrics.jsonl").read_text().splitlines()) if "stage" in row} == {
+    assert {row["stage"] for row in metrics(both.root) if "stage" in row} == {
         "sft",
         *(f"{one['stage']}/train" for one in summary["controls"]),
     }
@@ -196,7 +187,7 @@ def test_what_trackers_are_sent_of_every_control(both: Game) -> None:
     assert [series[name][0].step for name in ("continued-sft", "dpo", "spin-dpo", "half-epoch")] == [7, 7, (13, 25)[best], 7]
     for name, found in series.items():
         if name != "game":
-            assert len(found) == len(metrics(both.root, f"{name}/train")) and "scores/nll_per_token" in found[-1].values
+            assert len(found) == len(metrics(both.root / f"{name}/train")) and "scores/nll_per_token" in found[-1].values
             assert ("dpo/margin" in found[0].values, "sft/loss" in found[0].values) == (name.endswith("dpo"), not name.endswith("dpo"))
 
 
@@ -205,7 +196,7 @@ def test_dpo_starts_from_its_reference(both: Game) -> None:
     best = both.json("summary.json")["best"]["iteration"]
     played = both.json("iterations/000/train/done.json")["inputs"]["opponent"]
     for name, reference in (("dpo", played), ("spin-dpo", None)):
-        first, done = metrics(both.root, f"{name}/train")[0], both.json(f"{name}/train/done.json")
+        first, done = metrics(both.root / f"{name}/train")[0], both.json(f"{name}/train/done.json")
         assert first["margin"] == 0 and first["loss"] == pytest.approx(0.6931472, abs=1e-6)
         assert done["inputs"]["reference"] == (reference or both.json(f"iterations/00{best}/measure/done.json")["inputs"]["model"])
         assert done["inputs"]["reference"] == both.json(f"{name}/measure/done.json")["inputs"]["opponent"]
@@ -252,31 +243,33 @@ def test_bad_pairs_stop_the_run_before_it_plays(game: Game) -> None:
 # --- kills
 
 KILLS = {
-    "pairs written, not committed": Sabotage("os:replace", args=r"dpo/pairs\.partial .*pairs$"),
-    "in the reference's log-probs": working("dpo/score", 1),
-    "in training": working("dpo/train", 3),
-    "trained, not committed": Sabotage("os:replace", args=r"dpo/train\.partial .*train$"),
-    "in measuring": Sabotage("sparring.stages.results:score_player", nth=1 + 2 + 2),
+    "pairs written, not committed": ("dpo/pairs", unnamed("dpo/pairs")),
+    "in the reference's log-probs": ("dpo/score", working("dpo/score", 1)),
+    "in training": ("dpo/train", working("dpo/train", 3)),
+    "trained, not committed": ("dpo/train", unnamed("dpo/train")),
+    "in measuring": ("dpo/measure", unnamed("dpo/measure.partial/logps.parquet")),
 }
 QUICK = {"sft": None, "iterations": 1, "controls": {**DPO, "epochs": 2}, "showcase": []}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
-    return quick(tmp_path_factory.mktemp("whole"), zygote)
+    game = quick(tmp_path_factory.mktemp("whole"), zygote)
+    return game.play()
 
 
-def quick(folder: Path, zygote: Zygote, sabotage: Sabotage | None = None) -> Game:
-    game = Game(folder / "game", zygote, {})
+def quick(folder: Path, zygote: Zygote) -> Game:
+    game = Game(folder / "game", zygote, QUICK)
     write_rows(game.folder / "pairs.jsonl", pairs())
-    game.write(**QUICK)
-    if sabotage is not None:
-        assert game.run(sabotage=[sabotage]).code == -signal.SIGKILL
-    result = game.run()
-    assert result.code == 0, result.err
     return game
 
 
 @pytest.mark.parametrize("place", KILLS)
 def test_killed_and_resumed_is_as_if_never_killed(place: str, whole: Game, tmp_path: Path, zygote: Zygote) -> None:
-    assert_same_outcome(quick(tmp_path, zygote, KILLS[place]).root, whole.root)
+    stage, kill = KILLS[place]
+    game = quick(tmp_path, zygote)
+    game.copy_stages(whole, before=stage)
+    assert game.run(sabotage=[kill]).code == -signal.SIGKILL
+    result = game.run()
+    assert result.code == 0, result.err
+    assert_same_outcome(game.root, whole.root)

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from conftest import Game
 from judging import JudgeServer, write_questions
-from zygote import Sabotage
+from zygote import ADVANCE, Sabotage, begun
 
 CHOICE = {
     "task": "letters",
@@ -137,7 +137,7 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
     """Every player of the game is played through them without any training; they stand in the summary, and go with the option."""
     needs_harness()
     before = copy.state()
-    killed = copy.run(BENCHMARKS, sabotage=[Sabotage("sparring.stages.results:run_benchmarks", nth=3)])
+    killed = copy.run(BENCHMARKS, sabotage=[begun("iterations/001/benchmarks")])
     assert killed.code == -9, killed.err
     result = copy.run(BENCHMARKS)
     assert result.code == 0, result.err
@@ -252,10 +252,10 @@ def test_names_are_no_markup(copy: Game, server: JudgeServer) -> None:
 
 
 def test_a_killed_judging_goes_on(copy: Game, server: JudgeServer) -> None:
-    sabotage = Sabotage("sparring.evaluation.judge:_append", nth=4, when="after")
+    stored = Sabotage(ADVANCE, args=" 3/6 judgments$")  # the fourth is in the file, and not counted yet
     questions = str(write_questions(copy.folder))
     given = ["--judge", server.url, "--judge-model", "judge", "--questions", questions, "--player", "start", "--max-new-tokens", "3"]
-    assert copy.command("judge", "run", *given, "--concurrency", "1", sabotage=[sabotage]).code == -9
+    assert copy.command("judge", "run", *given, "--concurrency", "1", sabotage=[stored]).code == -9
     asked = len(server.bodies)
     assert copy.command("judge", "run", *given).code == 0
     assert len(server.bodies) - asked == 2

@@ -66,8 +66,8 @@ def test_the_recipe_loads_for_every_shape(name: str, zygote: Zygote, tmp_path: P
     assert "sparring plan recipe.yaml" in result.out and "sparring run recipe.yaml" in result.out
     switched_on = tmp_path / "on.yaml"
     switched_on.write_text(uncommented(text))
-    moving = load_recipe(switched_on)
-    assert (moving.target.kind, moving.objective.beta, recipe.objective.beta) == ("verified", 0.5, 1.0)
+    verified = load_recipe(switched_on)
+    assert (verified.target.kind, verified.objective.beta, recipe.objective.beta) == ("verified", 0.5, 1.0)
 
 
 def test_the_recipe_plays(zygote: Zygote, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import torch
 import yaml
 from conftest import Game
 from safetensors.torch import load_file
-from zygote import Result, Running, Sabotage, Zygote, working
+from zygote import Result, Running, Sabotage, Zygote, environments_of_ranks, free_port, working
 
 from sparring import launch as launching
 from sparring import locks
@@ -48,22 +48,11 @@ TWO_RANKS = ["launcher.kind=accelerate", "launcher.processes=2", "launcher.cpu=t
 TRAIN, SCORE, MEASURE = "iterations/000/train", "iterations/000/score", "iterations/000/measure"
 
 
-def free_port() -> int:
-    """A port that is free, as the next one is."""
-    while True:
-        with socket.socket() as probe, socket.socket() as following, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", 0))
-            following.bind(("127.0.0.1", probe.getsockname()[1] + 1))
-            return probe.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A game of one iteration, played in one process."""
     game = Game(tmp_path_factory.mktemp("inline") / "game", zygote, ONE_ITERATION)
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    return game.play()
 
 
 @pytest.fixture
@@ -93,14 +82,11 @@ def ranks(
     **more: dict[int, Any],
 ) -> list[Running]:
     """`sparring stage` by hand in several processes, named as torchrun names them."""
-    port = str(free_port())
     started = []
-    for rank in range(count):
-        names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        names |= {"ACCELERATE_USE_CPU": "true", **(environment or {})}
+    for rank, names in enumerate(environments_of_ranks(count)):
         own = {name: value[rank] for name, value in more.items() if rank in value}
         arguments = ["stage", "recipe.yaml", stage, *TWO_RANKS, *(overrides or {}).get(rank, [])]
-        started.append(game.zygote.start(arguments, game.folder, environment=names, **own))
+        started.append(game.zygote.start(arguments, game.folder, environment=names | (environment or {}), **own))
     return started
 
 
@@ -265,7 +251,7 @@ def test_other_engines_draw_before_the_ranks_start(begun: Game, inline: Game, mo
     assert_same_measurements(begun, inline, "start")
 
 
-# --- by accelerate
+# --- by accelerate: here on two machines; tests/test_target_games.py has it on one
 
 
 def children(running: Running, words: str) -> list[psutil.Process]:
@@ -295,21 +281,6 @@ def with_a_file(game: Game) -> list[str]:
         encoding="utf-8",
     )
     return ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
-
-
-def test_accelerate_starts_the_ranks_and_one_is_killed(scored: Game) -> None:
-    launcher = with_a_file(scored)
-    running = scored.start("train.epochs=12", *launcher)
-    running.wait_for(in_training(scored))
-    os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
-    killed = running.wait()
-    assert killed.code == 1 and "a rank was killed or failed" in killed.err and "resume with" in killed.err
-    assert not children_of_system("sparring stage", scored.root), "the other rank was ended"
-    result = scored.run("train.epochs=12", *launcher)
-    assert result.code == 0, result.err
-    facts = scored.json(f"{TRAIN}/done.json")["facts"]
-    assert facts["ranks"] == 2 and "resuming at step" in result.err and "Fsdp2Shards" in result.err
-    assert scored.json("summary.json")["stop_reason"]
 
 
 def children_of_system(words: str, root: Path) -> list[psutil.Process]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Game
-from zygote import Sabotage, working
+from zygote import working, written
 
 from sparring.live import watch as watching
 from sparring.live.state import ProcessState, read_state
@@ -148,7 +148,7 @@ def test_a_killed_run_and_how_it_goes_on(game: Game) -> None:
 
 
 def test_killed_while_it_sampled(game: Game) -> None:
-    killed = game.run(sabotage=[Sabotage("sparring.data.tables:write_table", nth=2, args="000/generate", when="after")])
+    killed = game.run(sabotage=[written("000/generate.partial/shard-.*", nth=2)])
     assert killed.code == -9
     assert "with iterations/000/generate, from its first 32 replies" in game.command("status", "run").out
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import Game, rows, write_rows
-from zygote import Result, Sabotage, Zygote, working
+from zygote import Result, Zygote, working
 
 from sparring.config import load_recipe
 from sparring.data.records import Triplet
@@ -29,11 +29,12 @@ from sparring.stage_names import stages_of_game
 LORA = {"train__lora": {"rank": 4, "alpha": 8.0}, "train__lr": 2e-2}
 # Twelve rows, eight to train on: two steps in iteration 0, four in iteration 1, whose window is two iterations, a checkpoint after each.
 SMALL = {"data__held_out": 4, "sft": None, "sampling__max_new_tokens": 4, "train__checkpoint_every": 1, "showcase": [], "controls": None}
-OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any], Sabotage]] = {
-    "space": ({"loss": "space", "nll_weight": [0.0, 0.5]}, {}, working("iterations/001/train", 2)),
-    "t-spin": ({"loss": "t-spin", "history_weight": 0.5}, {"controls": {"batch_size": 4}}, working("iterations/001/train", 2)),
+# and the stage in which the game is killed, when so many of its steps are finished
+OBJECTIVES: dict[str, tuple[dict[str, Any], dict[str, Any], tuple[str, int]]] = {
+    "space": ({"loss": "space", "nll_weight": [0.0, 0.5]}, {}, ("iterations/001/train", 2)),
+    "t-spin": ({"loss": "t-spin", "history_weight": 0.5}, {"controls": {"batch_size": 4}}, ("iterations/001/train", 2)),
     # killed while the second half of the newest duels is scored under the start
-    "alpha-spin": ({"loss": "alpha-spin", "alpha": 0.5}, LORA, working("iterations/001/score-start", 1)),
+    "alpha-spin": ({"loss": "alpha-spin", "alpha": 0.5}, LORA, ("iterations/001/score-start", 1)),
 }
 
 
@@ -54,9 +55,11 @@ def small_game(folder: Path, zygote: Zygote, objective: dict[str, Any], **change
 
 
 def play(folder: Path, zygote: Zygote, name: str) -> Played:
-    objective, changes, kill = OBJECTIVES[name]
+    objective, changes, (stage, done) = OBJECTIVES[name]
     game, killed = (small_game(folder / part, zygote, objective, **changes) for part in ("whole", "killed"))
-    return Played(game, game.run(), killed, [killed.run(sabotage=[kill]), killed.run()])
+    result = game.run()
+    killed.copy_stages(game, before=stage)
+    return Played(game, result, killed, [killed.run(sabotage=[working(stage, done)]), killed.run()])
 
 
 @pytest.fixture(scope="module")

@@ -62,18 +62,28 @@ def test_state_of_a_run_that_was_killed(name: str, how: str, killed: Game) -> No
     good = found.read_bytes()
     damage(found, how)
     sane(killed.command("status", "run"))
-    result = killed.run()
+    to_its_end = ("iterations=1", "controls=null")
+    result = killed.run(*to_its_end)
     sane(result)
     if result.code == 2:
         assert found.name in result.err or "was made from other inputs" in result.err, result.err
         found.write_bytes(good)
-        sane(killed.run(), (0,))
+        sane(killed.run(*to_its_end), (0,))
+
+
+@pytest.fixture(scope="module")
+def killed_in_training(tmp_path_factory: pytest.TempPathFactory, played: Game) -> Game:
+    """A game in the middle of training, with a checkpoint. Only to be copied."""
+    game = Game(tmp_path_factory.mktemp("killed") / "game", played.zygote, {})
+    game.copy_stages(played, before="iterations/000/train")
+    assert game.run(sabotage=[working("iterations/000/train", 4)]).code == -9
+    return game
 
 
 @pytest.fixture
-def killed(game: Game) -> Game:
-    """In the middle of training, with a checkpoint."""
-    assert game.run(sabotage=[working("iterations/000/train", 4)]).code == -9
+def killed(game: Game, killed_in_training: Game) -> Game:
+    """A copy of it."""
+    shutil.copytree(killed_in_training.root, game.root, symlinks=True)
     return game
 
 
@@ -227,21 +237,23 @@ def test_a_read_only_file_system(locked: Callable[[str], None], game: Game, play
     sane(game.command("report", "run"), (2,))
 
 
-@pytest.mark.parametrize("stages", [0, 3, 8, 12])
-def test_readers_during_a_run(stages: int, game: Game, played: Game) -> None:
+def test_readers_during_a_run(game: Game, played: Game) -> None:
     """Whatever is there or not there yet, they show it or say what is missing; and the run is what it is without them."""
-    running = game.start()
-    running.wait_for(lambda: game.root.exists() and game.finished_stages() >= stages)
-    os.kill(running.pid, signal.SIGSTOP)  # so that they see it in the middle, however slow they are
-    try:
-        for command in LOOKS:
-            if command[0] != "watch":  # which lasts as long as the run
-                sane(game.command(*command))
-        watching = game.zygote.start(["watch", "run"], game.folder)
-    finally:
-        os.kill(running.pid, signal.SIGCONT)
+    running, watching = game.start(), []
+    for stages in (0, 3, 8, 12):
+        running.wait_for(lambda stages=stages: game.root.exists() and game.finished_stages() >= stages)
+        os.kill(running.pid, signal.SIGSTOP)  # so that they see it in the middle, however slow they are
+        try:
+            for command in LOOKS:
+                if command[0] != "watch":  # which lasts as long as the run
+                    sane(game.command(*command))
+            watching.append(game.zygote.start(["watch", "run"], game.folder))
+        finally:
+            os.kill(running.pid, signal.SIGCONT)
+        shutil.rmtree(game.folder / "out", ignore_errors=True)
     sane(running.wait(), (0,))
-    sane(watching.wait())
+    for watch in watching:
+        sane(watch.wait())
     assert_same_outcome(game.root, played.root)
 
 
@@ -256,11 +268,10 @@ def test_killed_while_the_report_is_drawn(function: str, game: Game) -> None:
     assert "<html" in (game.root / "report.html").read_text()
 
 
-@pytest.mark.parametrize("nth", [1, 3, 6])
-def test_killed_while_stages_are_deleted(nth: int, copy: Game, played: Game) -> None:
-    assert (
-        copy.run("--restart-from", "iterations/000/train", sabotage=[Sabotage("shutil:rmtree", nth=nth, args="iterations|sft")]).code == -9
-    )
+@pytest.mark.parametrize("stage", ["continued-sft/evaluate", "iterations/001/train"])
+def test_killed_while_stages_are_deleted(stage: str, copy: Game, played: Game) -> None:
+    """The last one goes first."""
+    assert copy.run("--restart-from", "iterations/000/train", sabotage=[Sabotage("shutil:rmtree", args=f"{stage}$")]).code == -9
     sane(copy.run(), (0,))
     assert_same_outcome(copy.root, played.root)
 
@@ -289,10 +300,11 @@ main()
 """
 
 
-@pytest.mark.parametrize(("at", "step"), [(1, 0), (4, 3), (6 + 6, 5), (12 + 9, 8)], ids=["sft, first", "sft", "iteration 0", "iteration 1"])
-def test_no_number_at_a_step(at: int, step: int, game: Game, played: Game) -> None:
+@pytest.mark.parametrize(("stage", "step"), [("sft", 0), ("sft", 3), ("iterations/000/train", 5), ("iterations/001/train", 8)])
+def test_no_number_at_a_step(stage: str, step: int, game: Game, played: Game) -> None:
     """The weights are no numbers from one step on: it ends before the update, and the same command goes on from the last good step."""
-    result = game.command("run", "recipe.yaml", python=NO_NUMBER.format(at=at))
+    game.copy_stages(played, before=stage)
+    result = game.command("run", "recipe.yaml", python=NO_NUMBER.format(at=step + 1))
     sane(result, (2,))
     assert f"step {step}" in result.err and "lr" in result.err, result.err
     sane(game.run(), (0,))
@@ -328,7 +340,7 @@ main()
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4.0}], ids=["whole", "adapters"])
 def test_all_replies_are_one(token: int, kind: str, lora: dict[str, Any] | None, game: Game) -> None:
     """Nothing at all, or the same letter until they are cut: played to the end, counted, and said."""
-    game.write(train__lora=lora, report=True)
+    game.write(train__lora=lora, iterations=1, report=True)
     result = game.command("run", "recipe.yaml", python=SAY.format(token=token))
     sane(result, (0,))
     assert f"24 duels, 48 replies, 48 replies {kind}" in result.err, result.err

@@ -21,8 +21,8 @@ UNANSWERED = {f"add {a} {b}" for a in range(6, 10) for b in range(6)}
 
 
 @pytest.fixture(scope="module")
-def folder(moving: Game) -> Path:
-    return pushed(moving)
+def folder(majority_game: Game) -> Path:
+    return pushed(majority_game)
 
 
 def pushed(game: Game) -> Path:
@@ -50,15 +50,16 @@ def said(row: dict[str, Any], side: str) -> str:
 # --- the data
 
 
-def test_the_rows_are_the_pairs_that_the_game_counted(folder: Path, moving: Game) -> None:
+def test_the_rows_are_the_pairs_that_the_game_counted(folder: Path, majority_game: Game) -> None:
     """The window of iteration 0 holds its own replies alone."""
-    assert len(rows_of(folder, "preference", 0)) == moving.json("summary.json")["iterations"][0]["counts"]["pairs"]
+    assert len(rows_of(folder, "preference", 0)) == majority_game.json("summary.json")["iterations"][0]["counts"]["pairs"]
 
 
-def test_winners_have_the_leading_answer_and_losers_another_or_none(folder: Path, moving: Game) -> None:
+def test_winners_have_the_leading_answer_and_losers_another_or_none(folder: Path, majority_game: Game) -> None:
     for t in (0, 1):
-        grades = read_rows(moving.root / f"iterations/{t:03d}/grade")
-        cut = {(r["row_id"], r["replica"]) for r in read_rows(moving.root / f"iterations/{t:03d}/generate") if r["finish_reason"] != "stop"}
+        grades = read_rows(majority_game.root / f"iterations/{t:03d}/grade")
+        replies = read_rows(majority_game.root / f"iterations/{t:03d}/generate")
+        cut = {(row["row_id"], row["replica"]) for row in replies if row["finish_reason"] != "stop"}
         for row in rows_of(folder, "preference", t):
             own = [grade for grade in grades if grade["row_id"] == row["row_id"] and grade["replica"] >= 0]
             votes = Counter(grade["answer"] for grade in own if grade["answer"] and (grade["row_id"], grade["replica"]) not in cut)
@@ -103,9 +104,9 @@ def test_both_shapes_load_by_their_card(folder: Path, tmp_path: Path) -> None:
     assert spin.column_names == ["real", "generated"] and len(spin) == 28 * 4
 
 
-def test_likelihood_of_winners_has_pairs_that_would_have_met(filtered: Game) -> None:
-    folder = pushed(filtered)
-    grades = {(row["row_id"], row["text"]): row for row in read_rows(filtered.root / "iterations/000/grade")}
+def test_likelihood_of_winners_has_pairs_that_would_have_met(verified_game: Game) -> None:
+    folder = pushed(verified_game)
+    grades = {(row["row_id"], row["text"]): row for row in read_rows(verified_game.root / "iterations/000/grade")}
     for row in rows_of(folder, "preference", 0):
         assert row["chosen_by"] == "human" or grades[row["row_id"], said(row, "chosen")]["score"] == 1.0
         assert row["rejected_score"] == 0.0 or row["finish_reason"] == "length"
@@ -151,13 +152,13 @@ def test_the_model_card_says_what_won(folder: Path) -> None:
     assert "learned to distinguish human replies" not in text and "| pass_at_4 | 8 |" in text
 
 
-def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game) -> None:
-    recipe = load_recipe(moving.root / "recipe.yaml", ["target.human=never"])
+def test_a_game_without_further_prompts_says_that_all_have_a_reply(majority_game: Game) -> None:
+    recipe = load_recipe(majority_game.root / "recipe.yaml", ["target.human=never"])
     assert "Every prompt had a human reply" in how_learned(recipe, 0)
     counts = {0: dict.fromkeys(("prompts", "unanswered", "rows", "chosen_human", "truncated"), 7)}
     assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in pairs_body(recipe, counts, 0)
     assert "Winners are human replies" in how_learned(
-        load_recipe(moving.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
+        load_recipe(majority_game.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
     )
 
 
@@ -165,30 +166,30 @@ def test_a_game_without_further_prompts_says_that_all_have_a_reply(moving: Game)
     ("player", "change", "learned"),
     [("0", "seed=0", True), ("rft", "seed=0", True), ("continued-sft", "seed=0", False), ("rft", "data.prompts.answer=null", False)],
 )
-def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, change: str, learned: bool, moving: Game) -> None:
+def test_the_card_names_the_prompts_that_the_player_learned_from(player: str, change: str, learned: bool, majority_game: Game) -> None:
     """RFT learns from its replies to them as well, where the checker knows their answers."""
     sources = ["data.path=me/rows", "data.prompts.path=me/prompts", "controls=[continued-sft, rft]"]
-    recipe = load_recipe(moving.root / "recipe.yaml", [*sources, change])
-    text = model_card(recipe, moving.json("summary.json"), player, About.of(recipe))
+    recipe = load_recipe(majority_game.root / "recipe.yaml", [*sources, change])
+    text = model_card(recipe, majority_game.json("summary.json"), player, About.of(recipe))
     assert ("`me/rows` and prompts of `me/prompts`, which have no replies" in text) == learned
     assert ModelCard(text).data.datasets == (["me/rows", "me/prompts"] if learned else ["me/rows"])
 
 
 @pytest.mark.parametrize(("prompts", "named"), [("mit", "mit"), ("cc-by-4.0", None), (None, None)])
-def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, moving: Game, tmp_path: Path) -> None:
+def test_a_data_set_of_two_licences_names_none(prompts: str | None, named: str | None, majority_game: Game, tmp_path: Path) -> None:
     options = ["--data-licence", "mit", *(["--prompts-licence", prompts] if prompts else [])]
-    result = moving.command("push", "run", "--dataset-repo", "me/replies", "--dry-run", tmp_path / "out", *options)
+    result = majority_game.command("push", "run", "--dataset-repo", "me/replies", "--dry-run", tmp_path / "out", *options)
     assert result.code == 0, result.err
     card = DatasetCard.load(tmp_path / "out/data/README.md")
     assert card.data.license == named
     assert ("No licence is named for the whole data set" in card.text) == ("names no licence" in result.err) == (named is None)
 
 
-def test_folders_of_prompts_and_checkers_are_hidden(moving: Game) -> None:
+def test_folders_of_prompts_and_checkers_are_hidden(majority_game: Game) -> None:
     changes = [
         "data.prompts.path=/home/anna/prompts.jsonl",
         "target={kind: verified, checker: random, random_like: '/home/anna/rules.py:check'}",
         "evaluate.answer_pattern='[0-9]+'",
     ]
-    text = yaml.safe_dump(public(load_recipe(moving.root / "recipe.yaml", changes)))
+    text = yaml.safe_dump(public(load_recipe(majority_game.root / "recipe.yaml", changes)))
     assert "anna" not in text and "path: prompts.jsonl" in text and "random_like: rules.py:check" in text

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -20,16 +21,15 @@ from conftest import Game, write_rows
 from safetensors.torch import load_file
 from test_bad_input import refused
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from test_launching import TWO_RANKS, WEIGHTS, ranks, results
+from test_launching import WEIGHTS, children, children_of_system, in_training, ranks, results, with_a_file
 from torch.testing import assert_close
-from zygote import ADVANCE, Sabotage, Zygote, working
+from zygote import Zygote, begun, committed, unnamed, working, written
 
 from sparring.config import load_recipe
 from sparring.data.tables import read_rows
 from sparring.stage_names import stages_of_game
 from sparring.targets.select import OUTCOMES
 
-REPLACE = "os:replace"
 ROWS = [{"prompt": f"pick {chr(97 + n)}", "completion": f"so {n % 3}"} for n in range(16)]
 MORE = [{"prompt": f"pick {chr(65 + n)}", "gold": n % 3} for n in range(8)]
 # Twelve rows and eight prompts: 20 prompts with 4 replies each; after the SFT most replies are like "so 2", and a fifth are right.
@@ -61,15 +61,13 @@ def game_in(folder: Path, zygote: Zygote, **changes: Any) -> Game:
 def majority(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A game that nobody has stopped. Only to be read."""
     game = game_in(tmp_path_factory.mktemp("majority") / "game", zygote)
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    return game.play()
 
 
 Begin = Callable[..., Game]
 
 
-def begun(folder: Path, majority: Game, changes: dict[str, Any]) -> Game:
+def with_start(folder: Path, majority: Game, changes: dict[str, Any]) -> Game:
     """A game with these changes, before its first iteration."""
     game = game_in(folder, majority.zygote, **changes)
     for stage in START:
@@ -79,7 +77,7 @@ def begun(folder: Path, majority: Game, changes: dict[str, Any]) -> Game:
 
 @pytest.fixture
 def begin(tmp_path: Path, majority: Game) -> Begin:
-    return lambda **changes: begun(tmp_path / "game", majority, changes)
+    return lambda **changes: with_start(tmp_path / "game", majority, changes)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +85,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, majority: Game) -> Callable[
     """Other games, each played when it is first asked for. Only to be read."""
 
     def play(name: str) -> Game:
-        game = begun(tmp_path_factory.mktemp("whole") / "game", majority, GAMES[name])
+        game = with_start(tmp_path_factory.mktemp("whole") / "game", majority, GAMES[name])
         result = game.run()
         assert result.code == 0, result.err
         return game
@@ -216,17 +214,19 @@ def test_only_what_a_checker_passed_wins(whole: Callable[[str], Game]) -> None:
 # ---------------------------------------------------------------------------------------------- kills
 
 KILLS = {
-    "grading": Sabotage("sparring.stages.grade:run_shards", nth=2),
-    "grades written, not committed": Sabotage(REPLACE, args=r"000/grade\.partial .*grade$"),
-    "between grading and scoring": Sabotage("sparring.selfplay:train", nth=2),
-    "training": working("iterations/001/train", 2),
+    "grading": ("iterations/001/grade", begun("iterations/001/grade")),
+    "grades written, not committed": ("iterations/000/grade", unnamed("iterations/000/grade")),
+    "between grading and scoring": ("iterations/001/grade", committed("iterations/001/grade")),
+    "training": ("iterations/001/train", working("iterations/001/train", 2)),
 }
 
 
 @pytest.mark.parametrize("place", KILLS)
-def test_killed_and_resumed_is_as_if_never_killed(place: str, begin: Begin, majority: Game) -> None:
-    game = begin()
-    assert game.run(sabotage=[KILLS[place]]).code == -signal.SIGKILL
+def test_killed_and_resumed_is_as_if_never_killed(place: str, tmp_path: Path, majority: Game) -> None:
+    stage, kill = KILLS[place]
+    game = game_in(tmp_path / "game", majority.zygote)
+    game.copy_stages(majority, before=stage)
+    assert game.run(sabotage=[kill]).code == -signal.SIGKILL
     kept = game.state()
     result = game.run()
     assert result.code == 0 and kept.items() <= game.state().items(), result.err
@@ -235,34 +235,37 @@ def test_killed_and_resumed_is_as_if_never_killed(place: str, begin: Begin, majo
 
 
 @pytest.mark.parametrize(
-    ("name", "kill"),
+    ("name", "stage", "done"),
     [
-        ("verified", working("iterations/000/train", 2)),
-        ("verified, lora", working("iterations/001/train", 2)),
-        ("alpha-spin", working("iterations/001/score-start", 1)),
-        ("majority, sft, lora", working("iterations/000/train", 2)),
+        ("verified", "iterations/000/train", 2),
+        ("verified, lora", "iterations/001/train", 2),
+        ("alpha-spin", "iterations/001/score-start", 1),
+        ("majority, sft, lora", "iterations/000/train", 2),
     ],
 )
-def test_other_games_killed(name: str, kill: Sabotage, begin: Begin, whole: Callable[[str], Game]) -> None:
-    game = begin(**GAMES[name])
-    assert game.run(sabotage=[kill]).code == -signal.SIGKILL
+def test_other_games_killed(name: str, stage: str, done: int, tmp_path: Path, whole: Callable[[str], Game]) -> None:
+    game = game_in(tmp_path / "game", whole(name).zygote, **GAMES[name])
+    game.copy_stages(whole(name), before=stage)
+    assert game.run(sabotage=[working(stage, done)]).code == -signal.SIGKILL
     assert game.run().code == 0
     assert weights(game) == weights(whole(name))
 
 
 # Stages that only some games have; each has a checkpoint, or a shard, to go on from
 LATE_KILLS = {
-    "short SFT of the headroom": working("probe/train", 2),
-    "headroom, between two temperatures": Sabotage(ADVANCE, nth=2, args="^start/headroom 0/"),
-    "headroom, sampled and not written": Sabotage("sparring.headroom:write_json", args="headroom"),
-    "rejection-sampling fine-tuning": working("rft/train", 3),
+    "short SFT of the headroom": ("probe/train", working("probe/train", 2)),
+    "headroom, between two temperatures": ("start/headroom", written(r"start/headroom\.partial/replies/shard-.*")),
+    "headroom, sampled and not written": ("start/headroom", unnamed(r"start/headroom\.partial/headroom\.json")),
+    "rejection-sampling fine-tuning": ("rft/train", working("rft/train", 3)),
 }
 
 
 @pytest.mark.parametrize("place", LATE_KILLS)
-def test_headroom_and_rft_killed_and_resumed(place: str, begin: Begin, whole: Callable[[str], Game]) -> None:
-    game = begin(**GAMES[HEADROOM])
-    assert game.run(sabotage=[LATE_KILLS[place]]).code == -signal.SIGKILL
+def test_headroom_and_rft_killed_and_resumed(place: str, tmp_path: Path, whole: Callable[[str], Game]) -> None:
+    stage, kill = LATE_KILLS[place]
+    game = game_in(tmp_path / "game", whole(HEADROOM).zygote, **GAMES[HEADROOM])
+    game.copy_stages(whole(HEADROOM), before=stage)
+    assert game.run(sabotage=[kill]).code == -signal.SIGKILL
     kept = game.state()
     result = game.run()
     assert result.code == 0 and kept.items() <= game.state().items(), result.err
@@ -367,14 +370,27 @@ def test_two_ranks(copy: Game, majority: Game) -> None:
     assert facts(copy, "iterations/001/train")["counts"] == facts(majority, "iterations/001/train")["counts"]
 
 
-def test_accelerate_starts_two_ranks(begin: Begin, majority: Game) -> None:
-    """The stages of an iteration under `accelerate launch`: graded, selected and trained as by one process, to rounding."""
-    game = begin(**ONE)
-    result = game.run(*TWO_RANKS)
+def test_accelerate_starts_the_ranks_and_one_is_killed(tmp_path: Path, majority: Game) -> None:
+    """An iteration on two ranks that share the model: graded, selected and trained as by one process, to rounding."""
+    longer = {**ONE, "train__epochs": 12, "train__lr": 1e-4}
+    inline, game = (game_in(tmp_path / name, majority.zygote, **longer) for name in ("inline", "launched"))
+    for one in (inline, game):
+        one.copy_stages(majority, before="iterations/000/train")
+    assert inline.run().code == 0
+    shutil.rmtree(game.root / "iterations/000/grade")
+    launcher = with_a_file(game)
+    running = game.start(*launcher)
+    running.wait_for(in_training(game))
+    os.kill(children(running, "sparring stage")[1].pid, signal.SIGKILL)
+    killed = running.wait()
+    assert killed.code == 1 and "a rank was killed or failed" in killed.err and "resume with" in killed.err
+    assert not children_of_system("sparring stage", game.root), "the other rank was ended"
+    result = game.run(*launcher)
     assert result.code == 0, result.err
-    assert facts(game, "iterations/000/train")["ranks"] == 2
+    assert facts(game, "iterations/000/train")["ranks"] == 2 and "resuming at step" in result.err and "Fsdp2Shards" in result.err
+    assert game.json("summary.json")["stop_reason"]
     assert read_rows(game.root / "iterations/000/grade") == read_rows(majority.root / "iterations/000/grade")
-    ours, theirs = (load_file(one.root / "iterations/000/train/model/model.safetensors") for one in (game, majority))
+    ours, theirs = (load_file(one.root / "iterations/000/train/model/model.safetensors") for one in (game, inline))
     for name, tensor in theirs.items():
         assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
 

@@ -4,12 +4,15 @@ Starting Python with torch costs seconds, a fork milliseconds, so that a game ca
 never computes anything; a child is the same as a fresh process that has just imported sparring. Run as a script: JSON lines in, JSON
 lines out. `Zygote` is the client.
 
-A child may be sabotaged: at the n-th call of a named function whose arguments match, it is killed, meets a full disk, and so on. That is
-how kills are deterministic. Most come at events of a stage: `working`, `committed`.
+A child may be sabotaged: at a call of a named function whose arguments match, it is killed, meets a full disk, and so on. That is how
+kills are deterministic. Most come at events that a person could see, whatever the code is called: a unit of a stage's work is finished
+(`working`), a file or a folder of the run directory gets its name (`written`, `unnamed`), a stage begins or is finished (`begun`,
+`committed`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import importlib
@@ -18,6 +21,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +29,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +56,7 @@ class Sabotage:
     forever: bool = False
 
 
-ADVANCE = "sparring.progress:PhaseProgress.advance"
+ADVANCE, REPLACE = "sparring.progress:PhaseProgress.advance", "os:replace"
 
 
 def working(stage: str, done: int, do: str = "kill") -> Sabotage:
@@ -60,9 +64,24 @@ def working(stage: str, done: int, do: str = "kill") -> Sabotage:
     return Sabotage(ADVANCE, args=rf"^{stage} {done}/", do=do)
 
 
+def written(path: str, nth: int = 1) -> Sabotage:
+    """As soon as a file or a folder has its final name, which ends with the pattern `path`: a shard, a checkpoint's last file, a stage."""
+    return Sabotage(REPLACE, nth, rf"[ /]{path}$", when="after")
+
+
+def unnamed(path: str, nth: int = 1) -> Sabotage:
+    """When everything is in that file or folder but it does not have its final name yet."""
+    return replace(written(path, nth), when="before")
+
+
+def begun(stage: str) -> Sabotage:
+    """As soon as the folder of a new attempt at the stage is there."""
+    return written(rf"{stage}\.partial/attempt\.json")
+
+
 def committed(stage: str) -> Sabotage:
     """As soon as the stage is finished."""
-    return Sabotage("sparring.rundir:RunDir.commit", args=rf"> {stage} ", when="after")
+    return written(stage)
 
 
 @dataclass(frozen=True)
@@ -120,15 +139,31 @@ class Running:
         return Result(status, self.out, self.err)
 
 
+def free_port() -> int:
+    """A port that is free, as the next one is."""
+    while True:
+        with socket.socket() as probe, socket.socket() as following, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", 0))
+            following.bind(("127.0.0.1", probe.getsockname()[1] + 1))
+            return probe.getsockname()[1]
+
+
+def environments_of_ranks(count: int = 2) -> list[dict[str, str]]:
+    """What torchrun tells so many ranks of one launch on this machine; they compute on CPUs."""
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
+    return [{"RANK": str(rank), "LOCAL_RANK": str(rank), **shared} for rank in range(count)]
+
+
 def _text(file: Path) -> str:
     return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
 
 
 class Zygote:
-    """Starts commands in forked processes; one per test session."""
+    """Starts commands in forked processes."""
 
-    def __init__(self) -> None:
-        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(SRC)}
+    def __init__(self, source: Path = SRC) -> None:
+        """source: the folder that the package is imported from."""
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(source)}
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -168,6 +203,11 @@ class Zygote:
             return json.loads(self._process.stdout.readline())
 
 
+def do_not_wait_for_the_disk() -> None:
+    """Make fsync free in this process: tests kill processes and cut no power, and a tiny game would wait some 350 times."""
+    os.fsync = lambda descriptor: None
+
+
 # ------------------------------------------------------------------------------------------------ the other side: parent and children
 
 
@@ -181,6 +221,7 @@ def serve() -> None:
     # what transformers and others load on first use
     for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):
         importlib.import_module(module)
+    do_not_wait_for_the_disk()
     gc.freeze()  # a game collects garbage after every stage, and would go through the libraries' million objects each time
     for line in sys.stdin:
         request = json.loads(line)

@@ -20,11 +20,11 @@ from sparring.rundir import RunDir, write_json
 
 
 @pytest.fixture(scope="module")
-def pair(moving: Game, filtered: Game, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
-    """The majority game as `run`, the verified one as `filtered`: the same held-out rows, the same checker."""
+def pair(majority_game: Game, verified_game: Game, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+    """The majority game as `run`, the verified one as `verified`: the same held-out rows, the same checker."""
     game = Game(tmp_path_factory.mktemp("graded") / "game", zygote, {})
-    shutil.copytree(moving.root, game.root, symlinks=True)
-    shutil.copytree(filtered.root, game.folder / "filtered", symlinks=True)
+    shutil.copytree(majority_game.root, game.root, symlinks=True)
+    shutil.copytree(verified_game.root, game.folder / "verified", symlinks=True)
     return game
 
 
@@ -36,7 +36,7 @@ def compared(game: Game, *args: str) -> dict[str, Any]:
 
 def test_shares_of_replies_are_compared_by_sign_flips(pair: Game) -> None:
     found = compared(
-        pair, "run", "filtered", "--metric", "exact_match", "--metric", "pass_at_4", "--metric", "maj_at_4", "--metric", "vote_share"
+        pair, "run", "verified", "--metric", "exact_match", "--metric", "pass_at_4", "--metric", "maj_at_4", "--metric", "vote_share"
     )
     assert list(found["metrics"]) == ["exact_match", "pass_at_4", "maj_at_4", "vote_share"]
     assert [found["metrics"][name]["higher_is_better"] for name in found["metrics"]] == [True, True, True, None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,9 @@ from typing import Any
 import pytest
 
 from sparring.config import Recipe, load_recipe
-from sparring.data import tables
 from sparring.data.chat import Chat
 from sparring.data.records import Conversation, Example
 from sparring.data.tables import read_rows
-from sparring.evaluation import measure as measuring
 from sparring.evaluation.measure import GREEDY, LOGPS, REPLIES, Measured, Measurer, read_measured
 from sparring.opponent import engines
 from sparring.opponent.hf import TransformersEngine
@@ -90,7 +89,7 @@ def baseline(models: tuple[Path, Path], chat: Chat, held_out: list[Example], tmp
     return stage
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def measure(models: tuple[Path, Path], chat: Chat, held_out: list[Example], baseline: Path) -> Measure:
     def measured(stage: Path, player: Path = models[1], **sections: Any) -> Measured:
         stage.mkdir(exist_ok=True)
@@ -99,6 +98,12 @@ def measure(models: tuple[Path, Path], chat: Chat, held_out: list[Example], base
         return read_measured(stage)
 
     return measured
+
+
+@pytest.fixture(scope="module")
+def whole(measure: Measure, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """What a measurement that nobody has stopped finds."""
+    return measure(tmp_path_factory.mktemp("whole"))
 
 
 # --- the numbers
@@ -134,62 +139,54 @@ def test_a_player_that_is_its_opponent_has_margin_exactly_0(measure: Measure, mo
         assert row["player_real"] == row["opponent_real"] and row["player_generated"] == row["opponent_generated"]
 
 
-def test_without_greedy_there_is_none(measure: Measure, tmp_path: Path) -> None:
+def test_without_greedy_there_is_none(measure: Measure, whole: Measured, tmp_path: Path) -> None:
     measured = measure(tmp_path / "stage", evaluate={"answer_pattern": "."})
     assert measured.greedy is None and not (tmp_path / "stage" / GREEDY).exists()
-    assert measured.replies == measure(tmp_path / "with").replies
+    assert measured.replies == whole.replies
 
 
 @pytest.mark.parametrize("sampling", [{"batch_tokens": 1}, {"batch_tokens": 9999}, {"shard_rows": 1}, {"shard_rows": 99}])
-def test_how_many_are_drawn_together_does_not_matter(measure: Measure, sampling: dict[str, int], tmp_path: Path) -> None:
-    assert measure(tmp_path / "stage", sampling=sampling) == measure(tmp_path / "other")
+def test_how_many_are_drawn_together_does_not_matter(measure: Measure, whole: Measured, sampling: dict[str, int], tmp_path: Path) -> None:
+    assert measure(tmp_path / "stage", sampling=sampling) == whole
 
 
 # --- killed and gone on with
 
-POINTS = [(TransformersEngine, "_decode"), (tables, "write_table"), (measuring, "write_table"), (ranked, "score_player")]
-
 
 @contextlib.contextmanager
-def killed_at(holder: Any, name: str, call: int, after: bool) -> Iterator[list[int]]:
-    """Die at the n-th call of a function; yields a one-element list, the count of its calls."""
-    original, count = getattr(holder, name), [0]
+def killed_after(files: int) -> Iterator[None]:
+    """Die as soon as so many files have their final names."""
+    original, written = os.replace, 0
 
-    def dies(*args: Any, **kwargs: Any) -> Any:
-        count[0] += 1
-        mine = count[0] == call
-        if mine and not after:
+    def dies(*args: Any) -> None:
+        nonlocal written
+        original(*args)
+        written += 1
+        if written == files:
             raise Killed
-        result = original(*args, **kwargs)
-        if mine:
-            raise Killed
-        return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(holder, name, dies)
-        yield count
+        patch.setattr(os, "replace", dies)
+        yield
 
 
 def shards(stage: Path) -> dict[Path, int]:
     return {path: path.stat().st_ino for path in stage.rglob("*.parquet")}
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize(("holder", "name"), POINTS, ids=["sampling", "shard", "log-probs", "model"])
-def test_a_kill_at_any_call_changes_nothing(measure: Measure, holder: Any, name: str, after: bool, tmp_path: Path) -> None:
-    expected = measure(tmp_path / "never")
-    with killed_at(holder, name, -1, after) as calls:
-        measure(tmp_path / "counted")
-    assert calls[0] >= {measuring: 1, ranked: 2}.get(holder, 3)
-    for call in range(1, calls[0] + 1):
-        stage = tmp_path / f"{call}"
-        with killed_at(holder, name, call, after), pytest.raises(Killed):
+def test_a_kill_between_any_two_files_changes_nothing(measure: Measure, whole: Measured, tmp_path: Path) -> None:
+    """Files with their final names are all that a kill leaves, whatever was computed at that moment; another shard size may go on."""
+    measure(tmp_path / "never")
+    files = [path for path in (tmp_path / "never").rglob("*") if path.is_file()]
+    assert len(files) == 4 + 4 + 1, "shards and the check of the engine for sampled and for greedy replies, log-probs"
+    for count in range(1, len(files) + 1):
+        stage = tmp_path / f"{count}"
+        with killed_after(count), pytest.raises(Killed):
             measure(stage)
         kept = shards(stage)
-        assert measure(stage, sampling={"shard_rows": call}) == expected, call
+        assert measure(stage, sampling={"shard_rows": count}) == whole, count
         assert kept.items() <= shards(stage).items(), "nothing committed is done again"
         assert not list(stage.rglob("*.tmp"))
-    assert calls[0] == call
 
 
 def test_what_is_measured_needs_no_model(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,11 +196,11 @@ def test_what_is_measured_needs_no_model(measure: Measure, tmp_path: Path, monke
     assert measure(tmp_path / "stage") == expected
 
 
-def test_greedy_replies_asked_for_later_are_drawn_alone(measure: Measure, tmp_path: Path) -> None:
+def test_greedy_replies_asked_for_later_are_drawn_alone(measure: Measure, whole: Measured, tmp_path: Path) -> None:
     stage = tmp_path / "stage"
     measure(stage, evaluate={"answer_pattern": "."})
     kept = shards(stage)
-    assert measure(stage) == measure(tmp_path / "other") and kept.items() <= shards(stage).items()
+    assert measure(stage) == whole and kept.items() <= shards(stage).items()
 
 
 def test_the_sampler_is_loaded_once_for_all_replies(measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -178,7 +178,7 @@ def test_without_patience_it_waits() -> None:
 # --- verified and majority targets
 
 
-def moving(kind: str = "verified", iterations: int = 9, samples: int = 8, **stop: Any) -> Recipe:
+def target_recipe(kind: str = "verified", iterations: int = 9, samples: int = 8, **stop: Any) -> Recipe:
     return load_recipe(
         {
             "run_dir": "run",
@@ -199,34 +199,34 @@ def sampled(exact_match: float, pass_at_8: float = 0.8, vote_share: float = 0.5,
 
 
 def test_a_player_need_not_come_near_to_human_replies_where_others_win() -> None:
-    assert stop_reason(moving(), sampled(0.4), [sampled(0.5)]) is None
+    assert stop_reason(target_recipe(), sampled(0.4), [sampled(0.5)]) is None
     assert stop_reason(recipe(), start(), [sampled(0.5)]) is not None
 
 
 @pytest.mark.parametrize(("pass_at_8", "ends"), [(0.8, False), (0.72, False), (0.71, False), (0.70, True), (0.2, True)])
 def test_it_ends_where_pass_at_k_falls_below_a_share_of_the_starts_by_more_than_its_error(pass_at_8: float, ends: bool) -> None:
     """0.9 of 0.8 is 0.72, and the error of the difference 0.0135."""
-    reason = stop_reason(moving(), sampled(0.4), [sampled(0.5), sampled(0.6, pass_at_8)])
+    reason = stop_reason(target_recipe(), sampled(0.4), [sampled(0.5), sampled(0.6, pass_at_8)])
     assert (reason is not None) == ends
     assert not ends or reason == f"diversity: pass_at_8 {pass_at_8:.3f} is less than 0.9 of the start's 0.800, by more than its error"
-    assert stop_reason(moving(min_pass_at_k=None), sampled(0.4), [sampled(0.6, pass_at_8)]) is None
+    assert stop_reason(target_recipe(min_pass_at_k=None), sampled(0.4), [sampled(0.6, pass_at_8)]) is None
 
 
 def test_distinct_answers_end_it_only_when_asked() -> None:
     fewer = [sampled(0.5, distinct=1.0)]
-    assert stop_reason(moving(), sampled(0.4), fewer) is None
-    assert (stop_reason(moving(min_distinct=0.5), sampled(0.4), fewer) or "").startswith("diversity: distinct_answers 1.000")
-    assert stop_reason(moving(min_distinct=0.3), sampled(0.4), fewer) is None
+    assert stop_reason(target_recipe(), sampled(0.4), fewer) is None
+    assert (stop_reason(target_recipe(min_distinct=0.5), sampled(0.4), fewer) or "").startswith("diversity: distinct_answers 1.000")
+    assert stop_reason(target_recipe(min_distinct=0.3), sampled(0.4), fewer) is None
 
 
 def test_a_majority_that_agrees_on_errors_has_two_iterations_to_turn() -> None:
     """Votes rise, accuracy falls: the recipe names no patience, and it is 2."""
     start, bad = sampled(0.5), sampled(0.4, vote_share=0.7)
-    assert agrees_on_errors(moving("majority"), start, [bad])
-    assert stop_reason(moving("majority"), start, [bad]) is None
-    assert stop_reason(moving("majority"), start, [bad, bad]) == "patience: exact_match has not improved for 2 iterations"
-    assert stop_reason(moving("majority", patience=3), start, [bad, bad]) is None, "the recipe's own comes first"
-    assert stop_reason(moving("majority"), start, [bad, sampled(0.6, vote_share=0.7)]) is None, "it has turned"
+    assert agrees_on_errors(target_recipe("majority"), start, [bad])
+    assert stop_reason(target_recipe("majority"), start, [bad]) is None
+    assert stop_reason(target_recipe("majority"), start, [bad, bad]) == "patience: exact_match has not improved for 2 iterations"
+    assert stop_reason(target_recipe("majority", patience=3), start, [bad, bad]) is None, "the recipe's own comes first"
+    assert stop_reason(target_recipe("majority"), start, [bad, sampled(0.6, vote_share=0.7)]) is None, "it has turned"
 
 
 @pytest.mark.parametrize(
@@ -235,18 +235,18 @@ def test_a_majority_that_agrees_on_errors_has_two_iterations_to_turn() -> None:
 )
 def test_what_agreeing_on_errors_is(kind: str, exact_match: float, vote_share: float, agrees: bool) -> None:
     """0.49 is within the error of 0.014 of the start's 0.5."""
-    assert agrees_on_errors(moving(kind), sampled(0.5), [sampled(exact_match, vote_share=vote_share)]) == agrees
+    assert agrees_on_errors(target_recipe(kind), sampled(0.5), [sampled(exact_match, vote_share=vote_share)]) == agrees
 
 
 def test_with_one_held_out_reply_the_votes_are_those_of_the_training_replies() -> None:
     """One number for each opponent: the start, then the players of all iterations but the last."""
-    one, start, bad = moving("majority", samples=1), scores(0.5, wins=50), scores(0.4, wins=50)
+    one, start, bad = target_recipe("majority", samples=1), scores(0.5, wins=50), scores(0.4, wins=50)
     assert not agrees_on_errors(one, start, [bad]) and not agrees_on_errors(one, start, [bad], [0.5])
     assert agrees_on_errors(one, start, [bad, bad], [0.5, 0.6])
     assert not agrees_on_errors(one, start, [bad, bad], [0.5, 0.5])
     assert not agrees_on_errors(one, start, [bad, scores(0.49, wins=50)], [0.5, 0.6]), "within its error"
-    assert not agrees_on_errors(moving(samples=1), start, [bad, bad], [0.5, 0.6]), "verified"
+    assert not agrees_on_errors(target_recipe(samples=1), start, [bad, bad], [0.5, 0.6]), "verified"
     assert stop_reason(one, start, [bad, bad], [0.5, 0.6]) == "patience: exact_match has not improved for 2 iterations"
     assert stop_reason(one, start, [bad, bad], [0.5, 0.5]) is None
     several = [sampled(0.4, vote_share=0.7)] * 2
-    assert not agrees_on_errors(moving("majority"), sampled(0.5, vote_share=0.7), several, [0.5, 0.6]), "held-out votes come first"
+    assert not agrees_on_errors(target_recipe("majority"), sampled(0.5, vote_share=0.7), several, [0.5, 0.6]), "held-out votes come first"

@@ -23,7 +23,7 @@ from sparring.grading.grade import EXAMPLES, GradingOutcome, agreement, examples
 from sparring.grading.print_grades import print_grades
 from sparring.targets.select import HUMAN
 
-MOVING = {
+GRADED = {
     "iterations": 1,
     "evaluate": {"answer_pattern": "[0-9]+$", "samples": 2, "greedy": True},
     "target": {"kind": "verified", "checker": "number"},
@@ -32,12 +32,10 @@ MOVING = {
 
 
 @pytest.fixture(scope="module")
-def moved(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
+def graded_game(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """A finished game whose replies were graded, for tests that only read it."""
-    game = Game(tmp_path_factory.mktemp("moved") / "game", zygote, MOVING)
-    result = game.run()
-    assert result.code == 0, result.err
-    return game
+    game = Game(tmp_path_factory.mktemp("graded") / "game", zygote, GRADED)
+    return game.play()
 
 
 def graded(game: Game, *args: str) -> tuple[Result, dict[str, Any]]:
@@ -61,25 +59,25 @@ def by_stage(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
 STAGES = ["start/measure", "iterations/000/generate", "iterations/000/measure", "continued-sft/measure"]
 
 
-def test_the_kept_grades_give_the_scores_of_the_run(moved: Game) -> None:
-    result, found = graded(moved)
+def test_the_kept_grades_give_the_scores_of_the_run(graded_game: Game) -> None:
+    result, found = graded(graded_game)
     batches = by_stage(found)
     assert list(batches) == STAGES and found["checker"] is None and found["agreement"] is None
     for stage in STAGES:
         if stage.endswith("/measure"):
-            scores = moved.json(stage.replace("measure", "evaluate/scores.json"))
+            scores = graded_game.json(stage.replace("measure", "evaluate/scores.json"))
             assert all(scores[name] == score for name, score in batches[stage]["scores"].items())
             assert {"exact_match", "exact_match_greedy", "pass_at_2", "maj_at_2"} <= set(batches[stage]["scores"])
     assert (
         batches["iterations/000/generate"]["scores"]["exact_match"]
-        == moved.json("iterations/000/grade/done.json")["facts"]["rates"]["pass_rate"]
+        == graded_game.json("iterations/000/grade/done.json")["facts"]["rates"]["pass_rate"]
     )
     assert "iteration 0, training prompts" in result.out and "as the run graded them" in result.out
     assert found["examples"]["passed"] and found["examples"]["failed"], "both are there to be read"
 
 
-def test_the_same_checker_anew_says_the_same(moved: Game) -> None:
-    result, found = graded(moved, "--checker", "number")
+def test_the_same_checker_anew_says_the_same(graded_game: Game) -> None:
+    result, found = graded(graded_game, "--checker", "number")
     assert found["checker"] == {"kind": "number", "answer_pattern": "[0-9]+$", "tolerance": 0.0}
     assert [batch["scores"] for batch in found["replies_of"]] == [batch["kept_scores"] for batch in found["replies_of"]]
     counts = {(row["kept_passes"], row["passes"]): row["replies"] for row in found["agreement"]}
@@ -88,11 +86,11 @@ def test_the_same_checker_anew_says_the_same(moved: Game) -> None:
     assert "they differ on 0" in " ".join(result.out.split())
 
 
-def test_a_pattern_alone_is_for_the_checker_of_the_run(moved: Game) -> None:
-    _, found = graded(moved, "--pattern", "never in any reply")
+def test_a_pattern_alone_is_for_the_checker_of_the_run(graded_game: Game) -> None:
+    _, found = graded(graded_game, "--pattern", "never in any reply")
     assert found["checker"] == {"kind": "number", "answer_pattern": "never in any reply", "tolerance": 0.0}
     assert all(batch["without_answer"] == batch["replies"] for batch in found["replies_of"])
-    assert graded(moved, "--pattern", "")[1]["checker"]["answer_pattern"] is None
+    assert graded(graded_game, "--pattern", "")[1]["checker"]["answer_pattern"] is None
 
 
 def test_replies_of_a_game_that_graded_none_of_them(played: Game) -> None:
@@ -121,11 +119,11 @@ def test_a_limit_takes_the_same_prompts_of_every_iteration(played: Game) -> None
     assert {batch["replies"] for batch in found["replies_of"] if not batch["held_out"]} == {10}
 
 
-def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
+def test_a_function_that_fails_is_counted_and_shown(graded_game: Game) -> None:
     """On every text of an even length, the empty one included."""
-    (moved.folder / "bad.py").write_text("def f(completions): return [1 / (len(c[0]['content']) % 2) for c in completions]")
-    result, found = graded(moved, "--checker", "bad.py:f", "--iteration", "0")
-    files = [*(moved.root / "iterations/000/grade").glob("shard-*"), moved.root / "iterations/000/evaluate/grades.parquet"]
+    (graded_game.folder / "bad.py").write_text("def f(completions): return [1 / (len(c[0]['content']) % 2) for c in completions]")
+    result, found = graded(graded_game, "--checker", "bad.py:f", "--iteration", "0")
+    files = [*(graded_game.root / "iterations/000/grade").glob("shard-*"), graded_game.root / "iterations/000/evaluate/grades.parquet"]
     texts = [row["text"] for file in files for row in pq.read_table(file).to_pylist() if row["replica"] != HUMAN]
     even = sum(len(text) % 2 == 0 for text in texts)
     assert [(row["replies"], row["reason"]) for row in found["failures"]] == [(even, "raised ZeroDivisionError: division by zero")]
@@ -133,9 +131,9 @@ def test_a_function_that_fails_is_counted_and_shown(moved: Game) -> None:
     assert f"{even} of {len(texts)} replies could not be graded. A run stops if more than 5% cannot be graded." in result.out
 
 
-def test_a_function_that_fails_on_everything_is_given_up(moved: Game) -> None:
-    (moved.folder / "none.py").write_text("def f(completions): return [1 / 0 for _ in completions]")
-    result = moved.command("grade", "run", "--checker", "none.py:f")
+def test_a_function_that_fails_on_everything_is_given_up(graded_game: Game) -> None:
+    (graded_game.folder / "none.py").write_text("def f(completions): return [1 / 0 for _ in completions]")
+    result = graded_game.command("grade", "run", "--checker", "none.py:f")
     assert result.code == 2 and "--checker (none.py:f)" in result.err and "ZeroDivisionError" in result.err
 
 

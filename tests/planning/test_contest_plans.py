@@ -24,11 +24,11 @@ from sparring.planning.work import SCORING, sampling_work, tree_work
 from sparring.policy.tiny import byte_tokenizer
 from sparring.rundir import write_json
 
-MOVING = {"kind": "verified", "checker": "number"}
+VERIFIED = {"kind": "verified", "checker": "number"}
 ASKED = replace(LENGTHS, unanswered_rows=300, unanswered_prompt=20, longest_unanswered=80)
 
 
-def moving(*overrides: str, target: dict[str, Any] = MOVING, **sections: Any) -> Recipe:
+def target_recipe(*overrides: str, target: dict[str, Any] = VERIFIED, **sections: Any) -> Recipe:
     given = ["sampling.replies_per_prompt=4", "iterations=2", "evaluate.headroom=false", *overrides]
     return recipe_of(*given, target=target, **sections)
 
@@ -81,7 +81,7 @@ def test_prompts_that_would_have_to_be_fetched_are_taken_from_the_recipe(data: d
 
 
 def test_sampling_reads_all_prompts_and_measuring_only_those_with_a_reply() -> None:
-    found, without = stages(moving()), stages(moving(), LENGTHS)
+    found, without = stages(target_recipe()), stages(target_recipe(), LENGTHS)
     work = found["iterations/000/generate"].work
     assert work.tokens == pytest.approx(100 * 40 + 300 * 20 + 400 * 4 * 19)
     assert found["start/measure"].work == without["start/measure"].work
@@ -106,22 +106,22 @@ def test_sampling_reads_all_prompts_and_measuring_only_those_with_a_reply() -> N
     ],
 )
 def test_branches_of_a_prompt(target: dict[str, Any], changes: list[str], branches: int) -> None:
-    assert contest_branches(moving(*changes, target={**MOVING, **target})) == branches
+    assert contest_branches(target_recipe(*changes, target={**VERIFIED, **target})) == branches
 
 
 def test_trees_of_winners_and_losers_by_hand() -> None:
-    found = stages(moving("train.epochs=2", "objective.window=2"))
+    found = stages(target_recipe("train.epochs=2", "objective.window=2"))
     prompt = (100 * 40 + 300 * 20) / 400
     tree = tree_work(llama(), SCORING, prompt, (20,) * 5)
     assert found["iterations/000/score"].work.tokens == pytest.approx(400 * tree.tokens)
     assert found["iterations/001/score"].work.flops == pytest.approx(2 * 400 * tree.flops)
     assert found["iterations/001/train"].work.tokens == pytest.approx(2 * 2 * 400 * tree.tokens)
-    fewer = stages(moving(target={**MOVING, "max_winners": 1, "max_losers": 1}))
+    fewer = stages(target_recipe(target={**VERIFIED, "max_winners": 1, "max_losers": 1}))
     assert found["iterations/000/train"].memory.total > fewer["iterations/000/train"].memory.total, "a wider tree"
 
 
 def test_likelihood_of_winners_needs_no_opponent() -> None:
-    found = stages(moving("objective.loss=sft"))
+    found = stages(target_recipe("objective.loss=sft"))
     assert [name for name in found if name.startswith("iterations/000")] == [
         f"iterations/000/{kind}" for kind in ("generate", "train", "measure")
     ]
@@ -130,7 +130,7 @@ def test_likelihood_of_winners_needs_no_opponent() -> None:
 
 
 def test_rft_pays_for_the_replies_that_it_learns_from() -> None:
-    found = stages(moving("controls=[rft, continued-sft]"))
+    found = stages(target_recipe("controls=[rft, continued-sft]"))
     spent = sum(
         found[f"iterations/00{t}/{kind}"].work.tokens * (3 if kind == "train" else 1)
         for t in (0, 1)
@@ -145,26 +145,26 @@ def test_rft_pays_for_the_replies_that_it_learns_from() -> None:
 
 
 def test_several_replies_to_held_out_prompts() -> None:
-    recipe = moving("evaluate.samples=8", "evaluate.greedy=true")
+    recipe = target_recipe("evaluate.samples=8", "evaluate.greedy=true")
     drawn = sum((sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (8, 1)), 0.0)
     scored = tree_work(llama(), SCORING, 40, (30, 20), 10).tokens
     assert stages(recipe)["start/measure"].work.tokens == pytest.approx(drawn + scored)
-    assert stages(moving("evaluate.greedy=true"))["start/measure"].work.tokens < drawn
+    assert stages(target_recipe("evaluate.greedy=true"))["start/measure"].work.tokens < drawn
 
 
 def test_headroom_is_planned_where_it_is_measured() -> None:
-    recipe = moving("evaluate.headroom=true", "evaluate.samples=6", "evaluate.headroom_epochs=2")
+    recipe = target_recipe("evaluate.headroom=true", "evaluate.samples=6", "evaluate.headroom_epochs=2")
     found = stages(recipe)
     drawn = [sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (6, 6, 1)]
     assert found["start/headroom"].work.tokens == pytest.approx(sum(drawn))
     assert found["probe/train"].work.tokens == pytest.approx(2 * 100 * (40 + 30 - 1))
-    assert not {"start/headroom", "probe/train"} & set(stages(moving()))
-    assert "probe/train" not in stages(moving("evaluate.headroom=true"))
+    assert not {"start/headroom", "probe/train"} & set(stages(target_recipe()))
+    assert "probe/train" not in stages(target_recipe("evaluate.headroom=true"))
 
 
 def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
     """Its headroom has replies at the temperature of the game and greedy ones."""
-    recipe = moving("evaluate.headroom=true", "evaluate.samples=6", "sampling.temperature=0.7")
+    recipe = target_recipe("evaluate.headroom=true", "evaluate.samples=6", "sampling.temperature=0.7")
     drawn = [sampling_work(llama(), recipe, LENGTHS, 10, count, Samplers()).tokens for count in (6, 1)]
     assert stages(recipe)["start/headroom"].work.tokens == pytest.approx(sum(drawn))
 
@@ -173,7 +173,7 @@ def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["moving", "filtered"])
+@pytest.mark.parametrize("name", ["majority_game", "verified_game"])
 def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureRequest) -> None:
     """Tokens of sampling to the share by which replies differ from human ones in length; at most those of training."""
     game: Game = request.getfixturevalue(name)
@@ -181,7 +181,7 @@ def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureR
     assert result.code == 0, result.err
     told = " ".join(result.out.split())
     assert "24 prompts without replies" in told and "grading is not counted" in told
-    assert ("no opponent log-probs are computed" if name == "filtered" else "winners and losers, the most that") in told
+    assert ("no opponent log-probs are computed" if name == "verified_game" else "winners and losers, the most that") in told
     plan = json.loads((game.folder / "plan.json").read_text())
     assert any("evaluate.samples (4)" in line for line in plan["assumptions"])
     planned = {stage["stage"]: stage["tokens"] for stage in plan["stages"]}
@@ -196,10 +196,10 @@ def test_a_played_game_stays_within_its_plan(name: str, request: pytest.FixtureR
     }
 
 
-def test_the_plan_shows_the_headroom_of_every_seed_that_has_measured_it(moving: Game, tmp_path: Path, zygote: Zygote) -> None:
+def test_the_plan_shows_the_headroom_of_every_seed_that_has_measured_it(majority_game: Game, tmp_path: Path, zygote: Zygote) -> None:
     """Printed and as JSON; of a recipe with seeds too, whose games are in folders of their own."""
-    found = moving.json("start/headroom/headroom.json")
-    assert planned_headroom(moving, tmp_path) == ([{"seed": 0, **found}], ["Headroom of the start"])
+    found = majority_game.json("start/headroom/headroom.json")
+    assert planned_headroom(majority_game, tmp_path) == ([{"seed": 0, **found}], ["Headroom of the start"])
     game = Game(tmp_path / "game", zygote, {**SUMS, "data": {"path": "builtin:tasks"}, "seeds": [3, 4, 5]})
     for seed in (3, 5):
         folder = game.root / f"seed-{seed}/start/headroom"

@@ -26,8 +26,8 @@ from sparring.targets.verified import verified
 
 
 @pytest.fixture(scope="module")
-def pages(moving: Game, filtered: Game) -> dict[str, str]:
-    return {"moving": report_page(read_run(moving.root)), "filtered": report_page(read_run(filtered.root))}
+def pages(majority_game: Game, verified_game: Game) -> dict[str, str]:
+    return {"majority_game": report_page(read_run(majority_game.root)), "verified_game": report_page(read_run(verified_game.root))}
 
 
 def recipe_with(**target: Any) -> Recipe:
@@ -38,24 +38,25 @@ def recipe_with(**target: Any) -> Recipe:
 # ------------------------------------------------------------------------------------------------ the page
 
 
-def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], moving: Game) -> None:
-    text = Tags(pages["moving"]).text
+def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], majority_game: Game) -> None:
+    text = Tags(pages["majority_game"]).text
     assert "Who won: target majority" in text and "Answers are read and compared by the checker number" in text
     assert "24 of the prompts have no human reply" in text and "Prompts without replies" in text
-    counts = moving.json("summary.json")["iterations"][1]["counts"]
-    cells = re.search(r"iteration 1</th>(.*?)</tr>", pages["moving"][pages["moving"].index("Winners: outcome") :], re.DOTALL)[1]
+    counts = majority_game.json("summary.json")["iterations"][1]["counts"]
+    winners = pages["majority_game"].partition("Winners: outcome")[2]
+    cells = re.search(r"iteration 1</th>(.*?)</tr>", winners, re.DOTALL)[1]
     shown = [int(cell) for cell in re.findall(r"<td>(\d+)</td>", cells)]
     assert shown[:3] == [counts["prompts"], counts["decided"], counts["human_wins"]] and counts["prompts"] == 2 * 52
     for name in ("rate-pass_rate", "rate-vote_share", "rate-distinct_answers", "sampled"):
-        assert f'id="{name}' in pages["moving"], name
+        assert f'id="{name}' in pages["majority_game"], name
     assert "pass@1 (k=4)" in text and "winners from" in text and "prompts trained on" in text
     assert "human replies lost log-prob" not in text and "a fall is a warning sign" not in text
 
 
 def test_likelihood_of_winners_has_no_pairs_and_no_margins(pages: dict[str, str]) -> None:
-    text = Tags(pages["filtered"]).text
+    text = Tags(pages["verified_game"]).text
     assert "The player is trained on the winners only" in text and "target.kind" in text
-    assert not re.search(r'id="(margin|rewards)', pages["filtered"]), "nothing is compared with anything"
+    assert not re.search(r'id="(margin|rewards)', pages["verified_game"]), "nothing is compared with anything"
 
 
 def test_a_game_of_the_human_target_has_none_of_it(played: Game) -> None:
@@ -66,7 +67,7 @@ def test_a_game_of_the_human_target_has_none_of_it(played: Game) -> None:
 # ------------------------------------------------------------------------------------------------ examples
 
 
-@pytest.mark.parametrize(("name", "t", "target"), [("moving", 1, majority), ("filtered", 0, verified)])
+@pytest.mark.parametrize(("name", "t", "target"), [("majority_game", 1, majority), ("verified_game", 0, verified)])
 def test_examples_are_winners_and_losers_of_the_target(name: str, t: int, target: Any, request: pytest.FixtureRequest) -> None:
     game: Game = request.getfixturevalue(name)
     shown = shown_prompts(read_run(game.root), t)
@@ -85,16 +86,16 @@ def test_examples_are_winners_and_losers_of_the_target(name: str, t: int, target
             assert target is majority or "score 1" in reply.facts
 
 
-def test_prompts_without_a_human_reply_show_none(moving: Game) -> None:
-    shown = shown_prompts(read_run(moving.root), 1)
+def test_prompts_without_a_human_reply_show_none(majority_game: Game) -> None:
+    shown = shown_prompts(read_run(majority_game.root), 1)
     unanswered = {f"add {a} {b}" for a in range(6, 10) for b in range(6)}
     for prompt in shown:
         assert ("human" in [reply.by for reply in prompt.replies]) == (prompt.prompt not in unanswered)
 
 
-def test_hostile_texts_stay_texts(moving: Game, tmp_path: Path) -> None:
+def test_hostile_texts_stay_texts(majority_game: Game, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    shutil.copytree(moving.root, root, symlinks=True)
+    shutil.copytree(majority_game.root, root, symlinks=True)
     (shard,) = (root / "iterations/001/grade").glob("shard-*.parquet")
     rows = read_rows(shard)
     for row in rows:
@@ -106,9 +107,9 @@ def test_hostile_texts_stay_texts(moving: Game, tmp_path: Path) -> None:
     assert "<script>alert(" not in page and "<img src=x" not in page and "<b>" not in page
 
 
-def test_a_run_that_lost_its_grades_or_replies_has_no_examples(moving: Game, tmp_path: Path) -> None:
+def test_a_run_that_lost_its_grades_or_replies_has_no_examples(majority_game: Game, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    shutil.copytree(moving.root, root, symlinks=True)
+    shutil.copytree(majority_game.root, root, symlinks=True)
     shutil.rmtree(root / "iterations/001/generate")
     assert "Winners and losers of some prompts" not in report_page(read_run(root))
 
@@ -146,8 +147,8 @@ def test_human_replies_that_get_less_likely_are_a_fault_only_where_they_win(tmp_
         entry["scores"]["real_logp"]["value"] = value
     told = "The held-out human replies lost log-prob"
     assert sum(sign.what == told for sign in signs(run.summary, run.recipe)) == 2
-    moving = recipe_with(kind="majority", checker="number")
-    assert not any(sign.what == told for sign in signs(run.summary, moving))
+    majority_recipe = recipe_with(kind="majority", checker="number")
+    assert not any(sign.what == told for sign in signs(run.summary, majority_recipe))
 
 
 @pytest.mark.parametrize(("target", "preferred"), [(None, "human replies"), ({"kind": "majority", "checker": "number"}, "winners")])

@@ -29,9 +29,9 @@ def row_of(text: str, title: str, model: str) -> dict[str, str]:
     return dict(zip(headers, cells, strict=True))
 
 
-def test_several_replies_to_a_prompt_have_columns_of_their_own(moving: Game) -> None:
-    scores = moving.json("summary.json")["iterations"][1]["scores"]
-    row = row_of(printed(moving), "Quality on 8 held-out prompts", "iteration 1")
+def test_several_replies_to_a_prompt_have_columns_of_their_own(majority_game: Game) -> None:
+    scores = majority_game.json("summary.json")["iterations"][1]["scores"]
+    row = row_of(printed(majority_game), "Quality on 8 held-out prompts", "iteration 1")
     for header, name in (
         ("pass@1 (k=4)", "exact_match"),
         ("pass@4", "pass_at_4"),
@@ -49,7 +49,7 @@ def test_one_reply_to_a_prompt_is_an_exact_match(played: Game) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["moving", "filtered"])
+@pytest.mark.parametrize("name", ["majority_game", "verified_game"])
 def test_who_won(name: str, request: pytest.FixtureRequest) -> None:
     game: Game = request.getfixturevalue(name)
     entry = game.json("summary.json")["iterations"][0]
@@ -61,13 +61,13 @@ def test_who_won(name: str, request: pytest.FixtureRequest) -> None:
     assert row_of(printed(game), "Graded:", "iteration 0")["pass rate"] == f"{rate['value']:.3f} ± {rate['stderr']:.3f}"
 
 
-def test_rates_that_were_not_measured_have_no_column(moving: Game) -> None:
-    summary = moving.json("summary.json")
+def test_rates_that_were_not_measured_have_no_column(majority_game: Game) -> None:
+    summary = majority_game.json("summary.json")
     for entry in summary["iterations"]:
         entry["rates"] = {}
     assert rate_columns(list(outcome_rows(summary))) == []
 
 
-def test_a_narrow_terminal_gets_the_whole_table_in_parts(moving: Game) -> None:
-    text = printed(moving, width=70)
+def test_a_narrow_terminal_gets_the_whole_table_in_parts(majority_game: Game) -> None:
+    text = printed(majority_game, width=70)
     assert all(word in text for word in ("decided", "few votes", "distinct answers", "pass@1 (k=4)"))

@@ -10,11 +10,11 @@ from sparring.data.tables import read_rows
 from sparring.targets.select import HUMAN, candidates_of
 
 
-def test_candidates_of_some_prompts_are_those_of_all(moving: Game) -> None:
-    iteration = moving.root / "iterations/001"
-    everybody = _candidates(moving, None)
+def test_candidates_of_some_prompts_are_those_of_all(majority_game: Game) -> None:
+    iteration = majority_game.root / "iterations/001"
+    everybody = _candidates(majority_game, None)
     some = sorted(everybody)[:3]
-    assert _candidates(moving, some) == {row_id: everybody[row_id] for row_id in everybody if row_id in some}
+    assert _candidates(majority_game, some) == {row_id: everybody[row_id] for row_id in everybody if row_id in some}
     assert len(everybody) == 28 + 24 and sum(one.human is not None for one in everybody.values()) == 28
     assert all(len(one.replies) == 4 for one in everybody.values())
     graded = [row for row in read_rows(iteration / "grade") if row["replica"] == HUMAN]
