@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},
     "game": FLOOR | {"selfplay", "comparison", "report"},
-    "players": FLOOR | {"data", "policy", "report"},
+    "players": FLOOR | {"data", "evaluation.metrics", "policy", "report"},
     "benchmark": STAGES | {"players", "report"},
     "judge": STAGES | {"players", "report"},
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing

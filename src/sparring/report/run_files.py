@@ -30,7 +30,7 @@ class ReportPlayer:
 
     row: TableRow
     samples: Samples
-    showcase: list[dict[str, str]]
+    showcase: Sequence[Mapping[str, Any]]
 
     @property
     def name(self) -> str:
