@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import Game
 from test_kill_and_resume import outcome
-from zygote import Sabotage
+from zygote import ADVANCE, Sabotage, unnamed
 
 from sparring.config import load_recipe
 from sparring.errors import UserError
@@ -20,7 +20,6 @@ from sparring.tracking.points import Point, identities, points, series_of
 from sparring.tracking.sending import _Sender
 from sparring.tracking.trackers import Opened, flat, require_trackers
 
-STEP, REMEMBER = "sparring.training.fit:_Trainer.step", "sparring.tracking.sending:_Sender.remember"
 # Of the game: 6 steps of SFT, 6 and 12 of the two iterations; the control trains on from the 6.
 GAME_STEPS, EVALUATED_AT = list(range(1, 25)), [6, 12, 24]
 
@@ -187,11 +186,11 @@ def test_the_options_of_a_recipe_in_one_level() -> None:
 KILLS = [
     Sabotage("sparring.tracking.trackers:Opened.log", nth=4),
     Sabotage("sparring.tracking.trackers:Opened.log", nth=3, when="after"),
-    Sabotage(REMEMBER, nth=2),
-    Sabotage(STEP, nth=4),
-    Sabotage(STEP, nth=9),
+    unnamed("run/trackers.json", nth=2),
+    Sabotage(ADVANCE, nth=4, args=" steps$"),
+    Sabotage(ADVANCE, nth=9, args=" steps$"),
     Sabotage("sparring.tracking.trackers:Opened.log", nth=12),
-    Sabotage(REMEMBER, nth=4),
+    unnamed("run/trackers.json", nth=4),
 ]
 QUICK = "import sys\nfrom sparring.tracking import sending\nsending.POLL_SECONDS = 0.05\nfrom sparring.cli import main\nmain()"
 

@@ -25,9 +25,7 @@ def two(played: Game, tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) 
     """The finished game as `run`, and a second one of another objective on the same rows as `other`."""
     game = Game(tmp_path_factory.mktemp("compare") / "game", zygote, {})
     shutil.copytree(played.root, game.root, symlinks=True)
-    result = game.run("run_dir=other", "objective.beta=0.1", "iterations=1", "controls=null")
-    assert result.code == 0, result.err
-    return game
+    return game.play("run_dir=other", "objective.beta=0.1", "iterations=1", "controls=null")
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +143,7 @@ def test_what_it_does_not_know(two: Game) -> None:
 
 def test_a_metric_that_a_run_does_not_have(two: Game) -> None:
     for name, pattern in (("plain", "null"), ("pattern", "'[a-z] [0-9]+$'")):
+        shutil.copytree(two.root, two.folder / name, symlinks=True)
         assert two.run(f"run_dir={name}", "iterations=1", "controls=null", f"evaluate.answer_pattern={pattern}").code == 0
     refused(two, "run", "plain", "--metric", "exact_match", words=("exact_match is not defined for plain", "no evaluate.answer_pattern"))
     refused(two, "run", "pattern", "--metric", "exact_match", words=("another evaluate.answer_pattern",))
@@ -181,7 +180,8 @@ def items_of(root: Path) -> list[str]:
 
 
 def test_a_run_that_is_still_going(two: Game) -> None:
-    killed = two.run("run_dir=going", sabotage=[working("iterations/001/train", 2)])
+    shutil.copytree(two.root, two.folder / "going", symlinks=True)
+    killed = two.run("run_dir=going", "--restart-from", "iterations/001/train", sabotage=[working("iterations/001/train", 2)])
     assert killed.code < 0
     refused(two, "run", "going", words=("this run is not finished: 1 iterations are scored", "--unfinished"))
     result = two.command("compare", "run", "going", "--unfinished", "--json", "g.json")

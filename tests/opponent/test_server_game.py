@@ -14,7 +14,7 @@ import pytest
 from conftest import Game, rows, write_rows
 from loopback import Fault, Loopback, Served
 from test_launching import ranks, results
-from zygote import Sabotage
+from zygote import begun, written
 
 from sparring.data.tables import read_rows
 from sparring.policy.load import load_model
@@ -38,7 +38,6 @@ for url in urls:
     except OSError as error:
         print(error)
 """
-WRITE_TABLE = "sparring.data.tables:write_table"
 
 
 @pytest.fixture
@@ -76,8 +75,7 @@ def replies(game: Game) -> dict[str, Any]:
 
 def test_a_game_goes_on_after_a_kill_as_if_there_was_none(game: Game, server: Loopback, tmp_path: Path) -> None:
     environment = set_up(game, server)
-    kill = Sabotage(WRITE_TABLE, nth=2, args="000/generate", when="after")
-    assert game.run(environment=environment, sabotage=[kill]).code == -9
+    assert game.run(environment=environment, sabotage=[written("000/generate.partial/shard-.*", nth=2)]).code == -9
     before = len(server.bodies)
     result = game.run(environment=environment)
     assert result.code == 0, result.err
@@ -224,8 +222,7 @@ def test_a_graded_game_on_a_server(game: Game, server: Loopback) -> None:
     target, evaluate = {"kind": "verified", "checker": "even.py:f"}, {"samples": 2, "metric": "nll_per_token"}
     environment = set_up(game, server, target=target, evaluate=evaluate)
     options = ["sampling.temperature=0.7", "sampling.replies_per_prompt=4", "stop.plateau=false", "stop.min_pass_at_k=null"]
-    kill = Sabotage("sparring.stages.grade:run_shards", nth=2)
-    assert game.run(*options, environment=environment, sabotage=[kill]).code == -9
+    assert game.run(*options, environment=environment, sabotage=[begun("iterations/001/grade")]).code == -9
     before = len(server.bodies)
     result = game.run(*options, environment=environment)
     assert result.code == 0, result.err

@@ -1,11 +1,10 @@
-"""What the ranks of tests/training/test_ranks.py run: several trainings in one launch, for a launch costs ten seconds of imports."""
+"""What the ranks of tests/training/test_ranks.py run: several trainings in one launch."""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -159,13 +158,9 @@ class Truncated(SpinTask):
         return super().losses(indices, logps_DR)
 
 
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1], Path(sys.argv[2]))
-    except BaseException:
-        # beside what torch's launcher says, which is much
-        Path(sys.argv[2], sys.argv[1], f"error-{os.environ['RANK']}.txt").write_text(traceback.format_exc())
-        raise
+def run() -> None:
+    """`main` as a rank's whole process."""
+    main(sys.argv[1], Path(sys.argv[2]))
     sys.stdout.flush()
     make_accelerator().wait_for_everyone()
     os._exit(0)  # without the teardown of process groups, which is not what is tested

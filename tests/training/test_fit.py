@@ -514,7 +514,7 @@ def kill_at_step(monkeypatch: pytest.MonkeyPatch, victim: int) -> None:
     monkeypatch.setattr(PhaseProgress, "advance", sabotaged)
 
 
-@pytest.mark.parametrize("victims", [(1,), (5,), (4, 5)], ids=str)
+@pytest.mark.parametrize("victims", [(1,), (4, 5)], ids=str)
 @pytest.mark.parametrize(
     ("precision", "optimizer"),
     [("fp32", "rmsprop"), ("fp32", "adamw"), ("bf16", "rmsprop"), ("bf16", "adafactor"), ("bf16", "rmsprop8bit"), ("bf16", "adamw8bit")],

@@ -6,10 +6,7 @@ Tolerance: losses agree to 1e-5, weights to 2e-5 where a step has the size 1e-3 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 from rank_worker import ADAPTERS, MEASURED
 from safetensors.torch import load_file
 from test_fit import AT_ZERO, DUELS, llama, metrics, plain_opponent, plan_of, run_fit, settings
+from zygote import Zygote, environments_of_ranks
 
 from sparring.policy import ranks as communication
 from sparring.policy.batches import assign_to_ranks, micro_batches_of_ranks
@@ -38,8 +36,8 @@ STRATEGIES = ["ddp", "fsdp2"]
 class Ranks:
     """The reference of one process, and what two ranks of a strategy have found."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, zygote: Zygote) -> None:
+        self.folder, self.zygote = folder, zygote
         self.start = llama(folder / "start", 0)
         self.opponent = plain_opponent(llama(folder / "other", 1))
         (folder / "opponent.json").write_text(json.dumps(self.opponent))
@@ -63,25 +61,21 @@ class Ranks:
         if strategy not in self.done:
             prepared = self.folder / strategy / "resumed"
             shutil.copytree(self.folder / "one" / "adamw", prepared, ignore=shutil.ignore_patterns("model"))
-            launch(strategy, self.folder)
+            self.launch(strategy)
             self.done[strategy] = json.loads((self.folder / strategy / "found.json").read_text())
         return self.done[strategy]
 
-
-def launch(strategy: str, folder: Path) -> None:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parents[1] / "src"), str(HERE)])}
-    environment["ACCELERATE_USE_CPU"] = "true"
-    options = ["--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--machine_rank", "0", "--main_process_port", "0"]
-    options += ["--mixed_precision", "no", "--dynamo_backend", "no", str(HERE / "rank_worker.py"), strategy, str(folder)]
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", *options], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert done.returncode == 0, "\n".join(file.read_text() for file in sorted((folder / strategy).glob("error-*.txt"))) or done.stderr
+    def launch(self, strategy: str) -> None:
+        arguments = ["rank_worker.py", strategy, str(self.folder)]
+        code = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nsys.argv = {arguments}\nimport rank_worker\nrank_worker.run()"
+        started = [self.zygote.start([], self.folder, python=code, environment=names) for names in environments_of_ranks()]
+        for result in [one.wait() for one in started]:
+            assert result.code == 0, result.err
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> Ranks:
-    return Ranks(tmp_path_factory.mktemp("ranks"))
+def ranks(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Ranks:
+    return Ranks(tmp_path_factory.mktemp("ranks"), zygote)
 
 
 def assert_close(found: Path, expected: Path, weights: str = "model.safetensors") -> None:
