@@ -132,7 +132,7 @@ def _of_contests(players: Players, t: int, examples: Mapping[str, Example], repl
 def _pair_row(found: Graded, contest: Contest, winner: TokenIds, loser: TokenIds, decode: Decode) -> PairRow:
     example, candidates = found.examples[contest.row_id], found.candidates[contest.row_id].replies
     won, lost = (_grade(found, contest, ids) for ids in (winner, loser))
-    votes = Counter(reply.answer for reply in candidates if reply.is_complete and reply.answer is not None)
+    votes: Counter[str | None] = Counter(reply.answer for reply in candidates if reply.is_complete and reply.answer is not None)
     is_human, finish_reason = winner == example.reply_ids, found.replies[contest.row_id, loser].finish_reason
     return {
         "prompt": list(example.conversation.prompt),
