@@ -32,7 +32,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": f"s{n}" for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
-_REFERENCE, _NOT_OF_THE_PAGE = re.compile(r"#([\w-]+)"), re.compile(r"<(metadata|style)\b.*?</\1>", re.DOTALL)
+_REFERENCE, _NOT_OF_THE_PAGE = re.compile(r"#([\w-]+)"), re.compile(r"<(metadata|style)\b.*?</\1>\s*", re.DOTALL)
 _TOOLTIPS = "texts:"
 
 
