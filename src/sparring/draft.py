@@ -139,14 +139,15 @@ def _look(recipe: Recipe) -> Rows:
 
 def _columns(section: DataSection) -> dict[str, str]:
     """The recipe's column names; for rows of no known shape, the columns that usually hold prompts and replies."""
+    if section.columns:
+        return dict(section.columns)
     table = open_table(section, 0, BadRows(drop=True))
     own = {name.lower(): name for name in table.columns}
-    guesses = [_renamed(usual, own) for usual in USUAL_COLUMNS]
-    for columns in [section.columns] if section.columns else [{}, *guesses]:
+    for columns in ({}, *(_renamed(usual, own) for usual in USUAL_COLUMNS)):
         with contextlib.suppress(UserError):
             choose_shape(section.shape, columns, table.columns, table.source)
-            return dict(columns)
-    return dict(section.columns)  # the reader reports what is wrong with them
+            return columns
+    return {}  # the reader reports what is wrong with them
 
 
 def _renamed(usual: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> dict[str, str]:

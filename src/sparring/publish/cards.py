@@ -283,29 +283,24 @@ def _eval_results(recipe: Recipe, scores: Mapping[str, Any]) -> list[Any]:
     """Every score in which one direction is better; the Hub has no field for an error, so the name contains it."""
     from huggingface_hub import EvalResult
 
-    held_out = (
-        recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out",
-        one_line(f"held-out prompts of {public(recipe)['data']['path']}"),
-    )
-
-    def asked(name: str) -> tuple[str, str]:
-        """Type and name of its data set."""
+    held_out = recipe.data.named if is_hub_id(recipe.data.paths[0]) else "held-out"
+    prompts = one_line(f"held-out prompts of {public(recipe)['data']['path']}")
+    found = []
+    for name, score in scores.items():
+        if score.get("higher_is_better") is None:
+            continue
         task, of_benchmark, _ = one_line(name).partition("/")
-        return (task, f"{task}, by lm-evaluation-harness") if of_benchmark else held_out
-
-    return [
-        EvalResult(
+        error = f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""
+        result = EvalResult(
             task_type="text-generation",
-            dataset_type=dataset_type,
-            dataset_name=dataset_name,
+            dataset_type=task if of_benchmark else held_out,
+            dataset_name=f"{task}, by lm-evaluation-harness" if of_benchmark else prompts,
             metric_type=one_line(name),
             metric_value=round(score["value"], 6),
-            metric_name=f"{one_line(name)}{_error(score)}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
+            metric_name=f"{one_line(name)}{error}, n {score['n']}, {'higher' if score['higher_is_better'] else 'lower'} is better",
         )
-        for name, score in scores.items()
-        if score.get("higher_is_better") is not None
-        for dataset_type, dataset_name in [asked(name)]
-    ]
+        found.append(result)
+    return found
 
 
 def _dataset_metadata(counts: Mapping[int, Any], about: About) -> str:
@@ -417,7 +412,3 @@ def _score_table(summary: Mapping[str, Any]) -> str:
 
 def _images(plots: Mapping[str, str]) -> str:
     return "".join(f"\n\n![{words(name)} of every player]({file})" for name, file in plots.items())
-
-
-def _error(score: Mapping[str, Any]) -> str:
-    return f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else ""

@@ -32,7 +32,7 @@ SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": f"s{n}" for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
-_REFERENCE = re.compile(r"#([\w-]+)")
+_REFERENCE, _NOT_OF_THE_PAGE = re.compile(r"#([\w-]+)"), re.compile(r"<(metadata|style)\b.*?</\1>\s*", re.DOTALL)
 _TOOLTIPS = "texts:"
 
 
@@ -46,8 +46,7 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     rendered = io.StringIO()
     # not savefig, which renders everything twice
     FigureCanvasSVG(figure).print_svg(rendered, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    root = ET.fromstring(rendered.getvalue().encode())
-    _drop(root, {"metadata", "style"})
+    root = ET.fromstring(_NOT_OF_THE_PAGE.sub("", rendered.getvalue()).encode())
     _add_tooltips(root)
     _name(root, name)
     for element in root.iter():
@@ -55,13 +54,6 @@ def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
     _describe(root, name, title, description)
     ET.register_namespace("", SVG)
     return ET.tostring(root, encoding="unicode")
-
-
-def _drop(root: ET.Element, tags: set[str]) -> None:
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.rpartition("}")[2] in tags:
-                parent.remove(child)
 
 
 def _add_tooltips(root: ET.Element) -> None:
@@ -141,12 +133,13 @@ def render(template: str, **values: Any) -> Markup:
 
 def render_page(title: str, lead: Markup, sections: Sequence[PageSection], script: str = "", refresh: str = "") -> str:
     """The whole file. `lead` is above the first section; `script` is the page's JavaScript; `refresh` says of when the page is."""
+    assert "</script" not in script.lower() and "<!--" not in script, "it would end the page's script"
     page = render(
         "page.html",
         title=title,
         lead=lead,
         sections=sections,
-        style=Markup(style_of("theme.css", "plot.css", "page.css")),
+        style=Markup(text_of("theme.css", "plot.css", "page.css")),
         script=Markup(script),
         policy=_policy(script),
         refresh=refresh,
@@ -162,16 +155,9 @@ def _policy(script: str) -> str:
     return f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
-def style_of(*names: str) -> str:
-    """Style sheets of the templates' folder, one after the other."""
+def text_of(*names: str) -> str:
+    """Style sheets or scripts of the templates' folder, one after the other."""
     return "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
-
-
-def script_of(name: str) -> str:
-    """A script of the templates' folder; it must not contain the end tag of a script."""
-    text = (TEMPLATES / name).read_text(encoding="utf-8")
-    assert "</script" not in text.lower() and "<!--" not in text, name
-    return text
 
 
 def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, best: int | None = None) -> Markup:
@@ -188,7 +174,7 @@ def figure(svg: str, caption: str = "") -> Markup:
 def svg_file(svg: str) -> str:
     """A plot of plots.py as a separate file with its style, for use outside of a page; it follows the reader's theme too."""
     start = svg.index(">") + 1
-    style = f"<style>{style_of('theme.css', 'plot.css')}.plot {{ width: 36rem; background: var(--paper); }}</style>"
+    style = f"<style>{text_of('theme.css', 'plot.css')}.plot {{ width: 36rem; background: var(--paper); }}</style>"
     return f"{svg[:start]}{style}{svg[start:]}"
 
 

@@ -126,8 +126,10 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
 
 def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, str]]]:
     """(prompt, model -> its reply) for the prompts of the recipe's showcase, or for those of the first held-out rows."""
-    shown = {player.name: player.showcase or [player.samples[row] for row in sorted(player.samples)[:HELD_OUT]] for player in players}
-    first = next(filter(None, shown.values()), [])
+    shown: dict[str, Sequence[Mapping[str, Any]]] = {
+        player.name: player.showcase or [player.samples[row] for row in sorted(player.samples)[:HELD_OUT]] for player in players
+    }
+    first = next(filter(None, shown.values()), ())
     return [
         (entry["prompt"], {name: entries[index]["reply"] for name, entries in shown.items() if len(entries) > index})
         for index, entry in enumerate(first)

@@ -15,7 +15,7 @@ from sparring.config.reference import show
 from sparring.errors import UserError
 from sparring.report.health import PAPER, REMEDY_LOST, Sign, differences_from_paper, signs, warnings
 from sparring.report.outcome import REPORT, next_steps, verdict_lines
-from sparring.report.page import PageSection, code, figures, packed_data, paragraph, render, render_page, script_of, table
+from sparring.report.page import PageSection, code, figures, packed_data, paragraph, render, render_page, table, text_of
 from sparring.report.run_files import ReportPlayer, RunFiles, read_run, showcase_of
 from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
 from sparring.report.tables import columns_markup, headroom_markup, how_played, score_columns, score_tables
@@ -113,7 +113,7 @@ def report_page(run: RunFiles) -> str:
     at = _moment(now())
     state = f"State of the run at {at}." if run.is_over else f"State of an unfinished run at {at}: reload the page for more."
     title = f"sparring: {run.root.resolve().name}"
-    return render_page(title, lead, sections, script_of("unpack.js") + script_of("samples.js"), state)
+    return render_page(title, lead, sections, text_of("unpack.js", "samples.js"), state)
 
 
 def _while_training(run: RunFiles) -> Iterator[Sign]:

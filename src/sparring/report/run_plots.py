@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
@@ -85,15 +85,19 @@ def training_figures(run: RunFiles) -> Iterator[Markup]:
 
 def cost_figures(run: RunFiles) -> Iterator[Markup]:
     """Time and tokens of every stage."""
-    stages = run.summary["stages"]
-    owners = list(dict.fromkeys(_owner_and_part(name)[0] for name in stages))
-    seconds = _table(stages, owners, lambda name, cost: {_owner_and_part(name)[1]: cost.get("wall_seconds", 0.0)})
-    yield figure(plots.bars("seconds", "Time", owners, seconds, "seconds"))
-    tokens = _table(stages, owners, lambda name, cost: {word: cost[key] for key, word in TOKENS.items() if key in cost})
-    spent = [n for n in range(len(owners)) if any(values[n] for _, values in tokens)]
-    if spent:
-        parts = [(part, [values[n] for n in spent]) for part, values in tokens]
-        yield figure(plots.bars("tokens", "Tokens", [owners[n] for n in spent], parts, "tokens"))
+    costs = [(*_owner_and_part(name), cost) for name, cost in run.summary["stages"].items()]
+    yield _summed("Time", "seconds", [(owner, part, cost.get("wall_seconds", 0.0)) for owner, part, cost in costs])
+    if tokens := [(owner, word, cost[key]) for owner, _, cost in costs for key, word in TOKENS.items() if cost.get(key)]:
+        yield _summed("Tokens", "tokens", tokens)
+
+
+def _summed(title: str, unit: str, amounts: Sequence[tuple[str, str, float]]) -> Markup:
+    """A bar per owner: amounts are (owner, part, value), those of one part are added up."""
+    owners = list(dict.fromkeys(owner for owner, _, _ in amounts))
+    parts: dict[str, list[float]] = {}
+    for owner, part, value in amounts:
+        parts.setdefault(part, [0.0] * len(owners))[owners.index(owner)] += value
+    return figure(plots.bars(unit, title, owners, list(parts.items()), unit))
 
 
 def _look(stage: str) -> int:
@@ -172,17 +176,6 @@ def _owner_and_part(stage: str) -> tuple[str, str]:
     if not owner:
         return (title_of(stage), "training" if stage == SFT else "preparing")
     return title_of(owner), PARTS[part]
-
-
-def _table(
-    stages: dict[str, dict[str, float]], rows: Sequence[str], parts_of: Callable[[str, dict[str, float]], dict[str, float]]
-) -> list[tuple[str, list[float]]]:
-    """The parts of every stage, added up by its owner: (part, one value per row)."""
-    found: dict[str, list[float]] = {}
-    for name, cost in stages.items():
-        for part, value in parts_of(name, cost).items():
-            found.setdefault(part, [0.0] * len(rows))[rows.index(_owner_and_part(name)[0])] += value
-    return list(found.items())
 
 
 def sampled_figures(run: RunFiles) -> Iterator[Markup]:
