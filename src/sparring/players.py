@@ -15,7 +15,6 @@ from sparring.config import ModelSection, Recipe, load_recipe
 from sparring.console import log
 from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError
-from sparring.evaluation.metrics import Score
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.compute import release_memory
 from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
@@ -152,7 +151,7 @@ class EvaluatedPlayer(Player):
 class Results:
     """player -> its scores, and the facts of the stage that computed them; the folder with everything."""
 
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, Any]]
     facts: dict[str, dict[str, Any]]
     folder: Path
 
