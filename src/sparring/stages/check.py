@@ -42,8 +42,8 @@ def check(context: RunContext) -> None:
         check_answers(recipe, context.held_out, checker)
         _check_prompts(context, checker)
         _check_own(context, checker)
-    for section in filter(None, (recipe.train, recipe.sft)):
-        context.with_budget(section)  # from the memory that is free before anything is loaded
+    for trained in filter(None, (recipe.train, recipe.sft)):
+        context.with_budget(trained)  # from the memory that is free before anything is loaded
 
 
 def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker | None) -> None:
