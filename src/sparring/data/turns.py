@@ -112,9 +112,8 @@ def _is_trained(turn: Mapping[str, Any], name: str, where: str) -> bool:
 
 
 def _flag(value: Any, name: str, where: str) -> bool:
-    # one lookup for numbers and truth values, since True == 1 == 1.0
     known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
-    if isinstance(value, (bool, int, float)):
+    if isinstance(value, (bool, int, float)):  # one lookup for all three, since True == 1 == 1.0
         known = {0.0: False, 1.0: True}.get(value)
     if known is None:
         what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false); other weights are not supported"
