@@ -271,30 +271,6 @@ def in_training(game: Game) -> Callable[[], bool]:
     return lambda: any((game.root / f"{TRAIN}.partial").glob("checkpoint-*/step.json"))
 
 
-def with_a_file(game: Game) -> list[str]:
-    config = game.folder / "accelerate.yaml"
-    config.write_text(
-        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_machines: 1\nmachine_rank: 0\nnum_processes: 2\n"
-        "mixed_precision: 'no'\nuse_cpu: false\nmain_process_port: 0\ndynamo_backend: 'no'\n"
-        "fsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_reshard_after_forward: true\n"
-        "  fsdp_cpu_ram_efficient_loading: true\n",
-        encoding="utf-8",
-    )
-    return ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
-
-
-def children_of_system(words: str, root: Path) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        try:
-            line = " ".join(process.cmdline())
-        except psutil.Error:
-            continue
-        if words in line and str(root.parent) in line:
-            found.append(process)
-    return found
-
-
 def test_two_machines_one_killed(scored: Game, inline: Game) -> None:
     """Two addresses of this machine: machine 0 plays, machine 1 follows, each with one rank; machine 1 dies in the middle."""
     meeting = [*TWO_RANKS, "launcher.machines=2", "launcher.main_process_ip=127.0.0.2", f"launcher.main_process_port={free_port()}"]

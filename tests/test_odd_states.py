@@ -344,8 +344,9 @@ def test_all_replies_are_one(token: int, kind: str, lora: dict[str, Any] | None,
     result = game.command("run", "recipe.yaml", python=SAY.format(token=token))
     sane(result, (0,))
     assert f"24 duels, 48 replies, 48 replies {kind}" in result.err, result.err
-    for command in LOOKS:
-        sane(game.command(*command), (0,))
+    if (lora is None) == (kind == "empty"):  # what the commands show depends on the replies, and what they load on the adapters
+        for command in LOOKS:
+            sane(game.command(*command), (0,))
 
 
 @pytest.mark.parametrize("changes", [{"sampling__max_new_tokens": 1}, {"sampling__temperature": 0.0, "sampling__replies_per_prompt": 1}])

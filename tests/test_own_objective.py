@@ -47,9 +47,7 @@ def small_game(folder: Path, zygote: Zygote, loss: str, **changes: object) -> Ga
 def own(tmp_path_factory: pytest.TempPathFactory, zygote: Zygote) -> Game:
     """The page's file, named as the page says; for tests that only read."""
     game = small_game(tmp_path_factory.mktemp("own") / "game", zygote, "logistic", report=True)
-    result = game.run("objective.loss=ipo.py:ipo")
-    assert result.code == 0, result.err
-    return game
+    return game.play("objective.loss=ipo.py:ipo")
 
 
 def first_step(root: Path) -> dict[str, float]:

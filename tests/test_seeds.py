@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import Game
 from test_kill_and_resume import assert_same_outcome
-from zygote import Sabotage, Zygote
+from zygote import Zygote, written
 
 from sparring.progress import PROGRESS
 
@@ -99,7 +99,8 @@ def test_again_plays_nothing(several: Game) -> None:
 
 def test_killed_in_the_second_game(several: Game, tmp_path: Path, zygote: Zygote) -> None:
     game = make(tmp_path, zygote)
-    killed = game.run(sabotage=[Sabotage("sparring.training.fit:save_checkpoint", args="seed-1/iterations/000/train", when="after")])
+    shutil.copytree(several.root / "seed-0", game.root / "seed-0", symlinks=True)
+    killed = game.run(sabotage=[written("seed-1/iterations/000/train.partial/checkpoint-.*/step.json")])
     assert killed.code == -signal.SIGKILL and not (game.root / "summary.json").exists()
     result = game.run()
     assert result.code == 0, result.err

@@ -16,12 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from conftest import Game, write_rows
 from safetensors.torch import load_file
 from test_bad_input import refused
 from test_kill_and_resume import assert_same_outcome, metrics, outcome
-from test_launching import WEIGHTS, children, children_of_system, in_training, ranks, results, with_a_file
+from test_launching import WEIGHTS, children, in_training, ranks, results
 from torch.testing import assert_close
 from zygote import Zygote, begun, committed, unnamed, working, written
 
@@ -368,6 +369,30 @@ def test_two_ranks(copy: Game, majority: Game) -> None:
     for name, tensor in theirs.items():
         assert_close(ours[name], tensor, rtol=0, atol=WEIGHTS)
     assert facts(copy, "iterations/001/train")["counts"] == facts(majority, "iterations/001/train")["counts"]
+
+
+def with_a_file(game: Game) -> list[str]:
+    config = game.folder / "accelerate.yaml"
+    config.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_machines: 1\nmachine_rank: 0\nnum_processes: 2\n"
+        "mixed_precision: 'no'\nuse_cpu: false\nmain_process_port: 0\ndynamo_backend: 'no'\n"
+        "fsdp_config:\n  fsdp_version: 2\n  fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP\n  fsdp_reshard_after_forward: true\n"
+        "  fsdp_cpu_ram_efficient_loading: true\n",
+        encoding="utf-8",
+    )
+    return ["launcher.kind=accelerate", f"launcher.config_file={config}", "launcher.cpu=true"]
+
+
+def children_of_system(words: str, root: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if words in line and str(root.parent) in line:
+            found.append(process)
+    return found
 
 
 def test_accelerate_starts_the_ranks_and_one_is_killed(tmp_path: Path, majority: Game) -> None:
