@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cost": FLOOR,
     "dpo": STAGES | {"stages"},
     "control": STAGES | {"stages", "cost", "dpo"},
-    "headroom": STAGES | {"stages", "control"},
+    "headroom": STAGES | {"stages"},
     "selfplay": STAGES | {"launch", "stages", "control", "headroom", "report", "tracking"},
     "one_stage": STAGES | {"launch", "stages", "selfplay"},
     "planning": FLOOR | {"data", "policy", "launch"},  # what a game will cost: its config, rows and a model's sizes, no stage of it
@@ -59,7 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # reads finished runs
     "comparison": FLOOR | {"cost", "data", "evaluation.metrics", "evaluation.benchmarks", "policy.player", "planning", "report"},
     "game": FLOOR | {"selfplay", "comparison", "report"},
-    "players": FLOOR | {"data", "evaluation.metrics", "policy", "report"},
+    "players": FLOOR | {"data", "policy", "report"},
     "benchmark": STAGES | {"players", "report"},
     "judge": STAGES | {"players", "report"},
     "grading": STAGES | {"stages", "players", "report"},  # reads runs and data; samples and trains nothing

@@ -110,7 +110,7 @@ def test_a_control_that_wins_is_named_and_so_is_what_pays_instead() -> None:
 
 def test_a_control_that_may_win_by_chance_is_called_that() -> None:
     said = judged(arm("continued-sft", 2.4), arm("1", 2.5, (0.1, -0.1, 0.3)), arm("start", 2.6, (0.2, 0.1, 0.3)))
-    assert "A control beats the game, but not significantly" in said and "0.300, not significant)" in said
+    assert "A control is ahead of the game, but not significantly" in said and "0.300, not significant)" in said
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sparring.data.tables import read_rows, write_table
 from sparring.errors import UserError
 from sparring.report.health import PAPER, differences_from_paper, signs, warnings
 from sparring.report.outcome import REPORT, gain
-from sparring.report.run_files import read_run
+from sparring.report.run_files import read_run, showcase_of
 from sparring.report.run_page import report_page, write_report
 from sparring.report.update import update_report
 from sparring.rundir import write_json
@@ -229,6 +230,17 @@ def test_hostile_texts_and_a_megabyte_reply(tmp_path: Path) -> None:
     assert "[U+202E]tfel[U+0000][U+D800]" in page and not re.search("[\u202e\x00]", page)
     reply = packed(page)["samples"][1]["replies"][0]["text"]
     assert len(reply) < 21_000 and "of 1,000,0" in reply
+
+
+def answers(*prompts: str) -> list[dict[str, str]]:
+    return [{"prompt": prompt, "reply": prompt.upper()} for prompt in prompts]
+
+
+def test_replies_are_shown_under_their_own_prompts(tmp_path: Path) -> None:
+    """While a game resumes with another showcase, its start answers the new prompts and its iterations still the old ones."""
+    root = make_run(tmp_path / "run")
+    start, first = (replace(player, showcase=answers(*said)) for player, said in zip(read_run(root).players, ("ab", "cb"), strict=False))
+    assert showcase_of([start, first]) == [("a", {start.name: "A"}), ("b", {start.name: "B", first.name: "B"}), ("c", {first.name: "C"})]
 
 
 def test_numbers_that_are_none_are_no_json(tmp_path: Path) -> None:

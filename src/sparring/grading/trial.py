@@ -24,7 +24,7 @@ from sparring.stages.checking import checker_settings
 CHECKER, PATTERN, ANSWER = "CHECKER", "--pattern", "--answer"
 RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed", "sprayed, reversed")
 LEAST_RIGHT = 0.95  # share of human replies that must pass: the data has errors too
-MENTIONED = 0.5  # with a larger share of passing sprayed answers a mention is enough; one in ten is last by chance
+MENTIONED = 0.5  # with a larger share of passing sprayed answers it suffices to mention it; one in ten is last by chance
 CONFIDENCE = 0.95
 
 

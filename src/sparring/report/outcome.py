@@ -151,7 +151,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
-        sentence = "A control beats the game" + (" significantly" if is_significant else ", but not significantly")
+        sentence = "A control beats the game significantly" if is_significant else "A control is ahead of the game, but not significantly"
         return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
@@ -163,8 +163,8 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     """A warning if many replies of the first arm are cut; empty otherwise."""
-    cut = entries_of(summary)[first["player"]]["scores"]["truncated"]
-    if cut["value"] <= MOST_CUT:
+    entry = entries_of(summary).get(first["player"])
+    if entry is None or (cut := entry["scores"]["truncated"])["value"] <= MOST_CUT:
         return ""
     return f" But {round(cut['value'] * cut['n'])} of its {cut['n']} replies are cut: fix that before you use or compare it."
 

@@ -129,8 +129,8 @@ def showcase_of(players: Sequence[ReportPlayer]) -> list[tuple[str, dict[str, st
     shown: dict[str, Sequence[Mapping[str, Any]]] = {
         player.name: player.showcase or [player.samples[row] for row in sorted(player.samples)[:HELD_OUT]] for player in players
     }
-    first = next(filter(None, shown.values()), ())
-    return [
-        (entry["prompt"], {name: entries[index]["reply"] for name, entries in shown.items() if len(entries) > index})
-        for index, entry in enumerate(first)
-    ]
+    replies: dict[str, dict[str, str]] = {}
+    for name, entries in shown.items():  # by prompt: while a game resumes, not all players have the recipe's present showcase
+        for entry in entries:
+            replies.setdefault(entry["prompt"], {})[name] = entry["reply"]
+    return list(replies.items())

@@ -63,7 +63,7 @@ def score_text(score: Mapping[str, Any] | None, digits: int) -> str:
     """Value and standard error of a score, or "-" without it."""
     if score is None:
         return "-"
-    error = "" if score["stderr"] is None else f" ± {score['stderr']:.{digits}f}"
+    error = "" if (stderr := score.get("stderr")) is None else f" ± {stderr:.{digits}f}"
     return f"{score['value']:.{digits}f}{error}"
 
 
