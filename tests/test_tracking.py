@@ -187,8 +187,8 @@ KILLS = [
     Sabotage("sparring.tracking.trackers:Opened.log", nth=4),
     Sabotage("sparring.tracking.trackers:Opened.log", nth=3, when="after"),
     unnamed("run/trackers.json", nth=2),
-    Sabotage(ADVANCE, nth=4, args=" steps$"),
-    Sabotage(ADVANCE, nth=9, args=" steps$"),
+    Sabotage(ADVANCE, nth=4, args=" steps"),
+    Sabotage(ADVANCE, nth=9, args=" steps"),
     Sabotage("sparring.tracking.trackers:Opened.log", nth=12),
     unnamed("run/trackers.json", nth=4),
 ]
