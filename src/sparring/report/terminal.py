@@ -35,12 +35,13 @@ from sparring.stage_names import START, benchmark_stage
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
     """Print the tables of quality, duels and replies, the showcase replies of every model, the warnings, the verdict and next steps."""
+    rows = list(rows_of(summary))
+    shown = showcase_of([read_player(root, row) for row in rows])  # a missing file is reported before anything is printed
     for title, columns, of_models in score_tables(summary):
         print_table(title, columns, of_models, console)
     _print_target(summary, console)
-    rows = list(rows_of(summary))
     _print_benchmarks(rows, root, console)
-    for prompt, replies in showcase_of([read_player(root, row) for row in rows]):
+    for prompt, replies in shown:
         print_replies(prompt, replies, console)
     for line in warnings(signs(summary, recipe_of_run(root))):
         console.print(Text(f"Warning: {printable(line)}", style="yellow"))
