@@ -70,7 +70,8 @@ class Scoring:
         found = []
         for line in file.read_text(encoding="utf-8").splitlines()[:count]:
             row = json.loads(line)
-            conversation = Conversation((Message(role="user", content=row["prompt"]),), row["completion"])
+            system = (Message(role="system", content=row["system"]),) if "system" in row else ()
+            conversation = Conversation((*system, Message(role="user", content=row["prompt"])), row["completion"])
             found.append(Example(conversation.row_id, conversation, *self.chat.encode(conversation)))
         return found
 

@@ -30,6 +30,7 @@ OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: 
 # task -> the file with rows that no run of it has, how many of them the last players are scored on too, and what they are
 FURTHER = {
     "words": ("transfer.jsonl", 200, "SVAMP, which no arm was trained on"),
+    "tasks": ("search.jsonl", 500, "further prompts of these tasks, which no arm has seen"),
     "chain": ("search.jsonl", 500, "further prompts of this task, which no arm has seen"),
 }
 Arm = Mapping[str, Any]
