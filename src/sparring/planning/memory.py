@@ -28,7 +28,7 @@ from sparring.policy.footprint import (
 # context). KERNELS are those that oneDNN and torch cache by shape (policy/compute.py limits them), with a backward pass and without, by
 # bytes of a number. HOLES is the share of temporary memory that the allocator cannot use again (fragmentation).
 PROCESS = {"cpu": 0.42e9, "cuda": 1.0e9}
-KERNELS = {("training", 2): 0.4e9, ("training", 4): 0.3e9, ("forward", 2): 0.25e9, ("forward", 4): 0.1e9}
+KERNELS = {("training", 2): 0.25e9, ("training", 4): 0.3e9, ("forward", 2): 0.25e9, ("forward", 4): 0.1e9}
 HOLES = {"cpu": 0.25, "cuda": 0.10}
 
 

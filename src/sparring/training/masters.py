@@ -162,10 +162,13 @@ def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> Trainab
 
 
 def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
+    # kept for the whole training: a gradient that is allocated in every step, among the activations, would fragment a CPU's memory
+    kept = torch.empty_like(master)
+
     def add(parameter: Tensor) -> None:
         assert parameter.grad is not None
         if master.grad is None:
-            master.grad = parameter.grad.to(master.dtype, copy=True)
+            master.grad = kept.copy_(parameter.grad)
         else:
             grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
             for total, part in zip(*grads, strict=True):
