@@ -100,7 +100,7 @@ def count_loads() -> list[Path]:
 
 def fit_to(stage: Path, start: Path, task: SpinTask, plan: Any, section: Any) -> Any:
     result = run_fit(stage, start, task, plan, section)
-    from_main(lambda: result.weights.save_pretrained(stage / "model"))
+    from_main(lambda: result.save(stage / "model"))
     return result
 
 

@@ -50,7 +50,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(name: str, tmp_path: Path) 
     model = tiny()
     optimizer = optimizer_of(model, name)
     train(model, optimizer, 3, seed=1)
-    save_checkpoint(tmp_path, 3, model, flat_state(optimizer.state_dict()["state"]))
+    save_checkpoint(tmp_path, 3, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     step, folder = latest_checkpoint(tmp_path)
     assert step == 3
 

@@ -5,7 +5,6 @@ Dimensions in names: B rows, L positions of a row, N scored reply tokens of the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -149,11 +148,6 @@ def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, l
     """The micro-batches of every rank, as places in `shapes`, which are those of the trees of an optimizer step."""
     shares = assign_to_ranks([rows * length for rows, length in shapes], ranks)
     return [list(micro_batches(share, shapes.__getitem__, max_tokens, layout)) for share in shares]
-
-
-def shortest(shapes: Sequence[tuple[int, int]]) -> int:
-    """Index of the cheapest tree, which a rank computes as a dummy when it must make as many passes as the others."""
-    return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 
 def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:

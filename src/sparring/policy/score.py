@@ -6,6 +6,7 @@ The opponent pass, training and evaluation all call this one module, on the same
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
 from sparring.errors import UserError, first_line
-from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches_of_ranks, shortest
+from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches_of_ranks
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.fused import fuse
 from sparring.policy.head import ChunkedHead, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
-from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
+from sparring.policy.ranks import AgreedError, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
 
 # Tolerance of one token's log-prob, relative above 1 nat: rounding is below 1e-4, and any wrong mask far above
@@ -127,6 +128,15 @@ class Scorer(nn.Module):
         """Whether the model calls its head itself, at all positions."""
         return self.layout in ("plain", "alone")
 
+    def groups_of_rank(self, trees: Sequence[Branches], max_tokens: int, needs_all_ranks: bool) -> tuple[list[list[int]], list[list[int]]]:
+        """This rank's micro-batches of the trees, by their places, so that opponent pass and training group and round alike; then dummy
+        ones, of the cheapest tree, if every pass needs all ranks and others have more."""
+        shapes = [tree.shape(self.row_layout) for tree in trees]
+        groups = micro_batches_of_ranks(shapes, max_tokens, self.row_layout, rank_count())
+        mine = groups[rank()]
+        missing = max(map(len, groups)) - len(mine) if needs_all_ranks else 0
+        return mine, [[min(range(len(shapes)), key=lambda place: math.prod(shapes[place]))]] * missing
+
     def use_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass. A layer is in training mode only while it checks that, so dropout stays off inside it."""
         where = "gradient_checkpointing"
@@ -155,7 +165,7 @@ class Scorer(nn.Module):
         if self.layout == "alone" and is_sharded():
             name = type(self.model).__name__
             what = f"{name} needs a separate forward pass for every reply, but all ranks with sharded weights must make equally many"
-            raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank"))
+            raise AgreedError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank")
 
     def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
         """Compare the fast layouts with the model's own unbatched logits on some trees, repeated in a packed row of `row_tokens`; keep the
@@ -273,11 +283,8 @@ def score_trees(
 
     wrapped: the module that wraps the scorer, if any; needs_all_ranks: every pass needs all ranks, so that some compute dummy trees.
     """
-    shapes = [tree.shape(scorer.row_layout) for tree in trees]
-    groups = micro_batches_of_ranks(shapes, max_tokens, scorer.row_layout, rank_count())
-    mine = groups[rank()]
-    idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if needs_all_ranks else []
-    logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
+    mine, dummies = scorer.groups_of_rank(trees, max_tokens, needs_all_ranks)
+    logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *dummies]]
     # all passes are launched before the first result is read
     found = {index: row for group, rows in zip(mine, logps, strict=False) for index, row in zip(group, rows.tolist(), strict=True)}
     scored = {index: row for part in gathered(found) for index, row in part.items()}

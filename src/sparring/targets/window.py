@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
 from sparring.targets.human import human
@@ -27,14 +26,9 @@ class Window:
     human_alone: bool = False
 
     @property
-    def contests(self) -> Sequence[Contest]:
-        """The duels as contests; only for verified and majority targets."""
-        return cast("Sequence[Contest]", self.duels)  # all are contests under a target that uses grades
-
-    @property
-    def human_duels(self) -> Sequence[Duel]:
-        """The duels as such; only for the human target."""
-        return cast("Sequence[Duel]", self.duels)  # all are duels under the human target
+    def contests(self) -> list[Contest]:
+        """All duels of a verified or majority target; none of the human target's are contests."""
+        return [duel for duel in self.duels if isinstance(duel, Contest)]
 
 
 def build_window(

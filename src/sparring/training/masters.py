@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparring.config import OptimSection
-from sparring.errors import UserError
+from sparring.errors import UserError, is_installed
 from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES, model_on
 from sparring.policy.empty_model import load_on_main
@@ -22,26 +21,20 @@ from sparring.policy.load import load_model
 EIGHT_BIT = {"rmsprop8bit": "RMSprop8bit", "adamw8bit": "AdamW8bit"}
 
 
-def require_optimizer(name: str, where: str) -> None:
-    """Raise UserError if the optimizer's library is not installed."""
-    if name in EIGHT_BIT:
-        _require_bitsandbytes(name, where)
+def require_trainable(settings: OptimSection, section: str) -> None:
+    """Raise UserError if this machine lacks what a section of the recipe needs: bitsandbytes, and CUDA for a 4-bit base."""
+    if settings.optimizer in EIGHT_BIT:
+        _require_bitsandbytes(settings.optimizer, f"{section}.optimizer")
+    if settings.four_bit:
+        where, remedy = f"{section}.lora.quantize", "use lora without quantize, or a machine with a GPU"
+        if not torch.cuda.is_available():
+            raise UserError("4bit needs a CUDA device, and there is none here", where=where, remedy=remedy)
+        _require_bitsandbytes("4bit", where)
 
 
 def _require_bitsandbytes(what: str, where: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not is_installed("bitsandbytes"):
         raise UserError(f"{what} needs the package bitsandbytes", where=where, remedy="pip install 'sparring[8bit]'")
-
-
-def require_four_bit(settings: OptimSection, where: str) -> None:
-    """Raise UserError if the recipe quantises its base and this machine does not support it."""
-    if not settings.four_bit:
-        return
-    if not torch.cuda.is_available():
-        raise UserError(
-            "4bit needs a CUDA device, and there is none here", where=where, remedy="use lora without quantize, or a machine with a GPU"
-        )
-    _require_bitsandbytes("4bit", where)
 
 
 def require_shardable(settings: OptimSection, where: str) -> None:
@@ -89,7 +82,6 @@ class MasterWeights:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the weights, which must be distributed afterwards (training/ranked.py)."""
         self.master_model = load_on_main(folder) if on_main else model_on(device, load_model(folder))
         # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
         self.model = self.master_model if dtype == torch.float32 else model_on(device, load_model(folder, dtype))
@@ -121,7 +113,6 @@ class AdapterWeights:
     """
 
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the base, which must be distributed afterwards (training/ranked.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
         dtype = COMPUTE_DTYPES[settings.precision]
@@ -147,18 +138,15 @@ class AdapterWeights:
 TrainableWeights = MasterWeights | AdapterWeights
 
 
-def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> TrainableWeights:
-    """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`."""
-    if settings.lora is not None:
-        return AdapterWeights(folder, settings, device, seed)
-    return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
+def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> TrainableWeights:
+    """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`.
 
-
-def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> TrainableWeights:
-    """The weights before sharding: float32 weights, or a frozen base under an adapter; complete, in the memory of rank 0."""
+    on_main: for sharding, only rank 0 reads the weights, into its own memory; they must be distributed afterwards (training/ranked.py).
+    """
     if settings.lora is not None:
-        return AdapterWeights(folder, settings, torch.device("cpu"), seed, on_main=True)
-    return MasterWeights(folder, torch.float32, torch.device("cpu"), on_main=True)
+        return AdapterWeights(folder, settings, device, seed, on_main)
+    # the compute format of shards is that in which they are gathered
+    return MasterWeights(folder, torch.float32 if on_main else COMPUTE_DTYPES[settings.precision], device, on_main)
 
 
 def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
