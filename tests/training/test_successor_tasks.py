@@ -16,7 +16,7 @@ from sparring.data.records import Duel, Triplet
 from sparring.objectives.alpha_spin import AlphaSpin
 from sparring.objectives.shared import DuelLogps
 from sparring.objectives.space import Space, space_loss
-from sparring.objectives.t_spin import TripletLogps, TSpin, triplet_loss
+from sparring.objectives.t_spin import TSpin, triplet_loss
 from sparring.policy.batches import Branches, branches_of
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, plain_logps
@@ -115,8 +115,8 @@ def test_shared_replies_of_t_spin_equal_computed_ones(folders: tuple[Path, Path]
     losses = []
     for row, duel in zip(logps_DR, TRIPLETS, strict=True):
         k = len(duel.generated_ids)
-        player = TripletLogps(row[:1], row[None, 1 : 1 + k], row[None, 1 + k : 1 + 2 * k])
-        losses.append(triplet_loss(player, torch.ones(1, k, dtype=torch.bool), alpha=0.7, history_weight=0.5).loss_D)
+        player, start_DK = DuelLogps(row[:1], row[None, 1 : 1 + k]), row[None, 1 + k : 1 + 2 * k]
+        losses.append(triplet_loss(player, start_DK, torch.ones(1, k, dtype=torch.bool), alpha=0.7, history_weight=0.5).loss_D)
     loss_D = torch.cat(losses)
     task = triplet_task(0.7, 0.5)
     assert [len(task.branches(index).replies) for index in range(6)] == [len(set(tree.replies)) for tree in trees] == [2, 3, 5, 3, 3, 2]
