@@ -5,8 +5,10 @@ Dimensions in names: B rows, L positions of a row, N scored reply tokens of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -101,21 +103,26 @@ def branches_of(duel: Duel | Contest) -> Branches:
 def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
     """Arrange `trees` end to end in one row, or (layout "rows") as one padded row per reply."""
     columns = max(len(tree.replies) for tree in trees)
-    parts = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
-    rows = [_joined(parts)] if layout == "tree" else parts
-    length = max(len(row.ids) for row in rows)
-    pad = [length - len(row.ids) for row in rows]
+    rows = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
+    lengths = [len(row.ids) for row in rows]
+    shape = (1, sum(lengths)) if layout == "tree" else (len(rows), max(lengths))
+    starts = list(accumulate(lengths[:-1], initial=0)) if layout == "tree" else [index * shape[1] for index in range(len(rows))]
+    place_T = torch.tensor([start + offset for start, length in zip(starts, lengths, strict=True) for offset in range(length)])
+
+    def laid_out(values: Iterable[int]) -> Tensor:
+        return torch.zeros(math.prod(shape), dtype=torch.long).index_copy(0, place_T, torch.tensor(list(values))).view(shape)
+
     return TreeBatch(
-        input_ids_BL=torch.tensor([row.ids + [0] * p for row, p in zip(rows, pad, strict=True)]),
-        position_ids_BL=torch.tensor([row.positions + [0] * p for row, p in zip(rows, pad, strict=True)]),
-        real_BL=torch.tensor([[True] * len(row.ids) + [False] * p for row, p in zip(rows, pad, strict=True)]),
-        source_N=torch.tensor([index * length + source for index, row in enumerate(rows) for source in row.sources]),
+        input_ids_BL=laid_out(token for row in rows for token in row.ids),
+        position_ids_BL=laid_out(position for row in rows for position in row.positions),
+        real_BL=laid_out(1 for length in lengths for _ in range(length)).bool(),
+        source_N=torch.tensor([start + source for start, row in zip(starts, rows, strict=True) for source in row.sources]),
         target_N=torch.tensor([target for row in rows for target in row.targets]),
         cell_N=torch.tensor([cell for row in rows for cell in row.cells]),
         duels=len(trees),
         replies=columns,
-        tokens=sum(len(row.ids) for row in rows),
-        index=_index_of(parts) if layout == "tree" else None,
+        tokens=sum(lengths),
+        index=_index_of(rows, starts) if layout == "tree" else None,
     )
 
 
@@ -170,7 +177,9 @@ def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]],
 
 
 @dataclass
-class _PackedRow:
+class _Row:
+    """A tree, or one of its branches: tokens with their positions and branches (0 is the prompt), and the tokens to predict."""
+
     ids: list[int]
     positions: list[int]
     branches: list[int]
@@ -179,11 +188,11 @@ class _PackedRow:
     cells: list[int]
 
 
-def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_PackedRow]:
+def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
     groups = [list(enumerate(tree.replies))] if layout == "tree" else [[pair] for pair in enumerate(tree.replies)]
+    prompt = len(tree.prompt_ids)
     for group in groups:
-        prompt = len(tree.prompt_ids)
-        row = _PackedRow(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
+        row = _Row(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
         for column, reply in group:
             start, fed = len(row.ids), list(reply[:-1])
             row.sources += [prompt - 1, *range(start, start + len(fed))]
@@ -195,25 +204,8 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Packe
         yield row
 
 
-def _joined(rows: Sequence[_PackedRow]) -> _PackedRow:
-    """Trees packed end to end."""
-    joined = _PackedRow([], [], [], [], [], [])
-    for row in rows:
-        joined.sources += [len(joined.ids) + source for source in row.sources]
-        joined.ids += row.ids
-        joined.positions += row.positions
-        joined.branches += row.branches
-        joined.targets += row.targets
-        joined.cells += row.cells
-    return joined
-
-
-def _index_of(rows: Sequence[_PackedRow]) -> TreeIndex:
-    blocks: list[Block] = []
-    start = 0
-    for row in rows:
-        blocks += _blocks_of(row.branches, start)
-        start += len(row.ids)
+def _index_of(rows: Sequence[_Row], starts: Sequence[int]) -> TreeIndex:
+    blocks = [block for row, start in zip(rows, starts, strict=True) for block in _blocks_of(row.branches, start)]
     trees = torch.tensor([number for number, row in enumerate(rows) for _ in row.ids])
     branches, positions = (torch.tensor([x for row in rows for x in getattr(row, name)]) for name in ("branches", "positions"))
     return TreeIndex(blocks, trees, branches, positions)

@@ -50,12 +50,9 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
         return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
     if path.startswith("builtin:"):
         raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
-    if path.startswith("package:"):
-        file = package_file(path.removeprefix("package:"))
-        require_gguf()
-        return ModelSource(path, None, lambda folder: _unpack_gguf(file, folder), file_hash(file))
-    local = Path(path).expanduser()
-    if local.suffix == ".gguf":
+    in_package = path.startswith("package:")
+    local = package_file(path.removeprefix("package:")) if in_package else Path(path).expanduser()
+    if in_package or local.suffix == ".gguf":
         if not local.is_file():
             raise UserError("no such GGUF file", where=f"model.path ({path})")
         require_gguf()

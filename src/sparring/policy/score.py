@@ -9,7 +9,6 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import cycle
 
 import torch
@@ -36,17 +35,6 @@ TOKEN_TOLERANCE = 1e-3
 REPLY_TOLERANCE = 1e-4
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """A layout that was found correct for trees up to `reach` (see `_reach`)."""
-
-    reach: tuple[int, ...]
-    layout: str
-
-    def covers(self, reach: tuple[int, ...]) -> bool:
-        return all(asked <= known for asked, known in zip(reach, self.reach, strict=True))
-
-
 def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
     """(longest path, tokens outside the first branch, minus the shortest path, tokens of a packed row). A check covers trees that are not
     larger in any of these."""
@@ -58,7 +46,8 @@ def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
     )
 
 
-_checked: dict[str, _Checked] = {}
+# kind of model -> (the `_reach` of the trees for which its layout was found correct, the layout)
+_checked: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 class Scorer(nn.Module):
@@ -179,13 +168,14 @@ class Scorer(nn.Module):
         # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
         row_tokens = min(row_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else row_tokens
         reach = _reach(trees, row_tokens)
-        if (known := _checked.get(kind_of(self.model))) and known.covers(reach):
+        known, layout = _checked.get(kind_of(self.model), ((), ""))
+        if known and all(asked <= most for asked, most in zip(reach, known, strict=True)):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
-            self.layout = known.layout
+            self.layout = layout
             return
         with in_float32(self.model):
             self._check_layouts(trees, row_tokens)
-        _checked[kind_of(self.model)] = _Checked(reach, self.layout)
+        _checked[kind_of(self.model)] = reach, self.layout
 
     def _check_layouts(self, trees: Sequence[Branches], row_tokens: int) -> None:
         expected = {tree: _finite_logps(self.model, tree) for tree in trees}
@@ -225,7 +215,7 @@ class Scorer(nn.Module):
         """Logits [N, V] that predict every token of a tree's replies, one reply after the other; not chunked, so only for small trees."""
         batch = self.collate([tree])
         with packed(batch.index):
-            return self._plain_logits(batch) if self.takes_whole_logits else logits_of(self.model, self._hidden(batch))
+            return torch.cat([logits for logits, _ in self._logits(batch)])
 
     def _hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states [N, H] of the positions that predict."""

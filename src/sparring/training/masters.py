@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from sparring.config import OptimSection
 from sparring.errors import UserError, is_installed
 from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES, model_on
-from sparring.policy.empty_model import load_on_main
-from sparring.policy.load import load_model
+from sparring.policy.load import load_model, model_shape
+from sparring.policy.ranks import from_main
 
 EIGHT_BIT = {"rmsprop8bit": "RMSprop8bit", "adamw8bit": "AdamW8bit"}
 
@@ -68,9 +68,32 @@ def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.opti
     return torch.optim.RMSprop(groups, lr=0.0)
 
 
-# Rows of a gradient that are added at once. torch makes a float32 copy of the added tensor: for a whole embedding of 49,152 x 576 it
-# allocated 113 MB and took 69 ms instead of 14 (2 CPU cores)
-ROWS_AT_ONCE = 4096
+def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """`load_model` on rank 0; on the others a model without weights, with the buffers of rank 0. All ranks must call it.
+
+    So a machine holds at most one copy of a model while it is being sharded, instead of one per rank.
+    """
+    if is_adapter(folder):
+        return load_model(folder, dtype)
+    loaded: list[PreTrainedModel] = []
+
+    def load() -> tuple[dict[str, torch.dtype], dict[str, Tensor]]:
+        loaded.append(load_model(folder, dtype))
+        return {name: parameter.dtype for name, parameter in loaded[0].named_parameters()}, dict(loaded[0].named_buffers())
+
+    dtypes, buffers = from_main(load)
+    if loaded:
+        return loaded[0]
+    model = model_shape(folder)
+    model.tie_weights()
+    if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that contradict their config, such as tied weights
+        return load_model(folder, dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtypes[name])
+    for name, buffer in buffers.items():
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, buffer)
+    return model.eval()
 
 
 class MasterWeights:
@@ -85,17 +108,17 @@ class MasterWeights:
         self.master_model = load_on_main(folder) if on_main else model_on(device, load_model(folder))
         # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
         self.model = self.master_model if dtype == torch.float32 else model_on(device, load_model(folder, dtype))
-        if self.model is not self.master_model:
-            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(_adding_to(master))
+        pairs = zip(self.master_model.parameters(), self.model.parameters(), strict=True)
+        self._copies = [] if self.model is self.master_model else list(pairs)
+        for master, parameter in self._copies:
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(partial(_add_gradient, master))
 
     @torch.no_grad()
     def sync_compute_weights(self) -> None:
         """Copy the masters' values to the computing model."""
-        if self.model is not self.master_model:
-            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
-                parameter.copy_(master)
+        for master, parameter in self._copies:
+            parameter.copy_(master)
 
     def trained(self) -> dict[str, Tensor]:
         """The state dict of the player: all weights and saved buffers."""
@@ -149,15 +172,18 @@ def trainable_weights(folder: Path, settings: OptimSection, device: torch.device
     return MasterWeights(folder, torch.float32 if on_main else COMPUTE_DTYPES[settings.precision], device, on_main)
 
 
-def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    def add(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = parameter.grad.to(master.dtype, copy=True)
-        else:
-            grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
-            for total, part in zip(*grads, strict=True):
-                total.add_(part)
-        parameter.grad = None
+# Rows of a gradient that are added at once. torch makes a float32 copy of the added tensor: for a whole embedding of 49,152 x 576 it
+# allocated 113 MB and took 69 ms instead of 14 (2 CPU cores)
+ROWS_AT_ONCE = 4096
 
-    return add
+
+def _add_gradient(master: nn.Parameter, parameter: Tensor) -> None:
+    """Add the gradient of a compute weight to that of its master, and free it."""
+    assert parameter.grad is not None
+    if master.grad is None:
+        master.grad = parameter.grad.to(master.dtype, copy=True)
+    else:
+        grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
+        for total, part in zip(*grads, strict=True):
+            total.add_(part)
+    parameter.grad = None
