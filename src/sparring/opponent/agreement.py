@@ -19,7 +19,7 @@ from sparring.config import SamplingSection
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.protocol import Prompt
-from sparring.policy.batches import Branches, layout_probe_trees
+from sparring.policy.batches import Branches
 from sparring.policy.head import logps_of
 from sparring.policy.score import Scorer
 
@@ -89,7 +89,7 @@ def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence
 
 def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Prompt, Reply]]) -> Iterator[_Row]:
     trees = [Branches(prompt.token_ids, (reply.token_ids[:TOKENS],)) for prompt, reply in pairs]
-    scorer.choose_layout(*layout_probe_trees(trees))
+    scorer.choose_layout(trees)
     for tree, (_, reply) in zip(trees, pairs, strict=True):
         assert reply.logps is not None, "the engine was asked for them"
         logits_TV = scorer.token_logits(tree).float()

@@ -126,17 +126,11 @@ def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
     )
 
 
-def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
+def layout_probe_trees(trees: Sequence[Branches]) -> list[Branches]:
     """The trees that reveal a wrong layout: the longest path (sliding windows), the most tokens outside the first branch (recurrences), the
     shortest path (rotary embeddings that depend on the longest row of a batch)."""
-    trees = list(trees)
     longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "sibling_tokens"))
     return list(dict.fromkeys([longest, bushiest, min(trees, key=attrgetter("shortest_path"))]))
-
-
-def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
-    """Tokens of the longest packed row in micro-batches of these trees."""
-    return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
 def assign_to_ranks(sizes: Sequence[int], ranks: int) -> list[list[int]]:

@@ -19,11 +19,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
 from sparring.errors import UserError, first_line
-from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches_of_ranks
+from sparring.policy.batches import Branches, Layout, TreeBatch, collate, layout_probe_trees, micro_batches_of_ranks
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.fused import fuse
-from sparring.policy.head import ChunkedHead, logits_of, logps_of
+from sparring.policy.head import chunked_logps, logits_of, logps_of
 from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
 from sparring.policy.ranks import AgreedError, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
@@ -62,7 +62,6 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = keep_soft_caps(model)
         fuse(self.model)
-        self.head = ChunkedHead(self.model)
         self._own_attention = model.config._attn_implementation
         self.layout = "tree"
         self.eval()
@@ -143,11 +142,11 @@ class Scorer(nn.Module):
             layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
-    def choose_layout_on_main(self, *trees: Branches, row_tokens: int) -> None:
+    def choose_layout_on_main(self, trees: Sequence[Branches], max_tokens: int) -> None:
         """`choose_layout` on rank 0, for all ranks, since only rank 0 may have read the weights."""
 
         def choose() -> str:
-            self.choose_layout(*trees, row_tokens=row_tokens)
+            self.choose_layout(trees, max_tokens)
             return self.layout
 
         self.layout = from_main(choose)
@@ -156,9 +155,10 @@ class Scorer(nn.Module):
             what = f"{name} needs a separate forward pass for every reply, but all ranks with sharded weights must make equally many"
             raise AgreedError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank")
 
-    def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on some trees, repeated in a packed row of `row_tokens`; keep the
-        fastest that agrees. The result is cached per process and kind of model, and checked again for larger trees (`_reach`).
+    def choose_layout(self, trees: Sequence[Branches], max_tokens: int = 0) -> None:
+        """Compare the fast layouts with the model's own unbatched logits on some of the trees (`layout_probe_trees`), repeated in a packed
+        row as long as those in micro-batches of `max_tokens`; keep the fastest that agrees. The result is cached per process and kind of
+        model, and checked again for larger trees (`_reach`).
 
         State-space and linear-attention models cannot use the tree mask, some heads scale their logits in ways that only the model's own
         forward knows, some rotary embeddings depend on the longest row of a batch, and some attention on the place in the row: a wrong
@@ -166,7 +166,9 @@ class Scorer(nn.Module):
         """
         self.layout = "plain"
         # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
-        row_tokens = min(row_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else row_tokens
+        most = min(max_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else max_tokens
+        row_tokens = min(most, sum(tree.tokens("tree") for tree in trees))
+        trees = layout_probe_trees(trees)
         reach = _reach(trees, row_tokens)
         known, layout = _checked.get(kind_of(self.model), ((), ""))
         if known and all(asked <= most for asked, most in zip(reach, known, strict=True)):
@@ -241,7 +243,7 @@ class Scorer(nn.Module):
         with packed(batch.index):
             if self.takes_whole_logits:
                 return logps_of(self._plain_logits(batch), batch.target_N)
-            return self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
+            return chunked_logps(self.model, self._hidden(batch), batch.target_N, HEAD_CHUNK)
 
     def _plain_logits(self, batch: TreeBatch) -> Tensor:
         """The model's own logits [N, V] of the tokens of the replies."""

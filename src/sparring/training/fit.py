@@ -19,7 +19,6 @@ from sparring.config import OptimSection
 from sparring.console import counted, log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
-from sparring.policy.batches import layout_probe_trees, longest_row
 from sparring.policy.ranks import AgreedError, from_main, gathered, is_main, rank_count
 from sparring.progress import progress
 from sparring.rundir import fsync, write_text
@@ -143,8 +142,7 @@ class _Trainer:
         self.task, self.plan, self.settings = task, plan, settings
         self.weights = ranked_weights(folder, settings, plan.seed)
         self.scorer = self.weights.scorer
-        trees = [task.branches(index) for index in range(len(task))]
-        self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, settings.max_tokens))
+        self.scorer.choose_layout_on_main([task.branches(index) for index in range(len(task))], settings.max_tokens)
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         self.weights.prepare(settings)

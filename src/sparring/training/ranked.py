@@ -31,7 +31,7 @@ from sparring.config import OptimSection
 from sparring.console import log
 from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
-from sparring.policy.batches import Branches, layout_probe_trees, longest_row
+from sparring.policy.batches import Branches
 from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
@@ -204,7 +204,7 @@ class FrozenWeights:
         if self.needs_all_ranks:
             require_shardable(settings, "train")
         self.scorer = Scorer(self._load(folder, accelerator.device, seed or 0, settings.four_bit))
-        self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, settings.max_tokens))
+        self.scorer.choose_layout_on_main(trees, settings.max_tokens)
         self.wrapped = self._sharded(accelerator) if self.needs_all_ranks else self.scorer
 
     def score(self, trees: Sequence[Branches]) -> list[list[float]]:
