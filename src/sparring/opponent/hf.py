@@ -22,7 +22,7 @@ from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import NOT_SAMPLED, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_sampled
-from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
+from sparring.opponent.protocol import Engine, Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
 
@@ -61,7 +61,7 @@ class InverseCdf(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-class TransformersEngine(OfSampling):
+class TransformersEngine(Engine):
     """Samples with a loaded model: by continuous batching (decode.py) if its code supports that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
@@ -80,9 +80,6 @@ class TransformersEngine(OfSampling):
     def reads_prompts_again(self) -> bool:
         """Whether every reply computes its prompt again, as far as known; the same at every temperature."""
         return packed_rows_disagree(self.model)
-
-    def close(self) -> None:
-        """Nothing to do: the model is freed with its last reference."""
 
     @contextlib.contextmanager
     def model_with_own_attention(self) -> Iterator[PreTrainedModel]:
