@@ -5,10 +5,8 @@ The opponent pass, training and evaluation all call this one module, on the same
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from itertools import cycle
 
 import torch
@@ -24,7 +22,7 @@ from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.fused import fuse
 from sparring.policy.head import chunked_logps, logits_of, logps_of
-from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
+from sparring.policy.packed import FOREIGN_ERRORS, checkpoint_contexts, is_out_of_memory, kind_of, packed, use_packed_attention
 from sparring.policy.ranks import AgreedError, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
 
@@ -130,7 +128,7 @@ class Scorer(nn.Module):
         where = "gradient_checkpointing"
         try:
             self.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": _same_trees_again}
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}
             )
         except ValueError as error:
             raise UserError(str(error), where=where, remedy=f"set {where} to false and lower micro_batch_tokens") from error
@@ -260,11 +258,6 @@ def _per_reply(values_N: Tensor, batch: TreeBatch) -> Tensor:
     sums = torch.zeros(batch.duels * batch.replies, dtype=torch.float64, device=values_N.device)
     # on a GPU index_add sums in a different order each time, and the first-step margin would not be exactly 0
     return sums.index_put((batch.cell_N,), values_N.double(), accumulate=True).view(batch.duels, batch.replies)
-
-
-def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward and of its recomputation in the backward pass, which must see the same trees."""
-    return contextlib.nullcontext(), packed(current_row())
 
 
 @torch.no_grad()

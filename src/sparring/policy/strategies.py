@@ -47,7 +47,10 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     with _port_is_free():
         _joined = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[group], fsdp_plugin=plugin)
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
-        _shard_on_cpu(plugin or FullyShardedDataParallelPlugin())
+        # torch supports FSDP on a CPU, but Accelerate does not set it up
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin or FullyShardedDataParallelPlugin()
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
@@ -107,10 +110,3 @@ def rank_names_hidden() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Enable FSDP on a CPU, which torch supports but Accelerate does not set up."""
-    for state in (AcceleratorState, PartialState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = plugin

@@ -34,6 +34,16 @@ class Candidate:
     passed: bool | None = None
     answer: str | None = None
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether it is complete and the checker passed it."""
+        return self.is_complete and self.passed is True
+
+    @property
+    def has_vote(self) -> bool:
+        """Whether it is complete and has an answer."""
+        return self.is_complete and self.answer is not None
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -89,17 +99,13 @@ def decide(
     has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
     first = [human] if human is not None and has_part else []
     won, repeated, won_left_out = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
-    may_lose = [one for one in losers if _may_lose(one, rules)]
+    may_lose = [one for one in losers if rules.losers == "all" or one.has_vote]
     others = [one for one in may_lose if not any(_repeats(one, winner) for winner in won)]
     lost, repeated_too, lost_left_out = _distinct(others, [], rules.max_losers)
     counts = (repeated + repeated_too + len(may_lose) - len(others), won_left_out, lost_left_out)
     passes = any(one.is_complete for one in winners)
     outcome = _outcome(won, lost, bool(first), passes, otherwise)
     return Selection(tuple(won), tuple(lost), outcome, weight, dict(zip(LEFT_OUT, counts, strict=True)))
-
-
-def _may_lose(candidate: Candidate, rules: Rules) -> bool:
-    return rules.losers == "all" or (candidate.is_complete and candidate.answer is not None)
 
 
 def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, passes: bool, otherwise: Outcome) -> Outcome:

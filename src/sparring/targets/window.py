@@ -122,7 +122,7 @@ def _counts(contests: Sequence[Contest], replies: Iterable[Candidate]) -> dict[s
         "winners": sum(len(contest.winners) for contest in contests),
         "losers": sum(len(contest.losers) for contest in contests),
         "replies": len(replies),
-        "replies_passed": sum(reply.passed is True and reply.is_complete for reply in replies),
+        "replies_passed": sum(reply.has_passed for reply in replies),
         "replies_without_answer": sum(reply.answer is None for reply in replies),
         "replies_truncated": sum(not reply.is_complete for reply in replies),
     }
