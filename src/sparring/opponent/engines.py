@@ -131,18 +131,15 @@ class Sampler:
         log.info("sampling: the check of the engine's log-probs runs on the CPU, since its device is full")
         return torch.device("cpu")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the engine, if it was created, and release its memory."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
             release_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:

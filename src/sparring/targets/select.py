@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparring.config import Recipe
 from sparring.data.records import Example, Reply, TokenIds
@@ -16,8 +16,8 @@ HUMAN = -1  # replica of the human reply in a table of grades
 HumanPart = Literal["fallback", "never", "mix", "only"]
 # Outcome of a prompt: some replies win and others lose; only the human reply wins, and others lose; some win and none loses; no generated
 # reply wins, for four reasons, and none loses to the human one
-OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # Replies that take no part: they repeat a winner or a loser; over max_winners; over max_losers
 LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
