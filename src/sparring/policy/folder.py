@@ -63,10 +63,10 @@ MOST_JSON_BYTES = 2**27
 # frames a level
 MOST_DEPTH = 50
 # the names of sizes in the configs of all transformers architectures; each is a count of at least one
-SIZES = [
-    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
-    *("head_dim", "n_embd", "n_layer", "n_head", "n_positions"),
-]
+SIZES = (
+    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings head_dim "
+    "n_embd n_layer n_head n_positions"
+).split()
 LAYERS = ("num_hidden_layers", "n_layer")
 # number formats of trainable weights; others are of quantised weights
 FLOATS = {"F64", "F32", "F16", "BF16"}

@@ -121,7 +121,7 @@ class Scorer(nn.Module):
         groups = micro_batches_of_ranks(shapes, max_tokens, self.row_layout, rank_count())
         mine = groups[rank()]
         missing = max(map(len, groups)) - len(mine) if needs_all_ranks else 0
-        return mine, [[min(range(len(shapes)), key=lambda place: math.prod(shapes[place]))]] * missing
+        return mine, [[min(range(len(shapes)), key=lambda place: math.prod(shapes[place]))] for _ in range(missing)]
 
     def use_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass. A layer is in training mode only while it checks that, so dropout stays off inside it."""
