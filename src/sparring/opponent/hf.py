@@ -116,7 +116,8 @@ class TransformersEngine(Engine):
         rows = [DecodedRow(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
         slots = max(1, self.sampling.batch_tokens // (len(rows[-1].prompt_ids) + limit))
         decoder = Decoder(self.model, self.stop_ids, limit, self._draw, logps)
-        return {row.number: self._reply(prompts[row.number], row.token_ids, row.logps or None) for row in decoder.run(rows, slots)}
+        finished = decoder.run(rows, slots)
+        return {row.number: make_reply(prompts[row.number], row.token_ids, self.stop_ids, row.logps or None) for row in finished}
 
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
@@ -150,11 +151,10 @@ class TransformersEngine(Engine):
         processors = self._processors(prompts, stream, length)
         generate: Any = self.model.generate  # every causal language model has it, but PreTrainedModel does not declare it
         out = generate(input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps)
-        rows = out.sequences[:, length:]
-        if not logps:
-            return [self._reply(prompt, row) for prompt, row in zip(prompts, rows.tolist(), strict=True)]
-        logps_BT = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1)
-        return [self._reply(*each) for each in zip(prompts, rows.tolist(), logps_BT.tolist(), strict=True)]
+        rows, found = out.sequences[:, length:], [None] * len(prompts)
+        if logps:
+            found = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1).tolist()
+        return [make_reply(prompt, row, self.stop_ids, own) for prompt, row, own in zip(prompts, rows.tolist(), found, strict=True)]
 
     def _processors(self, prompts: Sequence[Prompt], stream: Stream, length: int) -> LogitsProcessorList:
         if self.sampling.temperature == 0:
@@ -169,6 +169,3 @@ class TransformersEngine(Engine):
         if self.sampling.top_p < 1:
             warpers.append(TopPLogitsWarper(self.sampling.top_p))
         return warpers
-
-    def _reply(self, prompt: Prompt, row: Sequence[int], logps: Sequence[float] | None = None) -> Reply:
-        return make_reply(prompt, row, self.stop_ids, logps)
