@@ -151,7 +151,8 @@ class TransformersEngine(Engine):
         processors = self._processors(prompts, stream, length)
         generate: Any = self.model.generate  # every causal language model has it, but PreTrainedModel does not declare it
         out = generate(input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps)
-        rows, found = out.sequences[:, length:], [None] * len(prompts)
+        rows = out.sequences[:, length:]
+        found: list[list[float] | None] = [None] * len(prompts)
         if logps:
             found = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1).tolist()
         return [make_reply(prompt, row, self.stop_ids, own) for prompt, row, own in zip(prompts, rows.tolist(), found, strict=True)]
