@@ -171,7 +171,7 @@ def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]],
 
 
 @dataclass
-class _Row:
+class _PackedRow:
     """A tree, or one of its branches: tokens with their positions and branches (0 is the prompt), and the tokens to predict."""
 
     ids: list[int]
@@ -182,11 +182,11 @@ class _Row:
     cells: list[int]
 
 
-def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
+def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_PackedRow]:
     groups = [list(enumerate(tree.replies))] if layout == "tree" else [[pair] for pair in enumerate(tree.replies)]
     prompt = len(tree.prompt_ids)
     for group in groups:
-        row = _Row(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
+        row = _PackedRow(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
         for column, reply in group:
             start, fed = len(row.ids), list(reply[:-1])
             row.sources += [prompt - 1, *range(start, start + len(fed))]
@@ -198,7 +198,7 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Row]:
         yield row
 
 
-def _index_of(rows: Sequence[_Row], starts: Sequence[int]) -> TreeIndex:
+def _index_of(rows: Sequence[_PackedRow], starts: Sequence[int]) -> TreeIndex:
     blocks = [block for row, start in zip(rows, starts, strict=True) for block in _blocks_of(row.branches, start)]
     trees = torch.tensor([number for number, row in enumerate(rows) for _ in row.ids])
     branches, positions = (torch.tensor([x for row in rows for x in getattr(row, name)]) for name in ("branches", "positions"))
