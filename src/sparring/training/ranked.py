@@ -232,10 +232,7 @@ def score_player(folder: Path, batches: Sequence[Sequence[Branches]], settings: 
     return [weights.score(trees) for trees in batches]
 
 
-RankedWeights = Replicas | Fsdp2Shards
-
-
-def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> RankedWeights:
+def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> Replicas | Fsdp2Shards:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
     kind = Fsdp2Shards if strategies.is_sharded() else Replicas
     if rank_count() > 1 and is_main():
