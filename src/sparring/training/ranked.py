@@ -62,9 +62,9 @@ class Replicas:
 
     def __init__(self, folder: Path, settings: OptimSection, seed: int) -> None:
         self.accelerator = make_accelerator()
-        self.weights = trainable_weights(folder, settings, self.accelerator.device, seed)
-        self.model = self.weights.master_model
-        self.wrapped = self.scorer = Scorer(self.weights.model)
+        self.weights = trainable_weights(folder, settings, self.accelerator.device, seed, on_main=self.needs_all_ranks)
+        self.model, self.scorer = self.weights.master_model, Scorer(self.weights.model)
+        self.wrapped: nn.Module = self.scorer
 
     def prepare(self, settings: OptimSection) -> None:
         """Create the optimizer and wrap the modules. Called once, after the scorer's layout was chosen."""
@@ -108,22 +108,15 @@ class Replicas:
         sum_over_ranks(summed)
 
 
-class Fsdp2Shards:
-    """Float32 shards of every layer; a pass gathers a layer at a time, in the compute format, and its gradient is reduced in float32.
-
-    Its attributes and methods are those of `Replicas`.
-    """
+class Fsdp2Shards(Replicas):
+    """Float32 shards of every layer in place of replicas; a pass gathers a layer at a time, in the compute format, and its gradient is
+    reduced in float32."""
 
     needs_all_ranks = True
-    wrapped: nn.Module
-    optimizer: torch.optim.Optimizer
 
     def __init__(self, folder: Path, settings: OptimSection, seed: int) -> None:
         require_shardable(settings, "train")
-        self.accelerator = make_accelerator()
-        self.weights = trainable_weights(folder, settings, self.accelerator.device, seed, on_main=True)
-        self.model = self.weights.master_model
-        self.scorer = Scorer(self.weights.model)
+        super().__init__(folder, settings, seed)
 
     def prepare(self, settings: OptimSection) -> None:
         self.wrapped = shard(self.scorer, settings, self.accelerator)
@@ -232,7 +225,7 @@ def score_player(folder: Path, batches: Sequence[Sequence[Branches]], settings: 
     return [weights.score(trees) for trees in batches]
 
 
-def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> Replicas | Fsdp2Shards:
+def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> Replicas:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
     kind = Fsdp2Shards if strategies.is_sharded() else Replicas
     if rank_count() > 1 and is_main():
