@@ -89,13 +89,20 @@ def main(strategy: str, folder: Path) -> None:
 def count_loads() -> list[Path]:
     """Grows by every model that this rank reads from disk, where it is to be dealt out."""
     seen: list[Path] = []
-    load = masters.load_model
+    load, load_on_main = masters.load_model, masters.load_on_main
 
     def counted(folder: Path, *more: Any) -> Any:
         seen.append(folder)
         return load(folder, *more)
 
-    masters.load_model = counted
+    def counting(folder: Path, *more: Any) -> Any:
+        masters.load_model = counted
+        try:
+            return load_on_main(folder, *more)
+        finally:
+            masters.load_model = load
+
+    masters.load_on_main = counting
     return seen
 
 
