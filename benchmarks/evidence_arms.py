@@ -120,7 +120,7 @@ def _train(scoring: Scoring, stage: Path, model: Path, duels: list[Duel], t: int
     score_duels(stage / "score", model, duels, plan, settings, f"official {t}: opponent log-probs")
     task = SpinTask(duels, read_logps(stage / "score"), beta, "logistic")
     fitted = fit(stage / "train", model, task, plan, settings, phase=f"official {t}", labels={})
-    fitted.weights.save_pretrained(stage / "model")
+    fitted.save(stage / "model")
     scoring.chat.tokenizer.save_pretrained(stage / "model")
     shutil.rmtree(stage / "train")
     (stage / "model" / "done").touch()

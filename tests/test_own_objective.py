@@ -24,7 +24,7 @@ from sparring.objectives import KINDS
 from sparring.objectives.own import OwnObjective
 from sparring.objectives.spin import Spin
 from sparring.publish.names import public
-from sparring.training.tasks import contest_task, duel_task
+from sparring.training.tasks import iteration_task
 
 pytestmark = pytest.mark.long
 
@@ -156,9 +156,8 @@ def test_spin_as_a_function_of_ones_own_is_spin(kind: str, nll_weight: float, wr
         OwnObjective(loss=write(SPIN), beta=0.7, nll_weight=nll_weight),
         Spin(loss="logistic", beta=0.7, nll_weight=nll_weight),
     ):
-        make, item = (duel_task, duel) if kind == "duels" else (contest_task, contest)
         logps_DR = torch.tensor([[-2.5, -3.0]], dtype=torch.float64, requires_grad=True)
-        losses = make([item], objective, {"a@0": [-3.0, -4.0]}, {}).losses([0], logps_DR)
+        losses = iteration_task([duel if kind == "duels" else contest], objective, {"a@0": [-3.0, -4.0]}, {}).losses([0], logps_DR)
         (slope,) = torch.autograd.grad(losses.loss_D.sum(), logps_DR)
         told = [losses.numbers[name] for name in ("margin", "accuracy", "reward_real", "real_logp")]
         found.append(torch.cat([losses.loss_D.detach(), slope[0], *told]))

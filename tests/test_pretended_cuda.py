@@ -24,7 +24,7 @@ from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.policy import score
 from sparring.policy.adapters import WEIGHTS
-from sparring.policy.compute import keep_soft_caps, make_accelerator
+from sparring.policy.compute import keep_soft_caps
 from sparring.policy.player import Player
 from sparring.policy.score import Scorer
 from sparring.progress import PhaseProgress
@@ -158,7 +158,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
     """Float32 masters, gradients and optimizer states, bfloat16 weights that compute and keep no gradient."""
     model_of(name).save_pretrained(tmp_path)
     settings = TrainSection(lr=1e-3)
-    weights = Replicas(tmp_path, settings, make_accelerator(), 0)
+    weights = Replicas(tmp_path, settings, 0)
     weights.prepare(settings)
     with card.watched() as waits:
         task = spin()
@@ -194,7 +194,7 @@ def trained(stage: Path, start: Path, plan: TrainPlan, settings: TrainSection) -
     score_duels(stage / "score", start, DUELS, plan, settings, "opponent pass")
     task = SpinTask(DUELS, read_logps(stage / "score"), 0.1, "logistic")
     result = training.fit(stage / "train", start, task, plan, settings, phase="training", labels={})
-    result.weights.save_pretrained(stage / "player")
+    result.save(stage / "player")
     return [json.loads(line) for line in (stage / "train" / training.METRICS).read_text().splitlines()]
 
 

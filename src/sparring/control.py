@@ -58,8 +58,8 @@ def _winners(context: RunContext) -> list[Contest]:
     """The winners by the recipe's rules, but with the verified target whatever the recipe's is, and always with the human reply."""
     rules = replace(rules_of(context.recipe), human="mix")
     prompts = {example.row_id: example.prompt_ids for example in context.prompt_rows}
-    window = select_window(prompts, {0: candidates_at(context, 0)}, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True)
-    return [duel for duel in window.duels if isinstance(duel, Contest)]
+    candidates = {0: candidates_at(context, 0)}
+    return select_window(prompts, candidates, TARGETS["verified"], rules, uses_margins=False, uses_likelihood=True).contests
 
 
 FAIR_FACTOR = 3.0  # ratio of two learning rates from which on they alone may explain a difference between arms

@@ -24,7 +24,7 @@ class Killed(BaseException):
     pass
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Answers at once, remembers what it was asked, and dies at the call that it is told to."""
 
     def __init__(self, dies_at_call: int | None = None) -> None:

@@ -99,7 +99,7 @@ def test_the_scorer_scores_an_adapter_as_its_merged_model(trained: tuple[Adapter
     found = []
     for folder in (trained[1], tmp_path / "merged"):
         scorer = Scorer(load_model(folder))
-        scorer.choose_layout(*trees)
+        scorer.choose_layout(trees)
         assert scorer.layout == "tree"
         found.append([torch.tensor(row) for row in score_trees(scorer, trees, 64)])
     for ours, merged in zip(*found, strict=True):

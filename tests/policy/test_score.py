@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -14,9 +15,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from zoo import COMMON, GPT2, NEOX, OPT, VOCABULARY, ZOO
 
 from sparring.errors import UserError
-from sparring.policy import score, tree_attention
-from sparring.policy.batches import Branches, layout_probe_trees, longest_row
-from sparring.policy.head import ChunkedHead
+from sparring.policy import head, score, tree_attention
+from sparring.policy.batches import Branches
+from sparring.policy.head import chunked_logps
 from sparring.policy.score import Scorer, score_trees
 
 pytestmark = pytest.mark.long
@@ -167,7 +168,7 @@ def test_sums_are_taken_in_float64() -> None:
 def test_choose_layout_finds_the_fastest_that_is_right(name: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "sparring")
     scorer = Scorer(make(name))
-    scorer.choose_layout(*layout_probe_trees(TREES))
+    scorer.choose_layout(TREES)
     assert scorer.layout == ZOO[name][1]
     lines = [record.message for record in caplog.records if record.name == "sparring"]
     assert len(lines) == ALL_LAYOUTS.index(scorer.layout)
@@ -189,7 +190,7 @@ def test_a_head_that_only_the_model_knows_is_left_to_the_model(caplog: pytest.Lo
 
     model.forward = shifted
     scorer = Scorer(model)
-    scorer.choose_layout(*layout_probe_trees(TREES))
+    scorer.choose_layout(TREES)
     assert scorer.layout == "plain"
     assert [record.message.split(" layout")[0].split()[-1] for record in caplog.records] == ["tree", "rows"]
     row = score_trees(scorer, TREES, 64)[0]
@@ -210,29 +211,29 @@ def test_a_window_of_unusual_code_is_noticed_on_the_longest_path() -> None:
 
     model.model.forward = local
     scorer = Scorer(model)
-    scorer.choose_layout(bushy)
+    scorer.choose_layout([bushy])
     assert scorer.layout == "tree"
-    scorer.choose_layout(*layout_probe_trees([bushy, long_path]))
+    scorer.choose_layout([bushy, long_path])
     assert scorer.layout == "rows"
 
 
 def test_a_recurrence_is_noticed_though_the_longest_path_has_one_token_replies() -> None:
     long_path = Branches(tuple(range(3, 20)), ((30,), (31,)))
     scorer = Scorer(make("mamba-2"))
-    scorer.choose_layout(*layout_probe_trees([long_path, TREES[0]]))
+    scorer.choose_layout([long_path, TREES[0]])
     assert scorer.layout == "rows"
 
 
 def test_a_model_whose_replies_depend_on_their_neighbours_is_computed_reply_by_reply(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trees of one length do not show it, and do not need it; ranks that share the weights could not do it."""
     scorer = Scorer(make("phi-3, long"))
-    scorer.choose_layout(TREES[4])
+    scorer.choose_layout([TREES[4]])
     assert scorer.layout == "tree"
-    scorer.choose_layout(*layout_probe_trees(TREES))
+    scorer.choose_layout(TREES)
     assert scorer.layout == "alone"
     monkeypatch.setattr(score, "is_sharded", lambda: True)
     with pytest.raises(UserError, match=r"launcher\.strategy: Phi3ForCausalLM needs a separate forward pass for every reply(.|\n)*use ddp"):
-        scorer.choose_layout_on_main(*layout_probe_trees(TREES), row_tokens=0)
+        scorer.choose_layout_on_main(TREES, 0)
 
 
 def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full_length() -> None:
@@ -243,11 +244,11 @@ def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full
         return (), {**options, "hidden_states": options["hidden_states"] * (1 + (place >= 100))[:, None]}
 
     many = [Branches(tree.prompt_ids, (*tree.replies, (n, n))) for n in range(8) for tree in TREES]
-    assert longest_row(many, 60) == 60 and longest_row(many, 10_000) == sum(tree.tokens("tree") for tree in many) > 200
+    assert sum(tree.tokens("tree") for tree in many) > 200
     scorer = Scorer(make("llama"))
     scorer.model.model.layers[1].self_attn.register_forward_pre_hook(turn_up, with_kwargs=True)
-    for row_tokens, layout in ((60, "tree"), (longest_row(many, 10_000), "rows")):
-        scorer.choose_layout(*layout_probe_trees(many), row_tokens=row_tokens)
+    for row_tokens, layout in ((60, "tree"), (10_000, "rows")):
+        scorer.choose_layout(many, row_tokens)
         assert scorer.layout == layout
         expected = [reference(scorer.model, tree.prompt_ids, reply).item() for tree in many for reply in tree.replies]
         found = [logp for row in score_trees(scorer, many, row_tokens) for logp in row]
@@ -257,13 +258,13 @@ def test_attention_that_goes_by_the_place_in_the_row_is_noticed_in_a_row_of_full
 def test_a_model_that_looks_ahead_is_refused() -> None:
     bert = {**COMMON, "is_decoder": False, "type_vocab_size": 1}
     with pytest.raises(UserError, match="the log-probs of BertLMHeadModel depend on later tokens"):
-        Scorer(of_config(transformers.BertConfig(**bert))).choose_layout(*layout_probe_trees(TREES))
+        Scorer(of_config(transformers.BertConfig(**bert))).choose_layout(TREES)
 
 
 def test_soft_caps_hold_also_where_torchs_own_attention_would_ignore_them() -> None:
     torch.manual_seed(0)
     scorer = Scorer(transformers.AutoModelForCausalLM.from_config(ZOO["gemma-2"][0](), attn_implementation="sdpa").eval())
-    scorer.choose_layout(*layout_probe_trees(TREES))
+    scorer.choose_layout(TREES)
     assert scorer.layout == "tree"
     expected = references(make("gemma-2"), TREES)
     with torch.no_grad():
@@ -288,44 +289,42 @@ def test_the_check_is_made_once_for_models_of_a_kind_and_again_for_longer_trees(
     ]:
         seen.clear()
         scorer = Scorer(make(name))
-        scorer.choose_layout(*trees)
+        scorer.choose_layout(trees)
         assert len(seen) == checked and scorer.layout == ZOO[name][1], name
     nans = make("llama")
     nn.init.constant_(nans.lm_head.weight, float("nan"))
     with pytest.raises(UserError, match="log-probs are not finite"):
-        Scorer(nans).choose_layout(short)
+        Scorer(nans).choose_layout([short])
 
 
 @pytest.mark.parametrize(("place", "factor"), [(-1, float("nan")), (-1, 1.003), (0, 1.003)])
 def test_one_wrong_token_is_enough(place: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of some 170 nats in a reply of 40, by a hundredth of a nat; or a NaN in the last tree of several, where it is easily lost."""
     long_reply = Branches((3, 4, 5), (tuple(range(6, 46)), (7, 8)))
-    forward = ChunkedHead.forward
 
-    def spoilt(head: ChunkedHead, hidden_NH: Tensor, target_N: Tensor, chunk: int) -> Tensor:
-        found = forward(head, hidden_NH, target_N, chunk)
+    def spoilt(*args: Any) -> Tensor:
+        found = chunked_logps(*args)
         found[place] *= factor
         return found
 
-    monkeypatch.setattr(ChunkedHead, "forward", spoilt)
+    monkeypatch.setattr(score, "chunked_logps", spoilt)
     scorer = Scorer(make("llama"))
-    scorer.choose_layout(long_reply, TREES[0])
+    scorer.choose_layout([long_reply, TREES[0]])
     assert scorer.layout == "plain"
 
 
 def test_a_router_that_rounding_turns_is_no_wrong_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """One close choice of experts moves a few tokens by more than rounding does; over a reply the layout is right."""
     long_reply = Branches((3, 4, 5), (tuple(range(6, 46)), (7, 8)))
-    forward = ChunkedHead.forward
 
-    def turned(head: ChunkedHead, hidden_NH: Tensor, target_N: Tensor, chunk: int) -> Tensor:
-        found = forward(head, hidden_NH, target_N, chunk)
+    def turned(*args: Any) -> Tensor:
+        found = chunked_logps(*args)
         found[0] *= 1.0015
         return found
 
-    monkeypatch.setattr(ChunkedHead, "forward", turned)
+    monkeypatch.setattr(score, "chunked_logps", turned)
     scorer = Scorer(make("mixtral"))
-    scorer.choose_layout(long_reply, TREES[0])
+    scorer.choose_layout([long_reply, TREES[0]])
     assert scorer.layout == "tree"
 
 
@@ -333,7 +332,7 @@ def test_a_model_of_nans_is_the_persons_to_mend() -> None:
     model = make("llama")
     nn.init.constant_(model.lm_head.weight, float("nan"))
     with pytest.raises(UserError, match="log-probs are not finite"):
-        Scorer(model).choose_layout(TREES[0])
+        Scorer(model).choose_layout([TREES[0]])
 
 
 @pytest.mark.parametrize(
@@ -344,9 +343,9 @@ def test_no_memory_is_not_read_as_a_layout_that_does_not_fit(error: Exception, m
         raise error
 
     scorer = Scorer(make("llama"))
-    monkeypatch.setattr(scorer.head, "forward", runs_out)  # the reference fits, the batch does not
+    monkeypatch.setattr(score, "chunked_logps", runs_out)  # the reference fits, the batch does not
     with pytest.raises(type(error)):
-        scorer.choose_layout(TREES[0])
+        scorer.choose_layout([TREES[0]])
 
 
 # --- batches, padding, chunks
@@ -388,8 +387,8 @@ def test_head_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("gemma-2")
     whole, whole_gradient = scored_with_gradients(model, "tree", TREES)
     largest = []
-    plain_logps = ChunkedHead._token_logps
-    monkeypatch.setattr(ChunkedHead, "_token_logps", lambda self, h, t: (largest.append(len(t)), plain_logps(self, h, t))[1])
+    of_chunk = head._chunk_logps
+    monkeypatch.setattr(head, "_chunk_logps", lambda model, h, t: (largest.append(len(t)), of_chunk(model, h, t))[1])
     monkeypatch.setattr(score, "HEAD_CHUNK", 7)
     chunked, chunked_gradient = scored_with_gradients(model, "tree", TREES)
     assert max(largest) == 7 and len(largest) > 6

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sparring.objectives.likelihood import nll_anchor
 from sparring.objectives.shared import DuelLogps
 from sparring.objectives.space import space_loss
 from sparring.objectives.spin import LOSSES, LossName, spin_loss
-from sparring.objectives.t_spin import TripletLogps, triplet_loss
+from sparring.objectives.t_spin import TripletLoss, triplet_loss
 
 TRUE = torch.tensor([[True]])
 MUS = [0.5, 1.0, 2.0, 7.0]
@@ -132,15 +133,27 @@ def test_gradcheck_of_space() -> None:
 # --- T-SPIN
 
 
-def triplets(seed: int, d: int = 3, k: int = 2) -> TripletLogps:
+class Triplets(NamedTuple):
+    """Log-probs of human replies, of the opponent's and of the start's, under the player."""
+
+    real_D: Tensor
+    generated_DK: Tensor
+    start_DK: Tensor
+
+
+def t_spin(logps: Triplets, mask_DK: Tensor, **options: Any) -> TripletLoss:
+    return triplet_loss(DuelLogps(logps.real_D, logps.generated_DK), logps.start_DK, mask_DK, **options)
+
+
+def triplets(seed: int, d: int = 3, k: int = 2) -> Triplets:
     player, other = random_duels(seed, d, k)
-    return TripletLogps(player.real_D, player.generated_DK, other.generated_DK.requires_grad_())
+    return Triplets(player.real_D, player.generated_DK, other.generated_DK.requires_grad_())
 
 
 @pytest.mark.parametrize("loss", ALL_LOSSES)
 def test_t_spin_by_hand(loss: LossName) -> None:
-    player = TripletLogps(f64(-10.0), f64(-12.0, -9.0)[None, :], f64(-11.0, -9.5)[None, :])
-    out = triplet_loss(player, torch.tensor([[True, True]]), alpha=0.5, history_weight=0.1, loss=loss)
+    player = Triplets(f64(-10.0), f64(-12.0, -9.0)[None, :], f64(-11.0, -9.5)[None, :])
+    out = t_spin(player, torch.tensor([[True, True]]), alpha=0.5, history_weight=0.1, loss=loss)
     # gaps y - y': 2 and -1; y' - y0: -1 and 0.5
     expected = (ell(loss, 1.0) + 0.1 * ell(loss, -0.5) + ell(loss, -0.5) + 0.1 * ell(loss, 0.25)) / 2
     assert out.loss_D.item() == pytest.approx(expected, rel=1e-14)
@@ -149,8 +162,8 @@ def test_t_spin_by_hand(loss: LossName) -> None:
 
 def test_the_gradient_of_t_spin_by_hand() -> None:
     """Theorem 1 of the paper: ell'(u) pushes y up and y' down, beta * ell'(v) pushes y' up and y0 down."""
-    player = TripletLogps(*(leaf.requires_grad_() for leaf in (f64(-3.0), column(-5.0), column(-4.5))))
-    triplet_loss(player, TRUE, alpha=0.5, history_weight=0.2).loss_D.sum().backward()
+    player = Triplets(*(leaf.requires_grad_() for leaf in (f64(-3.0), column(-5.0), column(-4.5))))
+    t_spin(player, TRUE, alpha=0.5, history_weight=0.2).loss_D.sum().backward()
     u, v = -1 / (1 + math.exp(0.5 * 2.0)), -1 / (1 + math.exp(0.5 * -0.5))
     found = [leaf.grad.item() for leaf in (player.real_D, player.generated_DK, player.start_DK)]
     assert found == pytest.approx([0.5 * u, -0.5 * u + 0.5 * 0.2 * v, -0.5 * 0.2 * v], rel=1e-14)
@@ -160,9 +173,9 @@ def test_the_gradient_of_t_spin_by_hand() -> None:
 def test_t_spin_in_iteration_0_has_no_history(loss: LossName) -> None:
     """The replies are those of the start: the second term is a constant without a gradient, whatever its weight."""
     player = triplets(3)
-    same = TripletLogps(player.real_D, player.generated_DK, player.generated_DK)
+    same = Triplets(player.real_D, player.generated_DK, player.generated_DK)
     mask_DK = torch.ones(3, 2, dtype=torch.bool)
-    with_it, without = (triplet_loss(same, mask_DK, alpha=0.7, history_weight=weight, loss=loss) for weight in (0.4, 0.0))
+    with_it, without = (t_spin(same, mask_DK, alpha=0.7, history_weight=weight, loss=loss) for weight in (0.4, 0.0))
     slopes = [torch.autograd.grad(out.loss_D.sum(), (player.real_D, player.generated_DK)) for out in (with_it, without)]
     for one, other in zip(*slopes, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-14, atol=1e-16)
@@ -174,7 +187,7 @@ def test_t_spin_in_iteration_0_has_no_history(loss: LossName) -> None:
 def test_t_spin_is_spin_without_a_reference() -> None:
     player, opponent = random_duels(4)
     mask_DK, nothing = all_true(player), DuelLogps(torch.zeros(5).double(), torch.zeros(5, 3).double())
-    alone = triplet_loss(TripletLogps(player.real_D, player.generated_DK, opponent.generated_DK), mask_DK, alpha=0.3, history_weight=0.0)
+    alone = t_spin(Triplets(player.real_D, player.generated_DK, opponent.generated_DK), mask_DK, alpha=0.3, history_weight=0.0)
     spin = spin_loss(player, nothing, mask_DK, beta=0.3)
     assert torch.equal(alone.loss_D, spin.loss_D) and torch.equal(alone.margin_D, spin.margin_D)
 
@@ -183,11 +196,10 @@ def test_t_spin_is_spin_without_a_reference() -> None:
 def test_empty_columns_of_t_spin_may_hold_anything(junk: float) -> None:
     player = triplets(7)
     more = torch.full((3, 1), junk).double()
-    wide = TripletLogps(player.real_D, *(torch.cat([part, more], dim=1) for part in (player.generated_DK, player.start_DK)))
+    wide = Triplets(player.real_D, *(torch.cat([part, more], dim=1) for part in (player.generated_DK, player.start_DK)))
     leaves = (player.real_D, player.generated_DK, player.start_DK)
     found, expected = (
-        triplet_loss(logps, torch.tensor([[True, True, False][:k]] * 3), alpha=0.7, history_weight=0.1)
-        for logps, k in ((wide, 3), (player, 2))
+        t_spin(logps, torch.tensor([[True, True, False][:k]] * 3), alpha=0.7, history_weight=0.1) for logps, k in ((wide, 3), (player, 2))
     )
     assert torch.equal(found.loss_D, expected.loss_D) and torch.equal(found.history_D, expected.history_D)
     slopes = [torch.autograd.grad(out.loss_D.sum(), leaves) for out in (found, expected)]
@@ -199,7 +211,7 @@ def test_gradcheck_of_t_spin() -> None:
     mask_DK = torch.tensor([[True, True], [True, False], [False, True]])
 
     def loss_D(*leaves: Tensor) -> Tensor:
-        return triplet_loss(TripletLogps(*leaves), mask_DK, alpha=0.3, history_weight=0.5).loss_D
+        return t_spin(Triplets(*leaves), mask_DK, alpha=0.3, history_weight=0.5).loss_D
 
     assert torch.autograd.gradcheck(loss_D, (player.real_D, player.generated_DK, player.start_DK))
 
@@ -207,7 +219,7 @@ def test_gradcheck_of_t_spin() -> None:
 def test_misshapen_triplets_are_refused() -> None:
     for shapes in (((3,), (3, 2), (3, 1)), ((3,), (2, 2), (2, 2)), ((3, 1), (3, 2), (3, 2))):
         with pytest.raises(AssertionError):
-            TripletLogps(*(torch.zeros(shape) for shape in shapes))
+            t_spin(Triplets(*(torch.zeros(shape) for shape in shapes)), torch.ones(3, 2, dtype=torch.bool), alpha=1.0, history_weight=0.1)
 
 
 # --- alpha-SPIN
@@ -270,8 +282,8 @@ def best_by_t_spin(p_opponent: Tensor, alpha: float) -> Tensor:
     def objective(logits: Tensor) -> Tensor:
         def loss_D(real_D: Tensor, generated_DK: Tensor) -> Tensor:
             logp = logits.log_softmax(0)
-            player = TripletLogps(logp[real_D], logp[generated_DK], logp[generated_DK])
-            return triplet_loss(player, torch.ones_like(generated_DK, dtype=torch.bool), alpha=alpha, history_weight=0.0).loss_D
+            player = Triplets(logp[real_D], logp[generated_DK], logp[generated_DK])
+            return t_spin(player, torch.ones_like(generated_DK, dtype=torch.bool), alpha=alpha, history_weight=0.0).loss_D
 
         return exact(loss_D, against(p_opponent))
 

@@ -12,13 +12,14 @@ import torch
 from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
-from sparring.policy import empty_model, score
 from sparring.policy import ranks as communication
+from sparring.policy import score
 from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
 from sparring.policy.strategies import join
+from sparring.training import masters
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.ranked import score_player
 from sparring.training.tasks import SpinTask
@@ -42,7 +43,7 @@ def main(strategy: str, folder: Path) -> None:
     if strategy == "fsdp2":  # as by a file that `accelerate config` wrote
         os.environ |= {"ACCELERATE_USE_FSDP": "true", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     loads = count_loads()
-    loaded_on = gathered(str(empty_model.load_on_main(start).device))
+    loaded_on = gathered(str(masters.load_on_main(start).device))
     out = folder / strategy
     from_main(lambda: out.mkdir(exist_ok=True))
     found: dict[str, Any] = {"distributed_type": str(make_accelerator().distributed_type), "loaded_on": loaded_on}
@@ -88,19 +89,26 @@ def main(strategy: str, folder: Path) -> None:
 def count_loads() -> list[Path]:
     """Grows by every model that this rank reads from disk, where it is to be dealt out."""
     seen: list[Path] = []
-    load = empty_model.load_model
+    load, load_on_main = masters.load_model, masters.load_on_main
 
     def counted(folder: Path, *more: Any) -> Any:
         seen.append(folder)
         return load(folder, *more)
 
-    empty_model.load_model = counted
+    def counting(folder: Path, *more: Any) -> Any:
+        masters.load_model = counted
+        try:
+            return load_on_main(folder, *more)
+        finally:
+            masters.load_model = load
+
+    masters.load_on_main = counting
     return seen
 
 
 def fit_to(stage: Path, start: Path, task: SpinTask, plan: Any, section: Any) -> Any:
     result = run_fit(stage, start, task, plan, section)
-    from_main(lambda: result.weights.save_pretrained(stage / "model"))
+    from_main(lambda: result.save(stage / "model"))
     return result
 
 

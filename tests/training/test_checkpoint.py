@@ -50,7 +50,7 @@ def test_weights_and_optimizer_come_back_bit_for_bit(name: str, tmp_path: Path) 
     model = tiny()
     optimizer = optimizer_of(model, name)
     train(model, optimizer, 3, seed=1)
-    save_checkpoint(tmp_path, 3, model, flat_state(optimizer.state_dict()["state"]))
+    save_checkpoint(tmp_path, 3, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     step, folder = latest_checkpoint(tmp_path)
     assert step == 3
 
@@ -85,7 +85,7 @@ def test_only_the_newest_is_kept_and_nothing_is_pickled(tmp_path: Path) -> None:
     optimizer = optimizer_of(model, "adamw")
     for step in (2, 4, 10):
         train(model, optimizer, 1, seed=step)
-        save_checkpoint(tmp_path, step, model, flat_state(optimizer.state_dict()["state"]))
+        save_checkpoint(tmp_path, step, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000010"]
     suffixes = {file.suffix for file in tmp_path.rglob("*") if file.is_file()}
     assert suffixes == {".safetensors", ".json"}
@@ -98,7 +98,7 @@ def test_a_half_written_checkpoint_is_ignored(victim: str, tmp_path: Path, monke
     model = tiny()
     optimizer = optimizer_of(model, "rmsprop")
     train(model, optimizer, 2, seed=0)
-    save_checkpoint(tmp_path, 2, model, flat_state(optimizer.state_dict()["state"]))
+    save_checkpoint(tmp_path, 2, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     before = weights(model)
     train(model, optimizer, 2, seed=1)
 
@@ -107,13 +107,13 @@ def test_a_half_written_checkpoint_is_ignored(victim: str, tmp_path: Path, monke
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, victim, killed)
-        save_checkpoint(tmp_path, 4, model, flat_state(optimizer.state_dict()["state"]))
+        save_checkpoint(tmp_path, 4, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     assert (tmp_path / "checkpoint-0000004").exists()
     step, folder = latest_checkpoint(tmp_path)
     assert step == 2
     assert all(map(torch.equal, weights(load_model(folder)), before))
 
-    save_checkpoint(tmp_path, 4, model, flat_state(optimizer.state_dict()["state"]))
+    save_checkpoint(tmp_path, 4, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     assert latest_checkpoint(tmp_path)[0] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-0000004"]
 
@@ -122,10 +122,10 @@ def test_a_kill_before_the_old_one_is_removed_leaves_the_newest_in_charge(tmp_pa
     model = tiny()
     optimizer = optimizer_of(model, "rmsprop")
     train(model, optimizer, 2, seed=0)
-    save_checkpoint(tmp_path, 9, model, flat_state(optimizer.state_dict()["state"]))
+    save_checkpoint(tmp_path, 9, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
-        save_checkpoint(tmp_path, 10, model, flat_state(optimizer.state_dict()["state"]))
+        save_checkpoint(tmp_path, 10, model.save_pretrained, flat_state(optimizer.state_dict()["state"]))
     assert len(list(tmp_path.iterdir())) == 2
     assert latest_checkpoint(tmp_path)[0] == 10
 
@@ -139,7 +139,7 @@ def test_a_model_with_an_inconsistent_generation_config_can_be_saved(tmp_path: P
     tiny().save_pretrained(tmp_path / "start")
     write_json(tmp_path / "start" / "generation_config.json", {"do_sample": False, "temperature": 0.6, "eos_token_id": [2, 7]})
     model = load_model(tmp_path / "start")
-    save_checkpoint(tmp_path, 1, model, {})
+    save_checkpoint(tmp_path, 1, model.save_pretrained, {})
     restored = load_model(latest_checkpoint(tmp_path)[1])
     assert all(map(torch.equal, weights(restored), weights(model)))
     assert restored.generation_config.eos_token_id == [2, 7]

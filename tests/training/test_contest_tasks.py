@@ -26,7 +26,7 @@ from sparring.policy.batches import branches_of
 from sparring.policy.load import load_model
 from sparring.policy.score import plain_logps
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.tasks import ContestTask, SftTask, WinnersTask, contest_task, duel_task
+from sparring.training.tasks import ContestTask, SftTask, WinnersTask, iteration_task
 
 Logps = dict[str, list[float]]
 EOS = 63
@@ -95,14 +95,14 @@ def logps(folders: tuple[Path, Path]) -> tuple[Logps, Logps]:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_one_winner_and_distinct_losers_are_a_duel(name: str, folders: tuple[Path, Path], logps: tuple[Logps, Logps]) -> None:
     duels = [as_duel(one) for one in ONE_WINNER]
-    task, expected = (make(items, OBJECTIVES[name], *logps) for make, items in ((contest_task, ONE_WINNER), (duel_task, duels)))
+    task, expected = (iteration_task(items, OBJECTIVES[name], *logps) for items in (ONE_WINNER, duels))
     assert_same(by_task(folders[0], task), by_task(folders[0], expected))
     rows = torch.tensor([[*logps[1][one.duel_id], *[0.0] * (3 - len(one.losers))] for one in ONE_WINNER])
     ours, theirs = (one.losses(range(len(ONE_WINNER)), rows).numbers for one in (task, expected))
     assert ours.keys() == theirs.keys()
     for number, value in theirs.items():
         torch.testing.assert_close(ours[number], value, rtol=1e-6, atol=1e-6, msg=number)
-    assert [task.loss_scale([1, 2, 3]), task.name(2), len(task)] == [expected.loss_scale([1, 2, 3]), expected.name(2), len(expected)]
+    assert [task.loss_scale([1, 2, 3]), task.names[2], len(task)] == [expected.loss_scale([1, 2, 3]), expected.names[2], len(expected)]
 
 
 def test_several_winners_and_every_loss_by_hand() -> None:
@@ -133,7 +133,7 @@ def test_several_winners_and_every_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("mu", [1.0, 4.0])
 def test_space_pair_by_pair(mu: float, logps: tuple[Logps, Logps]) -> None:
-    task = contest_task(PAIRED, Space(loss="space", mu=mu), *logps)
+    task = iteration_task(PAIRED, Space(loss="space", mu=mu), *logps)
     for index, one in enumerate(PAIRED):
         player, opponent = logps[1][one.duel_id], logps[0][one.duel_id]
         reward = [ours - theirs for ours, theirs in zip(player, opponent, strict=True)]
@@ -227,7 +227,7 @@ ALL = {
 
 def trained(start: Path, stage: Path, name: str, logps: tuple[Logps, Logps], section: TrainSection) -> list[float]:
     contests = [Contest(**{**vars(one), "losers": (), "pairs": ()}) for one in SEVERAL] if name == "sft" else SEVERAL
-    run_fit(stage, start, contest_task(contests, ALL[name], *logps), plan_of(section, len(contests), epochs=4.0), section)
+    run_fit(stage, start, iteration_task(contests, ALL[name], *logps), plan_of(section, len(contests), epochs=4.0), section)
     return [row["loss"] for row in metrics(stage)]
 
 
@@ -254,7 +254,7 @@ def test_the_first_pass_has_margin_exactly_0(objective: Comparison, folders: tup
     score_duels(tmp_path / "score", folders[0], contests, plan, section, "score")
     found = read_logps(tmp_path / "score")
     assert {name: len(row) for name, row in found.items()} == {one.duel_id: len(one.winners) + len(one.losers) for one in contests}
-    run_fit(tmp_path / "train", folders[0], contest_task(contests, objective, found, {}), plan, section)
+    run_fit(tmp_path / "train", folders[0], iteration_task(contests, objective, found, {}), plan, section)
     rows = metrics(tmp_path / "train")
     assert len(rows) == len(contests) // 2 and {row["margin"] for row in rows} == {0.0}
     assert {(row["reward_real"], row["reward_generated"], row["accuracy"]) for row in rows} == {(0.0, 0.0, 0.5)}

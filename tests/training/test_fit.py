@@ -264,13 +264,13 @@ def gradient_of_step(
     """The gradient before clipping, and the metrics, of step 0."""
     trainer = _Trainer(start, task, plan, section)
     found: dict[str, Tensor] = {}
-    clip = trainer._clip
+    clip = trainer.weights.clip
 
-    def keep(step: int, batch: Sequence[int]) -> float:
-        found.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
-        return clip(step, batch)
+    def keep(limit: float | None) -> float:
+        found.update({name: p.grad.clone() for name, p in trainer.weights.model.named_parameters()})
+        return clip(limit)
 
-    monkeypatch.setattr(trainer, "_clip", keep)
+    monkeypatch.setattr(trainer.weights, "clip", keep)
     return found, trainer.step(0)
 
 
@@ -322,9 +322,9 @@ def test_the_gradient_is_clipped_to_its_norm(start: Path, other: Path, monkeypat
     for limit in (None, 0.01):
         section = settings(max_grad_norm=limit)
         trainer = _Trainer(start, task, plan_of(section, len(DUELS)), section)
-        parameters = list(trainer.model.parameters())
+        parameters = list(trainer.weights.model.parameters())
         monkeypatch.setattr(
-            trainer.optimizer, "step", lambda of=parameters: used.append(torch.cat([p.grad.flatten() for p in of]).norm().item())
+            trainer.weights.optimizer, "step", lambda of=parameters: used.append(torch.cat([p.grad.flatten() for p in of]).norm().item())
         )
         logged.append(trainer.step(0)["grad_norm"])
     assert logged == pytest.approx([used[0]] * 2, rel=1e-5), "the logged norm is the one before clipping"
@@ -394,21 +394,21 @@ def test_parameters_move_at_lr_5e7_in_bf16(other: Path, tmp_path: Path) -> None:
     trainer = _Trainer(start, SpinTask(DUELS, plain_opponent(other), 1.0, "logistic"), plan, section)
     plain = load_model(start, torch.bfloat16)
     plain_optimizer = make_optimizer(plain, section)
-    own_step = trainer.optimizer.step
+    own_step = trainer.weights.optimizer.step
 
     def step_both() -> None:
-        for parameter, twin in zip(trainer.model.parameters(), plain.parameters(), strict=True):
+        for parameter, twin in zip(trainer.weights.model.parameters(), plain.parameters(), strict=True):
             twin.grad = parameter.grad.bfloat16()
         for group in plain_optimizer.param_groups:
-            group["lr"] = trainer.optimizer.param_groups[0]["lr"]
+            group["lr"] = trainer.weights.optimizer.param_groups[0]["lr"]
         plain_optimizer.step()
         own_step()
 
-    trainer.optimizer.step = step_both
+    trainer.weights.optimizer.step = step_both
     for step in range(3):
         row = trainer.step(step)
         assert 0 < row["lr"] <= 5e-7
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in trainer.weights.model.named_parameters():
         assert parameter.dtype == torch.float32
         moved = (parameter != before[name]).float().mean()
         assert moved > (0.2 if "embed_tokens" in name else 0.95), (name, moved)  # the embeddings of tokens that do not occur stay
@@ -424,7 +424,7 @@ def test_every_step_computes_with_the_newest_weights(start: Path, other: Path) -
     for step in range(3):
         trainer.step(step)
         for master, parameter in zip(
-            trainer.weights.master_model.master_model.parameters(), trainer.weights.master_model.model.parameters(), strict=True
+            trainer.weights.weights.master_model.parameters(), trainer.weights.weights.model.parameters(), strict=True
         ):
             assert parameter.dtype == torch.bfloat16 and torch.equal(parameter, master.bfloat16())
         seen.append(parameter.clone())
@@ -462,12 +462,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(start: Path, other: P
 
     trainer = _Trainer(folder, task, plan, section)
     trainer.step(0)
-    before = state_of(trainer.model)
+    before = state_of(trainer.weights.model)
     with pytest.raises(UserError) as error:
         trainer.step(1)
     assert "the loss is not finite at step 1" in str(error.value) and f"(rows {duels[bad].duel_id})" in str(error.value)
     assert "train.lr" in str(error.value)
-    after = trainer.model.state_dict()
+    after = trainer.weights.model.state_dict()
     assert all(torch.equal(before[name].nan_to_num(7.0), after[name].nan_to_num(7.0)) for name in before)
 
     with pytest.raises(UserError, match="not finite at step 1"):
@@ -487,12 +487,12 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(start: Path) -> N
     section = settings()
     plan = plan_of(section, len(EXAMPLES))
     trainer = _Trainer(start, SteepTask(EXAMPLES), plan, section)
-    before = state_of(trainer.model)
+    before = state_of(trainer.weights.model)
     with pytest.raises(UserError) as error:
         trainer.step(0)
     assert "the gradient is not finite at step 0" in str(error.value)
     assert all(EXAMPLES[index].row_id in str(error.value) for index in plan.batch(0))
-    assert_equal_states(trainer.model.state_dict(), before)
+    assert_equal_states(trainer.weights.model.state_dict(), before)
 
 
 # --- going on after a kill

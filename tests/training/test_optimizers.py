@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparring.config import TrainSection
 from sparring.errors import UserError
-from sparring.training.masters import make_optimizer, require_optimizer
+from sparring.training.masters import make_optimizer, require_trainable
 
 
 def moved(name: str, steps: int = 20) -> Tensor:
@@ -47,6 +47,6 @@ def test_adafactor_follows_the_gradient_at_the_size_of_the_weights() -> None:
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
-        require_optimizer("adamw8bit", "train.optimizer")
+        require_trainable(TrainSection(optimizer="adamw8bit"), "train")
     assert error.value.where == "train.optimizer" and "bitsandbytes" in error.value.what and "sparring[8bit]" in error.value.remedy
-    require_optimizer("adafactor", "train.optimizer")
+    require_trainable(TrainSection(optimizer="adafactor"), "train")

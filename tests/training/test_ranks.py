@@ -54,7 +54,7 @@ class Ranks:
         duels = DUELS[:items]
         epochs = 1.0 if items < len(DUELS) else 2.0
         task = SpinTask(duels, self.opponent, 0.3, "logistic")
-        run_fit(stage, start or self.start, task, plan_of(section, items, epochs=epochs), section).weights.save_pretrained(stage / "model")
+        run_fit(stage, start or self.start, task, plan_of(section, items, epochs=epochs), section).save(stage / "model")
 
     def found(self, strategy: str) -> dict[str, Any]:
         """Launch the ranks once per strategy; they find the checkpoint of one process in `resumed`."""

@@ -16,12 +16,12 @@ from sparring.data.records import Duel, Triplet
 from sparring.objectives.alpha_spin import AlphaSpin
 from sparring.objectives.shared import DuelLogps
 from sparring.objectives.space import Space, space_loss
-from sparring.objectives.t_spin import TripletLogps, TSpin, triplet_loss
+from sparring.objectives.t_spin import TSpin, triplet_loss
 from sparring.policy.batches import Branches, branches_of
 from sparring.policy.load import load_model
 from sparring.policy.score import Scorer, plain_logps
 from sparring.training.opponent_pass import read_logps, score_duels
-from sparring.training.tasks import Anchored, DuelTask, SpinTask, Task, branch_columns, duel_task
+from sparring.training.tasks import DuelTask, SpinTask, Task, branch_columns, iteration_task
 
 ALL_IDENTICAL = Duel("same", 0, (3, 4), (5, 6, 63), ((5, 6, 63), (5, 6, 63)))
 WITH_IDENTICAL = [*DUELS[:5], ALL_IDENTICAL]
@@ -88,8 +88,12 @@ def space_task(other: Path, duels: Sequence[Duel] = WITH_IDENTICAL) -> DuelTask:
     return DuelTask(duels, Space(loss="space", mu=2.0), {duel.duel_id: plain_logps(model, branches_of(duel)).tolist() for duel in duels})
 
 
+def anchored(task: DuelTask, nll_weight: float) -> DuelTask:
+    return DuelTask(task.duels, replace(task.objective, nll_weight=nll_weight), task.opponent_logps)
+
+
 def triplet_task(alpha: float, history_weight: float) -> Task:
-    return duel_task(TRIPLETS, TSpin(loss="t-spin", beta=alpha, history_weight=history_weight), {}, {})
+    return iteration_task(TRIPLETS, TSpin(loss="t-spin", beta=alpha, history_weight=history_weight), {}, {})
 
 
 def test_identical_replies_of_space_equal_computed_ones(folders: tuple[Path, Path]) -> None:
@@ -111,8 +115,8 @@ def test_shared_replies_of_t_spin_equal_computed_ones(folders: tuple[Path, Path]
     losses = []
     for row, duel in zip(logps_DR, TRIPLETS, strict=True):
         k = len(duel.generated_ids)
-        player = TripletLogps(row[:1], row[None, 1 : 1 + k], row[None, 1 + k : 1 + 2 * k])
-        losses.append(triplet_loss(player, torch.ones(1, k, dtype=torch.bool), alpha=0.7, history_weight=0.5).loss_D)
+        player, start_DK = DuelLogps(row[:1], row[None, 1 : 1 + k]), row[None, 1 + k : 1 + 2 * k]
+        losses.append(triplet_loss(player, start_DK, torch.ones(1, k, dtype=torch.bool), alpha=0.7, history_weight=0.5).loss_D)
     loss_D = torch.cat(losses)
     task = triplet_task(0.7, 0.5)
     assert [len(task.branches(index).replies) for index in range(6)] == [len(set(tree.replies)) for tree in trees] == [2, 3, 5, 3, 3, 2]
@@ -129,18 +133,18 @@ def test_without_weight_the_replies_of_the_start_are_not_computed(folders: tuple
 @pytest.mark.parametrize("name", ["space", "t-spin", "anchored"])
 def test_packed_trees_and_padded_rows_agree(name: str, folders: tuple[Path, Path]) -> None:
     start, other = folders
-    task: Task = {"space": space_task(other), "t-spin": triplet_task(1.0, 0.3), "anchored": Anchored(space_task(other), 0.5)}[name]
+    task: Task = {"space": space_task(other), "t-spin": triplet_task(1.0, 0.3), "anchored": anchored(space_task(other), 0.5)}[name]
     assert_same(by_task(start, task, "tree"), by_task(start, task, "rows"))
 
 
 def test_the_anchor_adds_its_weight_times_the_likelihood_per_token(folders: tuple[Path, Path]) -> None:
     start, other = folders
     task = SpinTask(DUELS, plain_opponent(other), 0.3, "hinge")
-    anchored = Anchored(task, 0.25)
-    assert (anchored.unit, len(anchored), anchored.name(3), anchored.loss_scale([1, 2])) == ("duels", 14, task.name(3), 0.5)
+    with_nll = anchored(task, 0.25)
+    assert (with_nll.unit, len(with_nll), with_nll.names[3], with_nll.loss_scale([1, 2])) == ("duels", 14, task.names[3], 0.5)
     indices = [2, 0, 5]
     _, logps_DR = scored(start, [task.branches(index) for index in indices])
-    plain, found = task.losses(indices, logps_DR), anchored.losses(indices, logps_DR)
+    plain, found = task.losses(indices, logps_DR), with_nll.losses(indices, logps_DR)
     nll_D = -logps_DR[:, 0] / torch.tensor([len(DUELS[index].real_ids) for index in indices])
     torch.testing.assert_close(found.loss_D, plain.loss_D + 0.25 * nll_D, rtol=1e-14, atol=0)
     assert set(found.numbers) == {*plain.numbers, "nll"} and torch.equal(found.numbers["nll"], nll_D.detach())
@@ -149,7 +153,7 @@ def test_the_anchor_adds_its_weight_times_the_likelihood_per_token(folders: tupl
 def test_a_duel_of_identical_replies_only_is_told_by_its_human_one(folders: tuple[Path, Path]) -> None:
     """An anchored SPIN keeps it: a margin of 0, no NaN in the log, and the anchor's gradient."""
     start, _ = folders
-    task = Anchored(SpinTask([ALL_IDENTICAL], {"same@0": [-9.0]}, 1.0, "logistic"), 1.0)
+    task = anchored(SpinTask([ALL_IDENTICAL], {"same@0": [-9.0]}, 1.0, "logistic"), 1.0)
     scorer, logps_DR = scored(start, [task.branches(0)])
     found = task.losses([0], logps_DR)
     real = logps_DR[0, 0].item()
@@ -166,7 +170,7 @@ def test_the_first_step_of_space_in_training(tmp_path: Path, folders: tuple[Path
     plan = plan_of(section, len(WITH_IDENTICAL), epochs=4.0)
     (tmp_path / "score").mkdir()
     score_duels(tmp_path / "score", start, WITH_IDENTICAL, plan, section, "score")
-    task = duel_task(WITH_IDENTICAL, Space(loss="space", mu=2.0), read_logps(tmp_path / "score"), {})
+    task = iteration_task(WITH_IDENTICAL, Space(loss="space", mu=2.0), read_logps(tmp_path / "score"), {})
     run_fit(tmp_path / "train", start, task, plan, section)
     rows = metrics(tmp_path / "train")
     assert rows[0]["margin"] == 0.0 and rows[0]["loss"] == pytest.approx(math.log(3) + 2 * math.log(1.5), rel=1e-14)
@@ -198,11 +202,11 @@ def test_alpha_spin_is_spin_against_the_mixture(folders: tuple[Path, Path]) -> N
     mixed = objective.against(opponent, base)
     for name, row in mixed.items():
         assert row == pytest.approx([0.75 * ours + 0.25 * theirs for ours, theirs in zip(opponent[name], base[name], strict=True)])
-    task = duel_task(DUELS, objective, opponent, base)
+    task = iteration_task(DUELS, objective, opponent, base)
     _, logps_DR = scored(start, [task.branches(index) for index in range(4)])
     found, expected = (one.losses(range(4), logps_DR).loss_D for one in (task, SpinTask(DUELS, mixed, 0.3, "logistic")))
     assert torch.equal(found, expected)
-    spin = duel_task(DUELS, replace(objective, alpha=1.0), opponent, base).losses(range(4), logps_DR).loss_D
+    spin = iteration_task(DUELS, replace(objective, alpha=1.0), opponent, base).losses(range(4), logps_DR).loss_D
     torch.testing.assert_close(spin, SpinTask(DUELS, opponent, 0.3, "logistic").losses(range(4), logps_DR).loss_D, rtol=1e-12, atol=1e-12)
 
 

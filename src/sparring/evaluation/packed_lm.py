@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sparring.data.records import TokenIds
 from sparring.errors import UserError
-from sparring.policy.batches import Branches, layout_probe_trees, longest_row, micro_batches
+from sparring.policy.batches import Branches, micro_batches
 from sparring.policy.score import Scorer
 from sparring.progress import progress
 
@@ -42,7 +42,7 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         """The answers to all requests, in their order. Replaces the harness's batches of rows; every answer goes into its cache."""
         trees = self._trees(requests)
         layouts = [tree for tree, _ in trees]
-        self._scorer.choose_layout(*layout_probe_trees(layouts), row_tokens=longest_row(layouts, self.batch_tokens))
+        self._scorer.choose_layout(layouts, self.batch_tokens)
         shapes = [tree.shape(self._scorer.row_layout) for tree in layouts]
         answers: dict[int, ScoredContinuation] = {}
         with progress("benchmarks: answers scored", len(requests), "answers") as shown:

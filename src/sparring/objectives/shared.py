@@ -131,11 +131,10 @@ class SpinLoss(NamedTuple):
 
     def of(self, given: Compared) -> ItemLosses:
         """As ItemLosses, with means over the columns. A duel whose replies all equal the human one has no column; it uses the human one."""
-        mask_DK, player = given.mask_DK, given.player
-        real_D, replies_D = player.real_D.detach(), mask_DK.sum(1)
+        real_D, has_reply_D = given.player.real_D.detach(), given.mask_DK.any(1)
 
         def mean(value_DK: Tensor, identical_D: Tensor) -> Tensor:
-            return (value_DK.masked_fill(~mask_DK, 0.0).sum(1) / replies_D).where(replies_D > 0, identical_D)
+            return mean_over_replies(value_DK, given.mask_DK).where(has_reply_D, identical_D)
 
         numbers = {
             "margin": self.margin_D,
@@ -143,7 +142,7 @@ class SpinLoss(NamedTuple):
             "reward_real": self.reward_real_D,
             "reward_generated": mean(self.reward_generated_DK, self.reward_real_D),
             "real_logp": real_D,
-            "generated_logp": mean(player.generated_DK.detach(), real_D),
+            "generated_logp": mean(given.player.generated_DK.detach(), real_D),
         }
         return ItemLosses(self.loss_D, numbers)
 

@@ -8,26 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from sparring.objectives.shared import Compared, Comparison, ItemLosses, accuracy, mean_over_replies
+from sparring.objectives.shared import Compared, Comparison, DuelLogps, ItemLosses, accuracy, mean_over_replies
 from sparring.objectives.spin import LOSSES, LossName
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class TripletLogps:
-    """log p(y|x) of the human replies, `real_D` [D], of the opponent's, `generated_DK` [D, K], and of the start's, `start_DK` [D, K], all
-    under the player. Equal replies have equal entries."""
-
-    real_D: Tensor
-    generated_DK: Tensor
-    start_DK: Tensor
-
-    def __post_init__(self) -> None:
-        assert self.real_D.dim() == 1 and self.generated_DK.dim() == 2, (self.real_D.shape, self.generated_DK.shape)
-        assert self.real_D.shape[0] == self.generated_DK.shape[0], (self.real_D.shape, self.generated_DK.shape)
-        assert self.start_DK.shape == self.generated_DK.shape, (self.start_DK.shape, self.generated_DK.shape)
 
 
 class TripletLoss(NamedTuple):
@@ -39,9 +24,12 @@ class TripletLoss(NamedTuple):
     history_D: Tensor  # [D] mean over the replies of log p(y') - log p(y0), in nats
 
 
-def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history_weight: float, loss: LossName = "logistic") -> TripletLoss:
+def triplet_loss(
+    player: DuelLogps, start_DK: Tensor, mask_DK: Tensor, *, alpha: float, history_weight: float, loss: LossName = "logistic"
+) -> TripletLoss:
     """Equation 7 of T-SPIN, a mean over the replies of ell(alpha * (log p(y) - log p(y'))) + beta * ell(alpha * (log p(y') - log p(y0))).
 
+    player: log p(y) and log p(y'), start_DK: log p(y0) of the start's replies, all under the player. Equal replies have equal entries.
     mask_DK: bool, true where a reply and its reply of the start exist; the other entries may hold anything, NaN included.
     alpha: the paper's, 1 in its experiments. history_weight: the paper's beta, 0 in its first iteration and 0.1 after that.
     loss: a key of LOSSES, the function ell.
@@ -49,9 +37,10 @@ def triplet_loss(player: TripletLogps, mask_DK: Tensor, *, alpha: float, history
     There is no reference model, so the loss at the start is not ell(0) but depends on the likelihoods. A duel without a reply has no mean:
     its loss is NaN.
     """
+    assert start_DK.shape == player.generated_DK.shape, (start_DK.shape, player.generated_DK.shape)
     ell = LOSSES[loss]
     margin_DK = (player.real_D[:, None] - player.generated_DK).masked_fill(~mask_DK, 0.0)
-    history_DK = (player.generated_DK - player.start_DK).masked_fill(~mask_DK, 0.0)
+    history_DK = (player.generated_DK - start_DK).masked_fill(~mask_DK, 0.0)
     return TripletLoss(
         loss_D=mean_over_replies(ell(alpha * margin_DK) + history_weight * ell(alpha * history_DK), mask_DK),
         margin_D=mean_over_replies(margin_DK.detach(), mask_DK),
@@ -83,13 +72,13 @@ class TSpin(Comparison):
 
     def losses(self, given: Compared) -> ItemLosses:
         """As in `Comparison`. Without replies of the start (iteration 0), whose term has weight 0, the opponent's take their place."""
-        mask_DK, generated_DK = given.mask_DK, given.player.generated_DK
-        player = TripletLogps(given.player.real_D, generated_DK, generated_DK if given.start_DK is None else given.start_DK)
-        found = triplet_loss(player, mask_DK, alpha=self.beta, history_weight=self.history_weight)
+        player, mask_DK = given.player, given.mask_DK
+        start_DK = player.generated_DK if given.start_DK is None else given.start_DK
+        found = triplet_loss(player, start_DK, mask_DK, alpha=self.beta, history_weight=self.history_weight)
         numbers = {
             "margin": found.margin_D,
             "accuracy": found.accuracy_D,
             "real_logp": player.real_D.detach(),
-            "generated_logp": generated_DK.detach().masked_fill(~mask_DK, 0.0).sum(1) / mask_DK.sum(1),
+            "generated_logp": mean_over_replies(player.generated_DK.detach(), mask_DK),
         }
         return ItemLosses(found.loss_D, numbers | ({"history_margin": found.history_D} if self.history_weight else {}))

@@ -19,7 +19,7 @@ from sparring.config import SamplingSection
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.protocol import Prompt
-from sparring.policy.batches import Branches, layout_probe_trees
+from sparring.policy.batches import Branches
 from sparring.policy.head import logps_of
 from sparring.policy.score import Scorer
 
@@ -45,18 +45,6 @@ class Agreement:
     p_value: float
 
 
-@dataclass(frozen=True)
-class _Row:
-    """The T compared tokens of a reply: the engine's log-probs and ours, ours at the sampling temperature, whether the sampled token is the
-    likeliest, and the probability that it is."""
-
-    theirs_T: np.ndarray
-    ours_T: np.ndarray
-    tempered_T: np.ndarray
-    is_likeliest_T: np.ndarray
-    p_likeliest_T: np.ndarray
-
-
 def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence[Prompt], replies: Sequence[Reply]) -> dict[str, Any]:
     """Compare the first replies' log-probs with the scorer's, whose model has the number format that the recipe samples in.
 
@@ -64,14 +52,11 @@ def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence
     """
     pairs = [(prompt, reply) for prompt, reply in zip(prompts, replies, strict=True) if reply.logps is not None][:ROWS]
     assert pairs, "an engine that was asked for log-probs gave none"
-    rows = list(_compare(scorer, sampling, pairs))
-    theirs, ours, tempered, hits, chances = (
-        np.concatenate([getattr(row, name) for row in rows])
-        for name in ("theirs_T", "ours_T", "tempered_T", "is_likeliest_T", "p_likeliest_T")
-    )
+    rows = zip(*_compare(scorer, sampling, pairs), strict=True)
+    theirs, ours, tempered, hits, chances = (np.concatenate(column) for column in rows)
     gaps = np.abs(theirs - ours)
     found = Agreement(
-        rows=len(rows),
+        rows=len(pairs),
         tokens=len(gaps),
         mean=float(gaps.mean()),
         worst=float(gaps.max()),
@@ -87,14 +72,16 @@ def check_agreement(scorer: Scorer, sampling: SamplingSection, prompts: Sequence
     return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in vars(found).items()}
 
 
-def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Prompt, Reply]]) -> Iterator[_Row]:
+def _compare(scorer: Scorer, sampling: SamplingSection, pairs: Sequence[tuple[Prompt, Reply]]) -> Iterator[tuple[np.ndarray, ...]]:
+    """Of every reply five numbers for each of its T compared tokens: the engine's log-prob and ours, ours at the sampling temperature,
+    whether the sampled token is the likeliest, and the probability that it is."""
     trees = [Branches(prompt.token_ids, (reply.token_ids[:TOKENS],)) for prompt, reply in pairs]
-    scorer.choose_layout(*layout_probe_trees(trees))
+    scorer.choose_layout(trees)
     for tree, (_, reply) in zip(trees, pairs, strict=True):
         assert reply.logps is not None, "the engine was asked for them"
         logits_TV = scorer.token_logits(tree).float()
         target_T = torch.tensor(tree.replies[0], device=logits_TV.device)
-        yield _Row(
+        yield (
             np.array(reply.logps[: len(target_T)]),
             logps_of(logits_TV, target_T).cpu().numpy(),
             logps_of(logits_TV / (sampling.temperature or 1.0), target_T).cpu().numpy(),

@@ -216,8 +216,9 @@ class Decoder:
             prompts = self.admit(waiting, active, cache.slots, PREFILL_TOKENS)
             self._step(active, prompts, cache)
             for slot in reversed(range(len(active))):
-                if self._is_finished(active[slot]):
-                    yield active[slot]
+                row = active[slot]
+                if row.token_ids[-1] in self.stop_ids or len(row.token_ids) == self.max_new_tokens:
+                    yield row
                     self._leave(active, slot, cache)
 
     @staticmethod
@@ -266,9 +267,6 @@ class Decoder:
                 use_cache=False,
             ).last_hidden_state[0]
         return logits_of(self.model, hidden_TH[tensor_on(device, [*range(len(old)), *last])])
-
-    def _is_finished(self, row: DecodedRow) -> bool:
-        return row.token_ids[-1] in self.stop_ids or len(row.token_ids) == self.max_new_tokens
 
     @staticmethod
     def _leave(active: list[DecodedRow], slot: int, cache: Cache) -> None:

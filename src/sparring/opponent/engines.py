@@ -21,7 +21,7 @@ from sparring.data.records import Message, Reply
 from sparring.errors import UserError, is_installed
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
-from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.policy.batches import assign_to_ranks
 from sparring.policy.compute import free_memory, make_accelerator, model_on, release_memory
 from sparring.policy.load import DTYPES, load_model, model_shape
@@ -131,18 +131,15 @@ class Sampler:
         log.info("sampling: the check of the engine's log-probs runs on the CPU, since its device is full")
         return torch.device("cpu")
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Close the engine, if it was created, and release its memory."""
         if self._engine is not None:
             self._engine.close()
             self._engine = None
             release_memory()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], seed: int) -> list[str]:
@@ -151,7 +148,7 @@ def answer(engine: Engine, chat: Chat, prompts: Sequence[Sequence[Message]], see
     return [chat.decode(reply.token_ids) for reply in engine.sample(asked, Stream(seed, 0))]
 
 
-class OfAllRanks:
+class OfAllRanks(Engine):
     """The engines of all ranks as one `Engine`: prompts are shared by tokens. A reply depends only on its own random stream."""
 
     def __init__(self, engine: Engine) -> None:
@@ -172,7 +169,7 @@ class OfAllRanks:
         return [found[place] for place in range(len(prompts))]
 
 
-class OfRankZero:
+class OfRankZero(Engine):
     """An `Engine` with its own processes or servers: only rank 0 has it, and broadcasts the replies part by part."""
 
     def __init__(self, make: Callable[[], Engine]) -> None:
@@ -198,7 +195,7 @@ class OfRankZero:
 
     def sample_parts(self, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
         """The numbers and replies of finished parts, on every rank. All ranks must iterate together."""
-        own = sample_parts(self._engine, parts, stream, logps) if self._engine else iter(())
+        own = self._engine.sample_parts(parts, stream, logps) if self._engine else iter(())
         for _ in parts:
             yield from_main(partial(next, own))
         from_main(partial(next, own, None))  # lets the engine finish after the last part

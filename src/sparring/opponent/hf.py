@@ -22,7 +22,7 @@ from sparring.config import SamplingSection
 from sparring.console import log
 from sparring.data.records import Reply
 from sparring.opponent.decode import NOT_SAMPLED, DecodedRow, Decoder, packed_rows_agree, packed_rows_disagree, require_sampled
-from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
+from sparring.opponent.protocol import Engine, Prompt, Stream, make_reply
 from sparring.policy.head import logps_of, rows_at_once
 from sparring.policy.packed import use_packed_attention
 
@@ -61,7 +61,7 @@ class InverseCdf(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter(1, token[:, None], 0.0)
 
 
-class TransformersEngine(OfSampling):
+class TransformersEngine(Engine):
     """Samples with a loaded model: by continuous batching (decode.py) if its code supports that, else padded batches of `generate`."""
 
     def __init__(self, model: PreTrainedModel, sampling: SamplingSection, stop_ids: Collection[int]) -> None:
@@ -80,9 +80,6 @@ class TransformersEngine(OfSampling):
     def reads_prompts_again(self) -> bool:
         """Whether every reply computes its prompt again, as far as known; the same at every temperature."""
         return packed_rows_disagree(self.model)
-
-    def close(self) -> None:
-        """Nothing to do: the model is freed with its last reference."""
 
     @contextlib.contextmanager
     def model_with_own_attention(self) -> Iterator[PreTrainedModel]:
@@ -119,7 +116,8 @@ class TransformersEngine(OfSampling):
         rows = [DecodedRow(index, prompts[index].token_ids, stream.uniforms(prompts[index], limit)) for index in order]
         slots = max(1, self.sampling.batch_tokens // (len(rows[-1].prompt_ids) + limit))
         decoder = Decoder(self.model, self.stop_ids, limit, self._draw, logps)
-        return {row.number: self._reply(prompts[row.number], row.token_ids, row.logps or None) for row in decoder.run(rows, slots)}
+        finished = decoder.run(rows, slots)
+        return {row.number: make_reply(prompts[row.number], row.token_ids, self.stop_ids, row.logps or None) for row in finished}
 
     def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
         if self.sampling.temperature == 0:
@@ -154,10 +152,10 @@ class TransformersEngine(OfSampling):
         generate: Any = self.model.generate  # every causal language model has it, but PreTrainedModel does not declare it
         out = generate(input_ids=ids, attention_mask=mask, logits_processor=processors, return_dict_in_generate=True, output_logits=logps)
         rows = out.sequences[:, length:]
-        if not logps:
-            return [self._reply(prompt, row) for prompt, row in zip(prompts, rows.tolist(), strict=True)]
-        logps_BT = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1)
-        return [self._reply(*each) for each in zip(prompts, rows.tolist(), logps_BT.tolist(), strict=True)]
+        found: list[list[float] | None] = [None] * len(prompts)
+        if logps:
+            found = torch.stack([logps_of(raw, tokens) for raw, tokens in zip(out.logits, rows.T, strict=True)], 1).tolist()
+        return [make_reply(prompt, row, self.stop_ids, own) for prompt, row, own in zip(prompts, rows.tolist(), found, strict=True)]
 
     def _processors(self, prompts: Sequence[Prompt], stream: Stream, length: int) -> LogitsProcessorList:
         if self.sampling.temperature == 0:
@@ -172,6 +170,3 @@ class TransformersEngine(OfSampling):
         if self.sampling.top_p < 1:
             warpers.append(TopPLogitsWarper(self.sampling.top_p))
         return warpers
-
-    def _reply(self, prompt: Prompt, row: Sequence[int], logps: Sequence[float] | None = None) -> Reply:
-        return make_reply(prompt, row, self.stop_ids, logps)

@@ -1,4 +1,4 @@
-"""The interface of sampling engines, and the random streams that make replies independent of batches and restarts."""
+"""The base class of sampling engines, and the random streams that make replies independent of batches and restarts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 
@@ -51,10 +51,26 @@ def make_reply(prompt: Prompt, tokens: Sequence[int], stop_ids: Collection[int],
     return Reply(prompt.row_id, prompt.replica, tuple(tokens[:length]), reason, None if logps is None else tuple(logps[:length]))
 
 
-class OfSampling:
-    """An engine whose temperature is that of its `sampling`."""
+class Engine:
+    """Samples replies: token ids in, token ids out, in the order of the prompts.
+
+    An engine belongs to one player and to the temperature of its `sampling`. `sample_examples` (replies.py) handles shards, resuming and
+    the check of the log-probs; an engine does not touch files.
+    """
 
     sampling: SamplingSection
+
+    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
+        """One reply per prompt; with `logps` each with the log-probs of its tokens (see Reply)."""
+        raise NotImplementedError
+
+    def sample_parts(self, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool = False) -> Iterator[tuple[int, list[Reply]]]:
+        """(number of the part, its replies) of every part, the first one first, with log-probs if `logps`.
+
+        An engine that distributes work over machines may work ahead and change the order of the other parts.
+        """
+        for number, part in enumerate(parts):
+            yield number, self.sample(part, stream, logps and number == 0)
 
     def at(self, temperature: float) -> Self:
         """The same player at another temperature, without loading it again. Closing one closes both."""
@@ -62,35 +78,5 @@ class OfSampling:
         other.sampling = self.sampling.model_copy(update={"temperature": temperature})
         return other
 
-
-class Engine(Protocol):
-    """Samples replies: token ids in, token ids out, in the order of the prompts.
-
-    An engine belongs to one player and one temperature. `sample_examples` (replies.py) handles shards, resuming and the check of the
-    log-probs; an engine does not touch files. One that distributes work over machines may also have `sample_parts` (below).
-    """
-
-    def sample(self, prompts: Sequence[Prompt], stream: Stream, logps: bool = False) -> list[Reply]:
-        """One reply per prompt; with `logps` each with the log-probs of its tokens (see Reply)."""
-        ...
-
-    def at(self, temperature: float) -> Self:
-        """The same player at another temperature, without loading it again. Closing one closes both."""
-        ...
-
     def close(self) -> None:
         """Free memory, processes and connections."""
-        ...
-
-
-def sample_parts(engine: Engine, parts: Sequence[Sequence[Prompt]], stream: Stream, logps: bool) -> Iterator[tuple[int, list[Reply]]]:
-    """(number of the part, its replies) of every part, the first one first, with log-probs if `logps`.
-
-    Calls the engine's `sample` for each part; or its own `sample_parts` with all parts, which works ahead and may change their order.
-    """
-    own = getattr(engine, "sample_parts", None)
-    if own is not None:
-        yield from own(parts, stream, logps)
-    else:
-        for number, part in enumerate(parts):
-            yield number, engine.sample(part, stream, logps and number == 0)

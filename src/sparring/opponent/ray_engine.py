@@ -124,7 +124,7 @@ def make_ray(settings: SamplerSettings, chat: Chat, folder: Path) -> RayEngine:
     return RayEngine(sampling.ray, folder, partial(make_engine, inside, chat, folder.resolve()), sampling.temperature)
 
 
-class RayEngine:
+class RayEngine(Engine):
     """Samples with the engine that `make(temperature)` gives, one in every worker. `folder`: the player, visible on every node."""
 
     def __init__(self, section: RaySection, folder: Path, make: Callable[[float], Engine], temperature: float) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparring.data.records import Example, Reply, TokenIds
 from sparring.data.tables import items_done, read_rows, run_parts
-from sparring.opponent.protocol import Engine, Prompt, Stream, sample_parts
+from sparring.opponent.protocol import Engine, Prompt, Stream
 from sparring.policy.ranks import from_main
 from sparring.progress import PhaseProgress, progress
 from sparring.rundir import read_json, write_json
@@ -42,7 +42,7 @@ def sample_examples(
         with progress(phase, len(prompts), "replies", done) as shown:
 
             def work(parts: Sequence[Sequence[Prompt]]) -> Iterator[tuple[int, dict[str, list[Any]]]]:
-                for number, replies in sample_parts(ready, parts, stream, logps=check is not None):
+                for number, replies in ready.sample_parts(parts, stream, logps=check is not None):
                     if check is not None and number == 0:
                         from_main(partial(_check_first, folder, check, parts[0], replies))
                     shown.advance(len(replies), tokens_per_reply=sum(len(r.token_ids) for r in replies) / len(replies))

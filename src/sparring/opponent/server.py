@@ -28,7 +28,7 @@ from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
 from sparring.opponent.endpoints import WHERE, Endpoints, NoAnswer, read_key
-from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
+from sparring.opponent.protocol import Engine, Prompt, Stream, make_reply
 from sparring.policy import adapters
 from sparring.policy.load import load_config, weights_hash
 
@@ -57,9 +57,8 @@ def serve(endpoints: Endpoints, folder: Path) -> str:
 
 
 def _name(section: ServerSection, folder: Path) -> str | None:
-    if section.model is None or HASH not in section.model:
-        return section.model
-    return section.model.replace(HASH, _short_hash(folder))
+    name = section.model
+    return name.replace(HASH, _short_hash(folder)) if name and HASH in name else name
 
 
 def _short_hash(folder: Path) -> str:
@@ -160,8 +159,8 @@ def _wait_for(endpoints: Endpoints, name: str | None) -> str:
 def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
     command, seconds = endpoints.section.update_command, endpoints.section.ready_timeout_seconds
     assert command is not None
-    values = {"{model}": str(folder.absolute()), "{name}": name or folder.absolute().name}
-    words = [_filled(word, values) for word in shlex.split(command)]
+    path = folder.absolute()
+    words = [word.replace("{model}", str(path)).replace("{name}", name or path.name) for word in shlex.split(command)]
     log.info(f"sampling: update_command for {folder}")
     where = f"{WHERE}.update_command"
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:  # no pipe: a running server would keep it open
@@ -179,12 +178,6 @@ def _update(endpoints: Endpoints, folder: Path, name: str | None) -> None:
             raise UserError(what, where=where, remedy="fix it and rerun; the run resumes") from None
 
 
-def _filled(word: str, values: dict[str, str]) -> str:
-    for placeholder, value in values.items():
-        word = word.replace(placeholder, value)
-    return word
-
-
 # -- adapters
 
 
@@ -197,12 +190,9 @@ def _load_adapter(endpoints: Endpoints, folder: Path) -> str:
         if name not in await _models(endpoints, url):
             await endpoints.request("POST", LOAD_ADAPTER, body, url, as_text=True)
 
-    async def load_all() -> None:
-        await asyncio.gather(*(load(url) for url in endpoints.urls))
-
     _of_all(endpoints)  # leaves out servers that do not answer
     log.info(f"sampling: the servers load the adapter {name}")
-    endpoints.run(load_all())
+    endpoints.run(endpoints.all([load(url) for url in endpoints.urls]))
     return _require(endpoints, name)
 
 
@@ -225,7 +215,7 @@ def make_server_engine(folder: Path, sampling: SamplingSection, stop_ids: Collec
         raise
 
 
-class ServerEngine(OfSampling):
+class ServerEngine(Engine):
     """Asks for one reply per request, each with the seed of its own stream, so that a repeated request gives the same reply."""
 
     def __init__(self, endpoints: Endpoints, name: str, sampling: SamplingSection, stop_ids: Collection[int], vocabulary: float) -> None:

@@ -18,7 +18,7 @@ from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
 from sparring.errors import UserError
-from sparring.opponent.protocol import OfSampling, Prompt, Stream, make_reply
+from sparring.opponent.protocol import Engine, Prompt, Stream, make_reply
 from sparring.opponent.reaper import Reaper
 from sparring.policy import adapters
 from sparring.rundir import read_json
@@ -34,7 +34,7 @@ def make_vllm(settings: SamplerSettings, chat: Chat, folder: Path) -> VllmEngine
     return VllmEngine(folder, settings.sampling, settings.dtype, chat.stop_ids)
 
 
-class VllmEngine(OfSampling):
+class VllmEngine(Engine):
     """Samples with vLLM; every row has the seed of its own stream."""
 
     def __init__(self, folder: Path, sampling: SamplingSection, dtype: str, stop_ids: Collection[int]) -> None:

@@ -193,21 +193,20 @@ def _split(recipe: Recipe, rows: int) -> tuple[int, int]:
 def local_chat(model: ModelSection) -> Chat | None:
     """The tokenizer with its template; None if it is not on this machine."""
     from sparring.data.chat import Chat, load_template
-    from sparring.policy.load import load_tokenizer, package_file, require_gguf
+    from sparring.policy.load import load_tokenizer, local_path, require_gguf
     from sparring.policy.tiny import byte_tokenizer
 
     template = load_template(model.chat_template) if model.chat_template else None
-    path, folder = model.path, Path(model.path).expanduser()
+    path, local = model.path, local_path(model.path)
     tokenizer: PreTrainedTokenizerBase
     if path.startswith("builtin:"):
         tokenizer = byte_tokenizer()
-    elif path.startswith("package:") or folder.suffix == ".gguf":
-        file = package_file(path.removeprefix("package:")) if path.startswith("package:") else folder
+    elif path.startswith("package:") or local.suffix == ".gguf":
         require_gguf()
-        tokenizer = _gguf_tokenizer(file)
+        tokenizer = _gguf_tokenizer(local)
     else:
-        has_one = any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
-        found = folder if has_one else _in_hub_cache(model)
+        has_one = any((local / name).exists() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+        found = local if has_one else _in_hub_cache(model)
         if found is None:
             return None
         tokenizer = load_tokenizer(found)

@@ -143,9 +143,9 @@ def _config(model: ModelSection) -> tuple[Any, str]:
     path = model.path
     if path.startswith("builtin:"):
         return _builtin(path), "built in"
-    from sparring.policy.load import load_config, package_file
+    from sparring.policy.load import load_config, local_path
 
-    local = package_file(path.removeprefix("package:")) if path.startswith("package:") else Path(path).expanduser()
+    local = local_path(path)
     if path.startswith("package:") or (local.suffix == ".gguf" and local.is_file()):
         return _of_gguf(local), "the GGUF file's header"
     if local.is_dir():

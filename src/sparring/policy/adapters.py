@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ MATRICES, ROWS = 8, 2
 
 def marks_of(base: Path) -> dict[str, str]:
     """Name of a matrix -> its first numbers, for some matrices spread over the model in `base`."""
-    places = {name: file for file in sorted(base.glob("*.safetensors")) for name in _matrices(file)}
+    places = _matrices(base)
     names = sorted(places)
     return {name: _mark(places[name], name) for name in names[:: -(-len(names) // MATRICES) or 1]}
 
@@ -37,7 +36,7 @@ def marks_of(base: Path) -> dict[str, str]:
 def require_marks(file: Path, base: Path) -> None:
     """Raise ValueError if the adapter in `file` has the numbers of another base."""
     stored = json.loads(stored_marks(file))
-    places = {name: where for where in sorted(base.glob("*.safetensors")) for name in _matrices(where)}
+    places = _matrices(base)
     for name in sorted(stored.keys() & places.keys()):  # a base in another layout has other names
         if _mark(places[name], name) != stored[name]:
             raise ValueError(f"its base has other weights than the one that it was trained on, such as {name}")
@@ -62,9 +61,13 @@ def stored_marks(file: Path) -> str:
         return (stored.metadata() or {}).get(KEY, "{}")
 
 
-def _matrices(file: Path) -> Iterable[str]:
-    with safe_open(file, "pt") as tensors:
-        return [name for name in tensors.keys() if len(tensors.get_slice(name).get_shape()) == 2]  # noqa: SIM118  no mapping
+def _matrices(base: Path) -> dict[str, Path]:
+    """Name of every matrix of a model -> its file."""
+    found: dict[str, Path] = {}
+    for file in sorted(base.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: file for name in tensors.keys() if len(tensors.get_slice(name).get_shape()) == 2}  # noqa: SIM118  no mapping
+    return found
 
 
 def _mark(file: Path, name: str) -> str:

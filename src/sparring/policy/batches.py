@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from operator import attrgetter
 from typing import Any, Literal
 
@@ -102,35 +103,34 @@ def branches_of(duel: Duel | Contest) -> Branches:
 def collate(trees: Sequence[Branches], layout: Layout) -> TreeBatch:
     """Arrange `trees` end to end in one row, or (layout "rows") as one padded row per reply."""
     columns = max(len(tree.replies) for tree in trees)
-    parts = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
-    rows = [_joined(parts)] if layout == "tree" else parts
-    length = max(len(row.ids) for row in rows)
-    pad = [length - len(row.ids) for row in rows]
+    rows = [row for index, tree in enumerate(trees) for row in _rows_of(tree, index * columns, layout)]
+    lengths = [len(row.ids) for row in rows]
+    shape = (1, sum(lengths)) if layout == "tree" else (len(rows), max(lengths))
+    starts = list(accumulate(lengths[:-1], initial=0)) if layout == "tree" else [index * shape[1] for index in range(len(rows))]
+    place_T = torch.tensor([start + offset for start, length in zip(starts, lengths, strict=True) for offset in range(length)])
+
+    def laid_out(values: Iterable[int]) -> Tensor:
+        return torch.zeros(math.prod(shape), dtype=torch.long).index_copy(0, place_T, torch.tensor(list(values))).view(shape)
+
     return TreeBatch(
-        input_ids_BL=torch.tensor([row.ids + [0] * p for row, p in zip(rows, pad, strict=True)]),
-        position_ids_BL=torch.tensor([row.positions + [0] * p for row, p in zip(rows, pad, strict=True)]),
-        real_BL=torch.tensor([[True] * len(row.ids) + [False] * p for row, p in zip(rows, pad, strict=True)]),
-        source_N=torch.tensor([index * length + source for index, row in enumerate(rows) for source in row.sources]),
+        input_ids_BL=laid_out(token for row in rows for token in row.ids),
+        position_ids_BL=laid_out(position for row in rows for position in row.positions),
+        real_BL=laid_out(1 for length in lengths for _ in range(length)).bool(),
+        source_N=torch.tensor([start + source for start, row in zip(starts, rows, strict=True) for source in row.sources]),
         target_N=torch.tensor([target for row in rows for target in row.targets]),
         cell_N=torch.tensor([cell for row in rows for cell in row.cells]),
         duels=len(trees),
         replies=columns,
-        tokens=sum(len(row.ids) for row in rows),
-        index=_index_of(parts) if layout == "tree" else None,
+        tokens=sum(lengths),
+        index=_index_of(rows, starts) if layout == "tree" else None,
     )
 
 
-def layout_probe_trees(trees: Iterable[Branches]) -> list[Branches]:
+def layout_probe_trees(trees: Sequence[Branches]) -> list[Branches]:
     """The trees that reveal a wrong layout: the longest path (sliding windows), the most tokens outside the first branch (recurrences), the
     shortest path (rotary embeddings that depend on the longest row of a batch)."""
-    trees = list(trees)
     longest, bushiest = (max(trees, key=attrgetter(name)) for name in ("longest_path", "sibling_tokens"))
     return list(dict.fromkeys([longest, bushiest, min(trees, key=attrgetter("shortest_path"))]))
-
-
-def longest_row(trees: Iterable[Branches], max_tokens: int) -> int:
-    """Tokens of the longest packed row in micro-batches of these trees."""
-    return min(max_tokens, sum(tree.tokens("tree") for tree in trees))
 
 
 def assign_to_ranks(sizes: Sequence[int], ranks: int) -> list[list[int]]:
@@ -149,11 +149,6 @@ def micro_batches_of_ranks(shapes: Sequence[tuple[int, int]], max_tokens: int, l
     """The micro-batches of every rank, as places in `shapes`, which are those of the trees of an optimizer step."""
     shares = assign_to_ranks([rows * length for rows, length in shapes], ranks)
     return [list(micro_batches(share, shapes.__getitem__, max_tokens, layout)) for share in shares]
-
-
-def shortest(shapes: Sequence[tuple[int, int]]) -> int:
-    """Index of the cheapest tree, which a rank computes as a dummy when it must make as many passes as the others."""
-    return min(range(len(shapes)), key=lambda place: (math.prod(shapes[place]), place))
 
 
 def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]], max_tokens: int, layout: Layout) -> Iterator[list[int]]:
@@ -177,6 +172,8 @@ def micro_batches(items: Sequence[int], shape: Callable[[int], tuple[int, int]],
 
 @dataclass
 class _PackedRow:
+    """A tree, or one of its branches: tokens with their positions and branches (0 is the prompt), and the tokens to predict."""
+
     ids: list[int]
     positions: list[int]
     branches: list[int]
@@ -187,8 +184,8 @@ class _PackedRow:
 
 def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_PackedRow]:
     groups = [list(enumerate(tree.replies))] if layout == "tree" else [[pair] for pair in enumerate(tree.replies)]
+    prompt = len(tree.prompt_ids)
     for group in groups:
-        prompt = len(tree.prompt_ids)
         row = _PackedRow(list(tree.prompt_ids), list(range(prompt)), [0] * prompt, [], [], [])
         for column, reply in group:
             start, fed = len(row.ids), list(reply[:-1])
@@ -201,25 +198,8 @@ def _rows_of(tree: Branches, first_cell: int, layout: Layout) -> Iterator[_Packe
         yield row
 
 
-def _joined(rows: Sequence[_PackedRow]) -> _PackedRow:
-    """Trees packed end to end."""
-    joined = _PackedRow([], [], [], [], [], [])
-    for row in rows:
-        joined.sources += [len(joined.ids) + source for source in row.sources]
-        joined.ids += row.ids
-        joined.positions += row.positions
-        joined.branches += row.branches
-        joined.targets += row.targets
-        joined.cells += row.cells
-    return joined
-
-
-def _index_of(rows: Sequence[_PackedRow]) -> TreeIndex:
-    blocks: list[Block] = []
-    start = 0
-    for row in rows:
-        blocks += _blocks_of(row.branches, start)
-        start += len(row.ids)
+def _index_of(rows: Sequence[_PackedRow], starts: Sequence[int]) -> TreeIndex:
+    blocks = [block for row, start in zip(rows, starts, strict=True) for block in _blocks_of(row.branches, start)]
     trees = torch.tensor([number for number, row in enumerate(rows) for _ in row.ids])
     branches, positions = (torch.tensor([x for row in rows for x in getattr(row, name)]) for name in ("branches", "positions"))
     return TreeIndex(blocks, trees, branches, positions)

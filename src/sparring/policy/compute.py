@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -69,25 +69,35 @@ def in_float32(model: PreTrainedModel) -> Iterator[None]:
 
     A decoder layer is in float32 only while it computes, so that a model that barely fits its device can be checked there.
     """
-    layers = decoder_layers(model)
-    of_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
-    hooks = []
-    for layer in layers:
-        put_back: list[Callable[[], None]] = []
-        widen = partial(_widen_layer, put_back)
-        hooks += [layer.register_forward_pre_hook(widen), layer.register_forward_hook(partial(_put_back, put_back), always_call=True)]
-    restore = _widen(parameter for parameter in model.parameters() if id(parameter) not in of_layers)
+    kept: dict[nn.Parameter, Tensor] = {}
+
+    def widen(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                kept[parameter], parameter.data = parameter.data, parameter.data.float()
+
+    def narrow(parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            if parameter in kept:
+                parameter.data = kept.pop(parameter)
+
+    layers, hooks = decoder_layers(model), []
+    of_layers = {parameter for layer in layers for parameter in layer.parameters()}
     # the 4-bit layers of bitsandbytes have their own compute format
-    formats = ((module, getattr(module, "compute_dtype", None)) for module in model.modules())
-    four_bit: list[tuple[Any, torch.dtype]] = [(module, dtype) for module, dtype in formats if isinstance(dtype, torch.dtype)]
-    for module, _ in four_bit:
-        module.compute_dtype = torch.float32
+    modules: Iterable[Any] = model.modules()
+    four_bit = [(module, module.compute_dtype) for module in modules if isinstance(getattr(module, "compute_dtype", None), torch.dtype)]
     try:
+        for layer in layers:
+            hooks.append(layer.register_forward_pre_hook(lambda layer, _: widen(layer.parameters())))
+            hooks.append(layer.register_forward_hook(lambda layer, *_: narrow(layer.parameters()), always_call=True))
+        widen(parameter for parameter in model.parameters() if parameter not in of_layers)
+        for module, _ in four_bit:
+            module.compute_dtype = torch.float32
         yield
     finally:
         for module, dtype in four_bit:
             module.compute_dtype = dtype
-        restore()
+        narrow(list(kept))
         for hook in hooks:
             hook.remove()
 
@@ -102,31 +112,6 @@ def layer_sizes(model: nn.Module) -> tuple[int, int]:
     total = sum(parameter.numel() for parameter in model.parameters())
     layers = [sum(parameter.numel() for parameter in layer.parameters()) for layer in decoder_layers(model)]
     return max(layers, default=total), total - sum(layers)
-
-
-def _widen(parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
-    """Give the parameters float32 values; returns a function that restores their own."""
-    kept = [(parameter, parameter.data) for parameter in parameters if parameter.dtype in (torch.bfloat16, torch.float16)]
-
-    def restore() -> None:
-        for parameter, data in kept:
-            parameter.data = data
-
-    try:
-        for parameter, data in kept:
-            parameter.data = data.float()
-    except BaseException:  # not enough memory for all of them
-        restore()
-        raise
-    return restore
-
-
-def _widen_layer(put_back: list[Callable[[], None]], layer: nn.Module, _: object) -> None:
-    put_back.append(_widen(layer.parameters()))
-
-
-def _put_back(put_back: list[Callable[[], None]], *_: object) -> None:
-    put_back.pop()()
 
 
 def bound_kernel_caches() -> None:

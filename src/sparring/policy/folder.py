@@ -55,16 +55,8 @@ def from_hub(repo: str, revision: str | None, where: str) -> Path:
 
 CONFIG, GENERATION, INDEX = "config.json", "generation_config.json", "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-OBJECTS = (
-    CONFIG,
-    GENERATION,
-    INDEX,
-    ADAPTER_CONFIG,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+OBJECTS = (CONFIG, GENERATION, INDEX, ADAPTER_CONFIG, *TOKENIZER_FILES)
 # the tokenizers with the largest vocabularies take some 35 MB
 MOST_JSON_BYTES = 2**27
 # configs and tokenizers are nested less than ten deep; Python's own limit is about a thousand, and much that copies them needs several
@@ -72,17 +64,9 @@ MOST_JSON_BYTES = 2**27
 MOST_DEPTH = 50
 # the names of sizes in the configs of all transformers architectures; each is a count of at least one
 SIZES = (
-    *(
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "max_position_embeddings",
-        "head_dim",
-    ),
-    *("n_embd", "n_layer", "n_head", "n_positions"),
-)
+    "vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads max_position_embeddings head_dim "
+    "n_embd n_layer n_head n_positions"
+).split()
 LAYERS = ("num_hidden_layers", "n_layer")
 # number formats of trainable weights; others are of quantised weights
 FLOATS = {"F64", "F32", "F16", "BF16"}

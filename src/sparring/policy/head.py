@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -35,28 +35,20 @@ def logps_of(logits_NV: Tensor, target_N: Tensor) -> Tensor:
     return _TargetLogps.apply(logits_NV, target_N)
 
 
-class ChunkedHead(nn.Module):
-    """Log-probs of chosen tokens; logits over the vocabulary exist only for a chunk of them, forward and backward.
+def chunked_logps(model: PreTrainedModel, hidden_NH: Tensor, target_N: Tensor, chunk: int) -> Tensor:
+    """Log-probs [N] of the targets after these last hidden states; logits over the vocabulary exist only for a chunk of them, forward and
+    backward."""
+    *chunks, last = zip(hidden_NH.split(chunk), target_N.split(chunk), strict=True)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(_chunk_logps, model, *each, use_reentrant=False) for each in chunks]
+    else:
+        parts = [_chunk_logps(model, *each) for each in chunks]
+    # the last chunk is not checkpointed: the backward pass needs its logits first
+    return torch.cat([*parts, _chunk_logps(model, *last)])
 
-    A separate module that is called once per micro-batch; the model is not its child, because the scorer already has it.
-    """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self._of = (model,)
-
-    def forward(self, hidden_NH: Tensor, target_N: Tensor, chunk: int) -> Tensor:
-        """Log-probs [N] of the targets after these last hidden states."""
-        *chunks, last = zip(hidden_NH.split(chunk), target_N.split(chunk), strict=True)
-        if torch.is_grad_enabled():
-            parts = [checkpoint(self._token_logps, *each, use_reentrant=False) for each in chunks]
-        else:
-            parts = [self._token_logps(*each) for each in chunks]
-        # the last chunk is not checkpointed: the backward pass needs its logits first
-        return torch.cat([*parts, self._token_logps(*last)])
-
-    def _token_logps(self, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
-        return logps_of(logits_of(self._of[0], hidden_NH), target_N)
+def _chunk_logps(model: PreTrainedModel, hidden_NH: Tensor, target_N: Tensor) -> Tensor:
+    return logps_of(logits_of(model, hidden_NH), target_N)
 
 
 class _TargetLogps(torch.autograd.Function):

@@ -50,12 +50,8 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
         return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
     if path.startswith("builtin:"):
         raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
-    if path.startswith("package:"):
-        file = package_file(path.removeprefix("package:"))
-        require_gguf()
-        return ModelSource(path, None, lambda folder: _unpack_gguf(file, folder), file_hash(file))
-    local = Path(path).expanduser()
-    if local.suffix == ".gguf":
+    local = local_path(path)
+    if path.startswith("package:") or local.suffix == ".gguf":
         if not local.is_file():
             raise UserError("no such GGUF file", where=f"model.path ({path})")
         require_gguf()
@@ -236,9 +232,14 @@ def _require_weights(folder: Path) -> list[Path]:
     raise UserError("a model folder without weights: no *.safetensors in it", where=str(folder), remedy="check model.path")
 
 
-def package_file(spec: str) -> Path:
-    """The path of PACKAGE/FILE inside an installed Python package. Raises UserError if either is missing."""
-    package, _, name = spec.partition("/")
+def local_path(path: str) -> Path:
+    """The path that a model.path would have on this machine: of package:PACKAGE/FILE, the file inside an installed Python package.
+
+    Raises UserError if the package or its file is missing.
+    """
+    if not path.startswith("package:"):
+        return Path(path).expanduser()
+    package, _, name = path.removeprefix("package:").partition("/")
     found = importlib.util.find_spec(package) if package.isidentifier() else None
     if found is None or found.origin is None:
         raise UserError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -62,9 +63,9 @@ def packed(row: PackedRow | None) -> Iterator[None]:
         _current.reset(token)
 
 
-def current_row() -> PackedRow | None:
-    """The row of the innermost `packed` context; None outside one."""
-    return _current.get()
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a checkpointed forward and of its recomputation in the backward pass, which must see the same packed row."""
+    return contextlib.nullcontext(), packed(_current.get())
 
 
 def kind_of(model: PreTrainedModel) -> str:
@@ -99,8 +100,10 @@ def _attend(
     """The function that transformers calls. query [1, H, T, D], key and value [1, G, T, D] -> [1, T, H, D]."""
     row = _current.get()
     if row is None:
+        # "eager" is a function in each model's own file
+        eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         known = {} if scaling is None else {"scaling": scaling}
-        return _own_attention(own, module)(module, query, key, value, attention_mask, **known, **options)
+        return ALL_ATTENTION_FUNCTIONS.get_interface(own, eager)(module, query, key, value, attention_mask, **known, **options)
     if options.get("s_aux") is not None or options.get("position_bias") is not None:
         raise NotImplementedError("attention sinks and position biases")
     # rotary embeddings leave some models' queries and keys in float32
@@ -108,12 +111,6 @@ def _attend(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     asked = Attention(query_THD, key_TGD, value_TGD, scaling, options.get("sliding_window"), options.get("softcap"))
     return row.attend(module, asked), None
-
-
-def _own_attention(name: str, module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The "eager" attention, which is a function in each model's own file."""
-    eager: Any = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
-    return ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

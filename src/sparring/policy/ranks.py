@@ -89,11 +89,6 @@ class AgreedError(UserError):
     """An error that every rank raises at the same place, so that rank 0 may report it for all of them."""
 
 
-def agreed(error: UserError) -> AgreedError:
-    """The error as an AgreedError, for a place where every rank raises it."""
-    return AgreedError(error.what, where=error.where, remedy=error.remedy)
-
-
 def require_equal(values: dict[str, Any], what: str, remedy: str) -> None:
     """Raise UserError on every rank if a rank has other `values` (JSON) than rank 0, with the rank and the differences."""
     found: Sequence[dict[str, Any]] = gathered(values)

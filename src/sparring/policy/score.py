@@ -5,10 +5,8 @@ The opponent pass, training and evaluation all call this one module, on the same
 
 from __future__ import annotations
 
-import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from itertools import cycle
 
 import torch
@@ -19,13 +17,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sparring.console import log
 from sparring.errors import UserError, first_line
-from sparring.policy.batches import Branches, Layout, TreeBatch, collate, micro_batches_of_ranks, shortest
+from sparring.policy.batches import Branches, Layout, TreeBatch, collate, layout_probe_trees, micro_batches_of_ranks
 from sparring.policy.compute import in_float32, keep_soft_caps
 from sparring.policy.footprint import HEAD_CHUNK, MOST_TOKENS
 from sparring.policy.fused import fuse
-from sparring.policy.head import ChunkedHead, logits_of, logps_of
-from sparring.policy.packed import FOREIGN_ERRORS, current_row, is_out_of_memory, kind_of, packed, use_packed_attention
-from sparring.policy.ranks import agreed, from_main, gathered, rank, rank_count
+from sparring.policy.head import chunked_logps, logits_of, logps_of
+from sparring.policy.packed import FOREIGN_ERRORS, checkpoint_contexts, is_out_of_memory, kind_of, packed, use_packed_attention
+from sparring.policy.ranks import AgreedError, from_main, gathered, rank, rank_count
 from sparring.policy.strategies import is_sharded
 
 # Tolerance of one token's log-prob, relative above 1 nat: rounding is below 1e-4, and any wrong mask far above
@@ -33,17 +31,6 @@ TOKEN_TOLERANCE = 1e-3
 # Tolerance of a reply's log-prob with a mixture of experts: rounding may change a close routing choice, which affects single tokens more
 # than their sum
 REPLY_TOLERANCE = 1e-4
-
-
-@dataclass(frozen=True)
-class _Checked:
-    """A layout that was found correct for trees up to `reach` (see `_reach`)."""
-
-    reach: tuple[int, ...]
-    layout: str
-
-    def covers(self, reach: tuple[int, ...]) -> bool:
-        return all(asked <= known for asked, known in zip(reach, self.reach, strict=True))
 
 
 def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
@@ -57,7 +44,8 @@ def _reach(trees: Sequence[Branches], row_tokens: int) -> tuple[int, ...]:
     )
 
 
-_checked: dict[str, _Checked] = {}
+# kind of model -> (the `_reach` of the trees for which its layout was found correct, the layout)
+_checked: dict[str, tuple[tuple[int, ...], str]] = {}
 
 
 class Scorer(nn.Module):
@@ -72,7 +60,6 @@ class Scorer(nn.Module):
         super().__init__()
         self.model = keep_soft_caps(model)
         fuse(self.model)
-        self.head = ChunkedHead(self.model)
         self._own_attention = model.config._attn_implementation
         self.layout = "tree"
         self.eval()
@@ -127,12 +114,21 @@ class Scorer(nn.Module):
         """Whether the model calls its head itself, at all positions."""
         return self.layout in ("plain", "alone")
 
+    def groups_of_rank(self, trees: Sequence[Branches], max_tokens: int, needs_all_ranks: bool) -> tuple[list[list[int]], list[list[int]]]:
+        """This rank's micro-batches of the trees, by their places, so that opponent pass and training group and round alike; then dummy
+        ones, of the cheapest tree, if every pass needs all ranks and others have more."""
+        shapes = [tree.shape(self.row_layout) for tree in trees]
+        groups = micro_batches_of_ranks(shapes, max_tokens, self.row_layout, rank_count())
+        mine = groups[rank()]
+        missing = max(map(len, groups)) - len(mine) if needs_all_ranks else 0
+        return mine, [[min(range(len(shapes)), key=lambda place: math.prod(shapes[place]))] for _ in range(missing)]
+
     def use_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass. A layer is in training mode only while it checks that, so dropout stays off inside it."""
         where = "gradient_checkpointing"
         try:
             self.model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": _same_trees_again}
+                gradient_checkpointing_kwargs={"use_reentrant": False, "context_fn": checkpoint_contexts}
             )
         except ValueError as error:
             raise UserError(str(error), where=where, remedy=f"set {where} to false and lower micro_batch_tokens") from error
@@ -144,22 +140,23 @@ class Scorer(nn.Module):
             layer.register_forward_pre_hook(lambda layer, _: setattr(layer, "training", False))
             layer.register_forward_hook(lambda layer, *_: setattr(layer, "training", True), always_call=True)
 
-    def choose_layout_on_main(self, *trees: Branches, row_tokens: int) -> None:
+    def choose_layout_on_main(self, trees: Sequence[Branches], max_tokens: int) -> None:
         """`choose_layout` on rank 0, for all ranks, since only rank 0 may have read the weights."""
 
         def choose() -> str:
-            self.choose_layout(*trees, row_tokens=row_tokens)
+            self.choose_layout(trees, max_tokens)
             return self.layout
 
         self.layout = from_main(choose)
         if self.layout == "alone" and is_sharded():
             name = type(self.model).__name__
             what = f"{name} needs a separate forward pass for every reply, but all ranks with sharded weights must make equally many"
-            raise agreed(UserError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank"))
+            raise AgreedError(what, where="launcher.strategy", remedy="use ddp, with the whole model on every rank")
 
-    def choose_layout(self, *trees: Branches, row_tokens: int = 0) -> None:
-        """Compare the fast layouts with the model's own unbatched logits on some trees, repeated in a packed row of `row_tokens`; keep the
-        fastest that agrees. The result is cached per process and kind of model, and checked again for larger trees (`_reach`).
+    def choose_layout(self, trees: Sequence[Branches], max_tokens: int = 0) -> None:
+        """Compare the fast layouts with the model's own unbatched logits on some of the trees (`layout_probe_trees`), repeated in a packed
+        row as long as those in micro-batches of `max_tokens`; keep the fastest that agrees. The result is cached per process and kind of
+        model, and checked again for larger trees (`_reach`).
 
         State-space and linear-attention models cannot use the tree mask, some heads scale their logits in ways that only the model's own
         forward knows, some rotary embeddings depend on the longest row of a batch, and some attention on the place in the row: a wrong
@@ -167,15 +164,18 @@ class Scorer(nn.Module):
         """
         self.layout = "plain"
         # weights that will be sharded are checked on rank 0's CPU, where a GPU's long rows would take minutes
-        row_tokens = min(row_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else row_tokens
+        most = min(max_tokens, MOST_TOKENS["cpu"]) if self.model.device.type == "cpu" else max_tokens
+        row_tokens = min(most, sum(tree.tokens("tree") for tree in trees))
+        trees = layout_probe_trees(trees)
         reach = _reach(trees, row_tokens)
-        if (known := _checked.get(kind_of(self.model))) and known.covers(reach):
+        known, layout = _checked.get(kind_of(self.model), ((), ""))
+        if known and all(asked <= most for asked, most in zip(reach, known, strict=True)):
             _finite_logps(self.model, min(trees, key=lambda tree: tree.longest_path))
-            self.layout = known.layout
+            self.layout = layout
             return
         with in_float32(self.model):
             self._check_layouts(trees, row_tokens)
-        _checked[kind_of(self.model)] = _Checked(reach, self.layout)
+        _checked[kind_of(self.model)] = reach, self.layout
 
     def _check_layouts(self, trees: Sequence[Branches], row_tokens: int) -> None:
         expected = {tree: _finite_logps(self.model, tree) for tree in trees}
@@ -215,7 +215,7 @@ class Scorer(nn.Module):
         """Logits [N, V] that predict every token of a tree's replies, one reply after the other; not chunked, so only for small trees."""
         batch = self.collate([tree])
         with packed(batch.index):
-            return self._plain_logits(batch) if self.takes_whole_logits else logits_of(self.model, self._hidden(batch))
+            return torch.cat([logits for logits, _ in self._logits(batch)])
 
     def _hidden(self, batch: TreeBatch) -> Tensor:
         """Last hidden states [N, H] of the positions that predict."""
@@ -241,7 +241,7 @@ class Scorer(nn.Module):
         with packed(batch.index):
             if self.takes_whole_logits:
                 return logps_of(self._plain_logits(batch), batch.target_N)
-            return self.head(self._hidden(batch), batch.target_N, HEAD_CHUNK)
+            return chunked_logps(self.model, self._hidden(batch), batch.target_N, HEAD_CHUNK)
 
     def _plain_logits(self, batch: TreeBatch) -> Tensor:
         """The model's own logits [N, V] of the tokens of the replies."""
@@ -260,11 +260,6 @@ def _per_reply(values_N: Tensor, batch: TreeBatch) -> Tensor:
     return sums.index_put((batch.cell_N,), values_N.double(), accumulate=True).view(batch.duels, batch.replies)
 
 
-def _same_trees_again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Contexts of a checkpointed forward and of its recomputation in the backward pass, which must see the same trees."""
-    return contextlib.nullcontext(), packed(current_row())
-
-
 @torch.no_grad()
 def score_trees(
     scorer: Scorer, trees: Sequence[Branches], max_tokens: int, wrapped: nn.Module | None = None, needs_all_ranks: bool = False
@@ -273,11 +268,8 @@ def score_trees(
 
     wrapped: the module that wraps the scorer, if any; needs_all_ranks: every pass needs all ranks, so that some compute dummy trees.
     """
-    shapes = [tree.shape(scorer.row_layout) for tree in trees]
-    groups = micro_batches_of_ranks(shapes, max_tokens, scorer.row_layout, rank_count())
-    mine = groups[rank()]
-    idle = [[shortest(shapes)]] * (max(map(len, groups)) - len(mine)) if needs_all_ranks else []
-    logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *idle]]
+    mine, dummies = scorer.groups_of_rank(trees, max_tokens, needs_all_ranks)
+    logps = [(wrapped or scorer)(scorer.collate([trees[index] for index in group])) for group in [*mine, *dummies]]
     # all passes are launched before the first result is read
     found = {index: row for group, rows in zip(mine, logps, strict=False) for index, row in zip(group, rows.tolist(), strict=True)}
     scored = {index: row for part in gathered(found) for index, row in part.items()}

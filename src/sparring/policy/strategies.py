@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
 
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState, PartialState
@@ -40,15 +39,18 @@ def join(strategy: str, cpu: bool) -> Accelerator:
     use_slurm_names()
     if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         raise UserError(NO_DEEPSPEED, where="ACCELERATE_USE_DEEPSPEED", remedy=f"start the ranks without it; {INSTEAD}")
-    options: dict[str, Any] = {}
     single = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if not single and "ACCELERATE_USE_FSDP" not in os.environ:
-        options = _plugin_of(strategy)
+    plugin: FullyShardedDataParallelPlugin | None = None
+    if strategy == "fsdp2" and not single and "ACCELERATE_USE_FSDP" not in os.environ:
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, reshard_after_forward=True, auto_wrap_policy="transformer_based_wrap")
     group = InitProcessGroupKwargs(timeout=WAIT_FOR_OTHERS)
     with _port_is_free():
-        _joined = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[group], **options)
+        _joined = Accelerator(mixed_precision="no", cpu=cpu, kwargs_handlers=[group], fsdp_plugin=plugin)
     if cpu and os.environ.get("ACCELERATE_USE_FSDP") == "true" and not single:
-        _shard_on_cpu(options.get("fsdp_plugin") or FullyShardedDataParallelPlugin())
+        # torch supports FSDP on a CPU, but Accelerate does not set it up
+        for state in (AcceleratorState, PartialState):
+            state._shared_state["distributed_type"] = DistributedType.FSDP
+        AcceleratorState._shared_state["fsdp_plugin"] = plugin or FullyShardedDataParallelPlugin()
     _joined.gradient_accumulation_steps = 1  # a config file's own would divide the loss
     if _joined.distributed_type == DistributedType.FSDP and not _joined.is_fsdp2:
         raise UserError("FSDP of version 1 is not supported", where="launcher.config_file", remedy="set fsdp_version: 2 in it")
@@ -108,21 +110,3 @@ def rank_names_hidden() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
-
-
-def _plugin_of(strategy: str) -> dict[str, Any]:
-    if strategy == "fsdp2":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            reshard_after_forward=True,
-            auto_wrap_policy="transformer_based_wrap",
-        )
-        return {"fsdp_plugin": plugin}
-    return {}
-
-
-def _shard_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Enable FSDP on a CPU, which torch supports but Accelerate does not set up."""
-    for state in (AcceleratorState, PartialState):
-        state._shared_state["distributed_type"] = DistributedType.FSDP
-    AcceleratorState._shared_state["fsdp_plugin"] = plugin

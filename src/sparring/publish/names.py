@@ -14,7 +14,7 @@ import yaml
 from sparring.config import ENGINES, Recipe, Section
 from sparring.errors import UserError
 from sparring.own_code import is_own_code
-from sparring.policy.load import package_file
+from sparring.policy.load import local_path
 
 LOCAL_SUFFIXES = {".gguf", ".jsonl", ".json", ".csv", ".parquet", ".gz", ".zst", ".jinja"}
 HIDDEN = "(not shown)"
@@ -108,7 +108,7 @@ def licence_of(path: str, what: str, given: Mapping[str, str | None]) -> Licence
     if is_hub_id(path):
         return _of_card(_cached_card(path, "model" if what == "base" else "dataset"), f"the card of {path}")
     try:
-        file = package_file(path.removeprefix("package:")) if path.startswith("package:") else Path(path).expanduser()
+        file = local_path(path)
     except UserError:
         return Licence(None, "its package is no longer on this machine")
     if file.suffix == ".gguf":

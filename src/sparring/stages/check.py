@@ -22,7 +22,7 @@ from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.results import showcase_turns
-from sparring.training.masters import require_four_bit, require_optimizer, require_shardable
+from sparring.training.masters import require_shardable, require_trainable
 
 LONG_SHARE = 0.95
 
@@ -107,8 +107,7 @@ def _check_alone(recipe: Recipe) -> None:
     check_launcher(recipe.launcher)
     for name, section in (("train", recipe.train), ("sft", recipe.sft)):
         if section:
-            require_optimizer(section.optimizer, f"{name}.optimizer")
-            require_four_bit(section, f"{name}.lora.quantize")
+            require_trainable(section, name)
             if with_config(recipe.launcher).shards:
                 require_shardable(section, name)
     if recipe.model.chat_template:

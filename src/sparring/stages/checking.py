@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 
 from sparring.checkers.grades import Checker, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
@@ -12,25 +12,17 @@ from sparring.config import Recipe
 from sparring.data.records import Example, Reply, TokenIds
 
 
-@contextlib.contextmanager
-def open_checker(recipe: Recipe, name: str | None) -> Iterator[Checker]:
+def open_checker(recipe: Recipe, name: str | None) -> closing[Checker]:
     """The checker called `name` with the recipe's options; closed on exit. Raises UserError if it is unknown or cannot be loaded."""
-    checker = make_checker(checker_settings(recipe, name))
-    try:
-        yield checker
-    finally:
-        checker.close()
+    return closing(make_checker(checker_settings(recipe, name)))
 
 
-@contextlib.contextmanager
-def held_out_checker(recipe: Recipe) -> Iterator[Checker | None]:
+def held_out_checker(recipe: Recipe) -> AbstractContextManager[Checker | None]:
     """The checker of held-out replies: the recipe's checker, else the answer pattern; None if there is neither."""
     name = recipe.target.grading_checker
     if name is None and recipe.evaluate.answer_pattern is None:
-        yield None
-        return
-    with open_checker(recipe, name) as checker:
-        yield checker
+        return nullcontext()
+    return open_checker(recipe, name)
 
 
 def checker_settings(recipe: Recipe, name: str | None) -> CheckerSettings:

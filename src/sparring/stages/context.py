@@ -53,15 +53,7 @@ def _parallel(recipe: Recipe) -> Parallel:
 
 Optim = TypeVar("Optim", bound=OptimSection)
 BASE_LINK = "base-model"
-SINGULAR = {
-    "duels": "duel",
-    "replies": "reply",
-    "duplicates": "duplicate",
-    "prompts": "prompt",
-    "winners": "winner",
-    "losers": "loser",
-    "pairs": "pair",
-}
+SINGULAR = {"replies": "reply", **{f"{noun}s": noun for noun in ("duel", "duplicate", "prompt", "winner", "loser", "pair")}}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sparring.checkers.grades import Checker, Grade, GradingRequest, require_few_failures
@@ -159,19 +160,12 @@ def rates(found: Mapping[str, Candidates]) -> dict[str, dict[str, float]]:
     """Rate -> row id -> value. `pass_rate`: share of replies that passed, for prompts with a judged reply; `vote_share`: share of votes
     for the leading answer; `distinct_answers`: number of different answers."""
     judged = {row_id: one for row_id, one in found.items() if any(reply.passed is not None for reply in one.replies)}
-    values = {"pass_rate": {row_id: _passed(one) for row_id, one in judged.items()}} if judged else {}
+    values = {"pass_rate": {row_id: fmean(reply.has_passed for reply in one.replies) for row_id, one in judged.items()}} if judged else {}
     if any(reply.answer is not None for one in found.values() for reply in one.replies):
         values["vote_share"] = {row_id: vote_share(one.replies) for row_id, one in found.items()}
-        values["distinct_answers"] = {row_id: float(len(_answers(one))) for row_id, one in found.items()}
+        answers = {row_id: {reply.answer for reply in one.replies if reply.has_vote} for row_id, one in found.items()}
+        values["distinct_answers"] = {row_id: float(len(distinct)) for row_id, distinct in answers.items()}
     return values
-
-
-def _answers(one: Candidates) -> set[str]:
-    return {reply.answer for reply in one.replies if reply.is_complete and reply.answer is not None}
-
-
-def _passed(one: Candidates) -> float:
-    return sum(reply.passed is True and reply.is_complete for reply in one.replies) / len(one.replies)
 
 
 def rate_scores(values: Mapping[str, Mapping[str, float]]) -> dict[str, Score]:

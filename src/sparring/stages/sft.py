@@ -47,7 +47,7 @@ def _save_model(common: Common, result: FitResult, folder: Path, merged: bool) -
     An adapter of an SFT stage is merged into the weights: the game's own adapters start from the merged model.
     """
     own = folder.with_name("adapter") if merged else folder
-    result.weights.save_pretrained(own)
+    result.save(own)
     if merged:
         merge(own, folder)
         shutil.rmtree(own)

@@ -11,7 +11,7 @@ from typing import Any
 from sparring.config import OptimSection, TrainSection, recipe_of_run
 from sparring.data.records import Contest, Duel
 from sparring.errors import UserError
-from sparring.objectives.shared import Comparison, Objective
+from sparring.objectives.shared import Objective
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord, differences
 from sparring.stage_names import iteration_stage
@@ -19,9 +19,9 @@ from sparring.stages.context import Common, RunContext
 from sparring.stages.run_stage import Scoring, duels_digest
 from sparring.stages.sft import fit_model, sft
 from sparring.targets.window import Window
-from sparring.training.opponent_pass import joined_logps, score_duels
+from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.plan import TrainPlan, iteration_plan, make_plan
-from sparring.training.tasks import contest_task, duel_task
+from sparring.training.tasks import iteration_task
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
     The opponent of iteration 0 is the start, so duels that iteration 0 has scored are not scored again.
     """
     start, settings = sft(context), context.recipe.train
-    known = joined_logps(record.path for record in _of_start(context, t))
+    known = read_logps(*(record.path for record in _of_start(context, t)))
     plan = iteration_plan(settings, len(window.duels), context.recipe.seed, t)
     used = {index for step in range(plan.first_pass_steps()) for index in plan.batch(step)}
     duels = [duel for index, duel in enumerate(window.duels) if index in used and duel.duel_id not in known]
@@ -145,12 +145,8 @@ def _train(
     common: Common, t: int, stage: Path, *, train: TrainSection, objective: Objective, opponent: Player, scored: Scored, seed: int
 ) -> dict[str, Any]:
     window = scored.window
-    of_models = [joined_logps(record.path for record in records) for records in (scored.opponent, scored.start)]
-    if isinstance(window.duels[0], Contest):
-        task = contest_task(window.contests, objective, *of_models)
-    else:
-        assert isinstance(objective, Comparison), "an objective without comparison is refused for human targets"
-        task = duel_task(window.human_duels, objective, *of_models)
+    opponent_logps, start_logps = (read_logps(*(record.path for record in records)) for records in (scored.opponent, scored.start))
+    task = iteration_task(window.duels, objective, opponent_logps, start_logps)
     plan = iteration_plan(train, len(window.duels), seed, t)
     facts = fit_model(common, stage, opponent, task, plan, train)
     return {**facts, "counts": window.counts}

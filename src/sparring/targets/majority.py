@@ -16,7 +16,7 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
     is the winning one without a vote, and `weigh_votes` has no effect. If the human reply wins because there is no majority, replies with
     its answer do not lose.
     """
-    votes = Counter(reply.answer for reply in candidates.replies if _votes(reply))
+    votes = Counter(reply.answer for reply in candidates.replies if reply.has_vote)
     known = candidates.human.answer if candidates.human is not None and rules.human in ("mix", "only") else None
     if known is not None:
         return _won_by(known, candidates, rules, weight=1.0)
@@ -34,21 +34,17 @@ def majority(candidates: Candidates, rules: Rules) -> Selection:
 
 def vote_share(replies: Sequence[Candidate]) -> float:
     """Votes for the leading answer, as a share of all replies; 0 if no reply has a vote."""
-    votes = Counter(reply.answer for reply in replies if _votes(reply))
+    votes = Counter(reply.answer for reply in replies if reply.has_vote)
     return max(votes.values(), default=0) / len(replies)
-
-
-def _votes(reply: Candidate) -> bool:
-    return reply.is_complete and reply.answer is not None
 
 
 def _unlike_human(candidates: Candidates, rules: Rules) -> list[Candidate]:
     """The replies whose answer differs from that of the human reply, if the human reply takes part."""
     answer = None if candidates.human is None or rules.human == "never" else candidates.human.answer
-    return [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
+    return [reply for reply in candidates.replies if not (reply.has_vote and reply.answer == answer)]
 
 
 def _won_by(answer: str | None, candidates: Candidates, rules: Rules, weight: float) -> Selection:
-    won = [reply for reply in candidates.replies if _votes(reply) and reply.answer == answer]
-    lost = [reply for reply in candidates.replies if not (_votes(reply) and reply.answer == answer)]
+    won = [reply for reply in candidates.replies if reply.has_vote and reply.answer == answer]
+    lost = [reply for reply in candidates.replies if not (reply.has_vote and reply.answer == answer)]
     return decide(candidates, rules, won, lost, otherwise="none_pass", weight=weight)

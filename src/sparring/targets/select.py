@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from sparring.config import Recipe
 from sparring.data.records import Example, Reply, TokenIds
@@ -16,8 +16,8 @@ HUMAN = -1  # replica of the human reply in a table of grades
 HumanPart = Literal["fallback", "never", "mix", "only"]
 # Outcome of a prompt: some replies win and others lose; only the human reply wins, and others lose; some win and none loses; no generated
 # reply wins, for four reasons, and none loses to the human one
-OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 # Replies that take no part: they repeat a winner or a loser; over max_winners; over max_losers
 LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
@@ -33,6 +33,16 @@ class Candidate:
     is_complete: bool = True
     passed: bool | None = None
     answer: str | None = None
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether it is complete and the checker passed it."""
+        return self.is_complete and self.passed is True
+
+    @property
+    def has_vote(self) -> bool:
+        """Whether it is complete and has an answer."""
+        return self.is_complete and self.answer is not None
 
 
 @dataclass(frozen=True)
@@ -89,17 +99,13 @@ def decide(
     has_part = rules.human in ("mix", "only") or (rules.human == "fallback" and not may_win)
     first = [human] if human is not None and has_part else []
     won, repeated, won_left_out = _distinct(may_win, first, rules.max_winners, rules.near_duplicates)
-    may_lose = [one for one in losers if _may_lose(one, rules)]
+    may_lose = [one for one in losers if rules.losers == "all" or one.has_vote]
     others = [one for one in may_lose if not any(_repeats(one, winner) for winner in won)]
     lost, repeated_too, lost_left_out = _distinct(others, [], rules.max_losers)
     counts = (repeated + repeated_too + len(may_lose) - len(others), won_left_out, lost_left_out)
     passes = any(one.is_complete for one in winners)
     outcome = _outcome(won, lost, bool(first), passes, otherwise)
     return Selection(tuple(won), tuple(lost), outcome, weight, dict(zip(LEFT_OUT, counts, strict=True)))
-
-
-def _may_lose(candidate: Candidate, rules: Rules) -> bool:
-    return rules.losers == "all" or (candidate.is_complete and candidate.answer is not None)
 
 
 def _outcome(winners: Sequence[Candidate], losers: Sequence[Candidate], has_human: bool, passes: bool, otherwise: Outcome) -> Outcome:

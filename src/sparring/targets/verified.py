@@ -13,6 +13,6 @@ def verified(candidates: Candidates, rules: Rules) -> Selection:
     judged = [reply for reply in candidates.replies if reply.passed is not None]
     if not judged:
         return decide(candidates, rules, (), (), otherwise="unjudged")
-    passed = [reply for reply in judged if reply.passed and reply.is_complete]
-    failed = [reply for reply in judged if not (reply.passed and reply.is_complete)]
+    passed = [reply for reply in judged if reply.has_passed]
+    failed = [reply for reply in judged if not reply.has_passed]
     return decide(candidates, rules, passed, failed, otherwise="none_pass")

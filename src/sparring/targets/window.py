@@ -6,7 +6,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
 from sparring.targets.human import human
@@ -27,14 +26,9 @@ class Window:
     human_alone: bool = False
 
     @property
-    def contests(self) -> Sequence[Contest]:
-        """The duels as contests; only for verified and majority targets."""
-        return cast("Sequence[Contest]", self.duels)  # all are contests under a target that uses grades
-
-    @property
-    def human_duels(self) -> Sequence[Duel]:
-        """The duels as such; only for the human target."""
-        return cast("Sequence[Duel]", self.duels)  # all are duels under the human target
+    def contests(self) -> list[Contest]:
+        """All duels of a verified or majority target; none of the human target's are contests."""
+        return [duel for duel in self.duels if isinstance(duel, Contest)]
 
 
 def build_window(
@@ -128,7 +122,7 @@ def _counts(contests: Sequence[Contest], replies: Iterable[Candidate]) -> dict[s
         "winners": sum(len(contest.winners) for contest in contests),
         "losers": sum(len(contest.losers) for contest in contests),
         "replies": len(replies),
-        "replies_passed": sum(reply.passed is True and reply.is_complete for reply in replies),
+        "replies_passed": sum(reply.has_passed for reply in replies),
         "replies_without_answer": sum(reply.answer is None for reply in replies),
         "replies_truncated": sum(not reply.is_complete for reply in replies),
     }

@@ -6,8 +6,9 @@ The order of the data and the learning rate are functions of the step (plan.py) 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,27 +18,15 @@ from sparring.rundir import fsync, read_object, write_json
 FOLDER, OPTIMIZER = "checkpoint", "optimizer.safetensors"
 
 
-class Saveable(Protocol):
-    """An object that can write itself as a model folder."""
-
-    @property
-    def master_model(self) -> torch.nn.Module:
-        """The module with the trained weights, which are float32."""
-        ...
-
-    def save_pretrained(self, folder: Path) -> None:
-        """Write the model folder, or that of the adapter. Only rank 0 calls it."""
-        ...
-
-
-def save_checkpoint(stage: Path, step: int, model: Saveable, optimizer: dict[str, torch.Tensor]) -> None:
+def save_checkpoint(stage: Path, step: int, save_model: Callable[[Path], None], optimizer: dict[str, torch.Tensor]) -> None:
     """Replace the stage's checkpoint by one after `step` steps; the old one is deleted when the new one is complete.
 
-    optimizer: the result of `flat_state`. Only rank 0 writes: the format is that of one process; any number of ranks can resume from it.
+    save_model: writes the model, or its adapter, to a folder; optimizer: the result of `flat_state`. Only rank 0 writes: the format is that
+    of one process; any number of ranks can resume from it.
     """
     new = stage / f"{FOLDER}-{step:07d}"
     shutil.rmtree(new, ignore_errors=True)
-    model.save_pretrained(new)
+    save_model(new)
     save_file(optimizer, new / OPTIMIZER)
     for file in new.iterdir():
         fsync(file)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -19,13 +19,11 @@ from sparring.config import OptimSection
 from sparring.console import counted, log
 from sparring.errors import UserError
 from sparring.policy.adapters import start_dropout
-from sparring.policy.batches import layout_probe_trees, longest_row, micro_batches_of_ranks, shortest
-from sparring.policy.compute import make_accelerator
-from sparring.policy.ranks import agreed, from_main, gathered, is_main, rank, rank_count
+from sparring.policy.ranks import AgreedError, from_main, gathered, is_main, rank_count
 from sparring.progress import progress
 from sparring.rundir import fsync, write_text
 from sparring.stage_names import METRICS
-from sparring.training.checkpoint import Saveable, latest_checkpoint, save_checkpoint
+from sparring.training.checkpoint import latest_checkpoint, save_checkpoint
 from sparring.training.plan import TrainPlan
 from sparring.training.ranked import ranked_weights
 from sparring.training.tasks import Task
@@ -85,15 +83,14 @@ Numbers = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class FitResult:
-    """The trained weights, which rank 0 can save, and the stage's facts."""
+    """The trained model, the function by which rank 0 writes its folder, and the stage's facts.
 
-    weights: Saveable
+    model: float32 weights (this rank's shard, if they are sharded), or a PEFT model with a float32 adapter.
+    """
+
+    model: torch.nn.Module
+    save: Callable[[Path], None]
     facts: dict[str, Any]
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The trained model: float32 weights (this rank's shard, if they are sharded), or a PEFT model with a float32 adapter."""
-        return self.weights.master_model
 
 
 def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSection, *, phase: str, labels: dict[str, Any]) -> FitResult:
@@ -111,11 +108,14 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     watch = HumanLogpWatch(phase, task.preferred)
     for row in rows:  # the steps before the interruption
         watch.add(row)
-    with progress(phase, plan.steps, "steps", first_step) as shown, _appending(stage / METRICS) as write:
+    with (
+        progress(phase, plan.steps, "steps", first_step) as shown,
+        open(stage / METRICS if is_main() else os.devnull, "a", encoding="utf-8", buffering=1) as lines,  # written line by line
+    ):
         for step in range(first_step, plan.steps):
             row = {**labels, "step": step, **trainer.step(step)}
             rows.append(row)
-            write(json.dumps(row) + "\n")
+            lines.write(json.dumps(row) + "\n")
             watch.add(row)
             shown.advance(1, **{name: row[name] for name in ("loss", "margin", "accuracy") if name in row})
             if (step + 1) % settings.checkpoint_every == 0 and step + 1 < plan.steps:
@@ -123,7 +123,7 @@ def fit(stage: Path, start: Path, task: Task, plan: TrainPlan, settings: OptimSe
     watch.end()
     facts = {"steps": plan.steps, "batch_size": plan.batch_size, "layout": trainer.scorer.layout, "ranks": rank_count()}
     facts["passes"] = settings.forward_passes
-    return FitResult(trainer.weights.saveable(), {**facts, **_work_of(rows, phase), **watch.facts()})
+    return FitResult(trainer.weights.model, trainer.weights.model_writer(), {**facts, **_work_of(rows, phase), **watch.facts()})
 
 
 def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
@@ -140,111 +140,77 @@ class _Trainer:
 
     def __init__(self, folder: Path, task: Task, plan: TrainPlan, settings: OptimSection) -> None:
         self.task, self.plan, self.settings = task, plan, settings
-        self.weights = ranked_weights(folder, settings, make_accelerator(), plan.seed)
-        self.model, self.scorer = self.weights.model, self.weights.scorer
-        self.max_tokens = settings.max_tokens
-        trees = [task.branches(index) for index in range(len(task))]
-        self.scorer.choose_layout_on_main(*layout_probe_trees(trees), row_tokens=longest_row(trees, self.max_tokens))
+        self.weights = ranked_weights(folder, settings, plan.seed)
+        self.scorer = self.weights.scorer
+        self.scorer.choose_layout_on_main([task.branches(index) for index in range(len(task))], settings.max_tokens)
         if settings.gradient_checkpointing:
             self.scorer.use_gradient_checkpointing()
         self.weights.prepare(settings)
-        self.optimizer = self.weights.optimizer
 
     def step(self, step: int) -> dict[str, float]:
         """One optimizer step; returns its metrics. Nothing is updated if the loss or the gradient is not finite."""
         began = time.monotonic()
         batch = self.plan.batch(step)
-        weight = self.task.loss_scale(batch)
+        scale = self.task.loss_scale(batch)
         start_dropout(self.scorer.model, self.plan.seed * 1_000_003 + step)  # seeded by the step: a resumed run drops the same units
-        numbers: list[Numbers] = []
+        trees = [self.task.branches(index) for index in batch]
+        mine, dummies = self.scorer.groups_of_rank(trees, self.settings.max_tokens, self.weights.needs_all_ranks)
+        groups = [[batch[place] for place in group] for group in mine]
         work: Counter[str] = Counter()
-        order: list[int] = []
-        mine, idle = self._my_groups(batch)
-        for turn, items in enumerate([*mine, *idle], 1):
-            counts = turn <= len(mine)
-            found = self._accumulate(items, weight if counts else 0.0, work, turn == len(mine) + len(idle))
-            if counts:
-                order += items
-                numbers.append(found)
-        means = self._means(numbers, order, step, work)  # the only wait for the device besides the gradient's norm
+        numbers = [self._accumulate(group, scale, work) for group in groups]
+        for dummy in dummies:
+            self._accumulate([batch[place] for place in dummy], 0.0, work)
+        # the only wait for the device besides the gradient's norm
+        means, work = self._means(numbers, [index for group in groups for index in group], step, work)
         lr = self.plan.learning_rate(step)
-        for parameters in self.optimizer.param_groups:
+        for parameters in self.weights.optimizer.param_groups:
             parameters["lr"] = lr
-        norm = self._clip(step, batch)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        norm = self.weights.clip(self.settings.max_grad_norm)
+        if not math.isfinite(norm):
+            raise _not_finite("gradient", step, [self.task.names[index] for index in batch])
+        self.weights.optimizer.step()
+        self.weights.optimizer.zero_grad()
         self.weights.sync_compute_weights()
         seconds = time.monotonic() - began
-        loss = means.pop("loss") * len(batch) * weight
+        loss = means.pop("loss") * len(batch) * scale
         speed = {"seconds": seconds, "tokens_per_second": work["tokens"] / seconds}
         return {"loss": loss, **means, "grad_norm": norm, "lr": lr, **work, **speed}
 
     def checkpoint(self, stage: Path, step: int) -> None:
         """Rank 0 writes the gathered state; no rank continues before it is on disk."""
-        optimizer, model = self.weights.optimizer_tensors(), self.weights.saveable()
+        optimizer, save_model = self.weights.optimizer_tensors(), self.weights.model_writer()
 
         def write() -> None:
             fsync(stage / METRICS)
-            save_checkpoint(stage, step, model, optimizer)
+            save_checkpoint(stage, step, save_model, optimizer)
 
         from_main(write)
 
-    def _my_groups(self, batch: Sequence[int]) -> tuple[list[list[int]], list[list[int]]]:
-        """This rank's micro-batches of a step, and the dummy ones after them if all ranks must make equally many passes."""
-        # by place in the batch, as the opponent pass does: equal groups give equal rounding
-        shapes = [self._shape(index) for index in batch]
-        groups = micro_batches_of_ranks(shapes, self.max_tokens, self.scorer.row_layout, rank_count())
-        mine = [[batch[place] for place in group] for group in groups[rank()]]
-        idle = max(map(len, groups)) - len(mine) if self.weights.needs_all_ranks else 0
-        return mine, [[batch[shortest(shapes)]]] * idle
-
-    def _accumulate(self, group: Sequence[int], weight: float, work: Counter[str], is_last: bool) -> Numbers:
+    def _accumulate(self, group: Sequence[int], scale: float, work: Counter[str]) -> Numbers:
         """Accumulate the gradient of a micro-batch and count its tokens in `work`; returns loss and task numbers of every item."""
         batch = self.scorer.collate([self.task.branches(index) for index in group])
         losses = self.task.losses(group, self.weights.wrapped(batch))
-        self.weights.backward(losses.loss_D.sum() * weight, is_last)
-        for name, count in {"tokens": batch.tokens if weight else 0, "positions": batch.positions, "micro_batches": 1}.items():
-            work[name] += count
+        self.weights.backward(losses.loss_D.sum() * scale)
+        work.update(tokens=batch.tokens if scale else 0, positions=batch.positions, micro_batches=1)
         return {"loss": losses.loss_D.detach(), **losses.numbers}
 
-    def _means(self, numbers: Sequence[Numbers], items: Sequence[int], step: int, work: Counter[str]) -> dict[str, float]:
-        """Means over the items of a step on all ranks, which must have a finite loss; `work` becomes the sum over the ranks."""
+    def _means(
+        self, numbers: Sequence[Numbers], items: Sequence[int], step: int, work: Counter[str]
+    ) -> tuple[dict[str, float], Counter[str]]:
+        """Means over the items of a step on all ranks, which must have a finite loss; and the sum of the ranks' `work`."""
         names = list(numbers[0]) if numbers else []
         table = [torch.stack([found[name].double() for name in names]) for found in numbers]
         of_ranks = gathered((names, torch.cat(table, dim=1).cpu() if table else None, list(items), dict(work)))
-        for *_, others in of_ranks[: rank()] + of_ranks[rank() + 1 :]:
-            work.update(others)  # a Counter adds
+        total: Counter[str] = Counter()
+        for *_, part in of_ranks:
+            total.update(part)  # a Counter adds
         found = [(names, part, own) for names, part, own, _ in of_ranks if part is not None]
         names, whole = found[0][0], torch.cat([part for _, part, _ in found], dim=1)
         order = [index for *_, own in found for index in own]
-        bad = [self.task.name(order[place]) for place in (~whole[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
+        bad = [self.task.names[order[place]] for place in (~whole[names.index("loss")].isfinite()).nonzero().flatten().tolist()]
         if bad:
             raise _not_finite("loss", step, bad)
-        return dict(zip(names, whole.mean(1).tolist(), strict=True))
-
-    def _clip(self, step: int, batch: Sequence[int]) -> float:
-        norm = self.weights.clip(self.settings.max_grad_norm)
-        if not math.isfinite(norm):
-            raise _not_finite("gradient", step, [self.task.name(index) for index in batch])
-        return norm
-
-    def _shape(self, index: int) -> tuple[int, int]:
-        return self.task.branches(index).shape(self.scorer.row_layout)
-
-
-@contextlib.contextmanager
-def _appending(path: Path) -> Iterator[Callable[[str], None]]:
-    """A function that appends to the file at once on rank 0, and does nothing on other ranks."""
-    if not is_main():
-        yield lambda text: None
-        return
-    with open(path, "a", encoding="utf-8") as file:
-
-        def write(text: str) -> None:
-            file.write(text)
-            file.flush()
-
-        yield write
+        return dict(zip(names, whole.mean(1).tolist(), strict=True)), total
 
 
 def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
@@ -266,12 +232,9 @@ def _metrics_until(path: Path, step: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _not_finite(what: str, step: int, names: Sequence[str]) -> UserError:
+def _not_finite(what: str, step: int, names: Sequence[str]) -> AgreedError:
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
-    # every rank raises the same error
-    return agreed(
-        UserError(
-            f"the {what} is not finite at step {step} (rows {shown}); no update was made",
-            remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
-        )
+    return AgreedError(
+        f"the {what} is not finite at step {step} (rows {shown}); no update was made",
+        remedy="lower train.lr (or sft.lr), keep max_grad_norm, or look at these rows in data/train.parquet",
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +12,29 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparring.config import OptimSection
-from sparring.errors import UserError
+from sparring.errors import UserError, is_installed
 from sparring.policy.adapters import attach, base_of, is_adapter, new_adapter, save_adapter
 from sparring.policy.compute import COMPUTE_DTYPES, model_on
-from sparring.policy.empty_model import load_on_main
-from sparring.policy.load import load_model
+from sparring.policy.load import load_model, model_shape
+from sparring.policy.ranks import from_main
 
 EIGHT_BIT = {"rmsprop8bit": "RMSprop8bit", "adamw8bit": "AdamW8bit"}
 
 
-def require_optimizer(name: str, where: str) -> None:
-    """Raise UserError if the optimizer's library is not installed."""
-    if name in EIGHT_BIT:
-        _require_bitsandbytes(name, where)
+def require_trainable(settings: OptimSection, section: str) -> None:
+    """Raise UserError if this machine lacks what a section of the recipe needs: bitsandbytes, and CUDA for a 4-bit base."""
+    if settings.optimizer in EIGHT_BIT:
+        _require_bitsandbytes(settings.optimizer, f"{section}.optimizer")
+    if settings.four_bit:
+        where, remedy = f"{section}.lora.quantize", "use lora without quantize, or a machine with a GPU"
+        if not torch.cuda.is_available():
+            raise UserError("4bit needs a CUDA device, and there is none here", where=where, remedy=remedy)
+        _require_bitsandbytes("4bit", where)
 
 
 def _require_bitsandbytes(what: str, where: str) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
+    if not is_installed("bitsandbytes"):
         raise UserError(f"{what} needs the package bitsandbytes", where=where, remedy="pip install 'sparring[8bit]'")
-
-
-def require_four_bit(settings: OptimSection, where: str) -> None:
-    """Raise UserError if the recipe quantises its base and this machine does not support it."""
-    if not settings.four_bit:
-        return
-    if not torch.cuda.is_available():
-        raise UserError(
-            "4bit needs a CUDA device, and there is none here", where=where, remedy="use lora without quantize, or a machine with a GPU"
-        )
-    _require_bitsandbytes("4bit", where)
 
 
 def require_shardable(settings: OptimSection, where: str) -> None:
@@ -75,9 +68,32 @@ def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.opti
     return torch.optim.RMSprop(groups, lr=0.0)
 
 
-# Rows of a gradient that are added at once. torch makes a float32 copy of the added tensor: for a whole embedding of 49,152 x 576 it
-# allocated 113 MB and took 69 ms instead of 14 (2 CPU cores)
-ROWS_AT_ONCE = 4096
+def load_on_main(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """`load_model` on rank 0; on the others a model without weights, with the buffers of rank 0. All ranks must call it.
+
+    So a machine holds at most one copy of a model while it is being sharded, instead of one per rank.
+    """
+    if is_adapter(folder):
+        return load_model(folder, dtype)
+    loaded: list[PreTrainedModel] = []
+
+    def load() -> tuple[dict[str, torch.dtype], dict[str, Tensor]]:
+        loaded.append(load_model(folder, dtype))
+        return {name: parameter.dtype for name, parameter in loaded[0].named_parameters()}, dict(loaded[0].named_buffers())
+
+    dtypes, buffers = from_main(load)
+    if loaded:
+        return loaded[0]
+    model = model_shape(folder)
+    model.tie_weights()
+    if dict(model.named_parameters()).keys() != dtypes.keys():  # weights that contradict their config, such as tied weights
+        return load_model(folder, dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = torch.empty_like(parameter, dtype=dtypes[name])
+    for name, buffer in buffers.items():
+        module, _, last = name.rpartition(".")
+        setattr(model.get_submodule(module), last, buffer)
+    return model.eval()
 
 
 class MasterWeights:
@@ -89,21 +105,22 @@ class MasterWeights:
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the weights, which must be distributed afterwards (training/ranked.py)."""
         self.master_model = load_on_main(folder) if on_main else model_on(device, load_model(folder))
         # loaded instead of cast, so that buffers and parameters that a model keeps in float32 are the same as in sampling
         self.model = self.master_model if dtype == torch.float32 else model_on(device, load_model(folder, dtype))
-        if self.model is not self.master_model:
-            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
-                if parameter.requires_grad:
-                    parameter.register_post_accumulate_grad_hook(_adding_to(master))
+        pairs = zip(self.master_model.parameters(), self.model.parameters(), strict=True)
+        self._copies = [] if self.model is self.master_model else list(pairs)
+        for master, parameter in self._copies:
+            if parameter.requires_grad:
+                # kept for the whole training: gradients allocated in every step, among the activations, would fragment a CPU's memory
+                kept = torch.empty_like(master)
+                parameter.register_post_accumulate_grad_hook(partial(_add_gradient, master, kept))
 
     @torch.no_grad()
     def sync_compute_weights(self) -> None:
         """Copy the masters' values to the computing model."""
-        if self.model is not self.master_model:
-            for master, parameter in zip(self.master_model.parameters(), self.model.parameters(), strict=True):
-                parameter.copy_(master)
+        for master, parameter in self._copies:
+            parameter.copy_(master)
 
     def trained(self) -> dict[str, Tensor]:
         """The state dict of the player: all weights and saved buffers."""
@@ -121,7 +138,6 @@ class AdapterWeights:
     """
 
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
-        """on_main: only rank 0 reads the base, which must be distributed afterwards (training/ranked.py)."""
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
         dtype = COMPUTE_DTYPES[settings.precision]
@@ -147,32 +163,29 @@ class AdapterWeights:
 TrainableWeights = MasterWeights | AdapterWeights
 
 
-def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int) -> TrainableWeights:
-    """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`."""
+def trainable_weights(folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> TrainableWeights:
+    """The weights of the model in `folder` that the recipe trains: all, or an adapter, which is initialised from `seed`.
+
+    on_main: for sharding, only rank 0 reads the weights, into its own memory; they must be distributed afterwards (training/ranked.py).
+    """
     if settings.lora is not None:
-        return AdapterWeights(folder, settings, device, seed)
-    return MasterWeights(folder, COMPUTE_DTYPES[settings.precision], device)
+        return AdapterWeights(folder, settings, device, seed, on_main)
+    # the compute format of shards is that in which they are gathered
+    return MasterWeights(folder, torch.float32 if on_main else COMPUTE_DTYPES[settings.precision], device, on_main)
 
 
-def weights_to_shard(folder: Path, settings: OptimSection, seed: int) -> TrainableWeights:
-    """The weights before sharding: float32 weights, or a frozen base under an adapter; complete, in the memory of rank 0."""
-    if settings.lora is not None:
-        return AdapterWeights(folder, settings, torch.device("cpu"), seed, on_main=True)
-    return MasterWeights(folder, torch.float32, torch.device("cpu"), on_main=True)
+# Rows of a gradient that are added at once. torch makes a float32 copy of the added tensor: for a whole embedding of 49,152 x 576 it
+# allocated 113 MB and took 69 ms instead of 14 (2 CPU cores)
+ROWS_AT_ONCE = 4096
 
 
-def _adding_to(master: nn.Parameter) -> Callable[[Tensor], None]:
-    # kept for the whole training: a gradient that is allocated in every step, among the activations, would fragment a CPU's memory
-    kept = torch.empty_like(master)
-
-    def add(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        if master.grad is None:
-            master.grad = kept.copy_(parameter.grad)
-        else:
-            grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
-            for total, part in zip(*grads, strict=True):
-                total.add_(part)
-        parameter.grad = None
-
-    return add
+def _add_gradient(master: nn.Parameter, kept: Tensor, parameter: Tensor) -> None:
+    """Add the gradient of a compute weight to that of its master, which is in `kept`, and free it."""
+    assert parameter.grad is not None
+    if master.grad is None:
+        master.grad = kept.copy_(parameter.grad)
+    else:
+        grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
+        for total, part in zip(*grads, strict=True):
+            total.add_(part)
+    parameter.grad = None

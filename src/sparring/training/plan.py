@@ -33,8 +33,8 @@ class TrainPlan:
 
         So every step is full, no item is missed, and the last batch of an epoch is filled from the next permutation.
         """
-        start = step * self.batch_size
-        return [self._item(position) for position in range(start, start + self.batch_size)]
+        places = (divmod(step * self.batch_size + place, self.items) for place in range(self.batch_size))
+        return [int(_permutation(self.seed, epoch, self.items)[place]) for epoch, place in places]
 
     @property
     def epochs(self) -> float:
@@ -55,10 +55,6 @@ class TrainPlan:
         if self.schedule == "cosine":
             return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
         return self.lr
-
-    def _item(self, position: int) -> int:
-        epoch, place = divmod(position, self.items)
-        return int(_permutation(self.seed, epoch, self.items)[place])
 
 
 def iteration_plan(settings: TrainSection, items: int, seed: int, t: int) -> TrainPlan:
