@@ -270,5 +270,5 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the step in work would go on
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else the running step would not end
     sys.exit(main(sys.argv[1:]))
