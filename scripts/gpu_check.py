@@ -32,13 +32,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from gpu_wheels import install, unmet  # noqa: E402
 
 DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
-# step -> its time limit in seconds, in order of importance
+# step -> its time limit in seconds, in order of importance. Half of that of training may go into compiling flex attention: with and without
+# gradient, for the first size and for all.
 LIMITS = {
     "tests": 150,
     "game": 90,
-    "train_small": 60,
+    "train_small": 100,
     "trl_small": 60,
-    "train_large": 120,
+    "train_large": 180,
     "trl_large": 120,
     "sampling": 90,
     "lora": 60,
