@@ -44,14 +44,14 @@ def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model
     config = GenerationConfig(
         do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=limit, eos_token_id=stops, pad_token_id=stops[0], **options
     )
-    lengths = []
+    lengths, ends = [], set(stops)
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
         longest = max(map(len, part))
         ids = torch.tensor([[stops[0]] * (longest - len(one)) + list(one) for one in part], device=model.device)
         mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part], device=model.device)
         for row in model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist():
-            end = next((place for place, token in enumerate(row) if token in stops), len(row) - 1)
+            end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
             lengths.append(end + 1)
     return lengths
 

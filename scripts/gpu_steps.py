@@ -12,6 +12,7 @@ import math
 import os
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -71,16 +72,13 @@ def model_at(name: str, seconds: float = 90) -> Path:
 
 
 def tests(folder: Path, size: Size) -> dict[str, Any]:
-    """tests/test_gpu.py; in several processes, because most of its time is compilation on the CPU."""
+    """tests/test_gpu.py; in several processes, because most of its time is compilation on the CPU. "exit": pytest's code; None if cut."""
     workers = min(8, (os.cpu_count() or 2) // 2) if size is REAL else 0
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(workers), "tests/test_gpu.py"]
-    log, was_cut = folder / "tests.log", False
-    with log.open("w") as file:
-        try:
-            subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=TESTS_SECONDS)
-        except subprocess.TimeoutExpired:
-            was_cut = True
-    return {**outcomes(log.read_text()), "cut": was_cut}
+    log, code = folder / "tests.log", None
+    with log.open("w") as file, contextlib.suppress(subprocess.TimeoutExpired):
+        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=TESTS_SECONDS).returncode
+    return {**outcomes(log.read_text()), "exit": code}
 
 
 OUTCOME = "PASSED|FAILED|ERROR|SKIPPED"
@@ -127,6 +125,8 @@ def fsdp2(folder: Path, size: Size) -> dict[str, Any]:
 
 
 def play(run_dir: Path, size: Size, *more: str) -> list[str]:
+    """The command of a new game: what an earlier attempt at the step left is removed."""
+    shutil.rmtree(run_dir, ignore_errors=True)
     overrides = [f"run_dir={run_dir}", f"iterations={size.iterations}", *GAME, *more]
     return [sys.executable, "-m", "sparring", "run", str(ROOT / "recipes" / "tiny.yaml"), *overrides]
 

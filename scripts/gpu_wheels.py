@@ -5,8 +5,8 @@
 The machine with the card must have Python 3.12, PyTorch for CUDA, transformers, accelerate and peft, and what these four require: numpy,
 packaging, safetensors, tokenizers, huggingface_hub, jinja2, markupsafe, PyYAML, psutil, tqdm, filelock, fsspec. The wheels (NAMES) are the
 other requirements of pyproject.toml, what its tests and benchmarks need (pytest, hypothesis, TRL), and what all of these require, in the
-versions of requirements.lock. What the machine has already stays as it is, unless the project needs another version. `large` adds
-bitsandbytes (QLoRA), some 60 MB.
+versions of requirements.lock. What the machine has already stays as it is, unless the project or a wheel that it gets needs another
+version. `large` adds bitsandbytes (QLoRA), some 60 MB.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ try:
     from packaging import tags
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name, parse_wheel_filename
-    from packaging.version import Version
 except ImportError:  # so that gpu_check.py can say that it is missing
     from pip._vendor.packaging import tags
     from pip._vendor.packaging.requirements import Requirement
     from pip._vendor.packaging.utils import canonicalize_name, parse_wheel_filename
-    from pip._vendor.packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 NAMES = (
@@ -41,7 +39,6 @@ NAMES = (
 )
 LARGE = ("bitsandbytes",)
 FOR_TESTS = ("pytest", "pytest-timeout", "pytest-xdist", "hypothesis")  # of the extra `dev`
-NEWEST = ("typing-extensions",)  # pydantic needs that of its own time
 GLIBC = (17, 24, 27, 28, 31, 34)
 
 
@@ -69,17 +66,19 @@ def unmet(folder: Path, with_tests: bool) -> list[str]:
 
 
 def missing(folder: Path) -> dict[str, Path]:
-    """name -> the folder's wheel for this Python, of packages that are not installed or in a version that the project cannot use."""
+    """name -> the folder's wheel for this Python, of packages that are not installed, or in a version that the project or another wheel
+    of these cannot use."""
     here, project, fits = installed(), required(with_tests=True), set(tags.sys_tags())
     wheels = {wheel: parse_wheel_filename(wheel.name) for wheel in sorted(folder.glob("*.whl")) if zipfile.is_zipfile(wheel)}
     named = {name: wheel for wheel, (name, _, _, of_wheel) in wheels.items() if of_wheel & fits}
-    return {name: wheel for name, wheel in named.items() if _is_needed(here.get(name), name, _version(wheel), project.get(name))}
 
+    def are_needed(requirements: dict[str, Requirement]) -> list[str]:
+        return [name for name, one in requirements.items() if name in named and not (name in here and _meets(here[name], one))]
 
-def _is_needed(here: str | None, name: str, version: str, requirement: Requirement | None) -> bool:
-    if here is None or (requirement is not None and not _meets(here, requirement)):
-        return True
-    return name in NEWEST and Version(here) < Version(version)
+    needed = [*dict.fromkeys([*(name for name in named if name not in here), *are_needed(project)])]
+    for name in needed:  # grows
+        needed += [other for other in are_needed(_required_by(named[name])) if other not in needed]
+    return {name: named[name] for name in needed}
 
 
 def required(with_tests: bool) -> dict[str, Requirement]:
@@ -101,11 +100,15 @@ def _project() -> dict[str, Any]:
 def _with_those_of_wheels(project: dict[str, Requirement], wheels: dict[str, Path]) -> dict[str, Requirement]:
     found, todo = dict(project), list(project)
     for name in todo:  # grows
-        own = [text for found in distributions(path=[str(wheels[name])]) for text in found.requires or []] if name in wheels else []
-        new = {other: requirement for other, requirement in _named(own).items() if other not in found}
+        own = _required_by(wheels[name]) if name in wheels else {}
+        new = {other: requirement for other, requirement in own.items() if other not in found}
         found |= new
         todo += new
     return found
+
+
+def _required_by(wheel: Path) -> dict[str, Requirement]:
+    return _named(text for found in distributions(path=[str(wheel)]) for text in found.requires or [])
 
 
 def _named(requirements: Iterable[str]) -> dict[str, Requirement]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, ClassVar
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.long
@@ -76,12 +78,14 @@ GAME = "print(json.dumps({'killed': True, 'went_on': True, 'first_margins': [0.0
 def test_a_step_that_fails_or_takes_too_long_costs_no_other_its_result(checked: Any) -> None:
     says = {
         "tests": "raise SystemExit('broken')",
-        "sampling": "print(json.dumps({'tokens_per_second': {'packed': 5}}), flush=True); time.sleep(60)",
+        "sampling": "print(json.dumps({'tokens_per_second': {'packed': 5}}), {'loss': 1}, sep='\\n', flush=True); time.sleep(60)",
+        "trl_small": "print({'loss': 1}, flush=True); time.sleep(60)",
     }
-    _, found = checked({**says, "game": GAME}, limits={"tests": 30, "sampling": 2, "game": 30})
+    _, found = checked({**says, "game": GAME}, limits={"tests": 30, "sampling": 2, "trl_small": 2, "game": 30})
     steps = found["steps"]
     assert steps["tests"]["status"] == "failed" and "broken" in steps["tests"]["error"]
     assert steps["sampling"]["status"].startswith("cut") and steps["sampling"]["found"] == {"tokens_per_second": {"packed": 5}}
+    assert steps["trl_small"]["status"].startswith("cut") and steps["trl_small"]["found"] is None  # but TRL's log, which is no JSON
     assert steps["game"]["status"] == "done" and steps["game"]["found"]["went_on"] is True
 
 
@@ -90,6 +94,15 @@ def test_a_second_call_goes_on_with_what_is_not_done(checked: Any) -> None:
     assert called == ["game", "tests"]
     called, found = checked({"game": GAME, "tests": "print(json.dumps({'passed': 3}))"})
     assert called == ["tests"] and found["steps"]["game"]["status"] == found["steps"]["tests"]["status"] == "done"
+
+
+def test_ctrl_c_ends_the_step_in_work_too(checked: Any, tmp_path: Path) -> None:
+    """It would hold the card beside the next call's steps."""
+    file = tmp_path / "pid"
+    with pytest.raises(KeyboardInterrupt):
+        checked({"game": f"import os; open({str(file)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), 2); time.sleep(60)"})
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(file.read_text())).wait(10)
 
 
 def test_no_step_is_begun_when_the_time_is_over(checked: Any) -> None:
@@ -107,7 +120,7 @@ def test_goals_are_met_missed_or_not_measured(check: ModuleType) -> None:
 
     assert judged({}) == [None] * 6
     good = {
-        "tests": {"passed": 27, "failed": 0, "error": 0, "skipped": 1},
+        "tests": {"passed": 27, "failed": 0, "error": 0, "skipped": 1, "exit": 0},
         "game": {"killed": True, "went_on": True, "first_margins": [0.0, 0.0]},
         "train_large": {"mfu_of_datasheet": 0.47, "tokens_per_second": 9000.0, "first_margin": 0.0},
         "trl_large": {"tokens_per_second": 2900.0},
@@ -115,14 +128,15 @@ def test_goals_are_met_missed_or_not_measured(check: ModuleType) -> None:
     }
     assert judged(good) == [True] * 6
     bad = {
-        "tests": {"passed": 26, "failed": 1, "error": 0, "skipped": 1},
+        "tests": {"passed": 26, "failed": 1, "error": 0, "skipped": 1, "exit": 1},
         "game": {"killed": False, "went_on": False, "first_margins": [0.0, 1e-9]},
         "train_large": {"mfu_of_datasheet": 0.44, "tokens_per_second": 8000.0, "first_margin": 0.0},
         "trl_large": {"tokens_per_second": 2900.0},
         "sampling": {"tokens_per_second": {"packed": 4000.0, "generate": 900.0}},
     }
     assert judged(bad) == [False] * 6
-    assert judged({"tests": {"passed": 0, "failed": 0, "error": 0, "skipped": 27}})[0] is False
+    for odd in ({"passed": 0, "skipped": 27}, {"exit": None}, {"exit": 3}):  # no card; cut after some tests; pytest itself failed
+        assert judged({"tests": {**good["tests"], **odd}})[0] is False
 
 
 def test_vllm_is_left_out_with_a_reason_or_beside_packed_rows(checked: Any, check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +149,12 @@ def test_vllm_is_left_out_with_a_reason_or_beside_packed_rows(checked: Any, chec
     monkeypatch.setattr(check.Check, "_has", lambda _, package: True)
     called, found = checked(says)
     assert called == ["vllm"] and found["sampling_tokens_per_second"] == {"packed": 7.0, "vllm": 7.0}
+
+
+def test_a_game_begins_anew_when_its_step_is_repeated(steps: ModuleType, tmp_path: Path) -> None:
+    """In a finished one nothing could be killed, and nothing would be computed."""
+    (tmp_path / "game").mkdir()
+    assert str(tmp_path / "game") in steps.play(tmp_path / "game", steps.DRY)[5] and not (tmp_path / "game").exists()
 
 
 class FakeVllm:
@@ -207,15 +227,17 @@ def write_wheel(folder: Path, name: str, version: str, *requires: str, tag: str 
 
 
 def test_only_missing_and_old_packages_are_taken_from_wheels(wheels: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wheels, "installed", lambda: {"pyyaml": "6.0", "typing-extensions": "4.9", "scipy": "1.11.0", "pandas": "1.0"})
+    here = {"pyyaml": "6.0", "typing-extensions": "4.9", "scipy": "1.11.0", "pandas": "1.0", "xxhash": "1.0"}
+    monkeypatch.setattr(wheels, "installed", lambda: here)
     folder = tmp_path / "wheels"
     for name in ("PyYAML", "pandas"):
         write_wheel(folder, name, "999.0")
     write_wheel(folder, "of_another_python", "1.0", tag="cp27-cp27m-manylinux1_x86_64")
     (folder / "cut_short-1.0-py3-none-any.whl").touch()
-    needed = [write_wheel(folder, name, "999.0") for name in ("scipy", "some_package", "typing_extensions")]
+    needed = [write_wheel(folder, "some_package", "999.0", "typing-extensions>=4.14", "xxhash>=2")]
+    needed += [write_wheel(folder, name, "999.0") for name in ("scipy", "typing_extensions", "xxhash")]
     assert wheels.install(folder, tmp_path / "site") == needed
-    assert {file.stem for file in (tmp_path / "site").glob("*.py")} == {"scipy", "some_package", "typing_extensions"}
+    assert {file.stem for file in (tmp_path / "site").glob("*.py")} == {Path(name).stem.split("-")[0] for name in needed}
 
 
 BARE = ("torch", "transformers", "accelerate", "peft", "numpy", "packaging", "safetensors", "tokenizers", "huggingface-hub", "jinja2")

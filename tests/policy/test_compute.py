@@ -127,3 +127,10 @@ def test_in_float32_one_layer_at_a_time() -> None:
         model(input_ids=torch.tensor([[3, 4, 5]]))
     after = model.state_dict()
     assert all(after[name].dtype == narrow and torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_cudnn_attention_is_not_used() -> None:
+    """It compiles for every shape that it has not seen, and packed rows have another one at every token."""
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    make_accelerator()
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
