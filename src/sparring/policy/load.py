@@ -49,7 +49,7 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
     if path == "builtin:tiny":
         return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
     if path.startswith("builtin:"):
-        raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
+        raise UserError(f"no built-in model named {path!r}", where="model.path", remedy="the only one is builtin:tiny")
     if path.startswith("package:"):
         file = package_file(path.removeprefix("package:"))
         require_gguf()
