@@ -59,7 +59,10 @@ def test_missing_recipe_in_the_real_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "write, parts",
     [
-        (lambda path: path.mkdir(), ["recipe.yaml: cannot read the recipe: Is a directory"]),
+        (
+            lambda path: path.mkdir(),
+            ["recipe.yaml: cannot read the recipe: Is a directory", "such as recipe.yaml/recipe.yaml"],
+        ),
         (lambda path: path.write_bytes(b"run_dir: \xff\xfe"), ["recipe.yaml", "not UTF-8"]),
         (lambda path: path.write_text("run_dir: x\nmodel: {path: [\n"), ["recipe.yaml, line", "not valid YAML"]),
         (lambda path: path.write_text(""), ["recipe.yaml", "mapping of keys to values, this is nothing", "`sparring docs recipe`"]),
@@ -91,7 +94,7 @@ def test_typical_mistakes_in_a_recipe(game: Game) -> None:
     game.write()
     refused(game.run("train.lr=1e-6x"), "train.lr", "1e-6x", "from the override 'train.lr=1e-6x'")
     refused(game.run("lr=1e-6"), "lr: unknown key; did you mean sft.lr or train.lr or controls.lr or controls.search.lr?")
-    refused(game.run("train.lr"), "'train.lr' is not of the form section.key=value")
+    refused(game.run("train.lr"), "'train.lr' is not of the form section.key=value", "write KEY=VALUE, for example train.lr=1e-6")
     assert not game.root.exists()
 
 
@@ -122,7 +125,7 @@ BROKEN = '{"prompt": "p", "completion": "c"}\n{"prompt": "p2", completion: "c"}\
             '{"question": "q", "answer": "a", "n": 1}\n',
             ["no known shape fits the columns: question, answer, n", "known shapes: messages", "data.columns: {prompt: question"],
         ),
-        ("rows.jsonl", '{"prompt": "p", "completion": "c"}\n' * 9, ["held_out is 8, but 1 rows are left", "change data.held_out"]),
+        ("rows.jsonl", '{"prompt": "p", "completion": "c"}\n' * 9, ["held_out is 8, but 1 rows remain", "change data.held_out"]),
         ("rows.jsonl", '{"prompt": " ", "completion": "c"}\n', ["no row is left of 1: dropped 1 for an empty prompt or reply"]),
         ("rows.jsonl", b'{"prompt": "\xff"}\n', ["rows.jsonl, line 1: not UTF-8: byte 0xff", "save the file in UTF-8"]),
         ("rows.json", '[{"prompt": "p"},]', ["rows.json, line 1: broken JSON", "list of rows"]),
@@ -236,7 +239,7 @@ def test_a_row_with_a_token_that_the_model_has_no_embedding_of(game: Game, model
         ("./no-such-folder", ["no such model folder", "config.json and safetensors, or a Hub id"]),
         ("nobody/nothing", ["nobody/nothing", "not in the local cache", "tried the folder nobody/nothing, then the Hub", "network"]),
         ("not a / hub id", ["neither a folder nor a valid Hub id"]),
-        ("builtin:huge", ["no built-in model named 'builtin:huge'; there is builtin:tiny"]),
+        ("builtin:huge", ["no built-in model named 'builtin:huge'", "the only one is builtin:tiny"]),
         ("none.gguf", ["no such GGUF file"]),
         ("package:no_such_package/x.gguf", ["the Python package 'no_such_package' is not installed", "pip install"]),
     ],

@@ -51,7 +51,9 @@ def test_help_is_printed(game: Game, name: str) -> None:
     assert result.code == 0 and "Usage: sparring" in result.out and result.err == ""
     command = COMMAND.commands[name] if name else COMMAND
     words = re.sub(r"\W+", " ", result.out)
-    assert re.sub(r"\W+", " ", command.help).strip() in words
+    for shown in [command] if name else [COMMAND, *COMMAND.commands.values()]:
+        assert re.sub(r"\W+", " ", shown.help).strip() in words
+        assert "\n" not in shown.help, "the list of commands would break the line there"
     assert not [option for parameter in command.params for option in parameter.opts if option.startswith("--") and option not in result.out]
 
 

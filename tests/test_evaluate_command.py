@@ -154,7 +154,7 @@ def test_benchmarks_in_a_recipe(copy: Game) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "--suite, --task, --task-folder, --seed: names neither suites nor tasks"),
+        ([], "--suite, --task, --task-folder, --seed: no benchmark is named; name a suite or a task"),
         (["--suite", "papers-extra"], "no suite named 'papers-extra'; did you mean paper-extra?"),
         (["--suite", "mt-bench"], "sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME"),
         (["--task", "a b"], "'a b' names no task"),

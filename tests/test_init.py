@@ -83,13 +83,28 @@ def test_a_tokenizer_that_is_not_there_is_made_up_for_by_words(zygote: Zygote, t
     write_rows(tmp_path / "rows.jsonl", [{"prompt": f"write {n}", "completion": "one two " * (n + 1)} for n in range(100)])
     result = zygote.run(["init", "rows.jsonl", "train.lr=1e-6", "data.held_out=0.25", "sft=null", "--output", "own.yaml"], tmp_path)
     recipe = load_recipe(tmp_path / "own.yaml")
-    assert result.code == 0 and "estimated as 1.5 a word: the model's tokenizer is not on this machine" in result.out
+    assert result.code == 0 and "beyond a to z: the model's tokenizer is not on this machine" in result.out
     assert recipe.sampling.max_new_tokens == 288  # 95 * 2 words, and the end of the turn: 286
     assert (recipe.train.lr, recipe.data.held_out, recipe.sft, recipe.evaluate.answer_pattern) == (1e-6, 0.25, None, None)
     assert "no usual answer format was found" in result.out
     switched_on = tmp_path / "on.yaml"
     switched_on.write_text(uncommented((tmp_path / "own.yaml").read_text()))
     assert load_recipe(switched_on).metric == "exact_match"
+
+
+@pytest.mark.parametrize("reply, tokens", [("Adding 18 and 73 gives 91.\n#### 91", 21), ("答案是98。", 7)])
+def test_estimated_limits_do_not_cut_numbers_and_rare_scripts(reply: str, tokens: int, zygote: Zygote, tmp_path: Path) -> None:
+    """`tokens`: what SmolLM2's tokenizer, or one for Chinese, makes of the reply and its end."""
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": f"p{n}", "completion": reply} for n in range(9)])
+    assert zygote.run(["init", "rows.jsonl"], tmp_path).code == 0
+    assert load_recipe(tmp_path / "recipe.yaml").sampling.max_new_tokens >= tokens
+
+
+def test_named_columns_are_kept_and_the_others_found(zygote: Zygote, tmp_path: Path) -> None:
+    write_rows(tmp_path / "rows.jsonl", [{"rules": "be brief", "question": f"q{n}", "response": "r"} for n in range(9)])
+    assert zygote.run(["init", "rows.jsonl", "data.columns={system: rules}"], tmp_path).code == 0
+    expected = {"prompt": "question", "completion": "response", "system": "rules"}
+    assert dict(load_recipe(tmp_path / "recipe.yaml").data.columns) == expected
 
 
 def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -> None:
@@ -102,8 +117,9 @@ def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -
     [
         (["none.jsonl"], ["none.jsonl: no such data file", "did you mean one.jsonl?"]),
         (["odd.jsonl"], ["no known shape fits the columns: a, b", "data.columns: {prompt: question"]),
+        (["pairs.jsonl"], ["columns: prompt, chosen, rejected", "data.columns: {completion: chosen}, or {messages: chosen}"]),
         (["odd.jsonl", "data.columns={prompt: a, completion: c}"], ["there is no column 'c'", "the columns are: a, b"]),
-        (["one.jsonl"], ["one.jsonl: 1 different prompts with a reply; a game needs at least 2", "give more rows"]),
+        (["one.jsonl"], ["one.jsonl: different prompts with a reply: 1; a game needs at least 2", "add rows with other prompts"]),
         (["bad.jsonl"], ["bad.jsonl, line 2: row without a reply", "fix the row"]),
         (["bad.jsonl", "data.on_bad_rows=drop"], ["data.on_bad_rows: unknown key; did you mean data.on_bad_row?"]),
         (["one.jsonl", "--output", "no/where.yaml"], ["--output (no/where.yaml): its folder does not exist"]),
@@ -113,6 +129,7 @@ def test_without_rows_the_tiny_game_is_written(zygote: Zygote, tmp_path: Path) -
 )
 def test_what_cannot_be_used_is_refused(args: list[str], parts: list[str], zygote: Zygote, tmp_path: Path) -> None:
     write_rows(tmp_path / "odd.jsonl", [{"a": 1, "b": 2}])
+    write_rows(tmp_path / "pairs.jsonl", [{"prompt": "p", "chosen": "c", "rejected": "r"}])
     write_rows(tmp_path / "one.jsonl", [{"prompt": "p", "completion": f"c {n}"} for n in range(9)])
     write_rows(tmp_path / "bad.jsonl", [{"prompt": "p", "completion": "c"}, {"prompt": "q"}])
     refused(zygote.run(["init", *args], tmp_path), *parts)
@@ -140,6 +157,7 @@ def test_a_file_is_replaced_on_demand_alone(zygote: Zygote, tmp_path: Path) -> N
         (["B", "(C) a dog", "D. a cat", "A)"], "a letter at the start", "B"),
         (["1 + 2 = 3", "1 = 1, so x = -2.5."], "a number after = at the end", "3"),
         (["it makes 12", "5-3 makes 2.", "100%"], "a number at the end", "12"),
+        (["答案是98。", "答案是 1,234", "x=5"], "a number at the end", "98"),
         (["A dog barks", "I like it", "see chapter 3 of it", "v2"], None, None),
     ],
 )

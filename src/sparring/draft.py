@@ -35,7 +35,7 @@ USUAL_COLUMNS: tuple[dict[str, tuple[str, ...]], ...] = (
     },
 )
 WIDTH = 100  # of a line with its comment
-TOKENS_PER_WORD, BYTES_PER_TOKEN = 1.5, 4  # without a tokenizer; bytes for languages that put no blanks between words
+TOKENS_PER_WORD, BYTES_PER_TOKEN = 1.5, 4  # without a tokenizer; bytes for long texts without blanks
 WHOLE_REPLY = {"evaluate": {"answer_pattern": "(?s).+"}}
 LONGEST = 2048  # tokens: the highest limit of prompts or replies that is proposed
 
@@ -94,6 +94,8 @@ def write_recipe(data: str, model: str, overrides: Sequence[str], output: Path, 
     values, comments = _proposed(values, rows, lengths, proposal)
     for override in overrides:
         values = apply_override(values, override)
+    if rows.columns:  # an override of some columns would drop those that were found
+        values["data"] = {**values["data"], "columns": dict(rows.columns)}
     load_recipe(values)  # an override may contradict a proposed value
     text = "\n".join(["# A first recipe, by `sparring init`. `sparring docs recipe` lists every key.", *_lines(values, comments)])
     for line in (*rows.notices, *_findings(lengths, proposal)):
@@ -130,24 +132,24 @@ def _look(recipe: Recipe) -> Rows:
     notices = (f"{section.named}: {len(rows)} rows of the shape {shape}", *loaded.notices, *loaded.bad.notices)
     prompts = len({row.prompt_key for _, row in rows.values()})
     if prompts < 2:
-        what = f"{prompts} different prompts with a reply; a game needs at least 2, one to train on and one held out"
-        raise UserError(what, where=section.named, remedy="give more rows")
+        what = f"different prompts with a reply: {prompts}; a game needs at least 2, one to train on and one held out"
+        raise UserError(what, where=section.named, remedy="add rows with other prompts")
     # a third of the prompts at most, so that a small file has rows to train on
     held_out = section.held_out or max(1, min(section.held_out_of(len(rows)), prompts // 3))
     return Rows(shape, columns, [rows[row_id] for row_id in sorted(rows)], held_out, notices)
 
 
 def _columns(section: DataSection) -> dict[str, str]:
-    """The recipe's column names; for rows of no known shape, the columns that usually hold prompts and replies."""
-    if section.columns:
-        return dict(section.columns)
+    """The columns that the user named; for rows that fit no known shape with them, those that usually hold prompts and replies too."""
+    named = dict(section.columns)
     table = open_table(section, 0, BadRows(drop=True))
     own = {name.lower(): name for name in table.columns}
-    for columns in ({}, *(_renamed(usual, own) for usual in USUAL_COLUMNS)):
+    for usual in ({}, *(_renamed(usual, own) for usual in USUAL_COLUMNS)):
+        columns = {**usual, **named}
         with contextlib.suppress(UserError):
             choose_shape(section.shape, columns, table.columns, table.source)
             return columns
-    return {}  # the reader reports what is wrong with them
+    return named  # the reader reports what is wrong with them
 
 
 def _renamed(usual: Mapping[str, Sequence[str]], own: Mapping[str, str]) -> dict[str, str]:
@@ -164,15 +166,18 @@ def _lengths(rows: Sequence[tuple[str, Conversation]], model: ModelSection) -> R
             return RowLengths([len(ids) for ids, _ in encoded], [len(ids) for _, ids in encoded], "counted by the model's tokenizer", True)
         why = "the model's tokenizer is not on this machine"
     except UserError as error:  # a game would stop at it; it can be fixed in the recipe
-        why = f"the tokenizer cannot be used yet: {error}"
+        why = f"a run would refuse the rows as they are: {error}"
     prompts = [_estimated("\n".join(turn["content"] for turn in row.prompt)) for _, row in rows]
     replies = [_estimated(row.text) for _, row in rows]
-    return RowLengths(prompts, replies, f"estimated as {TOKENS_PER_WORD} a word: {why}", False)
+    how = f"estimated as {TOKENS_PER_WORD} a word and 1 for every digit, sign and letter beyond a to z"
+    return RowLengths(prompts, replies, f"{how}: {why}", False)
 
 
 def _estimated(text: str) -> int:
+    """Tokens of a text and its end. Tokenizers split numbers into digits and rare scripts into characters; too few would cut replies."""
     size = len(text.encode("utf-8", "replace"))
-    return math.ceil(max(TOKENS_PER_WORD * len(text.split()), size / BYTES_PER_TOKEN)) + 1
+    by_words = TOKENS_PER_WORD * len(text.split()) + len(re.findall(r"[^A-Za-z\s]", text))
+    return math.ceil(max(by_words, size / BYTES_PER_TOKEN)) + 1
 
 
 def _proposed(
@@ -198,7 +203,7 @@ def _proposed(
     }
     comments = {f"data.{key}": f"the longest of {len(lengths.replies)} rows has {tokens}" for key, tokens in longest.items()}
     comments["data.held_out"] = f"of {count} rows: for evaluation only"
-    how = "counted" if lengths.are_counted else "estimated from words"
+    how = "counted" if lengths.are_counted else "estimated from the text"
     comments["sampling.max_new_tokens"] = f"95% of the human replies have at most {lengths.usual_reply}, {how}"
     if proposal is not None and proposal.is_usual:
         found["evaluate"] = {"answer_pattern": proposal.form.pattern}

@@ -149,7 +149,7 @@ def test_held_out_of_what_the_rules_leave(tmp_path):
     found = run(path)
     assert (found.counts["read"], len(found.train), len(found.held_out)) == (200, 135, 15)
     assert run(path, max_examples=24).counts["held_out"] == 8
-    with pytest.raises(UserError, match=r"data\.held_out is 8, but 8 rows are left .*: nothing is left to train on"):
+    with pytest.raises(UserError, match=r"data\.held_out is 8, but 8 rows remain .*: nothing is left to train on"):
         run(path, max_examples=8)
 
 
@@ -219,10 +219,10 @@ def test_prompts_with_the_same_tokens_are_not_trained_on_when_held_out(tmp_path)
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        (MANY, {"held_out": 100}, "data.held_out is 100, but 100 rows are left after dropping and the subset: nothing is left to train on"),
-        ([("q", str(n)) for n in range(99)], {"held_out": 9, "max_examples": 10}, "data.held_out is 9, but 10 rows are left"),
-        ([("same", str(n)) for n in range(9)], {"held_out": 1}, "data.held_out is 1, but 9 rows are left .*: nothing is left to train on"),
-        (MANY, {"held_out": 1e-9}, "data.held_out is 1e-09, but 100 rows are left .*: nothing is held out"),
+        (MANY, {"held_out": 100}, "data.held_out is 100, but 100 rows remain after filters and data.max_examples: nothing is left"),
+        ([("q", str(n)) for n in range(99)], {"held_out": 9, "max_examples": 10}, "data.held_out is 9, but 10 rows remain"),
+        ([("same", str(n)) for n in range(9)], {"held_out": 1}, "data.held_out is 1, but 9 rows remain .*: nothing is left to train on"),
+        (MANY, {"held_out": 1e-9}, "data.held_out is 1e-09, but 100 rows remain .*: nothing is held out"),
         ([("", "a"), ("q", " "), ("q", "a" * 50)], {"max_reply_tokens": 9},
          r"no row is left of 3: dropped 2 for an empty prompt or reply, 1 for a reply over data.max_reply_tokens \(9\)"),
     ],

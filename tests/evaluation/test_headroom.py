@@ -26,11 +26,14 @@ WEAK = {"pass_at_1": 0.02, "greedy": 0.02, "cool": 0.02, "majority": 0.02}
         (scores(), "no target can gain much here"),
         (scores(majority=0.5, any=0.7), "majority and verified targets can both help"),
         (scores(any=0.7), "only a verified target can help"),
-        (scores(**WEAK, any=0.09), "too little to learn from its own replies; fine-tune it further first"),
+        (scores(**WEAK, any=0.09), "too few of its own replies are right to learn from them: fine-tune it further first"),
         (scores(majority=0.5, any=0.7, nll_after=0.3), "more SFT still lowers its NLL, from 0.500 to 0.300"),
         (scores(majority=0.5, any=0.7, nll_after=0.6), "majority and verified targets can both help"),
         (scores(**WEAK, any=0.09, nll_after=0.5), "easier prompts, since more SFT does not lower its NLL"),
-        (scores(**{**WEAK, "greedy": 0.4}, any=0.5), "too little to learn from its own replies; lower sampling.temperature first"),
+        (
+            scores(**{**WEAK, "greedy": 0.4}, any=0.5),
+            "are right to learn from them: lower sampling.temperature first",
+        ),
         (scores(cool=0.5, majority=0.5, any=0.7), "no better than a reply at a lower temperature, so only a verified target"),
         (scores(cool=0.5, majority=0.6, any=0.7), "majority and verified targets can both help"),
     ],
@@ -46,8 +49,8 @@ def test_a_difference_within_the_errors_is_none() -> None:
 
 
 def test_a_cooler_temperature_is_told_where_it_gains() -> None:
-    assert "50.0% at a lower temperature, which costs nothing" in advice(scores(cool=0.5), 8)
-    assert "costs nothing" not in advice(scores(), 8)
+    assert "50.0% at a lower temperature (without training)" in advice(scores(cool=0.5), 8)
+    assert "without training" not in advice(scores(), 8)
 
 
 def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
@@ -59,7 +62,7 @@ def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:
 def test_one_reply_a_prompt_has_neither_majority_nor_pass_at_k() -> None:
     found = {name: one for name, one in scores().items() if name not in ("majority", "any")}
     said = advice(found, 1)
-    assert "majority" not in said and "one of" not in said and "no target" not in said
+    assert "majority" not in said and "upper bound" not in said and "no target" not in said
     assert "only with several replies to a prompt; set evaluate.samples" in said
 
 

@@ -36,7 +36,7 @@ def test_the_plan_of_a_recipe(zygote: Zygote, tmp_path: Path) -> None:
         "7.24B parameters",
         "iterations/003/train",
         "key-value cache",
-        "Hours: at most",
+        "Time: at most",
         "training and scoring reach 40% of 989 TFLOP/s",
         "assumed",
         "Fits:",

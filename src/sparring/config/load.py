@@ -29,7 +29,8 @@ def apply_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     keys = override_path(override).split(".")
     keys[0] = OLD_KEYS.get(keys[0], keys[0])
     if "=" not in override or not all(keys):
-        raise UserError(f"override {shown_override(override)} is not of the form section.key=value")
+        what = f"override {shown_override(override)} is not of the form section.key=value"
+        raise UserError(what, remedy="write KEY=VALUE, for example train.lr=1e-6; a data file is named in data.path")
     result = node = dict(values)
     for depth, key in enumerate(keys[:-1], 1):
         child = in_full(key, node.get(key)) if depth == 1 else node.get(key)
@@ -188,9 +189,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         remedy = f"did you mean {path.parent / guess}?" if guess else known
         raise UserError("no such recipe file", where=str(path), remedy=remedy) from None
     except OSError as error:
-        raise UserError(f"cannot read the recipe: {error.strerror}", where=str(path)) from None
+        remedy = f"name the file, such as {path / 'recipe.yaml'}" if path.is_dir() else "check the file and its permissions"
+        raise UserError(f"cannot read the recipe: {error.strerror}", where=str(path), remedy=remedy) from None
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read the recipe: it is not UTF-8 text ({error.reason} at byte {error.start})", where=str(path)) from None
+        what = f"cannot read the recipe: it is not UTF-8 text ({error.reason} at byte {error.start})"
+        raise UserError(what, where=str(path), remedy="save the file in UTF-8") from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         found = "nothing" if values is None else show(values)

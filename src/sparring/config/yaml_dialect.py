@@ -26,6 +26,15 @@ MOST_VALUES = 10_000  # with the values of aliases: nine lists of nine aliases e
 MOST_DIGITS = 18  # of a whole number, which then fits in 64 bits
 
 
+# part of PyYAML's message -> what to do
+_REMEDIES = {
+    r"'\t'": "indent with spaces",
+    "escape character": "put a regular expression in single quotes, which leave backslashes as they are",
+    "duplicate key": "keep one of the two",
+}
+_REMEDY = "correct this line, or the one above it; a bracket or a quote may not be closed"
+
+
 class _Loader(yaml.SafeLoader):
     """Reads the scalars above; refuses duplicate keys (PyYAML keeps the last one), tags such as `!!int`, and texts beyond the limits.
 
@@ -103,7 +112,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"not valid YAML: {error.problem or error.context}", where=where + line) from None
+        problem = error.problem or error.context or ""
+        remedy = next((remedy for part, remedy in _REMEDIES.items() if part in problem), _REMEDY)
+        raise UserError(f"not valid YAML: {problem}", where=where + line, remedy=remedy) from None
     except yaml.YAMLError as error:
         raise UserError(f"not valid YAML: {error}", where=where) from None
 

@@ -281,7 +281,8 @@ def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) ->
 
 def _one_side_empty(section: DataSection, rows: int, held_out: int) -> UserError:
     side = "nothing is left to train on" if held_out else "nothing is held out"
-    what = f"data.held_out is {section.held_out_of(rows)}, but {rows} rows are left after dropping and the subset: {side}"
+    left = f"{rows} rows remain after filters and data.max_examples"
+    what = f"data.held_out is {section.held_out_of(rows)}, but {left}: {side}"
     return UserError(what, where=section.named, remedy="change data.held_out (rows of one prompt stay together), or use more rows")
 
 

@@ -68,7 +68,8 @@ def table_of(source: str, items: Iterable[tuple[str, Any]], bad: BadRows, notice
             columns.update(dict.fromkeys(row))
             located.append((where, row))
         else:
-            bad.raise_or_count(UserError(f"a row is an object with named columns, not {kind_of(row)}", where=where))
+            what = f"a row is an object with named columns, not {kind_of(row)}"
+            bad.raise_or_count(UserError(what, where=where, remedy='write rows like {"prompt": "...", "completion": "..."}'))
     return Table(source, tuple(columns), len(located), lambda _: located, notices)
 
 
@@ -207,8 +208,11 @@ def _no_shape(shape: str, columns: Mapping[str, str], present: list[str], source
     known = "; ".join(f"{name} ({', '.join(spec.required)})" for name, spec in SHAPES.items())
     mapped = f" with data.columns {', '.join(f'{k}: {v}' for k, v in columns.items())}" if columns else ""
     wanted = "no known shape fits" if shape == "auto" else f"data.shape {shape} needs {', '.join(SHAPES[shape].required)} and does not fit"
+    example = "{prompt: question, completion: answer}"
+    if set(PAIR_SHAPE.required) <= set(present):
+        example = "{completion: chosen}, or {messages: chosen} if that column holds conversations"
     return UserError(
         f"{wanted} the columns: {', '.join(present) or '(none)'}{mapped}",
         where=source,
-        remedy=f"known shapes: {known}; or name your own columns, for example data.columns: {{prompt: question, completion: answer}}",
+        remedy=f"known shapes: {known}; or name your own columns, for example data.columns: {example}",
     )

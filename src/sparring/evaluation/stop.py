@@ -19,15 +19,13 @@ def advice(scores: PlayerScores, k: int) -> str:
     found = [f"The start answers {now['value']:.1%} of held-out prompts correctly"]
     free = max((scores[name] for name in ("cool", "greedy") if name in scores), key=lambda score: score["value"])
     if _exceeds(free, now):
-        found.append(f"{free['value']:.1%} at a lower temperature, which costs nothing")
+        found.append(f"{free['value']:.1%} at a lower temperature (without training)")
     if k > 1 and "majority" in scores:
         found.append(f"{scores['majority']['value']:.1%} by the majority of {k} replies")
-    said = ", ".join(found)
     if k > 1:
-        said += (
-            f"; on {scores['any']['value']:.1%} at least one of {k} is correct, the most that a verified target can teach in one iteration"
-        )
-    return f"{said}: {_conclusion(scores, now, free)}."
+        best = f"{scores['any']['value']:.1%} if any of {k} replies counts"
+        found.append(f"and {best}, which is the upper bound for a verified target in one iteration")
+    return f"{', '.join(found)}; {_conclusion(scores, now, free)}."
 
 
 def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
@@ -35,7 +33,7 @@ def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     if before is not None and after is not None and _exceeds(before, after):
         return f"more SFT still lowers its NLL, from {before['value']:.3f} to {after['value']:.3f}, and is the better use of compute"
     if now["value"] < TOO_WEAK:
-        return f"that is too little to learn from its own replies; {_remedy(free, probed=after is not None)}"
+        return f"too few of its own replies are right to learn from them: {_remedy(free, probed=after is not None)}"
     if "any" not in scores:
         return "what targets can gain is measured only with several replies to a prompt; set evaluate.samples"
     single = "a reply at a lower temperature" if _exceeds(free, now) else "a single reply"

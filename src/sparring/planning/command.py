@@ -213,7 +213,7 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
     accuracy = "at most" if plan.lengths.are_bounds else "about"
-    hours = f"Hours{'' if plan.fits else ', if it fitted'}: {accuracy} {estimated_time(plan.seconds)}"
+    hours = f"Time{'' if plan.fits else ', if it fitted'}: {accuracy} {estimated_time(plan.seconds)}"
     cost = f"{hours}, {share:.0%} of it {costly}. Disk: {_gb(plan.disk)} GB at most."
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:

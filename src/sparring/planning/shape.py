@@ -157,7 +157,7 @@ def _builtin(path: str) -> Any:
     from sparring.policy.tiny import byte_tokenizer, tiny_config
 
     if path != "builtin:tiny":
-        raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
+        raise UserError(f"no built-in model named {path!r}", where="model.path", remedy="the only one is builtin:tiny")
     return tiny_config(len(byte_tokenizer()))
 
 

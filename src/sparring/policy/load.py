@@ -49,7 +49,7 @@ def find_model(section: ModelSection, seed: int) -> ModelSource:
     if path == "builtin:tiny":
         return ModelSource(path, None, lambda folder: make_tiny(folder, seed), f"{path}, seed {seed}")
     if path.startswith("builtin:"):
-        raise UserError(f"no built-in model named {path!r}; there is builtin:tiny", where="model.path")
+        raise UserError(f"no built-in model named {path!r}", where="model.path", remedy="the only one is builtin:tiny")
     local = local_path(path)
     if path.startswith("package:") or local.suffix == ".gguf":
         if not local.is_file():

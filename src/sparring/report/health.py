@@ -126,6 +126,6 @@ def _of_human(row: TableRow, before: TableRow) -> Iterator[Sign]:
 
 
 _FAILURES = "`sparring grade` shows the reasons: correct the function, or raise target.timeout_seconds or target.memory_mb"
-_LENGTH = "The player learns the length first: raise sampling.max_new_tokens, fine-tune the start longer, or set objective.nll_weight"
-REMEDY_LOST = "Lower train.lr, raise objective.beta, or set objective.nll_weight, which keeps the human replies likely"
+_LENGTH = "The player learns the length first: raise sampling.max_new_tokens, fine-tune the start longer, or raise objective.nll_weight"
+REMEDY_LOST = "Lower train.lr, raise objective.beta or objective.nll_weight, which keeps the human replies likely"
 _NOTHING_TO_LEARN = "There is nothing to distinguish: sample at a higher sampling.temperature, or stop here"

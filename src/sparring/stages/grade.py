@@ -78,7 +78,7 @@ def graded_vote_shares(context: RunContext, iterations: int) -> list[float]:
 
 
 def _log_scores(scores: Mapping[str, Score], by_votes: bool, common: Common) -> None:
-    shown = [f"{name.replace('_', ' ')} {score['value']:.3f} of {score['n']} prompts" for name, score in scores.items()]
+    shown = [f"{name.replace('_', ' ')} {score['value']:.3f} ({score['n']} prompts)" for name, score in scores.items()]
     log.info(f"{common.title}: {', '.join(shown) or 'no reply has a score or an answer'}")
     rate = scores.get("pass_rate")
     if iteration_of(common.name) == 0 and rate is not None and rate["value"] < LOW_PASS_RATE:

@@ -130,7 +130,7 @@ def _work_of(rows: Sequence[dict[str, Any]], phase: str) -> dict[str, Any]:
     """The stage's facts: totals over all steps."""
     tokens, positions, parts = (sum(row[name] for row in rows) for name in ("tokens", "positions", "micro_batches"))
     padding = 1 - tokens / positions
-    log.info(f"{phase}: {tokens:,} tokens in {parts} micro-batches, {padding:.1%} of the computed positions padding")
+    log.info(f"{phase}: {tokens:,} tokens in {parts} micro-batches, {padding:.1%} of the computed positions are padding")
     seconds = round(sum(row["seconds"] for row in rows), 3)
     return {"trained_tokens": tokens, "padding": round(padding, 4), "micro_batches": parts, "train_seconds": seconds}
 

@@ -42,7 +42,7 @@ class BenchmarksSection(Section):
     @model_validator(mode="after")
     def _names_something(self) -> Self:
         if not self.suites and not self.tasks:
-            raise ValueError("names neither suites nor tasks")
+            raise ValueError("no benchmark is named; name a suite or a task")
         return self
 
 
