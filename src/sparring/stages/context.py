@@ -56,7 +56,7 @@ BASE_LINK = "base-model"
 SINGULAR = {"replies": "reply", **{f"{noun}s": noun for noun in ("duel", "duplicate", "prompt", "winner", "loser", "pair")}}
 # counts that are parts of the count of replies before them, and one whose name alone says too little
 IN_WORDS = {
-    "duels_all_identical": "duels with identical replies only",
+    "duels_all_identical": "left out because all replies are identical",
     "replies_identical": "identical to the human reply",
     "replies_truncated": "truncated",
     "replies_empty": "empty",
