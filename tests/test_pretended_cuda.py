@@ -44,7 +44,6 @@ LISTED = {
     (NUMBER, "ranked.Replicas.clip"): "the gradient's norm, which must be finite before the update",
     (READ, "score.score_trees"): "log-probs of a step's micro-batches, read when all are on their way",
     (READ, "decode.Decoder._step"): "the drawn tokens, and their log-probs where the engine is checked: a reply may be finished",
-    (SENT, "ranked.FrozenWeights._load"): "weights, once a stage",
     (SENT, "compute.model_on"): "weights, once a stage",
     (SENT, "masters.AdapterWeights.__init__"): "weights, once a stage",
     (SENT, "adapters.new_adapter"): "weights, once a stage",

@@ -17,7 +17,7 @@ HumanPart = Literal["fallback", "never", "mix", "only"]
 # Outcome of a prompt: some replies win and others lose; only the human reply wins, and others lose; some win and none loses; no generated
 # reply wins, for four reasons, and none loses to the human one
 Outcome = Literal["decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged"]
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 # Replies that take no part: they repeat a winner or a loser; over max_winners; over max_losers
 LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")

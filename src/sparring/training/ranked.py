@@ -32,7 +32,7 @@ from sparring.console import log
 from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
 from sparring.policy.batches import Branches
-from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator
+from sparring.policy.compute import COMPUTE_DTYPES, make_accelerator, model_on
 from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
@@ -210,7 +210,7 @@ class FrozenWeights:
         if self.settings.lora is not None:
             # DoRA rounds in bfloat16 even if it changes nothing, so the opponent gets the adapter that its player starts with
             return AdapterWeights(folder, self.settings, device, seed).model
-        return load_model(folder, COMPUTE_DTYPES[self.settings.precision], four_bit).to(device)
+        return model_on(device, load_model(folder, COMPUTE_DTYPES[self.settings.precision], four_bit))
 
     def _sharded(self, accelerator: Accelerator) -> nn.Module:
         if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
