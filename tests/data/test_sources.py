@@ -161,7 +161,7 @@ def test_any_text_comes_out_encodable_and_sound_text_unchanged(text):
         ({"prompt": "Q"}, "prompt_completion", "row without a reply: completion is missing or null"),
         ({"prompt": "Q", "completion": None}, "prompt_completion", "row without a reply: completion is missing or null"),
         ({"prompt": None, "completion": "A"}, "prompt_completion", "prompt is missing or null, not text"),
-        ({"prompt": "Q", "completion": 4.5}, "prompt_completion", r"completion is a number \(4.5\), not text"),
+        ({"prompt": "Q", "completion": 4.5}, "prompt_completion", r"completion is a number \(4.5\), not text\n  -> write numbers as texts"),
         ({"prompt": [user("1"), assistant("2")], "completion": [user("3")]}, "prompt_completion",
          r"row without a reply: .*\(roles of its turns: user, assistant, user\)"),
         ({"instruction": "Q", "input": "", "output": None}, "alpaca", "row without a reply: output is missing or null"),

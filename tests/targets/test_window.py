@@ -7,6 +7,7 @@ import random
 import pytest
 
 from sparring.data.records import Conversation, Duel, Example, Reply, Triplet, is_empty
+from sparring.stages.context import counts_text
 from sparring.targets.window import build_window
 
 STOP = frozenset({9})
@@ -39,6 +40,8 @@ def test_one_iteration_by_hand() -> None:
         "replies_truncated": 2,
         "replies_empty": 1,
     }
+    duels, replies = "2 duels, 1 duel with identical replies only", "3 replies identical to the human reply, 2 replies truncated"
+    assert counts_text(window.counts) == f"{duels}, 6 replies, {replies}, 1 reply empty"
 
 
 def test_two_iterations_the_newest_first() -> None:

@@ -127,7 +127,8 @@ def text_of(value: Any, name: str, where: str) -> str:
         return value
     if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
         return "".join(part["text"] for part in value)
-    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=FIX_ROW)
+    remedy = "write numbers as texts, in quotes" if isinstance(value, (int, float)) else FIX_ROW
+    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=remedy)
 
 
 def _is_text_part(part: Any) -> bool:

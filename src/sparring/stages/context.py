@@ -54,13 +54,8 @@ def _parallel(recipe: Recipe) -> Parallel:
 Optim = TypeVar("Optim", bound=OptimSection)
 BASE_LINK = "base-model"
 SINGULAR = {"replies": "reply", **{f"{noun}s": noun for noun in ("duel", "duplicate", "prompt", "winner", "loser", "pair")}}
-# counts that are parts of the count of replies before them, and one whose name alone says too little
-IN_WORDS = {
-    "duels_all_identical": "left out because all replies are identical",
-    "replies_identical": "identical to the human reply",
-    "replies_truncated": "truncated",
-    "replies_empty": "empty",
-}
+# what follows the noun, for counts whose names say too little
+IN_WORDS = {"duels_all_identical": "with identical replies only", "replies_identical": "identical to the human reply"}
 
 
 @dataclass(frozen=True)
@@ -177,11 +172,10 @@ def counts_text(counts: Mapping[str, int]) -> str:
 
 
 def _words(name: str, count: int) -> str:
-    """The words after a count: `winner left out` for 1, `winners left out` for 2."""
-    if name in IN_WORDS:
-        return IN_WORDS[name]
+    """The words after a count: `reply truncated` for 1, `replies truncated` for 2."""
     first, *more = name.split("_")
-    return " ".join([SINGULAR.get(first, first) if count == 1 else first, *more])
+    noun = SINGULAR.get(first, first) if count == 1 else first
+    return " ".join([noun, IN_WORDS.get(name, " ".join(more))]).rstrip()
 
 
 def _linked(folder: Path, root: Path) -> Path:
