@@ -314,6 +314,7 @@ def test_another_checker_grades_anew_and_leaves_the_rest(copy: Game, majority: G
     refused(
         result, OTHER, 'target.checker: "number" -> "exact"', "--restart-from iterations/000/score (the replies of its iteration are kept)"
     )
+    assert "restored by a run with the former recipe" in result.err
     assert "recomputing iterations/000/grade: " in result.err and 'checker.kind: "number" -> "exact"' in result.err
     changed = redone(before, copy.state())
     assert changed == {"start/evaluate", "iterations/000/grade"} and "sampling" not in result.err, changed

@@ -258,6 +258,11 @@ def test_memory_is_limited(write: Write) -> None:
     assert scores(kind, "a") == [float(300 << 20)]
 
 
+@pytest.mark.parametrize("limit", [{"timeout_seconds": 1e12}, {"memory_mb": 10**17}])
+def test_limits_that_no_system_has_limit_nothing(limit: dict[str, float], write: Write) -> None:
+    assert scores(write("def f(completions): return [1.0]"), "a", **limit) == [1.0]
+
+
 def test_it_works_in_a_thread(write: Write) -> None:
     """An alarm by signal would not: a hanging reply is lost there too, and is not scored 0."""
     found: list[str | None] = []
@@ -328,6 +333,22 @@ def test_a_process_that_answers_out_of_turn_is_replaced(write: Write) -> None:
             return [1.0] * len(completions)
     """)
     assert reasons(kind, "bad", "a") == ["its process sent an invalid answer", None]
+
+
+def test_a_child_that_the_function_forks_answers_nothing(write: Write) -> None:
+    """Its answer would be taken for that of the next call."""
+    kind = write("""
+        import os, time
+        def f(completions):
+            if completions[0][0]["content"] == "fork" and os.fork() == 0:
+                time.sleep(0.5)
+                return [0.25]
+            return [1.0]
+    """)
+    with made(kind) as checker:
+        assert checker.grade([ask("fork")])[0][0].score == 1.0
+        time.sleep(1)
+        assert checker.grade([ask("a")])[0][0].score == 1.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])

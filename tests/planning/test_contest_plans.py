@@ -70,6 +70,15 @@ def test_too_long_prompts_and_a_subset_are_left_out(data: dict[str, Any]) -> Non
     assert find_lengths(few, Given()).unanswered_rows == 7
 
 
+def test_prompts_of_the_rows_are_left_out(data: dict[str, Any], tmp_path: Path) -> None:
+    target, others = {"kind": "majority", "checker": "number"}, [{"prompt": f"tell {n}"} for n in range(7)]
+    answered = [{"prompt": f"say {n}"} for n in range(60)]
+    for prompts in ([*others, *answered], answered):
+        write_rows(tmp_path / "prompts.jsonl", prompts)
+        recipe = recipe_of(path="builtin:tiny", data=data, target=target, sampling={"replies_per_prompt": 4})
+        assert find_lengths(recipe, Given()).unanswered_rows == len(prompts) - 60
+
+
 def test_prompts_that_would_have_to_be_fetched_are_taken_from_the_recipe(data: dict[str, Any]) -> None:
     target = {"kind": "majority", "checker": "number"}
     there = {**data, "prompts": {"path": "some/prompts", "max_examples": 500}}

@@ -32,10 +32,14 @@ def arm(player: str, value: float, behind: tuple[float, float, float] | None = N
     return {"player": player, "name": name, "value": value, "n": 200, "behind": as_json[0], "over_start": as_json[1]}
 
 
-def judged(*arms: dict[str, Any], best: int = 1) -> str:
+def judged(*arms: dict[str, Any], best: int = 1, rates: dict[str, Any] | None = None) -> str:
     found = {"iteration": best, "metric": "nll_per_token", "value": 2.5, "start_value": 2.6, "beats_start": True}
     whole = {"scores": {"truncated": {"value": 0.0, "n": 200}}}
-    players = {"start": whole, "iterations": [{"iteration": 1, **whole}], "controls": [{"stage": "continued-sft", **whole}]}
+    players = {
+        "start": whole,
+        "iterations": [{"iteration": 1, **whole, **(rates or {})}],
+        "controls": [{"stage": "continued-sft", **whole}],
+    }
     return verdict({**players, "best": found, "stop_reason": "iterations: all 2 are played", "ranking": list(arms)}, "runs/x")
 
 
@@ -129,6 +133,13 @@ def test_an_iteration_that_stands_first(gained: Any, told: str) -> None:
 def test_a_start_that_nothing_beats_is_kept() -> None:
     said = judged(arm("start", 2.0), arm("1", 2.5, (0.5, 0.4, 0.6)))
     assert "No trained model is above the start. Use the start: `sparring export runs/x DIR --iteration start`" in said
+
+
+@pytest.mark.parametrize("first", ["start", "continued-sft"])
+def test_another_target_is_proposed_only_after_a_game_of_human_winners(first: str) -> None:
+    arms = arm(first, 2.0), arm("1", 2.5, (0.5, 0.4, 0.6))
+    assert "a verified or majority target can" in judged(*arms)
+    assert "a verified or majority target can" not in judged(*arms, rates={"rates": {}})
 
 
 def test_no_iteration_has_no_order() -> None:

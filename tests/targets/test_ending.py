@@ -64,7 +64,7 @@ def counted(**counts: int) -> Window:
         ({"none_pass": 1, "all_pass": 4}, ["1 none pass", "4 all pass"]),
         ({"ties": 3, "few_votes": 1}, ["3 ties", "more sampling.replies_per_prompt"]),
         ({"ties": 1, "few_votes": 3}, ["3 few votes", "target.min_votes"]),
-        ({"unjudged": 3}, ["3 unjudged", "evaluate.answer_pattern"]),
+        ({"unjudged": 3}, ["3 unjudged", "no reply has a score or a vote", "evaluate.answer_pattern"]),
     ],
 )
 def test_a_first_iteration_without_a_contest_is_refused(counts: dict[str, int], words: list[str]) -> None:

@@ -27,6 +27,7 @@ BATCH = 32  # items in one call
 LOADING = 6  # the time limit of loading, in limits of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer; a batch of results is shorter
+MAX_WAIT = 2**31 - 1  # ms, 24 days: poll takes no more
 NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
@@ -280,7 +281,8 @@ class _Process:
         poller = select.poll()
         poller.register(number, event)
         poller.register(self._replies, select.POLLIN)
-        ready = dict(poller.poll(max(0.0, deadline - time.monotonic()) * 1000))
+        left = max(0.0, deadline - time.monotonic()) * 1000
+        ready = dict(poller.poll(min(left, MAX_WAIT)))
         if not ready:
             raise TimeoutError
         if number not in ready:

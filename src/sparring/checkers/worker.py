@@ -217,8 +217,11 @@ def end_with_parent(requests: int, replies: int) -> None:
 
 
 def limit_memory(megabytes: int) -> None:
-    """Limit the memory that the process writes to; addresses that torch or CUDA reserve and never touch do not count."""
-    with contextlib.suppress(ImportError, OSError, ValueError):
+    """Limit the memory that the process writes to; addresses that torch or CUDA reserve and never touch do not count.
+
+    A limit that is too large for the system is none.
+    """
+    with contextlib.suppress(ImportError, OSError, ValueError, OverflowError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -244,9 +247,12 @@ def main(requests: int, replies: int, megabytes: int) -> None:
     limit_memory(megabytes)
     for number in (requests, replies):
         os.set_inheritable(number, False)
+    own = os.getpid()
     with os.fdopen(requests, encoding="ascii") as lines, os.fdopen(replies, "w", encoding="ascii") as out:
 
         def send(message: Any) -> None:
+            if os.getpid() != own:  # a child that the function forked and let return: its answer would be taken for that of the next call
+                os._exit(0)
             out.write(json.dumps(message) + "\n")
             out.flush()
 

@@ -144,7 +144,7 @@ def push(
         str | None, Option(metavar="ID", help="A repository for the replies that the players sampled; none when not given.")
     ] = None,
     dry_run: Annotated[Path | None, Option(metavar="DIR", help="Write the folders to this new one and upload nothing.")] = None,
-    iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or continued-sft.")] = "best",
+    iteration: Annotated[str, typer.Option(help="An iteration's number, best, start or a control, such as continued-sft.")] = "best",
     all_iterations: Annotated[
         bool, typer.Option("--all-iterations", help="Also push every iteration's player, to branches iteration-0, iteration-1, ...")
     ] = False,

@@ -71,6 +71,8 @@ def find_lengths(recipe: Recipe, given: Given) -> Lengths:
     if not known:
         what = f"the number of prompts in {section.named} is not known before it is downloaded"
         raise UserError(what, where="data.prompts.max_examples", remedy="set it")
+    if asked == []:
+        return lengths
     if chat is None or asked is None:
         return replace(lengths, unanswered_rows=min(known), unanswered_prompt=lengths.prompt, longest_unanswered=lengths.longest_prompt)
     sample = [len(chat.prompt_ids(conversation.prompt, where=where)) for where, conversation in asked[:SAMPLE_ROWS]]
@@ -100,14 +102,18 @@ def _of_rows(recipe: Recipe, given: Given) -> Lengths:
 
 
 def _local_prompts(recipe: Recipe, section: PromptsSection) -> list[tuple[str, Conversation]] | None:
-    """The prompts of files on this machine, each once; None if they would have to be downloaded."""
-    from sparring.data.conversations import load_prompts
+    """The prompts of files on this machine, each once, without those that SFT rows have; None if they would have to be downloaded."""
+    from sparring.data.conversations import load_conversations, load_prompts
     from sparring.data.sources import local_files
 
     if local_files(section) is None:
         return None
     loaded = load_prompts(section, recipe.data)
-    return list({conversation.prompt_key: (where, conversation) for where, conversation in loaded.rows}.values())
+    found = {conversation.prompt_key: (where, conversation) for where, conversation in loaded.rows}
+    if _is_local(recipe) and recipe.data.max_examples is None:  # rows that are not in the subset leave their prompts
+        for _, row in load_conversations(recipe.data, recipe.seed).rows:
+            found.pop(row.prompt_key, None)
+    return list(found.values())
 
 
 def _require_possible(recipe: Recipe, means: Mapping[str, float | None]) -> None:

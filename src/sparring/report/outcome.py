@@ -147,12 +147,12 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
     export = f"`sparring export {run} DIR --iteration {first['player']}`"
     if first["player"] == START:
-        return f"No trained model is above the start. Use the start: {export}. {_ELSEWHERE}"
+        return f"No trained model is above the start. Use the start: {export}.{_elsewhere(summary)}"
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
         sentence = "A control beats the game significantly" if is_significant else "A control is ahead of the game, but not significantly"
-        return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}. {_ELSEWHERE}"
+        return f"{sentence}: {first['name']} is the better use of compute here. Use it: {export}.{_elsewhere(summary)}"
     gained = first["over_start"]
     if gained is None or gained["low"] <= 0:
         return f"Its gain over the start is not significant: more held-out rows would show whether it is real. If you use it: {export}."
@@ -169,7 +169,11 @@ def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
     return f" But {round(cut['value'] * cut['n'])} of its {cut['n']} replies are cut: fix that before you use or compare it."
 
 
-_ELSEWHERE = "Where more SFT no longer helps, a verified or majority target can (`sparring docs which-game`)."
+def _elsewhere(summary: Mapping[str, Any]) -> str:
+    """What can help instead of a human target; empty after games with another one, whose summary has the rates of their grades."""
+    if any("rates" in entry for entry in summary["iterations"]):
+        return ""
+    return " Where more SFT no longer helps, a verified or majority target can (`sparring docs which-game`)."
 
 
 def higher_ranked(summary: Mapping[str, Any], player: str) -> str | None:

@@ -72,7 +72,7 @@ def _remedy(counts: dict[str, int], window: Window) -> str:
         "none_pass": "try easier prompts, more sampling.replies_per_prompt, or another target.checker",
         "ties": "more sampling.replies_per_prompt make ties rare",
         "few_votes": "lower target.min_votes, or sample more replies",
-        "unjudged": "no answer was found: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
+        "unjudged": "no reply has a score or a vote: correct evaluate.answer_pattern, target.checker or data.prompts.answer",
     }
     if window.human_alone:
         more = "raise target.max_winners, or " if window.counts["winners_left_out"] else ""

@@ -102,7 +102,7 @@ def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
         f"stage {name} was made from other winners and losers than the recipe now makes{changes}",
         where=str(context.run.root),
         remedy=f"undo the change and run again, or redo from there on purpose with --restart-from {name} (the replies of its iteration "
-        "are kept), or keep this run and choose another run_dir",
+        "are kept), or choose another run_dir; grades that were recomputed here are restored by a run with the former recipe",
     )
 
 
