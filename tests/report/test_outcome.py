@@ -135,6 +135,19 @@ def test_a_start_that_nothing_beats_is_kept() -> None:
     assert "No trained model is above the start. Use the start: `sparring export runs/x DIR --iteration start`" in said
 
 
+def test_a_start_that_is_first_by_its_greedy_replies_alone(made: Path) -> None:
+    """Its greedy replies are an arm: against them count the greedy replies of the others too."""
+    summary = summary_of(made)
+    summary["ranking"] = [arm("start", 0.55), arm("1", 0.5, (0.05, -0.1, 0.2))]
+    scores = {"start": summary["start"], "1": summary["iterations"][1]}
+    for player, value in (("start", 0.55), ("1", 0.6)):
+        scores[player]["scores"]["exact_match_greedy"] = {"value": value, "n": 12}
+    greedy = "with greedy decoding iteration 1 has 0.600 and the start 0.550: compare them at the temperature that you will use."
+    assert f"No trained model is above the start. But {greedy}" in verdict(summary)
+    scores["1"]["scores"]["exact_match_greedy"]["value"] = 0.55
+    assert greedy not in verdict(summary) and "Use the start: " in verdict(summary)
+
+
 @pytest.mark.parametrize("first", ["start", "continued-sft"])
 def test_another_target_is_proposed_only_after_a_game_of_human_winners(first: str) -> None:
     arms = arm(first, 2.0), arm("1", 2.5, (0.5, 0.4, 0.6))

@@ -14,7 +14,7 @@ import numpy as np
 from sparring.data.tables import read_rows
 from sparring.report.health import MOST_CUT
 from sparring.report.tables import TableRow, entries_of
-from sparring.stage_names import START, player_of
+from sparring.stage_names import START, player_of, title_of_player
 
 SAMPLES, REPORT = "samples.parquet", "report.html"
 
@@ -147,7 +147,7 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     best = next((arm for arm in arms if arm["player"] == str(summary["best"]["iteration"])), None)
     export = f"`sparring export {run} DIR --iteration {first['player']}`"
     if first["player"] == START:
-        return f"No trained model is above the start. Use the start: {export}.{_elsewhere(summary)}"
+        return f"No trained model is above the start. {_greedily(summary) or f'Use the start: {export}.'}{_elsewhere(summary)}"
     is_control = first is not best and not first["player"].isdigit()
     if is_control:
         is_significant = best is not None and best["behind"] is not None and best["behind"]["low"] > 0
@@ -159,6 +159,17 @@ def _advice(arms: list[dict[str, Any]], run: str, summary: Mapping[str, Any]) ->
     others = [arm["name"] for arm in arms[1:] if not arm["player"].isdigit() and arm["behind"] and arm["behind"]["low"] <= 0]
     doubt = f" It cannot be distinguished from {' or '.join(others)}." if others else ""
     return f"Its gain over the start is significant.{doubt} Use it: {export}."
+
+
+def _greedily(summary: Mapping[str, Any]) -> str:
+    """The trained model whose greedy replies are better than the start's, which the ranking has as an arm of its own; empty without one."""
+    metric = f"{summary['best']['metric']}_greedy"
+    values = {player: entry["scores"][metric]["value"] for player, entry in entries_of(summary).items() if metric in entry["scores"]}
+    best = max(values, key=lambda player: values[player], default=START)
+    if best == START:
+        return ""
+    gain = f"{title_of_player(best)} has {values[best]:.3f} and the start {values[START]:.3f}"
+    return f"But with greedy decoding {gain}: compare them at the temperature that you will use."
 
 
 def _caution(first: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
