@@ -292,7 +292,7 @@ def poisoned(self, number):
     global calls
     calls += 1
     if calls == {at}:
-        next(self.model.parameters()).data[:] = float("nan")
+        next(self.weights.model.parameters()).data[:] = float("nan")
     return step(self, number)
 fit._Trainer.step = poisoned
 from sparring.cli import main

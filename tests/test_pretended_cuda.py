@@ -163,7 +163,7 @@ def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: Pretended
     with card.watched() as waits:
         task = spin()
         logps = weights.wrapped(weights.scorer.collate([task.branches(index) for index in range(len(task))]))
-        weights.backward(task.losses(range(len(task)), logps).loss_D.sum(), True)
+        weights.backward(task.losses(range(len(task)), logps).loss_D.sum())
     assert not waits and logps.dtype == torch.float64
     masters, computing = list(weights.model.parameters()), list(weights.scorer.model.parameters())
     assert all(isinstance(tensor, Card) for tensor in [*masters, *computing, *weights.scorer.model.buffers()])
