@@ -54,20 +54,6 @@ def test_gradients_are_summed_in_float32(start: Path, rows: int, monkeypatch: py
     assert all(parameter.grad is None for parameter in weights.model.parameters()), "each is freed as soon as it was added"
 
 
-def test_a_step_reuses_the_memory_of_the_gradients_of_the_step_before(start: Path) -> None:
-    """And its gradients are not added to those: zero_grad lets go of them, so that a parameter without a gradient is not updated."""
-    weights = MasterWeights(start, torch.bfloat16, CPU)
-    optimizer = make_optimizer(weights.master_model, TrainSection(optimizer="adamw"))
-    found = []
-    for _ in range(2):
-        optimizer.zero_grad()
-        assert all(master.grad is None for master in weights.master_model.parameters())
-        loss_of(weights.model, IDS).backward()
-        found.append([(master.grad.data_ptr(), master.grad.clone()) for master in weights.master_model.parameters()])
-    for (place, gradient), (later_place, later) in zip(*found, strict=True):
-        assert place == later_place and torch.equal(gradient, later)
-
-
 def test_gradients_are_those_of_the_bfloat16_model(start: Path) -> None:
     """Tied embeddings included: their gradient comes from both ends."""
     weights, plain = MasterWeights(start, torch.bfloat16, CPU), load_model(start, torch.bfloat16)

@@ -112,9 +112,7 @@ class MasterWeights:
         self._copies = [] if self.model is self.master_model else list(pairs)
         for master, parameter in self._copies:
             if parameter.requires_grad:
-                # kept for the whole training: gradients allocated in every step, among the activations, would fragment a CPU's memory
-                kept = torch.empty_like(master)
-                parameter.register_post_accumulate_grad_hook(partial(_add_gradient, master, kept))
+                parameter.register_post_accumulate_grad_hook(partial(_add_gradient, master))
 
     @torch.no_grad()
     def sync_compute_weights(self) -> None:
@@ -179,11 +177,11 @@ def trainable_weights(folder: Path, settings: OptimSection, device: torch.device
 ROWS_AT_ONCE = 4096
 
 
-def _add_gradient(master: nn.Parameter, kept: Tensor, parameter: Tensor) -> None:
-    """Add the gradient of a compute weight to that of its master, which is in `kept`, and free it."""
+def _add_gradient(master: nn.Parameter, parameter: Tensor) -> None:
+    """Add the gradient of a compute weight to that of its master, and free it."""
     assert parameter.grad is not None
     if master.grad is None:
-        master.grad = kept.copy_(parameter.grad)
+        master.grad = parameter.grad.to(master.dtype, copy=True)
     else:
         grads = (torch.atleast_1d(grad).split(ROWS_AT_ONCE) for grad in (master.grad, parameter.grad))
         for total, part in zip(*grads, strict=True):
