@@ -56,8 +56,8 @@ def make_accelerator() -> Accelerator:
     Accelerate keeps one precision per process, and other code in the process may have set another.
     """
     bound_kernel_caches()
-    # Torch's first choice on Hopper and Blackwell takes some 0.03 to 0.4 s to plan every new number of rows and keys (pytorch #155958): in
-    # sampling, at every token. On Blackwell its values are wrong for models with few key heads (pytorch #193893).
+    # cuDNN's attention builds a plan for every new number of rows and keys (0.44 s on a B200: FunASR #3704); packed sampling has one at
+    # every token. On a B200 its values are wrong for models with few key heads (pytorch #193893). Not measured here: no GPU has run this.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if (joined := strategies.accelerator_of_rank()) is not None:
         return joined
