@@ -36,17 +36,21 @@ Arms = Mapping[str, Mapping[str, Any]]  # arm -> seed -> its scores and cost
 
 
 def write_results(runs: Path) -> None:
-    """Take what was played into evidence_targets.json; seeds that were played elsewhere stay."""
+    """Take what was played into evidence_targets.json. Arms and seeds that were played elsewhere stay: a seed has the same rows and the same
+    order of training on every machine, so that its starts differ by rounding alone."""
     found = _results()
     for name in TARGET_SETTINGS:
         for file in sorted((runs / name).glob("seed-*.json")):
-            played = json.loads(file.read_text())
             seeds = found.setdefault(name, {})
-            seeds[file.stem.removeprefix("seed-")] = {
-                "machine": played["machine"],
-                "arms": {arm: _short(entry) for arm, entry in played["arms"].items()},
-            }
+            number = file.stem.removeprefix("seed-")
+            seeds[number] = _with(seeds.get(number, {"machines": [], "arms": {}}), json.loads(file.read_text()))
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _with(before: Mapping[str, Any], played: Mapping[str, Any]) -> dict[str, Any]:
+    """A seed with the arms just played in place of equal ones from before."""
+    machines = [*before["machines"], *([] if played["machine"] in before["machines"] else [played["machine"]])]
+    return {"machines": machines, "arms": {**before["arms"], **{arm: _short(entry) for arm, entry in played["arms"].items()}}}
 
 
 def target_tables(page: str) -> str:

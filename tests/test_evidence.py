@@ -177,3 +177,22 @@ def test_no_game_of_the_search_is_played_twice(monkeypatch: pytest.MonkeyPatch, 
     assert list(found["looked_at"]) == list(grid) and found["chosen"]["start_epochs"] == 40 and found["chosen"]["window"] == 1
     assert len(games) == sum(map(len, grid.values())) - 5  # beta 1, 4 replies, 1 epoch, window 2, temperature 1
     assert found["looked_at"]["temperature"] == {"0.7": None, "1.0": 3e-4 + 10}
+
+
+def test_arms_of_a_seed_that_were_played_elsewhere_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs are lost with their machine: an arm that is played later joins those that its results file has."""
+    import evidence_target_tables
+
+    def played(machine: str, **values: float) -> None:
+        arms = {arm.replace("_", " "): {"scores": {"exact_match": {"value": value}}, "forward_tokens": 1} for arm, value in values.items()}
+        (tmp_path / "legs-targets").mkdir(exist_ok=True)
+        (tmp_path / "legs-targets" / "seed-1.json").write_text(json.dumps({"machine": machine, "arms": arms}))
+        evidence_target_tables.write_results(tmp_path)
+
+    monkeypatch.setattr(evidence_target_tables, "RESULTS", tmp_path / "results.json")
+    played("a", start=0.5, first_0=0.6)
+    played("b", start=0.51, second_0=0.7)
+    played("b", start=0.51, second_0=0.7)
+    (seed,) = json.loads((tmp_path / "results.json").read_text())["legs-targets"].values()
+    assert seed["machines"] == ["a", "b"]
+    assert {arm: one["exact_match"] for arm, one in seed["arms"].items()} == {"start": 0.51, "first 0": 0.6, "second 0": 0.7}
