@@ -134,7 +134,16 @@ def duels_of(rows: list[dict[str, Any]]) -> list[Any]:
 def section_of(**options: Any) -> Any:
     from sparring.config import TrainSection
 
-    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, **options})
+    return TrainSection(**{"lr": LR, "batch_size": BATCH_SIZE, "warmup": 0.0, "precision": precision(), **options})
+
+
+def precision() -> str:
+    """What a run computes in on this machine: bf16 where it has fast products of bfloat16, else fp32."""
+    import torch
+
+    from sparring.policy.precision import fast_precision
+
+    return fast_precision("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def tokens_that_fit(model: Path, optimizer: str) -> int:
@@ -146,7 +155,7 @@ def tokens_that_fit(model: Path, optimizer: str) -> int:
     from sparring.policy.load import model_shape
 
     shape, device = model_shape(model), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    held = training_bytes("bf16", optimizer, Parallel()) * shape.num_parameters()
+    held = training_bytes(precision(), optimizer, Parallel()) * shape.num_parameters()
     return tokens_at_once(shape.config, held, free_memory(device), device.type)
 
 
@@ -161,11 +170,11 @@ def options_of(defaults: dict[str, str], overrides: list[str]) -> dict[str, str]
 
 
 def matmul_peak() -> float:
-    """Best floating-point operations per second of a bfloat16 product, over sizes that a small model has and a large square."""
+    """Best operations per second of a product in the format of `precision`, over sizes that a small model has and a large square."""
     import torch
 
     best, cuda = 0.0, torch.cuda.is_available()
-    options = {"dtype": torch.bfloat16, "device": "cuda" if cuda else "cpu"}
+    options = {"dtype": torch.bfloat16 if precision() == "bf16" else torch.float32, "device": "cuda" if cuda else "cpu"}
     for rows, inner, columns in ((4096, 576, 1536), (4096, 1536, 576), (4096, 4096, 4096), *([(16384, 8192, 8192)] if cuda else [])):
         a, b = torch.randn(rows, inner, **options), torch.randn(columns, inner, **options)
         for _ in range(10):

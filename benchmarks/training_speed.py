@@ -12,8 +12,8 @@ end included. Ours and TRL's alternate. Prints a table of medians and, after eve
 The work runs on a GPU where there is one. TRL computes the reference log-probs once, as
 we do, without gradient checkpointing; its other settings are its defaults. Utilisation counts the useful floating-point operations only:
 2 per weight and token forward, 4 backward, of the tokens of the packed trees (prompt once, last token of a reply not fed), of the head at
-reply tokens, and of the attention that the tree allows. Nothing that is computed again counts. The peak is the best bfloat16 matrix
-product that the script measures between the runs.
+reply tokens, and of the attention that the tree allows. Nothing that is computed again counts. The peak is the best matrix product
+(bfloat16 where the machine has fast ones, which is then what both compute in, else float32) that the script measures between the runs.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from common import (
     make_pairs,
     matmul_peak,
     options_of,
+    precision,
     print_origin,
     random_model,
     random_pairs,
@@ -122,7 +123,7 @@ def trl(rows: list[dict[str, Any]], epochs: Sequence[int], folder: Path, model: 
         gradient_accumulation_steps=BATCH_SIZE // batch,
         precompute_ref_log_probs=True,
         gradient_checkpointing=False,
-        bf16=True,
+        bf16=precision() == "bf16",
         use_cpu=not torch.cuda.is_available(),
         report_to="none",
         save_strategy="no",

@@ -7,10 +7,12 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from test_bad_input import refused
 from zygote import Result, Zygote
 
 from sparring.doctor import EXTRAS
+from sparring.policy.precision import fast_precision
 
 PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 TOKEN = "hf_aB3dE5gH7jK9mN1pQ3sT5vW7"
@@ -41,6 +43,7 @@ def test_a_machine_that_can_play(zygote: Zygote, tmp_path: Path) -> None:
         assert f"  {package:<14}{metadata.version(package)}" in result.out
     lines = dict(line.split(maxsplit=1) for line in result.out.splitlines() if line.startswith("  "))
     assert lines["python"] and "GB of memory free" in lines["cpu"] and f"GB free in {tmp_path}" in lines["disk"] and lines["gpu"]
+    assert lines["precision"].partition(":")[0] == fast_precision("cuda" if torch.cuda.is_available() else "cpu")
     assert "offline" in lines["network"] and lines["token"] == "set" and TOKEN not in result.out + result.err
     assert lines["cache"]
     assert set(EXTRAS) <= set(lines) and lines["gguf"].endswith("(installed)")

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "objectives": {"errors", "own_code"},
     "config": {"errors", "files", "own_code", "objectives"},
     "locks": {"errors"},
-    "doctor": FLOOR | {"policy.container"},
+    "doctor": FLOOR | {"policy.container", "policy.precision"},
     "rundir": {"errors", "files", "interrupts", "config", "locks"},
     "stage_names": {"errors", "config", "rundir", "progress"},
     "progress": {"errors", "console"},

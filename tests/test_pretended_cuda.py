@@ -157,7 +157,7 @@ def test_rows_wait_for_transformers_mask_alone(name: str, card: PretendedCard) -
 def test_a_step_keeps_the_planned_formats_and_devices(name: str, card: PretendedCard, tmp_path: Path) -> None:
     """Float32 masters, gradients and optimizer states, bfloat16 weights that compute and keep no gradient."""
     model_of(name).save_pretrained(tmp_path)
-    settings = TrainSection(lr=1e-3)
+    settings = TrainSection(lr=1e-3, precision="bf16")
     weights = Replicas(tmp_path, settings, 0)
     weights.prepare(settings)
     with card.watched() as waits:
@@ -215,7 +215,9 @@ def test_training_starts_at_margin_zero_and_goes_on_from_a_checkpoint_with_the_s
     name: str, which: str, card: PretendedCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = saved(name, tmp_path / "model")
-    settings = TrainSection(**{"lr": 1e-3, "batch_size": 2, "checkpoint_every": 2, "micro_batch_tokens": 64, **OPTIONS[which]})
+    settings = TrainSection(
+        **{"lr": 1e-3, "precision": "bf16", "batch_size": 2, "checkpoint_every": 2, "micro_batch_tokens": 64, **OPTIONS[which]}
+    )
     plan = make_plan(settings, len(DUELS), lr=settings.lr, epochs=2, seed=0, name="pretended")
     advance = PhaseProgress.advance
 

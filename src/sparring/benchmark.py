@@ -49,7 +49,7 @@ def result_name(section: BenchmarksSection, dtype: str | None) -> str:
 
 def _stage(run: RunDir, name: str, section: BenchmarksSection, player: EvaluatedPlayer, dtype: str | None) -> StageRecord:
     train = player.recipe.train
-    compute_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.precision]
+    compute_dtype = DTYPES[dtype] if dtype else COMPUTE_DTYPES[train.number_format]
     template = player.chat.template if section.chat_template else None
     model = HarnessModel(player.folder, compute_dtype, template, train.four_bit)
     inputs = {**benchmark_inputs(section), "model": player.hash, "dtype": str(compute_dtype), "chat": template}

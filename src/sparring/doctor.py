@@ -98,7 +98,7 @@ def _machine() -> Iterator[Finding]:
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("cpu", f"{cores} cores, {available_memory() / GB:.1f} of {total_memory() / GB:.1f} GB of memory free")
-    yield from _gpus()
+    yield from _devices()
     here = Path.cwd()
     if os.access(here, os.W_OK):
         yield Finding("disk", f"{shutil.disk_usage(here).free / GB:.1f} GB free in {here}")
@@ -106,9 +106,12 @@ def _machine() -> Iterator[Finding]:
         yield Finding("disk", f"{here} cannot be written to", "go to a folder that you may write to")
 
 
-def _gpus() -> Iterator[Finding]:
+def _devices() -> Iterator[Finding]:
+    """The GPUs, and the number format that a recipe has by default."""
     try:
         import torch
+
+        from sparring.policy.precision import fast_precision
     except (ImportError, OSError) as error:  # a library that it needs is missing
         yield Finding("torch", f"cannot be loaded: {error}", "pip install --force-reinstall torch")
         return
@@ -118,6 +121,8 @@ def _gpus() -> Iterator[Finding]:
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
         yield Finding(f"gpu {number}", f"{device.name}, {device.total_memory / GB:.1f} GB")
+    precision = fast_precision("cuda" if torch.cuda.is_available() else "cpu")
+    yield Finding("precision", precision + ("" if precision == "bf16" else ": there are no fast bfloat16 products here"))
 
 
 def _hub() -> Iterator[Finding]:

@@ -16,6 +16,7 @@ from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
+from sparring.policy.precision import with_precision
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
@@ -51,7 +52,8 @@ def run_stage(recipe: Recipe, name: str) -> None:
         accelerator = join(launcher.strategy, launcher.cpu)
         if not is_main():
             be_silent()
-        recipe = with_engine(recipe, Path(recipe.run_dir))
+        root = Path(recipe.run_dir)
+        recipe = with_precision(with_engine(recipe, root), accelerator.device.type, root)
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
         with _writer(recipe, directory):

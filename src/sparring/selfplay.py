@@ -12,10 +12,11 @@ from sparring.console import RUN_LOG, log, log_file
 from sparring.control import GameResult, check_controls, from_iteration, play_controls
 from sparring.evaluation.stop import PlayerScores, best_iteration, is_better, stop_reason
 from sparring.headroom import measure_headroom
-from sparring.launch import follow, open_calls
+from sparring.launch import follow, open_calls, with_config
 from sparring.opponent.engines import with_engine
-from sparring.policy.compute import memory_error
+from sparring.policy.compute import make_accelerator, memory_error
 from sparring.policy.player import Player
+from sparring.policy.precision import with_precision
 from sparring.progress import written_to
 from sparring.report.health import log_new_symptoms
 from sparring.report.outcome import REPORT
@@ -46,7 +47,9 @@ def run(recipe: Recipe, restart_from: str | None = None, command: str | None = N
     with directory.lock(), log_file(directory.root / RUN_LOG), directory.attempt(), progress_file:
         try:
             convert_layout(directory.root)
-            recipe = with_engine(recipe, directory.root, *_other_seeds(directory.root))
+            games = directory.root, *_other_seeds(directory.root)
+            kind = "cpu" if with_config(recipe.launcher).cpu else make_accelerator().device.type
+            recipe = with_precision(with_engine(recipe, *games), kind, *games)
             if restart_from is not None:
                 redo(recipe, directory, restart_from)
             if not (directory.root / RECIPE).exists():

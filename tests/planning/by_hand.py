@@ -26,7 +26,7 @@ GPU = Hardware("GPU-24G", "cuda", 1e14, 1e12, 24 * GB, "by hand")
 
 def recipe_of(*overrides: str, path: str = SMOLLM2, **sections: Any) -> Recipe:
     values = {"run_dir": "run", "model": {"path": path}, "data": {"path": "x/y", "max_examples": 110, "held_out": 10}, **sections}
-    return load_recipe(values, ["sampling.max_new_tokens=24", *overrides])
+    return load_recipe(values, ["sampling.max_new_tokens=24", "train.precision=bf16", *overrides])
 
 
 def llama(**sizes: int) -> Shape:

@@ -18,6 +18,7 @@ from sparring.planning.hardware import GB, Hardware
 from sparring.planning.lengths import Lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import measure
+from sparring.policy.precision import fast_precision
 from sparring.policy.tiny import make_tiny
 
 pytestmark = pytest.mark.long
@@ -115,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(folder: Path, **train: Any) -> dict[str, Any]:
-    sizes = {"batch_size": 6, "micro_batch_tokens": 1024}
+    sizes = {"batch_size": 6, "micro_batch_tokens": 1024, "precision": fast_precision("cpu")}
     return {
         "run_dir": "run",
         "model": {"path": str(folder)},

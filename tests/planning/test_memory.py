@@ -38,7 +38,7 @@ def training(settings: TrainSection, parallel: Parallel | None = None, kind: str
 
 
 def test_full_training_by_hand() -> None:
-    found = training(TrainSection(optimizer="adamw"))
+    found = training(TrainSection(precision="bf16", optimizer="adamw"))
     assert (found.weights, found.masters, found.optimizer) == (2 * N, 4 * N, 8 * N)
     assert found.gradients == 4 * N + 4 * 49_152 * 576  # and two bfloat16 ones of the embeddings on their way
     # norms 2 x 2 x 2 x 576, queries and what heads found 2 x 576, keys and values 2 x 192, three of the 1536
@@ -49,14 +49,14 @@ def test_full_training_by_hand() -> None:
 
 def test_on_a_cpu_scores_are_kept_until_they_are_too_many() -> None:
     config = find_shape(ModelSection(path=SMOLLM2)).config
-    more = training(TrainSection(), kind="cpu").activations - training(TrainSection()).activations
+    more = training(TrainSection(precision="bf16"), kind="cpu").activations - training(TrainSection(precision="bf16")).activations
     first, second = (40 + 30) ** 2, (40 + 20) * 20
     assert more == pytest.approx(1000 * 30 * 2 * 9 * (first + second) / (70 + 20))
     assert activation_bytes(config, 2, 100) - activation_bytes(config, 2, 0) == 100 * 9 * 2
 
 
 def test_recomputing_keeps_a_layer_and_the_streams_between() -> None:
-    found, whole = training(TrainSection(gradient_checkpointing=True)), training(TrainSection())
+    found, whole = training(TrainSection(precision="bf16", gradient_checkpointing=True)), training(TrainSection(precision="bf16"))
     assert found.activations == pytest.approx(whole.activations / 30 + 1000 * 30 * 2 * 576)
 
 
@@ -113,15 +113,15 @@ def test_adapters_have_as_many_weights_as_peft_gives_them(shape: Shape, options:
     lora = LoraSection(rank=4, **options)
     made = new_adapter(transformers.AutoModelForCausalLM.from_config(shape.config), lora, 0)
     trained = sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad)
-    assert memory.trained_weights(shape, TrainSection(lora=lora)) == trained
+    assert memory.trained_weights(shape, TrainSection(precision="bf16", lora=lora)) == trained
 
 
 def test_under_an_adapter_the_base_is_held_once_and_frozen() -> None:
     shape = find_shape(ModelSection(path=SMOLLM2))
     trained = 16 * 30 * (4 * 576 + 2 * 576 + 2 * 192 + 3 * (576 + 1536))
-    found = training(TrainSection(lora=LoraSection(), optimizer="adamw"))
+    found = training(TrainSection(precision="bf16", lora=LoraSection(), optimizer="adamw"))
     assert (found.weights, found.masters, found.gradients, found.optimizer) == (2 * N, 4 * trained, 4 * trained, 8 * trained)
     # the float32 copies of what goes into the adapters: six layers of 576 inputs and one of 1536
-    assert found.activations - training(TrainSection()).activations == 1000 * 30 * 4 * (6 * 576 + 1536)
-    four_bit = training(TrainSection(lora=LoraSection(quantize="4bit")))
+    assert found.activations - training(TrainSection(precision="bf16")).activations == 1000 * 30 * 4 * (6 * 576 + 1536)
+    four_bit = training(TrainSection(precision="bf16", lora=LoraSection(quantize="4bit")))
     assert four_bit.weights == pytest.approx(2 * (N - shape.in_linears) + 0.515875 * shape.in_linears)

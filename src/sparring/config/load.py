@@ -236,10 +236,11 @@ def resolved(recipe: Recipe) -> Recipe:
         section.model_copy(update={"lr": control_lr(recipe, section), "batch_size": control_batch_size(recipe, section)})
         for section in recipe.controls
     )
+    dtype = recipe.sampling_dtype if recipe.train.precision else recipe.model.dtype
     return recipe.model_copy(
         update={
             "controls": controls,
-            "model": recipe.model.model_copy(update={"dtype": recipe.sampling_dtype}),
+            "model": recipe.model.model_copy(update={"dtype": dtype}),
             "evaluate": recipe.evaluate.model_copy(update={"metric": recipe.metric}),
         }
     )

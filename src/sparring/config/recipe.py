@@ -133,7 +133,7 @@ class Recipe(Section):
     @property
     def sampling_dtype(self) -> str:
         """The number format of the model that samples: `model.dtype`, else that of `train.precision`."""
-        return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.precision]
+        return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.number_format]
 
     @property
     def sampler(self) -> SamplerSettings:

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from sparring.config import Recipe
+from sparring.config import Precision, Recipe
 from sparring.errors import UserError, nearest
 from sparring.launch import with_config
 from sparring.policy.container import total_memory
 from sparring.policy.footprint import Parallel
+from sparring.policy.precision import fast_precision
 
 GB = 1e9
 
@@ -70,15 +71,15 @@ DEVICES = {device.name.upper(): device for device in _GPUS}
 WHERE = "--hardware"
 
 
-def find_hardware(text: str | None) -> Hardware:
-    """The devices named `8xA100-80G`, `RTX4090` (one) or `cpu` (this machine's); None for this machine's own. Raises UserError with the
-    known names."""
+def find_hardware(text: str | None, precision: Precision | None = None) -> Hardware:
+    """The devices named `8xA100-80G`, `RTX4090` (one) or `cpu` (this machine's); None for this machine's own. precision: of the products
+    whose rate is measured on a CPU; None for its fast one. Raises UserError with the known names."""
     if text is None:
-        return _own_gpus() or this_cpu()
+        return _own_gpus() or this_cpu(precision)
     found = re.fullmatch(r"\s*(?:(\d{1,6})\s*[xX*]\s*)?(\S.*?)\s*", text)
     count, name = (int(found[1] or 1), re.sub(r"(?<=\d)GB$", "G", found[2].upper().replace(" ", ""))) if found else (0, "")
     if name == "CPU" and count == 1:
-        return this_cpu()
+        return this_cpu(precision)
     alike = [device for key, device in DEVICES.items() if name in (key, key.rpartition("-")[0])]
     if count and len(alike) == 1:
         return replace(alike[0], count=count)
@@ -108,16 +109,17 @@ def _own_gpus() -> Hardware | None:
 
 
 @lru_cache
-def this_cpu() -> Hardware:
+def this_cpu(precision: Precision | None = None) -> Hardware:
     """This machine's processor, with rates measured for half a second, since no data sheet has those of a container."""
-    flops, bandwidth = _measured_rates()
+    number_format = "bfloat16" if (precision or fast_precision("cpu")) == "bf16" else "float32"
+    flops, bandwidth = _measured_rates(number_format)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     name = f"cpu ({cores} cores)"
-    return Hardware(name, "cpu", flops, bandwidth, total_memory(), "measured now: the best of some bfloat16 products")
+    return Hardware(name, "cpu", flops, bandwidth, total_memory(), f"measured now: the best of some {number_format} products")
 
 
-def _measured_rates() -> tuple[float, float]:
-    """(operations a second of bfloat16 products, bytes a second read and written by a copy), the best of a few."""
+def _measured_rates(number_format: str) -> tuple[float, float]:
+    """(operations a second of products in the format, bytes a second read and written by a copy), the best of a few."""
     import time
 
     import torch
@@ -128,7 +130,8 @@ def _measured_rates() -> tuple[float, float]:
         return time.perf_counter() - began
 
     rows, inner, columns = 2048, 1024, 2048
-    a, b = torch.randn(rows, inner, dtype=torch.bfloat16), torch.randn(columns, inner, dtype=torch.bfloat16)
+    dtype = getattr(torch, number_format)
+    a, b = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
     block, copy = torch.zeros(2, 2**26, dtype=torch.uint8)
     flops = max(2 * rows * inner * columns / seconds(lambda: torch.nn.functional.linear(a, b)) for _ in range(8))
     bandwidth = max(2 * block.nbytes / seconds(lambda: copy.copy_(block)) for _ in range(4))

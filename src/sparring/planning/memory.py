@@ -54,9 +54,9 @@ class Memory:
 
 def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, tokens: int, kind: str, parallel: Parallel) -> Memory:
     """Memory of training. tokens: of a micro-batch; replies: branches of a tree, the human one included; kind: "cuda" or "cpu"."""
-    number = NUMBER_BYTES[settings.precision]
+    number = NUMBER_BYTES[settings.number_format]
     trained, frozen = trained_weights(shape, settings), settings.lora is not None
-    weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.precision) * shape.parameters
+    weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.number_format) * shape.parameters
     temporary = 0.0 if frozen else _temporary_gradients(shape, settings, parallel)
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
     logits = logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
@@ -75,13 +75,13 @@ def _temporary_gradients(shape: Shape, settings: OptimSection, parallel: Paralle
     """Gradients that exist until they are added: at most two of the largest matrix, in bfloat16. With sharded weights, those of a whole
     layer, or of embedding and head, and a float32 copy of them to be reduced."""
     if parallel.is_sharded:
-        return (NUMBER_BYTES[settings.precision] + GRADIENT_BYTES) * max(shape.largest_layer, shape.outside_layers)
-    return 2 * computing_copy_bytes(settings.precision) * shape.largest_matrix
+        return (NUMBER_BYTES[settings.number_format] + GRADIENT_BYTES) * max(shape.largest_layer, shape.outside_layers)
+    return 2 * computing_copy_bytes(settings.number_format) * shape.largest_matrix
 
 
 def scoring(shape: Shape, settings: OptimSection, tokens: int, kind: str, parallel: Parallel) -> Memory:
     """Memory of log-probs without a gradient: the weights, the activations of one layer, one chunk of logits."""
-    number = NUMBER_BYTES[settings.precision]
+    number = NUMBER_BYTES[settings.number_format]
     held = computing_bytes(shape, settings) * parallel.part + _gathered(shape, number, parallel)
     activations = tokens * _one_layer(shape, number)
     logits = logits_bytes(shape.config, number, tokens)
@@ -139,7 +139,7 @@ def trained_weights(shape: Shape, settings: OptimSection) -> float:
 
 def computing_bytes(shape: Shape, settings: OptimSection) -> float:
     """Bytes of the model in the number format that computes, with its linear layers in 4 bits if the recipe sets that."""
-    number = NUMBER_BYTES[settings.precision]
+    number = NUMBER_BYTES[settings.number_format]
     if not settings.four_bit:
         return number * shape.parameters
     return number * (shape.parameters - shape.in_linears) + FOUR_BIT_BYTES * shape.in_linears
@@ -158,7 +158,7 @@ def _targets(shape: Shape, targets: str | tuple[str, ...]) -> list[Linear]:
 
 def _kept(shape: Shape, settings: OptimSection, lengths: Lengths, replies: int, kind: str) -> float:
     """Bytes that autograd keeps per token."""
-    number = NUMBER_BYTES[settings.precision]
+    number = NUMBER_BYTES[settings.number_format]
     layer = activation_bytes(shape.config, number, _scores(lengths, replies) if kind == "cpu" else 0)
     if settings.lora is not None:
         # PEFT casts the input of every adapter to its float32

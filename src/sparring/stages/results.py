@@ -143,7 +143,9 @@ def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:
 
 def _run_benchmarks(stage: Path, *, benchmarks: BenchmarksSection, model: Player, scoring: Scoring, chat: Chat | None) -> dict[str, Any]:
     settings, template = scoring.settings, chat.template if chat else None
-    return run_benchmarks(stage, benchmarks, HarnessModel(model.folder, COMPUTE_DTYPES[settings.precision], template, settings.four_bit))
+    return run_benchmarks(
+        stage, benchmarks, HarnessModel(model.folder, COMPUTE_DTYPES[settings.number_format], template, settings.four_bit)
+    )
 
 
 def showcase_turns(system: str | None, prompts: Sequence[str]) -> list[list[Message]]:

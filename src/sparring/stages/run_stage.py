@@ -106,7 +106,7 @@ class Scoring:
 
     def inputs(self) -> dict[str, Any]:
         """The precision, and the format of a quantised base; an adapter is part of the model's hash."""
-        return {"precision": self.settings.precision, **_base_format(self.settings.four_bit)}
+        return {"precision": self.settings.number_format, **_base_format(self.settings.four_bit)}
 
 
 def fingerprint(work: StageWork) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class AdapterWeights:
     def __init__(self, folder: Path, settings: OptimSection, device: torch.device, seed: int, on_main: bool = False) -> None:
         assert settings.lora is not None
         self.base = base_of(folder) if is_adapter(folder) else folder
-        dtype = COMPUTE_DTYPES[settings.precision]
+        dtype = COMPUTE_DTYPES[settings.number_format]
         base = load_on_main(self.base, dtype) if on_main else load_model(self.base, dtype, settings.lora.four_bit)
         self.master_model: Any = attach(base, folder, trainable=True) if is_adapter(folder) else new_adapter(base, settings.lora, seed)
         if not on_main:
@@ -169,7 +169,7 @@ def trainable_weights(folder: Path, settings: OptimSection, device: torch.device
     if settings.lora is not None:
         return AdapterWeights(folder, settings, device, seed, on_main)
     # the compute format of shards is that in which they are gathered
-    return MasterWeights(folder, torch.float32 if on_main else COMPUTE_DTYPES[settings.precision], device, on_main)
+    return MasterWeights(folder, torch.float32 if on_main else COMPUTE_DTYPES[settings.number_format], device, on_main)
 
 
 # Rows of a gradient that are added at once. torch makes a float32 copy of the added tensor: for a whole embedding of 49,152 x 576 it

@@ -153,7 +153,7 @@ class Fsdp2Shards(Replicas):
 def shard(scorer: Scorer, settings: OptimSection, accelerator: Accelerator) -> nn.Module:
     """The scorer under FSDP2, with the weights of rank 0's. All ranks must call it."""
     # with adapters, the base is loaded in the compute format, and the adapters compute in float32
-    compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.precision]
+    compute = None if settings.lora is not None else COMPUTE_DTYPES[settings.number_format]
     plugin = accelerator.state.fsdp_plugin
     plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32)
     whole = scorer.state_dict() if is_main() else {}
@@ -210,12 +210,12 @@ class FrozenWeights:
         if self.settings.lora is not None:
             # DoRA rounds in bfloat16 even if it changes nothing, so the opponent gets the adapter that its player starts with
             return AdapterWeights(folder, self.settings, device, seed).model
-        return model_on(device, load_model(folder, COMPUTE_DTYPES[self.settings.precision], four_bit))
+        return model_on(device, load_model(folder, COMPUTE_DTYPES[self.settings.number_format], four_bit))
 
     def _sharded(self, accelerator: Accelerator) -> nn.Module:
         if self.settings.lora is None:  # in training shards are cast as they are gathered, to the same values
             for parameter in self.scorer.model.parameters():
-                parameter.data = parameter.data.to(COMPUTE_DTYPES[self.settings.precision])
+                parameter.data = parameter.data.to(COMPUTE_DTYPES[self.settings.number_format])
         return shard(self.scorer, self.settings, accelerator)
 
 
@@ -229,5 +229,5 @@ def ranked_weights(folder: Path, settings: OptimSection, seed: int) -> Replicas:
     """The model in `folder`, ready to be trained under this process's strategy. A new adapter is initialised from `seed`."""
     kind = Fsdp2Shards if strategies.is_sharded() else Replicas
     if rank_count() > 1 and is_main():
-        log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.precision]}")
+        log.info(f"{rank_count()} ranks, {kind.__name__}: {PRECISION[settings.number_format]}")
     return kind(folder, settings, seed)

@@ -19,6 +19,7 @@ from sparring.config.option_types import (
 )
 
 Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
+Precision = Literal["bf16", "fp32"]
 
 
 class LoraSection(Section):
@@ -69,8 +70,10 @@ class OptimSection(Section):
     batch_size: PositiveInt = Field(64, description="Duels (or SFT rows) per optimizer step, whatever the micro-batches.")
     weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled for adamw and adafactor, L2 term of rmsprop; the paper uses none.")
     max_grad_norm: PositiveFloat | None = Field(1.0, description="The gradient is scaled down to this norm; null never scales it.")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Number format of the computation. The weights that are trained and saved stay in float32."
+    precision: Precision | None = Field(
+        None,
+        description="Number format of the computation. When null, bf16, or fp32 on a device without fast bfloat16 products, such as a CPU "
+        "that has no AVX-512; logged, and kept for the whole run. The weights that are trained and saved stay in float32.",
     )
     lora: LoraSection | None = Field(
         None,
@@ -95,6 +98,12 @@ class OptimSection(Section):
     def forward_passes(self) -> int:
         """Cost of training on a token in forward passes of 2 N floating-point operations: 1 forward plus 2 backward, or 1 if frozen."""
         return 2 if self.lora else 3
+
+    @property
+    def number_format(self) -> Precision:
+        """`precision`; if null, a run chooses it before anything is computed."""
+        assert self.precision is not None
+        return self.precision
 
     @property
     def max_tokens(self) -> int:

@@ -1,0 +1,56 @@
+"""The number format of the computation, chosen by the device where the recipe leaves it open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparring.config import OptimSection, Precision, Recipe
+from sparring.console import log
+from sparring.rundir import RunDir
+from sparring.stage_names import START, measure_stage
+
+# section of the recipe -> the stage that is the first to be computed in its number format
+FIRST_STAGE = {"train": measure_stage(START), "sft": "sft"}
+
+
+def fast_precision(kind: str) -> Precision:
+    """bf16 where a device of this machine ("cpu", "cuda", ...) has fast bfloat16 products, else fp32.
+
+    A CPU needs AVX-512 or Arm's bf16 instructions: without them torch multiplies bfloat16 matrices in plain loops, 50 times slower than
+    float32 (docs/fast-path.md). GPUs before Ampere emulate the format.
+    """
+    import torch  # `sparring plan` starts without it
+
+    if kind == "cpu":
+        is_fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    else:
+        is_fast = kind != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if is_fast else "fp32"
+
+
+def with_precision(recipe: Recipe, kind: str, *runs: Path, fast: Precision | None = None) -> Recipe:
+    """The recipe with its number format chosen where `precision` is null: the one that a game in `runs` began with, else `fast`.
+
+    kind: of the device that computes. fast: its fast format; None if it is a device of this machine, which is asked. Warns of a format
+    that is slow there.
+    """
+    fast = fast or fast_precision(kind)
+    chosen: dict[str, OptimSection] = {}
+    for name, stage in FIRST_STAGE.items():
+        section: OptimSection | None = getattr(recipe, name)
+        if section is None:
+            continue
+        begun = None if section.precision else next(filter(None, (_of_run(root, stage) for root in runs)), None)
+        chosen[name] = section = section.model_copy(update={"precision": section.precision or begun or fast})
+        if section.number_format == "bf16" and fast == "fp32":
+            log.warning(f"{name}.precision: bf16 is slow on this {kind}, which has no bfloat16 products; fp32 is faster in a new run")
+        elif section.number_format != getattr(recipe, name).precision and begun is None:
+            why = "the default" if fast == "bf16" else f"because this {kind} has no bfloat16 products"
+            log.info(f"{name}.precision: {fast}, {why}")
+    return recipe.model_copy(update=chosen)
+
+
+def _of_run(root: Path, stage: str) -> Precision | None:
+    """What a stage of the run in `root` was or is being computed in."""
+    inputs = RunDir(root).inputs_of(stage)
+    return None if inputs is None else inputs.get("precision")
