@@ -28,7 +28,7 @@ from sparring.policy.footprint import (
 # context). KERNELS are those that oneDNN and torch cache by shape (policy/compute.py limits them), with a backward pass and without, by
 # bytes of a number. HOLES is the share of temporary memory that the allocator cannot use again (fragmentation).
 PROCESS = {"cpu": 0.42e9, "cuda": 1.0e9}
-KERNELS = {("training", 2): 0.25e9, ("training", 4): 0.3e9, ("forward", 2): 0.25e9, ("forward", 4): 0.1e9}
+KERNELS = {("training", 2): 0.25e9, ("training", 4): 0.3e9, ("forward", 2): 0.28e9, ("forward", 4): 0.1e9}
 HOLES = {"cpu": 0.25, "cuda": 0.10}
 
 
@@ -59,7 +59,7 @@ def training(shape: Shape, settings: OptimSection, lengths: Lengths, replies: in
     weights = computing_bytes(shape, settings) if frozen else computing_copy_bytes(settings.number_format) * shape.parameters
     temporary = 0.0 if frozen else _temporary_gradients(shape, settings, parallel)
     activations = tokens * _kept(shape, settings, lengths, replies, kind)
-    logits = logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
+    logits = 2 * logits_bytes(shape.config, number, tokens * _scored(lengths, replies))
     return Memory(
         weights=weights * parallel.part * (frozen or not parallel.is_sharded) + _gathered(shape, number, parallel),
         masters=MASTER_BYTES * trained * parallel.part,

@@ -132,8 +132,8 @@ def activation_bytes(config: Any, number_bytes: int, scores: float) -> float:
 
 
 def logits_bytes(config: Any, number_bytes: int, tokens: float = HEAD_CHUNK) -> float:
-    """Bytes of one chunk of logits and its gradient."""
-    return 2 * number_bytes * min(tokens, HEAD_CHUNK) * config.vocab_size
+    """Bytes of one chunk of logits; in training its gradient has as many."""
+    return number_bytes * min(tokens, HEAD_CHUNK) * config.vocab_size
 
 
 def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
@@ -142,5 +142,5 @@ def tokens_at_once(config: Any, held: float, free: float, device: str) -> int:
     A power of 2, so that small changes of free memory make no difference.
     """
     of_token = config.num_hidden_layers * activation_bytes(config, 4, KEPT_SCORES)
-    fits = (0.8 * free - held - logits_bytes(config, 4)) / of_token
+    fits = (0.8 * free - held - 2 * logits_bytes(config, 4)) / of_token
     return 2 ** int(math.log2(min(max(fits, LEAST_TOKENS), MOST_TOKENS.get(device, MOST_TOKENS["cpu"]))))
