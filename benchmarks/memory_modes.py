@@ -32,7 +32,7 @@ def recipe_of(mode: str, model: Path, options: dict[str, str]) -> Any:
     from sparring.config import load_recipe
 
     common = [f"train.micro_batch_tokens={options['tokens']}", f"train.gradient_checkpointing={options['checkpointing']}"]
-    train = {"optimizer": "adamw", "batch_size": STEP, "lr": 1e-6, "epochs": 1}
+    train = {"optimizer": "adamw", "batch_size": STEP, "lr": 1e-6, "epochs": 1, "precision": "bf16"}
     return load_recipe({"run_dir": "run", "model": {"path": str(model)}, "data": {"path": "x"}, "train": train}, [*common, *MODES[mode]])
 
 

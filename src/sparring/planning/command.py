@@ -24,7 +24,6 @@ from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import find_shape
 from sparring.planning.work import assumed_rates
-from sparring.policy.precision import with_precision
 from sparring.rundir import write_json
 
 MOST_PROPOSALS, MOST_DEVICES = 2, 512
@@ -148,7 +147,6 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     """The plan of a recipe; the other arguments are as on the command line. Loads no weights. Raises UserError if it cannot be planned."""
     device = find_hardware(hardware, recipe.train.precision)  # first, so that a wrong name is reported before the data is read
     require_playable(recipe, device.kind)
-    recipe = with_precision(recipe, device.kind, fast=None if device.kind == "cpu" else "bf16")  # as all GPUs in the table have
     shape = find_shape(recipe.model, model)
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 

@@ -13,6 +13,7 @@ from sparring.planning.memory import Memory
 from sparring.planning.shape import Shape
 from sparring.planning.work import SCORING, TRAINING, Work, sampling_work, seconds, shares_of_sampling, training_forward_passes, tree_work
 from sparring.policy.footprint import MASTER_BYTES, OPTIMIZER_BYTES, Parallel, gathered_at_once, held_at_most, tokens_at_once
+from sparring.policy.precision import with_precision
 from sparring.stage_names import PROBE, START, is_used, iteration_name, iteration_stage
 
 
@@ -68,6 +69,7 @@ class Plan:
 
 def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> Plan:
     """The plan of `recipe` on `hardware`, all iterations played."""
+    recipe = with_precision(recipe, hardware.kind, fast=None if hardware.kind == "cpu" else "bf16")  # as all GPUs of the table have
     game = _Game(recipe, shape, lengths, hardware)
     stages = tuple(game.stages())
     return Plan(recipe, shape, hardware, lengths, game.parallel, game.micro_batch(recipe.train), game.disk(), stages)
