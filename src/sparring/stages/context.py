@@ -80,7 +80,7 @@ class RunContext(StageRunner):
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
         source = find_model(self.recipe.model, self.recipe.seed)
         if source.folder is not None:
-            adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
+            adapts = any(section.lora for section in self.recipe.trained.values())
             return Player(START, _linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
         return Player.of_stage(self.run_stage("base", partial(_make_base, model=source)))
