@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparring.config import Recipe
 from sparring.rundir import RunDir
-from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, control_stage, is_used, iteration_stage
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, is_used, iteration_stage
 
 MEASURED = {stage.part for stage in OF_PLAYER}  # not part of a player's cost
 # a token of training through all weights: forward 1, backward 2
@@ -45,7 +45,7 @@ def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
     """Cost of a control's own training, without evaluation; for RFT also of sampling iteration 0's replies, which it is trained on."""
     is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.controls)
     sampled = [iteration_stage(0, "generate")] if is_rft else []
-    return cost_of(run, recipe, [*sampled, *(control_stage(control, stage.part) for stage in OF_CONTROL)])
+    return cost_of(run, recipe, [*sampled, *(f"{control}/{stage.part}" for stage in OF_CONTROL)])
 
 
 def cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:

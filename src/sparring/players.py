@@ -21,7 +21,7 @@ from sparring.policy.load import find_model, load_tokenizer, model_facts, weight
 from sparring.policy.player import Player
 from sparring.report.summary import read_summary
 from sparring.rundir import RunDir, StageRecord, digest, read_json
-from sparring.stage_names import SCORES, SFT, START, measure_stage, owner_of, player_name, recipe_of_game
+from sparring.stage_names import SCORES, SFT, START, owner_of, player_name, recipe_of_game
 
 BASE = "base"
 MODEL = "model"  # the name of a model without a run
@@ -87,7 +87,7 @@ class Players:
 
     @property
     def _hash_of_start(self) -> str | None:
-        return (self.run.inputs_of(measure_stage(START)) or {}).get("model")
+        return (self.run.inputs_of(f"{START}/measure") or {}).get("model")
 
     def chat(self) -> Chat:
         """The run's chat template and tokenizer, the same for all players; read from a trained player if there is one."""
@@ -114,7 +114,7 @@ class Players:
             return {START: SFT}
         if self.run.finished(BASE):
             return {START: BASE}
-        return {START: None} if self.run.finished(measure_stage(START)) else {}
+        return {START: None} if self.run.finished(f"{START}/measure") else {}
 
     def _best(self) -> str:
         best = self.summary and self.summary["best"]
