@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparring.config import Recipe
 from sparring.rundir import RunDir
-from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, is_used, iteration_stage
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, is_used, iteration_stage
 
 MEASURED = {stage.part for stage in OF_PLAYER}  # not part of a player's cost
 # a token of training through all weights: forward 1, backward 2
@@ -29,11 +29,6 @@ class Cost:
     def flops(self, weights: float) -> float:
         """Floating-point operations of a model with `weights` in the matrices that a token passes; attention is not counted."""
         return 2 * weights * self.forward_tokens
-
-
-def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
-    """Cost of the SFT stage; zero for a recipe without one."""
-    return cost_of(run, recipe, [SFT])
 
 
 def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:

@@ -22,7 +22,7 @@ from sparring.comparison.pairing import (
 )
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, Recipe, recipe_of_run
-from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
+from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmarks import SampledMetric
@@ -279,7 +279,7 @@ class Game:
         names = [name for name in table[0] if name != "row_id"]
         columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
         rows = tuple(row["row_id"] for row in table)
-        return Arm(self, player, title, rows, columns, sft_cost(self.run, self.recipe) + since_start)
+        return Arm(self, player, title, rows, columns, cost_of(self.run, self.recipe, [SFT]) + since_start)
 
 
 class Run:

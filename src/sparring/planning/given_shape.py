@@ -21,7 +21,7 @@ _LLAMA_8B = "meta-llama/Meta-Llama-3-8B[|-Instruct] meta-llama/Llama-3.1-8B[|-In
 _MISTRAL_7B = "mistralai/Mistral-7B-[|Instruct-]v0.1 mistralai/Mistral-7B-Instruct-v0.2 HuggingFaceH4/zephyr-7b-beta"
 _QWEN3_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
 
-# Names of models with the same sizes, and their config; [a|b] stands for a in one name and b in another
+# Names of models with the same sizes, and their config; `[a|b]` means one name with a and one with b
 _MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("openai-community/gpt2", {"model_type": "gpt2"}),
     ("TinyLlama/TinyLlama-1.1B-[Chat-v1.0|intermediate-step-1431k-3T]", _config("llama", 32_000, 2048, 5632, 22, 32, 4)),
