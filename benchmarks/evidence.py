@@ -31,7 +31,7 @@ from evidence_tasks import TRANSFER, write_rows
 import sparring
 from sparring.console import set_up_logging
 from sparring.rundir import read_json
-from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name
+from sparring.stage_names import SCORES, START, iteration_name
 
 SEARCH_SEED = 100
 OF_START = ("start_epochs", "temperature")  # searched values that the start depends on
@@ -126,8 +126,8 @@ def play(data: Path, name: str, seed: int) -> None:
     summary = play_game(name, seed, "spin", found["chosen"], controls=found["controls"])
     root, last = Path(summary["run_dir"]), len(summary["iterations"]) - 1
     scoring = Scoring(root)
-    arms = {"start": root / evaluate_stage(START), **_iterations(root, "SPIN", summary)}
-    arms |= {entry["stage"]: root / evaluate_stage(entry["stage"]) for entry in summary["controls"]}
+    arms = {"start": root / f"{START}/evaluate", **_iterations(root, "SPIN", summary)}
+    arms |= {entry["stage"]: root / f"{entry['stage']}/evaluate" for entry in summary["controls"]}
     arms["cool start"] = scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL)
     arms |= {f"official {t}": folder for t, folder in enumerate(official(scoring))}
     if setting.task in TRANSFER:
@@ -146,7 +146,7 @@ def play(data: Path, name: str, seed: int) -> None:
 
 def _iterations(root: Path, arm: str, summary: dict[str, Any]) -> dict[str, Path]:
     played = [entry["iteration"] for entry in summary["iterations"]]
-    return {f"{arm} {t}": root / evaluate_stage(iteration_name(t)) for t in played}
+    return {f"{arm} {t}": root / f"{iteration_name(t)}/evaluate" for t in played}
 
 
 def _transfer(scoring: Scoring, name: str, last: int) -> dict[str, Path]:

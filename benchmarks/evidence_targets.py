@@ -23,7 +23,7 @@ from sparring.cost import control_cost, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.evaluation.evaluate import ITEMS
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import SCORES, START, evaluate_stage, iteration_name
+from sparring.stage_names import SCORES, START, iteration_name
 
 COOL = 0.7
 OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: only the data stage differs
@@ -304,7 +304,7 @@ def _played(name: str, seed: int, arm: str, options: Arm) -> Path:
 def _write(name: str, seed: int, controls: Path) -> None:
     """Scores and cost of every arm that is finished: of a game each iteration, of the rest one."""
     scoring = Scoring(controls)
-    found = {"start": _entry(controls / evaluate_stage(START), 0)}
+    found = {"start": _entry(controls / f"{START}/evaluate", 0)}
     found["cool start"] = _entry(scoring.measure("cool", scoring.folder("start"), scoring.examples("held_out"), COOL), 0)
     trained = _trained_controls(controls)
     found |= trained | _on_further_rows(scoring, name, {arm: arm for arm in ("cool start", START, *trained)})
@@ -324,7 +324,7 @@ def _write_game(name: str, root: Path, arm: str, found: dict[str, Any], first: s
     for t in range(played):
         cost = spent + iterations_cost(RunDir(root), recipe, t + 1).forward_tokens
         rates = read_json(root / iteration_name(t) / "grade" / "done.json")["facts"]["rates"] if recipe.target.uses_grades else {}
-        found[f"{arm} {before + t}"] = {**_entry(root / evaluate_stage(iteration_name(t)), cost), "rates": rates}
+        found[f"{arm} {before + t}"] = {**_entry(root / f"{iteration_name(t)}/evaluate", cost), "rates": rates}
     trained = _trained_controls(root)
     last = {f"{arm} {before + played - 1}": str(played - 1)}
     found |= trained | _on_further_rows(Scoring(root), name, last | {control: control for control in trained})
@@ -334,7 +334,7 @@ def _trained_controls(root: Path) -> dict[str, Any]:
     """Scores and cost of a run's controls, by their names."""
     run, recipe = RunDir(root), load_recipe(root / "recipe.yaml")
     costs = {section.folder: control_cost(run, recipe, section.folder).forward_tokens for section in recipe.controls}
-    return {control: _entry(root / evaluate_stage(control), cost) for control, cost in costs.items()}
+    return {control: _entry(root / f"{control}/evaluate", cost) for control, cost in costs.items()}
 
 
 def _entry(stage: Path, cost: float) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from functools import cache
 
 from sparring.config import ModelSection, load_recipe
 from sparring.planning import memory
-from sparring.planning.command import MOST_DEVICES, SHARDABLE
 from sparring.planning.estimate import Plan, estimate
 from sparring.planning.hardware import DEVICES, Hardware
 from sparring.planning.lengths import Given, find_lengths
@@ -34,6 +33,7 @@ SETTINGS = (
     "sampling.batch_tokens=8192",
     "data.max_examples=10200",
 )
+MOST_DEVICES = 512
 SMALL, LARGE = DEVICES["RTX4090-24G"], DEVICES["A100-80G"]
 HEADER = (
     "| model | trained | weights | gradients | optimizer | activations, logits | training | sampling | fits 24 GB | fits 80 GB | FSDP2 |\n"
@@ -76,7 +76,7 @@ def _devices(plan: Plan) -> str:
     """How many cards of 80 GB training takes where one is not enough."""
     if plan.fits:
         return "-"
-    if plan.recipe.train.optimizer not in SHARDABLE or plan.recipe.train.four_bit:
+    if not plan.recipe.train.can_be_sharded:
         return "impossible"
     count = devices_needed(plan)
     return f"{count} x 80 GB" if count else "no"

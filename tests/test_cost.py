@@ -13,7 +13,7 @@ from zygote import Zygote
 
 import sparring
 from sparring.config import Recipe, load_recipe
-from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
+from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.prepare import read_examples
 from sparring.data.records import Duel
 from sparring.dpo import _epochs
@@ -71,7 +71,7 @@ def test_a_control_costs_what_its_kind_uses(run: RunDir) -> None:
 
 
 def test_an_sft_stage_that_the_game_no_longer_starts_from(run: RunDir) -> None:
-    assert sft_cost(run, recipe()).tokens == 1 and sft_cost(run, recipe(sft=None)) == Cost()
+    assert cost_of(run, recipe(), ["sft"]).tokens == 1 and cost_of(run, recipe(sft=None), ["sft"]) == Cost()
 
 
 def test_a_control_is_equal_to_the_game_that_was_played_last(tmp_path: Path, zygote: Zygote) -> None:

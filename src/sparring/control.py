@@ -14,7 +14,7 @@ from sparring.cost import cost_of, iterations_cost
 from sparring.data.records import Contest
 from sparring.dpo import pairs_stage, train_dpo
 from sparring.policy.player import Player
-from sparring.stage_names import control_stage, iteration_stage
+from sparring.stage_names import iteration_stage
 from sparring.stages.context import Common, RunContext
 from sparring.stages.grade import candidates_at
 from sparring.stages.results import evaluate
@@ -31,7 +31,7 @@ def train_rft(context: RunContext, section: ControlSection, start: Player, playe
 
     forward_tokens: the budget if the recipe gives no epochs; the sampling of those replies is part of it.
     """
-    name, recipe = control_stage(section.folder, "train"), context.recipe
+    name, recipe = f"{section.folder}/train", context.recipe
     winners = _winners(context)
     if sum(len(one.winners) for one in winners) == len(context.train_examples):
         log.warning(f"{section.title}: no reply of the start is a winner; it learns from the human replies alone, as continued SFT does")
@@ -145,7 +145,7 @@ def _continue_sft(context: RunContext, section: ControlSection, game: GameResult
     settings, played = sft_settings(context.recipe, section), len(game.players)
     tokens = [len(example.prompt_ids) + len(example.reply_ids) - 1 for example in context.train_examples]
     steps = _steps(section, settings, tokens, forward_tokens, played)
-    return sft_stage(context, control_stage(section.folder, "train"), game.start, settings, steps, played)
+    return sft_stage(context, f"{section.folder}/train", game.start, settings, steps, played)
 
 
 def _steps(section: ControlSection, settings: OptimSection, tokens: Sequence[int], forward_tokens: int, played: int, more: str = "") -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sparring.config import Recipe
 from sparring.rundir import RunDir
-from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, SFT, control_stage, is_used, iteration_stage
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_PLAYER, is_used, iteration_stage
 
 MEASURED = {stage.part for stage in OF_PLAYER}  # not part of a player's cost
 # a token of training through all weights: forward 1, backward 2
@@ -31,11 +31,6 @@ class Cost:
         return 2 * weights * self.forward_tokens
 
 
-def sft_cost(run: RunDir, recipe: Recipe) -> Cost:
-    """Cost of the SFT stage; zero for a recipe without one."""
-    return cost_of(run, recipe, [SFT])
-
-
 def iterations_cost(run: RunDir, recipe: Recipe, played: int) -> Cost:
     """Cost of the first `played` iterations, without the stages that evaluate their players."""
     return cost_of(run, recipe, [iteration_stage(t, stage.part) for t in range(played) for stage in OF_ITERATION])
@@ -45,7 +40,7 @@ def control_cost(run: RunDir, recipe: Recipe, control: str) -> Cost:
     """Cost of a control's own training, without evaluation; for RFT also of sampling iteration 0's replies, which it is trained on."""
     is_rft = any(section.folder == control and section.kind == "rft" for section in recipe.controls)
     sampled = [iteration_stage(0, "generate")] if is_rft else []
-    return cost_of(run, recipe, [*sampled, *(control_stage(control, stage.part) for stage in OF_CONTROL)])
+    return cost_of(run, recipe, [*sampled, *(f"{control}/{stage.part}" for stage in OF_CONTROL)])
 
 
 def cost_of(run: RunDir, recipe: Recipe, stages: Iterable[str]) -> Cost:

@@ -17,8 +17,8 @@ from sparring.data.records import Duel
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord
-from sparring.stage_names import control_stage, iteration_stage
-from sparring.stages.context import Common, RunContext
+from sparring.stage_names import iteration_stage
+from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.run_stage import Examples
 from sparring.stages.sft import fit_model
 from sparring.stages.train import score_stage
@@ -44,7 +44,7 @@ class Limits:
 def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
     """The pairs, tokenised."""
     assert section.pairs is not None
-    name, data, seed = control_stage(section.folder, "pairs"), context.recipe.data, context.recipe.seed
+    name, data, seed = f"{section.folder}/pairs", context.recipe.data, context.recipe.seed
     chat, held_out = context.chat, context.held_out
     limits = Limits(DataSection(path=data.path, **{name: getattr(data, name) for name in (*DATA_LIMITS, *ROW_OPTIONS)}))
     work = partial(_prepare, section.title, pairs=section.pairs, limits=limits, held_out=held_out, chat=chat, seed=seed)
@@ -56,7 +56,7 @@ def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, he
     write_pairs(stage / PAIRS, found.duels)
     for notice in found.notices:
         log.info(f"{title}: {notice}")
-    log.info(f"{title}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in found.counts.items() if count))
+    log.info(f"{title}: {counts_text(found.counts)}")
     return {"counts": found.counts}
 
 
@@ -65,13 +65,13 @@ def train_dpo(context: RunContext, section: ControlSection, reference: Player, p
 
     forward_tokens: the budget if the recipe gives no epochs.
     """
-    recipe, name = context.recipe, control_stage(section.folder, "train")
+    recipe, name = context.recipe, f"{section.folder}/train"
     duels = read_pairs(pairs_stage(context, section).path / PAIRS)
     settings = recipe.train.model_copy(update={"batch_size": control_batch_size(recipe, section), "horizon_epochs": None})
     epochs = section.epochs or _epochs(duels, forward_tokens, settings.forward_passes, _layout(context))
     lr, order = control_lr(recipe, section), order_seed(recipe.seed, played)
     plan = make_plan(settings, len(duels), lr=lr, epochs=epochs, seed=order, name=section.title)
-    scored, phase = control_stage(section.folder, "score"), f"{section.title}: reference log-probs"
+    scored, phase = f"{section.folder}/score", f"{section.title}: reference log-probs"
     work = partial(
         _train,
         context.common(name),

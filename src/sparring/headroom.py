@@ -20,7 +20,7 @@ from sparring.opponent.engines import Sampler
 from sparring.policy.batches import Branches
 from sparring.policy.player import Player
 from sparring.rundir import write_json
-from sparring.stage_names import HEADROOM, PROBE, headroom_stage
+from sparring.stage_names import HEADROOM, PROBE, START
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.run_stage import Examples, Replying, Scoring
@@ -53,7 +53,7 @@ def measure_headroom(context: RunContext, start: Player) -> None:
             pass_score=recipe.target.pass_score,
             probe=probe,
         )
-        context.run_stage(headroom_stage(), work)
+        context.run_stage(f"{START}/headroom", work)
 
 
 def _measure(

@@ -22,18 +22,7 @@ from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
 from sparring.rundir import RunDir, write_json
 from sparring.selfplay import play
-from sparring.stage_names import (
-    OF_CONTROL,
-    OF_ITERATION,
-    OF_OWNER,
-    benchmark_stage,
-    iteration_name,
-    iteration_of,
-    measure_stage,
-    place_in,
-    stage_of,
-    stages_of_game,
-)
+from sparring.stage_names import OF_CONTROL, OF_ITERATION, OF_OWNER, iteration_name, iteration_of, place_in, stage_of, stages_of_game
 from sparring.stages.context import RunContext
 from sparring.stages.run_stage import TargetReached
 
@@ -83,8 +72,8 @@ def _finished_players(context: RunContext, end: int | None) -> list[Player]:
         trained, evaluated = (context.run.finished(f"{owner}/{part}") for part in ("train", "evaluate"))
         if trained is None or evaluated is None:
             break
-        benchmarks = context.run.finished(benchmark_stage(owner))
-        measured = context.run.root / measure_stage(owner)
+        benchmarks = context.run.finished(f"{owner}/benchmarks")
+        measured = context.run.root / f"{owner}/measure"
         players.append(Player.of_stage(trained).with_results(measured, evaluated.path, None if benchmarks is None else benchmarks.path))
     return players
 

@@ -13,15 +13,15 @@ from typing import Any
 
 from sparring.config import ModelSection, Recipe, load_recipe
 from sparring.console import log
-from sparring.data.chat import Chat, load_template
+from sparring.data.chat import Chat
 from sparring.errors import UserError
 from sparring.policy.adapters import base_of, is_adapter
 from sparring.policy.compute import release_memory
-from sparring.policy.load import find_model, load_tokenizer, model_facts, weights_hash
+from sparring.policy.load import find_model, load_chat, weights_hash
 from sparring.policy.player import Player
 from sparring.report.summary import read_summary
 from sparring.rundir import RunDir, StageRecord, digest, read_json
-from sparring.stage_names import SCORES, SFT, START, measure_stage, owner_of, player_name, recipe_of_game
+from sparring.stage_names import SCORES, SFT, START, owner_of, player_name, recipe_of_game
 
 BASE = "base"
 MODEL = "model"  # the name of a model without a run
@@ -87,18 +87,14 @@ class Players:
 
     @property
     def _hash_of_start(self) -> str | None:
-        return (self.run.inputs_of(measure_stage(START)) or {}).get("model")
+        return (self.run.inputs_of(f"{START}/measure") or {}).get("model")
 
     def chat(self) -> Chat:
         """The run's chat template and tokenizer, the same for all players; read from a trained player if there is one."""
         carrier = next(filter(self.is_trained, self.stages), None)
         folder = self.folder(carrier or next(iter(self.stages)))
         # A trained player's tokenizer carries the template that it was trained under, with the values of its variables.
-        model = ModelSection(path=self.recipe.model.path) if carrier else self.recipe.model
-        own = load_template(model.chat_template) if model.chat_template else None
-        chat = Chat(load_tokenizer(folder), own, model_facts(folder)[1], model.chat_template_kwargs)
-        chat.tokenizer.chat_template = chat.template
-        return chat
+        return load_chat(folder, ModelSection(path=self.recipe.model.path) if carrier else self.recipe.model)
 
     def _possible(self) -> dict[str, str | None]:
         if self.summary is None:
@@ -114,7 +110,7 @@ class Players:
             return {START: SFT}
         if self.run.finished(BASE):
             return {START: BASE}
-        return {START: None} if self.run.finished(measure_stage(START)) else {}
+        return {START: None} if self.run.finished(f"{START}/measure") else {}
 
     def _best(self) -> str:
         best = self.summary and self.summary["best"]
@@ -226,6 +222,6 @@ def _model(target: str, out: Path) -> EvaluatedPlayer:
 
 def _chat_of(target: str, folder: Path) -> Chat:
     try:
-        return Chat(load_tokenizer(folder), None, model_facts(folder)[1])
+        return load_chat(folder, ModelSection(path=target))
     except UserError as error:  # its `where` is a key of a recipe
         raise UserError(error.what, where=target, remedy="give the model a chat template, or use a model that has one") from error

@@ -44,8 +44,8 @@ def _of_dpo(recipe: Recipe, owner: str) -> bool:
 
 FIRST = (Stage("base"), Stage("data"), Stage(SFT, on_ranks=always, used=lambda recipe, _: recipe.sft is not None))
 OF_PLAYER = (
-    Stage("measure", on_ranks=always),
-    Stage("evaluate", derived=True),
+    Stage("measure", on_ranks=always),  # all that needs the player's weights: held-out replies and log-probs
+    Stage("evaluate", derived=True),  # scores, samples and showcase, from the measurements
     Stage("benchmarks", derived=True, used=lambda recipe, _: recipe.evaluate.benchmarks is not None),
 )
 OF_PROBE = (Stage("train", always, True, lambda recipe, _: recipe.shows_headroom and recipe.evaluate.headroom_epochs is not None),)
@@ -122,11 +122,6 @@ def iteration_stage(t: int, part: str) -> str:
     return f"{iteration_name(t)}/{part}"
 
 
-def control_stage(control: str, part: str) -> str:
-    """A stage of a control, such as continued-sft/train."""
-    return f"{control}/{part}"
-
-
 def seed_folder(seed: int | str) -> str:
     """The game of one seed within the folder of a recipe with `seeds`; "*" for any."""
     return f"seed-{seed}"
@@ -148,33 +143,13 @@ def player_name(text: str) -> str:
     return str(int(text)) if text.isdecimal() and len(text) <= MOST_DIGITS else text[:LONGEST_NAME]
 
 
-def measure_stage(owner: str) -> str:
-    """The stage of measurements that need the weights of a player: held-out replies and log-probs."""
-    return f"{owner}/measure"
-
-
-def evaluate_stage(owner: str) -> str:
-    """The stage of scores, samples and showcase, computed from the measurements. Cheap, and recomputed if the recipe changes scores."""
-    return f"{owner}/evaluate"
-
-
-def benchmark_stage(owner: str) -> str:
-    """The stage of the recipe's benchmarks on a player."""
-    return f"{owner}/benchmarks"
-
-
-def headroom_stage() -> str:
-    """The stage that measures the headroom of the start."""
-    return f"{START}/headroom"
-
-
 def stage_names(root: Path, iterations: int, controls: Sequence[str]) -> list[str]:
     """Every stage that the run has or may get with these controls, in the order in which they build on each other."""
     on_disk = [int(path.name) + 1 for path in (root / "iterations").glob("[0-9][0-9][0-9]")]
     owners = [*(iteration_name(t) for t in range(max([iterations, *on_disk]))), *controls]
     played = [f"{owner}/{stage.part}" for owner in owners for stage in (OF_CONTROL if owner in controls else OF_ITERATION)]
     measured = [f"{START}/{stage.part}" for stage in OF_PLAYER]
-    return [*(stage.part for stage in FIRST), *measured, PROBE, headroom_stage(), *played]
+    return [*(stage.part for stage in FIRST), *measured, PROBE, f"{START}/headroom", *played]
 
 
 def stages_from(name: str, root: Path, iterations: int, controls: Sequence[str]) -> list[str]:

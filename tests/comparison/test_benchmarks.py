@@ -24,7 +24,6 @@ from sparring.comparison.statistics import holm
 from sparring.comparison.tables import legend, markdown
 from sparring.errors import UserError
 from sparring.rundir import RunDir
-from sparring.stage_names import benchmark_stage, measure_stage
 
 OWNERS = {"start": "start", "0": "iterations/000", "1": "iterations/001", "continued-sft": "continued-sft"}
 START, BEST = [1, 0, 1, 0, 0, 1, 0, 0], [1, 1, 1, 0, 1, 1, 1, 0]
@@ -76,7 +75,7 @@ def evaluated(root: str, player: str, values: Sequence[float], model: str | None
 
 
 def play(root: str, player: str, tasks: Any, model: str | None = None, folder: str = "letters", **changes: Any) -> None:
-    own = RunDir(Path(root)).inputs_of(measure_stage(OWNERS[player])) or {}
+    own = RunDir(Path(root)).inputs_of(f"{OWNERS[player]}/measure") or {}
     inputs = {"model": model or own["model"]}
     RunDir(Path(root, "evaluations")).stage(f"{player}/{folder}", inputs, lambda stage: write(stage, tasks, **changes))
 
@@ -85,8 +84,8 @@ def by_recipe(root: str, player: str, values: Sequence[float]) -> None:
     """The same by `evaluate.benchmarks`."""
     run, owner = RunDir(Path(root)), OWNERS[player]
     tasks = {"letters": [sample("letters", number, value) for number, value in enumerate(values)]}
-    inputs = {"model": (run.inputs_of(measure_stage(owner)) or {})["model"]}
-    run.stage(benchmark_stage(owner), inputs, lambda stage: write(stage, tasks))
+    inputs = {"model": (run.inputs_of(f"{owner}/measure") or {})["model"]}
+    run.stage(f"{owner}/benchmarks", inputs, lambda stage: write(stage, tasks))
 
 
 def cell(found: RunComparison, run: str, player: str, metric: str = "letters/acc") -> Any:

@@ -13,7 +13,7 @@ from sparring.data.tables import write_table
 from sparring.evaluation.metrics import accuracy_score, auc_score, mean_score, ratio_score
 from sparring.report.summary import publish
 from sparring.rundir import write_json, write_text
-from sparring.stage_names import START, control_stage, evaluate_stage, iteration_stage
+from sparring.stage_names import START, iteration_stage
 
 CONTROL = "continued-sft"
 WORDS = "the bus train ferry tram runs from harbour to station every ten minutes and walking is free".split()
@@ -43,9 +43,9 @@ def make_run(root: Path, rows: int = 12, text: Text = some_words, stop_reason: s
     root.mkdir(parents=True, exist_ok=True)
     made = load_recipe(recipe(sft={"epochs": 1}))
     write_text(root / "recipe.yaml", to_yaml(made))
-    owners = [evaluate_stage(START), iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), evaluate_stage(CONTROL)]
+    owners = [f"{START}/evaluate", iteration_stage(0, "evaluate"), iteration_stage(1, "evaluate"), f"{CONTROL}/evaluate"]
     start, first, second, control = (_evaluated(root / stage, rows, player, text) for player, stage in enumerate(owners))
-    for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), control_stage(CONTROL, "train")):
+    for name in ("sft", *(iteration_stage(t, "train") for t in range(2)), f"{CONTROL}/train"):
         _trained(root, name)
     _done(root / "data", {"counts": {"read": 4000, "train": 84, "held_out": rows}, "wall_seconds": 0.2})
     values = {"value": second["exact_match"]["value"], "start_value": start["exact_match"]["value"], "beats_start": True}

@@ -13,6 +13,8 @@ from sparring.cli.shared import Argument, Option, Overrides, RecipeFile, encode_
 from sparring.config import load_recipe, resolved, to_yaml
 from sparring.console import set_up_logging
 from sparring.errors import UserError
+from sparring.files import require_folder_of
+from sparring.rundir import write_json
 
 Quiet = Annotated[bool, typer.Option(help="Print warnings and the final tables only.")]
 
@@ -71,14 +73,17 @@ def plan(
     with outcome():
         set_up_logging(quiet=True)
         checked = load_recipe(recipe, overrides or [])
-        from sparring.planning.command import show_plan
+        from sparring.planning.command import as_json, plan_of, print_plan
         from sparring.planning.given_shape import GivenShape
         from sparring.planning.lengths import Given
         from sparring.report.tables import TITLE, headrooms_of, print_headroom
 
+        require_folder_of(json_file, "--json")
         given = Given(rows, prompt_tokens, reply_tokens, generated_tokens)
-        measured = headrooms_of(checked)
-        show_plan(checked, hardware, given, GivenShape(config, params, layers), json_file, stdout(), measured)
+        planned, measured = plan_of(checked, hardware, given, GivenShape(config, params, layers)), headrooms_of(checked)
+        if json_file is not None:
+            write_json(json_file, {**as_json(planned), "headroom": [{"seed": seed, **found} for seed, found in measured.items()]})
+        print_plan(planned, stdout())
         for seed, found in measured.items():
             print_headroom(found, stdout(), TITLE if checked.seeds is None else f"{TITLE}, seed {seed}")
 

@@ -22,7 +22,7 @@ from sparring.comparison.pairing import (
 )
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
 from sparring.config import ModelSection, Recipe, recipe_of_run
-from sparring.cost import Cost, control_cost, iterations_cost, sft_cost
+from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmarks import SampledMetric
@@ -30,7 +30,7 @@ from sparring.evaluation.metrics import Score, all_metrics, higher_is_better, me
 from sparring.locks import holder
 from sparring.report.summary import read_summary
 from sparring.rundir import RunDir
-from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
+from sparring.stage_names import SFT, START, owner_of, player_name, seed_folder, start_title, title_of_player
 
 ITEMS = "items.parquet"
 # metric -> numerator and denominator: a sum over rows divided by another
@@ -220,7 +220,7 @@ class Game:
                 where=str(root),
                 remedy="`sparring run` with its recipe finishes it; --unfinished compares its finished iterations",
             )
-        if not self.run.finished(evaluate_stage(START)):
+        if not self.run.finished(f"{START}/evaluate"):
             raise UserError("this run has no scores yet", where=str(root), remedy="run its recipe first")
 
     @cached_property
@@ -268,7 +268,7 @@ class Game:
         return self.run, self.recipe, self.label
 
     def _arm(self, player: str, title: str, since_start: Cost) -> Arm:
-        stage = self.run.verified(evaluate_stage(owner_of(player)))
+        stage = self.run.verified(f"{owner_of(player)}/evaluate")
         if ITEMS not in stage.outputs:
             raise UserError(
                 "this run was scored by a version of sparring that stored no values per row",
@@ -279,7 +279,7 @@ class Game:
         names = [name for name in table[0] if name != "row_id"]
         columns = {name: np.array([row[name] for row in table], dtype=float) for name in names}
         rows = tuple(row["row_id"] for row in table)
-        return Arm(self, player, title, rows, columns, sft_cost(self.run, self.recipe) + since_start)
+        return Arm(self, player, title, rows, columns, cost_of(self.run, self.recipe, [SFT]) + since_start)
 
 
 class Run:

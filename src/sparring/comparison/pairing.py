@@ -12,7 +12,7 @@ from sparring.evaluation.benchmarks import RESULTS, SampledMetric, sampled_metri
 from sparring.own_code import is_own_code
 from sparring.policy.player import adapter_hash
 from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
-from sparring.stage_names import START, benchmark_stage, evaluate_stage, measure_stage, owner_of
+from sparring.stage_names import START, owner_of
 
 BY_ANSWER = ("exact_match", "exact_match_greedy")
 # statistics of k replies that depend on k; an unbiased estimate such as pass@1 does not
@@ -32,7 +32,7 @@ def is_graded(metric: str) -> bool:
 
 def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:
     """How the held-out replies of a run were graded. A user's function is identified by its source text, not its path."""
-    inputs = run.inputs_of(evaluate_stage(START)) or {}
+    inputs = run.inputs_of(f"{START}/evaluate") or {}
     pattern = recipe.evaluate.answer_pattern
     exact = None if pattern is None else {"kind": "exact", "answer_pattern": pattern}  # of a run from before there were checkers
     checker = inputs.get("checker", exact) or {}
@@ -101,7 +101,7 @@ def played_benchmarks(run: RunDir, player: str) -> PlayedBenchmarks:
     owner = owner_of(player)
     hashes = _hashes(run, owner)
     stale: list[str] = []
-    own = [run.verified(benchmark_stage(owner))] if run.finished(benchmark_stage(owner)) else []
+    own = [run.verified(f"{owner}/benchmarks")] if run.finished(f"{owner}/benchmarks") else []
     recipes = {one.name: one for record in own for one in _read(record, hashes, stale)}
     found: dict[str, SampledMetric] = {}
     for record in _evaluations(run, player):
@@ -156,7 +156,7 @@ def how_asked(metric: SampledMetric) -> dict[str, Any]:
 
 def _hashes(run: RunDir, owner: str) -> set[str]:
     """The hashes of the player in the game and in `sparring evaluate`."""
-    own, start = ((run.inputs_of(measure_stage(name)) or {}).get("model") for name in (owner, START))
+    own, start = ((run.inputs_of(f"{name}/measure") or {}).get("model") for name in (owner, START))
     record = run.finished(f"{owner}/train")
     return {hash for hash in (own, record and start and adapter_hash(record, start)) if hash}
 

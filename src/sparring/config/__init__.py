@@ -35,4 +35,4 @@ from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
 from sparring.config.sections.sampling import RaySection, SamplerSettings, SamplingSection, ServerSection, VllmSection, unused_sections
 from sparring.config.sections.target import TargetSection
-from sparring.config.sections.train import LoraSection, OptimSection, Precision, SftSection, TrainSection
+from sparring.config.sections.train import LoraSection, OptimSection, Precision, SftSection, TrainSection, require_shardable

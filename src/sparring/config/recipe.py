@@ -30,7 +30,7 @@ from sparring.config.sections.launcher import LauncherSection
 from sparring.config.sections.objective import ObjectiveSection, defaults_with_grades
 from sparring.config.sections.sampling import SamplerSettings, SamplingSection
 from sparring.config.sections.target import TargetSection
-from sparring.config.sections.train import SftSection, TrainSection
+from sparring.config.sections.train import OptimSection, SftSection, TrainSection
 from sparring.config.targets import HUMAN_TARGET
 from sparring.own_code import is_own_code
 
@@ -136,6 +136,11 @@ class Recipe(Section):
         return self.model.dtype or {"bf16": "bfloat16", "fp32": "float32"}[self.train.number_format]
 
     @property
+    def trained(self) -> dict[str, OptimSection]:
+        """The sections that train a model of the game, by their keys."""
+        return {"train": self.train, **({"sft": self.sft} if self.sft else {})}
+
+    @property
     def sampler(self) -> SamplerSettings:
         """How a player replies."""
         return SamplerSettings(self.sampling, self.sampling_dtype, self.train.four_bit)
@@ -167,7 +172,7 @@ class Recipe(Section):
     @property
     def trains_adapters_alone(self) -> bool:
         """Whether no stage trains the full weights."""
-        return all(section.lora for section in (self.train, self.sft) if section)
+        return all(section.lora for section in self.trained.values())
 
     @model_validator(mode="before")
     @classmethod

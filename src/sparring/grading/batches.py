@@ -22,7 +22,7 @@ from sparring.evaluation.metrics import Score, higher_is_better, mean_score
 from sparring.opponent.replies import read_replies
 from sparring.own_code import is_own_code
 from sparring.players import Players
-from sparring.stage_names import evaluate_stage, iteration_of, stages_of_game, title_of
+from sparring.stage_names import iteration_of, stages_of_game, title_of
 
 SHOWN = ("exact_match", PASS_AT, MAJ_AT)  # how the names of scores begin
 
@@ -154,7 +154,7 @@ class _Reader:
     def _graded(self, name: str, is_held_out: bool) -> dict[tuple[str, int | None], dict[str, Any]]:
         """Row id and replica of a reply -> its row in the run's own table of grades; empty if there is no such table."""
         owner = name.rpartition("/")[0]
-        stage = evaluate_stage(owner) if is_held_out else f"{owner}/grade"
+        stage = f"{owner}/evaluate" if is_held_out else f"{owner}/grade"
         if stage not in self._finished:
             return {}
         folder = self._run.verified(stage).path

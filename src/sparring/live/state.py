@@ -21,16 +21,7 @@ from sparring.locks import Holder, holder
 from sparring.progress import PROGRESS, STALE_SECONDS, Snapshot, read_progress
 from sparring.report.summary import OF_SUMMARY, SUMMARY
 from sparring.rundir import DONE, MANIFEST, PARTIAL, RECIPE, RunDir, read_object
-from sparring.stage_names import (
-    METRICS,
-    SCORES,
-    START,
-    evaluate_stage,
-    iteration_name,
-    recipe_of_game,
-    stages_of_game,
-    title_of,
-)
+from sparring.stage_names import METRICS, SCORES, START, iteration_name, recipe_of_game, stages_of_game, title_of
 
 TAIL_BYTES = 2**16
 
@@ -112,7 +103,7 @@ def scores(state: RunState) -> Iterator[tuple[str, dict[str, Any]]]:
     titles = {owner: title_of(owner) for owner in (START, *_iterations(state.root))}
     titles |= {section.folder: section.title for section in state.recipe.controls}
     for owner, title in titles.items():
-        found = _object_or_none(state.root / evaluate_stage(owner) / SCORES)
+        found = _object_or_none(state.root / f"{owner}/evaluate" / SCORES)
         if found is not None:
             yield title, found
 

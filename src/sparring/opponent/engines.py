@@ -29,7 +29,7 @@ from sparring.policy.ranks import from_main, gathered, rank, rank_count
 from sparring.policy.score import Scorer
 from sparring.policy.strategies import accelerator_of_rank, rank_names_hidden
 from sparring.rundir import RunDir
-from sparring.stage_names import START, measure_stage
+from sparring.stage_names import START
 
 # in the facts of a check: every reply computed its prompt again
 PADDED = "padded"
@@ -67,7 +67,7 @@ def with_engine(recipe: Recipe, *runs: Path) -> Recipe:
 
 def _engine_of_run(recipe: Recipe, root: Path) -> str | None:
     """What sampled the start's replies, if it can be chosen for a recipe that names none: other engines have options of their own."""
-    measured = RunDir(root).finished(measure_stage(START))
+    measured = RunDir(root).finished(f"{START}/measure")
     name = None if measured is None else measured.inputs.get("sampling", {}).get("engine")
     return name if name in (DEFAULT, ON_GPU) and not any(ENGINES[name].refusals(recipe.train.lora)) else None
 

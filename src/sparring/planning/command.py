@@ -1,21 +1,19 @@
-"""`sparring plan`: from a recipe to the plan as tables and as JSON, with changes that make it fit."""
+"""`sparring plan`: from a recipe to the plan as tables and as JSON, and the change that makes it fit."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
+import contextlib
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparring.config import Recipe, load_recipe
-from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
+from sparring.config import Recipe, load_recipe, require_shardable
+from sparring.config.engines import DEFAULT, ON_GPU
 from sparring.errors import UserError
-from sparring.files import require_folder_of
 from sparring.launch import with_config
 from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
 from sparring.planning.given_shape import GivenShape
@@ -24,109 +22,45 @@ from sparring.planning.lengths import Given, find_lengths
 from sparring.planning.memory import Memory
 from sparring.planning.shape import find_shape
 from sparring.planning.work import assumed_rates
-from sparring.rundir import write_json
-
-MOST_PROPOSALS, MOST_DEVICES = 2, 512
-SHARDABLE = ("rmsprop", "adamw")  # optimizers whose states can be sharded
 
 SMALLER = ("train.gradient_checkpointing=true", "train.micro_batch_tokens=1024")
 CACHE = ("sampling.batch_tokens=4096",)
-SHARED = ("launcher={kind: accelerate, strategy: fsdp2}", "train.gradient_checkpointing=true")
 # Cheapest first; an option of `train` means that of `sft` too
 CHANGES = (
-    (),
     ("evaluate.benchmarks=null",),  # they can be run by another program
     SMALLER,
     CACHE,
     (*SMALLER, *CACHE),
-    (*SHARED, *CACHE),
+    ("launcher={kind: accelerate, strategy: fsdp2}", "train.gradient_checkpointing=true", *CACHE),
     ("train.optimizer=rmsprop8bit", *SMALLER, *CACHE),
     ("train.lora={rank: 16}", *SMALLER, *CACHE),
     ("train.lora={rank: 16, quantize: 4bit}", *SMALLER, *CACHE),
 )
-ON_MORE_DEVICES = (SHARED, (*SHARED, f"sampling.engine={ON_GPU}", f"sampling.{ENGINES[ON_GPU].devices}=8"))
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """Options that make the plan fit, as on the command line; with them, the bytes of the largest stage and the hours."""
-
-    changes: tuple[str, ...]
-    devices: int
-    peak: float
-    hours: float
-
-
-def advise(plan: Plan) -> list[Proposal]:
-    """Changes that make the plan fit on the available devices, else on more of them. Empty if it fits already, or no change helps."""
+def advise(plan: Plan) -> tuple[tuple[str, ...], Plan] | None:
+    """The first of CHANGES with which the game fits, as on the command line, and the plan with it; None if none is needed or helps."""
     if plan.fits:
-        return []
-    fewer, found = _no_more_than(plan), list[Proposal]()
-    for change in CHANGES:
-        changes = (*fewer, *_of_all(plan.recipe, change))
-        proposal = _proposal(plan, changes, plan.hardware.count)
-        if proposal is not None and not any(set(known.changes) <= set(changes) for known in found):
-            found.append(_shortened(plan, proposal, kept=fewer))
-    return found[:MOST_PROPOSALS] or list(_on_more(plan))[:MOST_PROPOSALS]
-
-
-def _shortened(plan: Plan, found: Proposal, kept: tuple[str, ...]) -> Proposal:
-    """The proposal without changes that are not necessary; those in `kept` stay."""
-    for change in found.changes:
-        left = tuple(one for one in found.changes if one != change)
-        shorter = None if change in kept else _proposal(plan, left, found.devices)
-        found = shorter or found
-    return found
-
-
-def _on_more(plan: Plan) -> Iterator[Proposal]:
-    """Proposals with the fewest devices of this kind, at double, four times, ... the available number."""
-    doubled = math.floor(math.log2(MOST_DEVICES / plan.hardware.count)) if plan.hardware.kind == "cuda" else 0
-    for change in ON_MORE_DEVICES:
-        tried = (_proposal(plan, _of_all(plan.recipe, change), plan.hardware.count * 2**power) for power in range(1, doubled + 1))
-        yield from [proposal for proposal in tried if proposal is not None][:1]
-
-
-def _proposal(plan: Plan, changes: tuple[str, ...], devices: int) -> Proposal | None:
-    """The proposal of these options; None if the plan does not fit with them, or the recipe or a run refuses them."""
-    try:
-        recipe = load_recipe(plan.recipe, changes)
-        require_playable(recipe, plan.hardware.kind)
-    except UserError:
         return None
-    tried = estimate(recipe, plan.shape, plan.lengths, replace(plan.hardware, count=devices))
-    return Proposal(changes, devices, tried.peak.memory.total, tried.seconds / 3600) if tried.fits else None
+    for change in CHANGES:
+        of_sft = [f"sft.{option.removeprefix('train.')}" for option in change if option.startswith("train.") and plan.recipe.sft]
+        with contextlib.suppress(UserError):  # the recipe or a run refuses the change
+            recipe = load_recipe(plan.recipe, [*change, *of_sft])
+            require_playable(recipe, plan.hardware.kind)
+            changed = estimate(recipe, plan.shape, plan.lengths, plan.hardware)
+            if changed.fits:
+                return (*change, *of_sft), changed
+    return None
 
 
 def require_playable(recipe: Recipe, kind: str) -> None:
     """Raise UserError for combinations of valid options that `sparring run` refuses on such a device ("cuda" or "cpu")."""
-    sections = [section for section in (recipe.train, recipe.sft) if section]
-    if with_config(recipe.launcher).shards and any(section.four_bit or section.optimizer not in SHARDABLE for section in sections):
-        raise UserError(
-            "4-bit bases, Adafactor and 8-bit optimizers do not work if the launcher shards the model",
-            where="launcher.strategy",
-            remedy="use ddp (MULTI_GPU in a config file), or rmsprop or adamw without quantize",
-        )
-    if kind == "cpu" and any(section.four_bit for section in sections):
-        raise UserError("4-bit bases need a CUDA device", where="lora.quantize", remedy="name a GPU in --hardware, or leave it out")
-
-
-def _of_all(recipe: Recipe, changes: tuple[str, ...]) -> tuple[str, ...]:
-    """The options for every section that trains; those for benchmarks only if the recipe has any."""
-    of_sft = [f"sft.{change.removeprefix('train.')}" for change in changes if change.startswith("train.") and recipe.sft]
-    return (*(change for change in changes if recipe.evaluate.benchmarks or "benchmarks" not in change), *of_sft)
-
-
-def _no_more_than(plan: Plan) -> tuple[str, ...]:
-    """Options that reduce the number of devices to the available ones; empty if the recipe needs no more."""
-    recipe, count = plan.recipe, plan.hardware.count
-    if plan.wanted[0] <= count:
-        return ()
-    fewer = [f"sampling.{recipe.sampling.inner.devices}={2 ** int(math.log2(count))}"] if recipe.sampling.devices_of_a_copy > count else []
-    if count == 1 and recipe.launcher.kind != "inline":
-        return ("launcher=inline", *fewer)
-    fewer += ["launcher.machines=1"] if recipe.launcher.machines > 1 else []
-    return (*fewer, f"launcher.processes={count}") if plan.parallel.devices > count else tuple(fewer)
+    for name, section in recipe.trained.items():
+        if with_config(recipe.launcher).shards:
+            require_shardable(section, name)
+        if kind == "cpu" and section.four_bit:
+            remedy = "name a GPU in --hardware, or leave it out"
+            raise UserError("4-bit bases need a CUDA device", where=f"{name}.lora.quantize", remedy=remedy)
 
 
 MEMORY_ROWS = {
@@ -151,26 +85,7 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
 
 
-def show_plan(
-    recipe: Recipe,
-    hardware: str | None,
-    given: Given,
-    model: GivenShape,
-    json_file: Path | None,
-    console: Console,
-    headrooms: Mapping[int, Mapping[str, Any]],
-) -> None:
-    """Print the plan, and write it to `json_file` when there is one, with the headrooms (seed -> what was measured)."""
-    require_folder_of(json_file, "--json")
-    plan = plan_of(recipe, hardware, given, model)
-    proposals = advise(plan)
-    if json_file is not None:
-        measured = [{"seed": seed, **found} for seed, found in headrooms.items()]
-        write_json(json_file, {**as_json(plan, proposals), "headroom": measured})
-    print_plan(plan, proposals, console)
-
-
-def as_json(plan: Plan, proposals: Sequence[Proposal]) -> dict[str, Any]:
+def as_json(plan: Plan) -> dict[str, Any]:
     """The content of the tables, unrounded: bytes, hours, tokens, operations."""
     return {
         "model": {"name": plan.shape.name, "source": plan.shape.source, "parameters": plan.shape.parameters},
@@ -184,7 +99,7 @@ def as_json(plan: Plan, proposals: Sequence[Proposal]) -> dict[str, Any]:
         "disk_bytes": plan.disk,
         "peak_bytes": plan.peak.memory.total,
         "fits": plan.fits,
-        "try": [asdict(proposal) for proposal in proposals],
+        "try": None if (found := advise(plan)) is None else found[0],
     }
 
 
@@ -199,17 +114,17 @@ def _stage(stage: StagePlan, plan: Plan) -> dict[str, Any]:
     }
 
 
-def print_plan(plan: Plan, proposals: Sequence[Proposal], console: Console) -> None:
+def print_plan(plan: Plan, console: Console) -> None:
     """Print the inputs of the plan, work and memory, the assumptions, and the verdict."""
     _print_lines(_facts(plan), console)
     console.print(_work_table(plan))
     console.print(_memory_table(plan))
-    _print_lines(["Assumed:", *(f"- {line}" for line in assumptions(plan)), *verdict(plan, proposals)], console)
+    _print_lines(["Assumed:", *(f"- {line}" for line in assumptions(plan)), *verdict(plan)], console)
 
 
-def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
-    """Lines with hours and disk, whether the plan fits, and what to try."""
-    peak, count = plan.peak, plan.hardware.count
+def verdict(plan: Plan) -> list[str]:
+    """Lines with hours and disk, whether the plan fits, and else what to change."""
+    peak, count, (wanted, option) = plan.peak, plan.hardware.count, plan.wanted
     costly = max(plan.stages, key=lambda stage: stage.seconds).kind
     share = sum(stage.seconds for stage in plan.stages if stage.kind == costly) / plan.seconds
     accuracy = "at most" if plan.lengths.are_bounds else "about"
@@ -218,17 +133,12 @@ def verdict(plan: Plan, proposals: Sequence[Proposal]) -> list[str]:
     needed = f"{peak.owner}/{peak.kind} needs {_gb(peak.memory.total)} of {_gb(plan.device.memory)} GB"
     if plan.fits:
         return [cost, f"Fits: {needed}."]
-    wanted, option = plan.wanted
-    lines = [cost, f"Does not fit: {f'{option} needs {wanted} devices of {count}' if wanted > count else needed}."]
-    if not proposals:
-        return [*lines, "None of the changes that plan tries makes it fit: use a smaller model, or more or larger devices."]
-    return [*lines, "Try:", *(f"- {_in_words(proposal, plan)}" for proposal in proposals)]
-
-
-def _in_words(proposal: Proposal, plan: Plan) -> str:
-    on = "" if proposal.devices == plan.hardware.count else f" on {proposal.devices}x {plan.hardware.name}"
-    changes = " ".join(f"'{change}'" if " " in change else change for change in proposal.changes)
-    return f"{changes}{on} ({_gb(proposal.peak)} GB, {estimated_time(proposal.hours * 3600)})"
+    if wanted > count:
+        return [cost, f"Does not fit: {option} needs {wanted} devices of {count}. Lower it, or plan for more devices."]
+    if (found := advise(plan)) is None:
+        return [cost, f"Does not fit: {needed}.", "Use a smaller model, or more or larger devices."]
+    changes = " ".join(f"'{change}'" if " " in change else change for change in found[0])
+    return [cost, f"Does not fit: {needed}.", f"Try: {changes} ({_gb(found[1].peak.memory.total)} GB, {estimated_time(found[1].seconds)})"]
 
 
 def assumptions(plan: Plan) -> list[str]:

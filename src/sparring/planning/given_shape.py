@@ -12,82 +12,71 @@ from sparring.errors import UserError, first_line
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
-def _model(kind: str, *sizes: int, context: int, tied: bool, **more: Any) -> dict[str, Any]:
-    named = dict(zip(_SIZES, sizes, strict=True))
-    return {"model_type": kind, **named, "max_position_embeddings": context, "tie_word_embeddings": tied, **more}
+def _config(kind: str, *sizes: int, tied: bool = False, **more: Any) -> dict[str, Any]:
+    """What a plan reads of a config.json; the length of the context is not needed."""
+    return {"model_type": kind, **dict(zip(_SIZES, sizes, strict=True)), "tie_word_embeddings": tied, **more}
 
 
-_LLAMA_8B = (128_256, 4096, 14_336, 32, 32, 8)
-_LLAMA_70B = (128_256, 8192, 28_672, 80, 64, 8)
-_MISTRAL_7B = _model("mistral", 32_000, 4096, 14_336, 32, 32, 8, context=32_768, tied=False, sliding_window=4096)
-_QWEN_7B = _model("qwen2", 152_064, 3584, 18_944, 28, 28, 4, context=32_768, tied=False)
-_QWEN_14B = _model("qwen2", 152_064, 5120, 13_824, 48, 40, 8, context=32_768, tied=False)
-_QWEN_32B = _model("qwen2", 152_064, 5120, 27_648, 64, 40, 8, context=32_768, tied=False)
-_QWEN3_30B = _model("qwen3_moe", 151_936, 2048, 6144, 48, 32, 4, context=40_960, tied=False, head_dim=128)
+_LLAMA_8B = "meta-llama/Meta-Llama-3-8B[|-Instruct] meta-llama/Llama-3.1-8B[|-Instruct] deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+_MISTRAL_7B = "mistralai/Mistral-7B-[|Instruct-]v0.1 mistralai/Mistral-7B-Instruct-v0.2 HuggingFaceH4/zephyr-7b-beta"
+_QWEN3_EXPERTS: dict[str, Any] = {"moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8}
 
-# (name, suffixes of models of the same sizes; "" for the name itself) -> config
-_FAMILIES: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {
-    ("openai-community/gpt2", ("",)): {"model_type": "gpt2"},
-    ("TinyLlama/TinyLlama-1.1B", ("-Chat-v1.0", "-intermediate-step-1431k-3T")): _model(
-        "llama", 32_000, 2048, 5632, 22, 32, 4, context=2048, tied=False
+# Names of models with the same sizes, and their config; `[a|b]` means one name with a and one with b
+_MODELS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("openai-community/gpt2", {"model_type": "gpt2"}),
+    ("TinyLlama/TinyLlama-1.1B-[Chat-v1.0|intermediate-step-1431k-3T]", _config("llama", 32_000, 2048, 5632, 22, 32, 4)),
+    ("HuggingFaceTB/SmolLM2-135M[|-Instruct]", _config("llama", 49_152, 576, 1536, 30, 9, 3, tied=True)),
+    ("HuggingFaceTB/SmolLM2-360M[|-Instruct]", _config("llama", 49_152, 960, 2560, 32, 15, 5, tied=True)),
+    ("HuggingFaceTB/SmolLM2-1.7B[|-Instruct]", _config("llama", 49_152, 2048, 8192, 24, 32, 32, tied=True)),
+    ("meta-llama/Llama-2-7b-[|chat-]hf", _config("llama", 32_000, 4096, 11_008, 32, 32, 32)),
+    ("meta-llama/Llama-2-13b-[|chat-]hf", _config("llama", 32_000, 5120, 13_824, 40, 40, 40)),
+    (_LLAMA_8B, _config("llama", 128_256, 4096, 14_336, 32, 32, 8)),
+    ("meta-llama/Llama-3.1-70B[|-Instruct] meta-llama/Llama-3.3-70B-Instruct", _config("llama", 128_256, 8192, 28_672, 80, 64, 8)),
+    ("meta-llama/Llama-3.2-1B[|-Instruct]", _config("llama", 128_256, 2048, 8192, 16, 32, 8, tied=True)),
+    ("meta-llama/Llama-3.2-3B[|-Instruct]", _config("llama", 128_256, 3072, 8192, 28, 24, 8, tied=True)),
+    (f"{_MISTRAL_7B} alignment-handbook/zephyr-7b-sft-full", _config("mistral", 32_000, 4096, 14_336, 32, 32, 8, sliding_window=4096)),
+    ("mistralai/Mistral-7B-[|Instruct-]v0.3", _config("mistral", 32_768, 4096, 14_336, 32, 32, 8)),
+    ("mistralai/Mistral-Nemo-[Base|Instruct]-2407", _config("mistral", 131_072, 5120, 14_336, 40, 32, 8, head_dim=128)),
+    ("mistralai/Mistral-Small-24B-[Base|Instruct]-2501", _config("mistral", 131_072, 5120, 32_768, 40, 32, 8, head_dim=128)),
+    (
+        "mistralai/Mixtral-8x7B-[|Instruct-]v0.1",
+        _config("mixtral", 32_000, 4096, 14_336, 32, 32, 8, num_local_experts=8, num_experts_per_tok=2),
     ),
-    ("HuggingFaceTB/SmolLM2-135M", ("", "-Instruct")): _model("llama", 49_152, 576, 1536, 30, 9, 3, context=8192, tied=True),
-    ("HuggingFaceTB/SmolLM2-360M", ("", "-Instruct")): _model("llama", 49_152, 960, 2560, 32, 15, 5, context=8192, tied=True),
-    ("HuggingFaceTB/SmolLM2-1.7B", ("", "-Instruct")): _model("llama", 49_152, 2048, 8192, 24, 32, 32, context=8192, tied=True),
-    ("meta-llama/Llama-2-7b", ("-hf", "-chat-hf")): _model("llama", 32_000, 4096, 11_008, 32, 32, 32, context=4096, tied=False),
-    ("meta-llama/Llama-2-13b", ("-hf", "-chat-hf")): _model("llama", 32_000, 5120, 13_824, 40, 40, 40, context=4096, tied=False),
-    ("meta-llama/Meta-Llama-3-8B", ("", "-Instruct")): _model("llama", *_LLAMA_8B, context=8192, tied=False),
-    ("meta-llama/Llama-3.1-8B", ("", "-Instruct")): _model("llama", *_LLAMA_8B, context=131_072, tied=False),
-    ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", ("",)): _model("llama", *_LLAMA_8B, context=131_072, tied=False),
-    ("meta-llama/Llama-3.1-70B", ("", "-Instruct")): _model("llama", *_LLAMA_70B, context=131_072, tied=False),
-    ("meta-llama/Llama-3.3-70B-Instruct", ("",)): _model("llama", *_LLAMA_70B, context=131_072, tied=False),
-    ("meta-llama/Llama-3.2-1B", ("", "-Instruct")): _model("llama", 128_256, 2048, 8192, 16, 32, 8, context=131_072, tied=True),
-    ("meta-llama/Llama-3.2-3B", ("", "-Instruct")): _model("llama", 128_256, 3072, 8192, 28, 24, 8, context=131_072, tied=True),
-    ("mistralai/Mistral-7B", ("-v0.1", "-Instruct-v0.1")): _MISTRAL_7B,
-    ("alignment-handbook/zephyr-7b-sft-full", ("",)): _MISTRAL_7B,
-    ("HuggingFaceH4/zephyr-7b-beta", ("",)): _MISTRAL_7B,
-    ("mistralai/Mistral-7B-Instruct-v0.2", ("",)): {**_MISTRAL_7B, "sliding_window": None},
-    ("mistralai/Mistral-7B", ("-v0.3", "-Instruct-v0.3")): {**_MISTRAL_7B, "vocab_size": 32_768, "sliding_window": None},
-    ("mistralai/Mistral-Nemo", ("-Base-2407", "-Instruct-2407")): _model(
-        "mistral", 131_072, 5120, 14_336, 40, 32, 8, context=131_072, tied=False, head_dim=128, sliding_window=None
-    ),
-    ("mistralai/Mistral-Small-24B", ("-Base-2501", "-Instruct-2501")): _model(
-        "mistral", 131_072, 5120, 32_768, 40, 32, 8, context=32_768, tied=False, head_dim=128, sliding_window=None
-    ),
-    ("mistralai/Mixtral-8x7B", ("-v0.1", "-Instruct-v0.1")): _model(
-        "mixtral", 32_000, 4096, 14_336, 32, 32, 8, context=32_768, tied=False, num_local_experts=8, num_experts_per_tok=2
-    ),
-    ("Qwen/Qwen2.5-0.5B", ("", "-Instruct")): _model("qwen2", 151_936, 896, 4864, 24, 14, 2, context=32_768, tied=True),
-    ("Qwen/Qwen2.5-1.5B", ("", "-Instruct")): _model("qwen2", 151_936, 1536, 8960, 28, 12, 2, context=32_768, tied=True),
-    ("Qwen/Qwen2.5-3B", ("", "-Instruct")): _model("qwen2", 151_936, 2048, 11_008, 36, 16, 2, context=32_768, tied=True),
-    ("Qwen/Qwen2.5-7B", ("", "-Instruct")): _QWEN_7B,
-    ("Qwen/Qwen2.5-Coder-7B", ("", "-Instruct")): _QWEN_7B,
-    ("Qwen/Qwen2.5-14B", ("", "-Instruct")): _QWEN_14B,
-    ("Qwen/Qwen2.5-32B", ("", "-Instruct")): _QWEN_32B,
-    ("Qwen/Qwen2.5-Coder-32B", ("", "-Instruct")): _QWEN_32B,
-    ("Qwen/Qwen2.5-72B", ("", "-Instruct")): _model("qwen2", 152_064, 8192, 29_568, 80, 64, 8, context=32_768, tied=False),
-    ("Qwen/Qwen3-0.6B", ("", "-Base")): _model("qwen3", 151_936, 1024, 3072, 28, 16, 8, context=40_960, tied=True, head_dim=128),
-    ("Qwen/Qwen3-1.7B", ("", "-Base")): _model("qwen3", 151_936, 2048, 6144, 28, 16, 8, context=40_960, tied=True, head_dim=128),
-    ("Qwen/Qwen3-4B", ("", "-Base")): _model("qwen3", 151_936, 2560, 9728, 36, 32, 8, context=40_960, tied=True, head_dim=128),
-    ("Qwen/Qwen3-8B", ("", "-Base")): _model("qwen3", 151_936, 4096, 12_288, 36, 32, 8, context=40_960, tied=False, head_dim=128),
-    ("Qwen/Qwen3-14B", ("", "-Base")): _model("qwen3", 151_936, 5120, 17_408, 40, 40, 8, context=40_960, tied=False, head_dim=128),
-    ("Qwen/Qwen3-32B", ("",)): _model("qwen3", 151_936, 5120, 25_600, 64, 64, 8, context=40_960, tied=False, head_dim=128),
-    ("Qwen/Qwen3-30B-A3B", ("", "-Base")): {**_QWEN3_30B, "moe_intermediate_size": 768, "num_experts": 128, "num_experts_per_tok": 8},
-    ("google/gemma-2b", ("", "-it")): _model("gemma", 256_000, 2048, 16_384, 18, 8, 1, context=8192, tied=True, head_dim=256),
-    ("google/gemma-7b", ("", "-it")): _model("gemma", 256_000, 3072, 24_576, 28, 16, 16, context=8192, tied=True, head_dim=256),
-    ("google/gemma-2-2b", ("", "-it")): _model("gemma2", 256_000, 2304, 9216, 26, 8, 4, context=8192, tied=True, head_dim=256),
-    ("google/gemma-2-9b", ("", "-it")): _model("gemma2", 256_000, 3584, 14_336, 42, 16, 8, context=8192, tied=True, head_dim=256),
-    ("google/gemma-2-27b", ("", "-it")): _model("gemma2", 256_000, 4608, 36_864, 46, 32, 16, context=8192, tied=True, head_dim=128),
-    ("google/gemma-3-1b", ("-pt", "-it")): _model("gemma3_text", 262_144, 1152, 6912, 26, 4, 1, context=32_768, tied=True, head_dim=256),
-    ("microsoft/phi-2", ("",)): _model("phi", 51_200, 2560, 10_240, 32, 32, 32, context=2048, tied=False),
-    ("microsoft/Phi-3-mini-4k-instruct", ("",)): _model("phi3", 32_064, 3072, 8192, 32, 32, 32, context=4096, tied=False),
-    ("microsoft/phi-4", ("",)): _model("phi3", 100_352, 5120, 17_920, 40, 40, 10, context=16_384, tied=False),
-    ("allenai/OLMo-2-1124-7B", ("", "-SFT", "-Instruct")): _model("olmo2", 100_352, 4096, 11_008, 32, 32, 32, context=4096, tied=False),
-    ("allenai/OLMo-2-1124-13B", ("", "-SFT", "-Instruct")): _model("olmo2", 100_352, 5120, 13_824, 40, 40, 40, context=4096, tied=False),
-}
+    ("Qwen/Qwen2.5-0.5B[|-Instruct]", _config("qwen2", 151_936, 896, 4864, 24, 14, 2, tied=True)),
+    ("Qwen/Qwen2.5-1.5B[|-Instruct]", _config("qwen2", 151_936, 1536, 8960, 28, 12, 2, tied=True)),
+    ("Qwen/Qwen2.5-3B[|-Instruct]", _config("qwen2", 151_936, 2048, 11_008, 36, 16, 2, tied=True)),
+    ("Qwen/Qwen2.5-7B[|-Instruct] Qwen/Qwen2.5-Coder-7B[|-Instruct]", _config("qwen2", 152_064, 3584, 18_944, 28, 28, 4)),
+    ("Qwen/Qwen2.5-14B[|-Instruct]", _config("qwen2", 152_064, 5120, 13_824, 48, 40, 8)),
+    ("Qwen/Qwen2.5-32B[|-Instruct] Qwen/Qwen2.5-Coder-32B[|-Instruct]", _config("qwen2", 152_064, 5120, 27_648, 64, 40, 8)),
+    ("Qwen/Qwen2.5-72B[|-Instruct]", _config("qwen2", 152_064, 8192, 29_568, 80, 64, 8)),
+    ("Qwen/Qwen3-0.6B[|-Base]", _config("qwen3", 151_936, 1024, 3072, 28, 16, 8, tied=True, head_dim=128)),
+    ("Qwen/Qwen3-1.7B[|-Base]", _config("qwen3", 151_936, 2048, 6144, 28, 16, 8, tied=True, head_dim=128)),
+    ("Qwen/Qwen3-4B[|-Base]", _config("qwen3", 151_936, 2560, 9728, 36, 32, 8, tied=True, head_dim=128)),
+    ("Qwen/Qwen3-8B[|-Base]", _config("qwen3", 151_936, 4096, 12_288, 36, 32, 8, head_dim=128)),
+    ("Qwen/Qwen3-14B[|-Base]", _config("qwen3", 151_936, 5120, 17_408, 40, 40, 8, head_dim=128)),
+    ("Qwen/Qwen3-32B", _config("qwen3", 151_936, 5120, 25_600, 64, 64, 8, head_dim=128)),
+    ("Qwen/Qwen3-30B-A3B[|-Base]", _config("qwen3_moe", 151_936, 2048, 6144, 48, 32, 4, head_dim=128, **_QWEN3_EXPERTS)),
+    ("google/gemma-2b[|-it]", _config("gemma", 256_000, 2048, 16_384, 18, 8, 1, tied=True, head_dim=256)),
+    ("google/gemma-7b[|-it]", _config("gemma", 256_000, 3072, 24_576, 28, 16, 16, tied=True, head_dim=256)),
+    ("google/gemma-2-2b[|-it]", _config("gemma2", 256_000, 2304, 9216, 26, 8, 4, tied=True, head_dim=256)),
+    ("google/gemma-2-9b[|-it]", _config("gemma2", 256_000, 3584, 14_336, 42, 16, 8, tied=True, head_dim=256)),
+    ("google/gemma-2-27b[|-it]", _config("gemma2", 256_000, 4608, 36_864, 46, 32, 16, tied=True, head_dim=128)),
+    ("google/gemma-3-1b-[pt|it]", _config("gemma3_text", 262_144, 1152, 6912, 26, 4, 1, tied=True, head_dim=256)),
+    ("microsoft/phi-2", _config("phi", 51_200, 2560, 10_240, 32, 32, 32)),
+    ("microsoft/Phi-3-mini-4k-instruct", _config("phi3", 32_064, 3072, 8192, 32, 32, 32)),
+    ("microsoft/phi-4", _config("phi3", 100_352, 5120, 17_920, 40, 40, 10)),
+    ("allenai/OLMo-2-1124-7B[|-SFT|-Instruct]", _config("olmo2", 100_352, 4096, 11_008, 32, 32, 32)),
+    ("allenai/OLMo-2-1124-13B[|-SFT|-Instruct]", _config("olmo2", 100_352, 5120, 13_824, 40, 40, 40)),
+)
 
-KNOWN_SHAPES = {name + ending: shape for (name, endings), shape in _FAMILIES.items() for ending in endings}
 
+def _names(word: str) -> list[str]:
+    start, _, rest = word.partition("[")
+    choices, _, end = rest.partition("]")
+    return [f"{start}{choice}{end}" for choice in choices.split("|")]
+
+
+KNOWN_SHAPES = {name: config for names, config in _MODELS for word in names.split() for name in _names(word)}
 
 _UNITS = {"K": 1e3, "M": 1e6, "B": 1e9}
 _HEAD = 128  # width of an attention head

@@ -141,24 +141,18 @@ def _require_decoder(name: str, config: Any) -> None:
 def _config(model: ModelSection) -> tuple[Any, str]:
     """(config, where it was found)"""
     path = model.path
-    if path.startswith("builtin:"):
-        return _builtin(path), "built in"
-    from sparring.policy.load import load_config, local_path
+    from sparring.policy.load import find_model, load_config, local_path
+    from sparring.policy.tiny import byte_tokenizer, tiny_config
 
+    if path.startswith("builtin:"):
+        find_model(model, seed=0)  # refuses a name that does not exist
+        return tiny_config(len(byte_tokenizer())), "built in"
     local = local_path(path)
     if path.startswith("package:") or (local.suffix == ".gguf" and local.is_file()):
         return _of_gguf(local), "the GGUF file's header"
     if local.is_dir():
         return load_config(local), "config.json in the folder"
     return _of_hub(path, model.revision)
-
-
-def _builtin(path: str) -> Any:
-    from sparring.policy.tiny import byte_tokenizer, tiny_config
-
-    if path != "builtin:tiny":
-        raise UserError(f"no built-in model named {path!r}", where="model.path", remedy="the only one is builtin:tiny")
-    return tiny_config(len(byte_tokenizer()))
 
 
 def _of_gguf(file: Path) -> Any:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from sparring.config import ModelSection
 from sparring.console import log
+from sparring.data.chat import Chat, load_template
 from sparring.errors import UserError, is_installed
 from sparring.policy import adapters
 from sparring.policy.compute import keep_soft_caps
@@ -133,6 +134,15 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     if config is not None or (folder / CONFIG).exists():
         _check_vocabulary(tokenizer, vocabulary, load_config(folder).get_text_config().vocab_size, folder)
     return tokenizer
+
+
+def load_chat(folder: Path, model: ModelSection) -> Chat:
+    """The chat format of the model in `folder`, with the options of `model`. Its tokenizer carries the template, as does every player that
+    is saved with it."""
+    template = load_template(model.chat_template) if model.chat_template else None
+    chat = Chat(load_tokenizer(folder), template, model_facts(folder)[1], model.chat_template_kwargs)
+    chat.tokenizer.chat_template = chat.template
+    return chat
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocabulary: Mapping[str, int], size: int, folder: Path) -> None:

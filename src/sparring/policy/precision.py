@@ -7,10 +7,10 @@ from pathlib import Path
 from sparring.config import OptimSection, Precision, Recipe
 from sparring.console import log
 from sparring.rundir import RunDir
-from sparring.stage_names import START, measure_stage
+from sparring.stage_names import START
 
 # section of the recipe -> the stage that is the first to be computed in its number format
-FIRST_STAGE = {"train": measure_stage(START), "sft": "sft"}
+FIRST_STAGE = {"train": f"{START}/measure", "sft": "sft"}
 
 
 def fast_precision(kind: str) -> Precision:

@@ -17,7 +17,7 @@ from sparring.report.outcome import SAMPLES, Samples, ranking
 from sparring.report.summary import OF_SUMMARY, SUMMARY, facts_of
 from sparring.report.tables import TableRow, rows_of
 from sparring.rundir import DONE, MANIFEST, read_json, read_object
-from sparring.stage_names import METRICS, START, evaluate_stage, iteration_of, recipe_of_game
+from sparring.stage_names import METRICS, START, iteration_of, recipe_of_game
 
 T = TypeVar("T")
 SHOWCASE = "showcase.json"
@@ -40,7 +40,7 @@ class ReportPlayer:
     @property
     def apart(self) -> bool:
         """Whether it is neither the start nor an iteration's player."""
-        return iteration_of(self.row.stage) is None and self.row.stage != evaluate_stage(START)
+        return iteration_of(self.row.stage) is None and self.row.stage != f"{START}/evaluate"
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sparring.report.tables import columns_markup, headroom_markup, how_played, 
 from sparring.report.target_page import ShownPrompt, ShownReply, prompt_counts, target_section
 from sparring.report.untrusted import CUT_AT, shortened
 from sparring.rundir import now, write_text
-from sparring.stage_names import START, benchmark_stage
+from sparring.stage_names import START
 
 MOST_SAMPLES = 2000
 MOST_BYTES = 3_600_000  # of the page's 5 MB
@@ -153,7 +153,7 @@ def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
     """The recipe's benchmarks, with their settings."""
     rows = [player.row for player in run.players]
     if columns := score_columns(rows, of_benchmarks=True):
-        note = paragraph(how_played(run.facts(benchmark_stage(START))), "muted")
+        note = paragraph(how_played(run.facts(f"{START}/benchmarks")), "muted")
         yield PageSection("benchmarks", "Benchmarks", columns_markup("Benchmarks (± standard error)", columns, rows) + note)
 
 

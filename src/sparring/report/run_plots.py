@@ -13,7 +13,7 @@ from sparring.report.page import figure
 from sparring.report.plots import Error, PlottedScore, PlottedSeries, both_sides
 from sparring.report.run_files import ReportPlayer, RunFiles
 from sparring.report.tables import answer_words, samples_of
-from sparring.stage_names import SFT, START, evaluate_stage, iteration_name, iteration_of, title_of
+from sparring.stage_names import SFT, START, iteration_name, iteration_of, title_of
 
 PARTS = {
     "generate": "sampling",
@@ -103,7 +103,7 @@ def _summed(title: str, unit: str, amounts: Sequence[tuple[str, str, float]]) ->
 def _look(stage: str) -> int:
     """Number of the colour and mark of a stage's player, the same in every plot: by number for iterations, fixed for start and controls."""
     t = iteration_of(stage)
-    return START_LOOK if stage in (SFT, evaluate_stage(START)) else CONTROL_LOOK if t is None else t % CONTROL_LOOK
+    return START_LOOK if stage in (SFT, f"{START}/evaluate") else CONTROL_LOOK if t is None else t % CONTROL_LOOK
 
 
 def _short_name(player: ReportPlayer) -> str:

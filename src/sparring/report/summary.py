@@ -10,7 +10,7 @@ from sparring.config import Recipe
 from sparring.report.outcome import ranking
 from sparring.report.tables import Scores, headroom_of, rows_of
 from sparring.rundir import DONE, read_object, replace_link, write_json, write_text
-from sparring.stage_names import METRICS, SFT, START, control_stage, evaluate_stage, is_used, iteration_name, iteration_stage, stage_names
+from sparring.stage_names import METRICS, SFT, START, is_used, iteration_name, iteration_stage, stage_names
 
 SUMMARY = "summary.json"
 OF_SUMMARY = ("start", "iterations", "controls", "best", "stop_reason")
@@ -58,7 +58,7 @@ def publish(
     summary["ranking"] = [] if best is None else ranking(root, rows, best["metric"], recipe.stop.confidence, headroom)
     write_json(root / SUMMARY, summary)
     played = [iteration_stage(t, "train") for t in range(len(iterations))]
-    _join_metrics(root, [SFT, *played, *(control_stage(folder, "train") for folder in folders)])
+    _join_metrics(root, [SFT, *played, *(f"{folder}/train" for folder in folders)])
     if best is not None:
         replace_link(root / "best", iteration_name(best["iteration"]))
     return summary
@@ -91,7 +91,7 @@ def _counts(root: Path, recipe: Recipe, t: int) -> dict[str, int]:
 
 def _held_out_failures(root: Path, owner: str) -> dict[str, int]:
     """How many held-out replies of a player the checker could not grade; nothing if it graded all."""
-    failures = facts_of(root, evaluate_stage(owner)).get("failures")
+    failures = facts_of(root, f"{owner}/evaluate").get("failures")
     return {"held_out_failures": failures} if failures else {}
 
 

@@ -16,7 +16,7 @@ from sparring.config import Recipe
 from sparring.console import fitting, printable
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
-from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
+from sparring.stage_names import HEADROOM, START, iteration_stage, seed_folder, start_title
 
 Scores = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class Column(NamedTuple):
 def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
     """The models of a run in order: start, iterations, control."""
     best = summary["best"]
-    yield TableRow(start_title(summary["start"]["name"]), None, summary["start"]["scores"], evaluate_stage(START))
+    yield TableRow(start_title(summary["start"]["name"]), None, summary["start"]["scores"], f"{START}/evaluate")
     for entry in summary["iterations"]:
         t = entry["iteration"]
         opponent = f"iteration {t - 1}" if t else "start"
@@ -50,7 +50,7 @@ def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
     for entry in summary["controls"]:
         start = entry["from_iteration"]
         opponent = "start" if start is None else f"iteration {start}"
-        yield TableRow(entry["name"], opponent, entry["scores"], evaluate_stage(entry["stage"]))
+        yield TableRow(entry["name"], opponent, entry["scores"], f"{entry['stage']}/evaluate")
 
 
 def entries_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -251,7 +251,7 @@ NAMES = {
 
 def headroom_of(root: Path) -> dict[str, Any] | None:
     """The headroom that the run in `root` measured; None if there is none yet."""
-    file = root / headroom_stage() / HEADROOM
+    file = root / f"{START}/headroom" / HEADROOM
     return read_json(file) if file.exists() else None
 
 
@@ -266,7 +266,7 @@ def headroom_table(found: Mapping[str, Any]) -> tuple[list[Column], list[TableRo
     """Columns for the scores that were measured, and one row."""
     scores = found["scores"]
     columns = [Column(name.format(k=found["k"]), with_error(key, 3)) for key, name in NAMES.items() if scores.get(key)]
-    return columns, [TableRow(START, None, scores, headroom_stage())]
+    return columns, [TableRow(START, None, scores, f"{START}/headroom")]
 
 
 def print_headroom(found: Mapping[str, Any], console: Console, title: str = TITLE) -> None:

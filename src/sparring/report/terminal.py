@@ -30,7 +30,7 @@ from sparring.report.tables import (
     rows_of,
     score_tables,
 )
-from sparring.stage_names import START, benchmark_stage
+from sparring.stage_names import START
 
 
 def print_summary(summary: Mapping[str, Any], root: Path, console: Console) -> None:
@@ -67,4 +67,4 @@ def _print_target(summary: Mapping[str, Any], console: Console) -> None:
 def _print_benchmarks(rows: list[TableRow], root: Path, console: Console) -> None:
     named = {row.model: {name: score for name, score in row.scores.items() if "/" in name} for row in rows}
     if any(named.values()):
-        print_benchmarks(named, facts_of(root, benchmark_stage(START)), console)
+        print_benchmarks(named, facts_of(root, f"{START}/benchmarks"), console)

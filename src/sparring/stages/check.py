@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from sparring.checkers.grades import Checker, ask, has_answer, require_few_failures
 from sparring.checkers.make import TRIED
-from sparring.config import ENGINES, Recipe, defaults_with_grades, unused_sections
+from sparring.config import ENGINES, Recipe, defaults_with_grades, require_shardable, unused_sections
 from sparring.console import log
 from sparring.data.chat import load_template
 from sparring.data.records import Example
@@ -22,7 +22,7 @@ from sparring.policy.load import load_config, model_facts, model_shape
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import RunContext
 from sparring.stages.results import showcase_turns
-from sparring.training.masters import require_shardable, require_trainable
+from sparring.training.masters import require_trainable
 
 LONG_SHARE = 0.95
 
@@ -32,8 +32,8 @@ def check(context: RunContext) -> None:
     recipe = context.recipe
     _check_alone(recipe)
     with held_out_checker(recipe) as checker:
-        for name, section in (("train", recipe.train), ("sft", recipe.sft)):
-            if section and section.lora:
+        for name, section in recipe.trained.items():
+            if section.lora:
                 new_adapter(model_shape(context.base.folder), section.lora, 0, where=f"{name}.lora.targets")
         _log_unsharded_stages(context)
         _check_tokens(context)
@@ -42,7 +42,7 @@ def check(context: RunContext) -> None:
         check_answers(recipe, context.held_out, checker)
         _check_prompts(context, checker)
         _check_own(context, checker)
-    for trained in filter(None, (recipe.train, recipe.sft)):
+    for trained in recipe.trained.values():
         context.with_budget(trained)  # from the memory that is free before anything is loaded
 
 
@@ -105,11 +105,10 @@ def _check_alone(recipe: Recipe) -> None:
         require_harness(recipe.evaluate.benchmarks)
     _announce_unused(recipe)
     check_launcher(recipe.launcher)
-    for name, section in (("train", recipe.train), ("sft", recipe.sft)):
-        if section:
-            require_trainable(section, name)
-            if with_config(recipe.launcher).shards:
-                require_shardable(section, name)
+    for name, section in recipe.trained.items():
+        require_trainable(section, name)
+        if with_config(recipe.launcher).shards:
+            require_shardable(section, name)
     if recipe.model.chat_template:
         load_template(recipe.model.chat_template)
 

@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 
 from sparring.config import DataSection, OptimSection, Recipe
 from sparring.console import log
-from sparring.data.chat import Chat, load_template
+from sparring.data.chat import Chat
 from sparring.data.prepare import PROMPTS, prepare, read_examples, write_examples
 from sparring.errors import UserError
 from sparring.launch import parallel_of, ranks_here
 from sparring.policy.compute import free_memory, make_accelerator, token_budget
 from sparring.policy.footprint import Parallel
-from sparring.policy.load import ModelSource, find_model, load_tokenizer, model_facts, model_shape
+from sparring.policy.load import ModelSource, find_model, load_chat, model_shape
 from sparring.policy.player import Player
 from sparring.policy.ranks import from_main, rank_count
 from sparring.policy.strategies import accelerator_of_rank, is_sharded
@@ -80,7 +80,7 @@ class RunContext(StageRunner):
         """The model that the recipe names, as a folder of safetensors; a GGUF file or a built-in is written out once."""
         source = find_model(self.recipe.model, self.recipe.seed)
         if source.folder is not None:
-            adapts = any(section and section.lora for section in (self.recipe.sft, self.recipe.train))
+            adapts = any(section.lora for section in self.recipe.trained.values())
             return Player(START, _linked(source.folder, self.run.root) if adapts else source.folder, source.fingerprint)
 
         return Player.of_stage(self.run_stage("base", partial(_make_base, model=source)))
@@ -88,11 +88,7 @@ class RunContext(StageRunner):
     @cached_property
     def chat(self) -> Chat:
         """The base model's tokenizer, with the recipe's chat template if it names one."""
-        template = self.recipe.model.chat_template
-        _, eos = model_facts(self.base.folder)
-        own = load_template(template) if template else None
-        chat = Chat(load_tokenizer(self.base.folder), own, eos, self.recipe.model.chat_template_kwargs)
-        chat.tokenizer.chat_template = chat.template  # so that every saved player carries the template it was trained under
+        chat = load_chat(self.base.folder, self.recipe.model)
         for notice in chat.notices:
             log.info(f"chat: {notice}")
         return chat

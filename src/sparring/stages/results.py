@@ -19,7 +19,7 @@ from sparring.opponent.engines import Sampler, answer
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
-from sparring.stage_names import SCORES, benchmark_stage, evaluate_stage, measure_stage
+from sparring.stage_names import SCORES
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import Common, RunContext
 from sparring.stages.run_stage import Examples, Replying, Scoring
@@ -39,7 +39,7 @@ def evaluate(context: RunContext, player: Player, opponent: Player | None, sampl
 
 def measure(context: RunContext, player: Player, opponent: Player | None, sampling_round: int) -> StageRecord:
     """The first stage of an evaluation: everything that needs the player's weights."""
-    recipe, evaluate, name = context.recipe, context.recipe.evaluate, measure_stage(player.owner)
+    recipe, evaluate, name = context.recipe, context.recipe.evaluate, f"{player.owner}/measure"
     work = partial(
         _measure,
         context.common(name),
@@ -95,7 +95,7 @@ class Showcase:
 
 
 def _evaluated(context: RunContext, player: Player, measured: StageRecord) -> StageRecord:
-    recipe, name = context.recipe, evaluate_stage(player.owner)
+    recipe, name = context.recipe, f"{player.owner}/evaluate"
     if context.is_rank:
         return context.computed(name)
     with held_out_checker(recipe) as checker:
@@ -135,10 +135,10 @@ def _benchmarked(context: RunContext, player: Player) -> StageRecord | None:
     if section is None:
         return None
     if context.is_rank:
-        return context.computed(benchmark_stage(player.owner))
+        return context.computed(f"{player.owner}/benchmarks")
     chat, scoring = context.chat if section.chat_template else None, Scoring.of(context.recipe.train)
     work = partial(_run_benchmarks, benchmarks=section, model=player, scoring=scoring, chat=chat)
-    return context.run_stage(benchmark_stage(player.owner), work)
+    return context.run_stage(f"{player.owner}/benchmarks", work)
 
 
 def _run_benchmarks(stage: Path, *, benchmarks: BenchmarksSection, model: Player, scoring: Scoring, chat: Chat | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from sparring.config import ControlSection, Recipe
 from sparring.report.summary import facts_of
 from sparring.rundir import DONE, PARTIAL, RunDir, digest, read_json
-from sparring.stage_names import METRICS, SCORES, SFT, START, control_stage, evaluate_stage, iteration_name, iteration_of, iteration_stage
+from sparring.stage_names import METRICS, SCORES, SFT, START, iteration_name, iteration_of, iteration_stage
 
 GAME = "game"
 NOT_NUMBERS = ("step", "stage")
@@ -55,7 +55,7 @@ def series_of(recipe: Recipe) -> list[Series]:
 
 
 def _series_of_control(section: ControlSection) -> Series:
-    trained = Round(control_stage(section.folder, "train"), section.folder)
+    trained = Round(f"{section.folder}/train", section.folder)
     return Series(section.folder, [trained], section.start, "dpo" if section.kind == "dpo" else "sft")
 
 
@@ -68,7 +68,7 @@ def points(root: Path, series: Series, after: int) -> Iterator[Point]:
         for place, line in enumerate(rows[:-1]):
             if before + place + 1 > after:
                 yield Point(before + place + 1, {**_numbers(json.loads(line), series.objective), **(first if place == 0 else {})})
-        scores = root / evaluate_stage(owner) / SCORES
+        scores = root / f"{owner}/evaluate" / SCORES
         if not scores.exists() or (train is not None and not (root / train / DONE).exists()):
             return
         before += len(rows)

@@ -37,19 +37,6 @@ def _require_bitsandbytes(what: str, where: str) -> None:
         raise UserError(f"{what} needs the package bitsandbytes", where=where, remedy="pip install 'sparring[8bit]'")
 
 
-def require_shardable(settings: OptimSection, where: str) -> None:
-    """Raise UserError for options that do not work with sharding: 4-bit bases, and optimizer states of another shape than the weights."""
-    replicas = "launcher.strategy: ddp, where every rank holds the whole model"
-    if settings.four_bit:
-        raise UserError("4bit does not work if the launcher shards the model", where=f"{where}.lora.quantize", remedy=f"use {replicas}")
-    if settings.optimizer == "adafactor" or settings.optimizer in EIGHT_BIT:
-        raise UserError(
-            f"{settings.optimizer} does not work if the launcher shards the model",
-            where=f"{where}.optimizer",
-            remedy=f"use rmsprop or adamw, whose states can be sharded, or {replicas}",
-        )
-
-
 def make_optimizer(model: torch.nn.Module, settings: OptimSection) -> torch.optim.Optimizer:
     """The recipe's optimizer over float32 weights; weight decay on matrices only, not on norms and biases."""
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]

@@ -27,7 +27,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from sparring.config import OptimSection
+from sparring.config import OptimSection, require_shardable
 from sparring.console import log
 from sparring.policy import strategies
 from sparring.policy.adapters import is_adapter
@@ -37,7 +37,7 @@ from sparring.policy.load import load_model
 from sparring.policy.ranks import is_main, rank_count, sum_over_ranks
 from sparring.policy.score import Scorer, score_trees
 from sparring.training.checkpoint import flat_state, read_optimizer, restore_optimizer
-from sparring.training.masters import AdapterWeights, TrainableWeights, make_optimizer, require_shardable, trainable_weights
+from sparring.training.masters import AdapterWeights, TrainableWeights, make_optimizer, trainable_weights
 
 PRECISION = {
     "bf16": "float32 masters, passes in bfloat16, gradients summed over the ranks in float32",

@@ -17,6 +17,7 @@ from sparring.config.option_types import (
     Texts,
     at_iteration,
 )
+from sparring.errors import UserError
 
 Optimizer = Literal["rmsprop", "adamw", "adafactor", "rmsprop8bit", "adamw8bit"]
 Precision = Literal["bf16", "fp32"]
@@ -95,6 +96,11 @@ class OptimSection(Section):
         return self.lora is not None and self.lora.four_bit
 
     @property
+    def can_be_sharded(self) -> bool:
+        """Whether a launcher can shard the training: not with a 4-bit base, or optimizer states of another shape than the weights."""
+        return not self.four_bit and self.optimizer in ("rmsprop", "adamw")
+
+    @property
     def forward_passes(self) -> int:
         """Cost of training on a token in forward passes of 2 N floating-point operations: 1 forward plus 2 backward, or 1 if frozen."""
         return 2 if self.lora else 3
@@ -140,3 +146,12 @@ class SftSection(OptimSection):
     lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
     epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
     optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")
+
+
+def require_shardable(settings: OptimSection, section: str) -> None:
+    """Raise UserError for options that do not work with sharding; `section`: the key of the settings."""
+    if settings.can_be_sharded:
+        return
+    option, value = ("lora.quantize", "4bit") if settings.four_bit else ("optimizer", settings.optimizer)
+    remedy = "use rmsprop or adamw without quantize, or launcher.strategy: ddp, where every rank holds the whole model"
+    raise UserError(f"{value} does not work if the launcher shards the model", where=f"{section}.{option}", remedy=remedy)
