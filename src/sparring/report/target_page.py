@@ -16,7 +16,7 @@ from sparring.report.page import PageSection, figure, figures, paragraph, render
 from sparring.report.plots import PlottedScore, both_sides
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, columns_markup, outcome_columns, outcome_rows, rate_columns
+from sparring.report.tables import RATES, outcome_rows, table_markup, target_tables
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -111,12 +111,10 @@ def target_section(run: RunFiles) -> Iterator[PageSection]:
     """The section on winners and losers; none for a game in which the human reply always wins."""
     if not run.recipe.target.uses_grades:
         return
-    rows = list(outcome_rows(run.summary))
     parts = [
         paragraph(" ".join(rule_of(run.recipe))),
         *(paragraph(line) for line in _notes(run)),
-        columns_markup(OUTCOMES_TITLE, outcome_columns(rows), rows, first="iteration"),
-        columns_markup(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows, first="iteration"),
+        *map(table_markup, target_tables(run.summary)),
         paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),
         _examples(run),
