@@ -13,7 +13,7 @@ from sparring.comparison.pairing import how_asked
 from sparring.comparison.statistics import Paired, holm
 from sparring.config import recipe_of_run
 from sparring.cost import Cost
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words
 from sparring.stage_names import START, seed_folder
@@ -250,10 +250,8 @@ def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
         what = f"{name} is measured against each player's own opponent, so it cannot be compared between players"
         return UserError(what, where="--metric", remedy=f"compare {', '.join(DEFAULT_METRICS)}")
     there = list(dict.fromkeys([*METRICS, *further]))
-    guess = nearest(name, there)
-    known = f"did you mean {guess}?" if guess else f"there are {', '.join(there)}"
     what = f"no player has results of a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"
-    return UserError(what, where="--metric", remedy=known)
+    return UserError(what, where="--metric", remedy=suggestion(name, there, f"there are {', '.join(there)}"))
 
 
 def _row(arm: RunPlayer, reference: RunPlayer, metrics: Sequence[str], seed: int) -> ComparisonRow:

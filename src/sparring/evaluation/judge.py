@@ -13,7 +13,7 @@ from typing import Any
 from sparring.config import ENGINES, ServerSection
 from sparring.console import log
 from sparring.data.turns import without_surrogates
-from sparring.errors import UserError, is_installed
+from sparring.errors import require_package
 from sparring.evaluation.judge_prompts import AGAIN, ChatMessages
 from sparring.progress import progress
 from sparring.rundir import digest
@@ -63,11 +63,8 @@ class Judge:
     def __init__(self, section: ServerSection) -> None:
         """Raises UserError if the key or the HTTP package is missing."""
         assert section.model is not None
-        asking = ENGINES["server"]
-        assert asking.package is not None
-        if not is_installed(asking.package):
-            what = f"a judge needs the package {asking.package}, which is not installed"
-            raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
+        package = str(ENGINES["server"].package)
+        require_package(package, f"a judge needs the package {package}, which", OPTION, "server")
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
         self.section = section

@@ -6,7 +6,7 @@ are branches of one tree here, so that a prompt of 25 shots is computed once and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -48,17 +48,12 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         with progress("benchmarks: answers scored", len(requests), "answers") as shown:
             for group in micro_batches(range(len(trees)), shapes.__getitem__, self.batch_tokens, self._scorer.row_layout):
                 logps, greedy = self._scorer.with_greedy(self._scorer.collate([layouts[index] for index in group]))
-                found = dict(self._pairs([trees[index][1] for index in group], logps.tolist(), greedy.tolist()))
-                for index, answer in found.items():
-                    self._keep(requests[index], answer)
-                answers |= found
-                shown.advance(len(found))
+                for tree, row, likeliest in zip(group, logps.tolist(), greedy.tolist(), strict=True):
+                    for column, index in enumerate(trees[tree][1]):
+                        answers[index] = row[column], likeliest[column]
+                        self._keep(requests[index], answers[index])
+                        shown.advance()
         return [answers[index] for index in range(len(requests))]
-
-    @staticmethod
-    def _pairs(places: Sequence[list[int]], logps: list[list[float]], greedy: list[list[bool]]) -> Iterator[tuple[int, ScoredContinuation]]:
-        for indices, row, likeliest in zip(places, logps, greedy, strict=True):
-            yield from ((index, (row[column], likeliest[column])) for column, index in enumerate(indices))
 
     def _keep(self, request: Request, answer: ScoredContinuation) -> None:
         if request[0] is not None:  # parts of a longer text are kept by the harness itself, as one
