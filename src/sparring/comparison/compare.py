@@ -237,12 +237,10 @@ def _others_with(name: str, arms: Sequence[RunPlayer], reference: RunPlayer) -> 
 
 
 def _metric(name: str, reference: RunPlayer) -> Metric:
-    asked = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None
-    if reference.run.seeds is not None:
-        return Metric(name, reference.higher_is_better(name), "seeds", len(reference.arms), asked)
-    values = reference.arms[0].values(name)
+    asked, values = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None, reference.values(name)
     assert values is not None
-    return Metric(name, reference.higher_is_better(name), "samples" if asked else "held-out rows", len(values.top_N), asked)
+    unit = "seeds" if reference.run.seeds is not None else "samples" if asked else "held-out rows"
+    return Metric(name, reference.higher_is_better(name), unit, len(values.top_N), asked)
 
 
 def _unknown_metric(name: str, further: Sequence[str]) -> UserError:

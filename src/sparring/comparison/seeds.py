@@ -68,10 +68,10 @@ def _scores(arm: RunPlayer, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _spread(arm: RunPlayer, metric: str) -> dict[str, Any] | None:
-    score = arm.score(metric)
-    if score is None:
+    score, found = arm.score(metric), arm.values(metric)
+    if score is None or found is None:
         return None
-    values = arm.by_seed(metric)
+    values = found.top_N.tolist()
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": score["value"], "stderr": score["stderr"], "standard_deviation": deviation, "values": values}
 

@@ -11,8 +11,7 @@ from rich.text import Text
 
 from sparring.checkers.grades import MOST_FAILURES
 from sparring.console import printable
-from sparring.evaluation.answers import MAJ_AT, PASS_AT
-from sparring.evaluation.metrics import Score
+from sparring.evaluation.metrics import MAJ_AT, PASS_AT, Score
 from sparring.files import require_folder_of
 from sparring.grading.batches import ReplyBatch
 from sparring.grading.grade import GradeAgreement, GradeExample, GradingOutcome, as_json, grade_run
