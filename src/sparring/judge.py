@@ -17,7 +17,7 @@ from sparring.console import log, log_file
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
 from sparring.evaluation.judge_prompts import VERSION, Question, read_questions
-from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
+from sparring.evaluation.mt_bench import ANSWERS, answer_questions, compare, grade, read_answers
 from sparring.opponent.engines import Sampler
 from sparring.players import LOG, EvaluatedPlayer, Results, default_out, is_run, remade_stage, resolve_models, slug
 from sparring.policy.load import model_facts
@@ -69,6 +69,7 @@ def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], 
     settings = player.recipe.sampler.with_sampling(max_new_tokens=options.max_new_tokens, top_p=1.0)
     inputs = {
         "questions": _content(questions),
+        "file": ANSWERS,  # earlier versions wrote several
         "model": player.hash,
         "chat": player.chat.template,
         "dtype": settings.dtype,
@@ -95,14 +96,13 @@ def _judged(
     answers: dict[EvaluatedPlayer, StageRecord],
     other: EvaluatedPlayer | None,
 ) -> StageRecord:
-    ours = read_answers(answers[player].path, questions)
+    ours = read_answers(answers[player].path)
 
     def work(stage: Path) -> dict[str, Any]:
         if other is None:
             scores, facts = grade(stage, judging, questions, ours, earlier)
         else:
-            theirs = read_answers(answers[other].path, questions)
-            scores, facts = compare(stage, judging, questions, ours, theirs, earlier)
+            scores, facts = compare(stage, judging, questions, ours, read_answers(answers[other].path), earlier)
         write_json(stage / SCORES, scores)
         return facts
 
