@@ -246,8 +246,10 @@ def _part(found: TextTable, start: int, end: int | None) -> TextTable:
 
 def _rendered(found: TextTable, console: Console) -> Table:
     table = Table(title=Text(fitting(found.title, console)), title_justify="left")
-    for number, header in enumerate(found.headers):
-        table.add_column(Text(fitting(header, console)), justify="right" if number else "left", no_wrap=True)
+    first, *others = (Text(fitting(header, console)) for header in found.headers)
+    table.add_column(first, overflow="fold")
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
     for number, (name, *cells) in enumerate(found.rows):
         shown = [f"{name} *" if number == found.best else name, *cells]
         table.add_row(*(Text(fitting(cell, console)) for cell in shown))
