@@ -66,21 +66,9 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
             by_context.setdefault(self._cut(context, continuation), []).append(index)
         trees = []
         for prompt, indices in by_context.items():
-            for part in self._parts(len(prompt), indices, requests):
+            for part in micro_batches(indices, lambda index: (1, len(requests[index][2]) - 1), self.batch_tokens - len(prompt), "tree"):
                 trees.append((Branches(prompt, tuple(tuple(requests[index][2]) for index in part)), part))
         return trees
-
-    def _parts(self, context: int, indices: list[int], requests: list[Request]) -> Iterator[list[int]]:
-        part: list[int] = []
-        tokens = context
-        for index in indices:
-            added = len(requests[index][2]) - 1
-            if part and tokens + added > self.batch_tokens:
-                yield part
-                part, tokens = [], context
-            part.append(index)
-            tokens += added
-        yield part
 
     def _cut(self, context: list[int], continuation: list[int]) -> TokenIds:
         """The context as far as it fits, cut from the left as the harness cuts it. The last token of a continuation is never fed."""
