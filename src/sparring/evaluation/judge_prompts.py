@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from sparring.config import DataSection
-from sparring.data.arrow import hub_dataset
 from sparring.data.shapes import BadRows
-from sparring.data.sources import local_files, open_table
+from sparring.data.sources import open_table
 from sparring.data.turns import without_surrogates
 from sparring.errors import UserError
 
@@ -42,32 +41,24 @@ def read_questions(path: str, references: str | None = None, limit: int | None =
     """All questions, or the first `limit` of every category. Raises UserError with the first row that is not a question."""
     answers = {} if references is None else _references(references)
     found = [_question(row, where, answers) for where, row in _rows(path, OPTION)]
-    kept: list[Question] = []
-    if not found:
-        raise UserError("holds no question", where=f"{OPTION} {path}")
     doubled, count = Counter(question.id for question in found).most_common(1)[0]
     if count > 1:
         raise UserError(f"two questions have the id {doubled!r}", where=f"{OPTION} {path}")
     if answers and answers.keys().isdisjoint(question.id for question in found):
         raise UserError(f"none of its {len(answers)} ids is the id of a question", where=f"{REFERENCES_OPTION} {references}")
-    seen: Counter[str] = Counter()
+    by_category: dict[str, list[Question]] = {}
     for question in found:
-        seen[question.category] += 1
-        if limit is None or seen[question.category] <= limit:
-            kept.append(question)
-    return kept
+        by_category.setdefault(question.category, []).append(question)
+    kept = {question.id for own in by_category.values() for question in own[:limit]}
+    return [question for question in found if question.id in kept]
 
 
 def _rows(path: str, option: str) -> list[tuple[str, Mapping[str, Any]]]:
     try:
-        section = DataSection(path=path)
-        if local_files(section) is not None:
-            table = open_table(section, 0, BadRows())
-            return list(table.read(table.columns))
-        dataset, source = hub_dataset(section)
+        table = open_table(DataSection(path=path), 0, BadRows())
+        return list(table.read(table.columns))
     except UserError as error:
         raise UserError(error.what, where=f"{option} {path}", remedy="give a .jsonl file in FastChat's shape, or a Hub id") from error
-    return [(f"{source}, row {number}", row) for number, row in enumerate(dataset, 1)]
 
 
 def _question(row: Mapping[str, Any], where: str, answers: Mapping[str, Sequence[str]]) -> Question:
