@@ -17,6 +17,7 @@ from sparring.console import fitting, printable
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, START, evaluate_stage, headroom_stage, iteration_stage, seed_folder, start_title
+from sparring.targets.select import OUTCOMES
 
 Scores = Mapping[str, Any]
 
@@ -100,9 +101,12 @@ def _accuracy(row: TableRow) -> str:
     return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
-# Counts of a game with a verified or majority target: the outcome of the prompts, and the pairs
-OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
-RATES = ("pass_rate", "vote_share", "distinct_answers")
+# rate of a game with a verified or majority target -> what it is
+RATES = {
+    "pass_rate": "Share of the replies to training prompts that the checker passes.",
+    "vote_share": "Share of the replies to a training prompt that give its leading answer.",
+    "distinct_answers": "Different answers to a training prompt. Their number falls as the model improves; one answer leaves no choice.",
+}
 FAILURES = "checker_failures"
 # header -> that of a terminal which is too narrow for the whole table
 SHORT = {
@@ -175,11 +179,12 @@ def target_tables(summary: Mapping[str, Any]) -> list[TextTable]:
     """The outcomes, with the checker's failures if there are any, and the rates that any iteration has."""
     rows = list(outcome_rows(summary))
     failed = any(row.scores.get(FAILURES, {"value": 0})["value"] for row in rows)
+    counts = ("prompts", *OUTCOMES, "winners", "pairs", *([FAILURES] if failed else []))
     rates = [name for name in RATES if any(name in row.scores for row in rows)]
     return [
         models_table(title, [Column(name.replace("_", " "), with_error(name, digits)) for name in names], rows, "iteration")
         for title, names, digits in (
-            ("Winners: outcome of every prompt in the window", (*OUTCOMES, *([FAILURES] if failed else [])), 0),
+            ("Winners: outcome of every prompt in the window", counts, 0),
             ("Graded: each opponent's replies to the training prompts (± standard error)", rates, 3),
         )
     ]

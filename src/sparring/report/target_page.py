@@ -100,13 +100,6 @@ def _facts(row: Mapping[str, Any] | None, is_complete: bool) -> str:
     return " · ".join([score, answer, shortened(row["reason"], CUT_AT), *([] if is_complete else ["cut at the limit"])])
 
 
-RATE_CAPTIONS = {
-    "pass_rate": "Share of the replies to training prompts that the checker passes.",
-    "vote_share": "Share of the replies to a training prompt that give its leading answer.",
-    "distinct_answers": "Different answers to a training prompt. Their number falls as the model improves; one answer leaves no choice.",
-}
-
-
 def target_section(run: RunFiles) -> Iterator[PageSection]:
     """The section on winners and losers; none for a game in which the human reply always wins."""
     if not run.recipe.target.uses_grades:
@@ -157,9 +150,9 @@ def _examples(run: RunFiles) -> Markup:
 def target_figures(run: RunFiles) -> Iterator[Markup]:
     """One plot per rate: its value in every iteration, with the standard error over prompts."""
     rows = list(outcome_rows(run.summary))
-    for name in RATES:
+    for name, caption in RATES.items():
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
         if found:
             words = name.replace("_", " ")
             values = [PlottedScore(model, rate["value"], both_sides(rate["stderr"])) for model, rate in found]
-            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), RATE_CAPTIONS[name])
+            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), caption)
