@@ -19,9 +19,10 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Grading, write_scores
+from sparring.evaluation.evaluate import GRADES, Grading, write_scores
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
+from sparring.stage_names import ITEMS, SAMPLES, SCORES
 from sparring.stages.check import check_answers
 from sparring.stages.checking import held_out_checker
 

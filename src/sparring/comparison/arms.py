@@ -29,10 +29,9 @@ from sparring.evaluation.metrics import SAMPLED, Score, all_metrics, higher_is_b
 from sparring.locks import holder
 from sparring.report.summary import read_summary
 from sparring.rundir import RunDir
-from sparring.stage_names import SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
+from sparring.stage_names import ITEMS, SFT, START, evaluate_stage, owner_of, player_name, seed_folder, start_title, title_of_player
 
 P = TypeVar("P")
-ITEMS = "items.parquet"
 # metric -> numerator and denominator: a sum over rows divided by another
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent

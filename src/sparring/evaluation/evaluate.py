@@ -25,9 +25,9 @@ from sparring.evaluation.metrics import (
     ratio_score,
 )
 from sparring.rundir import write_json
-from sparring.stage_names import SCORES
+from sparring.stage_names import ITEMS, SAMPLES, SCORES
 
-ITEMS, SAMPLES, GRADES = "items.parquet", "samples.parquet", "grades.parquet"
+GRADES = "grades.parquet"
 IN_SAMPLES = ("duel_margin", "exact_match", "exact_match_greedy")  # where they are measured
 
 
