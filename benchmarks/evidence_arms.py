@@ -14,13 +14,13 @@ from sparring.data.chat import Chat
 from sparring.data.prepare import read_examples
 from sparring.data.records import Conversation, Duel, Example, Message
 from sparring.data.tables import read_rows as read_table_rows
-from sparring.evaluation.evaluate import ITEMS, Evaluator, Grading
+from sparring.evaluation.evaluate import Grading, write_scores
 from sparring.evaluation.measure import Measurer, read_measured
 from sparring.opponent.engines import make_engine
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.players import Players
 from sparring.policy.compute import release_memory
-from sparring.stage_names import recipe_of_game
+from sparring.stage_names import ITEMS, recipe_of_game
 from sparring.stages.checking import held_out_checker
 from sparring.training.fit import fit
 from sparring.training.opponent_pass import read_logps, score_duels
@@ -61,8 +61,8 @@ class Scoring:
             score = partial(score_player, settings=recipe.train)
             Measurer(settings, self.chat, examples, score, seed=recipe.seed, **shape).measure(target, model, None, ROUND, name)
             with held_out_checker(recipe) as checker:
-                evaluator = Evaluator(self.chat, examples, Grading.of(recipe, checker), recipe.stop.confidence)
-                evaluator.evaluate(target, read_measured(target))
+                grading = Grading.of(recipe, checker)
+                write_scores(target, read_measured(target), self.chat, examples, grading, recipe.stop.confidence)
         return target
 
     def read_rows(self, file: Path, count: int) -> list[Example]:

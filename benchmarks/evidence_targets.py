@@ -21,9 +21,8 @@ import sparring
 from sparring.config import load_recipe
 from sparring.cost import control_cost, iterations_cost
 from sparring.data.tables import read_rows
-from sparring.evaluation.evaluate import ITEMS
 from sparring.rundir import RunDir, read_json
-from sparring.stage_names import SCORES, START, iteration_name
+from sparring.stage_names import ITEMS, SCORES, START, iteration_name
 
 COOL = 0.7
 OF_START = ("base", "sft", "start")  # shared by arms with prompts and without: only the data stage differs

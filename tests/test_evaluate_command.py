@@ -177,16 +177,16 @@ def test_judges_players(copy: Game, server: JudgeServer) -> None:
     assert "Grades from 1 to 10, by judge" in result.out and "7.000" in result.out
     assert "start: 6 judgments, 0 of them unreadable" in result.out and len(server.bodies) == 12
     [folder] = (copy.root / "evaluations" / "start").glob("questions-*")
-    first = read(folder / "answers" / "turn-1-math.json")
-    assert set(first) == {"2", "3"} and f"iteration {best}: 6 judgments" in result.out
+    first = read(folder / "answers" / "answers.json")
+    assert {id: len(turns) for id, turns in first.items()} == {"1": 2, "2": 2, "3": 2} and f"iteration {best}: 6 judgments" in result.out
     texts = [body["messages"][-1]["content"] for body in server.bodies]
-    assert any(first["2"] in text and "second user turn" in text for text in texts)
+    assert any(first["2"][0] in text and "second user turn" in text for text in texts)
     assert len((folder / "grades-judge" / "judgments.jsonl").read_text().splitlines()) == 6
     assert judge(copy, server).out == result.out and len(server.bodies) == 12
     server.models["other"] = None
-    written = (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns
+    written = (folder / "answers" / "answers.json").stat().st_mtime_ns
     assert judge(copy, server, "--judge-model", "other", "--player", "start").code == 0
-    assert len(server.bodies) == 18 and (folder / "answers" / "turn-1-math.json").stat().st_mtime_ns == written
+    assert len(server.bodies) == 18 and (folder / "answers" / "answers.json").stat().st_mtime_ns == written
 
 
 def test_compares_players(copy: Game, server: JudgeServer) -> None:
@@ -211,8 +211,7 @@ def test_models_of_one_name_have_their_own_answers(copy: Game, server: JudgeServ
     for folder, model in zip(folders, (mine, theirs), strict=True):
         assert judge(copy, server, "--out", str(copy.folder / "alone" / folder.name), target=model).code == 2  # a tie is no grade
         (answers,) = (copy.folder / "alone" / folder.name).glob("*/questions-*/answers")
-        for file in answers.glob("turn-*.json"):
-            assert read(file) == read(folder / answers.parent.name / "answers" / file.name)
+        assert read(answers / "answers.json") == read(folder / answers.parent.name / "answers" / "answers.json")
     same = judge(copy, server, "--against", mine, target=mine)
     assert same.code == 2 and "has the same weights as the model that it would be compared with" in same.err
 

@@ -168,7 +168,7 @@ def test_names_are_the_recipes(copy: Game, recorder: Recorder) -> None:
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb", "mlflow"])
 def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "is_installed", lambda package: False)
+    monkeypatch.setattr("sparring.errors.is_installed", lambda package: False)
     with pytest.raises(UserError, match=rf"track: {name} is not installed\n  -> pip install 'sparring\[{name}\]'"):
         require_trackers(load_recipe({"run_dir": "r", "model": {"path": "m"}, "data": {"path": "d"}, "track": name}).track)
 

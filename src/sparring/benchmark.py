@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import starmap
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from sparring.evaluation.harness import HarnessModel, benchmark_inputs, require_
 from sparring.players import LOG, EvaluatedPlayer, Results, default_out, remade_stage, resolve_models, slug
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.load import DTYPES
-from sparring.report.tables import print_benchmarks
+from sparring.report.tables import TableRow, print_benchmarks
 from sparring.rundir import RunDir, StageRecord, write_json
 
 DEFAULT_SEED = BenchmarksSection.model_fields["seed"].default
@@ -59,5 +60,5 @@ def _stage(run: RunDir, name: str, section: BenchmarksSection, player: Evaluated
 
 def print_evaluated(found: Results, console: Console) -> None:
     """Print the scores of all benchmarks and the folder that holds them."""
-    print_benchmarks(found.scores, next(iter(found.facts.values())), console)
+    print_benchmarks(list(starmap(TableRow, found.scores.items())), next(iter(found.facts.values())), console)
     console.print(Text(f"Scores, samples and settings: {found.folder}"))

@@ -82,6 +82,12 @@ def first_line(error: BaseException) -> str:
     return (f"{first} {more[0].strip()}" if first.endswith(":") and more else first)[:300]
 
 
+def require_package(package: str, what: str, where: str, extra: str, otherwise: str = "") -> None:
+    """Raise UserError if Python cannot import the package. what: the beginning of the message; extra: of sparring, which installs it."""
+    if not is_installed(package):
+        raise UserError(f"{what} is not installed", where=where, remedy=f"pip install 'sparring[{extra}]'{otherwise}")
+
+
 def is_installed(package: str) -> bool:
     """Whether Python can import the package. A folder of that name without code does not count, although Python would import it."""
     found = importlib.util.find_spec(package)

@@ -12,9 +12,9 @@ from sparring.config import ControlSection, sft_settings
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Reply
-from sparring.evaluation.answers import MAJ_AT, PASS_AT, answer_items, grade_rows
+from sparring.evaluation.answers import answer_items, grade_rows
 from sparring.evaluation.measure import Measurer, ScoreTrees, read_measured
-from sparring.evaluation.metrics import Score, mean_score, ratio_score
+from sparring.evaluation.metrics import MAJ_AT, PASS_AT, Score, mean_score, ratio_score
 from sparring.evaluation.stop import advice
 from sparring.opponent.engines import Sampler
 from sparring.policy.batches import Branches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from sparring.console import log, log_file
 from sparring.errors import UserError
 from sparring.evaluation.judge import FILE, Judge, Judgment, read_judgments
 from sparring.evaluation.judge_prompts import VERSION, Question, read_questions
-from sparring.evaluation.mt_bench import answer_questions, compare, grade, read_answers
+from sparring.evaluation.mt_bench import ANSWERS, answer_questions, compare, grade, read_answers
 from sparring.opponent.engines import Sampler
 from sparring.players import LOG, EvaluatedPlayer, Results, default_out, is_run, remade_stage, resolve_models, slug
 from sparring.policy.load import model_facts
-from sparring.report.tables import print_scores
+from sparring.report.tables import TableRow, all_scores_table, print_table
 from sparring.rundir import PARTIAL, RunDir, StageRecord, digest, write_json
 from sparring.stage_names import SCORES
 
@@ -68,6 +69,7 @@ def _answers(run: RunDir, options: JudgeOptions, questions: Sequence[Question], 
     settings = player.recipe.sampler.with_sampling(max_new_tokens=options.max_new_tokens, top_p=1.0)
     inputs = {
         "questions": _content(questions),
+        "file": ANSWERS,  # earlier versions wrote several
         "model": player.hash,
         "chat": player.chat.template,
         "dtype": settings.dtype,
@@ -94,14 +96,13 @@ def _judged(
     answers: dict[EvaluatedPlayer, StageRecord],
     other: EvaluatedPlayer | None,
 ) -> StageRecord:
-    ours = read_answers(answers[player].path, questions)
+    ours = read_answers(answers[player].path)
 
     def work(stage: Path) -> dict[str, Any]:
         if other is None:
             scores, facts = grade(stage, judging, questions, ours, earlier)
         else:
-            theirs = read_answers(answers[other].path, questions)
-            scores, facts = compare(stage, judging, questions, ours, theirs, earlier)
+            scores, facts = compare(stage, judging, questions, ours, read_answers(answers[other].path), earlier)
         write_json(stage / SCORES, scores)
         return facts
 
@@ -143,7 +144,8 @@ def _earlier(run: RunDir, player: EvaluatedPlayer, inputs: dict[str, Any]) -> li
 def print_judged(found: Results, options: JudgeOptions, against: str | None, console: Console) -> None:
     """Print each player's scores, the number of its judgments, and the tokens that the judge used."""
     kind = "Grades from 1 to 10" if against is None else f"Win rate against {against}, a tie counts half"
-    print_scores(f"{kind}, by {options.judge.model} (± standard error)", found.scores, console)
+    rows = list(starmap(TableRow, found.scores.items()))
+    print_table(all_scores_table(f"{kind}, by {options.judge.model} (± standard error)", rows), console)
     for title, facts in found.facts.items():
         tokens = f"{facts['judge_prompt_tokens']} prompt and {facts['judge_completion_tokens']} completion tokens of the judge"
         if uncounted := facts["judge_replies_uncounted"]:  # missing counts must not read as a cost of 0

@@ -16,7 +16,7 @@ from sparring.progress import GameProgress
 from sparring.rundir import PARTIAL, RunDir
 
 SFT, START = "sft", "start"
-SCORES = "scores.json"  # of an evaluation
+SCORES, ITEMS, SAMPLES, SHOWCASE = "scores.json", "items.parquet", "samples.parquet", "showcase.json"  # of an evaluation
 METRICS = "metrics.jsonl"  # of training: one line per optimizer step
 PROBE, HEADROOM = "probe/train", "headroom.json"  # a short continued SFT, and the scores of the headroom
 MOST_DIGITS = 18  # of an iteration's number: there are 999 at most, and Python itself refuses to read thousands of digits

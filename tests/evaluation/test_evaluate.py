@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from sparring.config import Recipe, load_recipe
 from sparring.data.records import Conversation, Example, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, SCORES, Evaluator, Grading
+from sparring.evaluation.evaluate import GRADES, Grading, write_scores
 from sparring.evaluation.measure import Measured
 from sparring.evaluation.metrics import auc_score, wilson_interval
+from sparring.stage_names import ITEMS, SAMPLES, SCORES
 from sparring.stages.check import check_answers
 from sparring.stages.checking import held_out_checker
 
@@ -61,10 +64,19 @@ def recipe(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Recipe:
     return load_recipe({"run_dir": "run", "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, **sections})
 
 
-def made(chosen: Recipe, held_out: list[Example]) -> Evaluator:
+Evaluate = Callable[[Path, Measured], dict[str, int]]
+
+
+def made(chosen: Recipe, held_out: list[Example]) -> Evaluate:
     with held_out_checker(chosen) as checker:
-        chat: Any = FakeChat()
-        return Evaluator(chat, held_out, Grading.of(chosen, checker), chosen.stop.confidence)
+        grading = Grading.of(chosen, checker)
+        return partial(write_scores, chat=FakeChat(), held_out=held_out, grading=grading, confidence=chosen.stop.confidence)
+
+
+def scores_of(evaluate: Evaluate, measured: Measured) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        evaluate(Path(folder), measured)
+        return json.loads((Path(folder) / SCORES).read_text())
 
 
 def check(chosen: Recipe, held_out: list[Example]) -> None:
@@ -72,12 +84,12 @@ def check(chosen: Recipe, held_out: list[Example]) -> None:
         check_answers(chosen, held_out, checker)
 
 
-def evaluator(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Evaluator:
+def evaluator(pattern: str | None = "[0-9]", confidence: float = 0.95) -> Evaluate:
     return made(recipe(pattern, confidence), HELD_OUT)
 
 
 def test_the_scores_by_hand() -> None:
-    scores = evaluator().scores(Measured(REPLIES, GREEDY, WITH_OPPONENT))
+    scores = scores_of(evaluator(), Measured(REPLIES, GREEDY, WITH_OPPONENT))
     values = {name: score["value"] for name, score in scores.items()}
     assert values == pytest.approx(
         {
@@ -107,34 +119,33 @@ def test_the_scores_by_hand() -> None:
 
 
 def test_the_human_reply_word_for_word_is_identical() -> None:
-    scores = evaluator().scores(Measured(GREEDY, None, LOGPS))
+    scores = scores_of(evaluator(), Measured(GREEDY, None, LOGPS))
     assert scores["identical"]["value"] == pytest.approx(2 / 3) and scores["empty"]["value"] == scores["truncated"]["value"] == 0
 
 
 def test_the_interval_has_the_recipes_confidence() -> None:
     for confidence in (0.8, 0.99):
-        score = evaluator(confidence=confidence).scores(Measured(REPLIES, GREEDY, WITH_OPPONENT))["duel_accuracy"]
+        score = scores_of(evaluator(confidence=confidence), Measured(REPLIES, GREEDY, WITH_OPPONENT))["duel_accuracy"]
         assert (score["low"], score["high"]) == wilson_interval(2.5 / 3, 3, confidence)
 
 
 def test_what_was_not_measured_has_no_score() -> None:
-    full = evaluator().scores(Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys()
-    assert full - evaluator().scores(Measured(REPLIES, GREEDY, LOGPS)).keys() == {"duel_margin", "duel_accuracy"}
-    assert full - evaluator().scores(Measured(REPLIES, None, WITH_OPPONENT)).keys() == {"exact_match_greedy"}
-    assert full - evaluator(None).scores(Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys() == {"exact_match", "exact_match_greedy"}
+    full = scores_of(evaluator(), Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys()
+    assert full - scores_of(evaluator(), Measured(REPLIES, GREEDY, LOGPS)).keys() == {"duel_margin", "duel_accuracy"}
+    assert full - scores_of(evaluator(), Measured(REPLIES, None, WITH_OPPONENT)).keys() == {"exact_match_greedy"}
+    assert full - scores_of(evaluator(None), Measured(REPLIES, GREEDY, WITH_OPPONENT)).keys() == {"exact_match", "exact_match_greedy"}
 
 
 def test_another_pattern_scores_the_same_replies_anew() -> None:
     measured = Measured(REPLIES, GREEDY, WITH_OPPONENT)
-    one, other = evaluator().scores(measured), evaluator("^[a-z]+").scores(measured)
+    one, other = scores_of(evaluator(), measured), scores_of(evaluator("^[a-z]+"), measured)
     assert {name for name in one if one[name] != other[name]} == {"exact_match"}
     assert other["exact_match"]["value"] == 0 and other["exact_match_greedy"]["value"] == pytest.approx(2 / 3), "is, six"
 
 
 def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
     measured = Measured(REPLIES, GREEDY, WITH_OPPONENT)
-    evaluator().evaluate(tmp_path, measured)
-    assert json.loads((tmp_path / SCORES).read_text()) == evaluator().scores(measured)
+    evaluator()(tmp_path, measured)
     texts = ["row_id", "prompt", "human", "reply", "greedy", "finish_reason", "human_logp", "reply_logp"]
     numbers = ["human_tokens", "reply_tokens", "identical", "duel_margin", "exact_match", "exact_match_greedy"]
     rows = read_rows(tmp_path / SAMPLES)
@@ -152,7 +163,7 @@ def test_the_files_hold_the_scores_and_every_sample(tmp_path: Path) -> None:
         ["b", "2+3", "is 5", "", "is 5", "stop", -4.0, -0.5, 5, 1, False, 0.0, 0.0, 1.0],
         ["c", "2+4", "six", "9 or", "six", "length", -1.0, -7.0, 4, 4, False, 3.0, 0.0, 0.0],
     ]
-    evaluator(None).evaluate(tmp_path, Measured(REPLIES, None, LOGPS))
+    evaluator(None)(tmp_path, Measured(REPLIES, None, LOGPS))
     rows = read_rows(tmp_path / SAMPLES)
     assert [row["greedy"] for row in rows] == [None] * 3
     assert all(list(row) == texts + numbers[:3] for row in rows), "no duel without an opponent, no answers without a pattern"
@@ -177,19 +188,20 @@ def test_failures_of_the_checker_are_a_fact_and_more_than_one_in_twenty_end_the_
     names = [str(n) for n in range(20)]
     replies = [Reply(name, 0, ids("4"), "stop") for name in names]
     measured = Measured(replies, None, [{"row_id": name, "real": -2.0, "own": -3.0} for name in names])
-    chat: Any = FakeChat()
-    evaluator = Evaluator(chat, [example(name, "2+2", "is 4") for name in names], Grading(None, Failing(failures), True, 1.0), 0.95)
+    rows = [example(name, "2+2", "is 4") for name in names]
+    grading = Grading(None, Failing(failures), True, 1.0)
+    evaluate = partial(write_scores, chat=FakeChat(), held_out=rows, grading=grading, confidence=0.95)
     if failures > 1:
         with pytest.raises(UserError, match="2 of 20 replies could not be graded, more than 5%"):
-            evaluator.evaluate(tmp_path, measured)
+            evaluate(tmp_path, measured)
         return
-    assert evaluator.evaluate(tmp_path, measured) == {"failures": failures}
+    assert evaluate(tmp_path, measured) == {"failures": failures}
     assert json.loads((tmp_path / SCORES).read_text())["exact_match"]["value"] == 1 - failures / 20
 
 
 def test_one_row_has_scores_too() -> None:
     one = made(recipe(), HELD_OUT[:1])
-    scores = one.scores(Measured(REPLIES[:1], GREEDY[:1], WITH_OPPONENT[:1]))
+    scores = scores_of(one, Measured(REPLIES[:1], GREEDY[:1], WITH_OPPONENT[:1]))
     assert scores["nll_per_token"]["stderr"] is None and scores["exact_match"]["value"] == 1
     assert all(math.isfinite(score["value"]) for score in scores.values())
 

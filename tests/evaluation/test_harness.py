@@ -227,7 +227,7 @@ def test_a_folder_without_tasks(tmp_path: Path) -> None:
 
 
 def test_without_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sparring.errors.is_installed", lambda package: False)
     with pytest.raises(UserError, match=r"not installed\n  -> pip install 'sparring\[eval\]'"):
         require_harness(BenchmarksSection(suites=("paper-extra",)))
 

@@ -217,7 +217,7 @@ def test_what_a_judge_needs(server: JudgeServer, tmp_path: Path, questions: Any,
     server.close()
     with pytest.raises(UserError, match="--concurrency, --timeout-seconds, --retries"):
         graded(server, tmp_path, questions, retries=0)
-    monkeypatch.setattr("sparring.evaluation.judge.is_installed", lambda package: False)
+    monkeypatch.setattr("sparring.errors.is_installed", lambda package: False)
     with pytest.raises(UserError, match=r"--judge: .*httpx2, which is not installed\n.*pip install 'sparring\[server\]'"):
         judge(server)
 

@@ -144,7 +144,7 @@ def test_every_plot_has_visible_marks(loaded: Page) -> None:
             return visible && Math.max(box.width, box.height) > 2;
           });
           const box = svg.getBoundingClientRect();
-          return [svg.querySelector('title').textContent, seen.length, box.width, box.height];
+          return [svg.getAttribute('aria-label'), seen.length, box.width, box.height];
         })"""
     )
     assert len(plots) == 15
@@ -162,7 +162,7 @@ def test_a_pointer_that_rests_on_a_mark_meets_what_it_is_told(loaded: Page) -> N
             const met = document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2);
             return mark.contains(met);
           });
-          return [svg.querySelector('title').textContent, marks.length, hit.length];
+          return [svg.getAttribute('aria-label'), marks.length, hit.length];
         })"""
     )
     assert [title for title, marks, hit in told if marks == 0 or hit < marks / 2] == [], "some lie below others"

@@ -23,8 +23,10 @@ FOUND: dict[str, Any] = {
 
 
 def test_only_what_was_measured_is_shown_and_k_is_named() -> None:
-    columns, [row] = headroom_table(FOUND)
-    assert {column.header: column.cell(row) for column in columns} == {
+    found = headroom_table(FOUND)
+    [row] = found.rows
+    assert dict(zip(found.headers, row, strict=True)) == {
+        "model": "start",
         "pass@1": "0.500 ± 0.050",
         "greedy": "0.600 ± 0.060",
         "at temperature 0.7": "0.550 ± 0.050",

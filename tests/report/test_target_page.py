@@ -47,8 +47,8 @@ def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], majority_game
     cells = re.search(r"iteration 1</th>(.*?)</tr>", winners, re.DOTALL)[1]
     shown = [int(cell) for cell in re.findall(r"<td>(\d+)</td>", cells)]
     assert shown[:3] == [counts["prompts"], counts["decided"], counts["human_wins"]] and counts["prompts"] == 2 * 52
-    for name in ("rate-pass_rate", "rate-vote_share", "rate-distinct_answers", "sampled"):
-        assert f'id="{name}' in pages["majority_game"], name
+    for title in ("Pass rate", "Vote share", "Distinct answers", "Several replies to a prompt"):
+        assert f'aria-label="{title}. ' in pages["majority_game"], title
     assert "pass@1 (k=4)" in text and "winners from" in text and "prompts trained on" in text
     assert "human replies lost log-prob" not in text and "a fall is a warning sign" not in text
 
@@ -56,7 +56,7 @@ def test_the_page_says_who_won_and_draws_it(pages: dict[str, str], majority_game
 def test_likelihood_of_winners_has_no_pairs_and_no_margins(pages: dict[str, str]) -> None:
     text = Tags(pages["verified_game"]).text
     assert "The player is trained on the winners only" in text and "target.kind" in text
-    assert not re.search(r'id="(margin|rewards)', pages["verified_game"]), "nothing is compared with anything"
+    assert not re.search(r'aria-label="(Margin|Change of log-prob)\.', pages["verified_game"]), "nothing is compared with anything"
 
 
 def test_a_game_of_the_human_target_has_none_of_it(played: Game) -> None:

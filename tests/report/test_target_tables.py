@@ -9,7 +9,7 @@ import pytest
 from conftest import Game
 from rich.console import Console
 
-from sparring.report.tables import outcome_rows, quality_columns, rate_columns
+from sparring.report.tables import score_tables, target_tables
 from sparring.report.terminal import print_summary
 
 OUTCOMES = ("decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged")
@@ -43,8 +43,8 @@ def test_several_replies_to_a_prompt_have_columns_of_their_own(majority_game: Ga
 
 
 def test_one_reply_to_a_prompt_is_an_exact_match(played: Game) -> None:
-    headers = [column.header for column in quality_columns(played.json("summary.json")["start"]["scores"])]
-    assert headers == ["exact match", "NLL / token", "log p human", "log p own reply"]
+    headers = score_tables(played.json("summary.json"))[0].headers
+    assert headers == ["model", "exact match", "NLL / token", "log p human", "log p own reply"]
     assert "Winners:" not in printed(played)
 
 
@@ -65,7 +65,7 @@ def test_rates_that_were_not_measured_have_no_column(majority_game: Game) -> Non
     summary = majority_game.json("summary.json")
     for entry in summary["iterations"]:
         entry["rates"] = {}
-    assert rate_columns(list(outcome_rows(summary))) == []
+    assert target_tables(summary)[1].headers == ["iteration"]
 
 
 def test_a_narrow_terminal_gets_the_whole_table_in_parts(majority_game: Game) -> None:

@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sparring.comparison.pairing import (
     PlayedBenchmarks,
-    is_sampled,
     only_in,
     other_grading,
     played_benchmarks,
@@ -21,18 +20,18 @@ from sparring.comparison.pairing import (
     why_not,
 )
 from sparring.comparison.statistics import Paired, Values, over_rows, over_seeds
-from sparring.config import ModelSection, Recipe, recipe_of_run
+from sparring.config import ModelSection, recipe_of_run
 from sparring.cost import Cost, control_cost, cost_of, iterations_cost
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
 from sparring.evaluation.benchmarks import SampledMetric
-from sparring.evaluation.metrics import Score, all_metrics, higher_is_better, mean_score, ratio_score
+from sparring.evaluation.metrics import SAMPLED, Score, all_metrics, higher_is_better, ratio_score
 from sparring.locks import holder
 from sparring.report.summary import read_summary
 from sparring.rundir import RunDir
-from sparring.stage_names import SFT, START, owner_of, player_name, seed_folder, start_title, title_of_player
+from sparring.stage_names import ITEMS, SFT, START, owner_of, player_name, seed_folder, start_title, title_of_player
 
-ITEMS = "items.parquet"
+P = TypeVar("P")
 # metric -> numerator and denominator: a sum over rows divided by another
 RATIOS = {"nll_per_token": ("nll_per_reply", "human_reply_tokens")}
 # measured against each player's own opponent
@@ -61,11 +60,6 @@ class Arm:
         """RUN:PLAYER, as --against takes it."""
         return f"{self.run.label}:{self.player}"
 
-    @property
-    def flops(self) -> float | None:
-        """Floating-point operations from the base model to this player; None if the model's sizes cannot be found."""
-        return None if self.run.weights is None else self.cost.flops(self.run.weights)
-
     @cached_property
     def played(self) -> PlayedBenchmarks:
         """Its benchmarks. Reads every sample, so only on request."""
@@ -85,17 +79,6 @@ class Arm:
         if top not in self.columns:
             return None
         return Values(self.columns[top], self.columns[bottom]) if bottom else Values.of_mean(self.columns[top])
-
-    def higher_is_better(self, metric: str) -> bool | None:
-        """Which direction is better; None if neither is."""
-        if is_benchmark(metric):
-            return self.benchmarks[metric].score.get("higher_is_better")
-        return higher_is_better(RATIOS[metric][0] if metric in RATIOS else metric)
-
-    def score(self, metric: str) -> Score | None:
-        """Value and standard error over rows; None if the run has not measured the metric."""
-        values = self.values(metric)
-        return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
     def why_not(self, other: Arm, metric: str) -> str | None:
         """Why the metric cannot be compared between the two, or None if it can."""
@@ -132,8 +115,8 @@ class RunPlayer:
 
     @property
     def flops(self) -> float | None:
-        """Floating-point operations of all seeds together; None if those of any seed are unknown."""
-        known = [arm.flops for arm in self.arms if arm.flops is not None]
+        """Floating-point operations from the base model on, of all seeds together; None if the sizes of a model cannot be found."""
+        known = [arm.cost.flops(arm.run.weights) for arm in self.arms if arm.run.weights is not None]
         return sum(known) if len(known) == len(self.arms) else None
 
     @property
@@ -146,7 +129,7 @@ class RunPlayer:
     def sampled(self) -> list[str]:
         """Scores that name their number of replies and that every seed has."""
         first, *others = [arm.columns for arm in self.arms]
-        return [name for name in first if is_sampled(name) and all(name in found for found in others)]
+        return [name for name in first if name.startswith(SAMPLED) and all(name in found for found in others)]
 
     @property
     def stale_benchmarks(self) -> list[str]:
@@ -155,29 +138,28 @@ class RunPlayer:
 
     def higher_is_better(self, metric: str) -> bool | None:
         """Which direction is better; None if neither is."""
-        return self.arms[0].higher_is_better(metric)
+        if is_benchmark(metric):
+            return self.benchmarks[metric].score.get("higher_is_better")
+        return higher_is_better(RATIOS[metric][0] if metric in RATIOS else metric)
+
+    def values(self, metric: str) -> Values | None:
+        """The metric's values, one for each row, or for each seed; None if any game has not measured it."""
+        found = [values for arm in self.arms if (values := arm.values(metric)) is not None]
+        if len(found) < len(self.arms):
+            return None
+        return found[0] if self.run.seeds is None else Values.of_mean([values.mean for values in found])
 
     def score(self, metric: str) -> Score | None:
         """Value and standard error over rows, or the mean of the seeds' values and its error over seeds; None if it is not measured."""
-        if self.run.seeds is None:
-            return self.arms[0].score(metric)
-        found = self.by_seed(metric)
-        return mean_score(found, self.higher_is_better(metric)) if found else None
-
-    def by_seed(self, metric: str) -> list[float]:
-        """The metric's value of each seed; empty if a seed has not measured it."""
-        found = [score["value"] for arm in self.arms if (score := arm.score(metric)) is not None]
-        return found if len(found) == len(self.arms) else []
+        values = self.values(metric)
+        return None if values is None else ratio_score(values.top_N, values.bottom_N, self.higher_is_better(metric))
 
     def paired(self, other: RunPlayer, metric: str, confidence: float, seed: int) -> Paired | None:
         """This player minus `other`, over rows or over seeds, each pair on the rows of its seed; None if the two cannot be compared."""
-        if self.why_not(other, metric) is not None:
+        mine, theirs = self.values(metric), other.values(metric)
+        if mine is None or theirs is None or self.why_not(other, metric) is not None:
             return None
-        if self.run.seeds is not None:
-            return over_seeds(self.by_seed(metric), other.by_seed(metric), confidence)
-        mine, theirs = self.arms[0].values(metric), other.arms[0].values(metric)
-        assert mine is not None and theirs is not None
-        return over_rows(mine, theirs, confidence, seed)
+        return over_rows(mine, theirs, confidence, seed) if self.run.seeds is None else over_seeds(mine.top_N, theirs.top_N, confidence)
 
     def why_not(self, other: RunPlayer, metric: str) -> str | None:
         """Why the metric cannot be compared between the two, in the first seed for which that is so; None if it can."""
@@ -210,6 +192,7 @@ class Game:
         """unfinished: accept a game that is not finished, with its results so far; otherwise it is refused."""
         self.root, self.label, self.run = root, label, RunDir(root)
         self.recipe = recipe_of_run(root)
+        self.graded = self.run, self.recipe, label  # from which `other_grading` reads how replies were graded
         unplayed: dict[str, Any] = {"iterations": [], "controls": [], "best": None, "stop_reason": None}
         self.summary = read_summary(root) or unplayed
         process = holder(root)  # a finished game may be resumed with more iterations or controls
@@ -235,16 +218,6 @@ class Game:
             found.append(self._arm(control["stage"], control["name"], spent))
         return found
 
-    def find(self, player: str) -> Arm:
-        """A player by its name or as "best"."""
-        names = {arm.player: arm for arm in self.arms}
-        return names[find_player(player, list(names), self.best, self.label)]
-
-    @property
-    def controls(self) -> list[str]:
-        """Folders of the controls that have scores."""
-        return [control["stage"] for control in self.summary["controls"]]
-
     @property
     def best(self) -> str | None:
         """Number of the best iteration as text; None if there is none."""
@@ -261,11 +234,6 @@ class Game:
         except UserError:
             return None
         return shape.passed + shape.head
-
-    @property
-    def graded(self) -> tuple[RunDir, Recipe, str]:
-        """The run, its recipe and its label, from which `other_grading` reads how replies were graded."""
-        return self.run, self.recipe, self.label
 
     def _arm(self, player: str, title: str, since_start: Cost) -> Arm:
         stage = self.run.verified(f"{owner_of(player)}/evaluate")
@@ -297,8 +265,8 @@ class Run:
 
     @property
     def controls(self) -> list[str]:
-        """Folders of the controls of the first game."""
-        return self.games[0].controls
+        """Folders of the controls of the first game that have scores."""
+        return [control["stage"] for control in self.games[0].summary["controls"]]
 
     @property
     def best(self) -> str | None:
@@ -321,14 +289,14 @@ class Run:
     def find(self, name: str) -> RunPlayer:
         """A player by its name; "best" is that of every seed."""
         if name == "best" and self.seeds is not None:
-            return RunPlayer(self, "best", "best iteration", tuple(game.find("best") for game in self.games))
-        names = {player.name: player for player in self.players}
-        return names[find_player(name, list(names), self.best, self.label)]
+            arms = tuple(_find({arm.player: arm for arm in game.arms}, name, game) for game in self.games)
+            return RunPlayer(self, "best", "best iteration", arms)
+        return _find({player.name: player for player in self.players}, name, self)
 
 
-def find_player(name: str, there: Sequence[str], best: str | None, label: str) -> str:
-    """The player of that name; "best" is the player `best`. Raises UserError for an unknown player."""
-    wanted = player_name(best or name if name == "best" else name)
-    if wanted not in there:
-        raise UserError(f"{label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(there)}")
-    return wanted
+def _find(players: Mapping[str, P], name: str, run: Game | Run) -> P:
+    """The player of that name, or the best iteration. Raises UserError for an unknown player."""
+    wanted = player_name(run.best or name if name == "best" else name)
+    if wanted not in players:
+        raise UserError(f"{run.label} has no player {name!r}", where="--against", remedy=f"it has {', '.join(players)}")
+    return players[wanted]

@@ -13,7 +13,7 @@ from sparring.comparison.pairing import how_asked
 from sparring.comparison.statistics import Paired, holm
 from sparring.config import recipe_of_run
 from sparring.cost import Cost
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.evaluation.metrics import Score
 from sparring.report.outcome import metric_words
 from sparring.stage_names import START, seed_folder
@@ -237,12 +237,10 @@ def _others_with(name: str, arms: Sequence[RunPlayer], reference: RunPlayer) -> 
 
 
 def _metric(name: str, reference: RunPlayer) -> Metric:
-    asked = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None
-    if reference.run.seeds is not None:
-        return Metric(name, reference.higher_is_better(name), "seeds", len(reference.arms), asked)
-    values = reference.arms[0].values(name)
+    asked, values = how_asked(reference.benchmarks[name]) if is_benchmark(name) else None, reference.values(name)
     assert values is not None
-    return Metric(name, reference.higher_is_better(name), "samples" if asked else "held-out rows", len(values.top_N), asked)
+    unit = "seeds" if reference.run.seeds is not None else "samples" if asked else "held-out rows"
+    return Metric(name, reference.higher_is_better(name), unit, len(values.top_N), asked)
 
 
 def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
@@ -250,10 +248,8 @@ def _unknown_metric(name: str, further: Sequence[str]) -> UserError:
         what = f"{name} is measured against each player's own opponent, so it cannot be compared between players"
         return UserError(what, where="--metric", remedy=f"compare {', '.join(DEFAULT_METRICS)}")
     there = list(dict.fromkeys([*METRICS, *further]))
-    guess = nearest(name, there)
-    known = f"did you mean {guess}?" if guess else f"there are {', '.join(there)}"
     what = f"no player has results of a benchmark with {name!r}" if is_benchmark(name) else f"no metric {name!r} has a value for every row"
-    return UserError(what, where="--metric", remedy=known)
+    return UserError(what, where="--metric", remedy=suggestion(name, there, f"there are {', '.join(there)}"))
 
 
 def _row(arm: RunPlayer, reference: RunPlayer, metrics: Sequence[str], seed: int) -> ComparisonRow:

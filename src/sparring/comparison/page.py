@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from markupsafe import Markup
 
 from sparring.comparison.compare import Metric, RunComparison, verdict
-from sparring.comparison.tables import HEADERS, cells, legend, title
+from sparring.comparison.tables import legend, metric_table
 from sparring.report import page, plots
 from sparring.report.outcome import metric_words
 
@@ -23,8 +23,7 @@ def html(found: RunComparison) -> str:
 
 
 def _section(found: RunComparison, metric: Metric) -> Markup:
-    rows = [cells(found, row, metric.name) for row in found.rows]
-    body = page.table(title(found, metric), HEADERS, rows)
+    body = page.table(*metric_table(found, metric))
     points = list(_points(found, metric.name))
     if points:
         caption = f"{_heading(metric)} against compute"

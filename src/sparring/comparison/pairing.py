@@ -9,6 +9,7 @@ from typing import Any
 from sparring.config import Recipe
 from sparring.errors import UserError
 from sparring.evaluation.benchmarks import RESULTS, SampledMetric, sampled_metrics
+from sparring.evaluation.metrics import SAMPLED
 from sparring.own_code import is_own_code
 from sparring.policy.player import adapter_hash
 from sparring.rundir import DONE, PARTIAL, RunDir, StageRecord, differences
@@ -17,17 +18,11 @@ from sparring.stage_names import START, owner_of
 BY_ANSWER = ("exact_match", "exact_match_greedy")
 # statistics of k replies that depend on k; an unbiased estimate such as pass@1 does not
 OF_ALL_REPLIES = ("vote_share", "distinct_answers")
-SAMPLED = ("pass_at_", "maj_at_")
-
-
-def is_sampled(metric: str) -> bool:
-    """Whether the metric names its number of replies, as pass_at_8 and maj_at_8 do."""
-    return metric.startswith(SAMPLED)
 
 
 def is_graded(metric: str) -> bool:
     """Whether the metric depends on a checker or on the answer pattern."""
-    return metric in (*BY_ANSWER, *OF_ALL_REPLIES) or is_sampled(metric)
+    return metric in (*BY_ANSWER, *OF_ALL_REPLIES) or metric.startswith(SAMPLED)
 
 
 def grading_of(run: RunDir, recipe: Recipe) -> dict[str, Any]:

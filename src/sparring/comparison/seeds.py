@@ -8,15 +8,13 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from sparring.comparison.arms import METRICS, Run, RunPlayer
 from sparring.comparison.command import as_json
 from sparring.comparison.compare import DEFAULT_METRICS, RunComparison, compare
 from sparring.comparison.tables import print_comparison
 from sparring.config import recipe_of_run
-from sparring.console import fitting
+from sparring.report.tables import TextTable, print_table
 from sparring.stage_names import START
 
 
@@ -40,12 +38,8 @@ def print_over_seeds(root: Path, console: Console) -> None:
     games = _games(root)
     shown = _compared(games)
     title = f"Over {len(games.games)} seeds: mean ± standard error (standard deviation)"
-    table = Table(title=Text(fitting(title, console)), title_justify="left")
-    for n, header in enumerate(("model", *shown)):
-        table.add_column(header, justify="right" if n else "left", no_wrap=True)
-    for arm in games.players:
-        table.add_row(*(Text(fitting(cell, console)) for cell in (arm.title, *(_cell(_spread(arm, name)) for name in shown))))
-    console.print(table)
+    rows = [[arm.title, *(_cell(_spread(arm, name)) for name in shown)] for arm in games.players]
+    print_table(TextTable(title, ["model", *shown], rows), console)
     for found in _comparisons(games):
         print_comparison(found, console)
 
@@ -74,10 +68,10 @@ def _scores(arm: RunPlayer, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _spread(arm: RunPlayer, metric: str) -> dict[str, Any] | None:
-    score = arm.score(metric)
-    if score is None:
+    score, found = arm.score(metric), arm.values(metric)
+    if score is None or found is None:
         return None
-    values = arm.by_seed(metric)
+    values = found.top_N.tolist()
     deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
     return {"mean": score["value"], "stderr": score["stderr"], "standard_deviation": deviation, "values": values}
 

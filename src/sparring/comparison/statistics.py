@@ -30,6 +30,11 @@ class Values:
         return cls(np.asarray(values, dtype=float), np.ones(len(values)))
 
     @property
+    def mean(self) -> float:
+        """The value of the metric."""
+        return float(self.top_N.sum() / self.bottom_N.sum())
+
+    @property
     def is_binary(self) -> bool:
         """Whether the metric is a plain mean of zeros and ones."""
         return bool((self.bottom_N == 1).all() and np.isin(self.top_N, (0.0, 1.0)).all())
@@ -65,7 +70,7 @@ def over_rows(first: Values, second: Values, confidence: float, seed: int) -> Pa
     return Paired(score["value"], score["stderr"], low, high, p, test, score["n"])
 
 
-def over_seeds(first: Sequence[float], second: Sequence[float], confidence: float) -> Paired:
+def over_seeds(first: Sequence[float] | np.ndarray, second: Sequence[float] | np.ndarray, confidence: float) -> Paired:
     """`first` minus `second`, seed by seed: Student's paired t-test and its interval, which assume normal differences between seeds.
 
     If the difference is the same in all seeds, as happens with shares of few rows, the spread is 0: t would be infinite, and p 0 with two
@@ -98,7 +103,7 @@ def bootstrap(tops_N: np.ndarray, bottoms_N: np.ndarray, confidence: float, seed
         vectorized=True,
         method="percentile",
         n_resamples=RESAMPLES,
-        batch=_batch(len(tops_N)),
+        batch=max(1, BATCH_NUMBERS // len(tops_N)),
         confidence_level=confidence,
         rng=np.random.default_rng(seed),
     )
@@ -126,7 +131,7 @@ def sign_flip(gaps_N: np.ndarray, seed: int) -> float:
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=_batch(len(gaps_N)),
+        batch=max(1, BATCH_NUMBERS // len(gaps_N)),
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)
@@ -139,7 +144,3 @@ def holm(ps: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(ps) - rank) * ps[place]))
         adjusted[place] = worst
     return adjusted
-
-
-def _batch(rows: int) -> int:
-    return max(1, BATCH_NUMBERS // max(1, rows))

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from sparring.comparison.compare import ComparisonCell, ComparisonRow, Metric, RunComparison, verdict
 from sparring.console import fitting, printable
 from sparring.report.outcome import metric_words
-from sparring.report.tables import score_text
+from sparring.report.tables import TextTable, print_table, score_text
 
 HEADERS = ("model", "value", "difference", "interval", "p", "p (Holm)", "tokens", "FLOPs", "wall time")
 
@@ -22,13 +21,7 @@ def print_comparison(found: RunComparison, console: Console) -> None:
     for line in verdict(found):
         console.print(Text(fitting(line, console), style="bold"))
     for metric in found.metrics:
-        table = Table(title=Text(fitting(title(found, metric), console)), title_justify="left")
-        table.add_column(HEADERS[0], overflow="fold")
-        for name in HEADERS[1:]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in found.rows:
-            table.add_row(*(Text(fitting(cell, console)) for cell in cells(found, row, metric.name)))
-        console.print(table)
+        print_table(metric_table(found, metric), console)
     for line in legend(found):
         console.print(Text(fitting(line, console)))
 
@@ -36,18 +29,18 @@ def print_comparison(found: RunComparison, console: Console) -> None:
 def markdown(found: RunComparison) -> str:
     """The same tables and lines as Markdown."""
     parts = ["# Comparison\n", *(f"{_escaped(line)}\n" for line in verdict(found))]
-    for metric in found.metrics:
-        lines = [f"| {' | '.join(HEADERS)} |", f"|---|{'---:|' * (len(HEADERS) - 1)}"]
-        lines += [f"| {' | '.join(_escaped(cell) for cell in cells(found, row, metric.name))} |" for row in found.rows]
-        parts += [f"## {_escaped(title(found, metric))}\n", "\n".join(lines) + "\n"]
+    for table in (metric_table(found, metric) for metric in found.metrics):
+        head, *rows = (f"| {' | '.join(map(_escaped, row))} |" for row in (table.headers, *table.rows))
+        parts.append(f"## {_escaped(table.title)}\n\n" + "\n".join([head, f"|---|{'---:|' * (len(HEADERS) - 1)}", *rows]) + "\n")
     parts.append("\n".join(f"- {_escaped(line)}" for line in legend(found)) + "\n")
     return "\n".join(parts)
 
 
-def title(found: RunComparison, metric: Metric) -> str:
-    """A table's title: metric, which direction is better, number of units, and the reference."""
+def metric_table(found: RunComparison, metric: Metric) -> TextTable:
+    """All players in one metric; the title has the direction that is better, the number of units, and the reference."""
     better = {True: "higher is better", False: "lower is better", None: "neither way is better"}[metric.higher_is_better]
-    return f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, difference from {found.reference}"
+    title = f"{metric_words(metric.name)} ({better}), {metric.count} {metric.unit}, difference from {found.reference}"
+    return TextTable(title, HEADERS, [_cells(found, row, metric.name) for row in found.rows])
 
 
 def legend(found: RunComparison) -> Iterator[str]:
@@ -69,7 +62,7 @@ def legend(found: RunComparison) -> Iterator[str]:
     yield from (f"note: {note}" for note in found.notes)
 
 
-def cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
+def _cells(found: RunComparison, row: ComparisonRow, metric: str) -> list[str]:
     """The cells of a player's row, in the order of HEADERS."""
     name = f"{row.name}{' *' * row.is_best}{' (not finished)' * row.is_unfinished}"
     cost = [f"{row.cost.tokens:,}", "-" if row.flops is None else f"{row.flops:.3g}", duration(row.cost.wall_seconds)]

@@ -11,8 +11,7 @@ from typing import Any
 from sparring.checkers.grades import Checker, Grade, ask, require_few_failures
 from sparring.console import log
 from sparring.data.records import Example, FinishReason, Reply, TokenIds
-
-PASS_AT, MAJ_AT = "pass_at_", "maj_at_"
+from sparring.evaluation.metrics import MAJ_AT, PASS_AT
 
 
 @dataclass(frozen=True)

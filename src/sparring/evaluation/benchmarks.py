@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import BenchmarksSection
-from sparring.errors import UserError, nearest
+from sparring.errors import UserError, suggestion
 from sparring.evaluation.metrics import Score
 from sparring.rundir import digest, read_json
 
@@ -97,8 +97,7 @@ def _suite(name: str) -> Sequence[Benchmark]:
             remedy="sparring judge RUN|MODEL --questions question.jsonl --judge URL --judge-model NAME; see `sparring docs evaluation`",
         )
     if name not in SUITES:
-        guess = nearest(name, SUITES)
-        what = f"no suite named {name!r}" + (f"; did you mean {guess}?" if guess else "")
+        what = f"no suite named {name!r}{suggestion(name, SUITES, before='; ')}"
         raise UserError(what, where=SUITES_OPTION, remedy=f"the suites are {', '.join(SUITES)}; single tasks are named as tasks")
     return SUITES[name]
 

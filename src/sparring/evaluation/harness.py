@@ -7,7 +7,7 @@ A stage's folder gets, per benchmark, `results/KEY.json` (the harness's own numb
 from __future__ import annotations
 
 import functools
-import importlib.util
+import glob
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ from jinja2.exceptions import TemplateError
 
 from sparring.config import BenchmarksSection
 from sparring.console import log
-from sparring.errors import UserError, first_line, nearest
+from sparring.errors import UserError, first_line, require_package, suggestion
 from sparring.evaluation.benchmarks import (
     RESULTS,
     SAMPLES,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
     from sparring.evaluation.packed_lm import PackedLM
 
-PACKAGE, EXTRA = "lm_eval", "sparring[eval]"
+PACKAGE = "lm_eval"
 CACHE = "answers"
 SHOWN = 300  # characters of a parser's message
 FOLDERS_OPTION = "evaluate.benchmarks.task_folders (--task-folder)"
@@ -71,13 +71,8 @@ class HarnessModel:
 def require_harness(section: BenchmarksSection) -> None:
     """Raise UserError if the harness is missing or a name unknown, before anything is computed."""
     benchmarks = chosen(section)
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or found.origin is None:
-        raise UserError(
-            "benchmarks need lm-evaluation-harness, which is not installed",
-            where="evaluate.benchmarks",
-            remedy=f"pip install '{EXTRA}', or leave the benchmarks out",
-        )
+    what = "benchmarks need lm-evaluation-harness, which"
+    require_package(PACKAGE, what, "evaluate.benchmarks", "eval", ", or leave the benchmarks out")
     if section.tasks or section.task_folders:  # the tasks of the suites are known to the harness
         _manager_of(benchmarks, section.task_folders)
 
@@ -229,9 +224,12 @@ def _check_metric(benchmark: Benchmark, tasks: Sequence[Any]) -> None:
 
 
 def _no_metric(benchmark: Benchmark, names: Any) -> UserError:
-    guess = nearest(benchmark.metric or "", names)
-    what = f"the metric {benchmark.metric!r} is not defined for this task" + (f"; did you mean {guess}?" if guess else "")
-    return UserError(what, where=benchmark.task, remedy=f"it has {', '.join(sorted(names))}")
+    guess = suggestion(benchmark.metric or "", names, before="; ")
+    return UserError(
+        f"the metric {benchmark.metric!r} is not defined for this task{guess}",
+        where=benchmark.task,
+        remedy=f"it has {', '.join(sorted(names))}",
+    )
 
 
 def _as_json(value: Any) -> Any:
@@ -267,11 +265,10 @@ def _manager_of(benchmarks: Sequence[Benchmark], folders: tuple[str, ...]) -> Ta
 
 
 def _no_task(name: str, everything: TaskManager, folders: Sequence[str]) -> UserError:
-    guess, broken = nearest(name, everything.all_tasks), next(_broken_files(folders), None)
-    remedy = "`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own"
-    if broken:  # which the harness ignores silently
-        remedy = f"fix this task file: {broken}"
-    return UserError(f"no task named {name!r}" + (f"; did you mean {guess}?" if guess else ""), where=TASKS_OPTION, remedy=remedy)
+    guess, broken = suggestion(name, everything.all_tasks, before="; "), next(_broken_files(folders), None)
+    own = f"fix this task file: {broken}" if broken else None  # which the harness ignores silently
+    remedy = own or "`lm-eval ls tasks` lists those of the harness; --task-folder adds a folder with your own"
+    return UserError(f"no task named {name!r}{guess}", where=TASKS_OPTION, remedy=remedy)
 
 
 def _broken_files(folders: Sequence[str]) -> Iterator[str]:
@@ -312,12 +309,7 @@ def _configs(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 def _data_files(value: Any) -> list[Path]:
     """The files behind a `data_files`: a path or pattern, or a list or mapping of them."""
-    if isinstance(value, Mapping):
-        return [path for part in value.values() for path in _data_files(part)]
-    if isinstance(value, list):
-        return [path for part in value for path in _data_files(part)]
-    if not isinstance(value, str) or "://" in value:
-        return []
-    pattern = Path(value)
-    root = Path(pattern.anchor) if pattern.is_absolute() else Path()
-    return sorted(path for path in root.glob(str(pattern.relative_to(root))) if path.is_file())
+    if isinstance(value, str):  # an address matches nothing here
+        return sorted(path for path in map(Path, glob.glob(value, recursive=True)) if path.is_file())
+    parts = value.values() if isinstance(value, Mapping) else value or ()
+    return [path for part in parts for path in _data_files(part)]

@@ -13,7 +13,7 @@ from typing import Any
 from sparring.config import ENGINES, ServerSection
 from sparring.console import log
 from sparring.data.turns import without_surrogates
-from sparring.errors import UserError, is_installed
+from sparring.errors import require_package
 from sparring.evaluation.judge_prompts import AGAIN, ChatMessages
 from sparring.progress import progress
 from sparring.rundir import digest
@@ -63,11 +63,8 @@ class Judge:
     def __init__(self, section: ServerSection) -> None:
         """Raises UserError if the key or the HTTP package is missing."""
         assert section.model is not None
-        asking = ENGINES["server"]
-        assert asking.package is not None
-        if not is_installed(asking.package):
-            what = f"a judge needs the package {asking.package}, which is not installed"
-            raise UserError(what, where=OPTION, remedy=f"pip install 'sparring[{asking.extra}]'")
+        package = str(ENGINES["server"].package)
+        require_package(package, f"a judge needs the package {package}, which", OPTION, "server")
         from sparring.opponent.endpoints import Endpoints, Names, read_key
 
         self.section = section
@@ -91,14 +88,12 @@ class Judge:
         earlier: judgments of an earlier call; those that are needed here too are copied into the file first.
         Raises UserError if the endpoint refuses or does not answer; the file keeps the judgments so far.
         """
-        file, asked = folder / FILE, {task.key: task.asked for task in tasks}
-
-        def fitting(found: Iterable[Judgment]) -> dict[str, Judgment]:
-            return {one.key: one for one in found if asked.get(one.key) == one.asked}
-
-        if not file.exists() and (taken_over := fitting(earlier)):
-            _append(file, taken_over.values())
-        kept = {key: Judgment(key, asked=hash) for key, hash in asked.items()} | fitting(read_judgments(file))
+        file = folder / FILE
+        stored = read_judgments(file)
+        known = {(one.key, one.asked): one for one in stored or earlier}
+        kept = {task.key: known.get((task.key, task.asked)) or Judgment(task.key, asked=task.asked) for task in tasks}
+        if not stored:
+            _append(file, [one for one in kept.values() if one.replies])
         missing = [task for task in tasks if kept[task.key].value is None]
         with progress(phase, len(tasks), "judgments", len(tasks) - len(missing)) as shown:
 

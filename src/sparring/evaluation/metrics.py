@@ -15,6 +15,8 @@ import numpy as np
 
 from sparring.data.records import Example, Reply, is_empty
 
+SAMPLED = PASS_AT, MAJ_AT = "pass_at_", "maj_at_"  # beginnings of metrics that name their number of replies, such as pass_at_8
+
 
 class Score(TypedDict, total=False):
     """One measured number with n and standard error (None for one sample). `higher_is_better` is None if neither direction is better."""
@@ -139,5 +141,5 @@ def all_metrics() -> dict[str, bool | None]:
 
 
 def higher_is_better(metric: str) -> bool | None:
-    """For one of `all_metrics`, or one with a number of replies in its name, such as pass_at_8 and maj_at_8."""
-    return True if metric.startswith(("pass_at_", "maj_at_")) else all_metrics()[metric]
+    """For one of `all_metrics`, or one of SAMPLED."""
+    return True if metric.startswith(SAMPLED) else all_metrics()[metric]

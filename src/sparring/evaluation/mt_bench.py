@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sparring.console import log
 from sparring.data.chat import Chat
@@ -19,6 +18,7 @@ from sparring.opponent.engines import Sampler
 from sparring.opponent.protocol import Prompt, Stream
 from sparring.rundir import read_json, write_json
 
+ANSWERS = "answers.json"
 Answers = Mapping[str, Sequence[str]]  # question id -> the answer to each of its turns
 QuestionTurn = tuple[Question, int]
 # order of a comparison -> what the verdict "A", "B" or "tie" is worth to the player: its answers are A first, then B
@@ -29,34 +29,33 @@ ORDERS = {"first": {"A": 1.0, "B": 0.0, "tie": 0.5}, "second": {"A": 0.0, "B": 1
 
 
 def answer_questions(stage: Path, questions: Sequence[Question], sampler: Sampler, seed: int, context: int | None) -> None:
-    """Write the answers to all turns of all questions, a file per turn and category; finished files are kept."""
+    """Write the answers to all turns of all questions, after each turn of a category; those that are already written are kept."""
+    answers = read_answers(stage)
     categories = list(dict.fromkeys(question.category for question in questions))
     for turn in range(max(len(question.turns) for question in questions)):
         for category in categories:
-            asked = [question for question in questions if question.category == category and turn < len(question.turns)]
-            file = _answers_file(stage, turn, category)
-            if asked and not file.exists():
+            asked = [q for q in questions if q.category == category and len(answers.get(q.id, ())) == turn < len(q.turns)]
+            if asked:
                 log.info(f"answers: {category}, turn {turn + 1}")
-                write_json(file, _answer(stage, asked, turn, sampler, seed, context))
+                for question, answer in zip(asked, _answer(asked, answers, turn, sampler, seed, context), strict=True):
+                    answers.setdefault(question.id, []).append(answer)
+                write_json(stage / ANSWERS, answers)
 
 
-def read_answers(stage: Path, questions: Sequence[Question]) -> dict[str, list[str]]:
-    """The answers that are already written."""
-    files = {key: _answers_file(stage, *key) for key in {(turn, question.category) for question, turn in _turns(questions)}}
-    read = {key: read_json(file) for key, file in files.items() if file.exists()}
-    return {q.id: [read[turn, q.category][q.id] for turn in range(len(q.turns)) if (turn, q.category) in read] for q in questions}
+def read_answers(stage: Path) -> dict[str, list[str]]:
+    """The answers that are already written, by question."""
+    return read_json(stage / ANSWERS) if (stage / ANSWERS).exists() else {}
 
 
-def _answer(stage: Path, asked: Sequence[Question], turn: int, sampler: Sampler, seed: int, context: int | None) -> dict[str, str]:
-    before = read_answers(stage, asked)
-    prompts = [_prompt(question, before[question.id][:turn], turn, sampler.chat) for question in asked]
+def _answer(asked: Sequence[Question], before: Answers, turn: int, sampler: Sampler, seed: int, context: int | None) -> list[str]:
+    prompts = [_prompt(question, before.get(question.id, ()), turn, sampler.chat) for question in asked]
     limit = sampler.settings.sampling.max_new_tokens
     for prompt in prompts:
         if context is not None and len(prompt.token_ids) + limit > context:
             what = f"{len(prompt.token_ids)} prompt tokens and {limit} new ones exceed the model's context of {context}"
             raise UserError(f"question {prompt.row_id}: {what}", where="--max-new-tokens", remedy="give less")
     replies = sampler.engine(asked[0].temperature).sample(prompts, Stream(seed, turn))
-    return {question.id: sampler.chat.decode(reply.token_ids) for question, reply in zip(asked, replies, strict=True)}
+    return [sampler.chat.decode(reply.token_ids) for reply in replies]
 
 
 def _prompt(question: Question, before: Sequence[str], turn: int, chat: Chat) -> Prompt:
@@ -65,10 +64,6 @@ def _prompt(question: Question, before: Sequence[str], turn: int, chat: Chat) ->
         turns += [Message(role="user", content=asked), Message(role="assistant", content=answer)]
     turns.append(Message(role="user", content=question.turns[turn]))
     return Prompt(question.id, turn, chat.prompt_ids(turns, f"question {question.id}"))
-
-
-def _answers_file(stage: Path, turn: int, category: str) -> Path:
-    return stage / f"turn-{turn + 1}-{quote(category, safe='')}.json"
 
 
 # -- grades and comparisons

@@ -6,7 +6,7 @@ are branches of one tree here, so that a prompt of 25 shots is computed once and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -48,17 +48,12 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
         with progress("benchmarks: answers scored", len(requests), "answers") as shown:
             for group in micro_batches(range(len(trees)), shapes.__getitem__, self.batch_tokens, self._scorer.row_layout):
                 logps, greedy = self._scorer.with_greedy(self._scorer.collate([layouts[index] for index in group]))
-                found = dict(self._pairs([trees[index][1] for index in group], logps.tolist(), greedy.tolist()))
-                for index, answer in found.items():
-                    self._keep(requests[index], answer)
-                answers |= found
-                shown.advance(len(found))
+                for tree, row, likeliest in zip(group, logps.tolist(), greedy.tolist(), strict=True):
+                    for column, index in enumerate(trees[tree][1]):
+                        answers[index] = row[column], likeliest[column]
+                        self._keep(requests[index], answers[index])
+                        shown.advance()
         return [answers[index] for index in range(len(requests))]
-
-    @staticmethod
-    def _pairs(places: Sequence[list[int]], logps: list[list[float]], greedy: list[list[bool]]) -> Iterator[tuple[int, ScoredContinuation]]:
-        for indices, row, likeliest in zip(places, logps, greedy, strict=True):
-            yield from ((index, (row[column], likeliest[column])) for column, index in enumerate(indices))
 
     def _keep(self, request: Request, answer: ScoredContinuation) -> None:
         if request[0] is not None:  # parts of a longer text are kept by the harness itself, as one
@@ -71,21 +66,9 @@ class PackedLM(HFLM):  # type: ignore[misc]  # lm_eval is an extra, and Any wher
             by_context.setdefault(self._cut(context, continuation), []).append(index)
         trees = []
         for prompt, indices in by_context.items():
-            for part in self._parts(len(prompt), indices, requests):
+            for part in micro_batches(indices, lambda index: (1, len(requests[index][2]) - 1), self.batch_tokens - len(prompt), "tree"):
                 trees.append((Branches(prompt, tuple(tuple(requests[index][2]) for index in part)), part))
         return trees
-
-    def _parts(self, context: int, indices: list[int], requests: list[Request]) -> Iterator[list[int]]:
-        part: list[int] = []
-        tokens = context
-        for index in indices:
-            added = len(requests[index][2]) - 1
-            if part and tokens + added > self.batch_tokens:
-                yield part
-                part, tokens = [], context
-            part.append(index)
-            tokens += added
-        yield part
 
     def _cut(self, context: list[int], continuation: list[int]) -> TokenIds:
         """The context as far as it fits, cut from the left as the harness cuts it. The last token of a continuation is never fed."""

@@ -15,16 +15,16 @@ from sparring.data.prepare import read_examples, read_played
 from sparring.data.records import Example, FinishReason, Reply
 from sparring.data.tables import read_rows
 from sparring.errors import UserError
-from sparring.evaluation.answers import MAJ_AT, PASS_AT, GradedReply, GradedRow, answer_items
+from sparring.evaluation.answers import GradedReply, GradedRow, answer_items
 from sparring.evaluation.evaluate import GRADES
 from sparring.evaluation.measure import GREEDY, REPLIES
-from sparring.evaluation.metrics import Score, higher_is_better, mean_score
+from sparring.evaluation.metrics import SAMPLED, Score, higher_is_better, mean_score
 from sparring.opponent.replies import read_replies
 from sparring.own_code import is_own_code
 from sparring.players import Players
 from sparring.stage_names import iteration_of, stages_of_game, title_of
 
-SHOWN = ("exact_match", PASS_AT, MAJ_AT)  # how the names of scores begin
+SHOWN = ("exact_match", *SAMPLED)  # how the names of scores begin
 
 
 @dataclass(frozen=True)

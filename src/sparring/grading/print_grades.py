@@ -11,14 +11,13 @@ from rich.text import Text
 
 from sparring.checkers.grades import MOST_FAILURES
 from sparring.console import printable
-from sparring.evaluation.answers import MAJ_AT, PASS_AT
-from sparring.evaluation.metrics import Score
+from sparring.evaluation.metrics import MAJ_AT, PASS_AT, Score
 from sparring.files import require_folder_of
 from sparring.grading.batches import ReplyBatch
 from sparring.grading.grade import GradeAgreement, GradeExample, GradingOutcome, as_json, grade_run
 from sparring.grading.print_trial import excerpt, grade_text, print_records
 from sparring.grading.trial import described
-from sparring.report.tables import Column, TableRow, print_table, with_error
+from sparring.report.tables import Column, TableRow, models_table, print_table, with_error
 from sparring.rundir import write_json
 
 KEPT = "kept"  # the pass rate by the kept grades
@@ -47,7 +46,7 @@ def print_grades(found: GradingOutcome, console: Console) -> None:
     """Print the scores of each batch, examples that passed and failed, and the agreement if replies were graded again."""
     by = f"graded again by {described(found.checker)}" if found.checker else "as the run graded them"
     rows = [_row(one, has_kept=found.checker is not None) for one in found.batches]
-    print_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, console, first="replies of")
+    print_table(models_table(f"Replies, {by} (± standard error over prompts)", _columns(rows), rows, "replies of"), console)
     print_records("Passed, chosen at random", map(_record, found.passed), console)
     print_records("Failed, chosen at random", map(_record, found.failed), console)
     if found.agreement is not None:
@@ -58,7 +57,7 @@ def print_grades(found: GradingOutcome, console: Console) -> None:
 def _row(one: ReplyBatch, has_kept: bool) -> TableRow:
     counts = {name: Score(value=count, n=1, stderr=None) for name, count in one.counts().items()}
     kept = one.scores(kept=True).get("exact_match") if has_kept else None
-    return TableRow(one.title, None, {**one.scores(), **counts, **({KEPT: kept} if kept else {})}, one.stage)
+    return TableRow(one.title, {**one.scores(), **counts, **({KEPT: kept} if kept else {})})
 
 
 def _columns(rows: Sequence[TableRow]) -> list[Column]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import starmap
 from typing import Any
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from sparring.console import counted, fitting, printable
 from sparring.live.state import ProcessState, RunState, last_step, rates, saved_progress, scores
 from sparring.progress import STALE_SECONDS, in_one_line
 from sparring.report.outcome import metric_words, verdict
-from sparring.report.tables import Column, TableRow, answer_words, print_table, samples_of, score_text, with_error
+from sparring.report.tables import Column, TableRow, answer_words, models_table, print_table, samples_of, score_text, with_error
 
 MOST_SCORES = 8
 
@@ -101,8 +102,7 @@ def _print_scores(shown: list[tuple[str, dict[str, Any]]], metric: str, is_over:
         names |= {"vote_share": "vote share"} if "vote_share" in first else {}
     names |= {"duel_margin": "duel margin", "duel_accuracy": "duel accuracy"}
     columns = [Column(header, with_error(name, 3)) for name, header in names.items()]
-    rows = [TableRow(who, None, found, stage="") for who, found in shown]
-    print_table(f"Scores{'' if is_over else ' so far'} (± standard error)", columns, rows, out)
+    print_table(models_table(f"Scores{'' if is_over else ' so far'} (± standard error)", columns, list(starmap(TableRow, shown))), out)
 
 
 def _since(moment: str) -> str:

@@ -18,7 +18,7 @@ from sparring.config.engines import DEFAULT, ENGINES, ON_GPU
 from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.records import Message, Reply
-from sparring.errors import UserError, is_installed
+from sparring.errors import is_installed, require_package
 from sparring.opponent.agreement import check_agreement
 from sparring.opponent.hf import TransformersEngine
 from sparring.opponent.protocol import Engine, Prompt, Stream
@@ -75,12 +75,9 @@ def _engine_of_run(recipe: Recipe, root: Path) -> str | None:
 def require_engine(sampling: SamplingSection) -> None:
     """Raise UserError if the engine is not installed or lacks its key."""
     spec = sampling.spec
-    if spec.package is not None and not is_installed(spec.package):
-        raise UserError(
-            f"the engine {spec.name} needs the package {spec.package}, which is not installed",
-            where="sampling.engine",
-            remedy=f"pip install 'sparring[{spec.extra}]', or set sampling.engine to {DEFAULT}",
-        )
+    if spec.package is not None:
+        what, otherwise = f"the engine {spec.name} needs the package {spec.package}, which", f", or set sampling.engine to {DEFAULT}"
+        require_package(spec.package, what, "sampling.engine", str(spec.extra), otherwise)
     if spec.urls is not None:
         from sparring.opponent.endpoints import read_key
 

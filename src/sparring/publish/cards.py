@@ -14,7 +14,7 @@ from sparring.publish.pairs import splits
 from sparring.report.health import signs, warnings
 from sparring.report.outcome import verdict
 from sparring.report.rule import checker_name, rule_of
-from sparring.report.tables import entries_of, score_text
+from sparring.report.tables import entries_of, score_text, template_and_items
 from sparring.report.untrusted import LONGEST_TEXT, code_span, one_line, visible, words
 from sparring.stage_names import START, start_title, title_of_player
 
@@ -89,15 +89,9 @@ def model_card(
     plots: score -> file of its plot, next to the card.
     """
     shown = public(recipe)
-    title, learned_from = model_title(summary, player), _learned_from(shown, recipe, player)
-    return f"""---
-{_model_metadata(recipe, summary, player, about, adapter)}
----
-
-# {words(title)} of a self-play game
-
-{_how(recipe, about)}
-This is {words(title)}, started from {code_span(shown["model"]["path"])}, trained on {learned_from}.
+    title, learned_from = words(model_title(summary, player)), _learned_from(shown, recipe, player)
+    body = f"""{_how(recipe, about)}
+This is {title}, started from {code_span(shown["model"]["path"])}, trained on {learned_from}.
 
 {_outcome(summary)}{_warnings(summary, recipe)}
 
@@ -109,34 +103,21 @@ Value and standard error on held-out prompts that no iteration was trained on. {
 
 ## Use
 
-{_usage(recipe, about, adapter)}
-
-## Where it comes from
-
-{_origins(shown, recipe, about, player)}{_link("The replies that the players sampled", "datasets/", about.dataset_repo)}
-
-## Recipe
-
-{_recipe_block(shown)}
-
-{CITATION}"""
+{_usage(recipe, about, adapter)}"""
+    origins = f"{_origins(shown, recipe, about, player)}{_link('The replies that the players sampled', 'datasets/', about.dataset_repo)}"
+    return _card(_model_metadata(recipe, summary, player, about, adapter), title, body, origins, shown)
 
 
 def dataset_card(recipe: Recipe, counts: Mapping[int, Mapping[str, int]], about: About) -> str:
     """The card of the data set of replies. counts: those of `write_pairs`. Names no folder of this machine."""
     shown, by_grades = public(recipe), recipe.target.uses_grades
-    body = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(counts)
+    what = pairs_body(recipe, counts, about.unanswered) if by_grades else _replies_body(counts)
     shape, iterations = next((shape, found) for shape, found in splits(counts).items() if found)
     unanswered = f", and prompts of `{shown['data']['prompts']['path']}`, which have no replies" if recipe.data.prompts else ""
-    return f"""---
-{_dataset_metadata(counts, about)}
----
-
-# {"Winning and losing" if by_grades else "Human and generated"} replies of a self-play game
-
+    body = f"""\
 The prompts and human replies are those of {code_span(shown["data"]["path"])} (the training part){unanswered}; the other replies
 were sampled by each iteration's opponent in a game of {METHOD}, played by sparring
-from {code_span(shown["model"]["path"])}. {body}
+from {code_span(shown["model"]["path"])}. {what}
 
 ```python
 from datasets import load_dataset
@@ -144,15 +125,32 @@ rows = load_dataset("{about.dataset_repo or "FOLDER"}", "{shape}", split="iterat
 ```
 
 These are texts. The game was played on token ids, and encoding a reply's text again may give other ids; a reply that was cut
-ends without an end-of-turn token, which a text cannot show (`finish_reason` is `length` there).
+ends without an end-of-turn token, which a text cannot show (`finish_reason` is `length` there)."""
+    origins = f"{_origins(shown, recipe, about)}{'' if about.is_of_one_licence else SEVERAL_LICENCES}{_link('The player', '', about.repo)}"
+    title = "Winning and losing replies" if by_grades else "Human and generated replies"
+    return _card(_dataset_metadata(counts, about), title, body, origins, shown)
+
+
+def _card(metadata: str, title: str, body: str, origins: str, shown: Mapping[str, Any]) -> str:
+    text = visible(dump_yaml(shown).strip())
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # a showcase prompt may hold a fence itself
+    return f"""---
+{metadata}
+---
+
+# {title} of a self-play game
+
+{body}
 
 ## Where it comes from
 
-{_origins(shown, recipe, about)}{"" if about.is_of_one_licence else SEVERAL_LICENCES}{_link("The player", "", about.repo)}
+{origins}
 
 ## Recipe
 
-{_recipe_block(shown)}
+{fence}yaml
+{text}
+{fence}
 
 {CITATION}"""
 
@@ -329,9 +327,8 @@ def _benchmarks(recipe: Recipe) -> str:
     section = recipe.evaluate.benchmarks
     if section is None:
         return ""
-    template = "applied" if section.chat_template else "not applied"
-    items = "all items" if section.limit is None else f"the first {section.limit} items"
-    return f"Scores with a task in their name are benchmarks of lm-evaluation-harness (chat template {template}, {items}). "
+    settings = template_and_items(section.chat_template, section.limit)
+    return f"Scores with a task in their name are benchmarks of lm-evaluation-harness (chat template {settings}). "
 
 
 def _choice(summary: Mapping[str, Any]) -> str:
@@ -386,12 +383,6 @@ def _origins(shown: Mapping[str, Any], recipe: Recipe, about: About, learner: st
 
 def _link(what: str, prefix: str, repo: str | None) -> str:
     return f"\n\n{what}: [{repo}](https://huggingface.co/{prefix}{repo})." if repo else ""
-
-
-def _recipe_block(shown: Mapping[str, Any]) -> str:
-    text = visible(dump_yaml(shown).strip())
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))  # a showcase prompt may hold a fence itself
-    return f"{fence}yaml\n{text}\n{fence}"
 
 
 def _score_table(summary: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from sparring.data.tables import read_rows
 from sparring.report.health import MOST_CUT
 from sparring.report.tables import TableRow, entries_of
-from sparring.stage_names import START, player_of, title_of_player
+from sparring.stage_names import SAMPLES, START, player_of, title_of_player
 
-SAMPLES, REPORT = "samples.parquet", "report.html"
+REPORT = "report.html"
 
 Samples = Mapping[str, Mapping[str, Any]]  # by row id
 ScoredPlayer = tuple[str, str, Mapping[str, Any], Samples]  # player, name, score, samples

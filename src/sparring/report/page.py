@@ -27,12 +27,14 @@ from matplotlib.figure import Figure
 
 from sparring.report.untrusted import visible
 
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+SVG = "http://www.w3.org/2000/svg"
+ET.register_namespace("", SVG)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 # colours of the plots: each becomes a variable of the page's theme, so that a plot has no colour itself
 ROLES = {"#0a0b01": "ink", "#0a0b02": "muted", "#0a0b03": "line", "#0a0b04": "paper", **{f"#0a0c0{n}": f"s{n}" for n in range(10)}}
 INK, MUTED, LINE, PAPER, *SERIES = ROLES
 _COLOUR, _FONT, _LONG = re.compile("|".join(ROLES)), re.compile(r"font: ([\d.]+px)[^;]*|font-family: [^;]*"), re.compile(r"\d+\.\d+")
-_REFERENCE, _NOT_OF_THE_PAGE = re.compile(r"#([\w-]+)"), re.compile(r"<(metadata|style)\b.*?</\1>\s*", re.DOTALL)
+_NOT_OF_THE_PAGE = re.compile(r"<(metadata|style)\b.*?</\1>\s*", re.DOTALL)
 _TOOLTIPS = "texts:"
 
 
@@ -41,47 +43,29 @@ def set_tooltips(artist: Artist, texts: Sequence[str]) -> None:
     artist.set_gid(_TOOLTIPS + json.dumps(list(texts)))
 
 
-def to_svg(figure: Figure, name: str, title: str, description: str) -> str:
-    """The figure as an <svg> element. `name` is unique on the page; `title` and `description` are for screen readers."""
+def to_svg(figure: Figure, title: str, description: str) -> str:
+    """The figure as an <svg> element. `title` and `description` are for screen readers."""
     rendered = io.StringIO()
-    # not savefig, which renders everything twice
-    FigureCanvasSVG(figure).print_svg(rendered, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    FigureCanvasSVG(figure).print_svg(rendered)  # not savefig, which renders everything twice
     root = ET.fromstring(_NOT_OF_THE_PAGE.sub("", rendered.getvalue()).encode())
-    _add_tooltips(root)
-    _name(root, name)
+    root.attrib = {"class": "plot", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": f"{title}. {description}"}
+    for group in root.iter(f"{{{SVG}}}g"):
+        # an id such as axes_1 is in every figure, and nothing refers to it; those that clips and marks refer to are hashes
+        _add_tooltips(group, group.attrib.pop("id", ""))
     for element in root.iter():
         _of_the_page(element)
-    _describe(root, name, title, description)
-    ET.register_namespace("", SVG)
     return ET.tostring(root, encoding="unicode")
 
 
-def _add_tooltips(root: ET.Element) -> None:
+def _add_tooltips(group: ET.Element, id: str) -> None:
     """The texts of `set_tooltips` as <title> elements, which browsers show as tooltips."""
-    for group in root.iter(f"{{{SVG}}}g"):
-        if (tooltips := group.get("id", "")).startswith(_TOOLTIPS):
-            texts = json.loads(tooltips.removeprefix(_TOOLTIPS))
-            marks = list(group.iter(f"{{{SVG}}}use")) or [group]
-            if len(marks) == len(texts):  # a NaN has no mark, and then it is not known which text belongs to which mark
-                for mark, text in zip(marks, texts, strict=True):
-                    title = ET.Element(f"{{{SVG}}}title")
-                    title.text = text
-                    mark.insert(0, title)
-
-
-def _name(root: ET.Element, name: str) -> None:
-    """Replace ids by short ones that are unique on the page, and remove those that nothing refers to."""
-    for element in root.iter():
-        if f"{{{XLINK}}}href" in element.attrib:
-            element.set("href", element.attrib.pop(f"{{{XLINK}}}href"))
-    used = {id for element in root.iter() for key in ("href", "clip-path") for id in _REFERENCE.findall(element.get(key, ""))}
-    ids = {id: f"{name}-{number}" for number, id in enumerate(sorted(used))}
-    for element in root.iter():
-        if (own := element.attrib.pop("id", None)) in ids:
-            element.set("id", ids[own])
-        for key in ("href", "clip-path"):
-            if key in element.attrib:
-                element.set(key, _REFERENCE.sub(lambda found: f"#{ids[found[1]]}", element.attrib[key]))
+    texts = json.loads(id.removeprefix(_TOOLTIPS)) if id.startswith(_TOOLTIPS) else []
+    marks = list(group.iter(f"{{{SVG}}}use")) or [group]
+    if len(marks) == len(texts):  # a NaN has no mark, and then it is not known which text belongs to which mark
+        for mark, text in zip(marks, texts, strict=True):
+            title = ET.Element(f"{{{SVG}}}title")
+            title.text = text
+            mark.insert(0, title)
 
 
 def _of_the_page(element: ET.Element) -> None:
@@ -91,16 +75,6 @@ def _of_the_page(element: ET.Element) -> None:
         element.set("style", _COLOUR.sub(lambda found: f"var(--{ROLES[found[0]]})", style))
     for key in element.attrib.keys() & {"d", "x", "y"}:
         element.set(key, _LONG.sub(lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), element.attrib[key]))
-
-
-def _describe(root: ET.Element, name: str, title: str, description: str) -> None:
-    for key in ("width", "height", "version"):
-        root.attrib.pop(key, None)
-    root.attrib.update({"class": "plot", "role": "img", "aria-labelledby": f"{name}-title {name}-text"})
-    for position, (tag, part, text) in enumerate((("title", "title", title), ("desc", "text", description))):
-        element = ET.Element(f"{{{SVG}}}{tag}", {"id": f"{name}-{part}"})
-        element.text = text
-        root.insert(position, element)
 
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -160,7 +134,7 @@ def text_of(*names: str) -> str:
     return "".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names)
 
 
-def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = True, best: int | None = None) -> Markup:
+def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[str]], best: int | None = None, numbers: bool = True) -> Markup:
     """A table whose first column names the rows; the others are numbers, unless `numbers` is false. It scrolls where it is too wide.
     best: the row that is marked."""
     return render("table.html", caption=caption, headers=headers, rows=rows, numbers=numbers, best=best)

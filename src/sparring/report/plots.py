@@ -1,6 +1,6 @@
 """The figures of the reports, plotted by Matplotlib and returned as SVG text for `page.figure`. Independent of the source of the numbers.
 
-The `name` of a figure is unique on its page and the prefix of its ids. Every figure is one plot that fits the width of a phone, and
+The `name` of a figure is unique on its page, and its ids are made from it. Every figure is one plot that fits the width of a phone, and
 distinguishes series by marks or dashes as well as by colour. Marks, bars and boxes show their values as tooltips.
 """
 
@@ -16,7 +16,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from matplotlib.transforms import Bbox
 
 from sparring.report.page import INK, LINE, MUTED, PAPER, SERIES, set_tooltips, to_svg
@@ -37,7 +37,6 @@ MARKS = "osD^vPX*"
 DASHES: list[tuple[int, tuple[float, ...]]] = [(0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2))]
 _STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and follows the page's font
-    "svg.hashsalt": "sparring",
     "text.parse_math": False,  # a run may be called $x$
     "font.size": 10,
     "text.color": INK,
@@ -152,7 +151,7 @@ def lines(
             set_tooltips(
                 line, [f"{visible(one.name)}, {x_label} {a:,.0f}: {short_number(b)}" for a, b in zip(x[::every], y[::every], strict=True)]
             )
-        axes.yaxis.set_major_formatter(_plain_numbers())
+        axes.yaxis.set_major_formatter(short_number)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _legend(axes, [one.name for one in series])
 
@@ -207,7 +206,7 @@ def bars(name: str, title: str, rows: Sequence[str], parts: Sequence[tuple[str, 
         axes.set_yticks(range(len(rows)), [label(row) for row in rows])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(_plain_numbers())
+        axes.xaxis.set_major_formatter(short_number)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.set_xlim(0, 1.08 * max(left) or 1)  # the last number has room below it
         _legend(axes, [part for part, _ in parts])
@@ -234,7 +233,7 @@ def quality_against_compute(name: str, title: str, points: Sequence[ComputePoint
             axes.xaxis.set_minor_formatter(NullFormatter())
         else:
             axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(_plain_numbers())
+        axes.xaxis.set_major_formatter(short_number)
         axes.margins(x=0.12)
         _name_points(axes, points)
         _legend(axes, groups)
@@ -271,8 +270,9 @@ def label(text: str) -> str:
     return text if len(text) <= LONGEST_LABEL else text[: LONGEST_LABEL - 1] + "…"
 
 
-def short_number(value: float) -> str:
-    """A number as 1,500 or 2e12: Matplotlib's own powers of ten need its math text, which is switched off."""
+def short_number(value: float, position: float = 0.0) -> str:
+    """A number as 1,500 or 2e12: Matplotlib's own powers of ten need its math text, which is switched off. position: of a tick, which
+    Matplotlib gives and which is not used."""
     if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.2e}".split("e")
         return f"{float(mantissa):g}e{int(exponent)}"
@@ -320,10 +320,6 @@ def _spans_decades(values: Sequence[float]) -> bool:
     return bool(values) and min(values) > 0 and max(values) > 30 * min(values)
 
 
-def _plain_numbers() -> FuncFormatter:
-    return FuncFormatter(lambda value, _: short_number(value))
-
-
 def _legend(axes: Axes, entries: Sequence[str]) -> None:
     """Add a legend above the plot if there are several entries."""
     if len(entries) > 1:
@@ -362,7 +358,7 @@ def _plot(
 ) -> str:
     """A figure of one plot, filled by `fill`, as SVG text; left, top and bottom are margins in inches."""
     height += top - TOP  # a legend takes no space from the plot
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the reader's own fonts render the text
         figure = Figure(figsize=(WIDTH, height))
         box = (left / WIDTH, bottom / height, 1 - (left + RIGHT) / WIDTH, 1 - (top + bottom) / height)
@@ -370,4 +366,4 @@ def _plot(
         fill(axes)
         axes.set(xlabel=label(x_label), ylabel=label(y_label))
         figure.text(0.01, 1 - 0.03 / height, visible(title), va="top", fontsize=11, fontweight="bold")
-        return to_svg(figure, name, visible(title), visible(description))
+        return to_svg(figure, visible(title), visible(description))

@@ -13,14 +13,13 @@ import pyarrow as pa
 from sparring.config import Recipe
 from sparring.data.tables import read_rows
 from sparring.errors import UserError, first_line
-from sparring.report.outcome import SAMPLES, Samples, ranking
+from sparring.report.outcome import Samples, ranking
 from sparring.report.summary import OF_SUMMARY, SUMMARY, facts_of
 from sparring.report.tables import TableRow, rows_of
 from sparring.rundir import DONE, MANIFEST, read_json, read_object
-from sparring.stage_names import METRICS, START, iteration_of, recipe_of_game
+from sparring.stage_names import METRICS, SAMPLES, SHOWCASE, START, iteration_of, recipe_of_game
 
 T = TypeVar("T")
-SHOWCASE = "showcase.json"
 HELD_OUT = 2  # prompts that are shown if the recipe has no showcase
 
 

@@ -18,7 +18,7 @@ from sparring.report.outcome import REPORT, next_steps, verdict_lines
 from sparring.report.page import PageSection, code, figures, packed_data, paragraph, render, render_page, table, text_of
 from sparring.report.run_files import ReportPlayer, RunFiles, read_run, showcase_of
 from sparring.report.run_plots import cost_figures, first_figure, quality_figures, training_figures
-from sparring.report.tables import columns_markup, headroom_markup, how_played, score_columns, score_tables
+from sparring.report.tables import benchmark_table, headroom_markup, how_played, score_tables, table_markup
 from sparring.report.target_page import ShownPrompt, ShownReply, prompt_counts, target_section
 from sparring.report.untrusted import CUT_AT, shortened
 from sparring.rundir import now, write_text
@@ -136,7 +136,7 @@ def _next(run: RunFiles) -> Markup:
 
 def _scores(run: RunFiles) -> Markup:
     parts = [
-        *(columns_markup(caption, columns, rows) for caption, columns, rows in score_tables(run.summary)),
+        *map(table_markup, score_tables(run.summary)),
         paragraph(
             "Log-probs are sums over a reply's tokens, in nats. NLL is of the human replies: less is better. Margin: by how much more the "
             "player than its opponent prefers the human reply to the opponent's. Length AUC: how well length alone distinguishes them; "
@@ -151,10 +151,8 @@ def _scores(run: RunFiles) -> Markup:
 
 def _benchmarks(run: RunFiles) -> Iterator[PageSection]:
     """The recipe's benchmarks, with their settings."""
-    rows = [player.row for player in run.players]
-    if columns := score_columns(rows, of_benchmarks=True):
-        note = paragraph(how_played(run.facts(f"{START}/benchmarks")), "muted")
-        yield PageSection("benchmarks", "Benchmarks", columns_markup("Benchmarks (± standard error)", columns, rows) + note)
+    if found := table_markup(benchmark_table([player.row for player in run.players])):
+        yield PageSection("benchmarks", "Benchmarks", found + paragraph(how_played(run.facts(f"{START}/benchmarks")), "muted"))
 
 
 def _showcase(run: RunFiles) -> Iterator[PageSection]:

@@ -1,4 +1,4 @@
-"""The tables of scores in the terminal, with a row per model and standard errors; and the headroom of the start."""
+"""The tables of scores in terminal and report, with a row per model and standard errors; and the headroom of the start."""
 
 from __future__ import annotations
 
@@ -17,40 +17,56 @@ from sparring.console import fitting, printable
 from sparring.report.page import paragraph, table
 from sparring.rundir import read_json
 from sparring.stage_names import HEADROOM, START, iteration_stage, seed_folder, start_title
+from sparring.targets.select import OUTCOMES
 
 Scores = Mapping[str, Any]
 
 
 class TableRow(NamedTuple):
-    """A model in a table, its opponent in duels, its scores, and the stage of the run with scores and samples ("" for none)."""
+    """A model in a table, its scores, its opponent in duels, and the stage of the run with scores and samples ("" for none)."""
 
     model: str
-    opponent: str | None
     scores: Scores
-    stage: str
+    opponent: str | None = None
+    stage: str = ""
     is_best: bool = False
 
 
 class Column(NamedTuple):
-    """A column of a table; `short` is its header if the terminal is too narrow for the whole table."""
+    """A column of a table of models."""
 
     header: str
     cell: Callable[[TableRow], str]
-    short: str | None = None
+
+
+class TextTable(NamedTuple):
+    """A table as texts, for terminal and page. The first cell of a row names it; `best`: the row that is marked."""
+
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    best: int | None = None
+
+
+def models_table(title: str, columns: Sequence[Column], rows: Sequence[TableRow], first: str = "model") -> TextTable:
+    """A row per model; `first`: the header of their names."""
+    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
+    best = next((number for number, row in enumerate(rows) if row.is_best), None)
+    return TextTable(title, [first, *(column.header for column in columns)], cells, best)
 
 
 def rows_of(summary: Mapping[str, Any]) -> Iterator[TableRow]:
     """The models of a run in order: start, iterations, control."""
     best = summary["best"]
-    yield TableRow(start_title(summary["start"]["name"]), None, summary["start"]["scores"], f"{START}/evaluate")
+    yield TableRow(start_title(summary["start"]["name"]), summary["start"]["scores"], None, f"{START}/evaluate")
     for entry in summary["iterations"]:
         t = entry["iteration"]
         opponent = f"iteration {t - 1}" if t else "start"
-        yield TableRow(f"iteration {t}", opponent, entry["scores"], iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
+        yield TableRow(f"iteration {t}", entry["scores"], opponent, iteration_stage(t, "evaluate"), bool(best) and best["iteration"] == t)
     for entry in summary["controls"]:
         start = entry["from_iteration"]
         opponent = "start" if start is None else f"iteration {start}"
-        yield TableRow(entry["name"], opponent, entry["scores"], f"{entry['stage']}/evaluate")
+        yield TableRow(entry["name"], entry["scores"], opponent, f"{entry['stage']}/evaluate")
 
 
 def entries_of(summary: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,16 +101,26 @@ def _accuracy(row: TableRow) -> str:
     return f"{score['value']:.3f} [{score['low']:.2f}, {score['high']:.2f}]"
 
 
-# Counts of a game with a verified or majority target: the outcome of the prompts, and the pairs
-OUTCOMES = ("prompts", "decided", "human_wins", "all_pass", "none_pass", "ties", "few_votes", "unjudged", "winners", "pairs")
-RATES = ("pass_rate", "vote_share", "distinct_answers")
+# rate of a game with a verified or majority target -> what it is
+RATES = {
+    "pass_rate": "Share of the replies to training prompts that the checker passes.",
+    "vote_share": "Share of the replies to a training prompt that give its leading answer.",
+    "distinct_answers": "Different answers to a training prompt. Their number falls as the model improves; one answer leaves no choice.",
+}
 FAILURES = "checker_failures"
-OUTCOMES_TITLE = "Winners: outcome of every prompt in the window"
-RATES_TITLE = "Graded: each opponent's replies to the training prompts"
+# header -> that of a terminal which is too narrow for the whole table
+SHORT = {
+    "log p own reply": "log p own",
+    "reply tokens": "tokens",
+    "human tokens": "human",
+    "truncated": "trunc.",
+    "identical": "ident.",
+    "length AUC": "AUC",
+}
 _LIKELIHOOD_COLUMNS = [
     Column("NLL / token", with_error("nll_per_token", 4)),
     Column("log p human", with_error("real_logp", 2)),
-    Column("log p own reply", with_error("generated_logp", 2), "log p own"),
+    Column("log p own reply", with_error("generated_logp", 2)),
 ]
 DUEL_COLUMNS = [
     Column("against", lambda row: row.opponent or "-"),
@@ -102,31 +128,27 @@ DUEL_COLUMNS = [
     Column("accuracy (interval)", _accuracy),
 ]
 REPLY_COLUMNS = [
-    Column("reply tokens", with_error("reply_tokens", 1), "tokens"),
-    Column("human tokens", _value("human_reply_tokens", 1), "human"),
-    Column("truncated", _count("truncated"), "trunc."),
-    Column("identical", _count("identical"), "ident."),
+    Column("reply tokens", with_error("reply_tokens", 1)),
+    Column("human tokens", _value("human_reply_tokens", 1)),
+    Column("truncated", _count("truncated")),
+    Column("identical", _count("identical")),
     Column("empty", _count("empty")),
-    Column("length AUC", _value("length_auc", 2), "AUC"),
+    Column("length AUC", _value("length_auc", 2)),
 ]
 
 
-def quality_columns(scores: Scores) -> list[Column]:
-    """Columns for the scores of answers that were measured, then for likelihoods."""
-    return [*(Column(words, with_error(name, 3)) for name, words in answer_words(scores).items()), *_LIKELIHOOD_COLUMNS]
-
-
-def score_tables(summary: Mapping[str, Any]) -> list[tuple[str, list[Column], list[TableRow]]]:
-    """(title, columns, rows) of a run's tables: quality, duels if there were any, replies."""
+def score_tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """The tables of a run: quality (scores of answers that were measured, then likelihoods), duels if there were any, replies."""
     rows = list(rows_of(summary))
-    held_out = next(iter(rows[0].scores.values()))["n"]
+    scores = rows[0].scores
+    held_out = next(iter(scores.values()))["n"]
+    quality = [*(Column(words, with_error(name, 3)) for name, words in answer_words(scores).items()), *_LIKELIHOOD_COLUMNS]
     duels = [row for row in rows if row.opponent is not None]
-    found = [
-        (f"Quality on {held_out} held-out prompts (± standard error)", quality_columns(rows[0].scores), rows),
-        ("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels),
-        ("Replies to the same prompts", REPLY_COLUMNS, rows),
+    return [
+        models_table(f"Quality on {held_out} held-out prompts (± standard error)", quality, rows),
+        models_table("Duels: human replies against the opponent's, on the same prompts", DUEL_COLUMNS, duels),
+        models_table("Replies to the same prompts", REPLY_COLUMNS, rows),
     ]
-    return [one for one in found if one[2]]
 
 
 def answer_words(scores: Scores) -> dict[str, str]:
@@ -150,66 +172,67 @@ def outcome_rows(summary: Mapping[str, Any]) -> Iterator[TableRow]:
         if "decided" in entry["counts"]:
             counts = {name: {"value": count, "stderr": None} for name, count in entry["counts"].items()}
             t = entry["iteration"]
-            yield TableRow(f"iteration {t}", None, {**counts, **entry["rates"]}, iteration_stage(t, "train"))
+            yield TableRow(f"iteration {t}", {**counts, **entry["rates"]})
 
 
-def outcome_columns(rows: Sequence[TableRow]) -> list[Column]:
-    """Columns of the counts, with the checker's failures where it has any."""
+def target_tables(summary: Mapping[str, Any]) -> list[TextTable]:
+    """The outcomes, with the checker's failures if there are any, and the rates that any iteration has."""
+    rows = list(outcome_rows(summary))
     failed = any(row.scores.get(FAILURES, {"value": 0})["value"] for row in rows)
-    return [Column(name.replace("_", " "), with_error(name, 0)) for name in (*OUTCOMES, *([FAILURES] if failed else []))]
+    counts = ("prompts", *OUTCOMES, "winners", "pairs", *([FAILURES] if failed else []))
+    rates = [name for name in RATES if any(name in row.scores for row in rows)]
+    return [
+        models_table(title, [Column(name.replace("_", " "), with_error(name, digits)) for name in names], rows, "iteration")
+        for title, names, digits in (
+            ("Winners: outcome of every prompt in the window", counts, 0),
+            ("Graded: each opponent's replies to the training prompts (± standard error)", rates, 3),
+        )
+    ]
 
 
-def rate_columns(rows: Sequence[TableRow]) -> list[Column]:
-    """Columns of the rates that any iteration has."""
-    return [Column(name.replace("_", " "), with_error(name, 3)) for name in RATES if any(name in row.scores for row in rows)]
+def all_scores_table(title: str, rows: Sequence[TableRow], of_benchmarks: bool = False) -> TextTable:
+    """A column for every score that any row has; `of_benchmarks`: only scores of benchmarks, whose names have a task before the metric."""
+    names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
+    return models_table(title, [Column(name, with_error(name, 3)) for name in names], rows)
 
 
-def print_benchmarks(named: Mapping[str, Scores], facts: Mapping[str, Any], console: Console) -> None:
-    """Print the benchmark scores of some models, and the settings from the facts of their stage."""
-    print_scores("Benchmarks (± standard error)", named, console)
-    console.print(how_played(facts))
+def benchmark_table(rows: Sequence[TableRow]) -> TextTable:
+    """The benchmark scores of some models; without columns if there are none."""
+    return all_scores_table("Benchmarks (± standard error)", rows, of_benchmarks=True)
 
 
 def how_played(facts: Mapping[str, Any]) -> str:
     """The settings of benchmarks in words, from the facts of their stage."""
-    items = "all items" if facts["limit"] is None else f"the first {facts['limit']} items"
-    template = "applied" if facts["chat_template"] else "not applied"
-    return f"Chat template {template}, {items}, lm-evaluation-harness {facts['harness']}."
+    return f"Chat template {template_and_items(facts['chat_template'], facts['limit'])}, lm-evaluation-harness {facts['harness']}."
 
 
-def print_scores(title: str, named: Mapping[str, Scores], console: Console) -> None:
-    """Print a table with one row per model and one column per score that any of them has."""
-    rows = [TableRow(model, None, scores, stage="") for model, scores in named.items()]
-    print_table(title, score_columns(rows), rows, console)
+def template_and_items(chat_template: bool, limit: int | None) -> str:
+    """Whether the chat template was applied, and to how many items of a benchmark."""
+    return f"{'applied' if chat_template else 'not applied'}, {'all items' if limit is None else f'the first {limit} items'}"
 
 
-def score_columns(rows: Sequence[TableRow], of_benchmarks: bool = False) -> list[Column]:
-    """A column for every score that any row has; `of_benchmarks`: only scores of benchmarks, whose names have a task before the metric."""
-    names = dict.fromkeys(name for row in rows for name in row.scores if "/" in name or not of_benchmarks)
-    return [Column(name, with_error(name, 3)) for name in names]
+def print_table(found: TextTable, console: Console) -> None:
+    """Print a table that has rows and columns. If the terminal is too narrow, it gets short headers, and then several tables with the same
+    rows are printed."""
+    if not _fits(found, console):
+        found = found._replace(headers=[SHORT.get(header, header) for header in found.headers])
+    while found.rows and len(found.headers) > 1:
+        end = next((n for n in range(len(found.headers), 2, -1) if _fits(_part(found, 1, n), console)), 2)
+        console.print(_rendered(_part(found, 1, end), console))
+        found = _part(found, end, None)._replace(title=f"{found.title.split()[0].rstrip(':,')}, continued")
 
 
-def print_table(title: str, columns: list[Column], rows: list[TableRow], console: Console, first: str = "model") -> None:
-    """Print a table with the header `first` in the first column. If the terminal is too narrow, it gets short headers, and then several
-    tables with the same rows are printed."""
-    whole = _table(title, columns, rows, first, console)
-    if _fits(whole, console):
-        console.print(whole)
-        return
-    columns = [column._replace(header=column.short or column.header) for column in columns]
-    while columns:
-        count = next((n for n in range(len(columns), 1, -1) if _fits(_table(title, columns[:n], rows, first, console), console)), 1)
-        console.print(_table(title, columns[:count], rows, first, console))
-        title, columns = f"{title.split()[0].rstrip(':,')}, continued", columns[count:]
+def print_benchmarks(rows: Sequence[TableRow], facts: Mapping[str, Any], console: Console) -> None:
+    """Print the benchmark scores of some models, and the settings from the facts of their stage; nothing without any."""
+    found = benchmark_table(rows)
+    if len(found.headers) > 1:
+        print_table(found, console)
+        console.print(how_played(facts))
 
 
-def columns_markup(caption: str, columns: Sequence[Column], rows: Sequence[TableRow], first: str = "model") -> Markup:
+def table_markup(found: TextTable) -> Markup:
     """The same table for a page; empty without rows or columns."""
-    if not rows or not columns:
-        return Markup("")
-    cells = [[row.model, *(column.cell(row) for column in columns)] for row in rows]
-    best = next((number for number, row in enumerate(rows) if row.is_best), None)
-    return table(caption, [first, *(column.header for column in columns)], cells, best=best)
+    return table(*found) if found.rows and len(found.headers) > 1 else Markup("")
 
 
 def print_replies(prompt: str, replies: Mapping[str, str], console: Console) -> None:
@@ -220,20 +243,27 @@ def print_replies(prompt: str, replies: Mapping[str, str], console: Console) -> 
     console.print(shown)
 
 
-def _table(title: str, columns: list[Column], rows: list[TableRow], first: str, console: Console) -> Table:
-    table = Table(title=Text(fitting(title, console)), title_justify="left")
-    table.add_column(first, no_wrap=True)
-    for column in columns:
-        table.add_column(Text(fitting(column.header, console)), justify="right", no_wrap=True)
-    for row in rows:
-        cells = [f"{row.model} *" if row.is_best else row.model, *(column.cell(row) for column in columns)]
-        table.add_row(*(Text(fitting(cell, console)) for cell in cells))
+def _part(found: TextTable, start: int, end: int | None) -> TextTable:
+    """The first column, and those from `start` to before `end`."""
+    headers, *rows = ([row[0], *row[start:end]] for row in (found.headers, *found.rows))
+    return found._replace(headers=headers, rows=rows)
+
+
+def _rendered(found: TextTable, console: Console) -> Table:
+    table = Table(title=Text(fitting(found.title, console)), title_justify="left")
+    first, *others = (Text(fitting(header, console)) for header in found.headers)
+    table.add_column(first, overflow="fold")
+    for header in others:
+        table.add_column(header, justify="right", no_wrap=True)
+    for number, (name, *cells) in enumerate(found.rows):
+        shown = [f"{name} *" if number == found.best else name, *cells]
+        table.add_row(*(Text(fitting(cell, console)) for cell in shown))
     return table
 
 
-def _fits(table: Table, console: Console) -> bool:
+def _fits(found: TextTable, console: Console) -> bool:
     unlimited = console.options.update(max_width=10_000)
-    return Measurement.get(console, unlimited, table).maximum <= console.width
+    return Measurement.get(console, unlimited, _rendered(found, console)).maximum <= console.width
 
 
 TITLE = "Headroom of the start"
@@ -262,19 +292,19 @@ def headrooms_of(recipe: Recipe) -> dict[int, dict[str, Any]]:
     return {seed: found for seed, folder in folders.items() if (found := headroom_of(folder)) is not None}
 
 
-def headroom_table(found: Mapping[str, Any]) -> tuple[list[Column], list[TableRow]]:
-    """Columns for the scores that were measured, and one row."""
+def headroom_table(found: Mapping[str, Any], title: str = TITLE) -> TextTable:
+    """One row with the scores that were measured."""
     scores = found["scores"]
     columns = [Column(name.format(k=found["k"]), with_error(key, 3)) for key, name in NAMES.items() if scores.get(key)]
-    return columns, [TableRow(START, None, scores, f"{START}/headroom")]
+    return models_table(title, columns, [TableRow(START, scores)])
 
 
 def print_headroom(found: Mapping[str, Any], console: Console, title: str = TITLE) -> None:
     """Print the headroom as a table, and its sentence."""
-    print_table(title, *headroom_table(found), console)
+    print_table(headroom_table(found, title), console)
     console.print(Text(found["sentence"]))
 
 
 def headroom_markup(found: Mapping[str, Any]) -> Markup:
     """The headroom's sentence and table for the page."""
-    return paragraph(found["sentence"]) + columns_markup(f"{TITLE} (± standard error over prompts)", *headroom_table(found))
+    return paragraph(found["sentence"]) + table_markup(headroom_table(found, f"{TITLE} (± standard error over prompts)"))

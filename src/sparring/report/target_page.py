@@ -16,7 +16,7 @@ from sparring.report.page import PageSection, figure, figures, paragraph, render
 from sparring.report.plots import PlottedScore, both_sides
 from sparring.report.rule import rule_of
 from sparring.report.run_files import RunFiles
-from sparring.report.tables import OUTCOMES_TITLE, RATES, RATES_TITLE, columns_markup, outcome_columns, outcome_rows, rate_columns
+from sparring.report.tables import RATES, outcome_rows, table_markup, target_tables
 from sparring.report.untrusted import shortened
 from sparring.stage_names import iteration_stage
 from sparring.targets import TARGETS, Candidate, Candidates, Selection
@@ -100,23 +100,14 @@ def _facts(row: Mapping[str, Any] | None, is_complete: bool) -> str:
     return " · ".join([score, answer, shortened(row["reason"], CUT_AT), *([] if is_complete else ["cut at the limit"])])
 
 
-RATE_CAPTIONS = {
-    "pass_rate": "Share of the replies to training prompts that the checker passes.",
-    "vote_share": "Share of the replies to a training prompt that give its leading answer.",
-    "distinct_answers": "Different answers to a training prompt. Their number falls as the model improves; one answer leaves no choice.",
-}
-
-
 def target_section(run: RunFiles) -> Iterator[PageSection]:
     """The section on winners and losers; none for a game in which the human reply always wins."""
     if not run.recipe.target.uses_grades:
         return
-    rows = list(outcome_rows(run.summary))
     parts = [
         paragraph(" ".join(rule_of(run.recipe))),
         *(paragraph(line) for line in _notes(run)),
-        columns_markup(OUTCOMES_TITLE, outcome_columns(rows), rows, first="iteration"),
-        columns_markup(f"{RATES_TITLE} (± standard error)", rate_columns(rows), rows, first="iteration"),
+        *map(table_markup, target_tables(run.summary)),
         paragraph("Each opponent is the player of the iteration before. Rates are of training prompts: they are not scores.", "muted"),
         figures(list(target_figures(run))),
         _examples(run),
@@ -159,9 +150,9 @@ def _examples(run: RunFiles) -> Markup:
 def target_figures(run: RunFiles) -> Iterator[Markup]:
     """One plot per rate: its value in every iteration, with the standard error over prompts."""
     rows = list(outcome_rows(run.summary))
-    for name in RATES:
+    for name, caption in RATES.items():
         found = [(row.model, row.scores[name]) for row in rows if name in row.scores]
         if found:
             words = name.replace("_", " ")
             values = [PlottedScore(model, rate["value"], both_sides(rate["stderr"])) for model, rate in found]
-            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), RATE_CAPTIONS[name])
+            yield figure(plots.scores(f"rate-{name}", words.capitalize(), values, words), caption)

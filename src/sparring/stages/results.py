@@ -11,7 +11,7 @@ from typing import Any
 from sparring.config import BenchmarksSection
 from sparring.data.chat import Chat
 from sparring.data.records import Example, Message
-from sparring.evaluation.evaluate import GRADES, ITEMS, SAMPLES, Evaluator, Grading
+from sparring.evaluation.evaluate import GRADES, Grading, write_scores
 from sparring.evaluation.harness import HarnessModel, run_benchmarks
 from sparring.evaluation.measure import Measurer, read_measured
 from sparring.evaluation.metrics import Score
@@ -19,7 +19,7 @@ from sparring.opponent.engines import Sampler, answer
 from sparring.policy.compute import COMPUTE_DTYPES
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord, read_object, write_json
-from sparring.stage_names import SCORES
+from sparring.stage_names import ITEMS, SAMPLES, SCORES, SHOWCASE
 from sparring.stages.checking import held_out_checker
 from sparring.stages.context import Common, RunContext
 from sparring.stages.run_stage import Examples, Replying, Scoring
@@ -124,9 +124,9 @@ def _evaluate(
     tables: Sequence[str],
 ) -> dict[str, Any]:
     """tables: all files that it may write; as an input of the stage, so that older runs are evaluated again when a file is added."""
-    facts = Evaluator(common.chat, held_out, grading, confidence).evaluate(stage, read_measured(measured.path))
+    facts = write_scores(stage, read_measured(measured.path), common.chat, held_out, grading, confidence)
     if showcase.prompts:
-        answer_showcase(stage / "showcase.json", common.chat, showcase)
+        answer_showcase(stage / SHOWCASE, common.chat, showcase)
     return facts
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sparring.config import Recipe, TrackSection
-from sparring.errors import UserError, first_line, is_installed
+from sparring.errors import UserError, first_line, require_package
 
 FOLDER = "trackers"
 # In every point, so that a tracker can be asked for the last one
@@ -54,10 +54,7 @@ class Opened:
 def require_trackers(section: TrackSection) -> None:
     """Raise UserError for a tracker that is not installed, or that needs a login and has none."""
     for name in section.trackers:
-        if not is_installed(name):
-            raise UserError(
-                f"{name} is not installed", where="track", remedy=f"pip install 'sparring[{name}]', or remove it from the recipe's track"
-            )
+        require_package(name, name, "track", name, ", or remove it from the recipe's track")
     if "wandb" in section.trackers and os.environ.get("WANDB_MODE") not in ("offline", "dryrun", "disabled"):
         _log_in_to_wandb()
 
