@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -20,6 +21,7 @@ from asking import ask, made
 
 from sparring.checkers.grades import Checker
 from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.checkers.pool import Pool
 from sparring.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -368,11 +370,75 @@ def test_no_process_outlives_the_one_that_started_it(write: Write, tmp_path: Pat
     time.sleep(0.5)
     processes = children_of(parent.pid)
     assert processes
+    home = Path(processes[0].environ()["HOME"])
+    assert home.is_dir()
     parent.send_signal(number)
     with contextlib.closing(parent.stdout):
         said = parent.communicate(timeout=60)[1]
     assert parent.returncode != 0 and (number != signal.SIGINT or "KeyboardInterrupt" in said)
-    assert gone(processes)
+    assert gone(processes) and not home.exists(), "nor does their folder"
+
+
+IDLE = """
+    import sys
+    from sparring.checkers.pool import Pool
+    pool = Pool({}, 1.0, 100, 1)
+    print(pool._home.path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_folder_of_a_dead_owner_is_removed_by_the_next_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with all of its processes, or before it had any. The folder of an owner that lives is left alone, and so is all else."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    others = [tmp_path / "sparring-checker-home-a-file", tmp_path / "sparring-checkers"]
+    others[0].touch()
+    others[1].mkdir()
+    (tmp_path / "sparring-checker-home-a-link").symlink_to(others[1])
+    idle = [sys.executable, "-c", textwrap.dedent(IDLE)]
+    dead, alive = (subprocess.Popen(idle, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    homes = {}
+    for owner in (dead, alive):
+        assert owner.stdout is not None
+        homes[owner] = Path(owner.stdout.readline().strip())
+    assert all(home.parent == tmp_path and home.is_dir() for home in homes.values())
+    dead.kill()
+    dead.wait()
+    (homes[dead] / "folder").mkdir()
+    (homes[dead] / "folder" / "file").touch()
+    pool = Pool({}, 1.0, 100, 1)
+    assert not homes[dead].exists() and homes[alive].is_dir()
+    pool.close()
+    alive.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "sparring-checker-home-a-file",
+        "sparring-checker-home-a-link",
+        "sparring-checkers",
+    ]
+    for owner in (dead, alive):
+        for pipe in (owner.stdin, owner.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def test_two_pools_that_start_at_once_do_not_take_each_others_folder_for_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the creation of a folder and its lock another pool may remove it: then there is a new one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[str] = []
+    create = tempfile.mkdtemp
+
+    def create_and_lose(**options: str) -> str:
+        made.append(create(**options))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", create_and_lose)
+    pool = Pool({}, 1.0, 100, 1)
+    assert len(made) == 2 and list(map(str, tmp_path.iterdir())) == made[1:]
+    pool.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------- before its first use

@@ -10,7 +10,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.home import Home
 from sparring.checkers.worker import Item
 from sparring.console import printable
 
@@ -46,7 +46,7 @@ class Pool:
 
     def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
         self._job, self._seconds, self._memory_mb, self._workers = job, seconds, memory_mb, workers
-        self._home = tempfile.TemporaryDirectory(prefix="sparring-checker-", ignore_cleanup_errors=True)
+        self._home = Home()
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._running: set[_Process] = set()
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class Pool:
         self._kill()
         while not self._idle.empty():
             self._idle.get_nowait().end()
-        self._home.cleanup()
+        self._home.remove()
 
     def _kill(self) -> None:
         with self._lock:
@@ -139,7 +139,7 @@ class Pool:
         with self._lock:
             if self._is_closed:
                 raise LostWorker("the checker is closed")
-            process = _Process(self._home.name, self._memory_mb)
+            process = _Process(str(self._home.path), self._memory_mb)
             self._running.add(process)
         try:
             said = process.ask(self._job, LOADING * self._seconds)
@@ -179,7 +179,7 @@ class _Process:
         os.set_blocking(self._requests, False)
         # -u: prints arrive before the process dies; -P: nothing is imported from its folder, whose math.py would hide the standard one;
         # in its own session it gets no Ctrl-C
-        command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
+        command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb), home]
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
         try:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import sys
 import traceback
@@ -199,8 +200,9 @@ def math_verify() -> LoadedFunction:
 # ---------------------------------------------------------------------------------------------- the process
 
 
-def end_with_parent(requests: int, replies: int) -> None:
-    """Start a second process that waits until the parent's end of the pipe closes, however the parent ended, and then kills the group.
+def end_with_parent(requests: int, replies: int, home: str) -> None:
+    """Start a second process that waits until the parent's end of the pipe closes, however the parent ended, and then kills the group and
+    removes `home`, the folder of all processes of the pool. A parent that ends its processes itself kills this one first.
 
     Not a thread: a function that hangs in C would keep it from running.
     """
@@ -213,7 +215,12 @@ def end_with_parent(requests: int, replies: int) -> None:
     poller = select.poll()
     poller.register(requests, 0)  # hang-ups alone
     poller.poll()
-    os.killpg(0, signal.SIGKILL)
+    group = os.getpgrp()
+    os.setpgid(0, 0)  # else it would kill itself before it has removed the folder
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        os.killpg(group, signal.SIGKILL)
+    shutil.rmtree(home, ignore_errors=True)
+    os._exit(0)
 
 
 def limit_memory(megabytes: int) -> None:
@@ -241,9 +248,9 @@ def answer(function: LoadedFunction, items: list[Item]) -> Any:
         return {"raised": error_text(error)}
 
 
-def main(requests: int, replies: int, megabytes: int) -> None:
+def main(requests: int, replies: int, megabytes: int, home: str) -> None:
     """Load the function, then answer each line of items on `requests` with a line of JSON on `replies` (file descriptors)."""
-    end_with_parent(requests, replies)
+    end_with_parent(requests, replies, home)
     limit_memory(megabytes)
     for number in (requests, replies):
         os.set_inheritable(number, False)
@@ -267,4 +274,4 @@ def main(requests: int, replies: int, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(*map(int, sys.argv[1:4]), sys.argv[4])
