@@ -156,6 +156,21 @@ def test_what_is_no_score_is_named(write: Write, returned: str, reason: str) -> 
             raise AssertionError(why)
 
 
+def test_a_file_that_cannot_be_loaded_a_second_time_says_why(write: Write, tmp_path: Path) -> None:
+    """Its process has ended, and the file needs something that is gone."""
+    kind = write(f"""
+        import os
+        open({str(tmp_path / "needed")!r})
+        def f(completions):
+            os.remove({str(tmp_path / "needed")!r})
+            os._exit(3)
+    """)
+    (tmp_path / "needed").touch()
+    (reason, other) = reasons(kind, "a", "b")
+    for why in (reason, other):
+        assert why is not None and why.startswith("could not be loaded again: line 3: FileNotFoundError: ") and "{" not in why
+
+
 def test_arrays_are_lists(write: Write) -> None:
     assert scores(write("import numpy\ndef f(completions): return numpy.array([0.5, 1])"), "a", "b") == [0.5, 1.0]
 
@@ -478,7 +493,29 @@ def test_a_name_that_is_nearly_right(write: Write) -> None:
 
 
 def test_an_import_that_never_ends(write: Write) -> None:
-    assert "timed out after 3 s" in refused(write("while True: pass"), timeout_seconds=0.5)
+    said = refused(write("while True: pass"), timeout_seconds=0.5)
+    assert "timed out after 3 s" in said
+    assert "loading may take 6 times target.timeout_seconds, which is 0.5: raise it in the recipe, or import less" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to RLIMIT_DATA")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = bytearray(300 << 20)",
+        "import os\nprint('OpenBLAS error: Memory allocation still failed after 10 retries', flush=True)\nos._exit(1)",
+        "import os, sys\nprint(\"'std::bad_alloc'\", file=sys.stderr, flush=True)\nos.abort()",
+        "raise OSError(12, 'Cannot allocate memory')",
+    ],
+)
+def test_an_import_that_needs_more_memory(write: Write, code: str) -> None:
+    """As Python, OpenBLAS, the C++ library and the system say it."""
+    said = refused(write(f"{code}\ndef f(completions): ..."), memory_mb=200)
+    assert "a process may use target.memory_mb, which is 200: raise it in the recipe" in said
+
+
+def test_another_failure_of_an_import_advises_no_limit(write: Write) -> None:
+    assert "->" not in refused(write("raise ValueError('the weather')"))
 
 
 @pytest.mark.parametrize("kind", ["no/such/file.py:f", "https://example.com/f.py:f", ":", "x:"])

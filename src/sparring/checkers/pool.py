@@ -6,13 +6,14 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ BATCH = 32  # items in one call
 LOADING = 6  # the time limit of loading, in limits of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer; a batch of results is shorter
+TIMED_OUT = "timed out after"
+# what Python, the C++ library and OpenBLAS say
+OUT_OF_MEMORY = re.compile(r"MemoryError|bad_alloc|[Mm]emory allocation|[Cc]annot allocate memory|failed to map segment")
 MAX_WAIT = 2**31 - 1  # ms, 24 days: poll takes no more
 NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
@@ -65,6 +69,16 @@ class Pool:
             if self._idle.empty():
                 self.close()
         return why
+
+    def remedy(self, trouble: Mapping[str, Any]) -> str | None:
+        """Which limit to raise if loading took too long or too much memory; None for other trouble."""
+        why = " ".join(str(trouble.get(name)) for name in ("import", "lost", "printed"))
+        less = ", or import less when the file is loaded" if "own" in self._job else ""
+        if "lost" in trouble and TIMED_OUT in why:
+            return f"loading may take {LOADING} times target.timeout_seconds, which is {self._seconds:g}: raise it in the recipe{less}"
+        if OUT_OF_MEMORY.search(why):
+            return f"a process may use target.memory_mb, which is {self._memory_mb}: raise it in the recipe{less}"
+        return None
 
     def answer(self, items: Sequence[Item]) -> list[Result]:
         """One result an item, in their order."""
@@ -125,7 +139,7 @@ class Pool:
         try:
             return self._start()
         except _Trouble as trouble:
-            raise LostWorker(f"could not be loaded again: {trouble.args[0]}") from None
+            raise LostWorker(f"could not be loaded again: {', '.join(str(why) for why in trouble.args[0].values() if why)}") from None
 
     def _give_back(self, process: _Process) -> None:
         with self._lock:
@@ -214,7 +228,7 @@ class _Process:
             return answer
         except TimeoutError:
             self.end()
-            raise LostWorker(f"timed out after {seconds:g} s") from None
+            raise LostWorker(f"{TIMED_OUT} {seconds:g} s") from None
         except EOFError:
             raise LostWorker(self._end_of_life()) from None
         except ValueError:
