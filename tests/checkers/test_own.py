@@ -143,6 +143,8 @@ def test_no_score_is_no_failure(write: Write) -> None:
         ("1.0", "returned float 1.0 instead of a list of scores"),
         ("'ab'", "returned str 'ab' instead of a list of scores"),
         ("None", "returned NoneType None instead of a list of scores"),
+        ("{1.0, 0.5} if n == 2 else {1.0}", r"returned set \{.*\} instead of a list of scores"),
+        ("frozenset(range(n))", r"returned frozenset .* instead of a list of scores"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
         ("exit(3)", "raised SystemExit: 3"),
         ("bytearray(1 << 40)", "raised MemoryError"),
@@ -169,6 +171,25 @@ def test_a_file_that_cannot_be_loaded_a_second_time_says_why(write: Write, tmp_p
     (reason, other) = reasons(kind, "a", "b")
     for why in (reason, other):
         assert why is not None and why.startswith("could not be loaded again: line 3: FileNotFoundError: ") and "{" not in why
+
+
+def test_an_error_whose_text_cannot_be_read(write: Write) -> None:
+    kind = write("""
+        class Odd(Exception):
+            def __str__(self): raise ValueError
+        def f(completions): raise Odd
+    """)
+    assert reasons(kind, "a") == ["raised Odd"]
+
+
+def test_the_file_is_compiled_as_by_python_itself(write: Write) -> None:
+    """Annotations are evaluated, as dataclasses, pydantic and the like expect where the file does not ask for something else."""
+    kind = write("""
+        class Row:
+            score: float
+        def f(completions: list): return [Row.__annotations__["score"](1) for _ in completions]
+    """)
+    assert scores(kind, "a") == [1.0]
 
 
 def test_arrays_are_lists(write: Write) -> None:

@@ -71,7 +71,7 @@ def load_module(path: str, source: str, name: str) -> types.ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        exec(compile(source, path, "exec"), vars(module))
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # without the __future__ of this file
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -94,7 +94,7 @@ def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item])
     columns["prompts"] = [item["prompt"] for item in items]
     columns["completions"] = [[{"role": "assistant", "content": item["completion"]}] for item in items]
     returned = settled(function(**declared(parameters, columns)))
-    if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
+    if isinstance(returned, (str, bytes, dict, set, frozenset)) or not hasattr(returned, "__len__"):  # a set has no order
         return [failed(f"returned {value_text(returned)} instead of a list of scores")] * len(items)
     if len(returned) != len(items):
         return [failed(f"returned {len(returned)} scores for {len(items)} replies")] * len(items)
@@ -163,8 +163,10 @@ def value_text(value: Any) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Type of an error and the first line of its message, at most 300 characters of it."""
-    lines = str(error).strip().splitlines()
+    """Type of an error and the first line of its message, at most 300 characters of it; the type alone if its `str` raises."""
+    lines: list[str] = []
+    with contextlib.suppress(Exception):
+        lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
