@@ -9,6 +9,7 @@ from sparring.config import Recipe
 from sparring.evaluation.metrics import Score
 
 TOO_WEAK = 0.05  # pass@1 below which a model was seen to learn nothing from its own replies
+NOTEWORTHY = 0.05  # a gain of pass@k that is worth measuring on more prompts if it is within its error
 
 PlayerScores = Mapping[str, Score]
 
@@ -44,6 +45,8 @@ def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     if _exceeds(scores["any"], best):
         no_use = f"the majority is no better than {single}, so only a" if "majority" in scores else "a"
         return f"{no_use} verified target can help"
+    if scores["any"]["value"] - best["value"] >= NOTEWORTHY:
+        return f"no target is certain to help: the difference is within its error on {now['n']} prompts; raise data.held_out to measure it"
     if _is_too_hot(scores, now, free):
         more_sft = ", or fine-tune it further" if after is None else ""
         return f"no target can gain much over a reply at a lower temperature: lower sampling.temperature{more_sft}"
