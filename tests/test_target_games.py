@@ -548,6 +548,7 @@ def test_no_reply_passes(begin: Begin, majority: Game) -> None:
     result = game.run(own(game, "return 0.0"), *GAPS, "target.human=never")
     refused(result, "no prompt has winners and losers: 20 none pass", "target.kind verified", "easier prompts", "sparring grade run")
     assert "only 0.0% of the replies pass; if it passes 1% of wrong replies, 100% of the winners are wrong" in result.err
+    assert "none of the first 4 held-out human replies passes (the first one: scored 0)" in result.err
     unharmed(game, majority)
 
 
@@ -601,6 +602,7 @@ def test_a_few_failures_of_a_checker_are_counted_wherever_counts_are_shown(begin
     game = begin(**ONE, **VERIFIED)
     result = game.run(own(game, "return float('2' in text) / (asked != 'pick A')"))
     assert result.code == 0 and "checker failures" in result.out, result.err
+    assert "held-out human replies passes" not in result.err
     code = hashlib.sha256((game.folder / "rules.py").read_bytes()).hexdigest()
     assert f"target.checker: rules.py:f, sha256 {code[:12]}" in result.err
     assert game.json("summary.json")["iterations"][0]["counts"]["checker_failures"] == 4

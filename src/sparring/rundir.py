@@ -115,7 +115,8 @@ class RunDir:
             self._publish(partial, final)
         if (found := self.finished(name)) is not None and not (replaces and any(differences(found.inputs, inputs))):
             self._check_same(name, found.inputs, inputs)
-            shutil.rmtree(partial, ignore_errors=True)  # of work that was to replace it
+            if replaces:
+                shutil.rmtree(partial, ignore_errors=True)  # of work that was to replace it
             return self.verified(name)
         before = read_object(partial / INPUTS) if (partial / INPUTS).exists() and _holds_work(partial) else None
         if before is not None and not (replaces and any(differences(before, inputs))):

@@ -314,7 +314,12 @@ def test_it_works_in_a_thread(write: Write) -> None:
 
 
 def children_of(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children(recursive=True) if "worker.py" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or has ended and waits for its parent to take note
+            if "worker.py" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def gone(processes: list[psutil.Process]) -> bool:
