@@ -52,7 +52,7 @@ def _remove(path: Path, lock: int) -> None:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Remove the folders of dead owners: those of this user that nobody holds a lock on."""
+    """Remove the folders of dead owners: those of this user that no process holds a lock on."""
     for path in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):  # removed meanwhile, another user's, a link, or locked by its owner
             lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)

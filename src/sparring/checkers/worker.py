@@ -276,4 +276,5 @@ def main(requests: int, replies: int, megabytes: int, home: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]), sys.argv[4])
+    *numbers, folder = sys.argv[1:]
+    main(int(numbers[0]), int(numbers[1]), int(numbers[2]), folder)

@@ -48,9 +48,9 @@ def grading(context: RunContext, t: int, checker: Checker) -> StageWork:
     """The work of the stage that grades the replies of iteration t."""
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
-    target, common = context.recipe.target, context.common(iteration_stage(t, "grade"))
-    given = {"replies": replies_of, "prompt_rows": context.prompt_rows, "checker": checker, "pass_score": target.pass_score}
-    return partial(_grade, common, target.counts_votes, **given)
+    target, common, prompt_rows = context.recipe.target, context.common(iteration_stage(t, "grade")), context.prompt_rows
+    score = target.pass_score
+    return partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
 
 
 def _grade(
