@@ -156,7 +156,9 @@ def test_a_game_without_further_prompts_says_that_all_have_a_reply(majority_game
     recipe = load_recipe(majority_game.root / "recipe.yaml", ["target.human=never"])
     assert "Every prompt had a human reply" in how_learned(recipe, 0)
     counts = {0: dict.fromkeys(("prompts", "unanswered", "rows", "chosen_human", "truncated"), 7)}
-    assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in pairs_body(recipe, counts, 0)
+    body = pairs_body(recipe, counts, 0)
+    assert "| 0 | 7 | 7 | 7 | 7 | 7 |" in body
+    assert "won by the human reply or one equal to it" in body, "with human: never a reply of the model may equal it"
     assert "Winners are human replies" in how_learned(
         load_recipe(majority_game.root / "recipe.yaml", ["target.human=only", "data.prompts=null"]), 0
     )

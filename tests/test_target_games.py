@@ -306,25 +306,65 @@ def test_restart_from_grades_samples_nothing(copy: Game, majority: Game) -> None
     assert_same_outcome(copy.root, majority.root)
 
 
+def finished_files(game: Game) -> dict[str, tuple[bytes, int]]:
+    """All files of finished stages: not what a refused attempt has left for the next one."""
+    files = [path for done in game.root.rglob("done.json") for path in done.parent.rglob("*") if path.is_file()]
+    return {path.relative_to(game.root).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
 def test_another_checker_grades_anew_and_leaves_the_rest(copy: Game, majority: Game) -> None:
-    """Nothing is sampled; the training that other grades had led to is refused by name; and the old checker takes everything back."""
-    before = copy.state()
+    """Nothing is sampled; the training that other grades had led to is refused by name; and until it is redone the former grades stand."""
+    before = finished_files(copy)
     other = "target.checker=exact", "evaluate.answer_pattern=([0-9])"
     result = copy.run(*other)
     refused(
         result, OTHER, 'target.checker: "number" -> "exact"', "--restart-from iterations/000/score (the replies of its iteration are kept)"
     )
-    assert "restored by a run with the former recipe" in result.err
+    assert "the former grades are kept" in result.err and "sampling" not in result.err
     assert "recomputing iterations/000/grade: " in result.err and 'checker.kind: "number" -> "exact"' in result.err
-    changed = redone(before, copy.state())
-    assert changed == {"start/evaluate", "iterations/000/grade"} and "sampling" not in result.err, changed
-    assert copy.run().code == 0
+    assert finished_files(copy) == before
+    again = copy.run()
+    assert again.code == 0 and "recomputing" not in again.err and finished_files(copy) == before
+    assert not list(copy.root.rglob("*.partial"))
     assert_same_outcome(copy.root, majority.root)
+
+
+def test_training_redone_with_another_checker_does_not_grade_a_second_time(copy: Game) -> None:
+    other = "target.checker=exact", "evaluate.answer_pattern=([0-9])"
+    assert copy.run(*other).code == 2
+    [graded] = (copy.root / "iterations/000/grade.partial").glob("shard-*")
+    written_at = graded.stat().st_mtime_ns
     assert copy.run(*other, "--restart-from", "iterations/000/score").code == 0
+    assert (copy.root / "iterations/000/grade" / graded.name).stat().st_mtime_ns == written_at
     assert {name: inputs(copy, f"iterations/{name}/grade")["checker"]["kind"] for name in ("000", "001")} == {
         "000": "exact",
         "001": "exact",
     }
+
+
+def test_a_checker_that_fails_leaves_the_grades_and_scores_of_the_former_one(copy: Game) -> None:
+    """On two of the prompts without a human reply, which have 8 of the 80 replies of an iteration."""
+    before, summary = finished_files(copy), copy.json("summary.json")
+    result = copy.run(own(copy, "return 1 / 0 if asked[-1] in 'AB' else 1.0"), "evaluate.answer_pattern=([0-9])")
+    refused(result, " of 80 replies could not be graded, more than 5%", "ZeroDivisionError")
+    assert "recomputing iterations/000/grade: " in result.err
+    assert finished_files(copy) == before and copy.json("summary.json") == summary
+    again = copy.run()
+    assert again.code == 0 and "recomputing" not in again.err and finished_files(copy) == before
+
+
+def test_another_checker_with_the_same_winners_replaces_the_grades_of_all_iterations(copy: Game, majority: Game) -> None:
+    """Killed between the two replacements, and then resumed by either recipe."""
+    same = "target.tolerance=0.25"
+    sabotage = committed("iterations/000/grade")
+    assert copy.run(same, sabotage=[sabotage]).code == -signal.SIGKILL
+    assert [inputs(copy, f"iterations/00{t}/grade")["checker"]["tolerance"] for t in (0, 1)] == [0.25, 0.0]
+    result = copy.run(same)
+    assert result.code == 0 and "training" not in result.err, result.err
+    assert [inputs(copy, f"iterations/00{t}/grade")["checker"]["tolerance"] for t in (0, 1)] == [0.25, 0.25]
+    assert weights(copy) == weights(majority)
+    assert copy.run().code == 0
+    assert_same_outcome(copy.root, majority.root)
 
 
 @pytest.mark.parametrize(
@@ -508,6 +548,7 @@ def test_no_reply_passes(begin: Begin, majority: Game) -> None:
     result = game.run(own(game, "return 0.0"), *GAPS, "target.human=never")
     refused(result, "no prompt has winners and losers: 20 none pass", "target.kind verified", "easier prompts", "sparring grade run")
     assert "only 0.0% of the replies pass; if it passes 1% of wrong replies, 100% of the winners are wrong" in result.err
+    assert "none of the first 4 held-out human replies passes (the first one: scored 0)" in result.err
     unharmed(game, majority)
 
 
@@ -561,6 +602,7 @@ def test_a_few_failures_of_a_checker_are_counted_wherever_counts_are_shown(begin
     game = begin(**ONE, **VERIFIED)
     result = game.run(own(game, "return float('2' in text) / (asked != 'pick A')"))
     assert result.code == 0 and "checker failures" in result.out, result.err
+    assert "held-out human replies passes" not in result.err
     code = hashlib.sha256((game.folder / "rules.py").read_bytes()).hexdigest()
     assert f"target.checker: rules.py:f, sha256 {code[:12]}" in result.err
     assert game.json("summary.json")["iterations"][0]["counts"]["checker_failures"] == 4

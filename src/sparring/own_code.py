@@ -75,8 +75,8 @@ class OwnCode:
 
         return f"{line_of(error, self.path)}{error_text(error)}"
 
-    def explained(self, trouble: Mapping[str, Any], wanted: str) -> UserError:
-        """The error for a function that could not be loaded."""
+    def explained(self, trouble: Mapping[str, Any], wanted: str, remedy: str | None = None) -> UserError:
+        """The error for a function that could not be loaded. `wanted`: what it must be, in words; `remedy`: for a failed import."""
         path, function = self.path, self.function
         if "missing" in trouble:
             if trouble["found"]:
@@ -89,4 +89,4 @@ class OwnCode:
         what = f"{path} cannot be imported: {printable(trouble.get('import') or trouble['lost'])}"
         if printed := trouble.get("printed"):
             what += f"\n  it printed: {printed}"
-        return UserError(what, where=self.where)
+        return UserError(what, where=self.where, remedy=remedy)

@@ -92,29 +92,35 @@ class RunDir:
         """Hold the run directory as rank 0, which writes while the process that started it may hold `lock`."""
         return locks.hold(self.root, locks.RANKS_LOCK)
 
-    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]]) -> StageRecord:
-        """Return the finished stage `name`, doing `work(folder)` first where it is not finished.
+    def stage(self, name: str, inputs: dict[str, Any], work: Callable[[Path], dict[str, Any]], replaces: bool = False) -> StageRecord:
+        """Return the finished stage `name`, doing `work(folder)` first where it is not finished. `replaces`: as for `begin`.
 
         `work` may find the files of an interrupted attempt in the folder and resume from them; it returns the stage's facts (JSON), to
         which the seconds are added. Raises UserError when the stage, finished or begun, was made from other inputs, or when a finished
         file was changed by hand.
         """
-        begun = self.begin(name, inputs)
+        begun = self.begin(name, inputs, replaces)
         if isinstance(begun, StageRecord):
             return begun
         return self.commit(name, inputs, work(begun))
 
-    def begin(self, name: str, inputs: dict[str, Any]) -> StageRecord | Path:
-        """The finished stage `name`, or the folder in which to start or resume its work. Raises UserError as `stage` does."""
+    def begin(self, name: str, inputs: dict[str, Any], replaces: bool = False) -> StageRecord | Path:
+        """The finished stage `name`, or the folder in which to start or resume its work. Raises UserError as `stage` does.
+
+        replaces: a stage that was made from other inputs is no error; if it is finished, it is kept until `commit`.
+        """
         inputs = json.loads(json.dumps(inputs))
         final, partial = self.root / name, self.root / (name + PARTIAL)
         if (partial / DONE).exists():  # killed between the last two moves of a commit: the work is whole
             self._publish(partial, final)
-        if (found := self.finished(name)) is not None:
+        if (found := self.finished(name)) is not None and not (replaces and any(differences(found.inputs, inputs))):
             self._check_same(name, found.inputs, inputs)
+            if replaces:
+                shutil.rmtree(partial, ignore_errors=True)  # of work that was to replace it
             return self.verified(name)
-        if (partial / INPUTS).exists() and _holds_work(partial):
-            self._check_same(name, read_object(partial / INPUTS), inputs)
+        before = read_object(partial / INPUTS) if (partial / INPUTS).exists() and _holds_work(partial) else None
+        if before is not None and not (replaces and any(differences(before, inputs))):
+            self._check_same(name, before, inputs)
         else:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
@@ -199,7 +205,8 @@ class RunDir:
         """Give the finished work its name; from its done.json on, this may be repeated after a kill."""
         for name in OF_MAKING:
             (partial / name).unlink(missing_ok=True)
-        if final.exists():  # only leftovers of a removal that was killed: a finished stage never comes here
+        if final.exists():  # a stage that this one replaces, or leftovers of a removal that was killed
+            (final / DONE).unlink(missing_ok=True)  # first, so that a kill cannot leave a part of it that looks finished
             shutil.rmtree(final)
         fsync(partial)
         os.replace(partial, final)

@@ -28,6 +28,7 @@ from sparring.stages.check import check
 from sparring.stages.context import RunContext
 from sparring.stages.generate import generate, nothing_to_learn, warn_of_collapse, window_at
 from sparring.stages.grade import grade, graded_vote_shares
+from sparring.stages.regrade import regrade
 from sparring.stages.results import evaluate, scores_of
 from sparring.stages.sft import sft
 from sparring.stages.train import score, train
@@ -79,6 +80,7 @@ def play(context: RunContext, finished: Sequence[Player] = ()) -> dict[str, Any]
     if not context.is_rank:
         check(context)
         check_controls(context)
+        regrade(context)
     start = evaluate(context, sft(context), None, sampling_round=0)
     measure_headroom(context, start)
     players = _of_this_game(context, scores_of(start), finished)

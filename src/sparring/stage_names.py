@@ -30,12 +30,15 @@ def always(*_: object) -> bool:
 
 class Stage(NamedTuple):
     """part: the last part of its name. on_ranks: recipe -> whether its launcher may start it on several ranks. derived: it is recomputed
-    when its inputs change; for other stages changed inputs are an error. used: (recipe, owner) -> whether a game of the recipe has it."""
+    when its inputs change; for other stages changed inputs are an error. used: (recipe, owner) -> whether a game of the recipe has it.
+    replaced: a derived stage of grades or scores, which is kept until the recomputed one is finished; others, which may hold a model, are
+    deleted first."""
 
     part: str
     on_ranks: Callable[[Recipe], bool] | None = None
     derived: bool = False
     used: Callable[[Recipe, str], bool] = always
+    replaced: bool = False
 
 
 def _of_dpo(recipe: Recipe, owner: str) -> bool:
@@ -45,14 +48,14 @@ def _of_dpo(recipe: Recipe, owner: str) -> bool:
 FIRST = (Stage("base"), Stage("data"), Stage(SFT, on_ranks=always, used=lambda recipe, _: recipe.sft is not None))
 OF_PLAYER = (
     Stage("measure", on_ranks=always),  # all that needs the player's weights: held-out replies and log-probs
-    Stage("evaluate", derived=True),  # scores, samples and showcase, from the measurements
+    Stage("evaluate", derived=True, replaced=True),  # scores, samples and showcase, from the measurements
     Stage("benchmarks", derived=True, used=lambda recipe, _: recipe.evaluate.benchmarks is not None),
 )
 OF_PROBE = (Stage("train", always, True, lambda recipe, _: recipe.shows_headroom and recipe.evaluate.headroom_epochs is not None),)
-OF_START = (*OF_PLAYER, Stage("headroom", derived=True, used=lambda recipe, _: recipe.shows_headroom))
+OF_START = (*OF_PLAYER, Stage("headroom", derived=True, used=lambda recipe, _: recipe.shows_headroom, replaced=True))
 OF_ITERATION = (
     Stage("generate", on_ranks=lambda recipe: recipe.sampling.spec.on_ranks),
-    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.uses_grades),
+    Stage("grade", derived=True, used=lambda recipe, _: recipe.target.uses_grades, replaced=True),
     Stage("score", on_ranks=always, used=lambda recipe, _: recipe.objective.kind.uses_opponent_logps),
     Stage("score-start", on_ranks=always, used=lambda recipe, owner: recipe.objective.kind.uses_start and iteration_of(owner) != 0),
     Stage("train", on_ranks=always),

@@ -168,3 +168,11 @@ def test_it_works_in_a_thread() -> None:
 def test_nothing_of_it_is_imported_here() -> None:
     code = "import sys, sparring.checkers.make\nprint({'sympy', 'math_verify'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+def test_math_verify_that_cannot_be_loaded_in_time_ends_at_once() -> None:
+    """Else every text would take the time limit of loading."""
+    with made("math", timeout_seconds=1e-4) as checker, pytest.raises(UserError) as caught:
+        checker.grade([ask("1", answer="1")])
+    assert "target.checker math: math-verify cannot be loaded: timed out after 0.0006 s" in str(caught.value)
+    assert "loading may take 6 times target.timeout_seconds, which is 0.0001: raise it in the recipe" in str(caught.value)

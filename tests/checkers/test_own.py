@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -20,6 +21,7 @@ from asking import ask, made
 
 from sparring.checkers.grades import Checker
 from sparring.checkers.make import CheckerSettings, make_checker
+from sparring.checkers.pool import Pool
 from sparring.errors import UserError
 
 pytestmark = pytest.mark.long
@@ -141,6 +143,8 @@ def test_no_score_is_no_failure(write: Write) -> None:
         ("1.0", "returned float 1.0 instead of a list of scores"),
         ("'ab'", "returned str 'ab' instead of a list of scores"),
         ("None", "returned NoneType None instead of a list of scores"),
+        ("{1.0, 0.5} if n == 2 else {1.0}", r"returned set \{.*\} instead of a list of scores"),
+        ("frozenset(range(n))", r"returned frozenset .* instead of a list of scores"),
         ("1 / 0", "raised ZeroDivisionError: division by zero"),
         ("exit(3)", "raised SystemExit: 3"),
         ("bytearray(1 << 40)", "raised MemoryError"),
@@ -152,6 +156,40 @@ def test_what_is_no_score_is_named(write: Write, returned: str, reason: str) -> 
     for why in found:
         with pytest.raises(AssertionError, match=reason):
             raise AssertionError(why)
+
+
+def test_a_file_that_cannot_be_loaded_a_second_time_says_why(write: Write, tmp_path: Path) -> None:
+    """Its process has ended, and the file needs something that is gone."""
+    kind = write(f"""
+        import os
+        open({str(tmp_path / "needed")!r})
+        def f(completions):
+            os.remove({str(tmp_path / "needed")!r})
+            os._exit(3)
+    """)
+    (tmp_path / "needed").touch()
+    (reason, other) = reasons(kind, "a", "b")
+    for why in (reason, other):
+        assert why is not None and why.startswith("could not be loaded again: line 3: FileNotFoundError: ") and "{" not in why
+
+
+def test_an_error_whose_text_cannot_be_read(write: Write) -> None:
+    kind = write("""
+        class Odd(Exception):
+            def __str__(self): raise ValueError
+        def f(completions): raise Odd
+    """)
+    assert reasons(kind, "a") == ["raised Odd"]
+
+
+def test_the_file_is_compiled_as_by_python_itself(write: Write) -> None:
+    """Annotations are evaluated, as dataclasses, pydantic and the like expect where the file does not ask for something else."""
+    kind = write("""
+        class Row:
+            score: float
+        def f(completions: list): return [Row.__annotations__["score"](1) for _ in completions]
+    """)
+    assert scores(kind, "a") == [1.0]
 
 
 def test_arrays_are_lists(write: Write) -> None:
@@ -276,7 +314,12 @@ def test_it_works_in_a_thread(write: Write) -> None:
 
 
 def children_of(pid: int) -> list[psutil.Process]:
-    return [child for child in psutil.Process(pid).children(recursive=True) if "worker.py" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile, or has ended and waits for its parent to take note
+            if "worker.py" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def gone(processes: list[psutil.Process]) -> bool:
@@ -368,11 +411,75 @@ def test_no_process_outlives_the_one_that_started_it(write: Write, tmp_path: Pat
     time.sleep(0.5)
     processes = children_of(parent.pid)
     assert processes
+    home = Path(processes[0].environ()["HOME"])
+    assert home.is_dir()
     parent.send_signal(number)
     with contextlib.closing(parent.stdout):
         said = parent.communicate(timeout=60)[1]
     assert parent.returncode != 0 and (number != signal.SIGINT or "KeyboardInterrupt" in said)
-    assert gone(processes)
+    assert gone(processes) and not home.exists(), "nor does their folder"
+
+
+IDLE = """
+    import sys
+    from sparring.checkers.pool import Pool
+    pool = Pool({}, 1.0, 100, 1)
+    print(pool._home.path, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_folder_of_a_dead_owner_is_removed_by_the_next_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed with all of its processes, or before it had any. The folder of an owner that lives is left alone, and so is all else."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    others = [tmp_path / "sparring-checker-home-a-file", tmp_path / "sparring-checkers"]
+    others[0].touch()
+    others[1].mkdir()
+    (tmp_path / "sparring-checker-home-a-link").symlink_to(others[1])
+    idle = [sys.executable, "-c", textwrap.dedent(IDLE)]
+    dead, alive = (subprocess.Popen(idle, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2))
+    homes = {}
+    for owner in (dead, alive):
+        assert owner.stdout is not None
+        homes[owner] = Path(owner.stdout.readline().strip())
+    assert all(home.parent == tmp_path and home.is_dir() for home in homes.values())
+    dead.kill()
+    dead.wait()
+    (homes[dead] / "folder").mkdir()
+    (homes[dead] / "folder" / "file").touch()
+    pool = Pool({}, 1.0, 100, 1)
+    assert not homes[dead].exists() and homes[alive].is_dir()
+    pool.close()
+    alive.communicate()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "sparring-checker-home-a-file",
+        "sparring-checker-home-a-link",
+        "sparring-checkers",
+    ]
+    for owner in (dead, alive):
+        for pipe in (owner.stdin, owner.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+def test_two_pools_that_start_at_once_do_not_take_each_others_folder_for_abandoned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the creation of a folder and its lock another pool may remove it: then there is a new one."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made: list[str] = []
+    create = tempfile.mkdtemp
+
+    def create_and_lose(**options: str) -> str:
+        made.append(create(**options))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", create_and_lose)
+    pool = Pool({}, 1.0, 100, 1)
+    assert len(made) == 2 and list(map(str, tmp_path.iterdir())) == made[1:]
+    pool.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------------------------------------- before its first use
@@ -412,7 +519,29 @@ def test_a_name_that_is_nearly_right(write: Write) -> None:
 
 
 def test_an_import_that_never_ends(write: Write) -> None:
-    assert "timed out after 3 s" in refused(write("while True: pass"), timeout_seconds=0.5)
+    said = refused(write("while True: pass"), timeout_seconds=0.5)
+    assert "timed out after 3 s" in said
+    assert "loading may take 6 times target.timeout_seconds, which is 0.5: raise it in the recipe, or import less" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to RLIMIT_DATA")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = bytearray(300 << 20)",
+        "import os\nprint('OpenBLAS error: Memory allocation still failed after 10 retries', flush=True)\nos._exit(1)",
+        "import os, sys\nprint(\"'std::bad_alloc'\", file=sys.stderr, flush=True)\nos.abort()",
+        "raise OSError(12, 'Cannot allocate memory')",
+    ],
+)
+def test_an_import_that_needs_more_memory(write: Write, code: str) -> None:
+    """As Python, OpenBLAS, the C++ library and the system say it."""
+    said = refused(write(f"{code}\ndef f(completions): ..."), memory_mb=200)
+    assert "a process may use target.memory_mb, which is 200: raise it in the recipe" in said
+
+
+def test_another_failure_of_an_import_advises_no_limit(write: Write) -> None:
+    assert "->" not in refused(write("raise ValueError('the weather')"))
 
 
 @pytest.mark.parametrize("kind", ["no/such/file.py:f", "https://example.com/f.py:f", ":", "x:"])

@@ -72,6 +72,14 @@ def test_answers_and_columns_of_a_checker_survive_the_file(tmp_path: Path) -> No
     assert found.prompt_counts["without_answer"] == 3
 
 
+def test_integers_that_a_missing_value_has_made_floats(tmp_path: Path) -> None:
+    """As pandas writes them; \\d+$ would find the 0 of 18.0. What an integer cannot say stays as it is."""
+    golds = [18.0, -3.0, None, 0.5, 1e300, "18.0"]
+    found = run(tmp_path, [{"prompt": f"p {n}", "gold": gold} for n, gold in enumerate(golds)], answer="gold")
+    answers = {one.conversation.prompt[0]["content"]: one.conversation.answer for one in found.prompts}
+    assert [answers[f"p {n}"] for n in range(6)] == ["18", "-3", None, "0.5", "1e+300", "18.0"]
+
+
 @pytest.mark.parametrize(
     ("golds", "kept", "conflicts"),
     [([None, "7"], "7", 0), (["7", "7"], "7", 0), (["9", "7"], "7", 1), ([None, "9", "7", "7"], "7", 1), ([None, None], None, 0)],

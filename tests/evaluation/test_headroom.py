@@ -36,6 +36,12 @@ WEAK = {"pass_at_1": 0.02, "greedy": 0.02, "cool": 0.02, "majority": 0.02}
         ),
         (scores(cool=0.5, majority=0.5, any=0.7), "no better than a reply at a lower temperature, so only a verified target"),
         (scores(cool=0.5, majority=0.6, any=0.7), "majority and verified targets can both help"),
+        (
+            scores(greedy=0.8, majority=0.5, any=0.6),
+            "no target can gain much over a reply at a lower temperature: lower sampling.temperature, or fine-tune it further.",
+        ),
+        (scores(greedy=0.8, any=0.8, nll_after=0.5), "over a reply at a lower temperature: lower sampling.temperature."),
+        (scores(greedy=0.8, any=0.6, nll_after=0.3), "more SFT still lowers its NLL"),
     ],
 )
 def test_the_conclusion(found: dict[str, Score], words: str) -> None:
@@ -45,12 +51,23 @@ def test_the_conclusion(found: dict[str, Score], words: str) -> None:
 def test_a_difference_within_the_errors_is_none() -> None:
     found = scores(majority=0.5, any=0.5)
     wide = {name: score(one["value"], 0.08) for name, one in found.items()}
-    assert "majority and verified" in advice(found, 8) and "no target" in advice(wide, 8)
+    assert "majority and verified" in advice(found, 8)
+    said = advice(wide, 8)
+    assert "no target is certain to help: the difference is within its error on 100 prompts; raise data.held_out" in said
+    assert "no target can gain much here" in advice({**wide, "majority": score(0.4, 0.08), "any": score(0.44, 0.08)}, 8)
 
 
 def test_a_cooler_temperature_is_told_where_it_gains() -> None:
     assert "50.0% at a lower temperature (without training)" in advice(scores(cool=0.5), 8)
     assert "without training" not in advice(scores(), 8)
+
+
+def test_pass_at_k_below_greedy_bounds_a_verified_target_at_its_own_temperature_alone() -> None:
+    """A target that plays on greedy replies could reach more: 80% here."""
+    said = advice(scores(greedy=0.8, any=0.6), 8)
+    assert "80.0% at a lower temperature" in said and "60.0% if any of 8 replies counts" in said
+    assert "upper bound for a verified target in one iteration at this temperature;" in said
+    assert "at this temperature" not in advice(scores(greedy=0.5, any=0.6), 8) + advice(scores(any=0.4), 8)
 
 
 def test_a_game_at_a_low_temperature_has_no_lower_one() -> None:

@@ -122,6 +122,7 @@ def test_the_answer_column_is_what_is_right(tmp_path: Path) -> None:
         ("rows.jsonl", WORKED[:3], "", "--answer"),
         ("rows.jsonl", [{"prompt": "a", "gold": ""}], "gold", "it is not known how a checker should grade"),
         ("rows.jsonl", [{"prompt": "a", "gold": 3}], None, "name the column with the answer: --answer"),
+        ("rows.jsonl", [{"prompt": "a", "gold": [3]}], "gold", "read as prompts without replies: {path}, line 1: gold is a list"),
         ("rows.jsonl", [{"q": "a", "r": "b"}], None, "data.columns of a recipe: {prompt: question"),
         ("recipe.yaml", [], "gold", "a recipe names the column itself"),
     ],
@@ -131,7 +132,7 @@ def test_rows_that_cannot_be_tried(tmp_path: Path, name: str, rows: list[dict[st
         write_rows(tmp_path / name, rows)
     with pytest.raises(UserError) as caught:
         trial_rows(str(tmp_path / name), answer, 10)
-    assert said in str(caught.value)
+    assert said.replace("{path}", str(tmp_path / name)) in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- the command

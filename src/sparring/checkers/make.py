@@ -42,7 +42,7 @@ class OwnChecker(Checker):
         }
         self._pool = Pool({"own": {"path": code.path, "source": code.source, "name": code.function}}, seconds, memory_mb, workers)
         if trouble := self._pool.load():
-            raise code.explained(trouble, f"a checker is {SIGNATURES}")
+            raise code.explained(trouble, f"a checker is {SIGNATURES}", self._pool.remedy(trouble))
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """Raises UserError if none of the first TRIED replies can be graded: with a time-out for each reply, all would take days."""

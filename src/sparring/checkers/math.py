@@ -9,6 +9,7 @@ from typing import Any
 from sparring.checkers.builtin import graded
 from sparring.checkers.grades import Checker, Grade, GradingRequest, answer_text, has_answer, right_text
 from sparring.checkers.pool import Pool, Result
+from sparring.console import printable
 from sparring.errors import UserError, is_installed
 
 MARKED = re.compile(r"\$|\\boxed|\\\(|\\\[")
@@ -28,6 +29,7 @@ class MathChecker(Checker):
         self._pattern = pattern
         self.fingerprint: dict[str, Any] = {"kind": "math", "answer_pattern": pattern.pattern if pattern else None}
         self._pool = Pool({"math": True}, seconds, memory_mb, workers)
+        self._is_loaded = False
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         golds = [self._gold_text(one) for one in asked]
@@ -64,9 +66,19 @@ class MathChecker(Checker):
 
     def _read(self, texts: Sequence[str | None]) -> dict[str | None, Result]:
         """text -> what math-verify reads in it; None has no answer."""
+        self._load()
         unique = sorted({text for text in texts if text is not None})
         results = self._pool.answer([{"text": text} for text in unique])
         return {None: {"answer": None}, **dict(zip(unique, results, strict=True))}
+
+    def _load(self) -> None:
+        """Start the first process. Raises UserError if it cannot load math-verify: every text would take the time limit otherwise."""
+        if self._is_loaded:
+            return
+        if trouble := self._pool.load():
+            why = printable(str(trouble.get("import") or trouble["lost"]))
+            raise UserError(f"math-verify cannot be loaded: {why}", where="target.checker math", remedy=self._pool.remedy(trouble))
+        self._is_loaded = True
 
     def _compare(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Result]:
         results = self._pool.answer([{"gold": gold, "answer": answer} for gold, answer in pairs])

@@ -6,18 +6,19 @@ import contextlib
 import json
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from sparring.checkers.home import Home
 from sparring.checkers.worker import Item
 from sparring.console import printable
 
@@ -27,6 +28,9 @@ BATCH = 32  # items in one call
 LOADING = 6  # the time limit of loading, in limits of a call: an import of torch takes seconds
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer; a batch of results is shorter
+TIMED_OUT = "timed out after"
+# what Python, the C++ library and OpenBLAS say
+OUT_OF_MEMORY = re.compile(r"MemoryError|bad_alloc|[Mm]emory allocation|[Cc]annot allocate memory|failed to map segment")
 MAX_WAIT = 2**31 - 1  # ms, 24 days: poll takes no more
 NO_ANSWER = "its process sent an invalid answer"
 WORKER = Path(__file__).with_name("worker.py")
@@ -46,7 +50,7 @@ class Pool:
 
     def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
         self._job, self._seconds, self._memory_mb, self._workers = job, seconds, memory_mb, workers
-        self._home = tempfile.TemporaryDirectory(prefix="sparring-checker-", ignore_cleanup_errors=True)
+        self._home = Home()
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._running: set[_Process] = set()
         self._lock = threading.Lock()
@@ -65,6 +69,16 @@ class Pool:
             if self._idle.empty():
                 self.close()
         return why
+
+    def remedy(self, trouble: Mapping[str, Any]) -> str | None:
+        """Which limit to raise if loading took too long or too much memory; None for other trouble."""
+        why = " ".join(str(trouble.get(name)) for name in ("import", "lost", "printed"))
+        less = ", or import less when the file is loaded" if "own" in self._job else ""
+        if "lost" in trouble and TIMED_OUT in why:
+            return f"loading may take {LOADING} times target.timeout_seconds, which is {self._seconds:g}: raise it in the recipe{less}"
+        if OUT_OF_MEMORY.search(why):
+            return f"a process may use target.memory_mb, which is {self._memory_mb}: raise it in the recipe{less}"
+        return None
 
     def answer(self, items: Sequence[Item]) -> list[Result]:
         """One result an item, in their order."""
@@ -85,7 +99,7 @@ class Pool:
         self._kill()
         while not self._idle.empty():
             self._idle.get_nowait().end()
-        self._home.cleanup()
+        self._home.remove()
 
     def _kill(self) -> None:
         with self._lock:
@@ -125,7 +139,7 @@ class Pool:
         try:
             return self._start()
         except _Trouble as trouble:
-            raise LostWorker(f"could not be loaded again: {trouble.args[0]}") from None
+            raise LostWorker(f"could not be loaded again: {', '.join(str(why) for why in trouble.args[0].values() if why)}") from None
 
     def _give_back(self, process: _Process) -> None:
         with self._lock:
@@ -139,7 +153,7 @@ class Pool:
         with self._lock:
             if self._is_closed:
                 raise LostWorker("the checker is closed")
-            process = _Process(self._home.name, self._memory_mb)
+            process = _Process(str(self._home.path), self._memory_mb)
             self._running.add(process)
         try:
             said = process.ask(self._job, LOADING * self._seconds)
@@ -179,7 +193,7 @@ class _Process:
         os.set_blocking(self._requests, False)
         # -u: prints arrive before the process dies; -P: nothing is imported from its folder, whose math.py would hide the standard one;
         # in its own session it gets no Ctrl-C
-        command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb)]
+        command = [sys.executable, "-u", "-P", str(WORKER), str(requests), str(replies), str(memory_mb), home]
         environment = {name: os.environ[name] for name in KEPT if name in os.environ}
         environment |= {"HOME": home, "TMPDIR": home, "OMP_NUM_THREADS": "1"}
         try:
@@ -214,7 +228,7 @@ class _Process:
             return answer
         except TimeoutError:
             self.end()
-            raise LostWorker(f"timed out after {seconds:g} s") from None
+            raise LostWorker(f"{TIMED_OUT} {seconds:g} s") from None
         except EOFError:
             raise LostWorker(self._end_of_life()) from None
         except ValueError:

@@ -16,6 +16,7 @@ import json
 import math
 import os
 import select
+import shutil
 import signal
 import sys
 import traceback
@@ -70,7 +71,7 @@ def load_module(path: str, source: str, name: str) -> types.ModuleType:
     if folder not in sys.path:
         sys.path.append(folder)
     try:
-        exec(compile(source, path, "exec"), vars(module))
+        exec(compile(source, path, "exec", dont_inherit=True), vars(module))  # without the __future__ of this file
     except KeyboardInterrupt:
         raise
     except BaseException as error:
@@ -93,7 +94,7 @@ def trl_scores(function: Callable[..., Any], parameters: Any, items: list[Item])
     columns["prompts"] = [item["prompt"] for item in items]
     columns["completions"] = [[{"role": "assistant", "content": item["completion"]}] for item in items]
     returned = settled(function(**declared(parameters, columns)))
-    if isinstance(returned, (str, bytes, dict)) or not hasattr(returned, "__len__"):
+    if isinstance(returned, (str, bytes, dict, set, frozenset)) or not hasattr(returned, "__len__"):  # a set has no order
         return [failed(f"returned {value_text(returned)} instead of a list of scores")] * len(items)
     if len(returned) != len(items):
         return [failed(f"returned {len(returned)} scores for {len(items)} replies")] * len(items)
@@ -162,8 +163,10 @@ def value_text(value: Any) -> str:
 
 
 def error_text(error: BaseException) -> str:
-    """Type of an error and the first line of its message, at most 300 characters of it."""
-    lines = str(error).strip().splitlines()
+    """Type of an error and the first line of its message, at most 300 characters of it; the type alone if its `str` raises."""
+    lines: list[str] = []
+    with contextlib.suppress(Exception):
+        lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
@@ -199,8 +202,9 @@ def math_verify() -> LoadedFunction:
 # ---------------------------------------------------------------------------------------------- the process
 
 
-def end_with_parent(requests: int, replies: int) -> None:
-    """Start a second process that waits until the parent's end of the pipe closes, however the parent ended, and then kills the group.
+def end_with_parent(requests: int, replies: int, home: str) -> None:
+    """Start a second process that waits until the parent's end of the pipe closes, however the parent ended, and then kills the group and
+    removes `home`, the folder of all processes of the pool. A parent that ends its processes itself kills this one first.
 
     Not a thread: a function that hangs in C would keep it from running.
     """
@@ -213,7 +217,12 @@ def end_with_parent(requests: int, replies: int) -> None:
     poller = select.poll()
     poller.register(requests, 0)  # hang-ups alone
     poller.poll()
-    os.killpg(0, signal.SIGKILL)
+    group = os.getpgrp()
+    os.setpgid(0, 0)  # else it would kill itself before it has removed the folder
+    with contextlib.suppress(OSError):  # it may have ended by itself
+        os.killpg(group, signal.SIGKILL)
+    shutil.rmtree(home, ignore_errors=True)
+    os._exit(0)
 
 
 def limit_memory(megabytes: int) -> None:
@@ -241,9 +250,9 @@ def answer(function: LoadedFunction, items: list[Item]) -> Any:
         return {"raised": error_text(error)}
 
 
-def main(requests: int, replies: int, megabytes: int) -> None:
+def main(requests: int, replies: int, megabytes: int, home: str) -> None:
     """Load the function, then answer each line of items on `requests` with a line of JSON on `replies` (file descriptors)."""
-    end_with_parent(requests, replies)
+    end_with_parent(requests, replies, home)
     limit_memory(megabytes)
     for number in (requests, replies):
         os.set_inheritable(number, False)
@@ -267,4 +276,5 @@ def main(requests: int, replies: int, megabytes: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    *numbers, folder = sys.argv[1:]
+    main(int(numbers[0]), int(numbers[1]), int(numbers[2]), folder)

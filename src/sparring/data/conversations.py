@@ -30,6 +30,7 @@ from sparring.data.sources import open_table, read_rows
 from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
 from sparring.errors import UserError
 
+EXACT_FLOATS = 2**53  # below it a float holds every integer
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
 CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
@@ -237,9 +238,15 @@ def with_columns(conversation: Conversation, row: Row, answer: str | None, check
 
 
 def _answer(value: Any, name: str, where: str) -> str | None:
-    """The text of a cell of the answer column; None where it is null, NaN (pandas' null) or blank."""
+    """The text of a cell of the answer column; None where it is null, NaN (pandas' null) or blank.
+
+    A float with an integral value is written as an integer: pandas makes floats of a column of integers in which a value is missing, and
+    a pattern for digits would find the 0 of 18.0.
+    """
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT_FLOATS:
+        value = int(value)
     if isinstance(value, (str, int, float)):
         return without_surrogates(str(value))
     raise UserError(f"{name} is {kind_of(value)}, not an answer: text or a number", where=where, remedy=FIX_ROW)

@@ -9,6 +9,7 @@ from sparring.config import Recipe
 from sparring.evaluation.metrics import Score
 
 TOO_WEAK = 0.05  # pass@1 below which a model was seen to learn nothing from its own replies
+NOTEWORTHY = 0.05  # a gain of pass@k that is worth measuring on more prompts if it is within its error
 
 PlayerScores = Mapping[str, Score]
 
@@ -24,7 +25,8 @@ def advice(scores: PlayerScores, k: int) -> str:
         found.append(f"{scores['majority']['value']:.1%} by the majority of {k} replies")
     if k > 1:
         best = f"{scores['any']['value']:.1%} if any of {k} replies counts"
-        found.append(f"and {best}, which is the upper bound for a verified target in one iteration")
+        hot = " at this temperature" if _is_too_hot(scores, now, free) else ""
+        found.append(f"and {best}, which is the upper bound for a verified target in one iteration{hot}")
     return f"{', '.join(found)}; {_conclusion(scores, now, free)}."
 
 
@@ -43,7 +45,17 @@ def _conclusion(scores: PlayerScores, now: Score, free: Score) -> str:
     if _exceeds(scores["any"], best):
         no_use = f"the majority is no better than {single}, so only a" if "majority" in scores else "a"
         return f"{no_use} verified target can help"
+    if scores["any"]["value"] - best["value"] >= NOTEWORTHY:
+        return f"no target is certain to help: the difference is within its error on {now['n']} prompts; raise data.held_out to measure it"
+    if _is_too_hot(scores, now, free):
+        more_sft = ", or fine-tune it further" if after is None else ""
+        return f"no target can gain much over a reply at a lower temperature: lower sampling.temperature{more_sft}"
     return "no target can gain much here"
+
+
+def _is_too_hot(scores: PlayerScores, now: Score, free: Score) -> bool:
+    """Whether single replies at a lower temperature are better than one, and as good as the best of k, at the game's temperature."""
+    return _exceeds(free, now) and not _exceeds(scores["any"], free)
 
 
 def _remedy(free: Score, probed: bool) -> str:

@@ -126,8 +126,11 @@ def _of_file(source: str, answer: str | None) -> list[GradingRequest]:
         except UserError as error:
             try:
                 return _prompts(section_from_options(PromptsSection, values, options), data)
-            except UserError:
-                raise error from None
+            except UserError as of_prompts:
+                if answer is None or of_prompts.what == error.what:
+                    raise error from None
+                remedy = f"{error.remedy}; read as prompts without replies: {of_prompts.where}: {of_prompts.what}"
+                raise UserError(error.what, where=error.where, remedy=remedy) from None
 
 
 def _with_replies(section: DataSection, seed: int) -> list[GradingRequest]:

@@ -27,7 +27,7 @@ PAIR_COUNTS = {
     "prompts": "prompts with pairs",
     "unanswered": "of them without a human reply",
     "rows": "pairs",
-    "chosen_human": "of them won by a human reply",
+    "chosen_human": "of them won by the human reply or one equal to it",
     "truncated": "losers cut at the length limit",
 }
 CITATION = """## Reference

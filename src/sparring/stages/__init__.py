@@ -7,6 +7,7 @@ sft.py            the start of the game, and how every stage trains and writes a
 generate.py       the opponent's replies, the duels built from them, and whether there is anything to learn from
 checking.py       the recipe's checker, and its inputs
 grade.py          grades of the opponent's replies, for verified and majority targets
+regrade.py        a changed checker: all former grades are replaced, or none
 train.py          log-probs of the duels, and the player
 results.py        the evaluation of a player: measurements, scores, benchmarks
 """

@@ -67,7 +67,7 @@ def check_answers(recipe: Recipe, held_out: Sequence[Example], checker: Checker 
 
 def _check_own(context: RunContext, checker: Checker | None) -> None:
     """Log which file the user's function is from. Raise UserError if it can grade none of the first human replies: a column that it needs
-    may be missing."""
+    may be missing. Warn if none of them passes: it may compare with something else than the answer."""
     if checker is None or not is_own_code(checker.name):
         return
     log.info(f"target.checker: {checker.name}, sha256 {checker.fingerprint['sha256'][:12]}")
@@ -76,6 +76,12 @@ def _check_own(context: RunContext, checker: Checker | None) -> None:
     grades = [grade for grades in checker.grade(asked) for grade in grades]
     if all(grade.failed for grade in grades):
         require_few_failures(list(texts.values()), grades, checker.name)
+    least = context.recipe.target.pass_score
+    if not any(grade.score is not None and grade.score >= least for grade in grades):
+        log.warning(
+            f"target.checker: none of the first {len(grades)} held-out human replies passes (the first one: {grades[0].reason}), although "
+            f"they should reach target.pass_score {least:g}; `sparring check-checker` shows how it grades them"
+        )
 
 
 def _check_prompts(context: RunContext, checker: Checker | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,10 +126,11 @@ def _sample(common: Common, stage: Path, *, replying: Replying, replies_per_prom
     return {"replies": len(replies), "sampled_tokens": sampled_tokens, **facts}
 
 
-def window_at(context: RunContext, t: int) -> Window:
-    """The duels of the newest `objective.window` iterations."""
+def window_at(context: RunContext, t: int, regraded: Mapping[int, Path] | None = None) -> Window:
+    """The duels of the newest `objective.window` iterations. regraded: as for `candidates_at`."""
     iterations = range(max(0, t - context.recipe.objective.window + 1), t + 1)
-    window = _graded_window(context, iterations, t) if context.recipe.target.uses_grades else _human_window(context, iterations, t)
+    uses_grades = context.recipe.target.uses_grades
+    window = _graded_window(context, iterations, t, regraded) if uses_grades else _human_window(context, iterations, t)
     log.info(f"iteration {t}: {counts_text(window.counts)}")
     return window
 
@@ -142,12 +143,12 @@ def _human_window(context: RunContext, iterations: Sequence[int], t: int) -> Win
     return build_window(context.train_examples, replies, context.chat.stop_ids, of_start=of_start, keep_identical=keep)
 
 
-def _graded_window(context: RunContext, iterations: Sequence[int], t: int) -> Window:
+def _graded_window(context: RunContext, iterations: Sequence[int], t: int, regraded: Mapping[int, Path] | None) -> Window:
     recipe = context.recipe
     prompts = {example.row_id: example.prompt_ids for example in context.prompt_rows}
     return select_window(
         prompts,
-        {i: candidates_at(context, i) for i in iterations},
+        {i: candidates_at(context, i, regraded) for i in iterations},
         TARGETS[recipe.target.kind],
         rules_of(recipe),
         uses_margins=recipe.objective.kind.uses_margins,

@@ -22,7 +22,7 @@ from sparring.rundir import StageRecord
 from sparring.stage_names import iteration_of, iteration_stage
 from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
-from sparring.stages.run_stage import PromptRows
+from sparring.stages.run_stage import PromptRows, StageWork
 from sparring.targets import Candidates
 from sparring.targets.majority import vote_share
 from sparring.targets.select import HUMAN, candidates_of
@@ -40,13 +40,17 @@ def grade(context: RunContext, t: int) -> StageRecord | None:
     name = iteration_stage(t, "grade")
     if context.is_rank:
         return context.computed(name)
+    with open_checker(recipe, recipe.target.checker) as checker:
+        return context.run_stage(name, grading(context, t, checker))
+
+
+def grading(context: RunContext, t: int, checker: Checker) -> StageWork:
+    """The work of the stage that grades the replies of iteration t."""
     replies_of = context.run.finished(iteration_stage(t, "generate"))
     assert replies_of is not None, f"iteration {t} has no replies to grade"
-    with open_checker(recipe, recipe.target.checker) as checker:
-        target, prompt_rows = recipe.target, context.prompt_rows
-        common, score = context.common(name), target.pass_score
-        work = partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
-        return context.run_stage(name, work)
+    target, common, prompt_rows = context.recipe.target, context.common(iteration_stage(t, "grade")), context.prompt_rows
+    score = target.pass_score
+    return partial(_grade, common, target.counts_votes, replies=replies_of, prompt_rows=prompt_rows, checker=checker, pass_score=score)
 
 
 def _grade(
@@ -62,9 +66,10 @@ def _grade(
     return {**facts, "rates": scores}
 
 
-def candidates_at(context: RunContext, t: int) -> dict[str, Candidates]:
-    """row id -> the graded replies of iteration t."""
+def candidates_at(context: RunContext, t: int, regraded: Mapping[int, Path] | None = None) -> dict[str, Candidates]:
+    """row id -> the graded replies of iteration t. regraded: iteration -> the folder with grades that are to replace those of the run."""
     generated, graded = (context.run.root / iteration_stage(t, part) for part in ("generate", "grade"))
+    graded = (regraded or {}).get(t, graded)
     return candidates_of(read_rows(graded), read_replies(generated), context.prompt_rows, context.recipe.target.pass_score)
 
 

@@ -185,7 +185,8 @@ class StageRunner:
         """
         stage, inputs = stage_of(name), fingerprint(work)
         assert stage is not None, f"{name} is not in the table of stages"
-        if stage.derived and self.target in (None, name) and (changes := from_main(partial(self.run.remove_changed, name, inputs))):
+        update = self.run.changes if stage.replaced else self.run.remove_changed
+        if stage.derived and self.target in (None, name) and (changes := from_main(partial(update, name, inputs))):
             log.info(f"recomputing {name}: {'; '.join(changes)}")
         with at_stage(name):
             if self.target is not None:
@@ -193,7 +194,7 @@ class StageRunner:
             elif stage.on_ranks is not None and stage.on_ranks(self.recipe) and self.recipe.launcher.kind != "inline":
                 record = self._launched(name, inputs, alone)
             else:
-                record = self.run.stage(name, inputs, work)
+                record = self.run.stage(name, inputs, work, replaces=stage.replaced)
         release_memory()
         return record
 

@@ -56,7 +56,7 @@ class Batches:
 
 def score(context: RunContext, opponent: Player, window: Window, t: int) -> Scored:
     """Stage 2 of an iteration: the log-probs of the duels that the objective needs, under the opponent and under the start."""
-    _require_same_winners(context, window, t)
+    require_same_winners(context, window, t)
     needs, settings, name = context.recipe.objective.kind, context.recipe.train, iteration_stage(t, "score")
     of_opponent, of_start = list[StageRecord](), list[StageRecord]()
     if needs.uses_opponent_logps:  # in the micro-batches of the training that follows
@@ -85,7 +85,7 @@ def _score_start(context: RunContext, window: Window, t: int) -> StageRecord | N
     return score_stage(context, name, start, duels, once, settings, f"iteration {t}: log-probs of the start")
 
 
-def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
+def require_same_winners(context: RunContext, window: Window, t: int) -> None:
     """Raise UserError if the iteration was started with other winners. The message lists the changed recipe keys, which the fingerprint,
     a hash of the duels, does not contain."""
     recipe = context.recipe
@@ -101,8 +101,8 @@ def _require_same_winners(context: RunContext, window: Window, t: int) -> None:
     raise UserError(
         f"stage {name} was made from other winners and losers than the recipe now makes{changes}",
         where=str(context.run.root),
-        remedy=f"undo the change and run again, or redo from there on purpose with --restart-from {name} (the replies of its iteration "
-        "are kept), or choose another run_dir; grades that were recomputed here are restored by a run with the former recipe",
+        remedy=f"undo the change and run again (the former grades are kept), or redo from there on purpose with --restart-from {name} "
+        "(the replies of its iteration are kept), or choose another run_dir",
     )
 
 
