@@ -19,23 +19,19 @@ if TYPE_CHECKING:
 
 def read_parquet(path: Path, bad: BadRows) -> Table:
     """The table of a parquet file. Raises UserError for an unreadable file, or several columns of one name."""
-    file = _opened(path)
-    columns = tuple(file.schema_arrow.names)
-    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"has several columns named {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
-    return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
-
-
-def _opened(path: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from sparring.data.tables import whole
 
     try:
-        return pq.ParquetFile(whole(path))
+        file = pq.ParquetFile(whole(path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
+    columns = tuple(file.schema_arrow.names)
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"has several columns named {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
+    return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
 
 
 class _Unreadable:
@@ -47,11 +43,6 @@ class _Unreadable:
 
 def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows) -> Iterator[LocatedRow]:
     columns = {name: _cells(file, path, name) for name in names}
-    short = next((name for name, cells in columns.items() if len(cells) != file.metadata.num_rows), None)
-    if short is not None:
-        there, declared = len(columns[short]), file.metadata.num_rows
-        what = f"the file is damaged: its column {short!r} has {there} cells, but its metadata declares {declared} rows"
-        raise UserError(what, where=str(path), remedy="write the file again")
     for n in range(file.metadata.num_rows):
         row = {name: cells[n] for name, cells in columns.items()}
         where = f"{path}, row {n + 1}"
@@ -70,11 +61,15 @@ def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
     try:
         table = file.read(columns=[name]).select([name])
         feature = _json_feature(table, name)
-        return _decoded_by_datasets(table, name, feature) if feature else _plain(table.column(0))
+        cells = _decoded_by_datasets(table, name, feature) if feature else _plain(table.column(0))
     # A damaged page, a value that Python has no type for, a codec that is not built in: Arrow raises all of these.
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, NotImplementedError, KeyError) as error:
         what = f"cannot read the column {name!r} of the parquet file: {first_line(error)}"
         raise UserError(what, where=str(path), remedy="write the column again as text or as a list of turns") from None
+    if len(cells) != (declared := file.metadata.num_rows):
+        what = f"the file is damaged: its column {name!r} has {len(cells)} cells, but its metadata declares {declared} rows"
+        raise UserError(what, where=str(path), remedy="write the file again")
+    return cells
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Loaded, Shaped, is_empty, none_left, to_conversation, tokenised
+from sparring.data.conversations import Loaded, is_empty, load, none_left, to_conversation, tokenised
 from sparring.data.records import Conversation, Duel, TokenIds
 from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
@@ -55,14 +55,11 @@ def load_pairs(section: PairsSection, data: DataSection) -> Loaded[Pair]:
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     for name in (*PAIR_SHAPE.required, *section.columns):
-        _require_column(section, name, table.columns, table.source)
-    source = Shaped.of(table, section, PAIR_SHAPE, data.reasoning, ())
-    found = []
-    for where, row in source.rows():
-        with bad.caught():
-            found.append(_pair(row, source.reading, where))
-    kept = [pair for pair in found if pair is not None]
-    return source.loaded(kept, {"untrained": len(found) - len(kept)}, bad)
+        if (own := section.columns.get(name, name)) not in table.columns:
+            what = f"preference pairs need a column {own!r}; the columns are: {', '.join(table.columns)}"
+            remedy = f"name your own in {section.option}.columns, for example {{{name}: my_{name}}}"
+            raise UserError(what, where=table.source, remedy=remedy)
+    return load(section, data, table, bad, PAIR_SHAPE, _pair)
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -71,8 +68,7 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
     loaded = load_pairs(section, limits)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), **loaded.counts}
-    counts["read"] = len(loaded.rows) + counts["untrained"] + loaded.bad.count
+    counts = {name: loaded.counts.get(name, 0) for name in PAIR_COUNTS}
     tokenise = partial(_tokenised, limits=limits, chat=chat, held_out=held_out)
     duels = tokenised(_distinct(loaded.rows, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     counts["pairs"] = len(duels)
@@ -98,16 +94,6 @@ def read_pairs(path: Path) -> list[Duel]:
         Duel(row["row_id"], 0, tuple(row["prompt_ids"]), tuple(row["chosen_ids"]), (tuple(row["rejected_ids"]),))
         for row in read_table(path)
     ]
-
-
-def _require_column(section: PairsSection, name: str, there: Sequence[str], source: str) -> None:
-    own = section.columns.get(name, name)
-    if own not in there:
-        raise UserError(
-            f"preference pairs need a column {own!r}; the columns are: {', '.join(there)}",
-            where=source,
-            remedy=f"name your own in {section.option}.columns, for example {{{name}: my_{name}}}",
-        )
 
 
 def _pair(row: Row, reading: Reading, where: str) -> Pair | None:

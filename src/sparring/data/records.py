@@ -20,6 +20,14 @@ class Message(TypedDict):
     reasoning_content: NotRequired[str]
 
 
+def make_message(role: str, content: str, reasoning: str | None = None) -> Message:
+    """The turn as chat templates take it, with `reasoning_content` if there is any."""
+    message = Message(role=role, content=content)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    return message
+
+
 @dataclass(frozen=True)
 class Conversation:
     """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
@@ -37,10 +45,7 @@ class Conversation:
     @property
     def turn(self) -> Message:
         """The reply as the assistant's turn."""
-        message = Message(role="assistant", content=self.reply)
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        return message
+        return make_message("assistant", self.reply, self.reasoning)
 
     @property
     def text(self) -> str:

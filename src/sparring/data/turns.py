@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sparring.data.records import Message
+from sparring.data.records import Message, make_message
 from sparring.data.shapes import Row, kind_of, parse_json, parsed
 from sparring.errors import UserError
 
@@ -41,11 +41,8 @@ class Turn:
 
     @property
     def message(self) -> Message:
-        """The turn as chat templates take it, with `reasoning_content` if there is any."""
-        message = Message(role=self.role, content=self.content)
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        return message
+        """The turn as chat templates take it."""
+        return make_message(self.role, self.content, self.reasoning)
 
     def without_surrogates(self) -> Turn:
         """A copy whose texts can be encoded as UTF-8."""
@@ -222,8 +219,7 @@ class Cells:
         if not text or (own is not None and own.strip() == text.strip()):
             return turns
         if own is not None:
-            what = f"two system texts: the column {self.name('system')} and a system turn differ"
-            raise self.fault(what)
+            raise self.fault(f"two system texts: the column {self.name('system')} and a system turn differ")
         return [Turn("system", text), *turns]
 
     def history(self) -> Turns:
