@@ -172,13 +172,11 @@ class PatternProposal:
 
 def propose(replies: Sequence[str]) -> PatternProposal | None:
     """The first form that nearly all replies have, else the most frequent one; None if fewer than half of the replies have it."""
-    tried = [proposal for form in FORMS if (proposal := _tried(form, replies)) is not None]
+    tried = []
+    for form in FORMS:
+        pattern = re.compile(form.pattern)
+        if answers := [answer for reply in replies if (answer := find_answer(pattern, reply)) is not None]:
+            tried.append(PatternProposal(form, len(answers), len(replies), answers[0]))
     usual = next((proposal for proposal in tried if proposal.is_usual), None)
     best = usual or max(tried, key=lambda proposal: proposal.found, default=None)
     return best if best is not None and best.found >= WORTH_A_LOOK * best.replies else None
-
-
-def _tried(form: Form, replies: Sequence[str]) -> PatternProposal | None:
-    pattern = re.compile(form.pattern)
-    answers = [answer for reply in replies if (answer := find_answer(pattern, reply)) is not None]
-    return PatternProposal(form, len(answers), len(replies), answers[0]) if answers else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import queue
 import select
 import signal
 import subprocess
@@ -28,70 +27,67 @@ LOADING = 6  # the time limit of loading, in limits of a call: an import of torc
 SHOWN = 2000  # characters of what a process has printed
 MAX_LINE = 1 << 20  # bytes of an answer; a batch of results is shorter
 MAX_WAIT = 2**31 - 1  # ms, 24 days: poll takes no more
-NO_ANSWER = "its process sent an invalid answer"
+NO_ANSWER, CLOSED = "its process sent an invalid answer", "the checker is closed"
 WORKER = Path(__file__).with_name("worker.py")
 KEPT = ("PATH", "LANG", "PYTHONPATH")  # of the environment: no key or token gets into the process
 
 
 class LostWorker(Exception):
-    """A call that ended with its process, or that raised as a whole; the text says why."""
+    """A call that ended with its process, or that raised as a whole; the text says why. `trouble`: why a function could not be loaded."""
+
+    def __init__(self, why: str, trouble: dict[str, Any] | None = None) -> None:
+        super().__init__(why)
+        self.trouble = trouble or {"lost": why}
 
 
 class Pool:
-    """Calls the function that `job` names on items, in `workers` processes that are started when they are needed.
+    """Calls the function that `job` names on items, in `workers` threads, each with a process that is started when it is needed.
 
     A call takes a batch of items and at most `seconds` of wall time. If a batch fails, its items are called one by one, so that only the
-    one that causes the failure is lost. Works in any thread; Ctrl-C, `close` and the end of this process end the workers.
+    one that causes the failure is lost. Works in any thread; Ctrl-C, `close` and the end of this process end the processes.
     """
 
     def __init__(self, job: dict[str, Any], seconds: float, memory_mb: int, workers: int) -> None:
-        self._job, self._seconds, self._memory_mb, self._workers = job, seconds, memory_mb, workers
+        self._job, self._seconds, self._memory_mb = job, seconds, memory_mb
         self._home = tempfile.TemporaryDirectory(prefix="sparring-checker-", ignore_cleanup_errors=True)
-        self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
-        self._running: set[_Process] = set()
+        self._threads = ThreadPoolExecutor(workers)
+        self._processes: dict[int, _Process] = {}  # by thread
         self._lock = threading.Lock()
         self._is_closed = False
 
     def load(self) -> dict[str, Any]:
         """Start the first process. Returns why it could not load the function, and then closes the pool; empty if it could."""
         try:
-            self._idle.put(self._start())
+            self._threads.submit(self._process).result()
             return {}
-        except _Trouble as trouble:
-            why = trouble.args[0]
-        except LostWorker as lost:
-            why = {"lost": str(lost)}
-        finally:
-            if self._idle.empty():
-                self.close()
-        return why
+        except BaseException as error:
+            self.close()
+            if isinstance(error, LostWorker):
+                return error.trouble
+            raise
 
     def answer(self, items: Sequence[Item]) -> list[Result]:
         """One result an item, in their order."""
-        batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
-        executor = ThreadPoolExecutor(self._workers)
         try:
-            return [result for results in executor.map(self._answer_batch, batches) for result in results]
+            with self._lock:
+                if self._is_closed:
+                    return [{"failed": CLOSED} for _ in items]
+                answers = self._threads.map(self._answer_batch, [items[start : start + BATCH] for start in range(0, len(items), BATCH)])
+            return [result for results in answers for result in results]
         except BaseException:
-            self._kill()  # wakes the threads that wait for an answer
+            self.close()
             raise
-        finally:
-            executor.shutdown(cancel_futures=True)
-            if self._is_closed:
-                self.close()
 
     def close(self) -> None:
         """End all processes. A call that another thread has in progress is lost."""
-        self._kill()
-        while not self._idle.empty():
-            self._idle.get_nowait().end()
-        self._home.cleanup()
-
-    def _kill(self) -> None:
         with self._lock:
             self._is_closed = True
-            for process in self._running:
-                process.kill()
+            for process in self._processes.values():
+                process.kill()  # wakes the thread that waits for its answer
+        self._threads.shutdown()
+        for process in self._processes.values():
+            process.end()
+        self._home.cleanup()
 
     def _answer_batch(self, batch: Sequence[Item]) -> list[Result]:
         try:
@@ -102,53 +98,31 @@ class Pool:
             return [result for item in batch for result in self._answer_batch([item])]
 
     def _call(self, batch: Sequence[Item]) -> list[Result]:
-        process = self._take()
+        process = self._process()
+        said = process.ask(batch, self._seconds)
+        if "raised" in said:
+            raise LostWorker(f"raised {printable(str(said['raised']))}")
         try:
-            said = process.ask(batch, self._seconds)
-            if "raised" in said:
-                raise LostWorker(f"raised {printable(str(said['raised']))}")
             return _results(said, len(batch))
         except ValueError:
             process.end()
             raise LostWorker(NO_ANSWER) from None
-        finally:
-            self._give_back(process)
 
-    def _take(self) -> _Process:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                process = self._idle.get_nowait()
-                if process.is_alive():
-                    return process
-                process.end()  # something else has killed it meanwhile
-                self._give_back(process)
-        try:
-            return self._start()
-        except _Trouble as trouble:
-            raise LostWorker(f"could not be loaded again: {trouble.args[0]}") from None
-
-    def _give_back(self, process: _Process) -> None:
-        with self._lock:
-            if process.is_open and not self._is_closed:
-                self._idle.put(process)
-                return
-            self._running.discard(process)
-        process.end()
-
-    def _start(self) -> _Process:
+    def _process(self) -> _Process:
+        """The process of this thread, started if there is none or if it has ended."""
         with self._lock:
             if self._is_closed:
-                raise LostWorker("the checker is closed")
-            process = _Process(self._home.name, self._memory_mb)
-            self._running.add(process)
-        try:
-            said = process.ask(self._job, LOADING * self._seconds)
-            if "trouble" in said:
+                raise LostWorker(CLOSED)
+            process = self._processes.get(threading.get_ident())
+            if process is not None and process.is_alive():
+                return process
+            if process is not None:
                 process.end()
-                raise _Trouble({**said["trouble"], "printed": process.printed()})
-        except BaseException:
-            self._give_back(process)
-            raise
+            process = self._processes[threading.get_ident()] = _Process(self._home.name, self._memory_mb)
+        said = process.ask(self._job, LOADING * self._seconds)
+        if "trouble" in said:
+            process.end()
+            raise LostWorker(f"could not be loaded again: {said['trouble']}", {**said["trouble"], "printed": process.printed()})
         return process
 
 
@@ -163,10 +137,6 @@ def _results(said: dict[str, Any], count: int) -> list[Result]:
         if "failed" in result:
             result["failed"] = printable(str(result["failed"]))
     return results
-
-
-class _Trouble(Exception):
-    """The process could not load the function; the dictionary has the reason."""
 
 
 class _Process:
@@ -201,7 +171,7 @@ class _Process:
         self.is_open = True  # its pipes are
 
     def is_alive(self) -> bool:
-        return self._process.poll() is None
+        return self.is_open and self._process.poll() is None
 
     def ask(self, message: Any, seconds: float) -> dict[str, Any]:
         """The answer to one message. Raises LostWorker, and ends the process, if no valid answer comes within `seconds`."""
@@ -212,29 +182,26 @@ class _Process:
             if not isinstance(answer, dict):
                 raise ValueError
             return answer
-        except TimeoutError:
-            self.end()
-            raise LostWorker(f"timed out after {seconds:g} s") from None
         except EOFError:
             raise LostWorker(self._end_of_life()) from None
-        except ValueError:
+        except BaseException as error:
             self.end()
-            raise LostWorker(NO_ANSWER) from None
-        except BaseException:
-            self.end()
+            if isinstance(error, (TimeoutError, ValueError)):
+                raise LostWorker(f"timed out after {seconds:g} s" if isinstance(error, TimeoutError) else NO_ANSWER) from None
             raise
 
     def kill(self) -> None:
         """Kill the process and all that it has started. A thread that waits for its answer then finds the pipe closed."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+            if self.is_open:  # else its id may be that of another process
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill, and close the pipes: only in the thread that uses the process."""
         if not self.is_open:
             return
-        self.is_open = False
         self.kill()
+        self.is_open = False
         self._process.wait()
         self._reader.join(1.0)
         os.close(self._requests)

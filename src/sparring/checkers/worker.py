@@ -228,19 +228,6 @@ def limit_memory(megabytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (megabytes << 20, megabytes << 20))
 
 
-def loaded(job: dict[str, Any]) -> LoadedFunction:
-    """The function that a job names: the user's own, or math-verify. Raises Trouble if the user's cannot be used."""
-    return own_function(**job["own"]) if "own" in job else math_verify()
-
-
-def answer(function: LoadedFunction, items: list[Item]) -> Any:
-    """The function's results for the items, or what it raised, as a message to the parent."""
-    try:
-        return {"results": function(items)}
-    except BaseException as error:
-        return {"raised": error_text(error)}
-
-
 def main(requests: int, replies: int, megabytes: int) -> None:
     """Load the function, then answer each line of items on `requests` with a line of JSON on `replies` (file descriptors)."""
     end_with_parent(requests, replies)
@@ -257,12 +244,17 @@ def main(requests: int, replies: int, megabytes: int) -> None:
             out.flush()
 
         try:
-            function = loaded(json.loads(lines.readline()))
+            job = json.loads(lines.readline())
+            function = own_function(**job["own"]) if "own" in job else math_verify()
         except Trouble as trouble:
             return send({"trouble": trouble.args[0]})
         send({"ready": True})
         for line in lines:
-            send(answer(function, json.loads(line)))
+            try:
+                message: Any = {"results": function(json.loads(line))}
+            except BaseException as error:
+                message = {"raised": error_text(error)}
+            send(message)
     return None
 
 
