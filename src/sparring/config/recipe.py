@@ -35,6 +35,7 @@ from sparring.config.targets import HUMAN_TARGET
 from sparring.own_code import is_own_code
 
 T = TypeVar("T")
+Checked = TypeVar("Checked", TargetSection, EvaluateSection, StopSection)
 
 
 class ModelSection(Section):
@@ -253,26 +254,11 @@ class Recipe(Section):
             _refuse(Contradiction("lora", train.lora, why) for why in sampling.inner.refusals(train.lora))
         return train
 
-    @field_validator("target")
+    @field_validator("target", "evaluate", "stop")
     @classmethod
-    def _target_fits(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
-        _refuse(target.contradictions(*(info.data.get(name) for name in ("data", "sampling", "objective"))))
-        return target
-
-    @field_validator("evaluate")
-    @classmethod
-    def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        if (target := info.data.get("target")) is not None:  # else it is invalid itself: whether there is a checker is not known then
-            _refuse(evaluate.contradictions(target))
-        return evaluate
-
-    @field_validator("stop")
-    @classmethod
-    def _stop_fits(cls, stop: StopSection, info: ValidationInfo) -> StopSection:
-        target, evaluate = (info.data.get(name) for name in ("target", "evaluate"))
-        if target is not None and evaluate is not None:
-            _refuse(stop.contradictions(target, evaluate))
-        return stop
+    def _fits_the_others(cls, section: Checked, info: ValidationInfo) -> Checked:
+        _refuse(section.contradictions(info.data))
+        return section
 
 
 def _refuse(found: Iterable[Contradiction]) -> None:

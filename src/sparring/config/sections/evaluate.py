@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -78,8 +78,11 @@ class EvaluateSection(Section):
         None, description="Benchmarks to run on the start, every iteration and the controls; none when null. See docs/evaluation.md."
     )
 
-    def contradictions(self, target: TargetSection) -> Iterator[Contradiction]:
-        """Options that contradict the checker that grades the held-out replies."""
+    def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Options that contradict the checker that grades the held-out replies. `others`: the sections before this one that are valid."""
+        target: TargetSection | None = others.get("target")
+        if target is None:  # it is not known whether there is a checker
+            return
         checker = target.grading_checker
         if checker == "exact" and self.answer_pattern is None:
             why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
@@ -138,8 +141,12 @@ class StopSection(Section):
         "of your own. These fall in every game that succeeds, so the rule is off by default.",
     )
 
-    def contradictions(self, target: TargetSection, evaluate: EvaluateSection) -> Iterator[Contradiction]:
+    def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
         """Limits that could never be reached, because what they limit is not measured."""
+        target: TargetSection | None = others.get("target")
+        evaluate: EvaluateSection | None = others.get("evaluate")
+        if target is None or evaluate is None:
+            return
         limits = {"min_pass_at_k": self.min_pass_at_k, "min_distinct": self.min_distinct}
         for name, limit in limits.items():
             if limit in (None, type(self).model_fields[name].default):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from sparring.config.option_types import Contradiction, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.objective import ObjectiveSection
-from sparring.config.sections.sampling import SamplingSection
 from sparring.config.targets import HUMAN_TARGET, TARGET_SPECS
 from sparring.errors import suggestion
 from sparring.own_code import OWN_CODE, is_own_code
@@ -159,10 +158,9 @@ class TargetSection(Section):
             found |= dict.fromkeys(("max_losers", "losers"), why)
         return {option: why for option, why in found.items() if getattr(self, option) != type(self).model_fields[option].default}
 
-    def contradictions(
-        self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
-    ) -> Iterator[Contradiction]:
-        """Options of this section that contradict others; an invalid section is passed as None."""
+    def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
+        """Options of this section that contradict `others`, the sections before this one that are valid."""
+        data, sampling, objective = (others.get(name) for name in ("data", "sampling", "objective"))
         if data is not None:
             yield from self._against_data(data)
         if sampling is not None and self.counts_votes and sampling.replies_per_prompt == 1:
