@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from sparring.config.option_types import Section
 from sparring.config.other_names import hint
 from sparring.config.recipe import Recipe
-from sparring.config.reference import in_words, section_of, show, types_inside, walk_fields
+from sparring.config.reference import description, in_words, section_of, show, types_inside, walk_fields
 from sparring.errors import HIDDEN, UserError, nearest, suggestion
 
 
@@ -78,7 +78,7 @@ def _describe(item: Any, place: _Place) -> str:
     if field is None:
         return _describe_unknown(key)
     if item["type"] == "missing":
-        return f"{key}: required key is missing. {field.description}"
+        return f"{key}: required key is missing. {description(field)}"
     if rest[-1:] == ("[key]",):
         return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], _choices(field.annotation), 'standard columns')}"
     key += "".join(f"[{position}]" for position in place.positions)

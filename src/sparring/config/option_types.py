@@ -167,13 +167,21 @@ LARGEST = 3.4028234663852886e38  # of float32, which optimizers and losses compu
 
 
 class Section(BaseModel):
-    """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity.
+    """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity. The text under an option describes it.
 
     Rules between options are validators of the later field: they see the earlier fields in `info.data` (those that are
     valid), so every problem is reported at once. Defaults are validated for that reason.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
     @field_validator("*")
     @classmethod

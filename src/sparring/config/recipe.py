@@ -64,11 +64,12 @@ class ModelSection(Section):
 class TrackSection(Section):
     """Trackers through Accelerate. Their keys are in their own environment variable or login, never in a recipe."""
 
-    trackers: Trackers = Field(
-        description="Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."
-    )
-    project: Text = Field("sparring", description="Project, or experiment, that the run is shown in. tensorboard has none.")
-    name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
+    trackers: Trackers
+    """Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."""
+    project: Text = "sparring"
+    """Project, or experiment, that the run is shown in. tensorboard has none."""
+    name: Text | None = None
+    """Name of the run there; that of the run directory when null."""
 
 
 def in_full(key: str | None, value: Any) -> Any:
@@ -83,53 +84,47 @@ def in_full(key: str | None, value: Any) -> Any:
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
-    run_dir: PathText = Field(description="Run directory: holds all files of this run.")
-    seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
-    seeds: SeedList | None = Field(
-        None,
-        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; replaces "
-        "`seed`.",
-    )
-    model: ModelSection = Field(description="The model that plays.")
-    data: DataSection = Field(description="Its SFT data.")
-    sft: SftSection | None = Field(
-        None,
-        description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
-        "model as it is.",
-    )
-    iterations: Iterations = Field(3, description="Maximum number of self-play iterations; the paper uses 4.")
-    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are sampled.")
-    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
-    train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
-    target: TargetSection = Field(default_factory=TargetSection, description="Which replies win.")
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
-    stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
-    controls: tuple[ControlSection, ...] = Field(
-        (),
-        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, "
-        "null trains none.",
-    )
-    launcher: LauncherSection = Field(
-        default_factory=lambda: LauncherSection(kind="inline"),
-        description="Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, "
-        "the default) or in several. Results are the same up to rounding, and a run may resume under another launcher: "
-        "docs/launching.md.",
-    )
-    track: TrackSection | None = Field(
-        None,
-        description="Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their "
-        "defaults, null sends nothing. See docs/live.md.",
-    )
-    showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
-    showcase: Texts = Field(
-        (),
-        description="Prompts that every iteration answers, shown side by side. When empty, the first held-out ones.",
-    )
-    report: bool = Field(
-        True,
-        description="Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; "
-        "`sparring report` renders it at any time.",
-    )
+    run_dir: PathText
+    """Run directory: holds all files of this run."""
+    seed: Seed = 0
+    """Seeds the data subset, the order of batches and every reply."""
+    seeds: SeedList | None = None
+    """Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; replaces `seed`."""
+    model: ModelSection
+    """The model that plays."""
+    data: DataSection
+    """Its SFT data."""
+    sft: SftSection | None = None
+    """Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the model as it is."""
+    iterations: Iterations = 3
+    """Maximum number of self-play iterations; the paper uses 4."""
+    sampling: SamplingSection = Field(default_factory=SamplingSection)
+    """How the opponent's replies are sampled."""
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    """What the player minimises."""
+    train: TrainSection = Field(default_factory=TrainSection)
+    """How the player is trained."""
+    target: TargetSection = Field(default_factory=TargetSection)
+    """Which replies win."""
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    """What is measured after every iteration."""
+    stop: StopSection = Field(default_factory=StopSection)
+    """When the game ends."""
+    controls: tuple[ControlSection, ...] = ()
+    """Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null trains none."""
+    launcher: LauncherSection = Field(default_factory=lambda: LauncherSection(kind="inline"))
+    """Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, the default) or in
+    several. Results are the same up to rounding, and a run may resume under another launcher: docs/launching.md."""
+    track: TrackSection | None = None
+    """Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their defaults, null
+    sends nothing. See docs/live.md."""
+    showcase_system: Text | None = None
+    """System turn before every showcase prompt."""
+    showcase: Texts = ()
+    """Prompts that every iteration answers, shown side by side. When empty, the first held-out ones."""
+    report: bool = True
+    """Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; `sparring report` renders
+    it at any time."""
 
     @property
     def sampling_dtype(self) -> str:

@@ -19,32 +19,26 @@ INSTEAD = "launcher.strategy fsdp2 shards the same weights, gradients and optimi
 class LauncherSection(Section):
     """Where stages are computed: in this process, or on several ranks."""
 
-    kind: Literal["inline", "accelerate"] = Field(
-        "accelerate",
-        description="Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`.",
-    )
-    config_file: PathText | None = Field(
-        None, description="A file that `accelerate config` wrote; keys of this section that are given too override it."
-    )
-    processes: PositiveInt | None = Field(
-        None, description="Ranks on all machines together; one per GPU of this machine, times `machines`, when null."
-    )
-    machines: PositiveInt = Field(1, description="Machines; they share the run directory and the model's folder.")
-    machine_rank: Annotated[int, Field(ge=0)] = Field(
-        0, description="Number of this machine: 0 plays the game, the others wait for its calls and start their ranks."
-    )
-    main_process_ip: Text | None = Field(None, description="Address of machine 0, needed with more than one.")
-    main_process_port: Annotated[int, Field(ge=1, le=65534)] | None = Field(
-        None,
-        description="Port of machine 0 where the ranks meet; several machines use the next one too, for its calls. When null: any free "
-        "one, or 29500 with several machines.",
-    )
-    strategy: Literal["ddp", "fsdp2"] = Field(
-        "ddp",
-        description="How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and "
-        "optimizer. A `config_file` with FSDP shards too.",
-    )
-    cpu: bool = Field(False, description="Ranks on CPU, connected by gloo.")
+    kind: Literal["inline", "accelerate"] = "accelerate"
+    """Computes everything in one process (`inline`), or starts the heavy stages on many ranks by `accelerate launch`."""
+    config_file: PathText | None = None
+    """A file that `accelerate config` wrote; keys of this section that are given too override it."""
+    processes: PositiveInt | None = None
+    """Ranks on all machines together; one per GPU of this machine, times `machines`, when null."""
+    machines: PositiveInt = 1
+    """Machines; they share the run directory and the model's folder."""
+    machine_rank: Annotated[int, Field(ge=0)] = 0
+    """Number of this machine: 0 plays the game, the others wait for its calls and start their ranks."""
+    main_process_ip: Text | None = None
+    """Address of machine 0, needed with more than one."""
+    main_process_port: Annotated[int, Field(ge=1, le=65534)] | None = None
+    """Port of machine 0 where the ranks meet; several machines use the next one too, for its calls. When null: any free one, or 29500 with
+    several machines."""
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
+    """How the ranks share the model. `ddp`: each holds all of it. `fsdp2`: PyTorch shards weights, gradients and optimizer. A `config_file`
+    with FSDP shards too."""
+    cpu: bool = False
+    """Ranks on CPU, connected by gloo."""
 
     @property
     def shards(self) -> bool:

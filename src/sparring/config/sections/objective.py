@@ -37,35 +37,26 @@ class ObjectiveSection(Section):
     """The loss and its options."""
 
     loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
-    beta: PerIteration = Field(
-        1.0,
-        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper "
-        "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where "
-        "`target` is verified or majority. Not for `space`.",
-    )
-    nll_weight: WeightPerIteration = Field(
-        0.0,
-        description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
-        "the default, is SPIN; larger ones keep these replies likely. The default is 1 where `target` is verified or majority, "
-        "because without it such duels collapsed (docs/evidence.md). One value or one per iteration.",
-    )
-    mu: PositiveFloat | None = Field(
-        None,
-        description="Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null, "
-        "`sampling.replies_per_prompt`, so that every reply has the same weight (1 for pairs of winner and loser).",
-    )
-    history_weight: WeightPerIteration = Field(
-        0.1,
-        description="Weight of T-SPIN's preference of the newest replies over those of the start (the paper's beta), one value or one "
-        "per iteration. In iteration 0 it is 0, as in the paper, because its replies are those of the start.",
-    )
-    alpha: FractionPerIteration = Field(
-        0.9,
-        description="Share of the opponent in the mixture of `loss: alpha-spin`, one value or one per iteration: 1 is SPIN, 0 compares "
-        "with the start of the game alone. See docs/theory.md for the effect of 0.9 with exact minimisation. Set `window` to "
-        "`iterations` for replies of all opponents.",
-    )
-    window: PositiveInt = Field(2, description="Iterations whose replies are trained on, the newest first; the paper uses 2.")
+    beta: PerIteration = 1.0
+    """The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper uses 0.1, then
+    5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where `target` is verified or
+    majority. Not for `space`."""
+    nll_weight: WeightPerIteration = 0.0
+    """Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, the default, is
+    SPIN; larger ones keep these replies likely. The default is 1 where `target` is verified or majority, because without it such duels
+    collapsed (docs/evidence.md). One value or one per iteration."""
+    mu: PositiveFloat | None = None
+    """Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null,
+    `sampling.replies_per_prompt`, so that every reply has the same weight (1 for pairs of winner and loser)."""
+    history_weight: WeightPerIteration = 0.1
+    """Weight of T-SPIN's preference of the newest replies over those of the start (the paper's beta), one value or one per iteration. In
+    iteration 0 it is 0, as in the paper, because its replies are those of the start."""
+    alpha: FractionPerIteration = 0.9
+    """Share of the opponent in the mixture of `loss: alpha-spin`, one value or one per iteration: 1 is SPIN, 0 compares with the start of
+    the game alone. See docs/theory.md for the effect of 0.9 with exact minimisation. Set `window` to `iterations` for replies of all
+    opponents."""
+    window: PositiveInt = 2
+    """Iterations whose replies are trained on, the newest first; the paper uses 2."""
 
     @field_validator("loss")
     @classmethod

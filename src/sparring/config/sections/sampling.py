@@ -24,74 +24,60 @@ WHAT = ", ".join(f"`{name}` {spec.what}" + (f" (`sparring[{spec.extra}]`)" if sp
 class VllmSection(Section):
     """vLLM inside the run; options have vLLM's names."""
 
-    tensor_parallel: PositiveInt = Field(1, description="Devices that share every layer (tensor_parallel_size).")
-    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.85, description="Share of a device's memory that it takes; less where other programs need some."
-    )
-    max_model_len: PositiveInt | None = Field(
-        None, description="Longest prompt with its reply; the model's context when null. Less takes less memory."
-    )
-    max_num_seqs: PositiveInt | None = Field(None, description="Replies that are sampled at once (max_num_seqs); vLLM's default when null.")
-    enforce_eager: bool | None = Field(
-        None,
-        description="No compilation and no CUDA graphs: a faster start, slower sampling. When null, only on a CPU, where seeds per row "
-        "fail without it.",
-    )
+    tensor_parallel: PositiveInt = 1
+    """Devices that share every layer (tensor_parallel_size)."""
+    gpu_memory_utilization: Annotated[float, Field(gt=0, le=1)] = 0.85
+    """Share of a device's memory that it takes; less where other programs need some."""
+    max_model_len: PositiveInt | None = None
+    """Longest prompt with its reply; the model's context when null. Less takes less memory."""
+    max_num_seqs: PositiveInt | None = None
+    """Replies that are sampled at once (max_num_seqs); vLLM's default when null."""
+    enforce_eager: bool | None = None
+    """No compilation and no CUDA graphs: a faster start, slower sampling. When null, only on a CPU, where seeds per row fail without it."""
 
 
 class ServerSection(Section):
     """An OpenAI-compatible endpoint that takes token ids and returns them."""
 
-    urls: Urls = Field(
-        ("http://127.0.0.1:8000/v1",),
-        description="Base URLs up to and including /v1, one server or several that serve the same player; the default is vLLM's own.",
-    )
-    model: Text | None = Field(
-        None,
-        description="Name of the served model; `{hash}` in it is replaced by the first 12 digits of the player's content hash, so that "
-        "an earlier player can never answer in its place. When null, the only model that the server has.",
-    )
-    api_key_env: EnvironmentName | None = Field(
-        None, description="Environment variable that holds the key. The key itself is never in a recipe, a file or a message."
-    )
-    concurrency: PositiveInt = Field(32, description="Concurrent requests to each URL; every request is one reply.")
-    timeout_seconds: PositiveFloat = Field(600.0, description="Longest wait for one reply, its time in the server's queue included.")
-    retries: Annotated[int, Field(ge=0)] = Field(
-        6, description="Further attempts at a request, after waits that double from half a second to a minute, or as the server asks."
-    )
-    update_command: Text | None = Field(
-        None,
-        description="Command that makes the servers load the next player, run before it samples: `{model}` is the player's folder, "
-        "`{name}` its served name. It may return before they have loaded it; the run then waits for them.",
-    )
-    ready_timeout_seconds: PositiveFloat = Field(
-        1800.0, description="Longest wait for `update_command` to return, and then for the servers."
-    )
+    urls: Urls = ("http://127.0.0.1:8000/v1",)
+    """Base URLs up to and including /v1, one server or several that serve the same player; the default is vLLM's own."""
+    model: Text | None = None
+    """Name of the served model; `{hash}` in it is replaced by the first 12 digits of the player's content hash, so that an earlier player
+    can never answer in its place. When null, the only model that the server has."""
+    api_key_env: EnvironmentName | None = None
+    """Environment variable that holds the key. The key itself is never in a recipe, a file or a message."""
+    concurrency: PositiveInt = 32
+    """Concurrent requests to each URL; every request is one reply."""
+    timeout_seconds: PositiveFloat = 600.0
+    """Longest wait for one reply, its time in the server's queue included."""
+    retries: Annotated[int, Field(ge=0)] = 6
+    """Further attempts at a request, after waits that double from half a second to a minute, or as the server asks."""
+    update_command: Text | None = None
+    """Command that makes the servers load the next player, run before it samples: `{model}` is the player's folder, `{name}` its served
+    name. It may return before they have loaded it; the run then waits for them."""
+    ready_timeout_seconds: PositiveFloat = 1800.0
+    """Longest wait for `update_command` to return, and then for the servers."""
 
 
 class RaySection(Section):
     """Sampling on the nodes of a Ray cluster."""
 
-    address: Text | None = Field(
-        None,
-        description="The cluster: `auto` for the one that this machine belongs to, or HOST:PORT of its head. When null, that of the "
-        "environment's RAY_ADDRESS, and without one Ray is started on this machine alone.",
-    )
-    engine: WorkerName = Field(DEFAULT, description="What runs in every worker.")
-    max_workers: PositiveInt | None = Field(
-        None,
-        description="Maximum number of workers, each with a copy of the player; when null, as many as the cluster has room for, nodes "
-        "that join later included.",
-    )
-    cpus_per_worker: PositiveFloat = Field(1.0, description="CPUs of one worker, which are also its threads.")
-    gpus_per_worker: NonNegativeFloat | None = Field(None, description="GPUs of one worker; 1 when null and the cluster has any, else 0.")
-    batch_rows: PositiveInt = Field(
-        32, description="Replies per call of a worker. Unfinished replies of a lost worker are sampled again; short calls waste time."
-    )
-    stall_minutes: PositiveFloat = Field(
-        30.0,
-        description="The run stops when no call has finished for this long: there is no room for a worker, or workers crash repeatedly.",
-    )
+    address: Text | None = None
+    """The cluster: `auto` for the one that this machine belongs to, or HOST:PORT of its head. When null, that of the environment's
+    RAY_ADDRESS, and without one Ray is started on this machine alone."""
+    engine: WorkerName = DEFAULT
+    """What runs in every worker."""
+    max_workers: PositiveInt | None = None
+    """Maximum number of workers, each with a copy of the player; when null, as many as the cluster has room for, nodes that join later
+    included."""
+    cpus_per_worker: PositiveFloat = 1.0
+    """CPUs of one worker, which are also its threads."""
+    gpus_per_worker: NonNegativeFloat | None = None
+    """GPUs of one worker; 1 when null and the cluster has any, else 0."""
+    batch_rows: PositiveInt = 32
+    """Replies per call of a worker. Unfinished replies of a lost worker are sampled again; short calls waste time."""
+    stall_minutes: PositiveFloat = 30.0
+    """The run stops when no call has finished for this long: there is no room for a worker, or workers crash repeatedly."""
 
 
 class SamplingSection(Section):
@@ -102,22 +88,25 @@ class SamplingSection(Section):
         description=f"How the opponent's replies are sampled: {WHAT}. When null, `{ON_GPU}` on a GPU where it is installed and "
         f"the game runs in one process, else `{DEFAULT}`; a run keeps what it began with. See docs/engines.md.",
     )
-    temperature: NonNegativeFloat = Field(1.0, description="1 samples the model's own distribution; 0 is greedy.")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 keeps the whole distribution.")
-    max_new_tokens: PositiveInt = Field(256, description="Longest reply; a reply cut here gets no end-of-turn token.")
-    replies_per_prompt: Replies = Field(1, description="Opponent replies per prompt in every iteration; more make the gradient less noisy.")
-    batch_tokens: PositiveInt = Field(
-        32768,
-        description="Prompt and new tokens of the rows that are sampled together. More are faster, but their KV cache takes memory.",
-    )
-    shard_rows: PositiveInt = Field(
-        128,
-        description="Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server are faster "
-        "with more, because they batch only rows of one file.",
-    )
-    vllm: VllmSection = Field(default_factory=VllmSection, description="How vLLM runs; for `engine: vllm` only.")
-    server: ServerSection = Field(default_factory=ServerSection, description="Where the server is; for `engine: server` only.")
-    ray: RaySection = Field(default_factory=RaySection, description="The cluster and its workers; for `engine: ray` only.")
+    temperature: NonNegativeFloat = 1.0
+    """1 samples the model's own distribution; 0 is greedy."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus sampling; 1 keeps the whole distribution."""
+    max_new_tokens: PositiveInt = 256
+    """Longest reply; a reply cut here gets no end-of-turn token."""
+    replies_per_prompt: Replies = 1
+    """Opponent replies per prompt in every iteration; more make the gradient less noisy."""
+    batch_tokens: PositiveInt = 32768
+    """Prompt and new tokens of the rows that are sampled together. More are faster, but their KV cache takes memory."""
+    shard_rows: PositiveInt = 128
+    """Prompts per committed file; a kill loses at most one, and progress shows after each. vllm and server are faster with more, because
+    they batch only rows of one file."""
+    vllm: VllmSection = Field(default_factory=VllmSection)
+    """How vLLM runs; for `engine: vllm` only."""
+    server: ServerSection = Field(default_factory=ServerSection)
+    """Where the server is; for `engine: server` only."""
+    ray: RaySection = Field(default_factory=RaySection)
+    """The cluster and its workers; for `engine: ray` only."""
 
     @field_validator("replies_per_prompt")
     @classmethod

@@ -27,52 +27,41 @@ class TargetSection(Section):
     """The rule that decides which replies win, and its checker."""
 
     kind: TargetName = Field(HUMAN_TARGET, description=f"Which replies win. {WHAT} See docs/targets.md.")
-    checker: Text | None = Field(
-        None,
-        description="How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math` "
-        "(`sparring[math]`), a function of your own as `path/to/file.py:function` (TRL's reward signature), or `random`, a control. "
-        "Held-out replies are graded by it too. See docs/checkers.md.",
-    )
-    random_like: Text | None = Field(
-        None,
-        description="For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the "
-        "same; held-out replies are graded by this checker itself.",
-    )
-    tolerance: NonNegativeFloat = Field(0.0, description="For `checker: number`: difference up to which two numbers are equal.")
-    pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")
-    human: Literal["fallback", "never", "mix", "only"] = Field(
-        "fallback",
-        description="The role of the human reply, if a prompt has one. `fallback`: it wins if no reply of the opponent does. `never`: "
-        "it takes no part. `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again "
-        "(docs/theory.md). `only`: it alone wins, against the replies that lose.",
-    )
-    max_winners: PositiveInt = Field(
-        4, description="Maximum number of distinct winners per prompt, so that easy prompts do not outweigh the others."
-    )
-    max_losers: PositiveInt = Field(4, description="Maximum number of distinct losers per prompt.")
-    losers: Literal["all", "answered"] = Field(
-        "all", description="Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."
-    )
-    near_duplicates: Fraction | None = Field(
-        None,
-        description="Share of equal words, in order, from which a winner counts as a repetition of another one and is left out. When "
-        "null, only equal texts are left out; 0.9 also leaves out rewordings.",
-    )
-    min_votes: Fraction = Field(
-        0.5, description="For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."
-    )
-    weigh_votes: bool = Field(
-        True,
-        description="For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a "
-        "close vote, which is more often wrong, counts less. The gain measured in docs/evidence.md is not significant.",
-    )
-    timeout_seconds: PositiveFloat = Field(
-        10.0, description="Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."
-    )
-    memory_mb: PositiveInt = Field(
-        2048, description="Memory of a process in which a function of your own runs; one that imports torch may need more."
-    )
-    workers: PositiveInt = Field(1, description="Processes in which a function of your own, or `math`, runs.")
+    checker: Text | None = None
+    """How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math`
+    (`sparring[math]`), a function of your own as `path/to/file.py:function` (TRL's reward signature), or `random`, a control. Held-out
+    replies are graded by it too. See docs/checkers.md."""
+    random_like: Text | None = None
+    """For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the same; held-out
+    replies are graded by this checker itself."""
+    tolerance: NonNegativeFloat = 0.0
+    """For `checker: number`: difference up to which two numbers are equal."""
+    pass_score: float = 1.0
+    """Score from which a reply passes; built-in checkers give 1 or 0."""
+    human: Literal["fallback", "never", "mix", "only"] = "fallback"
+    """The role of the human reply, if a prompt has one. `fallback`: it wins if no reply of the opponent does. `never`: it takes no part.
+    `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again (docs/theory.md). `only`: it alone
+    wins, against the replies that lose."""
+    max_winners: PositiveInt = 4
+    """Maximum number of distinct winners per prompt, so that easy prompts do not outweigh the others."""
+    max_losers: PositiveInt = 4
+    """Maximum number of distinct losers per prompt."""
+    losers: Literal["all", "answered"] = "all"
+    """Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."""
+    near_duplicates: Fraction | None = None
+    """Share of equal words, in order, from which a winner counts as a repetition of another one and is left out. When null, only equal
+    texts are left out; 0.9 also leaves out rewordings."""
+    min_votes: Fraction = 0.5
+    """For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."""
+    weigh_votes: bool = True
+    """For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a close vote, which is
+    more often wrong, counts less. The gain measured in docs/evidence.md is not significant."""
+    timeout_seconds: PositiveFloat = 10.0
+    """Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."""
+    memory_mb: PositiveInt = 2048
+    """Memory of a process in which a function of your own runs; one that imports torch may need more."""
+    workers: PositiveInt = 1
+    """Processes in which a function of your own, or `math`, runs."""
 
     @field_validator("checker", "random_like")
     @classmethod
