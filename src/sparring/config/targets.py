@@ -24,11 +24,11 @@ HUMAN_TARGET = "human"
 TARGET_SPECS = {
     spec.name: spec
     for spec in (
-        TargetSpec(HUMAN_TARGET, "human:human", "the human reply, always (SPIN, whose ceiling is the data)"),
-        TargetSpec("verified", "verified:verified", "replies of the opponent that the checker passes; those that fail lose"),
+        TargetSpec(HUMAN_TARGET, "builtin:human", "the human reply, always (SPIN, whose ceiling is the data)"),
+        TargetSpec("verified", "builtin:verified", "replies of the opponent that the checker passes; those that fail lose"),
         TargetSpec(
             "majority",
-            "majority:majority",
+            "builtin:majority",
             "replies with the most frequent answer of the replies to the prompt; the others lose, and no answer needs to be known",
             votes=True,
         ),

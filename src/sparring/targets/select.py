@@ -121,7 +121,7 @@ def _distinct(
     """(`first`, then those of `found` that do not repeat an earlier one; at most `most` together; how many repeat one; how many others
     are left out). Those that are left out are not compared for near duplicates."""
     kept, repeated, left_out = list(first), 0, 0
-    for one in sorted(found, key=_hash_order):
+    for one in sorted(found, key=lambda one: (hashlib.sha256(one.text.encode("utf-8", "surrogatepass")).hexdigest(), one.token_ids)):
         has_room = len(kept) < most
         if any(_repeats(one, other, near if has_room else None) for other in kept):
             repeated += 1
@@ -130,10 +130,6 @@ def _distinct(
         else:
             left_out += 1
     return kept, repeated, left_out
-
-
-def _hash_order(candidate: Candidate) -> tuple[str, TokenIds]:
-    return hashlib.sha256(candidate.text.encode("utf-8", "surrogatepass")).hexdigest(), candidate.token_ids
 
 
 def _repeats(one: Candidate, other: Candidate, near: float | None = None) -> bool:
