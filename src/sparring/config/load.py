@@ -82,15 +82,14 @@ def _checked(values: Any, name: str, overrides: list[str]) -> Recipe:
 
 def _with_new_keys(values: Any, overrides: Iterable[str], level: int) -> Any:
     """A recipe of an earlier version: its keys by the names that they have now. `level`: of the log line that says so."""
+    keys = set(values) if isinstance(values, dict) else set()
     overridden = {override_path(override).partition(".")[0] for override in overrides}
     for old, new in OLD_KEYS.items():
-        if isinstance(values, dict) and old in values and new in values:
+        if {old, new} <= keys:
             raise UserError(f"`{old}` is the former name of `{new}`, and the recipe has both", where=old, remedy=f"keep `{new}`")
-        if old in overridden or (isinstance(values, dict) and old in values):
+        if old in keys | overridden:
             logging.getLogger("sparring").log(level, f"recipe: `{old}` is now called `{new}`; it is read as `{new}`")
-        if isinstance(values, dict):
-            values = {new if key == old else key: value for key, value in values.items()}
-    return values
+    return {OLD_KEYS.get(key, key): value for key, value in values.items()} if keys else values
 
 
 def builtin_recipes() -> dict[str, Path]:

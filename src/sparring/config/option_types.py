@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
@@ -155,14 +155,7 @@ TemplateKwargs = Annotated[dict[TemplateVariable, bool | int | float | Encodable
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 
-class Contradiction(NamedTuple):
-    """An option that contradicts one of another section: its key, its value, and the reason."""
-
-    key: str
-    value: Any
-    why: str
-
-
+Contradiction = tuple[str, str]  # the key of an option, and why it contradicts one of another section
 LARGEST = 3.4028234663852886e38  # of float32, which optimizers and losses compute in
 
 
@@ -174,13 +167,7 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        protected_namespaces=(),
-        use_attribute_docstrings=True,
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
     )
 
     @field_validator("*")

@@ -34,8 +34,8 @@ from sparring.config.sections.train import SftSection, TrainSection
 from sparring.config.targets import HUMAN_TARGET
 from sparring.own_code import is_own_code
 
-T = TypeVar("T")
-Checked = TypeVar("Checked", TargetSection, EvaluateSection, StopSection)
+Checked = TypeVar("Checked", bound=Section)
+Comparing = TypeVar("Comparing", TargetSection, EvaluateSection, StopSection)
 
 
 class ModelSection(Section):
@@ -208,24 +208,19 @@ class Recipe(Section):
 
     @field_validator("controls")
     @classmethod
-    def _each_has_a_folder(cls, controls: tuple[ControlSection, ...]) -> tuple[ControlSection, ...]:
+    def _can_be_trained(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         controls = tuple(each for one in controls for each in one.each())
         folders = [one.folder for one in controls]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two controls are called {twice}; give each its own name")
-        return controls
-
-    @field_validator("controls")
-    @classmethod
-    def _rft_has_grades(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         target = info.data.get("target")
-        if target is not None and not target.uses_grades and any(one.kind == "rft" for one in controls):
-            raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
-        if target is not None and target.checker == "random" and any(one.kind == "rft" for one in controls):
-            raise ValueError(
-                f"rft would learn from passes that checker random assigns by chance; train it in a game of {target.random_like}"
-            )
+        if target is not None and any(one.kind == "rft" for one in controls):
+            if not target.uses_grades:
+                raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
+            if target.checker == "random":
+                like = target.random_like
+                raise ValueError(f"rft would learn from passes that checker random assigns by chance; train it in a game of {like}")
         return controls
 
     @field_validator("launcher", "track", mode="before")
@@ -235,32 +230,32 @@ class Recipe(Section):
 
     @field_validator("objective", "train")
     @classmethod
-    def _one_value_per_iteration(cls, section: T, info: ValidationInfo) -> T:
+    def _one_value_per_iteration(cls, section: Checked, info: ValidationInfo) -> Checked:
         iterations = info.data.get("iterations")
-        rule = "{} values, but iterations is {}; give one value, or one per iteration"
+        rule = f"values, but iterations is {iterations}; give one value, or one per iteration"
         lists = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and iterations is not None]
-        _refuse(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in lists if len(value) != iterations)
+        _refuse(section, ((key, f"{len(value)} {rule}") for key, value in lists if len(value) != iterations))
         return section
 
     @field_validator("train")
     @classmethod
     def _engine_can_sample(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
         if (sampling := info.data.get("sampling")) is not None:
-            _refuse(Contradiction("lora", train.lora, why) for why in sampling.inner.refusals(train.lora))
+            _refuse(train, (("lora", why) for why in sampling.inner.refusals(train.lora)))
         return train
 
     @field_validator("target", "evaluate", "stop")
     @classmethod
-    def _fits_the_others(cls, section: Checked, info: ValidationInfo) -> Checked:
-        _refuse(section.contradictions(info.data))
+    def _fits_the_others(cls, section: Comparing, info: ValidationInfo) -> Comparing:
+        _refuse(section, section.contradictions(info.data))
         return section
 
 
-def _refuse(found: Iterable[Contradiction]) -> None:
+def _refuse(section: Section, found: Iterable[Contradiction]) -> None:
     """Raise one error per option, each under its own key; a ValueError could carry only one."""
     details = [
-        InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
-        for key, value, why in found
+        InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=getattr(section, key))
+        for key, why in found
     ]
     if details:
         raise ValidationError.from_exception_data("Recipe", details)

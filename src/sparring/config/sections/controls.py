@@ -79,7 +79,7 @@ class ControlSection(Section):
         kind = info.data.get("kind")
         if kind in ("continued-sft", "rft") and value != cls.model_fields[info.field_name or ""].default:
             raise ValueError(f"has no effect on {kind}")
-        if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
+        if kind == "dpo" and info.field_name == "pairs" and value is None:
             raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
         return value
 

@@ -68,32 +68,29 @@ class EvaluateSection(Section):
             return
         checker = target.grading_checker
         if checker == "exact" and self.answer_pattern is None:
-            why = "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
-            yield Contradiction("answer_pattern", None, why)
+            yield "answer_pattern", "target.checker exact needs it to find the answer; (?s).+ takes the whole reply"
         if target.counts_votes and is_own_code(checker) and self.answer_pattern is None:
-            why = "majority counts votes for answers, and a function of your own extracts none: this pattern finds them"
-            yield Contradiction("answer_pattern", None, why)
+            yield "answer_pattern", "majority counts votes for answers, and a function of your own extracts none: this pattern finds them"
         if target.losers == "answered" and is_own_code(checker) and self.answer_pattern is None:
             why = "with target.losers answered a reply loses only if it has an answer, which this pattern finds for a function of your own"
-            yield Contradiction("answer_pattern", None, why)
+            yield "answer_pattern", why
         if self.headroom_epochs is not None and (self.headroom is False or not (self.headroom or target.uses_grades)):
-            why = "has no effect where no headroom is measured; set evaluate.headroom: true"
-            yield Contradiction("headroom_epochs", self.headroom_epochs, why)
+            yield "headroom_epochs", "has no effect where no headroom is measured; set evaluate.headroom: true"
         if self.metric == "exact_match_greedy" and not self.greedy:
-            yield Contradiction("metric", self.metric, "needs evaluate.greedy: true")
+            yield "metric", "needs evaluate.greedy: true"
         if checker is None and self.answer_pattern is None:
             yield from self._without_answers()
 
     def _without_answers(self) -> Iterator[Contradiction]:
         needs = "needs evaluate.answer_pattern, or a target.checker"
         if self.greedy:
-            yield Contradiction("greedy", True, f"greedy replies are scored by exact match, which {needs}")
+            yield "greedy", f"greedy replies are scored by exact match, which {needs}"
         if self.metric in ("exact_match", "exact_match_greedy"):
-            yield Contradiction("metric", self.metric, needs)
+            yield "metric", needs
         if self.samples > 1:
-            yield Contradiction("samples", self.samples, f"several replies to a prompt are scored by their answers, which {needs}")
+            yield "samples", f"several replies to a prompt are scored by their answers, which {needs}"
         if self.headroom:
-            yield Contradiction("headroom", True, f"it is reported in exact matches, which {needs}")
+            yield "headroom", f"it is reported in exact matches, which {needs}"
 
 
 class StopSection(Section):
@@ -122,12 +119,10 @@ class StopSection(Section):
         evaluate: EvaluateSection | None = others.get("evaluate")
         if target is None or evaluate is None:
             return
-        limits = {"min_pass_at_k": self.min_pass_at_k, "min_distinct": self.min_distinct}
-        for name, limit in limits.items():
-            if limit in (None, type(self).model_fields[name].default):
+        for name in ("min_pass_at_k", "min_distinct"):
+            if getattr(self, name) in (None, type(self).model_fields[name].default):
                 continue
             if evaluate.samples == 1:
-                yield Contradiction(name, limit, "needs several replies to a held-out prompt: set evaluate.samples, 8 for example")
+                yield name, "needs several replies to a held-out prompt: set evaluate.samples, 8 for example"
             elif name == "min_distinct" and is_own_code(target.grading_checker) and evaluate.answer_pattern is None:
-                why = "counts answers, and a function of your own extracts none: set evaluate.answer_pattern, which finds them"
-                yield Contradiction(name, limit, why)
+                yield name, "counts answers, and a function of your own extracts none: set evaluate.answer_pattern, which finds them"

@@ -126,24 +126,19 @@ class SamplingSection(Section):
         return self.engine or DEFAULT
 
     @property
-    def inner_engine(self) -> str:
-        """The engine that computes: the engine itself, or the one in Ray's workers."""
-        return self.ray.engine if self.spec.hosts else self.engine_name
-
-    @property
     def spec(self) -> EngineSpec:
         """The spec of `engine_name`."""
         return ENGINES[self.engine_name]
 
     @property
     def inner(self) -> EngineSpec:
-        """The spec of the engine that computes."""
-        return ENGINES[self.inner_engine]
+        """The spec of the engine that computes: the engine itself, or the one in Ray's workers."""
+        return ENGINES[self.ray.engine] if self.spec.hosts else self.spec
 
     @property
     def engines(self) -> str:
         """Both names: `vllm`, or `ray, vllm`."""
-        return ", ".join(dict.fromkeys((self.engine_name, self.inner_engine)))
+        return ", ".join(dict.fromkeys((self.engine_name, self.inner.name)))
 
     def option(self, name: str) -> Any:
         """The value of an option of a spec, such as `vllm.tensor_parallel`."""
@@ -177,5 +172,5 @@ ENGINE_SECTIONS = tuple(name for name in SamplingSection.model_fields if name in
 
 def unused_sections(sampling: SamplingSection) -> list[str]:
     """Sections of engines that were set although another engine is used."""
-    others = set(ENGINE_SECTIONS) - {sampling.engine_name, sampling.inner_engine}
+    others = set(ENGINE_SECTIONS) - {sampling.engine_name, sampling.inner.name}
     return [name for name in ENGINE_SECTIONS if name in others and getattr(sampling, name) != getattr(SamplingSection(), name)]

@@ -153,33 +153,31 @@ class TargetSection(Section):
         if data is not None:
             yield from self._against_data(data)
         if sampling is not None and self.counts_votes and sampling.replies_per_prompt == 1:
-            yield Contradiction("kind", self.kind, "one reply has no majority; set sampling.replies_per_prompt, 8 for example")
+            yield "kind", "one reply has no majority; set sampling.replies_per_prompt, 8 for example"
         if objective is not None:
             yield from self._against_objective(objective)
 
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.uses_grades:
-            yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; choose verified or majority")
+            yield "kind", "data.prompts have no human reply, which always wins here; choose verified or majority"
         needs_answers = self.uses_grades and not self.counts_votes and not is_own_code(self.grading_checker)
         if needs_answers and data.prompts is not None and data.prompts.answer is None:
-            why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
         if self.human == "only" and data.prompts is not None:
-            yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; set fallback, never or mix")
+            yield "human", "data.prompts have no human reply, which alone wins here; set fallback, never or mix"
         if data.too_long == "cut" and self.uses_grades:
             why = "data.too_long cut leaves human replies without an end, which could win here; set drop, or raise data.max_reply_tokens"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", why
         if data.checker_columns and not is_own_code(self.grading_checker):
-            yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
+            yield "checker", "data.checker_columns are for a function of your own"
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
         loss, kind = objective.loss, objective.kind
         if not kind.uses_margins and self.human == "only":
-            why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT; "
-            why += "choose fallback, never or mix"
-            yield Contradiction("human", self.human, why)
+            why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT"
+            yield "human", f"{why}; choose fallback, never or mix"
         if not kind.uses_margins and not self.uses_grades:
             why = f"objective.loss {loss} on human replies is only continued SFT: use sft or controls, or choose verified or majority"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", why
         if kind.why_human_alone is not None and self.uses_grades:
-            yield Contradiction("kind", self.kind, kind.why_human_alone)
+            yield "kind", kind.why_human_alone
