@@ -32,32 +32,22 @@ class GradingRequest:
 
 @dataclass(frozen=True)
 class Grade:
-    """What a checker says of one reply.
+    """What a checker says of one reply."""
 
-    score: 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
-    answer: the answer that was read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
-    reason: a short explanation for readers
-    failed: the function raised, took too long, ended its process or returned something that is not a score for this reply
-    """
-
-    score: float | None
-    answer: str | None
-    reason: str
-    failed: bool = False
+    score: float | None  # 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
+    answer: str | None  # as read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
+    reason: str  # a short explanation for readers
+    failed: bool = False  # the function raised, took too long, ended its process or returned something that is not a score for this reply
 
 
 class Checker:
-    """Grades replies.
-
-    `fingerprint`: all that the grades depend on. `reads_answers`: whether a grade ever has an answer, so that votes can be counted.
-    `shuffles`: a grade depends on the other replies of the same call. `works`: some reply is known to have been graded.
-    """
+    """Grades replies."""
 
     name: str
-    fingerprint: dict[str, Any]
-    reads_answers = True
-    shuffles = False
-    works = False
+    fingerprint: dict[str, Any]  # all that the grades depend on
+    reads_answers = True  # whether a grade ever has an answer, so that votes can be counted
+    shuffles = False  # a grade depends on the other replies of the same call
+    works = False  # some reply is known to have been graded
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """One grade for each reply of each prompt, in their order."""

@@ -111,25 +111,16 @@ class RandomChecker(Checker):
 
 @dataclass(frozen=True)
 class CheckerSettings:
-    """The settings that decide how replies are graded.
+    """The settings that decide how replies are graded."""
 
-    kind: one of BUILT_IN_CHECKERS, or "path/to/file.py:function"
-    answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one
-    tolerance: for number: the absolute difference that still counts as equal
-    random_like: for random: the checker whose scores are shuffled, by `seed`
-    timeout_seconds: wall time of one call of a user's function, or of math
-    memory_mb: what a process of such a function may hold in memory, in MiB
-    workers: how many such processes there are
-    """
-
-    kind: str
-    answer_pattern: str | None
-    tolerance: float = 0.0
-    random_like: CheckerSettings | None = None
-    timeout_seconds: float = 10.0
-    memory_mb: int = 2048
+    kind: str  # one of BUILT_IN_CHECKERS, or "path/to/file.py:function"
+    answer_pattern: str | None  # finds the answer in a reply: its last match that is not empty, group 1 if it has one
+    tolerance: float = 0.0  # for number: the absolute difference that still counts as equal
+    random_like: CheckerSettings | None = None  # for random: the checker whose scores are shuffled, by `seed`
+    timeout_seconds: float = 10.0  # wall time of one call of a user's function, or of math
+    memory_mb: int = 2048  # what a process of such a function may hold in memory, in MiB
     seed: int = 0
-    workers: int = 1
+    workers: int = 1  # how many such processes there are
 
 
 def make_checker(settings: CheckerSettings) -> Checker:

@@ -28,17 +28,14 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class Tried:
-    """One kind of reply: how many were tried, passed and could not be graded, and examples whose grade is not the expected one.
-
-    `should_pass` is None where either may be right: a rule that takes the last number passes some sprayed answers.
-    """
+    """One kind of reply, and how many of them were tried, passed and could not be graded."""
 
     name: str
-    should_pass: bool | None
+    should_pass: bool | None  # None where either may be right: a rule that takes the last number passes some sprayed answers
     tried: int
     passed: int
     failed: int
-    examples: tuple[ProbeExample, ...]
+    examples: tuple[ProbeExample, ...]  # whose grade is not the expected one
 
 
 @dataclass(frozen=True)

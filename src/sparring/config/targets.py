@@ -7,17 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TargetSpec:
-    """One target. Grades decide the winners of all but `human`.
-
-    function: `module:function` below sparring.targets, called as function(candidates, rules)
-    what: which replies win, for the description of `target.kind`
-    votes: the most frequent answer wins, so that no right answer needs to be known
-    """
+    """One target. Grades decide the winners of all but `human`."""
 
     name: str
-    function: str
-    what: str
-    votes: bool = False
+    function: str  # `module:function` below sparring.targets, called as function(candidates, rules)
+    what: str  # which replies win, for the description of `target.kind`
+    votes: bool = False  # the most frequent answer wins, so that no right answer needs to be known
 
 
 HUMAN_TARGET = "human"

@@ -78,31 +78,28 @@ def chat_fingerprint(chat: Chat) -> str:
 PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
 # Outcomes of the rows, and of data.prompts; `read` is the sum of those that follow it.
-ROW_COUNTS = ("read", "empty", "duplicates", "prompt_too_long", "reply_too_long", "not_in_subset", "prompt_held_out")
+ROW_COUNTS: tuple[str, ...] = ("read", "empty", "duplicates", "prompt_too_long", "reply_too_long", "not_in_subset", "prompt_held_out")
 ROW_COUNTS += ("untrained", "bad", "train", "held_out")
 PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows in the order of their ids. No prompt is in both lists, neither as text nor as token ids.
+    """Tokenised rows in the order of their ids. No prompt is in two lists, neither as text nor as token ids.
 
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
     ids, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
     surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped, prompts_with_several_answers. With
     data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
-    `notices`: the decisions, one sentence each.
-    `unused`: columns of the rows and of the prompts, and keys of their turns, that nothing reads.
-    `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
     """
 
     train: list[Example]
     held_out: list[Example]
     counts: dict[str, int]
-    notices: list[str]
-    prompts: list[Example] = field(default_factory=list)
-    prompt_counts: dict[str, int] = field(default_factory=dict)
-    unused: tuple[str, ...] = ()
+    notices: list[str]  # the decisions, one sentence each
+    prompts: list[Example] = field(default_factory=list)  # those of data.prompts
+    prompt_counts: dict[str, int] = field(default_factory=dict)  # PROMPT_COUNTS of them
+    unused: tuple[str, ...] = ()  # columns of the rows and of the prompts, and keys of their turns, that nothing reads
 
 
 def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:

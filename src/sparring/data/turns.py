@@ -31,13 +31,12 @@ FLAGS = {"0": False, "false": False, "no": False, "off": False, "1": True, "true
 
 @dataclass(frozen=True)
 class Turn:
-    """`reasoning` is the assistant's reasoning before its text, if the row stores it separately; `trained` is False for a reply that the
-    row marks as not to be trained on."""
+    """One turn of a conversation."""
 
     role: str
     content: str
-    reasoning: str = ""
-    trained: bool = True
+    reasoning: str = ""  # the assistant's, before its text, if the row stores it separately
+    trained: bool = True  # False for a reply that the row marks as not to be trained on
 
     @property
     def message(self) -> Message:
@@ -51,18 +50,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a source are read, and what was found in them.
+    """How the rows of a source are read, and what was found in them."""
 
-    columns: the rows' own names of standard columns. reasoning: whether the reasoning of assistants is kept. refused: columns that must be
-    empty in every row. `counts` counts rows, except for turns_as_json (cells) and reasoning_dropped (turns). `unread` are keys of turns
-    that nothing reads, as "messages[].name".
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    reasoning: Literal["keep", "drop"] = "keep"
-    refused: tuple[str, ...] = ()
-    counts: Counter[str] = field(default_factory=Counter)
-    unread: dict[str, None] = field(default_factory=dict)
+    columns: Mapping[str, str] = field(default_factory=dict)  # the rows' own names of standard columns
+    reasoning: Literal["keep", "drop"] = "keep"  # of assistants
+    refused: tuple[str, ...] = ()  # columns that must be empty in every row
+    counts: Counter[str] = field(default_factory=Counter)  # of rows, except for turns_as_json (cells) and reasoning_dropped (turns)
+    unread: dict[str, None] = field(default_factory=dict)  # keys of turns that nothing reads, as "messages[].name"
 
 
 def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) -> Turn:

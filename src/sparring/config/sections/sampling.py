@@ -152,14 +152,11 @@ class SamplingSection(Section):
 
 @dataclass(frozen=True)
 class SamplerSettings:
-    """All of a recipe that decides how a player replies to a prompt, and how an engine computes it.
-
-    dtype: the number format of the model that samples; four_bit: whether its base is kept in 4 bits.
-    """
+    """All of a recipe that decides how a player replies to a prompt, and how an engine computes it."""
 
     sampling: SamplingSection
-    dtype: str
-    four_bit: bool
+    dtype: str  # the number format of the model that samples
+    four_bit: bool  # whether its base is kept in 4 bits
 
     def with_sampling(self, **values: Any) -> SamplerSettings:
         """A copy with other options of sampling."""
