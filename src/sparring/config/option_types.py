@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sparring.errors import holds_a_password, looks_like_a_key
@@ -162,8 +162,8 @@ LARGEST = 3.4028234663852886e38  # of float32, which optimizers and losses compu
 class Section(BaseModel):
     """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity. The text under an option describes it.
 
-    Rules between options are validators of the later field: they see the earlier fields in `info.data` (those that are
-    valid), so every problem is reported at once. Defaults are validated for that reason.
+    Rules between options are in `faults`, under the later one, so that every problem is reported at once. Defaults are validated for
+    that reason.
     """
 
     model_config = ConfigDict(
@@ -172,11 +172,23 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _fits_a_tensor(cls, value: Any) -> Any:
+    def _keeps_the_rules(cls, value: Any, info: ValidationInfo) -> Any:
         largest = max((abs(one) for one in (value if isinstance(value, tuple) else [value]) if type(one) is float), default=0.0)
         if largest > LARGEST:
             raise ValueError(f"is beyond {LARGEST:.3g}, the largest 32-bit float")
+        for why in cls.faults(info.field_name or "", value, info.data):
+            raise ValueError(why)
         return value
+
+    @classmethod
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterable[str]:
+        """What is wrong with the value of an option. `given`: the values of the options before it, as far as they are valid."""
+        return ()
+
+    @classmethod
+    def is_set(cls, option: str, value: Any) -> bool:
+        """Whether the value is not the default."""
+        return bool(value != cls.model_fields[option].default)
 
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:

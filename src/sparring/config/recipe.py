@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -193,12 +193,11 @@ class Recipe(Section):
         """Expand `~` as a shell does, since only some libraries do."""
         return os.path.expanduser(run_dir)
 
-    @field_validator("seeds")
     @classmethod
-    def _one_seed_or_several(cls, seeds: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
-        if seeds is not None and info.data.get("seed"):
-            raise ValueError(f"the game is played once per seed, and seed is {info.data['seed']}; set one of the two")
-        return seeds
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        if option == "seeds" and value is not None and given.get("seed"):
+            yield f"the game is played once per seed, and seed is {given['seed']}; set one of the two"
 
     @field_validator("controls", mode="before")
     @classmethod

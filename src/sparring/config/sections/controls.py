@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field
 
 from sparring.config.option_types import FloatList, FolderName, PositiveFloat, PositiveInt, Section
 from sparring.config.sections.data import PairsSection, path_alone
 
-T = TypeVar("T")
 # names in a run directory that a control must not use
 TAKEN_NAMES = ("base", "base-model", "baseline", "best", "data", "evaluations", "iterations", "probe", "sft", "start", "trackers")
 
@@ -57,31 +57,20 @@ class ControlSection(Section):
     batch_size: PositiveInt | None = None
     """Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."""
 
-    @field_validator("search")
     @classmethod
-    def _searched_or_given(cls, search: SearchSection | None, info: ValidationInfo) -> SearchSection | None:
-        if search is not None and info.data.get("lr") is not None:
-            raise ValueError(f"lr is given as {info.data['lr']:g}; set one of the two")
-        return search
-
-    @field_validator("name")
-    @classmethod
-    def _folder_is_free(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name in TAKEN_NAMES:
-            raise ValueError("a run keeps something else under this name")
-        if name in CONTROL_TITLES and name != info.data.get("kind"):
-            raise ValueError(f"is the name of the control {CONTROL_TITLES[name]}; choose another name")
-        return name
-
-    @field_validator("start", "pairs", "beta")
-    @classmethod
-    def _dpo_alone_takes_it(cls, value: T, info: ValidationInfo) -> T:
-        kind = info.data.get("kind")
-        if kind in ("continued-sft", "rft") and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError(f"has no effect on {kind}")
-        if kind == "dpo" and info.field_name == "pairs" and value is None:
-            raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
-        return value
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        kind = given.get("kind")
+        if option == "search" and value is not None and given.get("lr") is not None:
+            yield f"lr is given as {given['lr']:g}; set one of the two"
+        if option == "name" and value in TAKEN_NAMES:
+            yield "a run keeps something else under this name"
+        if option == "name" and value in CONTROL_TITLES and value != kind:
+            yield f"is the name of the control {CONTROL_TITLES[value]}; choose another name"
+        if option in ("start", "pairs", "beta") and kind in ("continued-sft", "rft") and cls.is_set(option, value):
+            yield f"has no effect on {kind}"
+        if option == "pairs" and kind == "dpo" and value is None:
+            yield "dpo needs labelled pairs; set pairs to a file or a Hub id"
 
     def each(self) -> tuple[ControlSection, ...]:
         """Itself, or one control for every value of `search`, with that value in its name."""

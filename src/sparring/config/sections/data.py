@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field
 
 from sparring.config.option_types import (
     Columns,
@@ -111,23 +112,16 @@ class DataSection(RowsSection):
     checker_columns: Texts = ()
     """Columns of the rows and of the prompts that `target.checker` gets when it is a function of your own."""
 
-    @field_validator("checker_columns")
     @classmethod
-    def _are_not_reserved(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        reserved = next((name for name in names if name in RESERVED_COLUMNS), None)
-        if reserved == "answer":
-            raise ValueError("a checker gets the column of data.answer as answer: set data.answer, and data.prompts.answer, to it instead")
-        if reserved is not None:
-            raise ValueError(f"{reserved} is an argument that a checker has already; give the column another name")
-        return names
-
-    @field_validator("held_out")
-    @classmethod
-    def _leaves_training_rows(cls, held_out: int | float | None, info: ValidationInfo) -> int | float | None:
-        rows = info.data.get("max_examples")
-        if rows is not None and held_out is not None and held_out >= rows:
-            raise ValueError(f"leaves no rows to train on, because max_examples is {rows}")
-        return held_out
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        rows = given.get("max_examples")
+        if option == "held_out" and value is not None and rows is not None and value >= rows:
+            yield f"leaves no rows to train on, because max_examples is {rows}"
+        if option == "checker_columns" and "answer" in value:
+            yield "a checker gets the column of data.answer as answer: set data.answer, and data.prompts.answer, to it instead"
+        if option == "checker_columns" and (reserved := next((name for name in value if name in RESERVED_COLUMNS), None)):
+            yield f"{reserved} is an argument that a checker has already; give the column another name"
 
     def held_out_of(self, rows: int) -> int | float:
         """The number or fraction held out of `rows`: the recipe's, else enough for a score with an error, but little of a small file."""

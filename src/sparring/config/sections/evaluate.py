@@ -120,7 +120,7 @@ class StopSection(Section):
         if target is None or evaluate is None:
             return
         for name in ("min_pass_at_k", "min_distinct"):
-            if getattr(self, name) in (None, type(self).model_fields[name].default):
+            if getattr(self, name) is None or not self.is_set(name, getattr(self, name)):
                 continue
             if evaluate.samples == 1:
                 yield name, "needs several replies to a held-out prompt: set evaluate.samples, 8 for example"

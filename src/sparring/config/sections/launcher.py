@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator
 
 from sparring.config.option_types import PathText, PositiveInt, Section, Text
-
-T = TypeVar("T")
 
 # The error for DeepSpeed, in a recipe's strategy as in an Accelerate config file
 NO_DEEPSPEED = "DeepSpeed was removed: it has no public way to set its optimizer's state, and its checkpoints are pickles"
@@ -52,24 +51,13 @@ class LauncherSection(Section):
             raise ValueError(f"{NO_DEEPSPEED}; {INSTEAD}")
         return value
 
-    @field_validator("config_file", "processes", "machines", "machine_rank", "main_process_ip", "main_process_port", "strategy", "cpu")
     @classmethod
-    def _inline_takes_none_of_it(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") == "inline" and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has no effect while launcher.kind is inline; set launcher.kind to accelerate")
-        return value
-
-    @field_validator("machine_rank")
-    @classmethod
-    def _machine_exists(cls, rank: int, info: ValidationInfo) -> int:
-        machines = info.data.get("machines")
-        if machines is not None and rank >= machines:
-            raise ValueError(f"machines is {machines}, so machine_rank is from 0 to {machines - 1}")
-        return rank
-
-    @field_validator("main_process_ip")
-    @classmethod
-    def _machines_can_meet(cls, address: str | None, info: ValidationInfo) -> str | None:
-        if address is None and info.data.get("machines", 1) > 1 and info.data.get("config_file") is None:
-            raise ValueError("is needed with more than one machine: the address of machine 0")
-        return address
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        machines = given.get("machines", 1)
+        if given.get("kind") == "inline" and cls.is_set(option, value):
+            yield "has no effect while launcher.kind is inline; set launcher.kind to accelerate"
+        if option == "machine_rank" and "machines" in given and value >= machines:
+            yield f"machines is {machines}, so machine_rank is from 0 to {machines - 1}"
+        if option == "main_process_ip" and value is None and machines > 1 and given.get("config_file") is None:
+            yield "is needed with more than one machine: the address of machine 0"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from sparring.config.option_types import (
     FractionPerIteration,
@@ -22,7 +23,6 @@ from sparring.objectives import OBJECTIVES, in_words, kind_of, names_taking
 from sparring.objectives.shared import Objective
 from sparring.own_code import is_own_code
 
-T = TypeVar("T")
 # Defaults of verified and majority targets (docs/evidence.md): without an NLL term their duels degrade the model, at any beta
 WITH_GRADES = {"beta": 0.5, "nll_weight": 1.0}
 
@@ -58,21 +58,15 @@ class ObjectiveSection(Section):
     window: PositiveInt = 2
     """Iterations whose replies are trained on, the newest first; the paper uses 2."""
 
-    @field_validator("loss")
     @classmethod
-    def _is_an_objective(cls, loss: str) -> str:
-        if kind_of(loss) is None:
-            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + suggestion(loss, OBJECTIVES, before="; "))
-        return loss
-
-    @field_validator("*")
-    @classmethod
-    def _has_an_effect(cls, value: T, info: ValidationInfo) -> T:
-        option, loss = info.field_name or "", info.data.get("loss", "")
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        loss = value if option == "loss" else given.get("loss", "")
         kind, others = kind_of(loss), names_taking(option)
-        if kind is not None and others and not kind.takes(option) and value != cls.model_fields[option].default:
-            raise ValueError(f"has no effect while objective.loss is {loss}; it is for {others}")
-        return value
+        if option == "loss" and kind is None:
+            yield f"not an objective; there are {', '.join(OBJECTIVES)}" + suggestion(loss, OBJECTIVES, before="; ")
+        if kind is not None and others and not kind.takes(option) and cls.is_set(option, value):
+            yield f"has no effect while objective.loss is {loss}; it is for {others}"
 
     @property
     def kind(self) -> type[Objective]:

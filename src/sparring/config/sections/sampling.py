@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from sparring.config.engines import DEFAULT, ENGINES, ON_GPU, EngineSpec
 from sparring.config.option_types import EnvironmentName, NonNegativeFloat, PositiveFloat, PositiveInt, Replies, Section, Text, Urls
@@ -108,12 +109,11 @@ class SamplingSection(Section):
     ray: RaySection = Field(default_factory=RaySection)
     """The cluster and its workers; for `engine: ray` only."""
 
-    @field_validator("replies_per_prompt")
     @classmethod
-    def _replies_can_differ(cls, replies: int, info: ValidationInfo) -> int:
-        if replies > 1 and info.data.get("temperature") == 0:
-            raise ValueError("at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0")
-        return replies
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        if option == "replies_per_prompt" and value > 1 and given.get("temperature") == 0:
+            yield "at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0"
 
     @property
     def lower_temperature(self) -> float | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from sparring.config.option_types import Contradiction, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
 from sparring.config.sections.data import DataSection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a static checker cannot read the names from a table
 else:
     TargetName = Literal[tuple(TARGET_SPECS)]
 WHAT = " ".join(f"`{name}`: {spec.what}." for name, spec in TARGET_SPECS.items())
-T = TypeVar("T")
+NOT_WITH_HUMAN = ("human", "max_winners", "max_losers", "losers", "near_duplicates")
 BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
 
 
@@ -63,62 +63,31 @@ class TargetSection(Section):
     workers: PositiveInt = 1
     """Processes in which a function of your own, or `math`, runs."""
 
-    @field_validator("checker", "random_like")
     @classmethod
-    def _is_a_checker(cls, name: str | None, info: ValidationInfo) -> str | None:
-        known = [one for one in BUILT_IN_CHECKERS if one != "random" or info.field_name == "checker"]
-        if name is None or name in known or is_own_code(name):
-            return name
-        raise ValueError(f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + suggestion(name, known, before="; "))
-
-    @field_validator("checker")
-    @classmethod
-    def _kind_has_one(cls, checker: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if kind not in (None, HUMAN_TARGET) and checker is None:
-            raise ValueError(f"target.kind {kind} needs one: it says which replies are right, or which answers are equal")
-        if checker == "random" and kind is not None and (kind == HUMAN_TARGET or TARGET_SPECS[kind].votes):
-            raise ValueError(f"has no effect with target.kind {kind}; it is a control for verified")
-        return checker
-
-    @field_validator("random_like")
-    @classmethod
-    def _random_imitates_one(cls, name: str | None, info: ValidationInfo) -> str | None:
-        checker = info.data.get("checker", "invalid")
-        if checker == "random" and name is None:
-            raise ValueError("checker random needs it: its pass rate is that of another checker, which also grades held-out replies")
-        if checker not in ("random", "invalid") and name is not None:
-            raise ValueError("has an effect only with checker random")
-        return name
-
-    @field_validator("tolerance")
-    @classmethod
-    def _of_numbers(cls, value: float, info: ValidationInfo) -> float:
-        if value and "checker" in info.data and "number" not in (info.data["checker"], info.data.get("random_like")):
-            raise ValueError("has an effect only with checker number")
-        return value
-
-    @field_validator("pass_score")
-    @classmethod
-    def _within_builtin_scores(cls, value: float, info: ValidationInfo) -> float:
-        if "checker" in info.data and not is_own_code(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
-            raise ValueError("built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none")
-        return value
-
-    @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
-    @classmethod
-    def _not_with_human(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") == HUMAN_TARGET and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has no effect with target.kind human")
-        return value
-
-    @field_validator("min_votes", "weigh_votes")
-    @classmethod
-    def _of_votes(cls, value: T, info: ValidationInfo) -> T:
-        kind = info.data.get("kind")
-        if kind is not None and not TARGET_SPECS[kind].votes and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has an effect only with target.kind majority")
-        return value
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        """See Section.faults."""
+        kind, checker, like = (given.get(name) for name in ("kind", "checker", "random_like"))
+        votes = kind is not None and TARGET_SPECS[kind].votes
+        if option in ("checker", "random_like") and value is not None and not is_own_code(value):
+            known = [one for one in BUILT_IN_CHECKERS if one != "random" or option == "checker"]
+            if value not in known:
+                yield f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + suggestion(value, known, before="; ")
+        if option == "checker" and kind not in (None, HUMAN_TARGET) and value is None:
+            yield f"target.kind {kind} needs one: it says which replies are right, or which answers are equal"
+        if option == "checker" and value == "random" and (kind == HUMAN_TARGET or votes):
+            yield f"has no effect with target.kind {kind}; it is a control for verified"
+        if option == "random_like" and checker == "random" and value is None:
+            yield "checker random needs it: its pass rate is that of another checker, which also grades held-out replies"
+        if option == "random_like" and "checker" in given and checker != "random" and value is not None:
+            yield "has an effect only with checker random"
+        if option == "tolerance" and value and "checker" in given and "number" not in (checker, like):
+            yield "has an effect only with checker number"
+        if option == "pass_score" and "checker" in given and not is_own_code(like or checker) and not 0 < value <= 1:
+            yield "built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none"
+        if option in NOT_WITH_HUMAN and kind == HUMAN_TARGET and cls.is_set(option, value):
+            yield "has no effect with target.kind human"
+        if option in ("min_votes", "weigh_votes") and kind is not None and not votes and cls.is_set(option, value):
+            yield "has an effect only with target.kind majority"
 
     @property
     def uses_grades(self) -> bool:
@@ -145,7 +114,7 @@ class TargetSection(Section):
         if not objective.kind.uses_margins:
             why = f"has no effect on training: objective.loss {objective.loss} learns from winners alone"
             found |= dict.fromkeys(("max_losers", "losers"), why)
-        return {option: why for option, why in found.items() if getattr(self, option) != type(self).model_fields[option].default}
+        return {option: why for option, why in found.items() if self.is_set(option, getattr(self, option))}
 
     def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
         """Options of this section that contradict `others`, the sections before this one that are valid."""
