@@ -35,7 +35,7 @@ def tried(checker: str, source: str, pattern: str | None = None, answer: str | N
 
 def test_a_checker_that_behaves(data: str) -> None:
     trial = tried("number", data, PATTERN)
-    assert trial.faults == [] and trial.tries_right_ones and verdict(trial).startswith("Verdict: no fault found")
+    assert trial.faults == [] and trial.report["human reply"].tried and verdict(trial).startswith("Verdict: no fault found")
     measured, upper = trial.false_positives or (1, 1)
     assert measured == 0 and upper == pytest.approx(1.96**2 / (300 + 1.96**2), abs=1e-4)  # Wilson's bound for 0 of n
 

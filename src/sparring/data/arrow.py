@@ -34,28 +34,25 @@ def read_parquet(path: Path, bad: BadRows) -> Table:
     return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
 
 
-class _Unreadable:
-    """A cell that cannot be decoded."""
-
-    def __init__(self, error: Exception) -> None:
-        self.reason = first_line(error)
-
-
 def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+
     columns = {name: _cells(file, path, name) for name in names}
     for n in range(file.metadata.num_rows):
-        row = {name: cells[n] for name, cells in columns.items()}
-        where = f"{path}, row {n + 1}"
-        broken = next((name for name, cell in row.items() if isinstance(cell, _Unreadable)), None)
-        if broken is None:
-            yield where, row
-        else:
-            what = f"cannot decode the column {broken!r}: {row[broken].reason}"
+        row: dict[str, Any] = {}
+        where, name = f"{path}, row {n + 1}", ""
+        try:
+            for name, cells in columns.items():
+                row[name] = cells[n].as_py() if isinstance(cells[n], pa.Scalar) else cells[n]
+        except UnicodeDecodeError as error:
+            what = f"cannot decode the column {name!r}: {first_line(error)}"
             bad.raise_or_count(UserError(what, where=where, remedy="fix the row or remove it from the file"))
+        else:
+            yield where, row
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
-    """One column as Python values. Raises UserError if the column cannot be read; a single bad cell becomes _Unreadable."""
+    """One column as Python values, or as Arrow's if a cell cannot be decoded. Raises UserError if the column cannot be read."""
     import pyarrow as pa
 
     try:
@@ -76,14 +73,7 @@ def _plain(column: pa.ChunkedArray) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [_cell(value) for value in column]
-
-
-def _cell(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return _Unreadable(error)
+        return list(column)
 
 
 def _json_feature(table: pa.Table, name: str) -> dict[str, Any] | None:

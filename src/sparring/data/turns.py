@@ -77,7 +77,8 @@ def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) 
     reasoning, trained = "", True
     if known == "assistant":
         reasoning = _reasoning(turn, name, reading, where)
-        trained = _is_trained(turn, name, where)
+        said = [(key, key in TRAINED) for key in (*TRAINED, *MASKED) if turn.get(key) is not None]
+        trained = all(_flag(turn[key], f"{name}.{key}", where) is wanted for key, wanted in said)
         read.update(REASONING)
     if further := turn.keys() - READ_KEYS - read:
         reading.unread.update({f"{column}[].{key}": None for key in sorted(map(str, further)) if turn.get(key) is not None})
@@ -95,11 +96,6 @@ def _reasoning(turn: Mapping[str, Any], name: str, reading: Reading, where: str)
     if len(texts) > 1:
         raise UserError(f"{name} has different reasoning in its keys {', '.join(found)}", where=where, remedy=FIX_ROW)
     return texts.pop()
-
-
-def _is_trained(turn: Mapping[str, Any], name: str, where: str) -> bool:
-    said = [(key, key in TRAINED) for key in (*TRAINED, *MASKED) if turn.get(key) is not None]
-    return all(_flag(turn[key], f"{name}.{key}", where) is wanted for key, wanted in said)
 
 
 def _flag(value: Any, name: str, where: str) -> bool:

@@ -98,7 +98,8 @@ def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
     if is_run:
         recipe, asked = _of_run(path)
     elif is_recipe:
-        recipe, asked = _of_recipe(path)
+        recipe = load_recipe(path)
+        asked = [*_with_replies(recipe.data, recipe.seed), *(_prompts(recipe.data.prompts, recipe.data) if recipe.data.prompts else [])]
     else:
         recipe, asked = None, _of_file(source, answer)
     usable = {one.row_id: one for one in asked if one.human is not None or one.answer is not None}
@@ -115,13 +116,6 @@ def _of_run(root: Path) -> tuple[Recipe, list[GradingRequest]]:
         raise UserError("this run has not prepared its data yet", where=str(root), remedy="run its recipe, or name the recipe or the data")
     files = sorted(run.verified("data").path.glob("*.parquet"))
     return recipe, ask([example for file in files for example in read_examples(file)], {})
-
-
-def _of_recipe(path: Path) -> tuple[Recipe, list[GradingRequest]]:
-    recipe = load_recipe(path)
-    data = recipe.data
-    asked = _with_replies(data, recipe.seed)
-    return recipe, [*asked, *(_prompts(data.prompts, data) if data.prompts else [])]
 
 
 def _of_file(source: str, answer: str | None) -> list[GradingRequest]:
@@ -160,11 +154,6 @@ class Trial:
     report: ProbeReport
     false_positives: tuple[float, float] | None
     faults: list[str]
-
-    @property
-    def tries_right_ones(self) -> bool:
-        """Whether any human reply was tried."""
-        return self.report[RIGHT].tried > 0
 
 
 def try_checker(name: str, source: str, pattern: str | None, answer: str | None, limit: int) -> Trial:
@@ -242,7 +231,7 @@ def verdict(trial: Trial) -> str:
     """The verdict on the checker, in one line."""
     if trial.faults:
         return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
-    if not trial.tries_right_ones:
+    if not trial.report[RIGHT].tried:
         return "Verdict: no wrong reply passes, but no row has a human reply, so whether right replies pass was not tried."
     return "Verdict: no fault found: human replies pass, and wrong replies fail."
 
