@@ -80,7 +80,9 @@ def _describe(item: Any, place: _Place) -> str:
     if item["type"] == "missing":
         return f"{key}: required key is missing. {description(field)}"
     if rest[-1:] == ("[key]",):
-        return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], _choices(field.annotation), 'standard columns')}"
+        known = _choices(field.annotation)
+        otherwise = f"standard columns: {', '.join(known)}"
+        return f"{key}: unknown column; {suggestion(key.rpartition('.')[2], known, otherwise)}"
     key += "".join(f"[{position}]" for position in place.positions)
     value = show(item["input"])
     if item["type"] == "secret":
@@ -133,12 +135,8 @@ def _describe_unknown(key: str) -> str:
         return f"{shown}: unknown key; {theirs}"
     prefix = f"{parent}." if parent else ""
     here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
-    return f"{shown}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
-
-
-def _suggest(name: str, valid: list[str], title: str, prefix: str = "") -> str:
-    guess = nearest(name, valid)
-    return f"did you mean {prefix}{guess}?" if guess else f"{title}: {', '.join(valid)}"
+    guess = nearest(name, here)
+    return f"{shown}: unknown key; " + (f"did you mean {prefix}{guess}?" if guess else f"valid keys here: {', '.join(here)}")
 
 
 def override_path(override: str) -> str:

@@ -185,6 +185,10 @@ class Section(BaseModel):
         """What is wrong with the value of an option. `given`: the values of the options before it, as far as they are valid."""
         return ()
 
+    def contradictions(self, others: Mapping[str, Any]) -> Iterable[Contradiction]:
+        """Options that contradict those of `others`, the valid sections before this one in the recipe."""
+        return ()
+
     @classmethod
     def is_set(cls, option: str, value: Any) -> bool:
         """Whether the value is not the default."""

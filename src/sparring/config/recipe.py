@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sparring.config.engines import ENGINES, ON_GPU
-from sparring.config.option_types import (
-    Contradiction,
-    FrozenDict,
-    Iterations,
-    PathText,
-    Section,
-    Seed,
-    SeedList,
-    TemplateKwargs,
-    Text,
-    Texts,
-    Trackers,
-)
+from sparring.config.option_types import FrozenDict, Iterations, PathText, Section, Seed, SeedList, TemplateKwargs, Text, Texts, Trackers
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
@@ -35,7 +23,6 @@ from sparring.config.targets import HUMAN_TARGET
 from sparring.own_code import is_own_code
 
 Checked = TypeVar("Checked", bound=Section)
-Comparing = TypeVar("Comparing", TargetSection, EvaluateSection, StopSection)
 
 
 class ModelSection(Section):
@@ -227,34 +214,22 @@ class Recipe(Section):
     def _in_full(cls, value: Any, info: ValidationInfo) -> Any:
         return in_full(info.field_name, value)
 
-    @field_validator("objective", "train")
+    @field_validator("objective", "train", "target", "evaluate", "stop")
     @classmethod
-    def _one_value_per_iteration(cls, section: Checked, info: ValidationInfo) -> Checked:
-        iterations = info.data.get("iterations")
-        rule = f"values, but iterations is {iterations}; give one value, or one per iteration"
-        lists = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and iterations is not None]
-        _refuse(section, ((key, f"{len(value)} {rule}") for key, value in lists if len(value) != iterations))
+    def _fits_the_others(cls, section: Checked, info: ValidationInfo) -> Checked:
+        """Raises one error per option, each under its own key; a ValueError could carry only one."""
+        found = [*section.contradictions(info.data)]
+        iterations, sampling = info.data.get("iterations"), info.data.get("sampling")
+        if isinstance(section, (ObjectiveSection, TrainSection)) and iterations is not None:
+            rule = f"values, but iterations is {iterations}; give one value, or one per iteration"
+            lists = [(key, len(value)) for key, value in vars(section).items() if isinstance(value, tuple)]
+            found += [(key, f"{count} {rule}") for key, count in lists if count != iterations]
+        if isinstance(section, TrainSection) and sampling is not None:
+            found += [("lora", why) for why in sampling.inner.refusals(section.lora)]
+        details = [
+            InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=getattr(section, key))
+            for key, why in found
+        ]
+        if details:
+            raise ValidationError.from_exception_data("Recipe", details)
         return section
-
-    @field_validator("train")
-    @classmethod
-    def _engine_can_sample(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
-        if (sampling := info.data.get("sampling")) is not None:
-            _refuse(train, (("lora", why) for why in sampling.inner.refusals(train.lora)))
-        return train
-
-    @field_validator("target", "evaluate", "stop")
-    @classmethod
-    def _fits_the_others(cls, section: Comparing, info: ValidationInfo) -> Comparing:
-        _refuse(section, section.contradictions(info.data))
-        return section
-
-
-def _refuse(section: Section, found: Iterable[Contradiction]) -> None:
-    """Raise one error per option, each under its own key; a ValueError could carry only one."""
-    details = [
-        InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=getattr(section, key))
-        for key, why in found
-    ]
-    if details:
-        raise ValidationError.from_exception_data("Recipe", details)

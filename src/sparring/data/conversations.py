@@ -174,12 +174,7 @@ def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> dic
 
 
 def tokenised(
-    rows: Mapping[str, T],
-    most: int | None,
-    seed: int,
-    tokenise: Callable[[T], Tokenised | str],
-    counts: dict[str, int],
-    bad: BadRows,
+    rows: Mapping[str, T], most: int | None, seed: int, tokenise: Callable[[T], Tokenised | str], counts: dict[str, int], bad: BadRows
 ) -> list[Tokenised]:
     """The first `most` of the rows (by their ids; all if None) in an order that depends only on the seed and the ids; sorted by id.
 

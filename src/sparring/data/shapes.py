@@ -203,13 +203,7 @@ def _first_that_fits(
 
 
 def _no_shape(
-    what: str,
-    shapes: Mapping[str, RowShape],
-    columns: Mapping[str, str],
-    present: Sequence[str],
-    source: str,
-    option: str,
-    example: str,
+    what: str, shapes: Mapping[str, RowShape], columns: Mapping[str, str], present: Sequence[str], source: str, option: str, example: str
 ) -> UserError:
     known = "; ".join(f"{name} ({', '.join(shape.required)})" for name, shape in shapes.items())
     mapped = f" with {option}.columns {', '.join(f'{name}: {own}' for name, own in columns.items())}" if columns else ""

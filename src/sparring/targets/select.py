@@ -82,12 +82,7 @@ Target = Callable[[Candidates, Rules], Selection]
 
 
 def decide(
-    candidates: Candidates,
-    rules: Rules,
-    winners: Sequence[Candidate],
-    losers: Sequence[Candidate],
-    otherwise: Outcome,
-    weight: float = 1.0,
+    candidates: Candidates, rules: Rules, winners: Sequence[Candidate], losers: Sequence[Candidate], otherwise: Outcome, weight: float = 1.0
 ) -> Selection:
     """The selection from the replies that may win and those that lose, and the role of the human reply.
 

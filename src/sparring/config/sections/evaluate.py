@@ -62,7 +62,7 @@ class EvaluateSection(Section):
     """Benchmarks to run on the start, every iteration and the controls; none when null. See docs/evaluation.md."""
 
     def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
-        """Options that contradict the checker that grades the held-out replies. `others`: the sections before this one that are valid."""
+        """Options that contradict the checker that grades the held-out replies."""
         target: TargetSection | None = others.get("target")
         if target is None:  # it is not known whether there is a checker
             return

@@ -117,7 +117,7 @@ class TargetSection(Section):
         return {option: why for option, why in found.items() if self.is_set(option, getattr(self, option))}
 
     def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
-        """Options of this section that contradict `others`, the sections before this one that are valid."""
+        """See Section.contradictions."""
         data, sampling, objective = (others.get(name) for name in ("data", "sampling", "objective"))
         if data is not None:
             yield from self._against_data(data)
