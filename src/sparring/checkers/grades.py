@@ -16,17 +16,13 @@ NOTHING_TO_COMPARE = "nothing to compare with"
 
 @dataclass(frozen=True)
 class GradingRequest:
-    """One prompt, what is known of its answer, and the replies to grade.
-
-    `answer` is the text of the data's answer column and `human` the human reply; None where the row has none. `columns` are further
-    columns of the row, for a user's function.
-    """
+    """One prompt, what is known of its answer, and the replies to grade."""
 
     row_id: str
     prompt: tuple[Message, ...]
-    answer: str | None
-    human: str | None
-    columns: Mapping[str, Any]
+    answer: str | None  # the text of the data's answer column, if the row has one
+    human: str | None  # the human reply, if the row has one
+    columns: Mapping[str, Any]  # further columns of the row, for a user's function
     replies: tuple[str, ...]
 
 

@@ -30,17 +30,13 @@ def make_message(role: str, content: str, reasoning: str | None = None) -> Messa
 
 @dataclass(frozen=True)
 class Conversation:
-    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
-
-    `answer` is the text of the row's answer column, `columns` holds further columns for a checker's function. `reasoning` is the
-    assistant's reasoning before the reply, if the row stores it separately.
-    """
+    """One row before tokenisation: everything up to the last assistant turn, and that turn."""
 
     prompt: tuple[Message, ...]
-    reply: str
-    answer: str | None = field(default=None, compare=False)
-    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    reasoning: str = ""
+    reply: str  # "" for a prompt without a reply
+    answer: str | None = field(default=None, compare=False)  # the text of the row's answer column
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # further columns for a checker's function
+    reasoning: str = ""  # the assistant's, before the reply, if the row stores it separately
 
     @property
     def turn(self) -> Message:
@@ -65,13 +61,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row. `prompt_ids` is exactly the prefix under which replies are sampled and scored; `reply_ids` of a prompt without a
-    human reply is empty."""
+    """One tokenised row."""
 
     row_id: str
     conversation: Conversation
-    prompt_ids: TokenIds
-    reply_ids: TokenIds
+    prompt_ids: TokenIds  # exactly the prefix under which replies are sampled and scored
+    reply_ids: TokenIds  # empty for a prompt without a human reply
 
     @property
     def has_reply(self) -> bool:
@@ -139,19 +134,15 @@ class Triplet(Duel):
 
 @dataclass(frozen=True)
 class Contest:
-    """The replies to one prompt that win and those that lose: a tree with one branch each, winners first.
-
-    `pairs` are (index of the winner, index of the loser); a contest without pairs has only winners, for
-    their likelihood. `weight` multiplies the loss of the whole contest.
-    """
+    """The replies to one prompt that win and those that lose: a tree with one branch each, winners first."""
 
     row_id: str
     source_iteration: int
     prompt_ids: TokenIds
     winners: tuple[TokenIds, ...]
     losers: tuple[TokenIds, ...]
-    pairs: tuple[tuple[int, int], ...]
-    weight: float
+    pairs: tuple[tuple[int, int], ...]  # (index of the winner, of the loser); without pairs there are only winners, for their likelihood
+    weight: float  # multiplies the loss of the whole contest
 
     @property
     def duel_id(self) -> str:

@@ -81,12 +81,12 @@ def described(fingerprint: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class TrialRows:
-    """The first `limit` prompts by row id, with their answers. `recipe`: None for a data file. `there`: how many prompts there are."""
+    """The first `limit` prompts by row id, with their answers."""
 
     source: str
-    recipe: Recipe | None
+    recipe: Recipe | None  # None for a data file
     asked: list[GradingRequest]
-    there: int
+    there: int  # how many prompts there are
 
 
 def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
@@ -146,14 +146,14 @@ def _asked(conversation: Conversation, human: str | None) -> GradingRequest:
 
 @dataclass(frozen=True)
 class Trial:
-    """`false_positives`: the share of wrong replies that pass, as measured on human replies of other rows, with its upper bound at
-    CONFIDENCE (Wilson); None if none was tried. `faults`: the checker's faults, one sentence each."""
+    """How a checker graded replies whose correct grade is known."""
 
     rows: TrialRows
-    checker: dict[str, Any]
+    checker: dict[str, Any]  # its fingerprint
     report: ProbeReport
-    false_positives: tuple[float, float] | None
-    faults: list[str]
+    # the share of wrong replies that pass, as measured on human replies of other rows, with its upper bound at CONFIDENCE (Wilson)
+    false_positives: tuple[float, float] | None  # None if none was tried
+    faults: list[str]  # one sentence each
 
 
 def try_checker(name: str, source: str, pattern: str | None, answer: str | None, limit: int) -> Trial:

@@ -25,14 +25,13 @@ LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reply and its grade. `is_complete`: it ended its turn and was not cut at the limit; `passed`: None if it was not graded;
-    `answer`: None if none was found."""
+    """A reply and its grade."""
 
     token_ids: TokenIds
     text: str = ""
-    is_complete: bool = True
-    passed: bool | None = None
-    answer: str | None = None
+    is_complete: bool = True  # it ended its turn and was not cut at the limit
+    passed: bool | None = None  # None if it was not graded
+    answer: str | None = None  # None if none was found
 
     @property
     def has_passed(self) -> bool:
@@ -68,14 +67,13 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss;
-    the number of replies that were left out, by the names of LEFT_OUT."""
+    """Distinct winners, the human reply first if it wins, and distinct losers."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
     outcome: Outcome
-    weight: float = 1.0
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    weight: float = 1.0  # of the prompt's loss
+    left_out: Mapping[str, int] = field(default_factory=dict)  # numbers of replies, by the names of LEFT_OUT
 
 
 Target = Callable[[Candidates, Rules], Selection]

@@ -14,16 +14,12 @@ from sparring.targets.select import LEFT_OUT, OUTCOMES, Candidate, Candidates, R
 
 @dataclass(frozen=True)
 class Window:
-    """The duels with something to learn from, and counts of everything that was considered.
-
-    `indistinguishable`: every reply of the opponents equals the human one. `human_alone`: no pair, and no winner but human replies, whose
-    likelihood alone is continued SFT.
-    """
+    """The duels with something to learn from, and counts of everything that was considered."""
 
     duels: Sequence[Duel | Contest]
     counts: dict[str, int]
-    indistinguishable: bool = False
-    human_alone: bool = False
+    indistinguishable: bool = False  # every reply of the opponents equals the human one
+    human_alone: bool = False  # no pair, and no winner but human replies, whose likelihood alone is continued SFT
 
     @property
     def contests(self) -> list[Contest]:
