@@ -40,14 +40,11 @@ class EngineSpec:
 
     def refusals(self, lora: Any) -> Iterator[str]:
         """Why it cannot sample from players that are trained with `lora` (a LoraSection, or None)."""
+        remedy = f"set sampling.engine to {DEFAULT}, or leave out train.lora"
         if lora is not None and lora.quantize and not self.four_bit:
-            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {_remedy('quantize')}"
+            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {remedy}.quantize"
         if lora is not None and lora.dora and not self.dora:
-            yield f"{self.name} serves no DoRA adapters; {_remedy('dora')}"
-
-
-def _remedy(option: str) -> str:
-    return f"set sampling.engine to {DEFAULT}, or leave out train.lora.{option}"
+            yield f"{self.name} serves no DoRA adapters; {remedy}.dora"
 
 
 DEFAULT = "transformers"

@@ -125,14 +125,13 @@ def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapp
 def recipe_of_run(root: Path) -> Recipe:
     """The recipe of a run directory. Raises UserError if there is none."""
     if not (root / "recipe.yaml").is_file():
-        raise UserError(
-            "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
-        )
+        remedy = "give the run_dir of a recipe that has been run"
+        raise UserError("not a run directory: no recipe.yaml in it", where=str(root), remedy=remedy)
     require_plain(root)
     require_layout(root)
     path = root / "recipe.yaml"
     values = _with_new_keys(_read_yaml(path), [], logging.DEBUG)
-    launcher = values.get("launcher") if isinstance(values, dict) else None
+    launcher = values.get("launcher")
     if isinstance(launcher, dict) and launcher.get("strategy") in OF_DEEPSPEED:  # finished stages can still be read
         values = {**values, "launcher": {**launcher, "strategy": "fsdp2"}}
     return _checked(values, str(path), [])
@@ -195,10 +194,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(what, where=str(path), remedy="save the file in UTF-8") from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        found = "nothing" if values is None else show(values)
-        raise UserError(
-            f"a recipe is a mapping of keys to values, this is {found}", where=str(path), remedy="`sparring docs recipe` shows one"
-        )
+        what = f"a recipe is a mapping of keys to values, this is {'nothing' if values is None else show(values)}"
+        raise UserError(what, where=str(path), remedy="`sparring docs recipe` shows one")
     return values
 
 

@@ -182,7 +182,6 @@ class Recipe(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         if option == "seeds" and value is not None and given.get("seed"):
             yield f"the game is played once per seed, and seed is {given['seed']}; set one of the two"
 

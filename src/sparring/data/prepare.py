@@ -113,17 +113,18 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     examples = tokenised(_distinct(loaded, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     if not examples:
         raise _nothing_left(section, counts, loaded.bad)
-    train, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
-    train = _without_prompts_of(held_out, train, counts)
-    counts["train"], counts["held_out"] = len(train), len(held_out)
+    split, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
+    # different texts can render to the same ids, as when a template trims blanks
+    held_out_ids = {example.prompt_ids for example in held_out}
+    train = [example for example in split if example.prompt_ids not in held_out_ids]
+    counts |= {"train": len(train), "held_out": len(held_out), "prompt_held_out": len(split) - len(train)}
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
-    prompts = load_prompts(section.prompts, section) if section.prompts else None
-    _check_columns(section, [*loaded.columns, *(prompts.columns if prompts else ())])
-    found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if prompts else ([], {})
-    of_prompts = [*prompts.notices, *prompts.bad.notices] if prompts else []
-    notices = [*loaded.notices, *loaded.bad.notices, *of_prompts, *chat.notices]
-    unused = (*loaded.unused, *(f"prompts: {name}" for name in (prompts.unused if prompts else ())))
+    prompts = load_prompts(section.prompts, section) if section.prompts else Loaded[Located]([], {}, [], (), BadRows(), ())
+    _check_columns(section, [*loaded.columns, *prompts.columns])
+    found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if section.prompts else ([], {})
+    notices = [*loaded.notices, *loaded.bad.notices, *prompts.notices, *prompts.bad.notices, *chat.notices]
+    unused = (*loaded.unused, *(f"prompts: {name}" for name in prompts.unused))
     return Prepared(train, held_out, counts, notices, found, prompt_counts, unused)
 
 
@@ -221,14 +222,6 @@ def split_by_prompt(examples: Sequence[Example], held_out: int | float) -> tuple
 def _below(fraction: float, keys: Iterable[str]) -> set[str]:
     threshold = int(fraction * 2.0**256)  # exact: a power of two only moves the exponent
     return {key for key in keys if int(key, 16) < threshold}
-
-
-def _without_prompts_of(held_out: list[Example], train: list[Example], counts: dict[str, int]) -> list[Example]:
-    """The training rows whose prompt ids are not held out: different texts can render to the same ids, as when a template trims blanks."""
-    unseen = {example.prompt_ids for example in held_out}
-    kept = [example for example in train if example.prompt_ids not in unseen]
-    counts["prompt_held_out"] = len(train) - len(kept)
-    return kept
 
 
 def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) -> UserError:

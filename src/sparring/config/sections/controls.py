@@ -59,7 +59,6 @@ class ControlSection(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         kind = given.get("kind")
         if option == "search" and value is not None and given.get("lr") is not None:
             yield f"lr is given as {given['lr']:g}; set one of the two"

@@ -114,7 +114,6 @@ class DataSection(RowsSection):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         rows = given.get("max_examples")
         if option == "held_out" and value is not None and rows is not None and value >= rows:
             yield f"leaves no rows to train on, because max_examples is {rows}"

@@ -53,7 +53,6 @@ class LauncherSection(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         machines = given.get("machines", 1)
         if given.get("kind") == "inline" and cls.is_set(option, value):
             yield "has no effect while launcher.kind is inline; set launcher.kind to accelerate"

@@ -60,7 +60,6 @@ class ObjectiveSection(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         loss = value if option == "loss" else given.get("loss", "")
         kind, others = kind_of(loss), names_taking(option)
         if option == "loss" and kind is None:

@@ -111,7 +111,6 @@ class SamplingSection(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         if option == "replies_per_prompt" and value > 1 and given.get("temperature") == 0:
             yield "at temperature 0 all replies to a prompt are the same; use 1 reply or a temperature above 0"
 

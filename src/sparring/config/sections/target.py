@@ -65,7 +65,6 @@ class TargetSection(Section):
 
     @classmethod
     def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
-        """See Section.faults."""
         kind, checker, like = (given.get(name) for name in ("kind", "checker", "random_like"))
         votes = kind is not None and TARGET_SPECS[kind].votes
         if option in ("checker", "random_like") and value is not None and not is_own_code(value):
@@ -117,7 +116,6 @@ class TargetSection(Section):
         return {option: why for option, why in found.items() if self.is_set(option, getattr(self, option))}
 
     def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
-        """See Section.contradictions."""
         data, sampling, objective = (others.get(name) for name in ("data", "sampling", "objective"))
         if data is not None:
             yield from self._against_data(data)
