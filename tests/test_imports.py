@@ -105,7 +105,7 @@ STARTS_AT_ONCE = [
     "sparring.report",
     "sparring.live.watch",
     "sparring.report.run_page",
-    "sparring.grading.print_trial",
+    "sparring.grading.trial",
     "sparring.planning.command",  # until a model's parameters are counted
 ]
 

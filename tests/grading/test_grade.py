@@ -19,8 +19,7 @@ from zygote import Result, Zygote
 from sparring.checkers.grades import Grade
 from sparring.data.records import Conversation, Example
 from sparring.grading.batches import ReplyBatch, StoredReply
-from sparring.grading.grade import EXAMPLES, GradingOutcome, agreement, examples_of, failures_of
-from sparring.grading.print_grades import print_grades
+from sparring.grading.grade import EXAMPLES, GradingOutcome, agreement, examples_of, failures_of, print_grades
 from sparring.targets.select import HUMAN
 
 GRADED = {
@@ -236,7 +235,7 @@ def test_failures_by_reason_the_frequent_first() -> None:
 def test_words_of_models_cannot_draw_on_the_terminal() -> None:
     one = with_scores(batch(("\x1b[31m[bold]red[/bold]\x07" + "x" * 2000 + " #### 5", "stop")), 1.0)
     console = Console(file=io.StringIO(), width=100, force_terminal=False)
-    print_grades(GradingOutcome([one], None, None, examples_of([one], True), [], []), console)
+    print_grades(GradingOutcome([one], None), console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]
     assert "\x1b" not in printed and "\x07" not in printed and "[31m[bold]red[/bold]" in printed
     assert "#### 5" in printed and len(printed) < 4000, "the beginning and the end, where answers stand"

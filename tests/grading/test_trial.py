@@ -13,8 +13,7 @@ from zygote import Result, Zygote
 
 from sparring.checkers.probe import KINDS, ProbeReport, Tried
 from sparring.errors import UserError
-from sparring.grading.print_trial import verdict
-from sparring.grading.trial import Trial, faults, trial_rows, try_checker
+from sparring.grading.trial import Trial, faults, trial_rows, try_checker, verdict
 
 PATTERN = r"#### (\d+)"
 WORKED = [{"prompt": f"What is {n} + 5?", "completion": f"{n} and 5 more. #### {n + 5}", "gold": n + 5} for n in range(300)]
@@ -36,7 +35,7 @@ def tried(checker: str, source: str, pattern: str | None = None, answer: str | N
 
 def test_a_checker_that_behaves(data: str) -> None:
     trial = tried("number", data, PATTERN)
-    assert trial.faults == [] and trial.tries_right_ones and verdict(trial).startswith("Verdict: no fault found")
+    assert trial.faults == [] and trial.report["human reply"].tried and verdict(trial).startswith("Verdict: no fault found")
     measured, upper = trial.false_positives or (1, 1)
     assert measured == 0 and upper == pytest.approx(1.96**2 / (300 + 1.96**2), abs=1e-4)  # Wilson's bound for 0 of n
 
@@ -165,7 +164,7 @@ def test_checkers_that_cannot_be_had(zygote: Zygote, tmp_path: Path, data: str, 
 
 def test_no_model_library_is_loaded(tmp_path: Path, data: str) -> None:
     code = (
-        "import sys, json\nfrom sparring.grading.trial import try_checker\nfrom sparring.grading.print_trial import verdict\n"
+        "import sys, json\nfrom sparring.grading.trial import try_checker, verdict\n"
         f"verdict(try_checker('number', {data!r}, None, None, 20))\n"
         "print(json.dumps([name for name in ('torch', 'transformers', 'datasets') if name in sys.modules]))"
     )

@@ -116,7 +116,7 @@ def test_the_engine_of_this_machine(
     named = recipe(**more)
     with caplog.at_level("INFO"):
         found = engines.with_engine(named, tmp_path)
-    assert found.sampling.engine == chosen and (found.sampling.spec.name, found.sampling.inner_engine) == (chosen, chosen)
+    assert found.sampling.engine == chosen and (found.sampling.spec.name, found.sampling.inner.name) == (chosen, chosen)
     assert ("sampling.engine: vllm" in caplog.text) == (chosen == "vllm")
     RunDir(tmp_path).stage("start/measure", {"sampling": {"engine": chosen}}, lambda stage: {})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not gpu)

@@ -21,8 +21,7 @@ from sparring.report.run_page import report_page
 from sparring.report.target_page import LOST, WON, shown_prompts
 from sparring.report.untrusted import visible
 from sparring.rundir import read_json, write_json
-from sparring.targets.majority import majority
-from sparring.targets.verified import verified
+from sparring.targets import majority, verified
 
 
 @pytest.fixture(scope="module")

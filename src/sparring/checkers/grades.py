@@ -16,48 +16,34 @@ NOTHING_TO_COMPARE = "nothing to compare with"
 
 @dataclass(frozen=True)
 class GradingRequest:
-    """One prompt, what is known of its answer, and the replies to grade.
-
-    `answer` is the text of the data's answer column and `human` the human reply; None where the row has none. `columns` are further
-    columns of the row, for a user's function.
-    """
+    """One prompt, what is known of its answer, and the replies to grade."""
 
     row_id: str
     prompt: tuple[Message, ...]
-    answer: str | None
-    human: str | None
-    columns: Mapping[str, Any]
+    answer: str | None  # the text of the data's answer column, if the row has one
+    human: str | None  # the human reply, if the row has one
+    columns: Mapping[str, Any]  # further columns of the row, for a user's function
     replies: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Grade:
-    """What a checker says of one reply.
+    """What a checker says of one reply."""
 
-    score: 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
-    answer: the answer that was read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
-    reason: a short explanation for readers
-    failed: the function raised, took too long, ended its process or returned something that is not a score for this reply
-    """
-
-    score: float | None
-    answer: str | None
-    reason: str
-    failed: bool = False
+    score: float | None  # 1.0 right, 0.0 wrong; any finite number of a user's function; None: no score
+    answer: str | None  # as read, in a normal form: within one prompt equal texts are equal answers; None: no answer was found
+    reason: str  # a short explanation for readers
+    failed: bool = False  # the function raised, took too long, ended its process or returned something that is not a score for this reply
 
 
 class Checker:
-    """Grades replies.
-
-    `fingerprint`: all that the grades depend on. `reads_answers`: whether a grade ever has an answer, so that votes can be counted.
-    `shuffles`: a grade depends on the other replies of the same call. `works`: some reply is known to have been graded.
-    """
+    """Grades replies."""
 
     name: str
-    fingerprint: dict[str, Any]
-    reads_answers = True
-    shuffles = False
-    works = False
+    fingerprint: dict[str, Any]  # all that the grades depend on
+    reads_answers = True  # whether a grade ever has an answer, so that votes can be counted
+    shuffles = False  # a grade depends on the other replies of the same call
+    works = False  # some reply is known to have been graded
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """One grade for each reply of each prompt, in their order."""
@@ -172,13 +158,11 @@ class PatternProposal:
 
 def propose(replies: Sequence[str]) -> PatternProposal | None:
     """The first form that nearly all replies have, else the most frequent one; None if fewer than half of the replies have it."""
-    tried = [proposal for form in FORMS if (proposal := _tried(form, replies)) is not None]
+    tried = []
+    for form in FORMS:
+        pattern = re.compile(form.pattern)
+        if answers := [answer for reply in replies if (answer := find_answer(pattern, reply)) is not None]:
+            tried.append(PatternProposal(form, len(answers), len(replies), answers[0]))
     usual = next((proposal for proposal in tried if proposal.is_usual), None)
     best = usual or max(tried, key=lambda proposal: proposal.found, default=None)
     return best if best is not None and best.found >= WORTH_A_LOOK * best.replies else None
-
-
-def _tried(form: Form, replies: Sequence[str]) -> PatternProposal | None:
-    pattern = re.compile(form.pattern)
-    answers = [answer for reply in replies if (answer := find_answer(pattern, reply)) is not None]
-    return PatternProposal(form, len(answers), len(replies), answers[0]) if answers else None

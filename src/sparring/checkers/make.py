@@ -46,20 +46,22 @@ class OwnChecker(Checker):
 
     def grade(self, asked: Sequence[GradingRequest]) -> list[list[Grade]]:
         """Raises UserError if none of the first TRIED replies can be graded: with a time-out for each reply, all would take days."""
-        texts = [reply for one in asked for reply in one.replies]
-        items = [_item(one, reply) for one in asked for reply in one.replies]
-        first = self._grades(texts[:TRIED], items[:TRIED])
+        items: list[Item] = []
+        for one in asked:
+            columns = {**one.columns, "answer": one.answer, "human_reply": one.human, "row_id": one.row_id}
+            items += [{"prompt": list(one.prompt), "completion": reply, "columns": columns} for reply in one.replies]
+        first = self._grades(items[:TRIED])
         self.works = self.works or not all(grade.failed for grade in first)
         if len(first) == TRIED and not self.works:
-            require_few_failures(texts[:TRIED], first, self.name)
-        grades = iter([*first, *self._grades(texts[TRIED:], items[TRIED:])])
+            require_few_failures([item["completion"] for item in items[:TRIED]], first, self.name)
+        grades = iter([*first, *self._grades(items[TRIED:])])
         return [[next(grades) for _ in one.replies] for one in asked]
 
     def close(self) -> None:
         self._pool.close()
 
-    def _grades(self, texts: Sequence[str], items: Sequence[Item]) -> list[Grade]:
-        return [self._grade(text, result) for text, result in zip(texts, self._pool.answer(items), strict=True)]
+    def _grades(self, items: Sequence[Item]) -> list[Grade]:
+        return [self._grade(item["completion"], result) for item, result in zip(items, self._pool.answer(items), strict=True)]
 
     def _grade(self, reply: str, result: Result) -> Grade:
         if "failed" in result:
@@ -67,14 +69,6 @@ class OwnChecker(Checker):
         answer = find_answer(self._pattern, reply) if self._pattern else None
         score = result["score"]
         return Grade(score, answer, "no score given" if score is None else f"scored {score:g}")
-
-
-def _item(asked: GradingRequest, reply: str) -> Item:
-    columns = {**asked.columns, "answer": asked.answer, "human_reply": asked.human, "row_id": asked.row_id}
-    return {"prompt": list(asked.prompt), "completion": reply, "columns": columns}
-
-
-Slot = tuple[int, int]  # prompt, reply
 
 
 class RandomChecker(Checker):
@@ -109,7 +103,7 @@ class RandomChecker(Checker):
     def close(self) -> None:
         self._like.close()
 
-    def _random_key(self, asked: Sequence[GradingRequest], slot: Slot) -> str:
+    def _random_key(self, asked: Sequence[GradingRequest], slot: tuple[int, int]) -> str:
         prompt, reply = slot
         words = [self._seed, asked[prompt].row_id, reply, asked[prompt].replies[reply]]
         return hashlib.sha256(json.dumps(words).encode()).hexdigest()
@@ -117,40 +111,39 @@ class RandomChecker(Checker):
 
 @dataclass(frozen=True)
 class CheckerSettings:
-    """The settings that decide how replies are graded.
+    """The settings that decide how replies are graded."""
 
-    kind: one of BUILT_IN_CHECKERS, or "path/to/file.py:function"
-    answer_pattern: regular expression that finds the answer in a reply: its last match that is not empty, group 1 if it has one
-    tolerance: for number: the absolute difference that still counts as equal
-    random_like: for random: the checker whose scores are shuffled, by `seed`
-    timeout_seconds: wall time of one call of a user's function, or of math
-    memory_mb: what a process of such a function may hold in memory, in MiB
-    workers: how many such processes there are
-    """
-
-    kind: str
-    answer_pattern: str | None
-    tolerance: float = 0.0
-    random_like: CheckerSettings | None = None
-    timeout_seconds: float = 10.0
-    memory_mb: int = 2048
+    kind: str  # one of BUILT_IN_CHECKERS, or "path/to/file.py:function"
+    answer_pattern: str | None  # finds the answer in a reply: its last match that is not empty, group 1 if it has one
+    tolerance: float = 0.0  # for number: the absolute difference that still counts as equal
+    random_like: CheckerSettings | None = None  # for random: the checker whose scores are shuffled, by `seed`
+    timeout_seconds: float = 10.0  # wall time of one call of a user's function, or of math
+    memory_mb: int = 2048  # what a process of such a function may hold in memory, in MiB
     seed: int = 0
-    workers: int = 1
+    workers: int = 1  # how many such processes there are
 
 
 def make_checker(settings: CheckerSettings) -> Checker:
     """The checker, ready to grade. Raises UserError for everything that can be known before its first use."""
-    kind = settings.kind
+    kind, like = settings.kind, settings.random_like
     if ":" not in kind and kind not in BUILT_IN_CHECKERS:
         near = nearest(kind, BUILT_IN_CHECKERS)
         remedy = f"did you mean {near}?" if near else f"one of {', '.join(BUILT_IN_CHECKERS)}, or path/to/file.py:function"
         raise UserError(f"there is no checker {kind!r}", where=WHERE, remedy=remedy)
-    _check_tolerance(settings)
+    if not (math.isfinite(settings.tolerance) and settings.tolerance >= 0):
+        raise UserError(f"the tolerance {settings.tolerance} must be a number, 0 or more", where=WHERE)
+    if settings.tolerance and kind != "number":
+        raise UserError(f"only the checker number has a tolerance; it is {settings.tolerance}", where=WHERE)
     pattern = _compiled(settings.answer_pattern)
     if kind == "random":
-        return RandomChecker(make_checker(_shuffled_settings(settings)), settings.seed)
+        if like is None or like.kind == "random":
+            raise UserError("random needs another checker, whose scores it shuffles among the replies", where=WHERE)
+        return RandomChecker(make_checker(like), settings.seed)
     if kind == "exact":
-        return TextChecker("exact", read_text, _required(pattern))
+        if pattern is None:
+            remedy = "set it to a regular expression that finds the answer in a reply; '(?s).+' takes the whole reply"
+            raise UserError("exact needs evaluate.answer_pattern", where=WHERE, remedy=remedy)
+        return TextChecker("exact", read_text, pattern)
     if kind == "number":
         return NumberChecker(pattern, settings.tolerance)
     if kind == "choice":
@@ -160,28 +153,8 @@ def make_checker(settings: CheckerSettings) -> Checker:
     return MathChecker(pattern, *limits) if kind == "math" else OwnChecker(kind, pattern, *limits)
 
 
-def _check_tolerance(settings: CheckerSettings) -> None:
-    if not (math.isfinite(settings.tolerance) and settings.tolerance >= 0):
-        raise UserError(f"the tolerance {settings.tolerance} must be a number, 0 or more", where=WHERE)
-    if settings.tolerance and settings.kind != "number":
-        raise UserError(f"only the checker number has a tolerance; it is {settings.tolerance}", where=WHERE)
-
-
 def _compiled(pattern: str | None) -> re.Pattern[str] | None:
     try:
         return None if pattern is None else re.compile(pattern)
     except re.error as error:
         raise UserError(f"evaluate.answer_pattern {pattern!r} is not a regular expression: {error}", where=WHERE) from error
-
-
-def _required(pattern: re.Pattern[str] | None) -> re.Pattern[str]:
-    if pattern is None:
-        remedy = "set it to a regular expression that finds the answer in a reply; '(?s).+' takes the whole reply"
-        raise UserError("exact needs evaluate.answer_pattern", where=WHERE, remedy=remedy)
-    return pattern
-
-
-def _shuffled_settings(settings: CheckerSettings) -> CheckerSettings:
-    if settings.random_like is None or settings.random_like.kind == "random":
-        raise UserError("random needs another checker, whose scores it shuffles among the replies", where=WHERE)
-    return settings.random_like

@@ -113,11 +113,7 @@ def _are_read(read: dict[str | None, Result], *texts: str | None) -> bool:
 
 
 def _grade(
-    text: str | None,
-    gold: str | None,
-    read: dict[str | None, Result],
-    equal: dict[tuple[str, str], Result],
-    votes: dict[str, str],
+    text: str | None, gold: str | None, read: dict[str | None, Result], equal: dict[tuple[str, str], Result], votes: dict[str, str]
 ) -> Grade:
     """An answer that could not be read or compared in time is a failure, neither right nor wrong."""
     found, right = read[text], read[gold]

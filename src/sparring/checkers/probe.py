@@ -28,17 +28,14 @@ class ProbeExample:
 
 @dataclass(frozen=True)
 class Tried:
-    """One kind of reply: how many were tried, passed and could not be graded, and examples whose grade is not the expected one.
-
-    `should_pass` is None where either may be right: a rule that takes the last number passes some sprayed answers.
-    """
+    """One kind of reply, and how many of them were tried, passed and could not be graded."""
 
     name: str
-    should_pass: bool | None
+    should_pass: bool | None  # None where either may be right: a rule that takes the last number passes some sprayed answers
     tried: int
     passed: int
     failed: int
-    examples: tuple[ProbeExample, ...]
+    examples: tuple[ProbeExample, ...]  # whose grade is not the expected one
 
 
 @dataclass(frozen=True)
@@ -100,12 +97,7 @@ def _counted(name: str, examples: Sequence[ProbeExample], pass_score: float) -> 
 def _made_up(n: int, rows: Sequence[GradingRequest], golds: Sequence[str | None], seed: int) -> Mapping[str, str]:
     """kind -> the reply of that kind to row `n`; a row without a human reply or a right answer gets fewer kinds."""
     one, gold, chance = rows[n], golds[n], random.Random(f"{seed} {rows[n].row_id}")
-    replies = {
-        "empty": "",
-        "blank": " \n\n ",
-        "prompt": "\n".join(message["content"] for message in one.prompt),
-        UNKNOWN: UNKNOWN,
-    }
+    replies = {"empty": "", "blank": " \n\n ", "prompt": "\n".join(message["content"] for message in one.prompt), UNKNOWN: UNKNOWN}
     if one.human is not None:
         replies |= {"human reply": one.human, "half of the human reply": one.human[: len(one.human) // 2]}
     if gold is not None:

@@ -101,7 +101,7 @@ def grade_replies(
     """Show the grades of a run's replies, or grade them again by another checker. Samples nothing and does not change the run."""
     with outcome():
         set_up_logging(quiet=True)
-        from sparring.grading.print_grades import show_grades
+        from sparring.grading.grade import show_grades
 
         show_grades(run, checker, pattern, iteration or [], limit, json_file, stdout())
 
@@ -116,8 +116,7 @@ def check_checker(
     """Try a checker on replies whose correct grade is known: what it wrongly passes, and the effect on a game. Loads no model."""
     with outcome():
         set_up_logging(quiet=True)
-        from sparring.grading.print_trial import print_trial
-        from sparring.grading.trial import try_checker
+        from sparring.grading.trial import print_trial, try_checker
 
         print_trial(try_checker(checker, source, pattern, answer, limit), stdout())
 

@@ -9,38 +9,24 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """One engine. `at_once`, `devices`, `fills`, `private` and `urls` name options below `sampling`; its own section there has its name.
-
-    factory: `module:function` below sparring.opponent, called as function(settings, chat, folder of the player), settings a SamplerSettings
-    what: how it samples, continues the word "replies"
-    package, extra: the package that it imports, and the extra of sparring that installs it
-    on_ranks: the launcher's ranks sample, each with the whole model; other engines start their own processes
-    four_bit, dora: whether it samples from a 4-bit base, and supports DoRA adapters
-    hosts: it runs another engine, `sampling.ray.engine`, in workers on many machines
-    urls: addresses of other machines that serve the player; their memory is not counted
-    private: options with addresses and commands of this site, which are not published
-    devices: how many devices share one copy of the model; None for one
-    at_once, usually: how many replies a copy samples together, and how many if that option is null; None: as `batch_tokens` allows
-    fills: the fixed share of a device's memory that it reserves; None if it takes only what it needs
-    paged: CUDA graphs and paged attention, which make it faster than the model's own code
-    """
+    """One engine. `at_once`, `devices`, `fills`, `private` and `urls` name options below `sampling`; its own section there has its name."""
 
     name: str
-    factory: str
-    what: str
-    package: str | None = None
-    extra: str | None = None
-    on_ranks: bool = False
-    four_bit: bool = False
-    dora: bool = True
-    hosts: bool = False
-    urls: str | None = None
-    private: tuple[str, ...] = ()
-    devices: str | None = None
-    at_once: str | None = None
-    usually: int = 256
-    fills: str | None = None
-    paged: bool = False
+    factory: str  # `module:function` below sparring.opponent, called as function(a SamplerSettings, the chat, folder of the player)
+    what: str  # how it samples, continues the word "replies"
+    package: str | None = None  # the package that it imports
+    extra: str | None = None  # the extra of sparring that installs it
+    on_ranks: bool = False  # the launcher's ranks sample, each with the whole model; other engines start their own processes
+    four_bit: bool = False  # it can sample from a 4-bit base
+    dora: bool = True  # it supports DoRA adapters
+    hosts: bool = False  # it runs another engine, `sampling.ray.engine`, in workers on many machines
+    urls: str | None = None  # addresses of other machines that serve the player; their memory is not counted
+    private: tuple[str, ...] = ()  # options with addresses and commands of this site, which are not published
+    devices: str | None = None  # how many devices share one copy of the model; None for one
+    at_once: str | None = None  # how many replies a copy samples together; None: as `batch_tokens` allows
+    usually: int = 256  # how many that are if the option is null
+    fills: str | None = None  # the fixed share of a device's memory that it reserves; None if it takes only what it needs
+    paged: bool = False  # CUDA graphs and paged attention, which make it faster than the model's own code
 
     @property
     def in_workers(self) -> bool:
@@ -54,14 +40,11 @@ class EngineSpec:
 
     def refusals(self, lora: Any) -> Iterator[str]:
         """Why it cannot sample from players that are trained with `lora` (a LoraSection, or None)."""
+        remedy = f"set sampling.engine to {DEFAULT}, or leave out train.lora"
         if lora is not None and lora.quantize and not self.four_bit:
-            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {_remedy('quantize')}"
+            yield f"{self.name} would sample from the base in 16 bits, while quantize scores and trains it in 4; {remedy}.quantize"
         if lora is not None and lora.dora and not self.dora:
-            yield f"{self.name} serves no DoRA adapters; {_remedy('dora')}"
-
-
-def _remedy(option: str) -> str:
-    return f"set sampling.engine to {DEFAULT}, or leave out train.lora.{option}"
+            yield f"{self.name} serves no DoRA adapters; {remedy}.dora"
 
 
 DEFAULT = "transformers"

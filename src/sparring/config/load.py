@@ -82,15 +82,14 @@ def _checked(values: Any, name: str, overrides: list[str]) -> Recipe:
 
 def _with_new_keys(values: Any, overrides: Iterable[str], level: int) -> Any:
     """A recipe of an earlier version: its keys by the names that they have now. `level`: of the log line that says so."""
+    keys = set(values) if isinstance(values, dict) else set()
     overridden = {override_path(override).partition(".")[0] for override in overrides}
     for old, new in OLD_KEYS.items():
-        if isinstance(values, dict) and old in values and new in values:
+        if {old, new} <= keys:
             raise UserError(f"`{old}` is the former name of `{new}`, and the recipe has both", where=old, remedy=f"keep `{new}`")
-        if old in overridden or (isinstance(values, dict) and old in values):
+        if old in keys | overridden:
             logging.getLogger("sparring").log(level, f"recipe: `{old}` is now called `{new}`; it is read as `{new}`")
-        if isinstance(values, dict):
-            values = {new if key == old else key: value for key, value in values.items()}
-    return values
+    return {OLD_KEYS.get(key, key): value for key, value in values.items()} if keys else values
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -126,14 +125,13 @@ def section_from_options(kind: type[S], values: Mapping[str, Any], options: Mapp
 def recipe_of_run(root: Path) -> Recipe:
     """The recipe of a run directory. Raises UserError if there is none."""
     if not (root / "recipe.yaml").is_file():
-        raise UserError(
-            "not a run directory: no recipe.yaml in it", where=str(root), remedy="give the run_dir of a recipe that has been run"
-        )
+        remedy = "give the run_dir of a recipe that has been run"
+        raise UserError("not a run directory: no recipe.yaml in it", where=str(root), remedy=remedy)
     require_plain(root)
     require_layout(root)
     path = root / "recipe.yaml"
     values = _with_new_keys(_read_yaml(path), [], logging.DEBUG)
-    launcher = values.get("launcher") if isinstance(values, dict) else None
+    launcher = values.get("launcher")
     if isinstance(launcher, dict) and launcher.get("strategy") in OF_DEEPSPEED:  # finished stages can still be read
         values = {**values, "launcher": {**launcher, "strategy": "fsdp2"}}
     return _checked(values, str(path), [])
@@ -196,10 +194,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(what, where=str(path), remedy="save the file in UTF-8") from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        found = "nothing" if values is None else show(values)
-        raise UserError(
-            f"a recipe is a mapping of keys to values, this is {found}", where=str(path), remedy="`sparring docs recipe` shows one"
-        )
+        what = f"a recipe is a mapping of keys to values, this is {'nothing' if values is None else show(values)}"
+        raise UserError(what, where=str(path), remedy="`sparring docs recipe` shows one")
     return values
 
 

@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from sparring.config.option_types import Section
 from sparring.config.other_names import hint
 from sparring.config.recipe import Recipe
-from sparring.config.reference import in_words, section_of, show, types_inside, walk_fields
+from sparring.config.reference import description, in_words, section_of, show, types_inside, walk_fields
 from sparring.errors import HIDDEN, UserError, nearest, suggestion
 
 
@@ -78,9 +78,11 @@ def _describe(item: Any, place: _Place) -> str:
     if field is None:
         return _describe_unknown(key)
     if item["type"] == "missing":
-        return f"{key}: required key is missing. {field.description}"
+        return f"{key}: required key is missing. {description(field)}"
     if rest[-1:] == ("[key]",):
-        return f"{key}: unknown column; {_suggest(key.rpartition('.')[2], _choices(field.annotation), 'standard columns')}"
+        known = _choices(field.annotation)
+        otherwise = f"standard columns: {', '.join(known)}"
+        return f"{key}: unknown column; {suggestion(key.rpartition('.')[2], known, otherwise)}"
     key += "".join(f"[{position}]" for position in place.positions)
     value = show(item["input"])
     if item["type"] == "secret":
@@ -133,12 +135,8 @@ def _describe_unknown(key: str) -> str:
         return f"{shown}: unknown key; {theirs}"
     prefix = f"{parent}." if parent else ""
     here = [path.removeprefix(prefix) for path in everywhere if path.startswith(prefix) and "." not in path.removeprefix(prefix)]
-    return f"{shown}: unknown key; {_suggest(name, here, 'valid keys here', prefix)}"
-
-
-def _suggest(name: str, valid: list[str], title: str, prefix: str = "") -> str:
-    guess = nearest(name, valid)
-    return f"did you mean {prefix}{guess}?" if guess else f"{title}: {', '.join(valid)}"
+    guess = nearest(name, here)
+    return f"{shown}: unknown key; " + (f"did you mean {prefix}{guess}?" if guess else f"valid keys here: {', '.join(here)}")
 
 
 def override_path(override: str) -> str:

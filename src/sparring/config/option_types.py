@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from sparring.errors import holds_a_password, looks_like_a_key
@@ -25,10 +25,15 @@ def _can_be_used(text: str) -> str:
     return text
 
 
-def _without_password(path: str) -> str:
-    if holds_a_password(path):
-        raise ValueError("holds a password or a key, as in a URL; a path or a Hub id has none, and the run directory stores the recipe")
-    return path
+def _must(fit: Callable[[str], object], rule: str) -> AfterValidator:
+    """Refuses a text that does not `fit`, with the rule as the message."""
+
+    def check(text: str) -> str:
+        if not fit(text):
+            raise ValueError(rule)
+        return text
+
+    return AfterValidator(check)
 
 
 def _regular_expression(pattern: str) -> str:
@@ -71,34 +76,18 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
     return values
 
 
-def _folder_name(name: str) -> str:
-    if not re.fullmatch("[a-z][a-z0-9-]*", name):
-        raise ValueError("a name has lower-case letters, digits and hyphens, and begins with a letter")
-    return name
-
-
-def _variable(name: str) -> str:
-    """A variable of a chat template: not one that every rendering sets, and not a keyword of Jinja."""
-    if not re.fullmatch(r"[a-z_][a-z0-9_]*", name) or name in GIVEN | WORDS or name.endswith("_token"):
-        raise ValueError("not a variable of a chat template that can be given a value")
-    return name
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError("contains half of a character (a lone surrogate)") from None
-    return text
-
-
 def _list_to_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
 # Variables that a rendering sets for every chat template, and keywords of Jinja
-GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
-WORDS = frozenset(("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self"))
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")
+WORDS = ("true", "false", "none", "not", "is", "in", "and", "or", "if", "else", "for", "loop", "self")
+
+
+def _is_variable(name: str) -> bool:
+    """Whether a chat template may have a variable of this name that can be given a value."""
+    return bool(re.fullmatch(r"[a-z_][a-z0-9_]*", name)) and name not in (*GIVEN, *WORDS) and not name.endswith("_token")
 
 
 class FrozenDict(dict[Any, Any]):
@@ -119,11 +108,13 @@ class FrozenDict(dict[Any, Any]):
 Text = Annotated[str, AfterValidator(_can_be_used)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list_to_tuple)]
 Urls = Annotated[tuple[Annotated[Text, AfterValidator(_base_url)], ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
-PathText = Annotated[Text, AfterValidator(_without_password)]
+_PASSWORD = "holds a password or a key, as in a URL; a path or a Hub id has none, and the run directory stores the recipe"
+PathText = Annotated[Text, _must(lambda path: not holds_a_password(path), _PASSWORD)]
 # One path, or the paths of several files
 Paths = PathText | Annotated[tuple[PathText, ...], BeforeValidator(_list_to_tuple), AfterValidator(_not_empty)]
 EnvironmentName = Annotated[Text, AfterValidator(_environment_name)]
-FolderName = Annotated[Text, AfterValidator(_folder_name)]
+_NAME = "a name has lower-case letters, digits and hyphens, and begins with a letter"
+FolderName = Annotated[Text, _must(re.compile("[a-z][a-z0-9-]*").fullmatch, _NAME)]
 Regex = Annotated[Text, AfterValidator(_regular_expression)]
 PositiveInt = Annotated[int, Field(gt=0)]
 # Folders of iterations are numbered with three digits.
@@ -158,40 +149,50 @@ else:
     PromptColumn = Literal["messages", "conversations", "prompt", "instruction", "input", ContextColumn]
 PromptColumns = Annotated[dict[PromptColumn, Text], AfterValidator(FrozenDict)]
 PairColumns = Annotated[dict[PairColumn, Text], AfterValidator(FrozenDict)]
-TemplateKwargs = Annotated[
-    dict[Annotated[str, AfterValidator(_variable)], bool | int | float | Annotated[str, AfterValidator(_encodable)] | None],
-    AfterValidator(FrozenDict),
-]
+TemplateVariable = Annotated[str, _must(_is_variable, "not a variable of a chat template that can be given a value")]
+Encodable = Annotated[str, _must(lambda text: not re.search("[\ud800-\udfff]", text), "contains half of a character (a lone surrogate)")]
+TemplateKwargs = Annotated[dict[TemplateVariable, bool | int | float | Encodable | None], AfterValidator(FrozenDict)]
 Columns = Annotated[dict[Column, Text], AfterValidator(FrozenDict)]
 
 
-class Contradiction(NamedTuple):
-    """An option that contradicts one of another section: its key, its value, and the reason."""
-
-    key: str
-    value: Any
-    why: str
-
-
+Contradiction = tuple[str, str]  # the key of an option, and why it contradicts one of another section
 LARGEST = 3.4028234663852886e38  # of float32, which optimizers and losses compute in
 
 
 class Section(BaseModel):
-    """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity.
+    """A frozen group of options that refuses unknown keys, silent type conversion, NaN and infinity. The text under an option describes it.
 
-    Rules between options are validators of the later field: they see the earlier fields in `info.data` (those that are
-    valid), so every problem is reported at once. Defaults are validated for that reason.
+    Rules between options are in `faults`, under the later one, so that every problem is reported at once. Defaults are validated for
+    that reason.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True, use_attribute_docstrings=True
+    )
 
     @field_validator("*")
     @classmethod
-    def _fits_a_tensor(cls, value: Any) -> Any:
+    def _keeps_the_rules(cls, value: Any, info: ValidationInfo) -> Any:
         largest = max((abs(one) for one in (value if isinstance(value, tuple) else [value]) if type(one) is float), default=0.0)
         if largest > LARGEST:
             raise ValueError(f"is beyond {LARGEST:.3g}, the largest 32-bit float")
+        for why in cls.faults(info.field_name or "", value, info.data):
+            raise ValueError(why)
         return value
+
+    @classmethod
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterable[str]:
+        """What is wrong with the value of an option. `given`: the values of the options before it, as far as they are valid."""
+        return ()
+
+    def contradictions(self, others: Mapping[str, Any]) -> Iterable[Contradiction]:
+        """Options that contradict those of `others`, the valid sections before this one in the recipe."""
+        return ()
+
+    @classmethod
+    def is_set(cls, option: str, value: Any) -> bool:
+        """Whether the value is not the default."""
+        return bool(value != cls.model_fields[option].default)
 
 
 def at_iteration(value: T | Sequence[T], iteration: int) -> T:

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from sparring.config.reference import walk_fields
-
-
-def _by_name(named: Iterable[tuple[str, str]]) -> dict[str, str]:
-    return {name: value for names, value in named for name in names.split()}
-
 
 # our key: their names
 _NAMES = {
@@ -72,8 +65,8 @@ _INSTEAD = {
     "resume_from_checkpoint": "the same command resumes where it stopped",
     "load_in_8bit": "a frozen base is kept in 4 bits by `lora: {quantize: 4bit}`",
 }
-SAME = _by_name((names, key) for key, names in _NAMES.items())
-INSTEAD = _by_name(_INSTEAD.items())
+SAME = {name: key for key, names in _NAMES.items() for name in names.split()}
+INSTEAD = {name: what for names, what in _INSTEAD.items() for name in names.split()}
 
 
 def hint(key: str) -> str | None:

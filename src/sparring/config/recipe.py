@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from sparring.config.engines import ENGINES, ON_GPU
-from sparring.config.option_types import (
-    Contradiction,
-    FrozenDict,
-    Iterations,
-    PathText,
-    Section,
-    Seed,
-    SeedList,
-    TemplateKwargs,
-    Text,
-    Texts,
-    Trackers,
-)
+from sparring.config.option_types import FrozenDict, Iterations, PathText, Section, Seed, SeedList, TemplateKwargs, Text, Texts, Trackers
 from sparring.config.sections.controls import ControlSection
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.evaluate import EvaluateSection, StopSection
@@ -34,7 +22,7 @@ from sparring.config.sections.train import OptimSection, SftSection, TrainSectio
 from sparring.config.targets import HUMAN_TARGET
 from sparring.own_code import is_own_code
 
-T = TypeVar("T")
+Checked = TypeVar("Checked", bound=Section)
 
 
 class ModelSection(Section):
@@ -63,11 +51,12 @@ class ModelSection(Section):
 class TrackSection(Section):
     """Trackers through Accelerate. Their keys are in their own environment variable or login, never in a recipe."""
 
-    trackers: Trackers = Field(
-        description="Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."
-    )
-    project: Text = Field("sparring", description="Project, or experiment, that the run is shown in. tensorboard has none.")
-    name: Text | None = Field(None, description="Name of the run there; that of the run directory when null.")
+    trackers: Trackers
+    """Some of tensorboard, trackio, wandb and mlflow; each needs the extra of its name (`sparring[wandb]`)."""
+    project: Text = "sparring"
+    """Project, or experiment, that the run is shown in. tensorboard has none."""
+    name: Text | None = None
+    """Name of the run there; that of the run directory when null."""
 
 
 def in_full(key: str | None, value: Any) -> Any:
@@ -82,53 +71,47 @@ def in_full(key: str | None, value: Any) -> Any:
 class Recipe(Section):
     """A whole game. The fields are the top-level keys of the YAML file."""
 
-    run_dir: PathText = Field(description="Run directory: holds all files of this run.")
-    seed: Seed = Field(0, description="Seeds the data subset, the order of batches and every reply.")
-    seeds: SeedList | None = Field(
-        None,
-        description="Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; replaces "
-        "`seed`.",
-    )
-    model: ModelSection = Field(description="The model that plays.")
-    data: DataSection = Field(description="Its SFT data.")
-    sft: SftSection | None = Field(
-        None,
-        description="Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the "
-        "model as it is.",
-    )
-    iterations: Iterations = Field(3, description="Maximum number of self-play iterations; the paper uses 4.")
-    sampling: SamplingSection = Field(default_factory=SamplingSection, description="How the opponent's replies are sampled.")
-    objective: ObjectiveSection = Field(default_factory=ObjectiveSection, description="What the player minimises.")
-    train: TrainSection = Field(default_factory=TrainSection, description="How the player is trained.")
-    target: TargetSection = Field(default_factory=TargetSection, description="Which replies win.")
-    evaluate: EvaluateSection = Field(default_factory=EvaluateSection, description="What is measured after every iteration.")
-    stop: StopSection = Field(default_factory=StopSection, description="When the game ends.")
-    controls: tuple[ControlSection, ...] = Field(
-        (),
-        description="Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, "
-        "null trains none.",
-    )
-    launcher: LauncherSection = Field(
-        default_factory=lambda: LauncherSection(kind="inline"),
-        description="Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, "
-        "the default) or in several. Results are the same up to rounding, and a run may resume under another launcher: "
-        "docs/launching.md.",
-    )
-    track: TrackSection | None = Field(
-        None,
-        description="Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their "
-        "defaults, null sends nothing. See docs/live.md.",
-    )
-    showcase_system: Text | None = Field(None, description="System turn before every showcase prompt.")
-    showcase: Texts = Field(
-        (),
-        description="Prompts that every iteration answers, shown side by side. When empty, the first held-out ones.",
-    )
-    report: bool = Field(
-        True,
-        description="Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; "
-        "`sparring report` renders it at any time.",
-    )
+    run_dir: PathText
+    """Run directory: holds all files of this run."""
+    seed: Seed = 0
+    """Seeds the data subset, the order of batches and every reply."""
+    seeds: SeedList | None = None
+    """Play the game once for each of these, in `run_dir`/seed-N, and show mean, spread and tests over them; replaces `seed`."""
+    model: ModelSection
+    """The model that plays."""
+    data: DataSection
+    """Its SFT data."""
+    sft: SftSection | None = None
+    """Fine-tune the model on the same rows before the game; `sft: {}` takes all defaults, null starts with the model as it is."""
+    iterations: Iterations = 3
+    """Maximum number of self-play iterations; the paper uses 4."""
+    sampling: SamplingSection = Field(default_factory=SamplingSection)
+    """How the opponent's replies are sampled."""
+    objective: ObjectiveSection = Field(default_factory=ObjectiveSection)
+    """What the player minimises."""
+    train: TrainSection = Field(default_factory=TrainSection)
+    """How the player is trained."""
+    target: TargetSection = Field(default_factory=TargetSection)
+    """Which replies win."""
+    evaluate: EvaluateSection = Field(default_factory=EvaluateSection)
+    """What is measured after every iteration."""
+    stop: StopSection = Field(default_factory=StopSection)
+    """When the game ends."""
+    controls: tuple[ControlSection, ...] = ()
+    """Controls to compare the game with, one or a list of them; `controls: continued-sft` is short for its defaults, null trains none."""
+    launcher: LauncherSection = Field(default_factory=lambda: LauncherSection(kind="inline"))
+    """Where sampling (transformers engine), log-probs and training are computed: in this process (`launcher: inline`, the default) or in
+    several. Results are the same up to rounding, and a run may resume under another launcher: docs/launching.md."""
+    track: TrackSection | None = None
+    """Also send metrics and scores to trackers; `track: tensorboard` or `track: [tensorboard, wandb]` is short for their defaults, null
+    sends nothing. See docs/live.md."""
+    showcase_system: Text | None = None
+    """System turn before every showcase prompt."""
+    showcase: Texts = ()
+    """Prompts that every iteration answers, shown side by side. When empty, the first held-out ones."""
+    report: bool = True
+    """Render report.html after every iteration (once a minute at most) and at the end, which takes some seconds; `sparring report` renders
+    it at any time."""
 
     @property
     def sampling_dtype(self) -> str:
@@ -202,12 +185,10 @@ class Recipe(Section):
         """Expand `~` as a shell does, since only some libraries do."""
         return os.path.expanduser(run_dir)
 
-    @field_validator("seeds")
     @classmethod
-    def _one_seed_or_several(cls, seeds: tuple[int, ...] | None, info: ValidationInfo) -> tuple[int, ...] | None:
-        if seeds is not None and info.data.get("seed"):
-            raise ValueError(f"the game is played once per seed, and seed is {info.data['seed']}; set one of the two")
-        return seeds
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        if option == "seeds" and value is not None and given.get("seed"):
+            yield f"the game is played once per seed, and seed is {given['seed']}; set one of the two"
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -217,24 +198,19 @@ class Recipe(Section):
 
     @field_validator("controls")
     @classmethod
-    def _each_has_a_folder(cls, controls: tuple[ControlSection, ...]) -> tuple[ControlSection, ...]:
+    def _can_be_trained(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         controls = tuple(each for one in controls for each in one.each())
         folders = [one.folder for one in controls]
         twice = next((name for name in folders if folders.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two controls are called {twice}; give each its own name")
-        return controls
-
-    @field_validator("controls")
-    @classmethod
-    def _rft_has_grades(cls, controls: tuple[ControlSection, ...], info: ValidationInfo) -> tuple[ControlSection, ...]:
         target = info.data.get("target")
-        if target is not None and not target.uses_grades and any(one.kind == "rft" for one in controls):
-            raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
-        if target is not None and target.checker == "random" and any(one.kind == "rft" for one in controls):
-            raise ValueError(
-                f"rft would learn from passes that checker random assigns by chance; train it in a game of {target.random_like}"
-            )
+        if target is not None and any(one.kind == "rft" for one in controls):
+            if not target.uses_grades:
+                raise ValueError("rft needs graded replies: set target.kind to verified or majority, with a checker")
+            if target.checker == "random":
+                like = target.random_like
+                raise ValueError(f"rft would learn from passes that checker random assigns by chance; train it in a game of {like}")
         return controls
 
     @field_validator("launcher", "track", mode="before")
@@ -242,49 +218,22 @@ class Recipe(Section):
     def _in_full(cls, value: Any, info: ValidationInfo) -> Any:
         return in_full(info.field_name, value)
 
-    @field_validator("objective", "train")
+    @field_validator("objective", "train", "target", "evaluate", "stop")
     @classmethod
-    def _one_value_per_iteration(cls, section: T, info: ValidationInfo) -> T:
-        iterations = info.data.get("iterations")
-        rule = "{} values, but iterations is {}; give one value, or one per iteration"
-        lists = [(key, value) for key, value in vars(section).items() if isinstance(value, tuple) and iterations is not None]
-        _refuse(Contradiction(key, value, rule.format(len(value), iterations)) for key, value in lists if len(value) != iterations)
+    def _fits_the_others(cls, section: Checked, info: ValidationInfo) -> Checked:
+        """Raises one error per option, each under its own key; a ValueError could carry only one."""
+        found = [*section.contradictions(info.data)]
+        iterations, sampling = info.data.get("iterations"), info.data.get("sampling")
+        if isinstance(section, (ObjectiveSection, TrainSection)) and iterations is not None:
+            rule = f"values, but iterations is {iterations}; give one value, or one per iteration"
+            lists = [(key, len(value)) for key, value in vars(section).items() if isinstance(value, tuple)]
+            found += [(key, f"{count} {rule}") for key, count in lists if count != iterations]
+        if isinstance(section, TrainSection) and sampling is not None:
+            found += [("lora", why) for why in sampling.inner.refusals(section.lora)]
+        details = [
+            InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=getattr(section, key))
+            for key, why in found
+        ]
+        if details:
+            raise ValidationError.from_exception_data("Recipe", details)
         return section
-
-    @field_validator("train")
-    @classmethod
-    def _engine_can_sample(cls, train: TrainSection, info: ValidationInfo) -> TrainSection:
-        if (sampling := info.data.get("sampling")) is not None:
-            _refuse(Contradiction("lora", train.lora, why) for why in sampling.inner.refusals(train.lora))
-        return train
-
-    @field_validator("target")
-    @classmethod
-    def _target_fits(cls, target: TargetSection, info: ValidationInfo) -> TargetSection:
-        _refuse(target.contradictions(*(info.data.get(name) for name in ("data", "sampling", "objective"))))
-        return target
-
-    @field_validator("evaluate")
-    @classmethod
-    def _evaluate_fits(cls, evaluate: EvaluateSection, info: ValidationInfo) -> EvaluateSection:
-        if (target := info.data.get("target")) is not None:  # else it is invalid itself: whether there is a checker is not known then
-            _refuse(evaluate.contradictions(target))
-        return evaluate
-
-    @field_validator("stop")
-    @classmethod
-    def _stop_fits(cls, stop: StopSection, info: ValidationInfo) -> StopSection:
-        target, evaluate = (info.data.get(name) for name in ("target", "evaluate"))
-        if target is not None and evaluate is not None:
-            _refuse(stop.contradictions(target, evaluate))
-        return stop
-
-
-def _refuse(found: Iterable[Contradiction]) -> None:
-    """Raise one error per option, each under its own key; a ValueError could carry only one."""
-    details = [
-        InitErrorDetails(type=PydanticCustomError("contradiction", "{why}", {"why": why}), loc=(key,), input=value)
-        for key, value, why in found
-    ]
-    if details:
-        raise ValidationError.from_exception_data("Recipe", details)

@@ -34,6 +34,11 @@ def walk_fields(section: type[Section] = Recipe, prefix: str = "") -> Iterator[t
             yield from walk_fields(child, f"{prefix}{name}.")
 
 
+def description(field: FieldInfo) -> str:
+    """The description of an option in one line."""
+    return " ".join((field.description or "").split())
+
+
 _WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", NoneType: "null"}
 
 
@@ -105,7 +110,7 @@ def recipe_reference() -> str:
     """The page docs/recipe.md: every key with its type, default and description."""
     pages = [_INTRODUCTION, "## Top level\n", _table(Recipe)]
     for name, (field, section) in _sections(Recipe).items():
-        pages += [f"## {name}\n", f"{field.description}\n", _table(section)]
+        pages += [f"## {name}\n", f"{description(field)}\n", _table(section)]
     return "\n".join(pages)
 
 
@@ -122,7 +127,7 @@ def _table(section: type[Section]) -> str:
     rows = ["| key | type | default | description |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
         key = f"[`{name}`](#{name})" if section_of(field.annotation) else f"`{name}`"
-        cells = (key, markdown(in_words(field.annotation, field.metadata)), _default(field), markdown(field.description or ""))
+        cells = (key, markdown(in_words(field.annotation, field.metadata)), _default(field), markdown(description(field)))
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"
 

@@ -19,76 +19,61 @@ if TYPE_CHECKING:
 
 def read_parquet(path: Path, bad: BadRows) -> Table:
     """The table of a parquet file. Raises UserError for an unreadable file, or several columns of one name."""
-    file = _opened(path)
-    columns = tuple(file.schema_arrow.names)
-    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
-        raise UserError(f"has several columns named {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
-    return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
-
-
-def _opened(path: Path) -> pq.ParquetFile:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     from sparring.data.tables import whole
 
     try:
-        return pq.ParquetFile(whole(path))
+        file = pq.ParquetFile(whole(path))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"cannot read the parquet file: {first_line(error)}", where=str(path)) from None
-
-
-class _Unreadable:
-    """A cell that cannot be decoded."""
-
-    def __init__(self, error: Exception) -> None:
-        self.reason = first_line(error)
+    columns = tuple(file.schema_arrow.names)
+    if repeated := [name for name, count in Counter(columns).items() if count > 1]:
+        raise UserError(f"has several columns named {', '.join(map(repr, repeated))}", where=str(path), remedy="rename them")
+    return Table(str(path), columns, file.metadata.num_rows, lambda names: _rows(file, path, names, bad))
 
 
 def _rows(file: pq.ParquetFile, path: Path, names: Collection[str], bad: BadRows) -> Iterator[LocatedRow]:
+    import pyarrow as pa
+
     columns = {name: _cells(file, path, name) for name in names}
-    short = next((name for name, cells in columns.items() if len(cells) != file.metadata.num_rows), None)
-    if short is not None:
-        there, declared = len(columns[short]), file.metadata.num_rows
-        what = f"the file is damaged: its column {short!r} has {there} cells, but its metadata declares {declared} rows"
-        raise UserError(what, where=str(path), remedy="write the file again")
     for n in range(file.metadata.num_rows):
-        row = {name: cells[n] for name, cells in columns.items()}
-        where = f"{path}, row {n + 1}"
-        broken = next((name for name, cell in row.items() if isinstance(cell, _Unreadable)), None)
-        if broken is None:
-            yield where, row
-        else:
-            what = f"cannot decode the column {broken!r}: {row[broken].reason}"
+        row: dict[str, Any] = {}
+        where, name = f"{path}, row {n + 1}", ""
+        try:
+            for name, cells in columns.items():
+                row[name] = cells[n].as_py() if isinstance(cells[n], pa.Scalar) else cells[n]
+        except UnicodeDecodeError as error:
+            what = f"cannot decode the column {name!r}: {first_line(error)}"
             bad.raise_or_count(UserError(what, where=where, remedy="fix the row or remove it from the file"))
+        else:
+            yield where, row
 
 
 def _cells(file: pq.ParquetFile, path: Path, name: str) -> list[Any]:
-    """One column as Python values. Raises UserError if the column cannot be read; a single bad cell becomes _Unreadable."""
+    """One column as Python values, or as Arrow's if a cell cannot be decoded. Raises UserError if the column cannot be read."""
     import pyarrow as pa
 
     try:
         table = file.read(columns=[name]).select([name])
         feature = _json_feature(table, name)
-        return _decoded_by_datasets(table, name, feature) if feature else _plain(table.column(0))
+        cells = _decoded_by_datasets(table, name, feature) if feature else _plain(table.column(0))
     # A damaged page, a value that Python has no type for, a codec that is not built in: Arrow raises all of these.
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, NotImplementedError, KeyError) as error:
         what = f"cannot read the column {name!r} of the parquet file: {first_line(error)}"
         raise UserError(what, where=str(path), remedy="write the column again as text or as a list of turns") from None
+    if len(cells) != (declared := file.metadata.num_rows):
+        what = f"the file is damaged: its column {name!r} has {len(cells)} cells, but its metadata declares {declared} rows"
+        raise UserError(what, where=str(path), remedy="write the file again")
+    return cells
 
 
 def _plain(column: pa.ChunkedArray) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        return [_cell(value) for value in column]
-
-
-def _cell(value: pa.Scalar) -> Any:
-    try:
-        return value.as_py()
-    except UnicodeDecodeError as error:
-        return _Unreadable(error)
+        return list(column)
 
 
 def _json_feature(table: pa.Table, name: str) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ adds to that prefix, up to and including the token with which the model itself e
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -28,14 +29,15 @@ if TYPE_CHECKING:
 # Placeholders whose position in a rendering shows what the template writes around them.
 _ASKED, _ANSWERED, _SYSTEM = "sparring probe question", "sparring probe answer", "sparring probe system"
 _THOUGHT = "sparring probe thought"
+_QUESTION, _ANSWER = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
 
 
 def load_template(path: str | Path) -> str:
     """The text of a Jinja chat template. Raises UserError for a file that is missing, unreadable, not UTF-8 or blank."""
-    where = f"{OPTION}: {path}"
-    require_regular(Path(path).expanduser(), where, MOST_TEXT_BYTES)
+    where, file = f"{OPTION}: {path}", Path(path).expanduser()
+    require_regular(file, where, MOST_TEXT_BYTES)
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError("no such file", where=where, remedy="give the path of a Jinja chat template") from None
     except UnicodeDecodeError as error:
@@ -213,11 +215,10 @@ class Chat:
     @cached_property
     def _marker(self) -> re.Pattern[str]:
         """Matches the special tokens with which the template marks turns. Thinking tags are excluded: replies may contain them."""
-        asked, answered = Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)
         try:
-            text = self._render_raw([asked, answered, asked])
+            text = self._render_raw([_QUESTION, _ANSWER, _QUESTION])
         except TemplateError:
-            text = self._render_raw([asked, answered])
+            text = self._render_raw([_QUESTION, _ANSWER])
         known = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder} - {self.tokenizer.unk_token_id}
         tokens = [self._token(token) for token in known.intersection(self._ids(text))]
         marks = sorted({token for token in tokens if token.strip() and token not in (THINKING, END_OF_THINKING)}, key=len, reverse=True)
@@ -226,14 +227,10 @@ class Chat:
     @cached_property
     def _reasoning_key(self) -> str | None:
         """The key under which the template reads an assistant's reasoning; None if it does not render it."""
-        asked, answered = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
         for key in REASONING:
-            try:
-                text = self._renderer([asked, {**answered, key: _THOUGHT}])
-            except TemplateError:
-                continue
-            if _THOUGHT in text:
-                return key
+            with contextlib.suppress(TemplateError):
+                if _THOUGHT in self._renderer([{**_QUESTION}, {**_ANSWER, key: _THOUGHT}]):
+                    return key
         return None
 
     def _reply_alone(self, reply_text: str, prompt_ids: TokenIds, full_ids: TokenIds) -> TokenIds:
@@ -260,9 +257,8 @@ class Chat:
 
     def _probe_end_of_turn(self) -> tuple[int, bool]:
         """(id of the token that ends an assistant turn, whether the template writes it)."""
-        messages = [Message(role="user", content=_ASKED), Message(role="assistant", content=_ANSWERED)]
         try:
-            text = self._render_raw(messages)
+            text = self._render_raw([_QUESTION, _ANSWER])
         except TemplateError as error:
             what = f"the chat template cannot render a question and its answer: {_reason(error)}"
             raise UserError(what, where=OPTION, remedy="correct the template") from None
@@ -275,7 +271,7 @@ class Chat:
         if self.tokenizer.eos_token_id is None:
             what = "the chat template writes no token after a reply and the tokenizer has no end-of-sequence token: replies would never end"
             raise UserError(what, where=OPTION, remedy="give a template that ends assistant turns, or set the tokenizer's eos_token")
-        self._note(f"the chat template writes no token after a reply: {self._name(self.tokenizer.eos_token_id)} is appended")
+        self._note(f"the chat template writes no token after a reply: {self._token(self.tokenizer.eos_token_id)!r} is appended")
         return self.tokenizer.eos_token_id, False
 
     def _first_marker(self, ids: TokenIds) -> int | None:
@@ -290,10 +286,9 @@ class Chat:
     def _probe_system(self) -> bool:
         """Whether a system turn reaches the rendering; some templates refuse it, some drop it silently."""
         try:
-            text = self._render_raw([Message(role="system", content=_SYSTEM), Message(role="user", content=_ASKED)], True)
+            return _SYSTEM in self._render_raw([Message(role="system", content=_SYSTEM), _QUESTION], True)
         except TemplateError:
             return False
-        return _SYSTEM in text
 
     def _probe_start(self) -> None:
         """Add notices for surprising properties of the ids: a missing start token, a prompt that depends on the date."""
@@ -301,11 +296,8 @@ class Chat:
             self._note("the chat template writes today's date into prompts: the rows keep the date on which they were prepared")
         bos = self.tokenizer.bos_token_id
         usual = self.tokenizer(_ASKED, verbose=False)["input_ids"]
-        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([Message(role="user", content=_ASKED)], where=OPTION):
-            self._note(f"the tokenizer starts texts with {self._name(bos)}, but the chat template does not write it: prompts have none")
-
-    def _name(self, token: int) -> str:
-        return repr(self.tokenizer.convert_ids_to_tokens(token))
+        if bos is not None and usual[:1] == [bos] and bos not in self.prompt_ids([_QUESTION], where=OPTION):
+            self._note(f"the tokenizer starts texts with {self._token(bos)!r}, but the chat template does not write it: prompts have none")
 
     def _note(self, notice: str) -> None:
         if notice not in self.notices:

@@ -12,12 +12,10 @@ from sparring.config import DataSection, PromptsSection
 from sparring.data.records import Conversation, Duel, Example, Message
 from sparring.data.shapes import (
     PROMPT_SHAPES,
-    REPLY_COLUMNS,
     SHAPES,
     SYSTEM_LIKE,
     TOOL_COLUMNS,
     BadRows,
-    LocatedRow,
     Row,
     RowShape,
     Source,
@@ -26,13 +24,12 @@ from sparring.data.shapes import (
     choose_shape,
     kind_of,
 )
-from sparring.data.sources import open_table, read_rows
+from sparring.data.sources import open_table
 from sparring.data.turns import FIX_ROW, Cells, Reading, Turn, Turns, without_surrogates
 from sparring.errors import UserError
 
 EXACT_FLOATS = 2**53  # below it a float holds every integer
 MOST_NAMED, LONGEST_NAME = 100, 80  # limits for columns in a message: a file may have any number of columns, of any length
-CHANGES = ("surrogates_replaced", "turns_as_json", "reasoning_dropped")
 DROP_REPLIES = "move such rows to data.path, or set data.prompts.replies: drop to leave their replies unread"
 Located = tuple[str, Conversation]  # with the place that it came from
 T = TypeVar("T")
@@ -48,10 +45,10 @@ def printable(name: str) -> str:
 class Loaded(Generic[T]):
     """The rows of a source: conversations and prompts (`Located`), or pairs.
 
-    `counts`, of conversations: read (bad rows included), trailing_turns_dropped, surrogates_replaced; and where there are any: untrained
-    (rows that are left out because no reply is to be trained on), prompt_repeated (in the reply's column), turns_as_json,
-    reasoning_dropped. Of prompts: what was changed or left out of them, replies_dropped for one. Of pairs: untrained. `columns` are all
-    columns of the source, `unused` the columns and keys of turns that nothing reads, `bad` the rows that could not be read.
+    `counts`: read (bad rows included), untrained (rows that are left out because no reply is to be trained on), and what was changed in
+    rows or left out of them, which has names where it may occur: trailing_turns_dropped, surrogates_replaced, prompt_repeated (in the
+    reply's column), turns_as_json, reasoning_dropped, replies_dropped. `columns` are all columns of the source, `unused` the columns and
+    keys of turns that nothing reads, at most a hundred and printable, `bad` the rows that could not be read.
     """
 
     rows: list[T]
@@ -70,20 +67,14 @@ def load_conversations(section: DataSection, seed: int) -> Loaded[Located]:
     bad = BadRows(section.on_bad_row == "drop")
     table = open_table(section, seed, bad)
     shape = choose_shape(section.shape, section.columns, table.columns, table.source)
-    further = [*section.checker_columns, *([section.answer] if section.answer else [])]
-    source = Shaped.of(table, section, SHAPES[shape], section.reasoning, further)
-    rows = source.rows()
-    source.reading.counts.update(read=len(rows) + bad.count, trailing_turns_dropped=0, surrogates_replaced=0)
-    conversations = []
-    for where, row in rows:
-        with bad.caught():
-            conversation = to_conversation(row, shape, source.reading, where)
-            if conversation is not None:
-                conversations.append((where, with_columns(conversation, row, section.answer, section.checker_columns, where)))
+
+    def convert(row: Row, reading: Reading, where: str) -> Located | None:
+        conversation = to_conversation(row, shape, reading, where)
+        return None if conversation is None else (where, with_columns(conversation, row, section.answer, section.checker_columns, where))
+
     by = ", ".join(printable(name) for name in table.columns[:MOST_NAMED])
     notices = [f"data.shape: {shape}, by the columns {by}"] if section.shape == "auto" else []
-    counts = dict(source.reading.counts)
-    return source.loaded(conversations, counts, bad, notices)
+    return load(section, section, table, bad, SHAPES[shape], convert, _further(section, section), notices)
 
 
 def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
@@ -91,74 +82,68 @@ def load_prompts(section: PromptsSection, data: DataSection) -> Loaded[Located]:
     `replies` drops it."""
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
-    shape = choose_prompt_shape(section.columns, table.columns, table.source)
-    further = [*data.checker_columns, *([section.answer] if section.answer else [])]
-    whole = _reply_columns(section, table, shape, further)
-    if whole and section.replies == "refuse":
-        raise UserError(f"the prompts have replies, in the column {whole[0]!r}", where=table.source, remedy=DROP_REPLIES)
-    source = Shaped.of(table, section, PROMPT_SHAPES[shape]._replace(unread=tuple(whole)), data.reasoning, further)
-    found, dropped = [], 0
-    for where, row in source.rows():
-        with bad.caught():
-            turns, has_reply = to_prompt(row, shape, source.reading, where)
-            if has_reply and section.replies == "refuse":
-                raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
-            conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
-            found.append((where, conversation))
-            dropped += has_reply or bool(whole)
-    counts = {**{name: source.reading.counts[name] for name in CHANGES}, "replies_dropped": dropped}
-    return source.loaded(found, {name: count for name, count in counts.items() if count}, bad)
-
-
-def _reply_columns(section: PromptsSection, table: Table, shape: str, further: Sequence[str]) -> list[str]:
-    """Columns that hold a reply by their name, except for those that the recipe uses for something else."""
+    shape = PROMPT_SHAPES[choose_prompt_shape(section.columns, table.columns, table.source)]
+    # columns that hold a reply by their name, except for those that the recipe uses for something else
+    further = _further(section, data)
     used = {*further, *section.columns.values()}
-    return [name for name in REPLY_COLUMNS.get(shape, ()) if name in table.columns and name not in used]
+    replies = tuple(name for name in shape.unread if name in table.columns and name not in used)
+    if replies and section.replies == "refuse":
+        raise UserError(f"the prompts have replies, in the column {replies[0]!r}", where=table.source, remedy=DROP_REPLIES)
+
+    def convert(row: Row, reading: Reading, where: str) -> Located:
+        turns, has_reply = to_prompt(row, shape, reading, where)
+        if has_reply and section.replies == "refuse":
+            raise UserError("the prompt has a reply: its last turn is the assistant's", where=where, remedy=DROP_REPLIES)
+        conversation = with_columns(Conversation(tuple(turns), ""), row, section.answer, data.checker_columns, where)
+        reading.counts["replies_dropped"] += has_reply or bool(replies)
+        return where, conversation
+
+    return load(section, data, table, bad, shape._replace(unread=replies), convert, further)
 
 
-@dataclass(frozen=True)
-class Shaped:
-    """A source with a known shape: which of its columns are read, and which are not."""
+def _further(section: DataSection | PromptsSection, data: DataSection) -> list[str]:
+    """The columns that are read in addition to those of a shape."""
+    return [*data.checker_columns, *([section.answer] if section.answer else [])]
 
-    table: Table
-    option: str
-    reading: Reading
-    names: frozenset[str]
-    known: frozenset[str]
 
-    @classmethod
-    def of(cls, table: Table, section: Source, shape: RowShape, reasoning: Any, further: Collection[str]) -> Shaped:
-        """`further` columns are read in addition to those of the shape."""
-        of_shape = [section.columns.get(name, name) for name in (*shape.required, *shape.optional)]
-        names = frozenset((*of_shape, *further))
-        refused = tuple(name for name in TOOL_COLUMNS if name not in names)
-        known = names.union(refused, (section.columns.get(name, name) for name in shape.unread))
-        return cls(table, section.option, Reading(section.columns, reasoning, refused), names.union(refused), known)
+def load(
+    section: Source,
+    data: DataSection,
+    table: Table,
+    bad: BadRows,
+    shape: RowShape,
+    convert: Callable[[Row, Reading, str], T | None],
+    further: Collection[str] = (),
+    notices: Sequence[str] = (),
+) -> Loaded[T]:
+    """What `convert` makes of every row; None is a row without a reply that is to be trained on.
 
-    def rows(self) -> list[LocatedRow]:
-        """The rows of the source, with the columns that are read."""
-        return read_rows(self.table, self.names)
+    further: columns that are read in addition to those of the shape; notices: those about the shape.
+    """
+    names = {*further, *(section.columns.get(name, name) for name in (*shape.required, *shape.optional))}
+    refused = tuple(name for name in TOOL_COLUMNS if name not in names)
+    known = names.union(refused, (section.columns.get(name, name) for name in shape.unread))
+    reading = Reading(section.columns, data.reasoning, refused)
+    rows: list[T] = []
+    for where, row in table.read([name for name in table.columns if name in names or name in refused]):
+        with bad.caught():
+            if (one := convert(row, reading, where)) is None:
+                reading.counts["untrained"] += 1
+            else:
+                rows.append(one)
+    counts = {"read": len(rows) + reading.counts["untrained"] + bad.count, **reading.counts}
+    unread = [*(name for name in table.columns if name not in known), *reading.unread]
+    unused = tuple(printable(name) for name in unread[:MOST_NAMED])
+    return Loaded(rows, counts, [*table.notices, *notices, *_notices(unused, section, table)], table.columns, bad, unused)
 
-    def loaded(self, rows: list[T], counts: dict[str, int], bad: BadRows, notices: Sequence[str] = ()) -> Loaded[T]:
-        """What was made of the rows, when they are read. `notices`: further ones."""
-        return Loaded(rows, counts, [*self.table.notices, *notices, *self.notices], self.table.columns, bad, self.unused)
 
-    @property
-    def unused(self) -> tuple[str, ...]:
-        """Columns that nothing reads, and keys of turns, at most a hundred and printable; complete when the rows are read."""
-        names = [*(name for name in self.table.columns if name not in self.known), *self.reading.unread]
-        return tuple(printable(name) for name in names[:MOST_NAMED])
-
-    @property
-    def notices(self) -> list[str]:
-        """One sentence about unused columns, with a hint if one looks like a system text; empty if there are none."""
-        if not self.unused:
-            return []
-        notice = f"nothing reads these columns of {self.table.source}: {', '.join(self.unused)}"
-        like = next((name for name in self.unused if name.lower() in SYSTEM_LIKE), None)
-        if like is not None:
-            notice += f" ({self.option}.columns: {{system: {like}}} makes {like} the system turn)"
-        return [notice]
+def _notices(unused: Sequence[str], section: Source, table: Table) -> list[str]:
+    """One sentence about unused columns, with a hint if one looks like a system text; empty if there are none."""
+    if not unused:
+        return []
+    like = next((name for name in unused if name.lower() in SYSTEM_LIKE), None)
+    hint = f" ({section.option}.columns: {{system: {like}}} makes {like} the system turn)" if like is not None else ""
+    return [f"nothing reads these columns of {table.source}: {', '.join(unused)}{hint}"]
 
 
 def is_empty(conversation: Conversation) -> bool:
@@ -190,12 +175,7 @@ def distinct(rows: Iterable[tuple[str, Located]], counts: dict[str, int]) -> dic
 
 
 def tokenised(
-    rows: Mapping[str, T],
-    most: int | None,
-    seed: int,
-    tokenise: Callable[[T], Tokenised | str],
-    counts: dict[str, int],
-    bad: BadRows,
+    rows: Mapping[str, T], most: int | None, seed: int, tokenise: Callable[[T], Tokenised | str], counts: dict[str, int], bad: BadRows
 ) -> list[Tokenised]:
     """The first `most` of the rows (by their ids; all if None) in an order that depends only on the seed and the ids; sorted by id.
 
@@ -259,14 +239,13 @@ def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conve
     in which turns after the reply were dropped. Raises UserError, naming `where`, for a row without a reply or with anything but text in a
     turn.
     """
-    prompt, answer = _sides(row, shape, reading, where)
+    prompt, answer = _sides(row, SHAPES[shape], reading, where)
     replies = [place for place, turn in enumerate(answer) if turn.role == "assistant"]
     if not replies:
         roles = ", ".join(turn.role for turn in (*prompt, *answer)) or "none"
         raise UserError(f"row without a reply: it has no assistant turn (roles of its turns: {roles})", where=where, remedy=FIX_ROW)
     last = max((place for place in replies if answer[place].trained), default=None)
     if last is None:
-        reading.counts["untrained"] += 1
         return None
     turns = _clean([*prompt, *answer[: last + 1]], reading)
     reading.counts["trailing_turns_dropped"] += last + 1 < len(answer)
@@ -274,11 +253,11 @@ def to_conversation(row: Row, shape: str, reading: Reading, where: str) -> Conve
     return Conversation(tuple(turn.message for turn in asked), reply.content, reasoning=reply.reasoning)
 
 
-def to_prompt(row: Row, shape: str, reading: Reading, where: str) -> tuple[list[Message], bool]:
+def to_prompt(row: Row, shape: RowShape, reading: Reading, where: str) -> tuple[list[Message], bool]:
     """(the turns of a row of `data.prompts`, whether assistant turns at their end were left out)."""
     cells = Cells(row, reading, where)
     cells.require_no_tools()
-    turns = cells.opened(ASKED[shape](cells))
+    turns = cells.opened(_asked(cells, shape))
     end = len(turns)
     while end and turns[end - 1].role == "assistant":
         end -= 1
@@ -291,18 +270,33 @@ def _clean(turns: Turns, reading: Reading) -> Turns:
     return clean
 
 
-def _sides(row: Row, shape: str, reading: Reading, where: str) -> tuple[Turns, Turns]:
+def _sides(row: Row, shape: RowShape, reading: Reading, where: str) -> tuple[Turns, Turns]:
     """(the turns before the reply's column, those of it); a column that holds a whole conversation is the second."""
     cells = Cells(row, reading, where)
     cells.require_no_tools()
-    if shape in WHOLE:
-        asked, answer = [], cells.turns(WHOLE[shape])
+    before = _asked(cells, shape)
+    if shape.is_whole:
+        asked, answer = [], before
     else:
-        before, answer = ASKED[shape](cells), cells.side(REPLY[shape], "assistant")
+        answer = cells.side(shape.required[1], "assistant")
         asked = before[: _not_repeated(before, answer)]
         reading.counts["prompt_repeated"] += len(asked) < len(before)
     turns = cells.opened([*asked, *answer])
     return turns[: len(turns) - len(answer)], turns[len(turns) - len(answer) :]
+
+
+def _asked(cells: Cells, shape: RowShape) -> Turns:
+    """The turns of the shape's first column, after the system turn and the history that further columns hold."""
+    column = shape.required[0]
+    if shape.is_whole:
+        return cells.turns(column)
+    if "input" in shape.optional:
+        asked, extra = cells.text(column), cells.optional_text("input")
+        turns = [Turn("user", f"{asked}\n\n{extra}" if extra else asked)]
+    else:
+        turns = cells.side(column, "user")
+    systems = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    return [*turns[:systems], *cells.history(), *turns[systems:]]
 
 
 def _not_repeated(asked: Turns, answer: Turns) -> int:
@@ -315,29 +309,3 @@ def _not_repeated(asked: Turns, answer: Turns) -> int:
     if any(again[place : place + len(said)] == said for place in range(systems + 1)):
         return 0
     return next((kept for kept in range(1, len(said)) if again[: len(said) - kept] == said[kept:]), len(said))
-
-
-def _of_prompt(cells: Cells) -> Turns:
-    return _after_history(cells, cells.side("prompt", "user"))
-
-
-def _of_alpaca(cells: Cells) -> Turns:
-    asked, extra = cells.text("instruction"), cells.optional_text("input")
-    return _after_history(cells, [Turn("user", f"{asked}\n\n{extra}" if extra else asked)])
-
-
-def _after_history(cells: Cells, turns: Turns) -> Turns:
-    systems = next((place for place, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    return [*turns[:systems], *cells.history(), *turns[systems:]]
-
-
-# By shape: the column of a whole conversation; or that of the reply, and how the turns before it are read
-WHOLE = {"messages": "messages", "real_generated": "real", "sharegpt": "conversations"}
-REPLY = {"prompt_completion": "completion", "alpaca": "output"}
-ASKED: dict[str, Callable[[Cells], Turns]] = {
-    "prompt_completion": _of_prompt,
-    "prompt": _of_prompt,
-    "alpaca": _of_alpaca,
-    "messages": lambda cells: cells.turns("messages"),
-    "sharegpt": lambda cells: cells.turns("conversations"),
-}

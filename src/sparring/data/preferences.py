@@ -11,7 +11,7 @@ from typing import Any
 
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
-from sparring.data.conversations import Loaded, Shaped, is_empty, none_left, to_conversation, tokenised
+from sparring.data.conversations import Loaded, is_empty, load, none_left, to_conversation, tokenised
 from sparring.data.records import Conversation, Duel, TokenIds
 from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
@@ -55,14 +55,11 @@ def load_pairs(section: PairsSection, data: DataSection) -> Loaded[Pair]:
     bad = BadRows(data.on_bad_row == "drop")
     table = open_table(section, 0, bad)
     for name in (*PAIR_SHAPE.required, *section.columns):
-        _require_column(section, name, table.columns, table.source)
-    source = Shaped.of(table, section, PAIR_SHAPE, data.reasoning, ())
-    found = []
-    for where, row in source.rows():
-        with bad.caught():
-            found.append(_pair(row, source.reading, where))
-    kept = [pair for pair in found if pair is not None]
-    return source.loaded(kept, {"untrained": len(found) - len(kept)}, bad)
+        if (own := section.columns.get(name, name)) not in table.columns:
+            what = f"preference pairs need a column {own!r}; the columns are: {', '.join(table.columns)}"
+            remedy = f"name your own in {section.option}.columns, for example {{{name}: my_{name}}}"
+            raise UserError(what, where=table.source, remedy=remedy)
+    return load(section, data, table, bad, PAIR_SHAPE, _pair)
 
 
 def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
@@ -71,8 +68,7 @@ def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
     """
     loaded = load_pairs(section, limits)
-    counts = {**dict.fromkeys(PAIR_COUNTS, 0), **loaded.counts}
-    counts["read"] = len(loaded.rows) + counts["untrained"] + loaded.bad.count
+    counts = {name: loaded.counts.get(name, 0) for name in PAIR_COUNTS}
     tokenise = partial(_tokenised, limits=limits, chat=chat, held_out=held_out)
     duels = tokenised(_distinct(loaded.rows, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     counts["pairs"] = len(duels)
@@ -100,28 +96,18 @@ def read_pairs(path: Path) -> list[Duel]:
     ]
 
 
-def _require_column(section: PairsSection, name: str, there: Sequence[str], source: str) -> None:
-    own = section.columns.get(name, name)
-    if own not in there:
-        raise UserError(
-            f"preference pairs need a column {own!r}; the columns are: {', '.join(there)}",
-            where=source,
-            remedy=f"name your own in {section.option}.columns, for example {{{name}: my_{name}}}",
-        )
-
-
 def _pair(row: Row, reading: Reading, where: str) -> Pair | None:
     own = {name: reading.columns.get(name, name) for name in ("prompt", "chosen", "rejected")}
     row = {**row, **{name: unpacked(row.get(name), reading) for name in own.values()}}
     prompt, chosen = row[own["prompt"]], row[own["chosen"]]
-    read = _whole if _holds_prompt(prompt, chosen) else _after_prompt
-    better, worse = (read(row, reading, name, where) for name in ("chosen", "rejected"))
+    is_whole = _holds_prompt(prompt, chosen)
+    better, worse = (_side(row, reading, name, is_whole, where) for name in ("chosen", "rejected"))
     if better is None or worse is None:
         return None
     if better.prompt != worse.prompt:
         raise UserError("chosen and rejected do not answer the same turns", where=where, remedy=FIX_ROW)
     asked = [turn["content"] for turn in better.prompt]
-    if read is _whole and isinstance(prompt, str) and prompt not in asked:
+    if is_whole and isinstance(prompt, str) and prompt not in asked:
         raise UserError("prompt is none of the turns of chosen", where=where, remedy="fix the row, or leave the prompt out")
     return Pair(where, better, worse)
 
@@ -137,25 +123,19 @@ def _holds_prompt(prompt: Any, chosen: Any) -> bool:
     return ROLES.get(str(chosen[0].get("role", chosen[0].get("from"))).lower()) in ("system", "user")
 
 
-def _whole(row: Row, reading: Reading, name: str, where: str) -> Conversation | None:
+def _side(row: Row, reading: Reading, name: str, is_whole: bool, where: str) -> Conversation | None:
+    """One reply with its turns. is_whole: the column holds the whole conversation, not only the reply to the prompt."""
     own = reading.columns.get(name, name)
+    context = {standard: column for standard, column in reading.columns.items() if standard in ("system", "history")}
+    if not is_whole:
+        columns = {"prompt": reading.columns.get("prompt", "prompt"), "completion": own, **context}
+        return to_conversation(row, "prompt_completion", replace(reading, columns=columns), where)
     if isinstance(row.get(own), str):
         remedy = "give a column prompt: plain texts do not say where the prompt ends"
         raise UserError(f"{name} is plain text and the row has no prompt", where=where, remedy=remedy)
     if Cells(row, reading, where).history():
         raise UserError(f"the row has a history, but {name} already holds the whole conversation", where=where, remedy=FIX_ROW)
-    return to_conversation(row, "messages", _named(reading, messages=own), where)
-
-
-def _after_prompt(row: Row, reading: Reading, name: str, where: str) -> Conversation | None:
-    names = {"prompt": reading.columns.get("prompt", "prompt"), "completion": reading.columns.get(name, name)}
-    return to_conversation(row, "prompt_completion", _named(reading, **names), where)
-
-
-def _named(reading: Reading, **names: str) -> Reading:
-    """The same reading for the columns of one side of a pair."""
-    context = {name: own for name, own in reading.columns.items() if name in ("system", "history")}
-    return replace(reading, columns={**names, **context})
+    return to_conversation(row, "messages", replace(reading, columns={"messages": own, **context}), where)
 
 
 def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> dict[str, Pair]:

@@ -25,11 +25,10 @@ from sparring.data.conversations import (
     none_left,
     tokenised,
 )
-from sparring.data.records import Conversation, Example
+from sparring.data.records import Conversation, Example, make_message
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
 from sparring.data.tables import read_rows, whole
-from sparring.data.turns import Turn
 from sparring.errors import UserError, suggestion
 from sparring.rundir import digest, file_hash
 
@@ -72,54 +71,35 @@ def source_fingerprint(section: Source) -> str:
 
 def chat_fingerprint(chat: Chat) -> str:
     """Hash of everything that turns messages into token ids."""
-    return digest(
-        [
-            chat.template,
-            chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else repr(chat.tokenizer),
-            sorted(chat.stop_ids),
-        ]
-    )
+    tokenizer = chat.tokenizer.backend_tokenizer.to_str() if chat.tokenizer.is_fast else repr(chat.tokenizer)
+    return digest([chat.template, tokenizer, sorted(chat.stop_ids)])
 
 
 PROMPTS = "prompts.parquet"  # in a data stage: the prompts without replies, if the recipe has any
 
 # Outcomes of the rows, and of data.prompts; `read` is the sum of those that follow it.
-ROW_COUNTS = (
-    "read",
-    "empty",
-    "duplicates",
-    "prompt_too_long",
-    "reply_too_long",
-    "not_in_subset",
-    "prompt_held_out",
-    "untrained",
-    "bad",
-    "train",
-    "held_out",
-)
+ROW_COUNTS: tuple[str, ...] = ("read", "empty", "duplicates", "prompt_too_long", "reply_too_long", "not_in_subset", "prompt_held_out")
+ROW_COUNTS += ("untrained", "bad", "train", "held_out")
 PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prompt_too_long", "not_in_subset", "bad", "prompts")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows in the order of their ids. No prompt is in both lists, neither as text nor as token ids.
+    """Tokenised rows in the order of their ids. No prompt is in two lists, neither as text nor as token ids.
 
     `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
     ids, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
     surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped, prompts_with_several_answers. With
     data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
-    `notices`: the decisions, one sentence each.
-    `unused`: columns of the rows and of the prompts, and keys of their turns, that nothing reads.
-    `prompts`: those of data.prompts, none of which is a prompt of the other two lists; `prompt_counts`: PROMPT_COUNTS of them.
     """
 
     train: list[Example]
     held_out: list[Example]
     counts: dict[str, int]
-    notices: list[str]
-    prompts: list[Example] = field(default_factory=list)
-    prompt_counts: dict[str, int] = field(default_factory=dict)
-    unused: tuple[str, ...] = ()
+    notices: list[str]  # the decisions, one sentence each
+    prompts: list[Example] = field(default_factory=list)  # those of data.prompts
+    prompt_counts: dict[str, int] = field(default_factory=dict)  # PROMPT_COUNTS of them
+    unused: tuple[str, ...] = ()  # columns of the rows and of the prompts, and keys of their turns, that nothing reads
 
 
 def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
@@ -133,17 +113,18 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     examples = tokenised(_distinct(loaded, counts), section.max_examples, seed, tokenise, counts, loaded.bad)
     if not examples:
         raise _nothing_left(section, counts, loaded.bad)
-    train, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
-    train = _without_prompts_of(held_out, train, counts)
-    counts["train"], counts["held_out"] = len(train), len(held_out)
+    split, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
+    # different texts can render to the same ids, as when a template trims blanks
+    held_out_ids = {example.prompt_ids for example in held_out}
+    train = [example for example in split if example.prompt_ids not in held_out_ids]
+    counts |= {"train": len(train), "held_out": len(held_out), "prompt_held_out": len(split) - len(train)}
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
-    prompts = load_prompts(section.prompts, section) if section.prompts else None
-    _check_columns(section, [*loaded.columns, *(prompts.columns if prompts else ())])
-    found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if prompts else ([], {})
-    of_prompts = [*prompts.notices, *prompts.bad.notices] if prompts else []
-    notices = [*loaded.notices, *loaded.bad.notices, *of_prompts, *chat.notices]
-    unused = (*loaded.unused, *(f"prompts: {name}" for name in (prompts.unused if prompts else ())))
+    prompts = load_prompts(section.prompts, section) if section.prompts else Loaded[Located]([], {}, [], (), BadRows(), ())
+    _check_columns(section, [*loaded.columns, *prompts.columns])
+    found, prompt_counts = _prompts(prompts, section, chat, seed, train, held_out) if section.prompts else ([], {})
+    notices = [*loaded.notices, *loaded.bad.notices, *prompts.notices, *prompts.bad.notices, *chat.notices]
+    unused = (*loaded.unused, *(f"prompts: {name}" for name in prompts.unused))
     return Prepared(train, held_out, counts, notices, found, prompt_counts, unused)
 
 
@@ -152,7 +133,7 @@ def _prompts(
 ) -> tuple[list[Example], dict[str, int]]:
     """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by text or by token ids."""
     assert section.prompts is not None
-    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": len(loaded.rows) + loaded.bad.count}
+    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), **{name: count for name, count in loaded.counts.items() if count}}
     rows = _distinct_prompts(loaded.rows, counts, section.held_out, train, held_out)
     # different texts can render to the same ids
     left_out = {**{one.prompt_ids: "in_sft_rows" for one in train}, **{one.prompt_ids: "held_out" for one in held_out}}
@@ -170,7 +151,6 @@ def _prompts(
     counts["prompts"] = len(found)
     if not found:
         raise none_left("prompt is left to play on", counts, f"data.prompts ({section.prompts.named})")
-    counts |= loaded.counts
     if section.prompts.answer is not None:
         counts["without_answer"] = sum(example.conversation.answer is None for example in found)
     return found, counts
@@ -196,14 +176,10 @@ def _distinct_prompts(
 
 
 def _check_columns(section: DataSection, present: Sequence[str]) -> None:
-    for name in section.checker_columns:
-        if name not in present:
-            there = ", ".join(dict.fromkeys(present))
-            raise UserError(
-                f"{name!r} is not a column of the rows{' or prompts' if section.prompts else ''}; they have: {there}",
-                where="data.checker_columns",
-                remedy=suggestion(name, present, otherwise="correct the name"),
-            )
+    if missing := next((name for name in section.checker_columns if name not in present), None):
+        there, of = ", ".join(dict.fromkeys(present)), "rows or prompts" if section.prompts else "rows"
+        remedy = suggestion(missing, present, otherwise="correct the name")
+        raise UserError(f"{missing!r} is not a column of the {of}; they have: {there}", where="data.checker_columns", remedy=remedy)
 
 
 def _distinct(loaded: Loaded[Located], counts: dict[str, int]) -> dict[str, Located]:
@@ -236,7 +212,7 @@ def split_by_prompt(examples: Sequence[Example], held_out: int | float) -> tuple
     prompts with the lowest hashes until at least that many rows are held out.
     """
     keys = [example.conversation.prompt_key for example in examples]
-    chosen = _below(held_out, keys) if isinstance(held_out, float) else _lowest(held_out, keys)
+    chosen = _below(held_out, keys) if isinstance(held_out, float) else set(sorted(keys)[:held_out])
     sides: tuple[list[Example], list[Example]] = ([], [])
     for key, example in zip(keys, examples, strict=True):
         sides[key in chosen].append(example)
@@ -248,34 +224,17 @@ def _below(fraction: float, keys: Iterable[str]) -> set[str]:
     return {key for key in keys if int(key, 16) < threshold}
 
 
-def _lowest(count: int, keys: Sequence[str]) -> set[str]:
-    """The smallest prompt hashes that together have `count` rows; `keys` has the prompt of every row."""
-    ordered = sorted(keys)
-    return set(ordered[:count])
-
-
-def _without_prompts_of(held_out: list[Example], train: list[Example], counts: dict[str, int]) -> list[Example]:
-    """The training rows whose prompt ids are not held out: different texts can render to the same ids, as when a template trims blanks."""
-    unseen = {example.prompt_ids for example in held_out}
-    kept = [example for example in train if example.prompt_ids not in unseen]
-    counts["prompt_held_out"] = len(train) - len(kept)
-    return kept
-
-
 def _nothing_left(section: DataSection, counts: dict[str, int], bad: BadRows) -> UserError:
     rules = {
-        "empty": "an empty prompt or reply",
-        "prompt_too_long": f"a prompt over data.max_prompt_tokens ({section.max_prompt_tokens})",
-        "reply_too_long": f"a reply over data.max_reply_tokens ({section.max_reply_tokens})",
+        "empty": "for an empty prompt or reply",
+        "prompt_too_long": f"for a prompt over data.max_prompt_tokens ({section.max_prompt_tokens})",
+        "reply_too_long": f"for a reply over data.max_reply_tokens ({section.max_reply_tokens})",
+        "duplicates": "as duplicates",
+        "bad": f"as bad rows, the first {bad.first.where}: {bad.first.what}" if bad.first else "",
+        "untrained": "because no reply is to be trained on",
     }
-    dropped = [f"{counts[key]} for {rule}" for key, rule in rules.items() if counts[key]]
-    if counts["duplicates"]:
-        dropped.append(f"{counts['duplicates']} as duplicates")
-    if bad.first is not None:
-        dropped.append(f"{bad.count} as bad rows, the first {bad.first.where}: {bad.first.what}")
-    if counts["untrained"]:
-        dropped.append(f"{counts['untrained']} because no reply is to be trained on")
-    what = f"no row is left of {counts['read']}: dropped {', '.join(dropped)}"
+    dropped = ", ".join(f"{counts[key]} {rule}" for key, rule in rules.items() if counts[key])
+    what = f"no row is left of {counts['read']}: dropped {dropped}"
     return UserError(what, where=section.named, remedy="look at the rule that dropped most")
 
 
@@ -340,7 +299,7 @@ def _as_row(example: Example) -> dict[str, Any]:
 
 
 def _as_example(row: dict[str, Any]) -> Example:
-    prompt = tuple(Turn(turn["role"], turn["content"], turn.get("reasoning_content") or "").message for turn in row["prompt"])
+    prompt = tuple(make_message(turn["role"], turn["content"], turn.get("reasoning_content")) for turn in row["prompt"])
     columns = json.loads(row["columns"]) if row.get("columns") else {}
     conversation = Conversation(prompt, row["reply"], row.get("answer"), columns, row.get("reasoning") or "")
     return Example(row["row_id"], conversation, tuple(row["prompt_ids"]), tuple(row["reply_ids"]))

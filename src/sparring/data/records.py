@@ -20,27 +20,28 @@ class Message(TypedDict):
     reasoning_content: NotRequired[str]
 
 
+def make_message(role: str, content: str, reasoning: str | None = None) -> Message:
+    """The turn as chat templates take it, with `reasoning_content` if there is any."""
+    message = Message(role=role, content=content)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    return message
+
+
 @dataclass(frozen=True)
 class Conversation:
-    """One row before tokenisation: everything up to the last assistant turn, and that turn; "" for a prompt without a reply.
-
-    `answer` is the text of the row's answer column, `columns` holds further columns for a checker's function. `reasoning` is the
-    assistant's reasoning before the reply, if the row stores it separately.
-    """
+    """One row before tokenisation: everything up to the last assistant turn, and that turn."""
 
     prompt: tuple[Message, ...]
-    reply: str
-    answer: str | None = field(default=None, compare=False)
-    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    reasoning: str = ""
+    reply: str  # "" for a prompt without a reply
+    answer: str | None = field(default=None, compare=False)  # the text of the row's answer column
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False)  # further columns for a checker's function
+    reasoning: str = ""  # the assistant's, before the reply, if the row stores it separately
 
     @property
     def turn(self) -> Message:
         """The reply as the assistant's turn."""
-        message = Message(role="assistant", content=self.reply)
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        return message
+        return make_message("assistant", self.reply, self.reasoning)
 
     @property
     def text(self) -> str:
@@ -60,13 +61,12 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Example:
-    """One tokenised row. `prompt_ids` is exactly the prefix under which replies are sampled and scored; `reply_ids` of a prompt without a
-    human reply is empty."""
+    """One tokenised row."""
 
     row_id: str
     conversation: Conversation
-    prompt_ids: TokenIds
-    reply_ids: TokenIds
+    prompt_ids: TokenIds  # exactly the prefix under which replies are sampled and scored
+    reply_ids: TokenIds  # empty for a prompt without a human reply
 
     @property
     def has_reply(self) -> bool:
@@ -134,19 +134,15 @@ class Triplet(Duel):
 
 @dataclass(frozen=True)
 class Contest:
-    """The replies to one prompt that win and those that lose: a tree with one branch each, winners first.
-
-    `pairs` are (index of the winner, index of the loser); a contest without pairs has only winners, for
-    their likelihood. `weight` multiplies the loss of the whole contest.
-    """
+    """The replies to one prompt that win and those that lose: a tree with one branch each, winners first."""
 
     row_id: str
     source_iteration: int
     prompt_ids: TokenIds
     winners: tuple[TokenIds, ...]
     losers: tuple[TokenIds, ...]
-    pairs: tuple[tuple[int, int], ...]
-    weight: float
+    pairs: tuple[tuple[int, int], ...]  # (index of the winner, of the loser); without pairs there are only winners, for their likelihood
+    weight: float  # multiplies the loss of the whole contest
 
     @property
     def duel_id(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ class BadRows:
 @dataclass(frozen=True)
 class Table:
     """The rows of one source, `count` of them. `columns` names all that exist; `read` returns the rows with at least the requested
-    columns. `notices` has the decisions about the source, one sentence each."""
+    columns, each with its place ("FILE, line 3"; rows count from 1). `notices` has the decisions about the source, one sentence each."""
 
     source: str
     columns: tuple[str, ...]
@@ -73,7 +73,7 @@ def table_of(source: str, items: Iterable[tuple[str, Any]], bad: BadRows, notice
     return Table(source, tuple(columns), len(located), lambda _: located, notices)
 
 
-def joined(source: str, tables: Collection[Table]) -> Table:
+def joined(source: str, tables: Collection[Table], notice: str) -> Table:
     """The rows of several files as those of one source."""
     columns = tuple(dict.fromkeys(name for table in tables for name in table.columns))
 
@@ -81,7 +81,7 @@ def joined(source: str, tables: Collection[Table]) -> Table:
         for table in tables:
             yield from table.read([name for name in names if name in table.columns])
 
-    notices = tuple(notice for table in tables for notice in table.notices)
+    notices = (notice, *(notice for table in tables for notice in table.notices))
     return Table(source, columns, sum(table.count for table in tables), read, notices)
 
 
@@ -123,11 +123,16 @@ def parsed(text: str, where: str, remedy: str) -> Any:
 
 
 class RowShape(NamedTuple):
-    """Standard columns of a row. Those of `unread` belong to the shape but are not read."""
+    """Standard columns of a row: first the one of its turns, then the one of its reply. Those of `unread` are not read."""
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether one column holds whole conversations; a flattened one may have a column with the turns before."""
+        return "history" not in self.optional
 
     @property
     def columns(self) -> set[str]:
@@ -146,14 +151,12 @@ SHAPES: dict[str, RowShape] = {
     "prompt_completion": RowShape(("prompt", "completion"), _PARTS),
     "alpaca": RowShape(("instruction", "output"), ("input", *_PARTS)),
 }
-# Shapes of prompts without replies, each with the columns that would hold a reply
+# Shapes of prompts without replies; unread are the columns that would hold a reply
 PROMPT_SHAPES: dict[str, RowShape] = {
-    "messages": RowShape(("messages",), _WHOLE),
-    "sharegpt": RowShape(("conversations",), _WHOLE),
-    "prompt": RowShape(("prompt",), _PARTS),
-    "alpaca": RowShape(("instruction",), ("input", *_PARTS)),
+    name.removesuffix("_completion"): RowShape(shape.required[:1], shape.optional, shape.required[1:])
+    for name, shape in SHAPES.items()
+    if name != "real_generated"
 }
-REPLY_COLUMNS = {"prompt": ("completion",), "alpaca": ("output",)}
 PAIR_SHAPE = RowShape(("chosen", "rejected"), ("prompt", *_PARTS))
 STANDARD_COLUMNS = frozenset(name for shape in SHAPES.values() for name in shape.columns)
 KNOWN_COLUMNS = STANDARD_COLUMNS | PAIR_SHAPE.columns
@@ -163,35 +166,30 @@ TOOL_COLUMNS = ("tools", "functions")
 SYSTEM_LIKE = frozenset(("system_prompt", "system_message", "system_text", "sys_prompt", "instructions"))
 
 
-def choose_shape(shape: str, columns: Mapping[str, str], present: Iterable[str], source: str) -> str:
+def choose_shape(shape: str, columns: Mapping[str, str], present: Sequence[str], source: str) -> str:
     """The shape to read rows with. `auto` takes the first one (in the order of SHAPES) whose columns are `present`.
 
     `columns` maps standard names to the rows' own; a shape is only considered if it uses all of them.
     """
-    candidates = SHAPES if shape == "auto" else {shape: SHAPES[shape]}
-    if shape == "auto":  # a single column `real` may mean anything
-        candidates = {**candidates, "real_generated": RowShape(("real", "generated"), _WHOLE)}
-    found = _first_that_fits(candidates, columns, list(present), source, "data")
-    if found is None:
-        raise _no_shape(shape, columns, list(present), source)
-    return found
+    candidates = {shape: SHAPES[shape]} if shape != "auto" else {**SHAPES, "real_generated": RowShape(("real", "generated"), _WHOLE)}
+    if found := _first_that_fits(candidates, columns, present, source, "data"):
+        return found
+    what = "no known shape fits" if shape == "auto" else f"data.shape {shape} needs {', '.join(SHAPES[shape].required)} and does not fit"
+    example = "{prompt: question, completion: answer}"
+    if set(PAIR_SHAPE.required) <= set(present):
+        example = "{completion: chosen}, or {messages: chosen} if that column holds conversations"
+    raise _no_shape(what, SHAPES, columns, present, source, "data", example)
 
 
-def choose_prompt_shape(columns: Mapping[str, str], present: Iterable[str], source: str) -> str:
+def choose_prompt_shape(columns: Mapping[str, str], present: Sequence[str], source: str) -> str:
     """The shape to read the rows of `data.prompts` with, one of PROMPT_SHAPES. Raises UserError if none fits."""
-    found = _first_that_fits(PROMPT_SHAPES, columns, list(present), source, "data.prompts")
-    if found is None:
-        known = "; ".join(f"{name} ({', '.join(spec.required)})" for name, spec in PROMPT_SHAPES.items())
-        raise UserError(
-            f"no column holds a prompt; the columns are: {', '.join(present) or '(none)'}",
-            where=source,
-            remedy=f"known shapes: {known}; or name your own column, for example data.prompts.columns: {{prompt: question}}",
-        )
-    return found
+    if found := _first_that_fits(PROMPT_SHAPES, columns, present, source, "data.prompts"):
+        return found
+    raise _no_shape("no column holds a prompt among", PROMPT_SHAPES, columns, present, source, "data.prompts", "{prompt: question}")
 
 
 def _first_that_fits(
-    candidates: Mapping[str, RowShape], columns: Mapping[str, str], present: list[str], source: str, option: str
+    candidates: Mapping[str, RowShape], columns: Mapping[str, str], present: Sequence[str], source: str, option: str
 ) -> str | None:
     for standard, own in columns.items():
         if own not in present:
@@ -204,15 +202,10 @@ def _first_that_fits(
     return None
 
 
-def _no_shape(shape: str, columns: Mapping[str, str], present: list[str], source: str) -> UserError:
-    known = "; ".join(f"{name} ({', '.join(spec.required)})" for name, spec in SHAPES.items())
-    mapped = f" with data.columns {', '.join(f'{k}: {v}' for k, v in columns.items())}" if columns else ""
-    wanted = "no known shape fits" if shape == "auto" else f"data.shape {shape} needs {', '.join(SHAPES[shape].required)} and does not fit"
-    example = "{prompt: question, completion: answer}"
-    if set(PAIR_SHAPE.required) <= set(present):
-        example = "{completion: chosen}, or {messages: chosen} if that column holds conversations"
-    return UserError(
-        f"{wanted} the columns: {', '.join(present) or '(none)'}{mapped}",
-        where=source,
-        remedy=f"known shapes: {known}; or name your own columns, for example data.columns: {example}",
-    )
+def _no_shape(
+    what: str, shapes: Mapping[str, RowShape], columns: Mapping[str, str], present: Sequence[str], source: str, option: str, example: str
+) -> UserError:
+    known = "; ".join(f"{name} ({', '.join(shape.required)})" for name, shape in shapes.items())
+    mapped = f" with {option}.columns {', '.join(f'{name}: {own}' for name, own in columns.items())}" if columns else ""
+    remedy = f"known shapes: {known}; or name your own columns, for example {option}.columns: {example}"
+    return UserError(f"{what} the columns: {', '.join(present) or '(none)'}{mapped}", where=source, remedy=remedy)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable, Collection
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 
 from sparring.config import PairsSection
 from sparring.data.arrow import read_hub, read_parquet
-from sparring.data.shapes import BadRows, LocatedRow, Source, Table, joined, table_of
+from sparring.data.shapes import BadRows, Source, Table, joined, table_of
 from sparring.data.text_files import UNPACKERS, read_csv, read_json, read_jsonl
 from sparring.errors import UserError, nearest, suggestion
 from sparring.files import require_regular
@@ -26,27 +25,17 @@ PARTS = {"train": "train", "test": "test", **dict.fromkeys(("val", "valid", "val
 def open_table(section: Source, seed: int, bad: BadRows) -> Table:
     """The source that `section.path` names. A local file is preferred to a Hub id. Raises UserError if it cannot be read."""
     table = _open(section, seed, bad)
-    _require_rows(section, table, bad)
-    answer = None if isinstance(section, PairsSection) else section.answer
-    if answer is not None and answer not in table.columns:
-        what = f"there is no column {answer!r} ({section.option}.answer); the columns are: {', '.join(table.columns)}"
-        raise UserError(what, where=table.source, remedy=suggestion(answer, table.columns, otherwise=f"correct {section.option}.answer"))
-    return table
-
-
-def read_rows(table: Table, names: Collection[str]) -> list[LocatedRow]:
-    """All rows of the table, each with its place ("FILE, line 3"; rows count from 1), with those of its columns that are in `names`."""
-    return list(table.read([name for name in table.columns if name in names]))
-
-
-def _require_rows(section: Source, table: Table, bad: BadRows) -> None:
-    if table.count:
-        return
-    if bad.first is not None:
+    option = section.option
+    if not table.count and bad.first is not None:
         what = f"none of its {bad.count} rows can be read; the first: {bad.first.what}"
         raise UserError(what, where=bad.first.where, remedy=bad.first.remedy)
-    option = section.option
-    raise UserError("the data is empty: it has no rows", where=table.source, remedy=f"check {option}.path (and {option}.split)")
+    if not table.count:
+        raise UserError("the data is empty: it has no rows", where=table.source, remedy=f"check {option}.path (and {option}.split)")
+    answer = None if isinstance(section, PairsSection) else section.answer
+    if answer is not None and answer not in table.columns:
+        what = f"there is no column {answer!r} ({option}.answer); the columns are: {', '.join(table.columns)}"
+        raise UserError(what, where=table.source, remedy=suggestion(answer, table.columns, otherwise=f"correct {option}.answer"))
+    return table
 
 
 def _open(section: Source, seed: int, bad: BadRows) -> Table:
@@ -60,9 +49,8 @@ def _open(section: Source, seed: int, bad: BadRows) -> Table:
     tables = [READERS[_kind(file)](file, bad) for file in files]
     if len(tables) == 1:
         return tables[0]
-    several = joined(section.named, tables)
     notice = f"{section.named}: {len(files)} files, {', '.join(file.name for file in files[:8])}{', ...' if len(files) > 8 else ''}"
-    return replace(several, notices=(notice, *several.notices))
+    return joined(section.named, tables, notice)
 
 
 def local_files(section: Source) -> list[Path] | None:
@@ -70,10 +58,12 @@ def local_files(section: Source) -> list[Path] | None:
 
     None for a Hub id or built-in data. Raises UserError if one is missing or is not a data file.
     """
-    if len(section.paths) == 1:
-        path = section.named
-        if path.startswith("builtin:") or (not _exists(Path(path).expanduser()) and _may_be_hub_id(path)):
-            return None
+    path = section.named
+    may_be_hub_id = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path) and not path.lower().endswith(
+        (*DATA_FILES, *NOT_ON_HUB)
+    )
+    if len(section.paths) == 1 and (path.startswith("builtin:") or (may_be_hub_id and not _exists(Path(path).expanduser()))):
+        return None
     files = [file for path in section.paths for file in _files_of(path, section)]
     twice = next((file for place, file in enumerate(files) if file in files[:place]), None)
     if twice is not None:
@@ -150,9 +140,8 @@ def _builtin(path: str, seed: int, bad: BadRows) -> Table:
 def _refuse_hub_options(section: Source, what: str) -> None:
     for key in ("name", "revision"):
         if (value := getattr(section, key)) is not None:
-            raise UserError(
-                f"{value!r} is for Hub data sets, but {section.named} is {what}", where=f"{section.option}.{key}", remedy="leave it out"
-            )
+            why = f"{value!r} is for Hub data sets, but {section.named} is {what}"
+            raise UserError(why, where=f"{section.option}.{key}", remedy="leave it out")
 
 
 def _exists(path: Path) -> bool:
@@ -160,11 +149,6 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except OSError:  # a parent folder without permission, or a name that is too long: reading it will report that
         return True
-
-
-def _may_be_hub_id(path: str) -> bool:
-    has_form = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", path)
-    return bool(has_form) and not path.lower().endswith((*DATA_FILES, *NOT_ON_HUB))
 
 
 def _other_files(path: Path) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sparring.data.records import Message
 from sparring.errors import UserError, suggestion
@@ -48,8 +48,7 @@ PLAIN_TEXT_MARK = re.compile(r"<[^<>/\s][^<>\s]*>")
 SHOWN = 60  # characters of a text in a message
 
 
-@dataclass(frozen=True)
-class Lost:
+class Lost(NamedTuple):
     """The turn whose text is missing in a rendering; `written` is the text found in its place."""
 
     place: int
@@ -68,12 +67,9 @@ def lost_turn(rendered: str, turns: Sequence[Message]) -> Lost | None:
 
 def cuts_thinking(rendered: str, turns: Sequence[Message]) -> bool:
     """Whether the reasoning of an earlier assistant turn is missing."""
-    thoughts = [thought for turn in turns if turn["role"] == "assistant" and (thought := _thought(turn)).strip()]
-    return bool(thoughts) and any(squeezed(thought) not in squeezed(rendered) for thought in thoughts)
-
-
-def _thought(turn: Message) -> str:
-    return turn.get("reasoning_content") or turn["content"].rpartition(END_OF_THINKING)[0].rpartition(THINKING)[2]
+    said = (turn for turn in turns if turn["role"] == "assistant")
+    thoughts = [turn.get("reasoning_content") or turn["content"].rpartition(END_OF_THINKING)[0].rpartition(THINKING)[2] for turn in said]
+    return any(squeezed(thought) not in squeezed(rendered) for thought in thoughts)
 
 
 def squeezed(text: str) -> str:
@@ -84,11 +80,11 @@ def squeezed(text: str) -> str:
 def _first_lost(rendered: str, turns: Sequence[Message], form: Callable[[str], str]) -> Lost | None:
     rendered, at = form(rendered), 0
     for number, turn in enumerate(turns):
-        found = ((rendered.find(text, at), len(text)) for text in map(form, _texts(turn)))
-        place, length = next(((place, length) for place, length in found if place >= 0), (-1, 0))
-        if place < 0:
+        ends = (place + len(text) for text in map(form, _texts(turn)) if (place := rendered.find(text, at)) >= 0)
+        end = next(ends, None)
+        if end is None:
             return Lost(number, rendered[at:])
-        at = place + length
+        at = end
     return None
 
 
@@ -135,66 +131,66 @@ def without_open_thinking(prompt_text: str, reply: Message) -> Message:
     return reply
 
 
+def _refusal(source: str, what: str, where: str | None, remedy: str) -> UserError:
+    """remedy: continues "set the option to a template"."""
+    return UserError(f"{source} {what}", where=where, remedy=f"set {OPTION} to a template {remedy}")
+
+
 def lost_error(source: str, turn: Message, written: str, where: str | None) -> UserError:
     """written: what the template wrote in place of the turn."""
     role, given = turn["role"], _clipped(turn["content"])
-    what = f"{source} does not write the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
-    return UserError(what, where=where, remedy=f"set {OPTION} to a template that writes the {role}'s turns as they are, or drop the row")
+    what = f"does not write the text of a turn of the {role}: it got {given!r} and wrote {_clipped(written)!r}"
+    return _refusal(source, what, where, f"that writes the {role}'s turns as they are, or drop the row")
 
 
 def no_reasoning_error(source: str, turn: Message, where: str | None) -> UserError:
     """The template does not write the assistant's reasoning."""
     thought = _clipped(turn["reasoning_content"])
-    what = f"{source} does not write the assistant's reasoning ({thought!r}) before its text {_clipped(turn['content'])!r}"
-    remedy = f"set {OPTION} to a template that writes it, put it into the text as the model writes it, or set data.reasoning: drop"
-    return UserError(what, where=where, remedy=remedy)
+    what = f"does not write the assistant's reasoning ({thought!r}) before its text {_clipped(turn['content'])!r}"
+    return _refusal(source, what, where, "that writes it, put it into the text as the model writes it, or set data.reasoning: drop")
 
 
 def cut_error(source: str, reply: Message, written: str, where: str | None) -> UserError:
     """The rendering does not contain the whole reply."""
     whole = "\n".join(text for text in (reply.get("reasoning_content"), reply["content"]) if text)
     given, written = _difference(whole, written)
-    what = f"{source} changes the reply of the assistant, so that another text would be trained on: it got {given!r} and wrote {written!r}"
-    remedy = f"set {OPTION} to a template that writes the assistant's turns as they are"
-    if "reasoning_content" in reply:
-        remedy += ", or set data.reasoning: drop"
-    return UserError(what, where=where, remedy=remedy)
+    what = f"changes the reply of the assistant, so that another text would be trained on: it got {given!r} and wrote {written!r}"
+    otherwise = ", or set data.reasoning: drop" if "reasoning_content" in reply else ""
+    return _refusal(source, what, where, f"that writes the assistant's turns as they are{otherwise}")
 
 
 def opening_error(source: str, opening: str, reply: str, where: str | None, kwargs_help: bool) -> UserError:
     """The template writes something between the sampling prefix and the reply that is trained on."""
     what = (
-        f"{source} writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
+        f"writes {_clipped(opening)!r} between the prefix under which the assistant's replies are sampled and the human reply "
         f"{_clipped(reply)!r}: sampled replies do not have it, so that this text alone would distinguish the two"
     )
-    if END_OF_THINKING in opening and kwargs_help:
-        remedy = "set model.chat_template_kwargs: {enable_thinking: false}, so that the prefix has it too, or give rows with reasoning"
-    elif END_OF_THINKING in opening:
-        remedy = f"set {OPTION} to a template that writes no thinking tags for replies without reasoning"
-    else:
-        remedy = f"set {OPTION} to a template that writes the assistant's header only if add_generation_prompt is set"
-    return UserError(what, where=where, remedy=remedy)
+    if END_OF_THINKING not in opening:
+        return _refusal(source, what, where, "that writes the assistant's header only if add_generation_prompt is set")
+    if not kwargs_help:
+        return _refusal(source, what, where, "that writes no thinking tags for replies without reasoning")
+    remedy = f"set {KWARGS_OPTION}: {{enable_thinking: false}}, so that the prefix has it too, or give rows with reasoning"
+    return UserError(f"{source} {what}", where=where, remedy=remedy)
 
 
 def closing_error(source: str, closing: str, reply: str, where: str | None) -> UserError:
     """The template writes something between the reply that is trained on and the end of its turn."""
     what = (
-        f"{source} writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies may "
+        f"writes {_clipped(closing)!r} between the human reply {_clipped(reply)!r} and the end of its turn: sampled replies may "
         "not have it, so that this text alone would distinguish the two"
     )
-    return UserError(what, where=where, remedy=f"set {OPTION} to a template that ends the assistant's turn right after its text")
+    return _refusal(source, what, where, "that ends the assistant's turn right after its text")
 
 
 def prefix_error(source: str, prompt_text: str, full_text: str, where: str | None) -> UserError:
     """The prompt with its reply does not begin with the prompt alone."""
-    at = next((n for n, (one, other) in enumerate(zip(prompt_text, full_text, strict=False)) if one != other), len(full_text))
+    at = _equal_until(prompt_text, full_text)
     sampled, scored = prompt_text[max(0, at - 20) : at + 20], full_text[max(0, at - 20) : at + 20]
-    return UserError(
-        f"{source} writes the prompt differently once the reply is there, so a reply would be sampled under one prefix and "
-        f"scored under another: {sampled!r} without the reply, {scored!r} with it",
-        where=where or OPTION,
-        remedy=f"set {OPTION} to a template whose rendering with the reply begins with its rendering without",
+    what = (
+        "writes the prompt differently once the reply is there, so a reply would be sampled under one prefix and "
+        f"scored under another: {sampled!r} without the reply, {scored!r} with it"
     )
+    return _refusal(source, what, where or OPTION, "whose rendering with the reply begins with its rendering without")
 
 
 def marker_error(source: str, found: re.Match[str], role: str, where: str | None) -> UserError:
@@ -208,9 +204,12 @@ def marker_error(source: str, found: re.Match[str], role: str, where: str | None
 def _difference(given: str, written: str) -> tuple[str, str]:
     """Both texts, from shortly before their first difference."""
     given, written = given.strip(), written.strip()
-    same = next((n for n, (one, other) in enumerate(zip(given, written, strict=False)) if one != other), min(len(given), len(written)))
-    first = max(0, same - SHOWN // 3)
+    first = max(0, _equal_until(given, written) - SHOWN // 3)
     return _clipped(given[first:]), _clipped(written[first:])
+
+
+def _equal_until(one: str, other: str) -> int:
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _clipped(text: str) -> str:

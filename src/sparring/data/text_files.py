@@ -39,18 +39,17 @@ UNPACKERS: dict[str, Callable[[bytes], io.BufferedIOBase]] = {".gz": lambda data
 
 
 def bytes_of(path: Path) -> bytes:
-    """The content of the file, decompressed according to its name. Raises UserError."""
+    """The content of the file, decompressed according to its name, without a byte order mark. Raises UserError."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the file: {error.strerror or error}", where=str(path), remedy="check its permissions") from None
-    unpacker = UNPACKERS.get(path.suffix.lower())
-    if unpacker is None:
-        return data
-    try:
-        return _bounded(unpacker(data), path)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot decompress the file: {first_line(error)}", where=str(path), remedy="write it again") from None
+    if unpacker := UNPACKERS.get(path.suffix.lower()):
+        try:
+            data = _bounded(unpacker(data), path)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"cannot decompress the file: {first_line(error)}", where=str(path), remedy="write it again") from None
+    return data.removeprefix(b"\xef\xbb\xbf")
 
 
 def _bounded(stream: io.BufferedIOBase, path: Path) -> bytes:
@@ -69,7 +68,7 @@ OTHER_DELIMITERS = (";", "\t", "|")
 
 def read_jsonl(path: Path, bad: BadRows) -> Table:
     """The table of a file with one JSON object per line."""
-    return table_of(str(path), _json_lines(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path, bad), bad)
+    return table_of(str(path), _json_lines(bytes_of(path), path, bad), bad)
 
 
 def _json_lines(data: bytes, path: Path, bad: BadRows) -> Iterator[tuple[str, Any]]:
@@ -87,7 +86,7 @@ def _json_lines(data: bytes, path: Path, bad: BadRows) -> Iterator[tuple[str, An
 
 def read_json(path: Path, bad: BadRows) -> Table:
     """A list of rows, an object that holds one, one row, or JSON Lines under the wrong extension, which is common."""
-    data = bytes_of(path).removeprefix(b"\xef\xbb\xbf")
+    data = bytes_of(path)
     text = _decoded(data, path)
     try:
         value = parse_json(text) if text.strip() else []
@@ -129,7 +128,7 @@ def _is_json_object(line: str) -> bool:
 def read_csv(path: Path, bad: BadRows) -> Table:
     """The table of a CSV file: every cell is text, an empty one is "". Blanks around the names in the header are removed."""
     csv.field_size_limit(2**31 - 1)  # the standard limit of 128 KiB is less than a long conversation
-    text = _decoded(bytes_of(path).removeprefix(b"\xef\xbb\xbf"), path)
+    text = _decoded(bytes_of(path), path)
     delimiter = _delimiter(text)
     lines = _csv_lines(_reader(text, delimiter), path)
     _, header = next(lines, (1, []))

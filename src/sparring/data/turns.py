@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from sparring.data.records import Message
+from sparring.data.records import Message, make_message
 from sparring.data.shapes import Row, kind_of, parse_json, parsed
 from sparring.errors import UserError
 
@@ -31,21 +31,17 @@ FLAGS = {"0": False, "false": False, "no": False, "off": False, "1": True, "true
 
 @dataclass(frozen=True)
 class Turn:
-    """`reasoning` is the assistant's reasoning before its text, if the row stores it separately; `trained` is False for a reply that the
-    row marks as not to be trained on."""
+    """One turn of a conversation."""
 
     role: str
     content: str
-    reasoning: str = ""
-    trained: bool = True
+    reasoning: str = ""  # the assistant's, before its text, if the row stores it separately
+    trained: bool = True  # False for a reply that the row marks as not to be trained on
 
     @property
     def message(self) -> Message:
-        """The turn as chat templates take it, with `reasoning_content` if there is any."""
-        message = Message(role=self.role, content=self.content)
-        if self.reasoning:
-            message["reasoning_content"] = self.reasoning
-        return message
+        """The turn as chat templates take it."""
+        return make_message(self.role, self.content, self.reasoning)
 
     def without_surrogates(self) -> Turn:
         """A copy whose texts can be encoded as UTF-8."""
@@ -54,81 +50,13 @@ class Turn:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the rows of a source are read, and what was found in them.
+    """How the rows of a source are read, and what was found in them."""
 
-    columns: the rows' own names of standard columns. reasoning: whether the reasoning of assistants is kept. refused: columns that must be
-    empty in every row. `counts` counts rows, except for turns_as_json (cells) and reasoning_dropped (turns). `unread` are keys of turns
-    that nothing reads, as "messages[].name".
-    """
-
-    columns: Mapping[str, str] = field(default_factory=dict)
-    reasoning: Literal["keep", "drop"] = "keep"
-    refused: tuple[str, ...] = ()
-    counts: Counter[str] = field(default_factory=Counter)
-    unread: dict[str, None] = field(default_factory=dict)
-
-
-def read_turn(turn: Any, column: str, place: int, reading: Reading, where: str) -> Turn:
-    """A turn as role/content or from/value. Raises UserError, naming `where`, for anything but a turn with text."""
-    name = f"{column}[{place}]"
-    if not isinstance(turn, dict):
-        raise UserError(f"{name} is {kind_of(turn)}, not a turn with role and content", where=where, remedy=FIX_ROW)
-    role_key = "role" if turn.get("role") is not None else "from"
-    role = turn.get(role_key)
-    known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
-    if known is None:
-        raise UserError(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}", where=where, remedy=FIX_ROW)
-    if call := next((key for key in CALLS if turn.get(key)), None):
-        raise UserError(f"{name} calls a tool ({call}), which is not supported", where=where, remedy=FIX_ROW)
-    key = "content" if turn.get("content") is not None or "value" not in turn else "value"
-    content = text_of(turn.get(key), f"{name}.{key}", where)
-    read = {role_key, key}
-    reasoning, trained = "", True
-    if known == "assistant":
-        reasoning = _reasoning(turn, name, reading, where)
-        trained = _is_trained(turn, name, where)
-        read.update(REASONING)
-    if further := turn.keys() - READ_KEYS - read:
-        reading.unread.update({f"{column}[].{key}": None for key in sorted(map(str, further)) if turn.get(key) is not None})
-    return Turn(known, content, reasoning, trained)
-
-
-def _reasoning(turn: Mapping[str, Any], name: str, reading: Reading, where: str) -> str:
-    found = {key: text_of(turn[key], f"{name}.{key}", where) for key in REASONING if turn.get(key)}
-    texts = {text for text in found.values() if text.strip()}
-    if not texts:
-        return ""
-    if reading.reasoning == "drop":
-        reading.counts["reasoning_dropped"] += 1
-        return ""
-    if len(texts) > 1:
-        raise UserError(f"{name} has different reasoning in its keys {', '.join(found)}", where=where, remedy=FIX_ROW)
-    return texts.pop()
-
-
-def _is_trained(turn: Mapping[str, Any], name: str, where: str) -> bool:
-    said = [(key, key in TRAINED) for key in (*TRAINED, *MASKED) if turn.get(key) is not None]
-    return all(_flag(turn[key], f"{name}.{key}", where) is wanted for key, wanted in said)
-
-
-def _flag(value: Any, name: str, where: str) -> bool:
-    known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
-    if isinstance(value, (bool, int, float)) and value in (0, 1):  # True == 1 == 1.0
-        known = bool(value)
-    if known is None:
-        what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false); other weights are not supported"
-        raise UserError(what, where=where, remedy=FIX_ROW)
-    return known
-
-
-def text_of(value: Any, name: str, where: str) -> str:
-    """Text, or the joined text parts of a multimodal chat format. Raises UserError for anything else."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
-        return "".join(part["text"] for part in value)
-    remedy = "write numbers as texts, in quotes" if isinstance(value, (int, float)) else FIX_ROW
-    raise UserError(f"{name} is {kind_of(value)}, not text", where=where, remedy=remedy)
+    columns: Mapping[str, str] = field(default_factory=dict)  # the rows' own names of standard columns
+    reasoning: Literal["keep", "drop"] = "keep"  # of assistants
+    refused: tuple[str, ...] = ()  # columns that must be empty in every row
+    counts: Counter[str] = field(default_factory=Counter)  # of rows, except for turns_as_json (cells) and reasoning_dropped (turns)
+    unread: dict[str, None] = field(default_factory=dict)  # keys of turns that nothing reads, as "messages[].name"
 
 
 def _is_text_part(part: Any) -> bool:
@@ -189,7 +117,7 @@ class Cells:
 
     def text(self, standard: str) -> str:
         """A cell as text. Raises UserError for anything else."""
-        return text_of(self.value(standard), self.name(standard), self.where)
+        return self._text_of(self.value(standard), self.name(standard))
 
     def optional_text(self, standard: str) -> str:
         """ "" if the cell is null or blank."""
@@ -204,7 +132,7 @@ class Cells:
             self.reading.counts["turns_as_json"] += 1
         if not isinstance(value, list):
             raise self.fault(f"{name} is {kind_of(value)}, not a list of turns")
-        return [read_turn(turn, name, place, self.reading, self.where) for place, turn in enumerate(value)]
+        return [self._turn(turn, name, place) for place, turn in enumerate(value)]
 
     def side(self, standard: str, role: str) -> Turns:
         """A column that holds text or turns. A list counts as turns when its members have roles, else as parts of one text."""
@@ -212,8 +140,8 @@ class Cells:
         if value is None and role == "assistant":
             raise self.fault(f"row without a reply: {name} is missing or null")
         if are_turns(value):
-            return [read_turn(turn, name, place, self.reading, self.where) for place, turn in enumerate(value)]
-        return [Turn(role, text_of(value, name, self.where))]
+            return [self._turn(turn, name, place) for place, turn in enumerate(value)]
+        return [Turn(role, self._text_of(value, name))]
 
     def opened(self, turns: Turns) -> Turns:
         """The turns with the column `system` as their system turn."""
@@ -222,8 +150,7 @@ class Cells:
         if not text or (own is not None and own.strip() == text.strip()):
             return turns
         if own is not None:
-            what = f"two system texts: the column {self.name('system')} and a system turn differ"
-            raise self.fault(what)
+            raise self.fault(f"two system texts: the column {self.name('system')} and a system turn differ")
         return [Turn("system", text), *turns]
 
     def history(self) -> Turns:
@@ -239,10 +166,10 @@ class Cells:
 
     def _earlier(self, entry: Any, name: str, place: int) -> Turns:
         if isinstance(entry, (list, tuple)) and len(entry) == 2:
-            texts = [text_of(text, f"{name}[{place}][{side}]", self.where) for side, text in enumerate(entry)]
+            texts = [self._text_of(text, f"{name}[{place}][{side}]") for side, text in enumerate(entry)]
             return [Turn(role, text) for role, text in zip(("user", "assistant"), texts, strict=True)]
         if isinstance(entry, dict):
-            return [read_turn(entry, name, place, self.reading, self.where)]
+            return [self._turn(entry, name, place)]
         raise self.fault(f"{name}[{place}] is {kind_of(entry)}, not a pair of question and answer")
 
     def require_no_tools(self) -> None:
@@ -252,6 +179,59 @@ class Cells:
             if value and not (isinstance(value, str) and value.strip() in EMPTY):
                 raise self.fault(f"the column {name!r} has tools, which are not supported")
 
-    def fault(self, what: str) -> UserError:
+    def fault(self, what: str, remedy: str = FIX_ROW) -> UserError:
         """An error about this row."""
-        return UserError(what, where=self.where, remedy=FIX_ROW)
+        return UserError(what, where=self.where, remedy=remedy)
+
+    def _turn(self, turn: Any, column: str, place: int) -> Turn:
+        """A turn as role/content or from/value. Raises UserError for anything but a turn with text."""
+        name = f"{column}[{place}]"
+        if not isinstance(turn, dict):
+            raise self.fault(f"{name} is {kind_of(turn)}, not a turn with role and content")
+        role_key = "role" if turn.get("role") is not None else "from"
+        role = turn.get(role_key)
+        known = ROLES.get(role.strip().lower()) if isinstance(role, str) else None
+        if known is None:
+            raise self.fault(f"{name} has the role {role!r}; known roles: {', '.join(ROLES)}")
+        if call := next((key for key in CALLS if turn.get(key)), None):
+            raise self.fault(f"{name} calls a tool ({call}), which is not supported")
+        key = "content" if turn.get("content") is not None or "value" not in turn else "value"
+        content = self._text_of(turn.get(key), f"{name}.{key}")
+        read = {role_key, key}
+        reasoning, trained = "", True
+        if known == "assistant":
+            reasoning = self._reasoning(turn, name)
+            said = [(key, key in TRAINED) for key in (*TRAINED, *MASKED) if turn.get(key) is not None]
+            trained = all(self._flag(turn[key], f"{name}.{key}") is wanted for key, wanted in said)
+            read.update(REASONING)
+        if further := turn.keys() - READ_KEYS - read:
+            self.reading.unread.update({f"{column}[].{key}": None for key in sorted(map(str, further)) if turn.get(key) is not None})
+        return Turn(known, content, reasoning, trained)
+
+    def _reasoning(self, turn: Mapping[str, Any], name: str) -> str:
+        found = {key: self._text_of(turn[key], f"{name}.{key}") for key in REASONING if turn.get(key)}
+        texts = {text for text in found.values() if text.strip()}
+        if texts and self.reading.reasoning == "drop":
+            self.reading.counts["reasoning_dropped"] += 1
+            return ""
+        if len(texts) > 1:
+            raise self.fault(f"{name} has different reasoning in its keys {', '.join(found)}")
+        return texts.pop() if texts else ""
+
+    def _flag(self, value: Any, name: str) -> bool:
+        if isinstance(value, (bool, int, float)) and value in (0, 1):  # True == 1 == 1.0
+            return bool(value)
+        known = FLAGS.get(value.strip().lower()) if isinstance(value, str) else None
+        if known is None:
+            what = f"{name} is {kind_of(value)}: a turn is trained on (1, true) or not (0, false); other weights are not supported"
+            raise self.fault(what)
+        return known
+
+    def _text_of(self, value: Any, name: str) -> str:
+        """Text, or the joined text parts of a multimodal chat format. Raises UserError for anything else."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and value and all(_is_text_part(part) for part in value):
+            return "".join(part["text"] for part in value)
+        remedy = "write numbers as texts, in quotes" if isinstance(value, (int, float)) else FIX_ROW
+        raise self.fault(f"{name} is {kind_of(value)}, not text", remedy)

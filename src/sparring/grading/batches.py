@@ -29,15 +29,14 @@ SHOWN = ("exact_match", *SAMPLED)  # how the names of scores begin
 
 @dataclass(frozen=True)
 class StoredReply:
-    """A stored reply; `replica` is None for a greedy one. `kept`: the grade that the run gave it; `grade`: the one to show, the same or
-    that of another checker. They are None if there is none."""
+    """A stored reply and its grades, as far as it has any."""
 
     row_id: str
-    replica: int | None
+    replica: int | None  # None for a greedy reply
     text: str
     finish_reason: FinishReason
-    kept: Grade | None
-    grade: Grade | None
+    kept: Grade | None  # the one that the run gave it
+    grade: Grade | None  # the one to show, the same or that of another checker
 
     @property
     def other(self) -> Grade | None:
@@ -47,21 +46,16 @@ class StoredReply:
 
 @dataclass(frozen=True)
 class ReplyBatch:
-    """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones.
-
-    `examples` are in the order of their row ids, and `by_row_id` holds the replies of each by its row id, a greedy one last. `must_end`: a
-    reply that was cut at the limit does not pass, as the run itself counts. `kept_answers`, `reads_answers`: whether kept grades, and those
-    to show, can have an answer.
-    """
+    """The replies of one stage: of an iteration's opponent to training prompts, or of a player to held-out ones."""
 
     stage: str
     is_held_out: bool
-    examples: tuple[Example, ...]
-    by_row_id: Mapping[str, tuple[StoredReply, ...]]
-    must_end: bool
+    examples: tuple[Example, ...]  # in the order of their row ids
+    by_row_id: Mapping[str, tuple[StoredReply, ...]]  # the replies of each, a greedy one last
+    must_end: bool  # a reply that was cut at the limit does not pass, as the run itself counts
     pass_score: float
-    kept_answers: bool
-    reads_answers: bool
+    kept_answers: bool  # whether kept grades can have an answer
+    reads_answers: bool  # whether the grades to show can have one
 
     @property
     def title(self) -> str:

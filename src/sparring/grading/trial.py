@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sparring.checkers.grades import MOST_FAILURES, Checker, GradingRequest, ask
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from sparring.checkers.grades import MOST_FAILURES, Checker, Grade, GradingRequest, ask
 from sparring.checkers.make import CheckerSettings, make_checker
-from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe
+from sparring.checkers.probe import FALSE_POSITIVES, ProbeReport, Tried, probe, share_of_wrong_winners
 from sparring.config import DataSection, PromptsSection, Recipe, builtin_recipes, load_recipe, section_from_options
+from sparring.console import printable
 from sparring.data.conversations import has_no_user_text, is_empty, load_conversations, load_prompts
 from sparring.data.prepare import read_examples
 from sparring.data.records import Conversation
@@ -26,6 +31,9 @@ RIGHT, WRONG, SPRAYED = "human reply", "human reply of another row", ("sprayed",
 LEAST_RIGHT = 0.95  # share of human replies that must pass: the data has errors too
 MENTIONED = 0.5  # with a larger share of passing sprayed answers it suffices to mention it; one in ten is last by chance
 CONFIDENCE = 0.95
+SHOWN = 600  # characters of a text
+PASS_RATES = (0.5, 0.1, 0.02)
+SHOULD = {True: "pass", False: "fail", None: "-"}
 
 
 @contextlib.contextmanager
@@ -73,12 +81,12 @@ def described(fingerprint: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class TrialRows:
-    """The first `limit` prompts by row id, with their answers. `recipe`: None for a data file. `there`: how many prompts there are."""
+    """The first `limit` prompts by row id, with their answers."""
 
     source: str
-    recipe: Recipe | None
+    recipe: Recipe | None  # None for a data file
     asked: list[GradingRequest]
-    there: int
+    there: int  # how many prompts there are
 
 
 def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
@@ -90,7 +98,8 @@ def trial_rows(source: str, answer: str | None, limit: int) -> TrialRows:
     if is_run:
         recipe, asked = _of_run(path)
     elif is_recipe:
-        recipe, asked = _of_recipe(path)
+        recipe = load_recipe(path)
+        asked = [*_with_replies(recipe.data, recipe.seed), *(_prompts(recipe.data.prompts, recipe.data) if recipe.data.prompts else [])]
     else:
         recipe, asked = None, _of_file(source, answer)
     usable = {one.row_id: one for one in asked if one.human is not None or one.answer is not None}
@@ -107,13 +116,6 @@ def _of_run(root: Path) -> tuple[Recipe, list[GradingRequest]]:
         raise UserError("this run has not prepared its data yet", where=str(root), remedy="run its recipe, or name the recipe or the data")
     files = sorted(run.verified("data").path.glob("*.parquet"))
     return recipe, ask([example for file in files for example in read_examples(file)], {})
-
-
-def _of_recipe(path: Path) -> tuple[Recipe, list[GradingRequest]]:
-    recipe = load_recipe(path)
-    data = recipe.data
-    asked = _with_replies(data, recipe.seed)
-    return recipe, [*asked, *(_prompts(data.prompts, data) if data.prompts else [])]
 
 
 def _of_file(source: str, answer: str | None) -> list[GradingRequest]:
@@ -147,19 +149,14 @@ def _asked(conversation: Conversation, human: str | None) -> GradingRequest:
 
 @dataclass(frozen=True)
 class Trial:
-    """`false_positives`: the share of wrong replies that pass, as measured on human replies of other rows, with its upper bound at
-    CONFIDENCE (Wilson); None if none was tried. `faults`: the checker's faults, one sentence each."""
+    """How a checker graded replies whose correct grade is known."""
 
     rows: TrialRows
-    checker: dict[str, Any]
+    checker: dict[str, Any]  # its fingerprint
     report: ProbeReport
-    false_positives: tuple[float, float] | None
-    faults: list[str]
-
-    @property
-    def tries_right_ones(self) -> bool:
-        """Whether any human reply was tried."""
-        return self.report[RIGHT].tried > 0
+    # the share of wrong replies that pass, as measured on human replies of other rows, with its upper bound at CONFIDENCE (Wilson)
+    false_positives: tuple[float, float] | None  # None if none was tried
+    faults: list[str]  # one sentence each
 
 
 def try_checker(name: str, source: str, pattern: str | None, answer: str | None, limit: int) -> Trial:
@@ -192,3 +189,64 @@ def _false_positives(wrong: Tried) -> tuple[float, float] | None:
         return None
     share = wrong.passed / wrong.tried
     return share, wilson_interval(share, wrong.tried, CONFIDENCE)[1]
+
+
+def print_records(title: str, records: Iterable[Mapping[str, str]], console: Console) -> None:
+    """One table with a block of named lines for each record; nothing if there are no records."""
+    table = Table(title=Text(printable(title)), title_justify="left", show_header=False)
+    for record in records:
+        for name, text in record.items():
+            table.add_row(name, Text(printable(text)))
+        table.add_section()
+    if table.row_count:
+        console.print(table)
+
+
+def grade_text(grade: Grade) -> str:
+    """The answer and the reason of a grade on one line, both shortened."""
+    answer = "no answer" if grade.answer is None else f"answer {excerpt(grade.answer, 100)}"
+    return f"{answer}; {excerpt(grade.reason, 200)}"
+
+
+def excerpt(text: str, length: int = SHOWN) -> str:
+    """The text, or only its beginning and its end, in which answers usually are."""
+    return text if len(text) <= length else f"{text[: length // 2]} [...] {text[-(length // 2) :]}"
+
+
+def print_trial(trial: Trial, console: Console) -> None:
+    """Print how a checker graded each kind of probing reply, with examples, then the share of wrong winners and the verdict."""
+    rows, count = trial.rows, trial.report.rows
+    which = f"{count} rows of {rows.source}" if count == rows.there else f"{count} of {rows.there} rows of {rows.source}, chosen by a hash"
+    console.print(Text(printable(f"{described(trial.checker)}, on replies constructed for {which}")))
+    table = Table("reply", *(Column(header, justify="right") for header in ("should", "tried", "passed", "not graded")))
+    for tried in trial.report.kinds:
+        table.add_row(tried.name, SHOULD[tried.should_pass], *map(str, (tried.tried, tried.passed, tried.failed)))
+    console.print(table)
+    for tried in trial.report.kinds:
+        title = f"{tried.name}: {'these do not pass' if tried.should_pass else 'these pass'}"
+        shown = ({"row": one.row_id, "reply": excerpt(one.reply), "grade": grade_text(one.grade)} for one in tried.examples)
+        print_records(title, shown, console)
+    _print_arithmetic(trial, console)
+    console.print(Text(printable(verdict(trial))))
+
+
+def verdict(trial: Trial) -> str:
+    """The verdict on the checker, in one line."""
+    if trial.faults:
+        return f"Verdict: do not use it as it is: {'; '.join(trial.faults)}."
+    if not trial.report[RIGHT].tried:
+        return "Verdict: no wrong reply passes, but no row has a human reply, so whether right replies pass was not tried."
+    return "Verdict: no fault found: human replies pass, and wrong replies fail."
+
+
+def _print_arithmetic(trial: Trial, console: Console) -> None:
+    """Print the share of wrong winners by the share of right replies and the checker's false positive rate."""
+    shares = {f"f = {FALSE_POSITIVES:.0%}": FALSE_POSITIVES}
+    if trial.false_positives is not None:
+        measured, upper = trial.false_positives
+        shares |= {f"{measured:.1%} (another row's reply)": measured, f"{upper:.1%} (its upper bound, {CONFIDENCE:.0%})": upper}
+    console.print("Share of wrong winners, f (1 - a) / (f (1 - a) + a): a is the share of right replies, f that of wrong ones that pass")
+    table = Table(*(Column(header, justify="right") for header in ("a", *shares)))
+    for rate in PASS_RATES:
+        table.add_row(f"{rate:.0%}", *(f"{share_of_wrong_winners(rate, share):.1%}" for share in shares.values()))
+    console.print(table)

@@ -120,7 +120,7 @@ Part = Sequence[Prompt]
 def make_ray(settings: SamplerSettings, chat: Chat, folder: Path) -> RayEngine:
     """The Ray engine, whose workers run the recipe's inner engine."""
     sampling = settings.sampling
-    inside = settings.with_sampling(engine=sampling.inner_engine)
+    inside = settings.with_sampling(engine=sampling.inner.name)
     return RayEngine(sampling.ray, folder, partial(make_engine, inside, chat, folder.resolve()), sampling.temperature)
 
 

@@ -24,7 +24,7 @@ from sparring.stages.checking import asked_of, open_checker
 from sparring.stages.context import Common, RunContext, counts_text
 from sparring.stages.run_stage import PromptRows, StageWork
 from sparring.targets import Candidates
-from sparring.targets.majority import vote_share
+from sparring.targets.builtin import vote_share
 from sparring.targets.select import HUMAN, candidates_of
 
 PROMPTS_PER_SHARD = 256

@@ -25,14 +25,13 @@ LEFT_OUT = ("replies_repeated", "winners_left_out", "losers_left_out")
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reply and its grade. `is_complete`: it ended its turn and was not cut at the limit; `passed`: None if it was not graded;
-    `answer`: None if none was found."""
+    """A reply and its grade."""
 
     token_ids: TokenIds
     text: str = ""
-    is_complete: bool = True
-    passed: bool | None = None
-    answer: str | None = None
+    is_complete: bool = True  # it ended its turn and was not cut at the limit
+    passed: bool | None = None  # None if it was not graded
+    answer: str | None = None  # None if none was found
 
     @property
     def has_passed(self) -> bool:
@@ -68,26 +67,20 @@ class Rules:
 
 @dataclass(frozen=True)
 class Selection:
-    """Distinct winners, the human reply first if it wins; distinct losers; the outcome; the weight of the prompt's loss;
-    the number of replies that were left out, by the names of LEFT_OUT."""
+    """Distinct winners, the human reply first if it wins, and distinct losers."""
 
     winners: tuple[Candidate, ...]
     losers: tuple[Candidate, ...]
     outcome: Outcome
-    weight: float = 1.0
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    weight: float = 1.0  # of the prompt's loss
+    left_out: Mapping[str, int] = field(default_factory=dict)  # numbers of replies, by the names of LEFT_OUT
 
 
 Target = Callable[[Candidates, Rules], Selection]
 
 
 def decide(
-    candidates: Candidates,
-    rules: Rules,
-    winners: Sequence[Candidate],
-    losers: Sequence[Candidate],
-    otherwise: Outcome,
-    weight: float = 1.0,
+    candidates: Candidates, rules: Rules, winners: Sequence[Candidate], losers: Sequence[Candidate], otherwise: Outcome, weight: float = 1.0
 ) -> Selection:
     """The selection from the replies that may win and those that lose, and the role of the human reply.
 
@@ -121,7 +114,7 @@ def _distinct(
     """(`first`, then those of `found` that do not repeat an earlier one; at most `most` together; how many repeat one; how many others
     are left out). Those that are left out are not compared for near duplicates."""
     kept, repeated, left_out = list(first), 0, 0
-    for one in sorted(found, key=_hash_order):
+    for one in sorted(found, key=lambda one: (hashlib.sha256(one.text.encode("utf-8", "surrogatepass")).hexdigest(), one.token_ids)):
         has_room = len(kept) < most
         if any(_repeats(one, other, near if has_room else None) for other in kept):
             repeated += 1
@@ -130,10 +123,6 @@ def _distinct(
         else:
             left_out += 1
     return kept, repeated, left_out
-
-
-def _hash_order(candidate: Candidate) -> tuple[str, TokenIds]:
-    return hashlib.sha256(candidate.text.encode("utf-8", "surrogatepass")).hexdigest(), candidate.token_ids
 
 
 def _repeats(one: Candidate, other: Candidate, near: float | None = None) -> bool:

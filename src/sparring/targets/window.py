@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sparring.data.records import Contest, Duel, Example, Reply, TokenIds, Triplet, is_empty
-from sparring.targets.human import human
+from sparring.targets.builtin import human
 from sparring.targets.select import LEFT_OUT, OUTCOMES, Candidate, Candidates, Rules, Selection, Target
 
 
 @dataclass(frozen=True)
 class Window:
-    """The duels with something to learn from, and counts of everything that was considered.
-
-    `indistinguishable`: every reply of the opponents equals the human one. `human_alone`: no pair, and no winner but human replies, whose
-    likelihood alone is continued SFT.
-    """
+    """The duels with something to learn from, and counts of everything that was considered."""
 
     duels: Sequence[Duel | Contest]
     counts: dict[str, int]
-    indistinguishable: bool = False
-    human_alone: bool = False
+    indistinguishable: bool = False  # every reply of the opponents equals the human one
+    human_alone: bool = False  # no pair, and no winner but human replies, whose likelihood alone is continued SFT
 
     @property
     def contests(self) -> list[Contest]:
@@ -98,8 +94,19 @@ def select_window(
                 left_out.update(selection.left_out if contest.pairs else {**selection.left_out, "losers_left_out": 0})  # none takes part
                 human_alone &= not contest.pairs and all(winner is candidates.human for winner in selection.winners)
     replies = [reply for found in candidates_by_iteration.values() for one in found.values() for reply in one.replies]
-    of_prompts = {"prompts": outcomes.total(), **{name: outcomes[name] for name in OUTCOMES}}
-    counts = {**_counts(contests, replies), **{name: left_out[name] for name in LEFT_OUT}, **of_prompts}
+    counts = {
+        "duels": len(contests),
+        "pairs": sum(len(contest.pairs) for contest in contests),
+        "winners": sum(len(contest.winners) for contest in contests),
+        "losers": sum(len(contest.losers) for contest in contests),
+        "replies": len(replies),
+        "replies_passed": sum(reply.has_passed for reply in replies),
+        "replies_without_answer": sum(reply.answer is None for reply in replies),
+        "replies_truncated": sum(not reply.is_complete for reply in replies),
+        **{name: left_out[name] for name in LEFT_OUT},
+        "prompts": outcomes.total(),
+        **{name: outcomes[name] for name in OUTCOMES},
+    }
     return Window(contests, counts, human_alone=bool(contests) and human_alone)
 
 
@@ -112,20 +119,6 @@ def _contest(
     if not winners or not selection.weight or not (pairs or uses_likelihood):
         return None
     return Contest(row_id, iteration, prompt_ids, tuple(winners), tuple(losers) if pairs else (), tuple(pairs), selection.weight)
-
-
-def _counts(contests: Sequence[Contest], replies: Iterable[Candidate]) -> dict[str, int]:
-    replies = list(replies)
-    return {
-        "duels": len(contests),
-        "pairs": sum(len(contest.pairs) for contest in contests),
-        "winners": sum(len(contest.winners) for contest in contests),
-        "losers": sum(len(contest.losers) for contest in contests),
-        "replies": len(replies),
-        "replies_passed": sum(reply.has_passed for reply in replies),
-        "replies_without_answer": sum(reply.answer is None for reply in replies),
-        "replies_truncated": sum(not reply.is_complete for reply in replies),
-    }
 
 
 def _by_row(replies: Sequence[Reply]) -> dict[str, tuple[TokenIds, ...]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field
 
 from sparring.config.option_types import FloatList, FolderName, PositiveFloat, PositiveInt, Section
 from sparring.config.sections.data import PairsSection, path_alone
 
-T = TypeVar("T")
 # names in a run directory that a control must not use
 TAKEN_NAMES = ("base", "base-model", "baseline", "best", "data", "evaluations", "iterations", "probe", "sft", "start", "trackers")
 
@@ -21,7 +21,8 @@ CONTROL_TITLES = {"continued-sft": "continued SFT", "dpo": "DPO", "rft": "RFT", 
 class SearchSection(Section):
     """Values to try for a control."""
 
-    lr: Annotated[FloatList, Field(min_length=2)] = Field(description="Peak learning rates, two or more.")
+    lr: Annotated[FloatList, Field(min_length=2)]
+    """Peak learning rates, two or more."""
 
 
 def scientific(value: float) -> str:
@@ -33,66 +34,42 @@ def scientific(value: float) -> str:
 class ControlSection(Section):
     """One control: another method, trained from the same start at the same cost."""
 
-    kind: Literal["continued-sft", "dpo", "rft"] = Field(
-        "continued-sft",
-        description="How it is trained: `continued-sft`, the start trained further on the human replies; `dpo`, trained on labelled "
-        "pairs (arXiv 2305.18290) with its start as the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the "
-        "start trained on the human replies and on those of its own replies that `target.checker` passes.",
-    )
-    name: FolderName | None = Field(
-        None,
-        description="Its folder in the run, needed if there are several of a kind; when null, its kind, or `spin-dpo` for `start: best`.",
-    )
-    start: Literal["start", "best"] = Field(
-        "start", description="What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."
-    )
-    pairs: Annotated[PairsSection | None, BeforeValidator(path_alone)] = Field(
-        None, description="The pairs of `dpo`; `pairs: PATH` is short for its `path`."
-    )
-    beta: PositiveFloat = Field(0.1, description="For `dpo`: strength of the constraint to its reference; 0.1 is the usual value.")
-    epochs: PositiveFloat | None = Field(
-        None,
-        description="Passes over its rows, rounded up to whole steps. When null, it costs as many floating-point operations as all "
-        "self-play iterations together.",
-    )
-    lr: PositiveFloat | None = Field(
-        None,
-        description="Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` and `rft` train's in iteration 0.",
-    )
-    search: SearchSection | None = Field(
-        None,
-        description="Tries several values for a fair comparison: `search: {lr: [1e-6, 1e-5]}` is short for two controls with these "
-        "learning rates, each at the full cost and each with its own place in tables and verdict.",
-    )
-    batch_size: PositiveInt | None = Field(
-        None, description="Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."
-    )
+    kind: Literal["continued-sft", "dpo", "rft"] = "continued-sft"
+    """How it is trained: `continued-sft`, the start trained further on the human replies; `dpo`, trained on labelled pairs (arXiv
+    2305.18290) with its start as the reference; `rft`, rejection-sampling fine-tuning (arXiv 2308.01825): the start trained on the human
+    replies and on those of its own replies that `target.checker` passes."""
+    name: FolderName | None = None
+    """Its folder in the run, needed if there are several of a kind; when null, its kind, or `spin-dpo` for `start: best`."""
+    start: Literal["start", "best"] = "start"
+    """What it starts from; `best` is the game's best iteration, so that DPO follows SPIN. For `dpo` only."""
+    pairs: Annotated[PairsSection | None, BeforeValidator(path_alone)] = None
+    """The pairs of `dpo`; `pairs: PATH` is short for its `path`."""
+    beta: PositiveFloat = 0.1
+    """For `dpo`: strength of the constraint to its reference; 0.1 is the usual value."""
+    epochs: PositiveFloat | None = None
+    """Passes over its rows, rounded up to whole steps. When null, it costs as many floating-point operations as all self-play iterations
+    together."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate. When null, the SFT stage's (or 1e-5 without one), and for `dpo` and `rft` train's in iteration 0."""
+    search: SearchSection | None = None
+    """Tries several values for a fair comparison: `search: {lr: [1e-6, 1e-5]}` is short for two controls with these learning rates, each at
+    the full cost and each with its own place in tables and verdict."""
+    batch_size: PositiveInt | None = None
+    """Rows per optimizer step. When null, the SFT stage's (or train's without one), and train's for `dpo` and `rft`."""
 
-    @field_validator("search")
     @classmethod
-    def _searched_or_given(cls, search: SearchSection | None, info: ValidationInfo) -> SearchSection | None:
-        if search is not None and info.data.get("lr") is not None:
-            raise ValueError(f"lr is given as {info.data['lr']:g}; set one of the two")
-        return search
-
-    @field_validator("name")
-    @classmethod
-    def _folder_is_free(cls, name: str | None, info: ValidationInfo) -> str | None:
-        if name in TAKEN_NAMES:
-            raise ValueError("a run keeps something else under this name")
-        if name in CONTROL_TITLES and name != info.data.get("kind"):
-            raise ValueError(f"is the name of the control {CONTROL_TITLES[name]}; choose another name")
-        return name
-
-    @field_validator("start", "pairs", "beta")
-    @classmethod
-    def _dpo_alone_takes_it(cls, value: T, info: ValidationInfo) -> T:
-        kind = info.data.get("kind")
-        if kind in ("continued-sft", "rft") and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError(f"has no effect on {kind}")
-        if info.data.get("kind") == "dpo" and info.field_name == "pairs" and value is None:
-            raise ValueError("dpo needs labelled pairs; set pairs to a file or a Hub id")
-        return value
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        kind = given.get("kind")
+        if option == "search" and value is not None and given.get("lr") is not None:
+            yield f"lr is given as {given['lr']:g}; set one of the two"
+        if option == "name" and value in TAKEN_NAMES:
+            yield "a run keeps something else under this name"
+        if option == "name" and value in CONTROL_TITLES and value != kind:
+            yield f"is the name of the control {CONTROL_TITLES[value]}; choose another name"
+        if option in ("start", "pairs", "beta") and kind in ("continued-sft", "rft") and cls.is_set(option, value):
+            yield f"has no effect on {kind}"
+        if option == "pairs" and kind == "dpo" and value is None:
+            yield "dpo needs labelled pairs; set pairs to a file or a Hub id"
 
     def each(self) -> tuple[ControlSection, ...]:
         """Itself, or one control for every value of `search`, with that value in its name."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from sparring.config.option_types import (
     FractionPerIteration,
@@ -22,7 +23,6 @@ from sparring.objectives import OBJECTIVES, in_words, kind_of, names_taking
 from sparring.objectives.shared import Objective
 from sparring.own_code import is_own_code
 
-T = TypeVar("T")
 # Defaults of verified and majority targets (docs/evidence.md): without an NLL term their duels degrade the model, at any beta
 WITH_GRADES = {"beta": 0.5, "nll_weight": 1.0}
 
@@ -37,51 +37,35 @@ class ObjectiveSection(Section):
     """The loss and its options."""
 
     loss: Text = Field("logistic", description=f"What is minimised, see docs/theory.md. {in_words()}.")
-    beta: PerIteration = Field(
-        1.0,
-        description="The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper "
-        "uses 0.1, then 5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where "
-        "`target` is verified or majority. Not for `space`.",
-    )
-    nll_weight: WeightPerIteration = Field(
-        0.0,
-        description="Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, "
-        "the default, is SPIN; larger ones keep these replies likely. The default is 1 where `target` is verified or majority, "
-        "because without it such duels collapsed (docs/evidence.md). One value or one per iteration.",
-    )
-    mu: PositiveFloat | None = Field(
-        None,
-        description="Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null, "
-        "`sampling.replies_per_prompt`, so that every reply has the same weight (1 for pairs of winner and loser).",
-    )
-    history_weight: WeightPerIteration = Field(
-        0.1,
-        description="Weight of T-SPIN's preference of the newest replies over those of the start (the paper's beta), one value or one "
-        "per iteration. In iteration 0 it is 0, as in the paper, because its replies are those of the start.",
-    )
-    alpha: FractionPerIteration = Field(
-        0.9,
-        description="Share of the opponent in the mixture of `loss: alpha-spin`, one value or one per iteration: 1 is SPIN, 0 compares "
-        "with the start of the game alone. See docs/theory.md for the effect of 0.9 with exact minimisation. Set `window` to "
-        "`iterations` for replies of all opponents.",
-    )
-    window: PositiveInt = Field(2, description="Iterations whose replies are trained on, the newest first; the paper uses 2.")
+    beta: PerIteration = 1.0
+    """The lambda of equation 4.7 (the alpha of T-SPIN, which scales its margins), one value or one per iteration. The paper uses 0.1, then
+    5.0 in its last iteration; 1.0 is the default because smaller values overshoot (docs/theory.md), and 0.5 where `target` is verified or
+    majority. Not for `space`."""
+    nll_weight: WeightPerIteration = 0.0
+    """Weight of a term added to the loss: the negative log-likelihood of the human reply (of the winners) per token. 0, the default, is
+    SPIN; larger ones keep these replies likely. The default is 1 where `target` is verified or majority, because without it such duels
+    collapsed (docs/evidence.md). One value or one per iteration."""
+    mu: PositiveFloat | None = None
+    """Noise ratio of `loss: space`: the weight of the opponent's replies relative to the human one. When null,
+    `sampling.replies_per_prompt`, so that every reply has the same weight (1 for pairs of winner and loser)."""
+    history_weight: WeightPerIteration = 0.1
+    """Weight of T-SPIN's preference of the newest replies over those of the start (the paper's beta), one value or one per iteration. In
+    iteration 0 it is 0, as in the paper, because its replies are those of the start."""
+    alpha: FractionPerIteration = 0.9
+    """Share of the opponent in the mixture of `loss: alpha-spin`, one value or one per iteration: 1 is SPIN, 0 compares with the start of
+    the game alone. See docs/theory.md for the effect of 0.9 with exact minimisation. Set `window` to `iterations` for replies of all
+    opponents."""
+    window: PositiveInt = 2
+    """Iterations whose replies are trained on, the newest first; the paper uses 2."""
 
-    @field_validator("loss")
     @classmethod
-    def _is_an_objective(cls, loss: str) -> str:
-        if kind_of(loss) is None:
-            raise ValueError(f"not an objective; there are {', '.join(OBJECTIVES)}" + suggestion(loss, OBJECTIVES, before="; "))
-        return loss
-
-    @field_validator("*")
-    @classmethod
-    def _has_an_effect(cls, value: T, info: ValidationInfo) -> T:
-        option, loss = info.field_name or "", info.data.get("loss", "")
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        loss = value if option == "loss" else given.get("loss", "")
         kind, others = kind_of(loss), names_taking(option)
-        if kind is not None and others and not kind.takes(option) and value != cls.model_fields[option].default:
-            raise ValueError(f"has no effect while objective.loss is {loss}; it is for {others}")
-        return value
+        if option == "loss" and kind is None:
+            yield f"not an objective; there are {', '.join(OBJECTIVES)}" + suggestion(loss, OBJECTIVES, before="; ")
+        if kind is not None and others and not kind.takes(option) and cls.is_set(option, value):
+            yield f"has no effect while objective.loss is {loss}; it is for {others}"
 
     @property
     def kind(self) -> type[Objective]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 
 from sparring.config.option_types import Contradiction, Fraction, NonNegativeFloat, PositiveFloat, PositiveInt, Section, Text
 from sparring.config.sections.data import DataSection
 from sparring.config.sections.objective import ObjectiveSection
-from sparring.config.sections.sampling import SamplingSection
 from sparring.config.targets import HUMAN_TARGET, TARGET_SPECS
 from sparring.errors import suggestion
 from sparring.own_code import OWN_CODE, is_own_code
@@ -20,7 +19,7 @@ if TYPE_CHECKING:  # a static checker cannot read the names from a table
 else:
     TargetName = Literal[tuple(TARGET_SPECS)]
 WHAT = " ".join(f"`{name}`: {spec.what}." for name, spec in TARGET_SPECS.items())
-T = TypeVar("T")
+NOT_WITH_HUMAN = ("human", "max_winners", "max_losers", "losers", "near_duplicates")
 BUILT_IN_CHECKERS = ("exact", "number", "choice", "math", "random")
 
 
@@ -28,109 +27,66 @@ class TargetSection(Section):
     """The rule that decides which replies win, and its checker."""
 
     kind: TargetName = Field(HUMAN_TARGET, description=f"Which replies win. {WHAT} See docs/targets.md.")
-    checker: Text | None = Field(
-        None,
-        description="How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math` "
-        "(`sparring[math]`), a function of your own as `path/to/file.py:function` (TRL's reward signature), or `random`, a control. "
-        "Held-out replies are graded by it too. See docs/checkers.md.",
-    )
-    random_like: Text | None = Field(
-        None,
-        description="For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the "
-        "same; held-out replies are graded by this checker itself.",
-    )
-    tolerance: NonNegativeFloat = Field(0.0, description="For `checker: number`: difference up to which two numbers are equal.")
-    pass_score: float = Field(1.0, description="Score from which a reply passes; built-in checkers give 1 or 0.")
-    human: Literal["fallback", "never", "mix", "only"] = Field(
-        "fallback",
-        description="The role of the human reply, if a prompt has one. `fallback`: it wins if no reply of the opponent does. `never`: "
-        "it takes no part. `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again "
-        "(docs/theory.md). `only`: it alone wins, against the replies that lose.",
-    )
-    max_winners: PositiveInt = Field(
-        4, description="Maximum number of distinct winners per prompt, so that easy prompts do not outweigh the others."
-    )
-    max_losers: PositiveInt = Field(4, description="Maximum number of distinct losers per prompt.")
-    losers: Literal["all", "answered"] = Field(
-        "all", description="Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."
-    )
-    near_duplicates: Fraction | None = Field(
-        None,
-        description="Share of equal words, in order, from which a winner counts as a repetition of another one and is left out. When "
-        "null, only equal texts are left out; 0.9 also leaves out rewordings.",
-    )
-    min_votes: Fraction = Field(
-        0.5, description="For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."
-    )
-    weigh_votes: bool = Field(
-        True,
-        description="For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a "
-        "close vote, which is more often wrong, counts less. The gain measured in docs/evidence.md is not significant.",
-    )
-    timeout_seconds: PositiveFloat = Field(
-        10.0, description="Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."
-    )
-    memory_mb: PositiveInt = Field(
-        2048, description="Memory of a process in which a function of your own runs; one that imports torch may need more."
-    )
-    workers: PositiveInt = Field(1, description="Processes in which a function of your own, or `math`, runs.")
+    checker: Text | None = None
+    """How a reply is graded: `exact` (the answer that `evaluate.answer_pattern` finds, as text), `number`, `choice`, `math`
+    (`sparring[math]`), a function of your own as `path/to/file.py:function` (TRL's reward signature), or `random`, a control. Held-out
+    replies are graded by it too. See docs/checkers.md."""
+    random_like: Text | None = None
+    """For `checker: random`: the checker whose scores are shuffled among the replies, so that the pass rate stays the same; held-out
+    replies are graded by this checker itself."""
+    tolerance: NonNegativeFloat = 0.0
+    """For `checker: number`: difference up to which two numbers are equal."""
+    pass_score: float = 1.0
+    """Score from which a reply passes; built-in checkers give 1 or 0."""
+    human: Literal["fallback", "never", "mix", "only"] = "fallback"
+    """The role of the human reply, if a prompt has one. `fallback`: it wins if no reply of the opponent does. `never`: it takes no part.
+    `mix`: it is always among the winners, and its answer wins the vote; the data is then a ceiling again (docs/theory.md). `only`: it alone
+    wins, against the replies that lose."""
+    max_winners: PositiveInt = 4
+    """Maximum number of distinct winners per prompt, so that easy prompts do not outweigh the others."""
+    max_losers: PositiveInt = 4
+    """Maximum number of distinct losers per prompt."""
+    losers: Literal["all", "answered"] = "all"
+    """Which replies can lose: `all` that do not win, or only complete ones in which an answer was found."""
+    near_duplicates: Fraction | None = None
+    """Share of equal words, in order, from which a winner counts as a repetition of another one and is left out. When null, only equal
+    texts are left out; 0.9 also leaves out rewordings."""
+    min_votes: Fraction = 0.5
+    """For `majority`: share of all replies to a prompt that the winning answer needs; 0.5 is ScPO's first threshold."""
+    weigh_votes: bool = True
+    """For `majority`: multiply the loss of a prompt by its margin of votes, as ScPO does (arXiv 2411.04109), so that a close vote, which is
+    more often wrong, counts less. The gain measured in docs/evidence.md is not significant."""
+    timeout_seconds: PositiveFloat = 10.0
+    """Longest time that a function of your own, or `math`, may take for a reply; after that the reply gets no score."""
+    memory_mb: PositiveInt = 2048
+    """Memory of a process in which a function of your own runs; one that imports torch may need more."""
+    workers: PositiveInt = 1
+    """Processes in which a function of your own, or `math`, runs."""
 
-    @field_validator("checker", "random_like")
     @classmethod
-    def _is_a_checker(cls, name: str | None, info: ValidationInfo) -> str | None:
-        known = [one for one in BUILT_IN_CHECKERS if one != "random" or info.field_name == "checker"]
-        if name is None or name in known or is_own_code(name):
-            return name
-        raise ValueError(f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + suggestion(name, known, before="; "))
-
-    @field_validator("checker")
-    @classmethod
-    def _kind_has_one(cls, checker: str | None, info: ValidationInfo) -> str | None:
-        kind = info.data.get("kind")
-        if kind not in (None, HUMAN_TARGET) and checker is None:
-            raise ValueError(f"target.kind {kind} needs one: it says which replies are right, or which answers are equal")
-        if checker == "random" and kind is not None and (kind == HUMAN_TARGET or TARGET_SPECS[kind].votes):
-            raise ValueError(f"has no effect with target.kind {kind}; it is a control for verified")
-        return checker
-
-    @field_validator("random_like")
-    @classmethod
-    def _random_imitates_one(cls, name: str | None, info: ValidationInfo) -> str | None:
-        checker = info.data.get("checker", "invalid")
-        if checker == "random" and name is None:
-            raise ValueError("checker random needs it: its pass rate is that of another checker, which also grades held-out replies")
-        if checker not in ("random", "invalid") and name is not None:
-            raise ValueError("has an effect only with checker random")
-        return name
-
-    @field_validator("tolerance")
-    @classmethod
-    def _of_numbers(cls, value: float, info: ValidationInfo) -> float:
-        if value and "checker" in info.data and "number" not in (info.data["checker"], info.data.get("random_like")):
-            raise ValueError("has an effect only with checker number")
-        return value
-
-    @field_validator("pass_score")
-    @classmethod
-    def _within_builtin_scores(cls, value: float, info: ValidationInfo) -> float:
-        if "checker" in info.data and not is_own_code(info.data.get("random_like") or info.data["checker"]) and not 0 < value <= 1:
-            raise ValueError("built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none")
-        return value
-
-    @field_validator("human", "max_winners", "max_losers", "losers", "near_duplicates")
-    @classmethod
-    def _not_with_human(cls, value: T, info: ValidationInfo) -> T:
-        if info.data.get("kind") == HUMAN_TARGET and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has no effect with target.kind human")
-        return value
-
-    @field_validator("min_votes", "weigh_votes")
-    @classmethod
-    def _of_votes(cls, value: T, info: ValidationInfo) -> T:
-        kind = info.data.get("kind")
-        if kind is not None and not TARGET_SPECS[kind].votes and value != cls.model_fields[info.field_name or ""].default:
-            raise ValueError("has an effect only with target.kind majority")
-        return value
+    def faults(cls, option: str, value: Any, given: Mapping[str, Any]) -> Iterator[str]:
+        kind, checker, like = (given.get(name) for name in ("kind", "checker", "random_like"))
+        votes = kind is not None and TARGET_SPECS[kind].votes
+        if option in ("checker", "random_like") and value is not None and not is_own_code(value):
+            known = [one for one in BUILT_IN_CHECKERS if one != "random" or option == "checker"]
+            if value not in known:
+                yield f"not a checker; there are {', '.join(known)} and {OWN_CODE}" + suggestion(value, known, before="; ")
+        if option == "checker" and kind not in (None, HUMAN_TARGET) and value is None:
+            yield f"target.kind {kind} needs one: it says which replies are right, or which answers are equal"
+        if option == "checker" and value == "random" and (kind == HUMAN_TARGET or votes):
+            yield f"has no effect with target.kind {kind}; it is a control for verified"
+        if option == "random_like" and checker == "random" and value is None:
+            yield "checker random needs it: its pass rate is that of another checker, which also grades held-out replies"
+        if option == "random_like" and "checker" in given and checker != "random" and value is not None:
+            yield "has an effect only with checker random"
+        if option == "tolerance" and value and "checker" in given and "number" not in (checker, like):
+            yield "has an effect only with checker number"
+        if option == "pass_score" and "checker" in given and not is_own_code(like or checker) and not 0 < value <= 1:
+            yield "built-in checkers give 1 or 0, so it must be above 0 and at most 1: else all replies pass, or none"
+        if option in NOT_WITH_HUMAN and kind == HUMAN_TARGET and cls.is_set(option, value):
+            yield "has no effect with target.kind human"
+        if option in ("min_votes", "weigh_votes") and kind is not None and not votes and cls.is_set(option, value):
+            yield "has an effect only with target.kind majority"
 
     @property
     def uses_grades(self) -> bool:
@@ -157,42 +113,38 @@ class TargetSection(Section):
         if not objective.kind.uses_margins:
             why = f"has no effect on training: objective.loss {objective.loss} learns from winners alone"
             found |= dict.fromkeys(("max_losers", "losers"), why)
-        return {option: why for option, why in found.items() if getattr(self, option) != type(self).model_fields[option].default}
+        return {option: why for option, why in found.items() if self.is_set(option, getattr(self, option))}
 
-    def contradictions(
-        self, data: DataSection | None, sampling: SamplingSection | None, objective: ObjectiveSection | None
-    ) -> Iterator[Contradiction]:
-        """Options of this section that contradict others; an invalid section is passed as None."""
+    def contradictions(self, others: Mapping[str, Any]) -> Iterator[Contradiction]:
+        data, sampling, objective = (others.get(name) for name in ("data", "sampling", "objective"))
         if data is not None:
             yield from self._against_data(data)
         if sampling is not None and self.counts_votes and sampling.replies_per_prompt == 1:
-            yield Contradiction("kind", self.kind, "one reply has no majority; set sampling.replies_per_prompt, 8 for example")
+            yield "kind", "one reply has no majority; set sampling.replies_per_prompt, 8 for example"
         if objective is not None:
             yield from self._against_objective(objective)
 
     def _against_data(self, data: DataSection) -> Iterator[Contradiction]:
         if data.prompts is not None and not self.uses_grades:
-            yield Contradiction("kind", self.kind, "data.prompts have no human reply, which always wins here; choose verified or majority")
+            yield "kind", "data.prompts have no human reply, which always wins here; choose verified or majority"
         needs_answers = self.uses_grades and not self.counts_votes and not is_own_code(self.grading_checker)
         if needs_answers and data.prompts is not None and data.prompts.answer is None:
-            why = "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", "nothing says which replies to data.prompts are right; set data.prompts.answer to a column, or choose majority"
         if self.human == "only" and data.prompts is not None:
-            yield Contradiction("human", self.human, "data.prompts have no human reply, which alone wins here; set fallback, never or mix")
+            yield "human", "data.prompts have no human reply, which alone wins here; set fallback, never or mix"
         if data.too_long == "cut" and self.uses_grades:
             why = "data.too_long cut leaves human replies without an end, which could win here; set drop, or raise data.max_reply_tokens"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", why
         if data.checker_columns and not is_own_code(self.grading_checker):
-            yield Contradiction("checker", self.checker, "data.checker_columns are for a function of your own")
+            yield "checker", "data.checker_columns are for a function of your own"
 
     def _against_objective(self, objective: ObjectiveSection) -> Iterator[Contradiction]:
         loss, kind = objective.loss, objective.kind
         if not kind.uses_margins and self.human == "only":
-            why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT; "
-            why += "choose fallback, never or mix"
-            yield Contradiction("human", self.human, why)
+            why = f"with objective.loss {loss} the human reply alone would be trained on, which is continued SFT"
+            yield "human", f"{why}; choose fallback, never or mix"
         if not kind.uses_margins and not self.uses_grades:
             why = f"objective.loss {loss} on human replies is only continued SFT: use sft or controls, or choose verified or majority"
-            yield Contradiction("kind", self.kind, why)
+            yield "kind", why
         if kind.why_human_alone is not None and self.uses_grades:
-            yield Contradiction("kind", self.kind, kind.why_human_alone)
+            yield "kind", kind.why_human_alone
