@@ -26,25 +26,23 @@ Precision = Literal["bf16", "fp32"]
 class LoraSection(Section):
     """An adapter by PEFT (arXiv 2106.09685); PEFT's names are in brackets."""
 
-    rank: PositiveInt = Field(16, description="Inner size of the two factors (r); 8 to 64 is usual.")
-    alpha: PositiveFloat = Field(32.0, description="Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual.")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        0.0,
-        description="Share of an adapter's inputs that training drops (lora_dropout). Above 0 the first-step margin of the second "
-        "iteration and later ones is no longer exactly 0, since the opponent never drops any.",
-    )
-    targets: Text | Texts = Field(
-        "all-linear",
-        description="Modules that get an adapter (target_modules): `all-linear` is every linear layer but the head; or a list of the "
-        "model's module names, or a regular expression over them.",
-    )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732).")
-    dora: bool = Field(False, description="Train the norms of the weights in addition to their directions (use_dora, arXiv 2402.09353).")
-    quantize: Literal["4bit"] | None = Field(
-        None,
-        description="4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores "
-        "too; on CUDA only.",
-    )
+    rank: PositiveInt = 16
+    """Inner size of the two factors (r); 8 to 64 is usual."""
+    alpha: PositiveFloat = 32.0
+    """Their product is scaled by alpha / rank (lora_alpha); twice the rank is usual."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that training drops (lora_dropout). Above 0 the first-step margin of the second iteration and later ones
+    is no longer exactly 0, since the opponent never drops any."""
+    targets: Text | Texts = "all-linear"
+    """Modules that get an adapter (target_modules): `all-linear` is every linear layer but the head; or a list of the model's module names,
+    or a regular expression over them."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (use_rslora, arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the norms of the weights in addition to their directions (use_dora, arXiv 2402.09353)."""
+    quantize: Literal["4bit"] | None = None
+    """4bit keeps the frozen base in 4 bits (QLoRA, NF4 by bitsandbytes, `sparring[8bit]`), while it samples and scores too; on CUDA
+    only."""
 
     @property
     def four_bit(self) -> bool:
@@ -55,40 +53,35 @@ class LoraSection(Section):
 class OptimSection(Section):
     """Options that the SFT stage and the self-play stage share."""
 
-    optimizer: Optimizer = Field(
-        "rmsprop",
-        description="The paper trains with rmsprop. adafactor keeps only means of rows and columns as its state, and multiplies `lr` by "
-        "each matrix's root mean square, so it needs a larger `lr`; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: "
-        "docs/fast-path.md.",
-    )
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="Learning rate after the warm-up.")
-    warmup: Fraction = Field(0.1, description="Share of the schedule's horizon over which the learning rate rises from 0.")
-    horizon_epochs: PositiveFloat | None = Field(
-        None,
-        description="Epochs after which the schedule would reach its end, when that is later than the stop at `epochs` "
-        "(the published scripts schedule 6 and stop early); equal to `epochs` when null.",
-    )
-    batch_size: PositiveInt = Field(64, description="Duels (or SFT rows) per optimizer step, whatever the micro-batches.")
-    weight_decay: NonNegativeFloat = Field(0.0, description="Decoupled for adamw and adafactor, L2 term of rmsprop; the paper uses none.")
-    max_grad_norm: PositiveFloat | None = Field(1.0, description="The gradient is scaled down to this norm; null never scales it.")
-    precision: Precision | None = Field(
-        None,
-        description="Number format of the computation. When null, bf16, or fp32 on a device without fast bfloat16 products, such as a CPU "
-        "that has no AVX-512; logged, and kept for the whole run. The weights that are trained and saved stay in float32.",
-    )
-    lora: LoraSection | None = Field(
-        None,
-        description="Train an adapter on the frozen model instead of all weights; `lora: {}` takes all defaults. It needs a larger `lr` "
-        "than full training. After an SFT stage the adapter is merged into the weights; a player keeps its adapter separate.",
-    )
-    gradient_checkpointing: bool = Field(False, description="Recompute activations in the backward pass: less memory, more time.")
-    micro_batch_tokens: PositiveInt | None = Field(
-        None,
-        description="Tokens, padding included, computed at once; bounds the memory. When null, chosen from the model's size, its "
-        "sharding by the launcher and the memory that is free when the run starts, at most 1024 on a CPU, where more is not faster; "
-        "logged, and kept for the whole run.",
-    )
-    checkpoint_every: PositiveInt = Field(50, description="Optimizer steps between checkpoints; a kill loses at most these.")
+    optimizer: Optimizer = "rmsprop"
+    """The paper trains with rmsprop. adafactor keeps only means of rows and columns as its state, and multiplies `lr` by each matrix's root
+    mean square, so it needs a larger `lr`; the 8-bit ones need `sparring[8bit]`. Bytes per parameter: docs/fast-path.md."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """Learning rate after the warm-up."""
+    warmup: Fraction = 0.1
+    """Share of the schedule's horizon over which the learning rate rises from 0."""
+    horizon_epochs: PositiveFloat | None = None
+    """Epochs after which the schedule would reach its end, when that is later than the stop at `epochs` (the published scripts schedule 6
+    and stop early); equal to `epochs` when null."""
+    batch_size: PositiveInt = 64
+    """Duels (or SFT rows) per optimizer step, whatever the micro-batches."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled for adamw and adafactor, L2 term of rmsprop; the paper uses none."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """The gradient is scaled down to this norm; null never scales it."""
+    precision: Precision | None = None
+    """Number format of the computation. When null, bf16, or fp32 on a device without fast bfloat16 products, such as a CPU that has no
+    AVX-512; logged, and kept for the whole run. The weights that are trained and saved stay in float32."""
+    lora: LoraSection | None = None
+    """Train an adapter on the frozen model instead of all weights; `lora: {}` takes all defaults. It needs a larger `lr` than full
+    training. After an SFT stage the adapter is merged into the weights; a player keeps its adapter separate."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    micro_batch_tokens: PositiveInt | None = None
+    """Tokens, padding included, computed at once; bounds the memory. When null, chosen from the model's size, its sharding by the launcher
+    and the memory that is free when the run starts, at most 1024 on a CPU, where more is not faster; logged, and kept for the whole run."""
+    checkpoint_every: PositiveInt = 50
+    """Optimizer steps between checkpoints; a kill loses at most these."""
 
     @property
     def four_bit(self) -> bool:
@@ -130,10 +123,10 @@ class OptimSection(Section):
 class TrainSection(OptimSection):
     """Options of the training of each iteration."""
 
-    lr: PerIteration = Field(5e-7, description="Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7.")
-    epochs: PerIteration = Field(
-        2.0, description="Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."
-    )
+    lr: PerIteration = 5e-7
+    """Peak learning rate, one value or one per iteration; the paper uses 5e-7, later 1e-7."""
+    epochs: PerIteration = 2.0
+    """Passes over the duels after which an iteration stops, rounded up to whole steps; one value or one per iteration."""
 
     def at(self, iteration: int) -> TrainSection:
         """The options with their values in an iteration (from 0)."""
@@ -143,9 +136,12 @@ class TrainSection(OptimSection):
 class SftSection(OptimSection):
     """Options of the SFT stage before the game."""
 
-    lr: PositiveFloat = Field(2e-5, description="Peak learning rate.")
-    epochs: PositiveFloat = Field(1.0, description="Passes over the training rows, rounded up to whole steps.")
-    optimizer: Optimizer = Field("adamw", description="The usual choice for SFT is adamw.")
+    lr: PositiveFloat = 2e-5
+    """Peak learning rate."""
+    epochs: PositiveFloat = 1.0
+    """Passes over the training rows, rounded up to whole steps."""
+    optimizer: Optimizer = "adamw"
+    """The usual choice for SFT is adamw."""
 
 
 def require_shardable(settings: OptimSection, section: str) -> None:
