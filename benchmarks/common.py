@@ -83,42 +83,44 @@ def ready_model() -> None:
 
 
 def random_model(name: str) -> Path:
-    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which is not used."""
+    """A Llama of random bfloat16 weights, with the toy model's tokenizer, which is not used. Kept between runs."""
+    folder = WORK / name
+    if folder.exists():
+        return folder
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from sparring.policy.compute import release_memory
     from sparring.policy.tiny import make_tiny
 
-    folder = WORK / name
-    if not folder.exists():
-        vocabulary, hidden, inner, layers, heads, groups, tied = SHAPES[name]
-        begun = WORK / f"{name}.begun"  # who waits for the folder finds it whole
-        make_tiny(begun, 0)
-        config = LlamaConfig(
-            vocab_size=vocabulary,
-            hidden_size=hidden,
-            intermediate_size=inner,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            max_position_embeddings=4096,
-            tie_word_embeddings=tied,
-        )
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            LlamaForCausalLM(config).bfloat16().save_pretrained(begun)
-        begun.rename(folder)
-        release_memory()
+    vocabulary, hidden, inner, layers, heads, groups, tied = SHAPES[name]
+    begun = WORK / f"{name}.begun"  # a folder with the final name is complete
+    make_tiny(begun, 0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        max_position_embeddings=4096,
+        tie_word_embeddings=tied,
+    )
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        LlamaForCausalLM(config).bfloat16().save_pretrained(begun)
+    begun.rename(folder)
+    release_memory()
     return folder
 
 
-def random_pairs(count: int) -> Path:
-    """Prompts of 50 to 350 tokens, replies of 50 to 250, as the longer ones of Dolly and GSM8K are."""
+def random_pairs(count: int, shorter: int = 1) -> Path:
+    """Prompts of 50 to 350 tokens, replies of 50 to 250, as the longer ones of Dolly and GSM8K are; or so many times shorter ones."""
     draw = random.Random(0)
     lengths = {"prompt_ids": (50, 350), "chosen_ids": (50, 250), "rejected_ids": (50, 250)}
-    rows = [{name: [draw.randrange(3, 500) for _ in range(draw.randint(*ends))] for name, ends in lengths.items()} for _ in range(count)]
+    ranges = {name: (least // shorter, most // shorter) for name, (least, most) in lengths.items()}
+    rows = [{name: [draw.randrange(3, 500) for _ in range(draw.randint(*ends))] for name, ends in ranges.items()} for _ in range(count)]
     WORK.mkdir(parents=True, exist_ok=True)
-    file = WORK / f"{RANDOM}-{count}.json"
+    file = WORK / f"{RANDOM}-{count}{f'-{shorter}' if shorter > 1 else ''}.json"
     file.write_text(json.dumps(rows))
     return file
 

@@ -35,8 +35,10 @@ def packed(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: 
     return [len(reply.token_ids) for reply in replies]
 
 
-def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any, batch: int, **options: Any) -> list[int]:
-    """options: further ones of transformers' GenerationConfig."""
+def generate(
+    prompts: list[tuple[int, ...]], limit: int, stops: list[int], model: Any, batch: int, padded_to: int = 0, **options: Any
+) -> list[int]:
+    """padded_to: least length of the padded prompts. options: further ones of transformers' GenerationConfig."""
     import torch
     from transformers import GenerationConfig
 
@@ -47,7 +49,7 @@ def generate(prompts: list[tuple[int, ...]], limit: int, stops: list[int], model
     lengths, ends = [], set(stops)
     for start in range(0, len(prompts), batch):
         part = prompts[start : start + batch]
-        longest = max(map(len, part))
+        longest = max(padded_to, *map(len, part))
         ids = torch.tensor([[stops[0]] * (longest - len(one)) + list(one) for one in part], device=model.device)
         mask = torch.tensor([[0] * (longest - len(one)) + [1] * len(one) for one in part], device=model.device)
         for row in model.generate(input_ids=ids, attention_mask=mask, generation_config=config)[:, longest:].tolist():

@@ -3,8 +3,9 @@
     python scripts/gpu_check.py [--dry] [out=runs/gpu_check] [wheels=wheels] [minutes=8] [steps=tests,game,...]
 
 Steps run in order of importance, each in a separate process with a time limit. After each step OUT/gpu_check.json is rewritten; the same
-command resumes with the steps that are not done, so an interruption loses nothing. --dry: tiny shapes on the CPU, to test the script.
-Exit code 1 when a goal is missed or a step failed (not with --dry), 2 when a requirement of the project is missing, before any step.
+command resumes with the steps that are not done, so an interruption loses no finished step. Of several GPUs it uses the first.
+Exit code 1 when a step failed or had no time, or a goal is missed, 2 when a requirement of the project is missing, before any step.
+--dry: tiny shapes on the CPU, to test the script; goals do not count, steps have no time limits, and minutes=60 is the default.
 
 The machine must have Python 3.12, PyTorch for CUDA, transformers, accelerate and peft, with what these require. Everything else in
 pyproject.toml is taken from the folder of wheels if it is not installed; before, where there is network: python scripts/gpu_wheels.py.
@@ -17,9 +18,11 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,24 +32,29 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
+from gpu_steps import end_all  # noqa: E402
 from gpu_wheels import install, unmet  # noqa: E402
 
-DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "8", "steps": ""}
-# step -> its time limit in seconds, in order of importance. Half of that of training may go into compiling flex attention: with and without
-# gradient, for the first size and for all.
+DEFAULTS = {"out": "runs/gpu_check", "wheels": "wheels", "minutes": "", "steps": ""}
+MINUTES = {"real": 8, "dry": 60}  # of a call; a dry run may share its CPU with other programs
+# step -> its time limit in seconds, in order of importance: after correctness what the goals need, then the rest. Up to half of that of
+# training may go into compiling flex attention: with and without gradient, for the first size and for all; a third of that of sampling
+# into compiling `generate`. fsdp2 starts a rank for each of nine stages.
 LIMITS = {
     "tests": 150,
     "game": 90,
-    "train_small": 100,
-    "trl_small": 60,
     "train_large": 180,
     "trl_large": 120,
-    "sampling": 90,
+    "sampling": 120,
+    "train_small": 100,
+    "trl_small": 60,
     "lora": 60,
     "qlora": 60,
-    "fsdp2": 90,
+    "fsdp2": 150,
     "vllm": 120,
 }
+PARTLY = {"tests", "sampling"}  # print what they have found so far, which counts when they are cut
+WITHOUT_WEIGHTS = {"tests", "game", "fsdp2"}  # the other steps use the models that are made while the first steps run
 NEEDS = {"trl_small": "trl", "trl_large": "trl", "qlora": "bitsandbytes", "vllm": "vllm"}
 NOT_DRY = {
     "train_large": "its shape is that of train_small",
@@ -55,6 +63,7 @@ NOT_DRY = {
 }
 FILE = "gpu_check.json"
 LEAST = 15  # seconds under which no step is begun
+NO_TIME, CUT = "no time left", "cut: it took too long"
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,11 @@ class Goal:
 
 def goals_of(results: Mapping[str, Mapping[str, Any]]) -> Iterator[Goal]:
     """What the results say to the goals. results: step -> what it printed."""
-    found = {name: one["found"] for name, one in results.items() if one.get("found")}
+    ended = {name: one for name, one in results.items() if one["status"] == "done" or name in PARTLY}
+    found = {name: one["found"] for name, one in ended.items() if one.get("found")}
     tests = found.get("tests", {})
-    ended = "cut" if tests.get("exit") is None else f"exit code {tests['exit']}"
-    said = ", ".join([*(f"{tests.get(word)} {word}" for word in ("passed", "failed", "error", "skipped")), ended])
+    code = "cut" if tests.get("exit") is None else f"exit code {tests['exit']}"
+    said = ", ".join([*(f"{tests.get(word)} {word}" for word in ("passed", "failed", "error", "skipped")), code])
     is_passed = tests.get("exit") == 0 and tests["passed"] > 0 if tests else None
     yield Goal("tests/test_gpu.py passes", said if tests else "", is_passed)
     game = found.get("game")
@@ -116,17 +126,33 @@ def code_hash() -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
+def environment(mode: str) -> dict[str, str]:
+    """Variables of all steps."""
+    offline = {"HF_HUB_OFFLINE": "1"}  # else libraries wait for a network that is not there
+    if mode == "dry":  # with several threads, tiny products on a busy machine spend most of their time waiting for each other
+        return {**offline, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    return {**offline, "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]}  # TRL would use several GPUs
+
+
+def missing_for_triton() -> list[str]:
+    """What this machine lacks of what Triton needs: it compiles a C module for Python before its first kernel."""
+    compilers = filter(None, (os.environ.get("CC"), "gcc", "clang"))
+    headers = Path(sysconfig.get_path("include"), "Python.h")
+    return [*([] if any(map(shutil.which, compilers)) else ["gcc or clang"]), *([] if headers.exists() else [str(headers)])]
+
+
 class Check:
     """The steps of one call, and the file that keeps what they found."""
 
-    def __init__(self, out: Path, wheels: Path, is_dry: bool, seconds: float) -> None:
-        self.out, self.mode, self.ends = out, "dry" if is_dry else "real", time.monotonic() + seconds
+    def __init__(self, out: Path, wheels: Path, mode: str, seconds: float) -> None:
+        self.out, self.mode, self.ends = out, mode, time.monotonic() + seconds
         self.file = out / FILE
         out.mkdir(parents=True, exist_ok=True)
         self.site = out / "site"
         self.installed = install(wheels, self.site)
+        sys.path.append(str(self.site))
         path = [str(ROOT / "src"), str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+        self.environment = {**os.environ, **environment(mode), "PYTHONPATH": os.pathsep.join(path)}
         self.said = {"mode": self.mode, "code": code_hash(), "machine": self._machine(), "missing": []}
         self.results = self._kept()
 
@@ -134,46 +160,46 @@ class Check:
         """Every step that is not done yet, in the order of LIMITS; the models are made while the first of them run."""
         todo = [name for name in LIMITS if name in set(steps) and self.results.get(name, {}).get("status") != "done"]
         self._write()
-        with (self.out / "models.log").open("w") as log:
-            making = subprocess.Popen(self._command("models"), env=self.environment, cwd=ROOT, stdout=log, stderr=log)
-            try:
-                for name in todo:
-                    self.results[name] = self._step(name)
-                    self._write()
-                    print(f"{name}: {self.results[name]['status']}, {self.results[name].get('seconds', 0):.0f} s", flush=True)
-            finally:
-                making.terminate()
-                making.wait()
+        making = self._start("models") if set(todo) - WITHOUT_WEIGHTS else None
+        try:
+            for name in todo:
+                if making is not None and name not in WITHOUT_WEIGHTS:  # while it runs, it also holds memory of the GPU
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        making.wait(max(0, self.ends - time.monotonic()))
+                self.results[name] = self._step(name)
+                self._write()
+                _print_step(name, self.results[name])
+        finally:
+            if making is not None:
+                _end(making)
 
     def _step(self, name: str) -> dict[str, Any]:
-        left = self.ends - time.monotonic()
-        if left < LEAST:
-            return {"status": "no time left"}
         if (reason := self._why_not(name)) is not None:
             return {"status": f"left out: {reason}"}
-        began = time.monotonic()
-        process = subprocess.Popen(
-            self._command(name),
-            env=self.environment,
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        left = self.ends - time.monotonic()
+        if left < LEAST:
+            return {"status": NO_TIME}
+        began, before = time.monotonic(), os.times()
+        process = self._start(name)
         try:
-            out, errors = process.communicate(timeout=min(left, LIMITS[name]) if self.mode == "real" else left)
-            status = "done" if process.returncode == 0 else "failed"
+            status = "done" if process.wait(min(left, LIMITS[name]) if self.mode == "real" else left) == 0 else "failed"
         except subprocess.TimeoutExpired:
-            status = "cut: it took too long"
+            status = CUT
         finally:  # on Ctrl-C too, which does not reach a session of its own
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        if status.startswith("cut"):
-            out, errors = process.communicate()
-        (self.out / f"{name}.err").write_text(errors, encoding="utf-8")
-        facts = {"status": status, "seconds": time.monotonic() - began, "found": _last_json(out)}
+            _end(process)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        out, errors = (self._log(name, kind).read_text(encoding="utf-8", errors="replace") for kind in ("out", "err"))
+        facts = {"status": status, "seconds": time.monotonic() - began, "cpu_seconds": used, "found": _last_json(out)}
         return facts if status == "done" else {**facts, "error": errors[-2000:]}
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
+        """A step in a session of its own. It writes to files, which are there if this process is killed."""
+        with self._log(name, "out").open("w") as out, self._log(name, "err").open("w") as errors:
+            return subprocess.Popen(self._command(name), env=self.environment, cwd=ROOT, stdout=out, stderr=errors, start_new_session=True)
+
+    def _log(self, name: str, kind: str) -> Path:
+        return self.out / f"{name}.{kind}"
 
     def _why_not(self, name: str) -> str | None:
         """Why a step cannot run here."""
@@ -185,7 +211,7 @@ class Check:
         return f"{package} cannot be imported here, nor from a wheel in {self.site}"
 
     def _command(self, name: str) -> list[str]:
-        return [sys.executable, str(ROOT / "scripts" / "gpu_steps.py"), name, str(self.out), self.mode]
+        return [sys.executable, str(ROOT / "scripts" / "gpu_steps.py"), name, str(self.out), self.mode, str(os.getpid())]
 
     def _has(self, package: str) -> bool:
         return subprocess.run([sys.executable, "-c", f"import {package}"], env=self.environment, capture_output=True).returncode == 0
@@ -197,7 +223,7 @@ class Check:
             "print(json.dumps({**machine(), 'card': torch.cuda.get_device_name() if torch.cuda.is_available() else None}))"
         )
         done = subprocess.run([sys.executable, "-c", code], env=self.environment, cwd=ROOT, capture_output=True, text=True, check=True)
-        return {**json.loads(done.stdout.splitlines()[-1]), "wheels": self.installed}
+        return {**json.loads(done.stdout.splitlines()[-1]), "wheels": self.installed, "compiler_lacks": missing_for_triton()}
 
     def _kept(self) -> dict[str, dict[str, Any]]:
         """The results of an earlier call with the same code on the same kind of card."""
@@ -210,6 +236,16 @@ class Check:
     def _write(self) -> None:
         goals = [vars(goal) for goal in goals_of(self.results)]
         write(self.file, {**self.said, "steps": self.results, "sampling_tokens_per_second": sampling_rates(self.results), "goals": goals})
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    end_all(process.pid)
+    process.wait()
+
+
+def _print_step(name: str, result: Mapping[str, Any]) -> None:
+    took = f", {result['seconds']:.0f} s ({result['cpu_seconds']:.0f} s of CPU time)" if "seconds" in result else ""
+    print(f"{name}: {result['status']}{took}", flush=True)
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -259,15 +295,28 @@ def main(words: list[str]) -> int:
     out, wheels = Path(options["out"]).resolve(), Path(options["wheels"])
     if missing := unmet(wheels, "tests" in steps):
         return refuse(out / FILE, missing, wheels)
-    check = Check(out, wheels, is_dry, 60 * float(options["minutes"]))
+    mode = "dry" if is_dry else "real"
+    check = Check(out, wheels, mode, 60 * float(options["minutes"] or MINUTES[mode]))
+    if (lacks := missing_for_triton()) and not is_dry:
+        print(f"this machine has no {', no '.join(lacks)}: flex attention cannot be compiled, so its tests fail and training is slower")
     check.run(steps)
     goals = list(goals_of(check.results))
     print_goals(goals, is_dry)
     if rates := sampling_rates(check.results):
         print("\nsampling, reply tokens a second: " + ", ".join(f"{way} {rate:.0f}" for way, rate in rates.items()))
-    failed = [name for name, one in check.results.items() if one["status"] in ("failed", "cut: it took too long")]
+    return verdict(check, goals, is_dry)
+
+
+def verdict(check: Check, goals: Iterable[Goal], is_dry: bool) -> int:
+    """Print what is in the file and what is not. Returns the exit code."""
+    failed = [name for name, one in check.results.items() if one["status"] in ("failed", CUT)]
+    waiting = [name for name, one in check.results.items() if one["status"] == NO_TIME]
     print(f"\n{check.file}" + (f"; failed: {', '.join(failed)}" if failed else ""))
-    return 1 if failed or (not is_dry and any(goal.is_met is False for goal in goals)) else 0
+    if failed or waiting:
+        print(f"not done: {', '.join([*failed, *waiting])}; the same command resumes with them")
+    else:
+        print("every step is done or left out; without this file, the same command repeats them")
+    return 1 if failed or waiting or (not is_dry and any(goal.is_met is False for goal in goals)) else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The steps of `make gpu-check`, each in a separate process: `python scripts/gpu_steps.py STEP FOLDER DRY` prints one line of JSON last.
+"""The steps of `make gpu-check`, each in a separate process: `python scripts/gpu_steps.py STEP FOLDER real|dry [PARENT]` prints one line
+of JSON last. With the id of its parent, a step ends with all that it has started as soon as that process is gone.
 
 Models have random weights and are in runs/training_speed, where benchmarks/common.py makes them.
 """
@@ -13,10 +14,12 @@ import os
 import random
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 DATASHEET = 989e12  # bfloat16 operations a second of an H100 or H200, dense
-TESTS_SECONDS = 130  # after which the remaining tests are not run
+TESTS_SECONDS = 130  # after which the remaining tests are not run; a dry run has no such limit
 GAME = ["data.max_examples=28", "data.held_out=4", "sft=null", "controls=null", "showcase=[]", "report=false"]
 GAME += ["sampling.max_new_tokens=12", "train.batch_size=8", "train.checkpoint_every=1"]
 GAME += ["sampling.engine=transformers"]  # vLLM, the default where it is installed, takes a minute to start in every stage
@@ -34,19 +37,21 @@ GAME += ["sampling.engine=transformers"]  # vLLM, the default where it is instal
 
 @dataclass(frozen=True)
 class Size:
-    """small, large: shapes of benchmarks/common.py. batch: rows of `generate` at once."""
+    """small, large: shapes of benchmarks/common.py. shorter: how many times shorter the pairs are. batch: rows of `generate` at once."""
 
     small: str
     large: str
     pairs: int
+    shorter: int
     prompts: int
     new_tokens: int
     batch: int
     iterations: int
 
 
-REAL = Size("llama-1b", "llama-7b", pairs=160, prompts=256, new_tokens=128, batch=32, iterations=2)
-DRY = Size("llama-tiny", "llama-tiny", pairs=16, prompts=4, new_tokens=6, batch=4, iterations=1)
+REAL = Size("llama-1b", "llama-7b", pairs=160, shorter=1, prompts=256, new_tokens=128, batch=32, iterations=2)
+# three steps of training, as the speed is that of the steps after the second; few tokens, since many CPUs only emulate bfloat16
+DRY = Size("llama-tiny", "llama-tiny", pairs=48, shorter=20, prompts=4, new_tokens=6, batch=4, iterations=1)
 
 
 def models(_: Path, size: Size) -> dict[str, Any]:
@@ -56,15 +61,12 @@ def models(_: Path, size: Size) -> dict[str, Any]:
     return {"models": sorted({str(random_model(name)) for name in (size.small, size.large)})}
 
 
-def model_at(name: str, seconds: float = 90) -> Path:
-    """The folder of a model that `models` makes. Waits until it is there; raises TimeoutError after so many seconds."""
+def model_at(name: str) -> Path:
+    """The folder of a model, which `models` has made. Raises FileNotFoundError if it has not."""
     from common import WORK
 
-    ends = time.monotonic() + seconds
-    while not (WORK / name).exists():
-        if time.monotonic() > ends:
-            raise TimeoutError(f"no weights in {WORK / name}; see models.log")
-        time.sleep(0.5)
+    if not (WORK / name).exists():
+        raise FileNotFoundError(f"no weights in {WORK / name}; models.err says why")
     return WORK / name
 
 
@@ -72,12 +74,20 @@ def model_at(name: str, seconds: float = 90) -> Path:
 
 
 def tests(folder: Path, size: Size) -> dict[str, Any]:
-    """tests/test_gpu.py; in several processes, because most of its time is compilation on the CPU. "exit": pytest's code; None if cut."""
+    """tests/test_gpu.py; in several processes, because most of its time is compilation on the CPU. "exit": pytest's code.
+
+    Exits with an error if the tests were cut, so that a second call repeats them: torch keeps on disk what it has compiled.
+    """
     workers = min(8, (os.cpu_count() or 2) // 2) if size is REAL else 0
     command = [sys.executable, "-m", "pytest", "-v", "-m", "gpu", "-n", str(workers), "tests/test_gpu.py"]
-    log, code = folder / "tests.log", None
-    with log.open("w") as file, contextlib.suppress(subprocess.TimeoutExpired):
-        code = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=TESTS_SECONDS).returncode
+    log, limit = folder / "tests.log", TESTS_SECONDS if size is REAL else None
+    environment = {**os.environ, "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # else each worker starts compilers for all cores
+    try:
+        with log.open("w") as file:
+            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        print(json.dumps({**outcomes(log.read_text()), "exit": None}), flush=True)
+        sys.exit(f"cut after {limit} s")
     return {**outcomes(log.read_text()), "exit": code}
 
 
@@ -170,7 +180,7 @@ def trained(who: str, name: str, size: Size, **options: Any) -> dict[str, Any]:
     from common import matmul_peak, random_pairs
 
     model = model_at(name)
-    rows = json.loads(random_pairs(size.pairs).read_text())
+    rows = json.loads(random_pairs(size.pairs, size.shorter).read_text())
     optimizer = optimizer_that_fits(name)
     if who == "trl":
         found = in_largest_batch(lambda batch, folder: training_speed.trl(rows, [1], folder, model, optimizer, batch))
@@ -229,7 +239,8 @@ def peak_gb() -> float:
 
 
 def sampling(folder: Path, size: Size) -> dict[str, Any]:
-    """Reply tokens a second: packed rows, `generate`, and `generate` with a static cache, which transformers compiles into CUDA graphs.
+    """Reply tokens a second: packed rows, `generate`, and `generate` with a static cache, which transformers compiles into CUDA graphs on
+    a GPU. There all batches are padded to one length, as it would compile again for every other size of the cache.
 
     One token in 64 ends a reply, so that lengths vary as with a trained model.
     """
@@ -242,12 +253,12 @@ def sampling(folder: Path, size: Size) -> dict[str, Any]:
     prompts = prompts_of(size)
     model = load_model(model_at(size.small), torch.bfloat16).to(make_accelerator().device)
     stops, limit = list(range(0, model.config.vocab_size, 64)), size.new_tokens
+    static = {"cache_implementation": "static", "padded_to": max(map(len, prompts))}
     ways: dict[str, Callable[[], list[int]]] = {
         "packed": lambda: packed(prompts, limit, stops, model),
         "generate": lambda: generate(prompts, limit, stops, model, size.batch),
+        "generate, static cache": lambda: generate(prompts, limit, stops, model, size.batch, **static),
     }
-    if torch.cuda.is_available():
-        ways["generate, static cache"] = lambda: generate(prompts, limit, stops, model, size.batch, cache_implementation="static")
     rates: dict[str, float] = {}
     own = model.config._attn_implementation
     for name, way in ways.items():
@@ -302,5 +313,30 @@ STEPS: dict[str, Callable[[Path, Size], dict[str, Any]]] = {
     for step in (models, tests, game, train_small, trl_small, train_large, trl_large, sampling, lora, qlora, fsdp2, vllm)
 }
 
+
+# --- processes
+
+
+def end_all(pid: int) -> None:
+    """Kill a step's process, all that it has started, and its process group. Ranks that torch starts are in sessions of their own."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def end_with(parent: int) -> None:
+    """End this step when the process that started it is gone, by a SIGKILL for instance: it would hold the GPU while the next call runs."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    end_all(os.getpid())
+
+
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        threading.Thread(target=end_with, args=(int(sys.argv[4]),), daemon=True).start()
     print(json.dumps(STEPS[sys.argv[1]](Path(sys.argv[2]), DRY if sys.argv[3] == "dry" else REAL)), flush=True)

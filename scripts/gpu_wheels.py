@@ -130,8 +130,11 @@ def install(folder: Path, target: Path) -> list[str]:
     wheels = missing(folder)
     target.mkdir(parents=True, exist_ok=True)
     for wheel in wheels.values():
-        with zipfile.ZipFile(wheel) as packed:
-            packed.extractall(target)
+        unpacked = target / f".{wheel.name}"  # by an earlier call
+        if not unpacked.exists():
+            with zipfile.ZipFile(wheel) as packed:
+                packed.extractall(target)
+            unpacked.touch()
     if "sparring" not in installed():
         version = _project()["version"]
         facts = target / f"sparring-{version}.dist-info" / "METADATA"

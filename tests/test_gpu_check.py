@@ -65,7 +65,7 @@ def checked(check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(check, "LEAST", 1)
         monkeypatch.setattr(check.Check, "_command", lambda _, name: fake.command(name))
         monkeypatch.setattr(check.Check, "_machine", lambda _: {"card": None})
-        one = check.Check(tmp_path / "out", tmp_path / "no wheels", False, 60 * minutes)
+        one = check.Check(tmp_path / "out", tmp_path / "no wheels", "real", 60 * minutes)
         one.run(says)
         return fake.called, json.loads((tmp_path / "out" / "gpu_check.json").read_text())
 
@@ -78,10 +78,11 @@ GAME = "print(json.dumps({'killed': True, 'went_on': True, 'first_margins': [0.0
 def test_a_step_that_fails_or_takes_too_long_costs_no_other_its_result(checked: Any) -> None:
     says = {
         "tests": "raise SystemExit('broken')",
+        "lora": "print(json.dumps({'log': 1})); raise SystemExit('broken')",
         "sampling": "print(json.dumps({'tokens_per_second': {'packed': 5}}), {'loss': 1}, sep='\\n', flush=True); time.sleep(60)",
         "trl_small": "print({'loss': 1}, flush=True); time.sleep(60)",
     }
-    _, found = checked({**says, "game": GAME}, limits={"tests": 30, "sampling": 2, "trl_small": 2, "game": 30})
+    _, found = checked({**says, "game": GAME}, limits={"tests": 30, "lora": 30, "sampling": 2, "trl_small": 2, "game": 30})
     steps = found["steps"]
     assert steps["tests"]["status"] == "failed" and "broken" in steps["tests"]["error"]
     assert steps["sampling"]["status"].startswith("cut") and steps["sampling"]["found"] == {"tokens_per_second": {"packed": 5}}
@@ -103,6 +104,70 @@ def test_ctrl_c_ends_the_step_in_work_too(checked: Any, tmp_path: Path) -> None:
         checked({"game": f"import os; open({str(file)!r}, 'w').write(str(os.getpid())); os.kill(os.getppid(), 2); time.sleep(60)"})
     with contextlib.suppress(psutil.NoSuchProcess):
         psutil.Process(int(file.read_text())).wait(10)
+
+
+def test_a_killed_check_leaves_no_step_at_work(tmp_path: Path) -> None:
+    """Nor what the step has started in sessions of their own, as torch starts ranks: they would hold the GPU while the next call runs."""
+    step = (
+        f"import os, subprocess, sys, threading, time; sys.path.insert(0, {str(SCRIPTS)!r}); import gpu_steps\n"
+        "threading.Thread(target=gpu_steps.end_with, args=(os.getppid(),), daemon=True).start()\n"
+        "print(os.getpid(), subprocess.Popen(['sleep', '60'], start_new_session=True).pid, flush=True)\n"
+        "time.sleep(60)"
+    )
+    check = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {step!r}], start_new_session=True)"
+    process = subprocess.Popen([sys.executable, "-c", check], stdout=subprocess.PIPE, text=True)
+    started = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
+    assert len(started) == 2 and all(one.is_running() for one in started)
+    process.kill()
+    process.wait()
+    for one in started:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.wait(30)
+
+
+def test_a_third_call_starts_nothing_and_says_so(
+    checked: Any, check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        checked({"game": GAME})
+    assert (tmp_path / "called").read_text() == "", "not even the models"
+    assert (tmp_path / "out" / "game.out").read_text().startswith('{"killed"'), "what a step prints is on disk"
+    kept = check.Check(tmp_path / "out", tmp_path / "no wheels", "real", 60)
+    assert check.verdict(kept, [], False) == 0 and "every step is done or left out" in capsys.readouterr().out
+
+
+def test_the_models_are_made_for_steps_that_use_them(checked: Any, tmp_path: Path) -> None:
+    for name, started in (("game", ["game"]), ("sampling", ["models", "sampling"])):
+        checked({name: GAME})
+        assert sorted((tmp_path / "called").read_text().split()) == started
+
+
+def test_steps_without_time_make_the_exit_code_1(
+    checked: Any, check: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked({"game": GAME}, minutes=0)
+    kept = check.Check(tmp_path / "out", tmp_path / "no wheels", "real", 60)
+    assert check.verdict(kept, [], False) == 1 and "not done: game; the same command resumes" in capsys.readouterr().out
+
+
+def test_a_dry_run_sees_no_gpu_and_others_see_one(check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check.environment("dry")["CUDA_VISIBLE_DEVICES"] == "" and check.environment("dry")["OMP_NUM_THREADS"] == "1"
+    for given, expected in ((None, "0"), ("3,1", "3"), ("GPU-1f", "GPU-1f")):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+        assert check.environment("real")["CUDA_VISIBLE_DEVICES"] == expected and "OMP_NUM_THREADS" not in check.environment("real")
+
+
+def test_a_machine_on_which_triton_cannot_compile_is_named(check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(check.sysconfig, "get_path", lambda _: str(tmp_path))
+    monkeypatch.setattr(check.shutil, "which", lambda name: None if name == "gcc" else f"/usr/bin/{name}")
+    assert check.missing_for_triton() == [str(tmp_path / "Python.h")]
+    (tmp_path / "Python.h").touch()
+    assert check.missing_for_triton() == []
+    monkeypatch.setattr(check.shutil, "which", lambda _: None)
+    assert check.missing_for_triton() == ["gcc or clang"]
 
 
 def test_no_step_is_begun_when_the_time_is_over(checked: Any) -> None:
@@ -205,6 +270,32 @@ def test_outcomes_are_read_from_what_pytest_says(workers: int, steps: ModuleType
     assert steps.outcomes(said) == {"passed": 1, "failed": 1, "error": 1, "skipped": 1, "failures": failures}
 
 
+def test_tests_that_are_cut_are_not_done(
+    steps: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What they found is kept, and the next call repeats them."""
+
+    def cut(command: list[str], stdout: Any, timeout: float, **_: Any) -> None:
+        stdout.write("tests/test_gpu.py::test_one PASSED [ 3%]\n")
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(steps.subprocess, "run", cut)
+    with pytest.raises(SystemExit, match="cut after 130 s"):
+        steps.tests(tmp_path, steps.REAL)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["passed"], found["exit"]) == (1, None)
+
+
+def test_pairs_of_a_dry_run_are_short(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    common = importlib.import_module("common")
+    monkeypatch.setattr(common, "WORK", tmp_path)
+    for shorter, longest in ((1, 850), (20, 41)):
+        rows = json.loads(common.random_pairs(48, shorter).read_text())
+        most = max(sum(map(len, row.values())) for row in rows)
+        assert len(rows) == 48 and longest / 2 < most <= longest and all(all(row.values()) for row in rows)
+
+
 def test_wheels_have_locked_versions(wheels: ModuleType) -> None:
     assert set(map(wheels.canonicalize_name, (*wheels.NAMES, *wheels.LARGE))) <= set(wheels.locked())
 
@@ -238,6 +329,9 @@ def test_only_missing_and_old_packages_are_taken_from_wheels(wheels: ModuleType,
     needed += [write_wheel(folder, name, "999.0") for name in ("scipy", "typing_extensions", "xxhash")]
     assert wheels.install(folder, tmp_path / "site") == needed
     assert {file.stem for file in (tmp_path / "site").glob("*.py")} == {Path(name).stem.split("-")[0] for name in needed}
+    (tmp_path / "site" / "scipy.py").unlink()
+    assert wheels.install(folder, tmp_path / "site") == needed
+    assert not (tmp_path / "site" / "scipy.py").exists(), "a second call does not unpack them again"
 
 
 BARE = ("torch", "transformers", "accelerate", "peft", "numpy", "packaging", "safetensors", "tokenizers", "huggingface-hub", "jinja2")
@@ -291,14 +385,14 @@ def test_a_dry_run_of_some_steps_ends_with_their_results(project: Path, tmp_path
     assert (found["mode"], found["missing"], found["machine"]["card"]) == ("dry", [], None) and found["machine"]["torch"]
     assert {name: one["status"].partition(":")[0] for name, one in found["steps"].items()} == {"sampling": "done", "vllm": "left out"}
     rates = found["sampling_tokens_per_second"]
-    assert set(rates) == {"packed", "generate"} and min(rates.values()) > 0
+    assert set(rates) == {"packed", "generate", "generate, static cache"} and min(rates.values()) > 0
     assert [goal["is_met"] is None for goal in found["goals"]] == [True] * 5 + [False]
     assert "sampling, reply tokens a second: packed " in done.stdout and (project / "runs").is_dir()
 
 
 @pytest.mark.slow
 def test_it_runs_to_its_end_on_a_cpu(project: Path, tmp_path: Path) -> None:
-    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path}", "minutes=20"]
+    command = [sys.executable, project / "scripts" / "gpu_check.py", "--dry", f"out={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "gpu_check.json").read_text())

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import DistributedType
 from test_fit import DUELS, Recorder, plan_of, run_fit, settings
 
 from sparring.errors import UserError
@@ -18,7 +21,7 @@ from sparring.policy.batches import branches_of
 from sparring.policy.compute import make_accelerator
 from sparring.policy.load import load_model
 from sparring.policy.ranks import from_main, gathered, is_main, rank, rank_count
-from sparring.policy.strategies import join
+from sparring.policy.strategies import is_sharded, join
 from sparring.training import masters
 from sparring.training.opponent_pass import read_logps, score_duels
 from sparring.training.ranked import score_player
@@ -84,6 +87,24 @@ def main(strategy: str, folder: Path) -> None:
     found["loads"] = gathered(len(loads))
     if is_main():
         (out / "found.json").write_text(json.dumps(found))
+
+
+def alone(folder: Path) -> None:
+    """One rank under FSDP2, as `make gpu-check` starts it on one GPU. On a CPU, Accelerate would not shard a single rank."""
+    torch.distributed.init_process_group("gloo")
+    join("fsdp2", cpu=True)
+    for state in (AcceleratorState, PartialState):
+        state._shared_state["distributed_type"] = DistributedType.FSDP
+    plugin = AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+    plugin.cpu_ram_efficient_loading = False
+    assert is_sharded() and rank_count() == 1 and plugin.fsdp_version == 2
+    score.HEAD_CHUNK = CHUNK
+    task = SpinTask(DUELS, json.loads((folder / "opponent.json").read_text()), 0.3, "logistic")
+    section = settings(batch_size=5, optimizer="adamw", weight_decay=0.1)
+    result = fit_to(folder / "alone" / "adamw", folder / "start", task, plan_of(section, len(DUELS), epochs=2.0), section)
+    kinds = {type(parameter).__name__ for parameter in result.model.parameters()}
+    margins = {precision: first_margins(folder / "alone" / precision, folder / "start", precision) for precision in ("fp32", "bf16")}
+    (folder / "alone" / "found.json").write_text(json.dumps({"kinds": sorted(kinds), **margins}))
 
 
 def count_loads() -> list[Path]:
@@ -168,7 +189,7 @@ class Truncated(SpinTask):
 
 def run() -> None:
     """`main` as a rank's whole process."""
-    main(sys.argv[1], Path(sys.argv[2]))
+    alone(Path(sys.argv[2])) if sys.argv[1] == "alone" else main(sys.argv[1], Path(sys.argv[2]))
     sys.stdout.flush()
     make_accelerator().wait_for_everyone()
     os._exit(0)  # without the teardown of process groups, which is not what is tested

@@ -31,6 +31,9 @@ HERE = Path(__file__).parent
 LOSSES, WEIGHTS = 1e-5, 2e-5
 NUMBERS = ("loss", "margin", "reward_real", "reward_generated", "real_logp", "generated_logp", "grad_norm", "accuracy", "lr")
 STRATEGIES = ["ddp", "fsdp2"]
+# What `accelerate launch` sets from the config file of `make gpu-check`
+ALONE = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP"}
+ALONE["FSDP_RESHARD_AFTER_FORWARD"] = "true"
 
 
 class Ranks:
@@ -68,7 +71,9 @@ class Ranks:
     def launch(self, strategy: str) -> None:
         arguments = ["rank_worker.py", strategy, str(self.folder)]
         code = f"import sys\nsys.path.insert(0, {str(HERE)!r})\nsys.argv = {arguments}\nimport rank_worker\nrank_worker.run()"
-        started = [self.zygote.start([], self.folder, python=code, environment=names) for names in environments_of_ranks()]
+        environments = environments_of_ranks(1 if strategy == "alone" else 2)
+        more = ALONE if strategy == "alone" else {}
+        started = [self.zygote.start([], self.folder, python=code, environment={**names, **more}) for names in environments]
         for result in [one.wait() for one in started]:
             assert result.code == 0, result.err
 
@@ -216,6 +221,17 @@ def test_fewer_items_than_ranks(strategy: str, ranks: Ranks) -> None:
 def test_a_loss_that_is_not_finite_stops_all_ranks_alike(strategy: str, ranks: Ranks) -> None:
     one, two = ranks.found(strategy)["not_finite"]
     assert one == two and "not finite at step 0" in one and "row3" in one and one.startswith("AgreedError")
+
+
+def test_one_rank_under_fsdp2_is_one_process(ranks: Ranks) -> None:
+    """As on one GPU. It resumes from the checkpoint of one process, too."""
+    shutil.copytree(ranks.folder / "one" / "adamw", ranks.folder / "alone" / "adamw", ignore=shutil.ignore_patterns("model"))
+    ranks.launch("alone")
+    assert_close(ranks.folder / "alone" / "adamw", ranks.folder / "one" / "adamw")
+    found = json.loads((ranks.folder / "alone" / "found.json").read_text())
+    assert found["kinds"] == ["DTensor"]
+    assert_zero(found["fp32"])
+    assert max(map(abs, found["bf16"])) <= 1e-3
 
 
 def test_buckets_hold_every_number_once(monkeypatch: pytest.MonkeyPatch) -> None:
