@@ -24,7 +24,7 @@ def recipe(**sections: Any) -> Recipe:
             "run_dir": "run",
             "data": {"path": "builtin:tasks"},
             "sampling": {"max_new_tokens": 8},
-            "model": {"path": "builtin:tiny"},
+            "model": {"path": "builtin:tiny", "dtype": "float32"},
             **sections,
         }
     )
