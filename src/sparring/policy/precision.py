@@ -47,7 +47,7 @@ def with_precision(recipe: Recipe, kind: str, *runs: Path, fast: Precision | Non
         begun = None if section.precision else next(filter(None, (_of_run(root, stage, keys) for root in runs)), None)
         chosen[name] = section = section.model_copy(update={"precision": section.precision or begun or fast})
         if section.number_format == "bf16" and fast == "fp32":
-            log.warning(f"{name}.precision: bf16 is slow on this {device}, which has no fast bfloat16 products; fp32 is faster in a new run")
+            log.warning(f"{name}.precision: bf16 is slow on this {device} without fast bfloat16 products; fp32 is faster in a new run")
         elif section.number_format != getattr(recipe, name).precision and begun is None:
             why = "the default" if fast == "bf16" else f"because this {device} has no fast bfloat16 products"
             log.info(f"{name}.precision: {fast}, {why}")
