@@ -16,8 +16,8 @@ from rich.console import Console
 from zygote import Zygote
 
 from sparring.config import load_recipe
-from sparring.planning import command, work
-from sparring.planning.command import advise, assumptions, estimated_time, print_plan, verdict
+from sparring.planning import work
+from sparring.planning.command import advise, assumptions, estimated_time, plan_of, print_plan, verdict
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import GB, Hardware, find_hardware
 
@@ -195,9 +195,9 @@ def test_a_slow_number_format_is_warned_of_once(monkeypatch: pytest.MonkeyPatch,
     """Not for each change that is tried."""
     cpu = Hardware("cpu", "cpu", 1e11, 1e10, 0.1 * GB, "by hand")
     for name, found in (("find_hardware", cpu), ("find_shape", llama()), ("find_lengths", LENGTHS)):
-        monkeypatch.setattr(command, name, lambda *_, found=found: found)
+        monkeypatch.setattr(f"sparring.planning.command.{name}", lambda *_, found=found: found)
     monkeypatch.setattr("sparring.policy.precision.fast_precision", lambda kind: "fp32")
-    found = command.plan_of(recipe_of())
+    found = plan_of(recipe_of())
     assert not found.fits and len(verdict(found)) == 3
     assert caplog.text.count("train.precision: bf16 is slow on this CPU") == 1
 
