@@ -114,6 +114,13 @@ def test_a_finished_run_that_is_typed_again_does_not_end_later(copy: Game) -> No
     assert f"finished {ended[:10]} {ended[11:16]} UTC" in " ".join(copy.command("status", "run").out.split())
 
 
+def test_a_finished_run_whose_new_scores_were_refused_is_still_finished(copy: Game) -> None:
+    """They are in a folder next to the former ones, which stay."""
+    (copy.root / "iterations/000/evaluate.partial").mkdir()
+    state = read_state(copy.root)
+    assert state.process is ProcessState.FINISHED and state.stage is None
+
+
 @pytest.mark.parametrize("columns", ["60", "80"])
 def test_status_fits_a_narrow_terminal(played: Game, columns: str) -> None:
     result = played.command("status", "run", environment={"COLUMNS": columns, "FORCE_COLOR": "1", "NO_COLOR": "1"})

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from sparring.launch import QUIET, REPORTS, with_config
 from sparring.opponent.engines import with_engine
 from sparring.policy.compute import memory_error
 from sparring.policy.player import Player
-from sparring.policy.precision import with_precision
+from sparring.policy.precision import fast_precision, with_precision
 from sparring.policy.ranks import AgreedError, from_main, is_main, rank, require_equal
 from sparring.policy.strategies import join
 from sparring.progress import read_progress, written_to
@@ -42,7 +43,9 @@ def run_stage(recipe: Recipe, name: str) -> None:
         if not is_main():
             be_silent()
         root = Path(recipe.run_dir)
-        recipe = with_precision(with_engine(recipe, root), accelerator.device.type, root)
+        recipe, kind = with_engine(recipe, root), accelerator.device.type
+        if REPORTS not in os.environ:  # else `sparring run` has chosen the number format, with a warning if it is slow
+            recipe = with_precision(recipe, kind, root, fast=from_main(partial(fast_precision, kind)))  # of rank 0's device, on all ranks
         require_equal(_compared(recipe, name), "was started with another recipe", "give all ranks the same recipe, overrides and stage")
         directory = RunDir(Path(recipe.run_dir))
         with _writer(recipe, directory):

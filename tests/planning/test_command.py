@@ -17,7 +17,7 @@ from zygote import Zygote
 
 from sparring.config import load_recipe
 from sparring.planning import work
-from sparring.planning.command import advise, assumptions, estimated_time, print_plan, verdict
+from sparring.planning.command import advise, assumptions, estimated_time, plan_of, print_plan, verdict
 from sparring.planning.estimate import estimate
 from sparring.planning.hardware import GB, Hardware, find_hardware
 
@@ -189,6 +189,17 @@ def test_ranks_on_a_cpu_share_it() -> None:
     needed = by_kind[1]["train"].memory.total
     assert not estimate(recipe_of(launcher), llama(), LENGTHS, replace(cpu, memory=1.5 * needed)).fits
     assert estimate(recipe_of(), llama(), LENGTHS, replace(cpu, memory=1.5 * needed)).fits
+
+
+def test_a_slow_number_format_is_warned_of_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Not for each change that is tried."""
+    cpu = Hardware("cpu", "cpu", 1e11, 1e10, 0.1 * GB, "by hand")
+    for name, found in (("find_hardware", cpu), ("find_shape", llama()), ("find_lengths", LENGTHS)):
+        monkeypatch.setattr(f"sparring.planning.command.{name}", lambda *_, found=found: found)
+    monkeypatch.setattr("sparring.policy.precision.fast_precision", lambda kind: "fp32")
+    found = plan_of(recipe_of())
+    assert not found.fits and len(verdict(found)) == 3
+    assert caplog.text.count("train.precision: bf16 is slow on this CPU") == 1
 
 
 def test_where_nothing_helps_that_is_said() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,23 @@ import torch
 from torch.utils.benchmark import Timer
 
 from sparring.config import Recipe, load_recipe
+from sparring.policy.player import Player
 from sparring.policy.precision import fast_precision, with_precision
 from sparring.rundir import RunDir
+from sparring.stages.run_stage import Examples, Scoring, StageWork, fingerprint
+from sparring.stages.sft import _sft
 
 
 def recipe(tmp_path: Path, **more: Any) -> Recipe:
     given = {"run_dir": str(tmp_path / "run"), "model": {"path": "builtin:tiny"}, "data": {"path": "builtin:tasks"}, "sft": {}, **more}
     return load_recipe(given)
+
+
+def sft_work(recipe: Recipe) -> StageWork:
+    """The work of its SFT stage, whose fingerprint names the format among the options of `sft`."""
+    assert recipe.sft is not None
+    start = Player("start", Path("model"), "hash")
+    return partial(_sft, None, sft=recipe.sft, steps=None, iterations=None, start=start, data=Examples([], "hash"), seed=0)
 
 
 def formats(recipe: Recipe) -> tuple[str | None, str | None]:
@@ -52,13 +63,13 @@ def test_an_open_format_is_chosen_once_and_announced(fast: str, tmp_path: Path, 
         found = with_precision(named, "cpu", tmp_path, fast=fast)
     assert formats(found) == (fast, fast)
     assert [f"{name}.precision: {fast}" in caplog.text for name in ("train", "sft")] == [True, True]
-    RunDir(tmp_path).stage("sft", {"precision": fast}, lambda stage: {})
+    RunDir(tmp_path).stage("sft", fingerprint(sft_work(found)), lambda stage: {})
     assert formats(with_precision(named, "cpu", tmp_path / "seed-1", tmp_path, fast=other)) == (other, fast)
-    RunDir(tmp_path).stage("start/measure", {"precision": fast}, lambda stage: {})
+    RunDir(tmp_path).stage("start/measure", Scoring.of(found.train).inputs(), lambda stage: {})
     caplog.clear()
     with caplog.at_level("INFO"):
         assert formats(with_precision(named, "cpu", tmp_path, fast=other)) == (fast, fast)
-    assert ("bf16 is slow on this cpu" in caplog.text) == (fast == "bf16") and ("the default" in caplog.text) is False
+    assert ("bf16 is slow on this CPU" in caplog.text) == (fast == "bf16") and ("the default" in caplog.text) is False
 
 
 def test_a_format_that_is_named_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -67,5 +78,5 @@ def test_a_format_that_is_named_stays(tmp_path: Path, caplog: pytest.LogCaptureF
     with caplog.at_level("INFO"):
         assert with_precision(named, "cuda", fast="bf16") == named and not caplog.text
         assert with_precision(named, "cpu", fast="fp32") == named
-    assert caplog.text.count("train.precision: bf16 is slow on this cpu") == 1
+    assert caplog.text.count("train.precision: bf16 is slow on this CPU") == 1
     assert formats(with_precision(recipe(tmp_path, train={"precision": "fp32"}), "cuda", fast="bf16")) == ("fp32", "bf16")

@@ -133,7 +133,7 @@ def _prompts(
 ) -> tuple[list[Example], dict[str, int]]:
     """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by text or by token ids."""
     assert section.prompts is not None
-    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), **{name: count for name, count in loaded.counts.items() if count}}
+    counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": loaded.counts["read"]}
     rows = _distinct_prompts(loaded.rows, counts, section.held_out, train, held_out)
     # different texts can render to the same ids
     left_out = {**{one.prompt_ids: "in_sft_rows" for one in train}, **{one.prompt_ids: "held_out" for one in held_out}}
@@ -151,6 +151,7 @@ def _prompts(
     counts["prompts"] = len(found)
     if not found:
         raise none_left("prompt is left to play on", counts, f"data.prompts ({section.prompts.named})")
+    counts |= {name: count for name, count in loaded.counts.items() if count}  # with what was changed in them
     if section.prompts.answer is not None:
         counts["without_answer"] = sum(example.conversation.answer is None for example in found)
     return found, counts

@@ -71,14 +71,16 @@ def read_state(root: Path) -> RunState:
     run = RunDir(root)
     summary = _object_or_none(root / SUMMARY, *OF_SUMMARY)
     names = stages_of_game(root, recipe)
-    begun = next((name for name in names if (root / (name + PARTIAL)).exists()), None)
+    held, missing = holder(root), [name for name in names if not run.finished(name)]
+    # an attempt that was refused may have left a part of a stage that was to replace a finished one
+    in_progress = missing if held is None else names
+    begun = next((name for name in in_progress if (root / (name + PARTIAL)).exists()), None)
     ended = summary is not None and summary["stop_reason"] is not None
-    missing = [name for name in names if not run.finished(name)]
     written = read_progress(root)
     return RunState(
         root=root,
         recipe=recipe,
-        holder=holder(root),
+        holder=held,
         silent_seconds=_silent_seconds(root),
         stage=begun or (None if ended else next(iter(missing), None)),
         finished=len(names) - len(missing),

@@ -15,7 +15,7 @@ from sparring.config import Recipe, load_recipe, require_shardable
 from sparring.config.engines import DEFAULT, ON_GPU
 from sparring.errors import UserError
 from sparring.launch import with_config
-from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate
+from sparring.planning.estimate import Plan, StagePlan, contest_branches, estimate, with_format
 from sparring.planning.given_shape import GivenShape
 from sparring.planning.hardware import find_hardware
 from sparring.planning.lengths import Given, find_lengths
@@ -82,7 +82,7 @@ def plan_of(recipe: Recipe, hardware: str | None = None, given: Given | None = N
     device = find_hardware(hardware, recipe.train.precision)  # first, so that a wrong name is reported before the data is read
     require_playable(recipe, device.kind)
     shape = find_shape(recipe.model, model)
-    return estimate(recipe, shape, find_lengths(recipe, given or Given()), device)
+    return estimate(with_format(recipe, device), shape, find_lengths(recipe, given or Given()), device)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

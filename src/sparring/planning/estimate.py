@@ -69,10 +69,16 @@ class Plan:
 
 def estimate(recipe: Recipe, shape: Shape, lengths: Lengths, hardware: Hardware) -> Plan:
     """The plan of `recipe` on `hardware`, all iterations played."""
-    recipe = with_precision(recipe, hardware.kind, fast=None if hardware.kind == "cpu" else "bf16")  # as all GPUs of the table have
+    if any(section.precision is None for section in recipe.trained.values()):
+        recipe = with_format(recipe, hardware)
     game = _Game(recipe, shape, lengths, hardware)
     stages = tuple(game.stages())
     return Plan(recipe, shape, hardware, lengths, game.parallel, game.micro_batch(recipe.train), game.disk(), stages)
+
+
+def with_format(recipe: Recipe, hardware: Hardware) -> Recipe:
+    """The recipe with the number format that a run chooses on such devices, announced; with a warning if it names a slow one."""
+    return with_precision(recipe, hardware.kind, fast=None if hardware.kind == "cpu" else "bf16")  # all GPUs of the table have fast bf16
 
 
 class _Game:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sparring.config import OptimSection, Precision, Recipe
 from sparring.console import log
 from sparring.rundir import RunDir
-from sparring.stage_names import START
+from sparring.stage_names import SFT, START
 
-# section of the recipe -> the stage that is the first to be computed in its number format
-FIRST_STAGE = {"train": f"{START}/measure", "sft": "sft"}
+# section of the recipe -> the stage that is the first to be computed in its number format, and where its inputs have the format
+FIRST_STAGE = {"train": (f"{START}/measure", ("precision",)), "sft": (SFT, ("sft", "precision"))}
+WORDS = {"cpu": "CPU", "cuda": "GPU"}  # kinds of devices, for messages
 
 
 def fast_precision(kind: str) -> Precision:
@@ -36,21 +39,24 @@ def with_precision(recipe: Recipe, kind: str, *runs: Path, fast: Precision | Non
     """
     fast = fast or fast_precision(kind)
     chosen: dict[str, OptimSection] = {}
-    for name, stage in FIRST_STAGE.items():
+    device = WORDS.get(kind, kind)
+    for name, (stage, keys) in FIRST_STAGE.items():
         section: OptimSection | None = getattr(recipe, name)
         if section is None:
             continue
-        begun = None if section.precision else next(filter(None, (_of_run(root, stage) for root in runs)), None)
+        begun = None if section.precision else next(filter(None, (_of_run(root, stage, keys) for root in runs)), None)
         chosen[name] = section = section.model_copy(update={"precision": section.precision or begun or fast})
         if section.number_format == "bf16" and fast == "fp32":
-            log.warning(f"{name}.precision: bf16 is slow on this {kind}, which has no bfloat16 products; fp32 is faster in a new run")
+            log.warning(f"{name}.precision: bf16 is slow on this {device} without fast bfloat16 products; fp32 is faster in a new run")
         elif section.number_format != getattr(recipe, name).precision and begun is None:
-            why = "the default" if fast == "bf16" else f"because this {kind} has no bfloat16 products"
+            why = "the default" if fast == "bf16" else f"because this {device} has no fast bfloat16 products"
             log.info(f"{name}.precision: {fast}, {why}")
     return recipe.model_copy(update=chosen)
 
 
-def _of_run(root: Path, stage: str) -> Precision | None:
+def _of_run(root: Path, stage: str, keys: Sequence[str]) -> Precision | None:
     """What a stage of the run in `root` was or is being computed in."""
-    inputs = RunDir(root).inputs_of(stage)
-    return None if inputs is None else inputs.get("precision")
+    found: Any = RunDir(root).inputs_of(stage)
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
