@@ -66,7 +66,7 @@ def test_a_full_container_has_nothing_free(tree: Path) -> None:
 def test_a_plan_is_made_for_the_container(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tree / "own").write_text("0::/\n")
     group(tree / "cgroup", 2, 4 * GB, used=GB, dropped=0)
-    monkeypatch.setattr(hardware, "_measured_rates", lambda: (1e12, 1e10))
+    monkeypatch.setattr(hardware, "_measured_rates", lambda number_format: (1e12, 1e10))
     hardware.this_cpu.cache_clear()
     try:
         assert hardware.find_hardware("cpu").memory == 4 * GB
