@@ -6,24 +6,43 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Any, NamedTuple
 
-from sparring.config import Recipe, load_recipe
+from sparring.config import Recipe
 from sparring.console import log
 from sparring.report.tables import TableRow, entries_of, rows_of
 
-# the settings of the paper's experiment, whose values are those of the recipe builtin:zephyr-7b-paper
-PAPER = (
-    "model.path data.path data.max_examples data.max_prompt_tokens data.max_reply_tokens sft iterations sampling.temperature "
-    "sampling.top_p sampling.max_new_tokens sampling.replies_per_prompt target.kind objective.loss objective.beta "
-    "objective.window train.optimizer train.lr train.schedule train.warmup train.epochs train.horizon_epochs train.batch_size "
-    "train.weight_decay train.precision train.lora"
-).split()
+PAPER: dict[str, Any] = {
+    "model.path": "alignment-handbook/zephyr-7b-sft-full",
+    "data.path": "UCLA-AGI/SPIN_iter0",
+    "data.max_examples": 50_000,
+    "data.max_prompt_tokens": 512,
+    "data.max_reply_tokens": 512,
+    "sft": None,
+    "iterations": 4,
+    "sampling.temperature": 1.0,
+    "sampling.top_p": 1.0,
+    "sampling.max_new_tokens": 256,
+    "sampling.replies_per_prompt": 1,
+    "target.kind": "human",
+    "objective.loss": "logistic",
+    "objective.beta": (0.1, 0.1, 0.1, 5.0),
+    "objective.window": 2,
+    "train.optimizer": "rmsprop",
+    "train.lr": (5e-7, 5e-7, 1e-7, 1e-7),
+    "train.schedule": "linear",
+    "train.warmup": 0.1,
+    "train.epochs": 2.0,
+    "train.horizon_epochs": 6.0,
+    "train.batch_size": 64,
+    "train.weight_decay": 0.0,
+    "train.precision": "bf16",
+    "train.lora": None,
+}
 
 
 def differences_from_paper(recipe: Recipe) -> dict[str, tuple[Any, Any]]:
     """key -> (this recipe's value, the paper's), for the settings of PAPER that differ."""
-    papers = load_recipe("builtin:zephyr-7b-paper")
-    values = {key: (reduce(getattr, key.split("."), recipe), reduce(getattr, key.split("."), papers)) for key in PAPER}
-    return {key: (ours, theirs) for key, (ours, theirs) in values.items() if _plain(ours) != _plain(theirs)}
+    ours = {key: reduce(getattr, key.split("."), recipe) for key in PAPER}
+    return {key: (ours[key], value) for key, value in PAPER.items() if _plain(ours[key]) != _plain(value)}
 
 
 def _plain(value: Any) -> Any:
