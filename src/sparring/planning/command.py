@@ -39,17 +39,34 @@ CHANGES = (
 
 
 def advise(plan: Plan) -> tuple[tuple[str, ...], Plan] | None:
-    """The first of CHANGES with which the game fits, as on the command line, and the plan with it; None if none is needed or helps."""
+    """The first of CHANGES with which the game fits, as on the command line, and the plan with it; None if none is needed or helps.
+
+    Options that it fits without are left out: they cost time.
+    """
     if plan.fits:
         return None
-    for change in CHANGES:
-        of_sft = [f"sft.{option.removeprefix('train.')}" for option in change if option.startswith("train.") and plan.recipe.sft]
-        with contextlib.suppress(UserError):  # the recipe or a run refuses the change
-            recipe = load_recipe(plan.recipe, [*change, *of_sft])
-            require_playable(recipe, plan.hardware.kind)
-            changed = estimate(recipe, plan.shape, plan.lengths, plan.hardware)
-            if changed.fits:
-                return (*change, *of_sft), changed
+    found = next(((change, changed) for change in CHANGES if (changed := _changed(plan, change)) is not None), None)
+    if found is None:
+        return None
+    change, changed = found
+    for option in change:
+        left = tuple(one for one in change if one != option)
+        if (fewer := _changed(plan, left)) is not None:
+            change, changed = left, fewer
+    return _of_sft_too(plan, change), changed
+
+
+def _of_sft_too(plan: Plan, change: tuple[str, ...]) -> tuple[str, ...]:
+    return (*change, *(f"sft.{option.removeprefix('train.')}" for option in change if option.startswith("train.") and plan.recipe.sft))
+
+
+def _changed(plan: Plan, change: tuple[str, ...]) -> Plan | None:
+    """The plan with the change if the game fits; None if it does not, or if the recipe or a run refuses the change."""
+    with contextlib.suppress(UserError):
+        recipe = load_recipe(plan.recipe, _of_sft_too(plan, change))
+        require_playable(recipe, plan.hardware.kind)
+        changed = estimate(recipe, plan.shape, plan.lengths, plan.hardware)
+        return changed if changed.fits else None
     return None
 
 
