@@ -135,27 +135,67 @@ def comparing(turns: Sequence[str], first: Sequence[str], second: Sequence[str],
     return _messages(COMPARE, sides, references, turn)
 
 
-# A line that ends in a grade or a winner, alone or after its word, in any marks: "**Score:** 8/10", "Rating: [[8]]", "The winner is A."
-# Where the word is in the line twice, as in "Verdict: A or Verdict: B", the line must end after the first claim. A dash may be a minus.
-_LINE = r"^(?=.)(?:(?:(?!{word}).)*(?:{word}))?[^\w\n-]{{0,16}}(?:is\s)?[^\w\n-]{{0,16}}{value}$"
-GRADE_LINE = re.compile(
-    _LINE.format(word="score|rating|grade", value=r"(\d+(?:\.\d+)?)(?:\s?(?:/|out of)\s?10)?[^\w\n%,/-]*"), re.IGNORECASE | re.MULTILINE
-)
-VERDICT_LINE = re.compile(
-    _LINE.format(word="verdict|winner", value=r"(?:assistant\s)?([ABC]|(?:a\s)?(?:tie|draw))\b[^\w\n]*"), re.IGNORECASE | re.MULTILINE
-)
-
-
 def read_grade(reply: str) -> float | None:
-    """The grade in a judge's reply, None where there is none from 1 to 10. The last line that ends in one counts."""
-    found = [float(number) for number in GRADE_LINE.findall(reply)]
-    return found[-1] if found and LOWEST <= found[-1] <= HIGHEST else None
+    """The grade in a judge's reply, None where there is none from 1 to 10. The last one counts: reasons may name others."""
+    for pattern in GRADES:
+        found = [claim for claim in pattern.finditer(reply) if not _is_list(claim)]
+        if found:
+            return _grade(found[-1]["number"], reply[found[-1].end() :])
+    return None
 
 
 def read_verdict(reply: str) -> str | None:
-    """The winner in a judge's reply: "A", "B" or "tie", else None. The last line that ends in one counts."""
-    found = [winner.upper() for winner in VERDICT_LINE.findall(reply)]
-    return None if not found else found[-1] if found[-1] in ("A", "B") else "tie"
+    """The winner in a judge's reply: "A", "B" or "tie", else None. The last line with a verdict counts, if it names only one side."""
+    for pattern in VERDICTS:
+        found = [(reply.count("\n", 0, claim.start()), _side(claim, reply[claim.end() :])) for claim in pattern.finditer(reply)]
+        if found:
+            sides = {side for line, side in found if line == found[-1][0]}
+            return sides.pop() if len(sides) == 1 else None
+    return None
+
+
+# Allowed text between a word and its value: a scale in brackets, marks, "is". Bounded, for a reply may be long. A dash before a digit is
+# a minus.
+_GAP = r"(?P<gap>(?:\s?\([^()\n]{0,40}\))?(?:[\s*_:=\"'`]|-(?!\d)){0,16}(?:is\s{1,4})?[\[*_`\s]{0,8})"
+_NUMBER = r"(?P<number>-?\d+(?:[.,]\d+)*)"
+GRADES = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:score|rating|grade)\b{_GAP}{_NUMBER}",
+        rf"\[\[\s*{_NUMBER}(?=\s*\]\])",
+        rf"(?<![\w.,/-]){_NUMBER}(?=\s*(?:/|out of)\s*10\b(?!/))",
+        rf"\A[^\w-]*{_NUMBER}(?=\W*\Z)",
+    )
+)
+# "a tie" before "A": its article is no side
+_SIDE = r"(?:(?:an?\s+)?(?P<tie>tie|draw)|(?:assistant\s+)?(?P<side>[ABC]))\b"
+VERDICTS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (rf"\b(?:verdict|winner)\b{_GAP}{_SIDE}", rf"\[\[\s*{_SIDE}(?=\s*\]\])", rf"\A\W*{_SIDE}(?=\W*\Z)")
+)
+# after a number: letters, a second number of a range, a share, or a scale that does not end at 10
+OTHER_NUMBER = re.compile(r"\w|[ \t]*(?:[-\u2013]|to\b)[ \t]*\d|[ \t]*%|[ \t\]*_`]*(?:/|out of)[ \t]*(?!10\b)\d", re.IGNORECASE)
+# after a side: the end of the line or of the sentence, or a reason set off by a mark
+END_OF_CLAIM = re.compile(r"[ \t\]*_\"'`]*(?:[-\u2013\u2014.;:(]|\n|\Z)|[\"']\s*[,}]|[^\w\n]*(?:\n|\Z)")
+
+
+def _is_list(claim: re.Match[str]) -> bool:
+    """Whether the number is that of the first reason: "My score:", then a line "1. It is short"."""
+    return "\n" in (claim.groupdict().get("gap") or "") and re.match(r"[.)]\s*\w", claim.string[claim.end() :]) is not None
+
+
+def _grade(number: str, rest: str) -> float | None:
+    """The number as a grade; None if it is not a single number on a scale of 10, as "7-8", "8,5", "4/5" and "80%" are not."""
+    if OTHER_NUMBER.match(rest) or "," in number or number.count(".") > 1:
+        return None
+    return float(number) if LOWEST <= float(number) <= HIGHEST else None
+
+
+def _side(claim: re.Match[str], rest: str) -> str | None:
+    """The winner that a match names; None if words follow the letter directly: "A and B are equal", "A slight edge to B"."""
+    if claim["tie"] or claim["side"].upper() == "C":
+        return "tie"
+    return claim["side"].upper() if END_OF_CLAIM.match(rest) else None
 
 
 def _conversation(who: str, turns: Sequence[str], answers: Sequence[str], turn: int) -> list[str]:
