@@ -75,9 +75,11 @@ def test_the_resolved_recipe_is_the_recipe(game: Game, path: Path) -> None:
     written, loaded = load_recipe(resolved), load_recipe(path, overrides)
     filled = {"model": {"dtype"}, "evaluate": {"metric"}, "controls": {"__all__": {"lr", "batch_size"}}}
     assert written.model_dump(exclude=filled) == loaded.model_dump(exclude=filled)
-    assert written.sampling_dtype == loaded.sampling_dtype and written.metric == loaded.metric
+    assert written.metric == loaded.metric
+    if loaded.train.precision is not None:  # else the machine decides
+        assert written.model.dtype == written.sampling_dtype == loaded.sampling_dtype
     assert [sft_settings(written, one) for one in written.controls] == [sft_settings(loaded, one) for one in loaded.controls]
-    assert None not in (written.model.dtype, written.evaluate.metric, *(one.lr for one in written.controls))
+    assert None not in (written.evaluate.metric, *(one.lr for one in written.controls))
     assert game.command("recipe", "resolved.yaml").out == result.out
 
 

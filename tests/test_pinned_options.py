@@ -100,7 +100,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[str]]) -> It
             reads.setdefault(f"{section}.{name}".lstrip("."), []).append(at_work[-1])
         return read(self, name)
 
-    def stage(self: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], Any]) -> StageRecord:
+    def stage(self: RunDir, name: str, inputs: dict[str, Any], work: Callable[[Path], Any], **options: Any) -> StageRecord:
         def worked(stage: Path) -> Any:
             at_work.append(name)
             try:
@@ -108,7 +108,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch, reads: dict[str, list[str]]) -> It
             finally:
                 at_work.pop()
 
-        return compute(self, name, inputs, worked)
+        return compute(self, name, inputs, worked, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(Section, "__getattribute__", noted)

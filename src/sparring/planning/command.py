@@ -48,12 +48,13 @@ def advise(plan: Plan) -> tuple[tuple[str, ...], Plan] | None:
     found = next(((change, changed) for change in CHANGES if (changed := _changed(plan, change)) is not None), None)
     if found is None:
         return None
-    change, changed = found
-    for option in change:
-        left = tuple(one for one in change if one != option)
+    needed: tuple[str, ...] = found[0]
+    changed = found[1]
+    for option in found[0]:
+        left = tuple(one for one in needed if one != option)
         if (fewer := _changed(plan, left)) is not None:
-            change, changed = left, fewer
-    return _of_sft_too(plan, change), changed
+            needed, changed = left, fewer
+    return _of_sft_too(plan, needed), changed
 
 
 def _of_sft_too(plan: Plan, change: tuple[str, ...]) -> tuple[str, ...]:
