@@ -19,8 +19,8 @@ WORDS = {"cpu": "CPU", "cuda": "GPU"}  # kinds of devices, for messages
 def fast_precision(kind: str) -> Precision:
     """bf16 where a device of this machine ("cpu", "cuda", ...) has fast bfloat16 products, else fp32.
 
-    A CPU needs AVX-512 or Arm's bf16 instructions: without them torch multiplies bfloat16 matrices in plain loops, 50 times slower than
-    float32 (docs/fast-path.md). GPUs before Ampere emulate the format.
+    A CPU needs AVX-512 or Arm's bf16 instructions: without them torch multiplies bfloat16 matrices in plain loops, many times slower than
+    in float32 (tests/policy/test_precision.py compares both). GPUs before Ampere emulate the format.
     """
     import torch  # `sparring plan` starts without it
 
