@@ -15,6 +15,7 @@ from zygote import Zygote, unnamed, working
 from sparring.config import DataSection, PairsSection, load_recipe
 from sparring.data.chat import Chat
 from sparring.data.preferences import PAIR_COUNTS, prepare_pairs, read_pairs
+from sparring.data.records import PromptSet
 from sparring.data.tables import read_rows
 from sparring.stage_names import stages_of_game
 from sparring.tracking.points import points, series_of
@@ -101,7 +102,8 @@ def test_the_losses_are_trls(trained: Game, tmp_path: Path) -> None:
     plan = TrainPlan(PAIRS, STEPS, STEPS, 0, BATCH, LR, "linear", train["inputs"]["order"])
     chat = Chat(_tokenizer(trained.root / "base" / "model"), TEMPLATE)
     section = PairsSection(path=str(trained.folder / "pairs.jsonl"))
-    assert prepare_pairs(section, DataSection(path="unused"), chat, 0, set()).duels == read_pairs(trained.root / "dpo/pairs/pairs.parquet")
+    of_stage = read_pairs(trained.root / "dpo/pairs/pairs.parquet")
+    assert prepare_pairs(section, DataSection(path="unused"), chat, 0, PromptSet([])).duels == of_stage
     prompts = {chat.prompt_ids(turns(row)["prompt"]): turns(row) for row in pairs()}  # type: ignore[arg-type]
     duels = read_pairs(trained.root / "dpo/pairs/pairs.parquet")
     rows = [prompts[duels[index].prompt_ids] for step in range(STEPS) for index in plan.batch(step)]

@@ -13,7 +13,7 @@ from sparring.console import log
 from sparring.data.chat import Chat
 from sparring.data.preferences import prepare_pairs, read_pairs, write_pairs
 from sparring.data.prepare import ROW_OPTIONS, changed
-from sparring.data.records import Duel
+from sparring.data.records import Duel, PromptSet
 from sparring.policy.batches import Layout, branches_of
 from sparring.policy.player import Player
 from sparring.rundir import StageRecord
@@ -52,7 +52,7 @@ def pairs_stage(context: RunContext, section: ControlSection) -> StageRecord:
 
 
 def _prepare(title: str, stage: Path, *, pairs: PairsSection, limits: Limits, held_out: Examples, chat: Chat, seed: int) -> dict[str, Any]:
-    found = prepare_pairs(pairs, limits.section, chat, seed, {example.prompt_ids for example in held_out})
+    found = prepare_pairs(pairs, limits.section, chat, seed, PromptSet(held_out))
     write_pairs(stage / PAIRS, found.duels)
     for notice in found.notices:
         log.info(f"{title}: {notice}")

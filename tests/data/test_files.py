@@ -20,6 +20,7 @@ from sparring.data import text_files
 from sparring.data.conversations import load_conversations
 from sparring.data.preferences import prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, source_fingerprint
+from sparring.data.records import PromptSet
 from sparring.data.shapes import parse_json
 from sparring.errors import UserError
 
@@ -368,7 +369,7 @@ def test_bad_prompts_and_pairs_are_dropped_by_the_same_option(tmp_path: Path) ->
     pairs = write(
         tmp_path / "pairs.jsonl", lines([{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": 1, "rejected": 2}])
     )
-    kept = prepare_pairs(PairsSection(path=str(pairs)), DataSection(path="unused", on_bad_row="drop"), chat(), 0, set())
+    kept = prepare_pairs(PairsSection(path=str(pairs)), DataSection(path="unused", on_bad_row="drop"), chat(), 0, PromptSet([]))
     assert kept.counts["bad"] == 1 and len(kept.duels) == 1 and "pairs.jsonl, line 2" in kept.notices[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from conftest import write_rows
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
 from sparring.data.preferences import PAIR_COUNTS, PreparedPairs, load_pairs, prepare_pairs, read_pairs, write_pairs
+from sparring.data.records import Conversation, Example, PromptSet
 from sparring.errors import UserError
 from sparring.policy.tiny import byte_tokenizer
 
@@ -40,9 +42,9 @@ def limits(**more: Any) -> DataSection:
     return DataSection(path="unused", **more)
 
 
-def prepared(path: Path, found: list[Any], held_out: set[tuple[int, ...]] | None = None, **more: Any) -> PreparedPairs:
+def prepared(path: Path, found: list[Any], held_out: Sequence[Example] = (), **more: Any) -> PreparedPairs:
     own = {key: more.pop(key) for key in ("max_examples", "columns") if key in more}
-    return prepare_pairs(section(path, found, **own), limits(**more), chat(), 0, held_out or set())
+    return prepare_pairs(section(path, found, **own), limits(**more), chat(), 0, PromptSet(held_out))
 
 
 def pair(n: int, **more: Any) -> dict[str, str]:
@@ -54,7 +56,7 @@ def test_every_shape_is_the_same_pair(tmp_path: Path, shape: str) -> None:
     (found,) = load_pairs(section(tmp_path, [SHAPES[shape]]), limits()).rows
     assert [dict(turn) for turn in found.chosen.prompt] == [USER] and found.rejected.prompt == found.chosen.prompt
     assert (found.chosen.reply, found.rejected.reply) == ("a", "b")
-    (duel,) = prepare_pairs(section(tmp_path, [SHAPES[shape]]), limits(), chat(), 0, set()).duels
+    (duel,) = prepare_pairs(section(tmp_path, [SHAPES[shape]]), limits(), chat(), 0, PromptSet([])).duels
     text = "<|im_start|>user\nsay a<|im_end|>\n<|im_start|>assistant\n"
     decode = byte_tokenizer().decode
     assert decode(duel.prompt_ids) == text
@@ -100,7 +102,8 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_what_becomes_of_every_pair(tmp_path: Path) -> None:
-    held_out = {chat().prompt_ids([{"role": "user", "content": "say 1"}])}
+    asked = Conversation(({"role": "user", "content": "say  1 "},), "")  # the pair's prompt but for white space
+    held_out = [Example("0", asked, chat().prompt_ids(asked.prompt), ())]
     found = prepared(
         tmp_path,
         [pair(0), pair(1), pair(0), pair(2, rejected="good"), pair(3, chosen=" "), pair(4, rejected="x" * 50), pair(5)],

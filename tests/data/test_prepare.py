@@ -213,6 +213,16 @@ def test_prompts_with_the_same_tokens_are_not_trained_on_when_held_out(tmp_path)
     assert prepared.counts["read"] == sum(prepared.counts[key] for key in ROW_COUNTS[1:]) == 40
 
 
+def test_prompts_that_differ_in_white_space_are_not_trained_on_when_held_out(tmp_path):
+    texts = [f"what is {n}?" for n in range(20)]
+    rows = [(text.replace(" ", blank), "a") for text in texts for blank in (" ", "  ", "\n")]
+    prepared = run(jsonl(tmp_path / "r.jsonl", rows), held_out=0.3)
+    asked = [{" ".join(one.conversation.prompt[-1]["content"].split()) for one in part} for part in (prepared.train, prepared.held_out)]
+    assert not asked[0] & asked[1] and asked[0] | asked[1] == set(texts)
+    assert prepared.counts["prompt_held_out"] > 0
+    assert prepared.counts["read"] == sum(prepared.counts[key] for key in ROW_COUNTS[1:]) == 60
+
+
 # --- refusals ---
 
 

@@ -44,10 +44,11 @@ def test_every_shape_of_a_prompt_renders_like_the_same_sft_prompt(tmp_path: Path
 
 def test_nothing_held_out_and_no_prompt_of_the_sft_rows_is_played_on(tmp_path: Path) -> None:
     rows = [{"prompt": prompt} for prompt, _ in SFT] + [{"prompt": "new"}, {"prompt": "new"}, {"prompt": " "}]
+    rows += [{"prompt": f" {prompt}\n"} for prompt, _ in SFT]  # the same prompts but for white space
     found = run(tmp_path, rows)
     assert [one.conversation.prompt[-1]["content"] for one in found.prompts] == ["new"]
     counts = found.prompt_counts
-    assert (counts["held_out"], counts["in_sft_rows"], counts["duplicates"], counts["empty"]) == (5, 15, 1, 1)
+    assert (counts["held_out"], counts["in_sft_rows"], counts["duplicates"], counts["empty"]) == (10, 30, 1, 1)
     assert counts["read"] == sum(counts[name] for name in PROMPT_COUNTS[1:])
 
 

@@ -20,7 +20,7 @@ from sparring.config import DataSection, PairsSection
 from sparring.data.conversations import load_conversations, load_prompts
 from sparring.data.preferences import load_pairs, prepare_pairs
 from sparring.data.prepare import ROW_COUNTS, data_inputs, prepare, read_examples, write_examples
-from sparring.data.records import Conversation, Example
+from sparring.data.records import Conversation, Example, PromptSet
 from sparring.errors import UserError
 
 
@@ -188,7 +188,7 @@ def test_rows_without_a_reply_to_train_on_are_counted_to_the_end(tmp_path: Path)
     pair = {"prompt": "Q", "chosen": [turn("assistant", "A", weight=0)], "rejected": [turn("assistant", "B")]}
     good = {"prompt": "Q", "chosen": "A", "rejected": "B"}
     path = str(write_rows(tmp_path / "pairs.jsonl", [pair, good]))
-    counts = prepare_pairs(PairsSection(path=path), DataSection(path="unused"), chat(), 0, set()).counts
+    counts = prepare_pairs(PairsSection(path=path), DataSection(path="unused"), chat(), 0, PromptSet([])).counts
     assert (counts["read"], counts["untrained"], counts["pairs"]) == (2, 1, 1)
 
 

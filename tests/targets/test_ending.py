@@ -149,7 +149,7 @@ def test_it_ends_where_the_pass_rate_rises_by_no_more_than_its_error(
 ) -> None:
     found = reason(monkeypatch, passing(*before), passing(*now))
     assert (found is not None) == ends
-    assert not ends or found.startswith("plateau: the pass rate of the training prompts rose by ")
+    assert not ends or found.startswith("plateau: the pass rate of the training prompts changed by ")
 
 
 def test_it_can_be_switched_off_and_needs_two_iterations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 from sparring.config import DataSection, PairsSection
 from sparring.data.chat import Chat
 from sparring.data.conversations import Loaded, is_empty, load, none_left, to_conversation, tokenised
-from sparring.data.records import Conversation, Duel, TokenIds
+from sparring.data.records import Conversation, Duel, PromptSet
 from sparring.data.shapes import PAIR_SHAPE, BadRows, Row
 from sparring.data.sources import open_table
 from sparring.data.tables import read_rows as read_table
@@ -62,7 +62,7 @@ def load_pairs(section: PairsSection, data: DataSection) -> Loaded[Pair]:
     return load(section, data, table, bad, PAIR_SHAPE, _pair)
 
 
-def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: Collection[TokenIds]) -> PreparedPairs:
+def prepare_pairs(section: PairsSection, limits: DataSection, chat: Chat, seed: int, held_out: PromptSet) -> PreparedPairs:
     """The pairs as duels with one losing reply, tokenised like all other rows, within the lengths that `limits` allows.
 
     held_out: prompts for evaluation; their pairs are left out. Raises UserError if no pair is left.
@@ -153,10 +153,10 @@ def _distinct(pairs: Sequence[Pair], counts: dict[str, int]) -> dict[str, Pair]:
     return kept
 
 
-def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: Collection[TokenIds]) -> Duel | str:
+def _tokenised(pair: Pair, limits: DataSection, chat: Chat, held_out: PromptSet) -> Duel | str:
     """The duel, or what drops it: one of PAIR_COUNTS."""
     (prompt, chosen), (_, rejected) = (chat.encode(side, where=pair.where) for side in (pair.chosen, pair.rejected))
-    if prompt in held_out:
+    if held_out.has(pair.chosen, prompt):
         return "prompt_held_out"
     longest = limits.max_reply_tokens
     if len(prompt) > limits.max_prompt_tokens or (limits.too_long == "drop" and max(len(chosen), len(rejected)) > longest):

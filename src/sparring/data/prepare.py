@@ -6,7 +6,7 @@ The outcome depends on the rows as a set and on the recipe, never on the order o
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from sparring.data.conversations import (
     none_left,
     tokenised,
 )
-from sparring.data.records import Conversation, Example, make_message
+from sparring.data.records import Conversation, Example, PromptSet, TokenIds, make_message
 from sparring.data.shapes import BadRows, Source
 from sparring.data.sources import local_files
 from sparring.data.tables import read_rows, whole
@@ -85,10 +85,10 @@ PROMPT_COUNTS = ("read", "empty", "duplicates", "held_out", "in_sft_rows", "prom
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised rows in the order of their ids. No prompt is in two lists, neither as text nor as token ids.
+    """Tokenised rows in the order of their ids. No prompt is in two lists, neither as text without its white space nor as token ids.
 
-    `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because another text of a held-out prompt has the same token
-    ids, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
+    `counts`: ROW_COUNTS, where `prompt_held_out` are rows left out because a held-out prompt has the same token ids or differs in white
+    space alone, and `untrained` those without a reply that is to be trained on; and changes to rows: reply_cut, trailing_turns_dropped,
     surrogates_replaced, and where there are any prompt_repeated, turns_as_json, reasoning_dropped, prompts_with_several_answers. With
     data.max_examples the rows outside the subset are not tokenised, so those that are too long count as not_in_subset.
     """
@@ -114,9 +114,8 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
     if not examples:
         raise _nothing_left(section, counts, loaded.bad)
     split, held_out = split_by_prompt(examples, section.held_out_of(len(examples)))
-    # different texts can render to the same ids, as when a template trims blanks
-    held_out_ids = {example.prompt_ids for example in held_out}
-    train = [example for example in split if example.prompt_ids not in held_out_ids]
+    unseen = PromptSet(held_out)
+    train = [example for example in split if not unseen.has(example.conversation, example.prompt_ids)]
     counts |= {"train": len(train), "held_out": len(held_out), "prompt_held_out": len(split) - len(train)}
     if not train or not held_out:
         raise _one_side_empty(section, len(examples), len(held_out))
@@ -131,12 +130,11 @@ def prepare(section: DataSection, chat: Chat, seed: int) -> Prepared:
 def _prompts(
     loaded: Loaded[Located], section: DataSection, chat: Chat, seed: int, train: list[Example], held_out: list[Example]
 ) -> tuple[list[Example], dict[str, int]]:
-    """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by text or by token ids."""
+    """The prompts of data.prompts, and PROMPT_COUNTS. None of them is a prompt of the rows, by its words or by token ids."""
     assert section.prompts is not None
     counts = {**dict.fromkeys(PROMPT_COUNTS, 0), "read": loaded.counts["read"]}
-    rows = _distinct_prompts(loaded.rows, counts, section.held_out, train, held_out)
-    # different texts can render to the same ids
-    left_out = {**{one.prompt_ids: "in_sft_rows" for one in train}, **{one.prompt_ids: "held_out" for one in held_out}}
+    of_rows = {"held_out": PromptSet(held_out), "in_sft_rows": PromptSet(train)}
+    rows = _distinct_prompts(loaded.rows, counts, section.held_out, of_rows)
 
     def tokenise(row: Located) -> Example | str:
         where, conversation = row
@@ -145,7 +143,7 @@ def _prompts(
             return "empty"
         if len(ids) > section.max_prompt_tokens:
             return "prompt_too_long"
-        return left_out.get(ids) or Example(conversation.row_id, conversation, ids, ())
+        return _among(of_rows, conversation, ids) or Example(conversation.row_id, conversation, ids, ())
 
     found = tokenised(rows, section.prompts.max_examples, seed, tokenise, counts, loaded.bad)
     counts["prompts"] = len(found)
@@ -158,22 +156,25 @@ def _prompts(
 
 
 def _distinct_prompts(
-    rows: Sequence[Located], counts: dict[str, int], share: float | None, train: list[Example], held_out: list[Example]
+    rows: Sequence[Located], counts: dict[str, int], share: float | None, of_rows: Mapping[str, PromptSet]
 ) -> dict[str, Located]:
     """share: data.held_out. If it is a fraction, it is held out of the prompts too, by the same hash of the prompt."""
-    in_train, in_held_out = ({example.conversation.prompt_key for example in examples} for examples in (train, held_out))
     kept: list[tuple[str, Located]] = []
     for row in rows:
         key = row[1].prompt_key
         if has_no_user_text(row[1]):
             counts["empty"] += 1
-        elif key in in_held_out or (isinstance(share, float) and _below(share, [key])):
+        elif found := _among(of_rows, row[1]):
+            counts[found] += 1
+        elif isinstance(share, float) and _below(share, [key]):
             counts["held_out"] += 1
-        elif key in in_train:
-            counts["in_sft_rows"] += 1
         else:
             kept.append((key, row))
     return distinct(kept, counts)
+
+
+def _among(sets: Mapping[str, PromptSet], conversation: Conversation, ids: TokenIds = ()) -> str | None:
+    return next((name for name, prompts in sets.items() if prompts.has(conversation, ids)), None)
 
 
 def _check_columns(section: DataSection, present: Sequence[str]) -> None:

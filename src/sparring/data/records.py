@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -52,6 +52,11 @@ class Conversation:
     def prompt_key(self) -> str:
         """Hash of the prompt alone, which decides the train / held-out split."""
         return _digest([list(_parts(message)) for message in self.prompt])
+
+    @property
+    def prompt_words(self) -> str:
+        """Hash of the prompt's words: equal for prompts that differ in white space alone."""
+        return _digest([[" ".join(part.split()) for part in _parts(message)] for message in self.prompt])
 
     @property
     def row_id(self) -> str:
@@ -148,6 +153,19 @@ class Contest:
     def duel_id(self) -> str:
         """Row id and source iteration: unique within a game."""
         return f"{self.row_id}@{self.source_iteration}"
+
+
+class PromptSet:
+    """Prompts that are recognised in other rows: by their token ids, which different texts can render to (a template that trims blanks),
+    and by their words."""
+
+    def __init__(self, examples: Iterable[Example]) -> None:
+        found = [(example.prompt_ids, example.conversation.prompt_words) for example in examples]
+        self._ids, self._words = {ids for ids, _ in found}, {words for _, words in found}
+
+    def has(self, conversation: Conversation, ids: TokenIds = ()) -> bool:
+        """Whether the conversation's prompt is one of them. ids: its tokens; () where it is not tokenised yet."""
+        return ids in self._ids or conversation.prompt_words in self._words
 
 
 def is_empty(ids: TokenIds, stop_ids: frozenset[int]) -> bool:

@@ -92,7 +92,7 @@ def _plateau(context: RunContext, t: int) -> str | None:
     if rise.mean() > stderr:
         return None
     words = "share of votes for the leading answer" if name == "vote_share" else "pass rate"
-    return f"plateau: the {words} of the training prompts rose by {rise.mean():+.3f}, its standard error is {stderr:.3f}"
+    return f"plateau: the {words} of the training prompts changed by {rise.mean():+.3f} (standard error {stderr:.3f})"
 
 
 def generate(context: RunContext, opponent: Player, t: int) -> StageRecord:
