@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -198,9 +198,9 @@ def test_the_rule(room: str, target: str, allowed: bool) -> None:
     assert is_allowed(room, target) is allowed
 
 
-def heavy_modules_after(code: str) -> set[str]:
+def heavy_modules_after(code: str, heavy: Collection[str] = HEAVY) -> set[str]:
     """The heavy libraries that a fresh Python has loaded after running `code`."""
-    report = f"\nimport json, sys\nprint('LOADED', json.dumps(sorted({HEAVY!r} & set(sys.modules))))"
+    report = f"\nimport json, sys\nprint('LOADED', json.dumps(sorted({set(heavy)!r} & set(sys.modules))))"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(SOURCE), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, env=environment, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -210,6 +210,11 @@ def heavy_modules_after(code: str) -> set[str]:
 @pytest.mark.parametrize("module", [module for module in STARTS_AT_ONCE if exists(module)])
 def test_starts_without_torch(module: str) -> None:
     assert heavy_modules_after(f"import {module}") == set()
+
+
+def test_a_game_without_a_report_loads_no_plotting_library() -> None:
+    """Nor does a rank: one process a device, whose start every stage waits for."""
+    assert heavy_modules_after("import sparring.report.health", {"matplotlib"}) == set()
 
 
 @pytest.mark.skipif(not exists("sparring.cli"), reason="the command line is not written yet")

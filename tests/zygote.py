@@ -216,7 +216,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints must not get between the answers
     ours = ("cli", "samples", "export", "report.tables", "game", "comparison.command", "comparison.page", "planning.shape")
-    for module in (*(f"sparring.{name}" for name in ours), "scipy.stats", "datasets"):
+    for module in (*(f"sparring.{name}" for name in ours), "scipy.stats", "datasets", "matplotlib.backends.backend_svg"):
         importlib.import_module(module)
     # what transformers and others load on first use
     for module in ("transformers.generation.utils", "transformers.models.auto.modeling_auto", "transformers.models.llama.modeling_llama"):

@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from matplotlib.artist import Artist
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
 from sparring.report.untrusted import visible
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
 
 SVG = "http://www.w3.org/2000/svg"
 ET.register_namespace("", SVG)
@@ -45,6 +46,8 @@ def set_tooltips(artist: Artist, texts: Sequence[str]) -> None:
 
 def to_svg(figure: Figure, title: str, description: str) -> str:
     """The figure as an <svg> element. `title` and `description` are for screen readers."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG  # imported late: the tables of a terminal need none of it
+
     rendered = io.StringIO()
     FigureCanvasSVG(figure).print_svg(rendered)  # not savefig, which renders everything twice
     root = ET.fromstring(_NOT_OF_THE_PAGE.sub("", rendered.getvalue()).encode())
